@@ -19,6 +19,7 @@ from batch_platform_tests.dagster_project import (
     forget_projects,
     remember_installed_components,
     remember_migrations,
+    remember_statements,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ sys.dont_write_bytecode = (
 let_waiting_threads_sleep()  # in this process too: the workers share the cores
 remember_installed_components()
 remember_migrations()
+remember_statements()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")

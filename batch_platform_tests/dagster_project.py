@@ -9,7 +9,11 @@ import dagster as dg
 import yaml
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster.components.core import load_defs, package_entry
+from sqlalchemy import Engine
 
 from batch_platform.cli import new
 from batch_platform_tests.small_pipeline import small_declaration, write_small_project
@@ -57,6 +61,25 @@ def remember_migrations() -> None:
         return known[file]
 
     ScriptDirectory.from_config = remembered
+
+
+def remember_statements() -> None:
+    """Let SQLAlchemy compile each statement of Dagster's storages in files once for all databases that this process opens.
+
+    They make an engine for each transaction, and each engine compiles its own statements. No connection is kept open.
+    """
+    make = sqlite_event_log.create_engine
+    known, statements = dict[str, Engine](), dict[Any, Any]()
+
+    def remembered(address: str, **options: Any) -> Engine:
+        if address not in known:
+            engine = make(address, **options, execution_options={"compiled_cache": statements})
+            engine.dialect = next(iter(known.values()), engine).dialect  # statements are compiled for this very object
+            known[address] = engine
+        return known[address]
+
+    for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+        storage.create_engine = remembered
 
 
 def forget_projects() -> None:

@@ -1,7 +1,7 @@
 """The small pipeline as Dagster runs it: a real instance, with files and home in one temporary folder."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from dagster._core.storage.tags import (
 )
 
 from batch_platform.components.batch_inference import build_definitions
+from batch_platform.components.dagster_internals import open_without_capture
+from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring, stamp_of
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.small_pipeline import small_pipeline
 from batch_platform_tests.starting_points import made_once
 
@@ -100,15 +102,39 @@ class Deployment:
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
-def deploy_trained(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
-    """As `deploy`, with January's features and February's model, which are made once per session and copied."""
+def deploy_trained(tmp_path: Path, monkeypatch: Any, *, known: bool = False, **overrides: Any) -> Deployment:
+    """As `deploy`, with January's features and February's model, which are made once per session and copied.
+
+    If they are `known`, Dagster has logged them, as the first tick of a schedule would.
+    """
+
+    def train(deployment: Deployment) -> None:
+        deployment.train()
+        if known:
+            log_unknown_commits(deployment.wiring, deployment.instance, deployment.pipeline.state(), ())
+
+    return deploy_after(train, tmp_path, monkeypatch, name="trained-known" if known else "trained", **overrides)
+
+
+def deploy_after(
+    step: Callable[[Deployment], object],
+    tmp_path: Path,
+    monkeypatch: Any,
+    *,
+    name: str,
+    trained: bool = False,
+    **overrides: Any,
+) -> Deployment:
+    """As `deploy`, with what a step leaves in the home of the pipeline as it is.
+
+    That is made once per session, under a name that no other step has, and copied.
+    """
 
     def make(folder: Path) -> None:
         with monkeypatch.context() as aside:
-            deploy(folder, aside).train()
+            step((deploy_trained if trained else deploy)(folder, aside))
 
-    template = made_once(tmp_path, "trained", make)
-    shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
+    shutil.copytree(made_once(tmp_path, name, make) / "home", tmp_path / "home", symlinks=True)
     return deploy(tmp_path, monkeypatch, **overrides)
 
 
@@ -117,10 +143,19 @@ def deploy(
 ) -> Deployment:
     """Write the small pipeline below `tmp_path` and load it into Dagster, with the user's resources; overrides as for `small_pipeline`."""
     pipeline = small_pipeline(tmp_path, **overrides)
+
+    def make(folder: Path) -> None:
+        with monkeypatch.context() as aside:
+            aside.setenv("DAGSTER_HOME", str(Home(folder).dagster))
+            prepare_instance(Home(folder))
+
+    if not (pipeline.home.dagster / "dagster.yaml").exists():
+        instance = Home(made_once(tmp_path, "instance", make)).dagster
+        shutil.copytree(instance, pipeline.home.dagster, dirs_exist_ok=True)
     monkeypatch.setenv(HOME_VARIABLE, str(pipeline.home.root))
     monkeypatch.setenv("DAGSTER_HOME", str(pipeline.home.dagster))
     definitions = build_definitions(pipeline.spec, pipeline.folder, resources)
-    return Deployment(pipeline, definitions, dg.DagsterInstance.from_config(str(prepare_instance(pipeline.home))))
+    return Deployment(pipeline, definitions, open_without_capture(prepare_instance(pipeline.home)))
 
 
 def _partition_tags(first: str | None, last: str | None) -> dict[str, str]:

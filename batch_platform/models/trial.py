@@ -10,7 +10,6 @@ import re
 import resource
 import subprocess
 import sys
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,6 +26,7 @@ _SLOW = f"does not end within {SECONDS} seconds"
 _NO_MEMORY = re.compile(
     r"bad_alloc|out of memory|\bOOM\b|RESOURCE_EXHAUSTED|unable to allocate|failed to allocate", re.IGNORECASE
 )
+_found_here = dict[str, str | None]()  # what trials found in this process
 _SELF = sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # another trial may find what this one does not
 
 
@@ -41,7 +41,6 @@ def require_harmless(flavour: Flavour, reference: str, home: Home | None = None)
         raise DataError(msg, hint="it is damaged or hostile: save it again, and import only what you trust.")
 
 
-@cache
 def _problem(flavour: str, libraries: tuple[str, ...], reference: str, content: str, home: Home | None) -> str | None:
     """What goes wrong in a child process, or went wrong before; None if nothing does, or the library itself says what."""
     versions = [f"{library} {installed(library)}" for library in libraries]
@@ -49,7 +48,9 @@ def _problem(flavour: str, libraries: tuple[str, ...], reference: str, content: 
     trial = json.dumps([content, flavour, versions, sys.version, limit, MEMORY_BYTES, _SELF])
     if home is not None and (noted := recalled(home, trial)) is not None:
         return noted.problem
-    problem = _tried(flavour, reference, limit)
+    if trial not in _found_here:
+        _found_here[trial] = _tried(flavour, reference, limit)
+    problem = _found_here[trial]
     if home is not None and problem != _SLOW:  # which may be the fault of other work on this machine
         remember(home, trial, Outcome(problem))
     return problem

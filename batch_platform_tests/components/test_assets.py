@@ -32,6 +32,7 @@ from batch_platform_tests.small_pipeline import (
 )
 
 RULE = {"performance": {"warn_below": 0.6}}
+THREE_WEEKS = {"start": "2024-01-17", "end": "2024-02-07"}  # enough for a model from the end of January on
 
 
 @pytest.fixture
@@ -563,41 +564,41 @@ def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypa
 
 def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
     one_for_all = {"train": {"every": None}}
-    deployment = deploy(tmp_path, monkeypatch, model=one_for_all)
+    deployment = deploy(tmp_path, monkeypatch, model=one_for_all, partitions=THREE_WEEKS)
     assert specs(deployment)["model"].partitions_def is None
-    assert deployment.run("features", first="2024-01-01", last="2024-02-10").success
+    assert deployment.run("features", first="2024-01-17", last="2024-02-06").success
     trained = deployment.run("model", config={"model": {"until": "2024-02-05"}})
     assert trained.success
     (logged,) = deployment.materializations("model")
     assert logged.asset_materialization.partition is None
     assert value(logged, "trained_until") == "2024-02-04 00:00 Europe/Berlin"  # a day's labels are known a day later
     assert evaluations(deployment, "model", "gate")[None].passed
-    assert deployment.run("predictions", first="2024-02-05", last="2024-02-10").success
+    assert deployment.run("predictions", first="2024-02-05", last="2024-02-06").success
     assert status(deployment, "predictions", "2024-02-06") == StaleStatus.FRESH
 
 
 def test_one_model_for_all_learns_from_all_that_is_known_unless_the_run_scores_earlier_partitions(
     tmp_path, monkeypatch
 ):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert "batch-platform train small --period 2024-02-29 builds them first" in failure(deployment.run("model"))
-    assert deployment.run("features", first="2024-01-01", last="2024-02-29").success
-    assert deployment.run("model", "predictions", first="2024-02-05", last="2024-02-07").success
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=THREE_WEEKS)
+    assert "batch-platform train small --period 2024-02-06 builds them first" in failure(deployment.run("model"))
+    assert deployment.run("features", first="2024-01-17", last="2024-02-06").success
+    assert deployment.run("model", "predictions", first="2024-02-05", last="2024-02-06").success
     assert deployment.run("model", "predictions", first="2024-02-03").success
     state = deployment.pipeline.state()
     assert [version.serving_period for version in state.registry.versions] == ["2024-02-05", "2024-02-03"]
-    assert sorted(state.scores) == ["2024-02-03", *(f"2024-02-0{day}" for day in (5, 6, 7))]
+    assert sorted(state.scores) == ["2024-02-03", "2024-02-05", "2024-02-06"]
     assert not any(run.in_sample for run in state.scores.values())
     refused = deployment.run("predictions", first="2024-02-01")
     assert "no model serves it; the earliest approved version" in failure(refused)
 
 
 def test_one_model_for_all_is_trained_on_all_that_is_known_if_nothing_else_is_asked(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert deployment.run("features", first="2024-01-01", last="2024-02-29").success
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=THREE_WEEKS)
+    assert deployment.run("features", first="2024-01-17", last="2024-02-06").success
     assert deployment.run("model").success
     (version,) = deployment.pipeline.state().registry.versions
-    assert (version.serving_period, version.days_trained) == ("2024-02-29", 58)
+    assert (version.serving_period, version.days_trained) == ("2024-02-06", 19)
 
 
 def test_performance_warns_of_partitions_below_the_rule(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, Tabl
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.deployment import QUIET, SCORED_FROM, Deployment, deploy_trained, range_tags
+from batch_platform_tests.deployment import QUIET, SCORED_FROM, Deployment, deploy_after, range_tags
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # a user's single-run backfill is in beta
 
@@ -32,10 +32,12 @@ ODD = ["it's", 'say "hi"', "../up", "a b", "ключ", "'; DROP TABLE reports.od
 @pytest.fixture
 def deployment(tmp_path, monkeypatch) -> Deployment:
     """Ten days of the small pipeline, scored and published."""
-    deployed = deploy_trained(tmp_path, monkeypatch)
+    return deploy_after(score_ten_days, tmp_path, monkeypatch, name="ten days scored", trained=True)
+
+
+def score_ten_days(deployed: Deployment) -> None:
     deployed.score(SCORED_FROM, LAST)
     deployed.pipeline.publish()
-    return deployed
 
 
 def materialize(

@@ -20,18 +20,19 @@ from batch_platform.components.processes import PROCESS_TAG, this_process
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_after, deploy_trained, range_tags
 from batch_platform_tests.small_pipeline import small_events
 
 SCHEDULES = {"predictions": "score", "training": "train", "performance": "evaluate"}  # what each brings up to date
 AFTER_ALL = datetime(2024, 3, 10, 12, tzinfo=UTC)
+FEW_DAYS = {"start": "2024-01-17", "end": "2024-02-07"}  # 15 days before the first serving period, six days in it
 RANGE_START, RANGE_END = range_tags("first", "last")
 Requested = tuple[tuple[str, ...], str, str]  # assets, first and last partition
 
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    return deploy_trained(tmp_path, monkeypatch)
+    return deploy_trained(tmp_path, monkeypatch, known=True)
 
 
 def at(text: str) -> datetime:
@@ -138,7 +139,7 @@ def test_each_pipeline_has_three_schedules_in_its_own_time_zone(tmp_path, monkey
 
 
 def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
+    deployment = deploy(tmp_path, monkeypatch, partitions=FEW_DAYS)
     assert recorded(deployment) == {"features": 0, "models": 0, "scores": 0, "evaluations": 0}
     rounds: list[dict[str, int]] = []
     while any(look(deployment, schedule, AFTER_ALL)[0] for schedule in SCHEDULES):
@@ -146,17 +147,17 @@ def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_pat
             assert all(tick(deployment, schedule, AFTER_ALL))
         rounds.append(recorded(deployment))
         assert len(rounds) < 6
-    assert rounds[0] == {"features": 30, "models": 1, "scores": 0, "evaluations": 0}  # nothing needs 31 January
-    assert rounds[-1] == {"features": 59, "models": 1, "scores": 29, "evaluations": 29}
+    assert rounds[0] == {"features": 14, "models": 1, "scores": 0, "evaluations": 0}  # nothing needs 31 January
+    assert rounds[-1] == {"features": 20, "models": 1, "scores": 6, "evaluations": 6}
     assert len(rounds) == 2
     for schedule in SCHEDULES:
         requests, reason = look(deployment, schedule, AFTER_ALL)
         assert requests == []
-        assert reason == "Nothing is due; 31 partitions are warm-up: the first model serves from 2024-02-01."
+        assert reason == "Nothing is due; 15 partitions are warm-up: the first model serves from 2024-02-01."
 
 
 def test_nothing_missing_is_skipped_with_a_reason(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, partitions={"start": "2024-02-01"})
+    trained = deploy_trained(tmp_path, monkeypatch, known=True, partitions={"start": "2024-02-01"})
     trained.score("2024-02-01", "2024-02-03")
     requests, reason = look(trained, "predictions", at("2024-02-04T05:00"))
     assert requests == []
@@ -164,16 +165,16 @@ def test_nothing_missing_is_skipped_with_a_reason(tmp_path, monkeypatch):
 
 
 def test_a_schedule_that_waits_for_another_one_names_it(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
+    deployment = deploy(tmp_path, monkeypatch, partitions=FEW_DAYS)
     reasons = {schedule: look(deployment, schedule, AFTER_ALL)[1] for schedule in ("predictions", "performance")}
     assert reasons == {
-        "predictions": "Nothing can be done here yet: 29 of predictions, waiting for 1 of model (small_train_when_due).",
-        "performance": "Nothing can be done here yet: 29 of performance, waiting for 1 of model (small_train_when_due), "
-        "29 of predictions (small_score_when_due).",
+        "predictions": "Nothing can be done here yet: 6 of predictions, waiting for 1 of model (small_train_when_due).",
+        "performance": "Nothing can be done here yet: 6 of performance, waiting for 1 of model (small_train_when_due), "
+        "6 of predictions (small_score_when_due).",
     }
     assert all(tick(deployment, "training", AFTER_ALL))
     _, reason = look(deployment, "training", AFTER_ALL)
-    assert reason == "Nothing is due here; elsewhere: 29 of predictions (small_score_when_due)."
+    assert reason == "Nothing is due here; elsewhere: 6 of predictions (small_score_when_due)."
 
 
 def test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse(trained, monkeypatch):
@@ -200,8 +201,8 @@ def test_a_tick_in_an_empty_home_makes_no_warehouse(tmp_path, monkeypatch):
 
 
 def test_a_run_of_features_alone_is_seen_by_the_next_tick(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    assert deployment.run("features", first="2024-01-01", last="2024-01-30").success
+    deployment = deploy(tmp_path, monkeypatch, partitions=FEW_DAYS)
+    assert deployment.run("features", first="2024-01-17", last="2024-01-30").success
     before = deployment.pipeline.state().features
     assert tick(deployment, "training", at("2024-02-01T05:00")) == [True]
     assert deployment.pipeline.state().features == before
@@ -252,7 +253,7 @@ def with_one_key_between(first: str, last: str) -> pl.DataFrame:
 
 def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(tmp_path, monkeypatch):
     twice = with_one_key_between("2024-02-03", "2024-02-04")
-    trained = deploy_trained(tmp_path, monkeypatch, events=twice)
+    trained = deploy_trained(tmp_path, monkeypatch, known=True, events=twice)
     when = at("2024-02-07T05:00")
     assert tick(trained, "predictions", when) == [False]
     assert "2024-02-03" not in trained.pipeline.state().features
@@ -308,7 +309,7 @@ def test_runs_of_other_pipelines_and_of_former_partitions_hold_nothing(trained):
 
 
 def test_a_tick_requests_no_more_than_its_limit_oldest_first(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, predictions={"limit": 4})
+    trained = deploy_trained(tmp_path, monkeypatch, known=True, predictions={"limit": 4})
     when = at("2024-02-12T05:00")
     assert requested(trained, "predictions", when) == [(("predictions",), "2024-02-01", "2024-02-04")]
     assert tick(trained, "predictions", when) == [True]
@@ -367,9 +368,10 @@ def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, mon
 
 @pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
 def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
-    partitions = {"every": every, "start": "2024-03-01", "end": None, "timezone": "America/New_York"}
+    start, evaluate = {"day": ("2024-03-01", "1 day"), "hour": ("2024-03-02", "12 hours")}[every]
+    partitions = {"every": every, "start": start, "end": None, "timezone": "America/New_York"}
     events = small_events(date(2024, 3, 1), date(2024, 3, 3), rows_per_day=100)
-    train = {"every": None, "evaluate": "1 day"}
+    train = {"every": None, "evaluate": evaluate}
     deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": train}, events=events)
     deployment.train({"day": "2024-03-04", "hour": "2024-03-04-00:00"}[every])
     before, after = (datetime(2024, 3, day, 5, tzinfo=ZoneInfo("America/New_York")) for day in (9, 12))
@@ -383,9 +385,15 @@ def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monk
 def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Deployment:
     """A model for each week from 21 January on, and the features of January, as far as they can be built."""
     train = {"every": "week", "window": "all", "evaluate": "7 days"}
+    if not overrides:
+        return deploy_after(january, tmp_path, monkeypatch, name="january", model={"train": train})
     deployment = deploy(tmp_path, monkeypatch, model={"train": train}, **overrides)
-    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success == (not overrides)
+    assert not deployment.run("features", first="2024-01-01", last="2024-01-31").success
     return deployment
+
+
+def january(deployment: Deployment) -> None:
+    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
 
 
 def test_models_are_trained_oldest_first_with_the_features_that_they_lack(tmp_path, monkeypatch):
@@ -464,10 +472,10 @@ def test_performance_follows_once_labels_are_known(trained):
 
 
 def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=FEW_DAYS)
     assert look(deployment, "predictions", AFTER_ALL)[0] == []
     (request,), _ = look(deployment, "training", AFTER_ALL)
-    assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-02-29"}}}}
+    assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-02-06"}}}}
     run_id = under_way(deployment, tags={}, job="small_train", run_config=request.run_config)
     assert look(deployment, "training", AFTER_ALL)[0] == []
     deployment.instance.report_run_failed(deployment.instance.get_run_by_id(run_id))
@@ -475,7 +483,7 @@ def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypat
     while tick(deployment, "predictions", AFTER_ALL):
         pass
     assert recorded(deployment)["models"] == 1
-    assert list(deployment.pipeline.state().scores) == ["2024-02-29"], "the rest is what the model learned from"
+    assert list(deployment.pipeline.state().scores) == ["2024-02-06"], "the rest is what the model learned from"
 
 
 def test_many_runs_of_another_pipeline_hide_no_failure(trained, monkeypatch):
@@ -533,7 +541,7 @@ def test_a_process_that_has_ended_is_gone_although_its_parent_has_not_asked_how(
 
 
 def test_a_stale_partition_is_scored_again(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch)
+    trained = deploy_trained(tmp_path, monkeypatch, known=True)
     trained.score("2024-02-01", "2024-02-02")
     other = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"]})
     assert requested(other, "predictions", at("2024-02-03T05:00")) == [(("predictions",), "2024-02-01", "2024-02-02")]
@@ -559,7 +567,7 @@ def test_a_process_counts_as_gone_only_where_its_id_is_valid(trained, place, sta
 
 def test_a_changed_declaration_is_trained_by_a_tick_and_the_predictions_wait_for_it(tmp_path, monkeypatch):
     when = at("2024-02-04T05:30")
-    deploy_trained(tmp_path, monkeypatch).score("2024-02-01", "2024-02-03")
+    deploy_trained(tmp_path, monkeypatch, known=True).score("2024-02-01", "2024-02-03")
     deployment = deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 6}})
     requests, reason = look(deployment, "predictions", when)
     assert requests == []
@@ -573,6 +581,6 @@ def test_a_changed_declaration_is_trained_by_a_tick_and_the_predictions_wait_for
 
 
 def test_parameters_of_one_training_in_the_launchpad_are_not_undone_by_a_tick(tmp_path, monkeypatch):
-    deployment = deploy_trained(tmp_path, monkeypatch)
+    deployment = deploy_trained(tmp_path, monkeypatch, known=True)
     assert deployment.run("model", first="2024-02-01", config={"model": {"params": {"max_iter": 9}}}).success
     assert requested(deployment, "training", at("2024-02-04T05:30")) == []

@@ -29,6 +29,7 @@ from batch_platform_tests.small_pipeline import carry_out, small_events, small_p
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 NUMBERS_SQL = "SELECT id, ts, amount, items, known FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+FEW_DAYS = {"start": "2024-01-17", "end": "2024-02-12"}
 BOOSTER = {"import": "returns.txt", "estimator": None, "params": None}
 RULE = """\
 class Rule:
@@ -53,7 +54,8 @@ def booster(folder, *, good: bool = True):
 
 
 def pipeline_of(tmp_path, *, model=BOOSTER, **overrides):
-    return small_pipeline(tmp_path, model=model, features_sql=NUMBERS_SQL, predictions=None, **overrides)
+    declared = {"features_sql": NUMBERS_SQL, "partitions": FEW_DAYS, "predictions": None, **overrides}
+    return small_pipeline(tmp_path, model=model, **declared)
 
 
 def test_a_file_serves_every_period_without_training_and_is_judged_by_the_gate(tmp_path):
@@ -110,14 +112,14 @@ def test_one_partition_of_history_is_enough(tmp_path):
     pipeline = pipeline_of(tmp_path, model={**BOOSTER, "train": {"every": None}})
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.versions
-    assert version.serving_period == "2024-01-02"
-    assert min(pipeline.state().scores) == "2024-01-02"
+    assert version.serving_period == "2024-01-18"
+    assert min(pipeline.state().scores) == "2024-01-18"
 
 
 def test_columns_are_matched_by_name_whatever_their_order_and_others_are_left_out(tmp_path):
     booster(tmp_path / "project")
     sql = NUMBERS_SQL.replace("amount, items, known", "known, 1 AS more, items, amount")
-    pipeline = small_pipeline(tmp_path, model=BOOSTER, features_sql=sql, predictions=None)
+    pipeline = pipeline_of(tmp_path, features_sql=sql)
     carry_out(pipeline, NOW)
     assert pipeline.bundle(pipeline.state().registry.versions[0]).contract.names == ["amount", "items", "known"]
 
@@ -134,7 +136,7 @@ def test_columns_are_matched_by_name_whatever_their_order_and_others_are_left_ou
 )
 def test_features_of_another_signature_are_refused_and_nothing_is_registered(tmp_path, sql, message):
     booster(tmp_path / "project")
-    pipeline = small_pipeline(tmp_path, model=BOOSTER, features_sql=sql, predictions=None)
+    pipeline = pipeline_of(tmp_path, features_sql=sql)
     with pytest.raises(DataError, match=rf"small, serving period 2024-02-01: .*{message}"):
         carry_out(pipeline, NOW)
     assert pipeline.state().registry.versions == []
@@ -143,7 +145,7 @@ def test_features_of_another_signature_are_refused_and_nothing_is_registered(tmp
 def test_no_history_at_all_is_refused(tmp_path):
     booster(tmp_path / "project")
     pipeline = pipeline_of(tmp_path, model={**BOOSTER, "train": {"every": None}})
-    first = pipeline.spec.partitions.calendar.named("2024-01-01")
+    first = pipeline.spec.partitions.calendar.named("2024-01-17")
     with pytest.raises(TrainingRefusedError, match="its training window holds 0 partitions"):
         pipeline.train(first, Stamp("run", NOW))
 

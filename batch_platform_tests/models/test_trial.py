@@ -28,14 +28,14 @@ def is_tried(tmp_path, monkeypatch):
     file.write_bytes(b"a model")
 
     def call(home: Home | None) -> bool:
-        trial._problem.cache_clear()
+        trial._found_here.clear()
         tried.unlink(missing_ok=True)
         with pytest.raises(DataError, match="needs more than"):
             trial.require_harmless(FLAVOURS["onnx"], str(file), home)
         return tried.exists()
 
     yield call
-    trial._problem.cache_clear()
+    trial._found_here.clear()
 
 
 @pytest.fixture
@@ -82,3 +82,13 @@ def test_without_a_home_nothing_is_written(is_tried, tmp_path):
     assert is_tried(None)
     assert is_tried(Home(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_process_tries_no_file_again_for_another_home_and_notes_the_outcome_there(is_tried, home, tmp_path):
+    assert is_tried(home)
+    (tmp_path / "tried").unlink()
+    other = Home(tmp_path / "other").create()
+    with pytest.raises(DataError, match="needs more than"):
+        trial.require_harmless(FLAVOURS["onnx"], str(tmp_path / "model.onnx"), other)
+    assert not (tmp_path / "tried").exists()
+    assert len(notes(other)) == 1
