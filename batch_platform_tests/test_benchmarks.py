@@ -16,6 +16,7 @@ import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
 from batch_platform_tests.benchmarks import commit, contenders, environments, project, report, tables
+from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.contenders import CONTENDERS
 from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, days_of, spread, write_days
@@ -29,7 +30,7 @@ from batch_platform_tests.warm import WarmCommand
 
 HERE = [OURS, "script", "sklearn_in_memory"]
 TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
-ROWS = 20_000
+ROWS = 5_000
 TODAY = date(2026, 3, 1)
 
 
@@ -39,6 +40,7 @@ def benchmark(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]
     with pytest.MonkeyPatch.context() as patch:
         for module in (commit, contenders, project, report):
             patch.setattr(module, "run", run_forked)
+        patch.setattr(scoring_benchmark, "DAYS", 6)
         benchmarks.main([*arguments, *files])
     return json.loads((folder / "results.json").read_text()), (folder / "results.md").read_text()
 
@@ -95,7 +97,7 @@ def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_
 
 
 def test_compiled_trees_are_compared_with_the_library_that_grew_them(tmp_path):
-    results, _ = benchmark(tmp_path, "kernels", "--rows=100000", "--repeat=1")
+    results, _ = benchmark(tmp_path, "kernels", "--rows=20000", "--repeat=1")
     kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
     assert [(result["workload"], result["contender"]) for result in results] == [
         (kind, name) for kind in kinds for name in (OURS, "its own library")

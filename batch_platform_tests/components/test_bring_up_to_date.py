@@ -29,10 +29,10 @@ def keys(deployment: Deployment, asset: str, run_id: str) -> list[str | None]:
 
 
 def test_one_run_from_an_empty_home_makes_all_that_is_due_and_the_next_makes_nothing(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
+    deployment = deploy(tmp_path, monkeypatch, partitions={"start": "2024-01-17"})
     result = bring(deployment, "2024-02-01", "2024-02-03")
     assert result.success
-    window = deployment.days("2024-01-01", "2024-01-30")
+    window = deployment.days("2024-01-17", "2024-01-30")
     scored = deployment.days("2024-02-01", "2024-02-03")
     assert sorted(keys(deployment, "features", result.run_id)) == window + scored
     assert keys(deployment, "model", result.run_id) == ["2024-02-01"]

@@ -14,6 +14,7 @@ from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
 LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
 BROKEN = {"name": "broken", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_dept": 3}}
 FIRST, LAST = "2024-02-01", "2024-02-03"
+FEW_DAYS = {"start": "2024-01-17", "end": "2024-02-07"}  # enough to train a model, and six days that it serves
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def names(deployment: Deployment) -> set[str | None]:
 
 
 def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their_numbers(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, challengers=[LINEAR, BROKEN])
-    assert deployment.run("features", first="2024-01-01", last=LAST).success
+    deployment = deploy(tmp_path, monkeypatch, challengers=[LINEAR, BROKEN], partitions=FEW_DAYS)
+    assert deployment.run("features", first="2024-01-17", last=LAST).success
     assert deployment.run("model", first=FIRST).success
     (model,) = deployment.materializations("model")
     assert value(model, "linear_roc_auc") > 0.5
@@ -68,12 +69,12 @@ def test_the_schedule_of_training_trains_an_added_challenger_and_leaves_the_mode
     template, tmp_path, monkeypatch, every
 ):
     folder = template / str(every)
-    model = {"train": {"every": every}}
+    declared = {"model": {"train": {"every": every}}, "partitions": FEW_DAYS}
     if not (folder / "home").exists():
         with monkeypatch.context() as aside:
-            deploy(folder, aside, model=model).train()
+            deploy(folder, aside, **declared).train()
     shutil.copytree(folder / "home", tmp_path / "home", symlinks=True)
-    deployment = deploy(tmp_path, monkeypatch, model=model, challengers=[LINEAR])
+    deployment = deploy(tmp_path, monkeypatch, **declared, challengers=[LINEAR])
     when = at("2024-02-06T05:00")
     (champion,) = [version.version for version in deployment.pipeline.state().registry.versions]
     requests, _ = look(deployment, "training", when)
@@ -95,7 +96,9 @@ def test_the_schedule_of_training_trains_an_added_challenger_and_leaves_the_mode
 @pytest.fixture(scope="module")
 def challenged(tmp_path_factory) -> Path:
     """A project with two challengers of which one cannot be trained, all that is due done."""
-    folder = write_project(tmp_path_factory.mktemp("challenged") / "project", challengers=[LINEAR, BROKEN])
+    folder = write_project(
+        tmp_path_factory.mktemp("challenged") / "project", challengers=[LINEAR, BROKEN], partitions=FEW_DAYS
+    )
     answer = run_command(folder, "run", "small")
     assert answer.code == 0, answer.err
     assert "challengers.broken.params: DecisionTreeClassifier has no parameter max_dept" in answer.err
@@ -133,7 +136,7 @@ def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, pro
     assert (promoted["champion_before"], promoted["champion_after"]) == (status["champion"], linear["version"])
     assert by_challenger(cli, project)["linear"]["champion"]
     (status,) = cli(project, "status", "small", "--json").json
-    assert status["counts"]["stale"] == len(promoted["partitions"]) == 29
+    assert status["counts"]["stale"] == len(promoted["partitions"]) == 6
     scored = "SELECT count(*) FROM small.challenger_scores WHERE challenger = 'linear'"
     assert published(project, scored) == published(project, "SELECT count(*) FROM small.predictions")
 

@@ -57,13 +57,14 @@ def test_what_was_wiped_is_told_again_with_all_numbers_pictures_and_checks(tmp_p
         challengers=[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}],
         monitoring={"performance": {"warn_below": 0.1}},
         model={"train": {"every": every}},
+        partitions={"start": "2024-01-17"},
     )
     config = {"model": {"until": "2024-02-01"}} if every is None else {}
-    assert deployment.run("features", first="2024-01-01", last="2024-02-02").success
+    assert deployment.run("features", first="2024-01-17", last="2024-02-02").success
     assert deployment.run("model", first="2024-02-01" if every else None, config=config).success
     assert deployment.run("predictions", "performance", first="2024-02-01", last="2024-02-02").success
     before = {asset: said(deployment, asset) for asset in ASSETS}
-    assert [len(partitions) for partitions in before.values()] == [33, 1, 2, 2]
+    assert [len(partitions) for partitions in before.values()] == [17, 1, 2, 2]
     assert all(checks for asset in ASSETS[2:] for _, checks in before[asset].values())
     deployment.instance.wipe_assets([deployment.key(asset) for asset in ASSETS])
     assert all(deployment.materializations(asset) == [] for asset in ASSETS)
