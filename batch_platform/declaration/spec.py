@@ -305,7 +305,7 @@ class Predictions(Block):
     )
     store: Literal["duckdb", "parquet"] = Field(
         default=DUCKDB,
-        description="Where a partition is kept: `duckdb` copies its rows into the database, `parquet` publishes the files that scoring wrote. Both are read as one table. It holds for partitions that are scored from now on.",
+        description="Where predictions and challengers' scores are kept: `duckdb` copies the rows of a partition into the database, `parquet` publishes the files that scoring wrote. Both are read as one table. It holds for partitions that are scored from now on.",
     )
     rescore: Literal["when_stale", "never"] = Field(
         default="when_stale", description="Whether the schedule scores partitions again whose predictions are stale."

@@ -370,7 +370,9 @@ class Pipeline:
             for partition in partitions:
                 with apart.attempt(partition.key, tried=False):
                     due.append(self._due(state, partition, named, stamp))
-            again = {item.partition.key for item in due if force or not item.is_held(code_version)} | state.incomplete
+            again = {
+                item.partition.key for item in due if force or not item.is_held(code_version)
+            } | state.incomplete.keys()
             held = [item for item in due if item.partition.key not in again]
             apart.up_to_date.update(
                 item.partition.key for item in held if ("predictions", item.partition.key) in state.failures

@@ -206,8 +206,8 @@ def training_asked_for(
 
 def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
     """Why committed predictions are out of date by what is recorded; None if they are not."""
-    if run.partition_key in state.incomplete:
-        return "a file of its predictions is gone or changed"
+    if table := state.incomplete.get(run.partition_key):
+        return f"a file of its {table} is gone or changed"
     if champion is not None and run.model_version != champion.version:
         return f"scored by {run.model_version}, the champion is {champion.version}"
     build = state.features.get(run.partition_key)

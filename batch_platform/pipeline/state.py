@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from batch_platform.declaration.errors import SourceError, WrongUseError
@@ -38,9 +38,14 @@ class State:
     # Of the newest attempt at a step of a partition.
     failures: dict[tuple[FailedStep, str], Failure] = field(default_factory=dict[tuple[FailedStep, str], Failure])
     files: Mapping[Path, PublishedFile] = field(default_factory=dict[Path, PublishedFile])  # of tables, by path
-    incomplete: frozenset[str] = frozenset()  # partitions with such files that are not as they were published
+    lost_files: frozenset[Path] = frozenset()  # of these, those that are not as they were published
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
+
+    @cached_property
+    def incomplete(self) -> dict[str, str]:
+        """The table that lacks a file, by partition key."""
+        return {self.files[path].partition_key: path.parents[1].name for path in sorted(self.lost_files)}
 
     @property
     def standing_failures(self) -> list[Failure]:
@@ -60,7 +65,7 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
         recorded,
         features=features,
         lost={key: build for key, build in recorded.features.items() if key not in features},
-        incomplete=frozenset(row.partition_key for path, row in recorded.files.items() if not is_whole(path, row)),
+        lost_files=frozenset(path for path, row in recorded.files.items() if not is_whole(path, row)),
         source_versions=sources.versions,
         changed=sources.changed,
         gone=sources.gone,
@@ -84,11 +89,7 @@ def with_files_as_seen(recorded: State, seen: State) -> State:
     return replace(
         recorded,
         features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
-        incomplete=frozenset(
-            row.partition_key
-            for path, row in recorded.files.items()
-            if row.partition_key in seen.incomplete and path in seen.files
-        ),
+        lost_files=seen.lost_files & recorded.files.keys(),
         source_versions=as_seen(seen.source_versions),
         changed=as_seen(seen.changed),
         gone=as_seen(seen.gone),

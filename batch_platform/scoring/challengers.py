@@ -43,6 +43,7 @@ class ChallengerScores:
     agreement: Agreement = field(default_factory=Agreement)  # with the champion
     failure: str = ""  # why it could not score; empty if it could
     files: tuple[Path, ...] = ()  # Parquet files of its scores, in the order of the rows
+    hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file, if they are published as they are
 
     def __add__(self, further: "ChallengerScores") -> "ChallengerScores":
         """What it made of these rows and of the rows after them."""
@@ -56,6 +57,7 @@ class ChallengerScores:
             reasons=dict(Counter(self.reasons) + Counter(further.reasons)),
             agreement=self.agreement + further.agreement,
             files=self.files + further.files,
+            hashes=self.hashes + further.hashes,
         )
 
 

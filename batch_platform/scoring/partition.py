@@ -246,7 +246,7 @@ class PartWriter:
     """Writes scored batches to the files of a partition, or of a part of it, and counts the rows. Use it in a `with` statement."""
 
     def __init__(self, folder: Path, name: str, challengers: Iterable[str], *, lasting: bool = False) -> None:
-        """Write nothing yet; the names of all files begin with `name`. `lasting` predictions are published as they are written."""
+        """Write nothing yet; the names of all files begin with `name`. `lasting` scores are published as they are written."""
         self.counts, self.seconds = Counts(), 0.0
         self._profiles, self._by_segment = tuple[Profile, ...](), SegmentCounts()
         self._lasting = lasting
@@ -254,7 +254,8 @@ class PartWriter:
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
         self._scores = {challenger: ChallengerScores(challenger) for challenger in challengers}
         self._writers = {
-            challenger: _TableWriter(folder / f"{name}.{challenger}.challenger.parquet") for challenger in self._scores
+            challenger: _TableWriter(folder / f"{name}.{challenger}.challenger.parquet", lasting=lasting)
+            for challenger in self._scores
         }
 
     def __enter__(self) -> Self:
@@ -286,7 +287,9 @@ class PartWriter:
     def staged(self, models: OpenOrder, started_at: datetime, spent: Spent) -> Staged:
         """What was written, once the files are complete."""
         challengers = (
-            replace(scores, files=() if scores.failure else (self._writers[name].path,))
+            scores
+            if scores.failure
+            else replace(scores, files=(self._writers[name].path,), hashes=self._hashes(self._writers[name].path))
             for name, scores in self._scores.items()
         )
         return Staged(
@@ -300,8 +303,12 @@ class PartWriter:
             remarks=models.model.remarks,
             profiles=self._profiles,
             by_segment=self._by_segment,
-            hashes=(file_xxh3(self._predictions.path),) if self._lasting else (),
+            hashes=self._hashes(self._predictions.path),
         )
+
+    def _hashes(self, path: Path) -> tuple[str, ...]:
+        """The hash of a complete file, if it is published as it is."""
+        return (file_xxh3(path),) if self._lasting else ()
 
 
 def write_part(  # noqa: PLR0913 - what is scored, and how

@@ -45,7 +45,7 @@ from batch_platform.scoring.partition import Spent, Staged, require_within_budge
 from batch_platform.scoring.profile_tables import replace_profiles
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform.warehouse.tables_in_files import PREDICTIONS, staged_files
+from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, staged_files
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
@@ -217,6 +217,34 @@ class ScoringRun:
             files=staged_files(run, PREDICTIONS, staged.predictions, staged.hashes) if in_files else None,
         )
 
+    def _challenger(self, scores: ChallengerScores, due: Due, staged: Staged) -> StagedChallenger:
+        """What a challenger of a scored partition commits; a failure is logged."""
+        version, run = due.challengers[scores.name], self._run(due, staged)
+        if scores.failure:
+            msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
+            _log.warning(msg, run.pipeline, run.partition_key, scores.name, scores.failure)
+        agreed = scores.agreement.result()
+        made = ChallengerRun(
+            partition_key=run.partition_key,
+            challenger=scores.name,
+            model_version=version.version if isinstance(version, Version) else None,
+            champion_version=run.model_version,
+            rows_in=run.rows_scored,
+            rows_scored=scores.rows_scored,
+            rows_rejected=0 if scores.failure else scores.rows_in - scores.rows_scored,
+            reasons=json.dumps(scores.reasons),
+            rank_correlation=agreed.rank_correlation,
+            decisions_flipped=agreed.decisions_flipped,
+            failure=scores.failure or None,
+            in_sample=isinstance(version, Version) and version.has_seen(due.partition),
+            scored_at=run.started_at,
+            run_id=run.run_id,
+        )
+        if not self.history.spec.predictions.in_files:
+            return StagedChallenger(made, scores.files, None)
+        files = staged_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
+        return StagedChallenger(made, scores.files, files)
+
     def _reference(self, run: ScoreRun) -> ReferenceProfile | None:
         """The reference profile of the version that scored a partition; None if an earlier release trained it."""
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
@@ -236,20 +264,16 @@ class ScoringRun:
         distributions = staged_distributions([file for _, staged in group for file in staged.predictions])
         began = perf_counter()
         challengers = {
-            due.partition.key: [
-                _challenger(scores, due, staged, self.history.spec.name, self.stamp.run_id)
-                for scores in staged.challengers
-            ]
+            due.partition.key: [self._challenger(scores, due, staged) for scores in staged.challengers]
             for due, staged in group
         }
-
         profiles = {due.partition.key: staged.profiles for due, staged in group}
         by_segment = {due.partition.key: staged.by_segment for due, staged in group}
         drift, estimated = dict[str, tuple[ColumnDrift, ...]](), dict[str, tuple[EstimatedMetric, ...]]()
         records, segment_alarms = dict[str, TrackRecord](), dict[str, tuple[SegmentDrift, ...]]()
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            replace_challengers(con, runs, challengers=challengers)
+            replace_challengers(con, self.history.home, runs, challengers)
             replace_profiles(con, runs, profiles)
             replace_estimates(con, runs, profiles, by_segment, self._reference)
             replace_drift(con, self.history.spec, runs, self._reference)
@@ -317,32 +341,6 @@ def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> 
                 for name, version in item.challengers.items()
             },
         )
-
-
-def _challenger(scores: ChallengerScores, due: Due, staged: Staged, pipeline: str, run_id: str) -> StagedChallenger:
-    """What a challenger of a staged partition commits; a failure is logged."""
-    partition, version = due.partition, due.challengers[scores.name]
-    if scores.failure:
-        msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
-        _log.warning(msg, pipeline, partition.key, scores.name, scores.failure)
-    agreed = scores.agreement.result()
-    run = ChallengerRun(
-        partition_key=partition.key,
-        challenger=scores.name,
-        model_version=version.version if isinstance(version, Version) else None,
-        champion_version=due.model.version,
-        rows_in=staged.counts.rows_scored,
-        rows_scored=scores.rows_scored,
-        rows_rejected=0 if scores.failure else scores.rows_in - scores.rows_scored,
-        reasons=json.dumps(scores.reasons),
-        rank_correlation=agreed.rank_correlation,
-        decisions_flipped=agreed.decisions_flipped,
-        failure=scores.failure or None,
-        in_sample=isinstance(version, Version) and version.has_seen(partition),
-        scored_at=staged.started_at,
-        run_id=run_id,
-    )
-    return StagedChallenger(run, scores.files)
 
 
 _read_once = lru_cache(maxsize=64)(read_reference)

@@ -53,6 +53,20 @@ class Description:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+_FILE = {
+    **_OF_PARTITION,
+    "part": "place among the files of the partition, from 0, in the order of the rows",
+    "rows": "rows in it",
+    "file_bytes": "its size in bytes",
+    "xxh3": "hash of its bytes",
+}
+_CHALLENGER_SCORES = {
+    **_SCORES,
+    **_OF_PARTITION,
+    "challenger": "its name",
+    "model_version": "version of the challenger",
+    "scored_at": "when it was scored, in UTC",
+}
 OF_PIPELINES: dict[str, Description] = {
     "predictions": Description(
         "a scored row, with its key, time and kept columns",
@@ -61,12 +75,8 @@ OF_PIPELINES: dict[str, Description] = {
     "prediction_files": Description(
         "a Parquet file with predictions of a partition",
         {
-            **_OF_PARTITION,
-            "part": "place among the files of the partition, from 0, in the order of the rows",
+            **_FILE,
             "file": "name in the folder lake/<pipeline>/predictions/<partition_key> of the home",
-            "rows": "rows in it",
-            "file_bytes": "its size in bytes",
-            "xxh3": "hash of its bytes",
             "columns": "for each column of predictions its name and type in the file, as JSON",
         },
     ),
@@ -189,7 +199,21 @@ OF_PIPELINES: dict[str, Description] = {
     ),
     "challenger_scores": Description(
         "a row as a challenger scored it beside the model that serves",
-        {**_SCORES, **_OF_PARTITION, "challenger": "its name", "model_version": "version of the challenger"},
+        _CHALLENGER_SCORES,
+    ),
+    "challenger_score_files": Description(
+        "a Parquet file with the scores of a challenger in a partition",
+        {
+            **_FILE,
+            "part": "place among the files of the challenger in the partition, from 0, in the order of the rows",
+            "challenger": "its name",
+            "file": "name in the folder lake/<pipeline>/challenger_scores/<partition_key> of the home",
+            "columns": "for each column of challenger_scores its name and type in the file, as JSON",
+        },
+    ),
+    "challenger_scores_in_duckdb": Description(
+        "a challenger's score of a row that is not in files, where challenger_scores is a view",
+        _CHALLENGER_SCORES,
     ),
     "challengers": Description(
         "what a challenger did with a partition",

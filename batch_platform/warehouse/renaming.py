@@ -97,7 +97,8 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
 # Tables whose columns a pipeline names.
 _WITH_OWN_COLUMNS = (
     *(name for table in TABLES_IN_FILES for name in (table.view, table.rows)),
-    *("challenger_scores", "outcomes", "backtest_scores"),
+    "outcomes",
+    "backtest_scores",
 )
 _SEGMENTED = ("performance_pooled", "estimates_by_segment", "drift_by_segment")  # whose rows name a column
 

@@ -12,14 +12,8 @@ from batch_platform.warehouse.sql import folded, quoted
 NO_TYPE = '"NULL"'  # type of a column without any value, which fits every type
 
 
-def replace_rows(  # noqa: PLR0913 - a table, its new rows, and where the rows of all partitions are read
-    con: duckdb.DuckDBPyConnection,
-    schema: str,
-    table: str,
-    keys: Sequence[str],
-    new: Sequence[Path] | str,
-    *,
-    read_in: str | None = None,
+def replace_rows(
+    con: duckdb.DuckDBPyConnection, schema: str, table: str, keys: Sequence[str], new: Sequence[Path] | str
 ) -> int:
     """Replace the rows of some partitions by new rows, by column name, within the caller's transaction.
 
@@ -30,9 +24,17 @@ def replace_rows(  # noqa: PLR0913 - a table, its new rows, and where the rows o
         DataError: Values do not fit the type of the table's column without loss.
     """
     rows, values = (new, {}) if isinstance(new, str) else rows_of_files(new)
-    fit_columns(con, schema, table, rows, values, read_in=read_in)
+    fit_columns(con, schema, table, rows, values)
     name = f"{quoted(schema)}.{quoted(table)}"
     con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
+    return insert_rows(con, schema, table, rows, values)
+
+
+def insert_rows(
+    con: duckdb.DuckDBPyConnection, schema: str, table: str, rows: str, values: Mapping[str, list[str]]
+) -> int:
+    """Insert rows, as SQL after FROM that binds values, into a table whose columns fit, by name; returns their number."""
+    name = f"{quoted(schema)}.{quoted(table)}"
     ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
     return int(count)
 

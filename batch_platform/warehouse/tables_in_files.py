@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, note_partitions
-from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, replace_rows, rows_of_files
+from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, insert_rows, rows_of_files
 from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns
 
 HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
@@ -45,10 +45,14 @@ class TableInFiles:
     view: str  # the name that readers use, of a table or of a view; also of the folder with the files of a pipeline
     files: str  # table that names the files
     rows: str  # table with the rows that are not in files
+    by_challenger: bool = False  # whether rows are replaced by challenger, whom a column of `files` names
 
 
 PREDICTIONS = TableInFiles("predictions", "prediction_files", "predictions_in_duckdb")
-TABLES_IN_FILES = (PREDICTIONS,)
+CHALLENGER_SCORES = TableInFiles(
+    "challenger_scores", "challenger_score_files", "challenger_scores_in_duckdb", by_challenger=True
+)
+TABLES_IN_FILES = (PREDICTIONS, CHALLENGER_SCORES)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class PublishedFile:
     """A file with rows of a partition; a row of the table that names files."""
 
     partition_key: str
-    part: int  # place among the files of the partition, in the order of the rows
+    part: int  # place among the files of the partition, or of its challenger, in the order of the rows
     file: str  # name in the folder of the partition
     rows: int
     file_bytes: int
@@ -71,6 +75,7 @@ class StagedFile:
 
     path: Path
     row: PublishedFile
+    challenger: str | None = None  # whose scores it holds
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,18 @@ class NewRows:
     keys: Sequence[str]  # of the partitions
     staged: Sequence[Path]
     files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
+    # Whose rows are replaced, and in which of the partitions; None: all rows.
+    by_challenger: Mapping[str, Sequence[str]] | None = None
+
+    def delete_replaced(self, con: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
+        """Delete what these rows replace, in the caller's transaction."""
+        where = f"{quoted(schema)}.{table} WHERE partition_key IN $keys"
+        if self.by_challenger is None:
+            con.execute(f"DELETE FROM {where}", {"keys": list(self.keys)})
+            return
+        for challenger, keys in self.by_challenger.items():
+            values = {"keys": list(keys), "challenger": challenger}
+            con.execute(f"DELETE FROM {where} AND challenger = $challenger", values)
 
 
 def find_files(con: duckdb.DuckDBPyConnection, home: Home) -> None:
@@ -88,7 +105,12 @@ def find_files(con: duckdb.DuckDBPyConnection, home: Home) -> None:
 
 
 def staged_files(
-    run: ScoreRun, table: TableInFiles, paths: Sequence[Path], hashes: Sequence[str] = ()
+    run: ScoreRun,
+    table: TableInFiles,
+    paths: Sequence[Path],
+    hashes: Sequence[str] = (),
+    *,
+    challenger: str | None = None,
 ) -> list[StagedFile]:
     """What is recorded of the staged files of a partition, without those that have no rows; waits until all are on the disk.
 
@@ -97,6 +119,7 @@ def staged_files(
         table: The table whose rows the files hold.
         paths: The files.
         hashes: The XXH3 (128 bits) of each, by whoever wrote them; none: they are read and hashed here.
+        challenger: Whose scores they hold.
 
     Raises:
         WarehouseError: The disk does not take the files.
@@ -121,7 +144,7 @@ def staged_files(
                 columns=columns[schema],
                 run_id=run.run_id,
             )
-            staged.append(StagedFile(path, row))
+            staged.append(StagedFile(path, row, challenger))
     return staged
 
 
@@ -130,29 +153,58 @@ def replace_partitions(
 ) -> int:
     """Replace partitions of a pipeline's table by staged rows, in the caller's transaction; returns the number of rows.
 
+    Without a staged file, rows are only deleted.
+
     Raises:
         DataError: Values do not fit the type of the table's column without loss.
         WarehouseError: A file cannot be brought into the lake.
     """
-    if new.files is None and not has_table(con, pipeline, table.files):
-        return replace_rows(con, pipeline, table.view, new.keys, new.staged)
-    _make_room(con, pipeline, table)
-    where, values = "WHERE partition_key IN $keys", {"keys": list(new.keys)}
-    stored = table_columns(con, pipeline, table.view)  # as the catalog knows them: the view's files are not opened
-    read_in = table.view if stored else None
-    if new.files is None:
-        rows = replace_rows(con, pipeline, table.rows, new.keys, new.staged, read_in=read_in)
-    else:
-        fit_columns(con, pipeline, table.rows, *rows_of_files(new.staged), read_in=read_in)
-        con.execute(f"DELETE FROM {quoted(pipeline)}.{table.rows} {where}", values)
+    if new.files is not None and new.staged:
+        _make_room(con, pipeline, table)
+    in_files = has_table(con, pipeline, table.files)
+    rows, count = table.rows if in_files else table.view, 0
+    if new.staged:
+        # Looked up in the catalog, which does not open the view's files.
+        read_in = table.view if in_files and table_columns(con, pipeline, table.view) else None
+        fit_columns(con, pipeline, rows, *rows_of_files(new.staged), read_in=read_in)
+    elif not has_table(con, pipeline, rows):
+        return 0
+    new.delete_replaced(con, pipeline, rows)
+    if in_files:
+        new.delete_replaced(con, pipeline, table.files)
+    if new.files is None and new.staged:
+        count = insert_rows(con, pipeline, rows, *rows_of_files(new.staged))
+    elif new.files:
         _bring_in(home, pipeline, table, new.files)
-        rows = sum(staged.row.rows for staged in new.files)
-    con.execute(f"DELETE FROM {quoted(pipeline)}.{table.files} {where}", values)
-    insert(con, table.files, [vars(staged.row) for staged in new.files or ()], schema=pipeline)
-    make_view(con, pipeline, table)
-    for name in (table.rows, table.files):
-        note_partitions(con, pipeline, name, new.keys)
-    return rows
+        count = sum(staged.row.rows for staged in new.files)
+        insert(con, table.files, [_recorded(staged) for staged in new.files], schema=pipeline)
+    if in_files:
+        make_view(con, pipeline, table)
+        for name in (table.rows, table.files):
+            note_partitions(con, pipeline, name, new.keys)
+    return count
+
+
+def _recorded(staged: StagedFile) -> Mapping[str, object]:
+    """The row of the table of files."""
+    return vars(staged.row) | ({} if staged.challenger is None else {"challenger": staged.challenger})
+
+
+def lost_challengers(
+    con: duckdb.DuckDBPyConnection, home: Home, pipeline: str, keys: Collection[str]
+) -> list[tuple[str, str]]:
+    """The challengers with a file that is not as it was published, each with the partition, in order."""
+    table = CHALLENGER_SCORES
+    if not has_table(con, pipeline, table.files):
+        return []
+    columns = ", ".join(quoted(item) for item in PublishedFile.__dataclass_fields__)
+    query = f"SELECT challenger, {columns} FROM {quoted(pipeline)}.{table.files} WHERE partition_key IN $keys"
+    lost = set[tuple[str, str]]()
+    for challenger, *values in con.execute(query, {"keys": list(keys)}).fetchall():
+        row = PublishedFile(*values)
+        if not is_whole(home.table_file(pipeline, table.view, row.partition_key, row.file), row):
+            lost.add((challenger, row.partition_key))
+    return sorted(lost)
 
 
 def make_view(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles, database: str | None = None) -> None:
@@ -164,7 +216,7 @@ def make_view(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles
     ((root,),) = con.execute(f"SELECT getvariable('{HOME_VARIABLE}')").fetchall()
     columns = [(str(name), str(dtype)) for name, dtype, *_ in con.execute(f"DESCRIBE {schema}.{table.rows}").fetchall()]
     selects = [f"SELECT {', '.join(quoted(name) for name, _ in columns)} FROM {quoted(pipeline)}.{table.rows}"]
-    query = f"SELECT columns, partition_key, file FROM {schema}.{table.files} ORDER BY partition_key, part"
+    query = f"SELECT columns, partition_key, file FROM {schema}.{table.files} ORDER BY partition_key, part, file"
     below = f"/lake/{pipeline}/{table.view}/"
     by_columns, incomplete = dict[str, list[str]](), set[str]()
     for in_files, key, file in con.execute(query).fetchall():
@@ -341,7 +393,7 @@ def _make_room(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFile
     """Make a table of a pipeline a view, if it is still a table."""
     if has_table(con, pipeline, table.files):
         return
-    create_table(con, pipeline, table.files, PublishedFile)
+    create_table(con, pipeline, table.files, PublishedFile, *(["challenger VARCHAR"] if table.by_challenger else []))
     if has_table(con, pipeline, table.view):
         con.execute(f"ALTER TABLE {quoted(pipeline)}.{table.view} RENAME TO {table.rows}")
         con.execute(f"COMMENT ON TABLE {quoted(pipeline)}.{table.rows} IS NULL")

@@ -35,7 +35,7 @@ from batch_platform_tests.faults.invariants import (
 from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.small_pipeline import write_small_project
+from batch_platform_tests.small_pipeline import carry_out, write_small_project
 
 PERIOD = "2024-02-01"
 # The share of kills after each mark, and the mark that ends the time in which a kill may fall.
@@ -62,6 +62,8 @@ class KilledWriters:
     def __enter__(self) -> Self:
         self._random = random.Random(self.seed)
         pipeline = prepared(self.folder, **self.declared)
+        if pipeline.spec.challengers:
+            carry_out(pipeline, NOW, "challengers")  # so that they have a version
         project = write_small_project(self.folder / "other", events=changed_events(*SCORED))
         self.projects = [pipeline, Pipeline(pipeline.spec, project, pipeline.home)]
         self._contents = [self._content_of(pipeline) for pipeline in reversed(self.projects)][::-1]

@@ -47,6 +47,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     "abroad": {
         "partitions": {"timezone": "America/New_York"},
         "features": REJECTS,
+        "challengers": [TREE],
         "predictions": {"store": "parquet"},
     },
 }

@@ -16,7 +16,9 @@ import pytest
 from batch_platform.declaration.errors import WarehouseBusyError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published
 from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.inspection import OF_CHALLENGERS
 from batch_platform_tests.faults.invariants import (
     NOW,
     SCORED,
@@ -37,6 +39,7 @@ from batch_platform_tests.small_pipeline import small_spec, write_small_project
 
 KEY = SCORED[3]
 IN_FILES: dict[str, Any] = {"predictions": {"store": "parquet"}}
+CHALLENGED = {"challengers": [{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]}
 HOLD_THE_LOCK = """
 import sys, time
 from pathlib import Path
@@ -88,7 +91,7 @@ STEPS_WITH_FILES = (
     '^DELETE FROM "small".prediction_files',
     '^INSERT INTO "small".prediction_files',
     '^CREATE OR REPLACE VIEW "small"',
-    "^INSERT INTO .*score_runs",  # the files are in the lake, and nothing names them yet
+    '^INSERT INTO "small".challenger_score_files',  # all files are in the lake, and nothing names them yet
     '^INSERT INTO copy."small"."prediction_files"',
     '^CREATE OR REPLACE VIEW "copy"',
     "^symlink published-",
@@ -99,15 +102,19 @@ STEPS_WITH_FILES = (
 
 
 def killed_while_files_are_published(folder: Path) -> None:
-    with KilledWriters(folder, declared=IN_FILES) as writers:
+    with KilledWriters(folder, declared=IN_FILES | CHALLENGED) as writers:
+        pipeline = writers.projects[0]
         for step in STEPS_WITH_FILES:
             writers.kill_write_before(step)
+            with open_published(pipeline.home) as con:
+                torn = [row for query in OF_CHALLENGERS.values() for row in con.sql(query.format(s="small")).fetchall()]
+            assert not torn
     assert set(writers.outcomes) == {"old", "new"}
-    pipeline = writers.projects[0]
     for number in range(2):
         rewrite(pipeline, *SCORED, run_id=f"more-{number}")
-    files = [path.parent.name for path in pipeline.home.lake.glob("small/predictions/*/*")]
-    assert sorted(files) == sorted(2 * SCORED), "what is published, and what the copy before it names"
+    for table in ("predictions", "challenger_scores"):
+        files = [path.parent.name for path in pipeline.home.lake.glob(f"small/{table}/*/*")]
+        assert sorted(files) == sorted(2 * SCORED), "what is published, and what the copy before it names"
 
 
 def storm(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A pipeline whose predictions are in files reads, is measured, traced and repaired like any other."""
+"""A pipeline whose predictions and challengers' scores are in files reads, is measured, traced and repaired like any other."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +20,14 @@ from batch_platform_tests.faults.invariants import NOW, SCORED, days, prepared
 from batch_platform_tests.small_pipeline import carry_out
 
 IN_FILES = {"predictions": {"store": "parquet"}}
+CHALLENGED = {"challengers": [{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]}
 OF_RUNS = ("run_id", "scored_at", "evaluated_at")
 
 
 def scored_again(folder: Path, **declared: Any) -> Pipeline:
-    """Ten days, scored and measured again by the pipeline as declared."""
-    pipeline = prepared(folder, **declared)
+    """Ten days, scored and measured again by the pipeline as declared, and by a challenger that learns only now."""
+    pipeline = prepared(folder, **CHALLENGED, **declared)
+    carry_out(pipeline, NOW, "challenger")
     list(pipeline.score(days(pipeline, *SCORED), Stamp("again", NOW), force=True))
     carry_out(pipeline, NOW, "measured")
     return pipeline
@@ -58,6 +60,12 @@ def outputs(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
         "performance": performance.to_dicts(),
         "asset": open_table(pipeline.home, TableName("small", "predictions"), partitions=SCORED[:2]).pl().height,
         "partitions": stored_partitions(pipeline.home, TableName("small", "predictions")),
+        "challenger": open_table(pipeline.home, TableName("small", "challenger_scores"))
+        .pl()
+        .drop(*OF_RUNS, "model_version", strict=False)
+        .sort("id")
+        .to_dicts(),
+        "partitions of the challenger": stored_partitions(pipeline.home, TableName("small", "challenger_scores")),
         "due": make_plan(pipeline.spec, pipeline.state(), NOW).items,
     }
 
@@ -65,7 +73,10 @@ def outputs(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
 def test_readers_get_the_same_from_each_store(in_duckdb, in_files, tmp_path):
     assert outputs(in_files, tmp_path) == outputs(in_duckdb, tmp_path)
     assert verify(in_files.home).differing == ()
-    assert len(list(in_files.home.lake.glob("small/predictions/*/*.parquet"))) == len(SCORED)
+    for table in ("predictions", "challenger_scores"):
+        assert {path.parent.name for path in in_files.home.lake.glob(f"small/{table}/*/*.parquet")} == {*SCORED}
+    with in_files.warehouse.open() as con:
+        assert con.execute("SELECT count(*) FROM small.challenger_scores_in_duckdb").fetchall() == [(0,)]
 
 
 def test_a_lost_or_cut_file_makes_its_partition_due_even_if_nothing_is_rescored(in_files):
@@ -74,17 +85,18 @@ def test_a_lost_or_cut_file_makes_its_partition_due_even_if_nothing_is_rescored(
     )
     pipeline = Pipeline(spec, in_files.folder, in_files.home)
     lost, cut, *_ = sorted(pipeline.home.lake.glob("small/predictions/*/*"))
+    *_, of_challenger = sorted(pipeline.home.lake.glob("small/challenger_scores/*/*"))
+    of_challenger.unlink()
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
     plan = make_plan(spec, pipeline.state(), NOW)
     reason = "a file of its predictions is gone or changed"
-    assert [(item.partition.key, item.reason) for item in plan.of("predictions")] == [
-        (key, reason) for key in SCORED[:2]
-    ]
-    assert plan.stale == dict.fromkeys(SCORED[:2], reason)
+    reasons = dict.fromkeys(SCORED[:2], reason) | {SCORED[-1]: "a file of its challenger_scores is gone or changed"}
+    assert {item.partition.key: item.reason for item in plan.of("predictions")} == reasons
+    assert plan.stale == reasons
     carry_out(pipeline, NOW, "repaired")
     assert make_plan(spec, pipeline.state(), NOW).items == []
-    assert {run.run_id for key, run in pipeline.state().scores.items() if key in SCORED[:2]} == {"repaired"}
+    assert {key for key, run in pipeline.state().scores.items() if run.run_id == "repaired"} == {*reasons}
     assert verify(pipeline.home).differing == ()
 
 
@@ -92,5 +104,6 @@ def test_dropped_partitions_take_their_files_with_them(in_files):
     holding = held_partitions(in_files, SCORED[:2])
     assert holding.rows["predictions"] == 80
     drop_partitions(in_files, SCORED[:2], "me", Stamp("drop", NOW))
-    assert {path.parent.name for path in in_files.home.lake.glob("small/predictions/*/*")} == {*SCORED[2:]}
+    for table in ("predictions", "challenger_scores"):
+        assert {path.parent.name for path in in_files.home.lake.glob(f"small/{table}/*/*")} == {*SCORED[2:]}
     assert stored_partitions(in_files.home, TableName("small", "predictions")) == {*SCORED[2:]}

@@ -426,11 +426,12 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeli
     expected = f"{engine}; run by {engine}" if engine == ROWS else engine
     assert {partition.run.engine for partition in committed} == {expected}
     assert all(state.engine == expected for key, state in pipeline.state().scores.items() if key in DAYS)
-    files = [*pipeline.home.lake.glob("small/predictions/*/*")]
-    assert [path.stem for path in files] == [file_xxh3(path) for path in files]
-    assert {path.parent.name for path in files} == ({"2024-02-02", "2024-02-03"} if store == PARQUET else set()), (
-        "nobody ordered on the 4th"
-    )
+    for name in ("predictions", "challenger_scores"):
+        files = [*pipeline.home.lake.glob(f"small/{name}/*/*")]
+        assert [path.stem for path in files] == [file_xxh3(path) for path in files]
+        assert {path.parent.name for path in files} == ({"2024-02-02", "2024-02-03"} if store == PARQUET else set()), (
+            "nobody ordered on the 4th"
+        )
 
 
 def test_a_partition_that_fails_stays_as_it_was_and_all_others_are_committed(pipeline):

@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -77,8 +78,9 @@ def staged(folder: Path, key: str = KEYS[0], *, seen: int = 0, run_id: str = "ru
     return StagedScores([good], [bad], run, seen)
 
 
-def commit(warehouse: Warehouse, *scores: StagedScores, may_empty: bool = False, schema: str = "small"):
-    return warehouse.commit_scores(schema, scores, may_empty=may_empty, clock=lambda: DAY + timedelta(hours=3))
+def commit(warehouse: Warehouse, *scores: StagedScores, may_empty: bool = False, schema: str = "small", **further: Any):
+    clock = {"clock": lambda: DAY + timedelta(hours=3)}
+    return warehouse.commit_scores(schema, scores, may_empty=may_empty, **clock, **further)
 
 
 def held(warehouse: Warehouse) -> dict[str, list[tuple]]:
@@ -246,6 +248,7 @@ def test_features_and_evaluations_have_their_ledgers_too(warehouse):
 HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.database import Warehouse
 with Warehouse(Home(Path(sys.argv[1]))).open():
@@ -398,6 +401,7 @@ def test_a_transaction_that_does_not_fit_on_the_disk_changes_nothing(home, tmp_p
     script = """
 import resource, signal, sys
 from pathlib import Path
+from typing import Any
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.database import Warehouse

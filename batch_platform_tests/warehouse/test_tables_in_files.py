@@ -1,10 +1,13 @@
-"""Predictions in files of the lake: one table for readers, files that no reader loses, and nothing that is left over."""
+"""Tables in files of the lake: one table for readers, files that no reader loses, and nothing that is left over.
+
+A challenger scores as the champion does, so that `challenger_scores` must hold what `predictions` hold.
+"""
 
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +20,23 @@ import pytest
 from batch_platform.declaration.errors import DataError, WarehouseError, WrongUseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.pipeline.rename import drop_pipelines, rename_pipeline
+from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import DroppedPartition, drop_rows, held_rows
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
+from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun, as_record
 from batch_platform.warehouse.published import open_published, publish, remove_unnamed
 from batch_platform.warehouse.renaming import rename_column
 from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.tables_in_files import PREDICTIONS, staged_files
+from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, TABLES_IN_FILES, staged_files
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions, user_transaction
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, staged
 
 VIEW = TableName("small", "predictions")
+TABLES = ("predictions", "challenger_scores")
+WITHOUT_CHALLENGER = {"predictions": "", "challenger_scores": "EXCLUDE (challenger)"}
 
 
 @pytest.fixture
@@ -42,29 +48,76 @@ def in_files(scores: StagedScores) -> StagedScores:
     return replace(scores, files=staged_files(scores.run, PREDICTIONS, scores.predictions))
 
 
-def write(home: Home, folder: Path, key: str, run_id: str, *, files: bool = True, **columns: Any) -> None:
-    """Commit a partition again, whatever it holds."""
+def beside(scores: StagedScores, name: str = "linear") -> StagedChallenger:
+    """What a challenger commits that scores as the champion does, into the same store."""
+    run = scores.run
+    (champions,) = scores.predictions
+    path = champions.with_suffix(f".{name}.challenger")
+    pl.read_parquet(champions).with_columns(challenger=pl.lit(name)).write_parquet(path)
+    files = staged_files(run, CHALLENGER_SCORES, [path], challenger=name) if scores.files is not None else None
+    facts = {"model_version": "c1", "champion_version": run.model_version, "rows_rejected": 0, "reasons": "{}"}
+    unknown = {"rank_correlation": None, "decisions_flipped": None, "failure": None}
+    made = as_record(
+        ChallengerRun, run, challenger=name, rows_in=run.rows_scored, scored_at=DAY, **{**facts, **unknown}
+    )
+    return StagedChallenger(made, [path], files)
+
+
+def write(  # noqa: PLR0913 - a partition, its rows, their place, and who scores them
+    home: Home,
+    folder: Path,
+    key: str,
+    run_id: str,
+    *,
+    files: bool = True,
+    challengers: Sequence[str] = ("linear",),
+    **columns: Any,
+) -> None:
+    """Commit a partition again, whatever it holds, with its challengers."""
     seen = Warehouse(home).latest(ScoreRun, "small").get(key)
     scores = staged(folder, key, seen=seen.seq if seen else 0, run_id=run_id, **columns)
-    commit(Warehouse(home), in_files(scores) if files else scores, may_empty=True)
+    scores = in_files(scores) if files else scores
+    others = {key: [beside(scores, name) for name in challengers]}
+    commit(
+        Warehouse(home),
+        scores,
+        may_empty=True,
+        in_transaction=lambda con, runs: replace_challengers(con, home, runs, others),
+    )
 
 
 def files_of(home: Home) -> list[str]:
-    """The partitions that have files in the lake, once for each file."""
-    return sorted(path.parent.name for path in home.lake.glob("small/predictions/*/*"))
+    """The partitions that have files in the lake, once for each file of predictions and of challengers."""
+    predictions, scores = (
+        sorted(path.parent.name for path in home.lake.glob(f"small/{table}/*/*")) for table in TABLES
+    )
+    assert predictions == scores
+    return predictions
 
 
 def shown(path: Path, columns: str = "*") -> list[tuple[Any, ...]]:
     """What a reader who knows nothing of this project sees."""
     with duckdb.connect(str(path), read_only=True) as con:
-        return con.execute(f"SELECT {columns} FROM small.predictions ORDER BY ALL").fetchall()
+        predictions, scores = (
+            con.execute(f"SELECT {columns} FROM (SELECT * {without} FROM small.{table}) ORDER BY ALL").fetchall()
+            for table, without in WITHOUT_CHALLENGER.items()
+        )
+    assert predictions == scores
+    return predictions
 
 
 def table_of(home: Home) -> tuple[list[str], list[str], list[tuple[Any, ...]]]:
     """Names, types and rows of predictions."""
     with Warehouse(home).open() as con:
-        table = con.sql("FROM small.predictions ORDER BY partition_key, run_id")
-        return table.columns, [str(dtype) for dtype in table.types], table.fetchall()
+        predictions, scores = (
+            (table.columns, [str(dtype) for dtype in table.types], table.fetchall())
+            for table in (
+                con.sql(f"SELECT * {without} FROM small.{name} ORDER BY partition_key, run_id")
+                for name, without in WITHOUT_CHALLENGER.items()
+            )
+        )
+    assert predictions == scores
+    return predictions
 
 
 COLUMNS: dict[str, list[dict[str, Any]]] = {  # of partitions, which are committed one after the other
@@ -179,13 +232,16 @@ def test_a_file_stays_as_long_as_a_copy_names_it_and_a_copy_as_long_as_it_is_rea
 def test_what_a_killed_commit_left_goes_with_the_next_publication_and_files_of_another_warehouse_stay(home, tmp_path):
     write(home, tmp_path, KEYS[0], "run")
     publish(home)
-    (kept,) = home.lake.glob("small/predictions/*/*")
-    for name in ("0123.parquet", ".half"):
-        (kept.parent / name).write_bytes(b"left")
-    (home.lake / "gone" / "predictions" / KEYS[0]).mkdir(parents=True)
-    (home.lake / "gone" / "predictions" / KEYS[0] / "0.parquet").write_bytes(b"left")
+    kept = {path for table in TABLES for path in home.lake.glob(f"small/{table}/*/*")}
+    assert len(kept) == len(TABLES)
+    for file in kept:
+        for name in ("0123.parquet", ".half"):
+            (file.parent / name).write_bytes(b"left")
+    for table in TABLES:
+        (home.lake / "gone" / table / KEYS[0]).mkdir(parents=True)
+        (home.lake / "gone" / table / KEYS[0] / "0.parquet").write_bytes(b"left")
     publish(home)
-    assert list(home.lake.glob("*/predictions/*/*")) == [kept]
+    assert set(home.lake.glob("*/*/*/*")) == kept
     assert not (home.lake / "gone").exists()
 
     other = Home(tmp_path / "other").create()
@@ -238,34 +294,36 @@ def test_a_lake_on_another_disk_takes_copies(home, tmp_path):
         write(home, tmp_path, KEYS[0], "run")
         publish(home)
         assert len(shown(home.published)) == 2
-        assert [path.suffix for path in elsewhere.rglob("*") if path.is_file()] == [".parquet"]
+        assert [path.suffix for path in elsewhere.rglob("*") if path.is_file()] == [".parquet"] * len(TABLES)
     finally:
         shutil.rmtree(elsewhere)
 
 
-def test_a_file_that_cannot_be_stored_is_an_error_that_names_the_partition_and_changes_nothing(home, tmp_path):
+@pytest.mark.parametrize("table", TABLES)
+def test_a_file_that_cannot_be_stored_is_an_error_that_names_the_partition_and_changes_nothing(home, tmp_path, table):
     write(home, tmp_path, KEYS[0], "run")
     before = table_of(home)
-    (home.lake / "small" / "predictions" / KEYS[1]).write_text("a file in the place of a folder")
+    (home.lake / "small" / table / KEYS[1]).write_text("a file in the place of a folder")
     with pytest.raises(
-        WarehouseError, match=rf"small, partition {KEYS[1]}: the files of its predictions cannot be stored: .*Hint: "
+        WarehouseError, match=rf"small, partition {KEYS[1]}: the files of its {table} cannot be stored: .*Hint: "
     ):
         write(home, tmp_path, KEYS[1], "run")
     assert table_of(home) == before
 
 
-def test_damaged_and_lost_files_are_found_by_verification(home, tmp_path):
+@pytest.mark.parametrize("table", TABLES)
+def test_damaged_and_lost_files_are_found_by_verification(home, tmp_path, table):
     for key in KEYS:
         write(home, tmp_path, key, "run")
     publish(home)
-    first, second, _ = sorted(home.lake.glob("small/predictions/*/*"))
+    first, second, _ = sorted(home.lake.glob(f"small/{table}/*/*"))
     content = first.read_bytes()
     first.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     second.unlink()
     with pytest.raises(WarehouseError) as caught:
         verify(home)
     assert caught.value.message == (
-        f"small, partition {KEYS[0]}, small, partition {KEYS[1]}: the file of predictions {first} is damaged (2 files in all)."
+        f"small, partition {KEYS[0]}, small, partition {KEYS[1]}: the file of {table} {first} is damaged (2 files in all)."
     )
     assert caught.value.hint == f"score them again: batch-platform run small --partition {KEYS[0]} --force"
 
@@ -289,11 +347,63 @@ def test_a_partition_that_lacks_a_file_is_an_error_that_says_so_until_it_is_scor
             duckdb.Error, match=r"small, partition 2024-01-0[13]: a file .* gone\. Hint: batch-platform run small"
         ):
             shown(home.published, columns)
+    with open_published(home) as con:
+        gone = (
+            r"small, partition 2024-01-0[13]: a file of its challenger_scores is gone\. Hint: batch-platform run small"
+        )
+        with pytest.raises(duckdb.Error, match=gone):
+            con.execute("FROM small.challenger_scores").fetchall()
     assert {run_id for *_, run_id in open_table(home, VIEW, partitions=[KEYS[1]]).fetchall()} == {"again"}
     for key in (KEYS[0], KEYS[2]):
         write(home, tmp_path, key, "again")
     publish(home)
     assert {run_id for *_, run_id in shown(home.published)} == {"again"}
+
+
+def test_lost_scores_of_a_challenger_that_scores_no_longer_are_removed_when_their_partition_is_scored_again(
+    home, tmp_path, caplog
+):
+    def rows(challenger: str, table: str = "challenger_scores") -> list[tuple[Any, ...]]:
+        query = f"SELECT partition_key, run_id FROM small.{table} WHERE challenger = '{challenger}' ORDER BY ALL"
+        with open_published(home) as con:
+            return con.execute(query).fetchall()
+
+    for key in KEYS[:2]:
+        write(home, tmp_path, key, "run", challengers=("linear", "tree", "former"), id=[1])
+    publish(home)
+    with open_published(home) as con:
+        query = "SELECT file FROM small.challenger_score_files WHERE challenger = 'former' AND partition_key = $key"
+        ((file,),) = con.execute(query, {"key": KEYS[0]}).fetchall()
+    (home.lake / "small" / "challenger_scores" / KEYS[0] / file).unlink()
+    write(home, tmp_path, KEYS[0], "again", challengers=("linear",), id=[1])
+    publish(home)
+    assert rows("linear") == [(KEYS[0], "again"), (KEYS[1], "run")]
+    assert rows("tree") == [(KEYS[0], "run"), (KEYS[1], "run")], "what is not lost stays"
+    assert rows("former") == rows("former", "challengers") == [(KEYS[1], "run")]
+    assert (
+        f"small, partition {KEYS[0]}: a file with the scores of challenger 'former' is gone or changed." in caplog.text
+    )
+    assert verify(home).differing == ()
+
+
+def test_a_challenger_has_one_place_in_each_partition_and_may_fail(home, tmp_path):
+    for number, files in enumerate([False, True, False, True]):
+        write(home, tmp_path, KEYS[0], f"run{number}", files=files, challengers=("linear", "tree"), id=[1])
+        write(home, tmp_path, KEYS[0], f"other{number}", files=not files, challengers=("tree",), id=[1])
+        with Warehouse(home).open() as con:
+            scores = con.sql("SELECT challenger, run_id FROM small.challenger_scores ORDER BY ALL").fetchall()
+        assert scores == [("linear", f"run{number}"), ("tree", f"other{number}")]
+    seen = Warehouse(home).latest(ScoreRun, "small")[KEYS[0]].seq
+    scores = in_files(staged(tmp_path, KEYS[0], seen=seen, run_id="fails", id=[1]))
+    failed = beside(scores)
+    failed = StagedChallenger(replace(failed.run, rows_scored=0, failure="it broke"), [], [])
+    others = {KEYS[0]: [failed]}
+    commit(Warehouse(home), scores, in_transaction=lambda con, runs: replace_challengers(con, home, runs, others))
+    with Warehouse(home).open() as con:
+        scores = con.sql("SELECT challenger, run_id FROM small.challenger_scores ORDER BY ALL").fetchall()
+        runs = con.sql("SELECT challenger, failure FROM small.challengers ORDER BY ALL").fetchall()
+    assert scores == [("tree", "other3")]
+    assert runs == [("linear", "it broke"), ("tree", None)]
 
 
 def test_a_warehouse_restored_from_the_published_copy_has_its_files(home, tmp_path):
@@ -313,8 +423,8 @@ def test_a_warehouse_restored_from_the_published_copy_has_its_files(home, tmp_pa
 def drop(home: Home, *keys: str) -> None:
     with Warehouse(home).transaction() as con:
         held = held_rows(con, "small", keys)
-        assert held["predictions"] == dict.fromkeys(keys, 2)
-        assert not {"prediction_files", "predictions_in_duckdb"} & held.keys()
+        assert held["predictions"] == held["challenger_scores"] == dict.fromkeys(keys, 2)
+        assert not {name for table in TABLES_IN_FILES for name in (table.files, table.rows)} & held.keys()
         drop_rows(con, "small", held, [DroppedPartition(key, 2, "me", DAY, "drop") for key in keys])
 
 
@@ -363,13 +473,13 @@ def test_a_renamed_column_is_read_from_older_files_and_written_by_newer_ones(hom
     write(home, tmp_path, KEYS[0], "run", id=[1], Shop=["a"])
     write(home, tmp_path, KEYS[1], "run", id=[2], shop=["b"])
     with Warehouse(home).transaction() as con:
-        assert rename_column(con, "small", "shop", "store") == ["predictions"]
+        assert rename_column(con, "small", "shop", "store") == sorted(TABLES)
     write(home, tmp_path, KEYS[2], "run", id=[3], store=["c"])
     publish(home)
     assert shown(home.published, "id, store") == [(1, "a"), (2, "b"), (3, "c")]
     write(home, tmp_path, KEYS[1], "late", id=[2], market=["d"])
     with Warehouse(home).transaction() as con:
-        assert rename_column(con, "small", "store", "market") == ["predictions"]
+        assert rename_column(con, "small", "store", "market") == sorted(TABLES)
     publish(home)
     assert shown(home.published, "id, market") == [(1, "a"), (2, "d"), (3, "c")]
     assert verify(home).differing == ()
@@ -386,6 +496,8 @@ def test_a_renamed_column_is_read_from_older_files_and_written_by_newer_ones(hom
         "CREATE OR REPLACE VIEW small.predictions AS SELECT 1 AS id",
         "DELETE FROM small.prediction_files",
         "INSERT INTO small.predictions_in_duckdb BY NAME SELECT 9 AS id",
+        "DROP VIEW small.challenger_scores",
+        "DELETE FROM small.challenger_score_files",
     ],
 )
 def test_users_cannot_change_what_the_view_is_made_of(home, tmp_path, statement):
