@@ -25,7 +25,7 @@ from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_tur
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.spark_work import Answer, Request
 
-TITLE = "Scoring on a cluster of Spark; memory is that of the driver, Python and Java, when it is done"
+TITLE = "Scoring on a cluster of Spark; memory is that of the driver when it is done: of Python what is resident, of Java what it holds"
 MEASURED = ["trees", "linear"]
 PLAIN, ON_ONE_WORKER, DRIVER = "plain Spark", f"{OURS}, one worker", "memory of the driver"
 SHARE, DAYS, TIMES = 4, 8, 10  # a quarter of the rows is enough: nothing else is timed
