@@ -1,7 +1,9 @@
 """The SQL of the flight_delays pipeline: complete, repeatable, and blind to what happens after the partition starts."""
 
 import io
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,6 +15,7 @@ import pytest
 from batch_platform.defs.flight_delays import sources
 
 Tables = dict[str, pl.DataFrame]
+Features = Callable[[date], pl.DataFrame]
 
 FOLDER = Path(sources.__file__).parent
 FEATURES = (FOLDER / "features.sql").read_text()
@@ -44,14 +47,20 @@ def tables() -> Tables:
     }
 
 
+@pytest.fixture(scope="module")
+def features_of(tables: Tables) -> Features:
+    """The features of a day, calculated once from the tables as they are."""
+    return cache(partial(features, tables))
+
+
 @pytest.mark.parametrize("day", DAYS)
-def test_features_do_not_change_when_the_future_is_removed(tables: Tables, day: date) -> None:
+def test_features_do_not_change_when_the_future_is_removed(tables: Tables, features_of: Features, day: date) -> None:
     known = known_at(start_of(day), tables, schedule_until=start_of(day + timedelta(days=1)))
-    assert as_bytes(features(known, day)) == as_bytes(features(tables, day))
+    assert as_bytes(features(known, day)) == as_bytes(features_of(day))
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_features_do_not_change_when_the_future_is_different(tables: Tables, day: date) -> None:
+def test_features_do_not_change_when_the_future_is_different(tables: Tables, features_of: Features, day: date) -> None:
     start = start_of(day)
     unknown = (pl.col("arrived_at") >= start) | (
         pl.col("arrived_at").is_null() & (pl.col("scheduled_departure") >= start)
@@ -70,10 +79,10 @@ def test_features_do_not_change_when_the_future_is_different(tables: Tables, day
         ),
     }
     assert not changed["flights"].equals(flights)
-    assert as_bytes(features(changed, day)) == as_bytes(features(tables, day))
+    assert as_bytes(features(changed, day)) == as_bytes(features_of(day))
 
 
-def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables) -> None:
+def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables, features_of: Features) -> None:
     # This leaves no doubt that the two laws above are able to fail.
     day = date(2013, 7, 11)
     start = start_of(day)
@@ -84,17 +93,17 @@ def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables) -> None:
             pl.when(pl.col("arrived_at") == last_to_arrive).then(None).otherwise(name).alias(name) for name in OUTCOMES
         ),
     }
-    assert as_bytes(features(without, day)) != as_bytes(features(tables, day))
+    assert as_bytes(features(without, day)) != as_bytes(features_of(day))
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_one_thread_and_two_give_the_same_bytes(tables: Tables, day: date) -> None:
-    assert as_bytes(features(tables, day, threads=1)) == as_bytes(features(tables, day, threads=2))
+def test_one_thread_and_two_give_the_same_bytes(tables: Tables, features_of: Features, day: date) -> None:
+    assert as_bytes(features(tables, day, threads=1)) == as_bytes(features_of(day))
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_labels_refer_to_flights_of_the_features(tables: Tables, day: date) -> None:
-    flights = features(tables, day)
+def test_labels_refer_to_flights_of_the_features(tables: Tables, features_of: Features, day: date) -> None:
+    flights = features_of(day)
     labels = query(connection(tables), LABELS, day)
     assert labels["flight_id"].is_unique().all()
     assert labels["late"].null_count() == 0
@@ -108,20 +117,20 @@ def test_labels_refer_to_flights_of_the_features(tables: Tables, day: date) -> N
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_rows_are_ordered_by_time_and_key(tables: Tables, day: date) -> None:
-    flights = features(tables, day)
+def test_rows_are_ordered_by_time_and_key(features_of: Features, day: date) -> None:
+    flights = features_of(day)
     assert flights.equals(flights.sort("scheduled_departure", "flight_id"))
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_only_what_can_be_missing_is_null(tables: Tables, day: date) -> None:
+def test_only_what_can_be_missing_is_null(features_of: Features, day: date) -> None:
     may_be_null = {"plane_leg", "plane_gap", "plane_age", "plane_seats", "gust_6h"}
     if day <= date(2013, 1, 2):
         may_be_null |= {"temp_change"}
     if day == date(2013, 1, 1):
         may_be_null |= {"temp", "dew_point", "dew_point_change", "humidity", "wind_speed", "wind_direction"}
         may_be_null |= {"visibility", "visibility_6h", "pressure", "pressure_change", "precip_6h", "precip_24h"}
-    flights = features(tables, day)
+    flights = features_of(day)
     assert {name for name in flights.columns if flights[name].null_count()} <= may_be_null
 
 

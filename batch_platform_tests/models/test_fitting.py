@@ -21,6 +21,7 @@ from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, sm
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
 FEATURES = Features(sql="features.sql", key=["id"], time="ts")
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+TRAINED = datetime(2024, 2, 1, 12, tzinfo=UTC)  # the model of February is due, but no day that it serves
 
 
 def data(n: int = 200, label=None, **columns) -> TrainingData:
@@ -86,7 +87,7 @@ def test_key_time_and_excluded_columns_are_not_features():
 
 def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"refit": False})
-    carry_out(pipeline, NOW)
+    carry_out(pipeline, TRAINED)
     (version,) = pipeline.state().registry.versions
     window = [f"2024-01-{day:02}" for day in range(1, 31)]
     calendar = pipeline.spec.partitions.calendar
@@ -110,21 +111,21 @@ def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
 
 def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}, "refit": False})
-    carry_out(pipeline, NOW)
+    carry_out(pipeline, TRAINED)
     (version,) = pipeline.state().registry.versions
     manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
     assert manifest.sampled == Sampled(max_rows=200, rows_before=900, rows_after=200, stratified=True, seed=0)
     assert manifest.training.rows == version.rows_trained == 200
     assert version.rows_evaluated > 200, "evaluation sees all rows"
     again = small_pipeline(tmp_path / "again", model={"train": {"max_rows": 200}, "refit": False})
-    carry_out(again, NOW)
+    carry_out(again, TRAINED)
     (second,) = again.state().registry.versions
     assert second.metrics == version.metrics, "the same rows are drawn"
 
 
 def test_a_window_within_the_cap_is_used_whole(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 100_000}})
-    carry_out(pipeline, NOW)
+    carry_out(pipeline, TRAINED)
     (version,) = pipeline.state().registry.versions
     assert read_manifest(pipeline.home.bundle("small", version.version), version.sha256).sampled is None
 
@@ -132,7 +133,7 @@ def test_a_window_within_the_cap_is_used_whole(tmp_path):
 def test_an_empty_partition_in_the_window_changes_nothing(tmp_path):
     day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
     pipeline = small_pipeline(tmp_path, events=small_events().filter(day != "2024-01-10"))
-    carry_out(pipeline, NOW)
+    carry_out(pipeline, TRAINED)
     assert pipeline.state().features["2024-01-10"].rows == 0
     assert len(pipeline.state().registry.approved()) == 1
 
@@ -288,7 +289,7 @@ def test_the_gate(gate, metrics, champion, refusal):
 
 def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
-    plan = carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
+    plan = carry_out(pipeline, TRAINED)
     assert [item.step for item in plan.of("model")] == ["model"]
     registry = pipeline.state().registry
     (version,) = registry.versions
@@ -319,7 +320,7 @@ def calendar_period(pipeline, key):
 
 def test_features_of_an_earlier_sql_are_not_used_for_training(tmp_path):
     pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
+    carry_out(pipeline, TRAINED)
     sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     changed = small_pipeline(tmp_path, features_sql=sql)
     with pytest.raises(DataError, match="2024-01-01: the features were built by an earlier version"):
