@@ -18,7 +18,7 @@ from batch_platform.models.forest.compiled import CompiledPredictor
 from batch_platform.models.prior import Corrected
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
-NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
 ESTIMATORS = {
     "sklearn.ensemble.HistGradientBoostingClassifier": {"max_iter": 30, "max_leaf_nodes": 7},
