@@ -105,11 +105,12 @@ def run_command(
 
     Another command and one with variables that libraries may read while they are imported start a new interpreter.
     """
+    environment = clean_environment(**(own or {}), **variables)
     if command or variables:
         done = subprocess.run(
             [command or COMMAND, *args],
             cwd=folder,
-            env=clean_environment(**variables),
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -117,7 +118,7 @@ def run_command(
             check=False,
         )
         return Answer(done.returncode, done.stdout, done.stderr)
-    with start_command(folder, *args, env=clean_environment(**(own or {}))) as process:
+    with start_command(folder, *args, env=environment) as process:
         try:
             out, err = process.communicate(timeout=HANGS_AFTER)
         finally:

@@ -84,8 +84,9 @@ def uncollected() -> Generator[None]:
 
 
 def say(text: str = "") -> None:
-    """Print one plain line."""
-    out.print(_visible(text), markup=False)
+    """Print one plain line; as JSON, nothing is laid out in vain."""
+    if not is_json():
+        out.print(_visible(text), markup=False)
 
 
 def fail(text: str) -> None:
@@ -125,6 +126,8 @@ def report(value: object) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table with numbers aligned to the right."""
+    if is_json():
+        return
     from rich.table import Table
     from rich.text import Text
 
