@@ -15,6 +15,12 @@ from batch_platform_tests.checkout import ROOT, clone_after_demo, copy_checkout,
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.small_pipeline import small_declaration
 
+DECLARED = {
+    "name": "churn",
+    "description": "Whether a customer leaves.",
+    "partitions": {"start": "2024-01-17", "end": "2024-02-07"},
+}
+
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
@@ -48,7 +54,7 @@ def installed(wheel, tmp_path_factory):
     shell("env/bin/pip check", folder)
     project = write_dagster_project(folder / "project")
     pipeline_folder(project).rename(pipeline_folder(project, "churn"))
-    write_defs_yaml(project, small_declaration(name="churn", description="Whether a customer leaves."), "churn")
+    write_defs_yaml(project, small_declaration(**DECLARED), "churn")
     return Installed(folder, project)
 
 
@@ -82,17 +88,17 @@ def test_pipeline_of_the_other_project_runs(installed):
     assert installed.command("check") == "churn: ok\n"
     output = installed.command("run churn")
     assert output.startswith("churn: to do\n")
-    assert "29 of 60 partitions scored: 1,160 rows in, 1,160 scored, 0 rejected." in output
+    assert "6 of 21 partitions scored: 240 rows in, 240 scored, 0 rejected." in output
     (status,) = json.loads(installed.command("status --json"))
-    assert (status["pipeline"], status["counts"]) == ("churn", {"scored": 29, "warm-up": 31})
+    assert (status["pipeline"], status["counts"]) == ("churn", {"scored": 6, "warm-up": 15})
     (model,) = json.loads(installed.command("models churn list --json"))
     assert (model["version"], model["champion"]) == (status["champion"], True)
-    (traced,) = json.loads(installed.command("trace churn id=1500 --json"))
+    (traced,) = json.loads(installed.command("trace churn id=1450 --json"))
     assert traced["commit"]["model_version"] == model["version"]
     assert traced["features"]["file"].startswith(f"{installed.project}/.batch_platform/")
     assert not (installed.folder / ".batch_platform").exists()
     with duckdb.connect(str(installed.project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
-        assert con.execute("SELECT count(*) FROM churn.predictions").fetchall() == [(1160,)]
+        assert con.execute("SELECT count(*) FROM churn.predictions").fetchall() == [(240,)]
 
 
 def test_dagster_loads_the_other_project(installed):

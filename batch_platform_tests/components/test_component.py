@@ -24,6 +24,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.declared_keys import OTHER_OF_TWO, blocks_of, given_keys, keys_of
 from batch_platform_tests.small_pipeline import small_declaration, small_events, small_spec
@@ -567,7 +568,7 @@ def test_every_example_can_be_given(block: type[BaseModel]):
                 assert wrong == [], (name, example)
 
 
-def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_there(tmp_path):
+def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_there(tmp_path, monkeypatch):
     folder = write_dagster_project(tmp_path / "project")
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
     accepted("dg", "scaffold", "defs", NAME, "churn-2", cwd=folder, env=env)
@@ -577,11 +578,11 @@ def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_the
     assert PipelineSpec.model_validate(yaml.safe_load(text)["attributes"]).name == "churn_2"
     loose = "\n".join(re.sub(r"^( *)# (\w+: .*)$", r"\1\2", line) for line in text.splitlines())
     assert set(PipelineSpec.model_validate(yaml.safe_load(loose)["attributes"]).features.columns) == {"amount"}
-    listed = json.loads(command("dg", "list", "defs", "--json", cwd=folder, env=env).stdout)
-    assert {"churn_2/features", "churn_2/predictions", "small/predictions"} <= {
-        asset["asset_key"] for asset in listed["assets"]
-    }
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    monkeypatch.syspath_prepend(folder)
+    keys = {spec.key.to_user_string() for spec in load(folder).resolve_all_asset_specs()}
+    assert {"churn_2/features", "churn_2/predictions", "small/predictions"} <= keys
     with duckdb.connect() as con:
         columns = "1 AS id, TIMESTAMPTZ '2026-01-01' AS happened_at, 2.0 AS amount, true AS label"
         con.execute(f"COPY (SELECT {columns}) TO '{made / 'events.parquet'}'")
-    assert "churn_2: ok" in accepted("batch-platform", "check", cwd=folder, env=env)
+    assert "churn_2: ok" in run_command(folder, "check").out

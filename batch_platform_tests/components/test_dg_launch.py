@@ -14,7 +14,7 @@ IN_ONE_PROCESS = "import dagster as dg\n\ndefs = dg.Definitions(executor=dg.in_p
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_dagster_project(tmp_path / "project")
+    return write_dagster_project(tmp_path / "project", partitions={"start": "2024-01-17"})
 
 
 @pytest.fixture
