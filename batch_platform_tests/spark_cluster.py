@@ -62,9 +62,10 @@ class SparkCluster:
 
     def workers(self) -> int:
         """Number of workers that the master knows to live."""
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self._page}/json/") as answer:
+        page = f"http://127.0.0.1:{self._page}/json/"
+        with suppress(OSError, ValueError), urllib.request.urlopen(page) as answer:
             return json.load(answer)["aliveworkers"]
-        return 0
+        return 0  # a master that is starting answers nothing yet, or with a page that is no JSON
 
     def add_worker(self) -> None:
         """Start a worker in the place of a killed one."""
