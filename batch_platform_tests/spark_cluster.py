@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -86,14 +87,32 @@ class SparkCluster:
 
     @contextmanager
     def full_disks(self, workers: int = WORKERS) -> Iterator[None]:
-        """Let the executors of the first workers write no byte to any file, as on a machine whose disk is full."""
-        limited = [pid for worker in self._processes[1:][:workers] for pid in descendants(worker.pid)]
+        """Let the executors of the first workers write no byte to any file, as on a machine whose disk is full.
+
+        The same holds for those that a worker starts meanwhile in the place of others, which take seconds to begin.
+        """
+        limited, over = set[int](), threading.Event()
+
+        def limit() -> None:
+            for worker in self._processes[1:][:workers]:
+                for pid in {*descendants(worker.pid)} - limited:
+                    with suppress(ProcessLookupError):
+                        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+                    limited.add(pid)
+
+        def limit_again() -> None:
+            while not over.wait(0.1):
+                limit()
+
+        limit()
+        limiting = threading.Thread(target=limit_again)
+        limiting.start()
         try:
-            for pid in limited:
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             yield
         finally:
-            for pid in [child for parent in limited for child in (parent, *descendants(parent))]:
+            over.set()
+            limiting.join()
+            for pid in {child for parent in limited for child in (parent, *descendants(parent))}:
                 with suppress(ProcessLookupError):
                     resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
