@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pyspark.core.status import SparkStageInfo
     from pyspark.sql import SparkSession
 
-POLL = 0.25  # seconds
+SECONDS_BETWEEN_LOOKS = 1.0  # at the progress of jobs: each look takes processor time of the driver, Python and Java
+POLL = 0.25  # seconds, until cancelled jobs have ended
 MORE_MEMORY = "give the executors more memory, as spark.executor.memory in engine.spark.conf, and run again."
 SECONDS_BETWEEN_LINES = 10  # in the log
 Result = TypeVar("Result")
@@ -75,7 +76,7 @@ class SparkJobs:
 
     def awaited(self, future: "Future[Result]") -> Result:
         """Wait for what another thread runs, and report the progress of all jobs."""
-        while not wait([future], timeout=POLL).done:
+        while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
             with suppress(*spark_errors()):  # if Spark's own process has died, the job says so
                 for job in list(self._running.values()):
                     self._look_after(job)
