@@ -338,6 +338,12 @@ def test_a_stream_of_arrow_is_refused_with_what_to_do(folder):
         seen(declared(folder, {"arrow": "a.arrow"}))
 
 
+def test_a_declared_type_is_that_of_the_column_which_duckdb_holds_to_be_the_same(folder):
+    (folder / "a.csv").write_text("id,Ä,ä\n1,2,3\n", encoding="utf-8")
+    with declared(folder, {"csv": "a.csv", "types": {"Ä": "VARCHAR", "ID": "DOUBLE"}}).connect(FIRST) as con:
+        assert con.frames(FIRST, ["a"])["a"].collect_schema() == {"id": pl.Float64, "Ä": pl.String, "ä": pl.Int64}
+
+
 def test_a_csv_file_whose_first_quotes_come_far_down_is_read(folder):
     (folder / "a.csv").write_text("x,town\n" + "1,Ulm\n" * 30_000 + '2,"Ulm, Donau"\n')
     with declared(folder, {"csv": "a.csv"}).connect(FIRST) as con:

@@ -24,7 +24,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import PARQUET, admit_files, files_of, numbered
 from batch_platform.features.sources.kind import SourceTable, create_view
 from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import folded, literal, quoted
 
 _Answer = TypeVar("_Answer")
 _LINE_ENDS = (r"\r\n", r"\n")  # as DuckDB's option writes them
@@ -106,8 +106,8 @@ def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str)
 
     seen, _ = with_line_end(see)
     types = {column["name"]: column["type"] for column in seen["Columns"]}
-    names = {name.lower(): name for name in types}
-    declared = {names.get(name.lower(), name): dtype for name, dtype in (table.source.types or {}).items()}
+    names = {folded(name): name for name in types}
+    declared = {names.get(folded(name), name): dtype for name, dtype in (table.source.types or {}).items()}
     if not declared.keys() <= types.keys():
         return None
     characters = {
