@@ -84,7 +84,7 @@ def uncollected() -> Generator[None]:
 
 
 def say(text: str = "") -> None:
-    """Print one plain line; as JSON, nothing is laid out in vain."""
+    """Print one plain line; nothing where the command reports as JSON."""
     if not is_json():
         out.print(_visible(text), markup=False)
 
@@ -125,7 +125,7 @@ def report(value: object) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table with numbers aligned to the right."""
+    """Print a table with numbers aligned to the right; nothing where the command reports as JSON."""
     if is_json():
         return
     from rich.table import Table

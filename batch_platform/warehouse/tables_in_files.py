@@ -69,6 +69,9 @@ class PublishedFile:
     run_id: str
 
 
+_OF_FILE = ", ".join(map(quoted, PublishedFile.__dataclass_fields__))  # SQL of its columns, in order
+
+
 @dataclass(frozen=True)
 class StagedFile:
     """A file that is to be published, and where scoring left it."""
@@ -197,8 +200,7 @@ def lost_challengers(
     table = CHALLENGER_SCORES
     if not has_table(con, pipeline, table.files):
         return []
-    columns = ", ".join(quoted(item) for item in PublishedFile.__dataclass_fields__)
-    query = f"SELECT challenger, {columns} FROM {quoted(pipeline)}.{table.files} WHERE partition_key IN $keys"
+    query = f"SELECT challenger, {_OF_FILE} FROM {quoted(pipeline)}.{table.files} WHERE partition_key IN $keys"
     lost = set[tuple[str, str]]()
     for challenger, *values in con.execute(query, {"keys": list(keys)}).fetchall():
         row = PublishedFile(*values)
@@ -334,12 +336,11 @@ def named_files(
     """The files that a database names, by path; by default the current database, and all pipelines."""
     named: dict[Path, PublishedFile] = {}
     prefix = f"{quoted(database)}." if database else ""
-    columns = ", ".join(quoted(item) for item in PublishedFile.__dataclass_fields__)
     for name, table in tables_in_files(con, database):
         if pipeline not in (None, name):
             continue
         folder = home.table_folder(name, table.view)
-        for values in con.execute(f"SELECT {columns} FROM {prefix}{quoted(name)}.{table.files}").fetchall():
+        for values in con.execute(f"SELECT {_OF_FILE} FROM {prefix}{quoted(name)}.{table.files}").fetchall():
             row = PublishedFile(*values)
             named[folder / row.partition_key / row.file] = row
     return named

@@ -61,13 +61,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request cost."""
+    """What a request cost.
+
+    Of Java, garbage does not count: between two collections it grows up to the limit of the heap, whatever the work.
+    """
 
     seconds: float = 0.0
     python_mib: float = 0.0  # resident memory of the driver's Python when the work is done
-    java_mib: float = (
-        0.0  # what its Java then still holds: between two collections garbage grows up to the limit of the heap
-    )
+    java_mib: float = 0.0  # what its Java holds then
 
 
 def by_engine(pipeline: Pipeline, orders: Sequence[ScoringOrder], output: Path, copies: int = 1) -> None:

@@ -282,9 +282,7 @@ def _look_at_warehouse(copied: Home, earlier: Watermarks) -> Iterator[Seen]:
             at_first = inspect(con, "a copy of the home", list(DECLARED), earlier)
         watermarks = at_first.watermarks
         yield at_first
-    except (
-        duckdb.IOException
-    ) as error:  # a file of predictions was replaced while the home was copied: it is made again
+    except duckdb.IOException as error:  # a file of a table was replaced while the home was copied: it is made again
         if not LOST_FILE.search(str(error)):
             raise
     for name in DECLARED:
