@@ -16,15 +16,19 @@ from typing import Any
 
 import pyspark
 
+from batch_platform.features.spark.session import QUICK_JAVA
+
 SPARK_HOME = Path(pyspark.__file__).parent
-QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a third of the processor time of a Java that soon ends
+LITTLE_JAVA = (
+    "-XX:+UseSerialGC"  # without threads of its own that collect garbage; sessions add what makes it compile quickly
+)
 WORKERS = 2
 CONF: dict[str, Any] = {
     "spark.cores.max": 2,  # of four, so that there is room for another application
     "spark.executor.cores": 1,
     "spark.executor.memory": "512m",
-    "spark.driver.extraJavaOptions": QUICK_JAVA,
-    "spark.executor.extraJavaOptions": QUICK_JAVA,
+    "spark.driver.extraJavaOptions": LITTLE_JAVA,
+    "spark.executor.extraJavaOptions": LITTLE_JAVA,
     "spark.log.level": "ERROR",
     "spark.ui.liveUpdate.period": "0ms",  # so that the number of running tasks is that of now, not of the last heartbeat
     "spark.speculation": True,
@@ -130,7 +134,11 @@ class SparkCluster:
         return self._process("org.apache.spark.deploy.worker.Worker", self.master, *options, *folder, host=host)
 
     def _process(self, *command: str, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
-        own = {"SPARK_LOCAL_IP": host, "SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK_JAVA}
+        own = {
+            "SPARK_LOCAL_IP": host,
+            "SPARK_DAEMON_MEMORY": "256m",
+            "SPARK_DAEMON_JAVA_OPTS": f"{LITTLE_JAVA} {QUICK_JAVA}",
+        }
         environment = {**os.environ, **own, "SPARK_HOME": str(SPARK_HOME)}
         with (self._folder / "cluster.log").open("ab") as log:
             return subprocess.Popen(

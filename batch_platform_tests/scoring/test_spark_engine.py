@@ -30,7 +30,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
 from batch_platform.features.parts import ReadPart, parts_of, stretches_of
 from batch_platform.features.spark import session as spark_sessions
-from batch_platform.features.spark.session import configuration, require_java, require_master, spark_session
+from batch_platform.features.spark.session import QUICK_JAVA, configuration, require_java, require_master, spark_session
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.engines import spark_task
 from batch_platform.scoring.engines.spark import SparkEngine
@@ -408,6 +408,26 @@ def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
             "true",
             "4",
         )
+
+
+def test_java_does_not_compile_for_long_where_it_only_passes_work_on(spark, monkeypatch):
+    def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch(
+            {"options": [os.environ["JDK_JAVA_OPTIONS"]]}
+        )  # which Python has from its executor's Java
+
+    declared = Spark.model_validate(spark.declared()["spark"])
+    with spark_session(declared, "small") as session:
+        driver = session._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()
+        assert QUICK_JAVA in [*driver]
+        executors = session.range(1).mapInArrow(java_options, "options string").collect()
+        assert {row.options for row in executors} == {QUICK_JAVA}
+    assert not [name for name in configuration(declared, "small", runs_sql=True) if "JAVA_OPTIONS" in name]
+    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xss2m")
+    with spark_sessions._environment(declared, runs_sql=False):
+        assert os.environ["JDK_JAVA_OPTIONS"] == f"{QUICK_JAVA} -Xss2m"
+    with spark_sessions._environment(declared, runs_sql=True):
+        assert os.environ["JDK_JAVA_OPTIONS"] == "-Xss2m"
 
 
 @pytest.mark.usefixtures("spark")

@@ -126,9 +126,9 @@ class SparkJobs:
 
 
 @contextmanager
-def spark_jobs(spark: Spark, pipeline: str) -> Generator[SparkJobs]:
-    """Jobs on the session of `spark_session`, which see for what it raises."""
-    with spark_session(spark, pipeline) as session:
+def spark_jobs(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> Generator[SparkJobs]:
+    """Jobs on the session of `spark_session`, which see for `runs_sql` and for what it raises."""
+    with spark_session(spark, pipeline, runs_sql=runs_sql) as session:
         context = session.sparkContext
         place = f", shown at {context.uiWebUrl} while it runs" if context.uiWebUrl else ""
         _log.info("%s: Spark application %s on %s%s.", pipeline, context.applicationId, context.master, place)

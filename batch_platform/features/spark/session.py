@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 JAVA_VERSIONS = (17, 21)
 LOOPBACK = "127.0.0.1"
 ANSWERS_WITHIN = 10  # seconds
+JAVA_OPTIONS = (
+    "JDK_JAVA_OPTIONS"  # variable that each `java` reads; what is given to it otherwise comes after, and so holds
+)
+QUICK_JAVA = (
+    "-XX:TieredStopAtLevel=1"  # of Java that only passes work on: its best code takes longer to compile than it saves
+)
 _JAVA_HINT = (
     "install openjdk-17-jdk-headless or openjdk-21-jdk-headless (Debian, Ubuntu), java-17-openjdk-devel (Fedora, RHEL), or set "
     "JAVA_HOME to such a JDK."
@@ -96,8 +102,10 @@ _lenders = list["Callable[[], SparkSession]"]()
 
 
 @contextmanager
-def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
+def spark_session(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> Generator["SparkSession"]:
     """A session on the declared master. One that is lent, or that the user has started on the same master, is used and left running.
+
+    With `runs_sql`, Java does the work: a session that is started then compiles to its best code, as Java does by itself.
 
     Raises:
         EngineError: Java is missing or does not fit, no master answers, or Spark does not start.
@@ -107,7 +115,7 @@ def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
         if _shared and is_stopped(_shared[0].session):
             _shared.pop().stop()
         if not _shared:
-            _shared.append(_lent(spark) or _running(spark, pipeline) or _started(spark, pipeline))
+            _shared.append(_lent(spark) or _running(spark, pipeline) or _started(spark, pipeline, runs_sql=runs_sql))
         shared = _shared[0]
         if not shared.serves(spark):
             msg = f"{pipeline}: this process runs another Spark session, on {shared.spark.master}; a process can have one."
@@ -151,13 +159,13 @@ def _running(spark: Spark, pipeline: str) -> _Shared | None:
     return _Shared(session, spark, is_borrowed=True)
 
 
-def _started(spark: Spark, pipeline: str) -> _Shared:
+def _started(spark: Spark, pipeline: str, *, runs_sql: bool) -> _Shared:
     require_java(os.environ)
     require_master(spark.master, pipeline)
     session_class, former = _session_class(), signal.getsignal(signal.SIGINT)
     try:
-        with _environment(spark):
-            session = _launched(session_class, configuration(spark, pipeline))
+        with _environment(spark, runs_sql=runs_sql):
+            session = _launched(session_class, configuration(spark, pipeline, runs_sql=runs_sql))
     except Exception as error:
         msg = f"{pipeline}: Spark did not start on {spark.master}: {shortest(error)}"
         hint = f"check engine.spark.master and engine.spark.conf; Spark's own log is {_log_file()}."
@@ -199,9 +207,11 @@ def _session_class() -> "type[SparkSession]":
     return SparkSession
 
 
-def configuration(spark: Spark, pipeline: str) -> dict[str, str]:
+def configuration(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> dict[str, str]:
     """The configuration of a session: what is declared, over what this package needs."""
     environment = {"PYTHONPATH": import_path(), "POLARS_MAX_THREADS": "1", **SHORT_WAITS}
+    if not runs_sql:
+        environment[JAVA_OPTIONS] = QUICK_JAVA
     ours = {
         "spark.master": spark.master,
         "spark.app.name": f"batch-platform {pipeline}",
@@ -279,12 +289,14 @@ def require_java(environment: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _environment(spark: Spark) -> Generator[None]:
+def _environment(spark: Spark, *, runs_sql: bool) -> Generator[None]:
     """The variables that Spark reads when it starts: executors run the interpreter that runs this, unless another one is declared."""
     python = spark.conf.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON") or sys.executable
     ours = {"PYSPARK_PYTHON": str(python)}
     if is_on_this_machine(spark.master):
         ours["SPARK_LOCAL_IP"] = LOOPBACK
+    if not runs_sql:
+        ours[JAVA_OPTIONS] = f"{QUICK_JAVA} {os.environ.get(JAVA_OPTIONS, '')}".rstrip()
     former = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
