@@ -39,7 +39,10 @@ def server(tmp_path_factory):
         "--artifacts-destination",
         str(folder / "files"),
     ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    without_jobs = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+    }  # six more processes, which registering has no use for
+    environment = {**os.environ, **without_jobs, "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
