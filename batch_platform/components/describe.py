@@ -217,6 +217,7 @@ def built(features: Built, file: Path) -> dict[str, Any]:
     }
     if features.findings:
         metadata["findings"] = "\n".join(features.findings)
+    metadata |= _engine_page(features.link)
     return metadata | ({"dagster/column_schema": table_schema(features.columns)} if features.columns else {})
 
 
@@ -288,13 +289,17 @@ def committed(partition: Committed) -> dict[str, Any]:
         "in_sample": run.in_sample,
         "skipped": partition.skipped,
         **({"engine": run.engine} if run.engine != LOCAL else {}),
-        **({"engine_page": dg.MetadataValue.url(partition.link)} if partition.link else {}),
+        **_engine_page(partition.link),
     }
     if partition.unseen:
         metadata["unknown_categories"] = dg.MetadataValue.md(listing(("column", "rows"), partition.unseen))
     if partition.ignored:
         metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in partition.ignored))
     return metadata | _scored_challengers(partition.challengers)
+
+
+def _engine_page(link: str) -> dict[str, Any]:
+    return {"engine_page": dg.MetadataValue.url(link)} if link else {}
 
 
 def _estimates(partition: Committed) -> dict[str, Any]:

@@ -257,6 +257,11 @@ class FeatureSession:
         self._read_last: Partition | None = None
         self._swept = False
 
+    @property
+    def engine_page(self) -> str:
+        """The address at which the engine of the SQL shows its work; empty for an engine without one."""
+        return "" if self._on_spark is None else self._on_spark.page
+
     def write(self, partition: Partition, folder: Path) -> FeatureFile:
         """Write the features of a partition to a complete file in a folder, named after its bytes, or raise.
 

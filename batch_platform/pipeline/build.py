@@ -25,6 +25,7 @@ class Built:
     skipped: bool  # it was up to date
     columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty if skipped
     findings: tuple[str, ...] = ()  # what is odd about its sources and no reason to fail
+    link: str = ""  # page on which the engine of the SQL shows its work as long as it lasts
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,4 @@ class FeatureStep:
             fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
         )
         findings = tuple(session.rows_outside(partition))
-        return Built(partition, build, skipped=False, columns=file.columns, findings=findings)
+        return Built(partition, build, skipped=False, columns=file.columns, findings=findings, link=session.engine_page)

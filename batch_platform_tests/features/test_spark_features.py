@@ -515,6 +515,10 @@ def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(sp
     with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
         events = instance.all_logs(next(iter(instance.get_runs(limit=1))).run_id)
     assert sum("small: Spark application app-" in event.user_message for event in events) == 2  # features, predictions
+    steps = [event.dagster_event for event in events if event.dagster_event]
+    made = [step.step_materialization_data.materialization for step in steps if step.is_step_materialization]
+    (metadata,) = [built.metadata for built in made if "sha256" in built.metadata]
+    assert metadata["engine_page"].value.startswith("http://127.0.0.1:")
     after = published(project, built)
     assert [row[:2] for row in after] == [row[:2] for row in files]
     assert len({version for *_, version in after}) == 2

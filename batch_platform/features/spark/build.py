@@ -65,6 +65,11 @@ class SparkFeatures:
         """Release the session, which ends with its last user."""
         self._open.close()
 
+    @property
+    def page(self) -> str:
+        """The address at which Spark shows its jobs; empty before the first."""
+        return "" if self._started is None else self._started.page
+
     @contextmanager
     def batches(self, partition: Partition, connect: Connect) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
         """The rows of a partition in the order of the key, and their columns.

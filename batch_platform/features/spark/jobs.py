@@ -60,6 +60,11 @@ class SparkJobs:
         self.master = session.sparkContext.master or ""  # a session that is lent has a master of its own
         self._running, self._next_line = dict[str, SparkJob](), 0.0
 
+    @property
+    def page(self) -> str:
+        """The address at which Spark shows its jobs while it runs; empty without one."""
+        return self.session.sparkContext.uiWebUrl or ""
+
     def run(self, job: SparkJob, action: Callable[[], Result]) -> Result:
         """Call Spark as a job, on the thread that waits for it; raises one of `spark_errors`."""
         self._running[job.group] = job
@@ -109,8 +114,7 @@ class SparkJobs:
             job.watch(done, tasks)
         if tasks and (now := monotonic()) >= self._next_line:
             self._next_line = now + SECONDS_BETWEEN_LINES
-            active = sum(stage.numActiveTasks for stage in stages)
-            _log.info("%s: %d of %d tasks done, %d running.", job.shown, done, tasks, active)
+            _log.info("%s: %d of %d tasks done.", job.shown, done, tasks)
         if self.master.startswith("local") or executors_of(self.session):
             job.waiting_since = None
         elif job.waiting_since is None:
@@ -129,10 +133,10 @@ class SparkJobs:
 def spark_jobs(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> Generator[SparkJobs]:
     """Jobs on the session of `spark_session`, which see for `runs_sql` and for what it raises."""
     with spark_session(spark, pipeline, runs_sql=runs_sql) as session:
-        context = session.sparkContext
-        place = f", shown at {context.uiWebUrl} while it runs" if context.uiWebUrl else ""
-        _log.info("%s: Spark application %s on %s%s.", pipeline, context.applicationId, context.master, place)
-        yield SparkJobs(session, spark)
+        jobs = SparkJobs(session, spark)
+        place = f", shown at {jobs.page} while it runs" if jobs.page else ""
+        _log.info("%s: Spark application %s on %s%s.", pipeline, session.sparkContext.applicationId, jobs.master, place)
+        yield jobs
 
 
 @dataclass(frozen=True)

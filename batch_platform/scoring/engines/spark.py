@@ -195,7 +195,6 @@ class SparkEngine:
         by_order: dict[int, list[Summary]] = {}
         for task, summary in zip(job.tasks, summaries, strict=True):
             by_order.setdefault(task.order, []).append(summary)
-        page = self._session.sparkContext.uiWebUrl or ""
         for position, order in enumerate(job.orders):
             try:
                 staged = self.whole(job, order, by_order.pop(position))
@@ -206,7 +205,7 @@ class SparkEngine:
             self._clear(order.partition, staged.files)
             if len(job.orders) > 1 or len(job.tasks) == 1:
                 self._watch(order.partition, staged.counts.rows_in, order.rows)
-            yield replace(staged, link=page)
+            yield replace(staged, link=self._spark_jobs.page)
 
     def whole(self, job: Job, order: ScoringOrder, summaries: Sequence[Summary]) -> Staged:
         """Merge what the tasks of a partition have done, once it is certain that it belongs together."""
