@@ -187,7 +187,7 @@ def _train_all(
     with pipeline.setting_apart("model", stamp, len(due)) as apart:
         for period, config in due:
             with apart.attempt(period.key):
-                _train(wiring, pipeline, period, stamp_of(context.run.run_id), config, log)
+                _train(wiring, pipeline, period, stamp, config, log)
 
 
 def _train(  # noqa: PLR0913 - a serving period, and what all of them share
