@@ -12,7 +12,7 @@ of Opportunity in Supervised Learning, 2016).
 
 import numpy as np
 
-from batch_platform.monitoring.outcomes import Floats, Outcomes, Weighted, unweighted
+from batch_platform.monitoring.outcomes import Floats, Outcomes, Weighted, columns, total, unweighted
 
 CELLS = 10  # of equal width, in which calibration is measured
 
@@ -106,7 +106,7 @@ def weighted_calibration_error(outcomes: Outcomes) -> Weighted:
     parts = [(rows, score[rows] - positive[rows]) for at in range(CELLS) if len(rows := np.flatnonzero(cells == at))]
 
     def value(weights: Floats) -> Floats:
-        return sum(np.abs(weights[..., rows] @ differences) for rows, differences in parts) / weights.sum(axis=-1)
+        return sum(np.abs(columns(weights, rows) @ differences) for rows, differences in parts) / total(weights)
 
     return value
 

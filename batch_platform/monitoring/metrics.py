@@ -28,6 +28,8 @@ from batch_platform.monitoring.outcomes import (
     Outcomes,
     Ranked,
     Weighted,
+    columns,
+    total,
     unweighted,
 )
 
@@ -196,7 +198,7 @@ def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[
 
     def prepare(outcomes: Outcomes) -> Weighted:
         values = row_values(outcomes).astype(np.float64)
-        return lambda weights: weights @ values / weights.sum(axis=-1)
+        return lambda weights: weights @ values / total(weights)
 
     return prepare
 
@@ -260,9 +262,10 @@ def _ks(outcomes: Outcomes) -> float | None:
 
 def _weighted_ks(outcomes: Outcomes) -> Weighted:
     def value(weights: Floats) -> Floats:
-        at = outcomes.ranked.counted(weights)
-        passed = at.held - at.found
-        return np.abs(at.found / at.found[..., -1:] - passed / passed[..., -1:]).max(axis=-1)
+        at, turns = outcomes.ranked.counted(weights), outcomes.ranked.turns
+        found = columns(at.found, turns)
+        passed = columns(at.held, turns) - found
+        return np.abs(found / found[..., -1:] - passed / passed[..., -1:]).max(axis=-1)
 
     return value
 
@@ -312,7 +315,7 @@ def _rmse(outcomes: Outcomes) -> float:
 
 def _weighted_rmse(outcomes: Outcomes) -> Weighted:
     squares = (outcomes.labels - outcomes.predicted) ** 2
-    return lambda weights: np.sqrt(weights @ squares / weights.sum(axis=-1))
+    return lambda weights: np.sqrt(weights @ squares / total(weights))
 
 
 def _r2(outcomes: Outcomes) -> float | None:
@@ -330,9 +333,9 @@ def _weighted_r2(outcomes: Outcomes) -> Weighted:
     floor = _ROUNDING * float(centred @ centred)  # below it, all truths of a draw are equal
 
     def value(weights: Floats) -> Floats:
-        total = weights.sum(axis=-1)
-        mean = weights @ truth / total
-        distance = np.maximum(weights @ centred**2 - total * (mean - truth.mean()) ** 2, 0)
+        all_rows = total(weights)
+        mean = weights @ truth / all_rows
+        distance = np.maximum(weights @ centred**2 - all_rows * (mean - truth.mean()) ** 2, 0)
         return 1 - (weights @ squares) / np.where(distance > floor, distance, np.nan)
 
     return value

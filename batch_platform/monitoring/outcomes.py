@@ -119,19 +119,38 @@ class Ranked:
         """Rank rows; `positive` and `score` are of each row [n]."""
         self._order = np.argsort(-score, kind="stable")
         ranked = score[self._order]
-        self._starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-        self._positive = positive[self._order].astype(np.float64)
+        self._ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # last row with each distinct score
+        self._positives = self._order[positive[self._order]]
+        self._reached = np.cumsum(positive[self._order])[self._ends]  # number of these with at least each score
         self._last: tuple[Floats, Counted] | None = None  # several metrics ask for the same weights in turn
 
     def counted(self, weights: Floats) -> Counted:
-        """The weights at each distinct score, given those of rows [..., n]."""
+        """The weights at each distinct score, given those of rows [..., n], which are whole numbers."""
         if self._last is None or self._last[0] is not weights:
-            rows = weights[..., self._order]
-            hits = rows * self._positive
-            if len(self._starts) < len(self._order):
-                hits, rows = (np.add.reduceat(part, self._starts, axis=-1) for part in (hits, rows))
-            self._last = weights, Counted(hits, rows, np.cumsum(hits, axis=-1), np.cumsum(rows, axis=-1))
+            positives = np.cumsum(columns(weights, self._positives), axis=-1).T
+            none = np.zeros((1, *positives.shape[1:]))
+            found = columns(np.concatenate([none, positives]).T, self._reached)
+            held = np.cumsum(columns(weights, self._order), axis=-1)
+            if len(self._ends) < len(self._order):  # each draw in one piece, of which sums are quicker
+                found, held = np.ascontiguousarray(found), np.ascontiguousarray(columns(held, self._ends))
+            self._last = weights, Counted(np.diff(found, prepend=0.0), np.diff(held, prepend=0.0), found, held)
         return self._last[1]
+
+    @cached_property
+    def turns(self) -> NDArray[np.int64]:
+        """The distinct scores of the positive rows, those before them, and the last one: only there can found over held turn."""
+        at_positives = np.flatnonzero(np.diff(self._reached, prepend=0))
+        return np.unique(np.r_[np.maximum(at_positives - 1, 0), at_positives, len(self._ends) - 1])
+
+
+def columns(values: Floats, chosen: NDArray[Any]) -> Floats:
+    """Some columns [..., n], row by row: where the values lie in memory row by row too, three times as quick as an index."""
+    return np.take(values.T, chosen, axis=0).T if values.T.flags.c_contiguous else values[..., chosen]
+
+
+def total(weights: Floats) -> Floats:
+    """The sum of weights [..., n], which are whole numbers: several times as quick as NumPy's sum."""
+    return weights @ np.ones(weights.shape[-1])
 
 
 def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
