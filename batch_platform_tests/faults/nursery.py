@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import Any, Self
 
 import numpy as np
+from threadpoolctl import get_cached_controller
 
 from batch_platform_tests.small_pipeline import FEATURES_SQL, LABELS_SQL
 
@@ -31,6 +32,7 @@ IMPORTED = (
     "sklearn.ensemble",
     "sklearn.metrics",
     "batch_platform.features.lineage.rows",
+    "encodings.cp437",  # in which a bundle's archive names its files
     VICTIMS,
     STORM,
 )
@@ -161,12 +163,14 @@ def compile_trees() -> None:
     """Load the compiled code that evaluates the trees of the small pipeline's model, here by means of a single leaf."""
     from batch_platform.models.forest.arrays import flatten
     from batch_platform.models.forest.ensembles import Constant, Ensemble, Tree
+    from batch_platform.models.forest.kernels import exponentials
 
     none, leaf = np.zeros(1, np.int64), np.full(1, -1)
     sets = np.zeros((0, 256), np.bool_)
     tree = Tree(none, np.zeros(1), leaf, leaf, np.zeros(1, np.bool_), np.zeros((1, 1)), leaf, sets)
     refused = np.zeros(1, np.bool_)
     flatten(Ensemble(1, [tree], Constant(np.zeros(1)), lambda sums: sums, False, False, refused)).prepare()
+    exponentials(np.zeros((1, 1)))  # of its probabilities
 
 
 def parse_queries() -> None:
@@ -182,6 +186,7 @@ def main() -> None:
         import_module(module)
     compile_trees()
     parse_queries()
+    get_cached_controller()  # looks for the numeric libraries in all that is loaded, once for every child
     mark("ready")
     for line in iter(sys.stdin.readline, ""):
         if line.startswith("bury "):

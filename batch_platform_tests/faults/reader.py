@@ -16,7 +16,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.invariants import Held, published
 from batch_platform_tests.warm import WarmCommand
 
-PAUSE_SECONDS = 0.005  # between two checks whether the copy is another one
+PAUSE_SECONDS = 0.02  # between two checks whether the copy is another one
 PATIENCE_SECONDS = 0.5  # after which it looks at a copy that is still the same
 
 
