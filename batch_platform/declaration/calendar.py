@@ -119,7 +119,9 @@ class Calendar:
     def named(self, key: str) -> Partition:
         """The partition with a key, past or future; raises WrongUseError if there is none."""
         partition = self._by_key.get(key) or self._parsed(key)
-        if partition is None:
+        if partition is not None:
+            self._by_key[key] = partition  # of each key that is recorded, every look at the state asks again
+        else:
             first = self._key(self.first_start)
             msg = f"{key!r} is not the key of a partition: {self.every} partitions have keys like {first!r}."
             raise WrongUseError(msg)

@@ -42,8 +42,8 @@ class Query:
         self.pipeline, self.path = pipeline, (path := folder / name)
         self.timeout, self.limit = timeout, TimeLimit(timeout.nominal if timeout else None)
         self.text = read_sql(pipeline, folder, name)
-        with explained(self):
-            statements = duckdb.extract_statements(self.text)
+        with explained(self), in_memory() as con:
+            statements = con.extract_statements(self.text)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             types = listed(statement.type.name for statement in statements) or "nothing"
             msg = f"{pipeline}: {path} must be one SELECT; it holds {types}."

@@ -176,7 +176,7 @@ class Warehouse:
             IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
         """
         with self.transaction() as con:
-            standing = read_latest(con, ScoreRun, pipeline)
+            standing = read_latest(con, ScoreRun, pipeline, [scores.run.partition_key for scores in staged])
             settled = {scores.run.partition_key for scores in staged if _is_settled(scores, standing)}
             new = [scores for scores in staged if scores.run.partition_key not in settled]
             for scores in new:

@@ -15,7 +15,6 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import duckdb
-import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
@@ -243,6 +242,8 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
 
 def create_table(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type, *first: str) -> None:
     """Create a described table with a column for each field of a record, unless it is there; `first` as for its columns."""
+    if has_table(con, schema, table):  # takes an eighth of the time of the statements below
+        return
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
     columns = ", ".join(column_definitions(record, *first))
     con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(schema)}.{quoted(table)} ({columns})")
@@ -288,9 +289,11 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
 
     Raises WarehouseError if a later version of the project wrote the file.
     """
-    if not OLDEST_FORMAT <= _format(con) < FORMAT:
-        require_format(con, file)
+    version = _format(con)
+    if version == FORMAT:
         return
+    if not OLDEST_FORMAT <= version < FORMAT:
+        require_format(con, file)
     with transaction(con):
         for record, table in _TABLES.items():
             create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
@@ -299,6 +302,7 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
                 default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
                 definition = f"{column.name} {_sql_type(column.type)}{default}"
                 con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.{table} ADD COLUMN {definition}")
+            write_comments(con, LEDGERS_SCHEMA, table)
         con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
         note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
@@ -449,10 +453,9 @@ def insert(
     """Insert rows of the same columns into a table, by name."""
     if not rows:
         return
-    # Through polars, since Arrow's own way imports pandas if it is installed.
-    con.register("new_rows", pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow())
-    con.execute(f"INSERT INTO {quoted(schema)}.{table} BY NAME FROM new_rows")
-    con.unregister("new_rows")
+    values = {column: [row[column] for row in rows] for column in rows[0]}
+    columns = ", ".join(f"unnest(${column}) AS {quoted(column)}" for column in values)
+    con.execute(f"INSERT INTO {quoted(schema)}.{table} BY NAME SELECT {columns}", values)
 
 
 def as_record(record: type[Record], *rows: object, **own: object) -> Record:

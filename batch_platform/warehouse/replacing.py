@@ -7,7 +7,7 @@ import duckdb
 
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.sql import folded, quoted
+from batch_platform.warehouse.sql import folded, has_table, quoted
 
 NO_TYPE = '"NULL"'  # type of a column without any value, which fits every type
 
@@ -71,18 +71,22 @@ def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the ro
     Raises:
         DataError: Values do not fit the type of the table's column without loss.
     """
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
     name, everywhere = (f"{quoted(schema)}.{quoted(named)}" for named in (table, read_in or table))
-    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {rows} LIMIT 0", values)
+    changed = not has_table(con, schema, table)
+    if changed:
+        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+        con.execute(f"CREATE TABLE {name} AS FROM {rows} LIMIT 0", values)
     present = {folded(column): (column, dtype) for column, dtype, *_ in con.execute(f"DESCRIBE {name}").fetchall()}
     lossy: dict[str, str] = {}  # columns whose values do not fit, and a partition with such a value
     for column, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall():
         if folded(column) not in present:
             con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
+            changed = True
             continue
         spelling, table_dtype = present[folded(column)]
         if spelling != column:
             con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(spelling)} TO {quoted(column)}")
+            changed = True
         if dtype in (table_dtype, NO_TYPE):
             continue
         if not con.execute(f"SELECT 1 FROM {everywhere} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
@@ -94,7 +98,8 @@ def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the ro
     if lossy:
         msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{read_in or table}: {listed(lossy)}; nothing is changed."
         raise DataError(msg, hint="cast the column in the features to the type that the table has.")
-    write_comments(con, schema, table)
+    if changed:
+        write_comments(con, schema, table)
 
 
 def _changes(column: str, old: str, new: str) -> str:

@@ -1,6 +1,7 @@
 """Which rows of a source a query can read for a partition, found in its text: by which time, and how far back."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import sqlglot
 from sqlglot import exp
@@ -12,6 +13,7 @@ from batch_platform.features.lineage.records import RowsRead
 _START, _END = "partition_start", "partition_end"
 
 
+@lru_cache(maxsize=256)
 def rows_read(sql: str, source: str, dialect: str = DUCKDB) -> RowsRead:
     """The rows of a source that one SELECT can read, by a time in DuckDB's dialect; all that is not certain may matter."""
     try:
