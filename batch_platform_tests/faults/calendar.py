@@ -13,10 +13,10 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.warehouse.ledger import EvaluationRun
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {
@@ -45,7 +45,8 @@ def built(folder: Path, zone: str, every: str, start: str, count: int) -> tuple[
         features_sql="SELECT id, ts FROM events WHERE ts >= $partition_start AND ts < $partition_end",
     )
     calendar = pipeline.spec.partitions.calendar
-    partitions = calendar.due(calendar.first_start + timedelta(days=40 * count))[:count]
+    spanned = timedelta(hours=count) if every == "hour" else timedelta(days=40 * count)
+    partitions = calendar.due(calendar.first_start + spanned)[:count]
     first, last = partitions[0].start, partitions[-1].end
     step = timedelta(minutes=7) if every != "month" else timedelta(hours=5)
     ticks = pl.datetime_range(
@@ -61,8 +62,9 @@ def built(folder: Path, zone: str, every: str, start: str, count: int) -> tuple[
     source = pl.DataFrame({"id": range(len(moments)), "ts": moments})
     source.write_parquet(pipeline.folder / "events.parquet")
     list(pipeline.build_features(partitions, STAMP, force=True))
+    builds = pipeline.warehouse.latest(FeatureBuild, pipeline.spec.name)
     frames = [
-        pl.read_parquet(feature_file(pipeline, partition.key)).with_columns(key=pl.lit(partition.key))
+        pl.read_parquet(pipeline.history.file(builds[partition.key])).with_columns(key=pl.lit(partition.key))
         for partition in partitions
     ]
     inside = source.filter((pl.col("ts") >= first) & (pl.col("ts") < last))
