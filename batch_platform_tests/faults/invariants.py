@@ -25,13 +25,16 @@ _of_thread = local()  # its instance of DuckDB, which lives on: to make one take
 
 LOOK = """
 WITH predictions AS (
-    SELECT partition_key, list(DISTINCT run_id) AS runs, list(DISTINCT model_version) AS models, count(*) AS n,
+    SELECT partition_key, list_distinct(list(coalesce(run_id, ''))) AS runs,
+        list_distinct(list(coalesce(model_version, ''))) AS models, count(*) AS n,
         sum(hash(p)) AS exact, sum(hash({{'id': id, 'shop': shop, 'score': score, 'prediction': prediction}})) AS content
     FROM {schema}.predictions p GROUP BY ALL),
-rejected AS (SELECT partition_key, list(DISTINCT run_id) AS runs, count(*) AS n FROM {schema}.rejected_rows GROUP BY ALL),
+rejected AS (
+    SELECT partition_key, list_distinct(list(coalesce(run_id, ''))) AS runs, count(*) AS n
+    FROM {schema}.rejected_rows GROUP BY ALL),
 ledger AS (
-    FROM batch_platform.score_runs WHERE pipeline = '{schema}'
-    QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1)
+    FROM batch_platform.score_runs WHERE pipeline = '{schema}' AND seq IN (
+        SELECT max(seq) FROM batch_platform.score_runs WHERE pipeline = '{schema}' GROUP BY partition_key))
 SELECT partition_key, ledger.seq, ledger.run_id, ledger.model_version, ledger.input_hash,
     ledger.rows_in, ledger.rows_scored, ledger.rows_rejected,
     coalesce(predictions.n, 0), coalesce(rejected.n, 0),
