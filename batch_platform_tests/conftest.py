@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import scipy.special
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -25,6 +26,8 @@ from batch_platform_tests.dagster_project import (
 if TYPE_CHECKING:
     from batch_platform_tests.spark_cluster import SparkCluster
 
+# Before Dagster: to name SciPy's functions, skops searches all modules imported before them, which takes 2 s of CPU.
+IMPORTED_FIRST = scipy.special
 WRITES_NO_BYTECODE = sys.dont_write_bytecode
 sys.dont_write_bytecode = (
     False  # while tests are collected: rewriting their assertions takes each process 5 to 10 s of CPU

@@ -40,6 +40,7 @@ from batch_platform_tests.faults.nursery import compile_trees, parse_queries
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 DAGSTER = str(Path(sys.executable).with_name("dagster"))
 IMPORTED = (
+    "scipy.special",  # to name its functions, skops searches all modules imported before it
     *(f"{cli.__name__}.{module.name}" for module in pkgutil.iter_modules(cli.__path__)),
     "batch_platform.components",
     "batch_platform.pipeline.pipeline",
