@@ -77,7 +77,7 @@ class Ui:
             assert self.process.poll() is None, self.log.read_text()
             if (seen := look()) is not None:
                 return seen
-            time.sleep(0.5)
+            time.sleep(1)  # a look takes processor time that the processes lack
         pytest.fail(f"waited {PATIENCE:.0f} s in vain\n{self.log.read_text()[-5000:]}")
 
     def published(self, query: str) -> list[tuple[Any, ...]]:
