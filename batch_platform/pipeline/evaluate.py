@@ -273,9 +273,11 @@ class _Evaluation:
     ) -> Iterator[tuple[str, str | None, str, float]]:
         """The metrics that are estimated too, of each segment of a partition."""
         key, spec = list(scored.key), self.history.spec
+        if not spec.monitoring.segments or not scored.labelled.height:
+            return
         stored = {name for name, _ in table_columns(self.con, spec.name, PREDICTIONS.view)}
         columns = [name for name in spec.monitoring.segments if name in stored]
-        if not columns or not scored.labelled.height:
+        if not columns:
             return
         outcomes = labelled_outcomes(scored)
         wanted = ", ".join(map(quoted, dict.fromkeys([*key, *columns])))
