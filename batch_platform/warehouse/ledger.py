@@ -302,7 +302,9 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
                 default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
                 definition = f"{column.name} {_sql_type(column.type)}{default}"
                 con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.{table} ADD COLUMN {definition}")
-            write_comments(con, LEDGERS_SCHEMA, table)
+        query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
+        for schema, table in con.execute(query).fetchall():
+            write_comments(con, schema, table)
         con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
         note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
