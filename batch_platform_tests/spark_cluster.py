@@ -19,9 +19,7 @@ import pyspark
 from batch_platform.features.spark.session import QUICK_JAVA
 
 SPARK_HOME = Path(pyspark.__file__).parent
-LITTLE_JAVA = (
-    "-XX:+UseSerialGC"  # without threads of its own that collect garbage; sessions add what makes it compile quickly
-)
+LITTLE_JAVA = "-XX:+UseSerialGC"  # without threads for garbage alone; that it compiles quickly is up to the sessions
 WORKERS = 2
 CONF: dict[str, Any] = {
     "spark.cores.max": 2,  # of four, so that there is room for another application

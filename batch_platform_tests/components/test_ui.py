@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -521,8 +521,13 @@ DESCRIPTION = "query ($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {.
 
 def test_webserver_and_daemon_share_one_server_of_code_that_a_reload_reaches(ui):
     def servers() -> list[int]:
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in session_of(ui.process.pid)}
-        return [pid for pid, words in commands.items() if b"api" in words and b"grpc" in words]
+        pids = list[int]()
+        for pid in session_of(ui.process.pid):
+            with suppress(FileNotFoundError):  # it has just ended
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if b"api" in words and b"grpc" in words:
+                    pids.append(pid)
+        return pids
 
     (before,) = servers()
     file = pipeline_folder(ui.home.parent) / "defs.yaml"

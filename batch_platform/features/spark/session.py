@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 JAVA_VERSIONS = (17, 21)
 LOOPBACK = "127.0.0.1"
 ANSWERS_WITHIN = 10  # seconds
-JAVA_OPTIONS = (
-    "JDK_JAVA_OPTIONS"  # variable that each `java` reads; what is given to it otherwise comes after, and so holds
-)
-QUICK_JAVA = (
-    "-XX:TieredStopAtLevel=1"  # of Java that only passes work on: its best code takes longer to compile than it saves
-)
+# Variable that each `java` reads; an option that it is given otherwise comes after these, and holds.
+JAVA_OPTIONS = "JDK_JAVA_OPTIONS"
+# For Java that only passes work on: to compile its best code takes longer than that code saves.
+QUICK_JAVA = "-XX:TieredStopAtLevel=1"
 _JAVA_HINT = (
     "install openjdk-17-jdk-headless or openjdk-21-jdk-headless (Debian, Ubuntu), java-17-openjdk-devel (Fedora, RHEL), or set "
     "JAVA_HOME to such a JDK."
