@@ -101,8 +101,8 @@ def measure(options: Options) -> Iterator[Result]:
     with spark_cluster(options.folder / "cluster", cores=CORES, memory=MEMORY) as cluster:
         with ExitStack() as stack:
             drivers = {
-                contender: stack.enter_context(_driver(cluster.master, workers, options.folder))
-                for contender, workers in ((OURS, 2), (PLAIN, 2), (ON_ONE_WORKER, 1))
+                contender: stack.enter_context(_driver(cluster.master, options.folder, *work))
+                for contender, work in ((OURS, ["2"]), (PLAIN, ["2", "plain"]), (ON_ONE_WORKER, ["1"]))
             }
             for job in prepared:
                 contenders = {
@@ -162,17 +162,17 @@ def _memory(job: Prepared, master: str, copies: int, folder: Path) -> Result:
     """Let a new driver score all partitions so many times."""
     output = folder / "scores"
     output.mkdir()
-    with _driver(master, 2, folder) as driver:
+    with _driver(master, folder, "2") as driver:
         answer = driver.answer(job.request(output, copies=copies))
     shutil.rmtree(output)
     return Result(DRIVER, OURS, answer.seconds, copies * job.rows, answer.python_mib + answer.java_mib)
 
 
 @contextmanager
-def _driver(master: str, workers: int, folder: Path) -> Iterator[Driver]:
-    """A driver that has its executors, one on each worker."""
+def _driver(master: str, folder: Path, *work: str) -> Iterator[Driver]:
+    """A driver that has its executors, one on each worker; `work` is the number of workers, and `plain` for plain Spark code."""
     errors = folder / "driver.log"
-    command = [sys.executable, "-m", "batch_platform_tests.benchmarks.spark_work", master, str(workers)]
+    command = [sys.executable, "-m", "batch_platform_tests.benchmarks.spark_work", master, *work]
     variables = inherited() | {"PYTHONPATH": str(ROOT)}
     with (
         errors.open("ab") as log,

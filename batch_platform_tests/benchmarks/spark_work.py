@@ -1,7 +1,8 @@
 """A driver of Spark that scores feature files by the Spark engine or by plain Spark code, as often as it is asked to.
 
-    python -m batch_platform_tests.benchmarks.spark_work MASTER WORKERS
+    python -m batch_platform_tests.benchmarks.spark_work MASTER WORKERS [plain]
 
+With `plain`, Java compiles as it does by itself: it reads and writes the files of plain Spark code.
 Reads one `Request` a line, as JSON, and answers each with an `Answer`. The first answer comes when the executors are there, so that
 no measurement holds their start.
 """
@@ -137,10 +138,10 @@ def resident_mib(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:")), 0.0)
 
 
-def main(master: str, workers: str) -> None:
+def main(master: str, workers: str, *plain: str) -> None:
     """Answer the requests on standard input until it ends."""
     spark = Spark(master=master, conf=CONF | {"spark.cores.max": int(workers)})
-    with spark_session(spark, "benchmark") as session:
+    with spark_session(spark, "benchmark", runs_sql=bool(plain)) as session:
         while executors_of(session) < int(workers):
             time.sleep(0.1)
         print(json.dumps(asdict(Answer())), flush=True)
