@@ -119,9 +119,7 @@ class Calendar:
     def named(self, key: str) -> Partition:
         """The partition with a key, past or future; raises WrongUseError if there is none."""
         partition = self._by_key.get(key) or self._parsed(key)
-        if partition is not None:
-            self._by_key[key] = partition  # of each key that is recorded, every look at the state asks again
-        else:
+        if partition is None:
             first = self._key(self.first_start)
             msg = f"{key!r} is not the key of a partition: {self.every} partitions have keys like {first!r}."
             raise WrongUseError(msg)
@@ -131,6 +129,7 @@ class Calendar:
         if self.last_end is not None and partition.start >= self.last_end:
             msg = f"Partition {key!r} lies at or after the end of the partitions, {self.end}."
             raise WrongUseError(msg, hint="partitions.end sets where the partitions end.")
+        self._by_key[key] = partition  # each look at the state asks for every recorded key
         return partition
 
     def holding(self, instant: datetime) -> Partition | None:

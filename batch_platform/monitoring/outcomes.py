@@ -138,7 +138,10 @@ class Ranked:
 
     @cached_property
     def turns(self) -> NDArray[np.int64]:
-        """The distinct scores of the positive rows, those before them, and the last one: only there can found over held turn."""
+        """Where the shares of positive and negative rows found so far can be furthest apart, as positions of distinct scores.
+
+        Those are the scores of positive rows, each one before them, and the last: between them only one share grows.
+        """
         at_positives = np.flatnonzero(np.diff(self._reached, prepend=0))
         return np.unique(np.r_[np.maximum(at_positives - 1, 0), at_positives, len(self._ends) - 1])
 

@@ -39,10 +39,9 @@ def server(tmp_path_factory):
         "--artifacts-destination",
         str(folder / "files"),
     ]
-    without_jobs = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
-    }  # six more processes, which registering has no use for
-    environment = {**os.environ, **without_jobs, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # Jobs would be six more processes, which a registry does not need.
+    switched_off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**os.environ, **switched_off}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"

@@ -411,9 +411,8 @@ def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
 
 def test_java_does_not_compile_for_long_where_it_only_passes_work_on(spark, monkeypatch):
     def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield pa.record_batch(
-            {"options": [os.environ["JDK_JAVA_OPTIONS"]]}
-        )  # which Python has from its executor's Java
+        inherited = os.environ["JDK_JAVA_OPTIONS"]  # from the executor's Java
+        yield pa.record_batch({"options": [inherited]})
 
     declared = Spark.model_validate(spark.declared()["spark"])
     with spark_session(declared, "small") as session:
