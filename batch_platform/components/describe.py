@@ -20,7 +20,8 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.errors import MOST_LISTED, counted
 from batch_platform.declaration.redaction import redact, redacted
-from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
+from batch_platform.features.sources.kind import SourceState
+from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES

@@ -8,9 +8,11 @@ import dagster as dg
 
 from batch_platform.components import describe, lineage
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, observed_version_tags
+from batch_platform.components.events import cluster_heard
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError
+from batch_platform.features.sources.opening import SOURCE_KINDS
 
 
 def source_asset(wiring: Wiring, name: str) -> dg.AssetsDefinition:
@@ -19,6 +21,7 @@ def source_asset(wiring: Wiring, name: str) -> dg.AssetsDefinition:
 
     @dg.multi_observable_source_asset(
         name=key.to_python_identifier(),
+        required_resource_keys=wiring.resource_keys if SOURCE_KINDS[source.kind].only_on_spark else None,
         specs=[
             dg.AssetSpec(
                 key,
@@ -32,7 +35,7 @@ def source_asset(wiring: Wiring, name: str) -> dg.AssetsDefinition:
         partitions_def=wiring.partitions if source.by_partition else None,
     )
     def observe(context: dg.AssetExecutionContext) -> dg.ObserveResult:
-        with clear_failures():
+        with clear_failures(), cluster_heard(context, wiring):
             if source.by_partition:
                 _observe_partitions(context, wiring, name)
             else:
@@ -43,11 +46,11 @@ def source_asset(wiring: Wiring, name: str) -> dg.AssetsDefinition:
 
 
 def _observe_whole(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
-    calendar, sources = wiring.spec.partitions.calendar, wiring.pipeline().builder.sources
+    calendar, builder = wiring.spec.partitions.calendar, wiring.pipeline().builder
     due = calendar.due(now())
     newest = due[-1] if due else calendar.holding(calendar.first_start)
-    state = sources.state(name, newest)
-    version = state.version if newest is None else sources.version(name, newest)
+    state = builder.source_state(name, newest)
+    version = state.version if newest is None else builder.sources.version(name, newest)
     _log_observed(context, wiring, name, None, version, describe.source_state(state, by_partition=False))
 
 
@@ -105,7 +108,7 @@ def _source_metadata(
         return {key: value for key, value in last.metadata.items() if key != dropped}
     if not kind.counts_quickly:
         return {}
-    return describe.source_state(wiring.pipeline().builder.sources.state(name, partition), by_partition=False)
+    return describe.source_state(wiring.pipeline().builder.source_state(name, partition), by_partition=False)
 
 
 def _log_observed(  # noqa: PLR0913 - what makes up an observation

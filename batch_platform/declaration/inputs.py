@@ -25,7 +25,7 @@ from batch_platform.declaration.notation import (
 )
 
 SOURCE_KEYS: dict[str, type] = {
-    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta"), str),
+    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
     "asset": str,  # beside another kind: who writes what is read there
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
@@ -176,6 +176,13 @@ class Source(Block):
         description="Version of the Delta table that is always read. Left out: the newest one.",
         examples=[12],
     )
+    spark_table: str | None = Field(
+        default=None,
+        pattern=r"^[^.`{}]+(\.[^.`{}]+)*$",
+        description="Table of the catalog of `engine.spark`, with or without the names of its catalog and its database. Only "
+        "`features.spark_sql` reads it.",
+        examples=["sales.orders"],
+    )
     number_rows: bool = Field(
         default=False,
         description="Whether Parquet, CSV and JSON files get the columns `file` (below the folder of all files) and "
@@ -248,8 +255,9 @@ class Source(Block):
         if self.delimiter is not None and self.delimiter == self.decimal:
             msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)
-        if self.late is not None and (self.kind == "python" or self.by_partition):
-            what = "a function" if self.kind == "python" else "files that belong to one partition each"
+        unseen = {"python": "a function", "spark_table": "a table of Spark's catalog"}
+        if self.late is not None and (self.kind in unseen or self.by_partition):
+            what = unseen.get(self.kind, "files that belong to one partition each")
             msg = f"'late' is about files of many partitions, but the source is {what}"
             raise ValueError(msg)
         return self

@@ -507,6 +507,11 @@ class PipelineSpec(Block):
             msg = "features.spark_sql runs on the cluster that `engine: {spark: {master: …}}` declares, "
             msg += f"and this pipeline declares the engine {self.engine.name!r}"
             raise ValueError(msg)
+        on_spark = [name for name, source in self.sources.items() if source.kind == "spark_table"]
+        if on_spark and self.features.spark_sql is None:
+            msg = f"sources.{on_spark[0]}.spark_table: only `features.spark_sql` reads a table of Spark's catalog; "
+            msg += "declare the folder of the table instead, as `parquet` or `delta`"
+            raise ValueError(msg)
         driving = self.features.driving
         if driving is not None and driving.source not in self.sources:
             msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"

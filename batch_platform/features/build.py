@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 
@@ -46,7 +47,9 @@ from batch_platform.features.row_checks import (
     require_unique,
     rows_outside,
 )
+from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.features.sources.spark_table import only_spark_reads
 from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.warehouse.home import feature_file_name
@@ -81,9 +84,13 @@ class FeatureBuilder:
 
     @cached_property
     def labels_query(self) -> Query | None:
-        """`labels.sql`; None for a pipeline without labels."""
-        labels = self.spec.labels
-        return None if labels is None else self._query(labels.sql)
+        """`labels.sql`; None for a pipeline without labels. Raises SourceError if it reads what DuckDB cannot read."""
+        if self.spec.labels is None:
+            return None
+        query = self._query(self.spec.labels.sql)
+        if on_spark := [name for name in query.reads(self.spec.sources) if name not in self.sources.in_duckdb]:
+            raise only_spark_reads(self.sources.table(on_spark[0], self.sources.first_partition()))
+        return query
 
     def _query(self, file: str) -> Query:
         spec = self.spec
@@ -179,7 +186,9 @@ class FeatureBuilder:
         if self.query is None or self.lineage.complete:
             return self.lineage
         with self.sources.connect(partition) as con:
-            columns = {name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in self.spec.sources}
+            columns = dict.fromkeys(self.spec.sources, ()) | {
+                name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in con.names
+            }
             made = None  # Spark would have to be started to name them
             if isinstance(self.query, Query):
                 made = self.query.run(con, partition, self.spec.features.key).columns
@@ -205,7 +214,7 @@ class FeatureBuilder:
         declared = self.spec.model_dump_json(
             include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
             # They say when to look and who writes the file, or were no keys when the first versions were recorded.
-            exclude={"sources": {"__all__": {"time", "late", "asset", "delta", "version"}}},
+            exclude={"sources": {"__all__": {"time", "late", "asset", "delta", "version", "spark_table"}}},
         )
         if features.driving is not None:
             declared += features.driving.model_dump_json()
@@ -213,7 +222,22 @@ class FeatureBuilder:
         declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")
         tables = [(name, source) for name, source in sources if source.kind == "delta"]
         declared += "".join(f"\0{name}: {source.delta}, version {source.version}" for name, source in tables)
+        declared += "".join(
+            f"\0{name}: {source.spark_table}" for name, source in sources if source.kind == "spark_table"
+        )
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
+
+    def source_state(self, name: str, partition: Partition | None) -> SourceState:
+        """Read a source, on Spark if only Spark can, and describe what it holds for a partition, by default for the first one.
+
+        Raises:
+            SourceError: The source cannot be read.
+            EngineError: The cluster cannot be reached, does not fit, or failed.
+        """
+        if name in self.sources.in_duckdb:
+            return self.sources.state(name, partition)
+        with self.session(spill=self.sources.home.staging) as session:
+            return session.source_state(name, partition or self.sources.first_partition())
 
     def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:
         """Compute the features of one partition here and write nothing; not for SQL of Spark. For `only` see `Sources.connect`.
@@ -279,9 +303,10 @@ class FeatureSession:
                 except RepeatedKeysError as error:
                     message = " ".join([error.message, *self._repeated_in_sources(partition)])
                     raise RepeatedKeysError(message, hint=error.hint) from error
-                if self._builder.spec.features.driving is not None:
-                    con = self._moved(partition)
-                    require_every_row(self._builder.spec, partition, con, written.path, written.rows)
+                driving = self._builder.spec.features.driving
+                if driving is not None:
+                    with self._counted(driving.source, partition) as con:
+                        require_every_row(self._builder.spec, partition, con, written.path, written.rows)
                 return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
@@ -313,12 +338,15 @@ class FeatureSession:
         found = list[str]()
         for name in self._builder.own_feature_sources:
             with self._showing(name, partition) as con:
-                found += rows_outside(con, name, self._builder.dated.rows_read(name).time, partition)
+                time = self._builder.dated.rows_read(name).time
+                found += rows_outside(self._builder.spec, con, name, time, partition)
         return found
 
     def _repeated_in_sources(self, partition: Partition) -> list[str]:
         """Where the keys of a partition occur more than once: in a source, or in none of those that hold them."""
         builder, found = self._builder, list[str]()
+        if not {*builder.feature_sources} <= {*builder.sources.in_duckdb}:
+            return []  # the cluster would have to read them again
         for name in builder.feature_sources:
             time = builder.dated.rows_read(name).time
             inside = "true" if time is None else f"{instant(time)} >= $start AND {instant(time)} < $end"
@@ -331,13 +359,22 @@ class FeatureSession:
         return [sentence for sentence in found if sentence]
 
     @contextmanager
-    def _showing(self, name: str, partition: Partition) -> Generator[SourceConnection]:
+    def _showing(self, name: str, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
         """A connection with a view of a source that shows a partition."""
         if self._builder.query is not None:
-            yield self._moved(partition)
+            yield self._moved(partition).duckdb
         else:  # its views may call functions of the user's
             with self._builder.sources.connect(partition, names=[name]) as con:
-                yield con
+                yield con.duckdb
+
+    @contextmanager
+    def _counted(self, name: str, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
+        """A connection with a view of the driving source, which holds what the features were made from."""
+        if name in self._builder.sources.in_duckdb:
+            yield self._moved(partition).duckdb
+            return
+        with self._spark.driving_rows(partition) as con:
+            yield con
 
     def _sweep(self, folder: Path) -> None:
         """Remove the unfinished files of killed processes, once per session."""
@@ -389,6 +426,10 @@ class FeatureSession:
             EngineError: The cluster cannot be reached, or does not fit.
         """
         self._spark.require_valid(partition, lambda: self._moved(partition), columns)
+
+    def source_state(self, name: str, partition: Partition) -> SourceState:
+        """Let Spark describe what a source holds that only Spark can read. Raises as `require_valid` does."""
+        return self._spark.state(name, partition)
 
     @property
     def _spark(self) -> SparkFeatures:

@@ -17,7 +17,6 @@ from batch_platform.declaration.errors import MOST_LISTED, DataError, SourceErro
 from batch_platform.declaration.inputs import PLACEHOLDERS
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import instant
-from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.sql import literal, quoted
 
 _DRIVING, _FEATURES = "__in_the_source", "__in_the_features"
@@ -195,7 +194,7 @@ def _in_type(key: pl.Expr, wanted: pl.DataType, present: pl.DataType) -> pl.Expr
 
 
 def require_every_row(
-    spec: PipelineSpec, partition: Partition, con: SourceConnection, features: Path, rows: int
+    spec: PipelineSpec, partition: Partition, con: duckdb.DuckDBPyConnection, features: Path, rows: int
 ) -> None:
     """Check that a feature file has as many rows as the driving source, if one is declared, has in the partition.
 
@@ -209,7 +208,7 @@ def require_every_row(
     if driving is None:
         return
     where = f"{spec.name}, partition {partition.key}"
-    source = con.duckdb.sql(f"FROM {quoted(driving.source)}")
+    source = con.sql(f"FROM {quoted(driving.source)}")
     columns = dict(zip(source.columns, map(str, source.types), strict=True))
     if driving.time not in columns:
         msg = f"{where}: the source {driving.source!r} has no column {driving.time!r}; it has {listed(columns)}."
@@ -220,12 +219,12 @@ def require_every_row(
     inside = f"FROM {quoted(driving.source)} WHERE {time} >= $start AND {time} < $end"
     window = {"start": partition.start, "end": partition.end}
     try:
-        ((expected,),) = con.duckdb.execute(f"SELECT count(*) {inside}", window).fetchall()
+        ((expected,),) = con.execute(f"SELECT count(*) {inside}", window).fetchall()
         if expected == rows:
             return
         differing = ""
         if shared := [name for name in spec.features.key if name in columns]:
-            rows_in = con.duckdb.sql(f"SELECT {', '.join(map(quoted, shared))} {inside}", params=window).pl()
+            rows_in = con.sql(f"SELECT {', '.join(map(quoted, shared))} {inside}", params=window).pl()
             built = pl.read_parquet(features, columns=shared)
             rows_in = with_keys_of(built, spec, partition, rows_in, what=f"source {driving.source!r}", key=shared)
             differing = _differing_keys(built, rows_in, shared)
@@ -257,13 +256,13 @@ def _differing_keys(features: pl.DataFrame, source: pl.DataFrame, key: list[str]
 
 
 def keys_repeated_in(
-    con: SourceConnection, name: str, key: list[str], inside: str, window: dict[str, object]
+    con: duckdb.DuckDBPyConnection, name: str, key: list[str], inside: str, window: dict[str, object]
 ) -> str | None:
     """How often keys occur more than once in the rows of a source that meet an SQL condition, as a sentence with an example.
 
     Empty if none does; None if the source lacks a column of the key or the condition fails.
     """
-    columns = {column.lower() for column in con.duckdb.sql(f"FROM {quoted(name)}").columns}
+    columns = {column.lower() for column in con.sql(f"FROM {quoted(name)}").columns}
     if any(column.lower() not in columns for column in key):
         return None
     named = ", ".join(map(quoted, key))
@@ -273,7 +272,7 @@ def keys_repeated_in(
     )
     query = f"SELECT count(*) OVER (), sum(__rows) OVER (), * FROM ({repeated}) ORDER BY {named} LIMIT 1"
     try:
-        repeated = con.duckdb.execute(query, window).fetchall()
+        repeated = con.execute(query, window).fetchall()
     except duckdb.Error:
         return None
     if not repeated:
@@ -286,12 +285,13 @@ def keys_repeated_in(
     )
 
 
-def rows_outside(con: SourceConnection, name: str, time: str | None, partition: Partition) -> list[str]:
+def rows_outside(
+    spec: PipelineSpec, con: duckdb.DuckDBPyConnection, name: str, time: str | None, partition: Partition
+) -> list[str]:
     """Say how many rows in the file of a partition are dated outside of what the file is named for; nothing if none is.
 
     Without a `time`, an SQL expression, that of the features is taken if the source has it.
     """
-    spec = con.sources.spec
     time = time or (spec.features.time and quoted(spec.features.time))
     if time is None:
         return []
@@ -306,7 +306,7 @@ def rows_outside(con: SourceConnection, name: str, time: str | None, partition: 
     query = f"SELECT count(*), CAST(min({at}) AS VARCHAR) FROM {quoted(name)} WHERE NOT ({inside})"
     window = {"start": partition.start, "end": partition.end} if "$start" in query else {}
     try:
-        ((count, example),) = con.duckdb.execute(query, window).fetchall()
+        ((count, example),) = con.execute(query, window).fetchall()
     except duckdb.Error:  # the source has no such column
         return []
     rows = "1 row" if count == 1 else f"{count:,} rows"

@@ -359,7 +359,7 @@ def test_columns_may_have_any_name(name):
         (
             ("sources", "flights"),
             {},
-            "give exactly one of arrow, asset, csv, delta, duckdb, json, parquet, python; found none",
+            "give exactly one of arrow, asset, csv, delta, duckdb, json, parquet, python, spark_table; found none",
         ),
         (
             ("sources", "flights"),

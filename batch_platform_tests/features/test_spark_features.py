@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -36,9 +37,11 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.deployment import deploy
 from batch_platform_tests.features.test_delta import ODD, odd_table
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
+    LABELS_SQL,
     feature_file,
     small_events,
     small_pipeline,
@@ -52,20 +55,32 @@ if TYPE_CHECKING:
 
 KEY, NOW = "2024-01-02", datetime(2024, 3, 2, tzinfo=UTC)
 SPARK_SQL = FEATURES_SQL.replace("$", ":")
+CATALOG = {"parquet": None, "spark_table": "sales.events"}
 NOWHERE = {"spark": {"master": "spark://127.0.0.1:1"}}  # a cluster that nothing starts
 
 
 class Built:
     """A project in a folder, whose features DuckDB and Spark can make."""
 
-    def __init__(self, folder: Path, engine: Any, events: pl.DataFrame | None = None, **spec: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: Any,
+        events: pl.DataFrame | None = None,
+        *,
+        on_spark: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> None:
+        """Sources that are declared otherwise for Spark are given in `on_spark`."""
         write_small_project(folder, events=events)
         self.folder, self._engine, self._spec = folder, engine, spec
+        self._on_spark = on_spark or {}
 
     def builder(self, *, on_spark: bool, sql: str) -> FeatureBuilder:
         kind = {"sql": None, "spark_sql": "features.sql"} if on_spark else {}
         features = {**self._spec.get("features", {}), **kind}
-        spec = small_spec(**{**self._spec, "features": features, "engine": self._engine})
+        sources = {**self._spec.get("sources", {}), **(self._on_spark if on_spark else {})}
+        spec = small_spec(**{**self._spec, "sources": sources, "features": features, "engine": self._engine})
         (self.folder / "features.sql").write_text(sql)
         return FeatureBuilder(spec, Sources(spec, self.folder, Home(self.folder)))
 
@@ -143,6 +158,123 @@ def test_spark_reads_the_files_of_a_delta_table_and_the_values_that_its_log_has_
         late = expected.filter(id=7).with_columns(id=pl.lit(100, pl.Int64))
         write_deltalake(tmp_path / "orders", late.to_arrow(), mode="append")
         assert session.write(days[1], tmp_path / "again").rows == 3
+
+
+@pytest.fixture
+def create_table(spark: SparkCluster, tmp_path: Path) -> "Iterator[Callable[[str, pl.DataFrame], Path]]":
+    """Creates a table in the catalog of the session, whose rows are those of the Parquet files in the folder that it returns."""
+    tables = list[str]()
+    with spark_session(Spark.model_validate(spark.declared()["spark"]), "tables") as session:
+
+        def create(table: str, rows: pl.DataFrame) -> Path:
+            folder = tmp_path / "tables" / table
+            folder.mkdir(parents=True)
+            rows.write_parquet(folder / "1.parquet")
+            session.sql(f"CREATE TABLE {table} USING parquet LOCATION '{folder}'")
+            tables.append(table)
+            return folder
+
+        session.sql(f"CREATE DATABASE sales LOCATION '{tmp_path / 'sales'}'")
+        yield create
+        for table in tables:
+            session.sql(f"DROP TABLE {table}")
+        session.sql("DROP DATABASE sales")
+
+
+def test_spark_reads_a_table_of_its_catalog_as_it_is_when_a_partition_is_built(spark, tmp_path, create_table):
+    """A source of the same name does not hide a table, and what another program adds to one is seen by the next partition."""
+    events = small_events()
+    folder = create_table("sales.events", events)
+    create_table("shops", pl.DataFrame({"shop": events["shop"].unique(maintain_order=True), "open": True}))
+    made = Built(
+        tmp_path,
+        spark.declared(),
+        sources={"shops": {"parquet": "managers.parquet"}, "opened": {"parquet": "tables/shops/1.parquet"}},
+        on_spark={"events": CATALOG, "opened": {"spark_table": "shops"}},
+        features={"driving": {"source": "events", "time": "ts"}},
+    )
+    managers = pl.DataFrame({"shop": events["shop"].unique(maintain_order=True), "manager": "Müller"})
+    managers.write_parquet(tmp_path / "managers.parquet")
+    sql = """
+        SELECT events.id, events.ts, amount, manager, open FROM events
+        LEFT JOIN shops ON shops.shop = events.shop LEFT JOIN opened ON opened.shop = events.shop
+        WHERE ts >= $partition_start AND ts < $partition_end
+    """
+    days = [made.partition(key) for key in (KEY, "2024-01-03")]
+    expected = made.by_duckdb(sql, *(day.key for day in days))
+    builder = made.builder(on_spark=True, sql=sql.replace("$", ":"))
+    with builder.session(spill=tmp_path / "staging") as session:
+        assert session.write(days[0], tmp_path / "on spark").sha256 == expected[0].sha256
+        late = events.filter(id=100).with_columns(id=pl.lit(-1, pl.Int64))
+        late.write_parquet(folder / "2.parquet")
+        assert session.write(days[1], tmp_path / "on spark").rows == expected[1].rows + 1
+        (folder / "2.parquet").unlink()
+        assert session.write(days[1], tmp_path / "on spark").sha256 == expected[1].sha256
+    in_duckdb = made.builder(on_spark=False, sql=sql).source_state("events", None)
+    seen = builder.source_state("events", None)
+    assert (seen.rows, seen.columns) == (in_duckdb.rows, in_duckdb.columns)
+    assert seen.location == "sales.events in Spark's catalog"
+    late.write_parquet(folder / "2.parquet")
+    assert builder.source_state("events", None).version != seen.version
+    assert builder.sources.version("events", days[0]) == builder.sources.version("events", days[1])
+
+
+def test_the_rows_of_a_driving_table_are_counted_as_those_of_a_file_are(spark, tmp_path, create_table):
+    create_table(
+        "sales.events",
+        small_events().with_columns(
+            day=pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date(), words=pl.col("shop")
+        ),
+    )
+    engine, on_spark = spark.declared(), {"events": CATALOG}
+
+    def refusals(error: type[Exception], sql: str, column: str) -> tuple[str, str]:
+        driving = {"driving": {"source": "events", "time": column}}
+        return Built(tmp_path, engine, rows, on_spark=on_spark, features=driving).refusals(error, sql)
+
+    rows = pl.read_parquet(tmp_path / "tables" / "sales.events" / "1.parquet")
+    for sql, error, driving_time, problem in (
+        (
+            FEATURES_SQL + " AND id <> 60",
+            DataError,
+            "ts",
+            "'events' has 40 rows by 'ts', but 39 rows of features came out; missing: id=60",
+        ),
+        (FEATURES_SQL + " AND id <> 60", DataError, "day", "'events' has 40 rows by 'day', but 39"),
+        (FEATURES_SQL, SourceError, "tz", "the source 'events' has no column 'tz'; it has amount, day, id, "),
+        (FEATURES_SQL, SourceError, "words", "the rows of 'events' cannot be counted by 'words': "),
+    ):
+        by_duckdb, by_spark = refusals(error, sql, driving_time)
+        assert by_spark == by_duckdb
+        assert problem in by_spark
+
+
+def test_a_table_that_the_catalog_lacks_and_keys_that_it_holds_twice_are_named(spark, tmp_path, create_table):
+    made = Built(tmp_path, spark.declared(), on_spark={"events": CATALOG})
+    with pytest.raises(SourceError) as refused:
+        made.by_spark(SPARK_SQL)
+    assert refused.value.message.startswith(
+        "Source 'events' of 'small' cannot be read by Spark: [TABLE_OR_VIEW_NOT_FOUND]"
+    )
+    assert "`sales`.`events`" in refused.value.message
+    create_table("sales.events", pl.concat([small_events(), small_events()[50:52]]))
+    with pytest.raises(DataError, match=r"keys occur more than once in the features: id=51, id=52\. Hint"):
+        made.by_spark(SPARK_SQL)
+
+
+def test_what_duckdb_reads_cannot_be_a_table_of_the_catalog(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"sources\.events\.spark_table: only `features\.spark_sql` reads .*declare the folder"
+    ):
+        small_spec(sources={"events": CATALOG})
+    made = Built(tmp_path, NOWHERE, on_spark={"events": CATALOG})
+    builder = made.builder(on_spark=True, sql=SPARK_SQL)
+    assert builder.sources.in_duckdb == []
+    problem = r"Source 'events' of 'small' is the table sales\.events of Spark's catalog, which only features\.spark_sql can read\."
+    with pytest.raises(SourceError, match=problem):
+        _ = builder.labels_query
+    with pytest.raises(SourceError, match=problem), builder.sources.connect(made.partition(KEY), names=["events"]):
+        pass
 
 
 def test_values_of_every_type_are_those_that_duckdb_gives(spark, tmp_path):
@@ -531,6 +663,54 @@ def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(sp
     assert "the SQL of" in answer.err
     assert "`amont` cannot be resolved" in answer.err
     assert not [*(project / ".batch_platform" / "staging").iterdir()]
+
+
+def test_a_pipeline_over_a_table_of_the_catalog_works_from_the_command_line(
+    spark: SparkCluster, project, cli, create_table
+):
+    folder = pipeline_folder(project)
+    declared = yaml.safe_load((folder / "defs.yaml").read_text())["attributes"]
+    create_table("sales.events", pl.read_parquet(folder / "events.parquet"))
+    query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
+    before = published(project, query)
+    for name, source in (("features.sql", "events"), ("labels.sql", "returns")):
+        sql = (folder / name).read_text().replace("FROM events", f"FROM {source}")
+        (folder / name).write_text(sql if source == "returns" else sql.replace("$", ":"))
+    features = {**declared["features"], "spark_sql": "features.sql"}
+    del features["sql"]
+    sources = {"events": {"spark_table": "sales.events"}, "returns": {"parquet": "events.parquet"}}
+    write_defs_yaml(project, declared | {"sources": sources, "features": features, "engine": spark.declared()})
+    answer = cli(project, "check")
+    assert (answer.code, answer.err) == (0, "")
+    answer = cli(project, "run", "small", "--partition", "2024-02-19", "--force")
+    assert (answer.code, answer.err) == (0, "")
+    assert published(project, query) == before
+    (traced,) = cli(project, "trace", "small", "id=1980", "--json").json
+    (source,) = traced["sources"]
+    assert (source["name"], source["rows"]) == ("events", [])
+    assert "is the table sales.events of Spark's catalog, which only features.spark_sql can read" in source["note"]
+    (folder / "labels.sql").write_text((folder / "labels.sql").read_text().replace("FROM returns", "FROM events"))
+    answer = cli(project, "check")
+    assert answer.code == 1
+    assert "which only features.spark_sql can read. Hint: declare the folder of the table" in answer.err.replace(
+        "\n", " "
+    )
+
+
+def test_observing_a_table_of_the_catalog_counts_its_rows_on_the_cluster(spark, tmp_path, create_table, monkeypatch):
+    create_table("sales.events", small_events())
+    declared = {"sources": {"events": CATALOG, "returns": {"parquet": "events.parquet"}}, "engine": spark.declared()}
+    features = {"features": {"sql": None, "spark_sql": "features.sql"}, "features_sql": SPARK_SQL}
+    labels_sql = LABELS_SQL.replace("FROM events", "FROM returns")
+    deployment = deploy(tmp_path / "deployed", monkeypatch, **declared, **features, labels_sql=labels_sql)
+    assert deployment.run("features", first=KEY).success
+    assert deployment.run("events").success
+    built, observed = [entry.asset_observation for entry in deployment.observations("events")]
+    assert "dagster/row_count" not in built.metadata
+    assert observed.metadata["dagster/row_count"].value == 2400
+    types = {column.name: column.type for column in observed.metadata["dagster/column_schema"].value.columns}
+    assert types["amount"] == "DOUBLE"
+    assert observed.data_version == built.data_version
 
 
 def test_features_on_spark_are_not_computed_where_spark_is_not_started(tmp_path):

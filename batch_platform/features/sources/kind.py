@@ -62,6 +62,16 @@ class ParquetFiles:
 
 
 @dataclass(frozen=True)
+class SourceState:
+    """What a source holds now."""
+
+    version: str  # changes when the content may have changed
+    rows: int
+    columns: dict[str, str]  # DuckDB types by name, in order
+    location: str  # path, or module.function
+
+
+@dataclass(frozen=True)
 class SourceKind:
     """How sources of one kind are read. Each function may raise SourceError, or what DuckDB and Polars raise."""
 
@@ -81,12 +91,20 @@ class SourceKind:
     # Whether partitions read different tables.
     takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
     function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it
+    only_on_spark: bool = False  # whether SQL on Spark reads it, and DuckDB and Polars cannot
     version_fixes_rows: bool = True  # whether equal versions mean equal rows
     counts_quickly: bool = True  # whether rows can be counted without reading all of them
     size: Callable[[SourceTable], int] = lambda _: 0  # bytes of all rows, roughly
     stands_still: bool = False  # whether an open connection goes on reading the state that it found
     endings: tuple[str, ...] = ()  # of the files of this kind, by which `new --from` recognises them
     unreadable: str | None = None  # hint shown when the source cannot be read
+
+    def state(self, table: SourceTable, rows: int, columns: dict[str, str]) -> SourceState:
+        """Describe a source that holds so many rows of these columns; may raise SourceError."""
+        version = self.version(table)
+        if not self.version_fixes_rows:
+            version = digest(version, str(rows), *columns, *columns.values())
+        return SourceState(version, rows, columns, self.location(table))
 
 
 def create_view(con: duckdb.DuckDBPyConnection, name: str, relation: str) -> None:

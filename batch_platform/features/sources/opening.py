@@ -20,8 +20,9 @@ from batch_platform.features.sources.asset import ASSET
 from batch_platform.features.sources.delta import DELTA
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
-from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
+from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable
 from batch_platform.features.sources.python import PYTHON
+from batch_platform.features.sources.spark_table import SPARK_TABLE
 from batch_platform.features.sources.text_files import CSV, JSON
 from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.home import Home
@@ -35,6 +36,7 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "arrow": ARROW,
     "duckdb": DUCKDB,
     "delta": DELTA,
+    "spark_table": SPARK_TABLE,
     "asset": ASSET,
 }
 MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
@@ -71,16 +73,6 @@ def _spill_limit(folder: Path) -> int:
 
 
 @dataclass(frozen=True)
-class SourceState:
-    """What a source holds now."""
-
-    version: str  # changes when the content may have changed
-    rows: int
-    columns: dict[str, str]  # DuckDB types by name, in order
-    location: str  # path, or module.function
-
-
-@dataclass(frozen=True)
 class Sources:
     """The sources of one pipeline."""
 
@@ -91,6 +83,11 @@ class Sources:
     def kind(self, name: str) -> SourceKind:
         """How a source is read."""
         return SOURCE_KINDS[self.spec.sources[name].kind]
+
+    @property
+    def in_duckdb(self) -> list[str]:
+        """The sources that DuckDB can read."""
+        return [name for name in self.spec.sources if not self.kind(name).only_on_spark]
 
     def table(self, name: str, partition: Partition) -> SourceTable:
         """A source as a partition reads it."""
@@ -107,13 +104,14 @@ class Sources:
     ) -> Generator["SourceConnection"]:
         """Open an in-memory DuckDB that can read these sources and nothing else, and cannot write a file on its own.
 
+        Without `names` it reads all sources that DuckDB can read.
         The views first show `partition`. What does not fit into MEMORY_LIMIT goes to the folder `spill`, which is created
         when needed, up to SPILL_SHARE of the free space there; without it, everything must fit into the machine's memory.
         `only` holds SQL conditions by source: of these sources other rows are not shown, nor is any other partition. Raises
         SourceError if a source cannot be read.
         """
         with bounded(spill, self.spec.partitions.timezone) as con:
-            opened = SourceConnection(self, con, tuple(self.spec.sources if names is None else names), only or {})
+            opened = SourceConnection(self, con, tuple(self.in_duckdb if names is None else names), only or {})
             opened.create_views(partition)
             yield opened
 
@@ -127,17 +125,15 @@ class Sources:
 
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""
-        reader = partition or self._first_partition()
+        reader = partition or self.first_partition()
         with self.connect(reader, names=[name]) as con:
             view = con.duckdb.sql(f"FROM {quoted(name)}")
             columns = dict(zip(view.columns, (str(dtype) for dtype in view.types), strict=True))
             ((rows,),) = con.duckdb.execute(f"SELECT count(*) FROM {quoted(name)}").fetchall()
-        kind, version = self.kind(name), self.version(name, reader)
-        if not kind.version_fixes_rows:
-            version = digest(version, str(rows), *columns, *columns.values())
-        return SourceState(version, int(rows), columns, kind.location(self.table(name, reader)))
+        return self.kind(name).state(self.table(name, reader), int(rows), columns)
 
-    def _first_partition(self) -> Partition:
+    def first_partition(self) -> Partition:
+        """The first partition; raises WrongUseError if there is none."""
         calendar = self.spec.partitions.calendar
         first = calendar.holding(calendar.first_start)
         if first is None:

@@ -5,7 +5,7 @@ So all that follows is the same as for DuckDB's SQL: the same checks see the row
 
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import EngineError, SourceError, listed
+from batch_platform.declaration.errors import EngineError, SourceError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
 from batch_platform.features.query import bound_to, explained, require_columns, takes_too_long
-from batch_platform.features.sources.kind import ParquetFiles, SourceTable
+from batch_platform.features.sources.kind import ParquetFiles, SourceState, SourceTable
 from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
-from batch_platform.features.spark.files import rows_of
+from batch_platform.features.spark.files import rows_in_catalog, rows_of
 from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
@@ -31,7 +32,7 @@ from batch_platform.features.spark.task import SAME_ENVIRONMENT, WRITTEN, Writte
 from batch_platform.warehouse.sql import literal, quoted
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row
+    from pyspark.sql import DataFrame, Row, SparkSession
     from pyspark.sql.types import StructType
 
 _ATOMIC = frozenset(  # names of the types that a feature file keeps, as Spark's schemas write them
@@ -40,6 +41,7 @@ _ATOMIC = frozenset(  # names of the types that a feature file keeps, as Spark's
         *("string", "binary", "date", "timestamp", "timestamp_ntz"),
     }
 )
+_TIMES = frozenset({"date", "timestamp", "timestamp_ntz"})
 _PRINTING = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")  # loggers that print what is raised, in many lines
 _IN_PYTHON = "PYTHON_EXCEPTION"  # the condition of what a task of ours raises
 _AGAIN = "nothing of the partition was built; run again once the cluster is well."
@@ -83,13 +85,13 @@ class SparkFeatures:
             EngineError: The cluster cannot be reached, does not fit, or failed.
         """
         with self._staged(partition) as folder:
-            files, rows = self._written(partition, folder, connect)
+            frame = self._analysed(partition, folder, connect, self._spec.features.key, rows=True)
+            files, rows = self._written(frame, partition, folder, "features")
             with bounded(self._folder / "spill", self._spec.partitions.timezone) as con:
                 order = ", ".join(map(quoted, self._spec.features.key))
-                names = ", ".join(literal(str(file)) for file in files)
                 with ExitStack() as stack:
                     with explained(self._query, partition):
-                        relation = con.sql(f"FROM read_parquet([{names}], hive_partitioning = false) ORDER BY {order}")
+                        relation = con.sql(f"FROM {_relation(files)} ORDER BY {order}")
                         reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
                     yield self._counted(reader, rows, partition), reader.schema
 
@@ -97,6 +99,47 @@ class SparkFeatures:
         """Let Spark check the SQL without reading a row; it must give these columns. Raises as `batches` does."""
         with self._staged(partition) as folder:
             self._analysed(partition, folder, connect, columns, rows=False)
+
+    @contextmanager
+    def driving_rows(self, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
+        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog of which SQL was run.
+
+        The view holds its time and the columns of the key, of the rows that lie in the partition; it is empty, and has all
+        columns, if the table has no such time. Raises as `batches` does.
+        """
+        driving, key = self._spec.features.driving, self._spec.features.key
+        if driving is None:
+            msg = f"{self._spec.name} has no driving source."
+            raise WrongUseError(msg)
+        if not self._query.reads([driving.source]):
+            self._show_table(self._sources.table(driving.source, partition), partition)
+        with self._asking(partition):
+            table = self._jobs.session.table(f"`{driving.source}`")
+            types = {field.name: field.dataType.typeName() for field in table.schema}
+            frame = table.limit(0)
+            if types.get(driving.time) in _TIMES:
+                time = f"`{driving.time.replace('`', '``')}`"
+                names = [f"`{name.replace('`', '``')}`" for name in types if name in {driving.time, *key}]
+                frame = table.select(*names).where(table[time] >= partition.start).where(table[time] < partition.end)
+        with self._staged(partition) as folder:
+            files, _ = self._written(frame, partition, folder, f"rows of {driving.source}")
+            with bounded(self._folder / "spill", self._spec.partitions.timezone) as con:
+                con.execute(f"CREATE TEMP VIEW {quoted(driving.source)} AS FROM {_relation(files)}")
+                yield con
+
+    def state(self, name: str, partition: Partition) -> SourceState:
+        """Count the rows of a source that only Spark can read, and describe it. Raises as `batches` does."""
+        table = self._sources.table(name, partition)
+        self._show_table(table, partition)
+        with self._asking(partition):
+            frame = self._jobs.session.table(f"`{name}`")
+            none, counted = frame.limit(0).toArrow(), frame.groupBy().count()
+        job = SparkJob(uuid4().hex, f"{self._spec.name}, source {name}", self._cancel_if_late)
+        ((rows,),) = self._ran(partition, job, counted.collect)
+        with duckdb.connect(":memory:") as con:
+            view = con.from_arrow(none)
+            columns = dict(zip(view.columns, map(str, view.types), strict=True))
+        return self._sources.kind(name).state(table, rows, columns)
 
     @contextmanager
     def _staged(self, partition: Partition) -> Generator[Path]:
@@ -124,19 +167,15 @@ class SparkFeatures:
             self._started = SparkJobs(session, self._spec.engine.on_spark)
         return self._started
 
-    def _written(self, partition: Partition, folder: Path, connect: Connect) -> tuple[list[Path], int]:
+    def _written(self, frame: "DataFrame", partition: Partition, folder: Path, shown: str) -> tuple[list[Path], int]:
         """Let Spark write the rows; returns the files, the first of which has only the columns, and the number of rows."""
-        key, where = self._spec.features.key, self._where(partition)
-        frame = self._analysed(partition, folder, connect, key, rows=True)
+        where = self._where(partition)
         mark = folder / "columns.parquet"
-        try:
-            with _quiet():
-                columns = frame.limit(0).toArrow()
-                written = frame.mapInArrow(partial(write_rows, WrittenRows(where, folder, mark)), WRITTEN)
-        except spark_errors() as error:
-            raise self._explained(partition, error) from error
+        with self._asking(partition):
+            columns = frame.limit(0).toArrow()
+            written = frame.mapInArrow(partial(write_rows, WrittenRows(where, folder, mark)), WRITTEN)
         pq.write_table(columns, mark)
-        job = SparkJob(folder.name, f"{self._spec.name}, features of {partition.key}", self._cancel_if_late)
+        job = SparkJob(folder.name, f"{self._spec.name}, {shown} of {partition.key}", self._cancel_if_late)
         files, rows = [mark], 0
         for row in self._ran(partition, job, written.collect):
             files.append(Path(row.path))
@@ -157,6 +196,15 @@ class SparkFeatures:
                 jobs.end(running)
                 raise
 
+    @contextmanager
+    def _asking(self, partition: Partition) -> Generator[None]:
+        """Ask Spark for something; what it raises becomes an error that says why, and is not printed."""
+        try:
+            with _quiet():
+                yield
+        except spark_errors() as error:
+            raise self._explained(partition, error) from error
+
     def _cancel_if_late(self, _done: int, _tasks: int) -> None:
         if self._query.limit.passed:
             self._jobs.cancel()
@@ -169,12 +217,9 @@ class SparkFeatures:
         for name in query.reads(self._spec.sources):
             self._show(name, partition, folder, connect, rows=rows)
         bound = bound_to(partition, query.parameters)
-        try:
-            with _quiet():
-                frame = self._jobs.session.sql(query.text, args=bound or None)
-                schema = frame.schema
-        except spark_errors() as error:
-            raise self._explained(partition, error) from error
+        with self._asking(partition):
+            frame = self._jobs.session.sql(query.text, args=bound or None)
+            schema = frame.schema
         require_columns(self._spec.name, query.path, schema.names, columns)
         self._require_types(partition, schema)
         return frame
@@ -190,18 +235,29 @@ class SparkFeatures:
             raise SourceError(msg, hint=hint)
 
     def _show(self, name: str, partition: Partition, folder: Path, connect: Connect, *, rows: bool) -> None:
-        """Make a source a view of Spark: of Parquet files if it is made of them, else of a copy that DuckDB makes."""
+        """Make a source a view of Spark: of a table in its catalog, of Parquet files, or else of a copy that DuckDB makes."""
         kind, table = self._sources.kind(name), self._sources.table(name, partition)
         if kind.stands_still:  # what DuckDB counts in it is what Spark reads
             table = connect().table(name, partition)
+        if kind.only_on_spark:
+            self._show_table(table, partition)
+            return
         files = kind.parquet_files(table)
         if files is None:
             files = ParquetFiles([self._copied(table, partition, folder, connect, rows=rows)])
         else:
             self._require_readable(table, files)
+        self._create_view(table, partition, partial(rows_of, files))
+
+    def _show_table(self, table: SourceTable, partition: Partition) -> None:
+        self._create_view(table, partition, partial(rows_in_catalog, table.source.location))
+
+    def _create_view(
+        self, table: SourceTable, partition: Partition, rows: "Callable[[SparkSession], DataFrame]"
+    ) -> None:
         try:
             with _quiet():
-                rows_of(files, self._jobs.session).createOrReplaceTempView(f"`{name}`")
+                rows(self._jobs.session).createOrReplaceTempView(f"`{table.name}`")
         except spark_errors() as error:
             if _condition(error) is None:
                 raise self._explained(partition, error) from error
@@ -272,6 +328,11 @@ class SparkFeatures:
             return EngineError(f"{where}: Spark on {self._jobs.master} ended: {shortest(error)}", hint=_AGAIN)
         msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
         return EngineError(msg, hint=failed.hint or _AGAIN)
+
+
+def _relation(files: Iterable[Path]) -> str:
+    """The SQL for the rows of Parquet files."""
+    return f"read_parquet([{', '.join(literal(str(file)) for file in files)}], hive_partitioning = false)"
 
 
 def raised_in_task(where: str, error: Exception) -> EngineError:

@@ -1,4 +1,4 @@
-"""Parquet files of a source as a data frame of Spark."""
+"""Sources as data frames of Spark: Parquet files, and tables of a catalog."""
 
 import json
 import re
@@ -38,6 +38,16 @@ def rows_of(files: ParquetFiles, session: "SparkSession") -> "DataFrame":
     lacking = files.partitions.column_names
     frame = reader.schema(StructType([field for field in schema if field.name not in lacking])).parquet(*names)
     return _with_partitions(frame, files, files.partitions, schema, session)
+
+
+def rows_in_catalog(table: str, session: "SparkSession") -> "DataFrame":
+    """The rows of a table as the catalog has them now; a name without a database is one of the session's present database."""
+    parts = table.split(".")
+    if len(parts) == 1:  # Spark would take a view of that name, which may be of another source
+        parts = [session.catalog.currentDatabase(), *parts]
+    name = ".".join(f"`{part}`" for part in parts)
+    session.catalog.refreshTable(name)  # Spark goes on reading the files that it found once
+    return session.table(name)
 
 
 def _with_partitions(
