@@ -328,11 +328,11 @@ def _shared_past(con: duckdb.DuckDBPyConnection) -> int | None:
 def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     """Bring every table of the attached copy from change `since` to now, and drop the tables that are gone."""
     query = f"""
-        SELECT schema_name, table_name, bool_or(partition_key IS NULL) FROM {LEDGERS_SCHEMA}.changes
-        WHERE seq > $since GROUP BY ALL
+        SELECT schema_name, table_name, if(bool_or(partition_key IS NULL), NULL, list(DISTINCT partition_key))
+        FROM {LEDGERS_SCHEMA}.changes WHERE seq > $since GROUP BY ALL
     """
-    journaled = {  # whether the whole table is copied
-        (schema, table): whole for schema, table, whole in con.execute(query, {"since": since}).fetchall()
+    journaled = {  # the partitions that are copied; None: all
+        (schema, table): keys for schema, table, keys in con.execute(query, {"since": since}).fetchall()
     }
     wanted, copied_views = views(con), views(con, "copy")
     for pipeline, table in copied_views.keys() - wanted.keys():
@@ -346,20 +346,17 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     for schema, table in tables:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         differs = copied.get((schema, table)) != columns[schema, table]
-        if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
+        keys = journaled.get((schema, table), [])
+        if differs or keys is None or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
             write_comments(con, schema, table, "copy")
         elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
-        elif (schema, table) in journaled:
+        elif keys:
             column = "pipeline" if schema == LEDGERS_SCHEMA else "partition_key"  # what the journal names of the table
-            changed = (
-                f"{column} IN (SELECT partition_key FROM {LEDGERS_SCHEMA}.changes "
-                "WHERE seq > $since AND schema_name = $schema AND table_name = $table)"
-            )
-            values = {"since": since, "schema": schema, "table": table}
-            con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
-            con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
+            changed = f"{column} IN (SELECT unnest($keys))"
+            con.execute(f"DELETE FROM {copy} WHERE {changed}", {"keys": keys})
+            con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", {"keys": keys})
     for (pipeline, table), sql in wanted.items():
         if copied_views.get((pipeline, table)) != sql:
             make_view(con, pipeline, table, "copy")
