@@ -30,7 +30,11 @@ from batch_platform.pipeline.export import FORMATS, export
 )
 @click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one that is scored.")
 @click.option("--partition", "only", metavar="KEY", help="A single partition.")
-@click.option("--features", is_flag=True, help="Add the columns that each row was scored from.")
+@click.option(
+    "--features",
+    is_flag=True,
+    help="Add the columns that each row was scored from; one named like a column of the predictions gets `_feature` behind its name.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @terminal.reports
 @click.pass_obj

@@ -11,7 +11,9 @@ import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError, listed
 from batch_platform.declaration.explaining import LOST_FILE
+from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.features.lake import open_recorded
+from batch_platform.features.sources.kind import unused_name
 from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
@@ -105,9 +107,16 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
     selected, joined = "scores.*", f"{table} AS scores JOIN chosen USING (partition_key)"
     if features:
         inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, hive_partitioning = false, filename = '__file')"
-        present = {folded(column) for column in con.sql(f"FROM {table}").columns}
-        further = [column for column in con.sql(f"FROM {inputs}").columns if folded(column) not in {*present, "__file"}]
-        selected = ", ".join([selected, *(f"inputs.{quoted(column)}" for column in further)])
+        present, columns = (
+            {folded(column) for column in con.sql(f"FROM {table}").columns},
+            con.sql(f"FROM {inputs}").columns,
+        )
+        for column in columns:
+            name = folded(column)
+            if name not in {*present, "__file"}:
+                selected += f", inputs.{quoted(column)}"
+            elif name in ADDED_COLUMNS or name.startswith("score_"):  # scoring has added a column of that name
+                selected += f", inputs.{quoted(column)} AS {quoted(unused_name(f'{column}_feature', columns))}"
         same = " AND ".join(f"scores.{column} = inputs.{column}" for column in key)
         joined += f" LEFT JOIN {inputs} AS inputs ON chosen.file = inputs.__file AND {same}"
     order = ", ".join(f"scores.{column}" for column in ("partition_key", *key))

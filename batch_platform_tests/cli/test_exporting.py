@@ -1,13 +1,17 @@
 """`export`: the file holds what is published, is complete or absent, and waits for no run."""
 
+from datetime import UTC, datetime
+
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from batch_platform.pipeline.export import export
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import REJECTED_DAY, REJECTED_ID, published
 from batch_platform_tests.dagster_project import pipeline_folder
+from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_pipeline
 
 RANGE = ("--from", "2024-02-18", "--to", "2024-02-20")
 EXPECTED = """
@@ -51,6 +55,17 @@ def test_features_are_those_that_each_row_was_scored_from(cli, project):
     assert_frame_equal(frame.select(inputs), expected, check_dtypes=False)
     assert frame.columns.count("shop") == 1
     assert REJECTED_ID not in frame["id"].to_list()
+
+
+def test_a_feature_that_is_named_like_a_column_of_the_predictions_is_exported_under_another_name(tmp_path):
+    sql = FEATURES_SQL.replace("amount,", "amount, items AS score, items + 1 AS score_feature,")
+    pipeline = small_pipeline(tmp_path, features_sql=sql)
+    carry_out(pipeline, datetime(2024, 2, 2, 1, tzinfo=UTC))
+    export(pipeline, tmp_path / "scores.parquet", features=True)
+    frame = pl.read_parquet(tmp_path / "scores.parquet")
+    assert frame["score"].dtype == pl.Float64
+    assert frame["score_feature_"].equals(frame["items"])
+    assert frame["score_feature"].equals(frame["items"] + 1)
 
 
 def test_changed_features_are_refused_and_leave_no_file(cli, project):
