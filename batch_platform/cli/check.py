@@ -120,8 +120,8 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))
     if readable := [partition for partition in due if partition.key not in lacking][-1:]:
-        time, label = spec.features.time, spec.labels.column if spec.labels else None
-        attempt(lambda: _try_query(pipeline, builder.query, readable[0], time))
+        label = [spec.labels.column] if spec.labels else []
+        attempt(lambda: _try_query(pipeline, builder.query, readable[0], _named_of_features(spec)))
         attempt(lambda: _try_query(pipeline, builder.labels_query, readable[0], label))
     return errors, lacking
 
@@ -141,11 +141,19 @@ def _without_sources(pipeline: Pipeline, due: Sequence[Partition]) -> dict[str, 
     return errors
 
 
-def _try_query(pipeline: Pipeline, query: Query | SparkQuery | None, partition: Partition, column: str | None) -> None:
-    """Open the sources for a partition, and run an SQL over them without reading a row; it must give this column and the key."""
-    columns = [*pipeline.spec.features.key]
-    if column and column not in columns:
-        columns.append(column)
+def _named_of_features(spec: PipelineSpec) -> list[str]:
+    """The columns of the features that the declaration names; drift is also declared of predictions, whose columns these are not."""
+    time, drift = spec.features.time, spec.monitoring.drift
+    measured = [] if drift is None else [*drift.columns, *drift.ignore]
+    of_features = [name for name in measured if not name.startswith(("prediction", "score"))]
+    return [*([time] if time else []), *spec.predictions.keep, *spec.features.columns, *of_features]
+
+
+def _try_query(
+    pipeline: Pipeline, query: Query | SparkQuery | None, partition: Partition, named: Sequence[str]
+) -> None:
+    """Open the sources for a partition, and run an SQL over them without reading a row; it must give the key and these columns."""
+    columns = [*dict.fromkeys([*pipeline.spec.features.key, *named])]
     if isinstance(query, SparkQuery):
         with staging_folder(pipeline.home, "check") as folder, pipeline.builder.session(spill=folder) as session:
             session.require_valid(partition, columns)

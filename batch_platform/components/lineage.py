@@ -62,8 +62,8 @@ def predictions(wiring: Wiring) -> dict[str, Any]:
         return {}
     spec = wiring.spec.features
     left_out = {*spec.key, spec.time, *(name for name, rule in spec.columns.items() if not rule.feature)}
-    reads = [column.column for column in lineage.columns if column.column not in left_out]
-    return _of_predictions(wiring, reads, ["prediction"])
+    reads = dict.fromkeys(column.column for column in lineage.columns if column.column not in left_out)
+    return _of_predictions(wiring, [*reads], ["prediction"])
 
 
 def scored(wiring: Wiring, pipeline: Pipeline, committed: Committed, newest: Partition) -> dict[str, Any]:

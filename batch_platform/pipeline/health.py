@@ -142,7 +142,7 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
     partition = newest_required(spec, state, now)
     newest = _newest(state, state.scores)
     if partition is None and newest is None:
-        return Aspect("fresh", None, "nothing has to be scored yet")
+        return Aspect("fresh", None, "nothing is scored yet")
     if partition is None or partition.key in state.scores:
         return Aspect("fresh", "none", f"fresh ({newest})", newest)
     by = deadline(spec, partition).astimezone(spec.partitions.calendar.zone)

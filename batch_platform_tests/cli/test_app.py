@@ -271,6 +271,33 @@ def test_check_resolves_the_key_columns_and_the_label(cli, fresh):
     assert f"{file} gives no column 'shop'; it gives id, returned." in answer.error
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"predictions": {"keep": ["shopp"]}},
+        {"features": {"columns": {"shopp": {"nullable": True}}}},
+        {"monitoring": {"drift": {"columns": {"shopp": {"warn": 0.1}, "score": {"warn": 0.2}}}}},
+        {"monitoring": {"drift": {"ignore": ["shopp"]}}},
+    ],
+)
+def test_check_looks_for_every_column_that_the_declaration_names(cli, tmp_path, named):
+    project = write_project(tmp_path / "project", **named)
+    answer = cli(project, "check")
+    assert answer.code == 1
+    file = pipeline_folder(project) / "features.sql"
+    assert f"{file} gives no column 'shopp'; it gives amount, id, items, " in answer.error
+    assert "Hint: 'shopp': did you mean 'shop'?" in answer.error
+
+
+def test_a_column_that_the_sql_gives_twice_is_named(cli, fresh):
+    file = pipeline_folder(fresh) / "features.sql"
+    file.write_text(FEATURES_SQL.replace("amount,", "amount, amount,"), encoding="utf-8")
+    for args in (("check",), ("run", "small")):
+        answer = cli(fresh, *args)
+        assert answer.code == 1
+        assert f"{file} gives more than one column 'amount', 'amount'." in answer.err
+
+
 def test_check_reports(cli, fresh):
     assert cli(fresh, "check").out == "small: ok\n"
     report = {"project": str(fresh), "pipelines": ["small"], "ok": True, "problems": []}
