@@ -274,7 +274,7 @@ def _lift(share: float) -> Metric:
     """How many times as many positives the rows with the highest scores hold as the same number of rows at random."""
 
     def value(outcomes: Outcomes) -> float | None:
-        """Rate of positives among a share of the rows with the highest scores, divided by the rate among all rows.
+        """Rate of positives among the {share:.0%} of the rows with the highest scores, divided by the rate among all rows.
 
         Of rows with equal scores at the boundary, and of a fraction of a row, a share is taken. Not defined without
         positives, nor where the share is less than one row.
@@ -294,6 +294,7 @@ def _lift(share: float) -> Metric:
 
         return value
 
+    value.__doc__ = (value.__doc__ or "").replace("{share:.0%}", f"{share:.0%}")
     return Metric(f"lift_at_{share * 100:g}", BINARY, value, weighted=weighted, least=0, in_detail=True)
 
 

@@ -25,6 +25,7 @@ from batch_platform.reports.estimates import EstimateFigures, read_estimate_figu
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
 from batch_platform.scoring.rejected_rows import reasons_by_partition
+from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted
@@ -430,7 +431,7 @@ def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 
 def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[ScoreRun]) -> list[OpenIssue]:
-    """What is stale, what failed, and which partitions between the first and the last scored one are missing."""
+    """What is stale, what failed, and which partitions between the first and the last scored one are missing and were not dropped."""
     issues: list[OpenIssue] = []
     query = f"""
         SELECT reason, list(partition_key ORDER BY partition_start) FROM {LEDGERS_SCHEMA}.partition_status
@@ -440,9 +441,9 @@ def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[S
         issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
     failures = read_failures(con, spec.name).values()
     issues += [OpenIssue(f"{failure.step} failed", failure.partition_key, failure.reason) for failure in failures]
-    scored = {run.partition_key for run in runs}
+    explained = {*(run.partition_key for run in runs), *read_dropped(con, spec.name)}
     between = spec.partitions.calendar.within(runs[0].partition_start, runs[-1].partition_end)
-    missing = [] if spec.partitions.snapshot else [item.key for item in between if item.key not in scored]
+    missing = [] if spec.partitions.snapshot else [item.key for item in between if item.key not in explained]
     if missing:
         issues.append(OpenIssue("partitions are not scored", listed(missing), "between partitions that are"))
     return issues

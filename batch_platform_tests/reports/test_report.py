@@ -15,6 +15,8 @@ from playwright.sync_api import sync_playwright
 from sklearn.metrics import roc_auc_score
 
 from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.estimates import read_estimate_figures
@@ -24,7 +26,7 @@ from batch_platform.reports.segments import RATES, gaps_of, score_shifts
 from batch_platform.reports.span import Span
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.browsing import installed_browser
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 25, 12, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -354,6 +356,18 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert set(figures.challengers["challenger"]) == {None, "tree"}
     assert figures.decisions.height >= 1
     assert set(figures.definitions) >= {"roc_auc", "brier", "log_loss"}
+    assert figures.issues == []
+    shares = {name: text.partition(" with")[0] for name, text in figures.definitions.items() if "lift" in name}
+    assert shares == {f"lift_at_{share}": f"Rate of positives among the {share}% of the rows" for share in (1, 5, 10)}
+
+
+def test_a_partition_that_was_dropped_is_no_open_issue(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW)
+    stamp = Stamp("drop", NOW)
+    drop_partitions(pipeline, ["2024-02-14"], "somebody", stamp)
+    with open_published(pipeline.home) as con:
+        figures = read_figures(con, pipeline.spec, FIRST, LAST)
+    assert "2024-02-14" not in figures.window.keys
     assert figures.issues == []
 
 
