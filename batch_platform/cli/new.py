@@ -27,7 +27,7 @@ from batch_platform.cli.proposal.origin import Origin, locate
 from batch_platform.cli.proposal.pair import survey_of_two
 from batch_platform.cli.proposal.revision import Existing, changed_by, difference, existing, revised
 from batch_platform.cli.proposal.survey import Survey, survey
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, counted, listed
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, counted, first_few, listed
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
@@ -437,7 +437,7 @@ def _show(report: dict[str, Any]) -> None:
         partitions = f"{report['every']}, of which {report['partitions']:,} hold rows{ends}"
         learns = "all rows before the period that it serves"
     made = [*report["calendar_features"], *(["earlier values of the label"] if report["history_features"] else [])]
-    features = [f"{len(report['features'])}: {', '.join(report['features'])}"] if report["features"] else []
+    features = [f"{len(report['features'])}: {first_few(report['features'])}"] if report["features"] else []
     features += [f"from the time: {', '.join(made)}"] if made else []
     place = (
         "a row's file and its place there" if "number_rows" in report["source"] else "the place of a row in its file"

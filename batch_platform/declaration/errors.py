@@ -118,7 +118,11 @@ class WarehouseBusyError(WarehouseError):
 
 def listed(items: Iterable[object]) -> str:
     """List names sorted: at most ten, then how many more."""
-    names = sorted(str(item) for item in items)
+    return first_few(sorted(str(item) for item in items))
+
+
+def first_few(names: Sequence[str]) -> str:
+    """List names in the given order: at most ten, then how many more."""
     shown = ", ".join(names[:MOST_LISTED])
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
 

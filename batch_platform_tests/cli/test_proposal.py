@@ -16,9 +16,10 @@ from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
-from batch_platform.cli.proposal.survey import survey
+from batch_platform.cli.proposal.survey import COLUMNS_AT_ONCE, look, survey
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.sources.opening import create_view_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import published
@@ -300,6 +301,27 @@ def test_a_column_that_is_null_exactly_with_the_label_is_not_a_feature(tmp_path)
         "--   refund: is null exactly where returned is null, so it may be known only with the label"
         in files["features.sql"]
     )
+
+
+def test_columns_of_a_wide_table_are_compared_with_the_label_a_few_at_a_time(tmp_path):
+    wide = {f"x{at}": np.arange(40) % (at + 2) for at in range(COLUMNS_AT_ONCE + 5)}
+    pl.DataFrame(wide | {"y": wide["x3"], "last": wide["x3"] * 7}).write_parquet(tmp_path / "wide.parquet")
+    with duckdb.connect() as con:
+        create_view_of(con, locate(str(tmp_path / "wide.parquet"), None).as_table("seen"))
+        seen = look(con, locate(str(tmp_path / "wide.parquet"), None), None)
+        con.execute("CALL enable_logging('QueryLog')")
+        ties = seen.ties(seen.column("y"), [column for column in seen.columns if column.name != "y"])
+        queries = [text for (text,) in con.execute("SELECT message FROM duckdb_logs").fetchall()]
+    assert [at for at, tie in enumerate(ties) if tie == "value"] == [3, COLUMNS_AT_ONCE + 5]
+    counted = [len({name for name in [*wide, "last"] if f'"{name}"' in query}) for query in queries]
+    assert max(counted) <= COLUMNS_AT_ONCE
+    assert sum(counted) == len(ties)
+
+
+def test_a_summary_names_ten_features_and_how_many_more_there_are(cli, tmp_path):
+    pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 31 for at in range(12)}).write_csv(tmp_path / "wide.csv")
+    summary = cli(tmp_path, "new", "groups", "--from", "wide.csv", "--cluster").out
+    assert "features: 12: x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 2 more" in summary
 
 
 @pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START

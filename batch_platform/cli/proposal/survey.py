@@ -1,6 +1,6 @@
 """Survey a table that nobody has described: its columns, what they hold, and what is unique in it.
 
-Each question is one scan by DuckDB.
+Each question is one scan by DuckDB, or one for every few columns.
 """
 
 import re
@@ -25,6 +25,7 @@ PART, IN_PARTS = "part", "seen_in_parts"  # which of two files a row is of, and 
 Tie = Literal["value", "nulls"] | None
 MOST_FAR_OFF, FAR = 3, timedelta(days=365)  # times, or one in a thousand, that may lie so far from all others
 LEAST_ROWS = 20  # from which equal values are no accident
+COLUMNS_AT_ONCE = 20  # that one query counts distinct values of: DuckDB takes four times as long for twice as many
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
@@ -129,12 +130,18 @@ class Survey:
         return self._count(query) == 0
 
     def ties(self, label: TableColumn, columns: Sequence[TableColumn]) -> list[Tie]:
-        """What each column tells of the label, in one scan: its value, where it is null, or nothing.
+        """What each column tells of the label: its value, where it is null, or nothing.
 
         A column tells the value if the numbers are equal, or if each value of one has a single value of the other.
         """
-        if not columns:
-            return []
+        return [
+            tie
+            for start in range(0, len(columns), COLUMNS_AT_ONCE)
+            for tie in self._ties_at_once(label, columns[start : start + COLUMNS_AT_ONCE])
+        ]
+
+    def _ties_at_once(self, label: TableColumn, columns: Sequence[TableColumn]) -> list[Tie]:
+        """What each of a few columns tells of the label, in one scan."""
         right = quoted(label.name)
         questions: list[str] = []
         for column in columns:
