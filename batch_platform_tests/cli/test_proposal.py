@@ -342,6 +342,11 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
         ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
         ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
         ({}, {"key": ("shop",)}, "are not identified by shop"),
+        (
+            {"house": [f"house {at % 450}" if at > 0 else None for at in range(ROWS)]},
+            {"label": "house"},
+            "'house' of .* holds 450 distinct texts in 899 rows; texts can be predicted only if each is in two rows",
+        ),
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )

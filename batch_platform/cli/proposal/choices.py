@@ -18,6 +18,7 @@ from batch_platform.cli.proposal.columns import (
     Evidence,
     feature_reasons,
     label_evidence,
+    require_values_to_learn,
     target_of,
     words,
 )
@@ -136,6 +137,8 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     label, evidence, other_labels = _label(survey, asked, moment)
     key, holds, other_keys = _key(survey, asked, moment, label, lambda names: _where(survey, names, time, every))
     target = "none" if label is None else target_of(survey, label)
+    if label is not None:
+        require_values_to_learn(survey, label)
     reasons = feature_reasons(survey, label, [*key, time, label])
     if time is None and None not in reasons.values() and not asked.key and survey.origin.is_one_file:
         # the key is all there is to learn from

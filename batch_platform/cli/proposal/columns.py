@@ -58,7 +58,12 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
         return False
     if column.holds == "integer":
         return not survey.counts_rows(column.name)
-    return not column.is_text or column.distinct <= survey.rows / 2
+    return not column.is_text or column.distinct <= _most_classes(survey, column)
+
+
+def _most_classes(survey: Survey, label: TableColumn) -> float:
+    """The most distinct texts that a label can have: from half of its rows on, they name rows instead of classes."""
+    return (survey.rows - label.nulls) / 2
 
 
 def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn]) -> Evidence:
@@ -85,6 +90,18 @@ def target_of(survey: Survey, label: TableColumn) -> str:
         return "classes" if survey.values(label.name) == 2 else "numbers"  # noqa: PLR2004 - two numbers are yes and no
     msg = f"{label.name!r} of {survey.origin.path} has type {label.dtype}, which cannot be predicted."
     raise WrongUseError(msg, hint="name a column of numbers, truth values or class names with --label.")
+
+
+def require_values_to_learn(survey: Survey, label: TableColumn) -> None:
+    """Refuse a label of texts that hardly repeat."""
+    known, values = survey.rows - label.nulls, survey.values(label.name)
+    if label.is_text and values > _most_classes(survey, label):
+        msg = (
+            f"{label.name!r} of {survey.origin.path} holds {values:,} distinct texts in {known:,} rows; "
+            "texts can be predicted only if each is in two rows on average."
+        )
+        hint = "a column whose values hardly repeat is an identifier, not something to predict; name another --label."
+        raise WrongUseError(msg, hint=hint)
 
 
 def feature_reasons(
