@@ -347,6 +347,12 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
             {"label": "house"},
             "'house' of .* holds 450 distinct texts in 899 rows; texts can be predicted only if each is in two rows",
         ),
+        (
+            {"returned": [1] * (ROWS - 1) + [None]},
+            {"label": "returned"},
+            "Every 'returned' of .* is 1 \\(899 rows\\), so there is nothing to learn",
+        ),
+        ({"returned": [1] * ROWS}, {}, "It cannot be returned: all values there are the same."),
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )

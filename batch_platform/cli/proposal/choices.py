@@ -18,6 +18,7 @@ from batch_platform.cli.proposal.columns import (
     Evidence,
     feature_reasons,
     label_evidence,
+    labels_of_one_value,
     require_values_to_learn,
     target_of,
     words,
@@ -254,6 +255,8 @@ def _label(
     msg = f"It is not clear which column of {survey.origin.path} to predict" + (
         f"; it could be {', '.join(evidence.column.name for evidence in likely[:5])}." if likely else "."
     )
+    if constant := [column.name for column in labels_of_one_value(survey)]:
+        msg += f" It cannot be {listed(constant)}: all values there are the same."
     example = likely[0].column.name if likely else "COLUMN"
     raise WrongUseError(msg, hint=f"name it, such as --label {example}; --cluster groups similar rows instead.")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from batch_platform.cli.proposal.survey import LEAST_ROWS, Holds, Survey, TableColumn
-from batch_platform.declaration.errors import WrongUseError, shortened
+from batch_platform.declaration.errors import WrongUseError, counted, shortened
 from batch_platform.models.contract import infer_contract
 from batch_platform.monitoring.leakage import MAX_ROWS, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth
@@ -66,10 +66,19 @@ def _most_classes(survey: Survey, label: TableColumn) -> float:
     return (survey.rows - label.nulls) / 2
 
 
+def labels_of_one_value(survey: Survey) -> list[TableColumn]:
+    """The columns that are called like a label, and have the same value in every row that has one."""
+    return [column for column in survey.columns if column.distinct == 1 and _is_called_label(column)]
+
+
+def _is_called_label(column: TableColumn) -> bool:
+    return _LABEL_NAME.fullmatch("_".join(words(column.name))) is not None
+
+
 def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn]) -> Evidence:
     two_valued = column.distinct == 2  # noqa: PLR2004 - yes and no
     facts = {
-        "its name": 2 * bool(_LABEL_NAME.fullmatch("_".join(words(column.name)))),
+        "its name": 2 * _is_called_label(column),
         "it is the last column": column.position == len(survey.columns),
         "it has two values": two_valued,
         "it is the only column with nulls": with_nulls == [column],
@@ -93,8 +102,14 @@ def target_of(survey: Survey, label: TableColumn) -> str:
 
 
 def require_values_to_learn(survey: Survey, label: TableColumn) -> None:
-    """Refuse a label of texts that hardly repeat."""
+    """Refuse a label with the same value in every row that has one, and a label of texts that hardly repeat."""
     known, values = survey.rows - label.nulls, survey.values(label.name)
+    if values == 1:
+        msg = (
+            f"Every {label.name!r} of {survey.origin.path} is {survey.example(label.name)} ({counted(known, 'row')}), "
+            "so there is nothing to learn."
+        )
+        raise WrongUseError(msg, hint="add rows with other values, or name another --label.")
     if label.is_text and values > _most_classes(survey, label):
         msg = (
             f"{label.name!r} of {survey.origin.path} holds {values:,} distinct texts in {known:,} rows; "
