@@ -290,6 +290,17 @@ def test_names_that_scoring_takes_for_itself_give_way(tmp_path):
     assert_all_scored_from_the_first_model_on(pipeline_of(files, tmp_path))
 
 
+def test_a_text_called_like_what_scoring_adds_is_a_feature_and_not_kept(tmp_path):
+    texts = ["Prediction", "partition_key", "challenger", "region"]
+    orders(**{name: ["north", "south", "west"] * (ROWS // 3) for name in texts}).write_parquet(
+        tmp_path / "orders.parquet"
+    )
+    proposal, files = proposed(tmp_path / "orders.parquet", label="returned")
+    assert {*texts} <= {*names(proposal.features)}
+    spec = pipeline_of(files, tmp_path).spec
+    assert spec.predictions.keep == ["shop", "region"]
+
+
 def test_a_column_that_is_null_exactly_with_the_label_is_not_a_feature(tmp_path):
     known = [None if at % 7 == 0 else returned for at, returned in enumerate(orders()["returned"])]
     with_it = [None if returned is None else at for at, returned in enumerate(known)]

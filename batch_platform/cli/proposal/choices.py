@@ -27,6 +27,7 @@ from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
+from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.models.fitting import LEAST_ROWS
 
 ESTIMATORS = {
@@ -52,6 +53,7 @@ HELD_OUT = 0.2  # of the rows of a snapshot that have a label
 MOST_MODELS = 6  # of the past; earlier rows are learned from and not scored
 _MOST_PAIRS = 60  # of columns that are tried as a key
 _FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a row: a measure is not so even by chance
+TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # of the columns that scoring adds, in lower case
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 _PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
@@ -167,9 +169,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         positive=survey.rarer(label.name) if label and label.is_text and survey.values(label.name) == 2 else None,  # noqa: PLR2004 - two classes
         features=features,
         left_out={column.name: reason for column, reason in reasons.items() if reason is not None},
-        keep=tuple(column for column in features if column.is_text and column.distinct <= _MOST_KEPT_VALUES)[
-            :_MOST_KEPT
-        ],
+        keep=tuple(filter(_can_be_kept, features))[:_MOST_KEPT],
         train_every=train_every,
         params=_params(survey, target, label, features, windows),
         others={
@@ -178,6 +178,11 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
             "label": [other.column.name for other in other_labels],
         },
     )
+
+
+def _can_be_kept(feature: TableColumn) -> bool:
+    """Whether predictions can be grouped by a feature: a text of few values, with a name that scoring does not add."""
+    return feature.is_text and feature.distinct <= _MOST_KEPT_VALUES and feature.name.lower() not in TAKEN_NAMES
 
 
 def _params(

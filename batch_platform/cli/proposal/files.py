@@ -11,7 +11,7 @@ from functools import cache
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import HELD_OUT, PART_NAMES, WITHIN_FILE, Proposal, local_key
+from batch_platform.cli.proposal.choices import HELD_OUT, PART_NAMES, TAKEN_NAMES, WITHIN_FILE, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
 from batch_platform.cli.proposal.survey import PART, Span, TableColumn
@@ -19,7 +19,7 @@ from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.notation import name_of
-from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS
+from batch_platform.declaration.spec import ASSETS
 from batch_platform.warehouse.sql import quoted
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -251,7 +251,7 @@ def _part_name(proposal: Proposal, part: str) -> str:
     taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
     taken |= set() if proposal.windows is None else {_stored(proposal.windows.time).lower()}
     label = "" if proposal.label is None else _name(proposal.label).lower()
-    return f"{name}_of_time" if name in {*taken, label, *ADDED_COLUMNS} else name
+    return f"{name}_of_time" if name in {*taken, label, *TAKEN_NAMES} else name
 
 
 def _instant(column: TableColumn, qualifier: str = "") -> str:
@@ -283,7 +283,7 @@ def _name(column: TableColumn) -> str:
 def _stored(column: TableColumn) -> str:
     """The name of a key or time column, which must differ from the columns that scoring adds."""
     name = _name(column)
-    return f"{name}_given" if name.lower() in (*ADDED_COLUMNS, "challenger") else name
+    return f"{name}_given" if name.lower() in TAKEN_NAMES else name
 
 
 def _identifier(name: str) -> str:
