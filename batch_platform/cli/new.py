@@ -423,6 +423,8 @@ def _show(report: dict[str, Any]) -> None:
         partitions = "snapshots of the whole table, from today on"
         learns = (
             "its rows with a label; a fifth of them, drawn at random, is held out, which is optimistic about the future"
+            if report["label"]
+            else "all rows but a fifth, drawn at random, which is held out to judge the groups by"
         )
     else:
         first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))

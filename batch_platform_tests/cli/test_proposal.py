@@ -329,10 +329,12 @@ def test_columns_of_a_wide_table_are_compared_with_the_label_a_few_at_a_time(tmp
     assert sum(counted) == len(ties)
 
 
-def test_a_summary_names_ten_features_and_how_many_more_there_are(cli, tmp_path):
+def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):
     pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 31 for at in range(12)}).write_csv(tmp_path / "wide.csv")
     summary = cli(tmp_path, "new", "groups", "--from", "wide.csv", "--cluster").out
     assert "features: 12: x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 2 more" in summary
+    assert "learns from: all rows but a fifth, drawn at random" in summary
+    assert "with a label" not in summary
 
 
 @pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
