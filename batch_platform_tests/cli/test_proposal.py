@@ -352,6 +352,11 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     ("columns", "asked", "message"),
     [
         ({"returned": None}, {}, "It is not clear which column of .* to predict; it could be shop"),
+        (
+            {"returned": None, "gekündigt?": [at % 2 for at in range(ROWS)]},
+            {},
+            "such as --label 'gekündigt\\?';",
+        ),
         ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
         ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
         ({}, {"key": ("shop",)}, "are not identified by shop"),

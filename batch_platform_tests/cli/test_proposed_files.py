@@ -327,6 +327,12 @@ def stream(folder: Path) -> None:
             2,
             "has no table 'retruns'; it has orders, shop.returns",
         ),
+        (
+            lambda folder: write_tables(folder / "odd.duckdb", '"my returns"', '"my orders"'),
+            ("odd.duckdb",),
+            2,
+            "Hint: name the table, such as --table 'my orders'.",
+        ),
         (lambda folder: write_tables(folder / "none.duckdb"), ("none.duckdb",), 2, "has 0 tables: none"),
         (lambda folder: (folder / "x.duckdb").write_bytes(b"no database"), ("x.duckdb",), 1, "x.duckdb cannot be read"),
         (

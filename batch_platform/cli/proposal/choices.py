@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from math import ceil
+from shlex import quote
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -263,7 +264,7 @@ def _label(
     if constant := [column.name for column in labels_of_one_value(survey)]:
         msg += f" It cannot be {listed(constant)}: all values there are the same."
     example = likely[0].column.name if likely else "COLUMN"
-    raise WrongUseError(msg, hint=f"name it, such as --label {example}; --cluster groups similar rows instead.")
+    raise WrongUseError(msg, hint=f"name it, such as --label {quote(example)}; --cluster groups similar rows instead.")
 
 
 def _key(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape, has_magic
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import duckdb
@@ -174,7 +175,9 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
         tables = {ending: file for file in visible if (ending := ending_of(file)) is not None}
         if len(tables) > 1:
             msg = f"{folder} holds files of several kinds: {listed(tables)}."
-            raise WrongUseError(msg, hint=f"name those that belong together, such as '{folder}/*{min(tables)}'.")
+            raise WrongUseError(
+                msg, hint=f"name those that belong together, such as {quote(f'{folder}/*{min(tables)}')}."
+            )
         for ending, file in tables.items():
             start = pattern if len(visible) == len(every) else f"{pattern[:-1]}[!._]*"
             return _kind_of(file), Path(escape(str(folder))) / f"{start}{ending}"
@@ -214,7 +217,7 @@ def _table_of(path: Path, table: str | None) -> str:
         return next(iter(tables))
     msg = f"{path} has {len(tables)} tables: {listed(tables) or 'none'}."
     raise WrongUseError(
-        msg, hint=f"name the table, such as --table {next(iter(tables))}." if tables else "name another file."
+        msg, hint=f"name the table, such as --table {quote(next(iter(tables)))}." if tables else "name another file."
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from shlex import quote
 
 import duckdb
 
@@ -69,7 +70,7 @@ def _paired(train: Origin, score: Origin, label: str | None, first: Sequence[str
         named(label, dict.fromkeys(first), f"{train.path} has no column {label!r}; it has")
     elif len(alone) != 1:
         msg = f"It is not clear which column of {train.path} to predict: {score.path.name} lacks {listed(alone) or 'none'} of them."
-        raise WrongUseError(msg, hint=f"name it, such as --label {(alone or first)[-1]}.")
+        raise WrongUseError(msg, hint=f"name it, such as --label {quote((alone or first)[-1])}.")
     label = label or alone[0]
     shared = tuple(name for name in first if name.lower() in have and name != label)
     if not shared:
