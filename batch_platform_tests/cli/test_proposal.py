@@ -396,7 +396,7 @@ def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path
             "is not a DuckDB file. Hint: give --table with a DuckDB file",
         ),
         (("new", "orders", "--from", "orders.xlsx"), 2, "has no known file ending"),
-        (("new", "orders", "--from", "broken.parquet"), 1, "broken.parquet cannot be read"),
+        (("new", "orders", "--from", "broken.parquet"), 1, "broken.parquet'. Hint: correct the file"),
         (("new", "orders", "--from", "empty.parquet"), 2, "has no rows"),
         (("new", "orders", "--from", "{{ x }}.parquet"), 2, "brackets that have a meaning"),
         (("--project", "nowhere", "new", "orders", "--from", "orders.parquet"), 2, "is not a folder"),

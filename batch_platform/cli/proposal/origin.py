@@ -127,8 +127,9 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
 
 
 def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> SourceError:
-    """The error that says why DuckDB cannot read a file, without the settings that it lists."""
-    reason = " ".join(str(error).split()).partition(" Possible ")[0].partition(" The search space used was:")[0]
+    """The error that says why DuckDB cannot read a file, without the settings that it lists and the SQL that reads it."""
+    message = " ".join(str(error).partition("\nLINE ")[0].split())
+    reason = message.partition(" Possible ")[0].partition(" The search space used was:")[0]
     if "sniffing file" in reason:
         reason = (
             "its rows are not all made of the same number of values, or do not all end with the same kind of line break"
