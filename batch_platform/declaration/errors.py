@@ -121,9 +121,9 @@ def listed(items: Iterable[object]) -> str:
     return first_few(sorted(str(item) for item in items))
 
 
-def first_few(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str], separator: str = ", ") -> str:
     """List names in the given order: at most ten, then how many more."""
-    shown = ", ".join(names[:MOST_LISTED])
+    shown = separator.join(names[:MOST_LISTED])
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
 
 

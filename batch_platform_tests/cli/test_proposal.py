@@ -145,8 +145,8 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     assert (report["every"], report["partitions"], report["rows"]) == ("day", DAYS, ROWS)
     assert report["features"] == ["amount", "items", "shop"]
     assert report["left_out"] == {
-        "code": "an identifier: another value in every row",
-        "signed_up_at": "a time; a number computed from it could be a feature, such as an age in days",
+        "code": "is an identifier, with another value in every row",
+        "signed_up_at": "is a time, from which a number could be computed as a feature, such as an age in days",
     }
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
     taken = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
@@ -356,6 +356,11 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
             {"returned": None, "gekündigt?": [at % 2 for at in range(ROWS)]},
             {},
             "such as --label 'gekündigt\\?';",
+        ),
+        (
+            dict.fromkeys(("at", "amount", "items", "shop")) | {"same": [1] * ROWS, "code": range(ROWS)},
+            {"label": "returned"},
+            "left to learn from: code is an identifier, with another value in every row; id is a text .*; same has the same",
         ),
         ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
         ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),

@@ -247,11 +247,11 @@ LEAKS = {
     "constant": (lambda table: table.with_columns(country=pl.lit("DE")), "has the same value in every row"),
     "identifier": (
         lambda table: table.with_columns(other_id=pl.int_range(pl.len()) * 3),
-        "an identifier: another value in every row",
+        "is an identifier, with another value in every row",
     ),
     "free text": (
         lambda table: table.with_columns(note=pl.format("note {}", pl.int_range(pl.len()))),
-        "a text with about",
+        "is a text with about",
     ),
 }
 

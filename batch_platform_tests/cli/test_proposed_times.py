@@ -254,12 +254,12 @@ def test_a_column_t_is_a_time_only_if_it_counts_from_1970(tmp_path, values, is_t
 def test_an_index_of_row_numbers_is_left_out_with_the_reason(tmp_path):
     by_pandas(lambda frame: frame.sample(frac=1, random_state=1), tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
-    assert proposal.left_out == {"__index_level_0__": "the number that pandas gave the row"}
-    assert "--   __index_level_0__: the number that pandas gave the row" in files["features.sql"]
+    assert proposal.left_out == {"__index_level_0__": "is the number that pandas gave the row"}
+    assert "--   __index_level_0__: is the number that pandas gave the row" in files["features.sql"]
     assert [column.name for column in proposal.key] == ["id"]
     pd.read_parquet(tmp_path / "orders.parquet").to_csv(tmp_path / "orders.csv")
     proposal, _ = proposed(tmp_path / "orders.csv")
-    assert proposal.left_out == {"column0": "the number that pandas gave the row"}
+    assert proposal.left_out == {"column0": "is the number that pandas gave the row"}
 
 
 @pytest.mark.parametrize(

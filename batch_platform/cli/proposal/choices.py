@@ -26,7 +26,7 @@ from batch_platform.cli.proposal.columns import (
 )
 from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
-from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.errors import WrongUseError, first_few, listed
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.models.fitting import LEAST_ROWS
@@ -154,7 +154,8 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     if time is not None and span is not None:
         windows, train_every = _windows(survey, asked, time, span, every, key, label if target != "none" else None)
     if not features and (windows is None or windows.past is None):
-        msg = f"No column of {survey.origin.path} is left to learn from: {listed(map(_named, reasons.items())) or 'there are no others'}."
+        why = first_few(sorted(map(_named, reasons.items())), "; ") or "there are no others"
+        msg = f"No column of {survey.origin.path} is left to learn from: {why}."
         raise WrongUseError(msg, hint="add columns, or name another --label, --key or --time.")
     return Proposal(
         key=key,

@@ -22,8 +22,8 @@ ENOUGH = 3  # points of evidence for a label that nobody named
 _MOST_ADDENDS = 20  # columns of which each pair is added up
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
-    "row number": "the number that pandas gave the row",
-    "time": "a time; a number computed from it could be a feature, such as an age in days",
+    "row number": "is the number that pandas gave the row",
+    "time": "is a time, from which a number could be computed as a feature, such as an age in days",
 }
 _LABEL_NAME = re.compile(
     "label|target|y|outcome|class|churn(ed)?|(is_)?fraud|default(ed)?|converted|clicked|survived|returned|late|cancell?ed"
@@ -140,14 +140,14 @@ def _no_feature(survey: Survey, column: TableColumn) -> str | None:
     if column.holds in _NO_FEATURE:
         return _NO_FEATURE[column.holds]
     if column.holds == "other":
-        return f"has type {column.dtype}; a number or a text computed from it could be a feature"
+        return f"has type {column.dtype}, from which a number or a text could be computed as a feature"
     if column.distinct <= 1 and not column.nulls:
         return "has the same value in every row"
     if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
-        return f"a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
+        return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
     is_named = bool(last_word) and last_word[0] in _ID_NAMES
     if is_named and column.distinct > rows * NEARLY and survey.unique([column.name]):
-        return "an identifier: another value in every row"
+        return "is an identifier, with another value in every row"
     return None
 
 
