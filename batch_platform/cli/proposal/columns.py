@@ -62,7 +62,7 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
 
 
 def _most_classes(survey: Survey, label: TableColumn) -> float:
-    """The most distinct texts that a label can have: from half of its rows on, they name rows instead of classes."""
+    """The largest number of distinct texts in a label; more of them name rows, not classes."""
     return (survey.rows - label.nulls) / 2
 
 
