@@ -32,7 +32,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
     "ui", epilog=terminal.examples("ui", "ui --host 0.0.0.0 --port 8080 --allowed-host scores.example.com --token")
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=3000, show_default=True, help="Port to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port to listen on.")
 @click.option(
     "--token",
     is_flag=False,

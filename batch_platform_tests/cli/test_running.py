@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -387,7 +388,9 @@ def test_output_may_be_cut_off_by_its_reader(project):
 
 
 def test_interruption_outside_of_a_run_is_one_line(fresh):
-    process = start(fresh, "ui", "--port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start(fresh, "ui", "--port", str(port))
     wait_for(process, "http://127.0.0.1:")
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
