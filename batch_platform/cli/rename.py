@@ -17,6 +17,7 @@ from batch_platform.pipeline.former_columns import rename_stored_column
 from batch_platform.pipeline.rename import rename_pipeline
 
 _READ = (".py", ".yaml", ".yml", ".sql", ".toml")  # files of a project that may name a folder
+_COMMENT_LINE = re.compile(r"^\s*(#|--).*$", re.MULTILINE)
 
 
 @click.command(
@@ -143,14 +144,25 @@ def _move(project: Project, folder: Path, old: str, new: str) -> Path | None:
     target = folder.with_name(new)
     if folder.name != old or target.exists():
         return None
-    mentions = re.compile(rf"(?<!\w){re.escape(old)}[./]")
     below = folder.parent if project.declarations is None else project.declarations.parent
     for file in below.rglob("*"):
-        if (
-            file.suffix in _READ
-            and file.is_file()
-            and mentions.search(file.read_text(encoding="utf-8", errors="ignore"))
-        ):
+        if file.suffix in _READ and file.is_file() and _needs_folder(file, folder):
             return None
     folder.rename(target)
     return target
+
+
+def _needs_folder(file: Path, folder: Path) -> bool:
+    """Whether a file of the project names the folder of a pipeline, or a module in it.
+
+    In the pipeline's own files, a path to a file that is called like the pipeline, such as ../../../shop.csv, does not: it
+    leads to the same file from the renamed folder.
+    """
+    mentions = re.compile(rf"(?P<before>[^\s'\"]*)(?<!\w){re.escape(folder.name)}(?P<after>[./][^\s'\"]*)")
+    text = _COMMENT_LINE.sub("", file.read_text(encoding="utf-8", errors="ignore"))
+    for mention in mentions.finditer(text):
+        path = Path(mention["before"] + folder.name + mention["after"])
+        names_file = folder.name not in path.parts[:-1] and (folder / path).is_file()
+        if not (file.is_relative_to(folder) and names_file):
+            return True
+    return False

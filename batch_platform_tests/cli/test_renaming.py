@@ -120,6 +120,18 @@ def test_a_folder_that_other_files_name_keeps_its_name(cli, fresh):
     assert cli(fresh, "check").out == "orders: ok\n"
 
 
+def test_a_source_file_that_is_called_like_the_pipeline_does_not_keep_its_folder(cli, fresh):
+    folder = pipeline_folder(fresh)
+    (folder / "events.parquet").rename(fresh / "small.parquet")
+    declared = folder / "defs.yaml"
+    outside = f"{'../' * len(folder.relative_to(fresh).parts)}small.parquet"
+    text = declared.read_text().replace("parquet: events.parquet", f"parquet: {outside}")
+    declared.write_text(f"# Proposed for small.parquet: every line is a guess.\n{text}")
+    assert "the folder keeps its name" not in cli(fresh, "rename", "small", "orders").out
+    assert pipeline_folder(fresh, "orders").is_dir()
+    assert cli(fresh, "check").out == "orders: ok\n"
+
+
 def test_a_pipeline_renamed_by_hand_is_listed_by_gc_and_taken_over_or_dropped(cli, project, tmp_path):
     file = pipeline_folder(project) / "defs.yaml"
     before = facts(project / ".batch_platform", "small")
