@@ -16,9 +16,11 @@ from batch_platform.cli.run import asked_for, open_instance
 from batch_platform.components.dagster_internals import wipe_partitions
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import HeldPartitions, drop_partitions, held_partitions
+from batch_platform.pipeline.steps import ranges
 from batch_platform.warehouse.home import HOME_VARIABLE
 
 _PARTITIONED = ("features", "predictions", "drift", "performance")
@@ -51,12 +53,13 @@ def command(  # noqa: PLR0913 - the options of the command
     if only is None and (first is None or last is None):
         msg = f"{pipeline}: no partition is named."
         raise WrongUseError(msg, hint="name one with --partition, or a range with both --from and --to.")
-    keys = [partition.key for partition in asked_for(wiring, now, first, last, only)]
+    asked = asked_for(wiring, now, first, last, only)
+    keys = [partition.key for partition in asked]
     if not project.home.root.exists():
         msg = f"{pipeline}: {project.home.root} does not exist, so there is nothing to delete."
         raise WrongUseError(msg, hint=f"{HOME_VARIABLE} names the home.")
     holding = held_partitions(wiring.pipeline(), keys)
-    _announce(pipeline, keys, holding)
+    _announce(pipeline, asked, holding)
     if holding.partitions and not yes and not _confirmed(pipeline):
         terminal.say("Nothing is deleted.")
         return
@@ -71,11 +74,12 @@ def command(  # noqa: PLR0913 - the options of the command
         terminal.say("Deleted.")
 
 
-def _announce(pipeline: str, keys: Sequence[str], holding: HeldPartitions) -> None:
+def _announce(pipeline: str, asked: Sequence[Partition], holding: HeldPartitions) -> None:
     if not holding.partitions:
-        terminal.say(f"{pipeline}: nothing is held of {terminal.span(keys)}.")
+        terminal.say(f"{pipeline}: nothing is held of {terminal.spans(ranges(asked))}.")
         return
-    terminal.say(f"{pipeline}: to delete for good, {terminal.span(holding.partitions)}")
+    held_ranges = ranges(partition for partition in asked if partition.key in holding.partitions)
+    terminal.say(f"{pipeline}: to delete for good, {terminal.spans(held_ranges)}")
     for table, rows in holding.rows.items():
         terminal.say(f"  {counted(rows, 'row')} of {table}")
     if holding.files:

@@ -181,16 +181,17 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
             runs.findings,
             None if error is None else str(error),
         )
-    summary.show(outcome)
+    summary.show(outcome, wiring.spec.partitions.calendar)
     return outcome
 
 
 def _without_dropped(wiring: Wiring, wanted: Wanted, state: State) -> Wanted:
     """What is wanted without the partitions that were deleted for good, which come back only if each is named."""
-    dropped = [partition.key for partition in wanted.partitions if partition.key in state.dropped]
+    dropped = [partition for partition in wanted.partitions if partition.key in state.dropped]
     if dropped:
-        again = f"batch-platform run {wiring.spec.name} --partition {dropped[0]}"
-        terminal.say(f"{wiring.spec.name}: left out {terminal.span(dropped)}: dropped. To make it again: {again}")
+        again = f"batch-platform run {wiring.spec.name} --partition {dropped[0].key}"
+        how = "To make it again" if len(dropped) == 1 else "To make them again, name each of them"
+        terminal.say(f"{wiring.spec.name}: left out {terminal.spans(ranges(dropped))}: dropped. {how}: {again}")
     return replace(wanted, partitions=[it for it in wanted.partitions if it.key not in state.dropped])
 
 

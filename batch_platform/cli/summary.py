@@ -8,7 +8,7 @@ import dagster as dg
 from batch_platform.cli import terminal
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
@@ -19,6 +19,7 @@ from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.former_columns import FormerColumn, former_columns
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import ranges
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.failures import Failure
 
@@ -193,7 +194,7 @@ def _could_serve_from(wiring: Wiring, left: Plan) -> str | None:
     return first.key if any(item.partition.key == first.key for item in left.blocked) else None
 
 
-def show(outcome: Outcome) -> None:
+def show(outcome: Outcome, calendar: Calendar) -> None:
     """Print the outcome on less than a screen."""
     for model in outcome.models[-MOST_SHOWN:]:
         _show_model(model)
@@ -209,25 +210,34 @@ def show(outcome: Outcome) -> None:
     for group in outcome.left_out[:MOST_SHOWN]:
         span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
-    _show_findings(outcome)
+    _show_findings(outcome, calendar)
     for column in outcome.former_columns:
         terminal.say(f"  {column}")
-    if outcome.failures:
-        failed = terminal.span(list(dict.fromkeys(failure.partition_key for failure in outcome.failures)))
-        terminal.say(f"  failed, and left as it was: {failed}; see the error at the end")
+    _show_failures(outcome.failures, calendar)
     if outcome.scored:
         terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")
     for at, step in enumerate(outcome.next):
         terminal.say(f"{'Next: ' if not at else '      '}{step}")
 
 
-def _show_findings(outcome: Outcome) -> None:
+def _show_failures(failures: Sequence[Failure], calendar: Calendar) -> None:
+    if failed := {failure.partition_key for failure in failures if failure.step != "model"}:
+        which = terminal.spans(ranges(map(calendar.named, failed)))
+        terminal.say(
+            f"  failed, and left as {'it was' if len(failed) == 1 else 'they were'}: {which}; see the error at the end"
+        )
+    if untrained := [failure.partition_key for failure in failures if failure.step == "model"]:
+        models = counted(len(untrained), "model")
+        terminal.say(f"  {models} could not be trained: {listed(untrained)}; see the error at the end")
+
+
+def _show_findings(outcome: Outcome, calendar: Calendar) -> None:
     keys: dict[str, list[str]] = {}
     for key, findings in outcome.findings.items():
         for finding in findings:
             keys.setdefault(finding, []).append(key)
     for finding, of_partitions in list(keys.items())[:MOST_SHOWN]:
-        terminal.say(f"  {terminal.span(of_partitions)}: {finding}")
+        terminal.say(f"  {terminal.spans(ranges(map(calendar.named, of_partitions)))}: {finding}")
     if (more := len(keys) - MOST_SHOWN) > 0:
         terminal.say(f"  and {more:,} more; the log of the run has them all")
 

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.errors import MOST_LISTED, counted, listed
 from batch_platform.declaration.redaction import redact, redacted_output
 
 if TYPE_CHECKING:
     from batch_platform.components.progress import Listener, RunProgress
+    from batch_platform.declaration.calendar import Partition
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 DEBUG_HINT = "put --debug before the command to see the traceback: batch-platform --debug run NAME."
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
@@ -143,6 +144,15 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 def span(keys: Sequence[str]) -> str:
     """Some keys in one phrase: the only one, or the first and the last with their number."""
     return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,})"
+
+
+def spans(ranges: Sequence[Sequence["Partition"]]) -> str:
+    """Ranges of partitions in one phrase: the first and the last key of each, and the number of all partitions."""
+    ends = [(members[0].key, members[-1].key) for members in ranges]
+    shown = [first if first == last else f"{first} to {last}" for first, last in ends[:MOST_LISTED]]
+    more = f" and {len(ends) - MOST_LISTED:,} more" if len(ends) > MOST_LISTED else ""
+    count = sum(map(len, ranges))
+    return f"{', '.join(shown)}{more}{f' ({count:,})' if count > 1 else ''}"
 
 
 def roughly(seconds: float) -> str:

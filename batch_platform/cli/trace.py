@@ -8,7 +8,9 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError, counted
+from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, dependents, trace, with_source_rows
 
 
@@ -46,7 +48,7 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
     if source is not None:
         predictions = dependents(builder, home, source, only)
         terminal.report(predictions)
-        _show_dependents(predictions)
+        _show_dependents(predictions, wiring.spec.partitions.calendar)
         return
     rows = with_source_rows(builder, trace(wiring.spec, home, dict(part.split("=", 1) for part in key)))
     terminal.report(rows)
@@ -70,7 +72,7 @@ def _show_source(source: TracedSource) -> None:
         terminal.show_fields({"row": row}, indent=2)
 
 
-def _show_dependents(dependent: Dependents) -> None:
+def _show_dependents(dependent: Dependents, calendar: Calendar) -> None:
     source = f"partition {dependent.partition} of {dependent.source}" if dependent.partition else dependent.source
     partitions = dependent.partitions
     terminal.say(
@@ -84,5 +86,5 @@ def _show_dependents(dependent: Dependents) -> None:
     for (through, model), members in groupby(
         partitions, key=lambda partition: (partition.through, partition.model_version)
     ):
-        keys = [partition.partition for partition in members]
-        terminal.say(f"  {terminal.span(keys)}: through its {' and its '.join(through)}, scored by {model}")
+        keys = terminal.spans(ranges(calendar.named(partition.partition) for partition in members))
+        terminal.say(f"  {keys}: through its {' and its '.join(through)}, scored by {model}")

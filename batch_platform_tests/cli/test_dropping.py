@@ -131,3 +131,9 @@ def test_a_drop_that_ended_early_is_completed_by_the_same_command(cli, project, 
     }
     assert not [file for day in (10, 11, 12) for file in feature_files(project, f"2024-02-{day}")]
     assert cli(project, "status", "small").out.startswith("small: 3 dropped, 26 scored, 31 warm-up\n")
+    assert (
+        "small: to delete for good, 2024-02-15\n" in cli(project, *args[:2], "--partition", "2024-02-15", "--yes").out
+    )
+    said = cli(project, "run", "small").out
+    again = "To make them again, name each of them: batch-platform run small --partition 2024-02-10"
+    assert f"left out 2024-02-10 to 2024-02-12, 2024-02-15 (4): dropped. {again}\n" in said
