@@ -17,7 +17,7 @@ from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, d
 @click.command(
     "trace",
     epilog=terminal.examples(
-        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-1545-EWR",
+        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-475-EWR",
         "trace flight_delays --source weather --partition 2013-03-01",
     ),
 )
