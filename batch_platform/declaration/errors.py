@@ -6,6 +6,7 @@ person who declared the pipeline. Any other error that escapes is a defect of th
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +17,8 @@ MOST_LISTED = 10
 INTERRUPTED_QUERY = "Query interrupted"
 LONGEST_SHOWN = 80
 _NUMBER = re.compile(r"[0-9]+")
+NEAR = 0.6  # how alike a word has to be to be suggested
+NO_OTHERS: Mapping[str, str] = {}
 
 
 class BatchPlatformError(Exception):
@@ -142,11 +145,14 @@ def alike(key: str, sentence: str) -> str:
     return _NUMBER.sub("#", sentence.replace(key, "#"))
 
 
-def merged(pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int) -> Failed:
+def merged(
+    pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int, others: Mapping[str, str] = NO_OTHERS
+) -> Failed:
     """Merge the errors of some partitions, each with its key, into one that names every partition once all others are done.
 
     Errors that differ only in numbers and keys count as the same. A single error is given in full, of several the first
-    sentence each. The merged error has the type of the first one.
+    sentence each. The merged error has the type of the first one. `others` tells what is no partition, such as
+    "model 2024-02-01": "model".
     """
     groups: dict[str, list[tuple[str, str, Failed]]] = {}
     for key, error in sorted(failed, key=lambda item: item[0]):
@@ -155,21 +161,27 @@ def merged(pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int) 
     (key, _, first), *later = next(iter(groups.values()))
     hint = first.hint
     if len(groups) == 1:
+
+    def count(keys: Iterable[str], more: str = "") -> str:
+        nouns = Counter(others.get(key, "partition") for key in keys)
+        return " and ".join(counted(number, f"{more}{noun}") for noun, number in sorted(nouns.items(), reverse=True))
+
         message = first.message
         if not message.startswith(f"{pipeline}, "):
-            message = f"{pipeline}, partition {key}: {_without_place(pipeline, message)}"
+            place = key if key in others else f"partition {key}"
+            message = f"{pipeline}, {place}: {_without_place(pipeline, message)}"
         if later:
-            keys = listed(key for key, *_ in later)
-            message += f" {_partitions(len(later), 'more ')} failed the same way: {keys}."
+            keys = [key for key, *_ in later]
+            message += f" {count(keys, 'more ')} failed the same way: {listed(keys)}."
     else:
         shown = list(groups.values())[:MOST_LISTED]
         lines = [f"{listed(key for key, *_ in members)}: {members[0][1]}" for members in shown]
-        if rest := len(failed) - sum(map(len, shown)):
-            lines.append(f"{_partitions(rest, 'more ')} failed.")
-        message = f"{pipeline}: {_partitions(len(failed))} failed. {' '.join(lines)}"
+        if rest := [key for members in list(groups.values())[MOST_LISTED:] for key, *_ in members]:
+            lines.append(f"{count(rest, 'more ')} failed.")
+        message = f"{pipeline}: {count(key for key, _ in failed)} failed. {' '.join(lines)}"
         hint = f"batch-platform status {pipeline} shows each partition with its reason."
     if succeeded:
-        message += f" The other {_partitions(succeeded)} of this run succeeded."
+        message += f" The other {counted(succeeded, 'partition')} of this run succeeded."
     error = type(first)(message, hint=hint)
     error.set_apart = tuple(sorted(key for key, _ in failed))
     return error
@@ -178,10 +190,6 @@ def merged(pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int) 
 def _without_place(pipeline: str, message: str) -> str:
     """A message without the pipeline and the partition or serving period at its beginning, which are said elsewhere."""
     return re.sub(rf"^{re.escape(pipeline)}(, (partition|serving period) \S+)?: ", "", message)
-
-
-def _partitions(count: int, more: str = "") -> str:
-    return counted(count, f"{more}partition")
 
 
 def shortened(value: object) -> str:

@@ -17,6 +17,7 @@ _LABELS: Mapping[FailedStep, str] = {
     "predictions": "",
     "performance": "evaluation of ",
 }
+_NOUNS: Mapping[FailedStep, str] = {"model": "model", "performance": "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:
 def error_of(spec: PipelineSpec, state: State, run_ids: Collection[str]) -> RunFailedError | None:
     """One error that names everything that failed in some runs; None if nothing did."""
     failures = failures_of(state, run_ids)
-    errors = [
-        (_LABELS[item.step] + item.partition_key, RunFailedError(item.reason, hint=item.hint)) for item in failures
-    ]
-    return merged(spec.name, errors, 0) if errors else None
+    labels = [_LABELS[item.step] + item.partition_key for item in failures]
+    errors = [RunFailedError(item.reason, hint=item.hint) for item in failures]
+    others = {label: noun for label, item in zip(labels, failures, strict=True) if (noun := _NOUNS.get(item.step))}
+    return merged(spec.name, list(zip(labels, errors, strict=True)), 0, others) if errors else None

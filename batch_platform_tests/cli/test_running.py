@@ -257,11 +257,13 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
     asked = ("run", "small", "--from", "2024-02-01", "--to", "2024-02-03")
     answer = cli(fresh, *asked)
     assert answer.code == 1
-    assert answer.error.startswith("small: 3 partitions failed. 2024-01-03, 2024-02-02: the SQL of ")
+    assert answer.error.startswith("small: 2 partitions and 1 model failed. 2024-01-03, 2024-02-02: the SQL of ")
     assert "model 2024-02-01: the model is not trained, since the features of 2024-01-03 are missing" in (answer.error)
     assert answer.error.endswith("Hint: batch-platform status small shows each partition with its reason.")
+    assert "  failed, and left as they were: 2024-01-03, 2024-02-02 (2); see the error at the end" in answer.out
+    assert "  1 model could not be trained: 2024-02-01; see the error at the end" in answer.out
     training = cli(fresh, "train", "small", "--period", "2024-02-01")
-    assert training.error.startswith("small: 2 partitions failed. 2024-01-03: the SQL of ")
+    assert training.error.startswith("small: 1 partition and 1 model failed. 2024-01-03: the SQL of ")
     lines = cli(fresh, "status", "small").out.splitlines()
     assert any(line.startswith("  2024-01-03: failed, the SQL of ") for line in lines)
     assert any(line.startswith("  model 2024-02-01: failed, the model is not trained, since ") for line in lines)
