@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import TypeVar
 
 from batch_platform.declaration.redaction import redact
@@ -201,10 +202,23 @@ def shortened(value: object) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
-    """Suggest the allowed word nearest to a misspelt word, ignoring case; None if no word is near."""
-    by_letters = {name.lower(): name for name in allowed}
-    near = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
-    return f"did you mean {by_letters[near[0]]!r}?" if near else None
+    """Suggest the allowed word nearest to a misspelt word; None if no word is near."""
+    near = nearest(word, allowed)
+    return None if near is None else f"did you mean {near!r}?"
+
+def nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """The allowed word nearest to a misspelt word, ignoring case and a file suffix that both have; None if no word is near."""
+    likeness = {name: _likeness(word.lower(), name.lower()) for name in allowed}
+    best = max(likeness, key=lambda name: (likeness[name], name), default=None)
+    return best if best is not None and likeness[best] >= NEAR else None
+
+
+def _likeness(word: str, other: str) -> float:
+    """How alike two words are, from 0 to 1."""
+    if (suffix := PurePath(word).suffix) == PurePath(other).suffix:
+        word, other = word.removesuffix(suffix), other.removesuffix(suffix)
+    return difflib.SequenceMatcher(None, other, word).ratio()
+
 
 
 def nearest_names(unknown: Iterable[str], allowed: Collection[str]) -> str:

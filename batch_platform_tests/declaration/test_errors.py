@@ -42,6 +42,9 @@ def test_offenders_are_listed_sorted_and_at_most_ten(items, text):
         ("ID", ["id", "ts"], "did you mean 'id'?"),
         ("flights", ["FLIGHTS"], "did you mean 'FLIGHTS'?"),
         ("xyz", ["every"], None),
+        ("customer.csv", ["const.csv"], None),
+        ("customer.csv", ["const.csv", "customers.csv"], "did you mean 'customers.csv'?"),
+        ("events.csv", ["events.tsv"], "did you mean 'events.tsv'?"),
         ("", [], None),
     ],
 )
