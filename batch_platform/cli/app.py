@@ -16,7 +16,7 @@ import click
 
 from batch_platform import __version__
 from batch_platform.cli import terminal
-from batch_platform.declaration.errors import WrongUseError, is_interruption
+from batch_platform.declaration.errors import WrongUseError, did_you_mean, is_interruption
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
 from batch_platform.models.native_threads import let_waiting_threads_sleep
@@ -56,6 +56,14 @@ class _Commands(click.Group):
             return None
         with terminal.uncollected():
             return import_module(f"batch_platform.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and (near := did_you_mean(args[0], COMMANDS)) and args[0] not in COMMANDS:
+            msg = f"No such command {args[0]!r}."
+            raise WrongUseError(msg, hint=near)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as click calls it
         with formatter.section("Commands"):
