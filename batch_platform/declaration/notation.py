@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from batch_platform.declaration.calendar import Duration
-from batch_platform.declaration.errors import did_you_mean, listed
+from batch_platform.declaration.errors import did_you_mean, listed, nearest
 
 RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_catalog", "temp", "system"})
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -55,9 +55,10 @@ def check_keys(data: object, allowed: Collection[str]) -> None:
         return
     unknown = [str(key) for key in data if key not in allowed]
     if unknown:
-        guesses = [guess for key in unknown if (guess := did_you_mean(key, allowed))]
-        msg = f"unknown key {listed(repr(key) for key in unknown)}; allowed are {listed(allowed)}"
-        raise ValueError("; ".join([msg, *guesses]))
+        guesses = dict.fromkeys(repr(guess) for key in sorted(unknown) if (guess := nearest(key, allowed)))
+        keys = f"key{'s' if len(unknown) > 1 else ''} {listed(map(repr, unknown))}"
+        msg = f"unknown {keys}; allowed are {listed(allowed)}"
+        raise ValueError(f"{msg}; did you mean {' and '.join(guesses)}?" if guesses else msg)
 
 
 def with_guess(message: str, word: str, allowed: Collection[str]) -> str:

@@ -210,9 +210,8 @@ def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_the_nearest_ke
 
 def test_every_unknown_key_of_a_block_is_named_at_once():
     message = refusal(changed(("model", "train"), {"evry": "month", "windw": "all", "xyz": 1}))
-    assert "'evry', 'windw', 'xyz'" in message
-    assert "did you mean 'every'?" in message
-    assert "did you mean 'window'?" in message
+    assert "unknown keys 'evry', 'windw', 'xyz'; allowed are " in message
+    assert "; did you mean 'every' and 'window'?" in message
 
 
 @pytest.mark.parametrize(
