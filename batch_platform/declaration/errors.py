@@ -138,7 +138,13 @@ def counted(number: int, noun: str) -> str:
 
 def in_short(pipeline: str, message: str) -> str:
     """What happened: the first sentence of a message, without the pipeline and the partition before it."""
-    return f"{_without_place(pipeline, message).partition('. ')[0].rstrip('.')}."
+    return sentence_of(_without_place(pipeline, message).partition(". ")[0])
+
+
+def sentence_of(text: str) -> str:
+    """A text with a full stop at its end, unless it ends with a question or an exclamation mark."""
+    text = text.rstrip(".")
+    return text if text.endswith(("?", "!")) else f"{text}."
 
 
 def alike(key: str, sentence: str) -> str:

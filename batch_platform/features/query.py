@@ -13,7 +13,14 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Duration, Partition
-from batch_platform.declaration.errors import BatchPlatformError, SourceError, is_interruption, listed, nearest_names
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    SourceError,
+    is_interruption,
+    listed,
+    nearest_names,
+    sentence_of,
+)
 from batch_platform.features.interruption import TimeLimit, interrupt
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
@@ -26,6 +33,7 @@ TABLE_FUNCTIONS = frozenset(  # that read neither files nor databases
 ONE_SELECT = "write helper tables as WITH … AS (…) in front of the SELECT."  # hints
 SQL_FAILS = "correct the SQL or its source; batch-platform check tries the SQL without reading a row."
 _INTERRUPTED = "INTERRUPT Error"
+_CANDIDATES = re.compile(r" Candidate functions: .*?(?= LINE \d+:|$)")  # every signature of the name, up to 60 of them
 _SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
 
@@ -151,7 +159,7 @@ def explained(query: SqlFile, partition: Partition | None = None) -> Generator[N
             raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
         line = _line_of(message, query.text)
         place = f"{query.path}:{line}" if line else str(query.path)
-        msg = f"{where}: the SQL of {place} fails: {message.rstrip('.')}."
+        msg = f"{where}: the SQL of {place} fails: {sentence_of(_CANDIDATES.sub('', message))}"
         raise SourceError(msg, hint=SQL_FAILS) from error
 
 

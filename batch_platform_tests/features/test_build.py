@@ -313,6 +313,7 @@ def test_without_a_time_column_no_window_is_checked(project):
     [
         ("SELECT id,\n  ts,\n  nope\nFROM events", 3, 'Referenced column "nope" not found'),
         ("SELECT id, ts\nFROM evnts", 2, "Table with name evnts does not exist"),
+        ("SELECT id,\n ts + map() AS x\nFROM events", None, "You might need to add explicit type casts."),
         ("-- größe\n\nSELECT id ts,\nFROM\n  (", 5, "syntax error"),
         ("SELECT id,\n ts,\n ('x' || id)::INTEGER AS x\nFROM events", 3, "Could not convert string"),
     ],
@@ -320,8 +321,9 @@ def test_without_a_time_column_no_window_is_checked(project):
 def test_sql_that_fails_is_named_with_file_and_line(project, tmp_path, sql, line, problem):
     message = project(sql=sql).refusal(SourceError)
     assert message.startswith("small")
-    assert f"{tmp_path}/features.sql:{line} fails: " in message
+    assert f"{tmp_path}/features.sql{f':{line}' if line else ''} fails: " in message
     assert problem in message
+    assert "Candidate functions" not in message
     assert "\n" not in message
 
 
@@ -468,7 +470,7 @@ def test_a_polars_function_makes_the_features(project, function):
             DataError,
             "has nulls in id",
         ),
-        ("def other(): pass", WrongUseError, "has no function 'make'"),
+        ("def other(): pass", WrongUseError, "has no class or function 'make'"),
     ],
 )
 def test_a_function_that_returns_no_features_is_refused(project, function, code, error, problem):
