@@ -17,9 +17,9 @@ from batch_platform.declaration.redaction import redact
 MOST_LISTED = 10
 INTERRUPTED_QUERY = "Query interrupted"
 LONGEST_SHOWN = 80
-_NUMBER = re.compile(r"[0-9]+")
 NEAR = 0.6  # how alike a word has to be to be suggested
 NO_OTHERS: Mapping[str, str] = {}
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class BatchPlatformError(Exception):
@@ -161,6 +161,11 @@ def merged(
     sentence each. The merged error has the type of the first one. `others` tells what is no partition, such as
     "model 2024-02-01": "model".
     """
+
+    def count(keys: Iterable[str], more: str = "") -> str:
+        nouns = Counter(others.get(key, "partition") for key in keys)
+        return " and ".join(counted(number, f"{more}{noun}") for noun, number in sorted(nouns.items(), reverse=True))
+
     groups: dict[str, list[tuple[str, str, Failed]]] = {}
     for key, error in sorted(failed, key=lambda item: item[0]):
         sentence = in_short(pipeline, error.message)
@@ -168,11 +173,6 @@ def merged(
     (key, _, first), *later = next(iter(groups.values()))
     hint = first.hint
     if len(groups) == 1:
-
-    def count(keys: Iterable[str], more: str = "") -> str:
-        nouns = Counter(others.get(key, "partition") for key in keys)
-        return " and ".join(counted(number, f"{more}{noun}") for noun, number in sorted(nouns.items(), reverse=True))
-
         message = first.message
         if not message.startswith(f"{pipeline}, "):
             place = key if key in others else f"partition {key}"
@@ -207,11 +207,6 @@ def shortened(value: object) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
-    """Suggest the allowed word nearest to a misspelt word; None if no word is near."""
-    near = nearest(word, allowed)
-    return None if near is None else f"did you mean {near!r}?"
-
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed word nearest to a misspelt word, ignoring case and a file suffix that both have; None if no word is near."""
     likeness = {name: _likeness(word.lower(), name.lower()) for name in allowed}
@@ -226,6 +221,11 @@ def _likeness(word: str, other: str) -> float:
     return difflib.SequenceMatcher(None, other, word).ratio()
 
 
+def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
+    """Suggest the allowed word nearest to a misspelt word; None if no word is near."""
+    near = nearest(word, allowed)
+    return None if near is None else f"did you mean {near!r}?"
+
 
 def nearest_names(unknown: Iterable[str], allowed: Collection[str]) -> str:
     """Suggest the nearest allowed name for each unknown one; empty if none is near."""
@@ -237,10 +237,12 @@ def named(name: str, items: Mapping[str, Named], refusal: str, *, hint: str | No
 
     Raises:
         WrongUseError: There is no such item. The message is the refusal, followed by the names that there are; the hint is
-            the nearest of them, else the given one.
+            the nearest of them, else the given one. A refusal that ends with "there are" suits a single name too.
     """
     if name in items:
         return items[name]
+    if len(items) == 1 and refusal.endswith("there are"):
+        refusal = f"{refusal.removesuffix('are')}is only"
     msg = f"{refusal} {listed(items) or 'none'}."
     raise WrongUseError(msg, hint=did_you_mean(name, items) or hint)
 

@@ -48,7 +48,7 @@ def everything(folder):
 def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
     answer = cli(fresh, *args)
     assert answer.code == 2
-    assert answer.error == "There is no pipeline 'smal'; there are small. Hint: did you mean 'small'?"
+    assert answer.error == "There is no pipeline 'smal'; there is only small. Hint: did you mean 'small'?"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_missing_source_file_is_named(cli, project):
     ("sql", "line", "says"),
     [
         (FEATURES_SQL.replace("amount,", "\n amout,"), 2, "amout"),
-        (FEATURES_SQL.replace("FROM events", "FROM evens"), 2, "evens"),
+        (FEATURES_SQL.replace("FROM events", "FROM evens"), 2, 'Did you mean "events"? Hint: '),
         (FEATURES_SQL.replace("SELECT", "SELEKT"), 1, "syntax error"),
     ],
 )
@@ -348,6 +348,8 @@ def test_a_missing_daily_file_is_a_problem_of_its_partition_only(cli, tmp_path):
     ("args", "says"),
     [
         (("bogus",), "No such command 'bogus'. Hint: batch-platform --help"),
+        (("rnu", "small"), "No such command 'rnu'. Hint: did you mean 'run'?"),
+        (("ui", "--port", "99999"), "Invalid value for '--port': 99999 is not in the range 1<=x<=65535."),
         (("run",), "Missing argument 'PIPELINE'. Hint: batch-platform run --help"),
         (("run", "small", "--bogus"), "No such option '--bogus'. Hint: batch-platform run --help"),
         (("trace", "small"), "give either KEY=VALUE of a row, or --source, to which --partition may be added."),

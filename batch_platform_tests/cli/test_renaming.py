@@ -95,7 +95,7 @@ def test_a_renamed_pipeline_keeps_everything_and_nothing_is_scored_again(cli, pr
     assert published(project, "SELECT DISTINCT run_id FROM orders.predictions") == sorted({(row[-1],) for row in rows})
     assert cli(project, "status", "orders").out.count("not materialized in Dagster") == 0, "the run told Dagster"
     assert cli(project, "gc").out == "Nothing to remove.\n"
-    assert "There is no pipeline 'small'; there are orders." in cli(project, "status", "small").error
+    assert "There is no pipeline 'small'; there is only orders." in cli(project, "status", "small").error
 
 
 def test_a_name_that_is_taken_or_not_valid_is_refused(cli, project):
