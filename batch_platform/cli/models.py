@@ -14,7 +14,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import RunFailedError
+from batch_platform.declaration.errors import RunFailedError, counted
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -350,7 +350,8 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
         terminal.say(f"  until {decision.until:%Y-%m-%d %H:%M} UTC, then: {following}")
     if partitions:
         first, last = partitions[0], partitions[-1]
-        terminal.say(f"  scored by another version: {len(partitions)} partitions ({first} to {last})")
+        span = first if first == last else f"{first} to {last}"
+        terminal.say(f"  scored by another version: {counted(len(partitions), 'partition')} ({span})")
         if not rescored:
             terminal.say(f"  batch-platform run {event.pipeline} --from {first} --to {last}   scores them again")
 

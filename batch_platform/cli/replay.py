@@ -36,6 +36,10 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     scores = wiring.pipeline().state().scores
     due = [partition for partition in partitions if (run := scores.get(partition.key)) and run.rows_rejected]
     before = [scores[partition.key] for partition in due]
+    if not due:
+        terminal.report({"pipeline": pipeline, "partitions": 0, "rows_scored": 0, "rows_gone": 0, "rows_rejected": 0})
+        terminal.say(f"{pipeline}: no rejected rows: there is nothing to replay.")
+        return
     rejected = sum(run.rows_rejected for run in before)
     terminal.say(f"{pipeline}: replaying {counted(len(due), 'partition')} with {counted(rejected, 'rejected row')}")
     wanted = Wanted(due, now)

@@ -86,6 +86,8 @@ def test_replay_reports_as_json_and_finds_nothing_to_do(cli, project):
         "rows_gone": 0,
         "rows_rejected": 1,
     }
+    nothing = cli(project, "replay", "small", "--partition", "2024-02-10").out
+    assert nothing == "small: no rejected rows: there is nothing to replay.\n"
 
 
 def test_replay_refuses_predictions_of_another_form_and_says_what_to_do(cli, project):
