@@ -21,7 +21,7 @@ def import_function(dotted: str, key: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         public = [member for member in vars(module) if not member.startswith("_")]
-        msg = f"{key}: {module_name!r} has no function {name!r}."
+        msg = f"{key}: {module_name!r} has no class or function {name!r}."
         raise WrongUseError(msg, hint=did_you_mean(name, public))
     return function
 

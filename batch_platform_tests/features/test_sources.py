@@ -190,8 +190,8 @@ def test_a_function_that_returns_no_table_is_an_error_of_the_source(tmp_path, fu
     ("dotted", "message"),
     [
         ("no.such.module", "sources.a.python: the module 'no.such' cannot be imported"),
-        ("batch_platform.warehouse.sql.quotted", "has no function 'quotted'. Hint: did you mean 'quoted'?"),
-        ("{functions}.not_a_function", "has no function 'not_a_function'"),
+        ("batch_platform.warehouse.sql.quotted", "has no class or function 'quotted'. Hint: did you mean 'quoted'?"),
+        ("{functions}.not_a_function", "has no class or function 'not_a_function'"),
     ],
 )
 def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, functions, dotted, message):

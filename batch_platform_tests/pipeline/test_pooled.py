@@ -187,5 +187,5 @@ def test_a_metric_that_does_not_exist_or_is_not_finite_is_refused_by_name(pipeli
     with pytest.raises(DataError, match=r"test_pooled.cost is nan"):
         list(pipeline.evaluate(day, Stamp("again", NOW)))
     monkeypatch.delattr("batch_platform_tests.pipeline.test_pooled.cost")
-    with pytest.raises(WrongUseError, match="has no function 'cost'"):
+    with pytest.raises(WrongUseError, match="has no class or function 'cost'"):
         list(pipeline.evaluate(day, Stamp("again", NOW)))
