@@ -75,7 +75,7 @@ def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
             "--partition selects a single partition and cannot be combined with --from or --to.",
         ),
         (("--from", "2024-02-11", "--to", DAY), "small: --from 2024-02-11 is later than --to 2024-02-10."),
-        (("--partition", DAY, "--model", "nosuch"), "small has no version 'nosuch'; there are 2024-02-01-"),
+        (("--partition", DAY, "--model", "nosuch"), "small has no version 'nosuch'; there is only 2024-02-01-"),
     ],
 )
 def test_impossible_partitions_and_versions_are_refused(cli, project, args, says):
