@@ -323,7 +323,7 @@ FAILURES = [
         without_a_model,
         ["small", "partition 2024-01-02", "no model serves it", "serves from 2024-02-01 on", "--model VERSION"],
     ),
-    (of_an_unknown_version, ["small", "no version '2024-02-01-ffffffff'", "there are 2024-02-01-"]),
+    (of_an_unknown_version, ["small", "no version '2024-02-01-ffffffff'", "there is only 2024-02-01-"]),
     (before_scoring, ["small", "partition 2024-01-02", "not scored yet", "run small --partition 2024-01-02"]),
 ]
 
