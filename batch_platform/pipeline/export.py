@@ -107,15 +107,14 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
     selected, joined = "scores.*", f"{table} AS scores JOIN chosen USING (partition_key)"
     if features:
         inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, hive_partitioning = false, filename = '__file')"
-        present, columns = (
-            {folded(column) for column in con.sql(f"FROM {table}").columns},
-            con.sql(f"FROM {inputs}").columns,
-        )
+        columns = con.sql(f"FROM {inputs}").columns
+        present = set(map(folded, con.sql(f"FROM {table}").columns))
+        kept = set(map(folded, spec.predictions.keep))
         for column in columns:
             name = folded(column)
             if name not in {*present, "__file"}:
                 selected += f", inputs.{quoted(column)}"
-            elif name in ADDED_COLUMNS or name.startswith("score_"):  # scoring has added a column of that name
+            elif name not in kept and (name in ADDED_COLUMNS or name.startswith("score_")):  # scoring has added another
                 selected += f", inputs.{quoted(column)} AS {quoted(unused_name(f'{column}_feature', columns))}"
         same = " AND ".join(f"scores.{column} = inputs.{column}" for column in key)
         joined += f" LEFT JOIN {inputs} AS inputs ON chosen.file = inputs.__file AND {same}"

@@ -58,14 +58,15 @@ def test_features_are_those_that_each_row_was_scored_from(cli, project):
 
 
 def test_a_feature_that_is_named_like_a_column_of_the_predictions_is_exported_under_another_name(tmp_path):
-    sql = FEATURES_SQL.replace("amount,", "amount, items AS score, items + 1 AS score_feature,")
-    pipeline = small_pipeline(tmp_path, features_sql=sql)
+    sql = FEATURES_SQL.replace("amount,", "amount, items AS score, items + 1 AS score_feature, shop AS score_card,")
+    pipeline = small_pipeline(tmp_path, features_sql=sql, predictions={"keep": ["shop", "score_card"]})
     carry_out(pipeline, datetime(2024, 2, 2, 1, tzinfo=UTC))
     export(pipeline, tmp_path / "scores.parquet", features=True)
     frame = pl.read_parquet(tmp_path / "scores.parquet")
     assert frame["score"].dtype == pl.Float64
     assert frame["score_feature_"].equals(frame["items"])
     assert frame["score_feature"].equals(frame["items"] + 1)
+    assert [name for name in frame.columns if name.startswith("score_card")] == ["score_card"], "kept, so it is there"
 
 
 def test_changed_features_are_refused_and_leave_no_file(cli, project):
