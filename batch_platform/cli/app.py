@@ -60,7 +60,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if not ctx.resilient_parsing and (near := did_you_mean(args[0], COMMANDS)) and args[0] not in COMMANDS:
+        if not ctx.resilient_parsing and args[0] not in COMMANDS and (near := did_you_mean(args[0], COMMANDS)):
             msg = f"No such command {args[0]!r}."
             raise WrongUseError(msg, hint=near)
         return super().resolve_command(ctx, args)

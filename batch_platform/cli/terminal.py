@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from batch_platform.declaration.errors import MOST_LISTED, counted, listed
+from batch_platform.declaration.errors import counted, first_few, listed
 from batch_platform.declaration.redaction import redact, redacted_output
 
 if TYPE_CHECKING:
@@ -149,10 +149,9 @@ def span(keys: Sequence[str]) -> str:
 def spans(ranges: Sequence[Sequence["Partition"]]) -> str:
     """Ranges of partitions in one phrase: the first and the last key of each, and the number of all partitions."""
     ends = [(members[0].key, members[-1].key) for members in ranges]
-    shown = [first if first == last else f"{first} to {last}" for first, last in ends[:MOST_LISTED]]
-    more = f" and {len(ends) - MOST_LISTED:,} more" if len(ends) > MOST_LISTED else ""
+    shown = first_few([first if first == last else f"{first} to {last}" for first, last in ends])
     count = sum(map(len, ranges))
-    return f"{', '.join(shown)}{more}{f' ({count:,})' if count > 1 else ''}"
+    return f"{shown} ({count:,})" if count > 1 else shown
 
 
 def roughly(seconds: float) -> str:

@@ -27,6 +27,7 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
+from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import DatedSources, instant
 from batch_platform.features.lake import (
@@ -305,7 +306,7 @@ class FeatureSession:
                     raise RepeatedKeysError(message, hint=error.hint) from error
                 driving = self._builder.spec.features.driving
                 if driving is not None:
-                    with self._counted(driving.source, partition) as con:
+                    with self._counted(driving, partition) as con:
                         require_every_row(self._builder.spec, partition, con, written.path, written.rows)
                 return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
@@ -368,12 +369,12 @@ class FeatureSession:
                 yield con.duckdb
 
     @contextmanager
-    def _counted(self, name: str, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
+    def _counted(self, driving: Driving, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
         """A connection with a view of the driving source, which holds what the features were made from."""
-        if name in self._builder.sources.in_duckdb:
+        if driving.source in self._builder.sources.in_duckdb:
             yield self._moved(partition).duckdb
             return
-        with self._spark.driving_rows(partition) as con:
+        with self._spark.driving_rows(driving, partition) as con:
             yield con
 
     def _sweep(self, folder: Path) -> None:

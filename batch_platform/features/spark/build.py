@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import EngineError, SourceError, WrongUseError, listed
+from batch_platform.declaration.errors import EngineError, SourceError, listed
+from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
 from batch_platform.features.query import bound_to, explained, require_columns, takes_too_long
 from batch_platform.features.sources.kind import ParquetFiles, SourceState, SourceTable
 from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
-from batch_platform.features.spark.files import rows_in_catalog, rows_of
+from batch_platform.features.spark.files import identifier, rows_in_catalog, rows_of
 from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
@@ -101,26 +102,22 @@ class SparkFeatures:
             self._analysed(partition, folder, connect, columns, rows=False)
 
     @contextmanager
-    def driving_rows(self, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
-        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog of which SQL was run.
+    def driving_rows(self, driving: Driving, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
+        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog, after its partition was built.
 
-        The view holds its time and the columns of the key, of the rows that lie in the partition; it is empty, and has all
-        columns, if the table has no such time. Raises as `batches` does.
+        The view holds the rows that lie in the partition, with their time and the columns of the key. If the table has no
+        such time, the view has all its columns and no rows. Raises as `batches` does.
         """
-        driving, key = self._spec.features.driving, self._spec.features.key
-        if driving is None:
-            msg = f"{self._spec.name} has no driving source."
-            raise WrongUseError(msg)
         if not self._query.reads([driving.source]):
             self._show_table(self._sources.table(driving.source, partition), partition)
         with self._asking(partition):
-            table = self._jobs.session.table(f"`{driving.source}`")
+            table = self._jobs.session.table(identifier(driving.source))
             types = {field.name: field.dataType.typeName() for field in table.schema}
             frame = table.limit(0)
             if types.get(driving.time) in _TIMES:
-                time = f"`{driving.time.replace('`', '``')}`"
-                names = [f"`{name.replace('`', '``')}`" for name in types if name in {driving.time, *key}]
-                frame = table.select(*names).where(table[time] >= partition.start).where(table[time] < partition.end)
+                time = table[identifier(driving.time)]
+                names = [identifier(name) for name in types if name in {driving.time, *self._spec.features.key}]
+                frame = table.select(*names).where(time >= partition.start).where(time < partition.end)
         with self._staged(partition) as folder:
             files, _ = self._written(frame, partition, folder, f"rows of {driving.source}")
             with bounded(self._folder / "spill", self._spec.partitions.timezone) as con:
@@ -132,7 +129,7 @@ class SparkFeatures:
         table = self._sources.table(name, partition)
         self._show_table(table, partition)
         with self._asking(partition):
-            frame = self._jobs.session.table(f"`{name}`")
+            frame = self._jobs.session.table(identifier(name))
             none, counted = frame.limit(0).toArrow(), frame.groupBy().count()
         job = SparkJob(uuid4().hex, f"{self._spec.name}, source {name}", self._cancel_if_late)
         ((rows,),) = self._ran(partition, job, counted.collect)
@@ -257,7 +254,7 @@ class SparkFeatures:
     ) -> None:
         try:
             with _quiet():
-                rows(self._jobs.session).createOrReplaceTempView(f"`{table.name}`")
+                rows(self._jobs.session).createOrReplaceTempView(identifier(table.name))
         except spark_errors() as error:
             if _condition(error) is None:
                 raise self._explained(partition, error) from error

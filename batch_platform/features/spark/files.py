@@ -19,6 +19,11 @@ _SCHEME = re.compile("^file:/+")
 _DEFECT = "this is a defect of this package; please report it."
 
 
+def identifier(name: str) -> str:
+    """A name as Spark's SQL quotes it."""
+    return f"`{name.replace('`', '``')}`"
+
+
 def rows_of(files: ParquetFiles, session: "SparkSession") -> "DataFrame":
     """The rows of the files, with the columns that are not in them; Spark opens no more than the files' ends yet.
 
@@ -45,7 +50,7 @@ def rows_in_catalog(table: str, session: "SparkSession") -> "DataFrame":
     parts = table.split(".")
     if len(parts) == 1:  # Spark would take a view of that name, which may be of another source
         parts = [session.catalog.currentDatabase(), *parts]
-    name = ".".join(f"`{part}`" for part in parts)
+    name = ".".join(map(identifier, parts))
     session.catalog.refreshTable(name)  # Spark goes on reading the files that it found once
     return session.table(name)
 
@@ -73,7 +78,7 @@ def _with_partitions(
     unlisted = raise_error(
         concat(lit(f"Spark has another name for a listed file; {_DEFECT} It is: "), col(f"`{file}`"))
     )
-    columns = {name: col(f"`{name.replace('`', '``')}`") for name in schema.names}
+    columns = {name: col(identifier(name)) for name in schema.names}
     for name in partitions.column_names:
         columns[name] = when(col(f"`{file} listed`").isNull(), unlisted).otherwise(columns[name]).alias(name)
     return joined.select(*columns.values())
