@@ -12,11 +12,14 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyspark
 
 from batch_platform.features.spark.session import QUICK_JAVA
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 SPARK_HOME = Path(pyspark.__file__).parent
 LITTLE_JAVA = "-XX:+UseSerialGC"  # without threads for garbage alone; that it compiles quickly is up to the sessions
@@ -59,9 +62,7 @@ class SparkCluster:
         address = ["--host", "127.0.0.1", "--port", str(self._port), "--webui-port", str(self._page)]
         self._processes = [self._process(f"{daemon}.master.Master", *address)]
         self._processes += [self._worker(number) for number in range(WORKERS)]
-        while self.workers() < WORKERS:
-            assert all(process.poll() is None for process in self._processes), "see the log of the cluster"
-            time.sleep(0.1)
+        self._wait_for_workers()
 
     def workers(self) -> int:
         """Number of workers that the master knows to live."""
@@ -73,19 +74,19 @@ class SparkCluster:
     def add_worker(self) -> None:
         """Start a worker in the place of a killed one."""
         self._processes.append(self._worker(len(self._processes)))
-        while self.workers() < WORKERS:
-            time.sleep(0.1)
+        self._wait_for_workers()
 
-    def kill_worker(self) -> None:
-        """Kill a worker and its executors with SIGKILL, as the loss of a machine would."""
-        victim = self._processes.pop()
+    def kill_worker(self, session: "SparkSession") -> None:
+        """Kill a worker that runs an executor of the session, and its executors, with SIGKILL, as the loss of a machine would."""
+        *_, (victim, _) = self._executors(session)
+        self._processes.remove(victim)
         kill([*descendants(victim.pid), victim.pid])
         victim.wait()
 
-    def kill_executor(self) -> None:
-        """Kill one executor with SIGKILL; its worker starts another one."""
-        executors = [pid for worker in self._processes[1:] for pid in children(worker.pid)]
-        kill(executors[:1])
+    def kill_executor(self, session: "SparkSession") -> None:
+        """Kill one executor of the session with SIGKILL; its worker starts another one."""
+        (_, executor), *_ = self._executors(session)
+        kill([executor])
 
     @contextmanager
     def full_disks(self, workers: int = WORKERS) -> Iterator[None]:
@@ -124,6 +125,21 @@ class SparkCluster:
             kill([*descendants(process.pid), process.pid])
             process.wait()
         self._processes = []
+
+    def _wait_for_workers(self) -> None:
+        while self.workers() < WORKERS:
+            assert all(process.poll() is None for process in self._processes), "see the log of the cluster"
+            time.sleep(0.1)
+
+    def _executors(self, session: "SparkSession") -> list[tuple[subprocess.Popen[bytes], int]]:
+        """The worker and the id of each executor of a session; those of an application that has just ended may still run."""
+        application = session.sparkContext.applicationId.encode()
+        return [
+            (worker, pid)
+            for worker in self._processes[1:]
+            for pid in children(worker.pid)
+            if application in command_of(pid)
+        ]
 
     def _worker(self, number: int) -> subprocess.Popen[bytes]:
         host = f"127.0.0.{number + 2}"  # Spark repeats a slow task on another host only
@@ -172,6 +188,13 @@ def children(pid: int) -> list[int]:
     with suppress(OSError):
         tasks = Path(f"/proc/{pid}/task").iterdir()
         return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return []
+
+
+def command_of(pid: int) -> list[bytes]:
+    """The words of a process's command; none if it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return []
 
 

@@ -494,7 +494,7 @@ def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_noth
     with spark_session(declared, "tests") as session, ThreadPoolExecutor(1) as thread:
         built = thread.submit(made.by_spark, sql)
         wait_for_tasks(session, 2, built)
-        spark.kill_executor()
+        spark.kill_executor(session)
         (written,) = built.result()
     (expected,) = made.by_duckdb(FEATURES_SQL)
     assert (written.rows, written.sha256) == (40, expected.sha256)

@@ -181,7 +181,8 @@ def test_a_schedule_and_the_ui_score_on_the_cluster_too(cluster, project):
 def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spark, tmp_path, victim):
     before, scored = predictions(pipeline), scoring()
     wait_for(tmp_path, 2)
-    spark.kill_executor() if victim == "executor" else spark.kill_worker()
+    with spark_session(pipeline.spec.engine.on_spark, "small") as session:
+        spark.kill_executor(session) if victim == "executor" else spark.kill_worker(session)
     wait_for(tmp_path, 3)
     (tmp_path / GO).touch()
     committed = scored.result()
