@@ -6,12 +6,22 @@ learns is saved in the bundle. A model made elsewhere states its task, its class
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError, listed, nearest_names
+import numpy as np
+
+from batch_platform.declaration.errors import (
+    DataError,
+    TrainingRefusedError,
+    WrongUseError,
+    did_you_mean,
+    listed,
+    nearest_names,
+    shortened,
+)
 from batch_platform.declaration.extras import installed, missing
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.spec import Model, PipelineSpec
@@ -29,6 +39,7 @@ from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, flavour_of_class, flavour_of_import
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless
+from batch_platform.monitoring.metrics import METRICS
 from batch_platform.warehouse.home import Home
 
 SEED = 0
@@ -130,10 +141,46 @@ def _constructed(path: str, params: dict[str, Any]) -> Any:
         raise WrongUseError(msg, hint=nearest_names(unknown, allowed) or None)
     seeded = {"random_state": SEED} if "random_state" in allowed else {}
     try:
-        return estimator_class(**{**seeded, **params})
+        estimator = estimator_class(**{**seeded, **params})
     except TypeError as error:
         msg = f"model.params: {estimator_class.__name__} cannot be built with {listed(params) or 'no parameters'}: {error}."
         raise WrongUseError(msg, hint="see its documentation, or build it in a function with `build`.") from error
+    if estimator_class.__module__.startswith("sklearn.") and _allowed_instead(estimator) is not None:
+        _refuse_values(estimator_class, params)
+    return estimator
+
+
+def _refuse_values(estimator_class: type, params: dict[str, Any]) -> None:
+    """Refuse every declared parameter that scikit-learn does not accept beside the default values of the others."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(estimator_class).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    wrong = list[str]()
+    for name, value in sorted(params.items()):
+        if (allowed := _allowed_instead(estimator_class(**{**params, **defaults, name: value}))) is not None:
+            refusal = f"{shortened(repr(value))} is not allowed; {estimator_class.__name__} takes {allowed}."
+            wrong.append(f"model.params.{name}: {refusal}")
+    if wrong:
+        raise WrongUseError(" ".join(wrong), hint="correct the values as the documentation of the estimator says.")
+
+
+def _allowed_instead(estimator: Any) -> str | None:
+    """What scikit-learn allows for a parameter whose value it refuses; None if it accepts the values of all parameters.
+
+    Fitting validates the parameters before it looks at the rows, of which there are none here. The class of its error is not
+    public, but no other one is both a ValueError and a TypeError.
+    """
+    from sklearn.base import clone
+
+    unfitted: Any = clone(estimator)
+    try:
+        unfitted.fit(np.empty((0, 1)), np.empty(0))
+    except ValueError as error:
+        if isinstance(error, TypeError):
+            return str(error).partition(" must be ")[2].rpartition(" Got ")[0].rstrip(".")
+    return None
 
 
 def _parameters(estimator_class: type) -> set[str]:
@@ -230,13 +277,30 @@ def check_flavours(spec: PipelineSpec) -> None:
 
 
 def check_model(model: Model, folder: Path, home: Home | None = None) -> None:
-    """Check, without data and without a server, that a model could be trained or imported; raises WrongUseError or DataError."""
+    """Check, without data and without a server, that a model could be trained or imported, and judged by the declared metric.
+
+    Raises:
+        WrongUseError: It could not.
+        TrainingRefusedError: Its estimator does none of the known tasks, or returns no probabilities.
+        DataError: The file of an import is not of its flavour.
+    """
     if model.import_ is None:
-        check_estimator_exists(model)
+        estimator = _declared(model, model.params)
+        _check_metric(model, {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)})
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
-        read_import(model, folder, model.params, home)
+        _check_metric(model, {read_import(model, folder, model.params, home).task})
+
+
+def _check_metric(model: Model, tasks: Collection[Task]) -> None:
+    """Refuse a metric of the gate that measures none of the tasks that the model may have."""
+    metric = model.promote.metric
+    allowed = sorted(known.name for known in METRICS.values() if {*known.tasks} & {*tasks})
+    if metric is not None and metric not in allowed:
+        what = " or ".join(sorted(tasks))
+        msg = f"model.promote.metric: {metric!r} does not measure a {what} model; allowed are {', '.join(allowed)}."
+        raise WrongUseError(msg, hint=did_you_mean(metric, allowed) or "left out, it is the default of the task.")
 
 
 def _located(model: Model, folder: Path) -> tuple[Flavour, str]:

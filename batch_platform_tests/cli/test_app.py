@@ -255,6 +255,18 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
             "did you mean 'HistGradientBoostingClassifier'?",
         ),
         ({"estimator": "nosuch.Model"}, "model.estimator: the module 'nosuch' cannot be imported"),
+        (
+            {"params": {"max_iter": "hundred"}},
+            "model.params.max_iter: 'hundred' is not allowed; HistGradientBoostingClassifier takes an int",
+        ),
+        (
+            {"promote": {"metric": "rmse"}},
+            "model.promote.metric: 'rmse' does not measure a binary or multiclass model; allowed are accuracy, average_precision, ",
+        ),
+        (
+            {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "promote": {"metric": "roc_auc"}},
+            "does not measure a regression model; allowed are bias, error_p10, error_p50, error_p90, mae, mape, r2, rmse.",
+        ),
     ],
 )
 def test_check_tries_the_estimator(cli, tmp_path, model, says):

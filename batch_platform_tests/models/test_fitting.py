@@ -3,6 +3,7 @@
 import warnings
 from datetime import UTC, datetime
 from decimal import Decimal
+from inspect import signature
 
 import numpy as np
 import polars as pl
@@ -374,6 +375,35 @@ def test_preprocessing_learns_only_from_the_beginning_of_the_window():
 def test_a_misspelt_declaration_is_refused_with_the_nearest_match(estimator, params, message):
     with pytest.raises(WrongUseError, match=message):
         check_estimator_exists(Model(estimator=estimator, params=params))
+
+
+def test_every_value_that_scikit_learn_would_refuse_in_training_is_refused_before_with_what_it_takes():
+    params = {"max_iter": "hundred", "loss": "poisson", "max_depth": None, "learning_rate": -1}
+    with pytest.raises(WrongUseError) as refusal:
+        make_estimator(Model(estimator=HGB), params, fitted().signature.contract)
+    assert refusal.value.message.startswith(
+        "model.params.learning_rate: -1 is not allowed; HistGradientBoostingClassifier takes a float in the range (0.0, inf). "
+        "model.params.loss: 'poisson' is not allowed; HistGradientBoostingClassifier takes a str among {'log_loss'}"
+    )
+    assert refusal.value.message.endswith(
+        " model.params.max_iter: 'hundred' is not allowed; HistGradientBoostingClassifier takes an int in the range [1, inf)."
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of deprecated estimators
+def test_each_model_of_scikit_learn_validates_its_parameters_before_it_looks_at_rows():
+    from sklearn.utils import all_estimators
+
+    tested, contract = 0, fitted().signature.contract
+    for kind in ("classifier", "regressor", "cluster"):
+        for _, estimator in all_estimators(kind):
+            needed = [name for name, of in signature(estimator).parameters.items() if of.default is of.empty]
+            path = f"{estimator.__module__}.{estimator.__name__}"
+            for name in [] if needed else signature(estimator).parameters:
+                with pytest.raises(WrongUseError, match=rf"model\.params\.{name}: .* is not allowed; .* takes \w"):
+                    make_estimator(Model(estimator=path), {name: object()}, contract)
+                tested += 1
+    assert tested
 
 
 def test_a_classifier_without_probabilities_is_refused():

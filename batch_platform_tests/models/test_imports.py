@@ -316,5 +316,7 @@ def test_a_pipeline_is_checked_without_data_and_without_a_server(tmp_path):
     check_model(Model(estimator="sklearn.linear_model.Ridge"), tmp_path)
     with pytest.raises(WrongUseError, match="there is no file"):
         check_model(Model.model_validate({"import": "gone.txt"}), tmp_path)
+    with pytest.raises(WrongUseError, match="'rmse' does not measure a binary model; allowed are accuracy, "):
+        check_model(Model.model_validate({"import": "returns.txt", "promote": {"metric": "rmse"}}), tmp_path)
     with pytest.raises(WrongUseError, match="allow_pickle"):
         check_model(Model.model_validate({"import": "models:/churn@champion"}), tmp_path)
