@@ -133,7 +133,8 @@ def _show(result: Backtested, metric: str) -> None:
         if total.production_value is not None and total.value_where_compared is not None:
             if total.compared != total.partitions:
                 text += f" ({total.value_where_compared:.4f} over the {total.compared} that production scored)"
-            text += f"; production {total.production_value:.4f}; better in {total.better}, worse in {total.worse}"
+            text += f"; production {total.production_value:.4f}"
+            text += "" if total.better is None else f"; better in {total.better}, worse in {total.worse}"
         terminal.say(text)
 
 

@@ -151,6 +151,8 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     for failure in status.failures:
         if failure.step == "model":
             terminal.say(f"  model {failure.partition_key}: failed, {in_short(status.pipeline, failure.reason)}")
+            if failure.hint:
+                terminal.say(f"    Hint: {failure.hint}")
     if status.only_in_dagster:
         keys = listed(status.only_in_dagster)
         terminal.say(f"  {keys}: materialized in Dagster, but not in the ledger; the next run scores them again")

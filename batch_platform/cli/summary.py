@@ -99,6 +99,11 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
+    gone = {
+        partition.key: [f"{state.gone[partition.key]}; what was made of it stays"]
+        for partition in asked
+        if partition.key in state.gone
+    }
     return Outcome(
         pipeline=name,
         partitions=len(asked),
@@ -114,7 +119,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         models=models,
         published=str(home.published),
         table=f"{name}.predictions",
-        findings=dict(sorted(findings.items())),
+        findings={key: [*findings.get(key, ()), *gone.get(key, ())] for key in sorted({*findings, *gone})},
         former_columns=former_columns(home, pipeline.spec),
         failures=failures,
         error=error,

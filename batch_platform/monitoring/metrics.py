@@ -52,6 +52,7 @@ class Metric:
     of_decisions: bool = False  # whether rows of a class that the model does not know count as wrong
     in_detail: bool = False  # whether lists of models leave it out
     signed: bool = False  # whether it is an error with a sign, of which 0 is best
+    neutral: bool = False  # whether neither direction is better; a bound is then the least that it may be
     least: float = -np.inf  # that it can be
     most: float = np.inf
 
@@ -455,6 +456,7 @@ METRICS = {
                 value,
                 weighted=weighted,
                 lower_is_better=name == "false_positive_rate",
+                neutral=name == "selection_rate",
                 of_decisions=True,
                 least=0,
                 most=1,

@@ -145,8 +145,8 @@ class Total:
     compared: int  # partitions that production scored too
     value_where_compared: float | None
     production_value: float | None
-    better: int  # partitions in which the tested model is better than production
-    worse: int
+    better: int | None  # partitions in which the tested model is better than production; None if neither direction is
+    worse: int | None
 
 
 def totals(partitions: Sequence[TestedPartition]) -> list[Total]:
@@ -159,6 +159,7 @@ def _total(metric: str, partitions: Sequence[TestedPartition]) -> Total:
     measured = [partition for partition in partitions if metric in partition.metrics]
     compared = [partition for partition in measured if metric in partition.production]
     pairs = [(partition.metrics[metric], partition.production[metric]) for partition in compared]
+    neutral = METRICS[metric].neutral
     return Total(
         metric=metric,
         partitions=len(measured),
@@ -166,8 +167,8 @@ def _total(metric: str, partitions: Sequence[TestedPartition]) -> Total:
         compared=len(compared),
         value_where_compared=_mean([(partition.metrics[metric], partition.rows_measured) for partition in compared]),
         production_value=_mean([(partition.production[metric], partition.rows_measured) for partition in compared]),
-        better=sum(is_worse(metric, production, tested) for tested, production in pairs),
-        worse=sum(is_worse(metric, tested, production) for tested, production in pairs),
+        better=None if neutral else sum(is_worse(metric, production, tested) for tested, production in pairs),
+        worse=None if neutral else sum(is_worse(metric, tested, production) for tested, production in pairs),
     )
 
 

@@ -282,7 +282,7 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
     if (now := measure(span)) is not None:
         earlier = None if before is None else measure(before)
         last = None if earlier is None else earlier["value"]
-        better = lower_is_better(metric)
+        better = None if metric in METRICS and METRICS[metric].neutral else lower_is_better(metric)
         headlines.append(Headline(metric, now["value"], last, ".4g", now["low"], now["high"], better))
     return headlines
 

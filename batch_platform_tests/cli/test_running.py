@@ -156,6 +156,15 @@ def test_run_reports_as_json(cli, project):
     }
 
 
+def test_a_run_tells_of_a_source_that_is_gone(cli, project):
+    (pipeline_folder(project) / "events.parquet").unlink()
+    answer = cli(project, "run", "small", "--from", "2024-02-01")
+    assert answer.code == 0
+    assert (
+        "  2024-02-01 to 2024-02-29 (29): source 'events' is gone; what was made of it stays" in answer.out.splitlines()
+    )
+
+
 def test_force_scores_again_and_changes_no_prediction(cli, project):
     query = f"SELECT id, prediction, score FROM small.predictions WHERE partition_key = '{DAY}' ORDER BY id"
     before, runs = published(project, query), published(project, SCORED)
@@ -266,7 +275,12 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
     assert training.error.startswith("small: 1 partition and 1 model failed. 2024-01-03: the SQL of ")
     lines = cli(fresh, "status", "small").out.splitlines()
     assert any(line.startswith("  2024-01-03: failed, the SQL of ") for line in lines)
-    assert any(line.startswith("  model 2024-02-01: failed, the model is not trained, since ") for line in lines)
+    (at,) = [
+        at
+        for at, line in enumerate(lines)
+        if line.startswith("  model 2024-02-01: failed, the model is not trained, since ")
+    ]
+    assert "If its rows never come, batch-platform drop small --partition 2024-01-03 leaves" in lines[at + 1]
     report = run_command(fresh, *asked, "--json")
     assert report.code == 1
     failures = json.loads(report.out)["failures"]
@@ -275,6 +289,8 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
         ("model", "2024-02-01"),
         ("features", "2024-02-02"),
     ]
+    assert cli(fresh, "drop", "small", "--partition", "2024-01-03", "--yes").code == 0
+    assert cli(fresh, "train", "small", "--period", "2024-02-01").code == 0, "the hint helps"
 
 
 def test_the_older_model_scores_while_a_newer_one_cannot_be_trained(cli, tmp_path):
