@@ -153,17 +153,21 @@ def alike(key: str, sentence: str) -> str:
 
 
 def merged(
-    pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int, others: Mapping[str, str] = NO_OTHERS
+    pipeline: str,
+    failed: Sequence[tuple[str, Failed]],
+    succeeded: int,
+    others: Mapping[str, str] = NO_OTHERS,
+    noun: str = "partition",
 ) -> Failed:
     """Merge the errors of some partitions, each with its key, into one that names every partition once all others are done.
 
     Errors that differ only in numbers and keys count as the same. A single error is given in full, of several the first
-    sentence each. The merged error has the type of the first one. `others` tells what is no partition, such as
-    "model 2024-02-01": "model".
+    sentence each. The merged error has the type of the first one. `noun` says what the keys are of, and `others` which of
+    them are of something else, such as "model 2024-02-01": "model".
     """
 
     def count(keys: Iterable[str], more: str = "") -> str:
-        nouns = Counter(others.get(key, "partition") for key in keys)
+        nouns = Counter(others.get(key, noun) for key in keys)
         return " and ".join(counted(number, f"{more}{noun}") for noun, number in sorted(nouns.items(), reverse=True))
 
     groups: dict[str, list[tuple[str, str, Failed]]] = {}
@@ -175,7 +179,7 @@ def merged(
     if len(groups) == 1:
         message = first.message
         if not message.startswith(f"{pipeline}, "):
-            place = key if key in others else f"partition {key}"
+            place = key if key in others else f"{noun} {key}"
             message = f"{pipeline}, {place}: {_without_place(pipeline, message)}"
         if later:
             keys = [key for key, *_ in later]
@@ -188,7 +192,7 @@ def merged(
         message = f"{pipeline}: {count(key for key, _ in failed)} failed. {' '.join(lines)}"
         hint = f"batch-platform status {pipeline} shows each partition with its reason."
     if succeeded:
-        message += f" The other {counted(succeeded, 'partition')} of this run succeeded."
+        message += f" The other {counted(succeeded, noun)} of this run succeeded."
     error = type(first)(message, hint=hint)
     error.set_apart = tuple(sorted(key for key, _ in failed))
     return error

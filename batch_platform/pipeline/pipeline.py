@@ -456,7 +456,8 @@ class Pipeline:
             raise
         self._record_failures(step, apart, stamp)
         if apart.failed:
-            raise merged(self.spec.name, apart.failed, total - len(apart.failed)) from apart.failed[0][1]
+            noun = "serving period" if step == "model" else "partition"
+            raise merged(self.spec.name, apart.failed, total - len(apart.failed), noun=noun) from apart.failed[0][1]
 
     def _record_failures(self, step: FailedStep, apart: SetApart, stamp: Stamp) -> None:
         failures = [

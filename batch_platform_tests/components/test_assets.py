@@ -639,7 +639,9 @@ def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_pat
     assert (
         "serving period 2024-01-14: the model is not trained, since the features of 2024-01-10 are missing" in message
     )
-    assert "2 more partitions failed the same way: 2024-01-21, 2024-01-28." in message
+    assert (
+        "2 more serving periods failed the same way: 2024-01-21, 2024-01-28. The other 1 serving period of" in message
+    )
     assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]
 
 
