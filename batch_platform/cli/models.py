@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import RunFailedError, counted
+from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -24,6 +25,7 @@ from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.ledger import as_record
 
 HASH_DIGITS = 12  # of a hash in a table
+DECISION_WIDTH = 100  # of a decision in a table; `show` has it in full
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,13 @@ class _ListByDefault(click.Group):
         if args[0] in ctx.help_option_names:
             click.echo(ctx.get_help())
             ctx.exit()
-        return super().resolve_command(ctx, ["list", *args] if args[0].startswith("-") else args)
+        named, pipeline = args[0], ctx.params["pipeline"]
+        if not named.startswith("-") and named not in self.commands:
+            first = f"the pipeline comes first: batch-platform models {named} {pipeline}"
+            if hint := first if pipeline in self.commands else did_you_mean(named, self.commands):
+                msg = f"No such command {named!r}."
+                raise WrongUseError(msg, hint=hint)
+        return super().resolve_command(ctx, ["list", *args] if named.startswith("-") else args)
 
 
 @click.group(
@@ -137,7 +145,7 @@ def list_versions(target: _Target) -> None:
                 version.version,
                 "*" if version.champion else "",
                 *((version.challenger or "",) if challenged else ()),
-                _decision_of(version),
+                shorten(_decision_of(version), DECISION_WIDTH, placeholder=" …"),
                 version.rows_trained,
                 *(version.metrics.get(name) for name in metrics),
             )
@@ -190,8 +198,8 @@ def show_version(target: _Target, version: str) -> None:
         "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe --json",
     ),
 )
-@click.argument("left")
-@click.argument("right")
+@click.argument("left", metavar="VERSION")
+@click.argument("right", metavar="OTHER_VERSION")
 @terminal.reports
 @click.pass_obj
 def compare_versions(target: _Target, left: str, right: str) -> None:
@@ -204,7 +212,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     ]
     values = compared(*manifests)
     terminal.report({name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()})
-    rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in values.items()]
+    known = {name: pair for name, pair in values.items() if any(value not in (None, "") for value in pair)}
+    rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)
 
 

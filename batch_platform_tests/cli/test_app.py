@@ -368,6 +368,11 @@ def test_a_missing_daily_file_is_a_problem_of_its_partition_only(cli, tmp_path):
         (("trace", "small", "17"), "'17' is not KEY=VALUE. Hint: batch-platform trace small id=… shop=…"),
         (("trace", "small", "idd=17"), "small has no key column 'idd'; its key is id, shop. Hint: did you mean 'id'?"),
         (("models", "small", "bogus"), "No such command 'bogus'. Hint: batch-platform models --help"),
+        (("models", "small", "compre"), "No such command 'compre'. Hint: did you mean 'compare'?"),
+        (
+            ("models", "compare", "small"),
+            "No such command 'small'. Hint: the pipeline comes first: batch-platform models small compare",
+        ),
         (("--project", "nosuch", "check"), "{cwd}/nosuch is not a folder."),
         (("--project", ".", "demo"), "demo runs the shipped pipeline. Hint: leave --project out"),
     ],

@@ -127,4 +127,5 @@ def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly
     lines = cli(weekly, "models", "small", "compare", first, second).out.splitlines()
     assert lines[0].split() == [first, second]
     assert any(line.startswith("metrics.roc_auc") for line in lines)
+    assert [line for line in lines if len(line.split()) == 1] == [], "what neither has is left out"
     assert max(len(line.rstrip()) for line in lines) <= 100
