@@ -15,7 +15,7 @@ import dagster as dg
 from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, stopping_dagster, unreadable_left_out
 from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, without_component_pages
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import WrongUseError, named
+from batch_platform.declaration.errors import WrongUseError, listed, named
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
 SHIPPED = "batch_platform.definitions"
@@ -91,7 +91,13 @@ class Project:
         """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
         if name not in self.pipelines and (errors := [item.error for item in self.broken if item.name == name]):
             raise errors[0]
-        return named(name, self.pipelines, f"There is no pipeline {name!r}; there are")
+        refusal, hint = f"There is no pipeline {name!r}; there are", None
+        if self.is_shipped:
+            refusal = f"No Dagster project lies around {self.root}, and the shipped examples have no pipeline {name!r}; there are"
+            hint = "change to the folder of the project, or name it: batch-platform --project FOLDER"
+        elif self.broken:
+            hint = f"{listed(item.name for item in self.broken)} cannot be loaded: batch-platform check says why"
+        return named(name, self.pipelines, refusal, hint=hint)
 
 
 def find_project(folder: Path | None) -> Project:

@@ -441,6 +441,17 @@ def test_project_is_found_from_a_folder_below_it_and_by_name(cli, fresh, tmp_pat
 def test_outside_of_any_project_the_shipped_pipelines_are_served(cli, tmp_path):
     (status,) = cli(tmp_path, "status", "--json").json
     assert status["pipeline"] == "flight_delays"
+    assert cli(tmp_path, "run", "orders").error == (
+        f"No Dagster project lies around {tmp_path}, and the shipped examples have no pipeline 'orders'; there is only "
+        "flight_delays. Hint: change to the folder of the project, or name it: batch-platform --project FOLDER"
+    )
+
+
+def test_where_a_pipeline_is_not_found_those_that_cannot_be_loaded_are_named(cli, fresh):
+    (pipeline_folder(fresh) / "defs.yaml").write_text("type: [", encoding="utf-8")
+    answer = cli(fresh, "run", "orders")
+    assert answer.error.startswith("There is no pipeline 'orders'; there are none. Hint: ")
+    assert answer.error.endswith("small cannot be loaded: batch-platform check says why")
 
 
 @pytest.mark.parametrize(
