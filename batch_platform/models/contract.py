@@ -31,6 +31,7 @@ STORED_AS: dict[ColumnType, type[pl.DataType]] = {
 }
 REASON, OFFENDER = "__reason", "__column"
 MAX_EXACT_INTEGER = 2**53 - 1  # larger ones share their float64 with a neighbour
+UNSEEN_NULL = "null where training saw none"  # why a row is rejected
 MAX_CATEGORIES = 254  # scikit-learn's histogram trees take 255 bins, one of them for missing values
 
 
@@ -379,7 +380,7 @@ def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
     name, rules = column.name, list[_Rule]()
     raw = pl.col(name)
     if not column.nullable and values.null_count():
-        rules.append(_Rule(name, "null where training saw none", raw.is_null()))
+        rules.append(_Rule(name, UNSEEN_NULL, raw.is_null()))
     if not _as_is(read, name):
         rules.append(_Rule(name, f"not a value of type {column.type}", raw.is_not_null() & read.is_null()))
     if column.type == "float" and not (_as_is(read, name) and isfinite(values.sum())):  # of others, no sum is finite

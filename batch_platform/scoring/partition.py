@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, WarehouseError, memory_explained
+from batch_platform.declaration.errors import DataError, WarehouseError, listed, memory_explained
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
+from batch_platform.models.contract import UNSEEN_NULL
 from batch_platform.models.native_threads import hold_loaded_libraries
 from batch_platform.monitoring.profiles import Profile, merged_profiles
 from batch_platform.monitoring.segments import SegmentCounts
@@ -239,7 +240,10 @@ def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
         f"For example {'; '.join(counts.samples)}."
     )
     seen = f"batch-platform rejected {spec.name} --partition {staged.partition.key} shows the rows"
-    raise DataError(msg, hint=f"{seen}; correct the features, or raise features.max_rejected.")
+    nulls = [reason.removesuffix(f": {UNSEEN_NULL}") for reason in counts.reasons if reason.endswith(UNSEEN_NULL)]
+    allowing = listed(f"features.columns.{column}: {{nullable: true}}" for column in nulls)
+    allow_nulls = f"allow nulls with {allowing}, " if nulls else ""
+    raise DataError(msg, hint=f"{seen}; correct the features, {allow_nulls}or raise features.max_rejected.")
 
 
 class PartWriter:

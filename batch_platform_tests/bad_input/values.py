@@ -58,7 +58,9 @@ def nulls(tmp_path: Path, *, column: str, allowed: bool) -> None:
 def nulls_past_the_budget(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, **LENIENT)
     fed.feed(events=changed(EVENTS, pl.lit(None, dtype=pl.Int32).alias("items"), rows=5))
-    fed.refuses(DAY, "5 of 40 rows", "5 times items: null where training saw none", "(items=None)", error=DataError)
+    allow = "allow nulls with features.columns.items: {nullable: true}, or raise features.max_rejected."
+    reason = "5 times items: null where training saw none"
+    fed.refuses(DAY, "5 of 40 rows", reason, "(items=None)", allow, error=DataError)
 
 
 def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
