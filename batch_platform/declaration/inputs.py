@@ -20,7 +20,6 @@ from batch_platform.declaration.notation import (
     LocalTime,
     Share,
     Timezone,
-    check_keys,
     parse_duration,
 )
 
@@ -208,16 +207,18 @@ class Source(Block):
         examples=["14 days", "always"],
     )
 
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The keys that are allowed in it."""
+        return list(dict.fromkeys([*super().keys(), *SOURCE_KEYS]))
+
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_keys(cls, data: object) -> object:
-        own = [field.alias or name for name, field in cls.model_fields.items()]
-        outside = {kind: value_type for kind, value_type in SOURCE_KEYS.items() if kind not in own}
-        check_keys(data, [*own, *outside])
+    def _read_kinds_from_outside(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        read = {kind: TypeAdapter(outside[kind]).validate_python(data[kind]) for kind in outside if kind in data}
-        return data | read
+        outside = (SOURCE_KEYS.keys() - super().keys()) & data.keys()
+        return data | {kind: TypeAdapter(SOURCE_KEYS[kind]).validate_python(data[kind]) for kind in outside}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

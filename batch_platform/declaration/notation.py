@@ -9,10 +9,20 @@ from collections.abc import Collection
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Self
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import did_you_mean, listed, nearest
@@ -42,23 +52,36 @@ class Block(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_keys(cls, data: object) -> object:
-        check_keys(data, [field.alias or name for name, field in cls.model_fields.items()])
-        return data
+    def keys(cls) -> list[str]:
+        """The keys that are allowed in it."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse unknown keys, each with its nearest match, together with the wrong values of the other keys."""
+        allowed = cls.keys()
+        unknown = [str(key) for key in data if key not in allowed] if isinstance(data, dict) else []
+        if not isinstance(data, dict) or not unknown:
+            return handler(data)
+        refused = [InitErrorDetails(type="value_error", input=None, ctx={"error": _unknown(unknown, allowed)})]
+        try:
+            handler({key: value for key, value in data.items() if key in allowed})
+        except ValidationError as error:
+            refused += [
+                InitErrorDetails(type=of["type"], loc=of["loc"], input=of["input"], ctx=of.get("ctx", {}))
+                for of in error.errors(include_url=False)
+                if of["loc"][1:] or (of["loc"] and of["type"] != "missing")  # the others may come of the misspelt key
+            ]
+        raise ValidationError.from_exception_data(cls.__name__, refused, hide_input=True)
 
 
-def check_keys(data: object, allowed: Collection[str]) -> None:
-    """Refuse keys that are not allowed, each with its nearest match."""
-    if not isinstance(data, dict):
-        return
-    unknown = [str(key) for key in data if key not in allowed]
-    if unknown:
-        guesses = dict.fromkeys(repr(guess) for key in sorted(unknown) if (guess := nearest(key, allowed)))
-        keys = f"key{'s' if len(unknown) > 1 else ''} {listed(map(repr, unknown))}"
-        msg = f"unknown {keys}; allowed are {listed(allowed)}"
-        raise ValueError(f"{msg}; did you mean {' and '.join(guesses)}?" if guesses else msg)
+def _unknown(keys: Collection[str], allowed: Collection[str]) -> ValueError:
+    """The error for keys that are not allowed, each with its nearest match."""
+    guesses = dict.fromkeys(repr(guess) for key in sorted(keys) if (guess := nearest(key, allowed)))
+    msg = f"unknown key{'s' if len(keys) > 1 else ''} {listed(map(repr, keys))}; allowed are {listed(allowed)}"
+    return ValueError(f"{msg}; did you mean {' and '.join(guesses)}?" if guesses else msg)
 
 
 def with_guess(message: str, word: str, allowed: Collection[str]) -> str:

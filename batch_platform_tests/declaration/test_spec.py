@@ -214,6 +214,21 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
     assert "; did you mean 'every' and 'window'?" in message
 
 
+def test_the_wrong_values_beside_an_unknown_key_are_named_with_it_but_not_what_may_come_of_it():
+    block = {"evry": "month", "windw": 1, "evaluate": "7d", "max_rows": 5, "schedule": "0 5 * * *"}
+    with pytest.raises(ValidationError) as refused:
+        PipelineSpec.model_validate(changed(("model", "train"), block))
+    paths = [".".join(map(str, wrong["loc"])) for wrong in refused.value.errors()]
+    assert paths == ["model.train", "model.train.evaluate", "model.train.max_rows"]
+    misspelt = {"every": "days", "begin": "2013-01-01"}
+    with pytest.raises(ValidationError) as refused:
+        PipelineSpec.model_validate(changed(("partitions",), misspelt))
+    assert [wrong["type"] for wrong in refused.value.errors()] == [
+        "value_error",
+        "literal_error",
+    ]  # `start` is not missing
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
