@@ -9,13 +9,27 @@ import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, shortened
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
 LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # of a table, as DuckDB says it
+_WANTED = {  # by Pydantic's name for the error
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a block of keys"),
+}
+_KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "a block of keys"}
+_OF_KEYS = {
+    "missing": "this key is required",
+    "extra_forbidden": "unknown key: `type` names the component, and the keys of a pipeline belong below `attributes`",
+}
 _READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
 
 
@@ -73,7 +87,19 @@ def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
     """Each wrong key with its file and line, as annotated by Dagster."""
     for wrong in error.errors():
         path, _, position = ".".join(str(part) for part in wrong["loc"]).partition(" at ")
-        message = wrong["msg"].removeprefix("Value error, ").rstrip("?.")
+        message = _plainly(wrong).rstrip("?.")
         if isinstance(wrong["input"], bool) and wrong["type"] in _READ_FROM_A_WORD:
             message += "; YAML reads words such as no, off and yes as truth values: put the word in quotes"
         yield f"{position}: {path}: {message}." if position else f"{path}: {message}."
+
+
+def _plainly(wrong: "ErrorDetails") -> str:
+    """What is wrong with a value, in the words of this project where Pydantic has its own."""
+    kind, value = wrong["type"], wrong["input"]
+    if kind == "literal_error":
+        return f"must be {wrong.get('ctx', {})['expected']}, not {shortened(repr(value))}"
+    if kind in _WANTED:
+        shown = "but is empty" if value is None else f"not {_KINDS.get(type(value), str(value).lower())}"
+        return f"must be {_WANTED[kind]}, {shown}"
+    text = _OF_KEYS.get(kind, wrong["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    return re.sub("^(Input|String|List|Dictionary) should ", "must ", text)

@@ -247,6 +247,45 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "every: day",
+            "every: days",
+            "attributes.partitions.every: must be 'hour', 'day', 'week' or 'month', not 'days'.",
+        ),
+        ("    keep:\n    - shop\n", "    keep: shop\n", "attributes.predictions.keep: must be a list, not a text."),
+        ("    - id\n", "    - 7\n", "attributes.features.key.0: must be a text, not 7."),
+        ("sql: labels.sql", "sql:", "attributes.labels.sql: must be a text, but is empty."),
+        ("  name: small\n", "", "attributes.name: this key is required."),
+        (
+            "    keep:\n",
+            "    limit: 0\n    keep:\n",
+            "attributes.predictions.limit: must be greater than or equal to 1.",
+        ),
+        (
+            "    events:\n      parquet: events.parquet",
+            "    {}",
+            "attributes.sources: must have at least 1 item, not 0.",
+        ),
+        (
+            "type:",
+            "foo: 1\ntype:",
+            "foo: unknown key: `type` names the component, and the keys of a pipeline belong below",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words_with_what_is_expected(cli, fresh, old, new, says):
+    file = pipeline_folder(fresh) / "defs.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    answer = cli(fresh, "check")
+    assert (answer.code, says in answer.error) == (2, True), answer.error
+    assert answer.error.startswith(f"{file}:")
+
+
+@pytest.mark.parametrize(
     ("model", "says"),
     [
         ({"params": {"max_itr": 5}}, "HistGradientBoostingClassifier has no parameter max_itr;"),
