@@ -208,16 +208,16 @@ class Source(Block):
     )
 
     @classmethod
-    def keys(cls) -> list[str]:
+    def allowed_keys(cls) -> list[str]:
         """The keys that are allowed in it."""
-        return list(dict.fromkeys([*super().keys(), *SOURCE_KEYS]))
+        return list(dict.fromkeys([*super().allowed_keys(), *SOURCE_KEYS]))
 
     @model_validator(mode="before")
     @classmethod
     def _read_kinds_from_outside(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        outside = (SOURCE_KEYS.keys() - super().keys()) & data.keys()
+        outside = (SOURCE_KEYS.keys() - super().allowed_keys()) & data.keys()
         return data | {kind: TypeAdapter(SOURCE_KEYS[kind]).validate_python(data[kind]) for kind in outside}
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     @classmethod
-    def keys(cls) -> list[str]:
+    def allowed_keys(cls) -> list[str]:
         """The keys that are allowed in it."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
@@ -61,7 +61,7 @@ class Block(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Refuse unknown keys, each with its nearest match, together with the wrong values of the other keys."""
-        allowed = cls.keys()
+        allowed = cls.allowed_keys()
         unknown = [str(key) for key in data if key not in allowed] if isinstance(data, dict) else []
         if not isinstance(data, dict) or not unknown:
             return handler(data)
