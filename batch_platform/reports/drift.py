@@ -11,6 +11,7 @@ import polars as pl
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.monitoring.drift import SURPRISE, UNUSUAL, ColumnDrift
 from batch_platform.reports.span import Span
+from batch_platform.reports.wording import number
 from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -138,7 +139,7 @@ def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
     elif abs(shares[kind]) >= _MATTERS:
         what = f"{now:.1%} of its values in {key} are categories that the model does not know, instead of {then:.1%}"
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
-        what = f"its mean is {row['mean']:.4g} in {key}, instead of {row['baseline_mean']:.4g}"
+        what = f"its mean is {number(row['mean'])} in {key}, instead of {number(row['baseline_mean'])}"
     else:
         what = f"its values are distributed otherwise in {key}"
     return f"{what} (index {row['unusual']:.2f}); an alarm in {count:,} of {partitions:,} partitions."

@@ -48,7 +48,7 @@ class Headline:
     label: str
     value: float
     before: float | None
-    form: str  # a format of Python's, such as `,.0f`
+    form: str = ".4g"  # a format of Python's, where the number is not a count and below 1000
     low: float | None = None  # of its 95% interval
     high: float | None = None
     lower_is_better: bool | None = None  # None: neither direction is better
@@ -267,23 +267,21 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
     before: Span | None,
     measure: Callable[[Span], Mapping[str, float] | None],
 ) -> list[Headline]:
-    def counted(label: str, count: str, form: str) -> Headline:
-        return Headline(label, span.total(count), None if before is None else before.total(count), form)
-
     def share(of: Span) -> float:
         return of.total("rows_rejected") / max(1, of.total("rows_in"))
 
     headlines = [
-        counted("rows scored", "rows_scored", ",.0f"),
+        Headline("rows scored", span.total("rows_scored"), None if before is None else before.total("rows_scored")),
         Headline("rows rejected", share(span), None if before is None else share(before), ".2%", lower_is_better=True),
     ]
     if (mean := _mean(con, pipeline, span)) is not None:
-        headlines.append(Headline("mean score", mean, None if before is None else _mean(con, pipeline, before), ".4g"))
+        label = f"mean {score_column(con, pipeline)}"
+        headlines.append(Headline(label, mean, None if before is None else _mean(con, pipeline, before)))
     if (now := measure(span)) is not None:
         earlier = None if before is None else measure(before)
         last = None if earlier is None else earlier["value"]
         better = None if metric in METRICS and METRICS[metric].neutral else lower_is_better(metric)
-        headlines.append(Headline(metric, now["value"], last, ".4g", now["low"], now["high"], better))
+        headlines.append(Headline(metric, now["value"], last, low=now["low"], high=now["high"], lower_is_better=better))
     return headlines
 
 

@@ -1,12 +1,10 @@
 """The report as one HTML file that needs no network: text, tables and charts, every value escaped."""
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from batch_platform.declaration.extras import needed
@@ -14,6 +12,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.reports.charts import EXTRA, Chart, javascript
 from batch_platform.reports.figures import Figures
 from batch_platform.reports.segments import LEAST_ROWS, RATES
+from batch_platform.reports.wording import number, words
 
 TEMPLATE = "report.html"
 
@@ -26,7 +25,7 @@ def html(figures: Figures, charts: Mapping[str, Chart], zone: ZoneInfo) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    filters = {"number": number, "words": _words, "visible": redact, "local": partial(local, zone=zone)}
+    filters = {"number": number, "words": words, "visible": redact, "local": partial(local, zone=zone)}
     environment.filters.update(filters)
     template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
@@ -44,19 +43,6 @@ def write(page: str, file: Path) -> Path:
     unfinished = file.with_name(f".{file.name}.part")
     unfinished.write_text(page, encoding="utf-8")
     return unfinished.replace(file)
-
-
-def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of any table
-    """A number for people: counts with thousands separators, other numbers with four digits; a dash for none."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return format(value, form) if isinstance(value, float) else str(value)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def local(instant: datetime, zone: ZoneInfo) -> str:

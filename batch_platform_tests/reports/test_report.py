@@ -21,9 +21,10 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
-from batch_platform.reports.page import html, number
+from batch_platform.reports.page import html
 from batch_platform.reports.segments import RATES, gaps_of, score_shifts
 from batch_platform.reports.span import Span
+from batch_platform.reports.wording import number
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.browsing import installed_browser
 from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
@@ -55,6 +56,21 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     )
     carry_out(made, NOW)
     return made
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (89_841.3, "89,841"),
+        (-1_384.2, "-1,384"),
+        (999.94, "999.9"),
+        (0.05344, "0.05344"),
+        (1_494, "1,494"),
+        (None, "-"),
+    ],
+)
+def test_numbers_are_written_for_people(value, shown):
+    assert number(value) == shown
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +206,7 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
         ).fetchall()
     worst = figures.drift.worst[0]
     assert (worst.column, worst.partition_key) == ("items", STRANGE)
-    assert f"its mean is {mean:.4g} in {STRANGE}, instead of {usual:.4g}" in worst.sentence
+    assert f"its mean is {number(mean)} in {STRANGE}, instead of {number(usual)}" in worst.sentence
     assert mean > 50 * usual
     assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} partitions."), "a day has no rows"
 
