@@ -173,7 +173,9 @@ def samples_of(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
     for at, row in enumerate(rejected.head(SAMPLES).select(*key, OFFENDER).iter_rows()):
         named = " ".join(f"{name}={shortened(value)}" for name, value in zip(key, row, strict=False))
         column = row[-1]
-        samples.append(f"{named} ({column}={shortened(rejected[column][at])})" if column else named)
+        value = rejected[column][at] if column else None
+        shown = f"no {column}" if value is None else f"{column}={shortened(value)}"
+        samples.append(f"{named} ({shown})" if column else named)
     return samples
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, WarehouseError, listed, memory_explained
+from batch_platform.declaration.errors import DataError, WarehouseError, counted, listed, memory_explained
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
@@ -233,10 +233,10 @@ def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
     counts, budget = staged.counts, spec.features.rejected_budget
     if not budget.is_exceeded(counts.rows_rejected, counts.rows_in):
         return
-    top = ", ".join(f"{count} times {reason}" for reason, count in Counter(counts.reasons).most_common(3))
+    top = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in Counter(counts.reasons).most_common(3))
     msg = (
         f"{spec.name}, partition {staged.partition.key}: {counts.rows_rejected} of {counts.rows_in} rows break the "
-        f"contract, more than max_rejected ({budget}) allows; nothing is published. Reasons: {top}. "
+        f"contract, more than max_rejected ({budget}) allows; nothing is published. Broken rules: {top}. "
         f"For example {'; '.join(counts.samples)}."
     )
     seen = f"batch-platform rejected {spec.name} --partition {staged.partition.key} shows the rows"

@@ -238,8 +238,8 @@ def around_the_budget(tmp_path: Path, *, bad: int, budget: str, published: bool)
             DAY,
             f"{bad} of 40 rows break the contract",
             f"max_rejected ({float(budget.rstrip('%')):.2f}%)",
-            f"{bad - bad // 2} times amount: below the minimum 0",
-            f"{bad // 2} times amount: NaN or infinite",
+            f"amount: below the minimum 0 ({bad - bad // 2} row",
+            f"amount: NaN or infinite ({bad // 2} row",
             error=DataError,
         )
         assert_names(

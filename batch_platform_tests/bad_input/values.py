@@ -51,7 +51,7 @@ def nulls(tmp_path: Path, *, column: str, allowed: bool) -> None:
     dtype = EVENTS.schema[column]
     fed.feed(events=changed(EVENTS, pl.lit(None, dtype=dtype).alias(column), rows=2))
     done = fed.takes()
-    assert done.reasons == ({} if allowed else {f"{column}: null where training saw none": 2})
+    assert done.reasons == ({} if allowed else {f"{column}: no value where training always had one": 2})
     assert done.run.rows_rejected == (0 if allowed else 2)
 
 
@@ -59,8 +59,8 @@ def nulls_past_the_budget(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, **LENIENT)
     fed.feed(events=changed(EVENTS, pl.lit(None, dtype=pl.Int32).alias("items"), rows=5))
     allow = "allow nulls with features.columns.items: {nullable: true}, or raise features.max_rejected."
-    reason = "5 times items: null where training saw none"
-    fed.refuses(DAY, "5 of 40 rows", reason, "(items=None)", allow, error=DataError)
+    reason = "items: no value where training always had one (5 rows)"
+    fed.refuses(DAY, "5 of 40 rows", reason, "(no items)", allow, error=DataError)
 
 
 def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
@@ -70,7 +70,7 @@ def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
     if allowed:
         assert fed.takes().run.rows_scored == 40
     else:
-        fed.refuses(DAY, f"40 times {column}: null where training saw none", error=DataError)
+        fed.refuses(DAY, f"{column}: no value where training always had one (40 rows)", error=DataError)
 
 
 def no_finite_number(tmp_path: Path, *, value: float, stored: pl.DataType) -> None:

@@ -140,7 +140,7 @@ def test_a_matrix_is_float64_in_fortran_order_without_infinities(rows):
         (float("nan"), "NaN or infinite"),
         (float("inf"), "NaN or infinite"),
         (float("-inf"), "NaN or infinite"),
-        (None, "null where training saw none"),
+        (None, "no value where training always had one"),
         (-1e-9, "below the minimum 0"),
         (1000000.1, "above the maximum 1000000"),
     ],
@@ -237,7 +237,7 @@ def test_a_category_never_seen_is_counted_and_a_null_is_not():
 def test_a_null_category_is_rejected_if_training_saw_no_null():
     split = of_type("category", nullable=False, categories=("a",)).split(pl.DataFrame({"x": ["new", None]}))
     assert split.kept["x"].to_list() == ["new"]
-    assert split.rejected[REASON].to_list() == ["null where training saw none"]
+    assert split.rejected[REASON].to_list() == ["no value where training always had one"]
 
 
 def test_rejected_rows_are_not_counted_as_unseen():

@@ -474,7 +474,7 @@ def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reas
     assert (served.rows_rejected, run.rows_rejected) == (0, nulls)
     assert nulls
     assert run.rows_scored + run.rows_rejected == run.rows_in == served.rows_scored
-    assert json.loads(run.reasons) == {"amount: null where training saw none": nulls}
+    assert json.loads(run.reasons) == {"amount: no value where training always had one": nulls}
     joined = scores(pinned, "previous").join(predictions(pinned), on="id")
     assert run.rank_correlation == pytest.approx(spearmanr(joined["score"], joined["score_right"]).statistic)
     flipped = float((joined["prediction"] != joined["prediction_right"]).mean())
