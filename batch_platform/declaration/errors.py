@@ -138,7 +138,7 @@ def counted(number: int, noun: str) -> str:
 
 def in_short(pipeline: str, message: str) -> str:
     """What happened: the first sentence of a message, without the pipeline and the partition before it."""
-    return sentence_of(_without_place(pipeline, message).partition(". ")[0])
+    return sentence_of(without_place(pipeline, message).partition(". ")[0])
 
 
 def sentence_of(text: str) -> str:
@@ -180,7 +180,7 @@ def merged(
         message = first.message
         if not message.startswith(f"{pipeline}, "):
             place = key if key in others else f"{noun} {key}"
-            message = f"{pipeline}, {place}: {_without_place(pipeline, message)}"
+            message = f"{pipeline}, {place}: {without_place(pipeline, message)}"
         if later:
             keys = [key for key, *_ in later]
             message += f" {count(keys, 'more ')} failed the same way: {listed(keys)}."
@@ -198,7 +198,7 @@ def merged(
     return error
 
 
-def _without_place(pipeline: str, message: str) -> str:
+def without_place(pipeline: str, message: str) -> str:
     """A message without the pipeline and the partition or serving period at its beginning, which are said elsewhere."""
     return re.sub(rf"^{re.escape(pipeline)}(, (partition|serving period) \S+)?: ", "", message)
 

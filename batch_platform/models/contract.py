@@ -31,7 +31,7 @@ STORED_AS: dict[ColumnType, type[pl.DataType]] = {
 }
 REASON, OFFENDER = "__reason", "__column"
 MAX_EXACT_INTEGER = 2**53 - 1  # larger ones share their float64 with a neighbour
-UNSEEN_NULL = "no value where training always had one"
+UNSEEN_NULL = "no value where training always had one"  # why a row is rejected
 MAX_CATEGORIES = 254  # scikit-learn's histogram trees take 255 bins, one of them for missing values
 
 

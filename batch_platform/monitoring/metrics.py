@@ -371,7 +371,7 @@ def _error_quantile(share: float) -> Metric:
     """A quantile of the error with its sign."""
 
     def value(outcomes: Outcomes) -> float | None:
-        """Smallest prediction minus truth that this share of the rows does not exceed (`numpy.quantile`, `inverted_cdf`)."""
+        """Quantile of prediction minus truth: a tenth of the rows is at most p10, half at most p50, nine tenths at most p90 (`numpy.quantile`, `inverted_cdf`)."""
         return unweighted(weighted, outcomes)
 
     def weighted(outcomes: Outcomes) -> Weighted:

@@ -16,6 +16,7 @@ import polars as pl
 
 from batch_platform.declaration.extras import needed
 from batch_platform.reports.figures import Figures
+from batch_platform.reports.wording import words
 
 EXTRA = "report"
 BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#6B6B6B", "#08306B"
@@ -43,14 +44,22 @@ class Chart:
 def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     """The charts that the figures have numbers for, by name; partitions stand where they start on the clocks of `zone`.
 
+    A chart over time needs two partitions.
+
     Raises:
         WrongUseError: The libraries for charts are not installed.
     """
     starts = {
         run.partition_key: f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs
     }
-    made = [_volume(figures, starts), _scores(figures, starts), _performance(figures, starts)]
-    made += [_estimates(figures, starts), _months(figures), _calibration(figures), _drift(figures)]
+    made = [_volume(figures, starts), _scores(figures, starts)] if len(starts) > 1 else []
+    made += [
+        _performance(figures, starts),
+        _estimates(figures, starts),
+        _months(figures),
+        _calibration(figures),
+        _drift(figures),
+    ]
     return {chart.name: chart for chart in made if chart is not None}
 
 
@@ -80,7 +89,9 @@ def _volume(figures: Figures, starts: Mapping[str, str]) -> Chart:
             "tooltip": _tooltip("partition", "kind", "rows"),
         },
     }
-    return _chart("volume", "Rows by partition", "How many rows were scored, and how many were kept aside.", rows, bars)
+    return _chart(
+        "volume", "Rows by partition", "The rows that were scored, and those that were kept aside.", rows, bars
+    )
 
 
 def _scores(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
@@ -90,13 +101,14 @@ def _scores(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
     rows = pl.DataFrame([{"partition": key, "start": starts[key], **of.numbers} for key, of in sorted(ranged.items())])
     shown = _tooltip("partition", "mean", "p10", "p50", "p90")
     band = _band(figures, rows, "p10", "p90", BLUE)
-    y = {"field": "mean", "type": "quantitative", "title": "score"}
+    score = figures.score
+    y = {"field": "mean", "type": "quantitative", "title": score}
     line = {
         "mark": {"type": "line", "color": BLUE, "point": len(rows) < FEW},
         "encoding": {**_time(figures), "y": y, "tooltip": shown},
     }
-    text = "The mean score of each partition (line), and between which scores eight of ten rows lie (band)."
-    return _chart("scores", "Scores over time", text, rows, {"layer": [band, line]})
+    text = f"The mean {score} of each partition (line), and the range of eight of ten {score}s (band)."
+    return _chart("scores", f"{score.capitalize()}s over time", text, rows, {"layer": [band, line]})
 
 
 def _classes(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
@@ -128,26 +140,28 @@ def _classes(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
 
 
 def _performance(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
-    if not figures.performance.height:
+    if figures.metric is None or figures.performance.height <= 1:
         return None
     rows = figures.performance.with_columns(start=pl.col("partition_key").replace_strict(starts)).rename(
         {"partition_key": "partition"}
     )
     band = _band(figures, rows, "low", "high", BLUE)
-    y = {"field": "value", "type": "quantitative", "title": figures.metric, "scale": {"zero": False}}
+    y = {"field": "value", "type": "quantitative", "title": words(figures.metric), "scale": {"zero": False}}
     shown = _tooltip("partition", "value", "low", "high", "rows", "positives")
     line = {
         "mark": {"type": "line", "color": BLUE, "point": len(rows) < FEW},
         "encoding": {**_time(figures), "y": y, "tooltip": shown},
     }
-    text = f"{figures.metric} of each partition (line) with its 95% interval (band). Few rows make a wide band."
+    text = (
+        f"The {words(figures.metric)} of each partition (line) with its 95% interval (band). Few rows make a wide band."
+    )
     return _chart("performance", "Performance over time", text, rows, {"layer": [band, line]})
 
 
 def _estimates(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
-    if figures.estimates is None:
+    if figures.estimates is None or len(figures.estimates.partitions) <= 1:
         return None
-    metric, estimates = figures.estimates.metric, figures.estimates.partitions
+    metric, estimates = words(figures.estimates.metric), figures.estimates.partitions
     rows = pl.DataFrame(
         [
             {
@@ -200,11 +214,11 @@ def _estimates(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
 
 
 def _months(figures: Figures) -> Chart | None:
-    if figures.months.height <= 1:
+    if figures.metric is None or figures.months.height <= 1:
         return None
     rows = figures.months.with_columns(month=pl.col("period_start").dt.strftime("%Y-%m")).drop("period_start")
     x = {"field": "month", "type": "ordinal", "title": None, "axis": {"labelAngle": -40}}
-    y = {"field": "value", "type": "quantitative", "title": figures.metric, "scale": {"zero": False}}
+    y = {"field": "value", "type": "quantitative", "title": words(figures.metric), "scale": {"zero": False}}
     span = {
         "mark": {"type": "rule", "color": GREY},
         "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
@@ -214,7 +228,7 @@ def _months(figures: Figures) -> Chart | None:
         "mark": {"type": "point", "filled": True, "size": 70, "color": BLUE},
         "encoding": {"x": x, "y": y, "tooltip": shown},
     }
-    text = f"{figures.metric} of all rows of a month together, with its 95% interval."
+    text = f"The {words(figures.metric)} of all rows of a month together, with its 95% interval."
     return _chart("months", "Performance by month", text, rows, {"layer": [span, dots]})
 
 
@@ -234,13 +248,13 @@ def _calibration(figures: Figures) -> Chart | None:
         "mark": {"type": "point", "filled": True, "color": BLUE},
         "encoding": {**_pair(), "size": {"field": "rows", "type": "quantitative", "legend": None}, "tooltip": shown},
     }
-    text = "Each point stands for rows with similar scores: on the dashed line, what was predicted is what came true."
+    text = "Each point stands for rows with similar predictions. On the dashed line, what was predicted came true on average."
     return _chart("calibration", "Predicted and true", text, rows, {"layer": [diagonal, dots]})
 
 
 def _drift(figures: Figures) -> Chart | None:
     drift = figures.drift
-    if drift is None:
+    if drift is None or drift.cells["period"].n_unique() <= 1:
         return None
     order = drift.cells.group_by("column").agg(pl.max("index")).sort("index", "column", descending=[True, False])
     places = {
@@ -300,7 +314,16 @@ def _time(figures: Figures) -> dict[str, Any]:
         else "yearmonthdate"
     )
     room = {"scale": {"padding": 30}} if len(figures.window.runs) < FEW else {}  # beside marks that are no line
-    return {"x": {"field": "start", "type": "temporal", "timeUnit": f"utc{unit}", "title": None, **room}}
+    return {
+        "x": {
+            "field": "start",
+            "type": "temporal",
+            "timeUnit": f"utc{unit}",
+            "title": None,
+            "axis": {"labelSeparation": 8},
+            **room,
+        }
+    }
 
 
 def _colours(*pairs: tuple[str, str]) -> dict[str, Any]:

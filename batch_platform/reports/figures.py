@@ -4,13 +4,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from itertools import groupby
+from itertools import chain, groupby
 from zoneinfo import ZoneInfo
 
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.errors import DataError, alike, in_short, listed, without_place
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
@@ -120,6 +120,11 @@ class Figures:
     worst: pl.DataFrame  # rows of `performance`, the worst first
     issues: list[OpenIssue]
     definitions: dict[str, str]  # what each metric is, by name
+
+    @property
+    def score(self) -> str:
+        """What the number that sums up a row is called."""
+        return "prediction" if self.task == "regression" else "score"
 
 
 def read_figures(
@@ -429,7 +434,10 @@ def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 
 def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[ScoreRun]) -> list[OpenIssue]:
-    """What is stale, what failed, and which partitions between the first and the last scored one are missing and were not dropped."""
+    """What is stale, what failed, and which other partitions between the first and the last scored one are missing.
+
+    What several partitions share is one issue. A dropped partition is not missing.
+    """
     issues: list[OpenIssue] = []
     query = f"""
         SELECT reason, list(partition_key ORDER BY partition_start) FROM {LEDGERS_SCHEMA}.partition_status
@@ -437,13 +445,19 @@ def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[S
     """
     for reason, keys in con.execute(query, {"pipeline": spec.name}).fetchall():
         issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
-    failures = read_failures(con, spec.name).values()
-    issues += [OpenIssue(f"{failure.step} failed", failure.partition_key, failure.reason) for failure in failures]
-    explained = {*(run.partition_key for run in runs), *read_dropped(con, spec.name)}
+    failed: dict[tuple[str, str], dict[str, str]] = {}  # reason by partition key, of failures for the same reason
+    for failure in read_failures(con, spec.name).values():
+        key, reason = failure.partition_key, failure.reason
+        failed.setdefault((failure.step, alike(key, in_short(spec.name, reason))), {})[key] = reason
+    for (step, _), reasons in failed.items():
+        key, reason = next(iter(reasons.items()))
+        example = f"{key}: " if len(reasons) > 1 else ""
+        issues.append(OpenIssue(f"{step} failed", listed(reasons), example + without_place(spec.name, reason)))
+    explained = {*(run.partition_key for run in runs), *read_dropped(con, spec.name), *chain(*failed.values())}
     between = spec.partitions.calendar.within(runs[0].partition_start, runs[-1].partition_end)
     missing = [] if spec.partitions.snapshot else [item.key for item in between if item.key not in explained]
     if missing:
-        issues.append(OpenIssue("partitions are not scored", listed(missing), "between partitions that are"))
+        issues.append(OpenIssue("partitions are not scored", listed(missing), "partitions before and after are scored"))
     return issues
 
 

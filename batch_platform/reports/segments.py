@@ -11,7 +11,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import SURPRISE, divergences
 from batch_platform.monitoring.profiles import Bins, Profile
 from batch_platform.reports.span import Span, score_column
-from batch_platform.warehouse.sql import quoted
+from batch_platform.scoring.drift_tables import OF_SEGMENTS
+from batch_platform.warehouse.sql import has_table, quoted
 
 CELLS = 10  # of about equal frequency, in which scores are compared
 _FINE = 200  # of equal width, from which those are made
@@ -52,7 +53,8 @@ def read_segments(  # noqa: PLR0913 - what is scored, how it is measured, and wh
     """What was scored of each segment of a window, how well, and how its scores moved; segments with most rows first.
 
     `spans` are the newest span and the one before it, if there is one: `shift` is the population stability index of the
-    scores between both, beyond chance, and null where the difference may be chance.
+    scores between both, beyond chance, and null where the difference may be chance. `level` is the worst level of drift that
+    the predictions of a segment reached in a partition of the window, and null where none was judged.
     """
     score = score_column(con, spec.name)
     mean = "NULL" if score is None else f"avg({quoted(score)})"
@@ -74,7 +76,9 @@ def read_segments(  # noqa: PLR0913 - what is scored, how it is measured, and wh
             compared = pl.col(rate).filter(pl.col("rows") >= LEAST_ROWS)
             rows = rows.with_columns((pl.col(rate) / compared.max()).alias(f"{rate}_ratio"))
         shifts = score_shifts(con, spec.name, column, spans)
-        frames.append(rows.join(shifts, on="segment", how="left", nulls_equal=True))
+        for judged in (shifts, drift_levels(con, spec.name, column, window)):
+            rows = rows.join(judged, on="segment", how="left", nulls_equal=True)
+        frames.append(rows)
     return pl.concat(frames) if frames else pl.DataFrame()
 
 
@@ -125,6 +129,17 @@ def score_shifts(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, spa
         None if shift is None or shift.p_value >= SURPRISE else shift.beyond_chance for shift in divergences(pairs)
     ]
     return pl.DataFrame({"segment": list(counts), "shift": shifts}, schema=schema)
+
+
+def drift_levels(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, window: Span) -> pl.DataFrame:
+    """The worst level of drift of each segment: segment, level."""
+    if not has_table(con, pipeline, OF_SEGMENTS):
+        return pl.DataFrame(schema={"segment": pl.String, "level": pl.String})
+    query = f"""
+        SELECT segment, coalesce(max(level) FILTER (level = 'fail'), max(level) FILTER (level = 'warn'), max(level)) AS level
+        FROM {quoted(pipeline)}.{OF_SEGMENTS} WHERE segment_column = $column AND partition_key IN $keys GROUP BY ALL
+    """
+    return con.sql(query, params={"column": column, "keys": window.keys}).pl()
 
 
 def _coarse(totals: Mapping[object, int]) -> dict[object, str]:

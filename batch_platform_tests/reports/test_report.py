@@ -22,7 +22,7 @@ from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.page import html
-from batch_platform.reports.segments import RATES, gaps_of, score_shifts
+from batch_platform.reports.segments import RATES, drift_levels, gaps_of, score_shifts
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
 from batch_platform.warehouse.published import open_published
@@ -193,6 +193,24 @@ def test_a_segment_whose_scores_moved_is_found_by_its_scores_alone(figures):
     assert shifts["moved"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=0.15), "as by other cells"
 
 
+def test_the_level_of_a_segment_is_the_worst_of_the_window_and_is_shown_where_one_was_judged(figures):
+    keys = figures.window.keys
+    levels = [("a", keys[0], "none"), ("a", keys[1], "fail"), ("a", keys[2], "warn"), ("b", keys[0], None)]
+    levels += [(None, keys[0], "none"), (None, keys[1], "warn"), ("b", "2023-02-01", "fail")]
+    with duckdb.connect() as con:
+        assert drift_levels(con, "small", "shop", figures.window).height == 0, "nothing was judged"
+        con.execute("CREATE SCHEMA small")
+        con.execute(
+            "CREATE TABLE small.drift_by_segment (segment TEXT, partition_key TEXT, level TEXT, segment_column TEXT DEFAULT 'shop')"
+        )
+        con.executemany("INSERT INTO small.drift_by_segment (segment, partition_key, level) VALUES (?, ?, ?)", levels)
+        worst = dict(drift_levels(con, "small", "shop", figures.window).iter_rows())
+    assert worst == {"a": "fail", "b": None, None: "warn"}
+    shown = figures.segments.with_columns(level=pl.lit("warn"))
+    assert "<td>warn</td>" in html(replace(figures, segments=shown), {}, BERLIN)
+    assert "<th>drift</th>" not in html(figures, {}, BERLIN)
+
+
 def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, pipeline):
     query = f"""
         SELECT column_name AS "column", partition_key AS period, greatest(0, psi - psi_by_chance - 1.25 * coalesce(psi_usual, 0)) AS "index"
@@ -280,14 +298,32 @@ def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
         assert_estimates_are_those_of_the_tables(figures, con, "roc_auc")
     (row,) = figures.estimates.unmeasured
     assert (row.partition_key, row.realised, figures.metric) == ("2024-02-24", None, None)
-    charts = charts_of(figures, BERLIN)
-    assert "performance" not in charts
-    assert charts["estimates"].text.endswith("(grey)."), "nothing came true that a dot could show"
-    text = html(figures, charts, BERLIN)
+    assert charts_of(figures, BERLIN) == {}, "a single partition makes no course"
+    text = html(figures, {}, BERLIN)
     assert "No labels are known for these partitions" in text
     numbers = (number(row.estimate), f"{number(row.low)} to {number(row.high)}", number(row.rows))
     assert "".join([f"<td>{row.partition_key}</td>", *(f'<td class="n">{cell}</td>' for cell in numbers)]) in text
     assert set(figures.definitions) == {"roc_auc"}
+
+
+def test_of_estimates_alone_no_dot_is_drawn(figures):
+    estimates = figures.estimates
+    open_ones = replace(estimates, partitions=tuple(replace(row, realised=None) for row in estimates.partitions))
+    charts = charts_of(replace(figures, estimates=open_ones, metric=None), BERLIN)
+    assert "performance" not in charts
+    assert charts["estimates"].text.endswith("(grey)."), "nothing came true that a dot could show"
+
+
+def test_a_measured_partition_is_told_by_numbers_alone(pipeline):
+    with open_published(pipeline.home) as con:
+        figures = read_figures(con, pipeline.spec, LAST, LAST)
+    assert set(charts_of(figures, BERLIN)) == {"calibration"}
+    text = " ".join(html(figures, {}, BERLIN).split())
+    assert f"<p>These numbers are for {LAST}, compared with 2024-02-21.</p>" in text
+    rows_in, scored, rejected = (figures.window.total(f"rows_{name}") for name in ("in", "scored", "rejected"))
+    assert f"<p>{rows_in} rows came in: {scored} scored, {rejected} kept aside.</p>" in text
+    assert "The partitions with the worst" not in text
+    assert "Estimated, not measured" not in text
 
 
 def test_a_model_of_several_classes_is_reported_with_its_estimated_accuracy(tmp_path):
@@ -375,6 +411,22 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert figures.issues == []
     shares = {name: text.partition(" with")[0] for name, text in figures.definitions.items() if "lift" in name}
     assert shares == {f"lift_at_{share}": f"Rate of positives among the {share}% of the rows" for share in (1, 5, 10)}
+
+
+def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
+    days = ["2024-02-05", "2024-02-07"]
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    items = pl.when(day.is_in(days) & (pl.col("id") % 2 == 0)).then(None).otherwise("items").cast(pl.Int32)
+    made = small_pipeline(tmp_path, events=small_events().with_columns(items=items))
+    with pytest.raises(DataError):
+        carry_out(made, datetime(2024, 2, 9, 12, tzinfo=UTC))
+    made.conclude(datetime(2024, 2, 9, 12, tzinfo=UTC))
+    with open_published(made.home) as con:
+        (issue,) = read_figures(con, made.spec).issues
+    assert (issue.what, issue.where) == ("predictions failed", ", ".join(days))
+    assert issue.why.startswith("2024-02-05: 20 of 40 rows break the contract")
+    assert "Broken rules: items: no value where training always had one (20 rows). For example id=" in issue.why
+    assert issue.why.count("(no items)") == 3
 
 
 def test_a_partition_that_was_dropped_is_no_open_issue(tmp_path):
