@@ -125,7 +125,7 @@ def text_that_is_no_number_past_the_budget(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, features_sql=EVERY_COLUMN)
     fed.feed(events=text_of_a_number("12x"))
     message = fed.refuses(
-        DAY, "2 of 40 rows", "max_rejected (0.00%)", "2 times amount: not a value of type float", error=DataError
+        DAY, "2 of 40 rows", "max_rejected (0.00%)", "amount: not a value of type float (2 rows)", error=DataError
     )
     assert_names(message, "(amount=12x)", "nothing is published")
 
@@ -133,7 +133,7 @@ def text_that_is_no_number_past_the_budget(tmp_path: Path) -> None:
 def a_type_that_is_no_number(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, features_sql=EVERY_COLUMN)
     fed.feed(events=EVENTS.with_columns(pl.col("ts").alias("amount")))
-    fed.refuses(DAY, "40 of 40 rows", "40 times amount: not a value of type float", error=DataError)
+    fed.refuses(DAY, "40 of 40 rows", "amount: not a value of type float (40 rows)", error=DataError)
 
 
 def a_key_of_another_type(tmp_path: Path, key: pl.Expr, *, fits: bool) -> None:

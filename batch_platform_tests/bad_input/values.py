@@ -86,7 +86,7 @@ def no_finite_number(tmp_path: Path, *, value: float, stored: pl.DataType) -> No
 def no_finite_number_past_the_budget(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, **LENIENT)
     fed.feed(events=changed(EVENTS, pl.lit(float("nan")).alias("amount"), rows=5))
-    fed.refuses(DAY, "5 times amount: NaN or infinite", f"id={IDS[0]} (amount=nan)", error=DataError)
+    fed.refuses(DAY, "amount: NaN or infinite (5 rows)", f"id={IDS[0]} (amount=nan)", error=DataError)
 
 
 def no_finite_score(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def no_finite_score(tmp_path: Path) -> None:
     fed.run(DAY, force=True)
     fed.feed(events=changed(events, pl.lit(1.7e308).alias("amount"), rows=5))
     with np.errstate(over="ignore", invalid="ignore"):
-        fed.refuses(DAY, "5 times the score is NaN or infinite", f"id={IDS[0]}", error=DataError)
+        fed.refuses(DAY, "the score is NaN or infinite (5 rows)", f"id={IDS[0]}", error=DataError)
 
 
 def an_unseen_category(tmp_path: Path, *, text: str) -> None:

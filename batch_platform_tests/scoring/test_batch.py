@@ -165,7 +165,7 @@ def test_the_budget_is_exact_to_the_row(tmp_path, bad, passes):
     assert (
         f"small, partition 2024-02-03: {bad} of 100 rows break the contract, more than max_rejected (10.00%)" in message
     )
-    assert f"{bad} times amount: above the maximum 1000" in message
+    assert f"amount: above the maximum 1000 ({bad} rows)" in message
     assert "id=0 (amount=2000.0)" in message
 
 

@@ -352,7 +352,7 @@ def test_a_changed_bundle_is_refused(pipeline, tmp_path):
 def test_more_rejected_rows_than_the_budget_allows_are_refused_with_reasons_and_samples(pipeline):
     features = pipeline.spec.features.model_copy(update={"max_rejected": 0.01})
     strict = replace(pipeline, spec=pipeline.spec.model_copy(update={"features": features}))
-    message = r"small, partition 2024-02-02: 2 of 40 rows break .*2 times amount: below the minimum 0\. .* id=1290 "
+    message = r"small, partition 2024-02-02: 2 of 40 rows break .*amount: below the minimum 0 \(2 rows\)\. .* id=1290 "
     with pytest.raises(DataError, match=message):
         list(strict.score(days(strict, "2024-02-02"), STAMP, force=True))
 
