@@ -49,7 +49,9 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     assert min(float(auc) for *_, auc in months) > 0.65
     assert "61 of 61 partitions scored: 57,164 rows in" in output
     assert f"The data are in {clone}/.batch_platform/published.duckdb." in output
-    assert len(output.partition("Three things to try next:\n")[2].splitlines()) == 3
+    *commands, query_of_scores = output.partition("Three things to try next:\n")[2].splitlines()
+    assert [line.split()[:2] for line in commands] == [[".venv/bin/batch-platform", name] for name in ("ui", "run")]
+    assert "score" in shell(query_of_scores, clone)
     ((warned,),) = query(
         clone, "SELECT count(*) FROM flight_delays.performance WHERE metric = 'roc_auc' AND coalesce(high, value) < 0.6"
     )

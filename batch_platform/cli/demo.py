@@ -1,5 +1,9 @@
 """The `demo` command: train, score and evaluate the shipped flights, and say what to try next."""
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -120,10 +124,17 @@ def _conclude(outcome: Outcome, months: list[Month]) -> None:
 def _try_next(outcome: Outcome) -> None:
     terminal.say()
     terminal.say("Three things to try next:")
-    terminal.say(
-        "  batch-platform ui                          the asset graph, each partition's numbers, backfills, schedules"
-    )
-    terminal.say(f"  batch-platform run {PIPELINE} --from 2013-05-01 --to 2013-05-31   another month")
+    ours = _called("batch-platform")
+    terminal.say(f"  {ours} ui   # the asset graph, each partition's numbers, backfills, schedules")
+    terminal.say(f"  {ours} run {PIPELINE} --from 2013-05-01 --to 2013-05-31   # another month")
     statement = f"import duckdb; duckdb.connect('{outcome.published}', read_only=True)"
     query = f"sql('FROM {PIPELINE}.predictions ORDER BY score DESC LIMIT 5').show()"
-    terminal.say(f'  python -c "{statement}.{query}"')
+    terminal.say(f'  {_called(Path(sys.executable).name)} -c "{statement}.{query}"')
+
+
+def _called(program: str) -> str:
+    """How the shell that started this process calls a program of this environment."""
+    ours, found = Path(sys.executable).with_name(program), shutil.which(program)
+    if not ours.exists() or (found and Path(found).parent.samefile(ours.parent)):
+        return program
+    return shlex.quote(os.path.relpath(ours))
