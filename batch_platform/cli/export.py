@@ -10,7 +10,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import asked_for
 from batch_platform.declaration.errors import WrongUseError, counted
-from batch_platform.pipeline.export import FORMATS, export
+from batch_platform.pipeline.export import export
 
 
 @click.command(
@@ -67,7 +67,7 @@ def command(  # noqa: PLR0913 - the options of the command
 
 def _file_and_last(destinations: Sequence[str]) -> tuple[Path, str | None]:
     """What `--to` names: the file, told by its ending, and the last partition."""
-    files = [text for text in destinations if Path(text).suffix.lower() in FORMATS or "/" in text]
+    files = [text for text in destinations if Path(text).suffix or "/" in text]
     keys = [text for text in destinations if text not in files]
     if len(files) != 1 or len(keys) > 1:
         msg = "--to names one file, which ends with .parquet or .csv, and at most one partition."

@@ -7,8 +7,11 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
+from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.report import write_report
+
+ENDING = ".html"
 
 
 @click.command(
@@ -26,7 +29,7 @@ from batch_platform.reports.report import write_report
     "--out",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write. Default: reports/PIPELINE/LAST.html in the home.",
+    help="File to write, whose name ends with .html. Default: reports/PIPELINE/LAST.html in the home.",
 )
 @terminal.reports
 @click.pass_obj
@@ -35,6 +38,12 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
 
     It needs no network, and says what was scored, how good it was, which models served, and what is open.
     """
+    if last and Path(last).suffix:
+        msg = f"--to names the last partition, and {last} is a file."
+        raise WrongUseError(msg, hint=f"--out {Path(last).with_suffix(ENDING)}")
+    if file and file.suffix.lower() != ENDING:
+        msg = f"{file}: a report is a web page, so the name of its file must end with {ENDING}."
+        raise WrongUseError(msg, hint=f"--out {file.with_suffix(ENDING)}")
     started = perf_counter()
     wiring = find_project(folder).pipeline(pipeline)
     declared: Pipeline = wiring.pipeline()

@@ -9,7 +9,7 @@ from uuid import uuid4
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError, listed
+from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError
 from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.features.lake import open_recorded
@@ -87,7 +87,7 @@ def export(
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raise WrongUseError if a file cannot be written there."""
     if path.suffix.lower() not in FORMATS:
-        msg = f"{path}: the name of the file must end with {listed(FORMATS)}."
+        msg = f"{path}: the name of the file must end with {' or '.join(FORMATS)}."
         raise WrongUseError(msg, hint=f"--to {path.stem}.parquet")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         msg = f"{path}: {path.parent} is not a folder that can be written to."

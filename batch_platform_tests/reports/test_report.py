@@ -494,3 +494,8 @@ def test_the_command_writes_the_file_and_says_where(cli, project):
     refused = cli(project, "report", "small", "--from", "2019-01-01", "--to", "2019-01-02")
     assert refused.code != 0
     assert "Hint:" in refused.err
+    for option, ours in (("--out", "must end with .html"), ("--to", "names the last partition")):
+        refused = cli(project, "report", "small", option, "for the boss.xlsx")
+        assert ours in refused.err
+        assert refused.err.endswith("Hint: --out for the boss.html\n")
+        assert not (project / "for the boss.xlsx").exists()
