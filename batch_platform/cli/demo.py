@@ -137,4 +137,4 @@ def _called(program: str) -> str:
     ours, found = Path(sys.executable).with_name(program), shutil.which(program)
     if not ours.exists() or (found and Path(found).parent.samefile(ours.parent)):
         return program
-    return shlex.quote(os.path.relpath(ours))
+    return shlex.quote(min(os.path.relpath(ours), str(ours), key=len))
