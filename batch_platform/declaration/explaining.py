@@ -6,14 +6,13 @@ Dagster wraps the errors raised while it loads and runs definitions, so the caus
 import errno
 import re
 import sqlite3
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, shortened
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-    from pydantic_core import ErrorDetails
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
 LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # of a table, as DuckDB says it
@@ -93,13 +92,13 @@ def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
         yield f"{position}: {path}: {message}." if position else f"{path}: {message}."
 
 
-def _plainly(wrong: "ErrorDetails") -> str:
+def _plainly(wrong: Mapping[str, Any]) -> str:
     """What is wrong with a value, in the words of this project where Pydantic has its own."""
     kind, value = wrong["type"], wrong["input"]
     if kind == "literal_error":
-        return f"must be {wrong.get('ctx', {})['expected']}, not {shortened(repr(value))}"
+        return f"must be {wrong['ctx']['expected']}, not {shortened(repr(value))}"
     if kind in _WANTED:
         shown = "but is empty" if value is None else f"not {_KINDS.get(type(value), str(value).lower())}"
         return f"must be {_WANTED[kind]}, {shown}"
-    text = _OF_KEYS.get(kind, wrong["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    text = str(_OF_KEYS.get(kind) or wrong["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     return re.sub("^(Input|String|List|Dictionary) should ", "must ", text)

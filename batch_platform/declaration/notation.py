@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
@@ -22,7 +22,6 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import did_you_mean, listed, nearest
@@ -65,14 +64,15 @@ class Block(BaseModel):
         unknown = [str(key) for key in data if key not in allowed] if isinstance(data, dict) else []
         if not isinstance(data, dict) or not unknown:
             return handler(data)
-        refused = [InitErrorDetails(type="value_error", input=None, ctx={"error": _unknown(unknown, allowed)})]
+        refused: list[Any] = [{"type": "value_error", "input": None, "ctx": {"error": _unknown(unknown, allowed)}}]
         try:
             handler({key: value for key, value in data.items() if key in allowed})
         except ValidationError as error:
             refused += [
-                InitErrorDetails(type=of["type"], loc=of["loc"], input=of["input"], ctx=of.get("ctx", {}))
-                for of in error.errors(include_url=False)
-                if of["loc"][1:] or (of["loc"] and of["type"] != "missing")  # the others may come of the misspelt key
+                wrong
+                for wrong in error.errors(include_url=False)
+                # Others may come of the misspelt key.
+                if wrong["loc"][1:] or (wrong["loc"] and wrong["type"] != "missing")
             ]
         raise ValidationError.from_exception_data(cls.__name__, refused, hide_input=True)
 

@@ -462,10 +462,18 @@ CASES: dict[str, Case] = {
         message=["attributes.labels.delay", "occurs twice"],
     ),
     "B16 no as a name": partial(
-        yaml_refused, old="name: small", new="name: no", message=["defs.yaml:3", "attributes.name", "valid string"]
+        yaml_refused,
+        old="name: small",
+        new="name: no",
+        message=["defs.yaml:3", "attributes.name", "must be a text"],
+        dagster=["defs.yaml:3", "attributes.name"],
     ),
     "B16 no in a list": partial(
-        yaml_refused, old="    - shop\n", new="    - no\n", message=["attributes.predictions.keep.0", "valid string"]
+        yaml_refused,
+        old="    - shop\n",
+        new="    - no\n",
+        message=["attributes.predictions.keep.0", "must be a text"],
+        dagster=["defs.yaml", "attributes.predictions.keep.0"],
     ),
     "B16 no as a choice": partial(
         yaml_refused,
@@ -474,7 +482,11 @@ CASES: dict[str, Case] = {
         message=["attributes.partitions.every", "'hour', 'day', 'week' or 'month'"],
     ),
     "B16 no as the name of a source": partial(
-        yaml_refused, old="    events:\n", new="    no:\n", message=["attributes.sources", "valid string"]
+        yaml_refused,
+        old="    events:\n",
+        new="    no:\n",
+        message=["attributes.sources", "must be a text"],
+        dagster=["defs.yaml", "attributes.sources"],
     ),
     "B16 an anchor bomb": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  "),
     "B16 an anchor bomb before a run": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  ", args=("run", "small")),

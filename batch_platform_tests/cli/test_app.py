@@ -254,7 +254,7 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
             "every: days",
             "attributes.partitions.every: must be 'hour', 'day', 'week' or 'month', not 'days'.",
         ),
-        ("    keep:\n    - shop\n", "    keep: shop\n", "attributes.predictions.keep: must be a list, not a text."),
+        ("    keep:\n    - items\n", "    keep: items\n", "attributes.predictions.keep: must be a list, not a text."),
         ("    - id\n", "    - 7\n", "attributes.features.key.0: must be a text, not 7."),
         ("sql: labels.sql", "sql:", "attributes.labels.sql: must be a text, but is empty."),
         ("  name: small\n", "", "attributes.name: this key is required."),
