@@ -13,6 +13,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, merged
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service
+from batch_platform.declaration.yaml_file import with_place
 from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
@@ -99,6 +100,7 @@ def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
 def check_pipeline(pipeline: Pipeline, now: datetime) -> list[BatchPlatformError]:
     """What would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
     errors, lacking = check_declared(pipeline, now)
+    errors = [with_place(error, pipeline.builder.sources.folder, pipeline.spec.name) for error in errors]
     return [*errors, *([merged(pipeline.spec.name, [*lacking.items()], 0)] if lacking else [])]
 
 

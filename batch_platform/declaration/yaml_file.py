@@ -4,12 +4,12 @@ Dagster's parser silently accepts duplicate keys and aliases that multiply. They
 in time and memory that grow with the file alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import Failed, WrongUseError
 
 FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")  # as Dagster looks for them
 MOST_VALUES = 100_000  # counted with every alias written out; a long declaration has some hundreds
@@ -51,17 +51,58 @@ def check_file(path: Path) -> None:
 
 def place_of_name(text: str, name: str) -> slice | None:
     """Where a text declares the name of a pipeline; None if it does not."""
-    for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
-        attributes = _value(document, "attributes")
-        declared = None if attributes is None else _value(attributes, "name")
-        if isinstance(declared, yaml.ScalarNode) and declared.value == name:
+    for _, declared in _attributes(text):
+        if declared.value == name:
             return slice(declared.start_mark.index, declared.end_mark.index)
     return None
 
 
+def with_place(error: Failed, folder: Path, pipeline: str) -> Failed:
+    """An error whose message begins with a declared key, with file and line in front of it; any other error as it is.
+
+    A challenger in the key has its name, as in `challengers.linear.params`.
+    """
+    path = error.message.partition(": ")[0].split(".")
+    file = declared_in(folder)
+    if not file.is_file() or len(path) == 1:
+        return error
+    for attributes, declared in _attributes(file.read_text(encoding="utf-8")):
+        if declared.value == pipeline and (line := _line(attributes, path)) is not None:
+            placed = type(error)(f"{file}:{line}: attributes.{error.message}", hint=error.hint)
+            placed.__cause__ = error
+            return placed
+    return error
+
+
+def _attributes(text: str) -> Iterator[tuple[yaml.Node, yaml.ScalarNode]]:
+    """The attributes of each pipeline that a text declares, and the name among them."""
+    for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        attributes = _value(document, "attributes")
+        name = None if attributes is None else _value(attributes, "name")
+        if attributes is not None and isinstance(name, yaml.ScalarNode):
+            yield attributes, name
+
+
+def _line(node: yaml.Node, path: Sequence[str]) -> int | None:
+    """The line of a key, or of the innermost block around it that there is; None if not even the outermost one is there."""
+    line: int | None = None
+    for part in path:
+        if isinstance(node, yaml.SequenceNode):
+            pairs = [(item, item) for item in node.value if getattr(_value(item, "name"), "value", None) == part]
+        else:
+            pairs = [pair for pair in _pairs(node) if pair[0].value == part]
+        if not pairs:
+            break
+        line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
+    return line
+
+
 def _value(node: yaml.Node, key: str) -> yaml.Node | None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return next((value for name, value in pairs if name.value == key), None)
+    return next((value for name, value in _pairs(node) if name.value == key), None)
+
+
+def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
+    return node.value if isinstance(node, yaml.MappingNode) else []
 
 
 def _check(document: yaml.Node, path: Path) -> None:

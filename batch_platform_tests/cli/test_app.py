@@ -314,6 +314,19 @@ def test_check_tries_the_estimator(cli, tmp_path, model, says):
     assert says in answer.error
 
 
+def test_check_names_the_line_of_what_is_wrong_with_a_model(cli, fresh):
+    model = {"params": {"max_iter": "many"}}
+    challengers = [{"name": name, "estimator": f"sklearn.linear_model.{name}"} for name in ("Ridge", "Linnear")]
+    challengers = [{**challenger, "name": challenger["name"].lower()} for challenger in challengers]
+    file = write_defs_yaml(fresh, small_declaration(model=model, challengers=challengers))
+    error, lines = cli(fresh, "check").error, file.read_text(encoding="utf-8").splitlines()
+    for key, line in {
+        "model.params.max_iter": "      max_iter: many",
+        "challengers.linnear.estimator": "    estimator: sklearn.linear_model.Linnear",
+    }.items():
+        assert f"{file}:{lines.index(line) + 1}: attributes.{key}: " in error
+
+
 def test_check_resolves_the_key_columns_and_the_label(cli, fresh):
     file = pipeline_folder(fresh) / "labels.sql"
     file.write_text("SELECT id, returned FROM events", encoding="utf-8")
@@ -375,7 +388,8 @@ def test_check_tells_every_problem_of_every_pipeline(cli, fresh):
     file.write_text(FEATURES_SQL.replace("amount,", "\n amout,"), encoding="utf-8")
     answer = cli(fresh, "check")
     assert (answer.code, answer.out) == (1, "other: 2 problems\nsmall: 1 problem\n")
-    assert answer.error.startswith("3 problems. (1) model.params: HistGradientBoostingClassifier has no parameter")
+    says = "attributes.model.params: HistGradientBoostingClassifier has no parameter"
+    assert re.match(rf"3 problems\. \(1\) {other}/defs\.yaml:\d+: {says}", answer.error)
     assert f" (2) other: {other}/labels.sql gives no column 'returned'" in answer.error
     assert f" (3) small, partition 2024-02-29: the SQL of {file}:2 fails: " in answer.error
 
