@@ -17,12 +17,13 @@ import yaml
 
 from batch_platform.components.dagster_internals import leaving_out
 from batch_platform.components.held import held, hold
-from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.notation import name_of
-from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
+from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
 
 VALIDATION_VARIABLE = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster, as its documentation says
+_TYPE = "batch_platform.components.BatchInference"
 _METADATA = "batch_platform/broken"
 _log = logging.getLogger(__name__)
 
@@ -102,10 +103,27 @@ def unreadable_left_out() -> Generator[list[BrokenPipeline]]:
                 check_file(file)
 
     def leave_out(folder: Path, root: Path, error: Exception) -> None:
-        broken.append(set_apart(error, folder, root))
+        broken.append(set_apart(_about_the_type(error, folder), folder, root))
 
     with leaving_out(check, leave_out):
         yield broken
+
+
+def _about_the_type(error: Exception, folder: Path) -> Exception:
+    """The error for a file whose `type` cannot be imported, made of Dagster's; any other error as it is."""
+    if isinstance(explained(error), WrongUseError):  # about the file itself
+        return error
+    file = declared_in(folder)
+    documents = yaml.safe_load_all(file.read_text(encoding="utf-8"))
+    types = [str(document["type"]) for document in documents if document["type"] != _TYPE]
+    if not types:
+        return error
+    reason = " ".join(str(error).split()).rstrip(" .")
+    msg = f"{file}: type: {listed(map(repr, types))} cannot be loaded: {reason}."
+    hint = next(filter(None, (did_you_mean(name, [_TYPE]) for name in types)), f"the type of a pipeline is {_TYPE}.")
+    about = WrongUseError(msg, hint=hint)
+    about.__cause__ = error
+    return about
 
 
 @contextmanager

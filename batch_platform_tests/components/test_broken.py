@@ -139,6 +139,23 @@ def test_the_command_serves_the_others_where_dagsters_own_loader_stops_and_says_
     assert cli(fresh, "status").out.startswith("small: ")
 
 
+@pytest.mark.parametrize(
+    ("declared", "hint"),
+    [
+        ("batch_platform.components.BatchInferenc", "did you mean 'batch_platform.components.BatchInference'?"),
+        ("batch_platform.BatchInference", "did you mean 'batch_platform.components.BatchInference'?"),
+        ("BatchInference", "the type of a pipeline is batch_platform.components.BatchInference."),
+    ],
+)
+def test_the_command_names_a_type_that_cannot_be_loaded_and_the_right_one(cli, fresh, declared, hint):
+    file = pipeline_folder(fresh) / "defs.yaml"
+    file.write_text(file.read_text().replace("batch_platform.components.BatchInference", declared))
+    checked = cli(fresh, "check")
+    assert checked.code == 2
+    assert checked.error.startswith(f"{file}: type: '{declared}' cannot be loaded: ")
+    assert f" Hint: {hint}" in checked.error
+
+
 def test_dagsters_own_message_names_the_file_and_line_of_what_it_cannot_read(user_project):
     add(user_project, "unreadable")
     place = rf'in "{pipeline_folder(user_project, "unreadable")}/defs\.yaml", line \d+'
