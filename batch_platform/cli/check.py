@@ -72,6 +72,8 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
             terminal.say(f"  {remark}")
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
+    if project.is_shipped:
+        terminal.say(f"{project.of_examples}. A project is a folder whose pyproject.toml has [tool.dg.project].")
     if problems:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
 

@@ -37,6 +37,11 @@ class Project:
         return self.module == SHIPPED
 
     @property
+    def of_examples(self) -> str:
+        """What to say where only the shipped pipelines are served."""
+        return f"No Dagster project lies around {self.root}: this is the pipeline shipped as an example"
+
+    @property
     def home(self) -> Home:
         """The home that holds its data."""
         return Home.from_environment(self.root)
@@ -94,7 +99,7 @@ class Project:
         refusal, hint = f"There is no pipeline {name!r}; there are", None
         if self.is_shipped:
             refusal = f"No Dagster project lies around {self.root}, and the shipped examples have no pipeline {name!r}; there are"
-            hint = "change to the folder of the project, or name it: batch-platform --project FOLDER"
+            hint = "change to the project, whose pyproject.toml has [tool.dg.project], or name it: batch-platform --project FOLDER"
         elif self.broken:
             hint = f"{listed(item.name for item in self.broken)} cannot be loaded: batch-platform check says why"
         return named(name, self.pipelines, refusal, hint=hint)

@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.engine import SPARK, Engine
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import did_you_mean, listed
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.monitored import METRICS, Monitoring
 from batch_platform.declaration.notation import (
@@ -501,8 +501,9 @@ class PipelineSpec(Block):
             msg = "monitoring.drift.baseline: a month has no week before it; use 'previous'"
             raise ValueError(msg)
         if unkept := [name for name in self.monitoring.segments if name not in self.predictions.keep]:
-            msg = f"monitoring.segments: {listed(map(repr, unkept))} is not in predictions.keep"
-            raise ValueError(with_guess(msg, unkept[0], self.predictions.keep))
+            advice = did_you_mean(unkept[0], self.predictions.keep) or "add it there"
+            msg = f"monitoring.segments: {listed(map(repr, unkept))} is not in predictions.keep; {advice}"
+            raise ValueError(msg)
         if self.features.spark_sql is not None and self.engine.name != SPARK:
             msg = "features.spark_sql runs on the cluster that `engine: {spark: {master: …}}` declares, "
             msg += f"and this pipeline declares the engine {self.engine.name!r}"

@@ -38,7 +38,10 @@ def check_file(path: Path) -> None:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = ", ".join(filter(None, [error.context, error.problem]))
         msg = f"{where}: {problem}."
-        raise WrongUseError(msg, hint="the file is not valid YAML; check quotes, brackets and indentation.") from error
+        hint = "the file is not valid YAML; check quotes, brackets and indentation."
+        raise WrongUseError(
+            msg, hint="indent with spaces: YAML takes no tabs." if "'\\t'" in problem else hint
+        ) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         msg = f"{path}: {' '.join(str(error).split())}."
         raise WrongUseError(msg, hint="remove the character, or write it as an escape in double quotes.") from error

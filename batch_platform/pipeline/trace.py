@@ -27,13 +27,14 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
+from batch_platform.features.lake import open_recorded
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.models.registry import read_registry
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import literal, quoted
 
 MOST_ROWS = 20
 PARTITION = "partition"  # beside the columns of a key
@@ -69,6 +70,9 @@ class TracedFeatures:
     sources: dict[str, str]  # versions by name
     built_at: datetime
     run_id: str
+    row: (
+        dict[str, Any] | None
+    )  # the values that the model read; None of a rejected row, and if the file is gone or damaged
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,12 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
         asked = key if only is None else {**key, PARTITION: only}
         row = ", ".join(f"{column}={value}" for column, value in asked.items())
         msg = f"{name}: no scored or rejected row has {row}."
-        raise DataError(msg, hint=f"batch-platform status {name} shows which partitions are scored.")
+        raise DataError(
+            msg,
+            hint=(
+                f"batch-platform status {name} shows which partitions are scored; batch-platform run {name} --recheck finds rows that came later than `late` says."
+            ),
+        )
     traces: list[Trace] = []
     for outcome, row in rows:
         run, build = runs.get(row["partition_key"]), builds.get(row["partition_key"])
@@ -166,8 +175,13 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
             metrics=version.metric_values,
             decision="none" if decision is None else f"{decision.action} by {decision.actor}: {decision.reason}",
         )
-        file = home.feature_file(name, run.partition_key, build.sha256)
-        features = as_record(TracedFeatures, build, file=str(file), sources=json.loads(build.sources))
+        features = as_record(
+            TracedFeatures,
+            build,
+            file=str(home.feature_file(name, run.partition_key, build.sha256)),
+            sources=json.loads(build.sources),
+            row=_scored_row(home, run, {column: row[column] for column in known}) if outcome == "scored" else None,
+        )
         traces.append(Trace(outcome, row, run, model, features))
     return sorted(traces, key=lambda trace: trace.commit.partition_start, reverse=True)
 
@@ -202,6 +216,23 @@ def _rows(
             parsed = {"key": json.loads(row["key"]), "row": json.loads(row["row"])} if outcome == "rejected" else {}
             rows.append((outcome, row | parsed))
     return rows
+
+
+def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row of the features that a scored row was made from; None if its file is gone or damaged."""
+    path = home.feature_file(run.pipeline, run.partition_key, run.input_hash)
+    try:
+        with open_recorded(path, run.input_hash, pipeline=run.pipeline, partition_key=run.partition_key) as file:
+            file.require_unchanged()
+    except (OSError, IntegrityError):
+        return None
+    same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
+    with duckdb.connect(":memory:") as con:
+        con.execute("SET TimeZone = 'UTC'")
+        query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same}"
+        rows = con.execute(query, [*key.values()])
+        columns, values = [column for column, *_ in rows.description or ()], rows.fetchone()
+    return None if values is None else dict(zip(columns, values, strict=True))
 
 
 def _builds_scored(con: duckdb.DuckDBPyConnection, runs: Collection[ScoreRun]) -> dict[str, FeatureBuild]:

@@ -25,9 +25,17 @@ from batch_platform_tests.command_line import (
     write_project,
 )
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration, small_events
+from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration, small_events, small_pipeline
 
 DAY = "2024-02-10"
+PRODUCTION = Path("batch_platform/guide/production.md")
+SINGLE_FILE = """
+from pathlib import Path
+
+from batch_platform.components import BatchInference, build_definitions
+
+defs = build_definitions(BatchInference(**{declared!r}), Path({folder!r}))
+"""
 
 
 def everything(folder):
@@ -496,8 +504,27 @@ def test_outside_of_any_project_the_shipped_pipelines_are_served(cli, tmp_path):
     assert status["pipeline"] == "flight_delays"
     assert cli(tmp_path, "run", "orders").error == (
         f"No Dagster project lies around {tmp_path}, and the shipped examples have no pipeline 'orders'; there is only "
-        "flight_delays. Hint: change to the folder of the project, or name it: batch-platform --project FOLDER"
+        "flight_delays. Hint: change to the project, whose pyproject.toml has [tool.dg.project], or name it: "
+        "batch-platform --project FOLDER"
     )
+
+
+def test_a_single_file_of_definitions_is_a_project_as_the_guide_shows(tmp_path):
+    (declared,) = re.findall(
+        r"```toml\n(\[tool.dg.project\]\n.*?)```", PRODUCTION.read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "pyproject.toml").write_text(declared, encoding="utf-8")
+    small_pipeline(tmp_path / "orders")
+    (tmp_path / "definitions.py").write_text(
+        SINGLE_FILE.format(declared=small_declaration(name="orders")), encoding="utf-8"
+    )
+    answer = run_command(tmp_path, "check")
+    assert (answer.out, answer.err) == ("orders: ok\n", "")
+
+
+def test_tabs_in_yaml_are_named(cli, fresh):
+    (pipeline_folder(fresh) / "defs.yaml").write_text("type: a\nattributes:\n\tname: small\n", encoding="utf-8")
+    assert cli(fresh, "check").error.endswith("Hint: indent with spaces: YAML takes no tabs.")
 
 
 def test_where_a_pipeline_is_not_found_those_that_cannot_be_loaded_are_named(cli, fresh):
@@ -526,6 +553,10 @@ def test_a_report_outside_of_a_project_creates_nothing_and_says_what_to_do(cli, 
         assert answer.out.splitlines()[-1] == (
             f"No Dagster project lies around {tmp_path}: this is the pipeline shipped as an example, and nothing was run here. "
             "batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
+        )
+    if args == ("check",):
+        assert answer.out.splitlines()[-1].startswith(
+            f"No Dagster project lies around {tmp_path}: this is the pipeline shipped"
         )
     if args[0] in ("trace", "backtest"):
         assert "Hint: run a pipeline first" in answer.error

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from datetime import date, datetime
+from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -19,7 +20,7 @@ from batch_platform_tests.command_line import (
 )
 from batch_platform_tests.components.test_schedules import in_a_long_commit
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import SHOPS, small_declaration
+from batch_platform_tests.small_pipeline import SHOPS, small_declaration, small_events
 
 
 def version_of(project):
@@ -198,6 +199,15 @@ def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
     name = f"2024-02-07.{traced['features']['sha256'][:12]}.parquet"
     assert traced["features"]["file"] == f"{project}/.batch_platform/lake/small/features/{name}"
     assert set(traced["features"]["sources"]) == {"events"}
+    true = small_events().filter(pl.col("id") == 1500).row(0, named=True)
+    assert [traced["features"]["row"][name] for name in ("id", "amount", "items")] == [
+        1500,
+        true["amount"],
+        true["items"],
+    ]
+    Path(traced["features"]["file"]).write_bytes(b"damaged")
+    (traced,) = cli(project, "trace", "small", "id=1500", "--json").json
+    assert (traced["features"]["row"], traced["row"]["id"]) == (None, 1500)
 
 
 def test_trace_of_a_rejected_row_gives_the_reason_and_the_row(cli, project):
@@ -242,7 +252,8 @@ def test_trace_of_a_row_that_is_not_there_says_where_to_look(cli, project):
     assert answer.code == 1
     assert answer.error == (
         "small: no scored or rejected row has id=1500, shop=none=such. "
-        "Hint: batch-platform status small shows which partitions are scored."
+        "Hint: batch-platform status small shows which partitions are scored; batch-platform run small --recheck finds rows "
+        "that came later than `late` says."
     )
 
 
