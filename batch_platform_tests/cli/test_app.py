@@ -514,10 +514,9 @@ def test_a_single_file_of_definitions_is_a_project_as_the_guide_shows(tmp_path):
         r"```toml\n(\[tool.dg.project\]\n.*?)```", PRODUCTION.read_text(encoding="utf-8"), re.DOTALL
     )
     (tmp_path / "pyproject.toml").write_text(declared, encoding="utf-8")
-    small_pipeline(tmp_path / "orders")
-    (tmp_path / "definitions.py").write_text(
-        SINGLE_FILE.format(declared=small_declaration(name="orders")), encoding="utf-8"
-    )
+    folder = str(small_pipeline(tmp_path / "orders").folder)
+    definitions = SINGLE_FILE.format(declared=small_declaration(name="orders"), folder=folder)
+    (tmp_path / "definitions.py").write_text(definitions, encoding="utf-8")
     answer = run_command(tmp_path, "check")
     assert (answer.out, answer.err) == ("orders: ok\n", "")
 
