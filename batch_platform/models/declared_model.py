@@ -177,8 +177,8 @@ def _allowed_instead(estimator: Any) -> str | None:
     unfitted: Any = clone(estimator)
     try:
         unfitted.fit(np.empty((0, 1)), np.empty(0))
-    except ValueError as error:
-        if isinstance(error, TypeError):
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TypeError) and isinstance(error, ValueError):
             return str(error).partition(" must be ")[2].rpartition(" Got ")[0].rstrip(".")
     return None
 

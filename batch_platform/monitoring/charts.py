@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-WIDTH, HEIGHT = 360, 150  # pixels; the column of the page is not much wider
+WIDTH, HEIGHT = 308, 150  # pixels; the column of the page is not wider in a window of 1,400
 SHOWN_AT_ONCE = 1000  # characters
 MOST_DOTS = 18  # on a curve; one with more points has a dot at its end only
 MOST_POINTS = 36  # on a curve
-_LEFT, _RIGHT, _TOP, _GROUND = 44, 340, 12, 130
+_LEFT, _RIGHT, _TOP, _GROUND = 44, 292, 12, 130
+_BARS = 156  # where horizontal bars begin, right of their labels
 _MAX_LABEL = 12
 _UNQUOTED = " ='/:;,()!*"  # characters that need no escape between the angle brackets of a link
 
@@ -49,7 +50,10 @@ def bars(counts: Sequence[tuple[str, int]]) -> str:
     texts = "".join(
         _text(0, at * row + 13, f"{_cut(label)} {count / total:.1%}") for at, (label, count) in enumerate(counts)
     )
-    rows = "".join(f"M160 {at * row + 9}h{max(count / most * 190, 1):.0f}" for at, (_, count) in enumerate(counts))
+    rows = "".join(
+        f"M{_BARS} {at * row + 9}h{max(count / most * (WIDTH - _BARS - 2), 1):.0f}"
+        for at, (_, count) in enumerate(counts)
+    )
     return _markdown(f"<path d='{rows}' stroke='slateblue' stroke-width='13'/>{texts}", row * len(counts) + 4, "Shares")
 
 

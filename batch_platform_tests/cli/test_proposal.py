@@ -161,6 +161,18 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
 
 
+def test_an_identifier_that_repeats_and_times_in_several_notations_are_left_out_with_the_reason(cli, tmp_path):
+    notations = ("%Y-%m-%d %H:%M", "%d.%m.%Y %H:%M", "%b %d, %Y %H:%M")
+    times = [f"{START + timedelta(hours=row):{notations[row % 3]}}" for row in range(ROWS)]
+    table = orders(opened=times).drop("at").with_columns(id=pl.int_range(ROWS) // 10 * 10 + pl.int_range(ROWS) % 10 % 9)
+    table.write_parquet(tmp_path / "orders.parquet")
+    report = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--label", "returned", "--json").json
+    assert report["left_out"] == {
+        "id": f"is called like an identifier, and has {ROWS // 10 * 9:,} values in {ROWS:,} rows: some occur more than once",
+        "opened": "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several",
+    }
+
+
 @pytest.mark.parametrize("kind", ["csv", "duckdb", "glob"])
 def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
     file, table = tmp_path / f"orders.{kind}", None

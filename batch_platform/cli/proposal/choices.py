@@ -313,7 +313,7 @@ def _key(
 def _may_name_rows(survey: Survey, column: TableColumn) -> bool:
     """Whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
     if column.holds != "integer":
-        return column.is_text
+        return column.is_text and not column.some_times
     return _rank(column.name, KEY_NAMES) < len(KEY_NAMES) or survey.counts_rows(column.name)
 
 

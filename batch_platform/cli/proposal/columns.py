@@ -136,19 +136,29 @@ def feature_reasons(
 
 def _no_feature(survey: Survey, column: TableColumn) -> str | None:
     """Why a column cannot be a feature as it is; None if it can."""
-    rows, last_word = survey.rows, words(column.name)[-1:]
+    rows = survey.rows
     if column.holds in _NO_FEATURE:
         return _NO_FEATURE[column.holds]
     if column.holds == "other":
         return f"has type {column.dtype}, from which a number or a text could be computed as a feature"
     if column.distinct <= 1 and not column.nulls:
         return "has the same value in every row"
+    if column.some_times:
+        return "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several"
     if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
-    is_named = bool(last_word) and last_word[0] in _ID_NAMES
-    if is_named and column.distinct > rows * NEARLY and survey.unique([column.name]):
+    return _identifies(survey, column)
+
+
+def _identifies(survey: Survey, column: TableColumn) -> str | None:
+    """That a column is called and looks like an identifier; None if it does not."""
+    last_word = words(column.name)[-1:]
+    if not last_word or last_word[0] not in _ID_NAMES or column.distinct <= survey.rows * NEARLY:
+        return None
+    if survey.unique([column.name]):
         return "is an identifier, with another value in every row"
-    return None
+    values = survey.values(column.name)
+    return f"is called like an identifier, and has {values:,} values in {survey.rows:,} rows: some occur more than once"
 
 
 def _known_too_late(survey: Survey, label: TableColumn, able: Sequence[TableColumn]) -> dict[TableColumn, str]:

@@ -85,6 +85,11 @@ def candidates(dtype: str, name: str, low: object, high: object) -> list[Reading
     return []
 
 
+def reads_as_time(value: object) -> bool:
+    """Whether a text is written as a time; digits alone may be anything."""
+    return isinstance(value, str) and not value.isdigit() and any(_of_texts(value.strip(), value.strip(), ""))
+
+
 def decided(readings: list[Reading], order: DateOrder | None) -> Reading | None:
     """Choose among readings that all fit every value: by the order that the user gave, else none if they contradict."""
     orders: tuple[DateOrder, ...] = tuple(reading.order for reading in readings if reading.order is not None)

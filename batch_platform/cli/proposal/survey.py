@@ -13,7 +13,7 @@ from typing import Literal
 import duckdb
 import polars as pl
 
-from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided
+from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided, reads_as_time
 from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
 from batch_platform.declaration.calendar import Every, Partition
 from batch_platform.declaration.errors import WrongUseError, named, shortened
@@ -51,6 +51,7 @@ class TableColumn:
     distinct: int  # approximate number of distinct values; 0 if the column holds "other"
     reading: Reading | None = None  # how the values become instants; None if they cannot be times
     groups_digits: bool = False  # whether it holds texts such as 1.234,56, which are numbers
+    some_times: bool = False  # whether its first or last text reads as a time, though not all do in one notation
 
     @property
     def is_likely_time(self) -> bool:
@@ -369,10 +370,18 @@ def look(
     for (name, dtype), distinct in zip(types.items(), answers[1::4], strict=True):
         reading = decided(readings[name], date_order)
         holds = "number" if name in grouped else _held(name, types, reading) if present[name] else "nothing"
-        nulls = rows - present[name]
-        columns.append(
-            TableColumn(len(columns) + 1, name, dtype, holds, nulls, distinct, reading, groups_digits=name in grouped)
+        column = TableColumn(
+            position=len(columns) + 1,
+            name=name,
+            dtype=dtype,
+            holds=holds,
+            nulls=rows - present[name],
+            distinct=distinct,
+            reading=reading,
+            groups_digits=name in grouped,
+            some_times=reading is None and any(reads_as_time(text) for text in extremes[name]),
         )
+        columns.append(column)
     return Survey(origin, rows, tuple(columns), con, in_parts)
 
 
