@@ -453,7 +453,8 @@ def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[S
         key, reason = next(iter(reasons.items()))
         example = f"{key}: " if len(reasons) > 1 else ""
         issues.append(OpenIssue(f"{step} failed", listed(reasons), example + without_place(spec.name, reason)))
-    explained = {*(run.partition_key for run in runs), *read_dropped(con, spec.name), *chain(*failed.values())}
+    of_partitions = chain(*(reasons for (step, _), reasons in failed.items() if step != "model"))
+    explained = {*(run.partition_key for run in runs), *read_dropped(con, spec.name), *of_partitions}
     between = spec.partitions.calendar.within(runs[0].partition_start, runs[-1].partition_end)
     missing = [] if spec.partitions.snapshot else [item.key for item in between if item.key not in explained]
     if missing:
