@@ -72,7 +72,7 @@ def with_place(error: Failed, folder: Path, pipeline: str) -> Failed:
     for attributes, declared in _attributes(file.read_text(encoding="utf-8")):
         if declared.value == pipeline and (line := _line(attributes, path)) is not None:
             placed = type(error)(f"{file}:{line}: attributes.{error.message}", hint=error.hint)
-            placed.__cause__ = error
+            placed.__cause__ = error.__cause__  # in the place of the error, which says the same
             return placed
     return error
 

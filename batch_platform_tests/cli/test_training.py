@@ -112,7 +112,9 @@ def test_a_change_that_cannot_be_trained_is_tried_once_and_the_champion_goes_on(
     assert failed.code == 1
     assert "learning_rate" in failed.error
     assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
-    assert "the training with them failed: small, serving period 2024-02-01: " in cli(project, "status").out
+    assert (
+        "the training with them failed: model.params.learning_rate: -1.0 is not allowed" in cli(project, "status").out
+    )
     assert versions(project) == [before]
     trainings = (
         "SELECT version IS NULL, failure LIKE '%learning_rate%' FROM batch_platform.model_trainings ORDER BY seq"

@@ -1,5 +1,6 @@
 """What Dagster and the command line show of challengers, and how they bring them up to date."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,5 +158,6 @@ def test_a_rollback_that_scores_again_scores_the_challengers_too(cli, project):
 def test_check_names_the_challenger_and_the_key(cli, project):
     answer = cli(project, "check")
     assert answer.code == 2
-    assert answer.error.startswith("challengers.broken.params: DecisionTreeClassifier has no parameter max_dept")
+    says = r"\S+/defs.yaml:\d+: attributes.challengers.broken.params: DecisionTreeClassifier has no parameter max_dept"
+    assert re.match(says, answer.error)
     assert "did you mean 'max_depth'" in answer.error

@@ -265,8 +265,8 @@ def test_a_range_before_the_first_model_is_refused_with_what_could_be_tested(tmp
         ),
         (
             BacktestModel(estimator=TREE.estimator, params={"max_depth": -1}),
-            TrainingRefusedError,
-            "serving period 2024-02-01: DecisionTreeClassifier rejects the training data: The 'max_depth' parameter",
+            WrongUseError,
+            "model.params.max_depth: -1 is not allowed; DecisionTreeClassifier takes an int in the range",
         ),
         (
             BacktestModel(estimator="sklearn.linear_model.Ridge"),
