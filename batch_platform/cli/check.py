@@ -73,7 +73,7 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
     if project.is_shipped:
-        terminal.say(f"{project.of_examples}. A project is a folder whose pyproject.toml has [tool.dg.project].")
+        terminal.say(f"{project.examples_note}. A project is a folder whose pyproject.toml has [tool.dg.project].")
     if problems:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
 

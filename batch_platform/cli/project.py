@@ -37,7 +37,7 @@ class Project:
         return self.module == SHIPPED
 
     @property
-    def of_examples(self) -> str:
+    def examples_note(self) -> str:
         """What to say where only the shipped pipelines are served."""
         return f"No Dagster project lies around {self.root}: this is the pipeline shipped as an example"
 

@@ -86,7 +86,7 @@ def command(  # noqa: PLR0913 - the options
         terminal.say(f"{project.root} declares no pipeline.")
     if untouched and project.is_shipped:
         terminal.say(
-            f"{project.of_examples}, and nothing was run here. batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
+            f"{project.examples_note}, and nothing was run here. batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
         )
     if fail_on is not None and (broken or any(status.health.reaches(fail_on) for status in statuses)):
         raise click.exceptions.Exit(UNHEALTHY)

@@ -100,7 +100,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
     gone = {
-        partition.key: [f"{state.gone[partition.key]}; what was made of it stays"]
+        partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
         if partition.key in state.gone
     }

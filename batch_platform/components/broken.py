@@ -20,10 +20,9 @@ from batch_platform.components.held import held, hold
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.notation import name_of
-from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
+from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file, declared_in
 
 VALIDATION_VARIABLE = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster, as its documentation says
-_TYPE = "batch_platform.components.BatchInference"
 _METADATA = "batch_platform/broken"
 _log = logging.getLogger(__name__)
 
@@ -115,12 +114,12 @@ def _about_the_type(error: Exception, folder: Path) -> Exception:
         return error
     file = declared_in(folder)
     documents = yaml.safe_load_all(file.read_text(encoding="utf-8"))
-    types = [str(document["type"]) for document in documents if document["type"] != _TYPE]
+    types = [str(document["type"]) for document in documents if document["type"] != TYPE]
     if not types:
         return error
     reason = " ".join(str(error).split()).rstrip(" .")
     msg = f"{file}: type: {listed(map(repr, types))} cannot be loaded: {reason}."
-    hint = next(filter(None, (did_you_mean(name, [_TYPE]) for name in types)), f"the type of a pipeline is {_TYPE}.")
+    hint = next(filter(None, (did_you_mean(name, [TYPE]) for name in types)), f"the type of a pipeline is {TYPE}.")
     about = WrongUseError(msg, hint=hint)
     about.__cause__ = error
     return about

@@ -209,7 +209,7 @@ class Source(Block):
 
     @classmethod
     def allowed_keys(cls) -> list[str]:
-        """The keys that are allowed in it."""
+        """The keys that the block allows."""
         return list(dict.fromkeys([*super().allowed_keys(), *SOURCE_KEYS]))
 
     @model_validator(mode="before")

@@ -53,7 +53,7 @@ class Block(BaseModel):
 
     @classmethod
     def allowed_keys(cls) -> list[str]:
-        """The keys that are allowed in it."""
+        """The keys that the block allows."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @model_validator(mode="wrap")

@@ -11,6 +11,7 @@ import yaml
 
 from batch_platform.declaration.errors import Failed, WrongUseError
 
+TYPE = "batch_platform.components.BatchInference"  # of a pipeline
 FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")  # as Dagster looks for them
 MOST_VALUES = 100_000  # counted with every alias written out; a long declaration has some hundreds
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}

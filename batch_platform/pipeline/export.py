@@ -16,6 +16,7 @@ from batch_platform.features.lake import open_recorded
 from batch_platform.features.sources.kind import unused_name
 from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import folded, literal, quoted
@@ -100,7 +101,11 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, ScoreRun], *, features: bool) -> str:
     """The SELECT of what is exported."""
     spec = pipeline.spec
-    files = {key: str(_file(pipeline, run)) for key, run in runs.items()} if features else dict.fromkeys(runs, "")
+    files = (
+        {key: str(scored_file(pipeline.home, run)) for key, run in runs.items()}
+        if features
+        else dict.fromkeys(runs, "")
+    )
     con.register("chosen", pl.DataFrame({"partition_key": [*files], "file": [*files.values()]}).to_arrow())
     table, key = f"{quoted(spec.name)}.{PREDICTIONS.view}", [quoted(column) for column in spec.features.key]
     require_key(con, spec, PREDICTIONS.view, list(runs))
@@ -122,10 +127,14 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
     return f"SELECT {selected} FROM {joined} ORDER BY {order}"
 
 
-def _file(pipeline: Pipeline, run: ScoreRun) -> Path:
-    """The feature file that a partition was scored from, once every byte of it is checked."""
+def scored_file(home: Home, run: ScoreRun) -> Path:
+    """The feature file that a partition was scored from, once every byte of it is checked.
+
+    Raises:
+        IntegrityError: It is gone or changed.
+    """
     name, key = run.pipeline, run.partition_key
-    path = pipeline.home.feature_file(name, key, run.input_hash)
+    path = home.feature_file(name, key, run.input_hash)
     if not path.is_file():
         msg = f"{name}, partition {key}: the features that it was scored from are gone ({path})."
         raise IntegrityError(msg, hint=f"score it again: batch-platform run {name} --partition {key} --force")

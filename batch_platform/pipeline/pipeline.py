@@ -310,14 +310,11 @@ class Pipeline:
                 f"{listed(lacking)} are missing from its training window."
             )
             name, failed = self.spec.name, [key for key in lacking if ("features", key) in training.state.failures]
-            if failed:
-                hint = (
-                    f"batch-platform status {name} says what failed there. If its rows never come, batch-platform drop {name} "
-                    f"--partition {failed[0]} leaves the partition out of every training window."
-                )
-                raise DataError(msg, hint=hint)
             hint = (
-                f"batch-platform train {name} --period {training.period.key} builds them first; in Dagster, launch the job "
+                f"batch-platform status {name} says what failed. If the rows of {failed[0]} never come, batch-platform drop {name} "
+                f"--partition {failed[0]} leaves it out of every training window."
+                if failed
+                else f"batch-platform train {name} --period {training.period.key} builds them first; in Dagster, launch the job "
                 f"{name}_bring_up_to_date."
             )
             raise DataError(msg, hint=hint)

@@ -27,10 +27,10 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.lake import open_recorded
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.models.registry import read_registry
+from batch_platform.pipeline.export import scored_file
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
@@ -70,9 +70,7 @@ class TracedFeatures:
     sources: dict[str, str]  # versions by name
     built_at: datetime
     run_id: str
-    row: (
-        dict[str, Any] | None
-    )  # the values that the model read; None of a rejected row, and if the file is gone or damaged
+    row: dict[str, Any] | None  # as the model read it; None if it was rejected, or if the file is gone or damaged
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,11 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
         asked = key if only is None else {**key, PARTITION: only}
         row = ", ".join(f"{column}={value}" for column, value in asked.items())
         msg = f"{name}: no scored or rejected row has {row}."
-        raise DataError(
-            msg,
-            hint=(
-                f"batch-platform status {name} shows which partitions are scored; batch-platform run {name} --recheck finds rows that came later than `late` says."
-            ),
+        hint = (
+            f"batch-platform status {name} shows which partitions are scored; batch-platform run {name} --recheck finds rows "
+            "that came later than `late` says."
         )
+        raise DataError(msg, hint=hint)
     traces: list[Trace] = []
     for outcome, row in rows:
         run, build = runs.get(row["partition_key"]), builds.get(row["partition_key"])
@@ -220,11 +217,9 @@ def _rows(
 
 def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """The row of the features that a scored row was made from; None if its file is gone or damaged."""
-    path = home.feature_file(run.pipeline, run.partition_key, run.input_hash)
     try:
-        with open_recorded(path, run.input_hash, pipeline=run.pipeline, partition_key=run.partition_key) as file:
-            file.require_unchanged()
-    except (OSError, IntegrityError):
+        path = scored_file(home, run)
+    except IntegrityError:
         return None
     same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
     with duckdb.connect(":memory:") as con:

@@ -161,7 +161,8 @@ def test_a_run_tells_of_a_source_that_is_gone(cli, project):
     answer = cli(project, "run", "small", "--from", "2024-02-01")
     assert answer.code == 0
     assert (
-        "  2024-02-01 to 2024-02-29 (29): source 'events' is gone; what was made of it stays" in answer.out.splitlines()
+        "  2024-02-01 to 2024-02-29 (29): source 'events' is gone; what was made from it stays"
+        in answer.out.splitlines()
     )
 
 
@@ -280,7 +281,9 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
         for at, line in enumerate(lines)
         if line.startswith("  model 2024-02-01: failed, the model is not trained, since ")
     ]
-    assert "If its rows never come, batch-platform drop small --partition 2024-01-03 leaves" in lines[at + 1]
+    assert (
+        "If the rows of 2024-01-03 never come, batch-platform drop small --partition 2024-01-03 leaves" in lines[at + 1]
+    )
     report = run_command(fresh, *asked, "--json")
     assert report.code == 1
     failures = json.loads(report.out)["failures"]

@@ -20,6 +20,7 @@ from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.spec import ASSETS
+from batch_platform.declaration.yaml_file import TYPE
 from batch_platform.warehouse.sql import quoted
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -84,7 +85,7 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
     return "\n".join(
         [
             f"# Proposed for {shortened(next(iter(sources.values())).path.name)}: every line is a guess. Read and edit it.",
-            "type: batch_platform.components.BatchInference",
+            f"type: {TYPE}",
             "attributes:",
             f"  name: {name}",
             f"  description: {_scalar(f'{what}.')}",
