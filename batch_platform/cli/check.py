@@ -10,7 +10,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, merged
+from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, merged
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service
 from batch_platform.declaration.yaml_file import with_place
@@ -66,8 +66,8 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
-        if name in project.pipelines and (wait := _only_warm_up(project.pipelines[name].spec, now)):
-            terminal.say(f"  {wait}")
+        if not of_pipeline and (never := _never_served(project.pipelines[name].spec)):
+            terminal.say(f"  {never}")
         for remark in travels[name].remarks if name in travels else ():
             terminal.say(f"  {remark}")
     if not errors:
@@ -78,16 +78,23 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
 
 
-def _only_warm_up(spec: PipelineSpec, now: datetime) -> str | None:
-    """Say when the first model will serve, if no partition that is due can have one."""
-    due, first = spec.partitions.calendar.due(now), first_service(spec)
-    if first is None:
-        return (
-            "no model will ever serve: model.train.window or the partitions are shorter than twice model.train.evaluate"
-        )
-    if due and due[-1].start >= first.start:
+def _never_served(spec: PipelineSpec) -> str | None:
+    """Say which partitions no model will ever serve, and why; None if each of them can have one."""
+    calendar, first = spec.partitions.calendar, first_service(spec)
+    end = calendar.last_end if first is None else first.start
+    never = [] if end is None else calendar.within(calendar.first_start, end)
+    if not never:
         return None
-    return f"{len(due):,} partitions are due, all of them warm-up: the first model serves from {first.key}"
+    span = never[0].key if len(never) == 1 else f"{never[0].key} to {never[-1].key}"
+    if first is not None:
+        reason = f"warm-up, the first model serves from {first.key}"
+    else:
+        every, delay = spec.model.train.every, "" if spec.labels is None else " plus labels.delay"
+        begins = "no partition" if every is None else f"no serving period (model.train.every: {every})"
+        reason = (
+            f"{begins} begins before {calendar.end_key} with twice model.train.evaluate{delay} of partitions before it"
+        )
+    return f"no model will ever serve {counted(len(never), 'partition')} ({span}): {reason}"
 
 
 def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:

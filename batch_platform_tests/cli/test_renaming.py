@@ -117,7 +117,7 @@ def test_a_folder_that_other_files_name_keeps_its_name(cli, fresh):
     (pipeline_folder(fresh) / "functions.py").write_text("from shop.defs.small.functions import x\n")
     said = cli(fresh, "rename", "small", "orders").out
     assert "the folder keeps its name: other files name 'small' as a folder or module" in said
-    assert cli(fresh, "check").out == "orders: ok\n"
+    assert cli(fresh, "check").out.splitlines()[0] == "orders: ok"
 
 
 def test_a_source_file_that_is_called_like_the_pipeline_does_not_keep_its_folder(cli, fresh):
@@ -129,7 +129,7 @@ def test_a_source_file_that_is_called_like_the_pipeline_does_not_keep_its_folder
     declared.write_text(f"# Proposed for small.parquet: every line is a guess.\n{text}")
     assert "the folder keeps its name" not in cli(fresh, "rename", "small", "orders").out
     assert pipeline_folder(fresh, "orders").is_dir()
-    assert cli(fresh, "check").out == "orders: ok\n"
+    assert cli(fresh, "check").out.splitlines()[0] == "orders: ok"
 
 
 def test_a_pipeline_renamed_by_hand_is_listed_by_gc_and_taken_over_or_dropped(cli, project, tmp_path):
