@@ -11,9 +11,10 @@ from batch_platform_tests.components import test_schedules
 from batch_platform_tests.features import test_build
 from batch_platform_tests.models import test_gate
 from batch_platform_tests.monitoring import test_leakage, test_measures
-from batch_platform_tests.pipeline import test_late_rows
+from batch_platform_tests.pipeline import test_late_rows, test_staleness
 
 PAGE = Path("batch_platform/guide/faults.md")
+NUMBERS = [*range(1, 28), 31]
 CASES: dict[str, Case] = columns.CASES | values.CASES | rows.CASES | declarations.CASES
 
 
@@ -43,14 +44,17 @@ ELSEWHERE = {
         test_late_rows.test_a_corrected_row_is_found_in_files_of_any_kind_and_an_appended_day_concerns_no_other,
     ),
     "B26": (test_schedules.test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it,),
+    "B31": (
+        test_staleness.test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_told_and_trained_again,
+    ),
 }
 
 
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"B{number}" for number in range(1, 28)}
+    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"B{number}" for number in NUMBERS}
 
 
 def test_every_number_has_its_line_in_the_guide():
     rows = re.findall(r"^\| (B\d+(?:\W+B\d+)*) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     bounds = [[int(number) for number in re.findall(r"\d+", row)] for row in rows]
-    assert sorted(number for row in bounds for number in range(row[0], row[-1] + 1)) == list(range(1, 28))
+    assert sorted(number for row in bounds for number in range(row[0], row[-1] + 1)) == NUMBERS

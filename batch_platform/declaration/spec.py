@@ -199,7 +199,7 @@ class Train(Block):
     )
     retrain: Literal["when_changed", "never"] = Field(
         default="when_changed",
-        description="Whether the newest serving period is trained again when the estimator, its parameters or the features change.",
+        description="when_changed: the newest serving period is trained again when the estimator, its parameters or the features change, and any period whose model learned from labels that were not known yet, or was refused on a window that changed since. never: only `batch-platform train` trains again.",
     )
 
     @model_validator(mode="after")
