@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.profile_tables import read_profiles, window_profiles
+from batch_platform_tests.cli.test_proposal import pipeline_of, proposed
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -418,3 +419,32 @@ def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_
     assert amount.low is not None
     assert amount.low > 1000
     assert amount.histogram[-1] == amount.values, "all of them above what training saw"
+
+
+def test_law_17_the_order_of_rows_changes_no_training_data(tmp_path):
+    """Rows that nothing names, newest first: later ones stand above the others, and some rows are equal."""
+    file, rows = tmp_path / "orders.csv", small_events(date(2024, 1, 1), date(2024, 2, 10), 20).drop("id")
+    other = rows.head(60).with_columns(returned=~pl.col("returned"))
+    rows = pl.concat([rows, rows.head(60), other]).sort("ts", descending=True)
+    rows.write_csv(file)
+    _, files = proposed(file, label="returned", timezone="Europe/Berlin")
+    pipeline = pipeline_of(files, tmp_path)
+    window = pipeline.spec.partitions.calendar.due(NOW)
+    list(pipeline.build_features(window, STAMP))
+
+    def learned() -> pl.DataFrame:
+        data = pipeline.history.training_data(pipeline.state().features, window, window[-7].start, STAMP)
+        return pl.concat([data.fit, data.evaluate])
+
+    before = learned()
+    assert before.height == rows["returned"].count()
+    late = rows[100:400:60].with_columns(items=pl.lit(9, pl.Int32))
+    pl.concat([late, rows.sample(fraction=1, shuffle=True, seed=1)]).write_csv(file)
+    pipeline = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)  # which remembers no labels
+    assert learned().equals(before)
+    assert pipeline.state(recheck=True).changed.keys() == set(
+        late["ts"].dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    )
+    list(pipeline.build_features(window, STAMP))
+    pipeline = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
+    assert learned().height == before.height + late["returned"].count()

@@ -11,6 +11,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, merged
+from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service
 from batch_platform.declaration.yaml_file import with_place
@@ -66,9 +67,8 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
-        if not of_pipeline and (never := _never_served(project.pipelines[name].spec)):
-            terminal.say(f"  {never}")
-        for remark in travels[name].remarks if name in travels else ():
+        remarks = [] if of_pipeline else _remarks(project.pipelines[name].spec)
+        for remark in [*remarks, *(travels[name].remarks if name in travels else ())]:
             terminal.say(f"  {remark}")
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
@@ -76,6 +76,11 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
         terminal.say(f"{project.examples_note}. A project is a folder whose pyproject.toml has [tool.dg.project].")
     if problems:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
+
+
+def _remarks(spec: PipelineSpec) -> list[str]:
+    """What is worth knowing of a pipeline that would run."""
+    return [remark for remark in (_never_served(spec), _by_place(spec)) if remark is not None]
 
 
 def _never_served(spec: PipelineSpec) -> str | None:
@@ -95,6 +100,17 @@ def _never_served(spec: PipelineSpec) -> str | None:
             f"{begins} begins before {calendar.end_key} with twice model.train.evaluate{delay} of partitions before it"
         )
     return f"no model will ever serve {counted(len(never), 'partition')} ({span}): {reason}"
+
+
+def _by_place(spec: PipelineSpec) -> str | None:
+    """Warn of a key that names other rows once a file holds new rows above them; None if there is none."""
+    grows = any(not source.by_partition for source in spec.sources.values()) and not spec.partitions.snapshot
+    if not grows or ROW_IN_FILE not in spec.features.key:
+        return None
+    return (
+        f"features.key: {ROW_IN_FILE} names rows by their place, so new rows above others give them the labels of other rows; "
+        "batch-platform guide sources shows how to name rows by what they hold"
+    )
 
 
 def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:

@@ -17,7 +17,15 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import PART_NAMES, Asked, Proposal, likely_times, local_key, propose
+from batch_platform.cli.proposal.choices import (
+    BY_CONTENT,
+    PART_NAMES,
+    Asked,
+    Proposal,
+    likely_times,
+    local_key,
+    propose,
+)
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.course import with_usual_course
 from batch_platform.cli.proposal.dated import Layout, layout
@@ -444,6 +452,7 @@ def _show(report: dict[str, Any]) -> None:
     place = (
         "a row's file and its place there" if "number_rows" in report["source"] else "the place of a row in its file"
     )
+    place = "what a row holds" if report["key_unique"] == BY_CONTENT else place
     if report["project_made"]:
         terminal.say(f"{report['project']} is now a Dagster project.")
     terminal.say(f"{report['pipeline']}: proposed from {report['rows']:,} rows")

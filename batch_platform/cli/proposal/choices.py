@@ -48,6 +48,7 @@ MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 FEWEST_WINDOWS = 4  # with rows: to learn from two, evaluate on one and score one
 BY_PLACE = "as long as rows keep their place in the file"
+BY_CONTENT = "whatever the order of rows"
 WITHIN_FILE = "within its file"  # where a key is unique that two files share
 ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
 HELD_OUT = 0.2  # of the rows of a snapshot that have a label
@@ -153,6 +154,8 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         _require_rows(survey, label)
     if time is not None and span is not None:
         windows, train_every = _windows(survey, asked, time, span, every, key, label if target != "none" else None)
+    if windows is not None and not key:  # rows that come later may stand above the others
+        holds = BY_CONTENT
     if not features and (windows is None or windows.past is None):
         why = first_few(sorted(map(_named, reasons.items())), "; ") or "there are no others"
         msg = f"No column of {survey.origin.path} is left to learn from: {why}."

@@ -42,7 +42,7 @@ def layout(survey: Survey, proposal: Proposal) -> Layout:
 
 def _layout(survey: Survey, proposal: Proposal) -> Layout:
     origin = survey.origin
-    if not proposal.key and not origin.is_one_file:
+    if not proposal.key and proposal.windows is None and not origin.is_one_file:
         origin = replace(origin, number_rows=True)
     files = files_of(origin.as_table("rows")) if origin.is_files else []
     if len(files) <= 1:

@@ -11,7 +11,15 @@ from functools import cache
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import HELD_OUT, PART_NAMES, TAKEN_NAMES, WITHIN_FILE, Proposal, local_key
+from batch_platform.cli.proposal.choices import (
+    BY_CONTENT,
+    HELD_OUT,
+    PART_NAMES,
+    TAKEN_NAMES,
+    WITHIN_FILE,
+    Proposal,
+    local_key,
+)
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
 from batch_platform.cli.proposal.survey import PART, Span, TableColumn
@@ -27,6 +35,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS_OF_YAML = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars would read a pattern, Dagster a template
 THIS = "this"  # alias of the table
+ROW_HASH, ROW_COPY = "row_hash", "row_copy"  # name a row by what it holds
 _ROWS = "rows"  # source name of a table whose own name is not valid
 
 
@@ -49,7 +58,7 @@ def files_of(
     sources = {source: origin} if past is None else {source: origin, f"{source}_past": past}
     earlier = _past([*sources][-1], proposal)
     if pair is None:
-        read = _Read(_from(source, proposal, origin), () if proposal.key else _places(origin))
+        read = _Read(_from(source, proposal, origin), _places(proposal, origin))
     else:
         second = _source_name(pair.score)
         second = f"{second}_to_score" if second == source else second
@@ -134,7 +143,7 @@ def _training(proposal: Proposal) -> str:
 
 def _features(read: _Read, proposal: Proposal, earlier: Sequence[tuple[str, str]]) -> str:
     windows = proposal.windows
-    columns = _keys(proposal, read.places)
+    columns = _keys(proposal, read.places, "")
     if windows is not None:
         if windows.time not in proposal.key:
             columns.append((_as(_instant(windows.time), windows.time, _stored(windows.time)), "the time"))
@@ -169,7 +178,8 @@ def _far_off(span: Span) -> str:
 
 
 def _labels(read: _Read, proposal: Proposal, label: TableColumn) -> str:
-    columns = [*_keys(proposal, read.places), (_as(_value(label), label, _name(label)), "the true outcome")]
+    columns = _keys(proposal, read.places, f" ORDER BY {_value(label)}")
+    columns.append((_as(_value(label), label, _name(label)), "the true outcome"))
     where = " AND ".join(filter(None, [_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]))
     return _select("Key and true outcome of the rows whose outcome is known.", columns, read.rows, where)
 
@@ -181,28 +191,42 @@ def _select(comment: str, columns: list[tuple[str, str]], source: str, where: st
     return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {source}", *condition, *after, ""])
 
 
-def _places(origin: Origin) -> tuple[str, ...]:
+def _places(proposal: Proposal, origin: Origin) -> tuple[str, ...]:
     """The columns that name a row which nothing else names."""
+    if proposal.key:
+        return ()
+    if proposal.key_holds == BY_CONTENT:
+        return (ROW_HASH, ROW_COPY)
     return (FILE, ROW_IN_FILE) if origin.number_rows else (ROW_IN_FILE,)
 
 
 def _from(source: str, proposal: Proposal, origin: Origin) -> str:
     """The source as the FROM clause names it, with the place of each row in the file if there is no other key."""
-    if proposal.key:
+    if proposal.key or proposal.key_holds == BY_CONTENT:
         return _identifier(source) + (f" AS {THIS}" if proposal.windows and proposal.windows.past else "")
     if origin.number_rows:
         return f"{_identifier(source)} AS {THIS}"
     return f"(SELECT row_number() OVER () AS {ROW_IN_FILE}, * FROM {_identifier(source)}) AS {THIS}"
 
 
-def _keys(proposal: Proposal, places: Sequence[str]) -> list[tuple[str, str]]:
+def _keys(proposal: Proposal, places: Sequence[str], order: str) -> list[tuple[str, str]]:
+    """The columns of the key, each with a note; `order` is that in which equal rows are numbered."""
     notes = {
         PART: "the file of the row: the one to learn from, or the one to score",
         FILE: "the file of the row, and",
         ROW_IN_FILE: "the place of the row in the file, which must not change",
     }
-    named = [(f"{THIS}.{place}", notes[place]) for place in places]
     time = None if proposal.windows is None else proposal.windows.time
+    if ROW_HASH in places:
+        # A column of integers may be read as one of other numbers once later rows are.
+        held = [column for column in (time, *proposal.features) if column is not None]
+        names = [(_identifier(column.name), column.holds) for column in held]
+        values = ", ".join(f"CAST({name} AS DOUBLE)" if holds == "integer" else name for name, holds in names)
+        return [
+            (f"md5(CAST(ROW({values}) AS VARCHAR)) AS {ROW_HASH}", "names a row by what is known about it, and"),
+            (f"row_number() OVER (PARTITION BY {ROW_HASH}{order}) AS {ROW_COPY}", "tells equal rows apart"),
+        ]
+    named = [(f"{THIS}.{place}", notes[place]) for place in places]
     return named + [
         (_as(_instant(column) if column == time else _value(column), column, _stored(column)), "the key")
         for column in proposal.key
