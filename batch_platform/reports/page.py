@@ -7,9 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
-from batch_platform.reports.charts import EXTRA, Chart, javascript
+from batch_platform.reports.charts import Chart, javascript
 from batch_platform.reports.figures import Figures
 from batch_platform.reports.segments import LEAST_ROWS, RATES
 from batch_platform.reports.wording import number, words
@@ -18,9 +17,8 @@ TEMPLATE = "report.html"
 
 
 def html(figures: Figures, charts: Mapping[str, Chart], zone: ZoneInfo) -> str:
-    """The page; times are shown on the clocks of `zone`. Raises WrongUseError without the libraries of the extra `report`."""
-    with needed("Jinja2", extra=EXTRA):
-        import jinja2
+    """The page; times are shown on the clocks of `zone`."""
+    import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
