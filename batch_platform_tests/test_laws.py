@@ -22,10 +22,17 @@ from batch_platform.declaration.spec import DUCKDB, PARQUET, Predictions
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import open_bundle
 from batch_platform.monitoring.profiles import number_profile
+from batch_platform.pipeline.cleanup import find_garbage
+from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.profile_tables import read_profiles, window_profiles
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.verify import verify
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -418,3 +425,53 @@ def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_
     assert amount.low is not None
     assert amount.low > 1000
     assert amount.histogram[-1] == amount.values, "all of them above what training saw"
+
+
+def no_tables(path: Path) -> None:
+    """Make a DuckDB file that nothing was written into."""
+    duckdb.connect(str(path)).close()
+
+
+def tables_of_another_program(path: Path) -> None:
+    """Make a DuckDB file with a table that this project does not know."""
+    with duckdb.connect(str(path)) as con:
+        con.execute("CREATE TABLE t AS SELECT 1 AS a")
+
+
+def tables_of_another_home(path: Path) -> None:
+    """Make a warehouse that has its own ledgers."""
+    with Warehouse(Home(path.with_name("another"))).open():
+        pass
+    shutil.copyfile(path.with_name("another") / "warehouse.duckdb", path)
+
+
+@pytest.mark.parametrize("wrong", [None, no_tables, tables_of_another_program, tables_of_another_home])
+def test_law_20_no_copy_is_removed_that_holds_a_change_which_the_warehouse_lacks(pipeline, tmp_path, wrong):
+    other = tmp_path / "other.duckdb"
+    if wrong is None:  # an older file
+        shutil.copyfile(pipeline.home.warehouse, other)
+    else:
+        wrong(other)
+    list(pipeline.score([day(pipeline, "2024-02-02")], STAMP, force=True))
+    pipeline.publish()
+    before = predictions(pipeline)
+    shutil.copyfile(other, pipeline.home.warehouse)
+    files = {path: path.stat().st_size for path in pipeline.home.root.rglob("*")}
+    for command in (
+        pipeline.publish,
+        lambda: list(pipeline.score([day(pipeline, "2024-02-03")], STAMP, force=True)),
+        lambda: find_garbage([pipeline.spec], pipeline.home, NOW, trained_before=NOW),
+        lambda: drop_partitions(pipeline, ["2024-02-02"], "somebody", STAMP),
+        lambda: drop_pipelines(pipeline.home, ["small"]),
+        lambda: verify(pipeline.home),
+    ):
+        with pytest.raises(WarehouseError, match=r"nothing was changed.*batch-platform restore --from-published"):
+            command()
+        assert {path: path.stat().st_size for path in pipeline.home.root.rglob("*")} == files
+    restored = restore_from_published(pipeline.home, NOW)
+    assert predictions(pipeline).equals(before)
+    assert restored.set_aside is not None
+    assert restored.set_aside.read_bytes() == other.read_bytes()
+    list(pipeline.score([day(pipeline, "2024-02-03")], STAMP, force=True))
+    pipeline.publish()
+    assert verify(pipeline.home).differing == ()

@@ -40,6 +40,7 @@ from batch_platform.warehouse.ledger import (
     require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
+from batch_platform.warehouse.marks import published_changes
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
@@ -54,6 +55,8 @@ _STORAGE_ERRORS = (
 )
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
+
+_RESTORE = "restore the newest published copy: batch-platform restore --from-published; or a backup of the whole home."
 
 InTransaction = Callable[[duckdb.DuckDBPyConnection, Sequence[ScoreRun]], None]
 
@@ -99,9 +102,11 @@ class Warehouse:
             find_files(con, self.home)
             try:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
+                    _require_published(con, self.home)
                     bring_to_format(con, self.home.warehouse)
                     require_numbers(con, self.home.warehouse)
                 else:
+                    _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)
                 self._checkpoint(con, file)  # among others, of what a killed process has left in the log
                 yield con
@@ -259,29 +264,49 @@ class Warehouse:
     def _failed(self, error: Exception, how: str) -> WarehouseError:
         if is_damage(error):
             msg = f"The warehouse {self.home.warehouse} is damaged: {error}"
-            hint = f"nothing was changed or deleted; restore it from a backup. {self.home.published} can be read meanwhile."
+            hint = f"nothing was changed or deleted; {_RESTORE} {self.home.published} can be read meanwhile."
             return WarehouseError(msg, hint=hint)
         full = isinstance(error, duckdb.IOException | duckdb.TransactionException | OSError)
         advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
-        return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
+        return WarehouseError(msg, hint=f"nothing was changed; {advice}, or {_RESTORE}")
 
 
 def require_not_lost(home: Home) -> None:
-    """Raise WarehouseError if the warehouse is missing where one has been: a new one would be published, and lose the rest."""
-    if home.warehouse.exists():
-        return
+    """Raise WarehouseError if the warehouse is missing where one has been."""
+    if not home.warehouse.exists():
+        _require_nothing_held(home, "is missing")
+
+
+def lacked_copies(con: duckdb.DuckDBPyConnection, home: Home) -> list[Path]:
+    """The published copies that hold a change which a database with ledgers lacks."""
+    published = published_changes(home)
+    query = f"SELECT unnest($ids) EXCEPT SELECT change_id FROM {LEDGERS_SCHEMA}.changes"
+    return sorted(published[change] for (change,) in con.execute(query, {"ids": list(published)}).fetchall())
+
+
+def _require_published(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Law 20: the next publish would remove the copies."""
+    if ahead := lacked_copies(con, home):
+        msg = (
+            f"The warehouse {home.warehouse} is an older one, or that of another home: it lacks changes that are published "
+            f"in {listed(path.name for path in ahead)}; nothing was changed."
+        )
+        raise WarehouseError(msg, hint=_RESTORE)
+
+
+def _require_nothing_held(home: Home, state: str) -> None:
+    """Refuse to begin a new warehouse in a home that holds something: it would be published, and the rest be lost."""
     kept = {
         "published copies": any(home.root.glob("published*.duckdb")),
         "models": any(home.models.glob("*/*")),
         "features": any(home.lake.glob("*/*/*")),
     }
     if held := [name for name, present in kept.items() if present]:
-        msg = f"The warehouse {home.warehouse} is missing, but {home.root} holds {' and '.join(held)}; nothing was changed."
-        hint = (
-            "restore the file from a backup, or from the last published copy: batch-platform restore --from-published"
+        msg = (
+            f"The warehouse {home.warehouse} {state}, but {home.root} holds {' and '.join(held)}; nothing was changed."
         )
-        raise WarehouseError(msg, hint=hint)
+        raise WarehouseError(msg, hint=_RESTORE)
 
 
 def holder_of(error: duckdb.Error) -> str | None:

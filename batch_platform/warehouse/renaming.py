@@ -79,15 +79,16 @@ def copy_pipeline(con: duckdb.DuckDBPyConnection, name: str, copy: str) -> None:
 
 
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Remove a pipeline's tables and all that the ledgers say of it, in the caller's transaction; users' tables stay."""
+    """Remove a pipeline's tables and all that the ledgers say of it, in the caller's transaction; users' tables stay.
+
+    The journal of changes keeps its entries: published copies are named after them.
+    """
     for table in _in_files(con, name):
         con.execute(f"DROP VIEW {quoted(name)}.{table.view}")
     for table in _tables(con, name):
         con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
     for table in _ledgers(con):
         con.execute(f"DELETE FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $name", {"name": name})
-    forgotten = f"DELETE FROM {LEDGERS_SCHEMA}.{_JOURNAL} WHERE schema_name = $name AND {_OF_PIPELINE}"
-    con.execute(forgotten, {"name": name} | _KNOWN)
     query = "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = $name LIMIT 1"
     if not con.execute(query, {"name": name}).fetchall():
         con.execute(f"DROP SCHEMA IF EXISTS {quoted(name)}")
