@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -17,12 +18,18 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    IntegrityError,
+    WarehouseError,
+    WrongUseError,
+)
 from batch_platform.declaration.spec import DUCKDB, PARQUET, Predictions
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import open_bundle
 from batch_platform.monitoring.profiles import number_profile
-from batch_platform.pipeline.cleanup import find_garbage
+from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -37,6 +44,7 @@ from batch_platform_tests.small_pipeline import carry_out, feature_file, small_e
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC).timestamp()
 MARKS = ("run_id", "scored_at", "model_version")  # columns that say which run scored a row, not what it predicts
 
 
@@ -425,6 +433,52 @@ def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_
     assert amount.low is not None
     assert amount.low > 1000
     assert amount.histogram[-1] == amount.values, "all of them above what training saw"
+
+
+@pytest.mark.parametrize("store", [PARQUET])
+def test_law_19_nothing_behind_a_link_in_the_home_is_written_or_deleted(pipeline, tmp_path):
+    home, outside = pipeline.home, tmp_path / "outside"
+    for name in (f"{'0' * 32}.parquet", "2024-02-03.0123456789ab.parquet", "notes", "version/manifest.json"):
+        (outside / name).parent.mkdir(parents=True, exist_ok=True)
+        (outside / name).write_text("precious")
+        os.utime(outside / name, (LONG_AGO, LONG_AGO) if "/" in name else None)
+    os.utime(outside / "version", (LONG_AGO, LONG_AGO))
+    before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+    predictions_of_others, theirs = home.lake / "theirs" / "predictions", home.table_folder("small", "predictions")
+    predictions_of_others.mkdir(parents=True)
+    links = [predictions_of_others / "2024-02-03", theirs / "2024-03-01", home.staging / "killed", home.lake / "linked"]
+    for link in (*links, home.models / "small" / "2024-02-01-ffffffff"):
+        link.symlink_to(outside)
+    (outside / "predictions").symlink_to(outside)  # so that lake/linked looks like a pipeline
+    (home.root / ".published").symlink_to(outside / "notes")
+    (theirs / "2024-02-03" / "notes").write_text("precious")
+    list(pipeline.score([day(pipeline, "2024-02-03")], STAMP, force=True))
+    pipeline.publish()
+    with pipeline.warehouse.transaction() as con:  # so that files from before it are not taken for another home's
+        con.execute("UPDATE batch_platform.meta SET created_at = '2000-01-01'")
+    pipeline.publish()
+    later = NOW + timedelta(days=9000)
+    garbage = find_garbage([pipeline.spec], home, later, trained_before=later)
+    remove_garbage(garbage, home, Stamp("gc", later))
+    drop_partitions(pipeline, ["2024-02-03"], "somebody", STAMP)
+    drop_pipelines(home, ["small"])
+    (outside / "predictions").unlink()
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+    assert (theirs / "2024-02-03" / "notes").is_file(), "a file of somebody else stays"
+    assert all(link.is_symlink() for link in links)
+    for folder in (home.models / "small", home.lake / "small" / "features"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.symlink_to(outside)
+        with pytest.raises(WrongUseError, match=r"leads out of .* by a link; nothing is read or written there"):
+            carry_out(pipeline, NOW)
+        folder.unlink()
+    for name in ("warehouse.lock", ".warehouse.rollback", ".published.json", "warehouse.duckdb.wal"):
+        (home.root / name).unlink(missing_ok=True)
+        (home.root / name).symlink_to(outside / "notes")
+        with pytest.raises(BatchPlatformError, match=rf"{name} is a link.*Hint: remove the link"):
+            pipeline.publish()
+        (home.root / name).unlink()
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
 
 
 def no_tables(path: Path) -> None:

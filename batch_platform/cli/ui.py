@@ -78,6 +78,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
         code_server(project.code_location, opened) as workspace,
     ):
         file = project.home.dagster / "workspace.yaml"
+        file.unlink(missing_ok=True)  # may be a link
         file.write_text(json.dumps(workspace), encoding="utf-8")  # JSON is YAML
         target = ["-w", str(file)]
         commands = [

@@ -77,7 +77,7 @@ def prepare_instance(home: Home) -> Path:
     os.environ[VARIABLE] = str(home.dagster)
     _own.add(str(home.dagster))
     config, prepared = home.dagster / "dagster.yaml", home.dagster / ".prepared"
-    with (home.dagster / ".prepare.lock").open("w") as lock:
+    with (home.dagster / ".prepare.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not config.exists():
             config.write_text(DAGSTER_YAML, encoding="utf-8")

@@ -39,6 +39,7 @@ def write(page: str, file: Path) -> Path:
     """Write a page so that the file is complete or as it was; returns the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.part")
+    unfinished.unlink(missing_ok=True)  # may be a link
     unfinished.write_text(page, encoding="utf-8")
     return unfinished.replace(file)
 

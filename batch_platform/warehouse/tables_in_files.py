@@ -14,6 +14,7 @@ below the home as it was when the view was made. Every connection of this projec
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ from batch_platform.warehouse.sql import folded, has_table, literal, quoted, tab
 
 HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
 _PATH = "path_of_file"  # column of the view's own queries
+_NAME_OF_FILE = re.compile(r"[0-9a-f]{32}\.parquet|\.[0-9a-f]{32}")  # complete, or being copied
 
 
 @dataclass(frozen=True)
@@ -347,16 +349,18 @@ def named_files(
 
 
 def files_in_lake(home: Home) -> set[Path]:
-    """All files in the folders of tables, those that were not completed too."""
-    return {file for table in TABLES_IN_FILES for file in home.lake.glob(f"*/{table.view}/*/*")}
+    """All files in the folders of tables, those that were not completed too; files of other names are somebody else's."""
+    paths = [path for table in TABLES_IN_FILES for path in home.lake.glob(f"*/{table.view}/*/*")]
+    return {path for path in paths if _NAME_OF_FILE.fullmatch(path.name)}
 
 
 def remove_files(home: Home, files: Collection[Path]) -> None:
     """Remove files of tables, and the folders that are empty then."""
-    for file in files:
-        file.unlink(missing_ok=True)
+    own = [file for file in files if home.owns(file)]
+    for file in own:
+        home.remove(file)
     for folder in sorted(
-        {parent for file in files for parent in file.parents[:3] if home.lake in parent.parents}, reverse=True
+        {parent for file in own for parent in file.parents[:3] if home.lake in parent.parents}, reverse=True
     ):
         with suppress(OSError):
             folder.rmdir()
