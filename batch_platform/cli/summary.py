@@ -16,7 +16,6 @@ from batch_platform.models.contract import ClassLabel, Contract
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
-from batch_platform.pipeline.former_columns import FormerColumn, former_columns
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
@@ -75,7 +74,6 @@ class Outcome:
     published: str
     table: str
     findings: dict[str, Sequence[str]]  # what is odd about the sources, by partition
-    former_columns: list[FormerColumn]  # that predictions hold and that are no longer declared
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
     next: list[str]
@@ -120,7 +118,6 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         published=str(home.published),
         table=f"{name}.predictions",
         findings={key: [*findings.get(key, ()), *gone.get(key, ())] for key in sorted({*findings, *gone})},
-        former_columns=former_columns(home, pipeline.spec),
         failures=failures,
         error=error,
         next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],
@@ -216,8 +213,6 @@ def show(outcome: Outcome, calendar: Calendar) -> None:
         span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
     _show_findings(outcome, calendar)
-    for column in outcome.former_columns:
-        terminal.say(f"  {column}")
     _show_failures(outcome.failures, calendar)
     if outcome.scored:
         terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")

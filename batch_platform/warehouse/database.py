@@ -27,6 +27,7 @@ from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import Attached, attach
+from batch_platform.warehouse.intent import complete_renaming
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -108,6 +109,7 @@ class Warehouse:
                 else:
                     _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)
+                complete_renaming(con, self.home)
                 self._checkpoint(con, file)  # among others, of what a killed process has left in the log
                 yield con
                 self._checkpoint(con, file)

@@ -25,6 +25,7 @@ _WRITTEN_IN_PLACE = (
     ".warehouse.duckdb",
     ".warehouse.rollback",
     ".published.json",
+    ".renaming.json",
 )
 
 
@@ -112,6 +113,11 @@ class Home:
     def published_marks(self) -> Path:
         """What the published copies looked like when they were published."""
         return self.root / "published.json"
+
+    @property
+    def renaming(self) -> Path:
+        """The intent to rename a pipeline, while it is carried out."""
+        return self.root / "renaming.json"
 
     @property
     def lake(self) -> Path:

@@ -26,7 +26,7 @@ import duckdb
 import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import DataError, WarehouseError, listed
+from batch_platform.declaration.errors import WarehouseError, listed
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
@@ -263,29 +263,6 @@ def forget_partitions(
         con.execute(f"DELETE FROM {where}", {"keys": list(keys)})
         note_partitions(con, pipeline, name, keys)
     make_view(con, pipeline, table)
-
-
-def rename_in_files(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles, old: str, new: str) -> None:
-    """Read a column of all files of a table under another name, in the caller's transaction; the view is to be made anew afterwards.
-
-    Raises:
-        DataError: A file has a column of both names.
-    """
-    name = f"{quoted(pipeline)}.{table.files}"
-    for (written,) in con.execute(f"SELECT DISTINCT columns FROM {name}").fetchall():
-        columns = json.loads(written)
-        spellings = {folded(column): column for column in columns}
-        if folded(old) not in spellings:
-            continue
-        values = {"written": written}
-        if folded(new) in spellings:
-            query = f"SELECT DISTINCT partition_key FROM {name} WHERE columns = $written"
-            keys = listed(key for (key,) in con.execute(query, values).fetchall())
-            msg = f"{pipeline}, partition {keys}: its files hold both {old} and {new}; nothing is renamed."
-            raise DataError(msg, hint="a column takes the place of one that it has no row in common with.")
-        renamed = {new if folded(column) == folded(old) else column: kept for column, kept in columns.items()}
-        query = f"UPDATE {name} SET columns = $renamed WHERE columns = $written"
-        con.execute(query, values | {"renamed": json.dumps(renamed)})
 
 
 def tables_in_files(con: duckdb.DuckDBPyConnection, database: str | None = None) -> list[tuple[str, TableInFiles]]:

@@ -150,7 +150,6 @@ def test_run_reports_as_json(cli, project):
         "rows_rejected": 1,
         "published": f"{project}/.batch_platform/published.duckdb",
         "findings": {},
-        "former_columns": [],
         "failures": [],
         "error": None,
     }
