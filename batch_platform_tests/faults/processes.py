@@ -37,6 +37,7 @@ from batch_platform_tests.faults.invariants import (
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import task_arguments
 from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui, answers, finished, launch, session_of
+from batch_platform_tests.served import served as served_by_the_command
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 from batch_platform_tests.starting_points import made_once
 from batch_platform_tests.warm import WarmCommand
@@ -428,6 +429,77 @@ def promoted_in_the_middle(folder: Path) -> None:
     assert_survived(pipeline, before, SCORED)
 
 
+WAITING_ASSET = """
+import time
+from pathlib import Path
+
+import dagster as dg
+
+PROJECT = Path(__file__).parents[2]
+
+
+def wait_while_held(where):
+    while (PROJECT / where).exists():
+        (PROJECT / "reached").write_text(where)
+        time.sleep(0.05)
+
+
+class Printer(dg.ConfigurableResource):
+    def setup_for_execution(self, context):
+        wait_while_held("before the first step")
+
+
+@dg.asset(
+    deps=[dg.AssetKey(["small", "features"])],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    partitions_def=dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-03-11", timezone="Europe/Berlin"),
+)
+def letters(printer: Printer):
+    wait_while_held("between two steps")
+
+
+@dg.definitions
+def defs():
+    return dg.Definitions(assets=[letters], resources={"printer": Printer()})
+"""
+
+
+def every_process_killed_outside_a_step(folder: Path) -> None:
+    """F49: one run has not begun its first step, another one, of a backfill, is between two steps."""
+    project = copy_of_held_project(folder)
+    home = project.folder / ".batch_platform"
+    before = held(project.pipeline)
+    (project.folder / PACKAGE / "defs" / "letters.py").write_text(WAITING_ASSET)
+    chosen = [{"path": ["small", "features"]}, {"path": ["letters"]}]
+
+    def reached(where: str) -> None:
+        wait(lambda: (project.folder / "reached").exists() and (project.folder / "reached").read_text() == where)
+
+    with served_by_the_command(project.folder, home) as ui:
+        (project.folder / "between two steps").touch()
+        params = {"assetSelection": chosen, "partitionNames": ["2024-02-11"], "tags": []}
+        backfill = ui.ask(BACKFILL, backfillParams=params)["backfillId"]
+        reached("between two steps")
+        (project.folder / "before the first step").touch()
+        config = "{execution: {config: {in_process: {}}}}"  # which makes the resources before the first step
+        run_id = launch(ui, "__ASSET_JOB", {"assetSelection": chosen}, partition="2024-02-12", config=config)
+        reached("before the first step")
+        end_session(ui.process)
+    assert project.statuses()[-2:] == ["STARTED", "STARTED"], "nobody has noticed yet"
+    for where in ("between two steps", "before the first step"):
+        (project.folder / where).unlink()
+    with served_by_the_command(project.folder, home) as ui:
+        assert ui.wait(lambda: finished(ui, run_id))["status"] == "FAILURE"
+        ended = ui.wait(lambda: it if (it := ui.ask(BACKFILL_STATUS, id=backfill))["status"] != "REQUESTED" else None)
+        assert [run["status"] for run in ended["runs"]] == ["FAILURE"], ended
+        again = launch(ui, "__ASSET_JOB", {"assetSelection": [*chosen, *SELECTION[1:]]}, partition="2024-02-12")
+        assert ui.wait(lambda: finished(ui, again))["status"] == "SUCCESS"
+    project.run("--from", "2024-02-11", "--to", "2024-02-12")
+    after = held(project.pipeline)
+    assert_others_unchanged(before, after, ["2024-02-11", "2024-02-12"])
+    assert len(after) == 12
+
+
 CASES: dict[str, Case] = {
     "F2 a run of the command line": killed_run_of_the_command_line,
     "F2 a run of the daemon, without and with its code server": killed_run_of_the_daemon,
@@ -435,6 +507,7 @@ CASES: dict[str, Case] = {
     "F3 the daemon and its code server": lambda folder: killed_daemon(folder, with_its_code_server=True),
     "F4 then another run": crash_before_the_event,
     "F4 then a retry": crash_before_the_event_and_a_retry,
+    "F49 before the first step, and between two steps": every_process_killed_outside_a_step,
     "F18 forward": lambda folder: jumping_clock(folder, timedelta(days=1)),
     "F18 backward": lambda folder: jumping_clock(folder, timedelta(days=-1)),
     "F20 while the backfill is about to commit": promoted_in_the_middle,
