@@ -78,13 +78,13 @@ def _interrupted_by_termination(context: dg.AssetExecutionContext | dg.AssetChec
     process, ended = (parent and parent.pid) or os.getpid(), Event()
 
     def watch() -> None:
-        while True:
+        over = False
+        while not over:
+            over = ended.wait(SECONDS_BETWEEN_LOOKS)  # the last look is at the end of the step
             with suppress(OperationalError):  # a database that is busy answers the next look
                 if (run := instance.get_run_by_id(run_id)) and run.status in TERMINATED:
                     os.kill(process, signal.SIGINT)
                     return
-            if ended.wait(SECONDS_BETWEEN_LOOKS):
-                return
 
     watching = Thread(target=watch, daemon=True)
     watching.start()

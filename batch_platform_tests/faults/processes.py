@@ -1,5 +1,6 @@
 """Runs, daemons and clocks that fail while partitions are worked on."""
 
+import json
 import os
 import signal
 import socket
@@ -40,7 +41,8 @@ from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui,
 from batch_platform_tests.served import served as served_by_the_command
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 from batch_platform_tests.starting_points import made_once
-from batch_platform_tests.warm import WarmCommand
+from batch_platform_tests.warm import COMMAND, WarmCommand
+from batch_platform_tests.workspace import workspace_of
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 
@@ -429,6 +431,56 @@ def promoted_in_the_middle(folder: Path) -> None:
     assert_survived(pipeline, before, SCORED)
 
 
+TERMINATE_AS = """
+mutation ($id: String!, $policy: TerminateRunPolicy!) {terminateRun(runId: $id, terminatePolicy: $policy) {__typename}}"""
+
+
+def terminated(folder: Path, *command: str, policy: str = "SAFE_TERMINATE") -> None:
+    """F41: the process of a run that no code server started stops at once, and the run stays canceled."""
+    project = copy_of_held_project(folder)
+    before = held(project.pipeline)
+    project.hold("2024-02-13")
+    variables = {
+        "DAGSTER_HOME": str(project.folder / ".batch_platform" / "dagster"),
+        "BATCH_PLATFORM_HOME": str(project.folder / ".batch_platform"),
+    }
+    environment = clean_environment(**({} if command[0] == COMMAND else variables))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen(
+            command, cwd=project.folder, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        project.reached()
+        with workspace_of(project.folder, patch) as location:
+            (run,) = location.instance.get_runs(limit=1)
+            location.ask(TERMINATE_AS, id=run.run_id, policy=policy)
+            try:
+                _, errors = process.communicate(timeout=PATIENCE)
+            finally:
+                process.kill()
+            assert location.recorded(run.run_id).status == dg.DagsterRunStatus.CANCELED
+    assert process.returncode != 0
+    if command[0] == COMMAND:
+        assert process.returncode == 1
+        assert errors.startswith(f"Error: small: run {run.run_id} was terminated in Dagster."), errors
+    project.release()
+    after = held(project.pipeline)
+    assert after == before
+    project.run("--from", "2024-02-11", "--to", "2024-02-15")
+    assert_others_unchanged(before, held(project.pipeline), [f"2024-02-{day}" for day in range(11, 16)])
+
+
+TOOLS = Path(sys.executable).parent
+RANGE = {"dagster/asset_partition_range_start": "2024-02-11", "dagster/asset_partition_range_end": "2024-02-15"}
+BY_FORCE = "MARK_AS_CANCELED_IMMEDIATELY"
+OF_THE_COMMAND = (COMMAND, "run", "small", "--from", "2024-02-11", "--to", "2024-02-15")
+OF_DG = (str(TOOLS / "dg"), "launch", "--assets", "key:small/features", "--partition-range", "2024-02-11...2024-02-15")
+OF_A_JOB = (
+    *(str(TOOLS / "dagster"), "job", "execute", "-m", f"{PACKAGE}.definitions", "-j", "small_score"),
+    *("--tags", json.dumps(RANGE)),
+)
+
 WAITING_ASSET = """
 import time
 from pathlib import Path
@@ -507,6 +559,10 @@ CASES: dict[str, Case] = {
     "F3 the daemon and its code server": lambda folder: killed_daemon(folder, with_its_code_server=True),
     "F4 then another run": crash_before_the_event,
     "F4 then a retry": crash_before_the_event_and_a_retry,
+    "F41 a run of the command line": lambda folder: terminated(folder, *OF_THE_COMMAND),
+    "F41 a run of the command line, by force": lambda folder: terminated(folder, *OF_THE_COMMAND, policy=BY_FORCE),
+    "F41 a run of dg, by force, whose steps are processes": lambda folder: terminated(folder, *OF_DG, policy=BY_FORCE),
+    "F41 a run of dagster job execute": lambda folder: terminated(folder, *OF_A_JOB),
     "F49 before the first step, and between two steps": every_process_killed_outside_a_step,
     "F18 forward": lambda folder: jumping_clock(folder, timedelta(days=1)),
     "F18 backward": lambda folder: jumping_clock(folder, timedelta(days=-1)),
