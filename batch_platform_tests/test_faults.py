@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests.cli import test_reporting
-from batch_platform_tests.components import test_alerts, test_schedules
+from batch_platform_tests.components import test_alerts, test_instance, test_schedules, test_ui
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup
@@ -49,6 +49,10 @@ ELSEWHERE = {
     ),
     "F34": (
         test_alerts.test_f34_receivers_that_never_answer_before_a_healthy_one_neither_hold_it_up_nor_pile_up_threads,
+    ),
+    "F48": (
+        test_instance.test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended,
+        test_ui.test_f48_a_second_ui_is_refused_and_a_read_only_one_comes_and_goes_beside_the_first,
     ),
 }
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -445,20 +445,15 @@ def terminated(folder: Path, *command: str, policy: str = "SAFE_TERMINATE") -> N
         "BATCH_PLATFORM_HOME": str(project.folder / ".batch_platform"),
     }
     environment = clean_environment(**({} if command[0] == COMMAND else variables))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        subprocess.Popen(
-            command, cwd=project.folder, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process,
-    ):
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as ending:
+        output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=project.folder, env=environment, text=True, **output)
+        ending.callback(process.kill)
         project.reached()
         with workspace_of(project.folder, patch) as location:
             (run,) = location.instance.get_runs(limit=1)
             location.ask(TERMINATE_AS, id=run.run_id, policy=policy)
-            try:
-                _, errors = process.communicate(timeout=PATIENCE)
-            finally:
-                process.kill()
+            _, errors = process.communicate(timeout=PATIENCE)
             assert location.recorded(run.run_id).status == dg.DagsterRunStatus.CANCELED
     assert process.returncode != 0
     if command[0] == COMMAND:
