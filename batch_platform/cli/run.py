@@ -25,7 +25,7 @@ from batch_platform.components.dagster_internals import (
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import VARIABLE, own_instance, prepare_instance
 from batch_platform.components.jobs import Launch, launch_of, launch_of_all
-from batch_platform.components.processes import PROCESS_TAG, close_dead_runs, this_process
+from batch_platform.components.processes import PROCESS_TAG, TERMINATED, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
@@ -287,13 +287,21 @@ class Runs:
                     run_id=run_id,
                 )
         except dg.DagsterExecutionInterruptedError as interruption:
-            raise KeyboardInterrupt from interruption
+            raise self._interruption(run_id) from interruption
         except dg.Failure as failure:  # raised only for debugging
             if SET_APART not in failure.metadata:
                 raise
             return
         if not result.success and (error := _failure(result)) is not None:
-            raise error
+            raise self._interruption(run_id) if isinstance(error, KeyboardInterrupt) else error
+
+    def _interruption(self, run_id: str) -> BaseException:
+        """An interruption of a run: from Dagster, where the run was terminated, otherwise from the keyboard."""
+        run = self.instance.get_run_by_id(run_id)
+        if run is None or run.status not in TERMINATED:
+            return KeyboardInterrupt()
+        msg = f"{self.wiring.spec.name}: run {run_id} was terminated in Dagster. What it committed before stays."
+        return RunFailedError(msg, hint="the same command goes on with the rest.")
 
 
 def _failure(result: dg.JobExecutionResult) -> BaseException | None:
