@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests.cli import test_reporting
-from batch_platform_tests.components import test_schedules
+from batch_platform_tests.components import test_assets, test_schedules
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup
@@ -39,6 +39,7 @@ ELSEWHERE = {
         test_schedules.test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse,
         test_reporting.test_f32_a_report_answers_while_a_long_commit_holds_the_warehouse,
     ),
+    "F42": (test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,),
     "F33": (
         test_spark_engine.test_f33_a_killed_executor_or_worker_changes_nothing,
         test_spark_engine.test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published,
@@ -50,10 +51,13 @@ ELSEWHERE = {
 }
 
 
+NUMBERS = [*range(1, 34), 42, 43]
+
+
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"F{number}" for number in range(1, 34)}
+    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"F{number}" for number in NUMBERS}
 
 
 def test_every_number_has_its_line_in_the_guide():
     rows = re.findall(r"^\| (F\d+(?:, F\d+)*) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(int(name[1:]) for row in rows for name in row.split(", ")) == list(range(1, 34))
+    assert sorted(int(name[1:]) for row in rows for name in row.split(", ")) == NUMBERS
