@@ -551,7 +551,6 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with wiring.step(context) as pipeline:
             partitions, stamp = wiring.named(context.partition_keys), stamp_of(context.run.run_id)
-            awaited = {} if upstream.is_due(context) else pipeline.awaited_labels(partitions, stamp.at)
             if upstream.is_due(context):
                 wanted = Wanted(partitions, stamp.at)
                 _score_what_failed(context, upstream, predictions, wanted)
@@ -559,6 +558,7 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
                     wiring.spec, pipeline.state(recheck=_rechecks(context, wiring)), {context.run.run_id}
                 )
                 partitions = [item.partition for item in plan.of("performance")]
+            awaited = pipeline.awaited_labels(partitions, stamp.at)
             partitions = [partition for partition in partitions if partition.key not in awaited]
             log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
             for partition_key, reason in awaited.items():

@@ -37,9 +37,8 @@ class Plan:
     blocked: list[Item]  # predictions that no model serves, of which some are warm-up
     # Why scoring a committed partition now would give other rows; also where `rescore` forbids it.
     stale: Mapping[str, str] = field(default_factory=dict[str, str])
-    awaiting: Mapping[str, str] = field(
-        default_factory=dict[str, str]
-    )  # files of labels, without which none is evaluated
+    # What the evaluation of a scored partition waits for although its labels should be known.
+    awaiting: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def of(self, *steps: Step) -> list[Item]:
