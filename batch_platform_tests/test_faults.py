@@ -7,7 +7,7 @@ import pytest
 
 from batch_platform_tests import test_laws
 from batch_platform_tests.cli import test_reporting
-from batch_platform_tests.components import test_alerts, test_instance, test_schedules, test_ui
+from batch_platform_tests.components import test_alerts, test_assets, test_instance, test_schedules, test_ui
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup
@@ -53,6 +53,7 @@ ELSEWHERE = {
     ),
     "F35": (test_laws.test_law_20_no_copy_is_removed_that_holds_a_change_which_the_warehouse_lacks,),
     "F37": (test_laws.test_law_19_nothing_behind_a_link_in_the_home_is_written_or_deleted,),
+    "F42": (test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,),
     "F48": (
         test_instance.test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended,
         test_ui.test_f48_a_second_ui_is_refused_and_a_read_only_one_comes_and_goes_beside_the_first,

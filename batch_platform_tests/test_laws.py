@@ -18,6 +18,7 @@ import duckdb
 import polars as pl
 import pytest
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
     BatchPlatformError,
     DataError,
@@ -31,6 +32,7 @@ from batch_platform.models.bundle import open_bundle
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.rename import drop_pipelines
@@ -40,7 +42,14 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    LABELS_BY_DAY,
+    carry_out,
+    feature_file,
+    small_events,
+    small_pipeline,
+    write_labels_by_day,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -529,3 +538,39 @@ def test_law_20_no_copy_is_removed_that_holds_a_change_which_the_warehouse_lacks
     list(pipeline.score([day(pipeline, "2024-02-03")], STAMP, force=True))
     pipeline.publish()
     assert verify(pipeline.home).differing == ()
+
+
+def test_law_15_no_performance_is_stored_of_labels_that_are_not_mature(pipeline, tmp_path):
+    patient = small_pipeline(tmp_path, labels={"delay": "29 days"})
+    days, later = [day(patient, key) for key in sorted(pipeline.state().scores)], NOW + timedelta(days=1)
+    assert sorted(patient.state().evaluations) == ["2024-02-01"], "what was measured too early counts as not measured"
+    assert newest_measured(patient.home, patient.spec, patient.state()).evaluated == "2024-02-01"
+    assert [done.partition.key for done in patient.evaluate(days, STAMP)] == ["2024-02-01"]
+    waits = patient.awaited_labels(days, NOW)
+    assert [*waits] == [partition.key for partition in days[1:]]
+    assert waits["2024-02-02"] == "its labels are not known before 2024-03-02 23:00 UTC"
+    assert [done.partition.key for done in patient.evaluate(days, Stamp("later", later))] == [
+        "2024-02-01",
+        "2024-02-02",
+    ]
+    assert make_plan(patient.spec, patient.state(), later).of("performance") == []
+
+
+BY_A_FUNCTION = {"sql": None, "python": f"{__name__}.inside"}
+
+
+def inside(events: pl.LazyFrame, partition: Partition) -> pl.LazyFrame:
+    """The features of a partition."""
+    return events.filter(pl.col("ts").is_between(partition.start, partition.end, closed="left")).drop("returned")
+
+
+@pytest.mark.parametrize("features", [{}, BY_A_FUNCTION], ids=["sql", "python"])
+def test_law_16_labels_never_hold_up_scores(tmp_path, features):
+    partitions = {"start": "2024-01-17", "end": "2024-02-07"}
+    pipeline = small_pipeline(tmp_path, **LABELS_BY_DAY, features=features, partitions=partitions)
+    february = [partition.key for partition in pipeline.spec.partitions.calendar.due(NOW) if partition.key >= "2024-02"]
+    write_labels_by_day(pipeline.folder, without=february)
+    carry_out(pipeline, NOW)
+    assert sorted(pipeline.state().scores) == february
+    assert pipeline.state().evaluations == {}
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []

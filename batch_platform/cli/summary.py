@@ -73,7 +73,7 @@ class Outcome:
     models: list[TrainedModel]  # trained by this command
     published: str
     table: str
-    findings: dict[str, Sequence[str]]  # what is odd about the sources, by partition
+    findings: dict[str, Sequence[str]]  # what is odd about the sources, or not there yet, by partition
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
     next: list[str]
@@ -97,7 +97,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
-    gone = {
+    odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
         partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
         if partition.key in state.gone
@@ -117,7 +117,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         models=models,
         published=str(home.published),
         table=f"{name}.predictions",
-        findings={key: [*findings.get(key, ()), *gone.get(key, ())] for key in sorted({*findings, *gone})},
+        findings={key: [*findings.get(key, ()), *odd.get(key, ())] for key in sorted({*findings, *odd})},
         failures=failures,
         error=error,
         next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],

@@ -22,7 +22,7 @@ from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, laun
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.windows import training_window
+from batch_platform.declaration.windows import matures, training_window
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
@@ -115,13 +115,15 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
 
 
 def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
-    """The due models that cannot be trained, since features of their training window cannot be built."""
+    """The due models that cannot be trained, since features of their training window cannot be built or labels are not there."""
     broken = {failure.partition_key for failure in state.standing_failures if failure.step == "features"}
     return {
         item.partition.key
         for item in plan.of("model")
         if any(
-            partition.key in broken for partition in training_window(wiring.spec, item.partition.start, state.dropped)
+            partition.key in broken
+            or (matures(wiring.spec, partition) <= item.partition.start and state.awaited_label_sources(partition))
+            for partition in training_window(wiring.spec, item.partition.start, state.dropped)
         )
     }
 
@@ -159,11 +161,18 @@ def _skip_reason(duty: Duty, tick: _Tick) -> str:
         return f"Nothing can be done here yet: {waiting}, waiting for {_by_schedule(tick, first, due)}."
     if others:
         return f"Nothing is due here; elsewhere: {_by_schedule(tick, others, due)}."
+    return f"Nothing is due{_nothing_due(duty, tick)}."
+
+
+def _nothing_due(duty: Duty, tick: _Tick) -> str:
+    """What is left where nothing is due: partitions that no model serves, and those whose labels are awaited."""
     if unserved := [item.partition.key for item in tick.plan.blocked if not item.warm_up]:
-        return f"Nothing is due; no model serves {len(unserved)} partitions, the last {unserved[-1]}."
+        return f"; no model serves {len(unserved)} partitions, the last {unserved[-1]}"
+    if duty == "evaluate" and (awaiting := tick.plan.awaiting):
+        return f"; the evaluation of {listed(awaiting)} waits: {awaiting[max(awaiting)]}"
     if warm_up := tick.plan.blocked:
-        return f"Nothing is due; {len(warm_up)} partitions are warm-up: {warm_up[0].reason}."
-    return "Nothing is due: every partition is up to date."
+        return f"; {len(warm_up)} partitions are warm-up: {warm_up[0].reason}"
+    return ": every partition is up to date"
 
 
 def _by_schedule(tick: _Tick, steps: Iterable[Step], due: Mapping[Step, str]) -> str:

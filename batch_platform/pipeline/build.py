@@ -77,7 +77,8 @@ class FeatureStep:
         return taken
 
     def _build(self, session: FeatureSession, partition: Partition, taken: Mapping[str, Fingerprints]) -> Built:
-        sources = self.history.builder.sources.versions(partition)
+        builder = self.history.builder
+        sources = builder.sources.versions(partition, builder.built_from)
         file = session.write(partition, self.history.home.features(self.history.spec.name))
         build = FeatureBuild(
             pipeline=self.history.spec.name,
@@ -85,7 +86,7 @@ class FeatureStep:
             rows=file.rows,
             sha256=file.sha256,
             file_bytes=file.path.stat().st_size,
-            code_version=self.history.builder.code_version,
+            code_version=builder.code_version,
             sources=json.dumps(sources, sort_keys=True),
             built_at=self.stamp.now(),
             run_id=self.stamp.run_id,

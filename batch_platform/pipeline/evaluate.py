@@ -102,7 +102,7 @@ def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp, a
         for run in read_challenger_runs(con, name):
             challengers[run.partition_key].append(run)
         registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name)
-        with history.builder.session() as session:
+        with history.builder.session(labels=True) as session:
             taken = recorded_fingerprints(con, name)
             evaluation = _Evaluation(history, con, session, stamp, registry, builds, challengers, taken)
             for partition in scored:

@@ -75,7 +75,7 @@ class EvaluationRun:
     rows_labelled: int
     evaluated_at: datetime
     run_id: str
-    label_sources: str = "{}"  # versions of the label sources that have a file for each partition, by source, as JSON
+    label_sources: str = "{}"  # what the label sources held of it, by source, as JSON: versions, or rows and a hash
 
 
 Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]

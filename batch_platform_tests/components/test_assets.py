@@ -22,7 +22,7 @@ from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
 from batch_platform.models.forest import arrays
 from batch_platform.scoring.run import Committed
-from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
     feature_file,
@@ -670,6 +670,23 @@ def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
     message = failure(trained.run("performance", first="2024-02-01"))
     assert "2024-02-01" in message
     assert "batch-platform run small" in message
+
+
+def test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, labels={"delay": "9000 days"})
+    days = trained.days("2024-02-01", "2024-02-02")
+    trained.score(days[0], days[-1])
+    tags = range_tags(days[0], days[-1])
+    assert trained.run("performance", first=days[0]).success
+    assert trained.run("performance", first=days[0], last=days[-1]).success
+    for job in ("small_evaluate", "small_bring_up_to_date"):
+        defined = trained.definitions.resolve_job_def(job)
+        assert defined.execute_in_process(instance=trained.instance, tags=tags, run_config={"loggers": QUIET}).success
+    assert trained.materializations("performance") == []
+    assert trained.pipeline.state().evaluations == {}
+    waits = [entry.asset_observation.metadata["waits"].value for entry in trained.observations("performance")]
+    assert len(waits) == 5, "of the partition, of the range twice"
+    assert waits[0] == "its labels are not known before 2048-09-22 22:00 UTC"
 
 
 def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):

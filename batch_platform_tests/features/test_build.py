@@ -46,7 +46,7 @@ class Built:
             return session.write(self.partition(key), self.folder)
 
     def labels(self, key: str = FIRST_KEY) -> pl.DataFrame:
-        with self.builder.session() as session:
+        with self.builder.session(labels=True) as session:
             return session.labels(self.partition(key))
 
     def refusal(self, error: type[Exception] = DataError, key: str = FIRST_KEY) -> str:
