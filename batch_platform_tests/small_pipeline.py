@@ -109,6 +109,13 @@ def _drawn_events(first: date, last: date, rows_per_day: int) -> pl.DataFrame:
     )
 
 
+def permuted_labels(events: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
+    """The orders, of which those between two instants have each other's labels."""
+    wrong = (events["ts"] >= since) & (events["ts"] < until)
+    labels = events["returned"].filter(wrong).sample(fraction=1, shuffle=True, seed=0)
+    return events.with_columns(returned=events["returned"].scatter(wrong.arg_true(), labels))
+
+
 def write_small_project(
     folder: Path,
     *,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from batch_platform_tests import test_laws
 from batch_platform_tests.bad_input import Case, columns, declarations, rows, values
 from batch_platform_tests.cli import test_proposed_files, test_proposed_shapes
 from batch_platform_tests.components import test_schedules
@@ -43,14 +44,20 @@ ELSEWHERE = {
         test_late_rows.test_a_corrected_row_is_found_in_files_of_any_kind_and_an_appended_day_concerns_no_other,
     ),
     "B26": (test_schedules.test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it,),
+    "B29": (test_laws.test_law_17_renaming_labels_changes_no_probability,),
+    "B35": (
+        test_laws.test_law_18_what_is_worse_beyond_chance_never_replaces_a_champion_by_itself,
+        test_gate.test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_not_replace_a_champion_that_was,
+    ),
 }
+NUMBERS = [*range(1, 28), 29, 35]
 
 
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"B{number}" for number in range(1, 28)}
+    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"B{number}" for number in NUMBERS}
 
 
 def test_every_number_has_its_line_in_the_guide():
     rows = re.findall(r"^\| (B\d+(?:\W+B\d+)*) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     bounds = [[int(number) for number in re.findall(r"\d+", row)] for row in rows]
-    assert sorted(number for row in bounds for number in range(row[0], row[-1] + 1)) == list(range(1, 28))
+    assert sorted(number for row in bounds for number in range(row[0], row[-1] + 1)) == NUMBERS

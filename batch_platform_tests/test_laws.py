@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import polars as pl
 import pytest
 
@@ -26,9 +28,11 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
-from batch_platform.declaration.spec import DUCKDB, PARQUET, Predictions
+from batch_platform.declaration.spec import DUCKDB, PARQUET, Features, Model, Predictions
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import open_bundle
+from batch_platform.models.fitting import fit
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.drop import drop_partitions
@@ -46,6 +50,7 @@ from batch_platform_tests.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,
     feature_file,
+    permuted_labels,
     small_events,
     small_pipeline,
     write_labels_by_day,
@@ -574,3 +579,62 @@ def test_law_16_labels_never_hold_up_scores(tmp_path, features):
     assert sorted(pipeline.state().scores) == february
     assert pipeline.state().evaluations == {}
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+EARLY = {"n_estimators": 50, "early_stopping_rounds": 3}
+STOPS_EARLY = {  # by whether the labels that it watches are predicted any better
+    "sklearn.ensemble.HistGradientBoostingClassifier": {"max_iter": 50, "early_stopping": True, "n_iter_no_change": 3},
+    "lightgbm.LGBMClassifier": EARLY | {"verbose": -1},
+    "xgboost.XGBClassifier": EARLY,
+}
+RENAMINGS = {  # the names of classes 0, 1 and 2; of two classes, the rows of class 1 are fewer
+    "from 1": (1, 2, 3),
+    "far apart": (10, 20, 30),
+    "texts in the same order, the rarer one last": ("kept", "returned", "swapped"),
+    "texts in the other order": ("z", "y", "x"),
+}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("estimator", STOPS_EARLY)
+def test_law_17_renaming_labels_changes_no_probability(estimator, classes):
+    rows = small_events().filter(pl.col("returned").is_not_null())
+    swapped = (pl.col("items") > 5) & (classes == 3)
+    number = pl.when(swapped).then(2).otherwise(pl.col("returned").cast(pl.Int64))
+    features = Features(sql="features.sql", key=["id"], time="ts")
+
+    def probabilities(names: tuple[object, ...]) -> np.ndarray:
+        """Of each class that has a score, for the rows that the model is judged on."""
+        label = number.replace_strict(dict(enumerate(names)))
+        labelled = rows.with_columns(returned=label)
+        data = TrainingData(labelled.head(1500), labelled.tail(600), "returned")
+        model = fit(Model(estimator=estimator), features, data, STOPS_EARLY[estimator])
+        scores = model.scorer.predict(model.held_out)
+        return scores[:, [model.signature.classes.index(name) for name in names[:classes]]]
+
+    expected = probabilities((0, 1, 2))
+    assert len(np.unique(expected)) > 100
+    for renaming, names in RENAMINGS.items():
+        if classes == 2 or names == tuple(sorted(names)):  # of more classes, the order decides how trees are grown
+            assert np.array_equal(probabilities(names), expected), renaming
+
+
+def test_law_18_what_is_worse_beyond_chance_never_replaces_a_champion_by_itself(tmp_path):
+    """Three weeks of February have the labels of other rows; the rows that both models are judged on have their own."""
+    since, until = datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 2, 22, tzinfo=UTC)
+    events = permuted_labels(small_events(), since, until)
+    month = {"train": {"window": "30 days"}}
+    pipeline = small_pipeline(tmp_path, events=events, partitions={"end": "2024-04-01"}, model=month)
+    carry_out(pipeline, datetime(2024, 3, 1, 12, tzinfo=UTC))
+    registry = pipeline.state().registry
+    champion, worse = registry.of_model
+    decision = registry.last_decision(worse.version)
+    assert decision.action == "refused"
+    difference = json.loads(decision.evidence)["comparison"]["difference"]
+    assert difference["high"] < 0
+    assert re.fullmatch(
+        r"roc_auc 0\.\d{4} is worse than the champion's 0\.\d{4} on the same \d+ rows "
+        r"\(difference -0\.\d{4}, 95% interval -0\.\d{4} to -0\.\d{4}\)",
+        decision.reason,
+    ), decision.reason
+    assert registry.champion(datetime(2024, 3, 5, tzinfo=UTC)) == champion

@@ -236,7 +236,7 @@ class Promote(Block):
     tolerance: float | None = Field(
         default=None,
         ge=0,
-        description="How much worse than the champion a version may be and still be approved.",
+        description="How much worse than the champion, beyond chance, a version may be and still be approved. Left out: not at all.",
         examples=[0.02],
     )
     baseline: bool = Field(
