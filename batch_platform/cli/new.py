@@ -323,6 +323,7 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "partitions": 1 if windows is None else windows.span.filled[proposal.every],
         "label": None if proposal.label is None else proposal.label.name,
         "positive": proposal.positive,
+        "label_delay": "0 days" if windows is None else str(windows.delay),
         "label_evidence": list(proposal.evidence),
         "estimator": proposal.estimator,
         "train_every": proposal.train_every,
@@ -415,8 +416,12 @@ def _show(report: dict[str, Any]) -> None:
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
     because = f" ({', '.join(report['label_evidence'])})" if report["label_evidence"] else ""
     scored = f", score is for {report['positive']!r}" if report["positive"] else ""
+    late = report["label_delay"]
+    known = "" if late == "0 days" else f"; known {late} later, as the newest {late} have none (labels.delay)"
     label = (
-        f"{report['label']}{scored}{because}{others['label']}" if report["label"] else "none: similar rows are grouped"
+        f"{report['label']}{scored}{because}{known}{others['label']}"
+        if report["label"]
+        else "none: similar rows are grouped"
     )
     if report["snapshot"]:
         time = "none: every day the whole table is scored as it is then"
