@@ -78,7 +78,7 @@ class EvaluationRun:
     label_sources: str = "{}"  # versions of the label sources that have a file for each partition, by source, as JSON
 
 
-Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
+Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "retired", "removed"]
 
 
 @dataclass(frozen=True)
