@@ -56,9 +56,7 @@ def new_label(pipeline: Pipeline, state: State) -> NewLabel | None:
     partitions = [key for key, run in state.scores.items() if run.model_version in gone]
     if others:
         then = " and ".join(sorted({_predicted(version) or "" for version in others}))
-        reason = (
-            f"{pipeline.spec.name}: its models predict {then}, and {differing[others[-1].version]} are declared now"
-        )
+        reason = f"{pipeline.spec.name}: its models predict {then}, but they are to predict {differing[others[-1].version]} now"
         return NewLabel(others, partitions, reason)
     if partitions and (decision := registry.last_decision(state.scores[partitions[-1]].model_version)) is not None:
         return NewLabel([], partitions, decision.reason)

@@ -632,3 +632,27 @@ def test_a_counter_stays_the_key_where_times_repeat(tmp_path):
     table = pl.concat([readings(), readings()]).with_columns(n=pl.int_range(2 * HOURS), flow=pl.col("level") % 1)
     table.write_parquet(tmp_path / "sensors.parquet")
     assert names(proposed(tmp_path / "sensors.parquet", label="level")[0].key) == ["n"]
+
+
+def test_predictions_that_another_label_cannot_keep_are_announced_and_start_anew(cli, tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    assert cli(tmp_path, "new", "churn", "--from", "customers.csv", "--label", "left").code == 0
+    assert cli(tmp_path, "run", "churn").code == 0
+    ((day,),) = published(tmp_path, "SELECT DISTINCT partition_key FROM churn.predictions")
+    announced = (
+        "churn: its models predict truth values, but they are to predict texts now. Predictions start anew, with new models. "
+        "The first commit of new predictions deletes the old ones of 1 partition, with what was measured of them; until then "
+        "they can be read."
+    )
+    told = f"{announced} The next run does it: batch-platform run churn"
+    assert told in cli(tmp_path, "new", "churn", "--label", "plan").out
+    assert cli(tmp_path, "new", "churn", "--label", "plan", "--yes", "--json").json["predictions"] == told
+    refused = cli(tmp_path, "run", "churn", "--partition", day)
+    assert (refused.code, "Hint: batch-platform run churn" in refused.error) == (2, True)
+    ran = cli(tmp_path, "run", "churn")
+    assert ran.code == 0, ran.err
+    assert announced in ran.out
+    plans = published(tmp_path, "SELECT DISTINCT prediction FROM churn.predictions ORDER BY 1")
+    assert {plan for (plan,) in plans} <= {"basic", "plus", "pro"}
+    again = cli(tmp_path, "run", "churn")
+    assert (again.code, "anew" in again.out) == (0, False)
