@@ -202,13 +202,8 @@ def _with_label_as_declared(wiring: Wiring, state: State, wanted: Wanted, *, nam
         msg = f"{found.reason}. Its predictions have to start anew, not only those of some partitions or of a named version."
         raise WrongUseError(msg, hint=f"batch-platform run {wiring.spec.name}")
     terminal.say(str(found))
-    retire(
-        pipeline,
-        state,
-        found,
-        getpass.getuser(),
-        Stamp(f"run-{uuid4().hex[:12]}", wanted.now, lambda: datetime.now(UTC)),
-    )
+    stamp = Stamp(f"run-{uuid4().hex[:12]}", wanted.now, clock=lambda: datetime.now(UTC))
+    retire(pipeline, state, found, getpass.getuser(), stamp)
     return pipeline.state(recheck=wanted.recheck)
 
 

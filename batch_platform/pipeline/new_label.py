@@ -97,5 +97,6 @@ def _another(pipeline: Pipeline, version: Version, classes: str | None) -> str |
         return None
     if pipeline.spec.labels is None:
         return None if version.task in ("clustering", "outliers") else "groups"
-    declared = classes if is_declared or is_classification(model) else "quantities"
-    return None if predicted == declared else declared
+    if not is_declared and not (predicted == classes and classes in ("truth values", "texts")):  # spares an import
+        classes = classes if is_classification(model) else "quantities"
+    return None if predicted == classes else classes

@@ -405,12 +405,11 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
     is_sparse = span.filled[every] * 2 < (end - first) / LONGEST[every].nominal  # the last days may hold no rows
     delay = _delay(survey, time, span, every, label)
     length = end - first - delay.nominal
-    rows = int(span.rows * (length / (end - first)))
+    rows = max(1, int(span.rows * (length / (end - first))))
     evaluate, train_every = _training(every, length, rows, is_sparse=is_sparse)
     train_start = _first_serving(train_every, first, end, zone)
-    learned = (
-        2 * evaluate.nominal if train_start is None else train_start - first - delay.nominal
-    )  # by the first model, at least
+    # Length of what the first model learns from, at least
+    learned = 2 * evaluate.nominal if train_start is None else train_start - first - delay.nominal
     calendar = _calendar_parts(survey, time, span)
     windows = Windows(
         time=time,
