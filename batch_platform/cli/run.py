@@ -1,5 +1,6 @@
 """The `run` command: announce the plan, carry it out in runs that Dagster records, report the outcome."""
 
+import getpass
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,8 +38,10 @@ from batch_platform.declaration.errors import (
     WrongUseError,
     counted,
 )
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
+from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
@@ -160,6 +163,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         state = wiring.pipeline().state(recheck=wanted.recheck)
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
+        state = _with_label_as_declared(wiring, state, wanted, named=named)
         if not (named and len(wanted.partitions) == 1):
             wanted = _without_dropped(wiring, wanted, state)
         plan = wanted.plan(wiring.spec, state)
@@ -183,6 +187,24 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         )
     summary.show(outcome, wiring.spec.partitions.calendar)
     return outcome
+
+
+def _with_label_as_declared(wiring: Wiring, state: State, wanted: Wanted, *, named: bool) -> State:
+    """Announce that predictions start anew, and retire the models of another type of label.
+
+    Raises:
+        WrongUseError: Only some partitions are asked for, or a version is named.
+    """
+    pipeline = wiring.pipeline()
+    if (found := new_label(pipeline, state)) is None:
+        return state
+    if named or wanted.model:
+        msg = f"{found.reason}. Its predictions have to start anew, not only those of some partitions or of a named version."
+        raise WrongUseError(msg, hint=f"batch-platform run {wiring.spec.name}")
+    terminal.say(str(found))
+    stamp = Stamp(f"run-{uuid4().hex[:12]}", wanted.now, clock=lambda: datetime.now(UTC))
+    retire(pipeline, state, found, getpass.getuser(), stamp)
+    return pipeline.state(recheck=wanted.recheck)
 
 
 def _without_dropped(wiring: Wiring, wanted: Wanted, state: State) -> Wanted:

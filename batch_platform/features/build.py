@@ -355,6 +355,18 @@ class FeatureSession:
         require_unique(spec, partition, frame, what="labels")
         return frame
 
+    def label_type(self, partition: Partition) -> str | None:
+        """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row.
+
+        Raises:
+            SourceError: The SQL fails.
+        """
+        spec, query = self._builder.spec, self._builder.labels_query
+        if query is None or spec.labels is None:
+            return None
+        rows = query.run(self._moved(partition), partition, [*spec.features.key, spec.labels.column])
+        return str(rows.select(quoted(spec.labels.column)).types[0])
+
     def rows_outside(self, partition: Partition) -> list[str]:
         """The rows in the files of a partition that are dated outside of them, counted in a sentence per source."""
         found = list[str]()

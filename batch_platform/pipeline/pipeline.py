@@ -56,7 +56,7 @@ from batch_platform.pipeline.plan import (
     require_takeable,
     with_snapshots_over,
 )
-from batch_platform.pipeline.pooled import pool
+from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.state import State, checked, with_files_as_seen
 from batch_platform.pipeline.status import status_rows
@@ -76,7 +76,7 @@ from batch_platform.scoring.estimate_tables import read_estimates, record_realis
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.dropping import drop_scores, read_dropped
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
 from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
@@ -232,10 +232,10 @@ class Pipeline:
             yield con
             self._settle(con, seen, now)
 
-    def decide(self, decision: Promotion, seen: State) -> None:
-        """Record a decision on a registered version, made on a state that was `seen`, and publish it."""
+    def decide(self, decision: Promotion, seen: State, *others: Promotion) -> None:
+        """Record decisions on registered versions, made on a state that was `seen`, and publish them."""
         with self._deciding(seen, decision.decided_at) as con:
-            record_decisions(con, [decision])
+            record_decisions(con, [decision, *others])
         publish(self.home)
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
@@ -399,6 +399,9 @@ class Pipeline:
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             self._settle(con, state, stamp.now(), [run.partition_key for run in runs])
 
+        def clear(con: duckdb.DuckDBPyConnection) -> None:
+            self._clear(con, state.scored_by_retired)
+
         with (
             staging_folder(self.home, stamp.run_id) as folder,
             make_engine(self.spec, folder, stamp, watch=watch, bundles=self._bundles) as engine,
@@ -424,13 +427,30 @@ class Pipeline:
                 if item.partition.key in again
             ]
             run = ScoringRun(
-                self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force, settle
+                self.history,
+                self.warehouse,
+                engine,
+                self.bundle_folder,
+                code_version,
+                stamp,
+                force,
+                settle,
+                clear if state.scored_by_retired else None,
             )
             for outcome in run.committed(asked):
                 if isinstance(outcome, Unscored):
                     apart.add(outcome.partition.key, outcome.error, outcome.refused)
                 else:
                     yield self._judged(outcome, past, versions)
+
+    def _clear(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str]) -> None:
+        """Delete what retired versions scored of some partitions: their predictions are of another type than the next ones."""
+        name = self.spec.name
+        retired = read_registry(con, name).retired
+        runs = read_latest(con, ScoreRun, name, partition_keys)
+        if outdated := [key for key, run in runs.items() if run.model_version in retired]:
+            drop_scores(con, name, outdated)
+            forget_periods(con, self.spec, outdated)
 
     def _due(self, state: State, partition: Partition, version: Version | None, stamp: Stamp) -> Due:
         """A partition to score with a version, by default its champion.

@@ -51,6 +51,11 @@ class State:
         return {self.files[path].partition_key: path.parents[1].name for path in sorted(self.lost_files)}
 
     @property
+    def scored_by_retired(self) -> list[str]:
+        """The partitions with predictions of another type of label, which the next commit deletes."""
+        return [key for key, run in self.scores.items() if run.model_version in self.registry.retired]
+
+    @property
     def standing_failures(self) -> list[Failure]:
         """The failures that another attempt may meet again, because nothing was declared differently since."""
         return [failure for failure in self.failures.values() if failure.declared == self.declared]

@@ -156,13 +156,14 @@ class Warehouse:
                 forget_failures(con, pipeline, step, mended)
                 replace_failures(con, pipeline, step, failures, refused)
 
-    def commit_scores(
+    def commit_scores(  # noqa: PLR0913 - what a commit needs
         self,
         pipeline: str,
         staged: Sequence[StagedScores],
         *,
         may_empty: bool,
         clock: Callable[[], datetime],
+        clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
         in_transaction: InTransaction | None = None,
     ) -> list[ScoreRun]:
         """Replace partitions of predictions and rejected rows together with their ledger rows, in one transaction.
@@ -172,6 +173,7 @@ class Warehouse:
             staged: One for each partition.
             may_empty: Whether a partition that had rows may become empty.
             clock: Read once, after the rows are inserted, for `committed_at`.
+            clear: Called first, to delete what cannot stay beside the new rows.
             in_transaction: Called with the ledger rows of the partitions that are replaced, before the commit.
 
         Returns:
@@ -183,6 +185,8 @@ class Warehouse:
             IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
         """
         with self.transaction() as con:
+            if clear is not None:
+                clear(con)
             standing = read_latest(con, ScoreRun, pipeline, [scores.run.partition_key for scores in staged])
             settled = {scores.run.partition_key for scores in staged if _is_settled(scores, standing)}
             new = [scores for scores in staged if scores.run.partition_key not in settled]

@@ -78,7 +78,7 @@ class EvaluationRun:
     label_sources: str = "{}"  # what the label sources held of it, by source, as JSON: versions, or rows and a hash
 
 
-Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
+Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "retired", "removed"]
 
 
 @dataclass(frozen=True)
