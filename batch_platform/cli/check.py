@@ -11,7 +11,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, listed, merged
+from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, listed, merged
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service, matures
 from batch_platform.declaration.yaml_file import with_place
@@ -68,7 +68,7 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
-        for remark in _remarks(project.pipelines[name].pipeline(), now) if name in project.pipelines else ():
+        for remark in () if of_pipeline else _remarks(project.pipelines[name].pipeline(), now):
             terminal.say(f"  {remark}")
         for remark in travels[name].remarks if name in travels else ():
             terminal.say(f"  {remark}")
@@ -83,8 +83,8 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
 def _remarks(pipeline: Pipeline, now: datetime) -> Iterator[str]:
     """Say what no run fails of, and what predictions or their evaluation wait for."""
     spec = pipeline.spec
-    if (wait := _only_warm_up(spec, now)) is not None:
-        yield wait
+    if (never := _never_served(spec)) is not None:
+        yield never
     mature = [partition for partition in spec.partitions.calendar.due(now) if matures(spec, partition) <= now]
     with suppress(BatchPlatformError):  # labels that cannot be read are a problem, and told as one
         if awaiting := [partition for partition in mature if pipeline.builder.awaited_label_sources(partition)]:
@@ -92,16 +92,23 @@ def _remarks(pipeline: Pipeline, now: datetime) -> Iterator[str]:
             yield f"evaluation waits: source {names} has no file of labels yet for {terminal.spans(ranges(awaiting))}"
 
 
-def _only_warm_up(spec: PipelineSpec, now: datetime) -> str | None:
-    """Say when the first model will serve, if no partition that is due can have one."""
-    due, first = spec.partitions.calendar.due(now), first_service(spec)
-    if first is None:
-        return (
-            "no model will ever serve: model.train.window or the partitions are shorter than twice model.train.evaluate"
-        )
-    if due and due[-1].start >= first.start:
+def _never_served(spec: PipelineSpec) -> str | None:
+    """Say which partitions no model will ever serve, and why; None if each of them can have one."""
+    calendar, first = spec.partitions.calendar, first_service(spec)
+    end = calendar.last_end if first is None else first.start
+    never = [] if end is None else calendar.within(calendar.first_start, end)
+    if not never:
         return None
-    return f"{len(due):,} partitions are due, all of them warm-up: the first model serves from {first.key}"
+    span = never[0].key if len(never) == 1 else f"{never[0].key} to {never[-1].key}"
+    if first is not None:
+        reason = f"warm-up, the first model serves from {first.key}"
+    else:
+        every, delay = spec.model.train.every, "" if spec.labels is None else " plus labels.delay"
+        begins = "no partition" if every is None else f"no serving period (model.train.every: {every})"
+        reason = (
+            f"{begins} begins before {calendar.end_key} with twice model.train.evaluate{delay} of partitions before it"
+        )
+    return f"no model will ever serve {counted(len(never), 'partition')} ({span}): {reason}"
 
 
 def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:

@@ -369,6 +369,9 @@ def _announce(wiring: Wiring, wanted: Wanted, plan: Plan, seconds: float | None)
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
     for step in STEPS:
         _say_ranges(*TASKS[step], plan.of(step))
+        for item in plan.of(step):
+            if item.again:
+                terminal.say(f"    {item.partition.key} again: {item.reason}")
     warm_up = [item for item in plan.blocked if item.warm_up]
     _say_ranges("no model serves", "partition", [item for item in plan.blocked if not item.warm_up])
     if warm_up:

@@ -202,6 +202,8 @@ def _show_models(status: PipelineStatus) -> None:
         terminal.say(f"  {version}: {reason}; batch-platform models {status.pipeline} promote {version}")
     if (change := status.declaration_change) is not None:
         terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
+    for period, reason in status.outdated.items():
+        terminal.say(f"  model {period}: {reason}")
     for challenger in status.challengers:
         terminal.say(f"  challenger {challenger.name}: {_challenger_line(challenger)}")
 

@@ -39,9 +39,10 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import features_due, make_plan, with_snapshots_over
+from batch_platform.pipeline.plan import make_plan, with_snapshots_over
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.replay import replay
+from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.train import Trained
 from batch_platform.pipeline.wanted import Wanted, error_of, failures_of
 from batch_platform.scoring.orders import Watch

@@ -6,6 +6,8 @@ nearest match. What a pipeline reads (partitions, sources, features and labels) 
 
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
@@ -155,7 +157,7 @@ class Train(Block):
     )
     start: LocalTime | None = Field(
         default=None,
-        description="First serving period. Left out: the first one with enough data before it.",
+        description="Start of the first serving period, which must be the start of an `every`. Left out: the first one with enough data before it.",
         examples=["2013-03-01"],
     )
     window: str = Field(
@@ -197,7 +199,7 @@ class Train(Block):
     )
     retrain: Literal["when_changed", "never"] = Field(
         default="when_changed",
-        description="Whether the newest serving period is trained again when the estimator, its parameters or the features change.",
+        description="when_changed: the newest serving period is trained again when the estimator, its parameters or the features change, and any period whose model learned from labels that were not known yet, or was refused on a window that changed since. never: only `batch-platform train` trains again.",
     )
 
     @model_validator(mode="after")
@@ -556,6 +558,21 @@ class PipelineSpec(Block):
             raise ValueError(msg)
         if train.every == "hour" and not shifts_by_whole_hours(self.partitions.calendar.zone, range(2000, 2050)):
             msg = f"model.train.every: clocks in {self.partitions.timezone} change by part of an hour; use 'day'"
+            raise ValueError(msg)
+        self._check_train_start()
+
+    def _check_train_start(self) -> None:
+        """Refuse a first serving period that does not begin where a period of its length does."""
+        train, calendar = self.model.train, self.partitions.calendar
+        if train.every is None or train.start is None:
+            return
+        periods = replace(calendar, every=train.every, start=datetime.fromisoformat(train.start), end=None)
+        instant = periods.start.replace(tzinfo=calendar.zone).astimezone(UTC)
+        if periods.first_start != instant:
+            before = periods.around(instant)
+            form = "%Y-%m-%dT%H:%M" if train.every == "hour" else "%Y-%m-%d"
+            use = " or ".join(f"{start.astimezone(calendar.zone):{form}}" for start in (before.start, before.end))
+            msg = f"model.train.start ({train.start}) is not the start of a serving period of one {train.every}; use {use}"
             raise ValueError(msg)
 
 

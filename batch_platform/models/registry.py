@@ -92,6 +92,18 @@ class Registry:
         return self._of_model_by_period[begun - 1] if begun else None
 
     @cached_property
+    def fruitless(self) -> dict[str, ModelTraining]:
+        """The last training of each serving period of which no version serves, where it failed or the gate refused its version."""
+        serving = {version.serving_period for version in self.approved()}
+        last = {training.serving_period: training for training in self.model_trainings}
+        refused = {version.version for version in self.of_model if self._was(version, "refused")}
+        return {
+            period: training
+            for period, training in last.items()
+            if period not in serving and (training.version is None or training.version in refused)
+        }
+
+    @cached_property
     def challengers(self) -> dict[str, str]:
         """The name of the challenger, by version that was trained for one."""
         return {training.version: training.challenger for training in self.challenger_trainings if training.version}

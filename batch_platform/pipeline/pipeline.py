@@ -48,17 +48,10 @@ from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
 from batch_platform.pipeline.former_codes import FormerCodes
 from batch_platform.pipeline.health import Past, partition_aspects
-from batch_platform.pipeline.plan import (
-    Plan,
-    awaited_labels,
-    features_due,
-    make_plan,
-    require_takeable,
-    with_snapshots_over,
-)
+from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, require_takeable, with_snapshots_over
 from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.set_apart import SetApart
-from batch_platform.pipeline.state import State, checked, with_files_as_seen
+from batch_platform.pipeline.state import State, checked, features_due, with_files_as_seen
 from batch_platform.pipeline.status import status_rows
 from batch_platform.pipeline.train import (
     Trained,
@@ -80,7 +73,14 @@ from batch_platform.warehouse.dropping import drop_scores, read_dropped
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
 from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
+from batch_platform.warehouse.ledger import (
+    EvaluationRun,
+    FeatureBuild,
+    ScoreRun,
+    read_features_of,
+    read_latest,
+    replace_statuses,
+)
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.tables_in_files import named_files
@@ -162,11 +162,13 @@ class Pipeline:
         name, former = self.spec.name, self._former_codes
         scores = former.in_runs(read_latest(con, ScoreRun, name, partition_keys))
         evaluations = read_latest(con, EvaluationRun, name, partition_keys)
+        registry = former.in_registry(read_registry(con, name))
         return State(
             features=former.in_runs(read_latest(con, FeatureBuild, name, partition_keys)),
             scores=scores,
             evaluations={key: run for key, run in evaluations.items() if self._knew_labels(run, scores.get(key))},
-            registry=former.in_registry(read_registry(con, name)),
+            registry=registry,
+            refused_on=read_features_of(con, registry.fruitless.values()),
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
             failures=read_failures(con, name),

@@ -23,9 +23,17 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Registry, Version
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item, Step
-from batch_platform.pipeline.trainings_due import changed, due_challengers, due_models, due_single_model, single_period
+from batch_platform.pipeline.trainings_due import (
+    changed,
+    due_challengers,
+    due_models,
+    due_single_model,
+    knows_too_much,
+    single_period,
+    why_again,
+)
 from batch_platform.warehouse.ledger import ScoreRun
 
 
@@ -40,6 +48,8 @@ class Plan:
     # What the evaluation of a scored partition waits for although its labels should be known.
     awaiting: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Why a model should be trained again although its declaration is the same, by serving period; also with `retrain: never`.
+    outdated: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def of(self, *steps: Step) -> list[Item]:
         """The due items of some steps, oldest first."""
@@ -66,9 +76,13 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     serve the oldest of `only` that has enough history before it; otherwise it is trained on all that is mature.
     """
     wanted, state = _wanted(spec, state, now, only)
-    models, challengers = list[Item](), list[Item]()
+    models, challengers, outdated = list[Item](), list[Item](), dict[str, str]()
     if version is None:
         models = due_models(spec, state, now, wanted, failed_models, everything=only is None, serve_all=serve_all)
+        again = {item.partition.key: item for item in models if item.again}
+        outdated = {key: it.reason for key, it in again.items() if changed(spec, state, it.partition) is None}
+        if spec.model.train.retrain == "never":
+            models = [item for item in models if not item.again]
         if train is not None:
             models = [item for item in models if item.partition.key != train.key]
             models = sorted([*models, Item("model", train, "asked for")], key=lambda item: item.partition.start)
@@ -99,17 +113,27 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
     performance, awaiting = _due_performance(spec, state, now, servable, {item.partition.key for item in predictions})
     stale = {item.partition.key: item.reason for item in again} | stale
-    remarks = state.gone | {key: _remark(spec, state, run, awaiting.get(key)) for key, run in state.scores.items()}
+    knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
+    remarks = state.gone | {
+        key: _remark(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
+        for key, run in state.scores.items()
+    }
     remarks = {key: remark for key, remark in remarks.items() if remark and key not in stale}
-    return Plan([*features, *models, *challengers, *predictions, *performance], blocked, stale, awaiting, remarks)
+    items = [*features, *models, *challengers, *predictions, *performance]
+    return Plan(items, blocked, stale, awaiting, remarks, outdated)
 
 
-def _remark(spec: PipelineSpec, state: State, run: ScoreRun, awaiting: str | None) -> str:
-    """What readers of a committed partition should know although scoring it now would change nothing."""
+def _remark(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | None, known: str | None) -> str:
+    """What readers of a committed partition should know although scoring it now would change nothing.
+
+    Its evaluation may be `awaiting` something, and `known` says what its model learned from too early; see `knows_too_much`.
+    """
     remarks = [state.gone[run.partition_key]] if run.partition_key in state.gone else []
     remarks += [] if awaiting is None else [f"its evaluation waits: {awaiting}"]
     if run.model_version in state.relabelled:
         remarks.append(f"its model {run.model_version} learned from labels that were corrected since")
+    if known is not None:
+        remarks.append(f"its model {run.model_version} {known}")
     budget = spec.features.rejected_budget
     if budget.is_exceeded(run.rows_rejected, run.rows_in):
         remarks.append(
@@ -117,22 +141,6 @@ def _remark(spec: PipelineSpec, state: State, run: ScoreRun, awaiting: str | Non
             "it was published before"
         )
     return "; ".join(remarks)
-
-
-def features_due(state: State, partition: Partition) -> str | None:
-    """Why the features of a partition are due; None if they are not."""
-    build = state.features.get(partition.key)
-    if build is None:
-        return "missing"
-    if partition.key in state.over:
-        return None
-    if build.code_version != state.features_code_version:
-        return "the SQL or its declaration changed"
-    if partition.key in state.gone:  # building it again would leave it empty
-        return None
-    if state.source_versions.get(partition.key, build.sources) != build.sources:
-        return "a source file changed"
-    return state.changed.get(partition.key)
 
 
 def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:
@@ -186,8 +194,6 @@ def training_asked_for(
     Raises:
         WrongUseError: The key is invalid, or the serving period has not begun.
     """
-    train = spec.model.train.model_copy(update={"retrain": "when_changed"})
-    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"train": train})})
     calendar, due = serving_calendar(spec), _wanted(spec, state, now, None)[0]
     if key is not None:
         period = (calendar or spec.partitions.calendar).named(key)
@@ -204,7 +210,7 @@ def training_asked_for(
         return (items[0].partition, items[0].reason) if items else (single_period(state, now), None)
     if period is None or force:
         return period, "asked for"
-    return period, "not trained" if state.registry.newest_of(period.key) is None else changed(spec, state, period)
+    return period, "not trained" if state.registry.newest_of(period.key) is None else why_again(spec, state, period)
 
 
 def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:

@@ -36,6 +36,8 @@ class State:
     changed: dict[str, str] = field(default_factory=dict[str, str])  # which source of many partitions has other rows
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
     fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
+    # Hashes of the features as the last training found them, by serving period in which it gave no model; see `Registry`.
+    refused_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
     # Of the newest attempt at a step of a partition.
@@ -59,6 +61,22 @@ class State:
     def standing_failures(self) -> list[Failure]:
         """The failures that another attempt may meet again, because nothing was declared differently since."""
         return [failure for failure in self.failures.values() if failure.declared == self.declared]
+
+
+def features_due(state: State, partition: Partition) -> str | None:
+    """Why the features of a partition are due; None if they are not."""
+    build = state.features.get(partition.key)
+    if build is None:
+        return "missing"
+    if partition.key in state.over:
+        return None
+    if build.code_version != state.features_code_version:
+        return "the SQL or its declaration changed"
+    if partition.key in state.gone:  # building it again would leave it empty
+        return None
+    if state.source_versions.get(partition.key, build.sources) != build.sources:
+        return "a source file changed"
+    return state.changed.get(partition.key)
 
 
 def checked(history: History, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:

@@ -76,6 +76,7 @@ class PipelineStatus:
     champion_leaks: list[str]  # that are suspected
     waiting: dict[str, str]  # newer versions that wait for a decision, with the reason
     declaration_change: DeclarationChange | None
+    outdated: dict[str, str]  # why models that are declared as before are to be trained again, by serving period
     challengers: list[ChallengerStatus]
     last_commit: datetime | None
     last_run: str | None
@@ -133,6 +134,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         champion_leaks=list(map(str, state.registry.suspected_leaks(champion.version))) if champion else [],
         waiting=state.registry.waiting(champion),
         declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion),
+        outdated=_outdated(spec, plan),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
@@ -182,6 +184,15 @@ def _declaration_change(spec: PipelineSpec, state: State, plan: Plan, champion: 
     else:
         note = f"batch-platform train {spec.name} --force trains with them"
     return DeclarationChange(champion.version, differs, note)
+
+
+def _outdated(spec: PipelineSpec, plan: Plan) -> dict[str, str]:
+    """Why models are to be trained again although their declaration is the same, and what comes of it, by serving period."""
+    due = {item.partition.key for item in plan.of("model")}
+    return {
+        key: f"{reason}: {'a training is due' if key in due else f'batch-platform train {spec.name} --period {key}'}"
+        for key, reason in plan.outdated.items()
+    }
 
 
 def _challenger_status(registry: Registry, challenger: Challenger, now: datetime) -> ChallengerStatus:

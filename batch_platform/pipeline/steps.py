@@ -20,6 +20,7 @@ class Item:
     partition: Partition
     reason: str
     awaits_model: bool = False  # the model that is to score it is not trained yet
+    again: bool = False  # the serving period has a model, which is out of date
     warm_up: bool = False  # it lies before the first model that has enough to learn from
 
 

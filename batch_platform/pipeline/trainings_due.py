@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import LONGEST, Partition
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import (
@@ -22,7 +22,7 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import ModelTraining, Registry, Version
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item
 
 
@@ -109,24 +109,32 @@ def due_models(  # noqa: PLR0913 - the plan's questions
     everything: bool,
     serve_all: bool,
 ) -> list[Item]:
-    """The serving periods whose model is not trained, and the newest one if another model is declared.
+    """The serving periods whose model is not trained or is out of date, and the newest one if another model is declared.
 
     Of those in which some of the `wanted` partitions lie; with `everything`, of all that have begun. See `make_plan`.
     """
     if serving_calendar(spec) is None:
         return due_single_model(spec, state, now, wanted, failed, serve_all=serve_all)
-    trained = {version.serving_period for version in state.registry.of_model}
+    trained = {version.serving_period: version for version in state.registry.of_model}  # the newest one of each
     periods = serving_periods(spec, now)
-    newest = periods[-1:]
+    newest = periods[-1].key if periods else None
+    asked = {newest} | state.refused_on.keys()
+    asked |= {key for key, version in trained.items() if knows_too_much(spec, version) is not None}
+    asked &= trained.keys() - failed
     if not everything:
         begins = [period.start for period in periods]
         served = {bisect_right(begins, partition.start) for partition in wanted}
         serve = {periods[at - 1].key for at in served if at}
         periods = [period for period in periods if period.key in serve]
-    due = [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
-    again = [period for period in newest if period in periods and period.key in trained - failed]
-    again = [period for period in again if everything or _all_from(spec, state, now, wanted, period)]
-    return due + _to_train_again(spec, state, again)
+    due = [Item("model", period, "not trained") for period in periods if period.key not in trained.keys() | failed]
+    again = [
+        Item("model", period, reason, again=True)
+        for period in periods
+        if period.key in asked
+        and (reason := (why_again if period.key == newest else outdated)(spec, state, period)) is not None
+        and (everything or _all_from(spec, state, now, wanted, period))
+    ]
+    return sorted([*due, *again], key=lambda item: item.partition.start)
 
 
 def _all_from(spec: PipelineSpec, state: State, now: datetime, wanted: Iterable[Partition], period: Partition) -> bool:
@@ -136,11 +144,48 @@ def _all_from(spec: PipelineSpec, state: State, now: datetime, wanted: Iterable[
     return bool(served) and all(partition.key in keys for partition in served)
 
 
-def _to_train_again(spec: PipelineSpec, state: State, periods: Iterable[Partition]) -> list[Item]:
-    """The serving periods whose model was trained with another declaration."""
-    if spec.model.train.retrain == "never":
-        return []
-    return [Item("model", period, reason) for period in periods if (reason := changed(spec, state, period))]
+def why_again(spec: PipelineSpec, state: State, period: Partition) -> str | None:
+    """Why the model of a serving period is to be trained again; None if it is not."""
+    return changed(spec, state, period) or outdated(spec, state, period)
+
+
+def knows_too_much(spec: PipelineSpec, version: Version) -> str | None:
+    """What a version learned from that was not known when its serving period began, as the delay of labels is declared now."""
+    if spec.labels is None or spec.partitions.snapshot or not version.rows_trained:  # an imported model learns nothing
+        return None
+    known = spec.labels.maturity.after(version.trained_until, spec.partitions.calendar.zone)
+    if known <= version.serving_start:
+        return None
+    return (
+        f"learned from labels that were not known by {version.serving_period} with labels.delay {spec.labels.maturity}"
+    )
+
+
+def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
+    """Why a model that is declared as before is to be trained again; None if it is not, or if too little is left to learn from.
+
+    Either it knows too much, or no version of the period serves and its training window changed since the last training, which
+    was refused or failed.
+    """
+    newest, trainings = state.registry.newest_of(period.key), trainings_of(spec, state.registry, period.key)
+    failed = bool(trainings) and trainings[-1].version is None
+    window = training_window(spec, period.start, state.dropped)
+    if newest is None or not can_train(spec, window):
+        return None
+    if (known := knows_too_much(spec, newest)) is not None:
+        standing = {(failure.step, failure.partition_key) for failure in state.standing_failures}
+        return None if failed and ("model", period.key) in standing else f"{newest.version} {known}"
+    then = state.refused_on.get(period.key)
+    if not then or spec.partitions.snapshot or trainings[-1].declared != declared_now(spec, state):
+        return None
+    builds = [(partition, state.features[partition.key]) for partition in window if partition.key in state.features]
+    other = [
+        partition
+        for partition, build in builds
+        if then.get(partition.key, build.sha256) != build.sha256 or features_due(state, partition) is not None
+    ]
+    since = "its training failed" if failed else f"{newest.version} was refused"
+    return f"{counted(len(other), 'partition')} of its training window changed since {since}" if other else None
 
 
 def due_single_model(  # noqa: PLR0913 - the plan's questions
@@ -170,7 +215,8 @@ def due_single_model(  # noqa: PLR0913 - the plan's questions
         if spec.partitions.snapshot and wanted and wanted[-1].start >= period.start:
             period = Partition(key=wanted[-1].key, start=wanted[-1].start, end=wanted[-1].start)
         complete = period.key not in failed and _all_from(spec, state, now, wanted, period)
-        return _to_train_again(spec, state, [period] if complete else [])
+        reason = why_again(spec, state, period) if complete else None
+        return [] if reason is None else [Item("model", period, reason, again=True)]
     if state.registry.of_model and not old:
         return []
     first = _first_served(spec, now, wanted, failed, serve_all=serve_all)

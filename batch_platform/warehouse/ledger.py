@@ -360,6 +360,23 @@ def read_latest(
     return {row.partition_key: row for row in rows}
 
 
+def read_features_of(con: duckdb.DuckDBPyConnection, trainings: Collection[ModelTraining]) -> dict[str, dict[str, str]]:
+    """The hashes of the features as some trainings of one pipeline found them: by serving period, then by partition key."""
+    if not trainings:
+        return {}
+    query = (
+        "SELECT training.seq, partition_key, arg_max(sha256, build.seq) "
+        f"FROM {LEDGERS_SCHEMA}.{_LEDGERS[FeatureBuild]} AS build JOIN (SELECT unnest($seqs) AS seq) AS training "
+        "ON build.seq < training.seq WHERE pipeline = $pipeline GROUP BY ALL"
+    )
+    periods = {training.seq: training.serving_period for training in trainings}
+    (pipeline,) = {training.pipeline for training in trainings}
+    hashes: dict[str, dict[str, str]] = {}
+    for seq, key, sha256 in con.execute(query, {"seqs": [*periods], "pipeline": pipeline}).fetchall():
+        hashes.setdefault(periods[seq], {})[key] = sha256
+    return hashes
+
+
 def replace_statuses(
     con: duckdb.DuckDBPyConnection,
     pipeline: str,

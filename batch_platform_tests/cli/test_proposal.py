@@ -133,7 +133,7 @@ def test_a_table_with_odd_names_nulls_and_texts_is_scored_after_two_commands(cli
     assert (rows, keys, all_scored) == (there, there, True)
     assert days == ((START.date() + timedelta(days=DAYS)) - date.fromisoformat(since)).days
     assert published(folder, "SELECT count(*) FROM churn.rejected_rows") == [(0,)]
-    assert cli(folder, "check").out == "churn: ok\n"
+    assert cli(folder, "check").out.splitlines()[0] == "churn: ok"
 
 
 def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_path):

@@ -568,6 +568,22 @@ def test_lengths_with_which_no_model_could_be_trained_are_refused(train, every, 
     assert message in refusal(declared)
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"every": "month", "start": "2024-01-11"}, "one month; use 2024-01-01 or 2024-02-01"),
+        ({"every": "month", "start": "2024-01-01T06:00"}, "one month; use 2024-01-01 or 2024-02-01"),
+        ({"every": "day", "start": "2024-01-11T06:00"}, "one day; use 2024-01-11 or 2024-01-12"),
+        ({"every": "hour", "start": "2024-01-11T06:30"}, "one hour; use 2024-01-11T06:00 or 2024-01-11T07:00"),
+    ],
+)
+def test_a_first_serving_period_that_begins_within_a_period_is_refused_with_both_neighbours(train, message):
+    said = refusal(small_declaration(model={"train": train}))
+    assert f"model.train.start ({train['start']}) is not the start of a serving period of {message}" in said
+    starts = [start.rstrip(".") for start in said.rpartition("; use ")[2].split(" or ")]
+    assert [small_spec(model={"train": train | {"start": start}}).model.train.start for start in starts] == starts
+
+
 CRON = ["0 5 * * *", "*/15 * * * *", "5,10-20/3 0-6 1 * *", "0 0 * jan,JUN-aug mon-fri", "0 0 29 2 *", "0 0 * * 7"]
 NO_CRON = [
     "",

@@ -15,7 +15,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features import fingerprints
 from batch_platform.features.sources.opening import Sources
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import features_due, make_plan
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.status import status_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
@@ -159,6 +160,49 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
     assert pipeline.state().scores["2024-02-12"].rows_in == 20
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
     assert {condition for condition, _ in list(conditions(pipeline).values())[12:]} == {"scored"}
+
+
+def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lacked_are_there(tmp_path):
+    weekly = WEEKLY | {"model": {"train": {"every": "week", "window": "all", "evaluate": "2 days"}}}
+    pipeline = small_pipeline(tmp_path, events=complete(date(2024, 2, 5)), **weekly)
+    carry_out(pipeline, NOW)
+    *_, refused = pipeline.state().registry.of_model
+    assert (refused.serving_period, refused.rows_evaluated) == ("2024-02-11", 0)
+    assert {item.step for item in carry_out(pipeline, NOW).items} == set()
+    write(pipeline, complete())
+    plan = carry_out(pipeline, NOW)
+    assert [(item.partition.key, item.reason) for item in plan.of("model")] == [
+        ("2024-02-11", f"5 partitions of its training window changed since {refused.version} was refused")
+    ]
+    state = pipeline.state()
+    assert (state.registry.of_model[-1].rows_trained, state.scores["2024-02-11"].model_version) == (
+        complete(date(2024, 2, 10))["returned"].count(),
+        state.registry.of_model[-1].version,
+    )
+    assert make_plan(pipeline.spec, state, NOW).items == []
+    corrected = complete().with_columns(
+        items=pl.when(pl.Series(local_day(complete()) == "2024-02-10")).then(pl.lit(9, pl.Int32)).otherwise("items")
+    )
+    write(pipeline, corrected)
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).of("model") == [], "a model that serves stays as it is"
+
+
+def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_window(tmp_path):
+    model = {"train": {"every": None, "start": None}, "promote": {"metric": "roc_auc", "at_least": 1}}
+    pipeline = small_pipeline(tmp_path, events=orders(), **WEEKLY | {"model": model})
+    period = pipeline.spec.partitions.calendar.named("2024-02-14")
+
+    def due_models() -> list[str]:
+        return [item.partition.key for item in make_plan(pipeline.spec, pipeline.state(), NOW).of("model")]
+
+    build(pipeline)
+    pipeline.train(period, Stamp("run", NOW))
+    assert due_models() == []
+    write(pipeline, complete())
+    assert due_models() == [period.key]
+    build(pipeline)
+    pipeline.train(period, Stamp("again", NOW))
+    assert due_models() == []
 
 
 def test_the_schedule_has_the_partitions_with_late_rows_scored_again(template, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
+from batch_platform.declaration.inputs import Labels
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import (
@@ -22,11 +23,12 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import Plan, features_due, make_plan, training_asked_for
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
+from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import STEPS, Item, requests
 from batch_platform.pipeline.trainings_due import changed, declared_now, differences
 from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
 
@@ -40,7 +42,7 @@ def carried_out(
     """The state after a plan, as the pipeline would record it; `failing`: no model can be trained again."""
     features, scores, evaluations = dict(state.features), dict(state.scores), dict(state.evaluations)
     versions, promotions = list(state.registry.versions), list(state.registry.promotions)
-    trainings = list(state.registry.model_trainings)
+    trainings, found = list(state.registry.model_trainings), dict(state.refused_on)
     seq = 1 + max([0, *(run.seq for run in scores.values()), *(version.seq for version in versions)])
     for item in plan.items:
         seq, key = seq + 1, item.partition.key
@@ -51,16 +53,19 @@ def carried_out(
                 "small", key, 1, f"{key} {seq}", 1, state.features_code_version, sources, NOW, "run"
             )
         elif item.step == "model":
-            for partition in training_window(spec, item.partition.start):
+            window = training_window(spec, item.partition.start)
+            for partition in window:
                 assert features_due(replace(state, features=features), partition) is None, (
                     "features come before the model"
                 )
             declared, failed = declared_now(spec, state), failing and registry.newest_of(key) is not None
+            found[key] = {partition.key: features[partition.key].sha256 for partition in window}
             outcome = (None, "it failed") if failed else (f"{key} {seq}", None)
             trainings.append(ModelTraining("small", key, declared, *outcome, NOW, "run", seq))
             if failed:
                 continue
-            versions.append(replace(trained(item.partition, f"{key} {seq}", seq), **as_declared(spec, state)))
+            version = replace(trained(item.partition, f"{key} {seq}", seq), trained_until=window[-1].end)
+            versions.append(replace(version, **as_declared(spec, state)))
             action = "refused" if key in refused else "approved"
             promotions.append(Promotion("small", f"{key} {seq}", action, "", "{}", "gate", NOW, "run", seq))
         elif item.step == "predictions":
@@ -72,12 +77,18 @@ def carried_out(
                 )
         elif key in scores:
             evaluations[key] = EvaluationRun("small", key, scores[key].seq, 1, 1, NOW, "run")
+    registry = Registry("small", versions, promotions, model_trainings=trainings)
     return replace(
         state,
         features=features,
         scores=scores,
         evaluations=evaluations,
-        registry=Registry("small", versions, promotions, model_trainings=trainings),
+        registry=registry,
+        refused_on={key: found[key] for key in registry.fruitless},
+        failures={
+            ("model", key): Failure("model", key, "it failed", None, state.declared, NOW, "run")
+            for key in {training.serving_period: training for training in trainings if training.version is None}
+        },
     )
 
 
@@ -94,6 +105,11 @@ def with_params(spec: PipelineSpec, **params) -> PipelineSpec:
     return spec.model_copy(update={"model": spec.model.model_copy(update={"params": params})})
 
 
+def with_delay(spec: PipelineSpec, days: int) -> PipelineSpec:
+    labels = spec.labels and Labels(**spec.labels.model_dump() | {"delay": f"{days} days"})
+    return spec.model_copy(update={"labels": labels})
+
+
 def trained(period: Partition, name: str, seq: int = 1) -> Version:
     return Version(
         pipeline="small",
@@ -105,8 +121,8 @@ def trained(period: Partition, name: str, seq: int = 1) -> Version:
         task="binary",
         estimator="",
         params="{}",
-        trained_from=period.start,
-        trained_until=period.start,
+        trained_from=period.start - timedelta(days=30),
+        trained_until=period.start - timedelta(days=2),
         rows_trained=1,
         rows_evaluated=1,
         metrics="{}",
@@ -161,6 +177,7 @@ HAPPENING = st.one_of(
     st.tuples(st.just("features change"), st.integers(0, 3)),
     st.tuples(st.just("scoring changes"), st.integers(0, 3)),
     st.tuples(st.just("parameters change"), st.integers(0, 3)),
+    st.tuples(st.just("labels are known after days"), st.integers(0, 9)),
     st.tuples(st.just("the champion is refused"), st.none()),
     st.tuples(st.just("the champion is withdrawn from a day on"), st.sampled_from(KEYS)),
 )
@@ -196,6 +213,7 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
     for what, detail in [("nothing", None), *happenings]:
         state = happened(state, what, detail)
         spec = with_params(spec, max_iter=detail) if what == "parameters change" else spec
+        spec = with_delay(spec, detail) if what == "labels are known after days" else spec
         now += timedelta(days=detail if what == "time passes" else 0)
         plan = make_plan(spec, state, now)
         kinds = [STEPS.index(item.step) for item in plan.items]

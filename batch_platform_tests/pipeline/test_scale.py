@@ -74,7 +74,23 @@ def score(partition: Partition) -> ScoreRun:
 def version(day: datetime) -> Version:
     name, key = f"{day:%Y-%m-%d}-m", f"{day:%Y-%m-%d}"
     return Version(
-        "small", name, key, day, "m", "sklearn", "binary", "e", "{}", START, day, 1, 1, "{}", "code", day, "run"
+        "small",
+        name,
+        key,
+        day,
+        "m",
+        "sklearn",
+        "binary",
+        "e",
+        "{}",
+        START,
+        day - timedelta(days=1),
+        1,
+        1,
+        "{}",
+        "code",
+        day,
+        "run",
     )
 
 

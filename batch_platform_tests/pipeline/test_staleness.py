@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import duckdb
@@ -262,6 +262,35 @@ def test_corrected_labels_are_reported_for_the_model_and_change_no_prediction(de
     assert checked(deployment).metadata["models_with_corrected_labels"].value == first
     remark = f"its model {first} learned from labels that were corrected since"
     assert in_table(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
+
+
+def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_told_and_trained_again(deployment):
+    pipeline = deployment.pipeline
+    versions = {version.serving_period: version.version for version in pipeline.state().registry.versions}
+    known = {
+        key: f"{name} learned from labels that were not known by {key} with labels.delay 8 days"
+        for key, name in versions.items()
+    }
+    never = redeclared(deployment, labels={"delay": "8 days"})
+    plan = make_plan(never.pipeline.spec, never.pipeline.state(), NOW)
+    assert plan.of("model", "predictions") == []
+    assert status_of(never.pipeline.spec, never.pipeline.state(), plan, NOW).outdated == {
+        key: f"{reason}: batch-platform train small --period {key}" for key, reason in known.items()
+    }
+    assert set(conditions(never).values()) == {("scored", f"its model {reason}") for reason in known.values()}
+    train = OVERRIDES["model"]["train"] | {"retrain": "when_changed"}
+    again = redeclared(deployment, labels={"delay": "8 days"}, model={"train": train})
+    assert requested(again, "training", NOW) == [(("model",), "2024-02-04", "2024-02-11")]
+    plan = carry_out(again.pipeline, NOW, "again")
+    assert {item.partition.key: item.reason for item in plan.of("model")} == known
+    assert [item.partition.key for item in plan.of("predictions")] == ALL
+    state = again.pipeline.state()
+    for version in state.registry.versions[2:]:
+        assert version.trained_until + timedelta(days=8) <= version.serving_start
+    assert {run.model_version for run in state.scores.values()} == {it.version for it in state.registry.versions[2:]}
+    assert make_plan(again.pipeline.spec, state, NOW).items == []
+    shorter = redeclared(deployment, labels={"delay": "0 days"}, model={"train": train}).pipeline
+    assert make_plan(shorter.spec, state, NOW).of("model") == [], "what they learned was known"
 
 
 def test_a_label_file_that_holds_the_same_labels_as_before_is_not_called_corrected(deployment):
