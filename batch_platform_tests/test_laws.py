@@ -9,27 +9,36 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from zoneinfo import ZoneInfo, available_timezones
 
 import duckdb
 import polars as pl
 import pytest
+from hypothesis import assume, given, reject, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from batch_platform.declaration.calendar import Duration, Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
-from batch_platform.declaration.spec import DUCKDB, PARQUET, Predictions
+from batch_platform.declaration.spec import DUCKDB, PARQUET, PipelineSpec, Predictions
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import can_train, evaluation_start, training_window
 from batch_platform.models.bundle import open_bundle
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.profile_tables import read_profiles, window_profiles
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
+ZONES = sorted(available_timezones())
+WITHOUT_A_MIDNIGHT = ["Africa/Cairo", "America/Santiago", "America/Sao_Paulo", "Asia/Beirut", "Asia/Tehran"]  # yearly
 MARKS = ("run_id", "scored_at", "model_version")  # columns that say which run scored a row, not what it predicts
 
 
@@ -418,3 +427,55 @@ def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_
     assert amount.low is not None
     assert amount.low > 1000
     assert amount.histogram[-1] == amount.values, "all of them above what training saw"
+
+
+@st.composite
+def windows_near_a_change(draw) -> tuple[PipelineSpec, list[Partition], int]:
+    """Partitions around a day on which clocks change, if they do, with windows of whole partitions, and the length of one."""
+    zone = draw(st.sampled_from(WITHOUT_A_MIDNIGHT) | st.sampled_from(ZONES))
+    every = draw(st.sampled_from(["hour", "day", "week"]))
+    day = draw(st.dates(date(1975, 1, 1), date(2036, 1, 1)))
+    noons = [datetime.combine(day + timedelta(days=n), time(12), ZoneInfo(zone)) for n in range(400)]
+    change = next((late.date() for early, late in pairwise(noons) if early.utcoffset() != late.utcoffset()), day)
+    first = change - timedelta(days=draw(st.integers(60, 100) if every == "week" else st.integers(15, 25)))
+    evaluate, delay = draw(st.integers(1, 4)), draw(st.integers(0, 2))
+    days, unit = (7 if every == "week" else 1), "hours" if every == "hour" else "days"
+    by_the_hour = every == "day" and draw(st.booleans())
+    declared = {
+        "partitions": {"every": every, "start": str(first), "end": None, "timezone": zone},
+        "labels": {"delay": f"{delay * days} {unit}"},
+        "model": {
+            "train": {
+                "every": "day",
+                "window": f"{(3 * evaluate + delay) * days} {unit}",
+                "evaluate": f"{evaluate * 24} hours" if by_the_hour else f"{evaluate * days} {unit}",
+            }
+        },
+    }
+    try:
+        spec = small_spec(**declared)
+    except ValidationError:
+        reject()  # hours in a zone whose clocks shift by part of an hour
+    calendar = spec.partitions.calendar
+    partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=130 if days > 1 else 35))
+    if every != "hour":  # some islands left out a day
+        starts = [date.fromisoformat(partition.key) for partition in partitions]
+        assume(all(late - early == timedelta(days=days) for early, late in pairwise(starts)))
+    return spec, partitions, evaluate
+
+
+@settings(max_examples=100, deadline=None)
+@given(windows_near_a_change())
+def test_law_22_windows_are_whole_partitions_in_every_zone(drawn):
+    spec, partitions, evaluate = drawn
+    delay = spec.labels.maturity.days or spec.labels.maturity.hours
+    delay //= 7 if spec.partitions.every == "week" else 1
+    starts = [partition.start for partition in partitions]
+    for at in range(3 * evaluate + delay, len(partitions)):
+        window = training_window(spec, starts[at])
+        assert window == partitions[at - 3 * evaluate - delay : at - delay], "as many as the window holds"
+        assert evaluation_start(spec, window) == window[-evaluate].start, "as many as are declared"
+        assert can_train(spec, window[-2 * evaluate :]), "as much to learn from as to evaluate on"
+        assert not can_train(spec, window[1 - 2 * evaluate :])
+        a_week_before = Duration(days=7).before(starts[at], spec.partitions.calendar.zone)
+        assert a_week_before < starts[0] or a_week_before in starts
