@@ -170,7 +170,8 @@ def test_law_4_the_compiled_or_the_native_path_changes_no_prediction(pipeline):
 
 
 def test_law_5_the_champion_as_of_its_start_scores_a_partition_whenever_it_runs(tmp_path):
-    weekly = {"model": {"train": {"every": "week", "evaluate": "2 days"}}, "partitions": {"start": "2024-02-01"}}
+    train = {"every": "week", "start": "2024-02-04", "evaluate": "2 days"}
+    weekly = {"model": {"train": train}, "partitions": {"start": "2024-02-01"}}
     pipeline = small_pipeline(tmp_path, **weekly)
     carry_out(pipeline, datetime(2024, 2, 25, 5, tzinfo=UTC))
     carry_out(pipeline, NOW)

@@ -29,6 +29,11 @@ from batch_platform_tests.small_pipeline import (
 
 FIRST_KEY = "2024-01-01"
 NOON = datetime(2024, 1, 1, 12, tzinfo=BERLIN)
+REPEATED_HOURS = {
+    "America/New_York": "2024-11-03 01:00",
+    "Europe/London": "2024-10-27 01:00",
+    "America/Sao_Paulo": "2018-02-17 23:00",
+}
 DUMMY_LABELS = "SELECT id, returned FROM events"
 
 
@@ -278,21 +283,14 @@ def test_a_time_without_a_zone_and_a_date_are_local(project, time, inside, outsi
 
 
 @pytest.mark.parametrize("read_as", ["parquet", "csv", "function"])
-@pytest.mark.parametrize(
-    ("zone", "hour"),
-    [
-        ("America/New_York", "2024-11-03 01:00"),
-        ("Europe/London", "2024-10-27 01:00"),
-        ("America/Sao_Paulo", "2018-02-17 23:00"),
-    ],
-)
+@pytest.mark.parametrize("zone", REPEATED_HOURS)
 def test_a_time_without_a_zone_in_an_hour_that_clocks_repeat_is_the_second_of_the_two(
-    project, function, tmp_path, read_as, zone, hour
+    project, function, tmp_path, read_as, zone
 ):
-    repeated = datetime.fromisoformat(hour)
+    repeated = datetime.fromisoformat(REPEATED_HOURS[zone])
     times = [repeated + timedelta(minutes=minutes) for minutes in range(-60, 120, 20)]
     events = orders(*({"ts": None} for _ in times)).with_columns(ts=pl.Series(times, dtype=pl.Datetime("us")))
-    declared = {"partitions": {"every": "hour", "start": hour[:10], "end": None, "timezone": zone}}
+    declared = {"partitions": {"every": "hour", "start": str(repeated.date()), "end": None, "timezone": zone}}
     if read_as == "csv":
         declared["sources"] = {"events": {"parquet": None, "csv": "events.csv"}}
     if read_as == "function":
