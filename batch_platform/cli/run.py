@@ -39,6 +39,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
@@ -152,12 +153,13 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
 
     Raises:
         RunFailedError: A run failed as a whole; what was committed before stays.
-        WrongUseError: The requested version does not exist.
+        WrongUseError: The requested version does not exist, or predictions hold partitions that are no longer declared.
     """
     with open_instance(project) as instance:
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=wanted.recheck)
+        require_no_former_partitions(wiring.spec, state.scores.values())
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         if not (named and len(wanted.partitions) == 1):

@@ -18,6 +18,7 @@ from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_columns import FormerColumn
+from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import Measured, health_of
 from batch_platform.pipeline.plan import Plan, open_partitions
 from batch_platform.pipeline.state import State
@@ -87,6 +88,7 @@ class PipelineStatus:
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of
     failures: list[Failure]  # newest attempts that failed at what is still due, models and evaluations included
     former_columns: list[FormerColumn]  # that predictions hold and that are no longer declared
+    former_partitions: list[str]  # likewise
     partitions: list[PartitionStatus]
     health: Health
 
@@ -146,6 +148,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         only_in_ledger=sorted(committed - in_dagster),
         failures=failures,
         former_columns=list(former),
+        former_partitions=[partition.key for partition in former_partitions(spec, state.scores.values())],
         partitions=partitions,
         health=health_of(spec, state, now, measured or Measured(), failures),
     )
