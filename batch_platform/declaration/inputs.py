@@ -51,7 +51,8 @@ class Partitions(Block):
 
     every: Every = Field(description="Length of one partition.", examples=["day"])
     start: LocalTime = Field(
-        description="Start of the first partition, as local date or time in `timezone`.", examples=["2013-01-01"]
+        description="Start of the first partition, as local date or time in `timezone`. Weeks begin on its weekday.",
+        examples=["2013-01-01"],
     )
     end: LocalTime | None = Field(
         default=None,

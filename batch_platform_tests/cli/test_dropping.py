@@ -91,7 +91,9 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
 def test_other_partitions_are_scored_only_once_the_former_ones_are_dropped(cli, project):
     yaml = project / "shop" / "defs" / "small" / "defs.yaml"
     days, counted = yaml.read_text(), "SELECT count(*), count(DISTINCT id) FROM small.predictions"
-    weeks = days.replace("every: day", "every: week", 1).replace("2024-03-01", "2024-02-26").replace("7 days", "14 days")
+    weeks = (
+        days.replace("every: day", "every: week", 1).replace("2024-03-01", "2024-02-26").replace("7 days", "14 days")
+    )
     yaml.write_text(weeks)
     for command in (("check",), ("run", "small"), ("run", "small", "--partition", "2024-02-12")):
         refused = cli(project, *command).error
