@@ -65,8 +65,10 @@ def command(  # noqa: PLR0913 - the options of the command
     if not former and only is None and (first is None or last is None):
         msg = f"{pipeline}: no partition is named."
         raise WrongUseError(msg, hint="name one with --partition, or a range with both --from and --to.")
-    scored = wiring.pipeline().published_ledgers().scores.values()
-    asked = former_partitions(wiring.spec, scored) if former else asked_for(wiring, now, first, last, only)
+    if former:
+        asked = former_partitions(wiring.spec, wiring.pipeline().published_ledgers().scores.values())
+    else:
+        asked = asked_for(wiring, now, first, last, only)
     keys = [partition.key for partition in asked]
     if not project.home.root.exists():
         msg = f"{pipeline}: {project.home.root} does not exist, so there is nothing to delete."

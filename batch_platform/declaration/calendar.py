@@ -143,6 +143,10 @@ class Calendar:
         self._by_key[key] = partition  # each look at the state asks for every recorded key
         return partition
 
+    def has_window(self, key: str) -> bool:
+        """Whether a key names a window, also one before the first or after the last partition."""
+        return key in self._by_key or self._parsed(key) is not None
+
     def holding(self, instant: datetime) -> Partition | None:
         """The partition whose window contains an instant; None before the first and after the last partition."""
         if instant < self.first_start:

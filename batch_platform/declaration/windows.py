@@ -57,7 +57,7 @@ def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
 
 
 def _whole(spec: PipelineSpec, length: Duration) -> Duration:
-    """The length of a window in whole days unless partitions are hours: 24 hours hold a day of 25 hours, too."""
+    """Count the length of a window in days unless partitions are hours: 24 hours are a day of 23 or 25 hours, too."""
     return length if spec.partitions.every == "hour" else Duration(days=length.nominal.days)
 
 

@@ -12,9 +12,8 @@ from batch_platform.warehouse.ledger import ScoreRun
 
 
 def former_partitions(spec: PipelineSpec, runs: Iterable[ScoreRun]) -> list[Partition]:
-    """Select the scored partitions that the calendar does not have, also before its start and after its end; oldest first."""
-    around = spec.partitions.calendar.around
-    former = [run for run in runs if around(run.partition_start).key != run.partition_key]
+    """Select the scored partitions whose key names no window of the calendar, however far it reached; oldest first."""
+    former = [run for run in runs if not spec.partitions.calendar.has_window(run.partition_key)]
     partitions = (Partition(run.partition_key, run.partition_start, run.partition_end) for run in former)
     return sorted(partitions, key=lambda partition: partition.start)
 
@@ -22,9 +21,9 @@ def former_partitions(spec: PipelineSpec, runs: Iterable[ScoreRun]) -> list[Part
 def require_no_former_partitions(spec: PipelineSpec, runs: Iterable[ScoreRun]) -> None:
     """Raise WrongUseError if predictions hold partitions that are no longer declared."""
     if former := [partition.key for partition in former_partitions(spec, runs)]:
-        msg = f"{spec.name}: {former_partitions_line(former)}; nothing is scored, since it would hold the same rows twice."
+        msg = f"{spec.name}: {former_partitions_line(former)}; nothing is scored beside them, or the same rows would be there twice."
         hint = (
-            "declare partitions as they were, where weeks begin on the weekday of partitions.start, or delete the former "
+            "declare the partitions as they were (weeks begin on the weekday of partitions.start), or delete the former "
             f"ones for good: batch-platform drop {spec.name} --former"
         )
         raise WrongUseError(msg, hint=hint)

@@ -632,7 +632,9 @@ def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other
 
 
 def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": "week", "evaluate": "1 day"}})
+    deployment = deploy(
+        tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
+    )
     assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
     feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
     result = deployment.run("model", first="2024-01-07", last="2024-01-28")
