@@ -19,6 +19,7 @@ from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
@@ -142,6 +143,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     attempt(lambda: check_model(spec.model, builder.sources.folder, pipeline.home))
     attempt(lambda: check_challengers(spec, builder.sources.folder, pipeline.home))
     attempt(lambda: own_metrics(spec))
+    attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))
     if readable := [partition for partition in due if partition.key not in lacking][-1:]:

@@ -41,6 +41,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
@@ -155,12 +156,13 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
 
     Raises:
         RunFailedError: A run failed as a whole; what was committed before stays.
-        WrongUseError: The requested version does not exist.
+        WrongUseError: The requested version does not exist, or predictions hold partitions that are no longer declared.
     """
     with open_instance(project) as instance:
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=wanted.recheck)
+        require_no_former_partitions(wiring.spec, state.scores.values())
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         state = _with_label_as_declared(wiring, state, wanted, named=named)

@@ -28,7 +28,7 @@ from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
-_DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
+_DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}
 MOST_BYTES = 1 << 30  # of a source that a tick reads anew to find late rows: a tick has a minute
 _OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"model", "predictions"})  # each builds the features that it needs
 
@@ -40,7 +40,8 @@ def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefini
 
 def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     spec = wiring.spec
-    cron = spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
+    calendar = spec.partitions.calendar
+    cron = spec.predictions.schedule or _DEFAULT_CRONS[calendar.every].format(weekday=calendar.cron_weekday)
     known = f"labels are known ({spec.labels.delay} after its end)" if spec.labels else "end has passed"
     changes = "estimator, parameters or features change"
     again = f", and of the newest one again when {changes}" if spec.model.train.retrain == "when_changed" else ""

@@ -64,6 +64,11 @@ class Fingerprints:
         """Whether any row has a time."""
         return self.starts != (_NO_TIME,)
 
+    def rows_before(self, instant: datetime) -> int:
+        """The number of rows dated before the window that begins at an instant."""
+        rows = zip(self.starts, self.fingerprints, strict=True)
+        return sum(held.rows for start, held in rows if _NO_TIME < start < instant.timestamp())
+
     def as_json(self) -> str:
         """Write them down; `from_json` reads them."""
         rows = [[start, held.rows, held.content] for start, held in zip(self.starts, self.fingerprints, strict=True)]

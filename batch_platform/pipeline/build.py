@@ -1,12 +1,12 @@
 """The step that builds features: which sources a partition reads, and the record of what was built."""
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, memory_explained
+from batch_platform.declaration.errors import SourceError, counted, memory_explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
@@ -93,5 +93,13 @@ class FeatureStep:
             xxh3=file.xxh3,
             fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
         )
-        findings = tuple(session.rows_outside(partition))
+        findings = (*session.rows_outside(partition), *self._rows_of_no_partition(partition, taken))
         return Built(partition, build, skipped=False, columns=file.columns, findings=findings, link=session.engine_page)
+
+    def _rows_of_no_partition(self, first: Partition, taken: Mapping[str, Fingerprints]) -> Iterator[str]:
+        """Say with the first partition how many rows of the past are in none; rows that others look back at are in use."""
+        if first.start != self.history.spec.partitions.calendar.first_start:
+            return
+        for name, held in taken.items():
+            if (rows := held.rows_before(first.start)) and (len(taken) == 1 or not held.looks_back):
+                yield f"source {name!r} holds {counted(rows, 'row')} dated before partitions.start, in no partition"

@@ -47,6 +47,7 @@ from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
 from batch_platform.pipeline.former_codes import FormerCodes
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, require_takeable, with_snapshots_over
 from batch_platform.pipeline.pooled import forget_periods, pool
@@ -393,8 +394,10 @@ class Pipeline:
             IntegrityError: A feature file or a bundle is not what was recorded.
             DataError: More rows are rejected than max_rejected allows, or columns or features are missing.
             WarehouseError: A newer run committed a partition in the meantime.
+            WrongUseError: Predictions hold partitions that are no longer declared.
         """
         state, code_version, due = self.state(), self.scoring_code_version, list[Due]()
+        require_no_former_partitions(self.spec, state.scores.values())
         named = state.registry.present(version) if version else None
         make_engine = engine_of(self.spec.engine.name)
 

@@ -16,6 +16,7 @@ from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
+from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import Measured, health_of
 from batch_platform.pipeline.plan import Plan, open_partitions
 from batch_platform.pipeline.state import State
@@ -85,6 +86,7 @@ class PipelineStatus:
     only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of
     failures: list[Failure]  # newest attempts that failed at what is still due, models and evaluations included
+    former_partitions: list[str]  # predictions of theirs are stored, and they are no longer declared
     partitions: list[PartitionStatus]
     health: Health
 
@@ -143,6 +145,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         only_in_dagster=sorted(in_dagster - committed),
         only_in_ledger=sorted(committed - in_dagster),
         failures=failures,
+        former_partitions=[partition.key for partition in former_partitions(spec, state.scores.values())],
         partitions=partitions,
         health=health_of(spec, state, now, measured or Measured(), failures),
     )

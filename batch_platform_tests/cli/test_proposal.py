@@ -242,7 +242,7 @@ def times(**step: int) -> list[datetime]:
     [
         ({"at": times(seconds=60)}, "hour", "2025-01-01-00:00", "2025-01-02-06:00"),
         ({"at": times(hours=1)}, "day", "2025-01-01", "2025-03-17"),
-        ({"at": times(hours=30)}, "week", "2024-12-29", "2031-03-02"),
+        ({"at": times(hours=30)}, "week", "2024-12-30", "2031-03-03"),
         ({"at": [date(2025, 1 + at % 12, 1) for at in range(FILLING)]}, "month", "2025-01-01", "2026-01-01"),
     ],
 )

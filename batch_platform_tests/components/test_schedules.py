@@ -384,7 +384,7 @@ def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monk
 
 def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Deployment:
     """A model for each week from 21 January on, and the features of January, as far as they can be built."""
-    train = {"every": "week", "window": "all", "evaluate": "7 days"}
+    train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "7 days"}
     if not overrides:
         return deploy_after(january, tmp_path, monkeypatch, name="january", model={"train": train})
     deployment = deploy(tmp_path, monkeypatch, model={"train": train}, **overrides)

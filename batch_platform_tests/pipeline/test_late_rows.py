@@ -390,3 +390,11 @@ def test_a_file_of_a_partition_that_is_gone_is_told_and_its_features_stay(tmp_pa
     (pipeline.folder / "days/2024-02-14.parquet").unlink()
     assert told(pipeline) == {"2024-02-14": "what it reads of source 'events' is gone"}
     assert rebuilt(pipeline) == build(pipeline) == {}
+
+
+def test_rows_before_the_first_partition_are_counted_with_it(tmp_path):
+    late_start = small_pipeline(tmp_path, partitions={"start": "2024-01-04"})
+    days = late_start.spec.partitions.calendar.due(late_start.spec.partitions.calendar.first_start + timedelta(days=2))
+    first, second = late_start.build_features(days, Stamp("run", NOW))
+    assert first.findings == ("source 'events' holds 120 rows dated before partitions.start, in no partition",)
+    assert second.findings == ()

@@ -439,7 +439,7 @@ def _delay(survey: Survey, time: TableColumn, span: Span, every: Every, label: T
 def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetime]:
     """Start of the window of the first row and end of the window of the last row, in local time."""
     before = (span.first.astimezone(zone) - 2 * LONGEST[every].nominal).replace(tzinfo=None, microsecond=0)
-    calendar = Calendar(every, zone, before)
+    calendar = Calendar(every, zone, before - timedelta(days=before.weekday()))  # weeks start on Monday
     first, last = calendar.holding(span.first), calendar.holding(span.last)
     if first is None or last is None:
         msg = "a calendar that begins before an instant holds it"
