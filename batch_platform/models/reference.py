@@ -238,10 +238,12 @@ def _usual(
         {baseline: max(by_start.values()) for baseline, by_start in partitions.distances(column).items()}
         for column in places
     ]
-    usual = {baseline: tuple(column[baseline] for column in highest) for baseline in partitions.compared}
+    usual = dict[Baseline, tuple[float, ...]]()
+    for baseline in partitions.compared:
+        usual[baseline] = tuple(column[baseline] for column in highest)
     if len(partitions.starts) < LEAST_PARTITIONS:
         return usual, {}
-    moves = [
+    moves: list[dict[Baseline, Moves]] = [
         {} if _is_text(column) else partitions.moves(matrix[:, at], profile.bins)
         for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
     ]

@@ -131,7 +131,7 @@ def _has_moved_mean(profile: Profile, base: Profile, usual: float) -> bool:
         return False
     if profile.values < 2 or not base.variance:  # noqa: PLR2004 - one is left out
         return False
-    farthest = max(profile.low, profile.high, key=lambda value: abs(value - base.mean))
+    farthest = profile.low if base.mean - profile.low > profile.high - base.mean else profile.high
     mean = (profile.mean * profile.values - farthest) / (profile.values - 1)
     error = sqrt(1 / profile.values + 1 / base.values)
     least = max(MEAN_MATTERS, MEAN_SURPRISE * error) * sqrt(base.variance)
