@@ -209,8 +209,8 @@ def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -
         gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
     try:
         SparkContext(conf=conf, gateway=gateway)
-    except Exception:
-        if gateway.proc.poll() is not None:
+    except Exception as error:
+        if _has_ended(error):
             SparkContext._gateway = SparkContext._jvm = None  # noqa: SLF001 - so that another attempt starts another Java
         raise
     return session_class.builder.getOrCreate()
@@ -218,12 +218,17 @@ def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -
 
 def _cause(error: Exception, written: str) -> str:
     """Why Spark did not start, by its error, or by its log if Java has ended."""
-    if isinstance(error, OSError) and error.errno is None:
-        return str(error)
+    said = shortest(error)
+    is_known = not _has_ended(error) and "stopped SparkContext" not in said
+    return said if is_known else telling_line(written.splitlines()) or said
+
+
+def _has_ended(error: Exception) -> bool:
+    """Whether an error comes from a Java that has ended, and not from one that tells what is wrong."""
+    from py4j.protocol import Py4JError, Py4JJavaError
     from pyspark.errors import PySparkRuntimeError
 
-    has_ended = isinstance(error, PySparkRuntimeError | OSError) or "stopped SparkContext" in str(error)
-    return (has_ended and telling_line(written.splitlines())) or shortest(error)
+    return isinstance(error, PySparkRuntimeError | OSError | Py4JError) and not isinstance(error, Py4JJavaError)
 
 
 def _kept_log(written: str, logs: Path | None) -> Path:
