@@ -48,6 +48,11 @@ class Home:
         named = os.environ.get(HOME_VARIABLE)
         return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
 
+    @classmethod
+    def of_staged(cls, path: Path) -> "Home | None":
+        """The home of a file or folder that a run has staged; None for any other."""
+        return next((cls(above.parent) for above in path.absolute().parents if above.name == "staging"), None)
+
     def create(self) -> "Home":
         """Make the folders that are missing.
 
@@ -142,6 +147,11 @@ class Home:
     def staging(self) -> Path:
         """Staged files of runs, one folder per run."""
         return self.root / "staging"
+
+    @property
+    def spark_logs(self) -> Path:
+        """What Spark wrote where it did not start."""
+        return self.root / "spark"
 
     @property
     def dagster(self) -> Path:
