@@ -87,14 +87,14 @@ class Ui:
 
 
 @contextmanager
-def served(folder: Path, home: Path, **variables: str) -> Iterator[Ui]:
-    """Run both processes for a project until the block ends."""
+def served(folder: Path, home: Path, *options: str, **variables: str) -> Iterator[Ui]:
+    """Run both processes for a project until the block ends, with options of the command."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    log = home.parent / "ui.log"
+    log = home.parent / f"ui{''.join(options)}.log"
     with log.open("wb") as output:
         process = WarmCommand(
-            [COMMAND, "--project", str(folder), "ui", "--port", str(port)],
+            [COMMAND, "--project", str(folder), "ui", "--port", str(port), *options],
             env=clean_environment(**variables),
             stdout=output,
             stderr=output,

@@ -4,7 +4,7 @@ Its source holds two months of forty orders a day in Berlin; the model learns wh
 drawn from one seed, so the same call gives the same bytes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from hashlib import sha256
@@ -41,6 +41,11 @@ SELECT id, returned
 FROM events
 WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL
 """
+
+LABELS_BY_DAY: dict[str, Any] = {  # with `write_labels_by_day`
+    "sources": {"returns": {"parquet": "returns/{partition_key}.parquet"}},
+    "labels_sql": "SELECT id, returned FROM returns WHERE returned IS NOT NULL",
+}
 
 FILES = ("events", "features_sql", "labels_sql")  # what tests override beside the declaration
 DECLARATION: dict[str, Any] = {
@@ -104,6 +109,13 @@ def _drawn_events(first: date, last: date, rows_per_day: int) -> pl.DataFrame:
     )
 
 
+def permuted_labels(events: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
+    """The orders, of which those between two instants have each other's labels."""
+    wrong = (events["ts"] >= since) & (events["ts"] < until)
+    labels = events["returned"].filter(wrong).sample(fraction=1, shuffle=True, seed=0)
+    return events.with_columns(returned=events["returned"].scatter(wrong.arg_true(), labels))
+
+
 def write_small_project(
     folder: Path,
     *,
@@ -117,6 +129,16 @@ def write_small_project(
     (folder / "features.sql").write_text(features_sql, encoding="utf-8")
     (folder / "labels.sql").write_text(labels_sql, encoding="utf-8")
     return folder
+
+
+def write_labels_by_day(folder: Path, *, without: Collection[str] = ()) -> None:
+    """Write a file of labels for each day that has none, but for some, as LABELS_BY_DAY declares."""
+    (folder / "returns").mkdir(exist_ok=True)
+    day = pl.col("ts").dt.convert_time_zone(str(BERLIN)).dt.date().cast(pl.String).alias("day")
+    for (key,), rows in small_events().select("id", "returned", day).partition_by("day", as_dict=True).items():
+        file = folder / "returns" / f"{key}.parquet"
+        if key not in without and not file.exists():
+            rows.drop("day").write_parquet(file)
 
 
 def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:

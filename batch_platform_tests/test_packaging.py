@@ -97,6 +97,8 @@ def test_pipeline_of_the_other_project_runs(installed):
     assert traced["commit"]["model_version"] == model["version"]
     assert traced["features"]["file"].startswith(f"{installed.project}/.batch_platform/")
     assert not (installed.folder / ".batch_platform").exists()
+    installed.command("report churn --out report.html")
+    assert "<svg" in (installed.folder / "report.html").read_text(encoding="utf-8"), "a plain install draws its charts"
     with duckdb.connect(str(installed.project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
         assert con.execute("SELECT count(*) FROM churn.predictions").fetchall() == [(240,)]
 

@@ -37,7 +37,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "replay": "Score partitions with rejected rows again, after a fix.",
     "export": "Write predictions to a Parquet or CSV file.",
     "report": "Write a report for people who never open Dagster.",
-    "rename": "Rename a pipeline with everything that was made of it.",
+    "rename": "Carry over what a pipeline made to its new name.",
     "drop": "Delete partitions of a pipeline for good.",
     "restore": "Make a lost warehouse again from the published copy.",
     "gc": "Remove files that nothing refers to.",

@@ -1,6 +1,7 @@
 """The `check` command: whether every pipeline would load, train and score, without reading a row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,16 +11,18 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, merged
+from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, listed, merged
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import first_service
+from batch_platform.declaration.windows import first_service, matures
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
 from batch_platform.pipeline.train import check_challengers
 from batch_platform.warehouse.staging import staging_folder
@@ -67,7 +70,7 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
-        remarks = [] if of_pipeline else _remarks(project.pipelines[name].spec)
+        remarks = [] if of_pipeline else _remarks(project.pipelines[name].pipeline(), now)
         for remark in [*remarks, *(travels[name].remarks if name in travels else ())]:
             terminal.say(f"  {remark}")
     if not errors:
@@ -78,9 +81,15 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
 
 
-def _remarks(spec: PipelineSpec) -> list[str]:
-    """What is worth knowing of a pipeline that would run."""
-    return [remark for remark in (_never_served(spec), _by_place(spec)) if remark is not None]
+def _remarks(pipeline: Pipeline, now: datetime) -> Iterator[str]:
+    """Say what no run fails of, and what predictions or their evaluation wait for."""
+    spec = pipeline.spec
+    yield from filter(None, (_never_served(spec), _by_place(spec)))
+    mature = [partition for partition in spec.partitions.calendar.due(now) if matures(spec, partition) <= now]
+    with suppress(BatchPlatformError):  # labels that cannot be read are a problem, and told as one
+        if awaiting := [partition for partition in mature if pipeline.builder.awaited_label_sources(partition)]:
+            names = listed(map(repr, pipeline.builder.awaited_label_sources(awaiting[-1])))
+            yield f"evaluation waits: source {names} has no file of labels yet for {terminal.spans(ranges(awaiting))}"
 
 
 def _never_served(spec: PipelineSpec) -> str | None:
@@ -117,9 +126,9 @@ def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
     """One error that tells all; a single one as it is."""
     if len(errors) == 1:
         return errors[0]
-    listed = " ".join(f"({number}) {error}" for number, error in enumerate(errors[:MOST_LISTED], start=1))
+    numbered = " ".join(f"({number}) {error}" for number, error in enumerate(errors[:MOST_LISTED], start=1))
     more = f" And {len(errors) - MOST_LISTED} more." if len(errors) > MOST_LISTED else ""
-    return BatchPlatformError(f"{len(errors)} problems. {listed}{more}")
+    return BatchPlatformError(f"{len(errors)} problems. {numbered}{more}")
 
 
 def check_pipeline(pipeline: Pipeline, now: datetime) -> list[BatchPlatformError]:
@@ -144,18 +153,27 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     attempt(lambda: check_model(spec.model, builder.sources.folder, pipeline.home))
     attempt(lambda: check_challengers(spec, builder.sources.folder, pipeline.home))
     attempt(lambda: own_metrics(spec))
+    attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))
     if readable := [partition for partition in due if partition.key not in lacking][-1:]:
-        label = [spec.labels.column] if spec.labels else []
-        attempt(lambda: _try_query(pipeline, builder.query, readable[0], _named_of_features(spec)))
-        attempt(lambda: _try_query(pipeline, builder.labels_query, readable[0], label))
+        attempt(lambda: _try_query(pipeline, builder.query, readable[0], builder.built_from, _named_of_features(spec)))
+    attempt(lambda: _check_labels(pipeline, due, now))
     return errors, lacking
+
+
+def _check_labels(pipeline: Pipeline, due: Sequence[Partition], now: datetime) -> None:
+    """Try the SQL of the labels for the newest partition that has them. There must be one if some should be known by now."""
+    spec, builder = pipeline.spec, pipeline.builder
+    labelled = [partition for partition in due if not builder.awaited_label_sources(partition)][-1:]
+    for partition in labelled or [partition for partition in due if matures(spec, partition) <= now][-1:]:
+        label = [spec.labels.column] if spec.labels else []
+        _try_query(pipeline, builder.labels_query, partition, builder.label_sources, label)
 
 
 def _without_sources(pipeline: Pipeline, due: Sequence[Partition]) -> dict[str, SourceError]:
     """The errors of the partitions whose features are not built and whose own files are missing, by key."""
-    names = [name for name, source in pipeline.spec.sources.items() if source.by_partition]
+    names = [name for name in pipeline.builder.built_from if pipeline.spec.sources[name].by_partition]
     errors: dict[str, SourceError] = {}
     built = pipeline.published_state().features if names else {}
     for partition in due:
@@ -177,14 +195,18 @@ def _named_of_features(spec: PipelineSpec) -> list[str]:
 
 
 def _try_query(
-    pipeline: Pipeline, query: Query | SparkQuery | None, partition: Partition, named: Sequence[str]
+    pipeline: Pipeline,
+    query: Query | SparkQuery | None,
+    partition: Partition,
+    sources: Collection[str],
+    named: Sequence[str],
 ) -> None:
-    """Open the sources for a partition, and run an SQL over them without reading a row; it must give the key and these columns."""
+    """Open sources for a partition, and run an SQL over them without reading a row; it must give the key and these columns."""
     columns = [*dict.fromkeys([*pipeline.spec.features.key, *named])]
     if isinstance(query, SparkQuery):
         with staging_folder(pipeline.home, "check") as folder, pipeline.builder.session(spill=folder) as session:
             session.require_valid(partition, columns)
         return
-    with pipeline.builder.sources.connect(partition) as con:
+    with pipeline.builder.sources.connect(partition, names=sources) as con:
         if query is not None:
             query.run(con, partition, columns)

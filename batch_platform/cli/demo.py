@@ -77,7 +77,7 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
     months: list[Month] = []
     with (
         open_published(pipeline.home) as con,
-        pipeline.builder.session() as session,
+        pipeline.builder.session(labels=True) as session,
     ):
         for month, members in groupby(partitions, key=lambda partition: partition.key[:7]):
             days = list(members)

@@ -20,6 +20,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import HeldPartitions, drop_partitions, held_partitions
+from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.steps import ranges
 from batch_platform.warehouse.home import HOME_VARIABLE
 
@@ -36,11 +37,19 @@ _PARTITIONED = ("features", "predictions", "drift", "performance")
 @click.option("--from", "first", metavar="KEY", help="First partition, together with --to.")
 @click.option("--to", "last", metavar="KEY", help="Last partition (inclusive).")
 @click.option("--partition", "only", metavar="KEY", help="A single partition.")
+@click.option("--former", is_flag=True, help="All partitions that have predictions and are no longer declared.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @terminal.reports
 @click.pass_obj
 def command(  # noqa: PLR0913 - the options of the command
-    folder: Path | None, pipeline: str, first: str | None, last: str | None, only: str | None, *, yes: bool
+    folder: Path | None,
+    pipeline: str,
+    first: str | None,
+    last: str | None,
+    only: str | None,
+    *,
+    former: bool,
+    yes: bool,
 ) -> None:
     """Delete partitions of PIPELINE for good, after saying what that is.
 
@@ -50,10 +59,16 @@ def command(  # noqa: PLR0913 - the options of the command
     """
     project, now = find_project(folder), datetime.now(UTC)
     wiring = project.pipeline(pipeline)
-    if only is None and (first is None or last is None):
+    if former and (only or first or last):
+        msg = f"{pipeline}: --former selects the partitions that are no longer declared, and no others."
+        raise WrongUseError(msg, hint="leave --partition, --from and --to out.")
+    if not former and only is None and (first is None or last is None):
         msg = f"{pipeline}: no partition is named."
         raise WrongUseError(msg, hint="name one with --partition, or a range with both --from and --to.")
-    asked = asked_for(wiring, now, first, last, only)
+    if former:
+        asked = former_partitions(wiring.spec, wiring.pipeline().published_ledgers().scores.values())
+    else:
+        asked = asked_for(wiring, now, first, last, only)
     keys = [partition.key for partition in asked]
     if not project.home.root.exists():
         msg = f"{pipeline}: {project.home.root} does not exist, so there is nothing to delete."
@@ -76,7 +91,8 @@ def command(  # noqa: PLR0913 - the options of the command
 
 def _announce(pipeline: str, asked: Sequence[Partition], holding: HeldPartitions) -> None:
     if not holding.partitions:
-        terminal.say(f"{pipeline}: nothing is held of {terminal.spans(ranges(asked))}.")
+        which = f" of {terminal.spans(ranges(asked))}" if asked else ""
+        terminal.say(f"{pipeline}: nothing is held{which}.")
         return
     held_ranges = ranges(partition for partition in asked if partition.key in holding.partitions)
     terminal.say(f"{pipeline}: to delete for good, {terminal.spans(held_ranges)}")

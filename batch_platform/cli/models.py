@@ -17,6 +17,7 @@ from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean
 from batch_platform.models.bundle import compared, read_manifest
+from batch_platform.models.gate import MEETS
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import without_details
@@ -25,7 +26,7 @@ from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.ledger import as_record
 
 HASH_DIGITS = 12  # of a hash in a table
-DECISION_WIDTH = 100  # of a decision in a table; `show` has it in full
+DECISION_WIDTH = 150  # of a decision in a table; `show` has it in full
 
 
 @dataclass(frozen=True)
@@ -366,7 +367,8 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
 
 
 def _decision_of(version: VersionSummary) -> str:
-    decision = version.decision if version.decision == "approved" else f"{version.decision}: {version.reason}"
-    if version.suspected_leaks and version.decision == "approved":
+    remarks = version.reason.removeprefix(MEETS).removeprefix("; ")
+    decision = f"{version.decision}: {remarks}" if remarks else version.decision
+    if version.suspected_leaks and "a leak is suspected" not in decision:  # a person's reason may not say so
         decision += f"; a leak is suspected: {'; '.join(map(str, version.suspected_leaks))}"
     return f"{decision}; its labels were corrected since" if version.labels_corrected else decision

@@ -40,6 +40,7 @@ from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
+from batch_platform.pipeline.new_label import new_label
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
@@ -233,17 +234,32 @@ def _files(present: Existing, table_survey: Survey, asked: Asked) -> dict[str, s
 def _revise(present: Existing, files: dict[str, str], folder: Path | None, *, yes: bool, now: datetime) -> None:
     """Show how the files of a pipeline would change, and write them if the user wants it."""
     name, shown = present.spec.name, difference(present.files, files)
+    home = find_project(folder).home
+    anew = _starting_anew(present, files, home) if shown else ""
     if not terminal.is_json():
         for line in shown.splitlines() or [f"{name}: nothing changes."]:
             terminal.say(line)
+        if anew:
+            terminal.say(anew)
     wanted = bool(shown) and (yes or (terminal.can_ask() and terminal.confirm("Write this")))
     if wanted:
-        with _explained(present.folder), _checked(present.folder, files, find_project(folder).home, now) as written:
+        with _explained(present.folder), _checked(present.folder, files, home, now) as written:
             for file in files:
                 (written / file).replace(present.folder / file)
-    terminal.report({"pipeline": name, "folder": str(present.folder), "diff": shown, "written": wanted})
+    terminal.report(
+        {"pipeline": name, "folder": str(present.folder), "diff": shown, "written": wanted, "predictions": anew}
+    )
     if shown and not terminal.is_json():
         terminal.say(f"Written; next: batch-platform run {name}" if wanted else "Nothing is written: --yes writes it.")
+
+
+def _starting_anew(present: Existing, files: dict[str, str], home: Home) -> str:
+    """Say what becomes of stored predictions of another type of label; empty if they stay."""
+    with _explained(present.folder), _beside(present.folder, files) as written:
+        declared = yaml.safe_load(files["defs.yaml"])["attributes"]
+        changed = Pipeline(PipelineSpec.model_validate(declared), written, home)
+        found = new_label(changed, changed.published_ledgers())
+    return "" if found is None else f"{found} The next run does it: batch-platform run {present.spec.name}"
 
 
 def _two_files(  # noqa: PLR0913 - the options of the command
@@ -331,6 +347,7 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "partitions": 1 if windows is None else windows.span.filled[proposal.every],
         "label": None if proposal.label is None else proposal.label.name,
         "positive": proposal.positive,
+        "label_delay": "0 days" if windows is None else str(windows.delay),
         "label_evidence": list(proposal.evidence),
         "estimator": proposal.estimator,
         "train_every": proposal.train_every,
@@ -389,11 +406,18 @@ def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> No
 @contextmanager
 def _checked(target: Path, files: dict[str, str], home: Home, now: datetime) -> Generator[Path]:
     """Write files into a new folder beside the target and check them; the folder is removed unless it is renamed."""
+    with _beside(target, files) as written:
+        _require_sound(written, home, now)
+        yield written
+
+
+@contextmanager
+def _beside(target: Path, files: dict[str, str]) -> Generator[Path]:
+    """Write files into a new folder beside the target, which is removed unless it is renamed."""
     written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
     try:
         for file, text in files.items():
             (written / file).write_bytes(text.encode())
-        _require_sound(written, home, now)
         yield written
     finally:
         shutil.rmtree(written, ignore_errors=True)
@@ -423,8 +447,12 @@ def _show(report: dict[str, Any]) -> None:
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
     because = f" ({', '.join(report['label_evidence'])})" if report["label_evidence"] else ""
     scored = f", score is for {report['positive']!r}" if report["positive"] else ""
+    late = report["label_delay"]
+    known = "" if late == "0 days" else f"; known {late} later, as the newest {late} have none (labels.delay)"
     label = (
-        f"{report['label']}{scored}{because}{others['label']}" if report["label"] else "none: similar rows are grouped"
+        f"{report['label']}{scored}{because}{known}{others['label']}"
+        if report["label"]
+        else "none: similar rows are grouped"
     )
     if report["snapshot"]:
         time = "none: every day the whole table is scored as it is then"

@@ -1,5 +1,6 @@
 """The `run` command: announce the plan, carry it out in runs that Dagster records, report the outcome."""
 
+import getpass
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from batch_platform.components.dagster_internals import (
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import VARIABLE, own_instance, prepare_instance
 from batch_platform.components.jobs import Launch, launch_of, launch_of_all
-from batch_platform.components.processes import PROCESS_TAG, close_dead_runs, this_process
+from batch_platform.components.processes import PROCESS_TAG, TERMINATED, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
@@ -37,8 +38,11 @@ from batch_platform.declaration.errors import (
     WrongUseError,
     counted,
 )
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
+from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
@@ -152,14 +156,16 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
 
     Raises:
         RunFailedError: A run failed as a whole; what was committed before stays.
-        WrongUseError: The requested version does not exist.
+        WrongUseError: The requested version does not exist, or predictions hold partitions that are no longer declared.
     """
     with open_instance(project) as instance:
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=wanted.recheck)
+        require_no_former_partitions(wiring.spec, state.scores.values())
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
+        state = _with_label_as_declared(wiring, state, wanted, named=named)
         if not (named and len(wanted.partitions) == 1):
             wanted = _without_dropped(wiring, wanted, state)
         plan = wanted.plan(wiring.spec, state)
@@ -183,6 +189,24 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         )
     summary.show(outcome, wiring.spec.partitions.calendar)
     return outcome
+
+
+def _with_label_as_declared(wiring: Wiring, state: State, wanted: Wanted, *, named: bool) -> State:
+    """Announce that predictions start anew, and retire the models of another type of label.
+
+    Raises:
+        WrongUseError: Only some partitions are asked for, or a version is named.
+    """
+    pipeline = wiring.pipeline()
+    if (found := new_label(pipeline, state)) is None:
+        return state
+    if named or wanted.model:
+        msg = f"{found.reason}. Its predictions have to start anew, not only those of some partitions or of a named version."
+        raise WrongUseError(msg, hint=f"batch-platform run {wiring.spec.name}")
+    terminal.say(str(found))
+    stamp = Stamp(f"run-{uuid4().hex[:12]}", wanted.now, clock=lambda: datetime.now(UTC))
+    retire(pipeline, state, found, getpass.getuser(), stamp)
+    return pipeline.state(recheck=wanted.recheck)
 
 
 def _without_dropped(wiring: Wiring, wanted: Wanted, state: State) -> Wanted:
@@ -287,13 +311,21 @@ class Runs:
                     run_id=run_id,
                 )
         except dg.DagsterExecutionInterruptedError as interruption:
-            raise KeyboardInterrupt from interruption
+            raise self._interruption(run_id) from interruption
         except dg.Failure as failure:  # raised only for debugging
             if SET_APART not in failure.metadata:
                 raise
             return
         if not result.success and (error := _failure(result)) is not None:
-            raise error
+            raise self._interruption(run_id) if isinstance(error, KeyboardInterrupt) else error
+
+    def _interruption(self, run_id: str) -> BaseException:
+        """An interruption of a run: from Dagster, where the run was terminated, otherwise from the keyboard."""
+        run = self.instance.get_run_by_id(run_id)
+        if run is None or run.status not in TERMINATED:
+            return KeyboardInterrupt()
+        msg = f"{self.wiring.spec.name}: run {run_id} was terminated in Dagster. What it committed before stays."
+        return RunFailedError(msg, hint="the same command goes on with the rest.")
 
 
 def _failure(result: dg.JobExecutionResult) -> BaseException | None:

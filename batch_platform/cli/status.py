@@ -19,7 +19,7 @@ from batch_platform.declaration.errors import WarehouseError, alike, in_short, l
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
-from batch_platform.pipeline.former_columns import former_columns
+from batch_platform.pipeline.former_partitions import former_partitions_line
 from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
@@ -97,8 +97,8 @@ def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, 
     state = pipeline.published_state(recheck=recheck)
     plan = make_plan(wiring.spec, state, now)
     materialized = None if instance is None else _materialized(wiring, instance, state)
-    former, measured = former_columns(pipeline.home, wiring.spec), newest_measured(pipeline.home, wiring.spec, state)
-    return status_of(wiring.spec, state, plan, now, materialized, former, measured)
+    measured = newest_measured(pipeline.home, wiring.spec, state)
+    return status_of(wiring.spec, state, plan, now, materialized, measured)
 
 
 def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
@@ -145,8 +145,8 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     _show_models(status)
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {_due(status)}")
-    for column in status.former_columns:
-        terminal.say(f"  {column}")
+    if status.former_partitions:
+        terminal.say(f"  {former_partitions_line(status.former_partitions)}; batch-platform check says what to do")
     for failure in status.failures:
         if failure.step == "model":
             terminal.say(f"  model {failure.partition_key}: failed, {in_short(status.pipeline, failure.reason)}")

@@ -16,7 +16,6 @@ from batch_platform.models.contract import ClassLabel, Contract
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
-from batch_platform.pipeline.former_columns import FormerColumn, former_columns
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
@@ -74,8 +73,7 @@ class Outcome:
     models: list[TrainedModel]  # trained by this command
     published: str
     table: str
-    findings: dict[str, Sequence[str]]  # what is odd about the sources, by partition
-    former_columns: list[FormerColumn]  # that predictions hold and that are no longer declared
+    findings: dict[str, Sequence[str]]  # what is odd about the sources, or not there yet, by partition
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
     next: list[str]
@@ -99,7 +97,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
-    gone = {
+    odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
         partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
         if partition.key in state.gone
@@ -119,8 +117,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         models=models,
         published=str(home.published),
         table=f"{name}.predictions",
-        findings={key: [*findings.get(key, ()), *gone.get(key, ())] for key in sorted({*findings, *gone})},
-        former_columns=former_columns(home, pipeline.spec),
+        findings={key: [*findings.get(key, ()), *odd.get(key, ())] for key in sorted({*findings, *odd})},
         failures=failures,
         error=error,
         next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],
@@ -216,8 +213,6 @@ def show(outcome: Outcome, calendar: Calendar) -> None:
         span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
     _show_findings(outcome, calendar)
-    for column in outcome.former_columns:
-        terminal.say(f"  {column}")
     _show_failures(outcome.failures, calendar)
     if outcome.scored:
         terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")

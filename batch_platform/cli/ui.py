@@ -1,4 +1,7 @@
-"""The `ui` command: run Dagster's webserver and daemon on a project's home, with one code server, and end all together."""
+"""The `ui` command: run Dagster's webserver and daemon on a project's home, with one code server, and end all together.
+
+A home has one daemon: a second `ui` is refused. With --read-only it runs beside, as a webserver alone.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from urllib.parse import quote
@@ -15,11 +19,12 @@ import click
 import dagster as dg
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import find_project
+from batch_platform.cli.project import Project, find_project
 from batch_platform.components.alerts import UI_VARIABLE
 from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_server
 from batch_platform.components.guard import LOOPBACK, TOKEN
-from batch_platform.components.instance import VARIABLE, prepare_instance, settings_that_matter
+from batch_platform.components.instance import VARIABLE, only_service, prepare_instance, settings_that_matter
+from batch_platform.components.processes import close_dead_runs
 from batch_platform.declaration.errors import BatchPlatformError
 
 GENERATED = "a generated one"
@@ -41,7 +46,9 @@ SECONDS_BETWEEN_LOOKS = 0.2
     metavar="[TOKEN]",
     help=f"Ask browsers and clients for a token: this one, that of {TOKEN}, or a generated one. Always on beyond loopback.",
 )
-@click.option("--read-only", is_flag=True, help="Show everything, and let nothing be launched or changed in the UI.")
+@click.option(
+    "--read-only", is_flag=True, help="Show everything, and let nothing be launched or changed. Runs no daemon."
+)
 @click.option(
     "--allowed-host", multiple=True, metavar="NAME", help="Another name by which browsers may address the UI."
 )
@@ -49,7 +56,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 def command(  # noqa: PLR0913 - one parameter for each option
     folder: Path | None, host: str, port: int, token: str | None, *, read_only: bool, allowed_host: tuple[str, ...]
 ) -> None:
-    """Run Dagster's webserver and daemon for the project until interrupted.
+    """Run Dagster's webserver and daemon for the project until interrupted. A home has only one daemon.
 
     What web pages of other sites send to it is refused. On 127.0.0.1 it asks for no login unless told so with --token.
     """
@@ -62,10 +69,28 @@ def command(  # noqa: PLR0913 - one parameter for each option
         terminal.say(f"The instance of Dagster is {instance}, which {VARIABLE} names. What matters of its settings:")
         for setting in settings_that_matter(instance):
             terminal.say(f"  {setting}")
-    allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
     page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     os.environ.setdefault(UI_VARIABLE, page)  # for the links of alerts, which the code server writes
-    children: list[subprocess.Popen[bytes]] = []
+    allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
+    webserver = [*WEBSERVER, "-h", host, "-p", str(port), *allowed]
+    if read_only:
+        file = project.home.dagster / f"workspace-{os.getpid()}.yaml"
+        interrupted = _serve(project, instance, file, page, token, [[*webserver, "--read-only"]])
+    else:
+        with only_service(project.home, page) as file:
+            interrupted = _serve(project, instance, file, page, token, [webserver, [*DAEMON_COMMAND]])
+    if not interrupted:
+        msg = "The webserver or the daemon stopped unexpectedly; its last messages are above."
+        raise BatchPlatformError(msg, hint=f"if port {port} is taken, choose another one with --port.")
+
+
+def _serve(  # noqa: PLR0913 - a service, and where it is
+    project: Project, instance: Path, file: Path, page: str, token: str | None, commands: Sequence[Sequence[str]]
+) -> bool:
+    """Run the webserver, and the daemon if there is one, until one of them ends or a signal comes; returns whether one came.
+
+    They read the code server's address from the workspace file, which nobody else writes.
+    """
     stop_signals: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -73,34 +98,35 @@ def command(  # noqa: PLR0913 - one parameter for each option
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    with (
-        dg.DagsterInstance.from_config(str(instance)) as opened,
-        code_server(project.code_location, opened) as workspace,
-    ):
-        file = project.home.dagster / "workspace.yaml"
-        file.write_text(json.dumps(workspace), encoding="utf-8")  # JSON is YAML
-        target = ["-w", str(file)]
-        commands = [
-            [*WEBSERVER, "-h", host, "-p", str(port), *allowed, *(["--read-only"] if read_only else []), *target],
-            [*DAEMON_COMMAND, *target],
-        ]
-        environment = {**os.environ, VARIABLE: str(instance)}
-        environments = [environment | ({TOKEN: token} if token else {}), environment]
-        children += [
-            subprocess.Popen(words, env=variables, cwd=project.root)  # noqa: S603 - no text of others
-            for words, variables in zip(commands, environments, strict=True)
-        ]
-        address = f"{page}{f'/?token={quote(token)}' if token else ''}"
-        terminal.say(f"{address} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop.")
-        while not stop_signals and all(child.poll() is None for child in children):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        for child in children:
-            child.terminate()
+    environment = {**os.environ, VARIABLE: str(instance)}
+    environments = [environment | ({TOKEN: token} if token else {}), environment]
+    address = f"{page}{f'/?token={quote(token)}' if token else ''}"
+    with dg.DagsterInstance.from_config(str(instance)) as opened:
+        close_dead_runs(opened)
+        with code_server(project.code_location, opened) as workspace:
+            file.unlink(missing_ok=True)  # may be a link
+            file.write_text(json.dumps(workspace), encoding="utf-8")  # JSON is YAML
+            children = [
+                subprocess.Popen([*words, "-w", str(file)], env=variables, cwd=project.root)  # noqa: S603 - no text of others
+                for words, variables in zip(commands, environments, strict=False)
+            ]
+            terminal.say(f"{address} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop.")
+            if len(children) == 1:
+                terminal.say(
+                    "No daemon: schedules, backfills and the queue go on where batch-platform ui runs without --read-only."
+                )
+            while not stop_signals and all(child.poll() is None for child in children):
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            for child in children:
+                child.terminate()
+    _wait_for(children)
+    file.unlink()
+    return bool(stop_signals)
+
+
+def _wait_for(children: Iterable["subprocess.Popen[bytes]"]) -> None:
     for child in children:
         try:
             child.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
-    if not stop_signals:
-        msg = "The webserver or the daemon stopped unexpectedly; its last messages are above."
-        raise BatchPlatformError(msg, hint=f"if port {port} is taken, choose another one with --port.")

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batch_platform.components.checks import ALARMS, NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
-from batch_platform.components.receivers import Message, deliver, identity
+from batch_platform.components.receivers import Message, Receivers, identity
 from batch_platform.components.runs import Target, newest_ended
 from batch_platform.components.schedules import MOST_BYTES
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
@@ -73,6 +73,7 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
     urls = wiring.spec.monitoring.notify
     if not urls:
         return []
+    receivers = Receivers(urls)
 
     @dg.sensor(
         name=f"{wiring.spec.name}_alerts",
@@ -87,7 +88,7 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
         with clear_failures():
             last = _last_look(context)
             looked = look(wiring, context.instance, list(_checks_of(wiring, context)), last, now())
-            outcome = deliver(looked.waiting, urls)
+            outcome = receivers.deliver(looked.waiting)
             context.update_cursor(_CURSOR.dump_json(replace(looked, waiting=outcome.waiting)).decode())
         going_on = f"{counted(len(looked.incidents), 'incident')} going on"
         waiting = (

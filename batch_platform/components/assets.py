@@ -519,6 +519,13 @@ def _scored(
     yield from replay(pipeline, partitions, stamp)
 
 
+def _rechecks(context: dg.AssetExecutionContext, wiring: Wiring) -> bool:
+    """Whether the run compares partitions with their sources however old they are, as its step of the predictions is told."""
+    ops: Any = context.run.run_config.get("ops", {})
+    config = ops.get(wiring.key("predictions").to_python_identifier(), {}).get("config", {})
+    return PredictionsConfig(**config).recheck
+
+
 def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.AssetsDefinition:
     wiring = upstream.wiring
     key, measures = wiring.key("performance"), checks.measures(wiring)
@@ -544,17 +551,23 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
     )
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with wiring.step(context) as pipeline:
-            partitions = wiring.named(context.partition_keys)
+            partitions, stamp = wiring.named(context.partition_keys), stamp_of(context.run.run_id)
             if upstream.is_due(context):
-                wanted = Wanted(partitions, now())
+                wanted = Wanted(partitions, stamp.at)
                 _score_what_failed(context, upstream, predictions, wanted)
-                due = wanted.rest(wiring.spec, pipeline.state(), {context.run.run_id}).of("performance")
-                partitions = [item.partition for item in due]
+                plan = wanted.rest(
+                    wiring.spec, pipeline.state(recheck=_rechecks(context, wiring)), {context.run.run_id}
+                )
+                partitions = [item.partition for item in plan.of("performance")]
+            awaited = pipeline.awaited_labels(partitions, stamp.at)
+            partitions = [partition for partition in partitions if partition.key not in awaited]
             log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
+            for partition_key, reason in awaited.items():
+                log.waiting(partition_key, reason)
             if upstream.is_due(context):
                 upstream.retell(context, log, partitions)
             with _failing_later(context, later=upstream.is_due(context)):
-                for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
+                for evaluated in pipeline.evaluate(partitions, stamp):
                     commit, last = commits.performance(wiring, evaluated), evaluated.partition == partitions[-1]
                     whole = _as_a_whole(wiring, log, "performance", commit) if last else None
                     log.committed(commit, metadata=whole)

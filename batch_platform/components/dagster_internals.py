@@ -5,6 +5,7 @@ no type for them count as private. A test pins each use, so that an upgrade of D
 What only a few commands need, Dagster's storage and its command line above all, is imported where it is used.
 """
 
+import json
 import os
 import sys
 import warnings
@@ -49,6 +50,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_ST
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    GRPC_INFO_TAG,
     PARTITION_NAME_TAG,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
@@ -204,16 +206,22 @@ class Provenance:
         return (version or DEFAULT_DATA_VERSION).value
 
 
+def works_in_children(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> bool:
+    """Whether each step of a run works in a child of the process of the run. The executor is not in the public part of a context."""
+    executor = context.op_execution_context.job_def.executor_def.name
+    config = dict[str, Any](context.run.run_config).get("execution", {}).get("config", {})
+    by_default = executor == dg.multi_or_in_process_executor.name and "in_process" not in config
+    return by_default or executor == dg.multiprocess_executor.name
+
+
 def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) -> int:
     """How many pipelines with such assets a run works on at once, in processes of this machine; within one, step follows step.
 
-    Neither the assets of a run without a selection nor its executor are in the public part of a context.
+    The assets of a run without a selection are not in the public part of a context.
     """
-    executor, run_config = context.job_def.executor_def.name, dict[str, Any](context.run.run_config)
-    config = run_config.get("execution", {}).get("config", {})
-    by_default = executor == dg.multi_or_in_process_executor.name and "in_process" not in config
-    if not (by_default or executor == dg.multiprocess_executor.name):
+    if not works_in_children(context):
         return 1
+    config = dict[str, Any](context.run.run_config).get("execution", {}).get("config", {})
     keys = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
     pipelines = {key.path[0] for key in keys if len(key.path) > 1 and key.path[-1] in assets}
     most = (config.get("multiprocess") or config).get("max_concurrent") or os.cpu_count() or 1
@@ -253,6 +261,29 @@ def was_interrupted(failure: StepFailureData) -> bool:
     error = failure.error and (failure.error.cause or failure.error)
     within_query = error is not None and error.message.strip() == f"RuntimeError: {INTERRUPTED_QUERY}"
     return failure.error_source == ErrorSource.INTERRUPT or within_query
+
+
+def interrupted_by_dagster(run: dg.DagsterRun) -> bool:
+    """Whether Dagster interrupts the process of a run that is terminated: it reaches only runs that a code server started.
+
+    The tag that names the server is private. No public alternative.
+    """
+    return GRPC_INFO_TAG in run.tags
+
+
+def process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[int, float] | None:
+    """The id of the process that a code server of this machine started for a run, and a time at which it worked.
+
+    None for a run that was started in another way, or whose process has not begun to work. A server on a socket is on this machine.
+    Dagster logs the id, and only its own launchers for containers ask for it. No public alternative.
+    """
+    if "socket" not in json.loads(run.tags.get(GRPC_INFO_TAG, "{}")):
+        return None
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        logged = entry.dagster_event.engine_event_data.metadata.get("pid") if entry.dagster_event else None
+        if logged is not None:
+            return int(str(logged.value)), entry.timestamp
+    return None
 
 
 @dataclass(frozen=True)

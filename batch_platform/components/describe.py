@@ -90,7 +90,9 @@ def model(wiring: Wiring) -> str:
         )
     conditions = ["not worse than a trivial baseline"] if promote.baseline and not promote.manual else []
     conditions += [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
-    conditions += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
+    if promote.tolerance is not None or not promote.manual:
+        by = f"by more than {promote.tolerance:g} and " if promote.tolerance else ""
+        conditions.append(f"not worse than the champion {by}beyond chance")
     gate = f" ({', '.join(conditions)})" if conditions else ""
     refit = " One that passes is fitted again on the whole window." if declared.refit else ""
     window = "all history" if train.window == "all" else f"the {train.window}"
@@ -416,14 +418,8 @@ def _parameters(params: Mapping[str, object]) -> str:
 
 def drifted(row: ColumnDrift) -> str:
     """A column that differs from its baseline, in a few words."""
-    changes = [f"{row.column_name} {row.unusual:.2f}"]
-    if row.null_share != row.baseline_null_share:
-        changes.append(f"null {row.null_share:.1%} instead of {row.baseline_null_share:.1%}")
-    if row.unknown_share != row.baseline_unknown_share:
-        changes.append(f"unknown {row.unknown_share:.1%} instead of {row.baseline_unknown_share:.1%}")
-    if row.mean is not None and row.baseline_mean is not None:
-        changes.append(f"mean {row.mean:.4g} instead of {row.baseline_mean:.4g}")
-    return f"{changes[0]} ({', '.join(changes[1:])})" if changes[1:] else changes[0]
+    index = f"{row.column_name} {row.unusual:.2f}"
+    return f"{index} ({'; '.join(row.changes)})" if row.changes else index
 
 
 def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:

@@ -158,6 +158,11 @@ class PartitionLog:
         self._context.log_event(dg.AssetObservation(asset_key=self._asset, partition=partition_key, metadata=metadata))
         self._report(self._pace.reached(done, 0))
 
+    def waiting(self, partition_key: str, reason: str) -> None:
+        """Log why a partition is left as it is: an observation is none of its materializations."""
+        self._context.log.info("%s %s: %s.", self._asset.path[-1], partition_key, reason)
+        self.observed(partition_key, partition_key, metadata={"waits": reason})
+
     def on_the_way(self, partition: Partition, rows: int, of: int) -> None:
         """Report how many rows of an unfinished partition are done."""
         self._report(self._pace.reached(partition.key, rows, of))

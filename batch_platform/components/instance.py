@@ -5,10 +5,13 @@ The home's own, with its dagster.yaml and databases, is created on first use. Th
 
 import fcntl
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 
+from batch_platform.components.processes import kill_readers_of
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
 
@@ -77,7 +80,7 @@ def prepare_instance(home: Home) -> Path:
     os.environ[VARIABLE] = str(home.dagster)
     _own.add(str(home.dagster))
     config, prepared = home.dagster / "dagster.yaml", home.dagster / ".prepared"
-    with (home.dagster / ".prepare.lock").open("w") as lock:
+    with (home.dagster / ".prepare.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not config.exists():
             config.write_text(DAGSTER_YAML, encoding="utf-8")
@@ -88,3 +91,29 @@ def prepare_instance(home: Home) -> Path:
                 instance.all_instigator_state()
             prepared.touch()
     return home.dagster
+
+
+@contextmanager
+def only_service(home: Home, address: str) -> Generator[Path]:
+    """Be the only webserver and daemon of a home until the block ends; gives the workspace file that they read.
+
+    The operating system drops the lock with this process, however it ends. A webserver and a daemon that outlived such a
+    process are killed first: two daemons would do each tick twice.
+
+    Raises:
+        WrongUseError: Another process serves the home.
+    """
+    with (home.dagster / ".service.lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            msg = f"batch-platform ui already serves {home.root} at {file.read()}."
+            hint = "open that address, or end that process first; batch-platform ui --read-only --port PORT runs beside it."
+            raise WrongUseError(msg, hint=hint) from error
+        file.truncate(0)
+        file.write(f"{address} (process {os.getpid()})")
+        file.flush()
+        workspace = home.dagster / "workspace.yaml"
+        kill_readers_of(workspace)
+        yield workspace

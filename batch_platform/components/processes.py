@@ -6,15 +6,27 @@ A step may work in the process of its run, in a child of it, or anywhere else: t
 import multiprocessing
 import os
 import platform
+import signal
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread, current_thread, main_thread
 
 import dagster as dg
+from sqlalchemy.exc import OperationalError
 
-from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES
+from batch_platform.components.dagster_internals import (
+    NOT_FINISHED_STATUSES,
+    interrupted_by_dagster,
+    process_of,
+    works_in_children,
+)
 
 PROCESS_TAG = ".dagster/batch_platform_process"  # Dagster keeps tags with this prefix and does not show them
+TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+SECONDS_BETWEEN_LOOKS = 1.0  # at whether a run was terminated
+SECONDS_BETWEEN_KILLS = 0.1
 _ENDED = ("Z", "X")  # states of a process in /proc
 
 
@@ -23,50 +35,106 @@ def this_process() -> str:
     return f"{_process(os.getpid())} {_place()}"
 
 
+def kill_readers_of(workspace: Path) -> None:
+    """Kill the processes on this machine that were started with a workspace file, and wait for their end."""
+    ids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    while pids := [pid for pid in map(int, ids) if str(workspace) in _words(pid)]:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(SECONDS_BETWEEN_KILLS)
+
+
 @contextmanager
 def at_work(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Generator[None]:
-    """Record in the run which process does a step, for the length of the step.
+    """Record in the run which process does a step, for the length of the step; a terminated run interrupts it.
 
     A step that works in a child process is recorded with the parent: if only the child dies, the parent reports it.
     """
     run, process = context.run, this_process()
     if run.tags.get(PROCESS_TAG) == process:  # whoever created the run did so here, and holds it for all of its steps
-        yield
+        with _interrupted_by_termination(context):
+            yield
         return
     parent = multiprocessing.parent_process()
     processes = [process] if parent is None or parent.pid is None else [process, f"{_process(parent.pid)} {_place()}"]
     tag = f"{PROCESS_TAG}/{context.op_execution_context.op.name}"
     context.instance.add_run_tags(run.run_id, {tag: ", ".join(processes)})
     try:
-        yield
+        with _interrupted_by_termination(context):
+            yield
     finally:
         context.instance.add_run_tags(run.run_id, {tag: ""})
 
 
+@contextmanager
+def _interrupted_by_termination(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Generator[None]:
+    """Interrupt the process of a run as Ctrl-C does, once the run is terminated, where Dagster does not do so itself."""
+    instance, run_id = context.instance, context.run.run_id
+    if interrupted_by_dagster(context.run) or current_thread() is not main_thread():
+        yield
+        return
+    parent = multiprocessing.parent_process() if works_in_children(context) else None
+    process, ended = (parent and parent.pid) or os.getpid(), Event()
+
+    def watch() -> None:
+        over = False
+        while not over:
+            over = ended.wait(SECONDS_BETWEEN_LOOKS)  # the last look is at the end of the step
+            with suppress(OperationalError):  # a database that is busy answers the next look
+                if (run := instance.get_run_by_id(run_id)) and run.status in TERMINATED:
+                    os.kill(process, signal.SIGINT)
+                    return
+
+    watching = Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process is gone."""
+    """Mark runs as failed whose process is gone, and those that were being terminated as canceled."""
     for run in dead_runs(instance):
-        instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, message="The process of this run ended.")
+        else:
+            instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
 
 
 def dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """The runs in progress whose process is gone.
 
-    Dagster notices when the process of a run ends, but not when the code server ends with it.
+    Dagster notices when the process of a run ends, but not when the code server ends with it. A run between two steps, or
+    before the first one, is known by the process that was started for it.
     """
     dead: list[dg.DagsterRun] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
-        gone = {tag for tag, value in run.tags.items() if tag.startswith(PROCESS_TAG) and _are_gone(value)}
-        if gone and run.parent_run_id and (parent := instance.get_run_by_id(run.parent_run_id)):
-            gone -= {tag for tag in gone if parent.tags.get(tag) == run.tags[tag]}  # copied into the second attempt
-        if gone:
+        tags = {tag: value for tag, value in run.tags.items() if tag.startswith(PROCESS_TAG) and value}
+        if (
+            any(map(_are_gone, tags.values()))
+            and run.parent_run_id
+            and (parent := instance.get_run_by_id(run.parent_run_id))
+        ):
+            tags = {tag: value for tag, value in tags.items() if parent.tags.get(tag) != value}  # not what was copied
+        started = None if tags else process_of(instance, run)
+        if any(map(_are_gone, tags.values())) or (started and _is_gone_since(*started)):
             dead.append(run)
     return dead
 
 
 def _are_gone(tag: str) -> bool:
-    """Whether all processes of a tag have ended; False if there are none."""
-    return bool(tag) and all(_is_gone(process) for process in tag.split(", "))
+    """Whether all processes of a tag have ended."""
+    return all(_is_gone(process) for process in tag.split(", "))
+
+
+def _is_gone_since(pid: int, at: float) -> bool:
+    """Whether the process that had an id at a time has ended; the id may belong to a later process."""
+    _, started = _process(pid).split()
+    booted = int(Path("/proc/stat").read_text(encoding="ascii").partition("btime ")[2].split()[0])  # whole seconds
+    return started == "gone" or booted + int(started) / os.sysconf("SC_CLK_TCK") > at + 1
 
 
 def _is_gone(process: str) -> bool:
@@ -99,3 +167,11 @@ def _process(pid: int) -> str:
         return f"{pid} gone"
     state, *values = stat.rpartition(")")[2].split()
     return f"{pid} gone" if state in _ENDED else f"{pid} {values[18]}"
+
+
+def _words(pid: int) -> list[str]:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return []

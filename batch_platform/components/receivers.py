@@ -1,12 +1,10 @@
 """Receivers of alerts: addresses that Apprise knows how to send a message to, and messages that wait until all have them."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
-from io import StringIO
 from threading import Thread
 from time import monotonic
 
@@ -15,7 +13,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.pipeline.incidents import Severity
 
 EXTRA = "notify"
-SECONDS_TO_SEND = 25  # in one look: Dagster gives it a minute
+SECONDS_TO_SEND = 25  # to each receiver in one look: Dagster gives it a minute
 MOST_WAITING = 200  # messages; beyond them the oldest are dropped
 
 
@@ -43,37 +41,77 @@ def identity(url: str) -> str:
     return sha256(url.encode()).hexdigest()[:16]
 
 
-def deliver(messages: Sequence[Message], urls: Sequence[str]) -> Outcome:
-    """Send each message to the receivers that wait for it, the oldest first.
+class Receivers:
+    """The receivers of a pipeline. Each is sent to in a thread of its own, so that none waits for another."""
 
-    A receiver that does not take a message gets no other one before it: the rest waits for the next call. So does what a slow
-    receiver has not taken when the time is over. A receiver that is no longer declared is not waited for.
+    def __init__(self, urls: Sequence[str]) -> None:
+        """Know the addresses, of which each is sent to once."""
+        self._receivers = {identity(url): _Receiver(at, url) for at, url in enumerate(urls, start=1)}
 
-    Raises:
-        WrongUseError: Apprise is not installed.
-    """
-    if messages:
-        _load()
-    deadline, sent, failures = monotonic() + SECONDS_TO_SEND, 0, list[str]()
-    by_identity = {identity(url): (at, url) for at, url in enumerate(urls, start=1)}
-    refusing, left = set[str](), list[Message]()
-    for message in messages[-MOST_WAITING:]:
-        waiting: list[str] = []
-        for receiver in message.waiting:
-            if receiver not in by_identity:
-                continue
-            at, url = by_identity[receiver]
-            failure = None if receiver in refusing else _sent_within(message, url, deadline - monotonic())
-            if receiver in refusing or failure is not None:
-                waiting.append(receiver)
-                refusing.add(receiver)
-            else:
-                sent += 1
-            if failure is not None:
-                failures.append(f"receiver {at} ({url.partition(':')[0]}): {failure}")
-        if waiting:
-            left.append(replace(message, waiting=tuple(waiting)))
-    return Outcome(tuple(left), sent, tuple(failures))
+    def deliver(self, messages: Sequence[Message]) -> Outcome:
+        """Send each message to the receivers that wait for it, the oldest first.
+
+        A receiver that does not take a message gets no other one before it: the rest waits for the next call. So does what a
+        slow receiver has not taken when its time is over. A receiver that is no longer declared is not waited for.
+
+        Raises:
+            WrongUseError: Apprise is not installed.
+        """
+        messages = messages[-MOST_WAITING:]
+        if messages:
+            _load()
+        deadline = monotonic() + SECONDS_TO_SEND
+        for name, receiver in self._receivers.items():
+            receiver.begin([message for message in messages if name in message.waiting], deadline)
+        failures = [failure for it in self._receivers.values() if (failure := it.failure(deadline))]
+        left, sent = list[Message](), 0
+        for message in messages:
+            declared = [name for name in message.waiting if name in self._receivers]
+            waiting = tuple(name for name in declared if not self._receivers[name].has(message))
+            sent += len(declared) - len(waiting)
+            if waiting:
+                left.append(replace(message, waiting=waiting))
+        return Outcome(tuple(left), sent, tuple(failures))
+
+
+class _Receiver:
+    """A receiver, and the thread that sends to it: at most one, also where the receiver never answers."""
+
+    def __init__(self, at: int, url: str) -> None:
+        self._url, self._shown = url, f"receiver {at} ({url.partition(':')[0]})"
+        self._thread: Thread | None = None
+        self._taken = set[tuple[str, str]]()  # titles and texts of messages that may still be waited for
+        self._failure: str | None = None
+
+    def begin(self, messages: Sequence[Message], deadline: float) -> None:
+        """Begin to send messages, unless the receiver still owes an answer to an earlier one."""
+        if self._thread is not None and self._thread.is_alive():
+            self._failure = "still no answer to an earlier message"
+            return
+        self._taken &= {(message.title, message.text) for message in messages}
+        self._thread, self._failure = None, None
+        if rest := [message for message in messages if not self.has(message)]:
+            self._thread = Thread(target=self._send_all, args=(rest, deadline), daemon=True)
+            self._thread.start()
+
+    def has(self, message: Message) -> bool:
+        """Whether it has taken a message, perhaps after the time to answer was over."""
+        return (message.title, message.text) in self._taken
+
+    def failure(self, deadline: float) -> str | None:
+        """Why it did not take a message, once it has answered or the time is over; None if it has taken all."""
+        if self._thread is not None and self._failure is None:
+            self._thread.join(max(0.0, deadline - monotonic()))
+            if self._thread.is_alive():
+                self._failure = f"no answer within {SECONDS_TO_SEND:.0f} seconds"
+        return self._failure and f"{self._shown}: {self._failure}"
+
+    def _send_all(self, messages: Sequence[Message], deadline: float) -> None:
+        for message in messages:
+            self._failure = "no time was left" if monotonic() >= deadline else _send(message, self._url)
+            if self._failure is not None:
+                return
+            self._taken.add((message.title, message.text))
 
 
 @cache
@@ -85,32 +123,18 @@ def _load() -> None:
         apprise.Apprise.instantiate("json://localhost")
 
 
-def _sent_within(message: Message, url: str, seconds: float) -> str | None:
-    """Send a message within some time; returns why it was not taken, or None if it was.
-
-    A receiver may take it after the time is over: then it gets it twice.
-    """
-    if seconds <= 0:
-        return "no time was left"
-    answers: list[str | None] = []
-    thread = Thread(target=lambda: answers.append(_send(message, url)), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else f"no answer within {seconds:.0f} seconds"
-
-
 def _send(message: Message, url: str) -> str | None:
     """Send a message; returns why it was not taken, or None if it was."""
     import apprise
 
     receiver, kind = apprise.Apprise(), apprise.NotifyType(message.severity or "success")
-    log: StringIO
-    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as log:  # pyright: ignore[reportAssignmentType] - its annotation names the type of a file
-        try:
-            if not receiver.add(url):
-                return "Apprise does not know this kind of address"
-            if receiver.notify(body=message.text, title=message.title, notify_type=kind, body_format="text"):
-                return None
-        except Exception as error:  # noqa: BLE001 - of any of a hundred services: it is shown, and the message is sent again
-            return redact(f"{type(error).__name__}: {error}")
-        return redact(" ".join(log.getvalue().split())) or "it did not take the message"
+    try:
+        if not receiver.add(url):
+            return "Apprise does not know this kind of address"
+        result = receiver.notify(body=message.text, title=message.title, notify_type=kind, body_format="text")
+    except Exception as error:  # noqa: BLE001 - of any of a hundred services: it is shown, and the message is sent again
+        return redact(f"{type(error).__name__}: {error}")
+    if result:
+        return None
+    reasons = [entry.message for entry in result.logs() if entry.level in ("WARNING", "ERROR")]
+    return redact(" ".join(" ".join(reasons).split())) or "it did not take the message"

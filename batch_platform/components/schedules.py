@@ -22,13 +22,13 @@ from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, laun
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.windows import training_window
+from batch_platform.declaration.windows import matures, training_window
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
-_DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
+_DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}
 MOST_BYTES = 1 << 30  # of a source that a tick reads anew to find late rows: a tick has a minute
 _OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"model", "predictions"})  # each builds the features that it needs
 
@@ -40,7 +40,8 @@ def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefini
 
 def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     spec = wiring.spec
-    cron = spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
+    calendar = spec.partitions.calendar
+    cron = spec.predictions.schedule or _DEFAULT_CRONS[calendar.every].format(weekday=calendar.cron_weekday)
     known = f"labels are known ({spec.labels.delay} after its end)" if spec.labels else "end has passed"
     changes = "estimator, parameters or features change"
     again = f", and of the newest one again when {changes}" if spec.model.train.retrain == "when_changed" else ""
@@ -115,13 +116,15 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
 
 
 def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
-    """The due models that cannot be trained, since features of their training window cannot be built."""
+    """The due models that cannot be trained, since features of their training window cannot be built or labels are not there."""
     broken = {failure.partition_key for failure in state.standing_failures if failure.step == "features"}
     return {
         item.partition.key
         for item in plan.of("model")
         if any(
-            partition.key in broken for partition in training_window(wiring.spec, item.partition.start, state.dropped)
+            partition.key in broken
+            or (matures(wiring.spec, partition) <= item.partition.start and state.awaited_label_sources(partition))
+            for partition in training_window(wiring.spec, item.partition.start, state.dropped)
         )
     }
 
@@ -159,11 +162,18 @@ def _skip_reason(duty: Duty, tick: _Tick) -> str:
         return f"Nothing can be done here yet: {waiting}, waiting for {_by_schedule(tick, first, due)}."
     if others:
         return f"Nothing is due here; elsewhere: {_by_schedule(tick, others, due)}."
+    return f"Nothing is due{_nothing_due(duty, tick)}."
+
+
+def _nothing_due(duty: Duty, tick: _Tick) -> str:
+    """What is left where nothing is due: partitions that no model serves, and those whose labels are awaited."""
     if unserved := [item.partition.key for item in tick.plan.blocked if not item.warm_up]:
-        return f"Nothing is due; no model serves {len(unserved)} partitions, the last {unserved[-1]}."
+        return f"; no model serves {len(unserved)} partitions, the last {unserved[-1]}"
+    if duty == "evaluate" and (awaiting := tick.plan.awaiting):
+        return f"; the evaluation of {listed(awaiting)} waits: {awaiting[max(awaiting)]}"
     if warm_up := tick.plan.blocked:
-        return f"Nothing is due; {len(warm_up)} partitions are warm-up: {warm_up[0].reason}."
-    return "Nothing is due: every partition is up to date."
+        return f"; {len(warm_up)} partitions are warm-up: {warm_up[0].reason}"
+    return ": every partition is up to date"
 
 
 def _by_schedule(tick: _Tick, steps: Iterable[Step], due: Mapping[Step, str]) -> str:

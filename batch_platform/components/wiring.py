@@ -29,7 +29,7 @@ from batch_platform.warehouse.home import Home
 NAME_METADATA, FOLDER_METADATA = "batch_platform/features_of", "batch_platform/declared_in"  # of the features
 PIPELINE_TAG = "batch_platform/pipeline"
 SET_APART = "failed_partitions"  # metadata of a step that failed only after all other partitions were done
-_CRONS: dict[Every, str] = {"hour": "0 * * * *", "day": "0 0 * * *", "week": "0 0 * * 0", "month": "0 0 1 * *"}
+_CRONS: dict[Every, str] = {"hour": "0 * * * *", "day": "0 0 * * *", "week": "0 0 * * {weekday}", "month": "0 0 1 * *"}
 _SHORTEST_HOURS: dict[Every, int] = {"hour": 1, "day": 24, "week": 7 * 24, "month": 28 * 24}
 _ALL_HISTORY_HOURS = 20 * 366 * 24  # what "all history" means in the graph
 
@@ -146,8 +146,9 @@ class Wiring:
             return dg.FreshnessPolicy.time_window(LONGEST[every].nominal + declared.nominal + clocks)
         after_midnight = timedelta(hours=declared.hour, minutes=declared.minute)
         whole_day = every == "hour" or not after_midnight
-        at_midnight = {"week": "* * 1", "month": "2 * *"}  # of the day after the partition is due
-        day = (at_midnight if whole_day else {"week": "* * 0", "month": "1 * *"}).get(every, "* * *")
+        weekday = calendar.cron_weekday
+        at_midnight = {"week": f"* * {(weekday + 1) % 7}", "month": "2 * *"}  # of the day after the partition is due
+        day = (at_midnight if whole_day else {"week": f"* * {weekday}", "month": "1 * *"}).get(every, "* * *")
         since_due = timedelta(days=1) if whole_day else after_midnight
         return dg.FreshnessPolicy.cron(f"{declared.minute} {declared.hour} {day}", since_due, calendar.zone.key)
 
@@ -247,6 +248,6 @@ def _time_windows(calendar: Calendar) -> dg.TimeWindowPartitionsDefinition:
         end=None if calendar.last_end is None else calendar.last_end.astimezone(calendar.zone).strftime(fmt),
         fmt=fmt,
         timezone=calendar.zone.key,
-        cron_schedule=_CRONS[calendar.every],
+        cron_schedule=_CRONS[calendar.every].format(weekday=calendar.cron_weekday),
         end_offset=calendar.end_offset,
     )

@@ -1,12 +1,12 @@
 """The calendar of a pipeline: its partitions as half-open windows of time, and their keys.
 
-Windows and keys equal those of Dagster's time-window partitions: weeks start on Sunday, and where winter time repeats an
-hour, the key of the second one has its UTC offset. They are computed here so that nothing below `components` needs
-Dagster; a test compares the two in many time zones.
+Windows and keys equal those of Dagster's time-window partitions: weeks start on the weekday of `start`, and where winter
+time repeats an hour, the key of the second one has its UTC offset. They are computed here so that nothing below `components`
+needs Dagster; a test compares the two in many time zones.
 """
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +19,7 @@ from batch_platform.declaration.errors import WrongUseError
 Every = Literal["hour", "day", "week", "month"]
 KEY_FORMATS: dict[Every, str] = {"hour": "%Y-%m-%d-%H:%M", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m-%d"}
 _HOUR = timedelta(hours=1)
-_SUNDAY = 6
+_CLOCKS_KNOWN_UNTIL = datetime(2038, 1, 1)  # noqa: DTZ001 - on any clock; from then on zones repeat a yearly rule
 _GROWING = Lock()  # schedules of one pipeline are evaluated on threads
 
 
@@ -34,7 +34,10 @@ class Partition:
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of time on the wall clock: a day may have 23, 24 or 25 hours."""
+    """A length of time on the wall clock: a day may have 23, 24 or 25 hours.
+
+    Days lead from the start of a day to the start of a day, also where clocks skip midnight and the day starts at 1:00.
+    """
 
     days: int = 0
     hours: int = 0
@@ -56,7 +59,10 @@ class Duration:
 
     def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
         if self.days:  # adding to local time forgets which of two equal hours it was
-            instant = instant.astimezone(zone) + sign * timedelta(days=self.days)
+            local = instant.astimezone(zone)
+            day = local.date()
+            local = datetime.combine(day, time(), zone) if instant == _midnight(day, zone) else local
+            instant = local + sign * timedelta(days=self.days)
         return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes, seconds=self.seconds)
 
     def __str__(self) -> str:
@@ -79,7 +85,7 @@ class Calendar:
 
     every: Every
     zone: ZoneInfo  # in which days, weeks and months begin
-    start: datetime  # the first window begins then or later
+    start: datetime  # the first window begins then or later; weeks begin on its weekday
     end: datetime | None = None  # no window begins then or later; None: the calendar has no end
     end_offset: int = 0  # how many windows are due before they close (1: the current window, from its start on)
     _starts: list[datetime] = field(default_factory=list[datetime], init=False, repr=False, compare=False)
@@ -95,6 +101,11 @@ class Calendar:
     def last_end(self) -> datetime | None:
         """The instant (UTC) at which the last window ends; None for no end."""
         return None if self.end is None else self._boundary_from(self.end)
+
+    @property
+    def cron_weekday(self) -> int:
+        """The weekday on which weeks begin, as cron expressions count: 0 is Sunday."""
+        return self.start.isoweekday() % 7
 
     @property
     def end_key(self) -> str | None:
@@ -132,6 +143,10 @@ class Calendar:
         self._by_key[key] = partition  # each look at the state asks for every recorded key
         return partition
 
+    def has_window(self, key: str) -> bool:
+        """Whether a key names a window, also one before the first or after the last partition."""
+        return key in self._by_key or self._parsed(key) is not None
+
     def holding(self, instant: datetime) -> Partition | None:
         """The partition whose window contains an instant; None before the first and after the last partition."""
         if instant < self.first_start:
@@ -150,11 +165,17 @@ class Calendar:
         """
         day = instant.astimezone(self.zone).date()
         if self.every == "week":
-            day -= timedelta(days=(day.weekday() - _SUNDAY) % 7)
+            day -= timedelta(days=(day.weekday() - self.start.weekday()) % 7)
         if self.every == "month":
             day = day.replace(day=1)
         start = _whole_hour(instant, self.zone) if self.every == "hour" else _midnight(day, self.zone)
         return self._between(start, self._next(start))
+
+    def starting(self, instant: datetime) -> "Calendar":
+        """The same windows, from the first one that begins at or after an instant."""
+        window = self.around(instant)
+        first = window.start if window.start >= instant else window.end
+        return replace(self, start=first.astimezone(self.zone).replace(tzinfo=None))
 
     def within(self, start: datetime, end: datetime) -> list[Partition]:
         """All partitions wholly within `start <= t < end`, oldest first."""
@@ -196,7 +217,7 @@ class Calendar:
         local = start.astimezone(self.zone).date()
         if self.every == "hour":
             return _whole_hour(start, self.zone) == start
-        right_day = {"day": True, "week": local.weekday() == _SUNDAY, "month": local.day == 1}[self.every]
+        right_day = {"day": True, "week": local.weekday() == self.start.weekday(), "month": local.day == 1}[self.every]
         return right_day and _midnight(local, self.zone) == start
 
     def _boundary_from(self, local: datetime) -> datetime:
@@ -205,9 +226,11 @@ class Calendar:
             instant = _instant(local, self.zone)
             aligned = _whole_hour(instant, self.zone)
             return aligned if aligned >= instant else aligned + _HOUR
-        day = local.date() if local.time() == time() else local.date() + timedelta(days=1)
+        day = local.date()
+        if _instant(local, self.zone) > _midnight(day, self.zone):
+            day += timedelta(days=1)
         if self.every == "week":
-            day += timedelta(days=(_SUNDAY - day.weekday()) % 7)
+            day += timedelta(days=(self.start.weekday() - day.weekday()) % 7)
         if self.every == "month" and day.day != 1:
             day = _next_month(day)
         return _midnight(day, self.zone)
@@ -235,10 +258,15 @@ class Calendar:
         return len(starts) - 1 if self.last_end is None else bisect_left(starts, self.last_end)
 
 
-def shifts_by_whole_hours(zone: ZoneInfo, years: range) -> bool:
-    """Whether clocks in a zone only ever shift by whole hours, so that hours can be partitions."""
-    firsts = (datetime(year, month, 1, tzinfo=zone) for year in years for month in range(1, 13))
-    offsets = {first.utcoffset() or timedelta() for first in firsts}
+def shifts_by_whole_hours(zone: ZoneInfo, start: datetime, end: datetime | None) -> bool:
+    """Whether clocks in a zone only shift by whole hours between two local times, so that hours can be partitions.
+
+    Without an end, all shifts count that the time zone database knows of.
+    """
+    end = end or max(start, _CLOCKS_KNOWN_UNTIL)
+    firsts = (datetime(year, month, 1) for year in range(start.year, end.year + 1) for month in range(1, 13))  # noqa: DTZ001
+    moments = [start, *(first for first in firsts if start < first < end), end]
+    offsets = {moment.replace(tzinfo=zone).utcoffset() or timedelta() for moment in moments}
     return len({offset % _HOUR for offset in offsets}) == 1
 
 

@@ -1,7 +1,7 @@
 """The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -51,7 +51,8 @@ class Partitions(Block):
 
     every: Every = Field(description="Length of one partition.", examples=["day"])
     start: LocalTime = Field(
-        description="Start of the first partition, as local date or time in `timezone`.", examples=["2013-01-01"]
+        description="Start of the first partition, as local date or time in `timezone`. Weeks begin on its weekday.",
+        examples=["2013-01-01"],
     )
     end: LocalTime | None = Field(
         default=None,
@@ -76,11 +77,16 @@ class Partitions(Block):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        calendar = self.calendar
-        start, end = datetime.fromisoformat(self.start), calendar.end
-        years = range(start.year, (end or start).year + 2)
-        if self.every == "hour" and not shifts_by_whole_hours(calendar.zone, years):
+        calendar, end = self.calendar, self.calendar.end
+        if self.every == "hour" and not shifts_by_whole_hours(calendar.zone, calendar.start, end):
             msg = f"clocks in {self.timezone} shift by part of an hour, so hours cannot be partitions; use timezone UTC"
+            raise ValueError(msg)
+        declared = calendar.start.replace(tzinfo=calendar.zone).astimezone(UTC)
+        if calendar.first_start != declared:
+            window, hours = calendar.around(declared), self.every == "hour"
+            written = "%Y-%m-%dT%H:%M" if hours else "%Y-%m-%d"
+            before, after = (f"{at.astimezone(calendar.zone):{written}}" for at in (window.start, window.end))
+            msg = f"start ({self.start}) is not the start of {'an' if hours else 'a'} {self.every}; use {before} or {after}"
             raise ValueError(msg)
         if end is None or calendar.last_end is None:
             return self

@@ -238,7 +238,7 @@ class Promote(Block):
     tolerance: float | None = Field(
         default=None,
         ge=0,
-        description="How much worse than the champion a version may be and still be approved.",
+        description="How much worse than the champion, beyond chance, a version may be and still be approved. Left out: not at all.",
         examples=[0.02],
     )
     baseline: bool = Field(
@@ -556,7 +556,8 @@ class PipelineSpec(Block):
             msg = f"model.train.window ({train.window}) must be at least twice as long as evaluate ({train.evaluate})"
             msg += f" plus labels.delay ({delay})" if self.labels is not None else ""
             raise ValueError(msg)
-        if train.every == "hour" and not shifts_by_whole_hours(self.partitions.calendar.zone, range(2000, 2050)):
+        calendar = self.partitions.calendar
+        if train.every == "hour" and not shifts_by_whole_hours(calendar.zone, calendar.start, calendar.end):
             msg = f"model.train.every: clocks in {self.partitions.timezone} change by part of an hour; use 'day'"
             raise ValueError(msg)
         self._check_train_start()

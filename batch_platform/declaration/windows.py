@@ -1,7 +1,6 @@
 """Serving periods, training windows and label maturity of a pipeline, from its declaration alone."""
 
 from collections.abc import Container, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -32,9 +31,8 @@ def training_window(spec: PipelineSpec, serving_start: datetime, dropped: Contai
     if spec.partitions.snapshot:
         snapshot = calendar.holding(serving_start)
         return [] if snapshot is None or snapshot.key in dropped else [snapshot]
-    zone = calendar.zone
     length = spec.model.train.window_length
-    start = calendar.first_start if length is None else length.before(serving_start, zone)
+    start = calendar.first_start if length is None else _whole(spec, length).before(serving_start, calendar.zone)
     inside = calendar.within(max(start, calendar.first_start), serving_start)
     inside = [partition for partition in inside if partition.key not in dropped]
     if spec.model.import_ is not None:
@@ -46,16 +44,21 @@ def training_window(spec: PipelineSpec, serving_start: datetime, dropped: Contai
 
 def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetime:
     """The start of the part of a training window that is kept for evaluation."""
-    return spec.model.train.evaluation_length.before(window[-1].end, spec.partitions.calendar.zone)
+    return _whole(spec, spec.model.train.evaluation_length).before(window[-1].end, spec.partitions.calendar.zone)
 
 
 def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
     """Whether a window is long enough: as much training as evaluation data; one partition for an imported model."""
     if not window or spec.model.import_ is not None or spec.partitions.snapshot:
         return bool(window)
-    evaluation = spec.model.train.evaluation_length
+    evaluation = _whole(spec, spec.model.train.evaluation_length)
     begins = evaluation.before(evaluation_start(spec, window), spec.partitions.calendar.zone)
     return window[0].start <= begins
+
+
+def _whole(spec: PipelineSpec, length: Duration) -> Duration:
+    """Count the length of a window in days unless partitions are hours: 24 hours are a day of 23 or 25 hours, too."""
+    return length if spec.partitions.every == "hour" else Duration(days=length.nominal.days)
 
 
 def matures(spec: PipelineSpec, partition: Partition) -> datetime:
@@ -101,7 +104,7 @@ def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:
 def trainable_calendar(spec: PipelineSpec) -> Calendar | None:
     """The serving periods whose models have enough to learn from; all of them, where there is none."""
     calendar, first = serving_calendar(spec), first_service(spec)
-    return calendar if calendar is None or first is None else _from(calendar, first)
+    return calendar if calendar is None or first is None else calendar.starting(first.start)
 
 
 def served_calendar(spec: PipelineSpec) -> Calendar:
@@ -113,13 +116,8 @@ def served_calendar(spec: PipelineSpec) -> Calendar:
     calendar = spec.partitions.calendar
     if serving_calendar(spec) is None or (first := first_service(spec)) is None:
         return calendar
-    served = _from(calendar, first)
+    served = calendar.starting(first.start)
     return calendar if served.last_end is not None and served.last_end <= served.first_start else served
-
-
-def _from(calendar: Calendar, first: Partition) -> Calendar:
-    """What is left of a calendar from the start of a serving period on."""
-    return replace(calendar, start=max(calendar.start, first.start.astimezone(calendar.zone).replace(tzinfo=None)))
 
 
 def first_service(spec: PipelineSpec) -> Partition | None:
@@ -130,7 +128,7 @@ def first_service(spec: PipelineSpec) -> Partition | None:
     calendar = serving_calendar(spec) or spec.partitions.calendar
     earliest = spec.partitions.calendar.first_start
     if spec.model.import_ is None and not spec.partitions.snapshot:
-        zone, evaluation = spec.partitions.calendar.zone, spec.model.train.evaluation_length
+        zone, evaluation = spec.partitions.calendar.zone, _whole(spec, spec.model.train.evaluation_length)
         earliest = evaluation.after(evaluation.after(earliest, zone), zone)
         if spec.labels is not None:
             earliest = spec.labels.maturity.after(earliest, zone)

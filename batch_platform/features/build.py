@@ -111,8 +111,15 @@ class FeatureBuilder:
         return [name for name in parameters_of(function) if name in self.spec.sources]
 
     @cached_property
+    def built_from(self) -> list[str]:
+        """The same sources, and the one whose rows are counted."""
+        driving = self.spec.features.driving
+        counted = [] if driving is None or driving.source in self.feature_sources else [driving.source]
+        return [*self.feature_sources, *counted]
+
+    @cached_property
     def dated(self) -> DatedSources:
-        """The same sources, as far as their rows have a time."""
+        """The sources of the features, as far as their rows have a time."""
         return DatedSources(self.sources, "features", self.query, self.feature_sources)
 
     @cached_property
@@ -132,8 +139,18 @@ class FeatureBuilder:
 
     def label_versions(self, partition: Partition) -> str:
         """The present versions of `own_label_sources` as JSON; raises SourceError if a file is missing. Reads no file."""
-        versions = {name: self.sources.version(name, partition) for name in self.own_label_sources}
-        return json.dumps(versions, sort_keys=True)
+        return json.dumps(self.sources.versions(partition, self.own_label_sources), sort_keys=True)
+
+    def awaited_label_sources(self, partition: Partition) -> list[str]:
+        """Those of `own_label_sources` whose file of a partition is not there yet. Reads no file."""
+        awaited = list[str]()
+        for name in self.own_label_sources:
+            try:
+                self.sources.version(name, partition)
+            except SourceError as error:
+                if error.__cause__ is None:  # otherwise the folder cannot be looked into: reading the labels says so
+                    awaited.append(name)
+        return awaited
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -186,7 +203,7 @@ class FeatureBuilder:
         """The source columns that the features are made from, given the columns that the sources have for a partition."""
         if self.query is None or self.lineage.complete:
             return self.lineage
-        with self.sources.connect(partition) as con:
+        with self.sources.connect(partition, names=self._in_duckdb(self.built_from)) as con:
             columns = dict.fromkeys(self.spec.sources, ()) | {
                 name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in con.names
             }
@@ -246,23 +263,27 @@ class FeatureBuilder:
         Raises:
             SourceError: The SQL or the function fails.
         """
-        with self.sources.connect(partition, only=only) as con:
+        with self.sources.connect(partition, names=self._in_duckdb(self.built_from), only=only) as con:
             session = FeatureSession(self, lambda _: con)
             with session.batches(partition) as (batches, schema):
                 return pl.DataFrame(pa.Table.from_batches(batches, schema))
 
-    @contextmanager
-    def session(self, *, spill: Path | None = None) -> Generator["FeatureSession"]:
-        """Build many partitions from sources that are opened once, for the first partition.
+    def _in_duckdb(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in self.sources.in_duckdb]
 
-        For `spill` see `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
+    @contextmanager
+    def session(self, *, spill: Path | None = None, labels: bool = False) -> Generator["FeatureSession"]:
+        """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
+
+        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
         """
         with ExitStack() as stack:
             on_spark = None
             if isinstance(self.query, SparkQuery) and spill is not None:
                 on_spark = stack.enter_context(SparkFeatures(self.spec, self.sources, self.query, spill))
+            names = self._in_duckdb(self.label_sources if labels else self.built_from)
             yield FeatureSession(
-                self, lambda first: stack.enter_context(self.sources.connect(first, spill=spill)), on_spark
+                self, lambda first: stack.enter_context(self.sources.connect(first, names=names, spill=spill)), on_spark
             )
 
 
@@ -333,6 +354,18 @@ class FeatureSession:
         frame = frame.drop_nulls(spec.labels.column)
         require_unique(spec, partition, frame, what="labels")
         return frame
+
+    def label_type(self, partition: Partition) -> str | None:
+        """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row.
+
+        Raises:
+            SourceError: The SQL fails.
+        """
+        spec, query = self._builder.spec, self._builder.labels_query
+        if query is None or spec.labels is None:
+            return None
+        rows = query.run(self._moved(partition), partition, [*spec.features.key, spec.labels.column])
+        return str(rows.select(quoted(spec.labels.column)).types[0])
 
     def rows_outside(self, partition: Partition) -> list[str]:
         """The rows in the files of a partition that are dated outside of them, counted in a sentence per source."""

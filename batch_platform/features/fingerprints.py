@@ -59,6 +59,16 @@ class Fingerprints:
             return self.fingerprints[at]
         return Fingerprint(0, self.fingerprints[at].content if self.looks_back else "")
 
+    @property
+    def dated(self) -> bool:
+        """Whether any row has a time."""
+        return self.starts != (_NO_TIME,)
+
+    def rows_before(self, instant: datetime) -> int:
+        """The number of rows dated before the window that begins at an instant."""
+        rows = zip(self.starts, self.fingerprints, strict=True)
+        return sum(held.rows for start, held in rows if _NO_TIME < start < instant.timestamp())
+
     def as_json(self) -> str:
         """Write them down; `from_json` reads them."""
         rows = [[start, held.rows, held.content] for start, held in zip(self.starts, self.fingerprints, strict=True)]
@@ -147,7 +157,7 @@ class DatedSources:
         known = recorded.get((self.read_by, name))
         if known is not None and known.version == key[2]:
             return known
-        if key not in _remembered and most_bytes is not None and self._size(name) > most_bytes:
+        if key not in _remembered and most_bytes is not None and self.size(name) > most_bytes:
             return known
         if key not in _remembered:
             made = self._made(name, key[2], self.rows_read(name))
@@ -158,7 +168,8 @@ class DatedSources:
             return Fingerprints(key[2], looks_back=True, starts=(_NO_TIME,), fingerprints=(Fingerprint(0, version),))
         return _remembered[key]
 
-    def _size(self, name: str) -> int:
+    def size(self, name: str) -> int:
+        """The bytes of a source, roughly."""
         calendar = self.sources.spec.partitions.calendar
         return self.sources.kind(name).size(self.sources.table(name, calendar.around(calendar.first_start)))
 

@@ -183,7 +183,7 @@ class History:
 
         if stamp is None:
             return read()
-        versions = str(self.builder.sources.versions(partition))
+        versions = str(self.builder.sources.versions(partition, self.builder.label_sources))
         return self._labels.get((stamp.run_id, stamp.at.isoformat(), versions, partition.key), read)
 
     def training_data(
@@ -210,7 +210,7 @@ class History:
         balanced = stratified and self.spec.model.train.sample == "balanced"
         fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
         rows_unlabelled, nulls = 0, Counter[str]()
-        with self.builder.session() as session:
+        with self.builder.session(labels=True) as session:
             for build, partition in zip(self.require(builds, *window), window, strict=True):
                 rows = self._learnable(build)
                 if label is not None:
@@ -343,31 +343,37 @@ class History:
     ) -> LabelChanges:
         """The present versions of the labels of evaluated partitions; a partition whose files are gone is left out.
 
-        Labels in a source with the rows of many partitions are looked at as the features are, from when they are known.
+        Labels in a source with the rows of many partitions are looked at as the features are, from when they are known;
+        where scored rows have no label, however old they are, and also in a source whose rows have no time.
         """
         builder, versions, taken = self.builder, dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
         if self.spec.labels is None or not (builder.own_label_sources or builder.dated_labels.shared):
             return LabelChanges(versions, taken)
         partitions, newest = self._named(evaluations), _newest_end(builds, self._named(builds))
         delay = self.spec.labels.maturity.nominal
+        undated = dict[str, str]()
         for name in builder.dated_labels.shared if partitions else ():
             with suppress(SourceError):
                 version = builder.sources.version(name, next(iter(partitions.values())))
                 held = builder.dated_labels.taken(name, version, recorded, most_bytes=most_bytes)
-                if held is not None:
+                if held is not None and held.dated:
                     taken["labels", name] = held
+                elif most_bytes is None or builder.dated_labels.size(name) <= most_bytes:
+                    undated[name] = version
         for key, partition in partitions.items():
-            then = json.loads(evaluations[key].label_sources)
+            evaluation = evaluations[key]
+            then, lacking = json.loads(evaluation.label_sources), evaluation.rows_labelled < evaluation.rows_scored
             with suppress(SourceError):
                 now = then | json.loads(builder.label_versions(partition))
                 for (_, name), held in taken.items():
                     fingerprint = held.of(partition)
-                    if (
-                        name in then
-                        and fingerprint.rows
-                        and (recheck or self._is_recent(name, partition.end + delay, newest))
-                    ):
+                    looked_at = recheck or lacking or self._is_recent(name, partition.end + delay, newest)
+                    if name in then and fingerprint.rows and looked_at:
                         now[name] = [*astuple(fingerprint)]
+                for name, version in undated.items():
+                    unlimited = recheck or self.spec.sources[name].late is None
+                    if lacking and (unlimited or self._is_recent(name, partition.end + delay, newest)):
+                        now[name] = version
                 versions[key] = json.dumps(now, sort_keys=True)
         return LabelChanges(versions, taken)
 
@@ -376,9 +382,9 @@ class History:
         builder = self.builder
         now = json.loads(builder.label_versions(partition))
         for name in builder.dated_labels.shared:
-            held = builder.dated_labels.taken(name, builder.sources.version(name, partition), recorded)
-            if held is not None:
-                now[name] = [*astuple(held.of(partition))]
+            version = builder.sources.version(name, partition)
+            held = builder.dated_labels.taken(name, version, recorded)
+            now[name] = [*astuple(held.of(partition))] if held is not None and held.dated else version
         return json.dumps(now, sort_keys=True)
 
     def label_fingerprint(self, window: Sequence[Partition], stamp: Stamp) -> str:
@@ -386,7 +392,7 @@ class History:
         if not self.builder.own_label_sources:
             return ""
         files = window_sha256(window, self.builder.label_versions)
-        with self.builder.session() as session:
+        with self.builder.session(labels=True) as session:
             return f"{files}.{window_sha256(window, lambda partition: _digest(self.labels(session, partition, stamp)))}"
 
     def are_labels_changed(
@@ -401,7 +407,7 @@ class History:
             return False
         if not labels:
             return True
-        with self.builder.session() as session:
+        with self.builder.session(labels=True) as session:
 
             def digest(partition: Partition) -> str:
                 key = (partition.key, versions_now(partition))

@@ -6,6 +6,7 @@ Rows are checked batch by batch, so the memory of one batch is enough for a part
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -22,7 +23,7 @@ from batch_platform.warehouse.sql import literal, quoted
 _DRIVING, _FEATURES = "__in_the_source", "__in_the_features"
 _CALENDAR = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and to the last of the years 1 to 9999
 _PER_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_BEFORE_A_GAP = timedelta(hours=3)  # no change of clocks skips more
+_BEFORE_A_GAP = timedelta(days=1)  # no change of clocks skips more
 
 
 class RepeatedKeysError(DataError):
@@ -109,15 +110,17 @@ class RowChecks:
             msg = f"{self._where}: {column!r} is of type {times.dtype}, not a date or a timestamp."
             hint = "features.time must name a date or a timestamp; cast the column, or drop features.time."
             raise DataError(msg, hint=hint)
-        instants = times if times.dtype.time_zone else _local_instants(times, self._zone)
         start, end = self._partition.start, self._partition.end
-        outside = frame.filter(~instants.dt.convert_time_zone("UTC").is_between(start, end, closed="left"))
+        outside = frame.filter(~instants(times, self._zone).is_between(start, end, closed="left"))
         if outside.height:
             window = f"{start.astimezone(self._zone)} to {end.astimezone(self._zone)}"
             key = self._spec.features.key
             example = f"{_named(key, outside.select(key).row(0))} at {outside[column][0]}"
             msg = f"{self._where}: {outside.height} rows lie outside the partition ({window}) by {column!r}, for example {example}."
-            raise DataError(msg, hint="filter on $partition_start and $partition_end in the features.")
+            hint = "filter on $partition_start and $partition_end in the features."
+            if instants(times, self._zone, "earliest").is_between(start, end, closed="left").all():
+                hint = f"give {column!r} a time zone, or read it so that a time which clocks repeat is the second of the two."
+            raise DataError(msg, hint=hint)
 
 
 def _can_be_kept(dtype: pa.DataType, *, nested: bool = False) -> bool:
@@ -328,10 +331,17 @@ def _named(names: Sequence[str], key: tuple[object, ...]) -> str:
     return " ".join(f"{name}={shortened(value)}" for name, value in zip(names, key, strict=True))
 
 
-def _local_instants(times: pl.Series, zone: ZoneInfo) -> pl.Series:
-    """Read naive times as local times: the first of two if clocks repeat an hour, and in a gap as if clocks had not moved."""
-    instants = times.dt.replace_time_zone(zone.key, ambiguous="earliest", non_existent="null")
-    if not instants.null_count():
-        return instants
-    before = (times - _BEFORE_A_GAP).dt.replace_time_zone(zone.key, ambiguous="earliest", non_existent="null")
-    return instants.zip_with(instants.is_not_null(), before + _BEFORE_A_GAP)
+def instants(times: pl.Series, zone: ZoneInfo, repeated: Literal["earliest", "latest"] = "latest") -> pl.Series:
+    """Times as instants (UTC). Those without a zone are local, and are read as DuckDB casts them to TIMESTAMPTZ.
+
+    That is: the second of two if clocks repeat an hour, and in a gap as if clocks had not moved.
+    """
+    if isinstance(times.dtype, pl.Datetime) and times.dtype.time_zone is not None:
+        return times.dt.convert_time_zone("UTC")
+
+    def read(local: pl.Series) -> pl.Series:
+        zoned = local.dt.replace_time_zone(zone.key, ambiguous=repeated, non_existent="null")
+        return zoned.dt.convert_time_zone("UTC")
+
+    at = read(times)
+    return at.zip_with(at.is_not_null(), read(times - _BEFORE_A_GAP) + _BEFORE_A_GAP) if at.null_count() else at

@@ -206,7 +206,12 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         held_out=contract.encode(held_out),
         held_out_rows=held_out,
         predictor=predictor,
-        reference=replace(judged.reference, features=whole_reference.features, usual=whole_reference.usual),
+        reference=replace(
+            judged.reference,
+            features=whole_reference.features,
+            usual=whole_reference.usual,
+            moves=whole_reference.moves,
+        ),
         remarks=(*remarks, *_few_of_a_class(whole)),
         rates=rates,
     )

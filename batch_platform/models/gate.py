@@ -4,7 +4,8 @@ Each is measured on the evaluation rows. A version and the champion are compared
 champion has not learned from; the rows that only one of them can score are its coverage. If there are none, because the
 champion was trained for the same serving period, the metrics count that its own gate recorded before it was refitted. A
 champion that can no longer be loaded, that was trained on other columns, or that could not score enough of the rows to be
-published, must not keep a new model from serving: then the verdict says why. Records nothing.
+published, must not keep a new model from serving: then the verdict says why. Any other champion is never replaced by a version
+that is worse beyond chance, unless the gate declares by how much it may be. Records nothing.
 """
 
 import json
@@ -27,7 +28,7 @@ from batch_platform.models.bundle import Bundle, Coverage, Manifest
 from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
 from batch_platform.models.fitting import Fitted, outcomes_of
 from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.comparison import Difference, paired_difference
+from batch_platform.monitoring.comparison import ROUNDING, Difference, paired_difference
 from batch_platform.monitoring.metrics import (
     CLASSIFICATION,
     default_metric,
@@ -38,8 +39,8 @@ from batch_platform.monitoring.metrics import (
 )
 from batch_platform.warehouse.ledger import Action, Version
 
+MEETS = "meets the gate"  # begins the reason of each version that the gate does not refuse
 _ROW = "__row"
-_ROUNDING = 1e-9  # relative and absolute: two ways to compute the same number may differ by as much
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class ChampionComparison:
     coverage: Coverage | None = None  # of the evaluation rows; None if the champion cannot read them
     not_compared: str = ""  # the reason; empty if they were compared
     recorded: bool = False  # whether the champion's metrics are those that its own gate recorded
+    # Its metric minus that of its own trivial baseline, when it was judged; None if it was no better, or if that is not known.
+    champion_lead: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,9 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
 ) -> Verdict:
     """Judge a fitted model by the declared rule and, on the evaluation rows, against a trivial model and the champion.
 
-    The champion is the version that serves where the model would. A gate that leaves the decision to a person is told
-    that a trivial model is better, and refuses nothing for it; nor does one whose champion, which would serve on, is worse.
-    A version with a suspected leak that is not allowed waits for a person too.
+    The champion is the version that serves where the model would. A gate that leaves the decision to a person says that a
+    trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
+    version from replacing a champion that is worse. A version with a suspected leak that is not allowed waits for a person too.
     """
     task, trivial = fitted.signature.task, fitted.trivial
     metric = gate.metric or default_metric(task)
@@ -99,12 +102,17 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
 
     if refusal := judge(gate, task, fitted.metrics):
         return verdict(refusal)
-    reasons = ["meets the gate"]
+    reasons = [MEETS]
     if comparison is not None:
-        worse, remarks = _held_against_champion(gate, metric, comparison), _remarks(metric, comparison)
-        if worse and not (coverage and coverage.champion_is_unfit):
-            return verdict("; ".join([worse, *remarks]))
-        reasons += [*([worse] if worse else []), *remarks]
+        beside, remarks = beside_champion(gate, metric, comparison), _remarks(metric, comparison)
+        fit = not (coverage and coverage.champion_is_unfit)
+        if beside is not None and beside.refuses and fit:
+            return verdict("; ".join([beside.reason, *remarks]))
+        reasons += [*([] if beside is None else [beside.reason]), *remarks]
+        if gate.baseline and (lost := _lost_lead(metric, fitted, comparison)):
+            if fit and not gate.manual:
+                return verdict("; ".join([lost, *reasons[1:]]))
+            reasons.append(lost)
     beaten = beaten_by_baseline(metric, fitted.metrics, trivial) if gate.baseline else None
     if beaten is not None:
         replaced = comparison is not None and _is_better_than_champion(metric, comparison)
@@ -128,14 +136,59 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float]) -> str | None
     return None
 
 
-def worse_than_champion(gate: Promote, metric: str, value: float | None, standing: float | None) -> str | None:
-    """Why a metric is too far below the champion's on the same rows; None if it is not, or if nothing is known of either."""
-    if gate.tolerance is None or value is None or standing is None:
+@dataclass(frozen=True)
+class BesideChampion:
+    """A version beside the champion, by the metric of the gate."""
+
+    reason: str
+    refuses: bool
+
+
+def beside_champion(gate: Promote, metric: str, comparison: ChampionComparison) -> BesideChampion | None:
+    """Whether a version is better or worse than the champion beyond chance, and too much worse to serve; None if unknown.
+
+    Where no interval can be computed, only a declared tolerance refuses.
+    """
+    value, standing = comparison.metrics.get(metric), comparison.champion_metrics.get(metric)
+    if value is None or standing is None:
         return None
-    bound = standing + gate.tolerance if lower_is_better(metric) else standing - gate.tolerance
-    if not is_worse(metric, value, bound):
+    difference, tolerance = comparison.difference, gate.tolerance or 0.0
+    recorded = "recorded " if comparison.recorded else ""
+    rows = f" on the same {difference.rows:,} rows" if difference and not recorded else ""
+    evidence = f"{rows} ({difference or 'no interval can be computed, so it may be chance'})"
+    champion = f"the champion's {recorded}{standing:.4f}"
+    if value == standing or (difference is not None and not difference.is_clear):
+        return BesideChampion(
+            f"{metric} {value:.4f} shows no clear difference from {champion}{evidence}", refuses=False
+        )
+    if not is_worse(metric, value, standing):
+        return BesideChampion(f"{metric} {value:.4f} is better than {champion}{evidence}", refuses=False)
+    refuses = is_worse(metric, value, standing + tolerance if lower_is_better(metric) else standing - tolerance)
+    by = f" by {'more than' if refuses else 'no more than the tolerance of'} {tolerance:g}" if tolerance else ""
+    refuses = refuses and (gate.tolerance is not None or (difference is not None and not gate.manual))
+    return BesideChampion(f"{metric} {value:.4f} is worse than {champion}{by}{evidence}", refuses)
+
+
+def _lost_lead(metric: str, fitted: Fitted, comparison: ChampionComparison) -> str | None:
+    """Why a version no better than a trivial model must not replace a champion that was better than one; None if it may.
+
+    The champion must have been better by more than chance explains on the evaluation rows. If it is worse than the version on
+    these rows, it may be replaced. Labels that are wrong on all evaluation rows are found in this way: all models look alike.
+    """
+    lead, trivial = comparison.champion_lead, fitted.trivial
+    if lead is None or trivial is None or (difference := trivial.difference) is None:
         return None
-    return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
+    value, bound = fitted.metrics[metric], trivial.baseline.metrics[metric]
+    beats_baseline = difference.is_clear and is_worse(metric, bound, value)
+    clear = comparison.difference is not None and comparison.difference.is_clear
+    beats_champion = clear and _is_better_than_champion(metric, comparison)
+    if beats_baseline or beats_champion or difference.low <= lead <= difference.high:
+        return None
+    return (
+        f"{metric} {_shown(value)} is not better than the trivial baseline's {_shown(bound)} ({trivial.baseline.name}) beyond "
+        f"chance, which the champion {comparison.champion} beat by {abs(lead):.4f} when it was judged: check the labels of the "
+        "evaluation rows"
+    )
 
 
 def _is_better_than_champion(metric: str, comparison: ChampionComparison) -> bool:
@@ -159,11 +212,10 @@ def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: Again
     if trivial is None or metric not in metrics or metric not in trivial.baseline.metrics:
         return None
     value, bound, difference = metrics[metric], trivial.baseline.metrics[metric], trivial.difference
-    if not is_worse(metric, value, bound) or isclose(value, bound, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+    if not is_worse(metric, value, bound) or isclose(value, bound, rel_tol=ROUNDING, abs_tol=ROUNDING):
         return None
     reason = f"{metric} {_shown(value)} is worse than the trivial baseline's {_shown(bound)} ({trivial.baseline.name})"
-    least = 0.0 if difference is None else difference.low if lower_is_better(metric) else -difference.high
-    return Beaten(reason, clearly=least > 0)
+    return Beaten(reason, clearly=difference is not None and difference.is_clear)
 
 
 def _shown(value: float) -> str:
@@ -176,12 +228,6 @@ def accepted(gate: Promote, reason: str, evidence: Mapping[str, Any] | None = No
     if gate.manual:
         return Verdict("waiting", f"{reason}; waits for promotion", text)
     return Verdict("approved", reason, text)
-
-
-def _held_against_champion(gate: Promote, metric: str, comparison: ChampionComparison) -> str | None:
-    """Why a version is worse than the champion on the rows that both can score; None if it is not, or not by enough."""
-    value, standing = comparison.metrics.get(metric), comparison.champion_metrics.get(metric)
-    return worse_than_champion(gate, metric, value, standing)
 
 
 def _remarks(metric: str, comparison: ChampionComparison) -> list[str]:
@@ -212,13 +258,14 @@ def _compared(  # noqa: PLR0913 - two models and their rows
     champion: Version,
     open_version: Callable[[Version], Bundle],
 ) -> ChampionComparison:
-    name, coverage = champion.version, None
+    name, coverage, lead = champion.version, None, None
 
     def not_compared(reason: str) -> ChampionComparison:
-        return ChampionComparison(name, {}, {}, None, coverage, reason)
+        return ChampionComparison(name, {}, {}, None, coverage, reason, champion_lead=lead)
 
     try:
         bundle = open_version(champion)
+        lead = _lead(metric, bundle.manifest)
         contract = bundle.contract.under(features.columns)
         own, standing = fitted.signature, Signature(bundle.manifest.task, bundle.manifest.classes, contract)
         if reason := _not_comparable(own, standing):
@@ -229,7 +276,10 @@ def _compared(  # noqa: PLR0913 - two models and their rows
         if data.evaluate.height and not unseen.height:
             if champion.serving_period == serving_period:
                 recorded = bundle.manifest.evaluation.metrics
-                return ChampionComparison(name, fitted.metrics, recorded, None, coverage, recorded=True)
+                difference = _from_recorded(metric, fitted, data, recorded.get(metric))
+                return ChampionComparison(
+                    name, fitted.metrics, recorded, difference, coverage, recorded=True, champion_lead=lead
+                )
             return not_compared("it has learned from the evaluation rows")
         rows = data.evaluate.filter(scored[0].by_rules & scored[1].by_rules & scored[0].by_class & scored[1].by_class)
         rows = _not_learned_from(rows, bundle.manifest)
@@ -246,7 +296,24 @@ def _compared(  # noqa: PLR0913 - two models and their rows
         return not_compared("there is no row that both can score")
     with one_thread():
         difference = None if first.truth is None else paired_difference(metric, first, second)
-        return ChampionComparison(name, measure(first), measure(second), difference, coverage)
+        return ChampionComparison(name, measure(first), measure(second), difference, coverage, champion_lead=lead)
+
+
+def _from_recorded(metric: str, fitted: Fitted, data: TrainingData, recorded: float | None) -> Difference | None:
+    """The difference of a version from the recorded metric of a champion that has learned from the evaluation rows."""
+    rows = fitted.signature.contract.split(data.evaluate).kept
+    outcomes = outcomes_of(fitted.scorer, fitted.signature, rows, data.label)
+    if recorded is None or outcomes is None or outcomes.truth is None:
+        return None
+    with one_thread():
+        return paired_difference(metric, outcomes, recorded)
+
+
+def _lead(metric: str, manifest: Manifest) -> float | None:
+    """By how much a version was better than its trivial baseline when it was judged; None if it was not, or if unknown."""
+    evaluation = manifest.evaluation
+    value, bound = evaluation.metrics.get(metric), evaluation.baseline and evaluation.baseline.metrics.get(metric)
+    return None if value is None or bound is None or not is_worse(metric, bound, value) else value - bound
 
 
 def _not_comparable(own: Signature, standing: Signature) -> str:

@@ -23,7 +23,7 @@ from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Pre
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
 from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.drift import beyond_chance, divergences
+from batch_platform.monitoring.drift import Moves, beyond_chance, divergences
 from batch_platform.monitoring.profiles import (
     Bins,
     Profile,
@@ -37,6 +37,7 @@ from batch_platform.monitoring.segments import Places, SegmentCounts
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
 MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured
+LEAST_PARTITIONS = 7  # of the training data, to tell how far their ranges and means usually are from each other
 IN_A_ROW = 25  # of these, so that every weekday, and every hour of a day, is among them
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
@@ -61,6 +62,8 @@ class ReferenceProfile:
     segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
     basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of `prediction`; empty where it is no baseline
+    # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
+    moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
 
     @property
     def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
@@ -73,6 +76,15 @@ class ReferenceProfile:
             if self.prediction is not None:
                 known[baseline, self.prediction.role, self.prediction.name] = max(distances.values())
         return known
+
+    @property
+    def moves_by_column(self) -> dict[tuple[Baseline, str], Moves | None]:
+        """How far a number usually is from a baseline at most by its range and mean, by baseline and name of the feature."""
+        return {
+            (baseline, profile.name): moves
+            for baseline, of_columns in self.moves.items()
+            for profile, moves in zip(self.features, of_columns, strict=True)
+        }
 
     def usual_of_segment(self, column: str, segment: str | None) -> float | None:
         """How far the prediction in a segment usually is from the reference at most, and never less than that of all rows.
@@ -148,6 +160,7 @@ class ReferenceProfile:
             "prediction": None if self.prediction is None else self.prediction.to_json(),
             "prediction_is_baseline": self.prediction_is_baseline,
             "usual": self.usual,
+            "moves": {baseline: [of and vars(of) for of in moves] for baseline, moves in self.moves.items()},
             "distances": self.distances,
             "segment_distances": {column: [*of.items()] for column, of in self.segment_distances.items()},
             "basis": None if self.basis is None else self.basis.to_json(),
@@ -174,6 +187,10 @@ class ReferenceProfile:
             {column: dict(pairs) for column, pairs in values.get("segment_distances", {}).items()},
             None if basis is None else EstimateBasis.from_json(basis),
             SegmentCounts.from_json(values.get("by_segment", [])),
+            {
+                baseline: tuple(of and Moves(**of) for of in moves)
+                for baseline, moves in values.get("moves", {}).items()
+            },
         )
 
 
@@ -199,16 +216,20 @@ def reference_of(
             profile if profile.name in kept and _alike(profile, kept[profile.name]) else fresh
             for profile, fresh in zip(again, features, strict=True)
         )
-    return ReferenceProfile(features, usual=_usual(contract, rows, features))
+    usual, moves = _usual(contract, rows, features)
+    return ReferenceProfile(features, usual=usual, moves=moves)
 
 
 def _usual(
     contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], features: Sequence[Profile]
-) -> dict[Baseline, tuple[float, ...]]:
-    """How far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared."""
+) -> tuple[dict[Baseline, tuple[float, ...]], dict[Baseline, tuple[Moves | None, ...]]]:
+    """How far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared.
+
+    Second by range and mean, if there are enough partitions for that; None for text.
+    """
     frame, matrix = rows
     if (partitions := _partitions_of(partition_starts(frame))) is None:
-        return {}
+        return {}, {}
     places = (
         _feature_places(column, profile.bins, matrix[:, at], frame[column.name])
         for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
@@ -217,7 +238,16 @@ def _usual(
         {baseline: max(by_start.values()) for baseline, by_start in partitions.distances(column).items()}
         for column in places
     ]
-    return {baseline: tuple(column[baseline] for column in highest) for baseline in partitions.compared}
+    usual = dict[Baseline, tuple[float, ...]]()
+    for baseline in partitions.compared:
+        usual[baseline] = tuple(column[baseline] for column in highest)
+    if len(partitions.starts) < LEAST_PARTITIONS:
+        return usual, {}
+    moves: list[dict[Baseline, Moves]] = [
+        {} if _is_text(column) else partitions.moves(matrix[:, at], profile.bins)
+        for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
+    ]
+    return usual, {baseline: tuple(column.get(baseline) for column in moves) for baseline in partitions.compared}
 
 
 def partition_starts(rows: pl.DataFrame) -> NDArray[np.datetime64] | None:
@@ -248,6 +278,33 @@ class _Partitions:
             beyond = beyond_chance(counts[own], whole - counts[own] if base is None else counts[base])
             distances[baseline] = dict(zip(map(str, self.starts[own]), beyond.tolist(), strict=True))
         return distances
+
+    def moves(self, values: NDArray[np.float64], bins: Bins) -> dict[Baseline, Moves]:
+        """How far partitions are from their baselines at most by range and mean, given a number of each row; NaN is left out.
+
+        A value is outside if it is beyond the values of all other partitions, or beyond the cells. A baseline whose means overflow is left out.
+        """
+        known, count = ~np.isnan(values), len(self.starts)
+        of_rows, values = self.of_rows[known], values[known]
+        lowest, highest = np.full(count, np.inf), np.full(count, -np.inf)
+        np.minimum.at(lowest, of_rows, values)
+        np.maximum.at(highest, of_rows, values)
+        if not bins.edges or not len(values):
+            return {}
+        low, high = np.full(count, max(lowest.min(), bins.edges[0])), np.full(count, min(highest.max(), bins.edges[-1]))
+        low[lowest.argmin()] = max(np.partition(lowest, 1)[1], bins.edges[0])
+        high[highest.argmax()] = min(np.partition(highest, -2)[-2], bins.edges[-1])
+        outside = np.bincount(of_rows, (values < low[of_rows]) | (values > high[of_rows]), count)
+        sums, rows = np.bincount(of_rows, values, count), np.bincount(of_rows, minlength=count)
+        moves = dict[Baseline, Moves]()
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            share, means, others = outside / rows, sums / rows, (sums.sum() - sums) / (rows.sum() - rows)
+            for baseline, (own, base) in self.compared.items():
+                distances = np.abs(means[own] - (others[own] if base is None else means[base]))
+                distance = float(np.nanmax(distances, initial=0.0))
+                if np.isfinite(distance):
+                    moves[baseline] = Moves(float(np.nanmax(share, initial=0.0)), distance)
+        return moves
 
     def distances_of_segments(self, column: pl.Series, places: Places) -> dict[str | None, dict[str, float]]:
         """How far each segment of a partition is from the same segment of the others, by value and start; see `distances`.

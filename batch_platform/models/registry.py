@@ -73,8 +73,14 @@ class Registry:
 
     @cached_property
     def of_model(self) -> list[Version]:
-        """The versions of the model itself, without those of challengers, in order of registration."""
-        return [version for version in self.versions if version.version not in self.challengers]
+        """The versions of the model itself, without those of challengers and of another label, in order of registration."""
+        left_out = self.challengers.keys() | self.retired
+        return [version for version in self.versions if version.version not in left_out]
+
+    @cached_property
+    def retired(self) -> frozenset[str]:
+        """The versions that predict another type of label than is declared since: they serve nothing and count for nothing."""
+        return frozenset(version.version for version in self.versions if self._was(version, "retired"))
 
     def newest_of(self, serving_period: str) -> Version | None:
         """The version of the model that was trained last for a serving period."""
@@ -105,8 +111,9 @@ class Registry:
     def challenger_at(self, challenger: str, at: datetime) -> Version | None:
         """The version of a challenger that scores a partition starting at an instant: of its newest serving period, the newest."""
         own = (version for version in reversed(self._by_period) if self.challengers.get(version.version) == challenger)
+        gone: tuple[Action, ...] = ("removed", "retired")
         return next(
-            (version for version in own if version.serving_start <= at and not self._was(version, "removed")), None
+            (it for it in own if it.serving_start <= at and not any(self._was(it, action) for action in gone)), None
         )
 
     def suspected_leaks(self, version: str) -> list[SuspectedLeak]:
@@ -127,7 +134,7 @@ class Registry:
 
     @cached_property
     def _of_model_by_period(self) -> list[Version]:
-        return [version for version in self._by_period if version.version not in self.challengers]
+        return sorted(self.of_model, key=lambda version: (version.serving_start, version.seq))
 
     @cached_property
     def _decisions(self) -> dict[str, list[Promotion]]:

@@ -11,6 +11,8 @@ from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Floats, Outcomes
 from batch_platform.monitoring.resampling import LEVEL, ROUNDS, Resampled
 
+ROUNDING = 1e-9  # two ways to compute the same number may differ by as much
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -26,9 +28,21 @@ class Difference:
     resampled_by: str = "row"  # what was drawn: "row", "partition", or "group" of a snapshot
     groups: int = 0  # how many of them there are; 0 in the evidence of earlier releases
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the models differ beyond chance: the whole interval is on one side of 0."""
+        return self.low > ROUNDING or self.high < -ROUNDING
 
-def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Difference | None:
+    def __str__(self) -> str:
+        """The difference and its interval, as part of a sentence."""
+        return f"difference {self.estimate:+.4f}, {self.level:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
+
+
+def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) -> Difference | None:
     """A metric of the first model minus that of the second, on the same rows in the same order.
+
+    The second may be a recorded value instead, of a model that cannot be measured again: then the interval is as wide as the
+    chance in the first.
 
     None if there are no rows, if the metric has no weighted form or measures other tasks, or if it is not defined on the
     rows or on most of the samples.
@@ -36,16 +50,20 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Differe
     record = METRICS[metric]
     if not len(first.predicted) or record.weighted is None or first.task not in record.tasks:
         return None
-    values = [_value(record, outcomes) for outcomes in (first, second)]
-    if values[0] is None or values[1] is None:
+    value = _value(record, first)
+    other = _value(record, second) if isinstance(second, Outcomes) else second
+    if value is None or other is None:
         return None
     resampled = Resampled.of(first)
-    forms = [resampled.weighted(record, outcomes) for outcomes in (resampled.rows, second.every(resampled.step))]
+    of_first = resampled.weighted(record, resampled.rows)
+    of_second = None
+    if isinstance(second, Outcomes):
+        of_second = resampled.weighted(record, second.every(resampled.step))
 
     def difference(weights: Floats) -> Floats:
-        return np.asarray(forms[0](weights) - forms[1](weights))
+        return np.asarray(of_first(weights) - (other if of_second is None else of_second(weights)))
 
-    estimate = values[0] - values[1]
+    estimate = value - other
     interval = resampled.ends({metric: difference}, {metric: estimate})[metric]
     if interval is None:
         return None

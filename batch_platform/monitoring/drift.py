@@ -6,13 +6,14 @@ never exceed those of finer cells; the Kolmogorov-Smirnov distance is too small 
 profile has in one cell with more than one value, about 1 / 20 in the reference.
 
 A difference is an alarm if it is larger than chance explains, larger than what is usual between the partitions of the training
-data, and large enough to matter. A column with one value a day, such as the weekday, differs from the whole year on every day. A partition of few rows
+data, and large enough to matter. Cells do not tell how far away values are: one of the few cells holds everything beyond the last edge, so
+that a few absurd values hardly change the shares. Numbers are therefore also judged by their range and their mean. A column with one value a day, such as the weekday, differs from the whole year on every day. A partition of few rows
 differs from its baseline by chance alone: its index is `expected` on average even where nothing changed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import erfc, sqrt
+from math import erfc, log, sqrt
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,14 @@ SURPRISE = 0.001  # p-value from which a difference is more than chance
 RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells with fewer are tested together
 NEXT_TO_NONE = 0.5  # rows
 USUAL_MARGIN = 1.25  # a later partition may be a quarter farther from the whole than any of the training data
+LEAST_VALUES = 1000  # of a baseline whose range and mean are known well enough to judge others by
+UNLIKELY = 1e-4  # probability of so many values outside the range from which they are more than chance
+OUTSIDE_MATTERS = 0.001  # share of the values
+MEAN_MATTERS = 0.25  # standard deviations
+MEAN_SURPRISE = 8.0  # standard errors: of heavy tails, a mean is often several from another
+MOVED_MARGIN = (
+    3.0  # times as far as any partition of the training data: each new record is a little farther than those before
+)
 UNUSUAL = f"psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0)"  # SQL of `beyond_usual` in a table, which may be negative
 Level = Literal["none", "warn", "fail"]
 
@@ -58,6 +67,81 @@ class Divergence:
         if self.p_value >= SURPRISE / tests or unusual < warn:
             return "none"
         return "fail" if unusual >= fail else "warn"
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How far partitions of the training data are from a baseline at most, by the range and the mean of a number."""
+
+    outside: float  # share of the values of a partition outside the range of the others
+    mean: float  # distance of the mean
+
+
+def outside_share(profile: Profile) -> float | None:
+    """Share of values outside the range that the cells were made for; None for text and without values.
+
+    Training had no value below the first edge or from the last one upwards when it made the cells.
+    """
+    if profile.bins.categories is not None or len(profile.bins.edges) < 2 or not profile.values:  # noqa: PLR2004 - both ends
+        return None
+    return (profile.histogram[0] + profile.histogram[-1]) / profile.values
+
+
+def has_moved(profile: Profile, base: Profile, usual: Moves | None) -> bool:
+    """Whether more values than usual lie far outside the range of the training data, or their mean is unusually far from the baseline's.
+
+    A column of which some partition of the training data lies mostly outside the range of the others, such as a counter, is not judged.
+    """
+    if usual is None or base.values < LEAST_VALUES or usual.outside * MOVED_MARGIN >= 1:
+        return False
+    return _has_left_range(profile, base, usual.outside) or _has_moved_mean(profile, base, usual.mean)
+
+
+def _has_left_range(profile: Profile, base: Profile, usual: float) -> bool:
+    """Some values are farther from the range than it is wide, and more are outside than chance, and partitions before, explain.
+
+    Of independent values so many exceed those of the baseline with at most this probability (Chernoff's bound on the negative
+    binomial distribution), whatever their distribution. The baseline's own extremes count as outside, since they made the range.
+    """
+    share, known = outside_share(profile), outside_share(base)
+    if share is None or known is None or profile.bins != base.bins or profile.low is None or profile.high is None:
+        return False
+    first, *_, last = profile.bins.edges
+    width = last - first
+    if first - width <= profile.low and profile.high <= last + width:
+        return False
+    if share - known < OUTSIDE_MATTERS or share <= MOVED_MARGIN * usual:
+        return False
+    rows, before, pooled = profile.values, known + 2 / base.values, known * base.values + 2 + share * profile.values
+    pooled /= rows + base.values
+    return share > before and rows * _divergence(share, pooled) + base.values * _divergence(before, pooled) > -log(
+        UNLIKELY
+    )
+
+
+def _has_moved_mean(profile: Profile, base: Profile, usual: float) -> bool:
+    """The mean without the farthest value, which alone tells nothing, is beyond chance and partitions before, and far enough to matter."""
+    if (
+        profile.mean is None
+        or base.mean is None
+        or base.variance is None
+        or profile.low is None
+        or profile.high is None
+    ):
+        return False
+    if profile.values < 2 or not base.variance:  # noqa: PLR2004 - one is left out
+        return False
+    farthest = profile.low if base.mean - profile.low > profile.high - base.mean else profile.high
+    mean = (profile.mean * profile.values - farthest) / (profile.values - 1)
+    error = sqrt(1 / profile.values + 1 / base.values)
+    least = max(MEAN_MATTERS, MEAN_SURPRISE * error) * sqrt(base.variance)
+    return abs(mean - base.mean) > max(least, MOVED_MARGIN * usual)
+
+
+def _divergence(share: float, other: float) -> float:
+    """Kullback and Leibler's divergence of one share of rows from another."""
+    parts = ((share, other), (1 - share, 1 - other))
+    return sum(part * log(part / of) for part, of in parts if part > 0)
 
 
 def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | None]:
@@ -212,6 +296,9 @@ class ColumnDrift:
     baseline_unknown_share: float
     mean: float | None
     baseline_mean: float | None
+    # of the values that are outside the range that training saw; None for text, and where it is not known
+    outside_share: float | None
+    baseline_outside_share: float | None
     rows: int
     baseline_rows: int
     level: str | None  # None where it is not judged
@@ -222,3 +309,23 @@ class ColumnDrift:
     def unusual(self) -> float:
         """The index beyond what chance and the differences between partitions of the training data give."""
         return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
+
+    @property
+    def outside(self) -> str:
+        """The values outside the range in words; empty where there are no more than expected."""
+        expected = self.baseline_outside_share or 0.0
+        if self.outside_share is None or self.outside_share < expected + OUTSIDE_MATTERS:
+            return ""
+        return f"{self.outside_share:.1%} of values lie outside the range seen in training, {expected:.1%} expected"
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs from the baseline, in words."""
+        changes = [self.outside] if self.outside else []
+        if self.null_share != self.baseline_null_share:
+            changes.append(f"null {self.null_share:.1%} instead of {self.baseline_null_share:.1%}")
+        if self.unknown_share != self.baseline_unknown_share:
+            changes.append(f"unknown {self.unknown_share:.1%} instead of {self.baseline_unknown_share:.1%}")
+        if self.mean is not None and self.baseline_mean is not None:
+            changes.append(f"mean {self.mean:.4g} instead of {self.baseline_mean:.4g}")
+        return changes

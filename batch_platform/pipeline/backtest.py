@@ -215,7 +215,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
         make_engine = engine_of(spec.engine.name)
         with (
             reading_published(pipeline.home) as con,
-            pipeline.builder.session() as session,
+            pipeline.builder.session(labels=True) as session,
             make_engine(spec, folder, stamp, watch=watch) as engine,
             closing(engine.staged(orders_of(due, pipeline.history, bundle_folder))) as results,
         ):

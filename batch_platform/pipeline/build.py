@@ -1,12 +1,12 @@
 """The step that builds features: which sources a partition reads, and the record of what was built."""
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, memory_explained
+from batch_platform.declaration.errors import SourceError, counted, memory_explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
@@ -77,7 +77,8 @@ class FeatureStep:
         return taken
 
     def _build(self, session: FeatureSession, partition: Partition, taken: Mapping[str, Fingerprints]) -> Built:
-        sources = self.history.builder.sources.versions(partition)
+        builder = self.history.builder
+        sources = builder.sources.versions(partition, builder.built_from)
         file = session.write(partition, self.history.home.features(self.history.spec.name))
         build = FeatureBuild(
             pipeline=self.history.spec.name,
@@ -85,12 +86,20 @@ class FeatureStep:
             rows=file.rows,
             sha256=file.sha256,
             file_bytes=file.path.stat().st_size,
-            code_version=self.history.builder.code_version,
+            code_version=builder.code_version,
             sources=json.dumps(sources, sort_keys=True),
             built_at=self.stamp.now(),
             run_id=self.stamp.run_id,
             xxh3=file.xxh3,
             fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
         )
-        findings = tuple(session.rows_outside(partition))
+        findings = (*session.rows_outside(partition), *self._rows_of_no_partition(partition, taken))
         return Built(partition, build, skipped=False, columns=file.columns, findings=findings, link=session.engine_page)
+
+    def _rows_of_no_partition(self, first: Partition, taken: Mapping[str, Fingerprints]) -> Iterator[str]:
+        """Say with the first partition how many rows of the past are in none; rows that others look back at are in use."""
+        if first.start != self.history.spec.partitions.calendar.first_start:
+            return
+        for name, held in taken.items():
+            if (rows := held.rows_before(first.start)) and (len(taken) == 1 or not held.looks_back):
+                yield f"source {name!r} holds {counted(rows, 'row')} dated before partitions.start, in no partition"

@@ -5,7 +5,6 @@ record: what no ledger knows must be a day old. The disk is read and cleaned wit
 checked again under the lock. Follows no link, and reads no clock.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -121,10 +120,8 @@ def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list
             sweep(item.path)
         elif item.kind == "features":
             remove_unlocked(item.path)
-        elif item.path.is_dir() and not item.path.is_symlink():
-            shutil.rmtree(item.path)
         else:
-            item.path.unlink(missing_ok=True)
+            home.remove(item.path)
     return removable
 
 
@@ -146,7 +143,7 @@ def _bundles(
 ) -> Iterator[Garbage]:
     registered = {version.version: version for version in registry.versions}
     newest = {registry.challengers.get(version.version): version.version for version in registry.versions}
-    for folder in _inside(home.models / registry.pipeline):
+    for folder in _inside(home.bundles(registry.pipeline)):
         version = registered.get(folder.name)
         if version is None and _untouched_since(folder, now - UNRECORDED_FOR):
             yield Garbage("bundle", registry.pipeline, folder, _size(folder), "never registered: its run was killed")

@@ -32,9 +32,9 @@ from batch_platform.monitoring.estimates import ESTIMATED
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import measure, own_metrics
 from batch_platform.monitoring.performance import PERFORMANCE, labelled_outcomes
-from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
 from batch_platform.pipeline.set_apart import SetApart
+from batch_platform.pipeline.stored_key import require_key
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
 from batch_platform.scoring.estimate_tables import MEASURED_SEGMENTS
@@ -102,7 +102,7 @@ def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp, a
         for run in read_challenger_runs(con, name):
             challengers[run.partition_key].append(run)
         registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name)
-        with history.builder.session() as session:
+        with history.builder.session(labels=True) as session:
             taken = recorded_fingerprints(con, name)
             evaluation = _Evaluation(history, con, session, stamp, registry, builds, challengers, taken)
             for partition in scored:

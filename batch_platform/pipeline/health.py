@@ -217,13 +217,21 @@ def _drift(spec: PipelineSpec, run: ScoreRun, measured: Measured) -> Aspect:
     drifted = [row for row in judged if row.level != "none"]
     if not drifted and not of_segments:
         return Aspect("drift", "none", "no drift", run.partition_key)
-    names = [f"{row.column_name} (psi {row.psi:.2f})" for row in drifted]
+    names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drifted]
     names += [f"{row.predictions} (psi {row.psi:.2f})" for row in of_segments]
     columns = listed(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
     numbers = {f"psi_{row.column_name}": row.unusual for row in drifted}
     level = "fail" if any(row.level == "fail" for row in (*drifted, *of_segments)) else "warn"
     return Aspect("drift", level, f"drift in {columns}{more} on {run.partition_key}", run.partition_key, numbers)
+
+
+def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:
+    """What is strange about a column beside its index: the values outside the range, and whatever differs where the index is no alarm."""
+    declared = spec.monitoring.drift
+    if declared is not None and row.unusual < declared.bounds(row.column_name)[0]:
+        return row.changes
+    return [row.outside] if row.outside else []
 
 
 def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect | None:

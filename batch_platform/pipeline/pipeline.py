@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar, training_window
+from batch_platform.declaration.windows import matures, serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.features.sources.opening import Sources
@@ -47,9 +47,10 @@ from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
 from batch_platform.pipeline.former_codes import FormerCodes
+from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.health import Past, partition_aspects
-from batch_platform.pipeline.plan import Plan, make_plan, require_takeable, with_snapshots_over
-from batch_platform.pipeline.pooled import pool
+from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, require_takeable, with_snapshots_over
+from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.state import State, checked, features_due, with_files_as_seen
 from batch_platform.pipeline.status import status_rows
@@ -69,7 +70,7 @@ from batch_platform.scoring.estimate_tables import read_estimates, record_realis
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.dropping import drop_scores, read_dropped
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
 from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
@@ -160,11 +161,13 @@ class Pipeline:
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
         name, former = self.spec.name, self._former_codes
+        scores = former.in_runs(read_latest(con, ScoreRun, name, partition_keys))
+        evaluations = read_latest(con, EvaluationRun, name, partition_keys)
         registry = former.in_registry(read_registry(con, name))
         return State(
             features=former.in_runs(read_latest(con, FeatureBuild, name, partition_keys)),
-            scores=former.in_runs(read_latest(con, ScoreRun, name, partition_keys)),
-            evaluations=read_latest(con, EvaluationRun, name, partition_keys),
+            scores=scores,
+            evaluations={key: run for key, run in evaluations.items() if self._knew_labels(run, scores.get(key))},
             registry=registry,
             refused_on=read_features_of(con, registry.fruitless.values()),
             features_code_version=self.builder.code_version,
@@ -175,6 +178,13 @@ class Pipeline:
             declared=self.declared,
             dropped=read_dropped(con, name),
         )
+
+    def _knew_labels(self, evaluation: EvaluationRun, run: ScoreRun | None) -> bool:
+        """Whether labels were mature, as they are declared now, when a partition was evaluated."""
+        if run is None:
+            return True
+        partition = Partition(run.partition_key, run.partition_start, run.partition_end)
+        return matures(self.spec, partition) <= evaluation.evaluated_at
 
     @cached_property
     def _former_codes(self) -> FormerCodes:
@@ -225,10 +235,10 @@ class Pipeline:
             yield con
             self._settle(con, seen, now)
 
-    def decide(self, decision: Promotion, seen: State) -> None:
-        """Record a decision on a registered version, made on a state that was `seen`, and publish it."""
+    def decide(self, decision: Promotion, seen: State, *others: Promotion) -> None:
+        """Record decisions on registered versions, made on a state that was `seen`, and publish them."""
         with self._deciding(seen, decision.decided_at) as con:
-            record_decisions(con, [decision])
+            record_decisions(con, [decision, *others])
         publish(self.home)
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
@@ -327,6 +337,24 @@ class Pipeline:
                 f"{name}_bring_up_to_date."
             )
             raise DataError(msg, hint=hint)
+        self._require_labels(training.period, window)
+
+    def _require_labels(self, period: Partition, window: Sequence[Partition]) -> None:
+        """Refuse to train where files of mature labels are missing, and name all of them."""
+        spec, awaited = self.spec, self.builder.awaited_label_sources
+        mature = [partition for partition in window if matures(spec, partition) <= period.start]
+        lacking = {partition.key: names for partition in mature if (names := awaited(partition))}
+        if spec.labels is not None and lacking:
+            names = listed({repr(name) for of_partition in lacking.values() for name in of_partition})
+            msg = (
+                f"{spec.name}, serving period {period.key}: the model is not trained, since source {names} has no file for "
+                f"{listed(lacking)} of its training window, whose labels are known by labels.delay ({spec.labels.delay})."
+            )
+            hint = (
+                f"add what is missing, or correct labels.delay if labels come later. If those of {min(lacking)} never come, "
+                f"batch-platform drop {spec.name} --partition {min(lacking)} leaves it out of every training window."
+            )
+            raise DataError(msg, hint=hint)
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""
@@ -366,13 +394,18 @@ class Pipeline:
             IntegrityError: A feature file or a bundle is not what was recorded.
             DataError: More rows are rejected than max_rejected allows, or columns or features are missing.
             WarehouseError: A newer run committed a partition in the meantime.
+            WrongUseError: Predictions hold partitions that are no longer declared.
         """
         state, code_version, due = self.state(), self.scoring_code_version, list[Due]()
+        require_no_former_partitions(self.spec, state.scores.values())
         named = state.registry.present(version) if version else None
         make_engine = engine_of(self.spec.engine.name)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             self._settle(con, state, stamp.now(), [run.partition_key for run in runs])
+
+        def clear(con: duckdb.DuckDBPyConnection) -> None:
+            self._clear(con, state.scored_by_retired)
 
         with (
             staging_folder(self.home, stamp.run_id) as folder,
@@ -399,13 +432,30 @@ class Pipeline:
                 if item.partition.key in again
             ]
             run = ScoringRun(
-                self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force, settle
+                self.history,
+                self.warehouse,
+                engine,
+                self.bundle_folder,
+                code_version,
+                stamp,
+                force,
+                settle,
+                clear if state.scored_by_retired else None,
             )
             for outcome in run.committed(asked):
                 if isinstance(outcome, Unscored):
                     apart.add(outcome.partition.key, outcome.error, outcome.refused)
                 else:
                     yield self._judged(outcome, past, versions)
+
+    def _clear(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str]) -> None:
+        """Delete what retired versions scored of some partitions: their predictions are of another type than the next ones."""
+        name = self.spec.name
+        retired = read_registry(con, name).retired
+        runs = read_latest(con, ScoreRun, name, partition_keys)
+        if outdated := [key for key, run in runs.items() if run.model_version in retired]:
+            drop_scores(con, name, outdated)
+            forget_periods(con, self.spec, outdated)
 
     def _due(self, state: State, partition: Partition, version: Version | None, stamp: Stamp) -> Due:
         """A partition to score with a version, by default its champion.
@@ -423,12 +473,16 @@ class Pipeline:
         return Due(partition, model, build, standing, stretch if stretch and stretch.version == model else None)
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
-        """Compare scored partitions with the labels known now, oldest first; see `setting_apart` for those that fail.
+        """Compare scored partitions with their labels, oldest first; see `setting_apart` for those that fail.
+
+        Those whose labels are awaited, as `awaited_labels` says, are left as they are.
 
         Raises:
             DataError: Some partitions are not scored.
             SourceError: `labels.sql` fails.
         """
+        awaited = self.awaited_labels(partitions, stamp.at)
+        partitions = [partition for partition in partitions if partition.key not in awaited]
         if not partitions:
             return
         group = list[Evaluated]()
@@ -445,6 +499,12 @@ class Pipeline:
                 raise
             yield from self._commit_evaluations(group)
             pool(self.spec, self.warehouse, stamp)
+
+    def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:
+        """What the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""
+        sources = self.builder.awaited_label_sources
+        reasons = {partition.key: awaited_labels(self.spec, partition, now, sources) for partition in partitions}
+        return {key: reason for key, reason in reasons.items() if reason is not None}
 
     @contextmanager
     def setting_apart(self, step: FailedStep, stamp: Stamp, total: int) -> Generator[SetApart]:

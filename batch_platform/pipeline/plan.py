@@ -5,7 +5,7 @@ is carried out, the next plan at the same time is empty.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -45,6 +45,8 @@ class Plan:
     blocked: list[Item]  # predictions that no model serves, of which some are warm-up
     # Why scoring a committed partition now would give other rows; also where `rescore` forbids it.
     stale: Mapping[str, str] = field(default_factory=dict[str, str])
+    # What the evaluation of a scored partition waits for although its labels should be known.
+    awaiting: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: Mapping[str, str] = field(default_factory=dict[str, str])
     # Why a model should be trained again although its declaration is the same, by serving period; also with `retrain: never`.
     outdated: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -109,23 +111,25 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
         if partition.key in rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
     ]
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
-    performance = _due_performance(spec, state, now, servable, {item.partition.key for item in predictions})
+    performance, awaiting = _due_performance(spec, state, now, servable, {item.partition.key for item in predictions})
     stale = {item.partition.key: item.reason for item in again} | stale
     knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
     remarks = state.gone | {
-        key: _remark(spec, state, run, knowing.get(run.model_version)) for key, run in state.scores.items()
+        key: _remark(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
+        for key, run in state.scores.items()
     }
     remarks = {key: remark for key, remark in remarks.items() if remark and key not in stale}
     items = [*features, *models, *challengers, *predictions, *performance]
-    return Plan(items, blocked, stale, remarks, outdated)
+    return Plan(items, blocked, stale, awaiting, remarks, outdated)
 
 
-def _remark(spec: PipelineSpec, state: State, run: ScoreRun, known: str | None) -> str:
+def _remark(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | None, known: str | None) -> str:
     """What readers of a committed partition should know although scoring it now would change nothing.
 
-    `known` says what its model learned from too early; see `knows_too_much`.
+    Its evaluation may be `awaiting` something, and `known` says what its model learned from too early; see `knows_too_much`.
     """
     remarks = [state.gone[run.partition_key]] if run.partition_key in state.gone else []
+    remarks += [] if awaiting is None else [f"its evaluation waits: {awaiting}"]
     if run.model_version in state.relabelled:
         remarks.append(f"its model {run.model_version} learned from labels that were corrected since")
     if known is not None:
@@ -308,21 +312,44 @@ def _with_warm_up(
     ]
 
 
+def awaited_labels(
+    spec: PipelineSpec, partition: Partition, now: datetime, sources: Callable[[Partition], Sequence[str]]
+) -> str | None:
+    """Say what the evaluation of a partition waits for: until its labels are mature, or for those `sources` to have a file."""
+    known = matures(spec, partition)
+    if known > now:
+        return f"{'it does not end' if spec.labels is None else 'its labels are not known'} before {known:%Y-%m-%d %H:%M} UTC"
+    if names := sources(partition):
+        return f"source {listed(map(repr, names))} has no file of labels for it yet"
+    return None
+
+
 def _due_performance(
     spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], scored: AbstractSet[str]
-) -> list[Item]:
-    due: list[Item] = []
+) -> tuple[list[Item], dict[str, str]]:
+    """The partitions to evaluate, and those with mature labels that lack the files of their labels."""
+    due, awaiting = list[Item](), dict[str, str]()
     for partition in wanted:
         if matures(spec, partition) > now:
             continue
-        run, evaluation = state.scores.get(partition.key), state.evaluations.get(partition.key)
-        if partition.key in scored:
-            due.append(Item("performance", partition, "scored"))
-        elif run is not None and (evaluation is None or evaluation.score_seq != run.seq):
-            due.append(Item("performance", partition, "missing" if evaluation is None else "scored again"))
-        elif (
-            evaluation is not None
-            and state.label_versions.get(partition.key, evaluation.label_sources) != evaluation.label_sources
-        ):
-            due.append(Item("performance", partition, "its labels changed"))
-    return due
+        reason = "scored" if partition.key in scored else _evaluation_due(state, partition)
+        if reason is None:
+            continue
+        if (awaited := awaited_labels(spec, partition, now, state.awaited_label_sources)) is not None:
+            awaiting[partition.key] = awaited
+        else:
+            due.append(Item("performance", partition, reason))
+    return due, awaiting
+
+
+def _evaluation_due(state: State, partition: Partition) -> str | None:
+    """Why the evaluation of a partition is due that is not scored now; None if it is not."""
+    run, evaluation = state.scores.get(partition.key), state.evaluations.get(partition.key)
+    if run is not None and (evaluation is None or evaluation.score_seq != run.seq):
+        return "missing" if evaluation is None else "scored again"
+    if (
+        evaluation is None
+        or state.label_versions.get(partition.key, evaluation.label_sources) == evaluation.label_sources
+    ):
+        return None
+    return "its labels changed"

@@ -1,63 +1,52 @@
-"""Give a pipeline another name without scoring anything again: its tables, ledgers, features, bundles and declaration.
+"""Give a pipeline that was declared under another name what it made before, and remove pipelines that nothing declares.
 
-The order makes a kill harmless. First everything exists under both names; then the declaration changes, at one instant; then
-the old name is removed. Whichever name is declared, all of the pipeline is there. The same call again removes what a killed
-one left.
+Nothing is scored again. A rename that is killed before its one transaction has changed nothing; one that is killed later is
+completed by the next process that opens the warehouse.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.intent import Renaming, complete_renaming
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.renaming import HeldPipeline, copy_pipeline, drop_pipeline, held_pipelines, recorded_rows
+from batch_platform.warehouse.renaming import HeldPipeline, drop_pipeline, held_pipelines, rename_rows
 from batch_platform.warehouse.sql import transaction
-from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, link_file
+from batch_platform.warehouse.tables_in_files import link_file, named_files
 
 
-def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] | None) -> HeldPipeline | None:
-    """Rename a pipeline in a home; returns what was held of it, or None if nothing was.
-
-    Args:
-        home: Holds the pipeline.
-        old: Its name until now.
-        new: Its name from now on.
-        declare: Changes the declaration at one instant; None if the new name is declared already.
+def rename_pipeline(home: Home, old: str, new: str) -> HeldPipeline:
+    """Rename what a home holds of a pipeline, and say what that is.
 
     Raises:
-        WrongUseError: Another pipeline has, or had, the new name; nothing is changed.
+        WrongUseError: Nothing is held under the old name, or something under the new one; nothing is changed.
         WarehouseBusyError: Another process held the warehouse for too long; nothing is changed.
     """
-    with Warehouse(home).open() as con:  # held to the end, so that no run commits under a name that is about to go
-        before, after = recorded_rows(con, old), recorded_rows(con, new)
-        held = held_pipelines(con).get(old)
-        if after - before if declare is not None else after and before - after:
-            msg = f"The warehouse holds another pipeline {new!r}, which is not the same as {old!r}."
-            raise WrongUseError(msg, hint=f"choose another name, or remove it: batch-platform gc --drop {new}.")
-        if declare is not None and after:
-            with transaction(con):  # left by a killed call
-                drop_pipeline(con, new)
-        if before and (declare is not None or not after):
-            for folder, copy in _folders(home, old, new):
-                _link(folder, copy)
-            for table in TABLES_IN_FILES:
-                _link_files(home.table_folder(old, table.view), home.table_folder(new, table.view))
-            with transaction(con):
-                copy_pipeline(con, old, new)
-        if declare is not None:
-            declare()
-        if before:
-            with transaction(con):
-                drop_pipeline(con, old)
-    _remove_folders(home, old)
-    if before:
-        publish(home)
-    return held
+    renaming = Renaming(old, new)
+    with Warehouse(home).open() as con:
+        held = held_pipelines(con)
+        named(old, held, f"The warehouse holds nothing of a pipeline {old!r}; it holds")
+        folders = [folder for _, folder in renaming.folders(home) if folder.is_dir() and any(folder.iterdir())]
+        if new in held or folders:
+            where = "the warehouse" if new in held else folders[0]
+            msg = f"Something was made already under the name {new!r}: see {where}; nothing is renamed."
+            hint = (
+                f"declare another name; or take {new} out of the YAML, and batch-platform gc --drop {new} removes it."
+            )
+            raise WrongUseError(msg, hint=hint)
+        renaming.announce(home)
+        for file in named_files(con, home, pipeline=old):  # which the views look for, also of older published copies
+            link = home.table_file(new, *file.parts[-3:])
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_file():
+                link_file(str(file), str(link))
+        with transaction(con):
+            rename_rows(con, old, new, renaming.change_id)
+        complete_renaming(con, home)
+    publish(home)
+    return held[old]
 
 
 def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:
@@ -67,38 +56,14 @@ def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipelin
 
 
 def drop_pipelines(home: Home, names: Collection[str]) -> None:
-    """Remove pipelines from a home for good: tables, ledgers, features and bundles."""
+    """Remove pipelines from a home for good: features, bundles, tables and ledgers; the same call completes a killed one."""
     if not names:
         return
     with Warehouse(home).transaction() as con:
         for name in names:
+            for folder in (home.features(name), home.bundles(name)):
+                home.remove(folder)
+            with suppress(OSError):  # files of tables stay until no published copy names them
+                home.features(name).parent.rmdir()
             drop_pipeline(con, name)
-    for name in names:
-        _remove_folders(home, name)
     publish(home)
-
-
-def _folders(home: Home, old: str, new: str) -> list[tuple[Path, Path]]:
-    """The folders of a pipeline that no published copy names, and the same under its new name."""
-    return [(home.features(old), home.features(new)), (home.models / old, home.models / new)]
-
-
-def _remove_folders(home: Home, name: str) -> None:
-    """Remove the folders of a pipeline, except files of tables, which go with the last published copy that names them."""
-    for folder, _ in _folders(home, name, name):
-        shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        home.features(name).parent.rmdir()
-
-
-def _link_files(folder: Path, copy: Path) -> None:
-    """Give the files of a table a second name, as `_link` does; nothing is removed that a published copy may name."""
-    if folder.is_dir():
-        shutil.copytree(folder, copy, copy_function=link_file, symlinks=True, dirs_exist_ok=True)
-
-
-def _link(folder: Path, copy: Path) -> None:
-    """Make a copy of a folder whose files are the same files; replaces what a killed call left."""
-    shutil.rmtree(copy, ignore_errors=True)
-    if folder.is_dir():
-        shutil.copytree(folder, copy, copy_function=os.link, symlinks=True)

@@ -1,6 +1,6 @@
 """What is recorded of a pipeline, and what its files look like."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -31,6 +31,8 @@ class State:
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
+    # The sources of the labels that have no file of a partition yet; looked for when it is called.
+    awaited_label_sources: Callable[[Partition], Sequence[str]] = lambda _: ()
     changed: dict[str, str] = field(default_factory=dict[str, str])  # which source of many partitions has other rows
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
     fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
@@ -49,6 +51,11 @@ class State:
     def incomplete(self) -> dict[str, str]:
         """The table that lacks a file, by partition key."""
         return {self.files[path].partition_key: path.parents[1].name for path in sorted(self.lost_files)}
+
+    @property
+    def scored_by_retired(self) -> list[str]:
+        """The partitions with predictions of another type of label, which the next commit deletes."""
+        return [key for key, run in self.scores.items() if run.model_version in self.registry.retired]
 
     @property
     def standing_failures(self) -> list[Failure]:
@@ -90,6 +97,7 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
         gone=sources.gone,
         fingerprints={**recorded.fingerprints, **sources.fingerprints, **labels.fingerprints},
         label_versions=labels.versions,
+        awaited_label_sources=cache(history.builder.awaited_label_sources),
         relabelled=relabelled(history, [recorded.registry.named(version) for version in scored_by], recorded.dropped),
     )
 
@@ -112,6 +120,7 @@ def with_files_as_seen(recorded: State, seen: State) -> State:
         source_versions=as_seen(seen.source_versions),
         changed=as_seen(seen.changed),
         gone=as_seen(seen.gone),
+        awaited_label_sources=seen.awaited_label_sources,
         relabelled=seen.relabelled,
     )
 

@@ -6,7 +6,6 @@ corrected does not make its predictions stale, since scoring them again would ch
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +16,7 @@ from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
-from batch_platform.pipeline.former_columns import FormerColumn
+from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import Measured, health_of
 from batch_platform.pipeline.plan import Plan, open_partitions
 from batch_platform.pipeline.state import State
@@ -87,7 +86,7 @@ class PipelineStatus:
     only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of
     failures: list[Failure]  # newest attempts that failed at what is still due, models and evaluations included
-    former_columns: list[FormerColumn]  # that predictions hold and that are no longer declared
+    former_partitions: list[str]  # predictions of theirs are stored, and they are no longer declared
     partitions: list[PartitionStatus]
     health: Health
 
@@ -98,7 +97,6 @@ def status_of(  # noqa: PLR0913 - what a status is made of
     plan: Plan,
     now: datetime,
     materialized: AbstractSet[str] | None = None,
-    former: Sequence[FormerColumn] = (),
     measured: Measured | None = None,
 ) -> PipelineStatus:
     """Say where every partition stands that is due at a time, by the plan for that time.
@@ -147,7 +145,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         only_in_dagster=sorted(in_dagster - committed),
         only_in_ledger=sorted(committed - in_dagster),
         failures=failures,
-        former_columns=list(former),
+        former_partitions=[partition.key for partition in former_partitions(spec, state.scores.values())],
         partitions=partitions,
         health=health_of(spec, state, now, measured or Measured(), failures),
     )

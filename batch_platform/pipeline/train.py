@@ -330,7 +330,7 @@ class Training:
         evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
         learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
         with staging_folder(home, self.stamp.run_id) as staging:
-            version = learned.write(staging, home.models / spec.name, allow_pickle=spec.model.allow_pickle)
+            version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
         decision = Promotion(
             pipeline=version.pipeline,
             version=version.version,

@@ -14,11 +14,9 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from batch_platform.declaration.extras import needed
 from batch_platform.reports.figures import Figures
 from batch_platform.reports.wording import words
 
-EXTRA = "report"
 BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#6B6B6B", "#08306B"
 _DAY = timedelta(hours=20)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
@@ -45,9 +43,6 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     """The charts that the figures have numbers for, by name; partitions stand where they start on the clocks of `zone`.
 
     A chart over time needs two partitions.
-
-    Raises:
-        WrongUseError: The libraries for charts are not installed.
     """
     starts = {
         run.partition_key: f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs
@@ -66,8 +61,8 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
 @cache  # to put it together takes more than a second
 def javascript() -> str:
     """The code that draws the charts in a browser, to be written into the page."""
-    with needed("vl-convert-python", extra=EXTRA):
-        import vl_convert
+    import vl_convert
+
     code: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return code.replace("</script", "<\\/script")
 
@@ -350,8 +345,8 @@ def _chart(name: str, title: str, text: str, rows: pl.DataFrame, marks: Mapping[
         },
         **marks,
     }
-    with needed("vl-convert-python", extra=EXTRA):
-        import vl_convert
+    import vl_convert
+
     picture: str = vl_convert.vegalite_to_svg({**specification, "width": WIDTH})
     in_page = {**specification, "width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     return Chart(name, title, text, json.dumps(in_page).replace("<", "\\u003c"), picture)

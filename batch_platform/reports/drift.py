@@ -1,7 +1,7 @@
 """Drift in the report: a cell for each column and period, and the worst columns in a sentence each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -9,10 +9,11 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
-from batch_platform.monitoring.drift import SURPRISE, UNUSUAL, ColumnDrift
+from batch_platform.monitoring.drift import OUTSIDE_MATTERS, SURPRISE, UNUSUAL, ColumnDrift
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
 from batch_platform.scoring.drift_tables import DRIFT
+from batch_platform.warehouse.ledger import selected
 from batch_platform.warehouse.sql import has_table, quoted
 
 MOST_COLUMNS = 25  # of the heat map: those that drifted most
@@ -92,7 +93,7 @@ def _rows(
         SELECT *, CASE WHEN $judged THEN coalesce(level IN ('warn', 'fail'), false)
             ELSE unusual >= $warn AND p_value < {SURPRISE} END AS alarm
         FROM (
-            SELECT {", ".join(item.name for item in fields(ColumnDrift))},
+            SELECT {selected(con, pipeline, DRIFT, ColumnDrift)},
                 greatest(0, {UNUSUAL}) AS unusual
             FROM {quoted(pipeline)}.{DRIFT} WHERE baseline = $baseline AND partition_key IN $keys
         ) ORDER BY partition_key, column_name
@@ -138,6 +139,8 @@ def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
         what = f"{now:.1%} of its values are empty in {key}, instead of {then:.1%}"
     elif abs(shares[kind]) >= _MATTERS:
         what = f"{now:.1%} of its values in {key} are categories that the model does not know, instead of {then:.1%}"
+    elif (row["outside_share"] or 0) >= (outside := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
+        what = f"{row['outside_share']:.1%} of its values in {key} lie outside the range seen in training, instead of {outside:.1%}"
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
         what = f"its mean is {number(row['mean'])} in {key}, instead of {number(row['baseline_mean'])}"
     else:

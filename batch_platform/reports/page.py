@@ -7,9 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
-from batch_platform.reports.charts import EXTRA, Chart, javascript
+from batch_platform.reports.charts import Chart, javascript
 from batch_platform.reports.figures import Figures
 from batch_platform.reports.segments import LEAST_ROWS, RATES
 from batch_platform.reports.wording import number, words
@@ -18,9 +17,8 @@ TEMPLATE = "report.html"
 
 
 def html(figures: Figures, charts: Mapping[str, Chart], zone: ZoneInfo) -> str:
-    """The page; times are shown on the clocks of `zone`. Raises WrongUseError without the libraries of the extra `report`."""
-    with needed("Jinja2", extra=EXTRA):
-        import jinja2
+    """The page; times are shown on the clocks of `zone`."""
+    import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -41,6 +39,7 @@ def write(page: str, file: Path) -> Path:
     """Write a page so that the file is complete or as it was; returns the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.part")
+    unfinished.unlink(missing_ok=True)  # may be a link
     unfinished.write_text(page, encoding="utf-8")
     return unfinished.replace(file)
 

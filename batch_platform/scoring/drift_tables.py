@@ -17,7 +17,16 @@ from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.reference import ReferenceProfile
-from batch_platform.monitoring.drift import UNUSUAL, ColumnDrift, Divergence, beyond_usual, divergences
+from batch_platform.monitoring.drift import (
+    UNUSUAL,
+    ColumnDrift,
+    Divergence,
+    Moves,
+    beyond_usual,
+    divergences,
+    has_moved,
+    outside_share,
+)
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.profile_tables import read_profiles
@@ -47,6 +56,7 @@ class _Pair:
     profile: Profile
     base: Profile
     usual: float | None  # index beyond chance that is usual between partitions; None where unknown
+    moves: Moves | None  # the same of its range and mean
 
 
 @dataclass(frozen=True)
@@ -223,6 +233,7 @@ def _pairs(
             continue
         reference = _reference(run, new, reference_of)
         usual = {} if reference is None else reference.usual_by_column
+        moves = {} if reference is None else reference.moves_by_column
         bases: list[tuple[Baseline, str | None, Sequence[Profile]]] = [
             (baseline, of, profiles.get(of, ())) for baseline, of in wanted[key].items() if key in new or of in new
         ]
@@ -236,7 +247,8 @@ def _pairs(
                 base = by_name.get((profile.role, profile.name))
                 if base is not None and profile.is_comparable(base):
                     known = usual.get((baseline, profile.role, profile.name))
-                    yield _Pair(key, baseline, of, profile, base, known)
+                    moved = moves.get((baseline, profile.name)) if profile.role == "feature" else None
+                    yield _Pair(key, baseline, of, profile, base, known, moved)
 
 
 def _reference(run: ScoreRun, new: Collection[str], reference_of: ReferenceOf) -> ReferenceProfile | None:
@@ -253,7 +265,11 @@ def _reference(run: ScoreRun, new: Collection[str], reference_of: ReferenceOf) -
 
 
 def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:
-    profile, base = pair.profile, pair.base
+    profile, base, level = pair.profile, pair.base, None
+    if declared is not None and _is_judged(declared, profile.name, pair.baseline):
+        level = divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
+        if level == "none" and has_moved(profile, base, pair.moves):
+            level = "warn"
     return ColumnDrift(
         partition_key=pair.key,
         column_name=profile.name,
@@ -272,11 +288,11 @@ def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | N
         baseline_unknown_share=base.unknown / base.rows,
         mean=_finite(profile.mean),
         baseline_mean=_finite(base.mean),
+        outside_share=outside_share(profile),
+        baseline_outside_share=outside_share(base) if profile.bins == base.bins else None,
         rows=profile.rows,
         baseline_rows=base.rows,
-        level=divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
-        if declared is not None and _is_judged(declared, profile.name, pair.baseline)
-        else None,
+        level=level,
         model_version=run.model_version,
         run_id=run.run_id,
     )

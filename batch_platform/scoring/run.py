@@ -122,6 +122,7 @@ class ScoringRun:
     stamp: Stamp
     force: bool  # whether a partition may become empty
     settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
+    clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None  # called first in the transaction of each commit
 
     def committed(self, due: Sequence[Due]) -> Generator[Committed | Unscored]:
         """Score partitions and commit them in groups, except those that fail alone.
@@ -290,6 +291,7 @@ class ScoringRun:
             [self._scores(due, staged) for due, staged in group],
             may_empty=self.force,
             clock=self.stamp.now,
+            clear=self.clear,
             in_transaction=in_transaction,
         )
         seconds = (perf_counter() - began) / len(group)

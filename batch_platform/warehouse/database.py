@@ -27,6 +27,7 @@ from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import Attached, attach
+from batch_platform.warehouse.intent import complete_renaming
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -40,6 +41,7 @@ from batch_platform.warehouse.ledger import (
     require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
+from batch_platform.warehouse.marks import published_changes
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
@@ -54,6 +56,8 @@ _STORAGE_ERRORS = (
 )
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
+
+_RESTORE = "restore the newest published copy: batch-platform restore --from-published; or a backup of the whole home."
 
 InTransaction = Callable[[duckdb.DuckDBPyConnection, Sequence[ScoreRun]], None]
 
@@ -99,10 +103,13 @@ class Warehouse:
             find_files(con, self.home)
             try:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
+                    _require_published(con, self.home)
                     bring_to_format(con, self.home.warehouse)
                     require_numbers(con, self.home.warehouse)
                 else:
+                    _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)
+                complete_renaming(con, self.home)
                 self._checkpoint(con, file)  # among others, of what a killed process has left in the log
                 yield con
                 self._checkpoint(con, file)
@@ -149,13 +156,14 @@ class Warehouse:
                 forget_failures(con, pipeline, step, mended)
                 replace_failures(con, pipeline, step, failures, refused)
 
-    def commit_scores(
+    def commit_scores(  # noqa: PLR0913 - what a commit needs
         self,
         pipeline: str,
         staged: Sequence[StagedScores],
         *,
         may_empty: bool,
         clock: Callable[[], datetime],
+        clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
         in_transaction: InTransaction | None = None,
     ) -> list[ScoreRun]:
         """Replace partitions of predictions and rejected rows together with their ledger rows, in one transaction.
@@ -165,6 +173,7 @@ class Warehouse:
             staged: One for each partition.
             may_empty: Whether a partition that had rows may become empty.
             clock: Read once, after the rows are inserted, for `committed_at`.
+            clear: Called first, to delete what cannot stay beside the new rows.
             in_transaction: Called with the ledger rows of the partitions that are replaced, before the commit.
 
         Returns:
@@ -176,6 +185,8 @@ class Warehouse:
             IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
         """
         with self.transaction() as con:
+            if clear is not None:
+                clear(con)
             standing = read_latest(con, ScoreRun, pipeline, [scores.run.partition_key for scores in staged])
             settled = {scores.run.partition_key for scores in staged if _is_settled(scores, standing)}
             new = [scores for scores in staged if scores.run.partition_key not in settled]
@@ -259,29 +270,49 @@ class Warehouse:
     def _failed(self, error: Exception, how: str) -> WarehouseError:
         if is_damage(error):
             msg = f"The warehouse {self.home.warehouse} is damaged: {error}"
-            hint = f"nothing was changed or deleted; restore it from a backup. {self.home.published} can be read meanwhile."
+            hint = f"nothing was changed or deleted; {_RESTORE} {self.home.published} can be read meanwhile."
             return WarehouseError(msg, hint=hint)
         full = isinstance(error, duckdb.IOException | duckdb.TransactionException | OSError)
         advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
-        return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
+        return WarehouseError(msg, hint=f"nothing was changed; {advice}, or {_RESTORE}")
 
 
 def require_not_lost(home: Home) -> None:
-    """Raise WarehouseError if the warehouse is missing where one has been: a new one would be published, and lose the rest."""
-    if home.warehouse.exists():
-        return
+    """Raise WarehouseError if the warehouse is missing where one has been."""
+    if not home.warehouse.exists():
+        _require_nothing_held(home, "is missing")
+
+
+def lacked_copies(con: duckdb.DuckDBPyConnection, home: Home) -> list[Path]:
+    """The published copies that hold a change which a database with ledgers lacks."""
+    published = published_changes(home)
+    query = f"SELECT unnest($ids) EXCEPT SELECT change_id FROM {LEDGERS_SCHEMA}.changes"
+    return sorted(published[change] for (change,) in con.execute(query, {"ids": list(published)}).fetchall())
+
+
+def _require_published(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Law 20: the next publish would remove the copies."""
+    if ahead := lacked_copies(con, home):
+        msg = (
+            f"The warehouse {home.warehouse} is an older one, or that of another home: it lacks changes that are published "
+            f"in {listed(path.name for path in ahead)}; nothing was changed."
+        )
+        raise WarehouseError(msg, hint=_RESTORE)
+
+
+def _require_nothing_held(home: Home, state: str) -> None:
+    """Refuse to begin a new warehouse in a home that holds something: it would be published, and the rest be lost."""
     kept = {
         "published copies": any(home.root.glob("published*.duckdb")),
         "models": any(home.models.glob("*/*")),
         "features": any(home.lake.glob("*/*/*")),
     }
     if held := [name for name, present in kept.items() if present]:
-        msg = f"The warehouse {home.warehouse} is missing, but {home.root} holds {' and '.join(held)}; nothing was changed."
-        hint = (
-            "restore the file from a backup, or from the last published copy: batch-platform restore --from-published"
+        msg = (
+            f"The warehouse {home.warehouse} {state}, but {home.root} holds {' and '.join(held)}; nothing was changed."
         )
-        raise WarehouseError(msg, hint=hint)
+        raise WarehouseError(msg, hint=_RESTORE)
 
 
 def holder_of(error: duckdb.Error) -> str | None:

@@ -165,6 +165,7 @@ OF_PIPELINES: dict[str, Description] = {
             "ks": "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text",
             "null_share": "share of the rows without a value",
             "unknown_share": "share of the rows with a category that the model does not know",
+            "outside_share": "share of the values outside the range that training saw; null for text",
             "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
             "model_version": "version that scored the partition",
         },

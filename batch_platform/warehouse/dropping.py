@@ -24,6 +24,14 @@ from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_par
 
 DROPPED = "dropped_partitions"
 _LEDGERS = ("feature_builds", "score_runs", "evaluations")  # whose rows are about one partition
+_OF_FEATURES = (
+    f"{LEDGERS_SCHEMA}.feature_builds",
+    "fingerprints",
+    "failures",
+    "refused_rows",
+    "backtests",
+    "backtest_scores",
+)
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,31 @@ def drop_rows(
 ) -> None:
     """Delete the rows that are held of some partitions, and record each drop, in the caller's transaction."""
     keys = [drop.partition_key for drop in drops]
+    _delete(con, pipeline, _tables(con, pipeline), held, keys)
+    create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
+    seqs = next_numbers(con, len(drops))  # after those of the journal, where a dropped partition is no longer stored
+    insert(con, DROPPED, [{**vars(drop), "seq": seq} for seq, drop in zip(seqs, drops, strict=True)], schema=pipeline)
+    note(con, [Change(seq, pipeline, DROPPED, key) for seq, key in zip(seqs, keys, strict=True)])
+
+
+def drop_scores(con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]) -> None:
+    """Delete what was scored and measured of some partitions, in the caller's transaction; their features stay."""
+    tables = {table: where for table, where in _tables(con, pipeline).items() if table not in _OF_FEATURES}
+    _delete(con, pipeline, tables, held_rows(con, pipeline, partition_keys), partition_keys)
+
+
+def _delete(
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    tables: Mapping[str, str],
+    held: Mapping[str, Mapping[str, int]],
+    partition_keys: Collection[str],
+) -> None:
+    """Delete the rows that some tables hold of some partitions, and note it in the journal."""
+    keys = list(partition_keys)
     in_files = {table.view: table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)}
     changed: list[tuple[str, str, str | None]] = []  # in the form of the journal
-    for table, where in _tables(con, pipeline).items():
+    for table, where in tables.items():
         if table in in_files:
             forget_partitions(con, pipeline, in_files[table], keys)
         else:
@@ -93,10 +123,6 @@ def drop_rows(
     changed.append((LEDGERS_SCHEMA, STATUS_TABLE, pipeline))
     numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
     note(con, [Change(seq, *change) for seq, change in numbered])
-    create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
-    seqs = next_numbers(con, len(drops))  # after those of the journal, where a dropped partition is no longer stored
-    insert(con, DROPPED, [{**vars(drop), "seq": seq} for seq, drop in zip(seqs, drops, strict=True)], schema=pipeline)
-    note(con, [Change(seq, pipeline, DROPPED, key) for seq, key in zip(seqs, keys, strict=True)])
 
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:

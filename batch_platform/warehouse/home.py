@@ -1,11 +1,13 @@
 """Where everything lies under BATCH_PLATFORM_HOME; the only place that knows paths.
 
-It creates folders and nothing else, and knows nothing of what the files hold. No name of a pipeline, partition or
-version leads out of the home.
+It creates folders, removes what it is told to, and knows nothing of what the files hold. No name of a pipeline, partition
+or version leads out of the home, and nothing is written or removed behind a link that somebody placed in it. The home itself
+and the folders right below it may be links to other disks.
 """
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,15 @@ DEFAULT_HOME = ".batch_platform"
 LONGEST_NAME = 200  # file systems take 255 bytes; unfinished files have longer names than finished ones
 _MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # the last: bytes of a name that are not UTF-8
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+_WRITTEN_IN_PLACE = (
+    "warehouse.lock",
+    "warehouse.duckdb.wal",
+    "warehouse.duckdb.tmp",
+    ".warehouse.duckdb",
+    ".warehouse.rollback",
+    ".published.json",
+    ".renaming.json",
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,16 @@ class Home:
         named = os.environ.get(HOME_VARIABLE)
         return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
 
+    @classmethod
+    def of_staged(cls, path: Path) -> "Home | None":
+        """The home of a file or folder that a run has staged; None for any other."""
+        return next((cls(above.parent) for above in path.absolute().parents if above.name == "staging"), None)
+
     def create(self) -> "Home":
-        """Make the folders that are missing; raises BatchPlatformError if the root cannot be written to."""
+        """Make the folders that are missing.
+
+        Raises BatchPlatformError if the root cannot be written to, or if a file that is written in place is a link.
+        """
         try:
             for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +65,24 @@ class Home:
             raise _unwritable(self.root, error.strerror) from error
         if not os.access(self.root, os.W_OK):
             raise _unwritable(self.root, "permission denied")
+        if link := next((path for path in map(self.root.joinpath, _WRITTEN_IN_PLACE) if path.is_symlink()), None):
+            msg = f"{link} is a link, and what it leads to would be written over; nothing was changed."
+            raise BatchPlatformError(msg, hint="remove the link.")
         return self
+
+    def owns(self, path: Path) -> bool:
+        """Whether no link leads to a path of the home, apart from the root and the folders right below it."""
+        folders = [*path.relative_to(self.root).parents][:-2]
+        return not any((self.root / folder).is_symlink() for folder in folders)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, a folder or a link of the home, unless a link leads to it or it is gone already."""
+        if not self.owns(path):
+            return
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def require_folder(self) -> None:
         """Raise BatchPlatformError if the root is not a folder and cannot be made one since a file is in the way."""
@@ -84,6 +120,11 @@ class Home:
         return self.root / "published.json"
 
     @property
+    def renaming(self) -> Path:
+        """The intent to rename a pipeline, while it is carried out."""
+        return self.root / "renaming.json"
+
+    @property
     def lake(self) -> Path:
         """Parquet files of features, and of the tables that are stored so."""
         return self.root / "lake"
@@ -108,6 +149,11 @@ class Home:
         return self.root / "staging"
 
     @property
+    def spark_logs(self) -> Path:
+        """What Spark wrote where it did not start."""
+        return self.root / "spark"
+
+    @property
     def dagster(self) -> Path:
         """DAGSTER_HOME."""
         return self.root / "dagster"
@@ -127,6 +173,10 @@ class Home:
     def table_file(self, pipeline: str, table: str, partition_key: str, name: str) -> Path:
         """A file of a pipeline's table; raises WrongUseError if a name leads out of the lake."""
         return _below(self.lake, pipeline, table, partition_key, name)
+
+    def bundles(self, pipeline: str) -> Path:
+        """The folder of a pipeline's versions; raises WrongUseError if the name leads out of the folder of models."""
+        return _below(self.models, pipeline)
 
     def bundle(self, pipeline: str, version: str) -> Path:
         """The folder of one trained version; raises WrongUseError if a name leads out of the folder of models."""

@@ -8,7 +8,7 @@ the files and kept in `partition_status`, whose rows are replaced. Every change 
 import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import NoneType
@@ -19,7 +19,7 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
-from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns, transaction
+from batch_platform.warehouse.sql import has_table, literal, quoted, transaction
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class EvaluationRun:
     rows_labelled: int
     evaluated_at: datetime
     run_id: str
-    label_sources: str = "{}"  # versions of the label sources that have a file for each partition, by source, as JSON
+    label_sources: str = "{}"  # what the label sources held of it, by source, as JSON: versions, or rows and a hash
 
 
-Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
+Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "retired", "removed"]
 
 
 @dataclass(frozen=True)
@@ -241,13 +241,33 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def create_table(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type, *first: str) -> None:
-    """Create a described table with a column for each field of a record, unless it is there; `first` as for its columns."""
-    if has_table(con, schema, table):  # takes an eighth of the time of the statements below
+    """Create a described table with a column for each field of a record; `first` as for its columns.
+
+    A table that is there gets the columns that it lacks, since an earlier release made it.
+    """
+    name, columns = f"{quoted(schema)}.{quoted(table)}", column_definitions(record, *first)
+    if not has_table(con, schema, table):
+        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+        con.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns)})")
+    elif missing := missing_columns(con, schema, table, record):
+        for item in missing:
+            default = f" DEFAULT {literal(item.default)}" if isinstance(item.default, str) else ""
+            con.execute(f"ALTER TABLE {name} ADD COLUMN {item.name} {_sql_type(item.type)}{default}")
+    else:
         return
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
-    columns = ", ".join(column_definitions(record, *first))
-    con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(schema)}.{quoted(table)} ({columns})")
     write_comments(con, schema, table)
+
+
+def missing_columns(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type) -> list[Field[Any]]:
+    """The fields of a record without a column in its table."""
+    present = con.table(f"{quoted(schema)}.{quoted(table)}").columns  # quicker than the catalog; asked with each commit
+    return [item for item in fields(record) if item.name not in present]
+
+
+def selected(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type) -> str:
+    """The SELECT list of a record's fields, with null for a column that a table of an earlier release lacks."""
+    missing = missing_columns(con, schema, table, record)
+    return ", ".join(f"NULL AS {item.name}" if item in missing else quoted(item.name) for item in fields(record))
 
 
 def column_definitions(record: type, *first: str) -> list[str]:
@@ -297,11 +317,6 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
     with transaction(con):
         for record, table in _TABLES.items():
             create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
-            present = {column for column, *_ in table_columns(con, LEDGERS_SCHEMA, table)}
-            for column in [item for item in fields(record) if item.name not in present]:
-                default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
-                definition = f"{column.name} {_sql_type(column.type)}{default}"
-                con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.{table} ADD COLUMN {definition}")
         query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
         for schema, table in con.execute(query).fetchall():
             write_comments(con, schema, table)
@@ -457,8 +472,7 @@ def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
     if not partition_keys or not has_table(con, schema, table):
         return {}
     make: Any = record
-    columns = ", ".join(quoted(item.name) for item in fields(make))
-    query = f"SELECT {columns} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
+    query = f"SELECT {selected(con, schema, table, record)} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
     by_partition: dict[str, list[Record]] = {}
     for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
         row = make(*values)

@@ -1,4 +1,6 @@
-"""Marks of the published copies, by which a publish notices that another program wrote into one.
+"""The published copies of a home, and their marks, by which a publish notices that another program wrote into one.
+
+A copy is named after the newest change that it holds.
 
 `duckdb.connect("published.duckdb")` opens a file for writing unless told otherwise. So copies are made read-only, and size,
 time of change, inode and the digest of the headers of each are kept beside them: DuckDB changes its headers with each
@@ -7,6 +9,8 @@ checkpoint.
 
 import hashlib
 import json
+import re
+import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,6 +18,43 @@ from pathlib import Path
 
 from batch_platform.warehouse.checkpoint import HEADERS, sync
 from batch_platform.warehouse.home import Home
+
+NOTHING = "empty"  # stands for the newest change where there is none
+_COPY = re.compile(rf"published-([0-9a-f]{{32}}|{NOTHING})\.duckdb")
+
+
+def published_copies(home: Home) -> list[Path]:
+    """The files that are named like a copy; all other files of the home's folder belong to somebody else."""
+    return sorted(path for path in home.root.glob("published-*.duckdb") if _COPY.fullmatch(path.name))
+
+
+def copy_of(home: Home, change_id: str) -> Path:
+    """The copy whose newest change has an id."""
+    return home.root / f"published-{change_id}.duckdb"
+
+
+def current_copy(home: Home) -> Path | None:
+    """The file that the link points to, which may be missing; None without a link to a file beside it."""
+    if not home.published.is_symlink():
+        return None
+    copy = home.root / home.published.readlink()
+    return copy if copy.parent == home.root else None
+
+
+def unfinished_copies(home: Home) -> set[Path]:
+    """The copies that a killed publish was bringing up to date: only then does a copy allow writing."""
+    current = current_copy(home)
+    others = (path for path in published_copies(home) if path != current and not path.is_symlink())
+    return {path for path in others if path.stat().st_mode & stat.S_IWUSR}
+
+
+def published_changes(home: Home) -> dict[str, Path]:
+    """The newest change of the current copy, and those of copies that were finished after it, each with its copy."""
+    unfinished, current = unfinished_copies(home), current_copy(home)
+    finished = [path for path in published_copies(home) if path not in unfinished and path.is_file()]
+    since = current.stat().st_mtime_ns if current in finished else 0
+    newest = {path.stem.partition("-")[2]: path for path in finished if path.stat().st_mtime_ns >= since}
+    return {change: path for change, path in newest.items() if change != NOTHING}
 
 
 @dataclass(frozen=True)

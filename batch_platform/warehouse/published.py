@@ -28,7 +28,18 @@ from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM, attach
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
-from batch_platform.warehouse.marks import Mark, log_of, read_marks, write_marks, written_by_others
+from batch_platform.warehouse.marks import (
+    NOTHING,
+    Mark,
+    copy_of,
+    current_copy,
+    log_of,
+    published_copies,
+    read_marks,
+    unfinished_copies,
+    write_marks,
+    written_by_others,
+)
 from batch_platform.warehouse.sql import literal, quoted, transaction
 from batch_platform.warehouse.staging import sweep_all
 from batch_platform.warehouse.tables_in_files import (
@@ -46,7 +57,6 @@ from batch_platform.warehouse.tables_in_files import (
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-_NOTHING = "empty"
 
 Opened = TypeVar("Opened")
 
@@ -88,7 +98,7 @@ def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened
         copy = current_copy(home)
         if copy is None:
             home.require_folder()
-            if _copies(home) or home.published_marks.exists():
+            if published_copies(home) or home.published_marks.exists():
                 msg = f"The link {home.published} to the published copy is missing, or leads elsewhere."
                 raise WarehouseError(msg, hint="batch-platform run NAME publishes again and makes the link.")
             msg = f"Nothing is published in {home.root} yet."
@@ -127,8 +137,8 @@ def publish(home: Home) -> Path:
 def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     wanted = newest_copy(con, home)
     current, marks = current_copy(home), read_marks(home)
-    unfinished = _unfinished(home, current)
-    foreign = written_by_others([path for path in _copies(home) if path not in unfinished], marks)
+    unfinished = unfinished_copies(home)
+    foreign = written_by_others([path for path in published_copies(home) if path not in unfinished], marks)
     for copy, changed_at in foreign.items():
         _log.warning(
             "%s was changed by another program at %s UTC; what is published is made anew from the warehouse. "
@@ -142,7 +152,7 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     if home.published.exists() and current is None:
         _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
     excluded = {current, *unfinished, *foreign}
-    spares = [path for path in _copies(home) if path.name in marks and path not in excluded]
+    spares = [path for path in published_copies(home) if path.name in marks and path not in excluded]
     try:
         spare, read = _from_spares(con, spares)
         copy = spare or _new_copy(con, home)
@@ -151,15 +161,14 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
     kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
     write_marks(home, kept | {wanted.name: Mark.of(copy)})
-    # only now: what a killed publish has changed without a mark allows writing
-    copy.chmod(copy.stat().st_mode & ~_WRITE)
     log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
     copy.rename(wanted)
+    wanted.chmod(wanted.stat().st_mode & ~_WRITE)  # only now: until it has its mark and its name, it is unfinished
     link = home.root / ".published"
     link.unlink(missing_ok=True)
     link.symlink_to(wanted.name)
     link.replace(home.published)
-    for copy in _copies(home):
+    for copy in published_copies(home):
         if copy not in {wanted, current, *read} or (copy != wanted and copy in foreign):
             _remove(copy)
     _remove_unnamed(con, home)
@@ -175,25 +184,7 @@ def newest_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     """The file that a publish would make now."""
     query = f"SELECT change_id FROM {LEDGERS_SCHEMA}.changes ORDER BY seq DESC, change_id LIMIT 1"
     newest = con.execute(query).fetchall()
-    return home.root / f"published-{newest[0][0] if newest else _NOTHING}.duckdb"
-
-
-def current_copy(home: Home) -> Path | None:
-    """The file that the link points to, which may be missing; None without a link to a file beside it."""
-    if not home.published.is_symlink():
-        return None
-    copy = home.root / home.published.readlink()
-    return copy if copy.parent == home.root else None
-
-
-def _copies(home: Home) -> list[Path]:
-    return sorted(home.root.glob("published-*.duckdb"))
-
-
-def _unfinished(home: Home, current: Path | None) -> set[Path]:
-    """The copies that a killed publish was bringing up to date: only then does a copy allow writing."""
-    others = (path for path in _copies(home) if path != current and not path.is_symlink())
-    return {path for path in others if path.stat().st_mode & stat.S_IWUSR}
+    return copy_of(home, newest[0][0] if newest else NOTHING)
 
 
 def _remove(copy: Path) -> None:
@@ -202,7 +193,7 @@ def _remove(copy: Path) -> None:
 
 
 def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
-    path = home.root / f"published-{uuid.uuid4().hex}.duckdb"
+    path = copy_of(home, uuid.uuid4().hex)
     if _is_readable(con):
         copy_bytes(home, path)
     else:
@@ -398,7 +389,7 @@ def _remove_unnamed(
     if not unnamed:
         return
     try:
-        for copy in _copies(home) if copies is None else copies:
+        for copy in published_copies(home) if copies is None else copies:
             con.execute(f"ATTACH {literal(str(copy))} AS copy (READ_ONLY)")
             try:
                 unnamed -= named_files(con, home, "copy").keys()

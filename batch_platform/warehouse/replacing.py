@@ -1,6 +1,6 @@
 """Replace the rows of partitions in a table, by column name: the table takes new columns, and refuses values that do not fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -97,9 +97,15 @@ def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the ro
             lossy[f"{column} is {table_dtype}, now {dtype}"] = offending[0][0]
     if lossy:
         msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{read_in or table}: {listed(lossy)}; nothing is changed."
-        raise DataError(msg, hint="cast the column in the features to the type that the table has.")
+        raise DataError(msg, hint=_how_to_fit(schema, lossy))
     if changed:
         write_comments(con, schema, table)
+
+
+def _how_to_fit(pipeline: str, lossy: Iterable[str]) -> str:
+    if any(column.startswith("prediction is ") for column in lossy):
+        return f"if the label has another type than before, batch-platform run {pipeline} starts its predictions anew."
+    return "cast the column in the features to the type that the table has."
 
 
 def _changes(column: str, old: str, new: str) -> str:

@@ -3,7 +3,6 @@
 A copy of the file is not enough: the numbers of new rows come from a sequence, which a published copy does not carry on.
 """
 
-import os
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.declaration.errors import WarehouseError
+from batch_platform.declaration.errors import WarehouseError, listed
 from batch_platform.warehouse.checkpoint import sync
+from batch_platform.warehouse.database import lacked_copies
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import attach
 from batch_platform.warehouse.ledger import bring_to_format, continue_numbers
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
-from batch_platform.warehouse.published import current_copy
+from batch_platform.warehouse.marks import current_copy, published_copies
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Restored:
 
 
 def restore_from_published(home: Home, now: datetime) -> Restored:
-    """Make the warehouse from the published copy; a file that is there is set aside, never removed.
+    """Make the warehouse from the newest published copy; a file that is there is set aside, never removed.
 
     What was committed and never published is not in the copy: the next run does it again.
 
     Raises:
         WarehouseBusyError: Another process held the warehouse for longer than the time-out.
-        WarehouseError: There is no published copy, or it cannot be read.
+        WarehouseError: There is no published copy, or none that can be read and holds all that was published.
     """
     with locked(Patience(home.create(), lock_timeout())):
-        copy = _published_copy(home)
+        copy = _newest_copy(home)
         fresh = home.warehouse.with_name(f".{home.warehouse.name}")
         try:
             shutil.copyfile(copy, fresh)
@@ -54,19 +54,26 @@ def restore_from_published(home: Home, now: datetime) -> Restored:
             sync(home.root)
         except (duckdb.Error, OSError) as error:
             msg = f"{home.warehouse} cannot be restored from {copy}: {error}"
-            raise WarehouseError(msg, hint="restore the file from a backup.") from error
+            raise WarehouseError(msg, hint="restore a backup of the whole home.") from error
     return Restored(home.warehouse, copy, aside)
 
 
-def _published_copy(home: Home) -> Path:
-    """The copy that the link names; without the link, the copy that was changed last. Raises WarehouseError if there is none."""
-    named = [] if (current := current_copy(home)) is None else [current]
-    left = sorted(home.root.glob("published-*.duckdb"), key=os.path.getmtime, reverse=True)
-    for copy in (*named, *left):
-        if copy.is_file():
-            return copy
-    msg = f"{home.root} holds no published copy."
-    raise WarehouseError(msg, hint="restore the warehouse from a backup.")
+def _newest_copy(home: Home) -> Path:
+    """The copy that lacks no change of another one, preferably the one that the link names; raises WarehouseError if there is none."""
+    copies = [copy for copy in (current_copy(home), *published_copies(home)) if copy is not None and copy.is_file()]
+    problems: dict[str, str] = {}
+    for copy in copies:
+        try:
+            with closing(attach(copy, read_only=True)) as database:
+                if not (ahead := lacked_copies(database.con, home)):
+                    return copy
+                problems[copy.name] = f"lacks changes of {listed(path.name for path in ahead)}"
+        except duckdb.Error as error:
+            problems[copy.name] = f"cannot be read: {error}"
+    states = "; ".join(f"{name} {problem}" for name, problem in problems.items())
+    msg = f"{home.root} holds no published copy that can be restored{f': {states}' if states else ''}."
+    hint = "restore a backup of the whole home; or move the copies that cannot be read out of it, and restore again."
+    raise WarehouseError(msg, hint=hint)
 
 
 def _set_aside(home: Home, now: datetime) -> Path | None:

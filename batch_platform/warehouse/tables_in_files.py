@@ -14,6 +14,7 @@ below the home as it was when the view was made. Every connection of this projec
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ import duckdb
 import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import DataError, WarehouseError, listed
+from batch_platform.declaration.errors import WarehouseError, listed
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
@@ -36,6 +37,7 @@ from batch_platform.warehouse.sql import folded, has_table, literal, quoted, tab
 
 HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
 _PATH = "path_of_file"  # column of the view's own queries
+_NAME_OF_FILE = re.compile(r"[0-9a-f]{32}\.parquet|\.[0-9a-f]{32}")  # complete, or being copied
 
 
 @dataclass(frozen=True)
@@ -263,29 +265,6 @@ def forget_partitions(
     make_view(con, pipeline, table)
 
 
-def rename_in_files(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles, old: str, new: str) -> None:
-    """Read a column of all files of a table under another name, in the caller's transaction; the view is to be made anew afterwards.
-
-    Raises:
-        DataError: A file has a column of both names.
-    """
-    name = f"{quoted(pipeline)}.{table.files}"
-    for (written,) in con.execute(f"SELECT DISTINCT columns FROM {name}").fetchall():
-        columns = json.loads(written)
-        spellings = {folded(column): column for column in columns}
-        if folded(old) not in spellings:
-            continue
-        values = {"written": written}
-        if folded(new) in spellings:
-            query = f"SELECT DISTINCT partition_key FROM {name} WHERE columns = $written"
-            keys = listed(key for (key,) in con.execute(query, values).fetchall())
-            msg = f"{pipeline}, partition {keys}: its files hold both {old} and {new}; nothing is renamed."
-            raise DataError(msg, hint="a column takes the place of one that it has no row in common with.")
-        renamed = {new if folded(column) == folded(old) else column: kept for column, kept in columns.items()}
-        query = f"UPDATE {name} SET columns = $renamed WHERE columns = $written"
-        con.execute(query, values | {"renamed": json.dumps(renamed)})
-
-
 def tables_in_files(con: duckdb.DuckDBPyConnection, database: str | None = None) -> list[tuple[str, TableInFiles]]:
     """Each table that is a view, after the name of its pipeline; by default in the current database."""
     query = """
@@ -347,16 +326,18 @@ def named_files(
 
 
 def files_in_lake(home: Home) -> set[Path]:
-    """All files in the folders of tables, those that were not completed too."""
-    return {file for table in TABLES_IN_FILES for file in home.lake.glob(f"*/{table.view}/*/*")}
+    """All files in the folders of tables, those that were not completed too; files of other names are somebody else's."""
+    paths = [path for table in TABLES_IN_FILES for path in home.lake.glob(f"*/{table.view}/*/*")]
+    return {path for path in paths if _NAME_OF_FILE.fullmatch(path.name)}
 
 
 def remove_files(home: Home, files: Collection[Path]) -> None:
     """Remove files of tables, and the folders that are empty then."""
-    for file in files:
-        file.unlink(missing_ok=True)
+    own = [file for file in files if home.owns(file)]
+    for file in own:
+        home.remove(file)
     for folder in sorted(
-        {parent for file in files for parent in file.parents[:3] if home.lake in parent.parents}, reverse=True
+        {parent for file in own for parent in file.parents[:3] if home.lake in parent.parents}, reverse=True
     ):
         with suppress(OSError):
             folder.rmdir()

@@ -8,7 +8,8 @@ import duckdb
 from batch_platform.declaration.errors import WarehouseError, listed
 from batch_platform.warehouse.database import Warehouse, is_damage, require_not_lost
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import anew, current_copy, newest_copy
+from batch_platform.warehouse.marks import current_copy
+from batch_platform.warehouse.published import anew, newest_copy
 from batch_platform.warehouse.sql import digest, literal, quoted, table_columns
 from batch_platform.warehouse.tables_in_files import damage_of, named_files
 

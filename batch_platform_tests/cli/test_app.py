@@ -25,7 +25,14 @@ from batch_platform_tests.command_line import (
     write_project,
 )
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_BY_DAY,
+    small_declaration,
+    small_events,
+    small_pipeline,
+    write_labels_by_day,
+)
 
 DAY = "2024-02-10"
 PRODUCTION = Path("batch_platform/guide/production.md")
@@ -374,6 +381,18 @@ def test_check_reports(cli, fresh):
     assert cli(fresh, "check").out.splitlines()[0] == "small: ok"
     report = {"project": str(fresh), "pipelines": ["small"], "ok": True, "problems": []}
     assert cli(fresh, "check", "--json").json == report
+
+
+def test_check_names_the_days_without_a_file_of_labels_and_fails_only_if_there_is_none(cli, tmp_path):
+    project = write_project(tmp_path / "project", **LABELS_BY_DAY)
+    folder = pipeline_folder(project)
+    answer = cli(project, "check")
+    assert answer.code == 1
+    assert f"there is no file {folder}/returns/2024-02-29.parquet" in answer.error, answer.error
+    write_labels_by_day(folder, without=("2024-02-10", "2024-02-29"))
+    assert cli(project, "check").out == (
+        "small: ok\n  evaluation waits: source 'returns' has no file of labels yet for 2024-02-10, 2024-02-29 (2)\n"
+    )
 
 
 def test_check_travels_in_time_and_fails_where_features_know_the_future(cli, fresh):

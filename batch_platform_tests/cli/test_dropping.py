@@ -88,6 +88,31 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
     assert stored_partitions(home, predictions) == {f"2024-02-{day:02}" for day in range(1, 30)}
 
 
+def test_other_partitions_are_scored_only_once_the_former_ones_are_dropped(cli, project):
+    yaml = project / "shop" / "defs" / "small" / "defs.yaml"
+    days, counted = yaml.read_text(), "SELECT count(*), count(DISTINCT id) FROM small.predictions"
+    weeks = (
+        days.replace("every: day", "every: week", 1).replace("2024-03-01", "2024-02-26").replace("7 days", "14 days")
+    )
+    yaml.write_text(weeks)
+    for command in (("check",), ("run", "small"), ("run", "small", "--partition", "2024-02-12")):
+        refused = cli(project, *command).error
+        assert "small: predictions hold 25 partitions (2024-02-01 to 2024-02-29) that are no longer declared" in refused
+        assert "batch-platform drop small --former" in refused
+    assert "hold 25 partitions (2024-02-01 to 2024-02-29) that are no longer" in cli(project, "status", "small").out
+    yaml.write_text(days)
+    assert cli(project, "check").code == 0, "declared as they were"
+    assert cli(project, "drop", "small", "--former").out == "small: nothing is held.\n"
+
+    yaml.write_text(weeks)
+    assert "leave --partition" in cli(project, "drop", "small", "--former", "--partition", "2024-02-12").error
+    assert cli(project, "drop", "small", "--former", "--yes").code == 0
+    assert cli(project, "run", "small").code == 0
+    ((rows, orders),) = published(project, counted)
+    assert rows == orders > 0
+    assert cli(project, "status", "small", "--json").json[0]["former_partitions"] == []
+
+
 def test_no_model_learns_from_what_was_dropped(cli, project):
     key = "2024-01-15"
     assert cli(project, "drop", "small", "--partition", key, "--yes").code == 0

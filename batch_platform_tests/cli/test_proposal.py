@@ -242,7 +242,7 @@ def times(**step: int) -> list[datetime]:
     [
         ({"at": times(seconds=60)}, "hour", "2025-01-01-00:00", "2025-01-02-06:00"),
         ({"at": times(hours=1)}, "day", "2025-01-01", "2025-03-17"),
-        ({"at": times(hours=30)}, "week", "2024-12-29", "2031-03-02"),
+        ({"at": times(hours=30)}, "week", "2024-12-30", "2031-03-03"),
         ({"at": [date(2025, 1 + at % 12, 1) for at in range(FILLING)]}, "month", "2025-01-01", "2026-01-01"),
     ],
 )
@@ -463,7 +463,7 @@ def test_the_source_is_named_after_its_file_if_that_is_a_valid_name(tmp_path, fi
 
 def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
     words = ["select", "order", "yes", "null", "date", "Group", "left", "name"]
-    orders(200, **{word: range(200) for word in words}).write_parquet(tmp_path / "orders.parquet")
+    orders(200, **{word: [row / 2 for row in range(200)] for word in words}).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet", key=("yes",))
     assert names(proposal.features)[-7:] == [word for word in words if word != "yes"]
     assert "\n    name\n" in files["features.sql"]

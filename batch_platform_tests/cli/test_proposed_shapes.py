@@ -554,3 +554,105 @@ def test_on_a_terminal_a_change_is_written_only_after_a_yes(cli, tmp_path):
     shown = answered(tmp_path, *command, answers={"Write this [y/N]": "y"})
     assert "Written; next: batch-platform run churn" in shown
     assert "    plan   -- the true outcome" in labels.read_text()
+
+
+def unlabelled(table: pl.DataFrame, column: str, rows: int, *, strays: int = 0, lost: float = 0.0) -> pl.DataFrame:
+    """A table without labels in its last rows, but for a few, and without a share of all labels."""
+    missing = np.random.default_rng(8).random(table.height) < lost
+    missing[table.height - rows :] = True
+    missing[table.height - rows // 2 : table.height - rows // 2 + strays] = False
+    return table.with_columns(pl.when(pl.Series(missing)).then(None).otherwise(pl.col(column)).alias(column))
+
+
+@pytest.mark.parametrize(
+    ("rows", "strays", "lost", "delay"),
+    [
+        (240, 0, 0, "10 days"),
+        (240, 5, 0.3, "10 days"),
+        (245, 0, 0, "11 days"),
+        (0, 0, 0.3, "0 days"),
+        (1, 0, 0, "1 day"),
+    ],
+)
+def test_labels_are_known_as_late_as_the_end_of_the_table_without_labels_is_long(tmp_path, rows, strays, lost, delay):
+    table = unlabelled(readings().with_columns(state=pl.col("level") > 10), "state", rows, strays=strays, lost=lost)
+    table.write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="state")
+    assert (proposal.every, str(proposal.windows.delay)) == ("day", delay)
+    assert declared(files)["labels"]["delay"] == delay
+
+
+def test_a_table_without_labels_in_its_last_weeks_is_trained_and_measured_on_what_is_mature(cli, tmp_path):
+    table = unlabelled(readings(), "level", 24 * 14)
+    table.write_parquet(tmp_path / "sensor.parquet")
+    answer = cli(tmp_path, "new", "sensor", "--from", "sensor.parquet", "--label", "level", "--yes")
+    assert "level; known 14 days later, as the newest 14 days have none (labels.delay)" in answer.out
+    ran = cli(tmp_path, "run", "sensor")
+    assert ran.code == 0, ran.err
+    last = START + timedelta(hours=HOURS)
+    ((until,),) = published(tmp_path, "SELECT max(trained_until) FROM batch_platform.model_versions")
+    assert until.replace(tzinfo=None) <= last - timedelta(days=14)
+    assert published(tmp_path, "SELECT max(partition_key) FROM sensor.predictions") == [
+        (f"{last - timedelta(days=1):%Y-%m-%d}",)
+    ]
+    assert published(tmp_path, "SELECT count(*) > 0 FROM sensor.performance WHERE value IS NOT NULL") == [(True,)]
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    assert proposal.windows.past.lags == ()
+    assert "past.\"at\" < $partition_start - INTERVAL '14 days'" in files["features.sql"]
+
+
+COUNTERS = {
+    "n": list(range(1, HOURS + 1)),
+    "rownames": list(range(HOURS, 0, -1)),
+    "id": list(range(HOURS)),
+    "position": [row + max(0, row - 700) for row in range(HOURS)],  # every other row is gone from then on
+}
+MEASURES = {
+    "day": [at.day for at in readings()["at"]],
+    "visits": np.cumsum(np.random.default_rng(9).integers(1, 4, HOURS)).tolist(),
+    "stock": np.random.default_rng(9).permutation(HOURS * 2)[:HOURS].tolist(),
+}
+
+
+def test_a_counter_of_the_rows_of_a_series_is_neither_key_nor_feature(tmp_path):
+    table = readings().with_columns(pl.Series(name, values) for name, values in {**COUNTERS, **MEASURES}.items())
+    spread = pl.int_range(HOURS) + (pl.int_range(HOURS) - 700).clip(0)
+    table = table.with_columns(at=START + pl.duration(hours=1) * spread, level=pl.col("level") + pl.col("visits") / 1e3)
+    table.write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    assert names(proposal.key) == ["at"]
+    assert {*names(proposal.features)} == {*MEASURES}
+    assert proposal.left_out == dict.fromkeys(COUNTERS, "counts the rows, which at already identifies")
+    assert "--   rownames: counts the rows, which at already identifies" in files["features.sql"]
+    named, _ = proposed(tmp_path / "sensor.parquet", label="level", key=("n",))
+    assert (names(named.key), "id" in named.left_out) == (["n"], True)
+
+
+def test_a_counter_stays_the_key_where_times_repeat(tmp_path):
+    table = pl.concat([readings(), readings()]).with_columns(n=pl.int_range(2 * HOURS), flow=pl.col("level") % 1)
+    table.write_parquet(tmp_path / "sensors.parquet")
+    assert names(proposed(tmp_path / "sensors.parquet", label="level")[0].key) == ["n"]
+
+
+def test_predictions_that_another_label_cannot_keep_are_announced_and_start_anew(cli, tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    assert cli(tmp_path, "new", "churn", "--from", "customers.csv", "--label", "left").code == 0
+    assert cli(tmp_path, "run", "churn").code == 0
+    ((day,),) = published(tmp_path, "SELECT DISTINCT partition_key FROM churn.predictions")
+    announced = (
+        "churn: its models predict truth values, but they are to predict texts now. Predictions start anew, with new models. "
+        "The first commit of new predictions deletes the old ones of 1 partition, with what was measured of them; until then "
+        "they can be read."
+    )
+    told = f"{announced} The next run does it: batch-platform run churn"
+    assert told in cli(tmp_path, "new", "churn", "--label", "plan").out
+    assert cli(tmp_path, "new", "churn", "--label", "plan", "--yes", "--json").json["predictions"] == told
+    refused = cli(tmp_path, "run", "churn", "--partition", day)
+    assert (refused.code, "Hint: batch-platform run churn" in refused.error) == (2, True)
+    ran = cli(tmp_path, "run", "churn")
+    assert ran.code == 0, ran.err
+    assert announced in ran.out
+    plans = published(tmp_path, "SELECT DISTINCT prediction FROM churn.predictions ORDER BY 1")
+    assert {plan for (plan,) in plans} <= {"basic", "plus", "pro"}
+    again = cli(tmp_path, "run", "churn")
+    assert (again.code, "anew" in again.out) == (0, False)

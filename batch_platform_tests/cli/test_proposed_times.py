@@ -148,7 +148,7 @@ def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, nota
     table = orders(ROWS, id=range(ROWS), at=values)
     file = tmp_path / f"orders.{kind}"
     table.write_parquet(file) if kind == "parquet" else table.write_csv(file)
-    proposal, files = proposed(file, timezone=ZONE.key, time="at" if "years" in notation else None)
+    proposal, files = proposed(file, timezone=ZONE.key, key=("id",), time="at" if "years" in notation else None)
     assert proposal.windows.time.name == "at"
     assert kind == "csv" or sql in files["features.sql"]  # DuckDB recognises times in ISO notation in a CSV file
     rows = built(pipeline_of(files, tmp_path), instants)

@@ -150,7 +150,6 @@ def test_run_reports_as_json(cli, project):
         "rows_rejected": 1,
         "published": f"{project}/.batch_platform/published.duckdb",
         "findings": {},
-        "former_columns": [],
         "failures": [],
         "error": None,
     }
@@ -297,7 +296,7 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
 
 
 def test_the_older_model_scores_while_a_newer_one_cannot_be_trained(cli, tmp_path):
-    declared = {"model": {"train": {"every": "week", "evaluate": "1 day"}}}
+    declared = {"model": {"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}}
     folder = write_project(tmp_path / "project", **declared)
     assert cli(folder, "run", "small", "--to", "2024-01-15").code == 0
     break_sql(folder, 20 * 40 + 1)  # of 21 January, in the window of the models from 28 January on

@@ -22,7 +22,7 @@ from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
 from batch_platform.models.forest import arrays
 from batch_platform.scoring.run import Committed
-from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
     feature_file,
@@ -204,14 +204,14 @@ def test_the_graph_shows_no_more_history_than_the_window_holds(tmp_path, monkeyp
     assert upstream(deployment, "model", "features", "2023-05-01") == deployment.days("2023-03-01", "2023-04-30")
     train = {"every": "week", "window": "21 days"}
     deployment = deploy(tmp_path / "weekly", monkeypatch, partitions=partitions, model={"train": train})
-    assert upstream(deployment, "model", "features", "2023-05-07") == deployment.days("2023-04-16", "2023-05-06")
+    assert upstream(deployment, "model", "features", "2023-05-03") == deployment.days("2023-04-12", "2023-05-02")
 
 
 @pytest.mark.parametrize("every", ["hour", "day", "week", "month"])
 def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, every):
     partitions = {"every": "hour", "start": "2014-01-01", "end": "2024-01-01"}
     deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"every": every}})
-    period = {"hour": "2023-12-31-23:00", "day": "2023-12-31", "week": "2023-12-31", "month": "2023-12-01"}[every]
+    period = {"hour": "2023-12-31-23:00", "day": "2023-12-31", "week": "2023-12-27", "month": "2023-12-01"}[every]
     before = upstream(deployment, "model", "features", period)
     assert before[0] == "2014-01-01-00:00"
     start = deployment.wiring.serving_period(period).start
@@ -219,7 +219,8 @@ def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, ever
 
 
 TIMEZONES = ["UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata"]
-ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-06-02", "month": "2024-06-01"}
+STARTS = {"hour": "2023-02-10T06:00", "day": "2023-02-10", "week": "2023-02-10", "month": "2023-02-01"}
+ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-05-31", "month": "2024-06-01"}
 
 
 @pytest.mark.parametrize("every", list(ENDS))
@@ -227,7 +228,7 @@ ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-06-02", "
 def test_dagster_and_the_calendar_name_the_same_partitions(tmp_path, every, timezone):
     if every == "hour" and timezone == "Australia/Lord_Howe":  # refused: its clocks shift by half an hour
         timezone = "Australia/Sydney"
-    partitions = {"every": every, "start": "2023-02-10T06:00", "end": ENDS[every], "timezone": timezone}
+    partitions = {"every": every, "start": STARTS[every], "end": ENDS[every], "timezone": timezone}
     spec = small_spec(partitions=partitions, model={"train": {"evaluate": "31 days"}})
     assert_same_partitions(Wiring(spec, tmp_path).partitions, spec.partitions.calendar)
 
@@ -631,7 +632,9 @@ def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other
 
 
 def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": "week", "evaluate": "1 day"}})
+    deployment = deploy(
+        tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
+    )
     assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
     feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
     result = deployment.run("model", first="2024-01-07", last="2024-01-28")
@@ -670,6 +673,23 @@ def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
     message = failure(trained.run("performance", first="2024-02-01"))
     assert "2024-02-01" in message
     assert "batch-platform run small" in message
+
+
+def test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, labels={"delay": "9000 days"})
+    days = trained.days("2024-02-01", "2024-02-02")
+    trained.score(days[0], days[-1])
+    tags = range_tags(days[0], days[-1])
+    assert trained.run("performance", first=days[0]).success
+    assert trained.run("performance", first=days[0], last=days[-1]).success
+    for job in ("small_evaluate", "small_bring_up_to_date"):
+        defined = trained.definitions.resolve_job_def(job)
+        assert defined.execute_in_process(instance=trained.instance, tags=tags, run_config={"loggers": QUIET}).success
+    assert trained.materializations("performance") == []
+    assert trained.pipeline.state().evaluations == {}
+    waits = [entry.asset_observation.metadata["waits"].value for entry in trained.observations("performance")]
+    assert len(waits) == 5, "of the partition, of the range twice"
+    assert waits[0] == "its labels are not known before 2048-09-22 22:00 UTC"
 
 
 def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):

@@ -3,17 +3,23 @@
 The event log has its own part: the same events for every reader, at a fraction of the connections.
 """
 
+import inspect
+import json
 import os
 import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget
+from dagster._grpc import impl as run_in_subprocess
 from dagster_webserver.webserver import DagsterWebserver
 
 from batch_platform.components import dagster_internals as internals
@@ -66,6 +72,24 @@ def logging_itself(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         event = dg.AssetMaterialization(context.asset_key, partition=key, tags=provenance.tags(key))
         context.log_event(event)
     return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
+
+
+def test_the_process_of_a_run_that_a_code_server_started_is_found_in_its_log(instance):
+    launched = internals.GRPC_INFO_TAG
+    by_socket, by_port = (
+        create_run_for_test(instance, tags={launched: json.dumps(server)})
+        for server in ({"host": "localhost", "socket": "/tmp/it"}, {"host": "elsewhere", "port": 4266})
+    )
+    of_a_command = create_run_for_test(instance)
+    assert internals.process_of(instance, by_socket) is None, "not started yet"
+    for started in (by_socket, by_port, of_a_command):
+        instance.report_engine_event("Started process for run", started, EngineEventData.in_process(os.getpid()))
+    pid, at = internals.process_of(instance, by_socket)
+    assert pid == os.getpid()
+    assert datetime.fromtimestamp(at, UTC) <= datetime.now(UTC)
+    assert internals.process_of(instance, by_port) is internals.process_of(instance, of_a_command) is None
+    assert [internals.interrupted_by_dagster(run) for run in (by_socket, by_port, of_a_command)] == [True, True, False]
+    assert "EngineEventData.in_process(pid)" in inspect.getsource(run_in_subprocess), CHANGED.format("the log of a run")
 
 
 def provenance_of(instance, asset, partition=None) -> dict[str, str]:

@@ -28,11 +28,11 @@ def cron(deadline, hours):
 
 def test_dagsters_policy_says_when_the_declaration_does(tmp_path):
     assert policy(tmp_path, "07:30") == cron("30 7 * * *", 7.5)
-    assert policy(tmp_path, "07:00", "week") == cron("0 7 * * 0", 7)
+    assert policy(tmp_path, "07:00", "week") == cron("0 7 * * 1", 7)
     assert policy(tmp_path, "07:00", "month") == cron("0 7 1 * *", 7)
     assert policy(tmp_path, "07:00", "hour") == cron("0 7 * * *", 24)
     assert policy(tmp_path, "00:00", "month") == cron("0 0 2 * *", 24)
-    assert policy(tmp_path, "00:00", "week") == cron("0 0 * * 1", 24)
+    assert policy(tmp_path, "00:00", "week") == cron("0 0 * * 2", 24)
     assert policy(tmp_path, "2 hours") == dg.FreshnessPolicy.time_window(timedelta(hours=27))
     assert policy(tmp_path, "2 hours", "hour") == dg.FreshnessPolicy.time_window(timedelta(hours=3))
     assert policy(tmp_path, "07:00", end="2024-03-01") is None, "after the last partition nothing has to be scored"

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from batch_platform.components.instance import DAGSTER_YAML, prepare_instance, settings_that_matter
+from batch_platform.components.instance import DAGSTER_YAML, only_service, prepare_instance, settings_that_matter
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.warm import WarmCommand
@@ -66,6 +67,39 @@ def test_an_interrupted_preparation_is_finished_by_the_next_one(home):
     (home.dagster / "dagster.yaml").write_text(DAGSTER_YAML)
     prepare_instance(home)
     assert list(home.dagster.rglob("runs.db"))
+
+
+SERVE = """\
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from batch_platform.components.instance import only_service
+from batch_platform.warehouse.home import Home
+
+with only_service(Home(Path(sys.argv[1])), "http://127.0.0.1:3000") as workspace:
+    daemon = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", "-w", str(workspace)])
+    print(daemon.pid, flush=True)
+    time.sleep(3600)
+"""
+
+
+def test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended(home):
+    prepare_instance(home)
+    with subprocess.Popen([sys.executable, "-c", SERVE, str(home.root)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        daemon = Path("/proc") / first.stdout.readline().strip()
+        served = f"batch-platform ui already serves {home.root} at http://127.0.0.1:3000 (process {first.pid})."
+        with pytest.raises(WrongUseError, match=re.escape(served)), only_service(home, "http://127.0.0.1:3001"):
+            pass
+        first.kill()
+    assert daemon.exists()
+    with only_service(home, "http://127.0.0.1:3001"):
+        assert not daemon.exists() or "Z" in (daemon / "stat").read_text().rpartition(")")[2].split()[0]
+    with only_service(home, "http://127.0.0.1:3002"):
+        pass
 
 
 OWN_YAML = """\

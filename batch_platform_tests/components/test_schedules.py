@@ -21,7 +21,7 @@ from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_after, deploy_trained, range_tags
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.small_pipeline import LABELS_BY_DAY, small_events, write_labels_by_day
 
 SCHEDULES = {"predictions": "score", "training": "train", "performance": "evaluate"}  # what each brings up to date
 AFTER_ALL = datetime(2024, 3, 10, 12, tzinfo=UTC)
@@ -384,7 +384,7 @@ def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monk
 
 def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Deployment:
     """A model for each week from 21 January on, and the features of January, as far as they can be built."""
-    train = {"every": "week", "window": "all", "evaluate": "7 days"}
+    train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "7 days"}
     if not overrides:
         return deploy_after(january, tmp_path, monkeypatch, name="january", model={"train": train})
     deployment = deploy(tmp_path, monkeypatch, model={"train": train}, **overrides)
@@ -442,6 +442,32 @@ def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path,
     scores = deployment.pipeline.state().scores
     assert sorted(scores) == [f"2024-01-{day}" for day in range(21, 31) if day != 23]
     assert {scores[f"2024-01-{day}"].model_version[:10] for day in (28, 29, 30)} == {"2024-01-21"}
+
+
+def test_a_model_that_lacks_a_file_of_labels_holds_up_no_scores_and_evaluation_says_what_it_waits_for(
+    tmp_path, monkeypatch
+):
+    deployment = deploy(
+        tmp_path, monkeypatch, model={"train": {"every": "week", "evaluate": "7 days"}}, **LABELS_BY_DAY
+    )
+    write_labels_by_day(deployment.pipeline.folder, without=("2024-01-23",))
+    earlier, when = at("2024-01-27T05:00"), at("2024-01-31T05:00")
+    january(deployment)
+    assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
+    assert tick(deployment, "predictions", earlier) == [True]
+    assert tick(deployment, "performance", earlier) == [True, True]
+    reason = "the evaluation of 2024-01-23 waits: source 'returns' has no file of labels for it yet"
+    assert look(deployment, "performance", earlier) == ([], f"Nothing is due; {reason}.")
+    assert tick(deployment, "predictions", when) == [True]
+    versions = {run.model_version[:10] for run in deployment.pipeline.state().scores.values()}
+    assert versions == {"2024-01-21"}
+    (request,), _ = look(deployment, "training", when)
+    (failure,) = [it for it in execute(deployment, "training", request).all_events if it.is_step_failure]
+    message = failure.step_failure_data.user_failure_data.description
+    assert "since source 'returns' has no file for 2024-01-23 of its training window" in message, message
+    write_labels_by_day(deployment.pipeline.folder)
+    assert tick(deployment, "training", when) == [True]
+    assert ((("performance",), "2024-01-23", "2024-01-23")) in requested(deployment, "performance", earlier)
 
 
 def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):

@@ -228,6 +228,29 @@ def test_the_code_location_loads(ui):
     }
 
 
+def test_f48_a_second_ui_is_refused_and_a_read_only_one_comes_and_goes_beside_the_first(ui):
+    folder = ui.home.parent
+    second = run_command(folder, "ui", "--port", "3001")
+    assert second.code == 2
+    assert re.match(
+        rf"batch-platform ui already serves {re.escape(str(ui.home))} at {ui.url} \(process \d+\)\. Hint: ",
+        second.error,
+    )
+
+    def loaded(served_by: Ui) -> bool | None:
+        entries = served_by.ask(LOCATIONS)["locationEntries"]
+        return (entries and {entry["loadStatus"] for entry in entries} == {"LOADED"}) or None
+
+    with served(folder, ui.home, "--read-only") as reader:
+        assert reader.wait(lambda: loaded(reader))
+        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in session_of(reader.process.pid)]
+        assert not [words for words in commands if "dagster._daemon" in words], "which would do each tick a second time"
+    location = repository(ui)["repositoryLocationName"]
+    assert ui.ask(RELOAD, location=location)["loadStatus"] == "LOADED", "the first has its own workspace file"
+    assert loaded(ui)
+    assert not list(ui.home.glob("dagster/workspace-*"))
+
+
 def test_the_processes_load_without_a_warning(ui):
     lines = [line for line in ui.log.read_text().splitlines() if REPLACED not in line]
     assert not [line for line in lines if re.search("warning|error|traceback|deprecat", line, re.IGNORECASE)]

@@ -66,7 +66,7 @@ def changes(draw, zone):
 def calendars(draw, every=everys, end=True):
     """A calendar that Dagster can have, too: with an end where a window ends, or none."""
     length, zone = draw(every), draw(zones)
-    assume(length != "hour" or shifts_by_whole_hours(zone, range(2012, 2032)))
+    assume(length != "hour" or shifts_by_whole_hours(zone, local("2012-01-01"), local("2032-01-01")))
     start = draw(changes(zone)) - SPANS[length] * draw(shares)
     start = start.replace(second=0, microsecond=0)
     start = draw(st.sampled_from([start, start.replace(hour=0, minute=0)]))
@@ -81,8 +81,13 @@ def calendars(draw, every=everys, end=True):
 
 def theirs(calendar: Calendar, now: datetime) -> list[tuple[str, datetime, datetime]]:
     end = None if calendar.last_end is None else calendar.last_end.astimezone(calendar.zone)
+    weeks = {"day_offset": calendar.cron_weekday} if calendar.every == "week" else {}
     definition = DAGSTER[calendar.every](
-        start_date=calendar.start, end_date=end, timezone=calendar.zone.key, end_offset=calendar.end_offset
+        start_date=calendar.start,
+        end_date=end,
+        timezone=calendar.zone.key,
+        end_offset=calendar.end_offset,
+        **weeks,
     )
     keys = definition.get_partition_keys(current_time=now)
     windows = [(key, definition.time_window_for_partition_key(key)) for key in keys]
@@ -224,7 +229,7 @@ def test_no_partition_holds_an_instant_before_the_first_or_after_the_last_partit
     [
         ("day", "2024-02-10", "2024-02-10"),
         ("day", "2024-02-10T12:00", "2024-02-11"),
-        ("week", "2024-02-10", "2024-02-11"),
+        ("week", "2024-02-10", "2024-02-12"),
         ("month", "2024-02-10", "2024-03-01"),
         ("month", "2024-03-01", "2024-03-01"),
     ],
@@ -272,4 +277,18 @@ def test_a_duration_is_written_as_it_is_declared(duration, written):
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_only_clocks_that_shift_by_whole_hours_can_have_hours_as_partitions(zone):
-    assert shifts_by_whole_hours(ZoneInfo(zone), range(2013, 2030)) == (zone != "Australia/Lord_Howe")
+    assert shifts_by_whole_hours(ZoneInfo(zone), local("2013-01-01"), None) == (zone != "Australia/Lord_Howe")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "whole"),
+    [
+        ("2014-12-30", None, False),
+        ("2014-12-30", "2016-05-02", False),
+        ("2014-12-30", "2016-05-01", True),
+        ("2016-05-02", None, True),
+    ],
+)
+def test_a_shift_by_half_an_hour_counts_only_between_start_and_end_and_however_late_it_comes(start, end, whole):
+    clocks_moved_on_the_first_of_may = ZoneInfo("America/Caracas")
+    assert shifts_by_whole_hours(clocks_moved_on_the_first_of_may, local(start), end and local(end)) == whole

@@ -532,10 +532,27 @@ def test_an_invalid_local_time_is_refused(path, written, message):
         ({"end": "2013-01-01"}, "no day lies between start (2013-01-01) and end (2013-01-01)"),
         ({"end": "2012-01-01"}, "no day lies between"),
         ({"every": "month", "end": "2013-02-10"}, "no month ends at 2013-02-10; the next one ends at 2013-03-01"),
-        ({"every": "week", "end": "2013-12-31"}, "no week ends at 2013-12-31; the next one ends at 2014-01-05"),
+        ({"every": "week", "end": "2013-12-30"}, "no week ends at 2013-12-30; the next one ends at 2013-12-31"),
+        (
+            {"every": "month", "start": "2013-01-20"},
+            "start (2013-01-20) is not the start of a month; use 2013-01-01 or 2013-02-01",
+        ),
+        (
+            {"start": "2013-01-01T06:00"},
+            "start (2013-01-01T06:00) is not the start of a day; use 2013-01-01 or 2013-01-02",
+        ),
+        ({"every": "week", "start": "2013-01-07T06:00"}, "not the start of a week; use 2013-01-07 or 2013-01-14"),
+        (
+            {"every": "hour", "start": "2013-01-01T06:30"},
+            "not the start of an hour; use 2013-01-01T06:00 or 2013-01-01T07:00",
+        ),
         ({"end": "2014-01-01T12:00"}, "no day ends at 2014-01-01T12:00; the next one ends at 2014-01-02"),
         ({"every": "hour", "end": "2014-01-01T12:30"}, "no hour ends at 2014-01-01T12:30"),
         ({"every": "hour", "timezone": "Australia/Lord_Howe"}, "hours cannot be partitions; use timezone UTC"),
+        (
+            {"every": "hour", "timezone": "America/Caracas", "start": "2014-12-30", "end": None},
+            "hours cannot be partitions; use timezone UTC",
+        ),
         ({"end_offset": 2}, "less than or equal to 1"),
     ],
 )

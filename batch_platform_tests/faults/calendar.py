@@ -1,6 +1,7 @@
 """Days of unusual length, and labels that come late."""
 
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Collection
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -16,7 +17,13 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    LABELS_BY_DAY,
+    carry_out,
+    small_events,
+    small_pipeline,
+    write_labels_by_day,
+)
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {
@@ -133,16 +140,10 @@ def metrics(pipeline: Pipeline) -> dict[str, list[tuple[Any, ...]]]:
     return {key: [row[1:] for row in rows if row[0] == key] for key, *_ in rows}
 
 
-def labels_by_partition(folder: Path) -> tuple[Pipeline, dict[str, Held]]:
-    """The small pipeline with one file of labels per day: ten days scored, nine evaluated."""
-    overrides = {"sources": {"returns": {"parquet": "returns/{partition_key}.parquet"}}}
-    sql = "SELECT id, returned FROM returns WHERE returned IS NOT NULL"
-    pipeline = small_pipeline(folder, labels_sql=sql, **overrides)
-    (pipeline.folder / "returns").mkdir()
-    calendar = pipeline.spec.partitions.calendar
-    for partition in calendar.due(datetime(2024, 3, 2, tzinfo=UTC)):
-        day = small_events().filter(pl.col("ts").is_between(partition.start, partition.end, closed="left"))
-        day.select("id", "returned").write_parquet(pipeline.folder / "returns" / f"{partition.key}.parquet")
+def labels_by_partition(folder: Path, *, without: Collection[str] = ()) -> tuple[Pipeline, dict[str, Held]]:
+    """The small pipeline with one file of labels per day, but of some: ten days scored, nine of them with mature labels."""
+    pipeline = small_pipeline(folder, **LABELS_BY_DAY)
+    write_labels_by_day(pipeline.folder, without=without)
     carry_out(pipeline, NOW)
     return pipeline, held(pipeline)
 
@@ -181,6 +182,33 @@ def late_labels(folder: Path) -> None:
     assert held(pipeline) == before
 
 
+def awaited_labels(folder: Path) -> None:
+    """A day without a file of labels is scored and waits to be evaluated; the file is all that it waits for."""
+    awaited, immature = SCORED[-2:]
+    pipeline, before = labels_by_partition(folder, without=(awaited, immature))
+    assert sorted(before) == SCORED
+    assert sorted(evaluations(pipeline)) == SCORED[:-2]
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    assert plan.items == []
+    assert plan.awaiting == {awaited: "source 'returns' has no file of labels for it yet"}
+    assert [*pipeline.evaluate(days(pipeline, awaited), Stamp("asked", NOW))] == []
+    write_labels_by_day(pipeline.folder)
+    plan = carry_out(pipeline, NOW, "there")
+    assert [(item.step, item.partition.key) for item in plan.items] == [("performance", awaited)]
+    assert evaluations(pipeline)[awaited].rows_labelled > 30
+    assert held(pipeline) == before
+
+
+def immature_labels(folder: Path) -> None:
+    """What was measured before labels were mature, as the delay is declared now, counts as not measured and waits."""
+    prepared(folder)
+    pipeline = small_pipeline(folder, labels={"delay": "8 days"})
+    later = Stamp("later", NOW + timedelta(days=1))
+    assert sorted(evaluations(pipeline)) == SCORED[:2]
+    assert [done.partition.key for done in pipeline.evaluate(days(pipeline, *SCORED), later)] == SCORED[:3]
+    assert sorted(evaluations(pipeline)) == SCORED[:3]
+
+
 def corrected_labels_in_a_shared_source(folder: Path) -> None:
     """One file for all partitions does not show which labels changed: the requested partitions are evaluated again."""
     pipeline = prepared(folder)
@@ -201,4 +229,6 @@ CASES: dict[str, Case] = {
     "F21 corrected labels": corrected_labels,
     "F21 late labels": late_labels,
     "F21 corrected labels in a shared source": corrected_labels_in_a_shared_source,
+    "F42 immature labels": immature_labels,
+    "F43 awaited labels": awaited_labels,
 }

@@ -1,5 +1,6 @@
 """Runs, daemons and clocks that fail while partitions are worked on."""
 
+import json
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -37,9 +38,11 @@ from batch_platform_tests.faults.invariants import (
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import task_arguments
 from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui, answers, finished, launch, session_of
+from batch_platform_tests.served import served as served_by_the_command
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 from batch_platform_tests.starting_points import made_once
-from batch_platform_tests.warm import WarmCommand
+from batch_platform_tests.warm import COMMAND, WarmCommand
+from batch_platform_tests.workspace import workspace_of
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 
@@ -428,6 +431,122 @@ def promoted_in_the_middle(folder: Path) -> None:
     assert_survived(pipeline, before, SCORED)
 
 
+TERMINATE_AS = """
+mutation ($id: String!, $policy: TerminateRunPolicy!) {terminateRun(runId: $id, terminatePolicy: $policy) {__typename}}"""
+
+
+def terminated(folder: Path, *command: str, policy: str = "SAFE_TERMINATE") -> None:
+    """F41: the process of a run that no code server started stops at once, and the run stays canceled."""
+    project = copy_of_held_project(folder)
+    before = held(project.pipeline)
+    project.hold("2024-02-13")
+    variables = {
+        "DAGSTER_HOME": str(project.folder / ".batch_platform" / "dagster"),
+        "BATCH_PLATFORM_HOME": str(project.folder / ".batch_platform"),
+    }
+    environment = clean_environment(**({} if command[0] == COMMAND else variables))
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as ending:
+        output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=project.folder, env=environment, text=True, **output)
+        ending.callback(process.kill)
+        project.reached()
+        with workspace_of(project.folder, patch) as location:
+            (run,) = location.instance.get_runs(limit=1)
+            location.ask(TERMINATE_AS, id=run.run_id, policy=policy)
+            _, errors = process.communicate(timeout=PATIENCE)
+            assert location.recorded(run.run_id).status == dg.DagsterRunStatus.CANCELED
+    assert process.returncode != 0
+    if command[0] == COMMAND:
+        assert process.returncode == 1
+        assert errors.startswith(f"Error: small: run {run.run_id} was terminated in Dagster."), errors
+    project.release()
+    after = held(project.pipeline)
+    assert after == before
+    project.run("--from", "2024-02-11", "--to", "2024-02-15")
+    assert_others_unchanged(before, held(project.pipeline), [f"2024-02-{day}" for day in range(11, 16)])
+
+
+TOOLS = Path(sys.executable).parent
+RANGE = {"dagster/asset_partition_range_start": "2024-02-11", "dagster/asset_partition_range_end": "2024-02-15"}
+BY_FORCE = "MARK_AS_CANCELED_IMMEDIATELY"
+OF_THE_COMMAND = (COMMAND, "run", "small", "--from", "2024-02-11", "--to", "2024-02-15")
+OF_DG = (str(TOOLS / "dg"), "launch", "--assets", "key:small/features", "--partition-range", "2024-02-11...2024-02-15")
+OF_A_JOB = (
+    *(str(TOOLS / "dagster"), "job", "execute", "-m", f"{PACKAGE}.definitions", "-j", "small_score"),
+    *("--tags", json.dumps(RANGE)),
+)
+
+WAITING_ASSET = """
+import time
+from pathlib import Path
+
+import dagster as dg
+
+PROJECT = Path(__file__).parents[2]
+
+
+def wait_while_held(where):
+    while (PROJECT / where).exists():
+        (PROJECT / "reached").write_text(where)
+        time.sleep(0.05)
+
+
+class Printer(dg.ConfigurableResource):
+    def setup_for_execution(self, context):
+        wait_while_held("before the first step")
+
+
+@dg.asset(
+    deps=[dg.AssetKey(["small", "features"])],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    partitions_def=dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-03-11", timezone="Europe/Berlin"),
+)
+def letters(printer: Printer):
+    wait_while_held("between two steps")
+
+
+@dg.definitions
+def defs():
+    return dg.Definitions(assets=[letters], resources={"printer": Printer()})
+"""
+
+
+def every_process_killed_outside_a_step(folder: Path) -> None:
+    """F49: one run has not begun its first step, another one, of a backfill, is between two steps."""
+    project = copy_of_held_project(folder)
+    home = project.folder / ".batch_platform"
+    before = held(project.pipeline)
+    (project.folder / PACKAGE / "defs" / "letters.py").write_text(WAITING_ASSET)
+    chosen = [{"path": ["small", "features"]}, {"path": ["letters"]}]
+
+    def reached(where: str) -> None:
+        wait(lambda: (project.folder / "reached").exists() and (project.folder / "reached").read_text() == where)
+
+    with served_by_the_command(project.folder, home) as ui:
+        (project.folder / "between two steps").touch()
+        params = {"assetSelection": chosen, "partitionNames": ["2024-02-11"], "tags": []}
+        backfill = ui.ask(BACKFILL, backfillParams=params)["backfillId"]
+        reached("between two steps")
+        (project.folder / "before the first step").touch()
+        config = "{execution: {config: {in_process: {}}}}"  # which makes the resources before the first step
+        run_id = launch(ui, "__ASSET_JOB", {"assetSelection": chosen}, partition="2024-02-12", config=config)
+        reached("before the first step")
+        end_session(ui.process)
+    assert project.statuses()[-2:] == ["STARTED", "STARTED"], "nobody has noticed yet"
+    for where in ("between two steps", "before the first step"):
+        (project.folder / where).unlink()
+    with served_by_the_command(project.folder, home) as ui:
+        assert ui.wait(lambda: finished(ui, run_id))["status"] == "FAILURE"
+        ended = ui.wait(lambda: it if (it := ui.ask(BACKFILL_STATUS, id=backfill))["status"] != "REQUESTED" else None)
+        assert [run["status"] for run in ended["runs"]] == ["FAILURE"], ended
+        again = launch(ui, "__ASSET_JOB", {"assetSelection": [*chosen, *SELECTION[1:]]}, partition="2024-02-12")
+        assert ui.wait(lambda: finished(ui, again))["status"] == "SUCCESS"
+    project.run("--from", "2024-02-11", "--to", "2024-02-12")
+    after = held(project.pipeline)
+    assert_others_unchanged(before, after, ["2024-02-11", "2024-02-12"])
+    assert len(after) == 12
+
+
 CASES: dict[str, Case] = {
     "F2 a run of the command line": killed_run_of_the_command_line,
     "F2 a run of the daemon, without and with its code server": killed_run_of_the_daemon,
@@ -435,6 +554,11 @@ CASES: dict[str, Case] = {
     "F3 the daemon and its code server": lambda folder: killed_daemon(folder, with_its_code_server=True),
     "F4 then another run": crash_before_the_event,
     "F4 then a retry": crash_before_the_event_and_a_retry,
+    "F41 a run of the command line": lambda folder: terminated(folder, *OF_THE_COMMAND),
+    "F41 a run of the command line, by force": lambda folder: terminated(folder, *OF_THE_COMMAND, policy=BY_FORCE),
+    "F41 a run of dg, by force, whose steps are processes": lambda folder: terminated(folder, *OF_DG, policy=BY_FORCE),
+    "F41 a run of dagster job execute": lambda folder: terminated(folder, *OF_A_JOB),
+    "F49 before the first step, and between two steps": every_process_killed_outside_a_step,
     "F18 forward": lambda folder: jumping_clock(folder, timedelta(days=1)),
     "F18 backward": lambda folder: jumping_clock(folder, timedelta(days=-1)),
     "F20 while the backfill is about to commit": promoted_in_the_middle,

@@ -218,7 +218,10 @@ def flipped_in_the_log(folder: Path) -> None:
 
 
 def log_cut_off(folder: Path) -> None:
-    """A log of any length opens at a complete state; `status` names what Dagster knows and the ledger does not."""
+    """A log of any length opens at a complete state; `status` names what Dagster knows and the ledger does not.
+
+    Unless a published copy holds what the log has lost.
+    """
     with pytest.MonkeyPatch.context() as patch:
         prepared(folder)
         deployment = deploy(folder, patch)
@@ -234,6 +237,11 @@ def log_cut_off(folder: Path) -> None:
         intact = file.read_bytes()
         assert len(held(pipeline)) == len(before) + 1
         assert deployment.run("predictions", first=SCORED[-1]).success
+        file.write_bytes(intact)
+        log.unlink(missing_ok=True)
+        assert "batch-platform restore --from-published" in str(held_or_refused(pipeline))
+        for copy in pipeline.home.root.glob("published-*.duckdb"):
+            copy.unlink()
         for length in (0, 10, len(entries) // 3, len(entries) - 1):
             file.write_bytes(intact)
             log.write_bytes(entries[:length])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
@@ -12,12 +13,14 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError, WrongUseError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lake import BATCH_ROWS, file_digests, written_aside
-from batch_platform.features.sources.opening import Sources
+from batch_platform.features.row_checks import instants
+from batch_platform.features.sources.opening import Sources, bounded
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.small_pipeline import (
     BERLIN,
     FEATURES_SQL,
+    LABELS_SQL,
     ROWS_PER_DAY,
     small_events,
     small_spec,
@@ -26,6 +29,11 @@ from batch_platform_tests.small_pipeline import (
 
 FIRST_KEY = "2024-01-01"
 NOON = datetime(2024, 1, 1, 12, tzinfo=BERLIN)
+REPEATED_HOURS = {
+    "America/New_York": "2024-11-03 01:00",
+    "Europe/London": "2024-10-27 01:00",
+    "America/Sao_Paulo": "2018-02-17 23:00",
+}
 DUMMY_LABELS = "SELECT id, returned FROM events"
 
 
@@ -46,7 +54,7 @@ class Built:
             return session.write(self.partition(key), self.folder)
 
     def labels(self, key: str = FIRST_KEY) -> pl.DataFrame:
-        with self.builder.session() as session:
+        with self.builder.session(labels=True) as session:
             return session.labels(self.partition(key))
 
     def refusal(self, error: type[Exception] = DataError, key: str = FIRST_KEY) -> str:
@@ -272,6 +280,53 @@ def test_a_time_without_a_zone_and_a_date_are_local(project, time, inside, outsi
     assert small.write(inside).rows == 1
     with pytest.raises(DataError, match="lie outside the partition"):
         small.write(outside)
+
+
+@pytest.mark.parametrize("read_as", ["parquet", "csv", "function"])
+@pytest.mark.parametrize("zone", REPEATED_HOURS)
+def test_a_time_without_a_zone_in_an_hour_that_clocks_repeat_is_the_second_of_the_two(
+    project, function, tmp_path, read_as, zone
+):
+    repeated = datetime.fromisoformat(REPEATED_HOURS[zone])
+    times = [repeated + timedelta(minutes=minutes) for minutes in range(-60, 120, 20)]
+    events = orders(*({"ts": None} for _ in times)).with_columns(ts=pl.Series(times, dtype=pl.Datetime("us")))
+    declared = {"partitions": {"every": "hour", "start": str(repeated.date()), "end": None, "timezone": zone}}
+    if read_as == "csv":
+        declared["sources"] = {"events": {"parquet": None, "csv": "events.csv"}}
+    if read_as == "function":
+        at = f"pl.col('ts').dt.replace_time_zone('{zone}', ambiguous='latest').dt.convert_time_zone('UTC')"
+        inside = f"{at}.is_between(partition.start, partition.end, closed='left')"
+        declared["features"] = function(
+            f"def make(events, partition):\n    return events.drop('returned').filter({inside})"
+        )
+    small = project(events, labels_sql=LABELS_SQL, **declared)
+    events.write_csv(tmp_path / "events.csv")
+    calendar, first = small.spec.partitions.calendar, repeated.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    keys = [calendar.holding(first + timedelta(hours=hours)).key for hours in range(-1, 3)]
+    ids = [pl.read_parquet(small.write(key).path)["id"].to_list() for key in keys]
+    assert ids == [[0, 1, 2], [], [3, 4, 5], [6, 7, 8]]
+    assert [small.labels(key)["id"].to_list() for key in keys] == ids
+
+
+def test_a_function_that_takes_the_first_of_two_equal_hours_is_told_of_the_second(project, function):
+    at = "pl.col('ts').dt.replace_time_zone('America/New_York', ambiguous='earliest').dt.convert_time_zone('UTC')"
+    inside = f"{at}.is_between(partition.start, partition.end, closed='left')"
+    earliest = function(f"def make(events, partition):\n    return events.drop('returned').filter({inside})")
+    declared = {"every": "hour", "start": "2024-11-03", "end": None, "timezone": "America/New_York"}
+    events = orders({}).with_columns(ts=pl.lit(datetime.fromisoformat("2024-11-03 01:30")))
+    message = project(events, features=earliest, partitions=declared).refusal(key="2024-11-03-01:00")
+    assert "1 rows lie outside the partition (2024-11-03 01:00:00-04:00 to 2024-11-03 01:00:00-05:00)" in message
+    assert "Hint: give 'ts' a time zone, or read it so that a time which clocks repeat is the second" in message
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Africa/Cairo", "Australia/Lord_Howe", "Pacific/Apia"])
+def test_a_time_without_a_zone_is_the_instant_that_duckdb_takes_it_for(zone):
+    every_quarter = {"interval": "15m", "time_unit": "us", "eager": True}
+    times = pl.datetime_range(datetime(2010, 1, 1), datetime(2015, 1, 1), **every_quarter)  # noqa: DTZ001 - local
+    with bounded(None, zone) as con:
+        con.register("times", times.to_frame("local"))
+        theirs = con.sql("SELECT epoch_us(CAST(local AS TIMESTAMPTZ)) AS at FROM times").pl()["at"]
+    assert instants(times, ZoneInfo(zone)).to_physical().equals(theirs)
 
 
 def test_rows_are_counted_by_a_time_in_nanoseconds_as_pandas_writes_it(project):

@@ -25,7 +25,7 @@ def test_a_run_reads_labels_once_as_long_as_they_fit_into_memory(tmp_path, monke
     monkeypatch.setattr(FeatureSession, "labels", noted)
     monkeypatch.setattr(history, "MOST_LABEL_BYTES", kept)
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in KEYS]
-    with pipeline.builder.session() as session:
+    with pipeline.builder.session(labels=True) as session:
         first = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
         again = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
     assert len(read) == reads

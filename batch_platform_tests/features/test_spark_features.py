@@ -41,6 +41,7 @@ from batch_platform_tests.deployment import deploy
 from batch_platform_tests.features.test_delta import ODD, odd_table
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
+    LABELS_BY_DAY,
     LABELS_SQL,
     feature_file,
     small_events,
@@ -711,6 +712,12 @@ def test_observing_a_table_of_the_catalog_counts_its_rows_on_the_cluster(spark, 
     types = {column.name: column.type for column in observed.metadata["dagster/column_schema"].value.columns}
     assert types["amount"] == "DOUBLE"
     assert observed.data_version == built.data_version
+
+
+def test_features_on_spark_do_not_wait_for_a_file_of_labels(tmp_path, spark):
+    made = Built(tmp_path, spark.declared(), sources=LABELS_BY_DAY["sources"])
+    (tmp_path / "labels.sql").write_text(LABELS_BY_DAY["labels_sql"])
+    assert made.by_spark(SPARK_SQL)[0].rows == 40
 
 
 def test_features_on_spark_are_not_computed_where_spark_is_not_started(tmp_path):

@@ -16,7 +16,7 @@ from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, T
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
-from batch_platform.models.gate import judge, worse_than_champion
+from batch_platform.models.gate import ChampionComparison, beside_champion, judge
 from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
@@ -284,7 +284,8 @@ def test_the_gate(gate, metrics, champion, refusal):
     rule = Promote.model_validate(gate)
     metric = rule.metric or "roc_auc"
     reason = judge(rule, "binary", metrics)
-    reason = reason or worse_than_champion(rule, metric, metrics.get(metric), (champion or {}).get(metric))
+    beside = beside_champion(rule, metric, ChampionComparison("2024-02-01-0000", metrics, champion or {}, None))
+    reason = reason or (beside.reason if beside is not None and beside.refuses else None)
     assert (reason is None) if refusal is None else (refusal in reason)
 
 

@@ -7,13 +7,16 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import NoChampionError
+from batch_platform.declaration.spec import Promote
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import read_manifest
+from batch_platform.models.gate import ChampionComparison, beside_champion
 from batch_platform.models.promotion import Maker, promote, roll_back
+from batch_platform.monitoring.comparison import Difference
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 UNSEEN = {"refit": False}  # so that a champion of the same serving period has not learned from the evaluation rows
@@ -56,6 +59,61 @@ def test_the_same_model_trained_again_shows_no_difference(tmp_path):
     trained = retrain(pipeline)
     difference = json.loads(trained.decision.evidence)["comparison"]["difference"]
     assert (trained.decision.action, difference["low"], difference["high"]) == ("approved", 0.0, 0.0)
+
+
+BESIDE = [
+    ({}, 0.80, "refused", "is worse than the champion's 0.8800 on the same 840 rows"),
+    ({}, 0.87, "accepted", "shows no clear difference from the champion's 0.8800 on the same 840 rows"),
+    ({}, 0.95, "accepted", "is better than the champion's 0.8800 on the same 840 rows"),
+    ({"tolerance": 0.0}, 0.87, "accepted", "shows no clear difference from"),
+    (
+        {"tolerance": 0.05},
+        0.80,
+        "refused",
+        "is worse than the champion's 0.8800 by more than 0.05 on the same 840 rows",
+    ),
+    (
+        {"tolerance": 0.1},
+        0.80,
+        "accepted",
+        "is worse than the champion's 0.8800 by no more than the tolerance of 0.1 on",
+    ),
+    ({"manual": True}, 0.80, "accepted", "is worse than the champion's 0.8800 on"),
+    ({"manual": True, "tolerance": 0.05}, 0.80, "refused", "by more than 0.05 on"),
+]
+
+
+@pytest.mark.parametrize(("promote", "value", "outcome", "reason"), BESIDE)
+def test_the_champion_is_kept_from_what_is_worse_beyond_chance_and_the_comparison_is_always_told(
+    promote, value, outcome, reason
+):
+    difference = Difference("roc_auc", value - 0.88, value - 0.91, value - 0.85, 0.95, 200, 840)
+    comparison = ChampionComparison("2024-02-01-0000", {"roc_auc": value}, {"roc_auc": 0.88}, difference)
+    beside = beside_champion(Promote.model_validate(promote), "roc_auc", comparison)
+    assert beside is not None
+    assert beside.refuses == (outcome == "refused")
+    interval = f"(difference {value - 0.88:+.4f}, 95% interval {value - 0.91:+.4f} to {value - 0.85:+.4f})"
+    assert reason in beside.reason
+    assert beside.reason.startswith(f"roc_auc {value:.4f} ")
+    assert beside.reason.endswith(interval)
+
+
+def test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_not_replace_a_champion_that_was(
+    tmp_path,
+):
+    """All models look alike on labels of other rows, so the champion is not better either."""
+    events = permuted_labels(small_events(), datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
+    month = {"train": {"window": "30 days"}}
+    pipeline = small_pipeline(tmp_path, events=events, partitions={"end": "2024-04-01"}, model=month)
+    carry_out(pipeline, datetime(2024, 3, 1, 12, tzinfo=UTC))
+    registry = pipeline.state().registry
+    champion, version = registry.of_model
+    decision = registry.last_decision(version.version)
+    assert decision.action == "refused"
+    assert "is not better than the trivial baseline's" in decision.reason
+    assert f"beyond chance, which the champion {champion.version} beat by 0." in decision.reason
+    assert "shows no clear difference from the champion's" in decision.reason
+    assert registry.champion(datetime(2024, 3, 5, tzinfo=UTC)) == champion
 
 
 def test_both_are_measured_on_the_rows_that_both_accept(tmp_path):

@@ -22,7 +22,14 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.components.test_schedules import requested, tick
 from batch_platform_tests.deployment import deploy
-from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_SQL,
+    carry_out,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
 
 FIRST, LAST = date(2024, 1, 20), date(2024, 2, 16)
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)
@@ -228,6 +235,40 @@ def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipel
     assert plan(recheck=True) == {"performance": ["2024-02-03"]}
 
 
+OUTCOMES = {"sources": {"outcomes": {"parquet": "outcomes.parquet"}}}
+
+
+@pytest.mark.parametrize("outcomes", [{}, OUTCOMES], ids=["null in the rows", "no rows in a table without times"])
+def test_labels_that_were_missing_are_measured_however_late_they_come(tmp_path, monkeypatch, outcomes):
+    late = pl.Series(local_day(complete()).is_in(["2024-02-03", "2024-02-04"]))
+    known = complete().with_columns(returned=pl.col("returned").fill_null(value=False))
+    labels_sql = "SELECT id, returned FROM outcomes" if outcomes else LABELS_SQL
+    declared = {**WEEKLY, **outcomes, "labels_sql": labels_sql}
+
+    def write_labels(rows: pl.DataFrame) -> None:
+        if outcomes:
+            rows.select("id", "returned").drop_nulls().write_parquet(tmp_path / "project" / "outcomes.parquet")
+        else:
+            rows.write_parquet(tmp_path / "project" / "events.parquet")
+
+    pipeline = small_pipeline(tmp_path, events=known, **declared)
+    write_labels(known.with_columns(returned=pl.when(~late).then("returned")))
+    carry_out(pipeline, NOW)
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    write_labels(known)
+    deployment = deploy(tmp_path, monkeypatch, events=known, **declared)
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    assert [(item.step, item.partition.key) for item in plan.items] == [
+        ("performance", "2024-02-03"),
+        ("performance", "2024-02-04"),
+    ]
+    assert requested(deployment, "performance", NOW) == [(("performance",), "2024-02-03", "2024-02-04")]
+    assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == set()
+    assert pipeline.state().evaluations["2024-02-03"].rows_labelled == 20
+    write_labels(known.with_columns(returned=pl.when(late).then(~pl.col("returned")).otherwise("returned")))
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == [], "what has all its labels needs no second look"
+
+
 GLOB = {"sources": {"events": {"parquet": "days/*.parquet"}}}
 CSV = {"sources": {"events": {"parquet": None, "csv": "events.csv"}}}
 DELTA = {"sources": {"events": {"parquet": None, "delta": "events"}}}
@@ -349,3 +390,11 @@ def test_a_file_of_a_partition_that_is_gone_is_told_and_its_features_stay(tmp_pa
     (pipeline.folder / "days/2024-02-14.parquet").unlink()
     assert told(pipeline) == {"2024-02-14": "what it reads of source 'events' is gone"}
     assert rebuilt(pipeline) == build(pipeline) == {}
+
+
+def test_rows_before_the_first_partition_are_counted_with_it(tmp_path):
+    late_start = small_pipeline(tmp_path, partitions={"start": "2024-01-04"})
+    days = late_start.spec.partitions.calendar.due(late_start.spec.partitions.calendar.first_start + timedelta(days=2))
+    first, second = late_start.build_features(days, Stamp("run", NOW))
+    assert first.findings == ("source 'events' holds 120 rows dated before partitions.start, in no partition",)
+    assert second.findings == ()

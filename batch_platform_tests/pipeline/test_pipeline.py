@@ -98,7 +98,7 @@ def test_recorded_sources_are_the_versions_that_were_read(tmp_path):
     carry_out(pipeline, NOW)
     build = pipeline.state().features["2024-02-03"]
     day = pipeline.spec.partitions.calendar.named("2024-02-03")
-    assert json.loads(build.sources) == pipeline.builder.sources.versions(day)
+    assert json.loads(build.sources) == pipeline.builder.sources.versions(day, pipeline.builder.feature_sources)
 
 
 def test_no_partitions_mean_no_work(tmp_path):

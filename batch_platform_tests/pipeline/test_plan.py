@@ -157,7 +157,7 @@ def scored(partition: Partition, version: str, input_hash: str, code: str = "s1"
 
 SPECS = {
     "monthly models": small_spec(),
-    "weekly models": small_spec(model={"train": {"every": "week", "evaluate": "2 days"}}),
+    "weekly models": small_spec(model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "2 days"}}),
     "one model": small_spec(model={"train": {"every": None, "evaluate": "3 days"}}),
     "never rescored": small_spec(predictions={"rescore": "never"}),
     "due at their start": small_spec(partitions={"end_offset": 1}, labels={"delay": "0 days"}),

@@ -1,6 +1,6 @@
 """One bad partition holds up no other: what is set apart, what is recorded of it, and what still stops a step."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -194,7 +194,7 @@ def test_an_evaluation_that_fails_holds_up_no_other(scored):
     )
     strict = Pipeline(scored.spec, scored.folder, scored.home)
     with pytest.raises(SourceError, match=r"partition 2024-02-02: the SQL of .*labels\.sql"):
-        list(strict.evaluate(days(strict, *DAYS), Stamp("again", NOW)))
+        list(strict.evaluate(days(strict, *DAYS), Stamp("again", NOW + timedelta(days=1))))
     runs = {key: evaluation.run_id for key, evaluation in strict.state().evaluations.items()}
     assert runs == dict.fromkeys(DAYS, "again") | {"2024-02-02": "run"}
     strict.publish()

@@ -159,7 +159,7 @@ def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
     assert [item.partition.key for item in plan.of("features")] == [SECOND]
 
 
-@pytest.mark.parametrize(("every", "trained"), [(None, [FIRST]), ("week", [FIRST, "2026-01-11", "2026-01-19"])])
+@pytest.mark.parametrize(("every", "trained"), [(None, [FIRST]), ("week", [FIRST, "2026-01-13", "2026-01-19"])])
 def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every, trained):
     pipeline = snapshots(tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "every": every}})
     for day in range(0, 15, 2):

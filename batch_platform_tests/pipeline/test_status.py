@@ -28,6 +28,7 @@ from batch_platform_tests.small_pipeline import (
 )
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
+LABELS_KNOWN = datetime(2024, 2, 13, tzinfo=UTC)  # of every partition that is scored at NOW
 
 
 def status(pipeline, now=NOW):
@@ -153,12 +154,8 @@ def test_an_evaluation_that_failed_leaves_its_partition_scored_and_says_why(pipe
         pipeline.folder.parent, labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n")
     )
     with pytest.raises(SourceError):
-        list(pipeline.evaluate([pipeline.spec.partitions.calendar.named("2024-02-10")], Stamp("later", NOW)))
-    (partition,) = [
-        line
-        for line in status(pipeline, datetime(2024, 2, 13, tzinfo=UTC)).partitions
-        if line.partition == "2024-02-10"
-    ]
+        list(pipeline.evaluate([pipeline.spec.partitions.calendar.named("2024-02-10")], Stamp("later", LABELS_KNOWN)))
+    (partition,) = [line for line in status(pipeline, LABELS_KNOWN).partitions if line.partition == "2024-02-10"]
     assert (partition.condition, partition.evaluated) == ("scored", False)
     assert partition.reason.startswith("its evaluation failed: the SQL of ")
 

@@ -461,7 +461,7 @@ def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reas
     events = small_events().with_columns(
         amount=pl.when(early).then(pl.col("amount").fill_null(10.0)).otherwise("amount")
     )
-    weekly = {"train": {"every": "week", "window": "all", "evaluate": "7 days"}}
+    weekly = {"train": {"every": "week", "start": "2024-01-07", "window": "all", "evaluate": "7 days"}}
     declared = {"events": events, "model": weekly, "features": {"max_rejected": "50%"}}
     pipeline = small_pipeline(tmp_path, **declared)
     carry_out(pipeline, NOW)
@@ -522,7 +522,7 @@ def test_a_challenger_added_later_is_trained_alone_and_makes_no_prediction_stale
 
 
 def test_older_periods_get_a_challenger_only_with_force(tmp_path):
-    weekly = {"train": {"every": "week", "window": "all", "evaluate": "7 days"}}
+    weekly = {"train": {"every": "week", "start": "2024-01-07", "window": "all", "evaluate": "7 days"}}
     carry_out(small_pipeline(tmp_path, model=weekly), NOW)
     added = small_pipeline(tmp_path, model=weekly, challengers=[LINEAR])
     state, wanted = added.state(), days(added, "2024-01-23", "2024-01-30")

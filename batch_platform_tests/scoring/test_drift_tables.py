@@ -17,7 +17,9 @@ from batch_platform.features.history import PARTITION_START
 from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import ReferenceProfile, reference_of
-from batch_platform.monitoring.drift import ColumnDrift
+from batch_platform.monitoring.drift import ColumnDrift, has_moved
+from batch_platform.monitoring.profiles import number_profile
+from batch_platform.pipeline.health import health_of, newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.scoring.batch import score_batch
@@ -185,7 +187,8 @@ def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):
     assert {baseline for baseline, role, _ in reference.usual_by_column if role == "prediction"} >= {"reference"}
     values = json.loads(reference.to_json())
     values["usual"] = values["usual"]["reference"]
-    del values["distances"]
+    del values["distances"], values["moves"]
+    assert not ReferenceProfile.from_json(json.dumps(values).encode()).moves_by_column, "not judged by range and mean"
     known = ReferenceProfile.from_json(json.dumps(values).encode()).usual_by_column
     assert known.keys() == {key for key in reference.usual_by_column if key[:2] == ("reference", "feature")}
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -196,11 +199,14 @@ def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):
     assert open_bundle(folder, earlier).reference is None
     with pipeline.warehouse.transaction() as con:
         con.execute("UPDATE batch_platform.model_versions SET sha256 = $sha256", {"sha256": earlier})
+        con.execute("ALTER TABLE small.drift DROP COLUMN outside_share")
+    assert {row.outside_share for row in drift(pipeline, DAY)[DAY]} == {None}
     again = small_pipeline(folder.parents[3], monitoring={"drift": {}})
     (committed,) = again.score([again.spec.partitions.calendar.named(DAY)], Stamp("earlier", NOW), force=True)
     assert committed.run.rows_scored == 40
     assert committed.drift == ()
     with again.warehouse.open() as con:
+        assert "outside_share" in con.table("small.drift").columns
         assert not con.execute(f"SELECT 1 FROM small.profiles WHERE partition_key = '{DAY}'").fetchall()
 
 
@@ -234,6 +240,59 @@ def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_
     list(broken.build_features(day, STAMP, force=True))
     list(broken.score(day, STAMP, force=True))
     assert {*alarms(drift(broken, DAY)[DAY])} == {"rhythm", "amount", "score"}
+
+
+def test_a_few_values_in_another_unit_are_named_although_the_shares_of_the_cells_hardly_change(tmp_path):
+    events = small_events(FIRST_DAY, date(2024, 2, 2), 1000)
+    few = (pl.col("ts") > datetime(2024, 2, 1, 23, tzinfo=UTC)) & (pl.col("id") % 200 == 0)
+    wrong = pl.when(few).then(pl.col("amount") * 1e6).otherwise("amount").alias("amount")
+    pipeline = small_pipeline(tmp_path, events=events.with_columns(wrong), monitoring={"drift": {}})
+    now = datetime(2024, 2, 3, 12, tzinfo=UTC)
+    carry_out(pipeline, now)
+    (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-02"])
+    (alarm,) = describe.alarming(committed.drift)
+    assert (alarm.column_name, alarm.level) == ("amount", "warn")
+    assert alarm.unusual < 0.05, "less than the index from which a column gives a warning"
+    words = "0.6% of values lie outside the range seen in training, 0.0% expected"
+    assert words in describe.drifted(alarm)
+    state, spec = pipeline.state(), pipeline.spec
+    (aspect,) = [
+        aspect
+        for aspect in health_of(spec, state, now, newest_measured(pipeline.home, spec, state)).aspects
+        if aspect.name == "drift"
+    ]
+    assert (aspect.level, words in aspect.text) == ("warn", True)
+    (day,) = drift(pipeline, "2024-02-01").values()
+    assert not alarms(day)
+
+
+def test_fewer_than_one_day_in_a_thousand_raises_an_alarm_by_range_or_mean_whatever_the_tails_of_a_column():
+    random, first, days, rows = np.random.default_rng(13), datetime(2023, 1, 1, tzinfo=UTC), 30, 100
+    drawn: dict[str, Callable[[int], np.ndarray]] = {
+        "lognormal": lambda _: random.lognormal(sigma=2, size=rows),
+        "student": lambda _: random.standard_t(3, rows),
+        "mostly_zero": lambda _: np.where(random.random(rows) < 0.95, 0.0, random.exponential(size=rows)),
+        "day_by_day": lambda _: random.normal() + random.normal(size=rows),
+        "counter": lambda day: np.arange(rows) + float(day * rows),
+        "weekday": lambda day: np.full(rows, day % 7.0),
+    }
+    alarms, judged = dict.fromkeys(drawn, 0), dict.fromkeys(drawn, 0)
+    for _ in range(20):
+        learned = pl.DataFrame({name: np.concatenate([*map(draw, range(days))]) for name, draw in drawn.items()})
+        starts = [first + timedelta(days=day) for day in range(days) for _ in range(rows)]
+        frame = learned.with_columns(pl.Series(PARTITION_START, starts, pl.Datetime("us", "UTC")))
+        contract = infer_contract(learned, {})
+        reference = reference_of(contract, (frame, contract.encode(learned)), None)
+        for base in reference.features:
+            usual = reference.moves_by_column["reference", base.name]
+            for day in range(days, days + 100):
+                profile = number_profile(base.name, "feature", base.bins, drawn[base.name](day))
+                alarms[base.name] += has_moved(profile, base, usual)
+            wrong = drawn[base.name](days)
+            wrong[:2] = (wrong[:2] + 1) * 1e6
+            judged[base.name] += has_moved(number_profile(base.name, "feature", base.bins, wrong), base, usual)
+    assert max(alarms.values()) <= 2, alarms
+    assert {name: found for name, found in judged.items() if found < 20} == {"counter": 0}, "a counter is not judged"
 
 
 def test_every_weekday_tells_what_is_usual_however_many_days_there_are():

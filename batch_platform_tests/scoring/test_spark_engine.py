@@ -1,5 +1,6 @@
 """The Spark engine under faults: executors, workers, the cluster and the driver are killed; tasks run twice, crash and do not fit."""
 
+import json
 import os
 import re
 import signal
@@ -30,12 +31,20 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
 from batch_platform.features.parts import ReadPart, parts_of, stretches_of
 from batch_platform.features.spark import session as spark_sessions
-from batch_platform.features.spark.session import QUICK_JAVA, configuration, require_java, require_master, spark_session
+from batch_platform.features.spark.session import (
+    MOST_LOGS,
+    QUICK_JAVA,
+    configuration,
+    require_java,
+    require_master,
+    spark_session,
+)
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.engines import spark_task
 from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_task import Job, Task
 from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks import spark_driver, spark_work
 from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.spark import require_same, scores_in
@@ -45,7 +54,7 @@ from batch_platform_tests.deployment import deploy
 from batch_platform_tests.features.test_spark_features import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.served import finished, launch, repository, served
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
-from batch_platform_tests.spark_cluster import CONF, SparkCluster, free_ports
+from batch_platform_tests.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
 from batch_platform_tests.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
@@ -369,7 +378,7 @@ def test_the_driver_merges_the_summaries_of_very_many_tasks(capsys):
         ("echo 'openjdk version \"11.0.2\"' >&2", r"and .*/bin/java is of version 11\."),
         (
             "echo 'Error: Module jdk.incubator.vector not found' >&2; exit 1",
-            "with all modules, and .* does not start: Error: Module jdk.incubator.vector not found",
+            "with all modules, and .* does not start: Module jdk.incubator.vector not found",
         ),
     ],
 )
@@ -379,8 +388,97 @@ def test_a_missing_or_unfit_java_is_named_with_the_package_to_install(tmp_path, 
         (tmp_path / "bin" / "java").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bin" / "java").chmod(0o755)
     with pytest.raises(EngineError, match=f"{message}.*install openjdk-17-jdk-headless"):
-        require_java({"JAVA_HOME": str(tmp_path)})
-    require_java(os.environ)
+        require_java({"JAVA_HOME": str(tmp_path)}, "small")
+    require_java(os.environ, "small")
+
+
+# Starts Spark in a process of its own, as a run does: one that has a Java cannot start another.
+STARTING = """\
+import json, sys
+from pathlib import Path
+from batch_platform.declaration.engine import Spark
+from batch_platform.features.spark.jobs import spark_jobs
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.staging import staging_folder
+home, declared = Home(Path(sys.argv[1])), Spark.model_validate(json.loads(sys.argv[2]))
+with staging_folder(home, "run") as folder, spark_jobs(declared, "small", folder):
+    pass
+"""
+QUICK = {"spark.ui.enabled": False, "spark.driver.extraJavaOptions": LITTLE_JAVA}
+REASONS: dict[
+    str, tuple[dict[str, Any], dict[str, str], str, str]
+] = {  # engine, variables, cause, and what the log tells
+    "more memory than there is": (
+        {"conf": {"spark.driver.memory": "900g", "spark.driver.extraJavaOptions": "-Xms900g -XX:+AlwaysPreTouch"}},
+        {},
+        "There is insufficient memory for the Java Runtime Environment to continue",
+        "failed to map",
+    ),
+    "a forbidden option": (
+        {"conf": {"spark.driver.extraJavaOptions": "-Xmx1g"}},
+        {},
+        "Not allowed to specify max heap",
+        "Usage: spark-submit",
+    ),
+    "a value that is no number": (
+        {"conf": {"spark.executor.cores": "many"}},
+        {},
+        "Executor cores must be a positive number",
+        "at org.apache.spark.deploy.SparkSubmit",
+    ),
+    "an unknown kind of master": (
+        {"master": "sparkk://127.0.0.1:7077"},
+        {},
+        "Could not parse Master URL: 'sparkk://127.0.0.1:7077'",
+        "Error initializing SparkContext",
+    ),
+    "a folder that cannot be written to": (
+        {"conf": {"spark.local.dir": "/proc/nowhere"}},
+        {},
+        "Failed to create directory /proc/nowhere/",
+        "NoSuchFileException: /proc/nowhere",
+    ),
+    "an address of another machine": (
+        {"conf": {"spark.driver.bindAddress": "192.0.2.1", "spark.port.maxRetries": 0}},
+        {},
+        "Cannot assign requested address: Service 'sparkDriver' failed",
+        "Error initializing SparkContext",
+    ),
+    "no Spark": ({}, {"SPARK_HOME": "/nowhere"}, "there is no Spark at SPARK_HOME (/nowhere)", ""),
+    "memory that is no number, but a secret": (
+        {"conf": {"spark.driver.memory": "hush-hush"}},
+        {"STORE_PASSWORD": "hush-hush"},
+        "Invalid maximum heap size: -Xmx$STORE_PASSWORD",
+        "Invalid maximum heap size: -Xmx$STORE_PASSWORD",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_spark_that_does_not_start_says_why_and_its_log_is_kept_in_the_home(tmp_path, reason):
+    engine, variables, cause, detail = REASONS[reason]
+    engine = {"master": "local[1]", **engine, "conf": QUICK | engine.get("conf", {})}
+    logs = Home(tmp_path).spark_logs
+    logs.mkdir()
+    for number in range(MOST_LOGS):
+        (logs / f"{number}.log").touch()
+        os.utime(logs / f"{number}.log", (number, number))
+    command = [sys.executable, "-c", STARTING, str(tmp_path), json.dumps(engine)]
+    environment = os.environ | variables
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    *_, error = done.stderr.strip().splitlines()
+    said = re.search(r"EngineError: (.*) Hint: (.*)$", error)
+    assert said is not None, done.stderr
+    assert said[1].startswith(f"small: Spark did not start on {engine['master']}: ")
+    assert cause in said[1]
+    assert "JAVA_GATEWAY_EXITED" not in said[1]
+    (kept,) = [
+        log for log in logs.iterdir() if log.stat().st_size or log.name not in {f"{n}.log" for n in range(MOST_LOGS)}
+    ]
+    assert said[2] == f"check engine.spark.master and engine.spark.conf; Spark's log is {kept}."
+    assert detail in kept.read_text()
+    assert "hush-hush" not in kept.read_text() + said[0]
+    assert {log.name for log in logs.iterdir()} == {kept.name, *(f"{n}.log" for n in range(1, MOST_LOGS))}, "the newest"
 
 
 def test_a_master_that_does_not_answer_is_named_at_once():

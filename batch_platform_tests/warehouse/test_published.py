@@ -22,9 +22,10 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
 from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_published, publish
+from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.warehouse.test_database import KEYS, commit, held, staged
+from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held, staged
 
 
 @pytest.fixture
@@ -252,7 +253,7 @@ def test_a_reader_cannot_write(home, tmp_path):
         con.execute("DELETE FROM small.predictions")
 
 
-def test_a_warehouse_restored_from_a_backup_is_published_as_it_is_even_after_new_changes(home, tmp_path):
+def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_were_moved_away(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home.warehouse, backup)
@@ -260,6 +261,12 @@ def test_a_warehouse_restored_from_a_backup_is_published_as_it_is_even_after_new
         write(home, tmp_path, KEYS[1], run_id)
         publish(home)
     shutil.copy(backup, home.warehouse)
+    copies = set(home.root.glob("published-*.duckdb"))
+    with pytest.raises(WarehouseError, match=rf"is an older one.*{home.published.resolve().name}; nothing was changed"):
+        publish(home)
+    assert set(home.root.glob("published-*.duckdb")) == copies
+    for copy in copies:
+        copy.rename(tmp_path / copy.name)
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
     for run_id in ("kept1", "kept2", "kept3"):
@@ -273,27 +280,44 @@ def test_an_equal_number_of_changes_of_another_history_is_not_mistaken_for_the_s
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home.warehouse, backup)
     write(home, tmp_path, KEYS[1], "lost")
-    publish(home)
+    moved = publish(home).rename(tmp_path / "moved.duckdb")
     shutil.copy(backup, home.warehouse)
     write(home, tmp_path, KEYS[1], "kept")
-    publish(home)
-    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r0", "kept"}
+    moved.rename(home.published.resolve())
+    with pytest.raises(WarehouseError, match="is an older one, or that of another home"):
+        publish(home)
+    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r0", "lost"}
 
 
-def test_a_warehouse_that_replaces_another_is_published(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "old")
+def test_a_copy_that_was_finished_and_not_yet_linked_is_restored_and_never_removed(home, tmp_path):
+    backup = tmp_path / "backup.duckdb"
+    for number in range(3):
+        write(home, tmp_path, KEYS[0], f"r{number}")
+        shutil.copy(home.warehouse, backup) if number == 1 else None
+        older, newest = home.published.resolve(), publish(home)
+    home.published.unlink()
+    home.published.symlink_to(older.name)
+    shutil.copy(backup, home.warehouse)
+    with pytest.raises(WarehouseError, match=newest.name):
+        publish(home)
+    assert restore_from_published(home, DAY).copy == newest
     publish(home)
-    other = Home(tmp_path / "other").create()
-    write(other, tmp_path, KEYS[2], "new")
-    shutil.copyfile(other.warehouse, home.warehouse)
-    publish(home)
-    assert shown(home.published) == held(Warehouse(home))
+    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r2"}
+
+
+def test_a_file_of_somebody_else_that_is_called_much_like_a_copy_stays(home, tmp_path):
+    theirs = home.root / "published-before-the-move.duckdb"
+    for number in range(3):
+        write(home, tmp_path, KEYS[0], f"r{number}")
+        copy = publish(home)
+        shutil.copy(copy, theirs) if number == 0 else None
+    assert {row[3] for row in shown(theirs)["small.predictions"]} == {"r0"}
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"half a file", b"\0" * 20_000])
 def test_an_unfinished_copy_is_skipped_and_removed(home, tmp_path, rubbish):
     write(home, tmp_path, KEYS[0], "r0")
-    broken = home.root / "published-0.duckdb"
+    broken = home.root / f"published-{'0' * 32}.duckdb"
     broken.write_bytes(rubbish)
     publish(home)
     assert shown(home.published) == held(Warehouse(home))

@@ -16,6 +16,7 @@ from batch_platform.cli.proposal.columns import (
     ENOUGH,
     KEY_NAMES,
     NEARLY,
+    PARTS_OF_TIME,
     Evidence,
     feature_reasons,
     label_evidence,
@@ -58,7 +59,6 @@ _FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a ro
 TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # of the columns that scoring adds, in lower case
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
-_PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 PART_NAMES = {"hour": "hour", "isodow": "weekday", "month": "month"}  # of the parts of a time, by DuckDB's names
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 
@@ -97,6 +97,7 @@ class Windows:
     end: datetime | None  # of the last partition that has a row, in local time; None if more rows are expected
     evaluate: Duration  # the end of the training window, used for evaluation
     train_start: datetime | None  # first serving period, in local time; None for the first one with enough data
+    delay: Duration  # until labels are known: the length of the end of the table in which none are
     calendar: tuple[str, ...] = ()  # parts of the time that are features
     past: Past | None = None
 
@@ -140,14 +141,17 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         if has_few or asked.snapshot or survey.lies_on("year", time.name):  # no partition is as long as a year
             time, span, every = None, None, "day"
     label, evidence, other_labels = _label(survey, asked, moment)
-    key, holds, other_keys = _key(survey, asked, moment, label, lambda names: _where(survey, names, time, every))
+    series = moment if moment is not None and survey.unique([moment.name]) else None  # whose times name its rows
+    key, holds, other_keys = _key(
+        survey, asked, moment, series, label, lambda names: _where(survey, names, time, every)
+    )
     target = "none" if label is None else target_of(survey, label)
     if label is not None:
         require_values_to_learn(survey, label)
-    reasons = feature_reasons(survey, label, [*key, time, label])
+    reasons = feature_reasons(survey, label, [*key, time, label], series)
     if time is None and None not in reasons.values() and not asked.key and survey.origin.is_one_file:
         # the key is all there is to learn from
-        key, holds, reasons = (), BY_PLACE, feature_reasons(survey, label, [label])
+        key, holds, reasons = (), BY_PLACE, feature_reasons(survey, label, [label], series)
     features = tuple(column for column, reason in reasons.items() if reason is None)
     windows, train_every = None, "month"
     if time is None and label is not None:
@@ -271,16 +275,18 @@ def _label(
     raise WrongUseError(msg, hint=f"name it, such as --label {quote(example)}; --cluster groups similar rows instead.")
 
 
-def _key(
+def _key(  # noqa: PLR0913 - what may be or not be a key
     survey: Survey,
     asked: Asked,
     time: TableColumn | None,
+    series: TableColumn | None,
     label: TableColumn | None,
     where: Callable[[Sequence[TableColumn]], str | None],
 ) -> tuple[tuple[TableColumn, ...], str, list[TableColumn]]:
     """The columns that identify a row, where they are unique, and other possible key columns.
 
-    A single column comes before several, and the position of a row in its file last.
+    A single column comes before several, and the position of a row in its file last. Where a time is unique, it comes before
+    counters, and where it steps by whole hours, before any identifier.
     """
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
@@ -295,6 +301,11 @@ def _key(
     ]
     ranked = sorted(able, key=lambda column: _rank(column.name, KEY_NAMES))
     unique = [column for column in ranked if column.distinct > survey.rows * NEARLY and survey.unique([column.name])]
+    if series is not None and unique:
+        lasting = [] if survey.lies_on("hour", series.name) else unique
+        lasting = [column for column in lasting if column.is_text or not survey.is_counter(column.name, series.name)]
+        first = next(iter(lasting), series)
+        return (first,), "everywhere", [column for column in unique if column is not first]
     if unique:
         return (unique[0],), "everywhere", unique[1:]
     named = [column for column in ranked if _rank(column.name, KEY_NAMES) < len(KEY_NAMES)]
@@ -335,7 +346,7 @@ def _entities(
         column
         for column in integers
         if column not in (*able, time, label)
-        and not _PARTS_OF_TIME & {*words(column.name)[-1:]}
+        and not PARTS_OF_TIME & {*words(column.name)[-1:]}
         and 1 < column.distinct * times * _FILLED_PANEL <= survey.rows
     ]
 
@@ -395,9 +406,13 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
     first, end = _bounds(span, every, zone)
     still_growing = asked.now - span.last < max(3 * LONGEST[every].nominal, timedelta(days=7))
     is_sparse = span.filled[every] * 2 < (end - first) / LONGEST[every].nominal  # the last days may hold no rows
-    evaluate, train_every = _training(every, end - first, span.rows, is_sparse=is_sparse)
+    delay = _delay(survey, time, span, every, label)
+    length = end - first - delay.nominal
+    rows = max(1, int(span.rows * (length / (end - first))))
+    evaluate, train_every = _training(every, length, rows, is_sparse=is_sparse)
     train_start = _first_serving(train_every, first, end, zone)
-    learned = 2 * evaluate.nominal if train_start is None else train_start - first  # by the first model, at least
+    # Length of what the first model learns from, at least
+    learned = 2 * evaluate.nominal if train_start is None else train_start - first - delay.nominal
     calendar = _calendar_parts(survey, time, span)
     windows = Windows(
         time=time,
@@ -407,16 +422,27 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
         end=None if still_growing else end,
         evaluate=evaluate,
         train_start=train_start,
+        delay=delay,
         calendar=calendar,
-        past=None if label is None else _past(survey, time, every, key, label, learned, calendar),
+        past=None if label is None else _past(survey, time, every, key, label, learned, delay, calendar),
     )
     return windows, train_every
+
+
+def _delay(survey: Survey, time: TableColumn, span: Span, every: Every, label: TableColumn | None) -> Duration:
+    """How long after its partition a label is known: as long as the end of the table is in which none are."""
+    if label is None or not label.nulls:
+        return Duration()
+    if every != "hour":
+        return Duration(days=survey.unlabelled_end(label.name, time.name, span, "day"))
+    days, hours = divmod(survey.unlabelled_end(label.name, time.name, span, "hour"), 24)
+    return Duration(days=days, hours=hours)
 
 
 def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetime]:
     """Start of the window of the first row and end of the window of the last row, in local time."""
     before = (span.first.astimezone(zone) - 2 * LONGEST[every].nominal).replace(tzinfo=None, microsecond=0)
-    calendar = Calendar(every, zone, before)
+    calendar = Calendar(every, zone, before - timedelta(days=before.weekday()))  # weeks start on Monday
     first, last = calendar.holding(span.first), calendar.holding(span.last)
     if first is None or last is None:
         msg = "a calendar that begins before an instant holds it"
@@ -472,11 +498,13 @@ def _past(  # noqa: PLR0913 - what the past of a row follows from
     key: Sequence[TableColumn],
     label: TableColumn,
     learned: timedelta,
+    delay: Duration,
     calendar: Sequence[str],
 ) -> Past | None:
     """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions.
 
-    A value that lies further back than the first model learns from is left out: it would be null in every row.
+    A value that lies further back than the first model learns from is left out: it would be null in every row. So is one that
+    is not known yet when the partition starts.
     """
     is_series = time in key or (key and not survey.unique([column.name for column in key]))
     if label.holds not in ("number", "integer", "boolean") or not is_series:
@@ -488,7 +516,8 @@ def _past(  # noqa: PLR0913 - what the past of a row follows from
         "month": ((Duration(days=92), Duration(days=365)), ()),
     }
     means, lags = steps[every]
-    lags = tuple(lag for lag in lags if lag.nominal < learned) if survey.lies_on("hour", time.name) else ()
+    known = delay.nominal + LONGEST[every].nominal if delay.nominal else timedelta()  # before the end of the partition
+    lags = tuple(lag for lag in lags if known <= lag.nominal < learned) if survey.lies_on("hour", time.name) else ()
     entity = tuple(column for column in key if column != time)
     return Past(entity, means, lags, means[-1] if every == "day" and "hour" in calendar else None)
 

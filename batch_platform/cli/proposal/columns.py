@@ -30,6 +30,7 @@ _LABEL_NAME = re.compile(
     "|attrition|response|responder|passed|failed|failure|diagnosis|approved|price|sales|demand|salary|charges|cost|score|rating"
 )
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
+PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 _ID_NAMES = frozenset({*KEY_NAMES, "index", "row"})
 
 
@@ -120,10 +121,13 @@ def require_values_to_learn(survey: Survey, label: TableColumn) -> None:
 
 
 def feature_reasons(
-    survey: Survey, label: TableColumn | None, taken: Sequence[TableColumn | None]
+    survey: Survey, label: TableColumn | None, taken: Sequence[TableColumn | None], series: TableColumn | None
 ) -> Mapping[TableColumn, str | None]:
-    """Every column that has no other role, with why it cannot be a feature; None for those that can."""
-    reasons = {column: _no_feature(survey, column) for column in survey.columns if column not in taken}
+    """Every column that has no other role, with why it cannot be a feature; None for those that can.
+
+    Of a `series`, the time of each row is unique: a counter of its rows tells no more.
+    """
+    reasons = {column: _no_feature(survey, column, series) for column in survey.columns if column not in taken}
     if label is not None:
         able = [column for column, reason in reasons.items() if reason is None]
         reasons |= _known_too_late(survey, label, able)
@@ -134,7 +138,7 @@ def feature_reasons(
     return reasons
 
 
-def _no_feature(survey: Survey, column: TableColumn) -> str | None:
+def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
     """Why a column cannot be a feature as it is; None if it can."""
     rows = survey.rows
     if column.holds in _NO_FEATURE:
@@ -147,11 +151,20 @@ def _no_feature(survey: Survey, column: TableColumn) -> str | None:
         return "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several"
     if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
-    return _identifies(survey, column)
+    return _identifies(survey, column, series)
 
 
-def _identifies(survey: Survey, column: TableColumn) -> str | None:
-    """That a column is called and looks like an identifier; None if it does not."""
+def _counts(survey: Survey, column: TableColumn, series: TableColumn) -> bool:
+    """Whether a column counts the rows of a series. A part of the time, such as the year of yearly rows, does not."""
+    could = column.holds == "integer" and not column.nulls and column.distinct > survey.rows * NEARLY
+    is_part = not PARTS_OF_TIME.isdisjoint(words(column.name)[-1:])
+    return could and not is_part and column != series and survey.is_counter(column.name, series.name)
+
+
+def _identifies(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
+    """That a column counts the rows of a series, or is called and looks like an identifier; None if it does neither."""
+    if series is not None and _counts(survey, column, series):
+        return f"counts the rows, which {shortened(series.name)} already identifies"
     last_word = words(column.name)[-1:]
     if not last_word or last_word[0] not in _ID_NAMES or column.distinct <= survey.rows * NEARLY:
         return None

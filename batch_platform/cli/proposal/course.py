@@ -69,11 +69,11 @@ def with_usual_course(survey: Survey, proposal: Proposal) -> Proposal:
 
 
 def _partitions(proposal: Proposal, windows: Windows) -> list[Partition]:
-    """The last partitions before the rows that the last model is evaluated on."""
+    """The last partitions with labels before the rows that the last model is evaluated on."""
     zone = ZoneInfo(proposal.timezone)
     calendar, span = Calendar(proposal.every, zone, windows.start), windows.span
-    last = calendar.around(span.last)
-    partitions = calendar.within(calendar.around(span.first).start, windows.evaluate.before(last.end, zone))
+    known = windows.delay.before(calendar.around(span.last).end, zone)
+    partitions = calendar.within(calendar.around(span.first).start, windows.evaluate.before(known, zone))
     most = min(MOST_ROWS * span.filled[proposal.every] // span.rows, MOST_PARTITIONS)
     return partitions[max(len(partitions) - most, 0) :]
 

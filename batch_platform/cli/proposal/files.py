@@ -81,12 +81,13 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
     nullable = [*(_name(column) for column in proposal.features if column.nulls), *earlier]
     labels: list[str] = []
     if proposal.label is not None:
-        delay = "" if proposal.windows is None else ", delay: 0 days"
+        delay = "" if proposal.windows is None else f", delay: {proposal.windows.delay}"
         positive = "" if proposal.positive is None else f", positive: {_scalar(proposal.positive)}"
         label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{positive}{delay}}}"
         note = "   # delay: time from the end of a partition until its labels are known" if delay else ""
         labels.append(f"{label}{note}")
-    known = "   # from earlier labels, known when the partition starts as long as labels.delay is 0 days"
+    delay = Duration() if proposal.windows is None else proposal.windows.delay
+    known = f"   # from earlier labels, known when the partition starts as long as labels.delay is {delay}"
     allowed = f"    allow_suspected_leaks: [{', '.join(map(_scalar, earlier))}]{known}"
     params = ", ".join(f"{key}: {_scalar(value)}" for key, value in proposal.params.items())
     time = [] if proposal.windows is None else [f"    time: {_scalar(_stored(proposal.windows.time))}"]
@@ -249,7 +250,8 @@ def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
     value = _value(label, "past.")
     value = f"CAST({value} AS DOUBLE)" if label.holds == "boolean" else value
     same = [f"past.{_identifier(column.name)} = {THIS}.{_identifier(column.name)}" for column in past.entity]
-    known = f"{at} < $partition_start"
+    end = f"$partition_start - INTERVAL '{windows.delay}'" if windows.delay.nominal else "$partition_start"
+    known = f"{at} < {end}"
     name, row_at = _name(label), _instant(windows.time, f"{THIS}.")
 
     def mean(condition: str) -> str:
@@ -257,7 +259,7 @@ def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
         return f"(SELECT avg({value}) FROM {_identifier(source)} AS past WHERE {where})"
 
     def within(length: Duration) -> str:
-        return f"{at} >= $partition_start - INTERVAL '{length}'"
+        return f"{at} >= {end} - INTERVAL '{length}'"
 
     made = {f"{name}_mean_{length}": mean(within(length)) for length in past.means}
     if past.day is not None:

@@ -8,10 +8,13 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from typing import Literal
 
 import duckdb
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided, reads_as_time
 from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
@@ -26,6 +29,12 @@ Tie = Literal["value", "nulls"] | None
 MOST_FAR_OFF, FAR = 3, timedelta(days=365)  # times, or one in a thousand, that may lie so far from all others
 LEAST_ROWS = 20  # from which equal values are no accident
 COLUMNS_AT_ONCE = 20  # that one query counts distinct values of: DuckDB takes four times as long for twice as many
+MOST_STEPS, EVEN = (
+    0.9,
+    1.2,
+)  # share of the steps of a counter that are of one; ratio of the longest to the shortest count
+HARDLY = 0.1  # of the usual share of rows with a label; fewer are stray ones
+SURELY = 7.0  # logarithm of how much likelier labels are missing on purpose than by accident: one to a thousand
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
@@ -207,6 +216,42 @@ class Survey:
         query = f"SELECT (count(DISTINCT {column}) = count(*) AND max({column}) - min({column}) + 1 = count(*))::INTEGER FROM seen"
         return self._count(query) == 1
 
+    def is_counter(self, name: str, time: str) -> bool:
+        """Whether a column of integers counts the rows of a series: without a gap, or step by step in the order of a unique time.
+
+        Where rows were taken away since, most steps are still of one, or all take equally long.
+        """
+        if self.counts_rows(name):
+            return True
+        column, at = quoted(name), self._instant(time)
+        steps = f"SELECT {column} - lag({column}) OVER later AS step, epoch({at}) - lag(epoch({at})) OVER later AS seconds FROM seen WINDOW later AS (ORDER BY {at})"
+        query = f"""
+            SELECT (min(sign(step)) = max(sign(step)) AND min(abs(step)) > 0 AND (count(*) FILTER (abs(step) = 1) >= {MOST_STEPS} * count(step)
+            OR max(seconds / abs(step)) <= {EVEN} * min(seconds / abs(step))))::INTEGER FROM ({steps})
+        """
+        return self._count(query) == 1
+
+    def unlabelled_end(self, label: str, time: str, span: Span, unit: Literal["hour", "day"]) -> int:
+        """The number of hours or days, rounded up, at the end of a table in which hardly a row has a label; 0 if labels are usual there.
+
+        They begin where the share of rows with a label changes most, so single labels after that and gaps before it do not count.
+        """
+        at = self._instant(time)
+        query = f"""
+            SELECT epoch(date_trunc('hour', {at})), epoch(date_trunc('{unit}', {at})), count(*), count({quoted(label)})
+            FROM seen WHERE {at} BETWEEN $first AND $last GROUP BY ALL ORDER BY 1
+        """
+        counts = self._con.execute(query, {"first": span.first, "last": span.last}).fetchall()
+        begins, units, rows, labels = np.array(counts, float).T
+        known, of = np.cumsum(labels)[:-1], np.cumsum(rows)[:-1]
+        known_later, of_later = labels.sum() - known, rows.sum() - of
+        gain = _likelihood(known, of) + _likelihood(known_later, of_later) - _likelihood(labels.sum(), rows.sum())
+        gain = np.where(known_later / of_later <= HARDLY * known / of, gain, 0)
+        if gain.max(initial=0) < SURELY:
+            return 0
+        length = {"hour": 3_600, "day": 86_400}[unit]
+        return ceil((units[-1] + length - begins[gain.argmax() + 1]) / length)
+
     def rarer(self, name: str) -> str:
         """The value that the fewest rows have; the last of those in order."""
         column = quoted(name)
@@ -305,6 +350,12 @@ def _tie(  # noqa: PLR0913 - the counts of one question
     is_equal = known > 0 and not different
     is_renamed = 1 < values == labels == pairs < known / 2
     return "value" if of >= LEAST_ROWS and (is_equal or is_renamed) else None
+
+
+def _likelihood(known: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of the likelihood that so many of the rows have a label, by their own share."""
+    lacking = rows - known
+    return known * np.log(np.maximum(known, 1) / rows) + lacking * np.log(np.maximum(lacking, 1) / rows)
 
 
 @contextmanager

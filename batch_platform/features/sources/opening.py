@@ -1,7 +1,7 @@
 """The sources of a pipeline, opened: for SQL as views of an in-memory DuckDB that can read nothing else, and for Polars."""
 
 import shutil
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,9 +119,9 @@ class Sources:
         """The version of a source as a partition reads it, without reading rows; raises SourceError if a file is missing."""
         return self.kind(name).version(self.table(name, partition))
 
-    def versions(self, partition: Partition) -> dict[str, str]:
-        """The version of each source as a partition reads it; raises SourceError if a file is missing."""
-        return {name: self.version(name, partition) for name in self.spec.sources}
+    def versions(self, partition: Partition, names: Iterable[str]) -> dict[str, str]:
+        """The versions of some sources as a partition reads them; raises SourceError if a file is missing."""
+        return {name: self.version(name, partition) for name in names}
 
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""

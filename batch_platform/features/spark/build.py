@@ -151,7 +151,9 @@ class SparkFeatures:
     def _jobs(self) -> SparkJobs:
         """The jobs on a session of their own, whose settings and views nobody else sees."""
         if self._started is None:
-            jobs = self._open.enter_context(spark_jobs(self._spec.engine.on_spark, self._spec.name, runs_sql=True))
+            jobs = self._open.enter_context(
+                spark_jobs(self._spec.engine.on_spark, self._spec.name, self._folder, runs_sql=True)
+            )
             session = jobs.session.newSession()
             for name, value in {
                 "spark.sql.session.timeZone": self._spec.partitions.timezone,  # of times without a zone, as in DuckDB

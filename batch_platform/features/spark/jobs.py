@@ -6,12 +6,14 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.features.spark.session import cancel, executors_of, is_stopped, spark_session
 from batch_platform.features.spark.task import FULL_DISK, SAME_ENVIRONMENT
+from batch_platform.warehouse.home import Home
 
 if TYPE_CHECKING:
     from pyspark.core.status import SparkStageInfo
@@ -130,9 +132,10 @@ class SparkJobs:
 
 
 @contextmanager
-def spark_jobs(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> Generator[SparkJobs]:
-    """Jobs on the session of `spark_session`, which see for `runs_sql` and for what it raises."""
-    with spark_session(spark, pipeline, runs_sql=runs_sql) as session:
+def spark_jobs(spark: Spark, pipeline: str, folder: Path, *, runs_sql: bool = False) -> Generator[SparkJobs]:
+    """Jobs on the session of `spark_session`, which see for `runs_sql` and for what it raises; `folder` is staged in the home."""
+    home = Home.of_staged(folder)
+    with spark_session(spark, pipeline, home and home.spark_logs, runs_sql=runs_sql) as session:
         jobs = SparkJobs(session, spark)
         place = f", shown at {jobs.page} while it runs" if jobs.page else ""
         _log.info("%s: Spark application %s on %s%s.", pipeline, session.sparkContext.applicationId, jobs.master, place)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError, WrongUseError
 from batch_platform.declaration.extras import needed
+from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.threads import SHORT_WAITS
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ _JAVA_HINT = (
     "JAVA_HOME to such a JDK."
 )
 _STANDALONE = "spark://"
+MOST_LOGS = 10  # that are kept of Spark that did not start, the newest
+_SAYS_NOTHING = re.compile(
+    r"NOTE:|WARNING:|Picked up |Usage:|\s*at |Using Spark's default|Setting default log level|To adjust logging"
+    r"|\S+ \S+ (?:TRACE|DEBUG|INFO|WARN) |Error: (?:Could not create the Java|A (?:JNI error|fatal exception))|.* VM warning:"
+)
+_PREFIX = re.compile(  # of a line of a log, and of a Java exception
+    r'^(?:# |\S+ \S+ ERROR \w+: |Error: |: |Exception in thread "\w+" |Caused by: )?(?:(?:[a-z_]\w*\.)+([A-Z][\w$]*))?'
+)
 _log = logging.getLogger(__name__)
 
 
@@ -100,10 +109,13 @@ _lenders = list["Callable[[], SparkSession]"]()
 
 
 @contextmanager
-def spark_session(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> Generator["SparkSession"]:
+def spark_session(
+    spark: Spark, pipeline: str, logs: Path | None = None, *, runs_sql: bool = False
+) -> Generator["SparkSession"]:
     """A session on the declared master. One that is lent, or that the user has started on the same master, is used and left running.
 
     With `runs_sql`, Java does the work: a session that is started then compiles to its best code, as Java does by itself.
+    If it does not start, its log is kept in the folder `logs`.
 
     Raises:
         EngineError: Java is missing or does not fit, no master answers, or Spark does not start.
@@ -113,7 +125,9 @@ def spark_session(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> Gen
         if _shared and is_stopped(_shared[0].session):
             _shared.pop().stop()
         if not _shared:
-            _shared.append(_lent(spark) or _running(spark, pipeline) or _started(spark, pipeline, runs_sql=runs_sql))
+            _shared.append(
+                _lent(spark) or _running(spark, pipeline) or _started(spark, pipeline, logs, runs_sql=runs_sql)
+            )
         shared = _shared[0]
         if not shared.serves(spark):
             msg = f"{pipeline}: this process runs another Spark session, on {shared.spark.master}; a process can have one."
@@ -157,17 +171,21 @@ def _running(spark: Spark, pipeline: str) -> _Shared | None:
     return _Shared(session, spark, is_borrowed=True)
 
 
-def _started(spark: Spark, pipeline: str, *, runs_sql: bool) -> _Shared:
-    require_java(os.environ)
+def _started(spark: Spark, pipeline: str, logs: Path | None, *, runs_sql: bool) -> _Shared:
+    require_java(os.environ, pipeline)
     require_master(spark.master, pipeline)
     session_class, former = _session_class(), signal.getsignal(signal.SIGINT)
+    begun = _log_file().stat().st_size
     try:
         with _environment(spark, runs_sql=runs_sql):
             session = _launched(session_class, configuration(spark, pipeline, runs_sql=runs_sql))
     except Exception as error:
-        msg = f"{pipeline}: Spark did not start on {spark.master}: {shortest(error)}"
-        hint = f"check engine.spark.master and engine.spark.conf; Spark's own log is {_log_file()}."
-        raise EngineError(msg, hint=hint) from error
+        written = redact(_log_file().read_bytes()[begun:].decode(errors="replace"))
+        msg = f"{pipeline}: Spark did not start on {spark.master}: {redact(_cause(error, written))}"
+        kept = _kept_log(written, logs)
+        raise EngineError(
+            msg, hint=f"check engine.spark.master and engine.spark.conf; Spark's log is {kept}."
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, former)  # Spark replaces it
@@ -181,13 +199,48 @@ def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -
     from pyspark.java_gateway import launch_gateway
 
     conf = SparkConf().setAll(list(options.items()))
-    if SparkContext._gateway is None:  # noqa: SLF001 - there is one for each process, and no public name for it
-        with _log_file().open("ab") as log:
-            gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
-        SparkContext(conf=conf, gateway=gateway)
-    else:
+    if SparkContext._gateway is not None:  # noqa: SLF001 - there is one for each process, and no public name for it
         SparkContext(conf=conf)
+        return session_class.builder.getOrCreate()
+    if (home := os.environ.get("SPARK_HOME")) and not Path(home, "bin", "spark-submit").exists():
+        msg = f"there is no Spark at SPARK_HOME ({home})."
+        raise FileNotFoundError(msg)
+    with _log_file().open("ab") as log:
+        gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
+    try:
+        SparkContext(conf=conf, gateway=gateway)
+    except Exception as error:
+        if _has_ended(error):
+            SparkContext._gateway = SparkContext._jvm = None  # noqa: SLF001 - so that another attempt starts another Java
+        raise
     return session_class.builder.getOrCreate()
+
+
+def _cause(error: Exception, written: str) -> str:
+    """Why Spark did not start, by its error, or by its log if Java has ended."""
+    said = shortest(error)
+    is_known = not _has_ended(error) and "stopped SparkContext" not in said
+    return said if is_known else telling_line(written.splitlines()) or said
+
+
+def _has_ended(error: Exception) -> bool:
+    """Whether an error comes from a Java that has ended, and not from one that tells what is wrong."""
+    from py4j.protocol import Py4JError, Py4JJavaError
+    from pyspark.errors import PySparkRuntimeError
+
+    return isinstance(error, PySparkRuntimeError | OSError | Py4JError) and not isinstance(error, Py4JJavaError)
+
+
+def _kept_log(written: str, logs: Path | None) -> Path:
+    """Write what Spark has written to a file that stays, in place of the oldest one; without a folder, in that for temporary files."""
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+        for former in sorted(logs.iterdir(), key=lambda path: path.stat().st_mtime)[: -MOST_LOGS + 1]:
+            former.unlink(missing_ok=True)
+    descriptor, path = tempfile.mkstemp(prefix="did-not-start-", suffix=".log", dir=logs)
+    os.close(descriptor)
+    Path(path).write_text(written, encoding="utf-8")
+    return Path(path)
 
 
 @cache
@@ -264,11 +317,11 @@ def _addresses(master: str) -> list[tuple[str, int]]:
     return [(pair[1], int(pair[2])) for pair in pairs if pair]
 
 
-def require_java(environment: Mapping[str, str]) -> None:
+def require_java(environment: Mapping[str, str], pipeline: str) -> None:
     """Raise EngineError unless the Java that Spark will start fits; the message names the package to install."""
     home = environment.get("JAVA_HOME")
     java = str(Path(home, "bin", "java")) if home else shutil.which("java", path=environment.get("PATH"))
-    wanted = f"Spark needs a JDK of version {' or '.join(map(str, JAVA_VERSIONS))}"
+    wanted = f"{pipeline}: Spark needs a JDK of version {' or '.join(map(str, JAVA_VERSIONS))}"
     if java is None or not Path(java).exists():
         place = f"at JAVA_HOME ({home})" if home else "on the path"
         msg = f"{wanted}, and there is no `java` {place}."
@@ -281,8 +334,8 @@ def require_java(environment: Mapping[str, str]) -> None:
         msg = f"{wanted}, and {java} is of version {version[1]}."
         raise EngineError(msg, hint=_JAVA_HINT)
     if done.returncode:
-        first = next(iter(output.strip().splitlines()), f"it ended with {done.returncode}")
-        msg = f"{wanted} with all modules, and {java} does not start: {first}."
+        first = telling_line(output.splitlines()) or f"it ended with {done.returncode}."
+        msg = f"{wanted} with all modules, and {java} does not start: {redact(first)}"
         raise EngineError(msg, hint=_JAVA_HINT)
 
 
@@ -309,8 +362,18 @@ def _environment(spark: Spark, *, runs_sql: bool) -> Generator[None]:
 
 def shortest(error: BaseException) -> str:
     """The first line of an error of Spark that says something, without the Java names before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = next(
-        (line for line in lines if not line.startswith(("An error occurred", "Traceback"))), type(error).__name__
-    )
-    return re.sub(r"^(: )?([a-z]+\.)+\w+(Exception|Error): ", "", first).rstrip(".") + "."
+    lines = (line for line in str(error).splitlines() if not line.startswith(("An error occurred", "Traceback")))
+    return telling_line(lines) or f"{type(error).__name__}."
+
+
+def telling_line(lines: Iterable[str]) -> str:
+    """The first line, of an error or of a log of Java, that says something; the name of a Java exception only if nothing else does."""
+    for line in lines:
+        if _SAYS_NOTHING.match(line) or (match := _PREFIX.match(line)) is None:
+            continue
+        name, text = match[1], line[match.end() :].removeprefix(": ").strip()
+        if name is not None and " " not in text:  # such as the name of a class that was not found
+            text = f"{name}: {text}" if text else name
+        if text.strip("# "):
+            return text.rstrip(".") + "."
+    return ""

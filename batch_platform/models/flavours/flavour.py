@@ -152,19 +152,25 @@ def fit_booster(
         matrix: Encoded rows in order of time. The rows on which the model is evaluated are not among them.
         labels: One for each row.
         options: For the booster's own `fit`.
-        watching: The options that make the booster watch rows, given them and their labels; None if it does not stop early.
+        watching: The options that make the booster watch rows, given them and their labels, of a class its position among those
+            that are learned from; None if it does not stop early.
     """
+    from sklearn.base import is_classifier
+
     if watching is None or labels is None:
         estimator.fit(matrix, labels, **options)
         return
     count = len(matrix) - max(1, int(len(matrix) * STOPPING_SHARE))
     earlier, later = matrix[:count], matrix[count:]
+    watched = labels[count:]
+    if is_classifier(estimator):  # LightGBM encodes the labels that it learns from, but not those that it watches
+        watched = np.searchsorted(np.unique(labels[:count]), watched)
     booster = estimator
     if hasattr(estimator, "named_steps"):
         steps, booster = estimator[:-1], estimator.steps[-1][1]
         earlier = steps.fit_transform(earlier, labels[:count])
         later = steps.transform(later)
-    booster.fit(earlier, labels[:count], **options, **watching(later, labels[count:]))
+    booster.fit(earlier, labels[:count], **options, **watching(later, watched))
 
 
 def _finished(finish: Finish, signature: Signature, sums: NDArray[np.float64]) -> NDArray[Any]:

@@ -96,7 +96,7 @@ class SparkEngine:
     def _spark_jobs(self) -> SparkJobs:
         if self._started is None:
             self._mark.touch()
-            self._started = self._open.enter_context(spark_jobs(self._spark, self._spec.name))
+            self._started = self._open.enter_context(spark_jobs(self._spark, self._spec.name, self._folder))
         return self._started
 
     @property
