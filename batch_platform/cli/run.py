@@ -311,19 +311,19 @@ class Runs:
                     run_id=run_id,
                 )
         except dg.DagsterExecutionInterruptedError as interruption:
-            raise self._interruption(run_id) from interruption
+            raise self._termination(run_id) or KeyboardInterrupt from interruption
         except dg.Failure as failure:  # raised only for debugging
             if SET_APART not in failure.metadata:
                 raise
             return
-        if not result.success and (error := _failure(result)) is not None:
-            raise self._interruption(run_id) if isinstance(error, KeyboardInterrupt) else error
+        if not result.success and (error := self._termination(run_id) or _failure(result)) is not None:
+            raise error
 
-    def _interruption(self, run_id: str) -> BaseException:
-        """An interruption of a run: from Dagster, where the run was terminated, otherwise from the keyboard."""
+    def _termination(self, run_id: str) -> RunFailedError | None:
+        """The error that a run was terminated in Dagster; None if it was not."""
         run = self.instance.get_run_by_id(run_id)
         if run is None or run.status not in TERMINATED:
-            return KeyboardInterrupt()
+            return None
         msg = f"{self.wiring.spec.name}: run {run_id} was terminated in Dagster. What it committed before stays."
         return RunFailedError(msg, hint="the same command goes on with the rest.")
 
