@@ -28,7 +28,7 @@ from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.challenger_tables import ChallengerRun
-from batch_platform.scoring.drift_tables import DRIFT
+from batch_platform.scoring.drift_tables import DRIFT, score_not_judged
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
@@ -198,6 +198,7 @@ def _drift(declared: Drift) -> RunCheck[Committed]:
         metadata=lambda partition: _drift_numbers(partition, declared),
         summary=lambda partitions, failed: {
             "partitions": _count(partitions),
+            **_not_judged_in(partitions),
             "drifted": _keys(failed),
             "columns": listed(
                 dict.fromkeys(row.column_name for partition in failed for row in describe.alarming(partition.drift))
@@ -218,6 +219,7 @@ def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
         return {"not_judged": _not_judged(partition, declared)}
     alarming = describe.alarming(partition.drift)
     drifted = [*map(describe.drifted, alarming), *describe.drifted_segments(partition.segment_alarms)]
+    drifted += filter(None, [score_not_judged(partition.drift)])
     metadata: dict[str, Any] = {"drifted": ", ".join(drifted) or "none"}
     metadata["the_worst"] = describe.most_drifted(alarming or judged)
     by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(partition.segment_alarms)}
@@ -227,6 +229,13 @@ def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
     if strange:
         metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"
     return metadata | describe.rounded(numbers)
+
+
+def _not_judged_in(partitions: Sequence[Committed]) -> dict[str, str]:
+    """In how many partitions the score is not judged, and why; empty if it is judged in all."""
+    reasons = Counter(filter(None, (score_not_judged(partition.drift) for partition in partitions)))
+    texts = [f"{reason} ({_partitions(count)})" for reason, count in reasons.items()]
+    return {"not_judged": "; ".join(texts)} if texts else {}
 
 
 def _not_judged(partition: Committed, declared: Drift) -> str:

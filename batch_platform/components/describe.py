@@ -34,7 +34,7 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun
-from batch_platform.scoring.drift_tables import SegmentDrift
+from batch_platform.scoring.drift_tables import SegmentDrift, score_not_judged
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.sql import quoted, table_columns
@@ -451,6 +451,8 @@ def partition_drift(partition: Committed) -> dict[str, Any]:
     metadata: dict[str, Any] = {PARTITION_ROWS: len(partition.drift), "model_version": partition.run.model_version}
     if not judged:
         return metadata
+    if reason := score_not_judged(partition.drift):
+        metadata["not_judged"] = reason
     levels = [row.level for row in judged]
     numbers = {"columns_over_warn": len(alarming(judged)), "columns_over_fail": levels.count("fail")}
     return {"the_worst": most_drifted(judged), **rounded({WORST_INDEX: judged[0].unusual}), **numbers, **metadata}

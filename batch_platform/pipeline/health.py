@@ -28,7 +28,7 @@ from batch_platform.monitoring.usual import MOST_COMPARED, MOST_REJECTING, unusu
 from batch_platform.pipeline.evaluate import measured_rows
 from batch_platform.pipeline.plan import first_served
 from batch_platform.pipeline.state import State
-from batch_platform.scoring.drift_tables import SegmentDrift, read_drift, read_segment_alarms
+from batch_platform.scoring.drift_tables import SegmentDrift, read_drift, read_segment_alarms, score_not_judged
 from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, track_records
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.home import Home
@@ -215,15 +215,18 @@ def _drift(spec: PipelineSpec, run: ScoreRun, measured: Measured) -> Aspect:
     if spec.monitoring.drift is None or not judged:
         return Aspect("drift", None, "drift is not judged", run.partition_key)
     drifted = [row for row in judged if row.level != "none"]
+    not_judged = score_not_judged(measured.drift)
+    remark = f" ({not_judged})" if not_judged else ""
     if not drifted and not of_segments:
-        return Aspect("drift", "none", "no drift", run.partition_key)
+        return Aspect("drift", "none", f"no drift{remark}", run.partition_key)
     names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drifted]
     names += [f"{row.predictions} (psi {row.psi:.2f})" for row in of_segments]
     columns = listed(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
     numbers = {f"psi_{row.column_name}": row.unusual for row in drifted}
     level = "fail" if any(row.level == "fail" for row in (*drifted, *of_segments)) else "warn"
-    return Aspect("drift", level, f"drift in {columns}{more} on {run.partition_key}", run.partition_key, numbers)
+    text = f"drift in {columns}{more} on {run.partition_key}{remark}"
+    return Aspect("drift", level, text, run.partition_key, numbers)
 
 
 def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:

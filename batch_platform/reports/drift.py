@@ -45,6 +45,7 @@ class DriftFigures:
     worst: list[Drifted]  # the worst first
     columns: int  # that were measured
     drifted: int  # that raised an alarm
+    unjudged: int  # partitions whose predictions have no baseline, though features have
 
 
 def read_drift_figures(
@@ -82,7 +83,9 @@ def read_drift_figures(
         _drifted(rows.filter(pl.col("column_name") == name, "alarm"), alarms, partitions)
         for name, partitions, alarms in alarming.head(WORST).select("column_name", "partitions", "alarms").iter_rows()
     ]
-    return DriftFigures(bounds.baseline, every, cells, worst, of_columns.height, alarming.height)
+    of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
+    unjudged = rows["partition_key"].n_unique() - of_predictions
+    return DriftFigures(bounds.baseline, every, cells, worst, of_columns.height, alarming.height, unjudged)
 
 
 def _rows(

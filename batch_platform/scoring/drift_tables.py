@@ -201,6 +201,18 @@ def read_drift(
     return rows_of_partitions(con, ColumnDrift, pipeline, DRIFT, partition_keys, order=order)
 
 
+def score_not_judged(rows: Sequence[ColumnDrift]) -> str | None:
+    """Why the score of a partition is not judged though features are; None if it is, or if `ignore` names it."""
+    judged = next((row for row in rows if row.level is not None), None)
+    of_score = [row for row in rows if row.role == "prediction"]
+    if judged is None or any(row.baseline == judged.baseline for row in of_score):
+        return None
+    name = of_score[0].column_name if of_score else "score"
+    if judged.baseline_partition is not None:
+        return f"{name}: not judged, because {judged.baseline_partition} has no scores to compare with"
+    return f"{name}: not judged, because {judged.model_version} has no known scores of rows that it had not seen"
+
+
 def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:
     """The partitions that a partition is compared with."""
     partition = calendar.named(key)

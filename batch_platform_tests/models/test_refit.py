@@ -35,11 +35,11 @@ def labelled(since: datetime | None, until: datetime) -> pl.DataFrame:
     return rows if since is None else rows.filter(pl.col("ts") >= since)
 
 
-def by_hand(rows: pl.DataFrame) -> tuple[Contract, HistGradientBoostingClassifier]:
+def by_hand(rows: pl.DataFrame, **params: int) -> tuple[Contract, HistGradientBoostingClassifier]:
     """The declared estimator as scikit-learn fits it, and the contract of the rows."""
     contract = infer_contract(rows.select(COLUMNS), {})
     estimator = HistGradientBoostingClassifier(
-        **DECLARATION["model"]["params"], random_state=0, categorical_features=contract.categorical
+        **DECLARATION["model"]["params"] | params, random_state=0, categorical_features=contract.categorical
     )
     return contract, estimator.fit(contract.encode(contract.split(rows).kept), rows["returned"].to_numpy())
 
@@ -70,6 +70,20 @@ def test_what_serves_has_learned_from_the_whole_window_and_what_is_told_of_it_wa
     assert manifest.evaluation.rows == held_out.height
     assert manifest.training.partitions == 30
     assert (manifest.compiled.kernel, manifest.compiled.reason) == ("leaf masks of 32 bits", None)
+
+
+def test_its_score_is_judged_by_what_the_first_fit_gave_rows_that_it_had_not_seen(tmp_path):
+    many = {"max_iter": 100, "max_leaf_nodes": 31}  # so that scores take many values
+    pipeline = small_pipeline(tmp_path, model={"params": many}, monitoring={"drift": {}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.of_model
+    profile = pipeline.bundle(version).reference.prediction
+    judged = scores(*by_hand(labelled(None, BOUNDARY), **many), labelled(BOUNDARY, END))
+    places = np.searchsorted(profile.bins.edges, judged, side="right")
+    assert np.bincount(places, minlength=profile.bins.cells).tolist() == list(profile.histogram)
+    with pipeline.warehouse.open() as con:
+        query = "SELECT level FROM small.drift WHERE column_name = 'score' AND baseline = 'reference'"
+        assert con.sql(query).fetchall() == [("none",)] * 4
 
 
 def test_without_refit_the_judged_model_serves_and_its_training_ends_before_the_evaluation(tmp_path):

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.components import describe
+from batch_platform.components import checks, describe
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
@@ -22,11 +23,14 @@ from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.health import health_of, newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
+from batch_platform.reports.figures import read_figures
+from batch_platform.reports.page import html
 from batch_platform.scoring.batch import score_batch
 from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.renaming import rename_column
 from batch_platform_tests.small_pipeline import (
+    BERLIN,
     FEATURES_SQL,
     FIRST_DAY,
     LABELS_SQL,
@@ -208,6 +212,27 @@ def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):
     with again.warehouse.open() as con:
         assert "outside_share" in con.table("small.drift").columns
         assert not con.execute(f"SELECT 1 FROM small.profiles WHERE partition_key = '{DAY}'").fetchall()
+
+
+def test_a_score_that_is_not_judged_is_said_to_be_so_wherever_drift_is_shown(changed):
+    """Five small trees score with few values, and with others once they are fitted again."""
+    pipeline = changed()
+    (version,) = pipeline.state().registry.of_model
+    newest = [pipeline.spec.partitions.calendar.named("2024-02-29")]
+    (committed,) = pipeline.score(newest, STAMP, force=True)
+    reason = f"score: not judged, because {version.version} has no known scores of rows that it had not seen"
+    (check,) = checks.drift(Wiring(pipeline.spec, pipeline.folder))
+    assert check.passed(committed)
+    assert check.metadata(committed)["drifted"] == reason
+    assert check.summary([committed], [])["not_judged"] == f"{reason} (1 partition)"
+    assert describe.partition_drift(committed)["not_judged"] == reason
+    pipeline.conclude(NOW)
+    measured = newest_measured(pipeline.home, pipeline.spec, state := pipeline.published_state())
+    texts = [aspect.text for aspect in health_of(pipeline.spec, state, NOW, measured).aspects]
+    assert f"no drift ({reason})" in texts
+    with open_published(pipeline.home) as con:
+        figures = read_figures(con, pipeline.spec, "2024-02-28", "2024-02-29")
+    assert "Scores: not judged in 2 of 2 partitions, which have none to compare them with." in html(figures, {}, BERLIN)
 
 
 def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_as_on_no_day_before(tmp_path):
