@@ -218,10 +218,10 @@ class SparkEngine:
                     _log.error("%s\n%s", failure.message, redact(summary.traceback))
                 raise failure
         self._require_recorded(order, summaries)
-        staged = merged([summary.staged for summary in summaries if summary.staged is not None])
         for summary in summaries:
-            for path, size in zip(summary.staged.files if summary.staged else (), summary.sizes, strict=True):
+            for path, size in zip(summary.files, summary.sizes, strict=True):
                 require_here(f"{self._spec.name}, partition {order.partition.key}", path, size)
+        staged = merged([part for summary in summaries if (part := summary.whole()) is not None])
         if staged.counts.rows_in != order.rows:
             where = f"{self._spec.name}, partition {order.partition.key}"
             msg = f"{where}: the tasks read {staged.counts.rows_in:,} rows of {order.rows:,}; nothing is published."
