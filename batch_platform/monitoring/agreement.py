@@ -1,7 +1,7 @@
 """How far two models agree on the same rows: by how they rank the rows, and by what they decide.
 
 Mergeable: the agreement on a whole is the merge of the agreements on its parts, bit for bit, whatever the parts. Memory
-is bounded: of very many rows, evenly spaced rows are ranked.
+is bounded: of very many rows, evenly spaced rows are ranked, fewer of them the more score columns there are.
 """
 
 from collections.abc import Sequence

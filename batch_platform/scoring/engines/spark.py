@@ -2,7 +2,7 @@
 
 Each partition is one task, or several where it is large. The tasks of some partitions are one job of Spark, without a shuffle:
 `spark_task.py` is all that an executor runs. The driver takes the summary that Spark returned for each task, once all are there,
-and merges them; it never sees a row.
+and merges them; of the rows it reads only the scores that challengers rank, from files of one partition at a time.
 """
 
 import logging
