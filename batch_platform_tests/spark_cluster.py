@@ -28,6 +28,7 @@ CONF: dict[str, Any] = {
     "spark.cores.max": 2,  # of four, so that there is room for another application
     "spark.executor.cores": 1,
     "spark.executor.memory": "512m",
+    "spark.driver.maxResultSize": "1m",  # the least that Spark allows; by default so many tasks return a thousand times as much
     "spark.driver.extraJavaOptions": LITTLE_JAVA,
     "spark.executor.extraJavaOptions": LITTLE_JAVA,
     "spark.log.level": "ERROR",

@@ -1,7 +1,7 @@
 """How far two models agree on the same rows: by how they rank the rows, and by what they decide.
 
 Mergeable: the agreement on a whole is the merge of the agreements on its parts, bit for bit, whatever the parts. Memory
-is bounded: of very many rows, evenly spaced rows are ranked.
+is bounded: of very many rows, evenly spaced rows are ranked, fewer of them the more score columns there are.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-MOST_ROWS = 500_000  # with so many ranked rows the coefficient is known to about 0.002
+MOST_SCORES = 500_000  # of a model, in all columns; with so many ranked rows the coefficient is known to about 0.002
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Agreement:
     places: tuple[NDArray[np.int64], ...] = ()  # position of each ranked row in the whole, a multiple of `step`
     scores: tuple[NDArray[np.float64], ...] = ()  # of both models for the ranked rows [2, n, columns]
     step: int = 1  # distance between ranked rows, a power of two
-    most_rows: int = MOST_ROWS  # maximum number of ranked rows
+    most_rows: int = MOST_SCORES  # maximum number of ranked rows
 
     @classmethod
     def of(
@@ -40,9 +40,10 @@ class Agreement:
         first: NDArray[np.float64],
         second: NDArray[np.float64],
         flipped: NDArray[np.bool_] | None,
-        most_rows: int = MOST_ROWS,
+        most_scores: int = MOST_SCORES,
     ) -> "Agreement":
         """Take the scores [n, columns] of both models for some rows, and where their decisions differ [n]."""
+        most_rows = most_scores // max(1, first.shape[1])
         count = None if flipped is None else int(flipped.sum())
         agreement = cls(len(places), count, (places,), (np.stack([first, second]),), most_rows=most_rows)
         return agreement + cls(most_rows=most_rows)
@@ -54,11 +55,12 @@ class Agreement:
         places, scores = self.places + further.places, self.scores + further.scores
         if self.step != further.step:
             places, scores = _thinned(places, scores, step)
-        while sum(map(len, places)) > self.most_rows:
+        most_rows = min(self.most_rows, further.most_rows)
+        while sum(map(len, places)) > most_rows:
             step *= 2
             places, scores = _thinned(places, scores, step)
         rows = self.rows + further.rows
-        return Agreement(rows, sum(flipped) if flipped else None, places, scores, step, self.most_rows)
+        return Agreement(rows, sum(flipped) if flipped else None, places, scores, step, most_rows)
 
     def within(self, rows: int) -> "Agreement":
         """The agreement on these rows as a part of so many rows in all: without the rows that the whole will not rank.

@@ -2,8 +2,8 @@
 
 python -m batch_platform_tests.benchmarks.spark_driver [TASKS] [COLUMNS]
 
-The summaries are those of a partition of TASKS times 500,000 rows: counts, the profiles of COLUMNS features, and the scores that a
-challenger shares with the champion. Each is pickled as an executor returns it, and merged as the driver does.
+The summaries are those of a partition of TASKS times 500,000 rows: counts, and the profiles of COLUMNS features. Each is pickled as an
+executor returns it, and merged as the driver does, with the scores that a challenger shares with the champion, which executors leave in files.
 """
 
 import pickle
@@ -48,7 +48,9 @@ def summaries(tasks: int, columns: int, folder: Path) -> list[bytes]:
         places = number * ROWS_PER_TASK + np.arange(0, ROWS_PER_TASK, step)
         scores = random.random((2, len(places), 1))
         agreement = Agreement(ROWS_PER_TASK, 1, (places,), (scores,), step)
-        challenger = ChallengerScores("linear", ROWS_PER_TASK, ROWS_PER_TASK, {}, agreement, files=files[2:])
+        agreements = folder / f"{DAY.key}.{number}.agreements"
+        agreements.write_bytes(pickle.dumps([agreement]))
+        challenger = ChallengerScores("linear", ROWS_PER_TASK, ROWS_PER_TASK, files=files[2:])
         profiles = tuple(number_profile(f"column_{at}", "feature", bins, values) for at in range(columns))
         staged = Staged(
             partition=DAY,
@@ -61,7 +63,8 @@ def summaries(tasks: int, columns: int, folder: Path) -> list[bytes]:
             profiles=profiles,
         )
         read = {(at, at + 1): f"{at}" for at in range(1000 + 4 * number, 1004 + 4 * number)}
-        result.append(pickle.dumps(Summary(staged, stretch | read, sizes=(0, 0, 0))))
+        sizes = 0, 0, 0, agreements.stat().st_size
+        result.append(pickle.dumps(Summary(staged, agreements, stretch | read, sizes)))
     return result
 
 

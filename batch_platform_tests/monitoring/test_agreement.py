@@ -66,6 +66,12 @@ def test_the_coefficient_of_several_columns_is_their_mean_and_unknown_if_any_is_
     assert Agreement.of(places, *with_constant, None).result() == Agreed(None, None)
 
 
+def test_the_more_score_columns_there_are_the_fewer_rows_are_ranked():
+    columns = np.random.default_rng(1).random((2, 1_000, 5))
+    parts = [Agreement.of(np.arange(at, at + 500), *columns[:, at : at + 500], None, 1_000) for at in (0, 500)]
+    assert sum(map(len, sum(parts, Agreement()).places)) == 125, "1,000 scores of five columns are 200 rows"
+
+
 def test_models_without_scores_agree_by_their_decisions_alone():
     none = np.empty((4, 0))
     flipped = np.array([True, False, False, False])

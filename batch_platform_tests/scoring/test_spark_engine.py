@@ -52,6 +52,7 @@ from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.features.test_spark_features import ENDLESS, SPARK_SQL, build, wait_for_tasks
+from batch_platform_tests.scoring.test_engines import CHALLENGERS
 from batch_platform_tests.served import finished, launch, repository, served
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
@@ -364,6 +365,29 @@ def test_plain_spark_code_that_the_engine_is_measured_against_gives_the_same_sco
         require_same("plain", scores.with_columns(pl.col("score") + 1e-6), expected, 0.0)
     with pytest.raises(SystemExit, match="plain scored 119 rows instead of 120"):
         require_same("plain", scores[1:], expected, 0.0)
+
+
+def test_what_tasks_return_does_not_grow_with_the_rows_that_two_challengers_rank(spark, tmp_path):
+    """All tasks of a job may return one megabyte, and the scores that challengers rank have more, also compressed."""
+    rows = small_events(date(2024, 2, 1), date(2024, 2, 2), 60_000)
+    events = pl.concat([small_events(last=date(2024, 1, 31)), rows.with_columns(pl.col("id") + 10_000)])
+    declared = {"events": events, "challengers": CHALLENGERS}
+    compared = "SELECT * EXCLUDE (scored_at, run_id) FROM small.challengers WHERE rows_in > 0 ORDER BY ALL"
+
+    def scored(pipeline: Pipeline) -> list[tuple[Any, ...]]:
+        with pipeline.warehouse.open() as con:
+            return con.execute(compared).fetchall()
+
+    locally = small_pipeline(tmp_path, **declared)
+    carry_out(locally, NOW)
+    expected = scored(locally)
+    assert len(expected) == 4
+    assert all(type(row[8]) is float for row in expected), "the rank correlation"
+    on_spark = small_pipeline(tmp_path, **declared, engine=spark.declared(rows_per_task=10_000))
+    list(on_spark.score(days(on_spark), Stamp("again", NOW), force=True))
+    assert {run.engine for run in on_spark.state().scores.values()} == {"spark"}
+    assert scored(on_spark) == expected
+    assert not [*on_spark.home.staging.iterdir()]
 
 
 def test_the_driver_merges_the_summaries_of_very_many_tasks(capsys):

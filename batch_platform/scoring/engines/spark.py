@@ -2,7 +2,7 @@
 
 Each partition is one task, or several where it is large. The tasks of some partitions are one job of Spark, without a shuffle:
 `spark_task.py` is all that an executor runs. The driver takes the summary that Spark returned for each task, once all are there,
-and merges them; it never sees a row.
+and merges them; of the rows it reads only the scores that challengers rank, from files of one partition at a time.
 """
 
 import logging
@@ -218,10 +218,10 @@ class SparkEngine:
                     _log.error("%s\n%s", failure.message, redact(summary.traceback))
                 raise failure
         self._require_recorded(order, summaries)
-        staged = merged([summary.staged for summary in summaries if summary.staged is not None])
         for summary in summaries:
-            for path, size in zip(summary.staged.files if summary.staged else (), summary.sizes, strict=True):
+            for path, size in zip(summary.files, summary.sizes, strict=True):
                 require_here(f"{self._spec.name}, partition {order.partition.key}", path, size)
+        staged = merged([part for summary in summaries if (part := summary.whole()) is not None])
         if staged.counts.rows_in != order.rows:
             where = f"{self._spec.name}, partition {order.partition.key}"
             msg = f"{where}: the tasks read {staged.counts.rows_in:,} rows of {order.rows:,}; nothing is published."

@@ -30,6 +30,7 @@ from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.features.parts import FilePart, ReadPart, Stretches, stretches_of
 from batch_platform.features.spark.task import FULL_DISK, require_fit, running_task
 from batch_platform.models.native_threads import one_thread
+from batch_platform.monitoring.agreement import Agreement
 from batch_platform.scoring.orders import OpenModels, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
 
@@ -71,13 +72,32 @@ class Job:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an attempt of a task did; the driver takes one for each task, the one that Spark returned."""
+    """What an attempt of a task did; the driver takes one for each task, the one that Spark returned.
 
-    staged: Staged | None = None
+    Its size does not depend on the number of rows: the rows that challengers rank are in a file of the staging folder.
+    """
+
+    staged: Staged | None = None  # without the agreement of challengers
+    agreements: Path | None = None  # file with the pickled agreement of each challenger; None without challengers
     stretches: Stretches = field(default_factory=dict[tuple[int, int], str])  # hashes of the bytes that were read
-    sizes: tuple[int, ...] = ()  # of the staged files, in bytes
+    sizes: tuple[int, ...] = ()  # of the files, in bytes
     failure: BatchPlatformError | None = None
     traceback: str = ""  # of the failure
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the driver reads or commits."""
+        return (*(self.staged.files if self.staged else ()), *([self.agreements] if self.agreements else []))
+
+    def whole(self) -> Staged | None:
+        """What was staged, with the agreement of challengers."""
+        if self.staged is None or self.agreements is None:
+            return self.staged
+        agreements: list[Agreement] = pickle.loads(self.agreements.read_bytes())  # noqa: S301 - written by our own tasks
+        pairs = zip(self.staged.challengers, agreements, strict=True)
+        return replace(
+            self.staged, challengers=tuple(replace(scores, agreement=agreement) for scores, agreement in pairs)
+        )
 
 
 @dataclass(frozen=True)
@@ -137,10 +157,15 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
                 file.require_unchanged()  # damage is no reason for another attempt
                 raise
             stretches = reader.hashes
-    # Thin what a partition of so many rows would thin anyway, so that summaries stay small.
-    scores = tuple(replace(scores, agreement=scores.agreement.within(order.rows)) for scores in staged.challengers)
-    staged = replace(staged, challengers=scores)
-    return Summary(staged, stretches, tuple(path.stat().st_size for path in staged.files))
+        summary = Summary(staged, stretches=stretches)
+        if staged.challengers:
+            # Thin what a partition of so many rows would thin anyway, so that the driver can read all of them at once.
+            agreements = [scores.agreement.within(order.rows) for scores in staged.challengers]
+            kept = job.folder / f"{name}.agreements"
+            kept.write_bytes(pickle.dumps(agreements))
+            scores = tuple(replace(scores, agreement=Agreement()) for scores in staged.challengers)
+            summary = replace(summary, staged=replace(staged, challengers=scores), agreements=kept)
+    return replace(summary, sizes=tuple(path.stat().st_size for path in summary.files))
 
 
 def _hashed(job: Job, task: Task) -> Summary:
