@@ -264,7 +264,7 @@ def shifts_by_whole_hours(zone: ZoneInfo, start: datetime, end: datetime | None)
     Without an end, all shifts count that the time zone database knows of.
     """
     end = end or max(start, _CLOCKS_KNOWN_UNTIL)
-    firsts = (datetime(year, month, 1) for year in range(start.year, end.year + 1) for month in range(1, 13))  # noqa: DTZ001
+    firsts = (datetime(year, month, 1) for year in range(start.year, end.year + 1) for month in range(1, 13))  # noqa: DTZ001 - local
     moments = [start, *(first for first in firsts if start < first < end), end]
     offsets = {moment.replace(tzinfo=zone).utcoffset() or timedelta() for moment in moments}
     return len({offset % _HOUR for offset in offsets}) == 1
