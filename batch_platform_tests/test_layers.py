@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from batch_platform.warehouse.sql import connect
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "batch_platform"
 MODULES = {
@@ -256,3 +258,16 @@ def test_libraries_are_declared_and_the_declared_ones_are_used():
     assert all(re.search(r">=.+,<", line) or line.startswith("tzdata") for line in lines)
     tested = re.search(r"\[(.+)\]", project["optional-dependencies"]["test"][0])
     assert set(tested[1].split(",")) == set(project["optional-dependencies"]) - {"test"}
+
+
+def test_every_connection_to_duckdb_is_made_without_its_progress_bar():
+    made = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "duckdb.connect"
+    }
+    assert made == {"batch_platform.warehouse.sql"}
+    with connect() as con:
+        for each in (con, con.cursor()):
+            assert each.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]

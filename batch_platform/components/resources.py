@@ -25,6 +25,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, read_latest
 from batch_platform.warehouse.published import open_published, publish, reading_published
+from batch_platform.warehouse.sql import connect
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.user_tables import (
     DEFAULT_SCHEMA,
@@ -172,7 +173,7 @@ def _features(
     if not files:
         msg = f"{pipeline}: no features are built yet."
         raise DataError(msg, hint="materialize them first.")
-    con = duckdb.connect(":memory:")
+    con = connect()
     con.execute("SET TimeZone = 'UTC'")
     relation = con.read_parquet([str(file) for file in files.values()], union_by_name=True, hive_partitioning=False)
     if unknown := [name for name in columns or () if name not in relation.columns]:

@@ -34,7 +34,7 @@ from batch_platform.pipeline.export import scored_file
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 MOST_ROWS = 20
 PARTITION = "partition"  # beside the columns of a key
@@ -222,7 +222,7 @@ def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> dict[str, 
     except IntegrityError:
         return None
     same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
-    with duckdb.connect(":memory:") as con:
+    with connect() as con:
         con.execute("SET TimeZone = 'UTC'")
         query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same}"
         rows = con.execute(query, [*key.values()])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.warehouse.sql import literal
+from batch_platform.warehouse.sql import connect, literal
 
 READABLE_FROM = "v1.5.0"  # the oldest version of DuckDB that can read the files
 _DATABASE = "warehouse"
@@ -87,7 +87,7 @@ def _instance() -> duckdb.DuckDBPyConnection:
         "storage_compatibility_version": READABLE_FROM,
         "checkpoint_threshold": "1TB",
     }
-    instance = duckdb.connect(":memory:", config=config)
+    instance = connect(config=config)
     instance.execute("PRAGMA disable_checkpoint_on_shutdown; SET GLOBAL TimeZone = 'UTC'")
     return instance
 

@@ -40,7 +40,7 @@ from batch_platform.warehouse.marks import (
     write_marks,
     written_by_others,
 )
-from batch_platform.warehouse.sql import literal, quoted, transaction
+from batch_platform.warehouse.sql import connect, literal, quoted, transaction
 from batch_platform.warehouse.staging import sweep_all
 from batch_platform.warehouse.tables_in_files import (
     PREDICTIONS,
@@ -72,7 +72,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         NothingPublishedError: The home has no published copy yet.
         WarehouseError: The copy cannot be read, or another version of this project wrote it.
     """
-    copy, con = _opened(home, lambda copy: duckdb.connect(str(copy), read_only=True))
+    copy, con = _opened(home, lambda copy: connect(copy, read_only=True))
     con.execute("SET TimeZone = 'UTC'")
     find_files(con, home)
     require_format(con, copy)

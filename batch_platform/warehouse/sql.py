@@ -1,7 +1,9 @@
-"""SQL text: quoted identifiers and string literals; the columns of a table; a transaction."""
+"""SQL text: quoted identifiers and string literals; a connection; the columns of a table; a transaction."""
 
 import contextlib
 from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -19,6 +21,18 @@ def folded(identifier: str) -> str:
 def literal(text: str) -> str:
     """An SQL string, for the few statements that take no bound values."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def connect(
+    file: Path | None = None, *, read_only: bool = False, config: dict[str, Any] | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Connect to a database file, or by default to a new database in memory, without DuckDB's progress bar.
+
+    DuckDB would draw it on standard output, in the middle of a report in JSON.
+    """
+    con = duckdb.connect(str(file or ":memory:"), read_only=read_only, config=config or {})
+    con.execute("SET enable_progress_bar = false")
+    return con
 
 
 def table_columns(

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import duckdb
 import yaml
 
 from batch_platform.cli.proposal.choices import (
@@ -29,7 +28,7 @@ from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, v
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.spec import ASSETS
 from batch_platform.declaration.yaml_file import TYPE
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import connect, quoted
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS_OF_YAML = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
@@ -321,7 +320,7 @@ def _identifier(name: str) -> str:
 @cache
 def _keywords() -> frozenset[str]:
     query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'"
-    with duckdb.connect(":memory:") as con:
+    with connect() as con:
         return frozenset(word for (word,) in con.execute(query).fetchall())
 
 

@@ -18,7 +18,7 @@ from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.features.sources.text_files import with_line_end
 from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path, member_of
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 _MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
 _ESCAPED = re.compile(r"\[[\[?*]\]")  # how glob.escape writes a bracket, a question mark or a star
@@ -199,7 +199,7 @@ def _is_hidden(path: Path) -> bool:
 def _table_of(path: Path, table: str | None) -> str:
     """The name of a table or view of a DuckDB file: the one that is asked for, or the only one."""
     try:
-        with duckdb.connect(":memory:") as con:
+        with connect() as con:
             con.execute(f"ATTACH {literal(str(path))} AS given (READ_ONLY)")
             query = "SELECT schema_name, {} FROM {} WHERE database_name = 'given' AND NOT internal"
             rows = con.execute(
@@ -228,7 +228,7 @@ def _with_dialect(origin: Origin) -> Origin:
     first, *_ = files = [duckdb_path(path) for path in files_of(table)]
     notation = [] if origin.encoding is None else [f"encoding = {literal(origin.encoding)}"]
     try:
-        with duckdb.connect(":memory:") as con:
+        with connect() as con:
             admit_archives(con)
             sniffed, line_end = with_line_end(lambda option: _sniffed(con, first, *notation, option))
             notation += [line_end] if line_end else []

@@ -13,7 +13,7 @@ from batch_platform.cli.proposal.survey import IN_PARTS, PART, Survey, look
 from batch_platform.declaration.errors import WrongUseError, listed, named
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.features.sources.opening import create_view_of
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 TRAIN, SCORE = "train", "score"  # values of the column that tells whose row it is
 
@@ -49,7 +49,7 @@ def survey_of_two(
         WrongUseError: It is not clear which column is the label, or the files have no other columns in common.
     """
     try:
-        with duckdb.connect(":memory:") as con:
+        with connect() as con:
             con.execute(f"SET TimeZone = {literal(timezone)}")
             columns: list[Sequence[str]] = []
             for name, origin in ((TRAIN, train), (SCORE, score)):

@@ -21,7 +21,7 @@ from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
 from batch_platform.declaration.calendar import Every, Partition
 from batch_platform.declaration.errors import WrongUseError, named, shortened
 from batch_platform.features.sources.opening import create_view_of
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
 PART, IN_PARTS = "part", "seen_in_parts"  # which of two files a row is of, and the view that knows it
@@ -367,7 +367,7 @@ def survey(origin: Origin, timezone: str, date_order: DateOrder | None = None) -
         WrongUseError: The table has no rows.
     """
     try:
-        with duckdb.connect(":memory:") as con:
+        with connect() as con:
             con.execute(f"SET TimeZone = {literal(timezone)}")
             create_view_of(con, origin.as_table("seen"))
             origin = _with_short_years_as_text(con, origin)

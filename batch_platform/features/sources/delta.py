@@ -20,7 +20,7 @@ from batch_platform.declaration.extras import needed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import ParquetFiles, SourceKind, SourceTable, create_view, digest, unused_name
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -81,7 +81,7 @@ class _Snapshot:
         columns: dict[Path, set[str]] = {path: set() for path in self.sizes}
         if columns and any(_INSTANT in dtype for dtype in self.stored.values()):
             query = f"SELECT file_name, name FROM parquet_schema({_listed(columns)}) WHERE type = 'INT96'"
-            with duckdb.connect(":memory:") as con:
+            with connect() as con:
                 for file, column in con.execute(query).fetchall():
                     columns[Path(file)].add(column)
         files: dict[frozenset[str], list[Path]] = {}
@@ -163,7 +163,7 @@ def _load(root: Path, version: int, newest: _Commit) -> _Snapshot:
         problem = f"cannot be loaded: {reason}"
         raise _RefusedError(problem, hint) from error
     partitions = files.select(names).rename_columns([name.removeprefix("partition.") for name in names])
-    with duckdb.connect(":memory:") as con:
+    with connect() as con:
         view = con.from_arrow(schema.empty_table())
         columns = dict(zip(view.columns, map(str, view.types), strict=True))
     paths = [_below(root, path) for path in files["path"].to_pylist()]

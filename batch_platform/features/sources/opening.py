@@ -26,7 +26,7 @@ from batch_platform.features.sources.spark_table import SPARK_TABLE
 from batch_platform.features.sources.text_files import CSV, JSON
 from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 SOURCE_KINDS: dict[str, SourceKind] = {
     "python": PYTHON,
@@ -55,7 +55,7 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
 @contextmanager
 def bounded(spill: Path | None, timezone: str) -> Generator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB whose clocks are those of a time zone; for `spill` see `Sources.connect`."""
-    with duckdb.connect(":memory:") as con, interruptible(con):
+    with connect() as con, interruptible(con):
         con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
         con.execute(f"SET TimeZone = {literal(timezone)}")
         if most := most_threads():

@@ -30,7 +30,7 @@ from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, 
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
 from batch_platform.features.spark.task import SAME_ENVIRONMENT, WRITTEN, WrittenRows, require_here, write_rows
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -133,7 +133,7 @@ class SparkFeatures:
             none, counted = frame.limit(0).toArrow(), frame.groupBy().count()
         job = SparkJob(uuid4().hex, f"{self._spec.name}, source {name}", self._cancel_if_late)
         ((rows,),) = self._ran(partition, job, counted.collect)
-        with duckdb.connect(":memory:") as con:
+        with connect() as con:
             view = con.from_arrow(none)
             columns = dict(zip(view.columns, map(str, view.types), strict=True))
         return self._sources.kind(name).state(table, rows, columns)
