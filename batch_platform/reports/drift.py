@@ -142,12 +142,12 @@ def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
         what = f"{now:.1%} of its values are empty in {key}, instead of {then:.1%}"
     elif abs(shares[kind]) >= _MATTERS:
         what = f"{now:.1%} of its values in {key} are categories that the model does not know, instead of {then:.1%}"
-    elif (row["outside_share"] or 0) >= (outside := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
-        what = f"{row['outside_share']:.1%} of its values in {key} lie outside the range seen in training, instead of {outside:.1%}"
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
         what = f"its mean is {number(row['mean'])} in {key}, instead of {number(row['baseline_mean'])}"
     else:
         what = f"its values are distributed otherwise in {key}"
+    if (row["outside_share"] or 0) >= (expected := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
+        what += f"; {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
     return f"{what} (index {row['unusual']:.2f}); an alarm in {count:,} of {partitions:,} partitions."
 
 

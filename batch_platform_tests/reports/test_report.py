@@ -225,6 +225,7 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
     worst = figures.drift.worst[0]
     assert (worst.column, worst.partition_key) == ("items", STRANGE)
     assert f"its mean is {number(mean)} in {STRANGE}, instead of {number(usual)}" in worst.sentence
+    assert "; 100.0% of the values lie outside the range seen in training, 0.0% expected (index" in worst.sentence
     assert mean > 50 * usual
     assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} partitions."), "a day has no rows"
 

@@ -114,7 +114,7 @@ class SparkEngine:
                     yield self._job(members, tasks)
                     members, tasks = [], []
         except Exception:
-            if members:
+            if members and self._started is not None:  # it would start a second time
                 yield self._job(members, tasks)
             raise
         if members:
