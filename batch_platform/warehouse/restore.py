@@ -72,8 +72,8 @@ def _newest_copy(home: Home) -> Path:
             problems[copy.name] = f"cannot be read: {error}"
     states = "; ".join(f"{name} {problem}" for name, problem in problems.items())
     msg = f"{home.root} holds no published copy that can be restored{f': {states}' if states else ''}."
-    hint = "restore a backup of the whole home; or move the copies that cannot be read out of it, and restore again."
-    raise WarehouseError(msg, hint=hint)
+    otherwise = "; or move the copies that cannot be read out of it, and restore again" if states else ""
+    raise WarehouseError(msg, hint=f"restore a backup of the whole home{otherwise}.")
 
 
 def _set_aside(home: Home, now: datetime) -> Path | None:
