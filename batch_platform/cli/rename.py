@@ -13,7 +13,9 @@ from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.pipeline.rename import rename_pipeline
 
 
-@click.command("rename", epilog=terminal.examples("rename flight_delays late_flights"))
+@click.command(
+    "rename", epilog=terminal.examples("rename flight_delays late_flights", "rename flight_delays late_flights --json")
+)
 @click.argument("pipeline")
 @click.argument("name")
 @terminal.reports
