@@ -28,7 +28,6 @@ from batch_platform.reports.page import html
 from batch_platform.scoring.batch import score_batch
 from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.renaming import rename_column
 from batch_platform_tests.small_pipeline import (
     BERLIN,
     FEATURES_SQL,
@@ -177,9 +176,6 @@ def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_ver
     assert alarms == [("2024-02-03", "Zürich", "fail")]
     (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-03"])
     assert describe.drifted_segments(committed.segment_alarms)[0].startswith("predictions for shop = Zürich ")
-    with pipeline.warehouse.transaction() as con:
-        assert "drift_by_segment" in rename_column(con, "small", "shop", "store")
-        assert con.execute("SELECT DISTINCT segment_column FROM small.drift_by_segment").fetchall() == [("store",)]
 
 
 def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):

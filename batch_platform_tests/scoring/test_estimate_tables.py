@@ -21,7 +21,6 @@ from batch_platform.scoring.estimate_tables import (
     track_records,
 )
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.renaming import rename_column
 from batch_platform_tests.small_pipeline import SHOPS, carry_out, small_pipeline
 
 NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
@@ -162,11 +161,3 @@ def test_labels_that_the_model_has_learned_from_do_not_count(tmp_path):
         query = "SELECT DISTINCT in_sample FROM small.performance WHERE partition_key = '2024-02-10'"
         assert con.execute(query).fetchall() == [(True,)]
     assert {row.realised for row in published(pipeline, "2024-02-10")["2024-02-10"]} == {None}
-
-
-def test_a_kept_column_is_renamed_in_the_estimates_of_its_segments(pipeline):
-    with pipeline.warehouse.transaction() as con:
-        assert "estimates_by_segment" in rename_column(con, "small", "shop", "store")
-        query = "SELECT DISTINCT segment_column FROM small.estimates_by_segment"
-        assert con.execute(query).fetchall() == [("store",)]
-        rename_column(con, "small", "store", "shop")
