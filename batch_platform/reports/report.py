@@ -36,7 +36,6 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
     Raises:
         DataError: No partition of the window is scored.
         NothingPublishedError: Nothing is published yet.
-        WrongUseError: The libraries of the extra `report` are not installed.
     """
     with open_published(home) as con:
         figures = read_figures(con, spec, first, last, every=every)
