@@ -207,6 +207,6 @@ def _try_query(
         with staging_folder(pipeline.home, "check") as folder, pipeline.builder.session(spill=folder) as session:
             session.require_valid(partition, columns)
         return
-    with pipeline.builder.sources.connect(partition, names=sources) as con:
+    with pipeline.builder.sources.connect(partition, names=pipeline.builder.opened(sources)) as con:
         if query is not None:
             query.run(con, partition, columns)

@@ -7,7 +7,7 @@ equal rows give equal bytes. Labels are read here too.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -203,7 +203,7 @@ class FeatureBuilder:
         """The source columns that the features are made from, given the columns that the sources have for a partition."""
         if self.query is None or self.lineage.complete:
             return self.lineage
-        with self.sources.connect(partition, names=self._in_duckdb(self.built_from)) as con:
+        with self.sources.connect(partition, names=self.opened(self.built_from)) as con:
             columns = dict.fromkeys(self.spec.sources, ()) | {
                 name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in con.names
             }
@@ -263,13 +263,14 @@ class FeatureBuilder:
         Raises:
             SourceError: The SQL or the function fails.
         """
-        with self.sources.connect(partition, names=self._in_duckdb(self.built_from), only=only) as con:
+        with self.sources.connect(partition, names=self.opened(self.built_from), only=only) as con:
             session = FeatureSession(self, lambda _: con)
             with session.batches(partition) as (batches, schema):
                 return pl.DataFrame(pa.Table.from_batches(batches, schema))
 
-    def _in_duckdb(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if name in self.sources.in_duckdb]
+    def opened(self, names: Collection[str]) -> list[str]:
+        """Those of some sources that DuckDB can read; all where none is named, so that a misspelt name is told the nearest."""
+        return [name for name in self.sources.in_duckdb if not names or name in names]
 
     @contextmanager
     def session(self, *, spill: Path | None = None, labels: bool = False) -> Generator["FeatureSession"]:
@@ -281,7 +282,7 @@ class FeatureBuilder:
             on_spark = None
             if isinstance(self.query, SparkQuery) and spill is not None:
                 on_spark = stack.enter_context(SparkFeatures(self.spec, self.sources, self.query, spill))
-            names = self._in_duckdb(self.label_sources if labels else self.built_from)
+            names = self.opened(self.label_sources if labels else self.built_from)
             yield FeatureSession(
                 self, lambda first: stack.enter_context(self.sources.connect(first, names=names, spill=spill)), on_spark
             )
