@@ -394,7 +394,9 @@ def test_check_names_the_days_without_a_file_of_labels_and_fails_only_if_there_i
     answer = cli(project, "check")
     assert answer.code == 0, answer.error
     assert answer.out == (
-        "small: ok\n  evaluation waits: source 'returns' has no file of labels yet for 2024-02-10, 2024-02-29 (2)\n"
+        "small: ok\n"
+        "  no model will ever serve 31 partitions (2024-01-01 to 2024-01-31): warm-up, the first model serves from 2024-02-01\n"
+        "  evaluation waits: source 'returns' has no file of labels yet for 2024-02-10, 2024-02-29 (2)\n"
     )
 
 

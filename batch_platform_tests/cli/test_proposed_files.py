@@ -217,7 +217,7 @@ def test_dated_files_are_read_together_where_their_names_do_not_tell_their_rows(
 
 def test_a_day_without_a_file_fails_alone_until_there_is_one(cli, tmp_path):
     table = orders(1200)
-    lost = table["at"].dt.date().unique().sort()[-5]
+    lost = table["at"].dt.date().unique().sort()[-2]  # no model learns from it
     days = pl.col("at").dt.date()
     daily(tmp_path / "sales", "{}.csv", table.filter(days != lost), pl.DataFrame.write_csv)
     answer = cli(tmp_path, "new", "sales", "--from", "sales")

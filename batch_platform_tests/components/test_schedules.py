@@ -460,7 +460,7 @@ def test_a_model_that_lacks_a_file_of_labels_holds_up_no_scores_and_evaluation_s
     assert look(deployment, "performance", earlier) == ([], f"Nothing is due; {reason}.")
     assert tick(deployment, "predictions", when) == [True]
     versions = {run.model_version[:10] for run in deployment.pipeline.state().scores.values()}
-    assert versions == {"2024-01-21"}
+    assert versions == {"2024-01-22"}
     (request,), _ = look(deployment, "training", when)
     (failure,) = [it for it in execute(deployment, "training", request).all_events if it.is_step_failure]
     message = failure.step_failure_data.user_failure_data.description

@@ -132,7 +132,7 @@ def test_each_partition_has_a_file_of_its_own(tmp_path, pattern, files):
         assert con.duckdb.execute("FROM a").fetchall() == [(0,)]
         con.move(SECOND)
         assert con.duckdb.execute("FROM a").fetchall() == [(1,)]
-    assert below.versions(FIRST) != below.versions(SECOND)
+    assert below.versions(FIRST, ["a"]) != below.versions(SECOND, ["a"])
     assert polars_rows(below, SECOND) == [(1,)]
 
 
@@ -230,7 +230,7 @@ def test_a_file_added_to_a_glob_or_moved_within_it_changes_the_version(tmp_path)
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text("x\n1\n")
             os.utime(tmp_path / name, ns=(0, 0))
-        seen.add(below.versions(FIRST)["a"])
+        seen.add(below.versions(FIRST, ["a"])["a"])
     assert len(seen) == 3
 
 
@@ -240,16 +240,16 @@ def test_a_version_does_not_depend_on_where_the_project_lies(tmp_path):
         (folder / "data").mkdir(parents=True)
         (folder / "data" / "a.csv").write_text("x\n1\n")
         os.utime(folder / "data" / "a.csv", ns=(0, 0))
-        versions.append(sources(folder, a={"csv": "data/*.csv"}).versions(FIRST))
+        versions.append(sources(folder, a={"csv": "data/*.csv"}).versions(FIRST, ["a"]))
     assert versions[0] == versions[1]
 
 
 def test_the_version_of_a_function_is_that_of_its_code(tmp_path, functions):
     below = sources(tmp_path, a={"python": f"{functions}.table"})
-    before = below.versions(FIRST)
-    assert below.versions(SECOND) == before
+    before = below.versions(FIRST, ["a"])
+    assert below.versions(SECOND, ["a"]) == before
     (tmp_path / f"{functions}.py").write_text(FUNCTIONS + "\n# changed\n")
-    assert below.versions(FIRST) != before
+    assert below.versions(FIRST, ["a"]) != before
 
 
 @pytest.mark.parametrize("dotted", ["functools.partial", "math.sqrt", "builtins.len", "pathlib.Path"])

@@ -78,9 +78,7 @@ def test_a_score_is_traced_to_the_rows_of_its_key_in_the_sources_that_have_the_k
 def test_a_source_without_the_key_is_named_with_its_version_and_the_columns_read(joined):
     shops = sources_of(joined, id="1500")["shops"]
     assert (shops.columns, shops.rows_of_key, shops.rows) == (["shop", "size"], None, ())
-    assert (
-        shops.version == joined.builder.sources.versions(joined.spec.partitions.calendar.named("2024-02-07"))["shops"]
-    )
+    assert shops.version == joined.builder.sources.version("shops", joined.spec.partitions.calendar.named("2024-02-07"))
     assert shops.note == "lacks columns of the key: which of its rows were used is not known"
 
 
@@ -133,7 +131,7 @@ def test_every_partition_depends_on_a_common_table_with_the_version_it_was_built
         f"2024-02-{day:02}" for day in range(1, 11)
     ]
     assert {partition.through for partition in predictions.partitions} == {("features", "model")}
-    version = joined.builder.sources.versions(joined.spec.partitions.calendar.named("2024-02-07"))["events"]
+    version = joined.builder.sources.version("events", joined.spec.partitions.calendar.named("2024-02-07"))
     assert predictions.versions == {version: 10}
     assert predictions.rows_scored == 400
     assert predictions.models == [joined.state().registry.versions[0].version]
