@@ -96,6 +96,8 @@ def _never_served(spec: PipelineSpec) -> str | None:
     """Say which partitions no model will ever serve, and why; None if each of them can have one."""
     calendar, first = spec.partitions.calendar, first_service(spec)
     end = calendar.last_end if first is None else first.start
+    if first is not None and (begun := calendar.holding(first.start)) and begun.start < first.start:
+        end = begun.end
     never = [] if end is None else calendar.within(calendar.first_start, end)
     if not never:
         return None

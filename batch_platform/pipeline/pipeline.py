@@ -49,7 +49,14 @@ from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_table
 from batch_platform.pipeline.former_codes import FormerCodes
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.health import Past, partition_aspects
-from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, require_takeable, with_snapshots_over
+from batch_platform.pipeline.plan import (
+    Plan,
+    awaited_labels,
+    make_plan,
+    require_labels,
+    require_takeable,
+    with_snapshots_over,
+)
 from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.state import State, checked, features_due, with_files_as_seen
@@ -337,24 +344,7 @@ class Pipeline:
                 f"{name}_bring_up_to_date."
             )
             raise DataError(msg, hint=hint)
-        self._require_labels(training.period, window)
-
-    def _require_labels(self, period: Partition, window: Sequence[Partition]) -> None:
-        """Refuse to train where files of mature labels are missing, and name all of them."""
-        spec, awaited = self.spec, self.builder.awaited_label_sources
-        mature = [partition for partition in window if matures(spec, partition) <= period.start]
-        lacking = {partition.key: names for partition in mature if (names := awaited(partition))}
-        if spec.labels is not None and lacking:
-            names = listed({repr(name) for of_partition in lacking.values() for name in of_partition})
-            msg = (
-                f"{spec.name}, serving period {period.key}: the model is not trained, since source {names} has no file for "
-                f"{listed(lacking)} of its training window, whose labels are known by labels.delay ({spec.labels.delay})."
-            )
-            hint = (
-                f"add what is missing, or correct labels.delay if labels come later. If those of {min(lacking)} never come, "
-                f"batch-platform drop {spec.name} --partition {min(lacking)} leaves it out of every training window."
-            )
-            raise DataError(msg, hint=hint)
+        require_labels(self.spec, training.period, window, self.builder.awaited_label_sources)
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""

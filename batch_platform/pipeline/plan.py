@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.errors import DataError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import (
     can_train,
@@ -322,6 +322,26 @@ def awaited_labels(
     if names := sources(partition):
         return f"source {listed(map(repr, names))} has no file of labels for it yet"
     return None
+
+
+def require_labels(
+    spec: PipelineSpec, period: Partition, window: Iterable[Partition], sources: Callable[[Partition], Sequence[str]]
+) -> None:
+    """Refuse to train where `sources` lack files of mature labels; the DataError names all of them."""
+    mature = [partition for partition in window if matures(spec, partition) <= period.start]
+    lacking = {partition.key: names for partition in mature if (names := sources(partition))}
+    if spec.labels is None or not lacking:
+        return
+    names = listed({repr(name) for of_partition in lacking.values() for name in of_partition})
+    msg = (
+        f"{spec.name}, serving period {period.key}: the model is not trained, since source {names} has no file for "
+        f"{listed(lacking)} of its training window, whose labels are known by labels.delay ({spec.labels.delay})."
+    )
+    hint = (
+        f"add what is missing, or correct labels.delay if labels come later. If those of {min(lacking)} never come, "
+        f"batch-platform drop {spec.name} --partition {min(lacking)} leaves it out of every training window."
+    )
+    raise DataError(msg, hint=hint)
 
 
 def _due_performance(

@@ -4,8 +4,10 @@ Nothing is scored again. A rename that is killed before its one transaction has 
 completed by the next process that opens the warehouse.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+
+import duckdb
 
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
@@ -18,35 +20,40 @@ from batch_platform.warehouse.tables_in_files import link_file, named_files
 
 
 def rename_pipeline(home: Home, old: str, new: str) -> HeldPipeline:
-    """Rename what a home holds of a pipeline, and say what that is.
+    """Rename what a home holds of a pipeline, and say what that is; a rename that was killed is completed and published.
 
     Raises:
         WrongUseError: Nothing is held under the old name, or something under the new one; nothing is changed.
         WarehouseBusyError: Another process held the warehouse for too long; nothing is changed.
     """
-    renaming = Renaming(old, new)
-    with Warehouse(home).open() as con:
+    announced = Renaming.announced(home)
+    with Warehouse(home).open() as con:  # completes what is announced
         held = held_pipelines(con)
-        named(old, held, f"The warehouse holds nothing of a pipeline {old!r}; it holds")
-        folders = [folder for _, folder in renaming.folders(home) if folder.is_dir() and any(folder.iterdir())]
-        if new in held or folders:
-            where = "the warehouse" if new in held else folders[0]
-            msg = f"Something was made already under the name {new!r}: see {where}; nothing is renamed."
-            hint = (
-                f"declare another name; or take {new} out of the YAML, and batch-platform gc --drop {new} removes it."
-            )
-            raise WrongUseError(msg, hint=hint)
-        renaming.announce(home)
-        for file in named_files(con, home, pipeline=old):  # which the views look for, also of older published copies
-            link = home.table_file(new, *file.parts[-3:])
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if file.is_file():
-                link_file(str(file), str(link))
-        with transaction(con):
-            rename_rows(con, old, new, renaming.change_id)
-        complete_renaming(con, home)
+        is_completed = announced is not None and (announced.old, announced.new) == (old, new) and old not in held
+        if not is_completed:
+            _rename(con, home, Renaming(old, new), held)
     publish(home)
-    return held[old]
+    return held[new if is_completed else old]
+
+
+def _rename(con: duckdb.DuckDBPyConnection, home: Home, renaming: Renaming, held: Mapping[str, HeldPipeline]) -> None:
+    old, new = renaming.old, renaming.new
+    named(old, held, f"The warehouse holds nothing of a pipeline {old!r}; it holds")
+    folders = [folder for _, folder in renaming.folders(home) if folder.is_dir() and any(folder.iterdir())]
+    if new in held or folders:
+        where = "the warehouse" if new in held else folders[0]
+        msg = f"Something was made already under the name {new!r}: see {where}; nothing is renamed."
+        hint = f"declare another name; or take {new} out of the YAML, and batch-platform gc --drop {new} removes it."
+        raise WrongUseError(msg, hint=hint)
+    renaming.announce(home)
+    for file in named_files(con, home, pipeline=old):  # which the views look for, also of older published copies
+        link = home.table_file(new, *file.parts[-3:])
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file():
+            link_file(str(file), str(link))
+    with transaction(con):
+        rename_rows(con, old, new, renaming.change_id)
+    complete_renaming(con, home)
 
 
 def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:

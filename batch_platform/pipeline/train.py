@@ -66,6 +66,7 @@ from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.pipeline.state import State
+from batch_platform.pipeline.trainings_due import knows_too_much
 from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import as_record
@@ -431,8 +432,12 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
     if learned.data is None:
         verdict = accepted(model.promote, UNJUDGED)
     else:
-        period = training.period.key
-        verdict = pass_gate(model.promote, features, learned.fitted, learned.data, period, champion, open_version)
+        period, knowing = training.period.key, champion and knows_too_much(training.history.spec, champion)
+        opponent = None if knowing else champion
+        verdict = pass_gate(model.promote, features, learned.fitted, learned.data, period, opponent, open_version)
+        if champion and knowing:
+            reason = f"{verdict.reason}; the champion {champion.version} was not compared: it {knowing}"
+            verdict = replace(verdict, reason=reason)
     final = learned if verdict.action == "refused" else training.refit(learned)
     version, decision = training.write(final, verdict, actor="gate")
     return Trained(version, decision, learned.data if model.import_ is None else None)

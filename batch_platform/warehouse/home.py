@@ -205,8 +205,9 @@ def _below(folder: Path, *names: str) -> Path:
             msg = f"{name[:80]!r} cannot be the name of a file or a folder in {folder}."
             raise WrongUseError(msg, hint="names hold letters, digits and _ - + : . and at most 200 bytes.")
     path = folder.joinpath(*names)
-    inner = (path, *path.parents[: len(names) - 1])
-    if any(map(os.path.islink, inner)) and not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
-        msg = f"{path} leads out of {folder} by a link; nothing is read or written there."
+    inner = (*reversed(path.parents[: len(names) - 1]), path)
+    link = next(filter(os.path.islink, inner), None)
+    if link is not None and not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
+        msg = f"{link} leads out of {folder} by a link; nothing is read or written there."
         raise WrongUseError(msg, hint=f"remove the link, or move {folder} as a whole and make a link of it.")
     return path

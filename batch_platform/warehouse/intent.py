@@ -1,7 +1,7 @@
 """The intent to rename a pipeline: a file of the home by which whoever opens the warehouse next completes a killed rename.
 
 All rows get the new name in one transaction, which also notes a change with the intent's id. Without that change nothing was
-renamed; with it, only folders are left that need the new name.
+renamed; with it, only folders are left that need the new name, and a published copy, with which the intent is fulfilled.
 """
 
 import json
@@ -29,6 +29,11 @@ class Renaming:
         """The folders of the pipeline that no published copy names, each with its new place."""
         return [(of(self.old), of(self.new)) for of in (home.features, home.bundles)]
 
+    @classmethod
+    def announced(cls, home: Home) -> "Renaming | None":
+        """Read the intent of a home, if there is one."""
+        return cls(**json.loads(home.renaming.read_text())) if home.renaming.exists() else None
+
     def announce(self, home: Home) -> None:
         """Write the intent, at one instant."""
         aside = home.renaming.with_name(f".{home.renaming.name}")
@@ -38,16 +43,21 @@ class Renaming:
 
 
 def complete_renaming(con: duckdb.DuckDBPyConnection, home: Home) -> None:
-    """Move the folders of a pipeline whose rows have a new name, and forget the intent; may be repeated after any kill."""
-    if not home.renaming.exists():
+    """Move the folders of a pipeline to where its rows are; may be repeated after any kill.
+
+    The folders go back where the warehouse was restored to a state before the rename.
+    """
+    renaming = Renaming.announced(home)
+    if renaming is None:
         return
-    renaming = Renaming(**json.loads(home.renaming.read_text()))
     query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.changes WHERE change_id = $id"
-    if con.execute(query, {"id": renaming.change_id}).fetchall():
-        for folder, target in renaming.folders(home):
-            if folder.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(target)
-        with suppress(OSError):  # files of tables stay until no published copy names them
-            home.features(renaming.old).parent.rmdir()
-    home.renaming.unlink()
+    is_renamed = bool(con.execute(query, {"id": renaming.change_id}).fetchall())
+    for folders in renaming.folders(home):
+        folder, target = folders if is_renamed else reversed(folders)
+        if folder.is_dir() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+    with suppress(OSError):  # files of tables stay until no published copy names them
+        home.features(renaming.old).parent.rmdir()
+    if not is_renamed:
+        home.renaming.unlink()

@@ -148,6 +148,7 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         )
     if current == wanted and wanted.is_file() and wanted not in foreign:
         _remove_unnamed(con, home)
+        home.renaming.unlink(missing_ok=True)
         return wanted
     if home.published.exists() and current is None:
         _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
@@ -172,6 +173,7 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         if copy not in {wanted, current, *read} or (copy != wanted and copy in foreign):
             _remove(copy)
     _remove_unnamed(con, home)
+    home.renaming.unlink(missing_ok=True)  # what it announces is published
     return wanted
 
 

@@ -596,6 +596,12 @@ def test_check_names_the_partitions_that_no_model_will_ever_serve_and_why(cli, t
         "  no model will ever serve 21 partitions (2024-01-11 to 2024-01-31): no serving period (model.train.every: month) "
         "begins before 2024-02-01 with twice model.train.evaluate plus labels.delay of partitions before it"
     )
+    weekly = {"every": "week", "start": "2024-01-01", "end": "2024-07-01"}
+    model = {"train": {"every": "month", "start": "2024-03-01", "evaluate": "14 days"}}
+    folder = write_project(tmp_path / "weekly", partitions=weekly, model=model)
+    assert cli(folder, "check").out.splitlines()[1] == (
+        "  no model will ever serve 9 partitions (2024-01-01 to 2024-02-26): warm-up, the first model serves from 2024-03-01"
+    )
 
 
 def test_warm_up_is_said_in_advance_and_is_no_failure(cli, tmp_path):

@@ -634,6 +634,14 @@ def test_a_counter_stays_the_key_where_times_repeat(tmp_path):
     assert names(proposed(tmp_path / "sensors.parquet", label="level")[0].key) == ["n"]
 
 
+def test_a_number_of_events_stays_the_key_where_their_times_are_unique_by_chance(tmp_path):
+    table = readings().with_columns(n=pl.int_range(HOURS), flow=pl.col("level") % 1)
+    seconds = (pl.int_range(HOURS) ** 2) % 3541  # within the hour, at no regular interval
+    table.with_columns(pl.col("at") + pl.duration(seconds=seconds)).write_parquet(tmp_path / "events.parquet")
+    proposal, _ = proposed(tmp_path / "events.parquet", label="level")
+    assert (names(proposal.key), proposal.windows.past) == (["n"], None)
+
+
 def test_predictions_that_another_label_cannot_keep_are_announced_and_start_anew(cli, tmp_path):
     customers().write_csv(tmp_path / "customers.csv")
     assert cli(tmp_path, "new", "churn", "--from", "customers.csv", "--label", "left").code == 0

@@ -163,7 +163,8 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
 
 
 def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lacked_are_there(tmp_path):
-    weekly = WEEKLY | {"model": {"train": {"every": "week", "window": "all", "evaluate": "2 days"}}}
+    train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "2 days"}
+    weekly = WEEKLY | {"model": {"train": train}}
     pipeline = small_pipeline(tmp_path, events=complete(date(2024, 2, 5)), **weekly)
     carry_out(pipeline, NOW)
     *_, refused = pipeline.state().registry.of_model

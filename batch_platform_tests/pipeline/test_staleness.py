@@ -286,6 +286,8 @@ def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_tol
     assert [item.partition.key for item in plan.of("predictions")] == ALL
     state = again.pipeline.state()
     for version in state.registry.versions[2:]:
+        judged = state.registry.last_decision(version.version)
+        assert f"was not compared: it {known[version.serving_period].partition(' ')[2]}" in judged.reason
         assert version.trained_until + timedelta(days=8) <= version.serving_start
     assert {run.model_version for run in state.scores.values()} == {it.version for it in state.registry.versions[2:]}
     assert make_plan(again.pipeline.spec, state, NOW).items == []

@@ -141,7 +141,8 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         if has_few or asked.snapshot or survey.lies_on("year", time.name):  # no partition is as long as a year
             time, span, every = None, None, "day"
     label, evidence, other_labels = _label(survey, asked, moment)
-    series = moment if moment is not None and survey.unique([moment.name]) else None  # whose times name its rows
+    is_series = moment is not None and survey.unique([moment.name]) and survey.is_regular(moment.name)
+    series = moment if is_series else None  # whose times name its rows
     key, holds, other_keys = _key(
         survey, asked, moment, series, label, lambda names: _where(survey, names, time, every)
     )

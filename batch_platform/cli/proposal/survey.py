@@ -210,6 +210,14 @@ class Survey:
         at = self._instant(time)
         return self._count(f"SELECT count(*) FROM seen WHERE {at} <> date_trunc('{every}', {at})") == 0
 
+    def is_regular(self, time: str) -> bool:
+        """Whether times lie on whole hours, or most of them follow each other at the same interval, as in a series."""
+        at = self._instant(time)
+        steps = f"SELECT epoch({at}) - lag(epoch({at})) OVER (ORDER BY {at}) AS seconds FROM seen"
+        usual = f"SELECT mode(seconds) FROM ({steps})"
+        query = f"SELECT (2 * count(*) FILTER (seconds = ({usual})) >= count(seconds))::INTEGER FROM ({steps})"
+        return self.lies_on("hour", time) or self._count(query) == 1
+
     def counts_rows(self, name: str) -> bool:
         """Whether a column of integers numbers the rows without a gap."""
         column = quoted(name)
