@@ -95,7 +95,7 @@ def _record(pipeline: Pipeline) -> list[Partition]:
         append(
             con,
             [
-                replace(evaluation, partition_key=hour.key, score_seq=number)
+                replace(evaluation, partition_key=hour.key, score_seq=number, rows_labelled=evaluation.rows_scored)
                 for hour, number in zip(others, numbers, strict=True)
             ],
             "performance",

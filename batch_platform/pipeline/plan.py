@@ -347,7 +347,7 @@ def require_labels(
 def _due_performance(
     spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], scored: AbstractSet[str]
 ) -> tuple[list[Item], dict[str, str]]:
-    """The partitions to evaluate, and those with mature labels that lack the files of their labels."""
+    """The partitions to evaluate, and the scored ones with mature labels that lack the files of their labels."""
     due, awaiting = list[Item](), dict[str, str]()
     for partition in wanted:
         if matures(spec, partition) > now:
@@ -355,10 +355,11 @@ def _due_performance(
         reason = "scored" if partition.key in scored else _evaluation_due(state, partition)
         if reason is None:
             continue
-        if (awaited := awaited_labels(spec, partition, now, state.awaited_label_sources)) is not None:
-            awaiting[partition.key] = awaited
-        else:
+        awaited = awaited_labels(spec, partition, now, state.awaited_label_sources)
+        if awaited is None:
             due.append(Item("performance", partition, reason))
+        elif partition.key in state.scores:
+            awaiting[partition.key] = awaited
     return due, awaiting
 
 
