@@ -1,6 +1,7 @@
 """Commits that Dagster never heard of, or whose events were wiped, are told by a tick exactly as their runs tell them."""
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -8,6 +9,7 @@ import pytest
 
 from batch_platform.components.events import log_unknown_commits
 from batch_platform_tests.deployment import Deployment, deploy
+from batch_platform_tests.small_pipeline import small_events
 
 ASSETS = ("features", "model", "predictions", "performance")
 ONLY_OF_A_RUN = {  # measured or looked up while the run works
@@ -53,6 +55,7 @@ def test_what_was_wiped_is_told_again_with_all_numbers_pictures_and_checks(tmp_p
     deployment = deploy(
         tmp_path,
         monkeypatch,
+        events=small_events(first=date(2024, 1, 17)),  # earlier rows would be told of once
         features={"columns": {"amount": {"max": 200}}, "max_rejected": "20%"},
         challengers=[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}],
         monitoring={"performance": {"warn_below": 0.1}},
