@@ -26,7 +26,7 @@ from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.ledger import as_record
 
 HASH_DIGITS = 12  # of a hash in a table
-DECISION_WIDTH = 150  # of a decision in a table; `show` has it in full
+DECISION_WIDTH = 150  # characters of a decision in a table; `show` has it in full
 
 
 @dataclass(frozen=True)

@@ -258,8 +258,8 @@ def _starting_anew(present: Existing, files: dict[str, str], home: Home) -> str:
     with _explained(present.folder), _beside(present.folder, files) as written:
         declared = yaml.safe_load(files["defs.yaml"])["attributes"]
         changed = Pipeline(PipelineSpec.model_validate(declared), written, home)
-        found = new_label(changed, changed.published_ledgers())
-    return "" if found is None else f"{found} The next run does it: batch-platform run {present.spec.name}"
+        change = new_label(changed, changed.published_ledgers())
+    return "" if change is None else f"{change} The next run does it: batch-platform run {present.spec.name}"
 
 
 def _two_files(  # noqa: PLR0913 - the options of the command

@@ -198,14 +198,14 @@ def _with_label_as_declared(wiring: Wiring, state: State, wanted: Wanted, *, nam
         WrongUseError: Only some partitions are asked for, or a version is named.
     """
     pipeline = wiring.pipeline()
-    if (found := new_label(pipeline, state)) is None:
+    if (change := new_label(pipeline, state)) is None:
         return state
     if named or wanted.model:
-        msg = f"{found.reason}. Its predictions have to start anew, not only those of some partitions or of a named version."
+        msg = f"{change.reason}. Its predictions have to start anew, not only those of some partitions or of a named version."
         raise WrongUseError(msg, hint=f"batch-platform run {wiring.spec.name}")
-    terminal.say(str(found))
+    terminal.say(str(change))
     stamp = Stamp(f"run-{uuid4().hex[:12]}", wanted.now, clock=lambda: datetime.now(UTC))
-    retire(pipeline, state, found, getpass.getuser(), stamp)
+    retire(pipeline, state, change, getpass.getuser(), stamp)
     return pipeline.state(recheck=wanted.recheck)
 
 

@@ -520,7 +520,7 @@ def _scored(
 
 
 def _rechecks(context: dg.AssetExecutionContext, wiring: Wiring) -> bool:
-    """Whether the run compares partitions with their sources however old they are, as its step of the predictions is told."""
+    """Return whether the run compares partitions with their sources however old they are, as its step of the predictions is told."""
     ops: Any = context.run.run_config.get("ops", {})
     config = ops.get(wiring.key("predictions").to_python_identifier(), {}).get("config", {})
     return PredictionsConfig(**config).recheck

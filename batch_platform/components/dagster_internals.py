@@ -207,7 +207,7 @@ class Provenance:
 
 
 def works_in_children(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> bool:
-    """Whether each step of a run works in a child of the process of the run. The executor is not in the public part of a context."""
+    """Return whether each step of a run works in a child of the process of the run. The executor is not in the public part of a context."""
     executor = context.op_execution_context.job_def.executor_def.name
     config = dict[str, Any](context.run.run_config).get("execution", {}).get("config", {})
     by_default = executor == dg.multi_or_in_process_executor.name and "in_process" not in config
@@ -264,7 +264,7 @@ def was_interrupted(failure: StepFailureData) -> bool:
 
 
 def interrupted_by_dagster(run: dg.DagsterRun) -> bool:
-    """Whether Dagster interrupts the process of a run that is terminated: it reaches only runs that a code server started.
+    """Return whether Dagster interrupts the process of a run that is terminated: it reaches only runs that a code server started.
 
     The tag that names the server is private. No public alternative.
     """

@@ -25,7 +25,7 @@ from batch_platform.components.dagster_internals import (
 
 PROCESS_TAG = ".dagster/batch_platform_process"  # Dagster keeps tags with this prefix and does not show them
 TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-SECONDS_BETWEEN_LOOKS = 1.0  # at whether a run was terminated
+SECONDS_BETWEEN_LOOKS = 1.0  # each look asks whether the run was terminated
 SECONDS_BETWEEN_KILLS = 0.1
 _ENDED = ("Z", "X")  # states of a process in /proc
 
@@ -126,12 +126,12 @@ def dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 
 
 def _are_gone(tag: str) -> bool:
-    """Whether all processes of a tag have ended."""
+    """Return whether all processes of a tag have ended."""
     return all(_is_gone(process) for process in tag.split(", "))
 
 
 def _is_gone_since(pid: int, at: float) -> bool:
-    """Whether the process that had an id at a time has ended; the id may belong to a later process."""
+    """Return whether the process that had an id at a time has ended; the id may belong to a later process."""
     _, started = _process(pid).split()
     booted = int(Path("/proc/stat").read_text(encoding="ascii").partition("btime ")[2].split()[0])  # whole seconds
     return started == "gone" or booted + int(started) / os.sysconf("SC_CLK_TCK") > at + 1

@@ -13,7 +13,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.pipeline.incidents import Severity
 
 EXTRA = "notify"
-SECONDS_TO_SEND = 25  # to each receiver in one look: Dagster gives it a minute
+SECONDS_TO_SEND = 25  # the limit for each receiver in one look; Dagster gives a look a minute
 MOST_WAITING = 200  # messages; beyond them the oldest are dropped
 
 
@@ -95,11 +95,11 @@ class _Receiver:
             self._thread.start()
 
     def has(self, message: Message) -> bool:
-        """Whether it has taken a message, perhaps after the time to answer was over."""
+        """Return whether it has taken a message, perhaps after the time to answer was over."""
         return (message.title, message.text) in self._taken
 
     def failure(self, deadline: float) -> str | None:
-        """Why it did not take a message, once it has answered or the time is over; None if it has taken all."""
+        """Say why it did not take a message, once it has answered or the time is over; None if it has taken all."""
         if self._thread is not None and self._failure is None:
             self._thread.join(max(0.0, deadline - monotonic()))
             if self._thread.is_alive():

@@ -166,7 +166,7 @@ def _skip_reason(duty: Duty, tick: _Tick) -> str:
 
 
 def _nothing_due(duty: Duty, tick: _Tick) -> str:
-    """What is left where nothing is due: partitions that no model serves, and those whose labels are awaited."""
+    """Name what is left where nothing is due: partitions that no model serves, and those whose labels are awaited."""
     if unserved := [item.partition.key for item in tick.plan.blocked if not item.warm_up]:
         return f"; no model serves {len(unserved)} partitions, the last {unserved[-1]}"
     if duty == "evaluate" and (awaiting := tick.plan.awaiting):

@@ -147,7 +147,7 @@ class Wiring:
         after_midnight = timedelta(hours=declared.hour, minutes=declared.minute)
         whole_day = every == "hour" or not after_midnight
         weekday = calendar.cron_weekday
-        at_midnight = {"week": f"* * {(weekday + 1) % 7}", "month": "2 * *"}  # of the day after the partition is due
+        at_midnight = {"week": f"* * {(weekday + 1) % 7}", "month": "2 * *"}  # the day after the partition is due
         day = (at_midnight if whole_day else {"week": f"* * {weekday}", "month": "1 * *"}).get(every, "* * *")
         since_due = timedelta(days=1) if whole_day else after_midnight
         return dg.FreshnessPolicy.cron(f"{declared.minute} {declared.hour} {day}", since_due, calendar.zone.key)

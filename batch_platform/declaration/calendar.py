@@ -144,7 +144,7 @@ class Calendar:
         return partition
 
     def has_window(self, key: str) -> bool:
-        """Whether a key names a window, also one before the first or after the last partition."""
+        """Return whether a key names a window, also one before the first or after the last partition."""
         return key in self._by_key or self._parsed(key) is not None
 
     def holding(self, instant: datetime) -> Partition | None:
@@ -259,7 +259,7 @@ class Calendar:
 
 
 def shifts_by_whole_hours(zone: ZoneInfo, start: datetime, end: datetime | None) -> bool:
-    """Whether clocks in a zone only shift by whole hours between two local times, so that hours can be partitions.
+    """Return whether clocks in a zone only shift by whole hours between two local times, so that hours can be partitions.
 
     Without an end, all shifts count that the time zone database knows of.
     """

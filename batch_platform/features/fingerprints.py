@@ -61,7 +61,7 @@ class Fingerprints:
 
     @property
     def dated(self) -> bool:
-        """Whether any row has a time."""
+        """Return whether any row has a time."""
         return self.starts != (_NO_TIME,)
 
     def rows_before(self, instant: datetime) -> int:

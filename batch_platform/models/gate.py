@@ -145,7 +145,7 @@ class BesideChampion:
 
 
 def beside_champion(gate: Promote, metric: str, comparison: ChampionComparison) -> BesideChampion | None:
-    """Whether a version is better or worse than the champion beyond chance, and too much worse to serve; None if unknown.
+    """Return whether a version is better or worse than the champion beyond chance, and too much worse to serve; None if unknown.
 
     Where no interval can be computed, only a declared tolerance refuses.
     """
@@ -170,7 +170,7 @@ def beside_champion(gate: Promote, metric: str, comparison: ChampionComparison) 
 
 
 def _lost_lead(metric: str, fitted: Fitted, comparison: ChampionComparison) -> str | None:
-    """Why a version no better than a trivial model must not replace a champion that was better than one; None if it may.
+    """Say why a version no better than a trivial model must not replace a champion that was better than one; None if it may.
 
     The champion must have been better by more than chance explains on the evaluation rows. If it is worse than the version on
     these rows, it may be replaced. Labels that are wrong on all evaluation rows are found in this way: all models look alike.

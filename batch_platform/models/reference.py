@@ -40,7 +40,7 @@ FORMAT = 1
 # these make labelled scores surer, by 0.05 to 0.33 for the trees of the flights. Scores of few values differ by 0.6 to 5.
 REFITTED_ALIKE, OUTLIERS_ALIKE = 0.5, 0.02
 MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured
-LEAST_PARTITIONS = 7  # of the training data, to tell how far their ranges and means usually are from each other
+LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell how far ranges and means usually differ
 IN_A_ROW = 25  # of these, so that every weekday, and every hour of a day, is among them
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
@@ -82,7 +82,7 @@ class ReferenceProfile:
 
     @property
     def moves_by_column(self) -> dict[tuple[Baseline, str], Moves | None]:
-        """How far a number usually is from a baseline at most by its range and mean, by baseline and name of the feature."""
+        """The usual distance of a number from a baseline by its range and mean, at most, by baseline and name of the feature."""
         return {
             (baseline, profile.name): moves
             for baseline, of_columns in self.moves.items()
@@ -226,7 +226,7 @@ def reference_of(
 def _usual(
     contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], features: Sequence[Profile]
 ) -> tuple[dict[Baseline, tuple[float, ...]], dict[Baseline, tuple[Moves | None, ...]]]:
-    """How far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared.
+    """Measure how far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared.
 
     Second by range and mean, if there are enough partitions for that; None for text.
     """
@@ -283,7 +283,7 @@ class _Partitions:
         return distances
 
     def moves(self, values: NDArray[np.float64], bins: Bins) -> dict[Baseline, Moves]:
-        """How far partitions are from their baselines at most by range and mean, given a number of each row; NaN is left out.
+        """Measure how far partitions are from their baselines at most by range and mean, given a number of each row; NaN is left out.
 
         A value is outside if it is beyond the values of all other partitions, or beyond the cells. A baseline whose means overflow is left out.
         """
@@ -445,7 +445,7 @@ def after_refit(
         return replace(reference, prediction=prediction, by_segment=SegmentCounts())
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
     alike = OUTLIERS_ALIKE if signature.task == "outliers" else REFITTED_ALIKE
-    if divergence is not None and divergence.psi <= alike:  # of the same rows, so that nothing is chance
+    if divergence is not None and divergence.psi <= alike:  # both describe the same rows, so that nothing is chance
         return reference
     fresh = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
     return replace(reference, prediction=fresh, prediction_is_baseline=False, by_segment=SegmentCounts())

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-MOST_SCORES = 500_000  # of a model, in all columns; with so many ranked rows the coefficient is known to about 0.002
+MOST_SCORES = 500_000  # limit for a model over all score columns; with so many ranked rows the coefficient is known to about 0.002
 
 
 @dataclass(frozen=True)

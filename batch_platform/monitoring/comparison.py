@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the models differ beyond chance: the whole interval is on one side of 0."""
+        """Return whether the models differ beyond chance: the whole interval is on one side of 0."""
         return self.low > ROUNDING or self.high < -ROUNDING
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ SURPRISE = 0.001  # p-value from which a difference is more than chance
 RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells with fewer are tested together
 NEXT_TO_NONE = 0.5  # rows
 USUAL_MARGIN = 1.25  # a later partition may be a quarter farther from the whole than any of the training data
-LEAST_VALUES = 1000  # of a baseline whose range and mean are known well enough to judge others by
+LEAST_VALUES = 1000  # a baseline of fewer values does not know its range and mean well enough to judge by them
 UNLIKELY = 1e-4  # probability of so many values outside the range from which they are more than chance
 OUTSIDE_MATTERS = 0.001  # share of the values
 MEAN_MATTERS = 0.25  # standard deviations
@@ -71,7 +71,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Moves:
-    """How far partitions of the training data are from a baseline at most, by the range and the mean of a number."""
+    """Measure how far partitions of the training data are from a baseline at most, by the range and the mean of a number."""
 
     outside: float  # share of the values of a partition outside the range of the others
     mean: float  # distance of the mean
@@ -88,7 +88,7 @@ def outside_share(profile: Profile) -> float | None:
 
 
 def has_moved(profile: Profile, base: Profile, usual: Moves | None) -> bool:
-    """Whether more values than usual lie far outside the range of the training data, or their mean is unusually far from the baseline's.
+    """Return whether more values than usual lie far outside the range of the training data, or their mean is unusually far from the baseline's.
 
     A column of which some partition of the training data lies mostly outside the range of the others, such as a counter, is not judged.
     """
@@ -296,7 +296,7 @@ class ColumnDrift:
     baseline_unknown_share: float
     mean: float | None
     baseline_mean: float | None
-    # of the values that are outside the range that training saw; None for text, and where it is not known
+    # Shares of values outside the range that training saw; None for text, and where they are not known.
     outside_share: float | None
     baseline_outside_share: float | None
     rows: int
@@ -320,7 +320,7 @@ class ColumnDrift:
 
     @property
     def changes(self) -> list[str]:
-        """What differs from the baseline, in words."""
+        """The differences from the baseline, in words."""
         changes = [self.outside] if self.outside else []
         if self.null_share != self.baseline_null_share:
             changes.append(f"null {self.null_share:.1%} instead of {self.baseline_null_share:.1%}")

@@ -230,7 +230,7 @@ def _drift(spec: PipelineSpec, run: ScoreRun, measured: Measured) -> Aspect:
 
 
 def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:
-    """What is strange about a column beside its index: the values outside the range, and whatever differs where the index is no alarm."""
+    """Describe a column beside its index: the values outside the range, and every difference where the index is no alarm."""
     declared = spec.monitoring.drift
     if declared is not None and row.unusual < declared.bounds(row.column_name)[0]:
         return row.changes

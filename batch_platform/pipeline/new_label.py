@@ -12,7 +12,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 
 _NUMBERS = "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT FLOAT DOUBLE"
-_CLASSES = {  # by the type of the label in DuckDB
+_CLASSES = {  # the keys are types of labels in DuckDB
     "BOOLEAN": "truth values",
     "VARCHAR": "texts",
     "ENUM": "texts",
@@ -24,10 +24,10 @@ _WITHOUT_CLASSES = {"regression": "quantities", "clustering": "groups"}
 
 @dataclass(frozen=True)
 class NewLabel:
-    """Why the predictions of a pipeline start anew."""
+    """Say why the predictions of a pipeline start anew."""
 
-    versions: list[Version]  # that predict another type of label, and are not retired yet
-    partitions: list[str]  # with predictions that cannot stay
+    versions: list[Version]  # versions that predict another type of label and are not retired yet
+    partitions: list[str]  # keys of partitions whose predictions cannot stay
     reason: str
 
     def __str__(self) -> str:
@@ -63,11 +63,11 @@ def new_label(pipeline: Pipeline, state: State) -> NewLabel | None:
     return None
 
 
-def retire(pipeline: Pipeline, state: State, found: NewLabel, actor: str, stamp: Stamp) -> None:
+def retire(pipeline: Pipeline, state: State, change: NewLabel, actor: str, stamp: Stamp) -> None:
     """Let the versions of another type of label serve no more; what they scored stays until the next commit."""
     decisions = [
-        Promotion(it.pipeline, it.version, "retired", found.reason, "{}", actor, stamp.now(), stamp.run_id)
-        for it in found.versions
+        Promotion(it.pipeline, it.version, "retired", change.reason, "{}", actor, stamp.now(), stamp.run_id)
+        for it in change.versions
     ]
     if decisions:
         pipeline.decide(decisions[0], state, *decisions[1:])

@@ -187,7 +187,7 @@ class Pipeline:
         )
 
     def _knew_labels(self, evaluation: EvaluationRun, run: ScoreRun | None) -> bool:
-        """Whether labels were mature, as they are declared now, when a partition was evaluated."""
+        """Return whether labels were mature, as they are declared now, when a partition was evaluated."""
         if run is None:
             return True
         partition = Partition(run.partition_key, run.partition_start, run.partition_end)
@@ -491,7 +491,7 @@ class Pipeline:
             pool(self.spec, self.warehouse, stamp)
 
     def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:
-        """What the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""
+        """Say what the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""
         sources = self.builder.awaited_label_sources
         reasons = {partition.key: awaited_labels(self.spec, partition, now, sources) for partition in partitions}
         return {key: reason for key, reason in reasons.items() if reason is not None}

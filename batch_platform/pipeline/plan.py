@@ -124,7 +124,7 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
 
 
 def _remark(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | None, known: str | None) -> str:
-    """What readers of a committed partition should know although scoring it now would change nothing.
+    """Say what readers of a committed partition should know although scoring it now would change nothing.
 
     Its evaluation may be `awaiting` something, and `known` says what its model learned from too early; see `knows_too_much`.
     """
@@ -364,7 +364,7 @@ def _due_performance(
 
 
 def _evaluation_due(state: State, partition: Partition) -> str | None:
-    """Why the evaluation of a partition is due that is not scored now; None if it is not."""
+    """Say why the evaluation of a partition is due that is not scored now; None if it is not."""
     run, evaluation = state.scores.get(partition.key), state.evaluations.get(partition.key)
     if run is not None and (evaluation is None or evaluation.score_seq != run.seq):
         return "missing" if evaluation is None else "scored again"

@@ -46,7 +46,7 @@ def _rename(con: duckdb.DuckDBPyConnection, home: Home, renaming: Renaming, held
         hint = f"declare another name; or take {new} out of the YAML, and batch-platform gc --drop {new} removes it."
         raise WrongUseError(msg, hint=hint)
     renaming.announce(home)
-    for file in named_files(con, home, pipeline=old):  # which the views look for, also of older published copies
+    for file in named_files(con, home, pipeline=old):  # the views look for them, also those of older published copies
         link = home.table_file(new, *file.parts[-3:])
         link.parent.mkdir(parents=True, exist_ok=True)
         if file.is_file():

@@ -64,7 +64,7 @@ class State:
 
 
 def features_due(state: State, partition: Partition) -> str | None:
-    """Why the features of a partition are due; None if they are not."""
+    """Say why the features of a partition are due; None if they are not."""
     build = state.features.get(partition.key)
     if build is None:
         return "missing"

@@ -190,7 +190,7 @@ def _declaration_change(spec: PipelineSpec, state: State, plan: Plan, champion: 
 
 
 def _outdated(spec: PipelineSpec, plan: Plan) -> dict[str, str]:
-    """Why models are to be trained again although their declaration is the same, and what comes of it, by serving period."""
+    """Say why models are to be trained again although their declaration is the same, and what comes of it, by serving period."""
     due = {item.partition.key for item in plan.of("model")}
     return {
         key: f"{reason}: {'a training is due' if key in due else f'batch-platform train {spec.name} --period {key}'}"

@@ -145,12 +145,12 @@ def _all_from(spec: PipelineSpec, state: State, now: datetime, wanted: Iterable[
 
 
 def why_again(spec: PipelineSpec, state: State, period: Partition) -> str | None:
-    """Why the model of a serving period is to be trained again; None if it is not."""
+    """Say why the model of a serving period is to be trained again; None if it is not."""
     return changed(spec, state, period) or outdated(spec, state, period)
 
 
 def knows_too_much(spec: PipelineSpec, version: Version) -> str | None:
-    """What a version learned from that was not known when its serving period began, as the delay of labels is declared now."""
+    """Say what a version learned from before it was known, as the delay of labels is declared now; None if nothing."""
     if spec.labels is None or spec.partitions.snapshot or not version.rows_trained:  # an imported model learns nothing
         return None
     known = spec.labels.maturity.after(version.trained_until, spec.partitions.calendar.zone)
@@ -162,7 +162,7 @@ def knows_too_much(spec: PipelineSpec, version: Version) -> str | None:
 
 
 def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
-    """Why a model that is declared as before is to be trained again; None if it is not, or if too little is left to learn from.
+    """Say why a model that is declared as before is to be trained again; None if it is not, or if too little is left to learn from.
 
     Either it knows too much, or no version of the period serves and its training window changed since the last training, which
     was refused or failed.

@@ -202,7 +202,7 @@ def read_drift(
 
 
 def score_not_judged(rows: Sequence[ColumnDrift]) -> str | None:
-    """Why the score of a partition is not judged though features are; None if it is, or if `ignore` names it."""
+    """Say why the score of a partition is not judged though features are; None if it is, or if `ignore` names it."""
     judged = next((row for row in rows if row.level is not None), None)
     of_score = [row for row in rows if row.role == "prediction"]
     if judged is None or any(row.baseline == judged.baseline for row in of_score):

@@ -288,11 +288,11 @@ def lacked_copies(con: duckdb.DuckDBPyConnection, home: Home) -> list[Path]:
     """The published copies that hold a change which a database with ledgers lacks."""
     lacked, journal = published_changes(home), f"{LEDGERS_SCHEMA}.changes"
     anywhere = f"SELECT change_id FROM {journal} WHERE change_id IN $ids"
-    recent = f"{anywhere} AND seq > (SELECT max(seq) - 10000 FROM {journal})"  # as quick in a journal of any length
+    recent = f"{anywhere} AND seq > (SELECT max(seq) - 10000 FROM {journal})"  # a look at the newest changes is as quick in a journal of any length
     for query in (recent, anywhere):
         if lacked:
-            found = con.execute(query, {"ids": list(lacked)}).fetchall()
-            lacked = {change: copy for change, copy in lacked.items() if (change,) not in found}
+            held = con.execute(query, {"ids": list(lacked)}).fetchall()
+            lacked = {change: copy for change, copy in lacked.items() if (change,) not in held}
     return sorted(lacked.values())
 
 

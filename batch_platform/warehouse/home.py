@@ -71,7 +71,7 @@ class Home:
         return self
 
     def owns(self, path: Path) -> bool:
-        """Whether no link leads to a path of the home, apart from the root and the folders right below it."""
+        """Return whether no link leads to a path of the home, apart from the root and the folders right below it."""
         folders = [*path.relative_to(self.root).parents][:-2]
         return not any((self.root / folder).is_symlink() for folder in folders)
 
@@ -150,7 +150,7 @@ class Home:
 
     @property
     def spark_logs(self) -> Path:
-        """What Spark wrote where it did not start."""
+        """The folder of the logs of Spark that did not start."""
         return self.root / "spark"
 
     @property

@@ -52,7 +52,7 @@ def rename_rows(con: duckdb.DuckDBPyConnection, old: str, new: str, change_id: s
     The rows keep their numbers, so that what refers to them goes on to do so.
     """
     names = {"old": old, "new": new}
-    drop_pipeline(con, new)  # at most failures: the ledgers do not name it
+    drop_pipeline(con, new)  # the ledgers do not name it, so this removes recorded failures at most
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(new)}")
     for table in _tables(con, old):
         con.execute(f"CREATE TABLE {quoted(new)}.{quoted(table)} AS FROM {quoted(old)}.{quoted(table)}")

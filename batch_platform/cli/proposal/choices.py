@@ -142,7 +142,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
             time, span, every = None, None, "day"
     label, evidence, other_labels = _label(survey, asked, moment)
     is_series = moment is not None and survey.unique([moment.name]) and survey.is_regular(moment.name)
-    series = moment if is_series else None  # whose times name its rows
+    series = moment if is_series else None  # the column of times that name the rows of a series
     key, holds, other_keys = _key(
         survey, asked, moment, series, label, lambda names: _where(survey, names, time, every)
     )
@@ -431,7 +431,7 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
 
 
 def _delay(survey: Survey, time: TableColumn, span: Span, every: Every, label: TableColumn | None) -> Duration:
-    """How long after its partition a label is known: as long as the end of the table is in which none are."""
+    """Return the delay after which labels are known: the length of the end of the table that has none."""
     if label is None or not label.nulls:
         return Duration()
     if every != "hour":

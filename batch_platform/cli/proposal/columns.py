@@ -155,7 +155,7 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
 
 
 def _counts(survey: Survey, column: TableColumn, series: TableColumn) -> bool:
-    """Whether a column counts the rows of a series. A part of the time, such as the year of yearly rows, does not."""
+    """Return whether a column counts the rows of a series. A part of the time, such as the year of yearly rows, does not."""
     could = column.holds == "integer" and not column.nulls and column.distinct > survey.rows * NEARLY
     is_part = not PARTS_OF_TIME.isdisjoint(words(column.name)[-1:])
     return could and not is_part and column != series and survey.is_counter(column.name, series.name)

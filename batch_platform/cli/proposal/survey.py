@@ -33,7 +33,7 @@ MOST_STEPS, EVEN = (
     0.9,
     1.2,
 )  # share of the steps of a counter that are of one; ratio of the longest to the shortest count
-HARDLY = 0.1  # of the usual share of rows with a label; fewer are stray ones
+HARDLY = 0.1  # share of the usual share of labelled rows, below which labels are stray ones
 SURELY = 7.0  # logarithm of how much likelier labels are missing on purpose than by accident: one to a thousand
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
@@ -211,7 +211,7 @@ class Survey:
         return self._count(f"SELECT count(*) FROM seen WHERE {at} <> date_trunc('{every}', {at})") == 0
 
     def is_regular(self, time: str) -> bool:
-        """Whether times lie on whole hours, or most of them follow each other at the same interval, as in a series."""
+        """Return whether times lie on whole hours, or most of them follow each other at the same interval, as in a series."""
         at = self._instant(time)
         steps = f"SELECT epoch({at}) - lag(epoch({at})) OVER (ORDER BY {at}) AS seconds FROM seen"
         usual = f"SELECT mode(seconds) FROM ({steps})"
@@ -225,7 +225,7 @@ class Survey:
         return self._count(query) == 1
 
     def is_counter(self, name: str, time: str) -> bool:
-        """Whether a column of integers counts the rows of a series: without a gap, or step by step in the order of a unique time.
+        """Return whether a column of integers counts the rows of a series: without a gap, or step by step in the order of a unique time.
 
         Where rows were taken away since, most steps are still of one, or all take equally long.
         """

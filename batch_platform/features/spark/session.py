@@ -42,12 +42,12 @@ _JAVA_HINT = (
     "JAVA_HOME to such a JDK."
 )
 _STANDALONE = "spark://"
-MOST_LOGS = 10  # that are kept of Spark that did not start, the newest
+MOST_LOGS = 10  # the newest logs of failed starts that are kept
 _SAYS_NOTHING = re.compile(
     r"NOTE:|WARNING:|Picked up |Usage:|\s*at |Using Spark's default|Setting default log level|To adjust logging"
     r"|\S+ \S+ (?:TRACE|DEBUG|INFO|WARN) |Error: (?:Could not create the Java|A (?:JNI error|fatal exception))|.* VM warning:"
 )
-_PREFIX = re.compile(  # of a line of a log, and of a Java exception
+_PREFIX = re.compile(  # the beginning of a line of a log, or of a Java exception
     r'^(?:# |\S+ \S+ ERROR \w+: |Error: |: |Exception in thread "\w+" |Caused by: )?(?:(?:[a-z_]\w*\.)+([A-Z][\w$]*))?'
 )
 _log = logging.getLogger(__name__)
@@ -217,14 +217,14 @@ def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -
 
 
 def _cause(error: Exception, written: str) -> str:
-    """Why Spark did not start, by its error, or by its log if Java has ended."""
+    """Say why Spark did not start, by its error, or by its log if Java has ended."""
     said = shortest(error)
     is_known = not _has_ended(error) and "stopped SparkContext" not in said
     return said if is_known else telling_line(written.splitlines()) or said
 
 
 def _has_ended(error: Exception) -> bool:
-    """Whether an error comes from a Java that has ended, and not from one that tells what is wrong."""
+    """Return whether an error comes from a Java that has ended, and not from one that tells what is wrong."""
     from py4j.protocol import Py4JError, Py4JJavaError
     from pyspark.errors import PySparkRuntimeError
 

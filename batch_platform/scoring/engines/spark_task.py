@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an attempt of a task did; the driver takes one for each task, the one that Spark returned.
+    """The work of one attempt at a task; the driver takes the attempt that Spark returned.
 
     Its size does not depend on the number of rows: the rows that challengers rank are in a file of the staging folder.
     """
@@ -80,7 +80,7 @@ class Summary:
     staged: Staged | None = None  # without the agreement of challengers
     agreements: Path | None = None  # file with the pickled agreement of each challenger; None without challengers
     stretches: Stretches = field(default_factory=dict[tuple[int, int], str])  # hashes of the bytes that were read
-    sizes: tuple[int, ...] = ()  # of the files, in bytes
+    sizes: tuple[int, ...] = ()  # bytes of each file
     failure: BatchPlatformError | None = None
     traceback: str = ""  # of the failure
 
@@ -90,7 +90,7 @@ class Summary:
         return (*(self.staged.files if self.staged else ()), *([self.agreements] if self.agreements else []))
 
     def whole(self) -> Staged | None:
-        """What was staged, with the agreement of challengers."""
+        """Return what was staged, with the agreement of challengers."""
         if self.staged is None or self.agreements is None:
             return self.staged
         agreements: list[Agreement] = pickle.loads(self.agreements.read_bytes())  # noqa: S301 - written by our own tasks
