@@ -31,9 +31,18 @@ class Stretch:
     version: Version
     decision: Promotion
 
+    @property
+    def approved_from(self) -> datetime:
+        """The instant from which the decision holds; before the stretch, another version may have served that was cancelled later."""
+        return _holds_from(self.version, self.decision)
+
     def is_hindsight(self, partition: Partition) -> bool:
         """Whether the version was approved to serve a partition only after the partition had ended."""
         return self.decision.decided_at >= partition.end
+
+
+def _holds_from(version: Version, approval: Promotion) -> datetime:
+    return max(version.serving_start, approval.holds_from or version.serving_start)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Timeline:
     def _newest_first(self) -> list[_Entry]:
         """The approvals, that with the latest begin first; of equal begins, the one decided last."""
         entries = [
-            _Entry(max(version.serving_start, decision.holds_from or version.serving_start), number, version, decision)
+            _Entry(_holds_from(version, decision), number, version, decision)
             for number, decision in enumerate(self.decisions)
             if decision.action == "approved" and (version := self.versions.get(decision.version)) is not None
         ]

@@ -247,7 +247,7 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
         stretch = state.registry.timeline.at(partition.start)
         champion = version or (None if stretch is None else stretch.version)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
-        awaits = newest is not None and (stretch is None or stretch.begin <= newest)
+        awaits = newest is not None and (stretch is None or stretch.approved_from <= newest)
         reason = "missing"
         if run is not None:
             reason = _stale_reason(state, run, champion)

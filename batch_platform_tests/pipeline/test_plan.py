@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
@@ -36,13 +36,22 @@ NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 EMPTY = State({}, {}, {}, Registry("small"), "f1", "s1")
 
 
-def carried_out(
-    spec: PipelineSpec, state: State, plan: Plan, refused: set[str] = frozenset(), *, failing: bool = False
+def carried_out(  # noqa: PLR0913 - what is carried out, and how it ends
+    spec: PipelineSpec,
+    state: State,
+    plan: Plan,
+    refused: set[str] = frozenset(),
+    found: dict[str, dict[str, str]] | None = None,
+    *,
+    failing: bool = False,
 ) -> State:
-    """The state after a plan, as the pipeline would record it; `failing`: no model can be trained again."""
+    """The state after a plan, as the pipeline would record it; `failing`: no model can be trained again.
+
+    `found` takes the hashes of features as the last training of each serving period found them.
+    """
     features, scores, evaluations = dict(state.features), dict(state.scores), dict(state.evaluations)
     versions, promotions = list(state.registry.versions), list(state.registry.promotions)
-    trainings, found = list(state.registry.model_trainings), dict(state.refused_on)
+    trainings, found = list(state.registry.model_trainings), {} if found is None else found
     seq = 1 + max([0, *(run.seq for run in scores.values()), *(version.seq for version in versions)])
     for item in plan.items:
         seq, key = seq + 1, item.partition.key
@@ -58,7 +67,8 @@ def carried_out(
                 assert features_due(replace(state, features=features), partition) is None, (
                     "features come before the model"
                 )
-            declared, failed = declared_now(spec, state), failing and registry.newest_of(key) is not None
+            declared, is_short = declared_now(spec, state), not can_train(spec, window)
+            failed = is_short or (failing and registry.newest_of(key) is not None)
             found[key] = {partition.key: features[partition.key].sha256 for partition in window}
             outcome = (None, "it failed") if failed else (f"{key} {seq}", None)
             trainings.append(ModelTraining("small", key, declared, *outcome, NOW, "run", seq))
@@ -201,6 +211,15 @@ def happened(state: State, what: str, detail) -> State:
 
 
 @settings(max_examples=120, deadline=None)
+@example("hours", 2, [("features change", 0), ("the champion is refused", None)], set(), True)
+@example(
+    "one model",
+    9,
+    [("parameters change", 1), ("the champion is withdrawn from a day on", "2024-01-09"), ("parameters change", 0)],
+    set(),
+    False,
+)
+@example("one model", 8, [("labels are known after days", 7), ("features change", 0)], set(), False)
 @given(
     st.sampled_from(sorted(SPECS)),
     st.integers(1, 40),
@@ -210,6 +229,7 @@ def happened(state: State, what: str, detail) -> State:
 )
 def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name, day, happenings, refused, failing):
     spec, state, now = SPECS[name], EMPTY, datetime(2024, 1, 1, 6, tzinfo=UTC) + timedelta(days=day)
+    found = dict[str, dict[str, str]]()
     for what, detail in [("nothing", None), *happenings]:
         state = happened(state, what, detail)
         spec = with_params(spec, max_iter=detail) if what == "parameters change" else spec
@@ -218,7 +238,7 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
         plan = make_plan(spec, state, now)
         kinds = [STEPS.index(item.step) for item in plan.items]
         assert kinds == sorted(kinds)
-        state = carried_out(spec, state, plan, refused, failing=failing)
+        state = carried_out(spec, state, plan, refused, found, failing=failing)
         assert make_plan(spec, state, now).items == []
 
 
