@@ -178,11 +178,11 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     then = state.refused_on.get(period.key)
     if not then or spec.partitions.snapshot or trainings[-1].declared != declared_now(spec, state):
         return None
-    builds = [(partition, state.features[partition.key]) for partition in window if partition.key in state.features]
+    now = {key: build.sha256 for key, build in state.features.items()}
     other = [
         partition
-        for partition, build in builds
-        if then.get(partition.key, build.sha256) != build.sha256 or features_due(state, partition) is not None
+        for partition in window
+        if features_due(state, partition) is not None or then.get(partition.key) not in (None, now[partition.key])
     ]
     since = "its training failed" if failed else f"{newest.version} was refused"
     return f"{counted(len(other), 'partition')} of its training window changed since {since}" if other else None
