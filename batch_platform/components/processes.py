@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
 
@@ -36,9 +37,10 @@ def this_process() -> str:
 
 
 def kill_readers_of(workspace: Path) -> None:
-    """Kill the processes on this machine that were started with a workspace file, and wait for their end."""
+    """Kill the webservers and daemons that were started with `-w` and a workspace file, and wait for their end."""
+    option = ("-w", str(workspace))  # an editor may have the file open too
     ids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    while pids := [pid for pid in map(int, ids) if str(workspace) in _words(pid)]:
+    while pids := [pid for pid in map(int, ids) if option in pairwise(_words(pid))]:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

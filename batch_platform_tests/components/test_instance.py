@@ -96,7 +96,10 @@ def test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_end
             pass
         first.kill()
     assert daemon.exists()
-    with only_service(home, "http://127.0.0.1:3001"):
+    editor = [sys.executable, "-c", "import time; time.sleep(3600)", str(home.dagster / "workspace.yaml")]
+    with subprocess.Popen(editor) as editing, only_service(home, "http://127.0.0.1:3001"):
+        assert editing.poll() is None, "only what serves the file is killed"
+        editing.kill()
         assert not daemon.exists() or "Z" in (daemon / "stat").read_text().rpartition(")")[2].split()[0]
     with only_service(home, "http://127.0.0.1:3002"):
         pass
