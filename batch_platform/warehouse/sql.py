@@ -7,6 +7,8 @@ from typing import Any
 
 import duckdb
 
+from batch_platform.declaration.errors import BatchPlatformError
+
 
 def quoted(identifier: str) -> str:
     """An SQL identifier; the name may hold any character."""
@@ -28,9 +30,16 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """Connect to a database file, or by default to a new database in memory, without DuckDB's progress bar.
 
-    DuckDB would draw it on standard output, in the middle of a report in JSON.
+    DuckDB would draw it on standard output, in the middle of a report in JSON. Raises BatchPlatformError if there is no
+    memory for a database in memory; for a file, DuckDB's own error.
     """
-    con = duckdb.connect(str(file or ":memory:"), read_only=read_only, config=config or {})
+    try:
+        con = duckdb.connect(str(file or ":memory:"), read_only=read_only, config=config or {})
+    except (duckdb.OutOfMemoryException, MemoryError) as error:
+        if file is not None:
+            raise
+        msg = f"DuckDB could not start for want of memory: {error}."
+        raise BatchPlatformError(msg, hint="give the process more memory; nothing was changed.") from error
     con.execute("SET enable_progress_bar = false")
     return con
 

@@ -418,3 +418,28 @@ except WarehouseError as error:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.search(r"The warehouse .* Hint: .*room on the disk", done.stdout)
     assert held(warehouse) == before
+
+
+WITHOUT_MEMORY = """
+import ctypes, resource
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.warehouse.sql import connect
+connect().execute("SELECT 1")
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+resource.setrlimit(resource.RLIMIT_DATA, (1, 1))
+size = 1 << 20
+while size >= 4096:
+    while library.malloc(size):
+        pass
+    size //= 2
+try:
+    connect()
+except BatchPlatformError as error:
+    print(error)
+"""
+
+
+def test_a_process_without_memory_for_duckdb_says_so():
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=True)
+    assert re.match(r"DuckDB could not start for want of memory: .*Hint: give the process more memory", ended.stdout)
