@@ -19,16 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batch_platform.components.checks import ALARMS, NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
-from batch_platform.components.receivers import Message, Receivers, identity
-from batch_platform.components.runs import Target, newest_ended
-from batch_platform.components.schedules import MOST_BYTES
-from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
-from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
-from batch_platform.declaration.redaction import redact
-from batch_platform.declaration.windows import serving_calendar
-from batch_platform.pipeline.health import freshness
-from batch_platform.pipeline.incidents import (
+from batch_platform.components.incidents import (
     Causes,
     Changes,
     Incident,
@@ -38,6 +29,15 @@ from batch_platform.pipeline.incidents import (
     after_checks,
     follow,
 )
+from batch_platform.components.receivers import Message, Receivers, identity
+from batch_platform.components.runs import Target, newest_ended
+from batch_platform.components.schedules import MOST_BYTES
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
+from batch_platform.declaration.calendar import Calendar
+from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
+from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
 from batch_platform.scoring.drift_tables import DRIFT

@@ -8,9 +8,9 @@ from hashlib import sha256
 from threading import Thread
 from time import monotonic
 
+from batch_platform.components.incidents import Severity
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
-from batch_platform.pipeline.incidents import Severity
 
 EXTRA = "notify"
 SECONDS_TO_SEND = 25  # the limit for each receiver in one look; Dagster gives a look a minute

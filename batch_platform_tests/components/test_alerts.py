@@ -15,8 +15,8 @@ import pytest
 
 from batch_platform.components import receivers
 from batch_platform.components.alerts import Looked, look
+from batch_platform.components.incidents import Incident, Subject, Trouble, after_checks, follow
 from batch_platform.components.receivers import Receivers
-from batch_platform.pipeline.incidents import Incident, Subject, Trouble, after_checks, follow
 from batch_platform_tests.deployment import Deployment, deploy_trained
 from batch_platform_tests.receiver import Receiver, receiver
 from batch_platform_tests.small_pipeline import small_events
