@@ -30,8 +30,8 @@ from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import DamagedFeaturesError, EngineError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
-from batch_platform.features.parts import ReadPart, parts_of, stretches_of
 from batch_platform.features.spark import session as spark_sessions
+from batch_platform.features.spark.parts import ReadPart, parts_of, stretches_of
 from batch_platform.features.spark.session import (
     MOST_LOGS,
     QUICK_JAVA,

@@ -27,8 +27,8 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
-from batch_platform.features.parts import parts_of
 from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, spark_errors, spark_jobs
+from batch_platform.features.spark.parts import parts_of
 from batch_platform.features.spark.session import shortest
 from batch_platform.features.spark.task import require_here
 from batch_platform.models.bundle import Bundle

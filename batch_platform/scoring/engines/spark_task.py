@@ -27,7 +27,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
-from batch_platform.features.parts import FilePart, ReadPart, Stretches, stretches_of
+from batch_platform.features.spark.parts import FilePart, ReadPart, Stretches, stretches_of
 from batch_platform.features.spark.task import FULL_DISK, require_fit, running_task
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.agreement import Agreement
