@@ -13,10 +13,10 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.dagster_internals import open_without_capture
 from batch_platform.components.events import log_unknown_commits
-from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring, stamp_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE, Home

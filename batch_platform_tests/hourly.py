@@ -14,8 +14,8 @@ from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from sqlalchemy import select
 
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.cli.project import Project, find_project
-from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.pipeline import Pipeline

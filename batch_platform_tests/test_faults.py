@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests import test_laws
-from batch_platform_tests.cli import test_reporting
-from batch_platform_tests.components import test_alerts, test_assets, test_instance, test_schedules, test_ui
+from batch_platform_tests.cli import test_instance, test_reporting
+from batch_platform_tests.components import test_alerts, test_assets, test_schedules, test_ui
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup

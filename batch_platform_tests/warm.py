@@ -53,7 +53,7 @@ IMPORTED = (
 )
 ROOT = Path(__file__).parents[1]
 REQUEST_BYTES = 2**20
-OF_DAGSTER = ("dagster", "dagster._daemon", "dagster_webserver", "batch_platform.components.guard")
+OF_DAGSTER = ("dagster", "dagster._daemon", "dagster_webserver", "batch_platform.cli.guard")
 BECOME_CHILD_SUBREAPER = 36  # of prctl: a descendant whose parent ends becomes a child of this process
 _parents = list[tuple["subprocess.Popen[bytes]", socket.socket]]()
 

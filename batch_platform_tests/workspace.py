@@ -24,7 +24,7 @@ from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster_graphql.test.utils import execute_dagster_graphql
 
-from batch_platform.components.instance import prepare_instance
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.dagster_project import PACKAGE
 from batch_platform_tests.deployment import Deployment

@@ -15,6 +15,7 @@ import click
 import dagster as dg
 
 from batch_platform.cli import summary, terminal
+from batch_platform.cli.instance import VARIABLE, own_instance, prepare_instance
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.summary import Outcome, outcome_of
 from batch_platform.components.dagster_internals import (
@@ -24,7 +25,6 @@ from batch_platform.components.dagster_internals import (
     was_interrupted,
 )
 from batch_platform.components.events import log_unknown_commits
-from batch_platform.components.instance import VARIABLE, own_instance, prepare_instance
 from batch_platform.components.jobs import Launch, launch_of, launch_of_all
 from batch_platform.components.processes import PROCESS_TAG, TERMINATED, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening

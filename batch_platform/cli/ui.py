@@ -19,16 +19,16 @@ import click
 import dagster as dg
 
 from batch_platform.cli import terminal
+from batch_platform.cli.guard import LOOPBACK, TOKEN
+from batch_platform.cli.instance import VARIABLE, only_service, prepare_instance, settings_that_matter
 from batch_platform.cli.project import Project, find_project
 from batch_platform.components.alerts import UI_VARIABLE
 from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_server
-from batch_platform.components.guard import LOOPBACK, TOKEN
-from batch_platform.components.instance import VARIABLE, only_service, prepare_instance, settings_that_matter
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.declaration.errors import BatchPlatformError
 
 GENERATED = "a generated one"
-WEBSERVER = [sys.executable, "-m", "batch_platform.components.guard"]
+WEBSERVER = [sys.executable, "-m", "batch_platform.cli.guard"]
 GRACE_SECONDS = 20
 SECONDS_BETWEEN_LOOKS = 0.2
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.cli.project import find_project
-from batch_platform.components.instance import prepare_instance
 from batch_platform_tests import hourly
 
 

@@ -22,9 +22,9 @@ from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._grpc import impl as run_in_subprocess
 from dagster_webserver.webserver import DagsterWebserver
 
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
-from batch_platform.components.instance import prepare_instance
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.dagster_project import write_dagster_project
 from batch_platform_tests.deployment import deploy_trained

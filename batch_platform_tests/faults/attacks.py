@@ -22,7 +22,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
-from batch_platform.components import guard
+from batch_platform.cli import guard
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
 from batch_platform.declaration.spec import Model
 from batch_platform.features.sources import opening
@@ -129,7 +129,7 @@ def webserver(folder: Path, *options: str, **variables: str) -> Iterator[Webserv
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["-m", "batch_platform.components.guard", "-p", str(port), "-w", str(home / "workspace.yaml"), *options]
+    words = ["-m", "batch_platform.cli.guard", "-p", str(port), "-w", str(home / "workspace.yaml"), *options]
     process = subprocess.Popen([sys.executable, *words], env=clean_environment(DAGSTER_HOME=str(home), **variables))
     try:
         while True:

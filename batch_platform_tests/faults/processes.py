@@ -17,8 +17,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from batch_platform.cli.instance import DAGSTER_YAML
 from batch_platform.components import wiring
-from batch_platform.components.instance import DAGSTER_YAML
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home

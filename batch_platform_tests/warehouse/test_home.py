@@ -3,7 +3,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from batch_platform.components.instance import prepare_instance
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform.warehouse.published import publish

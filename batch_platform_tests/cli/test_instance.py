@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from batch_platform.components.instance import DAGSTER_YAML, only_service, prepare_instance, settings_that_matter
+from batch_platform.cli.instance import DAGSTER_YAML, only_service, prepare_instance, settings_that_matter
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.warm import WarmCommand
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import dagster as dg
-from batch_platform.components.instance import prepare_instance
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.warehouse.home import Home
 
 prepare_instance(Home(Path(sys.argv[1])))
@@ -76,7 +76,7 @@ import sys
 import time
 from pathlib import Path
 
-from batch_platform.components.instance import only_service
+from batch_platform.cli.instance import only_service
 from batch_platform.warehouse.home import Home
 
 with only_service(Home(Path(sys.argv[1])), "http://127.0.0.1:3000") as workspace:

@@ -1,4 +1,4 @@
-"""Dagster's webserver with a guard in front: `python -m batch_platform.components.guard [OPTIONS OF dagster-webserver]`.
+"""Dagster's webserver with a guard in front: `python -m batch_platform.cli.guard [OPTIONS OF dagster-webserver]`.
 
 Dagster executes GraphQL mutations sent by GET and looks at neither Host nor Origin, so that any web page that is open in a browser on
 this machine could command it. Browsers say in each request which site it comes from: what another site sends is refused here,
@@ -182,7 +182,7 @@ def _is_unspecified(host: str) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """Run Dagster's webserver, with the options of its own command, behind the guard."""
-    parser = ArgumentParser(prog="python -m batch_platform.components.guard", add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="python -m batch_platform.cli.guard", add_help=False, allow_abbrev=False)
     parser.add_argument("--host", "-h", default=LOOPBACK[0])
     parser.add_argument("--allowed-host", action="append", default=[])
     ours, options = parser.parse_known_args(arguments)
