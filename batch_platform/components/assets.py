@@ -10,13 +10,12 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.checks import RunCheck
-from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import (
@@ -309,7 +308,7 @@ class _Upstream:
         for evaluated in recorded_evaluations(pipeline, state, keys):
             commit = commits.performance(self.wiring, evaluated)
             last = not due and commit.partition_key == keys[-1]
-            whole = _as_a_whole(self.wiring, log, "performance", commit) if last else None
+            whole = describe.stored_table(self.wiring, "performance") if last else None
             log.committed(commit, metadata=whole, retold=True)
 
 
@@ -332,12 +331,12 @@ class _ScoringLog:
     ) -> None:
         """Log a partition; with the `last` one, what its tables hold as a whole."""
         commit = commits.predictions(self._wiring, scored)
-        whole = _as_a_whole(self._wiring, self._predictions, "predictions", commit) if last else {}
+        whole = describe.stored_table(self._wiring, "predictions") if last else {}
         self._predictions.committed(commit, metadata={**whole, **(metadata or {})}, retold=retold)
         if self._drift is not None:
             self._drift.made_before(self._wiring.key("predictions"), commit)
             commit = commits.drift(self._wiring, scored)
-            whole = _as_a_whole(self._wiring, self._drift, "drift", commit) if last and commit.rows else {}
+            whole = describe.stored_table(self._wiring, "drift") if last and commit.rows else {}
             self._drift.committed(commit, metadata=whole, retold=True)
 
     def finish(self) -> Iterator[dg.MaterializeResult]:
@@ -479,20 +478,6 @@ def _score(
             log.committed(done, last=last, metadata=read_from | describe.speed(done))
 
 
-def _as_a_whole(
-    wiring: Wiring, log: PartitionLog, table: Literal["predictions", "drift", "performance"], commit: Commit
-) -> dict[str, Any]:
-    """Metadata of a table, and its chart, for the last partition that a run logs."""
-    performance, drift = wiring.spec.monitoring.performance, wiring.spec.monitoring.drift
-    bound = None
-    if table == "performance" and performance is not None:
-        bound = performance.warn_below
-    if table == "drift" and drift is not None:
-        bound = drift.warn
-    chart = describe.by_partition(commit.charted or "", log.charted(commit, wiring.served), bound)
-    return {**chart, **describe.stored_table(wiring, table)}
-
-
 def _score_what_failed(
     context: dg.AssetExecutionContext, upstream: _Upstream, predictions: dg.AssetsDefinition, wanted: Wanted
 ) -> None:
@@ -569,7 +554,7 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
             with _failing_later(context, later=upstream.is_due(context)):
                 for evaluated in pipeline.evaluate(partitions, stamp):
                     commit, last = commits.performance(wiring, evaluated), evaluated.partition == partitions[-1]
-                    whole = _as_a_whole(wiring, log, "performance", commit) if last else None
+                    whole = describe.stored_table(wiring, "performance") if last else None
                     log.committed(commit, metadata=whole)
             if upstream.is_due(context) and (error := error_of(wiring.spec, pipeline.state(), {context.run.run_id})):
                 raise error

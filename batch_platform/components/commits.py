@@ -9,8 +9,6 @@ import dagster as dg
 from batch_platform.components import checks, describe
 from batch_platform.components.checks import RunCheck, evaluation
 from batch_platform.components.wiring import Wiring
-from batch_platform.models.registry import Registry
-from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained
@@ -26,7 +24,6 @@ class Commit:
     rows: int
     metadata: Mapping[str, Any]
     checked: Mapping[RunCheck[Any], Any] = field(default_factory=dict[RunCheck[Any], Any])  # what each check looks at
-    charted: str | None = None  # the number of the metadata that is drawn for each partition
 
     def evaluations(self, asset: dg.AssetKey) -> list[Any]:
         """The results of its checks."""
@@ -48,14 +45,14 @@ def features(wiring: Wiring, built: Built) -> Commit:
     return Commit(built.partition.key, built.build.sha256[:16], built.build.rows, metadata)
 
 
-def model(wiring: Wiring, trained: Trained, registry: Registry | None = None) -> Commit:
-    """A trained version, with its challengers; `registry` is that of the warehouse unless it is known already."""
+def model(wiring: Wiring, trained: Trained) -> Commit:
+    """A trained version, with its challengers."""
     version = trained.version
     checked: dict[RunCheck[Any], Any] = dict.fromkeys((checks.GATE, checks.NO_SUSPECTED_LEAKS), trained)
     if trained.challengers:
         checked[checks.CHALLENGERS_TRAINED] = [challenger.training for challenger in trained.challengers]
     key = None if wiring.serving_periods is None else version.serving_period
-    return Commit(key, version.sha256[:16], version.rows_trained, describe.trained(wiring, trained, registry), checked)
+    return Commit(key, version.sha256[:16], version.rows_trained, describe.trained(wiring, trained), checked)
 
 
 def predictions(wiring: Wiring, committed: Committed) -> Commit:
@@ -64,18 +61,14 @@ def predictions(wiring: Wiring, committed: Committed) -> Commit:
     if committed.challengers:
         checked[checks.CHALLENGERS_SCORED] = committed.challengers
     version = describe.rows_version(committed)
-    mean = f"{committed.scores.column}_mean" if committed.scores and "mean" in committed.scores.numbers else None
-    metadata = describe.committed(committed)
-    return Commit(committed.partition.key, version, committed.run.rows_in, metadata, checked, mean)
+    return Commit(committed.partition.key, version, committed.run.rows_in, describe.committed(committed), checked)
 
 
 def drift(wiring: Wiring, committed: Committed) -> Commit:
     """The drift of committed predictions."""
     checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.drift(wiring), committed)
     version, metadata = describe.drift_version(committed), describe.partition_drift(committed)
-    return Commit(
-        committed.partition.key, version, len(committed.drift), metadata, checked, charted=describe.WORST_INDEX
-    )
+    return Commit(committed.partition.key, version, len(committed.drift), metadata, checked)
 
 
 def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
@@ -83,6 +76,5 @@ def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     measures = checks.measures(wiring)
     checked = {measures[name]: judged for name, judged in checks.judge(wiring, evaluated)}
     version = describe.evaluation_version(evaluated)
-    metric = wiring.spec.model.promote.metric or default_metric(evaluated.served.version.task)
     metadata = describe.evaluated(evaluated)
-    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, metadata, checked, metric)
+    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, metadata, checked)

@@ -23,11 +23,8 @@ from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.bundle import Manifest, read_manifest
-from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.charts import MOST_DOTS, MOST_POINTS, Point, bars, curve, histogram
 from batch_platform.monitoring.drift import ColumnDrift
-from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import asked_of
 from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline.build import Built
@@ -43,6 +40,7 @@ ROW_COUNT = "dagster/row_count"  # of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
 WORST_INDEX = "worst_psi"
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
+BARS = "\u00a0▁▂▃▄▅▆▇█"  # by height; no bar for an empty range
 
 
 def whole_job(wiring: Wiring) -> str:
@@ -148,8 +146,8 @@ def predictions(wiring: Wiring) -> str:
     return (
         f"{wiring.spec.description or 'The predictions.'} Every row of the features is either here or in "
         f"`{name}.rejected_rows` with a reason, and names the model and the run that made it. A partition is scored by the "
-        "champion as of its start and replaced in one transaction. The metadata `by_partition` draws the mean score of the "
-        "newest partitions; *Metadata → Plots → Events* plots the scores, the rows and the speed, event by event.\n\n"
+        "champion as of its start and replaced in one transaction. *Metadata → Plots → Events* plots the scores, the rows and "
+        "the speed, event by event.\n\n"
         f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
         f"{_challengers(wiring)}"
     )
@@ -161,8 +159,7 @@ def evaluation(wiring: Wiring) -> str:
     when = f"{labels.delay} after the end of a partition, when its labels are known" if labels else "once it is scored"
     text = (
         f"{' '.join(measure.description for measure in MEASURES.values())} A partition is measured {when}. "
-        "The metadata `by_partition` draws the metric of the newest partitions; *Metadata → Plots → Events* plots each number, "
-        "event by event."
+        "*Metadata → Plots → Events* plots each number, event by event."
     )
     challengers = " Rows of a challenger have its name in `challenger`; it is null for the model that serves."
     return text + (challengers if wiring.spec.challengers else "")
@@ -192,15 +189,6 @@ def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
     return {ROW_COUNT: rows, "dagster/column_schema": table_schema(columns, OF_PIPELINES[name].columns)}
 
 
-def by_partition(number: str, values: Mapping[str, float], bound: float | None) -> dict[str, Any]:
-    """A chart of a number of the newest partitions, the newest last; empty without values."""
-    points = [Point(key, value) for key, value in sorted(values.items()) if math.isfinite(value)][-MOST_POINTS:]
-    if not points:
-        return {}
-    drawn = curve(points, bound=None if bound is None else Point("warning", bound))
-    return {"by_partition": dg.MetadataValue.md(f"{number} of each partition, the newest last\n\n{drawn}")}
-
-
 def source_state(state: SourceState, *, by_partition: bool) -> dict[str, Any]:
     """Metadata of a source, or of one partition of it, as it was read."""
     return {
@@ -224,16 +212,14 @@ def built(features: Built, file: Path) -> dict[str, Any]:
     return metadata | ({"dagster/column_schema": table_schema(features.columns)} if features.columns else {})
 
 
-def trained(wiring: Wiring, training: Trained, registry: Registry | None = None) -> dict[str, Any]:
-    """Metadata of a trained version; `registry` is that of the warehouse unless it is known already."""
+def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
+    """Metadata of a trained version."""
     version = training.version
     manifest = read_manifest(wiring.pipeline().home.bundle(version.pipeline, version.version), version.sha256)
-    picture = _versions_until(wiring, version, registry)
     zone = wiring.spec.partitions.calendar.zone
     metadata: dict[str, Any] = {
         "version": version.version,
         "decision": f"{training.decision.action}: {training.decision.reason}",
-        **({"versions": dg.MetadataValue.md(picture)} if picture else {}),
         **rounded(version.metric_values),
         **_beside_metrics(manifest),
         "rows_trained": version.rows_trained,
@@ -286,7 +272,7 @@ def committed(partition: Committed) -> dict[str, Any]:
         metadata["rejected"] = dg.MetadataValue.md(listing(("reason", "rows"), partition.reasons))
     metadata |= {
         "model_version": run.model_version,
-        **({"scores": dg.MetadataValue.md(_distribution(partition.scores))} if partition.scores else {}),
+        **({"scores": dg.MetadataValue.md(distribution(partition.scores))} if partition.scores else {}),
         **score_numbers(partition.scores),
         **_estimates(partition),
         "in_sample": run.in_sample,
@@ -471,8 +457,7 @@ def drift(wiring: Wiring) -> str:
         "How far the features and the predictions of each partition are from the training data, the partition before and the same "
         f"time of the week before. The rows are written in the transaction of the predictions, by the same step. `{WORST_INDEX}` is "
         "the population stability index of the worst column that is judged, beyond what chance and the training data explain; "
-        "`columns_over_warn` and `columns_over_fail` count the columns beyond the limits of monitoring.drift. The metadata "
-        "`by_partition` draws the worst index of the newest partitions.\n\n"
+        "`columns_over_warn` and `columns_over_fail` count the columns beyond the limits of monitoring.drift.\n\n"
         f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.drift WHERE partition_key = '…'\n```"
     )
 
@@ -497,37 +482,13 @@ def markdown(text: str) -> str:
 _MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is no markup
 
 
-def _distribution(scores: ScoreDistribution) -> str:
-    """The scores of one partition as a chart: a histogram, or the shares of the classes."""
+def distribution(scores: ScoreDistribution) -> str:
+    """The scores of one partition as text: a bar for each range of equal width, or the rows of each class."""
     if scores.low is None or scores.high is None:
-        return bars(scores.bars)
-    return histogram([count for _, count in scores.bars], scores.low, scores.high)
-
-
-def _versions_until(wiring: Wiring, version: Version, registry: Registry | None) -> str | None:
-    """A chart of the gate's metric up to a version, by serving period, with refused versions in another colour.
-
-    None if the version has no value of that metric.
-    """
-    promote = wiring.spec.model.promote
-    metric = promote.metric or default_metric(version.task)
-    if metric not in version.metric_values:
-        return None
-    if registry is None:
-        with wiring.pipeline().warehouse.open() as con:
-            registry = read_registry(con, wiring.spec.name)
-    approved = {approved.version for approved in registry.approved()}
-    models = sorted(registry.of_model, key=lambda model: (model.serving_start, model.seq))
-    earlier = [
-        model for model in models if model.version != version.version and model.serving_start <= version.serving_start
-    ]
-    points = [
-        Point(model.serving_period, model.metric_values[metric], good=model.version in approved)
-        for model in (*earlier, version)
-        if metric in model.metric_values
-    ]
-    bound = None if promote.at_least is None else Point("gate", promote.at_least)
-    return f"{metric} of each version, by serving period\n\n{curve(points[-MOST_DOTS:], bound=bound)}"
+        return listing(("class", "rows"), {label: f"{count:,}" for label, count in scores.bars})
+    most = max(count for _, count in scores.bars)
+    bars = "".join(BARS[math.ceil(count / most * (len(BARS) - 1))] for _, count in scores.bars)
+    return f"{scores.low:.3g} `{bars}` {scores.high:.3g}"
 
 
 def opening_comment(sql: str) -> tuple[str, str]:

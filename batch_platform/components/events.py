@@ -30,7 +30,6 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.features import spark
 from batch_platform.features.spark.session import lent
-from batch_platform.monitoring.charts import MOST_POINTS
 from batch_platform.pipeline.recorded import (
     recorded_evaluations,
     recorded_features,
@@ -42,7 +41,6 @@ from batch_platform.pipeline.train import Trained
 from batch_platform.scoring import engines
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues
-MOST_READ = 4  # events for each partition that is drawn, which may have been made several times
 SECONDS_BETWEEN_LINES = 10  # in the log of a run: each line is a stored event
 
 
@@ -94,7 +92,6 @@ class PartitionLog:
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
         self._provenance = Provenance(context, spec)
         self._checked = defaultdict[str, list[Any]](list)
-        self._charted = dict[str, float | None]()
 
     def committed(
         self,
@@ -114,8 +111,6 @@ class PartitionLog:
             self._asset, partition=commit.partition_key, metadata={**commit.metadata, **(metadata or {})}, tags=tags
         )
         self._context.log_event(event)
-        if commit.partition_key and commit.charted:
-            self._charted[commit.partition_key] = _number(commit.metadata.get(commit.charted))
         for finding in findings:
             self._context.log.warning("%s: %s.", commit.partition_key, finding)
         if not retold:
@@ -132,26 +127,6 @@ class PartitionLog:
         """Record a partition of an upstream asset, which the same step has made, as an input of the next commit."""
         if commit.partition_key is not None:
             self._provenance.made(asset, commit.partition_key, commit.data_version)
-
-    def charted(self, commit: Commit, definition: dg.PartitionsDefinition) -> dict[str, float]:
-        """The number that is drawn, of the newest partitions until now, with a commit that is about to be logged.
-
-        Those of earlier runs are taken from what Dagster was told of them: no row is read again.
-        """
-        number, instance = commit.charted, self._context.instance
-        if number is None or commit.partition_key is None:
-            return {}
-        values = self._charted | {commit.partition_key: _number(commit.metadata.get(number))}
-        known = {*instance.get_materialized_partitions(self._asset), *values}
-        newest = sorted(key for key in known if definition.has_partition_key(key))[-MOST_POINTS:]
-        if earlier := [key for key in newest if key not in values]:
-            of_earlier = dg.AssetRecordsFilter(self._asset, asset_partitions=earlier)
-            for record in instance.fetch_materializations(of_earlier, limit=MOST_READ * len(earlier)).records:
-                event = record.asset_materialization
-                if event and event.partition:  # the newest event of a partition comes first
-                    logged = event.metadata.get(number)
-                    values.setdefault(event.partition, _number(logged.value if logged else None))
-        return {key: value for key in newest if (value := values.get(key)) is not None}
 
     def observed(self, done: str, partition_key: str | None, *, metadata: Mapping[str, Any]) -> None:
         """Log an observation of a partition that itself stays as it is."""
@@ -197,11 +172,6 @@ class PartitionLog:
         return dg.MaterializeResult(asset_key=self._asset, metadata=LOGGED_IN_THE_BODY, check_results=results)
 
 
-def _number(value: object) -> float | None:
-    """A value of metadata, if it is a number."""
-    return float(value) if isinstance(value, int | float) else None
-
-
 def log_unknown_commits(
     wiring: Wiring, instance: dg.DagsterInstance, state: State, busy: Container[tuple[str, str]]
 ) -> None:
@@ -223,7 +193,7 @@ def log_unknown_commits(
         return
     unlogged: dict[str, Iterator[Commit]] = {
         "features": (commits.features(wiring, it) for it in recorded_features(pipeline, state, unknown["features"])),
-        "model": (commits.model(wiring, it, state.registry) for it in recorded_models(state, unknown["model"])),
+        "model": (commits.model(wiring, it) for it in recorded_models(state, unknown["model"])),
         "predictions": (
             commits.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])
         ),

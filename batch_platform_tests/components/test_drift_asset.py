@@ -55,7 +55,7 @@ def test_the_step_that_scores_makes_the_drift_of_each_partition(deployment):
     assert shown["the_worst"].splitlines()[2].startswith("| amount |")
     assert shown["dagster/partition_row_count"] > 0
     assert healthy.metadata["columns_over_fail"].value == 0
-    assert {"by_partition", "dagster/row_count", "dagster/column_schema"} <= last.metadata.keys()
+    assert {"dagster/row_count", "dagster/column_schema"} <= last.metadata.keys()
     again = deployment.run(
         "drift", first="2024-02-04"
     )  # Dagster then takes the version of the predictions from its records

@@ -37,7 +37,7 @@ def said(deployment: Deployment, asset: str) -> dict[str | None, tuple[dict[str,
                 "data_version": entry.asset_materialization.tags["dagster/data_version"],
                 **without(
                     entry.asset_materialization.metadata,
-                    ONLY_OF_A_RUN if asset == "features" else ONLY_OF_A_RUN | {"dagster/column_schema", "by_partition"},
+                    ONLY_OF_A_RUN if asset == "features" else ONLY_OF_A_RUN | {"dagster/column_schema"},
                 ),
             },
             checks.get(entry.asset_materialization.partition, {}),
@@ -51,7 +51,7 @@ def without(metadata: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("every", ["month", None])
-def test_what_was_wiped_is_told_again_with_all_numbers_pictures_and_checks(tmp_path, monkeypatch, every):
+def test_what_was_wiped_is_told_again_with_all_numbers_and_checks(tmp_path, monkeypatch, every):
     deployment = deploy(
         tmp_path,
         monkeypatch,

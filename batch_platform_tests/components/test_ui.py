@@ -310,7 +310,7 @@ def test_a_range_is_brought_up_to_date_in_one_run(ui, dagster, tmp_path_factory)
     page.screenshot(path=str(tmp_path_factory.getbasetemp() / "brought_up_to_date.png"))
 
 
-def test_a_partition_shows_its_numbers_and_a_picture_of_its_scores(dagster):
+def test_a_partition_shows_its_numbers_and_the_shape_of_its_scores(dagster):
     page = dagster.open("/assets/small/predictions?view=partitions")
     page.get_by_placeholder("Filter by name").fill(SCORED[1])  # the first one also stands below the bar
     dagster.words(SCORED[1]).first.click()
@@ -318,9 +318,7 @@ def test_a_partition_shows_its_numbers_and_a_picture_of_its_scores(dagster):
     for name in ("dagster/partition_row_count", "rows_in", "rows_rejected", "model_version", "score_mean", "score_p90"):
         dagster.sees(name)
     dagster.sees("2024-02-01-", exact=False)
-    picture = page.get_by_role("img", name="Distribution from 0 to 1")
-    expect(picture).to_be_visible()
-    assert picture.evaluate("picture => picture.naturalWidth") > 100
+    dagster.sees("█", exact=False)
 
 
 def test_numbers_are_plotted_partition_by_partition(dagster):
