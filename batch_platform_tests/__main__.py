@@ -24,9 +24,8 @@ from batch_platform_tests.postgres_server import installed_postgres
 JDK_VERSIONS = ("17", "21")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 MEMORY = Path("/dev/shm")
-UNIT = "unit and not full"  # as pytest's -m
+EVERYDAY, UNIT = "not full", "unit and not full"  # marks of the tests of a tier, as pytest's -m
 TIERS = {"--full": [], "--unit": ["-m", UNIT]}  # pytest's arguments by the option that names a tier
-EVERYDAY = ["-m", "not full", "--hypothesis-profile=everyday"]
 FOLDER_BYTES, SPARE_BYTES = 4 * 2**30, 8 * 2**30  # what the folder may need, and what must be free with it
 
 
@@ -90,7 +89,7 @@ def main(arguments: list[str]) -> int:
     if len(tiers) > 1:
         print(f"{' and '.join(tiers)} exclude each other.\nHint: name one tier.", file=sys.stderr)
         return 2
-    tier = TIERS[tiers[0]] if tiers else EVERYDAY
+    tier = TIERS[tiers[0]] if tiers else ["-m", EVERYDAY]
     if tiers != ["--unit"]:
         bring_what_is_missing()
     with temporary_folder() as folder:

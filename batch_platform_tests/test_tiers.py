@@ -27,7 +27,7 @@ def collected(*arguments: str) -> list[str]:
 @pytest.fixture(scope="module")
 def everyday() -> list[str]:
     """The ids of the tests of the everyday tier."""
-    return collected(*EVERYDAY)
+    return collected("-m", EVERYDAY)
 
 
 def test_the_everyday_tier_tests_every_law(everyday):
@@ -56,6 +56,6 @@ def test_the_everyday_tier_tests_every_engine_flavour_and_kind_of_source(everyda
 
 
 def test_a_tier_takes_its_tests_and_pytest_by_itself_takes_what_is_named():
-    assert collected(*EVERYDAY, SLOW_FILE) == []
+    assert collected("-m", EVERYDAY, SLOW_FILE) == []
     assert collected(*TIERS["--unit"], SLOW_FILE) == []
     assert collected(*TIERS["--full"], SLOW_FILE) == collected(SLOW_FILE) != []
