@@ -1,4 +1,8 @@
-"""Run the tests on a machine that has Python and nothing else: `python -m batch_platform_tests [PYTEST ARGUMENTS]`.
+"""Run a tier of the tests on a machine that has Python and nothing else.
+
+`python -m batch_platform_tests [--full | --unit] [PYTEST ARGUMENTS]`. The everyday tier, which runs without either option,
+tests every promise and leaves out the tests marked `full`. `--full` runs all tests, `--unit` only those marked `unit`: pure
+functions, in about a minute. Pytest arguments select within the tier; an `-m` among them replaces it.
 
 Installs what is missing with apt-get where that is possible (Debian or Ubuntu, as root), and says what to install
 otherwise. The tests' temporary files go to memory where it has room for them.
@@ -20,6 +24,8 @@ from batch_platform_tests.postgres_server import installed_postgres
 JDK_VERSIONS = ("17", "21")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 MEMORY = Path("/dev/shm")
+EVERYDAY, UNIT = "not full", "unit and not full"  # marks of the tests of a tier, as pytest's -m
+TIERS = {"--full": [], "--unit": ["-m", UNIT]}  # pytest's arguments by the option that names a tier
 FOLDER_BYTES, SPARE_BYTES = 4 * 2**30, 8 * 2**30  # what the folder may need, and what must be free with it
 
 
@@ -78,11 +84,18 @@ def temporary_folder() -> Iterator[Path | None]:
 
 
 def main(arguments: list[str]) -> int:
-    """Bring what is missing and run pytest with these arguments; returns pytest's exit code."""
-    bring_what_is_missing()
+    """Bring what is missing and run pytest on a tier with the other arguments; returns pytest's exit code."""
+    tiers = [argument for argument in arguments if argument in TIERS]
+    if len(tiers) > 1:
+        print(f"{' and '.join(tiers)} exclude each other.\nHint: name one tier.", file=sys.stderr)
+        return 2
+    tier = TIERS[tiers[0]] if tiers else ["-m", EVERYDAY]
+    if tiers != ["--unit"]:
+        bring_what_is_missing()
     with temporary_folder() as folder:
         environment = {**os.environ, "TMPDIR": str(folder)} if folder else None
-        command = [sys.executable, "-m", "pytest", *arguments]
+        others = [argument for argument in arguments if argument not in TIERS]
+        command = [sys.executable, "-m", "pytest", *tier, *others]
         return subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=False).returncode
 
 

@@ -15,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 from batch_platform.declaration.engine import Spark
 from batch_platform.features.spark.session import spark_session
 from batch_platform.models.native_threads import let_waiting_threads_sleep
+from batch_platform_tests.__main__ import EVERYDAY, UNIT
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
 from batch_platform_tests.dagster_project import (
     forget_projects,
@@ -38,8 +39,8 @@ remember_installed_components()
 remember_migrations()
 remember_statements()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
-settings.register_profile("any_machine", deadline=None)
-settings.load_profile("any_machine")
+settings.register_profile("full", deadline=None)
+settings.register_profile("everyday", deadline=None, max_examples=20)
 ON_SPARK = ("test_spark_features.py", "test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
 LONG = ("test_dg_launch.py", "test_acting.py", "test_postgres.py")  # a single test each, as long as many others
@@ -61,6 +62,18 @@ class FilesAndCases(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAndCases | None:
     return FilesAndCases(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw fewer examples in the everyday and the unit tier."""
+    settings.load_profile("everyday" if config.getoption("markexpr") in (EVERYDAY, UNIT) else "full")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files without a test of the unit tier: to import them would take half of its minute."""
+    if config.getoption("markexpr") != UNIT or collection_path.suffix != ".py":
+        return None
+    return "mark.unit" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,7 +67,7 @@ def main() -> int:
             print(f"It cannot be installed: pip ended with {code}.")
             return code
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
-        tests = [sys.executable, "-m", "batch_platform_tests", "-q", TESTS]
+        tests = [sys.executable, "-m", "batch_platform_tests", "--full", "-q", TESTS]
         return subprocess.run(tests, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 
 

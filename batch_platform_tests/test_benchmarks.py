@@ -28,6 +28,8 @@ from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
 from batch_platform_tests.warm import WarmCommand
 
+pytestmark = pytest.mark.full
+
 HERE = [OURS, "script", "sklearn_in_memory"]
 TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
 ROWS = 5_000

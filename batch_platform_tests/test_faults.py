@@ -25,7 +25,26 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# Cases that the everyday tier leaves out; quicker ones of the same numbers stay.
+FULL = {
+    "F1 killed at 200 random moments of a write",
+    "F1 killed before every step of a write",
+    "F1 killed before every step with files of predictions",
+    "F1 a storm of competing processes",
+    "F2 a run of the daemon, without and with its code server",
+    "F2 a run of 300 partitions, twice",
+    "F3 the daemon and its code server",
+    "F22 killed before every step of training",
+    "F22 killed at 20 random moments of training",
+    "F38 killed before the steps of a rename",
+    "F41 a run of the command line, by force",
+    "F41 a run of dg, by force, whose steps are processes",
+    "F41 a run of dagster job execute",
+}
+PARAMETERS = [pytest.param(case, id=name, marks=[pytest.mark.full] * (name in FULL)) for name, case in CASES.items()]
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_fault(case: Case, tmp_path: Path):
     case(tmp_path)
 

@@ -15,6 +15,8 @@ from batch_platform_tests.checkout import ROOT, clone_after_demo, copy_checkout,
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.small_pipeline import small_declaration
 
+pytestmark = pytest.mark.full
+
 DECLARED = {
     "name": "churn",
     "description": "Whether a customer leaves.",

@@ -42,6 +42,7 @@ def demonstrated(tmp_path_factory):
     return clone, (clone / DEMO_OUTPUT).read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     clone, output = demonstrated
     months = re.findall(r"^(2013-0[34]) +([\d,]+) +([\d,]+) +(\d\d\.\d)% +(0\.\d{4})$", output, flags=re.MULTILINE)
@@ -63,6 +64,7 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     assert rows == sum(int(scored.replace(",", "")) for _, scored, *_ in months)
 
 
+@pytest.mark.full
 def test_demo_again_finds_all_done_and_reports_as_json(demonstrated):
     clone, output = demonstrated
     report = json.loads(shell(".venv/bin/batch-platform demo --json", clone))
@@ -123,12 +125,13 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
         assert set(re.findall(r"`([a-z_]+)`", meaning)) <= present[name], name
 
 
+@pytest.mark.full
 def test_second_command_finds_every_test(tmp_path):
     """With the packages of this environment, which the installing half of the command has made."""
     installing, _, running = command("batch_platform_tests").rpartition(" && .venv/bin/python ")
     assert installing == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]'"
     assert missing_requirements("test") == []
-    collected = shell(f"{quote(sys.executable)} {running} --collect-only -q", copy_checkout(tmp_path))
+    collected = shell(f"{quote(sys.executable)} {running} --full --collect-only -q", copy_checkout(tmp_path))
     files = {line.split("::")[0] for line in collected.splitlines() if "::" in line}
     assert files == {str(path.relative_to(ROOT)) for path in (ROOT / "batch_platform_tests").rglob("test_*.py")}
 

@@ -73,6 +73,14 @@ def test_without_apt_get_it_names_all_that_is_missing_and_ends_with_2():
     assert f"install -y --no-install-recommends {packages}" in done.stderr
 
 
+@pytest.mark.usefixtures("commands")
+def test_the_unit_tier_needs_nothing_of_the_machine_and_excludes_the_full_one():
+    assert run_tests("--unit", "--version").returncode == 0
+    done = run_tests("--unit", "--full")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "--unit and --full exclude each other.\nHint: name one tier.\n"
+
+
 @pytest.mark.parametrize("version", ["11", "1.8"])
 def test_a_java_of_another_version_does_not_count(commands, tmp_path, version):
     add_command(commands, "google-chrome")

@@ -469,6 +469,7 @@ def lying_in_the_checkout() -> set[Path]:
     return {*CHECKOUT.iterdir(), *(CHECKOUT / "batch_platform" / "defs").rglob("*")}
 
 
+@pytest.mark.full
 def test_dagsters_own_commands_accept_the_shipped_project(tmp_path):
     env = environment(tmp_path)
     before = lying_in_the_checkout()

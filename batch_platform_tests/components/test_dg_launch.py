@@ -9,6 +9,8 @@ import pytest
 from batch_platform_tests.components.test_component import CHECKOUT, accepted, environment
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 
+pytestmark = pytest.mark.full
+
 IN_ONE_PROCESS = "import dagster as dg\n\ndefs = dg.Definitions(executor=dg.in_process_executor)\n"
 
 

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import pytest
 
 from batch_platform_tests.checkout import GUIDE, blocks
 from batch_platform_tests.command_line import OVERRIDES, copy_of_finished_project, published
@@ -10,6 +11,8 @@ from batch_platform_tests.dagster_project import forget_projects, write_defs_yam
 from batch_platform_tests.postgres_server import postgres
 from batch_platform_tests.small_pipeline import small_declaration
 from batch_platform_tests.workspace import workspace_of
+
+pytestmark = pytest.mark.full
 
 DAY = "2024-02-29"  # the last one: what is left is one range
 

@@ -407,6 +407,7 @@ def test_a_training_is_launched_with_other_parameters_from_the_launchpad(ui, dag
     expect(page.get_by_role("img", name="2 values, the last")).to_be_visible()
 
 
+@pytest.mark.full
 def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     dagster.open("/automation")
     dagster.sees("small_evaluate_when_due")
@@ -435,6 +436,7 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     dagster.switch()
 
 
+@pytest.mark.full
 def test_assets_downstream_follow_by_themselves_after_a_backfill_and_after_a_schedule(ui):
     """One for each day, the last of which a backfill of March has brought, and one that needs every day."""
 
@@ -446,6 +448,7 @@ def test_assets_downstream_follow_by_themselves_after_a_backfill_and_after_a_sch
     assert set(ui.wait(lambda: followed("overview"))) == {None}
 
 
+@pytest.mark.full
 def test_materialize_all_of_everything_ends_green(ui):
     """Features begin before the models, and the models before the predictions: nothing is asked for that cannot be."""
     chosen = [{"path": ["small", asset]} for asset in ("features", "model", "predictions", "performance")]

@@ -93,21 +93,28 @@ def write(  # noqa: PLR0913 - what is written, and how it ends
 
 
 def write_limited(job: dict[str, Any], key: str, kind: str | None = None, limit: int = 0) -> None:
-    """Write a partition again under a limit of `resource`, such as RLIMIT_FSIZE; marks why it is refused."""
+    """Write a partition again under a limit of `resource`, such as RLIMIT_FSIZE; marks why it is refused.
+
+    RLIMIT_DATA is a limit of what the process takes from here on, since imports and threads take more on a larger machine.
+    """
     pipeline = Job(**job).pipeline
-    numbers = pl.DataFrame(
-        {"n": range(200_000)}
-    )  # the libraries start their threads before memory is short: a thread that
-    assert (
-        numbers.n_unique() == duckdb.sql("SELECT count(DISTINCT n) FROM numbers").fetchall()[0][0]
-    )  # cannot, waits for good
+    # The libraries start their threads before memory is short: a thread that cannot start is waited for for good.
+    numbers = pl.DataFrame({"n": range(200_000)})
+    assert numbers.n_unique() == duckdb.sql("SELECT count(DISTINCT n) FROM numbers").fetchall()[0][0]
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if kind:
-        resource.setrlimit(getattr(resource, kind), (limit, limit))
+        allowed = limit + (_mapped_data() if kind == "RLIMIT_DATA" else 0)
+        resource.setrlimit(getattr(resource, kind), (allowed, allowed))
     try:
         rewrite(pipeline, key, run_id=Job(**job).run_id)
     except BatchPlatformError as error:
         mark(f"refused: {' '.join(str(error).split())}")
+
+
+def _mapped_data() -> int:
+    """The bytes that RLIMIT_DATA counts of this process."""
+    (kilobytes,) = re.findall(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(kilobytes) * 1024
 
 
 def fill_up(folder: str, left: int) -> None:

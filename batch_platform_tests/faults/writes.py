@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -87,6 +87,13 @@ def killed_at_random(folder: Path) -> None:
     assert writers.reader.states > 10
 
 
+def killed_before_the_last_steps(folder: Path) -> None:
+    with KilledWriters(folder) as writers:
+        for step in ('^DELETE FROM "small".predictions', "^CHECKPOINT$", "^replace .published$"):
+            writers.kill_write_before(step)
+    assert set(writers.outcomes) == {"old", "new"}
+
+
 def killed_at_every_step(folder: Path) -> None:
     with KilledWriters(folder) as writers:
         steps = writers.steps_of_a_write()
@@ -97,8 +104,11 @@ def killed_at_every_step(folder: Path) -> None:
     assert set(writers.outcomes) == {"old", "new"}
 
 
-def killed_while_renamed(folder: Path) -> None:
-    """The next process that opens the home finds one name with everything, and can drop and rename; readers never see both."""
+def killed_while_renamed(folder: Path, kinds: Collection[str] | None = None) -> None:
+    """The next process that opens the home finds one name with everything, and can drop and rename; readers never see both.
+
+    It is killed before steps of these kinds, or of all kinds.
+    """
     pipeline = prepared(folder, **IN_FILES)
     rewrite(pipeline, *SCORED[:2])
     home, intact, before = pipeline.home, folder / "intact", contents(held(pipeline))
@@ -113,7 +123,10 @@ def killed_while_renamed(folder: Path) -> None:
         assert {"replace", "link", "COMMIT", "rename", "unlink"} <= set(steps)
         # The steps of a transaction are alike, so the first and the last of each kind stand for all.
         for number in [
-            n for n, kind in enumerate(steps) if kind not in steps[:n] or kind not in steps[n + 1 :] or kind == "rename"
+            n
+            for n, kind in enumerate(steps)
+            if (kinds is None or kind in kinds)
+            and (kind not in steps[:n] or kind not in steps[n + 1 :] or kind == "rename")
         ]:
             shutil.rmtree(home.root)
             shutil.copytree(intact, home.root, symlinks=True)
@@ -335,9 +348,13 @@ def slow_run_after_the_same_rows(folder: Path) -> None:
 
 CASES: dict[str, Case] = {
     "F1 killed at 200 random moments of a write": killed_at_random,
+    "F1 killed before the last steps of a write": killed_before_the_last_steps,
     "F1 killed before every step of a write": killed_at_every_step,
     "F1 killed before every step with files of predictions": killed_while_files_are_published,
     "F1 a storm of competing processes": storm,
+    "F38 killed before the commit of a rename and before its end": lambda folder: killed_while_renamed(
+        folder, kinds=("COMMIT", "unlink")
+    ),
     "F38 killed before the steps of a rename": killed_while_renamed,
     "F6 held for five seconds by a run": lambda folder: held_for_five_seconds(folder, HOLD_THE_LOCK),
     "F6 held for five seconds by a stranger": lambda folder: held_for_five_seconds(folder, OPEN_WITHOUT_THE_LOCK),

@@ -135,6 +135,7 @@ LEFT JOIN shops ON shops.shop = opened.shop LEFT JOIN orders ON orders.id = open
     assert [(file.sha256, file.columns) for file in written] == [(file.sha256, file.columns) for file in expected]
 
 
+@pytest.mark.full
 def test_spark_reads_the_files_of_a_delta_table_and_the_values_that_its_log_has_for_them(spark, tmp_path):
     """A partition is read from one version, by Spark and by DuckDB that counts its rows; the next one from the newest."""
     expected = odd_table(tmp_path / "orders")
@@ -488,6 +489,7 @@ def wait_for_tasks(session: "SparkSession", tasks: int, building: Future[Any]) -
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing(spark, tmp_path):
     made, sql = slowly(tmp_path, spark.declared())
     declared = Spark.model_validate(spark.declared()["spark"])
@@ -552,6 +554,7 @@ NO_ROOM_ON_THE_CLUSTER = (  # for a file of ours, or for one that Spark itself n
 )
 
 
+@pytest.mark.full
 def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark, tmp_path):
     made = Built(tmp_path, spark.declared())
     read_on_all_executors(spark, tmp_path)
@@ -597,6 +600,7 @@ def build(folder: Path, engine: Any, sql: str) -> Pipeline:
     return pipeline
 
 
+@pytest.mark.full
 def test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else(spark, tmp_path):
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), spark.master])
     while not [*tmp_path.glob("home/staging/*/*/*/columns.parquet")]:
@@ -629,6 +633,7 @@ def test_an_executor_that_does_not_see_the_home_or_has_another_version_says_so(s
         require_here("small, partition x", tmp_path / "absent.parquet", 1)
 
 
+@pytest.mark.full
 def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(spark: SparkCluster, project, cli):
     declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
     query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
@@ -666,6 +671,7 @@ def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(sp
     assert not [*(project / ".batch_platform" / "staging").iterdir()]
 
 
+@pytest.mark.full
 def test_a_pipeline_over_a_table_of_the_catalog_works_from_the_command_line(
     spark: SparkCluster, project, cli, create_table
 ):

@@ -400,6 +400,7 @@ def output_of(process: subprocess.Popen[str]) -> str:
     return out.strip()
 
 
+@pytest.mark.full
 def test_compiled_code_is_reused_by_the_next_process_and_survives_two_processes_at_once(tmp_path):
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     at_once = [child(**folder), child(**folder)]
@@ -407,6 +408,7 @@ def test_compiled_code_is_reused_by_the_next_process_and_survives_two_processes_
     assert output_of(child(**folder)) == "1 0"
 
 
+@pytest.mark.full
 def test_without_a_folder_to_write_the_compiled_code_lives_as_long_as_the_process():
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # finds no folder for a module outside an archive
     assert [output_of(child(**nowhere)) for _ in range(2)] == ["0 1", "0 1"]

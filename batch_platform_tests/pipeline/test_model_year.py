@@ -24,6 +24,8 @@ from batch_platform_tests.command_line import Answer, published, run_command
 from batch_platform_tests.dagster_project import PACKAGE
 from batch_platform_tests.served import Ui, finished, launch, served
 
+pytestmark = pytest.mark.full
+
 SHIPPED = Path(sources.__file__).parent
 FLIGHTS = SHIPPED / "data" / "flights.parquet"
 NAME = "flight_delays"

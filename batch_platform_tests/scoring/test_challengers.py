@@ -559,6 +559,7 @@ def test_a_failed_commit_leaves_predictions_and_challengers_unchanged(pipeline):
     assert not list(pipeline.home.staging.iterdir())
 
 
+@pytest.mark.full
 def test_a_run_killed_within_the_commit_leaves_both_unchanged(pipeline, tmp_path):
     before = {name: table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")}
     job = {

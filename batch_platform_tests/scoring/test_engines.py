@@ -198,7 +198,7 @@ def model() -> str:
     return "trees"
 
 
-@pytest.fixture(params=[LOCAL, ROWS, SPARK])
+@pytest.fixture(params=[LOCAL, ROWS, pytest.param(SPARK, marks=pytest.mark.full)])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of an engine; a throw-away one is registered by its name and by its class, and nowhere else."""
     monkeypatch.setitem(ENGINES, ROWS, RowsEngine)

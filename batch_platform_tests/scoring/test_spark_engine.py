@@ -162,6 +162,7 @@ RUNS = """
 query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 20) {... on Runs {results {runId status}}}}"""
 
 
+@pytest.mark.full
 def test_a_schedule_and_the_ui_score_on_the_cluster_too(cluster, project):
     declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
     predictions = {"keep": ["shop", "items"], "schedule": "* * * * *", "store": "parquet"}  # so that all days are due
@@ -190,7 +191,7 @@ def test_a_schedule_and_the_ui_score_on_the_cluster_too(cluster, project):
         assert ui.published(last) == [(asked,)]
 
 
-@pytest.mark.parametrize("victim", ["executor", "worker"])
+@pytest.mark.parametrize("victim", ["executor", pytest.param("worker", marks=pytest.mark.full)])
 def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spark, tmp_path, victim):
     before, scored = predictions(pipeline), scoring()
     wait_for(tmp_path, 2)
@@ -220,6 +221,7 @@ def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spar
     ],
     ids=["crash", "memory"],
 )
+@pytest.mark.full
 def test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published(
     pipeline, scoring, tmp_path, fault, message
 ):
@@ -230,6 +232,7 @@ def test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_
     assert not list(pipeline.home.staging.iterdir())
 
 
+@pytest.mark.full
 def test_f5_without_room_on_the_disks_of_the_cluster_nothing_is_published(pipeline, scoring, spark, tmp_path):
     before, scored = predictions(pipeline), scoring()
     wait_for(tmp_path, 2)
@@ -274,6 +277,7 @@ list(pipeline.score(days(pipeline), Stamp("killed", NOW), force=True))
 """
 
 
+@pytest.mark.full
 def test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges(pipeline, scoring, spark, tmp_path):
     before = predictions(pipeline)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), spark.master])
@@ -345,6 +349,7 @@ def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path
         SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
 
 
+@pytest.mark.full
 def test_plain_spark_code_that_the_engine_is_measured_against_gives_the_same_scores(spark, tmp_path):
     def numbers(**overrides: Any) -> Pipeline:
         return small_pipeline(
@@ -370,6 +375,7 @@ def test_plain_spark_code_that_the_engine_is_measured_against_gives_the_same_sco
         require_same("plain", scores[1:], expected, 0.0)
 
 
+@pytest.mark.full
 def test_what_tasks_return_does_not_grow_with_the_rows_that_two_challengers_rank(spark, tmp_path):
     """All tasks of a job may return one megabyte, and the scores that challengers rank have more, also compressed."""
     rows = small_events(date(2024, 2, 1), date(2024, 2, 2), 60_000)
@@ -611,6 +617,7 @@ def test_without_pyspark_the_extra_to_install_is_named(monkeypatch):
         pass
 
 
+@pytest.mark.full
 def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_one_full_disk_too(
     pipeline, scoring, spark, tmp_path
 ):

@@ -368,6 +368,7 @@ def test_a_file_that_is_not_a_database_is_refused_and_kept(warehouse):
     assert warehouse.home.warehouse.read_bytes() == b"precious" * 1000
 
 
+@pytest.mark.full
 def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_wholly_new(home, tmp_path):
     """Moments are drawn from twice the time that the commits before took, so that some fall on either side."""
     warehouse = Warehouse(home)

@@ -1,0 +1,61 @@
+"""The tiers of the tests: the everyday tier, though it leaves out the tests marked `full`, tests every promise."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.models.flavours.known import FLAVOURS
+from batch_platform.scoring.engines.known import ENGINES
+from batch_platform_tests import test_bad_input, test_faults, test_laws
+from batch_platform_tests.__main__ import EVERYDAY, TIERS
+from batch_platform_tests.checkout import ROOT
+
+SLOW_FILE = "batch_platform_tests/pipeline/test_model_year.py"
+ON_SPARK = "table_of_the_catalog"  # in the names of the tests of the source kind that only Spark reads
+
+
+def collected(*arguments: str) -> list[str]:
+    """The ids of the tests that pytest would run."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "-p", "no:cacheprovider", *arguments]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    return [line.partition("/")[2] for line in shown.splitlines() if "::" in line]
+
+
+@pytest.fixture(scope="module")
+def everyday() -> list[str]:
+    """The ids of the tests of the everyday tier."""
+    return collected("-m", EVERYDAY)
+
+
+def test_the_everyday_tier_tests_every_law(everyday):
+    laws = {re.sub(r"^test_law_(\d+)_.*", r"\1", name) for name in dir(test_laws) if name.startswith("test_law_")}
+    assert len(laws) > 15
+    tested = {number for test in everyday for number in re.findall(r"^test_laws\.py::test_law_(\d+)_", test)}
+    assert tested == laws
+
+
+@pytest.mark.parametrize("of", [test_faults, test_bad_input], ids=["faults", "bad input"])
+def test_the_everyday_tier_tests_every_number_of_faults_and_bad_input(everyday, of):
+    numbered = {number for test in everyday for number in re.findall(r"::test_(?:fault|bad_input)\[([FB]\d+) ", test)}
+    names = {re.sub(r".*::(\w+).*", r"\1", test) for test in everyday}
+    elsewhere = {number for number, tests in of.ELSEWHERE.items() if any(test.__name__ in names for test in tests)}
+    assert {name.split()[0] for name in of.CASES} | {*of.ELSEWHERE} <= numbered | elsewhere
+
+
+def test_the_everyday_tier_tests_every_engine_flavour_and_kind_of_source(everyday):
+    files = {test.partition("::")[0] for test in everyday}
+    assert {f"scoring/test_{engine}_engine.py" for engine in ENGINES} <= files
+    flavours = {flavour for test in everyday for flavour in re.findall(r"models/test_flavours\.py::\w+\[(\w+) ", test)}
+    assert flavours >= {*FLAVOURS}
+    kinds = {kind for test in everyday for kind in re.findall(r"features/test_source_kinds\.py::\w+\[(\w+)", test)}
+    assert kinds >= {name for name, kind in SOURCE_KINDS.items() if not kind.only_on_spark}
+    assert any(ON_SPARK in test for test in everyday)
+
+
+def test_a_tier_takes_its_tests_and_pytest_by_itself_takes_what_is_named():
+    assert collected("-m", EVERYDAY, SLOW_FILE) == []
+    assert collected(*TIERS["--unit"], SLOW_FILE) == []
+    assert collected(*TIERS["--full"], SLOW_FILE) == collected(SLOW_FILE) != []
