@@ -18,7 +18,10 @@ from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, No
 from batch_platform.models.forest.kernels import Descent, Encoding, Kernel, Masks
 from batch_platform.models.forest.structure import forms_tree
 
-MASK_KERNELS = {32: kernels.leaf_masks_32, 64: kernels.leaf_masks_64}  # by bits of a mask: one for each leaf of a tree
+MASK_KERNELS = {
+    32: kernels.leaf_masks_32,
+    64: kernels.leaf_masks_64,
+}  # key: bits of a mask, a bit for each leaf of a tree
 LAST_CUT = (1 << (64 - kernels.CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
 MISSING_RANK = {"leaf masks": 0xFFFF, "descent": LAST_CUT}
 Layout = Literal["leaf masks", "descent"]
@@ -48,7 +51,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class _Tested:
-    """What trees test in each column of the matrix."""
+    """Tests of the trees in each column of the matrix."""
 
     # By column: its distinct thresholds, or the known values of a categorical column; sorted.
     cuts: list[NDArray[np.float64]]
@@ -72,7 +75,7 @@ def flatten(ensemble: Ensemble) -> Flat:
 
 
 def _is_tree(tree: Tree, features: int) -> bool:
-    """Whether every way from the root ends at a leaf, and no index leads out: the kernels look no further than that."""
+    """Return whether every path from the root ends at a leaf and no index leads out, which the kernels do not check."""
     inner = tree.left >= 0
     tested = tree.feature[inner]
     return forms_tree(tree.left, tree.right, inner) and bool(((tested >= 0) & (tested < features)).all())

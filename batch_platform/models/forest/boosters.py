@@ -50,7 +50,7 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
 
 
 def malformed_lightgbm(text: str) -> str | None:
-    """What contradicts itself in a model in LightGBM's text format, which LightGBM reads without looking; None if nothing does."""
+    """Find a contradiction in a model in LightGBM's text format, which LightGBM does not check; None without one."""
     try:
         head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
         header = _fields(head)
@@ -241,7 +241,7 @@ def _bits(words: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 
 def _members(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of all codes are in a set [256]; missing values, at the last position, are in none."""
+    """Membership of each code in a set [256]; missing values, at the last position, are in none."""
     require(codes.max(initial=0) < MOST_CATEGORIES, _TOO_MANY)
     inside = np.zeros(MOST_CATEGORIES + 1, np.bool_)
     inside[codes] = True

@@ -71,10 +71,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a model computes: trees added up in order, on top of a start, then a finish."""
+    """The computation of a model: trees added up in order, on top of a start, then a finish."""
 
     features: int  # number of columns of the matrix
-    trees: Sequence[Tree]  # in the order of addition
+    trees: Sequence[Tree]  # order of addition
     start: Start  # returns the initial sums of a matrix, [rows, outputs], in the memory order of the library
     finish: Finish  # returns the prediction for the sums; may use their memory
     single: bool  # whether values are rounded to 32 bits before they are compared
@@ -88,7 +88,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model does to a matrix."""
+    """The computation of a model on a matrix."""
 
     steps: Sequence[Callable[[NDArray[np.float64]], Any]]  # transformers in front of the trees; may work in place
     columns: int  # number of columns of the matrix
@@ -110,8 +110,8 @@ class Link:
     """
 
     name: LinkName
-    divisor: int = 1  # of the sums, before anything else: the number of trees if the result is a mean
-    steepness: float = 1.0  # of the logistic function
+    divisor: int = 1  # divides the sums first: the number of trees if the result is a mean
+    steepness: float = 1.0  # slope of the logistic function
 
     def __call__(self, sums: Sums) -> NDArray[Any]:
         """Return the prediction; uses the memory of the sums."""
@@ -163,8 +163,8 @@ _LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
 class StoredTrees:
     """The content of a file of trees."""
 
-    parts: Parts  # with nothing in front of the trees
-    digests: list[str]  # of what the library answered for each matrix of generated rows, in their order
+    parts: Parts  # the trees alone, without steps in front
+    digests: list[str]  # digest of the library's answer for each matrix of generated rows, in order
 
 
 def trees_file(parts: Parts, digests: Sequence[str]) -> bytes:

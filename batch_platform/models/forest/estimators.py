@@ -115,11 +115,11 @@ def _boosted(estimator: Any) -> Ensemble:
     same_for_all = isinstance(estimator.init_, str) or type(estimator.init_).__module__ == "sklearn.dummy"
 
     def begun(block: NDArray[np.float64]) -> NDArray[np.float64]:
-        rounded = np.asarray(block, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
+        rounded = np.asarray(block, dtype=np.float32, order="C")  # the estimator's own order: products depend on it
         return np.array(begin(rounded), dtype=np.float64)
 
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        return in_blocks(matrix, begun)  # as its own library is called: products depend on the number of rows too
+        return in_blocks(matrix, begun)  # the library is called the same way: products depend on the number of rows
 
     return _compared_in_single(
         estimator,
@@ -214,7 +214,7 @@ _LINKS = {
     **dict.fromkeys(("HalfPoissonLoss", "HalfGammaLoss"), Link("exponential")),
     **dict.fromkeys(("HalfSquaredError", "AbsoluteError", "PinballLoss", "HuberLoss"), Link("value")),
 }
-_READERS: dict[str, Callable[[Any], Ensemble]] = {  # by class, without Classifier or Regressor
+_READERS: dict[str, Callable[[Any], Ensemble]] = {  # key: name of the class without Classifier or Regressor
     "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoosting": _histogram,
     "sklearn.ensemble._forest.RandomForest": _averaged,
     "sklearn.ensemble._forest.ExtraTrees": _averaged,

@@ -1,4 +1,4 @@
-"""What contradicts itself in the trees of a model that was made elsewhere, which its library walks without looking.
+"""Checks for contradictions in the trees of an imported model, which its library walks without checking.
 
 An index that leads out of a tree, or back, makes a library read memory that is not its own, or never end. Boosters of LightGBM are
 checked as text, in `boosters`, before the library reads them; the libraries here build their trees without following them.
@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_LEAF = -1  # as the child of a node, in scikit-learn and XGBoost
+_LEAF = -1  # scikit-learn and XGBoost mark a missing child with it
 _SET_SIZE = 256  # categories that a set of a histogram tree can hold
 _NO_TREE = "has nodes that lie outside of it, or that several nodes lead to"
 
 
 def forms_tree(left: NDArray[np.int64], right: NDArray[np.int64], inner: NDArray[np.bool_]) -> bool:
-    """Whether every way from the root, the first node, ends at a leaf: no child is the root, or has two parents, or lies outside."""
+    """Return whether every path from the root, the first node, ends at a leaf: no cycle, no second parent, no child outside."""
     children = np.concatenate([left[inner], right[inner]])
     lies_inside = not len(children) or (children.min() > 0 and children.max() < len(left))
     return bool(lies_inside) and len(np.unique(children)) == len(children)
 
 
 def malformed_estimator(estimator: object) -> str | None:
-    """What contradicts itself in the trees that an estimator of scikit-learn holds, at any depth; None if nothing does."""
+    """Find a contradiction in the trees that an estimator of scikit-learn holds, at any depth; None without one."""
     return next((problem for part in _parts(estimator) for problem in _problems(part)), None)
 
 
 def malformed_xgboost(learner: Mapping[str, Any]) -> str | None:
-    """What contradicts itself in the learner of a model in XGBoost's JSON format; None if nothing does."""
+    """Find a contradiction in the learner of a model in XGBoost's JSON format; None without one."""
     booster = learner["gradient_booster"]
     model = booster.get("model") or booster.get("gbtree", {}).get("model")
     if model is None:  # a linear booster
@@ -83,7 +83,7 @@ def _held(part: object) -> Iterable[object]:
 
 
 def _problems(part: Any) -> Iterator[str]:
-    """What is wrong with an object, and with the trees that it walks itself."""
+    """Find a contradiction in an object, and in the trees that it walks itself."""
     from sklearn.tree._tree import Tree
 
     name = type(part).__name__
@@ -102,7 +102,9 @@ def _problems(part: Any) -> Iterator[str]:
     members = [getattr(member, "tree_", None) for member in _listed(getattr(part, "estimators_", None))]
     if any(member is not None for member in members):
         width = getattr(part, "n_features_in_", 0)
-        subsets = getattr(part, "estimators_features_", None)  # of bagging and isolation forests: what each member sees
+        subsets = getattr(
+            part, "estimators_features_", None
+        )  # the columns of each member of bagging and isolation forests
         widths = [width] * len(members) if subsets is None else [min(len(subset), width) for subset in subsets]
         yield from _narrower(name, members, widths)
     if (rounds := getattr(part, "_predictors", None)) is not None:
@@ -110,7 +112,7 @@ def _problems(part: Any) -> Iterator[str]:
 
 
 def _narrower(name: str, trees: list[Any], widths: list[Any]) -> Iterator[str]:
-    """Whether trees take other numbers of columns than they are given; None is a member that is no tree."""
+    """Return whether trees take other numbers of columns than they get; None is a member that is no tree."""
     paired = zip(trees, widths, strict=False)
     if len(trees) != len(widths) or any(tree is not None and tree.n_features != width for tree, width in paired):
         yield f"{name} holds trees of other numbers of columns than it is given"
