@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from batch_platform.models.forest import kernels
 from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree, require
 from batch_platform.models.forest.kernels import Descent, Encoding, Kernel, Masks
-from batch_platform.models.forest.structure import forms_tree
+from batch_platform.models.forest.structure import require_sound
 
 MASK_KERNELS = {
     32: kernels.leaf_masks_32,
@@ -62,7 +62,7 @@ class _Tested:
 
 def flatten(ensemble: Ensemble) -> Flat:
     """Lay an ensemble out; raises NotCompilableError if it is too large for the layout, or its nodes form no trees."""
-    require(all(_is_tree(tree, ensemble.features) for tree in ensemble.trees), "its nodes do not form trees")
+    require_sound(ensemble)
     leaves = max(int((tree.left < 0).sum()) for tree in ensemble.trees)
     tested = _tested(ensemble)
     bits = next((bits for bits in MASK_KERNELS if leaves <= bits), None)
@@ -72,13 +72,6 @@ def flatten(ensemble: Ensemble) -> Flat:
     sets = bool(ensemble.categories)
     name, kernel = ("descent with sets", kernels.descent_with_sets) if sets else ("descent", kernels.descent)
     return Flat(name, _encoding(ensemble, tested, "descent"), _descent(ensemble, tested), kernel)
-
-
-def _is_tree(tree: Tree, features: int) -> bool:
-    """Return whether every path from the root ends at a leaf and no index leads out, which the kernels do not check."""
-    inner = tree.left >= 0
-    tested = tree.feature[inner]
-    return forms_tree(tree.left, tree.right, inner) and bool(((tested >= 0) & (tested < features)).all())
 
 
 def _tested(ensemble: Ensemble) -> _Tested:

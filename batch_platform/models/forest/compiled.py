@@ -70,10 +70,7 @@ class CompiledPredictor:
         inputs = in_blocks(matrix, self._prepared) if steps else matrix
         if inputs.dtype != np.float64 or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
-        try:
-            sums = ensemble.start(inputs)
-        except ValueError:  # the library raises its own error for it
-            return None
+        sums = ensemble.start(inputs)
         return np.asarray(ensemble.finish(sums)) if self.flat.add(inputs, sums) else None
 
     def _prepared(self, block: NDArray[np.float64]) -> NDArray[Any]:
