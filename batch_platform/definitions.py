@@ -1,4 +1,4 @@
-"""What Dagster loads: every pipeline below `defs/`, from a checkout and from an installed wheel alike."""
+"""Definitions that Dagster loads: every pipeline below `defs/`, from a checkout and from an installed wheel alike."""
 
 from pathlib import Path
 

@@ -133,7 +133,7 @@ def _try_next(outcome: Outcome) -> None:
 
 
 def _called(program: str) -> str:
-    """How the shell that started this process calls a program of this environment."""
+    """Command by which the shell that started this process calls a program of this environment."""
     ours, found = Path(sys.executable).with_name(program), shutil.which(program)
     if not ours.exists() or (found and Path(found).parent.samefile(ours.parent)):
         return program

@@ -25,7 +25,7 @@ from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.ledger import as_record
 
-HASH_DIGITS = 12  # of a hash in a table
+HASH_DIGITS = 12  # digits of a hash in a table
 DECISION_WIDTH = 150  # characters of a decision in a table; `show` has it in full
 
 
@@ -344,7 +344,7 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
         "action": event.action,
         "reason": event.reason,
         "holds_from": event.holds_from,
-        "champion_before": before,  # at the start of the first partition for which the decision holds
+        "champion_before": before,  # champion at the start of the first partition for which the decision holds
         "champion_after": after,
         "until": decision.until,  # when another version follows; null: not yet known
         "partitions": partitions,  # scored by another version than their champion is now

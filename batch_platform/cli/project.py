@@ -33,12 +33,12 @@ class Project:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is the pipelines shipped with this package, because the folder lies in no project."""
+        """Return whether these are the pipelines shipped with this package, because the folder lies in no project."""
         return self.module == SHIPPED
 
     @property
     def examples_note(self) -> str:
-        """What to say where only the shipped pipelines are served."""
+        """Note for the case that only the shipped pipelines are served."""
         return f"No Dagster project lies around {self.root}: this is the pipeline shipped as an example"
 
     @property
@@ -131,7 +131,7 @@ def shipped_project() -> Project:
 
 
 def is_in_project(folder: Path) -> bool:
-    """Whether a folder lies in a Dagster project."""
+    """Return whether a folder lies in a Dagster project."""
     return _around(folder.absolute()) is not None
 
 

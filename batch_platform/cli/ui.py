@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
         for setting in settings_that_matter(instance):
             terminal.say(f"  {setting}")
     page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    os.environ.setdefault(UI_VARIABLE, page)  # for the links of alerts, which the code server writes
+    os.environ.setdefault(UI_VARIABLE, page)  # the code server writes the links of alerts with it
     allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
     webserver = [*WEBSERVER, "-h", host, "-p", str(port), *allowed]
     if read_only:

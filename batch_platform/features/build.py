@@ -63,8 +63,8 @@ class FeatureFile:
 
     path: Path
     rows: int
-    sha256: str  # of its bytes
-    xxh3: str  # of the same bytes; fifteen times quicker to check, finds damage but not intent
+    sha256: str  # digest of the file's bytes
+    xxh3: str  # second digest of the file's bytes: fifteen times faster, finds damage but not intent
     columns: dict[str, str]  # Arrow types by name, in order
 
 
@@ -195,7 +195,7 @@ class FeatureBuilder:
         return made
 
     def _is_of_partition(self, dated: DatedSources, read: SourceColumn) -> bool:
-        """Whether a query reads of a source only the rows of the partition itself."""
+        """Return whether a query reads only the partition's own rows of a source."""
         whole = self.spec.partitions.snapshot or self.spec.sources[read.source].by_partition
         return whole or not dated.rows_read(read.source).looks_back
 
@@ -378,7 +378,7 @@ class FeatureSession:
         return found
 
     def _repeated_in_sources(self, partition: Partition) -> list[str]:
-        """Where the keys of a partition occur more than once: in a source, or in none of those that hold them."""
+        """Say which source repeats the keys of a partition, or that none of the sources does."""
         builder, found = self._builder, list[str]()
         if not {*builder.feature_sources} <= {*builder.sources.in_duckdb}:
             return []  # the cluster would have to read them again

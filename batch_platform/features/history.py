@@ -29,7 +29,7 @@ from batch_platform.warehouse.fingerprints import read_fingerprints
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 
-MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
+MOST_LABEL_BYTES = 256 << 20  # limit for the labels kept in memory
 _HELD_OUT = "__held_out"
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
 # `features.time` there is none), a hash of its key without dates and times, the start of its partition and, in snapshots, a
@@ -46,7 +46,7 @@ class TrainingData:
     label: str | None  # name of the label column; None for a clustering
     rows_before_cap: int = 0  # number of rows to fit on before a sample was taken
     balanced: bool = False  # whether that sample has equally many rows of each class; see `Sample`
-    classes_before_cap: Mapping[str, int] = field(default_factory=dict[str, int])  # of these, by class as text
+    classes_before_cap: Mapping[str, int] = field(default_factory=dict[str, int])  # rows by class, as text
     rows_unlabelled: int = 0  # rows of the window whose label is not known, and the nulls in them by column
     nulls_unlabelled: Mapping[str, int] = field(default_factory=dict[str, int])
 
@@ -81,7 +81,7 @@ def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> l
 
 
 def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame) -> pl.Series:
-    """Whether each row of a snapshot is held out of training: by a hash of its group or key, the same in every snapshot."""
+    """Mark the rows of a snapshot that training holds out, by a hash of their group or key: the same in every snapshot."""
     text = pl.concat_str(
         pl.col(spec.model.train.group or spec.features.key).cast(pl.String).fill_null(""), separator="\0"
     )
@@ -110,19 +110,19 @@ class _RecentLabels:
 
 @dataclass(frozen=True)
 class SourceChanges:
-    """How sources differ from those that features were built from; the first three are by partition key."""
+    """Differences between the sources and those that features were built from; the first three are by partition key."""
 
     versions: dict[str, str]  # present versions, in the form that builds record, where each partition has a file
     changed: dict[str, str]  # why the features are due, where a file has the rows of many partitions
     gone: dict[str, str]  # what the features were built from and is no longer there
-    fingerprints: Taken  # that had to be known to tell
+    fingerprints: Taken  # fingerprints that were needed for the comparison
 
 
 @dataclass(frozen=True)
 class LabelChanges:
-    """What labels are like now."""
+    """Present state of the labels."""
 
-    versions: dict[str, str]  # by partition key, in the form that evaluations record
+    versions: dict[str, str]  # version by partition key, in the form that evaluations record
     fingerprints: Taken
 
 
@@ -134,7 +134,7 @@ class History:
     home: Home
     builder: FeatureBuilder
     _labels: _RecentLabels = field(default_factory=_RecentLabels, init=False, repr=False, compare=False)
-    _label_digests: dict[tuple[str, str], str] = field(  # by partition and version of the files
+    _label_digests: dict[tuple[str, str], str] = field(  # key: partition and version of the files
         default_factory=dict[tuple[str, str], str], init=False, repr=False, compare=False
     )
 
@@ -152,7 +152,7 @@ class History:
         }
 
     def _is_linked(self, build: FeatureBuild) -> bool:
-        """Whether the file of a build lies elsewhere in the lake, behind a link."""
+        """Return whether the file of a build lies elsewhere in the lake, behind a link."""
         path = self.file(build)
         return path.is_symlink() and path.is_file() and path.stat().st_size == build.file_bytes
 
@@ -262,7 +262,7 @@ class History:
         recheck: bool = False,
         most_bytes: int | None = None,
     ) -> SourceChanges:
-        """How the sources differ from those that builds were made from, by their versions and, where these differ, by rows.
+        """Compare the sources with those that builds were made from, by version and, where versions differ, by rows.
 
         Of sources with the rows of many partitions, only as many of the newest partitions are looked at as `late` says, and
         those without rows; with `recheck`, all. Fingerprints are taken unless they are `recorded` of the present version. A
@@ -304,7 +304,7 @@ class History:
         return partitions
 
     def _is_recent(self, source: str, known: datetime, newest: datetime | None) -> bool:
-        """Whether what is known at a time may still be corrected, as the source declares, when the newest rows are there."""
+        """Return whether rows known at a time may still be corrected, as the source declares, once the newest rows are there."""
         lateness = self.spec.sources[source].lateness
         return lateness is None or newest is None or known > newest - lateness
 
@@ -398,7 +398,7 @@ class History:
     def are_labels_changed(
         self, window: Sequence[Partition], recorded: str, versions_now: Callable[[Partition], str]
     ) -> bool:
-        """Whether the labels of a window differ from those of a recorded fingerprint; they are read only if a file differs.
+        """Return whether the labels of a window differ from a recorded fingerprint; they are read only if a file differs.
 
         A fingerprint of an earlier release knows only the files. May raise SourceError.
         """
@@ -466,7 +466,7 @@ class History:
 
 
 def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Taken:
-    """What is recorded of the sources of a pipeline."""
+    """Recorded state of a pipeline's sources."""
     rows = read_fingerprints(con, pipeline)
     return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
 

@@ -35,7 +35,7 @@ def interruptible(con: duckdb.DuckDBPyConnection) -> Generator[None]:
 
 
 class TimeLimit:
-    """How long a query of DuckDB or Spark may take; None: as long as it likes."""
+    """Time limit of a query of DuckDB or Spark; None for no limit."""
 
     def __init__(self, limit: timedelta | None) -> None:
         """Limit nothing yet."""

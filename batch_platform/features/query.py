@@ -27,7 +27,7 @@ from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
-TABLE_FUNCTIONS = frozenset(  # that read neither files nor databases
+TABLE_FUNCTIONS = frozenset(  # table functions that read neither files nor databases
     {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
 )
 ONE_SELECT = "write helper tables as WITH … AS (…) in front of the SELECT."  # hints
@@ -122,7 +122,7 @@ class Query:
 
 
 class SqlFile(Protocol):
-    """What errors say of a query."""
+    """Name of a query in errors."""
 
     pipeline: str
     path: Path

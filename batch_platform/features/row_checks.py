@@ -1,4 +1,4 @@
-"""What the rows of features must satisfy: unique keys, times inside the partition, no label, no row lost by a join.
+"""Requirements for the rows of features: unique keys, times inside the partition, no label, no row lost by a join.
 
 Rows are checked batch by batch, so the memory of one batch is enough for a partition of any size.
 """
@@ -124,7 +124,7 @@ class RowChecks:
 
 
 def _can_be_kept(dtype: pa.DataType, *, nested: bool = False) -> bool:
-    """Whether Polars can read values of a type and JSON can show them; bytes only outside of lists and structs."""
+    """Return whether Polars can read values of a type and JSON can show them; bytes only outside of lists and structs."""
     if isinstance(dtype, pa.BaseExtensionType) or pa.types.is_interval(dtype) or pa.types.is_union(dtype):
         return False
     if pa.types.is_nested(dtype):
@@ -177,7 +177,7 @@ def with_keys_of(  # noqa: PLR0913 - two frames, and where they are from
 
 
 def _comparable(left: pl.DataType, right: pl.DataType) -> bool:
-    """Whether values of two types can be equal keys."""
+    """Return whether values of two types can be equal keys."""
     if isinstance(left, pl.Datetime) and isinstance(right, pl.Datetime):
         return (left.time_zone is None) == (right.time_zone is None)
     text = pl.String | pl.Categorical | pl.Enum
@@ -261,7 +261,7 @@ def _differing_keys(features: pl.DataFrame, source: pl.DataFrame, key: list[str]
 def keys_repeated_in(
     con: duckdb.DuckDBPyConnection, name: str, key: list[str], inside: str, window: dict[str, object]
 ) -> str | None:
-    """How often keys occur more than once in the rows of a source that meet an SQL condition, as a sentence with an example.
+    """Count repeated keys in the rows of a source that meet an SQL condition; returns a sentence with an example.
 
     Empty if none does; None if the source lacks a column of the key or the condition fails.
     """

@@ -35,7 +35,7 @@ class AgainstBaseline:
     """A model beside the strongest trivial one, on the same rows."""
 
     baseline: Baseline
-    difference: Difference | None  # of the metric by which the baseline was chosen, model minus baseline
+    difference: Difference | None  # model minus baseline, in the metric by which the baseline was chosen
 
 
 def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns from
@@ -63,7 +63,7 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
 def _predictions(
     outcomes: Outcomes, fitted: pl.DataFrame, rows: pl.DataFrame, label: str, rates: Sequence[float]
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """What each trivial model predicts for the rows, by its name, simplest first."""
+    """Predictions of each trivial model for the rows, by name, simplest first."""
     task, classes = outcomes.task, outcomes.classes
     if task == "outliers":
         yield "one score for all rows", np.zeros(rows.height)

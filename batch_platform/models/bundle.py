@@ -57,14 +57,14 @@ class Window:
     rows: int
     rows_rejected: int  # rows that could not be learned from: NaN, infinite or out of declared bounds
     features_sha256: str  # over the partition keys and hashes of the feature files
-    label_sources: str = ""  # of the label files and of the labels; empty unless each partition has a label file
+    label_sources: str = ""  # digest of the label files and their labels; empty unless each partition has a label file
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """How rows were sampled for a model that was fitted on part of its window."""
+    """The sampling of a model that was fitted on part of its window."""
 
-    max_rows: int | None  # as declared
+    max_rows: int | None  # declared maximum
     rows_before: int
     rows_after: int
     stratified: bool  # whether each class kept its share
@@ -76,7 +76,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many evaluation rows a version and the champion of that time could score.
+    """Numbers of evaluation rows that a version and the champion of that time could score.
 
     A model can score a row that keeps its contract and is of a class that it knows.
     """
@@ -86,7 +86,7 @@ class Coverage:
     only_version: int
     only_champion: int
     champion_rejects: int
-    champion_lacks_class: int  # of the rows that it does not reject
+    champion_lacks_class: int  # rows that the champion accepts, but whose class it does not know
     champion_is_unfit: bool  # it fails on more than features.max_rejected of the rows, and on more than the version
 
 
@@ -126,10 +126,12 @@ class Manifest:
     compiled: Compilation
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
-    positive: ClassLabel | None = None  # whose probability `score` is, or label of the outliers; None of any other task
+    positive: ClassLabel | None = (
+        None  # class whose probability `score` is, or label of the outliers; None in other tasks
+    )
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
-    remarks: list[str] = field(default_factory=list[str])  # on its fit, e.g. that it did not converge
-    imported_from: str = ""  # where a model that was made elsewhere came from; empty if it was trained here
+    remarks: list[str] = field(default_factory=list[str])  # remarks on the fit, e.g. that it did not converge
+    imported_from: str = ""  # origin of an imported model; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
     libraries: dict[str, str] = field(default_factory=dict[str, str])  # this and the rest: set when it is written
     files: dict[str, str] = field(default_factory=dict[str, str])  # SHA-256 by name
@@ -175,7 +177,7 @@ class Bundle:
 
     @property
     def signature(self) -> Signature:
-        """What it takes and returns."""
+        """Columns that the model takes, and its results."""
         return Signature(self.manifest.task, self.manifest.classes, self.contract)
 
     @property
@@ -199,7 +201,7 @@ class Bundle:
 
     @property
     def not_compiled(self) -> str:
-        """Why compiled trees did not score rows that were worth it, although the proof in training held.
+        """Reason why compiled trees did not score rows that were worth it, although the proof in training held.
 
         Empty if they did, or if `for_rows` has not tried yet.
         """

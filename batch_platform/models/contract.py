@@ -1,4 +1,4 @@
-"""What a model takes and returns: the contract of its columns, the encoding of rows to a matrix, and the form of its results.
+"""The signature of a model: the contract of its columns, the encoding of rows to a matrix, and the form of its results.
 
 Training infers a contract from its data and the declared overrides and saves it in the bundle. Scoring checks every row against
 it: a row either satisfies the contract or is rejected with a reason. Training and scoring encode with the same code. A flavour
@@ -40,11 +40,11 @@ class Column:
     """One feature column."""
 
     name: str
-    type: ColumnType  # of its values, however they are stored
+    type: ColumnType  # type of the values, however they are stored
     nullable: bool
-    min: float | None = None  # as declared
+    min: float | None = None  # declared bound
     max: float | None = None
-    lowest: float | None = None  # in training; None for text and for a column without values
+    lowest: float | None = None  # lowest value in training; None for text and for a column without values
     highest: float | None = None
     categories: tuple[str, ...] = ()  # the values known to the model, sorted; any other value is scored as unknown
 
@@ -317,7 +317,7 @@ def _is_text(dtype: pl.DataType) -> bool:
 
 
 def _readable(type_: ColumnType, dtype: pl.DataType) -> bool:
-    """Whether values of this storage type can be read as a column type: a time is not a number, a list is not text."""
+    """Return whether values of this storage type can be read as a column type: a time is not a number, a list is not text."""
     plain = dtype.is_numeric() or _is_text(dtype) or isinstance(dtype, pl.Boolean | pl.Null)
     return plain or (type_ == "category" and isinstance(dtype, pl.Date))
 
@@ -383,7 +383,9 @@ def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
         rules.append(_Rule(name, UNSEEN_NULL, raw.is_null()))
     if not _as_is(read, name):
         rules.append(_Rule(name, f"not a value of type {column.type}", raw.is_not_null() & read.is_null()))
-    if column.type == "float" and not (_as_is(read, name) and isfinite(values.sum())):  # of others, no sum is finite
+    if column.type == "float" and not (
+        _as_is(read, name) and isfinite(values.sum())
+    ):  # a NaN or an infinity makes the sum one
         number = read.cast(pl.Float64)
         rules.append(_Rule(name, "NaN or infinite", number.is_finite().not_().fill_null(value=False)))
     if column.min is not None:

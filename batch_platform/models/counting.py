@@ -1,4 +1,4 @@
-"""What profiles and segments count, by compiled code where it is loaded for a model's trees anyway; the counts are the same."""
+"""Counts for profiles and segments, by compiled code where a model's trees have loaded it anyway; the counts are the same."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from batch_platform.monitoring.profiles import Bins, Profile, Role, cells_of, co
 from batch_platform.monitoring.segments import MOST_SEGMENTS, Cells, CountsByValue, Places, SegmentCounts
 
 WORTH_COMPILING = 50_000  # values of a batch; only a large partition has so many
-_MOST_EDGES = 254  # of compiled cells, so that a cell of its own for nulls fits beside them
+_MOST_EDGES = 254  # limit of the compiled code: cells are bytes, and nulls have a cell of their own
 
 
 def counted_profile(  # noqa: PLR0913 - what is counted, and what is known of it already
@@ -61,7 +61,7 @@ def numbered(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series] | None:
     Compiled code holds values with the same hash of 64 bits to be equal: of 1,000 values, two different ones have the same
     hash with a probability of 3e-14.
     """
-    if not column.dtype.is_integer():  # as text before they are told apart, since 0.0 and -0.0 are equal
+    if not column.dtype.is_integer():  # compared as text, since 0.0 and -0.0 are equal numbers
         column = column.cast(pl.String)
     if _is_compiled(column):
         from batch_platform.models.forest.counting import numbered as numbered_hashes
@@ -78,7 +78,7 @@ def numbered(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series] | None:
 
 
 def _crossed(numbers: NDArray[np.int64], values: int, places: Places) -> NDArray[np.int64]:
-    """How many rows have each number and lie in each cell [values, cells], given the number and the cell of each row."""
+    """Count the rows of each number in each cell [values, cells], given the number and the cell of each row."""
     of_rows, cells = places
     if _is_compiled(of_rows) and of_rows.dtype == np.uint8:
         from batch_platform.models.forest.counting import crossed

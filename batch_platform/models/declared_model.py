@@ -89,7 +89,7 @@ def name_of(estimator: Any) -> str:
 
 
 def is_classification(model: Model) -> bool:
-    """Whether the declared estimator learns classes."""
+    """Return whether the declared estimator learns classes."""
     from sklearn.base import is_classifier
 
     return is_classifier(_declared(model, model.params))
@@ -167,7 +167,7 @@ def _refuse_values(estimator_class: type, params: dict[str, Any]) -> None:
 
 
 def _allowed_instead(estimator: Any) -> str | None:
-    """What scikit-learn allows for a parameter whose value it refuses; None if it accepts the values of all parameters.
+    """Return what scikit-learn allows for a parameter whose value it refuses; None if it accepts all values.
 
     Fitting validates the parameters before it looks at the rows, of which there are none here. The class of its error is not
     public, but no other one is both a ValueError and a TypeError.

@@ -44,9 +44,9 @@ from batch_platform.monitoring.outcomes import Outcomes
 
 LEAST_ROWS = 20
 FEW_OF_A_CLASS = 100  # rows
-MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait
-COMPARED_ROWS = 10_000  # on which a booster is compared with its saved form
-_PLACE_IN_LIBRARY = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?")  # which XGBoost puts before its reason
+MANY_ROWS = 50_000  # above, several threads are faster than one; on fewer rows they mostly wait
+COMPARED_ROWS = 10_000  # rows for the comparison of a booster with its saved form
+_PLACE_IN_LIBRARY = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?")  # XGBoost's prefix of a reason
 ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 
 
@@ -54,7 +54,7 @@ ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 class Fitted:
     """A fitted or imported model, what it takes, and how it did on rows that it had not seen.
 
-    Of a model that was fitted again, what was measured is of its first fit.
+    If the model was fitted again, the metrics are those of its first fit.
     """
 
     estimator: Any
@@ -68,11 +68,11 @@ class Fitted:
     held_out_rows: pl.DataFrame = field(repr=False, compare=False)  # the same, not encoded
     flavour: Flavour
     predictor: Predictor
-    reference: ReferenceProfile  # of the rows that it learned from
+    reference: ReferenceProfile  # profile of the rows that the model learned from
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
     remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
-    rates: tuple[float, ...] = ()  # at which the rows of each class were sampled; none: all alike
+    rates: tuple[float, ...] = ()  # sampling rate of each class; empty if all are alike
 
     @property
     def scorer(self) -> Predictor:
@@ -93,10 +93,10 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Positive:
-    """Which of two classes is positive, by default: True, 1, else the last number or the rarer text."""
+    """The choice of the positive class of two; by default True or 1, else the last number or the rarer text."""
 
     declared: ClassLabel | None = None
-    before: ClassLabel | None = None  # of the version before, so that a score keeps its meaning
+    before: ClassLabel | None = None  # positive class of the version before: a score keeps its meaning
 
     def last(self, classes: list[ClassLabel], truth: NDArray[Any]) -> list[ClassLabel]:
         """The classes with the positive one last; raises TrainingRefusedError if the declared one is none of them."""
@@ -340,7 +340,7 @@ def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.Da
 
 
 def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
-    """What a model gives for rows that keep its contract, with their truth; None without rows."""
+    """Predictions of a model for rows that keep its contract, with their truth; None without rows."""
     if not rows.height:
         return None
     matrix = signature.contract.encode(rows)

@@ -48,10 +48,10 @@ class ChampionComparison:
     """Metrics of a version and of the champion on the rows that both can score."""
 
     champion: str
-    metrics: dict[str, float]  # of the version; empty where nothing was compared
+    metrics: dict[str, float]  # the version's metrics; empty where nothing was compared
     champion_metrics: dict[str, float]
-    difference: Difference | None  # of the gate's metric, version minus champion; None if it was not measured here
-    coverage: Coverage | None = None  # of the evaluation rows; None if the champion cannot read them
+    difference: Difference | None  # version minus champion, in the gate's metric; None if it was not measured here
+    coverage: Coverage | None = None  # evaluation rows that each can score; None if the champion cannot read them
     not_compared: str = ""  # the reason; empty if they were compared
     recorded: bool = False  # whether the champion's metrics are those that its own gate recorded
     # Its metric minus that of its own trivial baseline, when it was judged; None if it was no better, or if that is not known.
@@ -126,7 +126,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
 
 
 def judge(gate: Promote, task: Task, metrics: Mapping[str, float]) -> str | None:
-    """Why the metrics of a version on the evaluation rows rule it out, whatever else serves; None if they do not."""
+    """Reason why the metrics of a version on the evaluation rows rule it out, whatever else serves; None without one."""
     metric = gate.metric or default_metric(task)
     value = metrics.get(metric)
     if value is None:
@@ -231,7 +231,7 @@ def accepted(gate: Promote, reason: str, evidence: Mapping[str, Any] | None = No
 
 
 def _remarks(metric: str, comparison: ChampionComparison) -> list[str]:
-    """What a decision should say of the champion: that it is unfit, what only one of the two can score, what was not compared."""
+    """Remarks of a decision on the champion: that it is unfit, rows that only one of the two can score, what was not compared."""
     name, coverage, reason = comparison.champion, comparison.coverage, comparison.not_compared
     remarks: list[str] = []
     if coverage is not None and coverage.champion_is_unfit:
@@ -317,7 +317,7 @@ def _lead(metric: str, manifest: Manifest) -> float | None:
 
 
 def _not_comparable(own: Signature, standing: Signature) -> str:
-    """Why a version and the champion can have no rows in common; empty if they can."""
+    """Reason why a version and the champion have no rows in common; empty if they have some."""
     if own.task not in CLASSIFICATION or standing.task not in CLASSIFICATION:
         return "" if own.task == standing.task else f"it is of another task, {standing.task}"
     return "" if len(_shared_classes(own, standing)) >= BINARY else "it knows other classes"
@@ -329,7 +329,7 @@ def _shared_classes(own: Signature, standing: Signature) -> list[ClassLabel]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Which rows a model can score [n]: those that keep its contract, and those whose class it knows."""
+    """Masks of the rows [n] that keep a model's contract, and of those whose class it knows."""
 
     by_rules: pl.Series
     by_class: pl.Series

@@ -1,4 +1,4 @@
-"""How many threads the native libraries below NumPy and the estimators use, and how these threads wait."""
+"""The number of threads that the native libraries below NumPy and the estimators use, and the way these threads wait."""
 
 import os
 from collections.abc import Generator
@@ -24,16 +24,18 @@ def let_waiting_threads_sleep() -> None:
 
 
 class _Process:
-    """What all threads share."""
+    """State that all threads share."""
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.limits: list[ExitStack] = []  # of the running `one_thread` blocks, in the order in which they began
+        self.limits: list[
+            ExitStack
+        ] = []  # a limit for each running `one_thread` block, in the order in which they began
         self.loads = 0  # how often libraries may have been loaded
 
 
 class _Thread(local):
-    loads = 0  # after how many of the loads this thread set its limit
+    loads = 0  # number of loads after which this thread set its limit
 
 
 _process, _thread = _Process(), _Thread()
@@ -85,6 +87,6 @@ def hold_loaded_libraries() -> None:
     if _thread.loads == _process.loads or not _process.limits:
         return
     with _process.lock:
-        if _process.limits:  # until the first of the running blocks ends
+        if _process.limits:  # the limit lasts until the first running block ends
             _process.limits[0].enter_context(get_cached_controller().limit(limits=1))
             _thread.loads = _process.loads

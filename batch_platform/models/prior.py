@@ -32,14 +32,14 @@ class Corrected:
     """A classifier with corrected probabilities; as safe to call from several threads as the classifier."""
 
     predictor: Predictor
-    rates: tuple[float, ...]  # at which each class was sampled, in the order of the probabilities; above 0, 1 at most
+    rates: tuple[float, ...]  # sampling rate of each class, in the order of the probabilities; above 0, at most 1
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return probabilities [rows, classes] under the shares of all rows."""
         probabilities: NDArray[np.float64] = self.predictor.predict(matrix)
         weighted = [probabilities[:, position] / rate for position, rate in enumerate(self.rates)]
         total = weighted[0]
-        for column in weighted[1:]:  # in this order for each row, however the matrix lies in memory
+        for column in weighted[1:]:  # each row is added in this order, however the matrix lies in memory
             total = total + column
         return np.column_stack([column / total for column in weighted])
 

@@ -1,4 +1,4 @@
-"""What a person may decide of versions: let one serve from a partition on, or withdraw the one that serves there.
+"""Decisions of people on versions: let a version serve from a partition on, or withdraw the one that serves there.
 
 `promote` and `roll_back` change nothing: they return the decision, to be recorded, and what it makes stale.
 """
@@ -22,7 +22,7 @@ class Decision:
     after: Version | None
     partitions: list[str]  # keys, oldest first: scored by a version that would no longer be their champion
     until: datetime | None = None  # when another version follows `after`; None: not yet known
-    following: Version | None = None  # that version
+    following: Version | None = None  # version that serves afterwards
 
 
 @dataclass(frozen=True)

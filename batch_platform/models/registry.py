@@ -42,8 +42,8 @@ class Registry:
     """The recorded versions of one pipeline."""
 
     pipeline: str
-    versions: Sequence[Version] = ()  # in order of registration
-    promotions: Sequence[Promotion] = ()  # in order of time, as are the trainings
+    versions: Sequence[Version] = ()  # order of registration
+    promotions: Sequence[Promotion] = ()  # order of time, as the trainings
     challenger_trainings: Sequence[ChallengerTraining] = ()
     model_trainings: Sequence[ModelTraining] = ()
 
@@ -63,7 +63,7 @@ class Registry:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """Which version serves from which partition on."""
+        """The versions that serve, each with the partition from which it serves."""
         return Timeline(self._by_name, self.promotions)
 
     def champion(self, at: datetime) -> Version | None:

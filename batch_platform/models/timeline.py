@@ -37,7 +37,7 @@ class Stretch:
         return _holds_from(self.version, self.decision)
 
     def is_hindsight(self, partition: Partition) -> bool:
-        """Whether the version was approved to serve a partition only after the partition had ended."""
+        """Return whether the version was approved to serve a partition only after the partition had ended."""
         return self.decision.decided_at >= partition.end
 
 
@@ -59,7 +59,7 @@ class _Entry:
 class Timeline:
     """The decisions on the versions of a pipeline, in order of time."""
 
-    versions: Mapping[str, Version]  # by name
+    versions: Mapping[str, Version]  # key: name
     decisions: Sequence[Promotion]
 
     def at(self, instant: datetime) -> Stretch | None:
@@ -78,7 +78,7 @@ class Timeline:
 
     @cached_property
     def _states(self) -> list[Stretch | None]:
-        """What serves from each of `_begins` on."""
+        """The entry that serves from each of `_begins` on."""
         ends = [*self._begins, None][1:]
         return [
             None if entry is None else Stretch(begin, end, entry.version, entry.decision)
@@ -116,7 +116,7 @@ class Timeline:
         return against
 
     def _holds(self, entry: _Entry, instant: datetime) -> bool:
-        """Whether an entry has begun at an instant, and no later decision cancels it there."""
+        """Return whether an entry has begun at an instant, and no later decision cancels it there."""
         return entry.begin <= instant and not any(
             number > entry.number and (decision.holds_from is None or decision.holds_from <= instant)
             for number, decision in self._against.get(entry.version.version, ())

@@ -28,7 +28,8 @@ from batch_platform.declaration.spec import Model
 from batch_platform.features.sources import opening
 from batch_platform.models import trial
 from batch_platform.models.declared_model import read_import
-from batch_platform.models.forest.boosters import malformed_lightgbm
+from batch_platform.models.forest.boosters import read_lightgbm
+from batch_platform.models.forest.structure import malformed
 from batch_platform_tests.command_line import clean_environment, run_command, start_command
 from batch_platform_tests.dagster_project import forget_projects, pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
@@ -318,7 +319,7 @@ def foreign_models(folder: Path) -> None:
         {"objective": "binary", "num_leaves": 5, "verbose": -1}, lightgbm.Dataset(matrix, matrix[:, 0] > 0.5), 3
     )
     good, left = booster.model_to_string(), r"(?m)^left_child=\S+"
-    assert malformed_lightgbm(good) is None
+    assert malformed(lambda: read_lightgbm(good, {})) is None
     ends = range(len("tree") + 1, good.index("end of trees"), len(good) // 40)
     damaged = [good[:end] for end in ends]
     damaged += [
@@ -332,7 +333,7 @@ def foreign_models(folder: Path) -> None:
     ]
     file = folder / "model.txt"
     for text in damaged:
-        assert malformed_lightgbm(text) is not None, text[-80:]
+        assert malformed(lambda text=text: read_lightgbm(text, {})) is not None, text[-80:]
     file.write_text(damaged[-7])
     with pytest.raises(
         DataError, match=r"LightGBM cannot read the model: .* is damaged: tree 0 has nodes that lie outside"

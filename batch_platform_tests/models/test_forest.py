@@ -16,7 +16,6 @@ from sklearn import ensemble, tree
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multioutput import MultiOutputRegressor
-from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -102,7 +101,6 @@ CLASSIFIERS: dict[str, Callable[[Shape], Any]] = {
     "extra trees": lambda shape: grown(shape, ensemble.ExtraTreesClassifier, max_features=1),
     "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier),
     "boosted from zero": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier, init="zero"),
-    "boosted from a model": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier, init=GaussianNB()),
     "decision tree": lambda shape: single(shape, tree.DecisionTreeClassifier),
     "extra tree": lambda shape: single(shape, tree.ExtraTreeClassifier),
     "imputed forest": lambda shape: make_pipeline(
@@ -122,7 +120,6 @@ REGRESSORS: dict[str, Callable[[Shape], Any]] = {
     "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor),
     "boosted, huber": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, loss="huber"),
     "boosted from zero": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, init="zero"),
-    "boosted from a model": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, init=LinearRegression()),
     "decision tree": lambda shape: single(shape, tree.DecisionTreeRegressor),
     "decision tree, median": lambda shape: single(shape, tree.DecisionTreeRegressor, criterion="absolute_error"),
     "extra tree": lambda shape: single(shape, tree.ExtraTreeRegressor),
@@ -298,6 +295,11 @@ class Renamed(ensemble.RandomForestClassifier):
             "LinearRegression is not a tree ensemble",
         ),
         (ensemble.RandomForestRegressor(2), [[0.0, 1.0]] * 20, "RandomForestRegressor predicts 2 columns at once"),
+        (
+            ensemble.GradientBoostingRegressor(init=LinearRegression()),
+            [0.0, 1.0] * 10,
+            "the prediction of another model",
+        ),
         (MultiOutputRegressor(LinearRegression()), [[0.0, 1.0]] * 20, "MultiOutputRegressor is not a tree ensemble"),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "fit") else "",

@@ -25,7 +25,7 @@ from skops import io
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import Model
 from batch_platform.models.declared_model import read_import
-from batch_platform.models.forest.structure import malformed_estimator, malformed_xgboost
+from batch_platform.models.forest.structure import malformed_estimator
 
 RANDOM = np.random.default_rng(3)
 MATRIX = np.column_stack([RANDOM.random((200, 3)), RANDOM.integers(0, 5, 200)])
@@ -104,7 +104,7 @@ def test_a_tree_that_contradicts_itself_is_refused(name):
 def test_such_a_file_of_skops_is_refused_before_it_scores(tmp_path):
     (tmp_path / "model.skops").write_bytes(io.dumps(broken_histogram(left=0)))
     with pytest.raises(
-        DataError, match=r"model.skops is damaged: a tree has nodes that lie outside of it, or that several"
+        DataError, match=r"model.skops is damaged: tree 1 has nodes that lie outside of it, or that several"
     ):
         read_import(Model.model_validate({"import": "model.skops"}), tmp_path, {})
 
@@ -114,11 +114,17 @@ def test_such_a_file_of_xgboost_is_refused_before_it_scores(tmp_path):
 
     fitted = xgboost.XGBClassifier(n_estimators=2, max_depth=3).fit(MATRIX, LATE)
     sound = json.loads(fitted.get_booster().save_raw(raw_format="json"))
-    assert malformed_xgboost(sound["learner"]) is None
-    for field, value in {"left_children": 0, "right_children": 99_999_999, "split_indices": 77}.items():
+    file, declared = tmp_path / "model.json", Model.model_validate({"import": "model.json"})
+    file.write_text(json.dumps(sound))
+    assert read_import(declared, tmp_path, {}).task == "binary"
+    outside = "has nodes that lie outside of it, or that several nodes lead to"
+    for field, value, problem in (
+        ("left_children", 0, outside),
+        ("right_children", 99_999_999, outside),
+        ("split_indices", 77, "splits by a column beyond its 4"),
+    ):
         broken = json.loads(json.dumps(sound))
         broken["learner"]["gradient_booster"]["model"]["trees"][1][field][0] = value
-        assert malformed_xgboost(broken["learner"]).startswith("tree 1 "), field
-    (tmp_path / "model.json").write_text(json.dumps(broken))
-    with pytest.raises(DataError, match=r"model.json is damaged: tree 1 splits by a column beyond its 4"):
-        read_import(Model.model_validate({"import": "model.json"}), tmp_path, {})
+        file.write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=rf"model.json is damaged: tree 1 {problem}"):
+            read_import(declared, tmp_path, {})

@@ -58,7 +58,7 @@ class SparkFeatures:
         self._open = ExitStack()
         self._started: SparkJobs | None = None
         self._alike = set[tuple[str, str]]()  # sources and versions whose files are known to have the same columns
-        self._copies = dict[str, tuple[SourceConnection, Path]]()  # by source
+        self._copies = dict[str, tuple[SourceConnection, Path]]()  # key: name of the source
 
     def __enter__(self) -> Self:
         """Return the features."""
@@ -156,7 +156,7 @@ class SparkFeatures:
             )
             session = jobs.session.newSession()
             for name, value in {
-                "spark.sql.session.timeZone": self._spec.partitions.timezone,  # of times without a zone, as in DuckDB
+                "spark.sql.session.timeZone": self._spec.partitions.timezone,  # times without a zone are read as in DuckDB
                 "spark.sql.variable.substitute": "false",  # ${…} in the SQL
                 "spark.sql.runSQLOnFiles": "false",
                 "spark.sql.files.ignoreMissingFiles": "false",
@@ -311,7 +311,7 @@ class SparkFeatures:
     def _explained(
         self, partition: Partition, error: Exception, job: SparkJob | None = None
     ) -> SourceError | EngineError:
-        """Why Spark failed, as one sentence, and what to do."""
+        """Explain in one sentence why Spark failed, and what to do."""
         where, spark, condition = self._where(partition), self._spec.engine.on_spark, _condition(error)
         if job is not None and self._query.limit.passed:
             return takes_too_long(where, self._query)

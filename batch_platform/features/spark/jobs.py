@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pyspark.core.status import SparkStageInfo
     from pyspark.sql import SparkSession
 
-SECONDS_BETWEEN_LOOKS = 1.0  # at the progress of jobs: each look takes processor time of the driver, Python and Java
+SECONDS_BETWEEN_LOOKS = 1.0  # reading the progress of jobs takes processor time of the driver, in Python and Java
 POLL = 0.25  # seconds, until cancelled jobs have ended
 MORE_MEMORY = "give the executors more memory, as spark.executor.memory in engine.spark.conf, and run again."
-SECONDS_BETWEEN_LINES = 10  # in the log
+SECONDS_BETWEEN_LINES = 10  # progress lines in the log
 Result = TypeVar("Result")
 _FAILED_TASK = re.compile(r"Task (\d+) in stage \S+ failed (\d+) times?, most recent failure: [^:]*: ?(.*)", re.DOTALL)
 _EXCLUDED = re.compile(  # each machine was excluded, as spark.excludeOnFailure lets Spark do
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def spark_errors() -> tuple[type[Exception], ...]:
-    """What a call of Spark raises."""
+    """Exceptions that a call of Spark raises."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -47,10 +47,10 @@ def spark_errors() -> tuple[type[Exception], ...]:
 class SparkJob:
     """A job that Spark runs."""
 
-    group: str  # by which Spark knows its tasks
+    group: str  # Spark's job group
     shown: str  # pipeline and partitions
     watch: Callable[[int, int], None] | None = None  # called with the number of finished tasks, and of all
-    waiting_since: float | None = None  # without any executor; None while there are some
+    waiting_since: float | None = None  # time from which there was no executor; None while there are some
 
 
 class SparkJobs:
@@ -84,7 +84,7 @@ class SparkJobs:
     def awaited(self, future: "Future[Result]") -> Result:
         """Wait for what another thread runs, and report the progress of all jobs."""
         while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
-            with suppress(*spark_errors()):  # if Spark's own process has died, the job says so
+            with suppress(*spark_errors()):  # the job itself reports that Spark's process has died
                 for job in list(self._running.values()):
                     self._look_after(job)
         return future.result()
@@ -99,7 +99,7 @@ class SparkJobs:
             self.cancel()
 
     def is_abandoned(self, job: SparkJob) -> bool:
-        """Whether a job ended because the cluster gave it no executor for as long as a run waits."""
+        """Return whether a job ended because the cluster gave it no executor for as long as a run waits."""
         since = job.waiting_since
         return since is not None and monotonic() - since > self._spark.patience
 
@@ -169,7 +169,9 @@ class FailedTask:
             hint = SAME_ENVIRONMENT
         elif "OutOfMemoryError" in why:
             hint = MORE_MEMORY
-        elif hint is None and (no_room := _NO_ROOM.search(reason)):  # for a file of Spark's: ours say which and where
+        elif hint is None and (
+            no_room := _NO_ROOM.search(reason)
+        ):  # Spark's own files: errors about ours name the file
             executor = _EXECUTOR.search(failed[0])
             cause = no_room[0].strip().removeprefix("Caused by: ")
             why, hint = f"{cause}{f', on {executor[1]}' if executor else ''}", FULL_DISK

@@ -84,7 +84,7 @@ def _java(session: "SparkSession") -> Any:  # noqa: ANN401 - Java's objects have
 
 
 def is_stopped(session: "SparkSession") -> bool:
-    """Whether a session was stopped, or has ended with its cluster."""
+    """Return whether a session was stopped, or has ended with its cluster."""
     return _java(session) is None
 
 
@@ -104,7 +104,7 @@ def executors_of(session: "SparkSession") -> int:
     return 0 if java is None else int(java.getExecutorMemoryStatus().size()) - 1  # the driver is counted as one
 
 
-_lock, _shared = threading.Lock(), list[_Shared]()  # at most one: Spark allows one per process
+_lock, _shared = threading.Lock(), list[_Shared]()  # holds at most one session: Spark allows one per process
 _lenders = list["Callable[[], SparkSession]"]()
 
 
@@ -278,7 +278,7 @@ def configuration(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> dic
 
 
 def import_path() -> str:
-    """Where this process finds modules beside those that are installed: executors on this machine, or with the same folders, find them too."""
+    """Folders from which this process imports modules that are not installed; executors with the same folders find them too."""
     installed = {Path(sys.prefix), Path(sys.base_prefix)}
     folders = [Path(entry).absolute() for entry in sys.path if Path(entry).is_dir()]  # '' is the current folder
     return os.pathsep.join(
@@ -287,7 +287,7 @@ def import_path() -> str:
 
 
 def is_on_this_machine(master: str) -> bool:
-    """Whether the cluster is on this machine, so that nothing needs to listen to others."""
+    """Return whether the cluster is on this machine, so that no port has to be open to others."""
     hosts = [host for host, _ in _addresses(master)]
     return master.startswith("local") or (bool(hosts) and all(host in ("localhost", LOOPBACK) for host in hosts))
 

@@ -1,4 +1,4 @@
-"""What an executor of Spark does for features: one task writes the rows that Spark gives it into a file of its own.
+"""The work of Spark's executors for features: each task writes the rows that Spark gives it into a file of its own.
 
 Imports nothing of Spark but its account of the running attempt. No two attempts of a task share a file, and only what an attempt
 returned counts, so speculative, retried and lost attempts change nothing.
@@ -35,7 +35,7 @@ class WrittenRows:
     """The work of all tasks of a query, as plain data."""
 
     where: str  # pipeline and partition, for messages
-    folder: Path  # for the files
+    folder: Path  # destination of the files
     mark: Path  # file that every machine of the cluster must see
     version: str = field(default=batch_platform.__version__)
 

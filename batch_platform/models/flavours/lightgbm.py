@@ -10,7 +10,8 @@ from batch_platform.declaration.extras import needed
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
 from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
-from batch_platform.models.forest.boosters import malformed_lightgbm, read_lightgbm
+from batch_platform.models.forest.boosters import read_lightgbm
+from batch_platform.models.forest.structure import malformed
 
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
@@ -36,7 +37,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
 
 def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     text = Path(reference).read_text(encoding="utf-8", errors="replace")
-    if text.startswith("tree") and (problem := malformed_lightgbm(text)) is not None:
+    if text.startswith("tree") and (problem := malformed(partial(read_lightgbm, text, {}))) is not None:
         msg = f"LightGBM cannot read the model: {reference} is damaged: {problem}."
         raise DataError(msg, hint=_HINT)
     booster = _booster(text)

@@ -20,7 +20,7 @@ from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fi
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import read_xgboost
 from batch_platform.models.forest.ensembles import Ensemble, require
-from batch_platform.models.forest.structure import malformed_xgboost
+from batch_platform.models.forest.structure import malformed
 
 MODEL_FILE = "model.ubj"
 _TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multiclass"}
@@ -43,7 +43,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
 
 def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     booster = _booster(Path(reference).read_bytes())
-    if (problem := malformed_xgboost(json.loads(booster.save_raw(raw_format="json"))["learner"])) is not None:
+    if (problem := malformed(partial(_trees, booster, 0, {}))) is not None:
         msg = f"{reference} is damaged: {problem}."
         raise DataError(msg, hint="save it again, and import only what you trust.")
     learner = json.loads(booster.save_config())["learner"]

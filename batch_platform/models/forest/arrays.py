@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from batch_platform.models.forest import kernels
 from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree, require
 from batch_platform.models.forest.kernels import Descent, Encoding, Kernel, Masks
-from batch_platform.models.forest.structure import forms_tree
+from batch_platform.models.forest.structure import require_sound
 
-MASK_KERNELS = {32: kernels.leaf_masks_32, 64: kernels.leaf_masks_64}  # by bits of a mask: one for each leaf of a tree
+MASK_KERNELS = {
+    32: kernels.leaf_masks_32,
+    64: kernels.leaf_masks_64,
+}  # key: bits of a mask, a bit for each leaf of a tree
 LAST_CUT = (1 << (64 - kernels.CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
 MISSING_RANK = {"leaf masks": 0xFFFF, "descent": LAST_CUT}
 Layout = Literal["leaf masks", "descent"]
@@ -48,7 +51,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class _Tested:
-    """What trees test in each column of the matrix."""
+    """Tests of the trees in each column of the matrix."""
 
     # By column: its distinct thresholds, or the known values of a categorical column; sorted.
     cuts: list[NDArray[np.float64]]
@@ -59,7 +62,7 @@ class _Tested:
 
 def flatten(ensemble: Ensemble) -> Flat:
     """Lay an ensemble out; raises NotCompilableError if it is too large for the layout, or its nodes form no trees."""
-    require(all(_is_tree(tree, ensemble.features) for tree in ensemble.trees), "its nodes do not form trees")
+    require_sound(ensemble)
     leaves = max(int((tree.left < 0).sum()) for tree in ensemble.trees)
     tested = _tested(ensemble)
     bits = next((bits for bits in MASK_KERNELS if leaves <= bits), None)
@@ -69,13 +72,6 @@ def flatten(ensemble: Ensemble) -> Flat:
     sets = bool(ensemble.categories)
     name, kernel = ("descent with sets", kernels.descent_with_sets) if sets else ("descent", kernels.descent)
     return Flat(name, _encoding(ensemble, tested, "descent"), _descent(ensemble, tested), kernel)
-
-
-def _is_tree(tree: Tree, features: int) -> bool:
-    """Whether every way from the root ends at a leaf, and no index leads out: the kernels look no further than that."""
-    inner = tree.left >= 0
-    tested = tree.feature[inner]
-    return forms_tree(tree.left, tree.right, inner) and bool(((tested >= 0) & (tested < features)).all())
 
 
 def _tested(ensemble: Ensemble) -> _Tested:

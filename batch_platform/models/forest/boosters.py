@@ -19,6 +19,7 @@ from batch_platform.models.forest.ensembles import (
     Link,
     Tree,
     require,
+    require_agreement,
 )
 
 _BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # bits of LightGBM's decision types
@@ -37,6 +38,12 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
     head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
     header = _fields(head)
     features, outputs = int(header["max_feature_idx"]) + 1, int(header["num_tree_per_iteration"])
+    names, sizes = len(header["feature_names"].split()), len(header.get("tree_sizes", "").split())
+    require_agreement(names == features, f"it names {names} of {features} columns")
+    is_whole = "\nend of trees" in text and sizes == len(blocks)
+    require_agreement(is_whole, f"it ends after {len(blocks)} of {sizes} trees")
+    divides = outputs > 0 and int(header["num_class"]) in (1, outputs) and len(blocks) % outputs == 0
+    require_agreement(divides, f"its {len(blocks)} trees do not divide into {header['num_class']} classes")
     trees = [_lightgbm_tree(_fields(block), at % outputs) for at, block in enumerate(blocks)]
     averaged = len(blocks) // outputs if "average_output" in head.splitlines() else 1
     return _ensemble(
@@ -47,52 +54,6 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
         finish=_lightgbm_link(header.get("objective", "none"), averaged),
         single=False,
     )
-
-
-def malformed_lightgbm(text: str) -> str | None:
-    """What contradicts itself in a model in LightGBM's text format, which LightGBM reads without looking; None if nothing does."""
-    try:
-        head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
-        header = _fields(head)
-        features, outputs = int(header["max_feature_idx"]) + 1, int(header["num_tree_per_iteration"])
-        if len(header["feature_names"].split()) != features:
-            return f"it names {len(header['feature_names'].split())} of {features} columns"
-        sizes = len(header.get("tree_sizes", "").split())
-        if "\nend of trees" not in text or sizes != len(blocks):
-            return f"it ends after {len(blocks)} of {sizes} trees"
-        if int(header["num_class"]) not in (1, outputs) or outputs < 1 or len(blocks) % outputs:
-            return f"its {len(blocks)} trees do not divide into {header['num_class']} classes"
-        wrong = ((at, _malformed_tree(_fields(block), features)) for at, block in enumerate(blocks))
-        return next((f"tree {at} {problem}" for at, problem in wrong if problem), None)
-    except (KeyError, ValueError, OverflowError) as error:
-        return f"a field is missing or no number ({error})"
-
-
-def _malformed_tree(tree: Mapping[str, str], features: int) -> str | None:
-    """Inner nodes and leaves must each have one parent, except the root: then every way from the root ends at a leaf."""
-    leaves = int(tree["num_leaves"])
-    of_leaves, of_nodes = ["leaf_value"], ["split_feature", "threshold", "decision_type", "left_child", "right_child"]
-    expected = dict.fromkeys(of_leaves, leaves) | dict.fromkeys(of_nodes if leaves > 1 else [], leaves - 1)
-    for name, count in expected.items():
-        if (present := len(tree.get(name, "").split())) != count:
-            return f"has {present} values of {name} in place of {count}"
-    if leaves == 1:
-        return None
-    feature, left, right = (
-        np.array(tree[name].split(), np.int64) for name in ("split_feature", "left_child", "right_child")
-    )
-    if not ((feature >= 0) & (feature < features)).all():
-        return f"splits by a column beyond its {features}"
-    if (np.sort(np.concatenate([left, right])) != np.delete(np.arange(-leaves, leaves - 1), leaves)).any():
-        return "has nodes that lie outside of it, or that several nodes lead to"
-    bounds = np.array(tree.get("cat_boundaries", "0").split(), np.int64)
-    by_set = np.array(tree["decision_type"].split(), np.int64) & _BY_SET != 0
-    sets = np.array(tree["threshold"].split(), np.float64)[by_set]
-    words = len(tree.get("cat_threshold", "").split())
-    ordered = bounds[0] == 0 and (np.diff(bounds) >= 0).all() and bounds[-1] == words
-    if not ordered or not ((sets >= 0) & (sets < len(bounds) - 1)).all():
-        return "splits by sets of categories that it does not hold"
-    return None
 
 
 def read_xgboost(
@@ -174,7 +135,8 @@ def _lightgbm_link(objective: str, averaged: int) -> Finish:
 def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
     """Read a tree: inner nodes come first, then leaves, which a parent refers to by the complement of their number."""
     require(tree.get("is_linear", "0") == "0", "its leaves are linear models")
-    leaves = int(tree["num_leaves"])
+    leaves, held = int(tree["num_leaves"]), len(tree["leaf_value"].split())
+    require_agreement(held == leaves, f"a tree has {held} values of leaves in place of {leaves}")
     inner = np.arange(2 * leaves - 1) < leaves - 1
 
     def numbers(name: str, dtype: type[np.generic]) -> NDArray[Any]:
@@ -187,6 +149,8 @@ def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
     left, right = (np.where(inner, np.where(child < 0, leaves - 1 + ~child, child), -1) for child in children)
     bounds = [int(bound) for bound in tree.get("cat_boundaries", "0").split()]
     words = np.array(tree.get("cat_threshold", "").split(), np.uint32)
+    in_order = bounds == sorted(bounds) and (bounds[0], bounds[-1]) == (0, len(words))
+    require_agreement(in_order and (threshold[by_set] >= 0).all(), "a tree splits by sets that it does not hold")
     value = np.zeros((len(inner), 1))
     value[~inner, 0] = tree["leaf_value"].split()
     return Tree(
@@ -215,10 +179,10 @@ def _xgboost_tree(tree: Mapping[str, Any], output: int) -> Tree:
     left, right, feature = (np.array(tree[name], np.int64) for name in names)
     condition, missing_left = np.array(tree["split_conditions"], np.float32), np.array(tree["default_left"]) != 0
     left_set = np.full(len(left), -1)
-    sets: list[NDArray[np.bool_]] = []
+    sets, held = list[NDArray[np.bool_]](), np.array(tree["categories"], np.int64)
     spans = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
     for node, at, size in spans:
-        goes_left = ~_members(np.array(tree["categories"][at : at + size], np.int64))
+        goes_left = ~_members(held[np.arange(at, at + size)])
         goes_left[MOST_CATEGORIES] = missing_left[node]
         left_set[node] = len(sets)
         sets.append(goes_left)
@@ -241,7 +205,7 @@ def _bits(words: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 
 def _members(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of all codes are in a set [256]; missing values, at the last position, are in none."""
+    """Membership of each code in a set [256]; missing values, at the last position, are in none."""
     require(codes.max(initial=0) < MOST_CATEGORIES, _TOO_MANY)
     inside = np.zeros(MOST_CATEGORIES + 1, np.bool_)
     inside[codes] = True

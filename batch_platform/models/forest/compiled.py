@@ -38,7 +38,7 @@ WORTH_COMPILING = 20_000_000
 MAX_HELD_OUT = 20_000  # rows used for a proof, evenly spaced
 GENERATED_ROWS = 512
 MAX_THRESHOLDS = 64  # per column, that generated rows hit
-ODD_SHARE = 0.2  # of the values in matrices with missing or infinite values: some in most rows, not all
+ODD_SHARE = 0.2  # share of missing or infinite values in the odd matrices: some in most rows
 _ORDINARY = np.array([0.0, -0.0, 1.0, -1.0, 0.5, 255.0, 256.0, 1e-40, -1e30, 1e30])
 
 
@@ -70,10 +70,7 @@ class CompiledPredictor:
         inputs = in_blocks(matrix, self._prepared) if steps else matrix
         if inputs.dtype != np.float64 or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
-        try:
-            sums = ensemble.start(inputs)
-        except ValueError:  # the library raises its own error for it
-            return None
+        sums = ensemble.start(inputs)
         return np.asarray(ensemble.finish(sums)) if self.flat.add(inputs, sums) else None
 
     def _prepared(self, block: NDArray[np.float64]) -> NDArray[Any]:
@@ -85,11 +82,11 @@ class CompiledPredictor:
 
 @dataclass(frozen=True)
 class Compilation:
-    """What a manifest states about the compiled form of a model."""
+    """The manifest's statement about the compiled form of a model."""
 
     kernel: str | None  # evaluates its trees; None if its library does
     trees: int
-    rows: int  # on which both forms gave the same bits
+    rows: int  # number of rows on which both forms gave the same bits
     reason: str | None  # why its library evaluates it; None if a kernel does
 
 
@@ -170,7 +167,7 @@ def _differs(rows: int) -> str:
 
 
 def same_outcome(first: Predictor, second: Predictor, matrix: NDArray[np.float64]) -> bool:
-    """Whether two predictors return the same bits, or raise the same error."""
+    """Return whether two predictors return the same bits, or raise the same error."""
     with _quiet():
         return _outcome(first, matrix) == _outcome(second, matrix)
 

@@ -14,7 +14,7 @@ from batch_platform.models.forest.kernels import OPTIONS, make_ready
 
 _TOGETHER = 4  # edges
 _BLOCK = 2048  # values that stay in the cache from edge to edge
-_SLOTS_SHIFT = 52  # of a hash, so that 12 bits of it find a slot
+_SLOTS_SHIFT = 52  # leaves 12 bits of a hash to find a slot
 _VALUES = types.Array(types.float64, 1, "C", readonly=True)
 _HASHES = types.Array(types.uint64, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C")
@@ -77,7 +77,7 @@ def _number(hashes, slots, codes, firsts):  # noqa: ANN001, ANN202 - typed by th
 
 
 def at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
-    """How many values [n], none of them NaN, reach each edge."""
+    """Count the values [n], none of them NaN, that reach each edge."""
     make_ready(_count, _VALUES, _VALUES, _COUNTS)
     padded = _padded(edges)
     reached = np.zeros(len(padded), dtype=np.int64)
@@ -86,7 +86,7 @@ def at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
 
 
 def cells_of(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.uint8]:
-    """How many of at most 254 edges each value [n] reaches."""
+    """Count the edges, at most 254, that each value [n] reaches."""
     make_ready(_place, _VALUES, _VALUES, _CELLS)
     cells = np.zeros(len(values), dtype=np.uint8)
     _place(np.ascontiguousarray(values), _padded(edges), cells)

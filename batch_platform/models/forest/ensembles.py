@@ -5,7 +5,7 @@ the link after the sum. `estimators` and `boosters` read their models into this 
 
 As a file of its bundle, the trees of a model can score without the library that grew them. Beside the trees, the file holds digests of
 what the library itself answered for the generated rows of every proof. Some models cannot be stored this way: those with transformers
-in front of the trees, with a start that depends on the row, or with a finish that only the library knows.
+in front of the trees, or with a finish that only the library knows.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_CATEGORIES = 255  # per column
+LEAF = -1  # stands for the children of a leaf
 TREES_FILE = "trees.npz"
 _BY_NODE = ("feature", "threshold", "left", "right", "missing_left", "left_set", "value")
 _STORED = {"feature": np.int32, "left": np.int32, "right": np.int32, "left_set": np.int32}
@@ -29,10 +30,25 @@ class NotCompilableError(Exception):
     """The reason why a model stays with its library's own code."""
 
 
+class MalformedError(NotCompilableError):
+    """The contradiction in the trees of a model."""
+
+
 def require(condition: object, reason: str) -> None:
     """Leave a model to its library, for a reason, unless a condition holds; raises NotCompilableError."""
     if not condition:
         raise NotCompilableError(reason)
+
+
+def require_agreement(condition: object, contradiction: str) -> None:
+    """Refuse a model whose fields contradict each other, unless a condition holds; raises MalformedError."""
+    if not condition:
+        raise MalformedError(contradiction)
+
+
+def is_within(indices: NDArray[Any], count: int) -> bool:
+    """Return whether all indices are those of a list with `count` members."""
+    return bool(((indices >= 0) & (indices < count)).all())
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ class Tree:
 
     feature: NDArray[np.int64]  # the column of the matrix that a node tests
     threshold: NDArray[np.float64]  # a row goes left if its value is not above
-    left: NDArray[np.int64]  # the left child; below zero at a leaf
+    left: NDArray[np.int64]  # the left child; LEAF at a leaf
     right: NDArray[np.int64]
     missing_left: NDArray[np.bool_]  # whether a missing value goes left
     value: NDArray[np.float64]  # what a leaf adds to each output of the tree, [nodes, outputs]
@@ -51,13 +67,12 @@ class Tree:
 
 
 Sums = NDArray[np.float64]  # [rows, outputs]
-Start = Callable[[NDArray[np.float64]], Sums]
 Finish = Callable[[Sums], NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A start that is the same for every row."""
+    """The start of a sum, which is the same for every row."""
 
     row: NDArray[np.float64]  # the initial value of each output, [outputs]
     by_output: bool = False  # whether the sums of one output, not those of one row, are contiguous in memory
@@ -71,11 +86,11 @@ class Constant:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a model computes: trees added up in order, on top of a start, then a finish."""
+    """The computation of a model: trees added up in order, on top of a start, then a finish."""
 
     features: int  # number of columns of the matrix
-    trees: Sequence[Tree]  # in the order of addition
-    start: Start  # returns the initial sums of a matrix, [rows, outputs], in the memory order of the library
+    trees: Sequence[Tree]  # order of addition
+    start: Constant
     finish: Finish  # returns the prediction for the sums; may use their memory
     single: bool  # whether values are rounded to 32 bits before they are compared
     nan_refused: bool  # whether a matrix that holds a NaN is refused
@@ -88,7 +103,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model does to a matrix."""
+    """The computation of a model on a matrix."""
 
     steps: Sequence[Callable[[NDArray[np.float64]], Any]]  # transformers in front of the trees; may work in place
     columns: int  # number of columns of the matrix
@@ -110,8 +125,8 @@ class Link:
     """
 
     name: LinkName
-    divisor: int = 1  # of the sums, before anything else: the number of trees if the result is a mean
-    steepness: float = 1.0  # of the logistic function
+    divisor: int = 1  # divides the sums first: the number of trees if the result is a mean
+    steepness: float = 1.0  # slope of the logistic function
 
     def __call__(self, sums: Sums) -> NDArray[Any]:
         """Return the prediction; uses the memory of the sums."""
@@ -163,14 +178,14 @@ _LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
 class StoredTrees:
     """The content of a file of trees."""
 
-    parts: Parts  # with nothing in front of the trees
-    digests: list[str]  # of what the library answered for each matrix of generated rows, in their order
+    parts: Parts  # the trees alone, without steps in front
+    digests: list[str]  # digest of the library's answer for each matrix of generated rows, in order
 
 
 def trees_file(parts: Parts, digests: Sequence[str]) -> bytes:
     """Return the file of a model's trees; empty if they cannot be stored."""
     ensemble = parts.ensemble
-    if parts.steps or not isinstance(ensemble.start, Constant) or not isinstance(ensemble.finish, Link):
+    if parts.steps or not isinstance(ensemble.finish, Link):
         return b""
     header = {
         "features": ensemble.features,

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.blocks import in_blocks
 from batch_platform.models.forest.ensembles import (
     MOST_CATEGORIES,
     Constant,
     Ensemble,
     Finish,
     Link,
-    Start,
     Tree,
+    is_within,
     require,
+    require_agreement,
 )
 
 
@@ -44,7 +44,13 @@ def _histogram(estimator: Any) -> Ensemble:
         for at, known in zip(categorical.tolist(), encoder.categories_, strict=True):
             require(np.issubdtype(known.dtype, np.number), "its categories are not numbers")
             categories[at] = np.asarray(known[~np.isnan(known)], np.float64)
-    bitsets, place = estimator._bin_mapper.make_known_categories_bitsets()
+    binned, features = estimator._bin_mapper, estimator.n_features_in_
+    by_category = np.flatnonzero(binned.is_categorical_)
+    made_for_it = len(binned.bin_thresholds_) == features and is_within(by_category, len(categorical))
+    require_agreement(made_for_it, "its histogram trees were made for other columns")
+    known_codes = all(is_within(np.asarray(binned.bin_thresholds_[at]), MOST_CATEGORIES + 1) for at in by_category)
+    require_agreement(known_codes, f"its histogram trees know categories beyond {MOST_CATEGORIES + 1}")
+    bitsets, place = binned.make_known_categories_bitsets()
     known_sets = _unpacked(bitsets)
     outputs = estimator.n_trees_per_iteration_
     trees: list[Tree] = []
@@ -52,6 +58,7 @@ def _histogram(estimator: Any) -> Ensemble:
         for output, predictor in enumerate(iteration):
             nodes, sets = predictor.nodes, _unpacked(predictor.raw_left_cat_bitsets)
             inner = nodes["is_leaf"] == 0
+            require_agreement(is_within(nodes["feature_idx"][inner], features), _BEYOND.format(features))
             by_set = inner & (nodes["is_categorical"] != 0)
             left_set = np.where(by_set, nodes["bitset_idx"].astype(np.int64), -1)
             for node in np.flatnonzero(by_set).tolist():
@@ -68,17 +75,17 @@ def _histogram(estimator: Any) -> Ensemble:
                 left_sets=sets,
                 output=output,
             )
-            categorical_node = np.isin(tree.feature, categorical)
-            require((categorical_node == by_set)[inner].all(), "its trees compare categories by size")
+            agree = (np.isin(tree.feature, categorical) == by_set)[inner].all()
+            require_agreement(agree, "a tree splits by sets in other columns than those of categories")
             trees.append(tree)
     return Ensemble(
-        features=estimator.n_features_in_,
+        features=features,
         trees=trees,
         start=Constant(np.zeros(outputs) + np.ravel(estimator._baseline_prediction), by_output=True),
         finish=_link(estimator),
         single=False,
         nan_refused=False,
-        infinity_refused=np.isin(np.arange(estimator.n_features_in_), categorical),
+        infinity_refused=np.isin(np.arange(features), categorical),
         categories=categories,
     )
 
@@ -111,21 +118,13 @@ def _boosted(estimator: Any) -> Ensemble:
     stages = estimator.estimators_
     members = stages.ravel().tolist()
     outputs = stages.shape[1]
-    begin: Callable[[Any], Any] = estimator._raw_predict_init
     same_for_all = isinstance(estimator.init_, str) or type(estimator.init_).__module__ == "sklearn.dummy"
-
-    def begun(block: NDArray[np.float64]) -> NDArray[np.float64]:
-        rounded = np.asarray(block, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
-        return np.array(begin(rounded), dtype=np.float64)
-
-    def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        return in_blocks(matrix, begun)  # as its own library is called: products depend on the number of rows too
-
+    require(same_for_all, "it begins with the prediction of another model")
     return _compared_in_single(
         estimator,
         members=members,
         values=[estimator.learning_rate * member.tree_.value[:, 0, :1] for member in members],
-        start=Constant(begin(np.zeros((2, estimator.n_features_in_)))[0]) if same_for_all else start,
+        start=Constant(estimator._raw_predict_init(np.zeros((2, estimator.n_features_in_)))[0]),
         finish=_link(estimator),
         nan_refused=True,
         outputs=[at % outputs for at in range(len(members))],
@@ -162,7 +161,7 @@ def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
     *,
     members: Sequence[Any],
     values: Sequence[NDArray[np.float64]],
-    start: Start,
+    start: Constant,
     finish: Finish,
     nan_refused: bool,
     infinity_refused: bool = True,
@@ -174,9 +173,13 @@ def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
     every = np.arange(features)
     trees: list[Tree] = []
     for at, (member, value) in enumerate(zip(members, values, strict=True)):
-        tree = member.tree_
+        tree, column = member.tree_, every if columns is None else np.asarray(columns[at])
+        require_agreement(
+            0 < tree.node_count <= tree.capacity, f"a tree counts {tree.node_count} nodes, and holds others"
+        )
+        require_agreement(tree.n_features == len(column), "it holds trees of other numbers of columns than it is given")
         inner = tree.children_left >= 0
-        column = every if columns is None else np.asarray(columns[at])
+        require_agreement(is_within(tree.feature[inner], len(column)), _BEYOND.format(len(column)))
         trees.append(
             Tree(
                 feature=np.where(inner, column[np.where(inner, tree.feature, 0)], 0),
@@ -207,6 +210,7 @@ def _unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return (np.asarray(words)[:, :, None] >> bits & 1).astype(np.bool_).reshape(-1, MOST_CATEGORIES + 1)
 
 
+_BEYOND = "a tree splits by a column beyond its {}"
 _LINKS = {
     "HalfBinomialLoss": Link("probabilities"),
     "ExponentialLoss": Link("probabilities", steepness=2.0),
@@ -214,7 +218,7 @@ _LINKS = {
     **dict.fromkeys(("HalfPoissonLoss", "HalfGammaLoss"), Link("exponential")),
     **dict.fromkeys(("HalfSquaredError", "AbsoluteError", "PinballLoss", "HuberLoss"), Link("value")),
 }
-_READERS: dict[str, Callable[[Any], Ensemble]] = {  # by class, without Classifier or Regressor
+_READERS: dict[str, Callable[[Any], Ensemble]] = {  # key: name of the class without Classifier or Regressor
     "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoosting": _histogram,
     "sklearn.ensemble._forest.RandomForest": _averaged,
     "sklearn.ensemble._forest.ExtraTrees": _averaged,

@@ -28,12 +28,12 @@ LANES = 64  # rows that leaf masks process together
 BLOCK = 2048  # rows that descend a tree before the next tree; a multiple of eight
 FAN = 16  # children per node in the search for a rank
 NAN_REFUSED, INFINITY_REFUSED, CATEGORIES, UNKNOWN_REFUSED = 1, 2, 4, 8  # flags of a feature
-LEFT_BITS, COLUMN_BITS = 22, 13  # of a packed node: left child, column, whether it tests a set, threshold
+LEFT_BITS, COLUMN_BITS = 22, 13  # a packed node holds: left child, column, whether it tests a set, threshold
 SET_SHIFT = LEFT_BITS + COLUMN_BITS
 CUT_SHIFT = SET_SHIFT + 1
 LEFT_MASK, COLUMN_MASK = (1 << LEFT_BITS) - 1, (1 << COLUMN_BITS) - 1
 TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.uint64(n) for n in range(2, 8))
-MATRIX = types.Array(types.float64, 2, "A", readonly=True)  # of any memory layout
+MATRIX = types.Array(types.float64, 2, "A", readonly=True)  # any memory layout
 OUT = types.Array(types.float64, 2, "A")
 OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 _COMPILING = Lock()
@@ -41,10 +41,10 @@ intrinsic: Any = numba_intrinsic  # called without its first argument, which a c
 
 
 class Encoding(NamedTuple):
-    """How rows become ranks; the first four arrays are by feature."""
+    """Arrays that turn rows into ranks; the first four are by feature."""
 
     kind: NDArray[np.uint8]
-    levels: NDArray[np.int64]  # of the search for a rank; 0 if no tree tests the feature
+    levels: NDArray[np.int64]  # depth of the search for a rank; 0 if no tree tests the feature
     level_start: NDArray[np.int64]  # [features, most levels], into `cuts`
     columns: NDArray[np.int64]  # [features, 2]: of ranks; where missing ranks lowest, where it ranks `missing`; or -1
     cuts: NDArray[np.float64]
@@ -82,7 +82,7 @@ class Descent(NamedTuple):
     output: NDArray[np.int64]  # [trees]: the first that a tree adds to
     value: NDArray[np.float64]  # [nodes * width]
     width: int  # outputs of a tree
-    single: bool  # as above
+    single: bool  # whether the sum is rounded to 32 bits after each tree
 
 
 Kernel = Callable[[NDArray[np.float64], Encoding, Any, NDArray[np.float64]], bool]

@@ -1,63 +1,67 @@
-"""What contradicts itself in the trees of a model that was made elsewhere, which its library walks without looking.
+"""Checks for contradictions in the trees of a model, which its library and the compiled code walk without checking.
 
-An index that leads out of a tree, or back, makes a library read memory that is not its own, or never end. Boosters of LightGBM are
-checked as text, in `boosters`, before the library reads them; the libraries here build their trees without following them.
+An index that leads out of a tree, or back, makes a library read memory that is not its own, or never end. All models are read
+into one form, so there is one set of checks. What only a library's own form can say is checked where it is read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-_LEAF = -1  # as the child of a node, in scikit-learn and XGBoost
-_SET_SIZE = 256  # categories that a set of a histogram tree can hold
-_NO_TREE = "has nodes that lie outside of it, or that several nodes lead to"
+from batch_platform.models.forest.ensembles import LEAF, Ensemble, MalformedError, NotCompilableError, Tree, is_within
+from batch_platform.models.forest.estimators import read_estimator
 
 
-def forms_tree(left: NDArray[np.int64], right: NDArray[np.int64], inner: NDArray[np.bool_]) -> bool:
-    """Whether every way from the root, the first node, ends at a leaf: no child is the root, or has two parents, or lies outside."""
-    children = np.concatenate([left[inner], right[inner]])
-    lies_inside = not len(children) or (children.min() > 0 and children.max() < len(left))
-    return bool(lies_inside) and len(np.unique(children)) == len(children)
+def require_sound(ensemble: Ensemble) -> None:
+    """Raise MalformedError if an index leads out of a tree, or a tree out of the columns and outputs of its ensemble."""
+    outputs = len(ensemble.start.row)
+    for at, tree in enumerate(ensemble.trees):
+        if (problem := _problem(tree, ensemble.features, outputs)) is not None:
+            msg = f"tree {at} {problem}"
+            raise MalformedError(msg)
+
+
+def malformed(read: Callable[[], Ensemble]) -> str | None:
+    """Find a contradiction in the trees that `read` returns; None without one, and for what is not a known tree ensemble."""
+    try:
+        require_sound(read())
+    except MalformedError as error:
+        return str(error)
+    except (NotCompilableError, AttributeError):  # an estimator without attributes is not fitted
+        return None
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return f"a field is missing or no number ({error})"
+    return None
 
 
 def malformed_estimator(estimator: object) -> str | None:
-    """What contradicts itself in the trees that an estimator of scikit-learn holds, at any depth; None if nothing does."""
-    return next((problem for part in _parts(estimator) for problem in _problems(part)), None)
+    """Find a contradiction in the trees that an estimator of scikit-learn holds, at any depth; None without one."""
+    problems = (malformed(lambda part=part: read_estimator(part)) for part in _parts(estimator))
+    return next((problem for problem in problems if problem), None)
 
 
-def malformed_xgboost(learner: Mapping[str, Any]) -> str | None:
-    """What contradicts itself in the learner of a model in XGBoost's JSON format; None if nothing does."""
-    booster = learner["gradient_booster"]
-    model = booster.get("model") or booster.get("gbtree", {}).get("model")
-    if model is None:  # a linear booster
-        return None
-    sizes = learner["learner_model_param"]
-    features = int(sizes["num_feature"])
-    outputs = max(int(sizes.get("num_class", 0)), int(sizes.get("num_target", 1)), 1)
-    if not all(0 <= output < outputs for output in model["tree_info"]):
-        return f"its trees add to outputs beyond its {outputs}"
-    problems = ((at, _malformed_booster_tree(tree, features)) for at, tree in enumerate(model["trees"]))
-    return next((f"tree {at} {problem}" for at, problem in problems if problem), None)
-
-
-def _malformed_booster_tree(tree: Mapping[str, Any], features: int) -> str | None:
-    left, right, feature = (
-        np.array(tree[name], np.int64) for name in ("left_children", "right_children", "split_indices")
-    )
-    inner = left != _LEAF
-    if not len(left) == len(right) == len(feature) == len(tree["split_conditions"]) == len(tree["default_left"]):
+def _problem(tree: Tree, features: int, outputs: int) -> str | None:
+    inner = tree.left >= 0
+    by_node = (tree.feature, tree.threshold, tree.right, tree.missing_left, tree.value, tree.left_set)
+    if any(len(values) != len(tree.left) for values in by_node):
         return "has lists of different lengths"
-    if not forms_tree(left, right, inner):
-        return _NO_TREE
-    if not _within(feature[inner], features):
+    if (tree.left < LEAF).any() or not _forms_tree(tree.left, tree.right, inner):
+        return "has nodes that lie outside of it, or that several nodes lead to"
+    if not is_within(tree.feature[inner], features):
         return f"splits by a column beyond its {features}"
-    held = len(tree["categories"])
-    spans = zip(tree["categories_segments"], tree["categories_sizes"], strict=True)
-    if not all(0 <= at <= at + size <= held for at, size in spans):
+    if (tree.left_set >= len(tree.left_sets)).any():
         return "splits by sets of categories that it does not hold"
+    if not 0 <= tree.output <= outputs - tree.value.shape[1]:
+        return f"adds to outputs beyond its {outputs}"
     return None
+
+
+def _forms_tree(left: NDArray[np.int64], right: NDArray[np.int64], inner: NDArray[np.bool_]) -> bool:
+    """Return whether every path from the root, the first node, ends at a leaf: no cycle, no second parent, no child outside."""
+    children = np.concatenate([left[inner], right[inner]])
+    lies_inside = is_within(children - 1, len(left) - 1)
+    return len(left) > 0 and lies_inside and len(np.unique(children)) == len(children)
 
 
 def _parts(whole: object) -> Iterator[object]:
@@ -80,75 +84,3 @@ def _held(part: object) -> Iterable[object]:
     if isinstance(part, np.ndarray):
         return part.ravel().tolist() if part.dtype == object else ()
     return getattr(part, "__dict__", {}).values()
-
-
-def _problems(part: Any) -> Iterator[str]:
-    """What is wrong with an object, and with the trees that it walks itself."""
-    from sklearn.tree._tree import Tree
-
-    name = type(part).__name__
-    if isinstance(part, Tree) and not 0 < part.node_count <= part.capacity:
-        yield f"a tree counts {part.node_count} nodes and holds {part.capacity}"
-        return
-    if isinstance(part, Tree):
-        left, right = (np.asarray(child, np.int64) for child in (part.children_left, part.children_right))
-        inner = left != _LEAF
-        if not forms_tree(left, right, inner):
-            yield f"a tree {_NO_TREE}"
-        if not _within(np.asarray(part.feature)[inner], part.n_features):
-            yield f"a tree splits by a column beyond its {part.n_features}"
-    if (tree := getattr(part, "tree_", None)) is not None:
-        yield from _narrower(name, [tree], [getattr(part, "n_features_in_", None)])
-    members = [getattr(member, "tree_", None) for member in _listed(getattr(part, "estimators_", None))]
-    if any(member is not None for member in members):
-        width = getattr(part, "n_features_in_", 0)
-        subsets = getattr(part, "estimators_features_", None)  # of bagging and isolation forests: what each member sees
-        widths = [width] * len(members) if subsets is None else [min(len(subset), width) for subset in subsets]
-        yield from _narrower(name, members, widths)
-    if (rounds := getattr(part, "_predictors", None)) is not None:
-        yield from _histogram_problems(part, [tree for trees in _listed(rounds) for tree in _listed(trees)])
-
-
-def _narrower(name: str, trees: list[Any], widths: list[Any]) -> Iterator[str]:
-    """Whether trees take other numbers of columns than they are given; None is a member that is no tree."""
-    paired = zip(trees, widths, strict=False)
-    if len(trees) != len(widths) or any(tree is not None and tree.n_features != width for tree, width in paired):
-        yield f"{name} holds trees of other numbers of columns than it is given"
-
-
-def _histogram_problems(estimator: Any, trees: list[Any]) -> Iterator[str]:
-    features = int(estimator.n_features_in_)
-    known = estimator.is_categorical_
-    categorical = 0 if known is None else int(np.count_nonzero(known))  # these columns come first
-    binned = estimator._bin_mapper  # noqa: SLF001 - what its compiled code reads; `estimators` reads it too
-    by_set = np.flatnonzero(binned.is_categorical_)
-    if len(binned.bin_thresholds_) != features or not _within(by_set, categorical):
-        yield "its histogram trees were made for other columns"
-        return
-    if not all(_within(np.asarray(binned.bin_thresholds_[at]), _SET_SIZE) for at in by_set):
-        yield f"its histogram trees know categories beyond {_SET_SIZE}"
-    for tree in trees:
-        nodes = tree.nodes
-        left, right = nodes["left"].astype(np.int64), nodes["right"].astype(np.int64)
-        inner = nodes["is_leaf"] == 0
-        sets = inner & (nodes["is_categorical"] != 0)
-        if not len(nodes) or not forms_tree(left, right, inner):
-            yield f"a tree {_NO_TREE}"
-        elif not _within(nodes["feature_idx"][inner].astype(np.int64), features):
-            yield f"a tree splits by a column beyond its {features}"
-        elif not (
-            np.isin(nodes["feature_idx"][sets], by_set).all()
-            and _within(nodes["bitset_idx"][sets].astype(np.int64), len(tree.raw_left_cat_bitsets))
-        ):
-            yield "a tree splits by sets of categories that it does not hold"
-
-
-def _listed(values: Any) -> list[Any]:
-    """The members of a list, or of an array of objects; none of anything else."""
-    if isinstance(values, np.ndarray):
-        return values.ravel().tolist()
-    return list(values) if isinstance(values, list | tuple) else []
-
-
-def _within(indices: NDArray[Any], count: int) -> bool:
-    return bool(((indices >= 0) & (indices < count)).all())
