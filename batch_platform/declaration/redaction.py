@@ -1,23 +1,23 @@
 """Keep secrets out of everything shown and recorded: the value of a secret is replaced by the name of its variable.
 
 Secrets come only from environment variables: those whose name suggests a secret, those that a declaration names, whatever their
-length, and the passwords in URLs. A value is recognised in every usual encoding, so redact before a text is cut: a part of an
-encoded value is not recognised.
+length, and the passwords in URLs. A value is recognised in a few forms (`_forms`), and not once it is cut, so redact before a text
+is cut.
 """
 
+import json
 import logging
 import os
 import re
 import sys
-from base64 import b64encode
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
-from html import escape
 from io import TextIOBase
 from traceback import format_exception
 from typing import Any, TextIO
-from urllib.parse import unquote
+from urllib.parse import quote, quote_plus, unquote
 
 SHORTEST = 4  # a shorter value would also replace innocent text: if declared, it is replaced where it stands alone
 _SAYS_SO = re.compile(
@@ -25,10 +25,6 @@ _SAYS_SO = re.compile(
 )
 _NAMED = re.compile(r"\benv(?:\.|\(\s*['\"]|\[\s*['\"])([A-Za-z_][A-Za-z0-9_]*)")
 _URL_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@\s:]*:([^/@\s]+)@")
-_SPACE = r"(?i:\s|\\+(?:[abfnrtv]|x[0-9a-f]{2}|u[0-9a-f]{4})|%(?:25)*[0-9a-f]{2}|\+)+"
-_BACKSLASH = r"(?i:\\(?:x5c|u005c)?|%(?:25)*5c)"
-_ELLIPSIS = re.compile(r"\.\.\.|…")
-_LEAST_OF_CUT = 6  # characters by which a value that was cut off is recognised
 _named: set[str] = set()
 
 
@@ -40,14 +36,12 @@ def protect(declared: object) -> None:
 
 
 def redact(text: str) -> str:
-    """Replace each secret in a text by `$NAME`, however it is encoded."""
-    if not (secrets := tuple(_secrets())):
+    """Replace each secret in a text by `$NAME`."""
+    names = {form: name for name, value in reversed(_secrets()) for form in _forms(value)}
+    if not names:
         return text
-    names = [name for name, _ in secrets]
-    text = _pattern_of(secrets).sub(lambda match: f"${names[int((match.lastgroup or '')[1:])]}", text)
-    for name, value in secrets:
-        text = _without_beginning(text, name, value)
-    return text
+    longest_first = tuple(sorted(names, key=lambda form: (-len(form), form)))
+    return _pattern_of(longest_first).sub(lambda match: f"${names[match[0]]}", text)
 
 
 def redacted(block: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +120,8 @@ def _redacted(value: object) -> object:
     return value
 
 
-def _secrets() -> Iterable[tuple[str, str]]:
-    """Names and values, longest value first, since one secret may be part of another."""
+def _secrets() -> list[tuple[str, str]]:
+    """Names and values."""
     secrets = set[tuple[str, str]]()
     for name, whole in os.environ.items():
         value = whole.strip()
@@ -135,70 +129,25 @@ def _secrets() -> Iterable[tuple[str, str]]:
             secrets.add((name, value))
         if password := _URL_PASSWORD.match(value):
             secrets |= {(name, password[1]), (name, unquote(password[1]).strip() or password[1])}
-    return sorted(secrets, key=lambda pair: (-len(pair[1]), pair))
+    return sorted(secrets)
 
 
 @cache
-def _pattern_of(secrets: Sequence[tuple[str, str]]) -> re.Pattern[str]:
-    """A pattern with a group for each secret, in order."""
-    return re.compile("|".join(f"(?P<s{at}>{_any_form(value)})" for at, (_, value) in enumerate(secrets)))
+def _pattern_of(forms: tuple[str, ...]) -> re.Pattern[str]:
+    alone = (rf"(?<!\w){re.escape(form)}(?!\w)" if len(form) < SHORTEST else re.escape(form) for form in forms)
+    return re.compile("|".join(alone))
 
 
-def _any_form(value: str) -> str:
-    """A pattern of a value as it is, escaped (also several times), with other white space, percent-encoded, as hex or base64."""
-    words = (re.split(r"(\\+)", word) for word in value.split())
-    escaped = _SPACE.join("".join(_escaped(part) for part in word) for word in words)
+@cache
+def _forms(value: str) -> set[str]:
+    """A value as it is, on one line, as in `repr` and JSON, quoted for a URL, and in base64."""
     if len(value) < SHORTEST:
-        return rf"(?<!\w){escaped}(?!\w)"
-    encoded = value.encode(errors="surrogateescape")
-    return "|".join([escaped, f"(?i:{encoded.hex()})", *_base64_forms(encoded)])
-
-
-def _escaped(part: str) -> str:
-    """A pattern of a part of a word: a run of backslashes, or other characters."""
-    return f"{_BACKSLASH}{{{len(part)},}}" if part.startswith("\\") else "".join(map(_character, part))
-
-
-def _character(character: str) -> str:
-    if character.isascii() and character.isalnum():
-        return character  # no encoding changes it
-    code, encoded = ord(character), character.encode(errors="surrogateescape")
-    itself = re.escape(character)
-    forms = [
-        "".join(rf"%(?:25)*{byte:02x}" for byte in encoded),
-        "".join(rf"\\+x{byte:02x}" for byte in encoded),
-        rf"\\+x{code:02x}",
-        rf"\\+U{code:08x}",
-        "".join(rf"\\+u{unit.hex()}" for unit in _utf16(character)),
-        re.escape(escape(character)),
-        *([r"\\+[abn]"] if code < 0x20 else []),  # noqa: PLR2004 - control characters with a letter of their own
-    ]
-    quoted = rf"(?:\\*{itself}){{1,2}}" if character in "'\"/" else itself
-    return f"(?:{quoted}|(?i:{'|'.join(forms)}))"
-
-
-def _utf16(character: str) -> list[bytes]:
-    encoded = character.encode("utf-16-be", errors="surrogatepass")
-    return [encoded[at : at + 2] for at in range(0, len(encoded), 2)]
-
-
-def _base64_forms(encoded: bytes) -> Iterator[str]:
-    """Patterns of what bytes look like within longer bytes in base64: they may start at each of three places of a group."""
-    for before in range(3):
-        first, last = -(-before * 8 // 6), (before + len(encoded)) * 8 // 6  # characters that depend on nothing else
-        text = b64encode(b"\0" * before + encoded).decode()[first:last]
-        yield text.replace("+", "[-+]").replace("/", "[/_]")
-
-
-def _without_beginning(text: str, name: str, value: str) -> str:
-    """Replace beginnings of a value that somebody else has cut off, and said so by an ellipsis."""
-    for cut in reversed([match.start() for match in _ELLIPSIS.finditer(text)]):
-        before = text[:cut]
-        for length in range(min(len(value) - 1, len(before)), _LEAST_OF_CUT - 1, -1):
-            if before.endswith(value[:length]):
-                text = f"{before[:-length]}${name}{text[cut:]}"
-                break
-    return text
+        return {value}
+    encoded = os.fsencode(value)
+    in_json = (json.dumps(value, ensure_ascii=ensure_ascii)[1:-1] for ensure_ascii in (True, False))
+    quoted = (quote(encoded), quote(encoded, safe=""), quote_plus(encoded))
+    in_base64 = (encode(encoded).decode().rstrip("=") for encode in (b64encode, urlsafe_b64encode))
+    return {value, " ".join(value.split()), repr(value)[1:-1], *in_json, *quoted, *in_base64}
 
 
 def _texts(value: object) -> Iterable[str]:

@@ -40,7 +40,6 @@ from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, 
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless
 from batch_platform.monitoring.metrics import METRICS
-from batch_platform.warehouse.home import Home
 
 SEED = 0
 
@@ -238,10 +237,10 @@ class ImportedModel:
         return Signature(self.task, self.classes, contract if inputs is None else matched_contract(contract, inputs))
 
 
-def read_import(model: Model, folder: Path, params: Mapping[str, Any], home: Home | None = None) -> ImportedModel:
+def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> ImportedModel:
     """Read the model that a pipeline imports; paths are relative to `folder`, and `params` are for a model class in Python.
 
-    A file that could crash its library is tried first, unless the home knows the outcome.
+    A file that could crash its library is tried first.
 
     Raises WrongUseError if it does not exist, does not state its task or classes, its library is missing, or it needs trust, and
     DataError if the file is not of its flavour or contradicts the declaration.
@@ -251,7 +250,7 @@ def read_import(model: Model, folder: Path, params: Mapping[str, Any], home: Hom
         msg = f"model.params: {listed(params)} cannot be given to an imported {kind.name} model, which is already trained."
         raise WrongUseError(msg, hint="leave them out.")
     if kind.may_crash and not kind.runs_code(reference):  # whoever lets it run code trusts it anyway
-        require_harmless(kind, reference, home)
+        require_harmless(kind, reference)
     source = kind.read(reference, params)
     task = _agreed_task(model.task, source.task, reference)
     return ImportedModel(kind, source, task, _classes(model, source, task, reference))
@@ -276,7 +275,7 @@ def check_flavours(spec: PipelineSpec) -> None:
         raise WrongUseError(msg, hint=error.hint) from error
 
 
-def check_model(model: Model, folder: Path, home: Home | None = None) -> None:
+def check_model(model: Model, folder: Path) -> None:
     """Check, without data and without a server, that a model could be trained or imported, and judged by the declared metric.
 
     Raises:
@@ -290,7 +289,7 @@ def check_model(model: Model, folder: Path, home: Home | None = None) -> None:
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
-        _check_metric(model, {read_import(model, folder, model.params, home).task})
+        _check_metric(model, {read_import(model, folder, model.params).task})
 
 
 def _check_metric(model: Model, tasks: Collection[Task]) -> None:

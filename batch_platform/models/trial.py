@@ -1,62 +1,41 @@
 """Open a model file that was made elsewhere, and score with it, in a process of its own before this process reads it.
 
-Libraries of models trust their files: a damaged or hostile one can crash them, never end, or take all memory. What the trial finds
-is remembered by the hash of the file: in this process, and in a home (`trial_notes` says why such a note can be trusted).
+Libraries of models trust their files: a damaged or hostile one can crash them, never end, or take all memory. A process tries the
+same bytes once.
 """
 
-import json
 import os
 import re
 import resource
 import subprocess
 import sys
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.extras import installed
 from batch_platform.models.flavours.flavour import Flavour
-from batch_platform.models.trial_notes import Outcome, recalled, remember
-from batch_platform.warehouse.home import Home
 
 LIMIT = "BATCH_PLATFORM_TRIAL_SECONDS"  # of processor time
 DEFAULT_LIMIT, SECONDS, MEMORY_BYTES = 60, 600, 4 << 30
 _MEMORY, _ROWS = 3, 4  # exit code of a child that ran out of memory; rows that it scores
-_SLOW = f"does not end within {SECONDS} seconds"
 _NO_MEMORY = re.compile(
     r"bad_alloc|out of memory|\bOOM\b|RESOURCE_EXHAUSTED|unable to allocate|failed to allocate", re.IGNORECASE
 )
-_found_here = dict[str, str | None]()  # what trials found in this process
-_SELF = sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # another trial may find what this one does not
 
 
-def require_harmless(flavour: Flavour, reference: str, home: Home | None = None) -> None:
-    """Raise DataError if opening a file, or scoring with it, ends the process that does so or exceeds the limits of a trial.
-
-    What an earlier process found by the same libraries and limits is taken from the home.
-    """
+def require_harmless(flavour: Flavour, reference: str) -> None:
+    """Raise DataError if opening a file, or scoring with it, ends the process that does so or exceeds the limits of a trial."""
     content = sha256(Path(reference).read_bytes()).hexdigest()
-    if (problem := _problem(flavour.name, flavour.libraries, reference, content, home)) is not None:
+    problem = _problem(flavour.name, reference, content, os.environ.get(LIMIT) or str(DEFAULT_LIMIT))
+    if problem is not None:
         msg = f"model.import: {reference} {problem}; it is not opened here."
         raise DataError(msg, hint="it is damaged or hostile: save it again, and import only what you trust.")
 
 
-def _problem(flavour: str, libraries: tuple[str, ...], reference: str, content: str, home: Home | None) -> str | None:
-    """What goes wrong in a child process, or went wrong before; None if nothing does, or the library itself says what."""
-    versions = [f"{library} {installed(library)}" for library in libraries]
-    limit = os.environ.get(LIMIT) or str(DEFAULT_LIMIT)
-    trial = json.dumps([content, flavour, versions, sys.version, limit, MEMORY_BYTES, _SELF])
-    if home is not None and (noted := recalled(home, trial)) is not None:
-        return noted.problem
-    if trial not in _found_here:
-        _found_here[trial] = _tried(flavour, reference, limit)
-    problem = _found_here[trial]
-    if home is not None and problem != _SLOW:  # which may be the fault of other work on this machine
-        remember(home, trial, Outcome(problem))
-    return problem
-
-
-def _tried(flavour: str, reference: str, limit: str) -> str | None:
+@cache
+def _problem(flavour: str, reference: str, content: str, limit: str) -> str | None:  # noqa: ARG001 - other bytes, another trial
+    """What goes wrong in a child process; None if nothing does, or the library itself says what."""
     command = [sys.executable, "-m", __name__, flavour, reference, limit]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     nothing = subprocess.DEVNULL
@@ -65,7 +44,7 @@ def _tried(flavour: str, reference: str, limit: str) -> str | None:
             command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return _SLOW
+        return f"does not end within {SECONDS} seconds"
     code = done.returncode
     if code == _MEMORY:
         return f"needs more than {MEMORY_BYTES >> 30} GiB of memory to be opened"

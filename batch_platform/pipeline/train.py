@@ -351,7 +351,7 @@ class Training:
         if not seen.height:
             msg = "There are no features before it from which the contract of the imported model could be learned."
             raise TrainingRefusedError(msg, hint="import it for a later serving period.")
-        imported = read_import(spec.model, self.history.builder.sources.folder, params, self.history.home)
+        imported = read_import(spec.model, self.history.builder.sources.folder, params)
         columns = seen.select(feature_columns(spec.features, seen.schema))
         inferred = infer_contract(columns, spec.features.columns, most_categories=None)
         signature = imported.signature(inferred)
@@ -522,7 +522,7 @@ def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
     return spec.model_copy(update={"model": spec.model.model_copy(update={**declared, "publish": None})})
 
 
-def check_challengers(spec: PipelineSpec, folder: Path, home: Home | None = None) -> None:
+def check_challengers(spec: PipelineSpec, folder: Path) -> None:
     """Check, without data and without a server, that the challengers could be trained or imported.
 
     Raises:
@@ -532,7 +532,7 @@ def check_challengers(spec: PipelineSpec, folder: Path, home: Home | None = None
     for challenger in spec.challengers:
         if challenger.version is None:
             try:
-                check_model(as_model(spec, challenger).model, folder, home)
+                check_model(as_model(spec, challenger).model, folder)
             except BatchPlatformError as error:
                 hint = None if error.hint is None else _with_own_keys(error.hint, challenger)
                 raise type(error)(_with_own_keys(error.message, challenger), hint=hint) from error

@@ -139,11 +139,6 @@ class Home:
         return _below(self.root / "reports", pipeline)
 
     @property
-    def trials(self) -> Path:
-        """What trials of model files that were made elsewhere found."""
-        return self.root / "trials"
-
-    @property
     def staging(self) -> Path:
         """Staged files of runs, one folder per run."""
         return self.root / "staging"

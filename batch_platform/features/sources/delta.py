@@ -1,37 +1,38 @@
-"""Sources of kind `delta`: a Delta table, whose log says which Parquet files hold the rows of a version.
+"""Sources of kind `delta`: one version of a Delta table.
 
-deltalake reads the log, and DuckDB the files. Two things do not stand in the files: the values of partition columns, which the
-log has for each file, and that times are UTC where a writer stored them as INT96, as Spark does by default.
+deltalake reads the log. Where the files of a version hold its rows as they are, Arrow reads them with the values that the log has for
+partition columns, so that a condition skips files. Otherwise deltalake scans the table. Its own dataset is not used: a condition
+`IS NULL` on a column that was added later skips the files that lack the column.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from os.path import normpath
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 
-from batch_platform.declaration.errors import SourceError, did_you_mean, listed
+from batch_platform.declaration.errors import SourceError, did_you_mean
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.kind import ParquetFiles, SourceKind, SourceTable, create_view, digest, unused_name
-from batch_platform.warehouse.sql import connect, literal, quoted
+from batch_platform.features.sources.kind import ParquetFiles, SourceKind, SourceTable, digest
+from batch_platform.warehouse.sql import quoted
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+    from pyarrow.compute import Expression
+    from pyarrow.dataset import Dataset
 
 _LOG = "_delta_log"
-_COMMIT = re.compile(r"\d{20}\.json")
+_COMMIT = f"{'[0-9]' * 20}.json"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_READABLE = {  # features of a table with which its files are plain Parquet files, as long as no row is marked as deleted
-    *("deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "variantType", "variantType-preview")
-}
-_INSTANT, _WITHOUT_ZONE = "TIMESTAMP WITH TIME ZONE", "TIMESTAMP"
+_PLAIN = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}  # unless rows are marked as deleted
 
 
 def is_delta_table(folder: Path) -> bool:
@@ -39,59 +40,18 @@ def is_delta_table(folder: Path) -> bool:
     return (folder / _LOG).is_dir()
 
 
-class _Commit(NamedTuple):
-    """The newest commit of a log; a table that was made anew in the same folder has another one."""
-
-    version: int
-    modified_ns: int
-    size: int
-
-
-class _RefusedError(Exception):
-    """A version of a table that cannot be read exactly, with what to do."""
-
-    def __init__(self, problem: str, hint: str) -> None:
-        super().__init__(problem)
-        self.problem, self.hint = problem, hint
-
-
 @dataclass(frozen=True, eq=False)
 class _Snapshot:
-    """One version of a table."""
+    """One version of a table; can be registered in DuckDB where Arrow does not read the files."""
 
-    version: int
-    sizes: Mapping[Path, int]  # bytes of each file, which is absolute
-    columns: Mapping[str, str]  # DuckDB types by name, in order
-    partitions: pa.Table | None  # the partition columns, a row for each file in order; None if there are none
-    schema: str  # JSON, as Delta and Spark write it
+    table: "DeltaTable"
+    sizes: Mapping[str, int]  # bytes of each file, by its path in the log
+    is_plain: bool  # whether the files hold the rows as they are
+    partitions: pa.Table  # values of the partition columns if it is plain, one row for each file in order
     content: str  # differs between versions with other files or other columns
 
-    @cached_property
-    def stored(self) -> Mapping[str, str]:
-        """The columns that the files hold."""
-        lacking = () if self.partitions is None else self.partitions.column_names
-        return {name: dtype for name, dtype in self.columns.items() if name not in lacking}
-
-    @cached_property
-    def by_int96(self) -> Mapping[frozenset[str], list[Path]]:
-        """The files, by their columns that are INT96; looks into every file if the table has times.
-
-        Raises duckdb.Error if a file cannot be read.
-        """
-        columns: dict[Path, set[str]] = {path: set() for path in self.sizes}
-        if columns and any(_INSTANT in dtype for dtype in self.stored.values()):
-            query = f"SELECT file_name, name FROM parquet_schema({_listed(columns)}) WHERE type = 'INT96'"
-            with connect() as con:
-                for file, column in con.execute(query).fetchall():
-                    columns[Path(file)].add(column)
-        files: dict[frozenset[str], list[Path]] = {}
-        for path, names in columns.items():
-            files.setdefault(frozenset(names), []).append(path)
-        return files
-
-
-def _listed(files: Iterable[Path]) -> str:
-    return f"[{', '.join(literal(str(path)) for path in files)}]"
+    def __arrow_c_stream__(self, schema: object = None) -> object:
+        return self.table.scan().__arrow_c_stream__(schema)
 
 
 def _root(table: SourceTable) -> Path:
@@ -102,178 +62,133 @@ def _root(table: SourceTable) -> Path:
     return (table.folder / Path(table.source.location).expanduser()).resolve()
 
 
-def _newest(table: SourceTable) -> _Commit:
-    """Look up the newest commit, which reads nothing."""
-    root = _root(table)
-    try:
-        names = [path.name for path in (root / _LOG).iterdir() if _COMMIT.fullmatch(path.name)]
-        newest = root / _LOG / max(names, default="")
-        stat = newest.stat()
-    except OSError as error:
-        problem = f": {root / _LOG} cannot be looked up ({error.strerror})."
-        raise table.error(problem) if is_delta_table(root) else _missing(table, root) from error
-    if not names:
-        raise _missing(table, root)
-    return _Commit(int(newest.stem), stat.st_mtime_ns, stat.st_size)
-
-
 def _missing(table: SourceTable, root: Path) -> SourceError:
     if root.is_dir():
-        problem = f": the folder {root} is not a Delta table, as it has no log of commits in {_LOG}."
+        problem = f": the folder {root} is not a Delta table, as no commit can be found in {_LOG}."
         return table.error(
             problem, f"name the folder that holds {_LOG}, or read its files with another kind of source."
         )
     names = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-    problem = f": there is no folder {root}."
-    return table.error(problem, did_you_mean(root.name, names))
+    return table.error(f": there is no folder {root}.", did_you_mean(root.name, names))
 
 
 def _snapshot(table: SourceTable) -> _Snapshot:
-    """The version that a source declares, else the newest one; raises SourceError if it cannot be read exactly."""
-    root, newest, declared = _root(table), _newest(table), table.source.version
-    version = newest.version if declared is None else declared
+    """The version that a source declares, else the newest one; raises SourceError if it cannot be loaded."""
+    root, declared = _root(table), table.source.version
+    commit = max((root / _LOG).glob(_COMMIT), default=None)
+    if commit is None:
+        raise _missing(table, root)
+    newest, stat = int(commit.stem), commit.stat()
+    version = newest if declared is None else declared
+    if version > newest:
+        problem = f": version {version} of {root} does not exist: the newest version is {newest}."
+        raise table.error(problem, "declare a version that exists, or none for the newest one.")
+    with needed("deltalake", extra="delta"):
+        import deltalake
     try:
-        return _load(root, version, newest)
-    except _RefusedError as error:
-        problem = f": version {version} of {root} {error.problem}."
-        raise table.error(problem, error.hint) from error
+        return _load(root, version, (newest, stat.st_mtime_ns, stat.st_size))
+    except deltalake.exceptions.DeltaError as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(". ")
+        hint = "its commits may have been removed from the log: declare a newer version, or none for the newest one."
+        if version == newest:
+            hint = "the table is damaged, or needs a newer deltalake: restore it, or pip install -U deltalake."
+        problem = f": version {version} of {root} cannot be loaded: {reason}."
+        raise table.error(problem, hint) from error
 
 
 @lru_cache(maxsize=16)
-def _load(root: Path, version: int, newest: _Commit) -> _Snapshot:
+def _load(root: Path, version: int, newest: tuple[int, int, int]) -> _Snapshot:  # noqa: ARG001 - a table may be made anew
     """Read a version from the log, but no file of rows."""
-    if version > newest.version:
-        problem = f"does not exist: the newest version is {newest.version}"
-        raise _RefusedError(problem, "declare a version that exists, or none for the newest one.")
-    with needed("deltalake", extra="delta"):
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
-    try:
-        table = DeltaTable(str(root), version=version)
-        _require_plain(table)
-        names = [f"partition.{name}" for name in table.metadata().partition_columns]
-        actions = pa.table(table.get_add_actions(flatten=True))
-        files = actions.select(["path", "size_bytes", "modification_time", *names]).sort_by("path")
-        schema, as_json = pa.schema(table.schema().to_arrow()), table.schema().to_json()
-    except DeltaError as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(". ")
-        hint = "its commits may have been removed from the log: declare a newer version, or none for the newest one."
-        if version == newest.version:
-            hint = "the log is damaged, or needs a newer deltalake: restore the table, or pip install -U deltalake."
-        problem = f"cannot be loaded: {reason}"
-        raise _RefusedError(problem, hint) from error
-    partitions = files.select(names).rename_columns([name.removeprefix("partition.") for name in names])
-    with connect() as con:
-        view = con.from_arrow(schema.empty_table())
-        columns = dict(zip(view.columns, map(str, view.types), strict=True))
-    paths = [_below(root, path) for path in files["path"].to_pylist()]
-    return _Snapshot(
-        version=version,
-        sizes=dict(zip(paths, files["size_bytes"].to_pylist(), strict=True)),
-        columns=columns,
-        partitions=partitions if names else None,
-        schema=as_json,
-        content=digest(as_json, str(files.to_pylist())),
-    )
+    from deltalake import DeltaTable
 
-
-def _require_plain(table: "DeltaTable") -> None:
-    """Refuse a table whose rows are not exactly those of its files."""
-    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
-        problem = "maps columns to other names in its files (column mapping), which is not supported"
-        hint = "drop the feature, in Spark by ALTER TABLE … DROP FEATURE columnMapping, or copy the rows to a table without it."
-        raise _RefusedError(problem, hint)
-    if unknown := {*(table.protocol().reader_features or ())} - _READABLE - {"columnMapping"}:
-        problem = f"needs {listed(unknown)} of its reader, which is not supported"
-        raise _RefusedError(problem, "drop these features of the table, or copy the rows to a table without them.")
-    if "deletionVectors" in (table.protocol().reader_features or ()):
+    table = DeltaTable(str(root), version=version)
+    features = {*(table.protocol().reader_features or ())}
+    is_plain = features <= _PLAIN and table.metadata().configuration.get("delta.columnMapping.mode", "none") == "none"
+    if is_plain and "deletionVectors" in features:
         vectors = pa.RecordBatchReader.from_stream(table.deletion_vectors())
-        if any(batch.num_rows for batch in vectors):
-            problem = "marks rows in its files as deleted (deletion vectors), which is not supported"
-            hint = "rewrite these files, in Spark by REORG TABLE … APPLY (PURGE), and set delta.enableDeletionVectors to false."
-            raise _RefusedError(problem, hint)
-
-
-def _below(root: Path, encoded: str) -> Path:
-    """The file to which the log refers; raises _RefusedError if it lies outside of the table."""
-    path = Path(unquote(encoded))
-    if path.is_absolute() or ".." in path.parts or _ADDRESS.match(encoded):
-        problem = f"refers to {path}, a file outside of the table"
-        raise _RefusedError(problem, "copy the table with its files, as a deep clone does.")
-    return root / path
+        is_plain = not any(batch.num_rows for batch in vectors)
+    if not is_plain:
+        table.scan()  # refuses what it cannot read
+    names = [f"partition.{name}" for name in table.metadata().partition_columns] if is_plain else []
+    actions = pa.table(table.get_add_actions(flatten=True))
+    files = actions.select(["path", "size_bytes", "modification_time", *names]).sort_by("path")
+    revision = [] if is_plain else [str(version)]  # the same files may have lost other rows
+    return _Snapshot(
+        table=table,
+        sizes=dict(zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True)),
+        is_plain=is_plain,
+        partitions=files.select(names).rename_columns([name.removeprefix("partition.") for name in names]),
+        content=digest(table.schema().to_json(), str(files.to_pylist()), *revision),
+    )
 
 
 def _files(table: SourceTable) -> list[Path]:
     """The files that hold the rows, which are all there; raises SourceError."""
-    snapshot = _snapshot(table)
-    for path, size in snapshot.sizes.items():
+    root, snapshot, paths = _root(table), _snapshot(table), list[Path]()
+    version = f"version {snapshot.table.version()}"
+    for name, size in snapshot.sizes.items():
+        path = Path(normpath(root / unquote(name)))
+        if _ADDRESS.match(name) or not path.is_relative_to(root):
+            problem = f": {version} of {root} refers to {name}, a file outside of the table."
+            raise table.error(problem, "copy the table with its files, as a deep clone does.")
         try:
             actual = path.stat().st_size
         except OSError as error:
-            problem = f": version {snapshot.version} has no file {path} any more ({error.strerror})."
+            problem = f": {version} has no file {path} any more ({error.strerror})."
             hint = "it was vacuumed or removed: read a newer version, or restore the file."
             raise table.error(problem, hint) from error
         if actual != size:
-            problem = f": {path} has {actual:,} bytes, not {size:,} as the log of version {snapshot.version} says."
+            problem = f": {path} has {actual:,} bytes, not {size:,} as the log of {version} says."
             raise table.error(problem, "restore the file.")
-    return [*snapshot.sizes]
+        paths.append(path)
+    return paths
+
+
+def _dataset(table: SourceTable) -> "Dataset":
+    """The rows as Arrow reads them; opens no file yet."""
+    from pyarrow.dataset import FileSystemDataset, ParquetFileFormat, ParquetFragmentScanOptions  # takes its time
+    from pyarrow.fs import LocalFileSystem
+
+    snapshot, system = _snapshot(table), LocalFileSystem()
+    options = ParquetFragmentScanOptions(pre_buffer=False)  # otherwise whole row groups wait in memory
+    parquet = ParquetFileFormat(default_fragment_scan_options=options)
+    fragments = [
+        parquet.make_fragment(str(path), system, partition_expression=_values_of_file(snapshot.partitions, at))
+        for at, path in enumerate(_files(table))
+    ]
+    return FileSystemDataset(fragments, pa.schema(snapshot.table.schema().to_arrow()), parquet, system)
+
+
+def _values_of_file(partitions: pa.Table, at: int) -> "Expression":
+    """The values of the partition columns in a file, as Arrow is told of them."""
+    from pyarrow.compute import field, scalar
+
+    condition = scalar(True)
+    for name in partitions.column_names:
+        value = partitions[name][at]
+        condition &= field(name) == value if value.is_valid else field(name).is_null()
+    return condition
 
 
 def _view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+    con.register(table.name, _dataset(table) if _snapshot(table).is_plain else _snapshot(table))
+
+
+def _parquet_files(table: SourceTable) -> ParquetFiles | None:
     snapshot = _snapshot(table)
-    if snapshot.partitions is None:
-        create_view(con, table.name, f"({_rows(table, snapshot)})")
-        return
-    values, file = f"{table.name} by file", unused_name("file", snapshot.columns)
-    named = snapshot.partitions.append_column(file, pa.array(map(str, snapshot.sizes), pa.string()))
-    con.register("values by file", named)
-    con.execute(f'CREATE OR REPLACE TEMP TABLE {quoted(values)} AS FROM "values by file"')
-    con.unregister("values by file")
-    columns = ", ".join(
-        f"CAST({quoted(values)}.{quoted(name)} AS {dtype}) AS {quoted(name)}"
-        if name in snapshot.partitions.column_names
-        else f"read.{quoted(name)}"
-        for name, dtype in snapshot.columns.items()
-    )
-    # A condition on these values lets DuckDB open only the files that have them.
-    rows = f"({_rows(table, snapshot, file)}) AS read JOIN {quoted(values)} USING ({quoted(file)})"
-    create_view(con, table.name, f"(SELECT {columns} FROM {rows})")
-
-
-def _rows(table: SourceTable, snapshot: _Snapshot, file: str | None = None) -> str:
-    """SQL of the rows with the columns that the files hold, and with the path of the file as a column if it has a name."""
-    named = "" if file is None else f", filename = {literal(file)}"
-    every = [*snapshot.stored, *([] if file is None else [file])]
-    groups = list[str]()
-    for int96, files in snapshot.by_int96.items():
-        in_utc = {name for name in int96 if snapshot.stored.get(name) == _INSTANT}
-        types = {name: _WITHOUT_ZONE if name in in_utc else dtype for name, dtype in snapshot.stored.items()}
-        nested = {name for name, dtype in types.items() if _INSTANT in dtype and dtype != _INSTANT}
-        if int96 and (nested or not int96 <= types.keys()):
-            problem = (
-                f": {files[0]} has INT96 times inside of other values, which cannot be told from times without a zone."
-            )
-            raise table.error(problem, "write the table with spark.sql.parquet.outputTimestampType=TIMESTAMP_MICROS.")
-        fields = ", ".join(
-            f"{literal(name)}: {{name: {literal(name)}, type: {literal(dtype)}, default_value: NULL}}"
-            for name, dtype in types.items()
-        )
-        columns = ", ".join(
-            f"{quoted(name)} AT TIME ZONE 'UTC' AS {quoted(name)}" if name in in_utc else quoted(name) for name in every
-        )
-        options = f"schema = MAP {{{fields}}}, hive_partitioning = false{named}"
-        groups.append(f"SELECT {columns} FROM read_parquet({_listed(files)}, {options})")
-    if not groups:
-        types = {**snapshot.stored, **({} if file is None else {file: "VARCHAR"})}
-        groups = [
-            f"SELECT {', '.join(f'NULL::{dtype} AS {quoted(name)}' for name, dtype in types.items())} WHERE false"
-        ]
-    return " UNION ALL ".join(groups)
+    partitions = snapshot.partitions if snapshot.partitions.column_names else None
+    return ParquetFiles(_files(table), snapshot.table.schema().to_json(), partitions) if snapshot.is_plain else None
 
 
 def _pinned(table: SourceTable) -> Source:
     """The source with the version that is the newest one now."""
-    return table.source.model_copy(update={"version": _snapshot(table).version})
+    return table.source.model_copy(update={"version": _snapshot(table).table.version()})
+
+
+def _admit(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
+    """Refuse a version whose files are gone; Arrow and deltalake read the files, not DuckDB."""
+    _files(table)
+    return ()
 
 
 def _described(source: Source) -> str:
@@ -286,10 +201,10 @@ DELTA = SourceKind(
     location=lambda table: str(_root(table)),
     description=_described,
     pinned=_pinned,
-    admit=lambda _con, table: _files(table),
+    admit=_admit,
     view=_view,
     frame=lambda con, table: con.sql(f"FROM {quoted(table.name)}").pl().lazy(),
-    parquet_files=lambda table: ParquetFiles(_files(table), _snapshot(table).schema, _snapshot(table).partitions),
+    parquet_files=_parquet_files,
     size=lambda table: sum(_snapshot(table).sizes.values()),
     stands_still=True,
     unreadable="a file of the table may have been vacuumed or replaced meanwhile: run it again; else check the table.",
