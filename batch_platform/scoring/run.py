@@ -246,8 +246,8 @@ class ScoringRun:
         files = staged_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
         return StagedChallenger(made, scores.files, files)
 
-    def _reference(self, run: ScoreRun) -> ReferenceProfile | None:
-        """The reference profile of the version that scored a partition; None if an earlier release trained it."""
+    def _reference(self, run: ScoreRun) -> ReferenceProfile:
+        """The reference profile of the version that scored a partition."""
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
 
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:

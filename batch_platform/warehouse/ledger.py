@@ -7,8 +7,8 @@ the files and kept in `partition_status`, whose rows are replaced. Every change 
 
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import NoneType
@@ -19,7 +19,7 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
-from batch_platform.warehouse.sql import has_table, literal, quoted, transaction
+from batch_platform.warehouse.sql import has_table, quoted, transaction
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ class ScoreRun:
     committed_at: datetime  # set by the warehouse when the row is committed, like `seq`
     run_id: str
     seq: int = 0
-    decision_seq: int | None = None  # of the promotion by which the version served; None: it was named for the run
-    hindsight: bool | None = None  # whether that was decided after the partition had ended; None: before format 3
+    decision_seq: int | None = (
+        None  # number of the promotion by which the version served; None: it was named for the run
+    )
+    hindsight: bool = False  # whether the decision was made after the partition had ended, or there was none
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,9 @@ _TABLES: dict[type, str] = {
     ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
-FORMAT = 3  # says of each commit by which decision its version served; 2 and 1 do not
-OLDEST_FORMAT = 1
+FORMAT = 6  # greater than every number that a build has used: numbers only grow
+# What brings a warehouse of a format to the next one, by the number of the former format; in a transaction of the warehouse.
+UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
 STATUS_TABLE = "partition_status"
 
 
@@ -232,7 +235,7 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
     with transaction(con):
         con.execute(f"CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
         con.execute(
-            f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ DEFAULT now())"
+            f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         )
         for record, table in _TABLES.items():
             create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
@@ -241,33 +244,18 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def create_table(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type, *first: str) -> None:
-    """Create a described table with a column for each field of a record; `first` as for its columns.
-
-    A table that is there gets the columns that it lacks, since an earlier release made it.
-    """
-    name, columns = f"{quoted(schema)}.{quoted(table)}", column_definitions(record, *first)
-    if not has_table(con, schema, table):
-        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
-        con.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns)})")
-    elif missing := missing_columns(con, schema, table, record):
-        for item in missing:
-            default = f" DEFAULT {literal(item.default)}" if isinstance(item.default, str) else ""
-            con.execute(f"ALTER TABLE {name} ADD COLUMN {item.name} {_sql_type(item.type)}{default}")
-    else:
+    """Create a described table, unless it exists, with a column for each field of a record; `first` as for its columns."""
+    if has_table(con, schema, table):
         return
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    columns = ", ".join(column_definitions(record, *first))
+    con.execute(f"CREATE TABLE {quoted(schema)}.{quoted(table)} ({columns})")
     write_comments(con, schema, table)
 
 
-def missing_columns(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type) -> list[Field[Any]]:
-    """The fields of a record without a column in its table."""
-    present = con.table(f"{quoted(schema)}.{quoted(table)}").columns  # quicker than the catalog; asked with each commit
-    return [item for item in fields(record) if item.name not in present]
-
-
-def selected(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type) -> str:
-    """The SELECT list of a record's fields, with null for a column that a table of an earlier release lacks."""
-    missing = missing_columns(con, schema, table, record)
-    return ", ".join(f"NULL AS {item.name}" if item in missing else quoted(item.name) for item in fields(record))
+def selected(record: type) -> str:
+    """The SELECT list of a record's fields, in order."""
+    return ", ".join(quoted(item.name) for item in fields(record))
 
 
 def column_definitions(record: type, *first: str) -> list[str]:
@@ -293,45 +281,43 @@ _TYPES: dict[object, str] = {
 
 
 def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Raise WarehouseError if another version of the project wrote a database file."""
-    version = _format(con)
-    if version == FORMAT:
+    """Raise WarehouseError if a database file has another format than this version of the project writes."""
+    number = _format(con)
+    if number == FORMAT:
         return
     hint = "use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder."
-    if OLDEST_FORMAT <= version < FORMAT:
-        hint = "batch-platform run NAME brings the home to the new format; nothing is scored again for that."
-    msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
+    if _upgrades_from(number):
+        hint = "batch-platform run NAME brings the home to the new format."
+    msg = f"The database {file} has format {number}; this version of batch-platform reads {FORMAT}."
     raise WarehouseError(msg, hint=hint)
 
 
 def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Add the tables and columns that a warehouse of an earlier format lacks, in one transaction; no row is changed.
-
-    Raises WarehouseError if a later version of the project wrote the file.
-    """
-    version = _format(con)
-    if version == FORMAT:
-        return
-    if not OLDEST_FORMAT <= version < FORMAT:
+    """Upgrade a warehouse of an earlier format in one transaction; raises WarehouseError if there is no way to this format."""
+    upgrades = _upgrades_from(_format(con))
+    if not upgrades:
         require_format(con, file)
+        return
     with transaction(con):
-        for record, table in _TABLES.items():
-            create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
-        query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
-        for schema, table in con.execute(query).fetchall():
-            write_comments(con, schema, table)
-        con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
+        for upgrade in upgrades:
+            upgrade(con)
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
         note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
 
 
+def _upgrades_from(number: int) -> list[Callable[[duckdb.DuckDBPyConnection], None]]:
+    """The upgrades from a format to today's, in order; none if one of them is missing."""
+    steps = range(number, FORMAT)
+    return [UPGRADES[step] for step in steps] if all(step in UPGRADES for step in steps) else []
+
+
 def _format(con: duckdb.DuckDBPyConnection) -> int:
-    ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
-    return int(version)
+    ((number,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
+    return int(number)
 
 
-def created_at(con: duckdb.DuckDBPyConnection) -> datetime | None:
-    """When the ledgers began; None where that was not recorded."""
+def created_at(con: duckdb.DuckDBPyConnection) -> datetime:
+    """The time at which the ledgers began."""
     ((began,),) = con.execute(f"SELECT created_at FROM {LEDGERS_SCHEMA}.meta").fetchall()
     return began
 
@@ -472,7 +458,7 @@ def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
     if not partition_keys or not has_table(con, schema, table):
         return {}
     make: Any = record
-    query = f"SELECT {selected(con, schema, table, record)} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
+    query = f"SELECT {selected(record)} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
     by_partition: dict[str, list[Record]] = {}
     for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
         row = make(*values)

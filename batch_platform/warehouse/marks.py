@@ -81,7 +81,7 @@ class Mark:
 
 
 def read_marks(home: Home) -> dict[str, Mark]:
-    """The marks of the copies by file name; none of copies that an earlier version published."""
+    """Read the marks of the copies by file name; none if the file is missing or damaged."""
     try:
         written = json.loads(home.published_marks.read_text())
         return {name: Mark(**mark) for name, mark in written.items()}
