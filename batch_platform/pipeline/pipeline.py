@@ -92,6 +92,7 @@ from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.tables_in_files import named_files
 
+BACKTEST_TABLES = ("backtests", "backtest_scores")  # tables of `backtest`, which says how a model would have done
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
 
 
@@ -428,7 +429,7 @@ class Pipeline:
         retired = read_registry(con, name).retired
         runs = read_latest(con, ScoreRun, name, partition_keys)
         if outdated := [key for key, run in runs.items() if run.model_version in retired]:
-            drop_scores(con, name, outdated)
+            drop_scores(con, name, outdated, but=BACKTEST_TABLES)
             forget_periods(con, self.spec, outdated)
 
     def _due(self, state: State, partition: Partition, version: Version | None, stamp: Stamp) -> Due:

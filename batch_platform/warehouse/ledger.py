@@ -16,9 +16,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import duckdb
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
+from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_PIPELINES, write_comments
 from batch_platform.warehouse.sql import has_table, quoted, transaction
 
 
@@ -139,15 +138,6 @@ class Version:
         """The length of the time it was trained on."""
         return (self.trained_until - self.trained_from) / timedelta(days=1)
 
-    @property
-    def positive(self) -> Any:  # noqa: ANN401 - a class may be of any type
-        """Of two classes the positive one, of outliers their label; None if there are no classes."""
-        return next(reversed(self.class_labels), None)
-
-    def has_seen(self, partition: Partition) -> bool:
-        """Whether its training data overlap a partition, so that its scores there are in-sample."""
-        return self.trained_from < partition.end and partition.start < self.trained_until
-
 
 @dataclass(frozen=True)
 class ModelTraining:
@@ -228,12 +218,13 @@ FORMAT = 6  # greater than every number that a build has used: numbers only grow
 # What brings a warehouse of a format to the next one, by the number of the former format; in a transaction of the warehouse.
 UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
 STATUS_TABLE = "partition_status"
+TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")  # their tables, and other names in the journal
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
     """Create the tables of an empty warehouse in one transaction."""
     with transaction(con):
-        con.execute(f"CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
+        con.execute(f"CREATE SCHEMA {LEDGERS_SCHEMA}")
         con.execute(
             f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         )
@@ -302,7 +293,7 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
         for upgrade in upgrades:
             upgrade(con)
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
-        note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
+        journal(con, [(LEDGERS_SCHEMA, "meta", None)])  # so that it is published
 
 
 def _upgrades_from(number: int) -> list[Callable[[duckdb.DuckDBPyConnection], None]]:
@@ -320,28 +311,6 @@ def created_at(con: duckdb.DuckDBPyConnection) -> datetime:
     """The time at which the ledgers began."""
     ((began,),) = con.execute(f"SELECT created_at FROM {LEDGERS_SCHEMA}.meta").fetchall()
     return began
-
-
-def require_numbers(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Raise WarehouseError if new rows would get numbers that older rows have: the file is a published copy put in its place."""
-    ((following, newest),) = con.execute(
-        "SELECT (SELECT coalesce(last_value + 1, start_value) FROM duckdb_sequences() WHERE schema_name = $schema "
-        f"AND database_name = current_database()), (SELECT max(seq) FROM {LEDGERS_SCHEMA}.changes)",
-        {"schema": LEDGERS_SCHEMA},
-    ).fetchall()
-    if following is None or following <= (newest or 0):
-        msg = f"{file} is a published copy, which cannot go on as the warehouse; nothing was changed."
-        hint = "put the warehouse's own file back, or make one from the copy: batch-platform restore --from-published"
-        raise WarehouseError(msg, hint=hint)
-
-
-def continue_numbers(con: duckdb.DuckDBPyConnection) -> None:
-    """Begin the sequence of row numbers anew, after the highest number of a row."""
-    newest = f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}"
-    highest = max(con.execute(f"{newest}.{table}").fetchall()[0][0] for table in _TABLES.values())
-    con.execute(
-        f"DROP SEQUENCE IF EXISTS {LEDGERS_SCHEMA}.seq; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq START {highest + 1}"
-    )
 
 
 def read_latest(
@@ -396,8 +365,7 @@ def replace_statuses(
         con.execute(f"DELETE FROM {table} WHERE pipeline = $pipeline AND partition_key IN $keys", values | keys)
     if rows:
         insert(con, STATUS_TABLE, [vars(row) for row in rows])
-    (seq,) = next_numbers(con, 1)
-    note(con, [Change(seq, LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
+    journal(con, [(LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
 
 
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
@@ -410,9 +378,13 @@ def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -
 
 
 def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
-    """Numbers for rows about to be added, ascending."""
-    query = f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)"
-    return sorted(int(seq) for (seq,) in con.execute(query, {"count": count}).fetchall())
+    """Numbers for changes, ascending; they are taken once the changes are noted, which must happen before the next call.
+
+    They go on from the journal, which only grows: it keeps its entries when rows are dropped, and every copy of the
+    warehouse has it. So no number is used twice, in a warehouse made from a copy either.
+    """
+    ((newest,),) = con.execute(f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}.changes").fetchall()
+    return [*range(newest + 1, newest + 1 + count)]
 
 
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
@@ -420,10 +392,16 @@ def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
     insert(con, _TABLES[Change], [vars(change) for change in changes])
 
 
+def journal(con: duckdb.DuckDBPyConnection, changed: Sequence[tuple[str, str, str | None]]) -> list[int]:
+    """Record changes, given by schema, table and partition key (None: the whole table); returns their numbers, ascending."""
+    seqs = next_numbers(con, len(changed))
+    note(con, [Change(seq, *change) for seq, change in zip(seqs, changed, strict=True)])
+    return seqs
+
+
 def note_partitions(con: duckdb.DuckDBPyConnection, schema: str, table: str, partition_keys: Collection[str]) -> None:
     """Record in the journal that partitions of a table changed."""
-    seqs = next_numbers(con, len(partition_keys))
-    note(con, [Change(seq, schema, table, key) for seq, key in zip(seqs, partition_keys, strict=True)])
+    journal(con, [(schema, table, key) for key in partition_keys])
 
 
 def replace_records(
