@@ -17,6 +17,7 @@ from batch_platform.models.declared_model import read_import
 from batch_platform.models.fitting import fit
 from batch_platform.models.flavours.known import FLAVOURS, flavour_of
 from batch_platform.models.forest.compiled import NOT_TREES
+from batch_platform.models.reference import ReferenceProfile
 
 Expected = Callable[[pl.DataFrame], Any]
 SUMS = 1e-12  # linear algebra over all rows at once adds up in another order than over blocks
@@ -123,7 +124,7 @@ def keep(made: Made, folder: Path) -> Kept:
     )
     staging = folder / "staging"
     staging.mkdir(parents=True)
-    version, sha256, _ = write_bundle(manifest, made.model, staging, folder / "models")
+    version, sha256, _ = write_bundle(manifest, made.model, staging, folder / "models", ReferenceProfile(()))
     return Kept(made, folder / "models" / version, sha256)
 
 

@@ -8,10 +8,16 @@ import tomllib
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.dropping import DROPPED
+from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS, FailedStep
+from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.sql import connect
+from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "batch_platform"
@@ -113,6 +119,25 @@ def test_domain_modules_do_not_know_dagster():
         for name in imports_of(MODULES[module])
         if re.match(r"dagster(\W|_|$)", name)
     ]
+
+
+OF_THE_WAREHOUSE = {
+    *(name for table in TABLES_IN_FILES for name in (table.view, table.files, table.rows)),
+    *("rejected_rows", DROPPED, FAILURES, REFUSED_ROWS, FINGERPRINTS),
+}
+STEPS = set(get_args(FailedStep))  # of which one is called like a table
+
+
+def test_the_warehouse_names_no_table_of_an_upper_room_except_to_describe_it():
+    named = {
+        f"{module} names {node.value}"
+        for module in MODULES
+        if room_of(module) == "warehouse" and not module.endswith(".descriptions")
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in OF_PIPELINES.keys() - OF_THE_WAREHOUSE - STEPS
+    }
+    assert not named
+    assert OF_PIPELINES.keys() >= OF_THE_WAREHOUSE
 
 
 INTERNALS = "batch_platform.components.dagster_internals"

@@ -163,7 +163,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=wanted.recheck)
         require_no_former_partitions(wiring.spec, state.scores.values())
-        wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
+        wiring.pipeline().publish()  # what a killed run had no time to publish, and a home that was upgraded
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         state = _with_label_as_declared(wiring, state, wanted, named=named)
         if not (named and len(wanted.partitions) == 1):

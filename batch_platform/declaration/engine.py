@@ -50,7 +50,7 @@ class Spark(Block):
         return parse_duration(self.wait_for_executors).nominal.total_seconds()
 
 
-class Engine(Block):
+class DeclaredEngine(Block):
     """Where scoring runs."""
 
     model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})

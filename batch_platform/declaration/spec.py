@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
-from batch_platform.declaration.engine import SPARK, Engine
+from batch_platform.declaration.engine import SPARK, DeclaredEngine
 from batch_platform.declaration.errors import did_you_mean, listed
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.monitored import METRICS, Monitoring
@@ -431,8 +431,8 @@ class PipelineSpec(Block):
         description="How Dagster runs the steps. Group, tags and automation conditions are set by Dagster's `post_processing`.",
         examples=[{"pool": "warehouse", "max_partitions_per_run": 31}],
     )
-    engine: Engine = Field(
-        default_factory=Engine,
+    engine: DeclaredEngine = Field(
+        default_factory=DeclaredEngine,
         description="Where scoring runs: `local`, or a cluster. Predictions are the same.",
         examples=["local", {"spark": {"master": "spark://host:7077"}}],
     )

@@ -222,27 +222,19 @@ class FeatureBuilder:
             return self._hashed(source_code(self.spec.features.python or "", "features.python"))
         return self._hashed(f"{'' if isinstance(self.query, Query) else 'spark '}{self.query.statement}")
 
-    @cached_property
-    def code_version_of_text(self) -> str:
-        """The code version as earlier releases recorded it: with the comments and white space of the SQL."""
-        return self._hashed(self.query.text) if isinstance(self.query, Query) else self.code_version
-
     def _hashed(self, code: str) -> str:
-        features = self.spec.features
         declared = self.spec.model_dump_json(
-            include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
-            # They say when to look and who writes the file, or were no keys when the first versions were recorded.
-            exclude={"sources": {"__all__": {"time", "late", "asset", "delta", "version", "spark_table"}}},
+            include={
+                "partitions": {"every", "timezone"},
+                "sources": True,
+                "features": {"key", "time", "driving", "python"},
+            },
+            exclude={
+                "sources": {"__all__": {"time", "late", "asset"}}
+            },  # they say when to look and who writes the file
         )
-        if features.driving is not None:
-            declared += features.driving.model_dump_json()
         sources = self.spec.sources.items()
         declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")
-        tables = [(name, source) for name, source in sources if source.kind == "delta"]
-        declared += "".join(f"\0{name}: {source.delta}, version {source.version}" for name, source in tables)
-        declared += "".join(
-            f"\0{name}: {source.spark_table}" for name, source in sources if source.kind == "spark_table"
-        )
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def source_state(self, name: str, partition: Partition | None) -> SourceState:

@@ -400,13 +400,11 @@ class History:
     ) -> bool:
         """Return whether the labels of a window differ from a recorded fingerprint; they are read only if a file differs.
 
-        A fingerprint of an earlier release knows only the files. May raise SourceError.
+        May raise SourceError.
         """
         files, _, labels = recorded.partition(".")
         if not recorded or window_sha256(window, versions_now) == files:
             return False
-        if not labels:
-            return True
         with self.builder.session(labels=True) as session:
 
             def digest(partition: Partition) -> str:
@@ -422,7 +420,7 @@ class History:
 
     def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
         """Read the key, the time and the feature columns of a build, and no others."""
-        if build.code_version not in (self.builder.code_version, self.builder.code_version_of_text):
+        if build.code_version != self.builder.code_version:
             where = f"{self.spec.name}, partition {build.partition_key}"
             msg = f"{where}: the features were built by an earlier version of the SQL."
             hint = f"build them again: batch-platform run {self.spec.name} --partition {build.partition_key} --force"

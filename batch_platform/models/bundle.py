@@ -39,7 +39,7 @@ from batch_platform.models.prior import corrected
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.leakage import SuspectedLeak
 
-FORMAT = 1
+FORMAT = 4  # greater than every number that a build has used: numbers only grow
 MANIFEST = "manifest.json"
 REFERENCE_FILE = "profile.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
@@ -171,9 +171,9 @@ class Bundle:
     manifest: Manifest
     contract: Contract
     native: Native
+    reference: ReferenceProfile
     other_libraries: str = ""  # libraries that differ from training, which the user allowed; with both versions
     trees: bytes = b""  # the file of its trees; empty if there is none
-    reference: ReferenceProfile | None = None  # None if an earlier release trained it
 
     @property
     def signature(self) -> Signature:
@@ -228,8 +228,8 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     model: object,
     staging: Path,
     models: Path,
+    reference: ReferenceProfile,
     trees: bytes = b"",
-    reference: ReferenceProfile | None = None,
 ) -> tuple[str, str, Manifest]:
     """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
@@ -239,9 +239,7 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     """
     models.mkdir(parents=True, exist_ok=True)
     kind = flavour(manifest.flavour)
-    files = kind.save(model) | ({TREES_FILE: trees} if trees else {})
-    if reference is not None:
-        files[REFERENCE_FILE] = reference.to_json()
+    files = kind.save(model) | ({TREES_FILE: trees} if trees else {}) | {REFERENCE_FILE: reference.to_json()}
     complete = replace(
         manifest,
         details={**kind.details, **manifest.details},
@@ -263,7 +261,7 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
 def read_manifest(folder: Path, sha256: str) -> Manifest:
     """Read a manifest after checking its hash.
 
-    Raises IntegrityError if it does not exist or is not the one that was registered, and WrongUseError for a newer format.
+    Raises IntegrityError if it does not exist or is not the one that was registered, and WrongUseError for another format.
     """
     try:
         text = (folder / MANIFEST).read_bytes()
@@ -276,16 +274,14 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
     values: dict[str, Any] = json.loads(text)
     if values["format"] != FORMAT:
         msg = f"The bundle {folder.name} has format {values['format']}; this version reads format {FORMAT}."
-        raise WrongUseError(msg, hint="upgrade batch-platform, or train the serving period again.")
+        raise WrongUseError(msg, hint="use the version that wrote it, or train the serving period again.")
     values["compiled"] = Compilation(**values["compiled"])
     values["training"] = Window(**values["training"])
     for name, record in (("baseline", Baseline), ("coverage", Coverage)):
-        recorded = values["evaluation"].get(name)
+        recorded = values["evaluation"][name]
         values["evaluation"][name] = record(**recorded) if recorded else None
     values["evaluation"] = Evaluation(**values["evaluation"])
-    if values["task"] == "binary":
-        values.setdefault("positive", values["classes"][-1])
-    values["suspected_leaks"] = [SuspectedLeak.from_json(leak) for leak in values.get("suspected_leaks", ())]
+    values["suspected_leaks"] = [SuspectedLeak.from_json(leak) for leak in values["suspected_leaks"]]
     values["sampled"] = Sampled(**values["sampled"]) if values["sampled"] else None
     return Manifest(**values)
 
@@ -317,22 +313,19 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
         _log.warning("%s: model.allow_pickle is set.", risk)
     others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
     contract = Contract.from_json(manifest.contract)
-    trees, reference = files.pop(TREES_FILE, b""), files.pop(REFERENCE_FILE, b"")
+    trees, reference = files.pop(TREES_FILE, b""), ReferenceProfile.from_json(files.pop(REFERENCE_FILE))
     native = Native(partial(kind.load, files, Signature(manifest.task, manifest.classes, contract)))
     if not trees:
         native.loaded()
-    known = ReferenceProfile.from_json(reference) if reference else None
-    return Bundle(folder.name, sha256, manifest, contract, native, others, trees, known)
+    return Bundle(folder.name, sha256, manifest, contract, native, reference, others, trees)
 
 
-def read_reference(folder: Path, sha256: str) -> ReferenceProfile | None:
-    """Read the reference profile of a bundle without its model; None if an earlier release trained it.
+def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
+    """Read the reference profile of a bundle without its model.
 
     Raises IntegrityError if the manifest or the file is not the one that was registered.
     """
-    expected = read_manifest(folder, sha256).files.get(REFERENCE_FILE)
-    if expected is None:
-        return None
+    expected = read_manifest(folder, sha256).files[REFERENCE_FILE]
     path = folder / REFERENCE_FILE
     text = path.read_bytes() if path.is_file() else b""
     if sha256_of(text).hexdigest() != expected:

@@ -181,7 +181,7 @@ class Predictor(Protocol):
     """
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes], values [rows] of a regression, or segments [rows] of a clustering.
+        """Return class probabilities [rows, classes], values [rows] of a regression, or clusters [rows] of a clustering.
 
         For outliers, return how odd each row is [rows]: above 0 it is an outlier.
         """

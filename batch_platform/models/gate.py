@@ -384,7 +384,4 @@ def _not_learned_from(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
     """The rows of partitions that a model has not learned from."""
     if manifest.imported_from or PARTITION_START not in rows.columns:
         return rows
-    until = datetime.fromisoformat(manifest.training.end)
-    if not manifest.refit:  # earlier versions recorded the end of the whole window
-        until = min(until, datetime.fromisoformat(manifest.evaluation.start))
-    return rows.filter(pl.col(PARTITION_START) >= until)
+    return rows.filter(pl.col(PARTITION_START) >= datetime.fromisoformat(manifest.training.end))

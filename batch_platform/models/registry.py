@@ -7,14 +7,15 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from operator import itemgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, WrongUseError, named
 from batch_platform.models.timeline import Timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -22,14 +23,12 @@ from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Action,
     ChallengerTraining,
-    Change,
     ModelTraining,
     Promotion,
     Version,
     create_table,
     insert,
-    next_numbers,
-    note,
+    journal,
 )
 
 SUSPECTED_LEAKS = "suspected_leaks"
@@ -176,6 +175,16 @@ class Registry:
         return registered
 
 
+def has_seen(version: Version, partition: Partition) -> bool:
+    """Return whether a version learned from data that overlap a partition, so that its scores there are in-sample."""
+    return version.trained_from < partition.end and partition.start < version.trained_until
+
+
+def positive_class(version: Version) -> Any:
+    """Of two classes the positive one, of outliers their label; None if there are no classes."""
+    return next(reversed(version.class_labels), None)
+
+
 def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
     """Read the recorded versions and decisions of a pipeline."""
     return Registry(
@@ -191,13 +200,12 @@ def register(
     con: duckdb.DuckDBPyConnection, version: Version, decision: Promotion, training: AnyTraining | None = None
 ) -> None:
     """Record a trained version, the decision on it and its training, within the caller's transaction."""
-    seqs = next_numbers(con, 2)
+    seqs = journal(con, [(version.pipeline, "models", version.serving_period)] * 2)
     if training is not None:
         _insert_training(con, training, seqs[0])
     insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
     insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
     record_suspected_leaks(con, version, leaks_in(decision.evidence))
-    note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
 
 
 def leaks_in(evidence: str) -> list[SuspectedLeak]:
@@ -236,14 +244,13 @@ def record_suspected_leaks(con: duckdb.DuckDBPyConnection, version: Version, lea
     if rows:
         create_table(con, version.pipeline, SUSPECTED_LEAKS, SuspectedColumn)
         insert(con, SUSPECTED_LEAKS, [vars(row) for row in rows], schema=version.pipeline)
-        note(con, [Change(next_numbers(con, 1)[0], version.pipeline, SUSPECTED_LEAKS, None)])
+        journal(con, [(version.pipeline, SUSPECTED_LEAKS, None)])
 
 
 def record_failure(con: duckdb.DuckDBPyConnection, training: AnyTraining) -> None:
     """Record that a model or a challenger could not be trained, within the caller's transaction."""
-    (seq,) = next_numbers(con, 1)
+    (seq,) = journal(con, [(training.pipeline, "models", training.serving_period)])
     _insert_training(con, training, seq)
-    note(con, [Change(seq, training.pipeline, "models", training.serving_period)])
 
 
 def _insert_training(con: duckdb.DuckDBPyConnection, training: AnyTraining, seq: int) -> None:
@@ -256,10 +263,9 @@ def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promoti
     for decision in decisions:
         if decision.action == "approved":
             read_registry(con, decision.pipeline).present(decision.version)
-    seqs = next_numbers(con, len(decisions))
-    numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
-    insert(con, "promotions", [vars(decision) for decision in numbered])
-    note(con, [Change(event.seq, event.pipeline, "models", event.version) for event in numbered])
+    seqs = journal(con, [(decision.pipeline, "models", decision.version) for decision in decisions])
+    numbered = [{**vars(decision), "seq": seq} for decision, seq in zip(decisions, seqs, strict=True)]
+    insert(con, "promotions", numbered)
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pipeline: str) -> list[Recorded]:

@@ -26,7 +26,7 @@ class Difference:
     rounds: int
     rows: int
     resampled_by: str = "row"  # what was drawn: "row", "partition", or "group" of a snapshot
-    groups: int = 0  # how many of them there are; 0 in the evidence of earlier releases
+    groups: int = 0  # their number
 
     @property
     def is_clear(self) -> bool:

@@ -34,13 +34,13 @@ from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import check_estimator_exists
-from batch_platform.models.registry import Registry, Version, read_registry
+from batch_platform.models.registry import Registry, Version, has_seen, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
 from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.performance import performance_of
 from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
-from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.pipeline import BACKTEST_TABLES, Pipeline
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Training
 from batch_platform.scoring.batch import prediction_columns
@@ -64,7 +64,7 @@ from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.staging import staging_folder
 
-BACKTESTS, SCORES = "backtests", "backtest_scores"
+BACKTESTS, SCORES = BACKTEST_TABLES
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ class _Backtest:
         return TestedPartition(
             partition=partition.key,
             model=version.version if registered else f"trained for {version.serving_period}",
-            in_sample=version.has_seen(partition),
+            in_sample=has_seen(version, partition),
             rows_in=counts.rows_in,
             rows_scored=counts.rows_scored,
             rows_rejected=counts.rows_rejected,

@@ -88,9 +88,9 @@ def find_garbage(
     return garbage
 
 
-def _require_older_ledgers(home: Home, garbage: Sequence[Garbage], began: datetime | None) -> None:
+def _require_older_ledgers(home: Home, garbage: Sequence[Garbage], began: datetime) -> None:
     unknown = [item.path for item in garbage if item.pipeline and not item.version]
-    older = [path for path in unknown if began is not None and path.lstat().st_mtime < began.timestamp()]
+    older = [path for path in unknown if path.lstat().st_mtime < began.timestamp()]
     if older:
         msg = f"{home.warehouse} was created after {older[0]} was written, so it cannot know what {home.root} held before."
         raise WarehouseError(msg, hint="put the warehouse that belongs to these files back; nothing was removed.")

@@ -26,7 +26,7 @@ from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.registry import Registry, Version, read_registry
+from batch_platform.models.registry import Registry, Version, has_seen, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.estimates import ESTIMATED
 from batch_platform.monitoring.measure import ScoredPartition
@@ -259,7 +259,7 @@ class _Evaluation:
             read_features,
             own_metrics(spec),
             in_sample=not spec.partitions.snapshot
-            and model.has_seen(partition),  # of a snapshot only unseen rows count
+            and has_seen(model, partition),  # of a snapshot only unseen rows count
         )
         with one_thread():
             tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}

@@ -46,7 +46,6 @@ from batch_platform.models.registry import (
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
-from batch_platform.pipeline.former_codes import FormerCodes
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.plan import (
@@ -93,6 +92,7 @@ from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.tables_in_files import named_files
 
+BACKTEST_TABLES = ("backtests", "backtest_scores")  # tables of `backtest`, which says how a model would have done
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
 
 
@@ -126,11 +126,8 @@ class Pipeline:
 
         How many rows may be rejected is no such rule: it decides only whether a partition is published.
         """
-        return self._hashed_rules(set())
-
-    def _hashed_rules(self, also: set[str]) -> str:
         form = self.spec.model_dump_json(include={"features": {"key", "time"}, "predictions": {"keep"}})
-        bounds = {"columns": {"__all__": {"nullable", "min", "max"}}} | dict.fromkeys(also, True)
+        bounds = {"columns": {"__all__": {"nullable", "min", "max"}}}
         rules = self.spec.model_dump_json(include={"features": bounds})
         return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
@@ -167,12 +164,12 @@ class Pipeline:
 
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
-        name, former = self.spec.name, self._former_codes
-        scores = former.in_runs(read_latest(con, ScoreRun, name, partition_keys))
+        name = self.spec.name
+        scores = read_latest(con, ScoreRun, name, partition_keys)
         evaluations = read_latest(con, EvaluationRun, name, partition_keys)
-        registry = former.in_registry(read_registry(con, name))
+        registry = read_registry(con, name)
         return State(
-            features=former.in_runs(read_latest(con, FeatureBuild, name, partition_keys)),
+            features=read_latest(con, FeatureBuild, name, partition_keys),
             scores=scores,
             evaluations={key: run for key, run in evaluations.items() if self._knew_labels(run, scores.get(key))},
             registry=registry,
@@ -192,18 +189,6 @@ class Pipeline:
             return True
         partition = Partition(run.partition_key, run.partition_start, run.partition_end)
         return matures(self.spec, partition) <= evaluation.evaluated_at
-
-    @cached_property
-    def _former_codes(self) -> FormerCodes:
-        features, before = self.builder.code_version, self.builder.code_version_of_text
-        model = self.spec.model.fingerprint
-        return FormerCodes(
-            {
-                before: features,
-                f"{model}-{before}": f"{model}-{features}",
-                self._hashed_rules({"max_rejected"}): self.scoring_code_version,
-            }
-        )
 
     def _settle(
         self, con: duckdb.DuckDBPyConnection, seen: State, now: datetime, partition_keys: Collection[str] | None = None
@@ -444,7 +429,7 @@ class Pipeline:
         retired = read_registry(con, name).retired
         runs = read_latest(con, ScoreRun, name, partition_keys)
         if outdated := [key for key, run in runs.items() if run.model_version in retired]:
-            drop_scores(con, name, outdated)
+            drop_scores(con, name, outdated, but=BACKTEST_TABLES)
             forget_periods(con, self.spec, outdated)
 
     def _due(self, state: State, partition: Partition, version: Version | None, stamp: Stamp) -> Due:

@@ -12,9 +12,15 @@ import duckdb
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.intent import Renaming, complete_renaming
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.renaming import HeldPipeline, drop_pipeline, held_pipelines, rename_rows
+from batch_platform.warehouse.renaming import (
+    HeldPipeline,
+    Renaming,
+    complete_renaming,
+    drop_pipeline,
+    held_pipelines,
+    rename_rows,
+)
 from batch_platform.warehouse.sql import transaction
 from batch_platform.warehouse.tables_in_files import link_file, named_files
 
@@ -52,7 +58,7 @@ def _rename(con: duckdb.DuckDBPyConnection, home: Home, renaming: Renaming, held
         if file.is_file():
             link_file(str(file), str(link))
     with transaction(con):
-        rename_rows(con, old, new, renaming.change_id)
+        rename_rows(con, renaming)
     complete_renaming(con, home)
 
 

@@ -29,7 +29,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.sources.opening import SourceConnection
-from batch_platform.models.registry import read_registry
+from batch_platform.models.registry import has_seen, read_registry
 from batch_platform.pipeline.export import scored_file
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
@@ -284,7 +284,7 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
             version = json.loads(build.sources).get(source)
             if version is not None:
                 through.append("features")
-        if "model" in ways and (window is None or versions[run.model_version].has_seen(window)):
+        if "model" in ways and (window is None or has_seen(versions[run.model_version], window)):
             through.append("model")
         if through:
             facts = {"partition": run.partition_key, "through": tuple(through), "source_version": version}

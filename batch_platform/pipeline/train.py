@@ -100,7 +100,7 @@ class LearnedModel:
         if pickled is not None and allow_pickle:
             model = pickled(model)
         proven = replace(self.manifest, compiled=proof.compiled)
-        version, sha256, manifest = write_bundle(proven, model, staging, models, proof.trees, self.fitted.reference)
+        version, sha256, manifest = write_bundle(proven, model, staging, models, self.fitted.reference, proof.trees)
         return as_record(
             Version,
             manifest,

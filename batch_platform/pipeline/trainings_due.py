@@ -21,7 +21,7 @@ from batch_platform.declaration.windows import (
     serving_periods,
     training_window,
 )
-from batch_platform.models.registry import ModelTraining, Registry, Version
+from batch_platform.models.registry import ModelTraining, Registry, Version, positive_class
 from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item
 
@@ -55,7 +55,7 @@ def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]
         "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
         "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), version.params),
         "features": (state.features_code_version, version.features_code_version),
-        "positive class": (spec.positive, version.positive if spec.positive is not None else None),
+        "positive class": (spec.positive, positive_class(version) if spec.positive is not None else None),
     }
     return [name for name, (now, then) in declared.items() if now != then]
 

@@ -96,7 +96,7 @@ def _rows(
         SELECT *, CASE WHEN $judged THEN coalesce(level IN ('warn', 'fail'), false)
             ELSE unusual >= $warn AND p_value < {SURPRISE} END AS alarm
         FROM (
-            SELECT {selected(con, pipeline, DRIFT, ColumnDrift)},
+            SELECT {selected(ColumnDrift)},
                 greatest(0, {UNUSUAL}) AS unusual
             FROM {quoted(pipeline)}.{DRIFT} WHERE baseline = $baseline AND partition_key IN $keys
         ) ORDER BY partition_key, column_name

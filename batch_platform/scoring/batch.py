@@ -87,8 +87,6 @@ def _profiled(
     raw: NDArray[Any] | None,
     rejected: pl.DataFrame,
 ) -> tuple[tuple[Profile, ...], SegmentCounts]:
-    if bundle.reference is None:
-        return _NOT_PROFILED
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
     return bundle.reference.profiled(rows, raw, bundle.signature, by_column, spec.monitoring.segments)
 

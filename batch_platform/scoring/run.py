@@ -23,7 +23,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
 from batch_platform.models.reference import ReferenceProfile
-from batch_platform.models.registry import Version
+from batch_platform.models.registry import Version, has_seen
 from batch_platform.models.timeline import Stretch
 from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.monitoring.estimates import TrackRecord
@@ -199,7 +199,7 @@ class ScoringRun:
             rows_in=staged.counts.rows_in,
             rows_scored=staged.counts.rows_scored,
             rows_rejected=staged.counts.rows_rejected,
-            in_sample=model.has_seen(partition),
+            in_sample=has_seen(model, partition),
             started_at=staged.started_at,
             committed_at=staged.started_at,  # replaced when it is committed
             run_id=self.stamp.run_id,
@@ -237,7 +237,7 @@ class ScoringRun:
             rank_correlation=agreed.rank_correlation,
             decisions_flipped=agreed.decisions_flipped,
             failure=scores.failure or None,
-            in_sample=isinstance(version, Version) and version.has_seen(due.partition),
+            in_sample=isinstance(version, Version) and has_seen(version, due.partition),
             scored_at=run.started_at,
             run_id=run.run_id,
         )
@@ -246,8 +246,8 @@ class ScoringRun:
         files = staged_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
         return StagedChallenger(made, scores.files, files)
 
-    def _reference(self, run: ScoreRun) -> ReferenceProfile | None:
-        """The reference profile of the version that scored a partition; None if an earlier release trained it."""
+    def _reference(self, run: ScoreRun) -> ReferenceProfile:
+        """The reference profile of the version that scored a partition."""
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
 
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:

@@ -80,12 +80,9 @@ class _Saved:
     blocks: dict[int, bytes]  # by offset in the file; all of one size
 
     def write(self, to: Path) -> None:
-        """Write the journal under another name first, so that a journal under its own name is complete."""
-        aside = to.with_name(f".{to.name}")
+        """Write the journal, wholly or not at all."""
         content = b"".join([json.dumps(list(self.blocks)).encode(), b"\n", self.headers, *self.blocks.values()])
-        aside.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-        sync(aside)
-        aside.rename(to)
+        write_whole(to, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         sync(to.parent)
 
     @classmethod
@@ -98,6 +95,14 @@ class _Saved:
         places, headers, blocks = json.loads(listed), parts[:HEADERS], parts[HEADERS:]
         size = len(blocks) // max(len(places), 1)
         return cls(headers, {place: blocks[n * size : (n + 1) * size] for n, place in enumerate(places)})
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name and then give it its own, so that it is complete at every moment."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_bytes(content)
+    sync(aside)
+    aside.replace(path)
 
 
 def sync(path: Path) -> None:

@@ -27,7 +27,6 @@ from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import Attached, attach
-from batch_platform.warehouse.intent import complete_renaming
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -38,10 +37,10 @@ from batch_platform.warehouse.ledger import (
     bring_to_format,
     create_ledgers,
     read_latest,
-    require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import published_changes
+from batch_platform.warehouse.renaming import complete_renaming
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
@@ -105,7 +104,6 @@ class Warehouse:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
                     _require_published(con, self.home)
                     bring_to_format(con, self.home.warehouse)
-                    require_numbers(con, self.home.warehouse)
                 else:
                     _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)

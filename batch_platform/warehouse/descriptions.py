@@ -267,7 +267,7 @@ OF_ALL: dict[str, Description] = {  # in the schema of the ledgers
             "input_hash": "hash of the features",
             "in_sample": _IN_SAMPLE,
             "decision_seq": "seq of the row of promotions by which the version served; null if it was named for the run",
-            "hindsight": "whether that was decided after the partition had ended; null if an earlier release wrote the row",
+            "hindsight": "whether that was decided after the partition had ended, or the version was named for the run",
         },
     ),
     "model_versions": Description("a trained version"),

@@ -10,28 +10,21 @@ from datetime import datetime
 import duckdb
 
 from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
+from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     STATUS_TABLE,
-    Change,
     create_table,
     insert,
-    next_numbers,
-    note,
+    journal,
 )
 from batch_platform.warehouse.sql import has_table, quoted
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_partitions
 
 DROPPED = "dropped_partitions"
 _LEDGERS = ("feature_builds", "score_runs", "evaluations")  # whose rows are about one partition
-_OF_FEATURES = (
-    f"{LEDGERS_SCHEMA}.feature_builds",
-    "fingerprints",
-    "failures",
-    "refused_rows",
-    "backtests",
-    "backtest_scores",
-)
+_OF_FEATURES = (f"{LEDGERS_SCHEMA}.feature_builds", FINGERPRINTS, FAILURES, REFUSED_ROWS)
 
 
 @dataclass(frozen=True)
@@ -91,14 +84,18 @@ def drop_rows(
     keys = [drop.partition_key for drop in drops]
     _delete(con, pipeline, _tables(con, pipeline), held, keys)
     create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
-    seqs = next_numbers(con, len(drops))  # after those of the journal, where a dropped partition is no longer stored
+    seqs = journal(con, [(pipeline, DROPPED, key) for key in keys])  # greater than those of the deleted rows
     insert(con, DROPPED, [{**vars(drop), "seq": seq} for seq, drop in zip(seqs, drops, strict=True)], schema=pipeline)
-    note(con, [Change(seq, pipeline, DROPPED, key) for seq, key in zip(seqs, keys, strict=True)])
 
 
-def drop_scores(con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]) -> None:
-    """Delete what was scored and measured of some partitions, in the caller's transaction; their features stay."""
-    tables = {table: where for table, where in _tables(con, pipeline).items() if table not in _OF_FEATURES}
+def drop_scores(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], *, but: Collection[str]
+) -> None:
+    """Delete what was scored and measured of some partitions, in the caller's transaction.
+
+    Their features stay, as do the rows of further tables that the caller names.
+    """
+    tables = {table: where for table, where in _tables(con, pipeline).items() if table not in {*_OF_FEATURES, *but}}
     _delete(con, pipeline, tables, held_rows(con, pipeline, partition_keys), partition_keys)
 
 
@@ -121,8 +118,7 @@ def _delete(
         changed += [(pipeline, table, key) for key in held.get(table, {}) if "." not in table]
     changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in _LEDGERS]
     changed.append((LEDGERS_SCHEMA, STATUS_TABLE, pipeline))
-    numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
-    note(con, [Change(seq, *change) for seq, change in numbered])
+    journal(con, changed)
 
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
@@ -139,7 +135,7 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
     values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED, *behind_views})}
     tables = {
         table: f"{quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys"
-        + (" AND step <> 'model'" if table == "failures" else "")
+        + (" AND step <> 'model'" if table == FAILURES else "")
         for (table,) in con.execute(query, values).fetchall()
     }
     for ledger in (*_LEDGERS, STATUS_TABLE):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import duckdb
 
-from batch_platform.warehouse.ledger import Change, create_table, insert, next_numbers, note
+from batch_platform.warehouse.ledger import create_table, insert, journal
 from batch_platform.warehouse.sql import has_table, quoted
 
 FINGERPRINTS = "fingerprints"
@@ -42,5 +42,4 @@ def replace_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, rows: Co
     for row in rows:
         con.execute(f"DELETE FROM {table} WHERE read_by = $by AND source = $of", {"by": row.read_by, "of": row.source})
     insert(con, FINGERPRINTS, [vars(row) for row in rows], schema=pipeline)
-    (seq,) = next_numbers(con, 1)
-    note(con, [Change(seq, pipeline, FINGERPRINTS, None)])
+    journal(con, [(pipeline, FINGERPRINTS, None)])

@@ -7,8 +7,8 @@ the files and kept in `partition_status`, whose rows are replaced. Every change 
 
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import NoneType
@@ -16,10 +16,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import duckdb
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
-from batch_platform.warehouse.sql import has_table, literal, quoted, transaction
+from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_PIPELINES, write_comments
+from batch_platform.warehouse.sql import has_table, quoted, transaction
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,10 @@ class ScoreRun:
     committed_at: datetime  # set by the warehouse when the row is committed, like `seq`
     run_id: str
     seq: int = 0
-    decision_seq: int | None = None  # of the promotion by which the version served; None: it was named for the run
-    hindsight: bool | None = None  # whether that was decided after the partition had ended; None: before format 3
+    decision_seq: int | None = (
+        None  # number of the promotion by which the version served; None: it was named for the run
+    )
+    hindsight: bool = False  # whether the decision was made after the partition had ended, or there was none
 
 
 @dataclass(frozen=True)
@@ -136,15 +137,6 @@ class Version:
     def days_trained(self) -> float:
         """The length of the time it was trained on."""
         return (self.trained_until - self.trained_from) / timedelta(days=1)
-
-    @property
-    def positive(self) -> Any:  # noqa: ANN401 - a class may be of any type
-        """Of two classes the positive one, of outliers their label; None if there are no classes."""
-        return next(reversed(self.class_labels), None)
-
-    def has_seen(self, partition: Partition) -> bool:
-        """Whether its training data overlap a partition, so that its scores there are in-sample."""
-        return self.trained_from < partition.end and partition.start < self.trained_until
 
 
 @dataclass(frozen=True)
@@ -222,17 +214,19 @@ _TABLES: dict[type, str] = {
     ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
-FORMAT = 3  # says of each commit by which decision its version served; 2 and 1 do not
-OLDEST_FORMAT = 1
+FORMAT = 6  # greater than every number that a build has used: numbers only grow
+# What brings a warehouse of a format to the next one, by the number of the former format; in a transaction of the warehouse.
+UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
 STATUS_TABLE = "partition_status"
+TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")  # their tables, and other names in the journal
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
     """Create the tables of an empty warehouse in one transaction."""
     with transaction(con):
-        con.execute(f"CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
+        con.execute(f"CREATE SCHEMA {LEDGERS_SCHEMA}")
         con.execute(
-            f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ DEFAULT now())"
+            f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         )
         for record, table in _TABLES.items():
             create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
@@ -241,33 +235,18 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def create_table(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type, *first: str) -> None:
-    """Create a described table with a column for each field of a record; `first` as for its columns.
-
-    A table that is there gets the columns that it lacks, since an earlier release made it.
-    """
-    name, columns = f"{quoted(schema)}.{quoted(table)}", column_definitions(record, *first)
-    if not has_table(con, schema, table):
-        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
-        con.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns)})")
-    elif missing := missing_columns(con, schema, table, record):
-        for item in missing:
-            default = f" DEFAULT {literal(item.default)}" if isinstance(item.default, str) else ""
-            con.execute(f"ALTER TABLE {name} ADD COLUMN {item.name} {_sql_type(item.type)}{default}")
-    else:
+    """Create a described table, unless it exists, with a column for each field of a record; `first` as for its columns."""
+    if has_table(con, schema, table):
         return
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    columns = ", ".join(column_definitions(record, *first))
+    con.execute(f"CREATE TABLE {quoted(schema)}.{quoted(table)} ({columns})")
     write_comments(con, schema, table)
 
 
-def missing_columns(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type) -> list[Field[Any]]:
-    """The fields of a record without a column in its table."""
-    present = con.table(f"{quoted(schema)}.{quoted(table)}").columns  # quicker than the catalog; asked with each commit
-    return [item for item in fields(record) if item.name not in present]
-
-
-def selected(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type) -> str:
-    """The SELECT list of a record's fields, with null for a column that a table of an earlier release lacks."""
-    missing = missing_columns(con, schema, table, record)
-    return ", ".join(f"NULL AS {item.name}" if item in missing else quoted(item.name) for item in fields(record))
+def selected(record: type) -> str:
+    """The SELECT list of a record's fields, in order."""
+    return ", ".join(quoted(item.name) for item in fields(record))
 
 
 def column_definitions(record: type, *first: str) -> list[str]:
@@ -293,69 +272,45 @@ _TYPES: dict[object, str] = {
 
 
 def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Raise WarehouseError if another version of the project wrote a database file."""
-    version = _format(con)
-    if version == FORMAT:
+    """Raise WarehouseError if a database file has another format than this version of the project writes."""
+    number = _format(con)
+    if number == FORMAT:
         return
     hint = "use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder."
-    if OLDEST_FORMAT <= version < FORMAT:
-        hint = "batch-platform run NAME brings the home to the new format; nothing is scored again for that."
-    msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
+    if _upgrades_from(number):
+        hint = "batch-platform run NAME brings the home to the new format."
+    msg = f"The database {file} has format {number}; this version of batch-platform reads {FORMAT}."
     raise WarehouseError(msg, hint=hint)
 
 
 def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Add the tables and columns that a warehouse of an earlier format lacks, in one transaction; no row is changed.
-
-    Raises WarehouseError if a later version of the project wrote the file.
-    """
-    version = _format(con)
-    if version == FORMAT:
-        return
-    if not OLDEST_FORMAT <= version < FORMAT:
+    """Upgrade a warehouse of an earlier format in one transaction; raises WarehouseError if there is no way to this format."""
+    upgrades = _upgrades_from(_format(con))
+    if not upgrades:
         require_format(con, file)
+        return
     with transaction(con):
-        for record, table in _TABLES.items():
-            create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
-        query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
-        for schema, table in con.execute(query).fetchall():
-            write_comments(con, schema, table)
-        con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
+        for upgrade in upgrades:
+            upgrade(con)
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
-        note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
+        journal(con, [(LEDGERS_SCHEMA, "meta", None)])  # so that it is published
+
+
+def _upgrades_from(number: int) -> list[Callable[[duckdb.DuckDBPyConnection], None]]:
+    """The upgrades from a format to today's, in order; none if one of them is missing."""
+    steps = range(number, FORMAT)
+    return [UPGRADES[step] for step in steps] if all(step in UPGRADES for step in steps) else []
 
 
 def _format(con: duckdb.DuckDBPyConnection) -> int:
-    ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
-    return int(version)
+    ((number,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
+    return int(number)
 
 
-def created_at(con: duckdb.DuckDBPyConnection) -> datetime | None:
-    """When the ledgers began; None where that was not recorded."""
+def created_at(con: duckdb.DuckDBPyConnection) -> datetime:
+    """The time at which the ledgers began."""
     ((began,),) = con.execute(f"SELECT created_at FROM {LEDGERS_SCHEMA}.meta").fetchall()
     return began
-
-
-def require_numbers(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Raise WarehouseError if new rows would get numbers that older rows have: the file is a published copy put in its place."""
-    ((following, newest),) = con.execute(
-        "SELECT (SELECT coalesce(last_value + 1, start_value) FROM duckdb_sequences() WHERE schema_name = $schema "
-        f"AND database_name = current_database()), (SELECT max(seq) FROM {LEDGERS_SCHEMA}.changes)",
-        {"schema": LEDGERS_SCHEMA},
-    ).fetchall()
-    if following is None or following <= (newest or 0):
-        msg = f"{file} is a published copy, which cannot go on as the warehouse; nothing was changed."
-        hint = "put the warehouse's own file back, or make one from the copy: batch-platform restore --from-published"
-        raise WarehouseError(msg, hint=hint)
-
-
-def continue_numbers(con: duckdb.DuckDBPyConnection) -> None:
-    """Begin the sequence of row numbers anew, after the highest number of a row."""
-    newest = f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}"
-    highest = max(con.execute(f"{newest}.{table}").fetchall()[0][0] for table in _TABLES.values())
-    con.execute(
-        f"DROP SEQUENCE IF EXISTS {LEDGERS_SCHEMA}.seq; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq START {highest + 1}"
-    )
 
 
 def read_latest(
@@ -410,8 +365,7 @@ def replace_statuses(
         con.execute(f"DELETE FROM {table} WHERE pipeline = $pipeline AND partition_key IN $keys", values | keys)
     if rows:
         insert(con, STATUS_TABLE, [vars(row) for row in rows])
-    (seq,) = next_numbers(con, 1)
-    note(con, [Change(seq, LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
+    journal(con, [(LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
 
 
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
@@ -424,9 +378,13 @@ def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -
 
 
 def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
-    """Numbers for rows about to be added, ascending."""
-    query = f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)"
-    return sorted(int(seq) for (seq,) in con.execute(query, {"count": count}).fetchall())
+    """Numbers for changes, ascending; they are taken once the changes are noted, which must happen before the next call.
+
+    They go on from the journal, which only grows: it keeps its entries when rows are dropped, and every copy of the
+    warehouse has it. So no number is used twice, in a warehouse made from a copy either.
+    """
+    ((newest,),) = con.execute(f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}.changes").fetchall()
+    return [*range(newest + 1, newest + 1 + count)]
 
 
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
@@ -434,10 +392,16 @@ def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
     insert(con, _TABLES[Change], [vars(change) for change in changes])
 
 
+def journal(con: duckdb.DuckDBPyConnection, changed: Sequence[tuple[str, str, str | None]]) -> list[int]:
+    """Record changes, given by schema, table and partition key (None: the whole table); returns their numbers, ascending."""
+    seqs = next_numbers(con, len(changed))
+    note(con, [Change(seq, *change) for seq, change in zip(seqs, changed, strict=True)])
+    return seqs
+
+
 def note_partitions(con: duckdb.DuckDBPyConnection, schema: str, table: str, partition_keys: Collection[str]) -> None:
     """Record in the journal that partitions of a table changed."""
-    seqs = next_numbers(con, len(partition_keys))
-    note(con, [Change(seq, schema, table, key) for seq, key in zip(seqs, partition_keys, strict=True)])
+    journal(con, [(schema, table, key) for key in partition_keys])
 
 
 def replace_records(
@@ -472,7 +436,7 @@ def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
     if not partition_keys or not has_table(con, schema, table):
         return {}
     make: Any = record
-    query = f"SELECT {selected(con, schema, table, record)} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
+    query = f"SELECT {selected(record)} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
     by_partition: dict[str, list[Record]] = {}
     for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
         row = make(*values)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from batch_platform.warehouse.checkpoint import HEADERS, sync
+from batch_platform.warehouse.checkpoint import HEADERS, write_whole
 from batch_platform.warehouse.home import Home
 
 NOTHING = "empty"  # stands for the newest change where there is none
@@ -81,7 +81,7 @@ class Mark:
 
 
 def read_marks(home: Home) -> dict[str, Mark]:
-    """The marks of the copies by file name; none of copies that an earlier version published."""
+    """Read the marks of the copies by file name; none if the file is missing or damaged."""
     try:
         written = json.loads(home.published_marks.read_text())
         return {name: Mark(**mark) for name, mark in written.items()}
@@ -90,11 +90,8 @@ def read_marks(home: Home) -> dict[str, Mark]:
 
 
 def write_marks(home: Home, marks: dict[str, Mark]) -> None:
-    """Replace the marks, at once and for good."""
-    aside = home.published_marks.with_name(f".{home.published_marks.name}")
-    aside.write_text(json.dumps({name: asdict(mark) for name, mark in marks.items()}))
-    sync(aside)
-    aside.replace(home.published_marks)
+    """Replace the marks."""
+    write_whole(home.published_marks, json.dumps({name: asdict(mark) for name, mark in marks.items()}).encode())
 
 
 def written_by_others(copies: Iterable[Path], marks: dict[str, Mark]) -> dict[Path, datetime]:

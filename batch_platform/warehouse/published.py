@@ -401,7 +401,7 @@ def _remove_unnamed(
         _log.warning("No file in the lake is removed, since a published copy cannot be read: %s", error)
         return
     began = created_at(con)
-    remove_files(home, {path for path in unnamed if began is None or path.lstat().st_mtime >= began.timestamp()})
+    remove_files(home, {path for path in unnamed if path.lstat().st_mtime >= began.timestamp()})
 
 
 def _columns_by_table(con: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], list[tuple[str, str]]]:

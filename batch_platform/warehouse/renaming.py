@@ -1,16 +1,25 @@
-"""A whole pipeline in the warehouse: what is held of it, another name for it, and its removal."""
+"""A whole pipeline in the warehouse: what is held of it, another name for it, and its removal.
 
-from collections.abc import Collection
-from dataclasses import dataclass
+The intent to rename a pipeline is a file of the home, by which the next process that opens the warehouse completes a killed
+rename. All rows get the new name in one transaction, which also notes a change with the intent's id. Without that change,
+nothing was renamed; with it, only folders still need the new name, and a published copy, with which the intent is fulfilled.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
+from uuid import uuid4
 
 import duckdb
 
+from batch_platform.warehouse.checkpoint import write_whole
 from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, Change, journal, next_numbers, note
+from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, make_view
-from batch_platform.warehouse.user_tables import TABLES_OF_PIPELINES
 
 _JOURNAL = "changes"
 
@@ -46,11 +55,55 @@ def held_pipelines(con: duckdb.DuckDBPyConnection) -> dict[str, HeldPipeline]:
     return {name: HeldPipeline(name, *facts) for name, *facts in con.execute(query).fetchall()}
 
 
-def rename_rows(con: duckdb.DuckDBPyConnection, old: str, new: str, change_id: str) -> None:
-    """Rename a pipeline's tables and what the ledgers say of it, in the caller's transaction, and note a change of an id.
+@dataclass(frozen=True)
+class Renaming:
+    """The intent to give a pipeline another name."""
+
+    old: str
+    new: str
+    change_id: str = field(default_factory=lambda: uuid4().hex)
+
+    def folders(self, home: Home) -> list[tuple[Path, Path]]:
+        """The folders of the pipeline that no published copy names, each with its new place."""
+        return [(of(self.old), of(self.new)) for of in (home.features, home.bundles)]
+
+    @classmethod
+    def announced(cls, home: Home) -> "Renaming | None":
+        """Read the intent of a home, if there is one."""
+        return cls(**json.loads(home.renaming.read_text())) if home.renaming.exists() else None
+
+    def announce(self, home: Home) -> None:
+        """Write the intent."""
+        write_whole(home.renaming, json.dumps(asdict(self)).encode())
+
+
+def complete_renaming(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Move the folders of a pipeline to where its rows are; may be repeated after any kill.
+
+    The folders go back where the warehouse was restored to a state before the rename.
+    """
+    renaming = Renaming.announced(home)
+    if renaming is None:
+        return
+    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.{_JOURNAL} WHERE change_id = $id"
+    is_renamed = bool(con.execute(query, {"id": renaming.change_id}).fetchall())
+    for folders in renaming.folders(home):
+        folder, target = folders if is_renamed else reversed(folders)
+        if folder.is_dir() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+    with suppress(OSError):  # files of tables stay until no published copy names them
+        home.features(renaming.old).parent.rmdir()
+    if not is_renamed:
+        home.renaming.unlink()
+
+
+def rename_rows(con: duckdb.DuckDBPyConnection, renaming: Renaming) -> None:
+    """Rename a pipeline's tables and what the ledgers say of it, in the caller's transaction, and note the intent's change.
 
     The rows keep their numbers, so that what refers to them goes on to do so.
     """
+    old, new = renaming.old, renaming.new
     names = {"old": old, "new": new}
     drop_pipeline(con, new)  # the ledgers do not name it, so this removes recorded failures at most
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(new)}")
@@ -62,9 +115,9 @@ def rename_rows(con: duckdb.DuckDBPyConnection, old: str, new: str, change_id: s
     for table in _ledgers(con):
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.{table} SET pipeline = $new WHERE pipeline = $old", names)
     of_old = f"UPDATE {LEDGERS_SCHEMA}.{_JOURNAL} SET schema_name = $new WHERE schema_name = $old AND {_OF_PIPELINE}"
-    con.execute(of_old, names | _KNOWN)
+    con.execute(of_old, names)
     drop_pipeline(con, old)
-    note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, _JOURNAL, None, change_id)])
+    note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, _JOURNAL, None, renaming.change_id)])
 
 
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
@@ -81,7 +134,9 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     query = "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = $name LIMIT 1"
     if not con.execute(query, {"name": name}).fetchall():
         con.execute(f"DROP SCHEMA IF EXISTS {quoted(name)}")
-    _note_all(con)
+    journal(
+        con, [(LEDGERS_SCHEMA, table, None) for table in (*_ledgers(con), _JOURNAL)]
+    )  # the copy takes them over whole
 
 
 def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFiles]:
@@ -89,8 +144,7 @@ def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFile
     return [table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)]
 
 
-_OF_PIPELINE = "table_name IN $tables"
-_KNOWN: dict[str, Collection[str]] = {"tables": list(TABLES_OF_PIPELINES)}
+_OF_PIPELINE = f"table_name IN ({', '.join(map(literal, TABLES_OF_PIPELINES))})"
 
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
@@ -98,7 +152,7 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
         SELECT table_name FROM duckdb_tables()
         WHERE database_name = current_database() AND schema_name = $name AND {_OF_PIPELINE} ORDER BY ALL
     """
-    return [str(table) for (table,) in con.execute(query, {"name": pipeline} | _KNOWN).fetchall()]
+    return [str(table) for (table,) in con.execute(query, {"name": pipeline}).fetchall()]
 
 
 def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:
@@ -108,10 +162,3 @@ def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:
         WHERE database_name = current_database() AND schema_name = $schema AND column_name = 'pipeline' ORDER BY ALL
     """
     return [str(table) for (table,) in con.execute(query, {"schema": LEDGERS_SCHEMA}).fetchall()]
-
-
-def _note_all(con: duckdb.DuckDBPyConnection) -> None:
-    """Record that the ledgers and the journal changed as a whole, so that the published copy takes them over."""
-    tables = [*_ledgers(con), _JOURNAL]
-    seqs = next_numbers(con, len(tables))
-    note(con, [Change(seq, LEDGERS_SCHEMA, table, None) for seq, table in zip(seqs, tables, strict=True)])

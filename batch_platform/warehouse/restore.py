@@ -1,7 +1,4 @@
-"""Make a warehouse again from the published copy, after the file was lost or damaged.
-
-A copy of the file is not enough: the numbers of new rows come from a sequence, which a published copy does not carry on.
-"""
+"""Make a warehouse again from the published copy, which is one in full, after the file was lost or damaged."""
 
 import shutil
 from contextlib import closing
@@ -16,7 +13,6 @@ from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import lacked_copies
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import attach
-from batch_platform.warehouse.ledger import bring_to_format, continue_numbers
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import current_copy, published_copies
 
@@ -44,15 +40,11 @@ def restore_from_published(home: Home, now: datetime) -> Restored:
         fresh = home.warehouse.with_name(f".{home.warehouse.name}")
         try:
             shutil.copyfile(copy, fresh)
-            with closing(attach(fresh)) as database:
-                bring_to_format(database.con, copy)
-                continue_numbers(database.con)
-                database.con.execute("CHECKPOINT")
             sync(fresh)
             aside = _set_aside(home, now)
             fresh.rename(home.warehouse)
             sync(home.root)
-        except (duckdb.Error, OSError) as error:
+        except OSError as error:
             msg = f"{home.warehouse} cannot be restored from {copy}: {error}"
             raise WarehouseError(msg, hint="restore a backup of the whole home.") from error
     return Restored(home.warehouse, copy, aside)

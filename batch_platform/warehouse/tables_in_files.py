@@ -31,7 +31,7 @@ from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, note_partitions
+from batch_platform.warehouse.ledger import ScoreRun, create_table, insert, journal, note_partitions
 from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, insert_rows, rows_of_files
 from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns
 
@@ -305,8 +305,7 @@ def make_views_here(con: duckdb.DuckDBPyConnection, tables: Sequence[tuple[str, 
     """Make the views of pipelines' tables anew for the place where the home lies now, in the caller's transaction."""
     for pipeline, table in tables:
         make_view(con, pipeline, table)
-    numbered = zip(next_numbers(con, len(tables)), tables, strict=True)
-    note(con, [Change(seq, pipeline, table.files, None) for seq, (pipeline, table) in numbered])
+    journal(con, [(pipeline, table.files, None) for pipeline, table in tables])
 
 
 def named_files(

@@ -17,10 +17,9 @@ from batch_platform.declaration.errors import DataError, WrongUseError, did_you_
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, journal
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns
@@ -30,7 +29,6 @@ PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
 WHOLE = ""  # the partition key of rows that belong to no partition
 DEFAULT_SCHEMA = "assets"  # of tables of assets whose key has one part only
-TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collect
         except (duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException) as error:
             msg = f"{name.shown}: the rows do not fit: {redact(str(error)).splitlines()[0]}; nothing is changed."
             raise DataError(msg) from error
-        _journal(con, [(name, key) for key in sorted(changed)])
+        journal(con, [(name.schema, name.table, key) for key in sorted(changed)])
     return count
 
 
@@ -195,7 +193,7 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
             if protected := [name.shown for name in changed if _is_of_project(con, name)]:
                 msg = f"{listed(protected)}: only the project writes its own tables; nothing is changed."
                 raise WrongUseError(msg, hint="write a table of your own, in a schema of your own.")
-            _journal(con, [(name, None) for name in changed])
+            journal(con, [(name.schema, name.table, None) for name in changed])
             con.execute("COMMIT")
         except duckdb.TransactionException as error:
             if not _OWN_TRANSACTION.search(str(error)):
@@ -209,11 +207,6 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
 
 
 _OWN_TRANSACTION = re.compile("within a transaction|no transaction is active|transaction is aborted")
-
-
-def _journal(con: duckdb.DuckDBPyConnection, changed: Sequence[tuple[TableName, str | None]]) -> None:
-    numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
-    note(con, [Change(seq, name.schema, name.table, key) for seq, (name, key) in numbered])
 
 
 def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[object, ...]]:

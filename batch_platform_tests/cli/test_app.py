@@ -211,30 +211,6 @@ def test_warehouse_of_another_format_is_left_alone(cli, project, args):
     assert [file.read_bytes() for file in files] == before
 
 
-def test_a_home_of_an_earlier_format_goes_on_and_nothing_is_scored_again(cli, project):
-    comment = "SELECT comment FROM duckdb_columns() WHERE table_name = 'performance' AND column_name = 'value'"
-    with duckdb.connect(str(project / ".batch_platform" / "warehouse.duckdb")) as con:
-        con.execute("ALTER TABLE batch_platform.feature_builds DROP COLUMN fingerprints")
-        con.execute("ALTER TABLE batch_platform.score_runs DROP COLUMN decision_seq")
-        con.execute("ALTER TABLE batch_platform.score_runs DROP COLUMN hindsight")
-        con.execute("DROP TABLE batch_platform.model_trainings")
-        con.execute("ALTER TABLE batch_platform.meta DROP COLUMN created_at; UPDATE batch_platform.meta SET format = 1")
-        (described,) = con.execute(comment).fetchall()
-        con.execute("COMMENT ON COLUMN small.performance.value IS NULL")
-        before = con.execute("FROM small.predictions ORDER BY ALL").fetchall()
-    copy = (project / ".batch_platform" / "published.duckdb").resolve()
-    shutil.copy(project / ".batch_platform" / "warehouse.duckdb", copy)
-    refused = cli(project, "status", "small")
-    assert refused.code == 1
-    assert "has format 1; this version of batch-platform reads 3. Hint: batch-platform run NAME brings" in refused.error
-    assert cli(project, "run", "small").out.startswith("small: everything asked for is up to date.")
-    assert published(project, "FROM small.predictions ORDER BY ALL") == before
-    with duckdb.connect(str(project / ".batch_platform" / "warehouse.duckdb")) as con:
-        assert con.execute("SELECT DISTINCT hindsight FROM batch_platform.score_runs").fetchall() == [(None,)]
-        assert con.execute(comment).fetchall() == [described] != [(None,)]
-    assert cli(project, "status", "small").code == 0
-
-
 def test_file_that_is_no_warehouse_is_left_alone(cli, fresh):
     warehouse = fresh / ".batch_platform" / "warehouse.duckdb"
     warehouse.parent.mkdir()

@@ -20,7 +20,6 @@ from batch_platform.warehouse.ledger import FeatureBuild, read_latest
 from batch_platform.warehouse.sql import digest, has_table
 from batch_platform_tests.faults.invariants import Held, look
 
-# The columns that every format has.
 LEDGERS = {
     "score_runs": ("seq", "pipeline", "partition_key", "model_version", "input_hash", "rows_in", "run_id"),
     "feature_builds": ("seq", "pipeline", "partition_key", "rows", "sha256", "run_id"),

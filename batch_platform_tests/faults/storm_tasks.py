@@ -27,7 +27,6 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FORMAT, Change, next_numbers, note
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks, inspect, inspect_files
@@ -162,14 +161,6 @@ def _collect_garbage(of: Work, _: random.Random) -> None:
     cleanup.remove_garbage(garbage, pipeline.home, replace(of.stamp(), at=now))
 
 
-def _make_it_an_earlier_format(of: Work, _: random.Random) -> None:
-    """Take away what a home of the earlier format lacks, for the next process to bring it to the present one."""
-    with of.declared().warehouse.transaction() as con:
-        con.execute("ALTER TABLE batch_platform.feature_builds DROP COLUMN fingerprints")
-        note(con, [Change(next_numbers(con, 1)[0], "batch_platform", "feature_builds", None)])
-        con.execute(f"UPDATE batch_platform.meta SET format = {FORMAT - 1}")
-
-
 KINDS: dict[str, Callable[[Work, random.Random], None]] = {
     "write": _write,
     "bring up to date": _bring_up_to_date,
@@ -180,7 +171,6 @@ KINDS: dict[str, Callable[[Work, random.Random], None]] = {
     "evaluate": _evaluate,
     "backtest": _backtest,
     "gc": _collect_garbage,
-    "earlier format": _make_it_an_earlier_format,
 }
 
 

@@ -3,7 +3,7 @@
     python -m batch_platform_tests.faults.stress --minutes 10 --seed 7
 
 Three pipelines with challengers and rejected rows are written, replayed, trained, promoted, rolled back, backtested,
-evaluated, cleaned up and brought from an earlier format to the present one, by several processes at once. Most are killed
+evaluated and cleaned up, by several processes at once. Most are killed
 by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
 the flip of the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
 """
@@ -44,7 +44,6 @@ WORK = {
     "evaluate": 6,
     "backtest": 5,
     "gc": 6,
-    "earlier format": 3,
 }
 COPIES = 5  # on the same scale
 KILLED = 0.8  # share of the work that is meant to be killed

@@ -24,6 +24,7 @@ from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
 from batch_platform.models.forest import arrays
 from batch_platform.models.forest.compiled import NOT_TREES, WORTH_COMPILING, Compilation, CompiledPredictor, prove
+from batch_platform.models.reference import ReferenceProfile
 
 CONTRACT = Contract(
     (Column("x", "float", nullable=True), Column("shop", "category", nullable=True, categories=("a", "b", "c")))
@@ -90,7 +91,9 @@ def written(tmp_path: Path, estimator="sklearn.tree.DecisionTreeClassifier", par
     fitted.fit(matrix, {"regression": truth.astype(float), "clustering": None, "outliers": None}.get(task, truth))
     staging = tmp_path / "staging"
     staging.mkdir()
-    version, sha256, _ = write_bundle(manifest(task, **changes), fitted, staging, tmp_path / "models")
+    version, sha256, _ = write_bundle(
+        manifest(task, **changes), fitted, staging, tmp_path / "models", ReferenceProfile(())
+    )
     return fitted, tmp_path / "models" / version, sha256
 
 
@@ -187,7 +190,7 @@ class Homemade(BaseEstimator):
 
 def test_an_estimator_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(TrainingRefusedError, match="Homemade"):
-        write_bundle(manifest(), Homemade(), tmp_path, tmp_path / "models")
+        write_bundle(manifest(), Homemade(), tmp_path, tmp_path / "models", ReferenceProfile(()))
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -212,12 +215,16 @@ def test_another_patch_release_is_accepted(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"format": FORMAT + 1}, f"has format {FORMAT + 1}"), ({"flavour": "magic"}, "'magic' is not a flavour")],
+    [
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}.*use the version that wrote it"),
+        ({"format": FORMAT - 1}, f"has format {FORMAT - 1}.*train the serving period again"),
+        ({"flavour": "magic"}, "'magic' is not a flavour.*upgrade batch-platform"),
+    ],
 )
-def test_a_bundle_that_a_newer_version_wrote_is_refused(tmp_path, changes, message):
+def test_a_bundle_that_another_version_wrote_is_refused(tmp_path, changes, message):
     _, folder, _ = written(tmp_path)
     sha256 = restated(folder, **changes)
-    with pytest.raises(WrongUseError, match=f"{message}.*upgrade batch-platform"):
+    with pytest.raises(WrongUseError, match=message):
         open_bundle(folder, sha256)
 
 
@@ -229,7 +236,9 @@ def test_few_rows_go_the_native_way_and_many_the_compiled_one_to_the_same_bits(t
     assert (proof.kernel, proof.reason, proof.trees) == ("leaf masks of 32 bits", None, 3)
     (tmp_path / "staging" / "again").mkdir()
     described = manifest(ESTIMATORS[estimator][0], compiled=proof)
-    version, sha256, _ = write_bundle(described, fitted, tmp_path / "staging" / "again", tmp_path / "models")
+    version, sha256, _ = write_bundle(
+        described, fitted, tmp_path / "staging" / "again", tmp_path / "models", ReferenceProfile(())
+    )
     opened = open_bundle(tmp_path / "models" / version, sha256)
     assert opened.manifest.compiled == proof
     assert opened.for_rows(1000) is opened.predictor

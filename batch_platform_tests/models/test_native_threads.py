@@ -11,6 +11,7 @@ from batch_platform.declaration.threads import SHORT_WAITS
 from batch_platform.models.bundle import write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import prove
+from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.models.test_bundle import manifest, rows, written
 
@@ -22,6 +23,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.native_threads import one_thread, one_thread_here
+from batch_platform.models.reference import ReferenceProfile
 
 def threads():
     return {library["filepath"]: library["num_threads"] for library in threadpool_info()}
@@ -48,7 +50,7 @@ def test_a_library_that_is_loaded_while_compiled_trees_score_uses_one_thread_on_
     proof = prove(SklearnPredictor(fitted, "binary"), rows()[0])
     (tmp_path / "again").mkdir()
     version, sha256, _ = write_bundle(
-        manifest(compiled=proof.compiled), fitted, tmp_path / "again", folder.parent, proof.trees
+        manifest(compiled=proof.compiled), fitted, tmp_path / "again", folder.parent, ReferenceProfile(()), proof.trees
     )
     command = [sys.executable, "-c", LATE, str(folder.parent / version), sha256]
     environment = os.environ | {"OMP_NUM_THREADS": "3"}

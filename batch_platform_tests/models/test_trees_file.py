@@ -24,6 +24,7 @@ from batch_platform.models.forest.compiled import (
     proven_from_file,
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError, read_trees, trees_file
+from batch_platform.models.reference import ReferenceProfile
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import COMMAND, run_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
@@ -111,7 +112,9 @@ def written(folder: Path) -> tuple[SklearnPredictor, Proof, Path, str]:
     proof = prove(native, matrix)
     (folder / "staging").mkdir()
     described = manifest("binary", compiled=proof.compiled)
-    version, sha256, _ = write_bundle(described, native.estimator, folder / "staging", folder / "models", proof.trees)
+    version, sha256, _ = write_bundle(
+        described, native.estimator, folder / "staging", folder / "models", ReferenceProfile(()), proof.trees
+    )
     return native, proof, folder / "models" / version, sha256
 
 

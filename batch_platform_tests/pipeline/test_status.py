@@ -129,26 +129,6 @@ def test_another_budget_of_rejected_rows_makes_nothing_stale_and_judges_anew(tmp
     assert {condition for key, condition in conditions(status(generous)).items() if key in scores} == {("scored", "")}
 
 
-def test_what_an_earlier_release_recorded_of_the_same_code_is_not_stale(pipeline):
-    folder, builder, version = pipeline.folder, pipeline.builder, pipeline.state().registry.versions[0]
-    with pipeline.warehouse.transaction() as con:  # as it recorded them: with the white space and the budget
-        rules = pipeline._hashed_rules({"max_rejected"})
-        con.execute(
-            "UPDATE batch_platform.feature_builds SET code_version = $code", {"code": builder.code_version_of_text}
-        )
-        con.execute("UPDATE batch_platform.score_runs SET code_version = $code", {"code": rules})
-        con.execute(
-            "UPDATE batch_platform.model_versions SET features_code_version = $code",
-            {"code": builder.code_version_of_text},
-        )
-        declared = f"{pipeline.spec.model.fingerprint}-{builder.code_version_of_text}"
-        con.execute("UPDATE batch_platform.model_trainings SET declared = $declared", {"declared": declared})
-    same = type(pipeline)(pipeline.spec, folder, pipeline.home)
-    assert same.state().registry.versions == [version]
-    assert conditions(status(same))["2024-02-10"] == ("scored", "")
-    assert make_plan(same.spec, same.state(), NOW).items == []
-
-
 def test_an_evaluation_that_failed_leaves_its_partition_scored_and_says_why(pipeline):
     pipeline = small_pipeline(
         pipeline.folder.parent, labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n")

@@ -1,10 +1,8 @@
 """Drift through a whole pipeline: a broken feature is found in its first partition, and the table is what the profiles say."""
 
-import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,8 @@ from batch_platform.components import checks, describe
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
-from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
 from batch_platform.models.contract import infer_contract
-from batch_platform.models.reference import ReferenceProfile, reference_of
+from batch_platform.models.reference import reference_of
 from batch_platform.monitoring.drift import ColumnDrift, has_moved
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.health import health_of, newest_measured
@@ -176,38 +173,6 @@ def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_ver
     assert alarms == [("2024-02-03", "Zürich", "fail")]
     (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-03"])
     assert describe.drifted_segments(committed.segment_alarms)[0].startswith("predictions for shop = Zürich ")
-
-
-def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):
-    pipeline = changed()
-    (version,) = [version for version in pipeline.state().registry.of_model if version.serving_period == "2024-02-01"]
-    folder = pipeline.home.bundle("small", version.version)
-    reference = read_reference(folder, version.sha256)
-    assert reference is not None
-    assert {baseline for baseline, role, _ in reference.usual_by_column if role == "prediction"} >= {"reference"}
-    values = json.loads(reference.to_json())
-    values["usual"] = values["usual"]["reference"]
-    del values["distances"], values["moves"]
-    assert not ReferenceProfile.from_json(json.dumps(values).encode()).moves_by_column, "not judged by range and mean"
-    known = ReferenceProfile.from_json(json.dumps(values).encode()).usual_by_column
-    assert known.keys() == {key for key in reference.usual_by_column if key[:2] == ("reference", "feature")}
-    manifest = json.loads((folder / MANIFEST).read_text())
-    del manifest["files"][REFERENCE_FILE]
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    (folder / REFERENCE_FILE).unlink()
-    earlier = sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    assert open_bundle(folder, earlier).reference is None
-    with pipeline.warehouse.transaction() as con:
-        con.execute("UPDATE batch_platform.model_versions SET sha256 = $sha256", {"sha256": earlier})
-        con.execute("ALTER TABLE small.drift DROP COLUMN outside_share")
-    assert {row.outside_share for row in drift(pipeline, DAY)[DAY]} == {None}
-    again = small_pipeline(folder.parents[3], monitoring={"drift": {}})
-    (committed,) = again.score([again.spec.partitions.calendar.named(DAY)], Stamp("earlier", NOW), force=True)
-    assert committed.run.rows_scored == 40
-    assert committed.drift == ()
-    with again.warehouse.open() as con:
-        assert "outside_share" in con.table("small.drift").columns
-        assert not con.execute(f"SELECT 1 FROM small.profiles WHERE partition_key = '{DAY}'").fetchall()
 
 
 def test_a_score_that_is_not_judged_is_said_to_be_so_wherever_drift_is_shown(changed):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from batch_platform.declaration.errors import (
     WrongUseError,
 )
 from batch_platform.scoring.challenger_tables import ChallengerRun
+from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, Promotion, ScoreRun, column_definitions
@@ -247,6 +249,7 @@ def test_features_and_evaluations_have_their_ledgers_too(warehouse):
 
 HOLD = """
 import sys, time
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 from batch_platform.warehouse.home import Home
@@ -332,7 +335,7 @@ def test_the_lock_is_free_after_an_error(warehouse):
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT + 1, 99])
+@pytest.mark.parametrize("version", [0, FORMAT - 1, FORMAT + 1, 99])
 def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, version):
     with warehouse.open() as con:
         con.execute(f"UPDATE batch_platform.meta SET format = {version}")
@@ -343,6 +346,47 @@ def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, v
     with pytest.raises(WarehouseError, match=message), warehouse.open():
         pass
     assert warehouse.home.warehouse.read_bytes() == before
+
+
+def test_a_warehouse_of_an_earlier_format_is_upgraded_step_by_step_and_keeps_its_rows(warehouse, tmp_path, monkeypatch):
+    commit(warehouse, staged(tmp_path))
+    publish(warehouse.home)
+    before = warehouse.latest(ScoreRun, "small")
+    steps = {
+        FORMAT: "ALTER TABLE batch_platform.score_runs ADD COLUMN region VARCHAR DEFAULT 'north'",
+        FORMAT + 1: "ALTER TABLE batch_platform.score_runs RENAME COLUMN region TO area",
+    }
+    for number, statement in steps.items():
+        monkeypatch.setitem(ledger.UPGRADES, number, methodcaller("execute", statement))
+    monkeypatch.setattr(ledger, "FORMAT", FORMAT + 2)
+    message = f"has format {FORMAT}; this version of batch-platform reads {FORMAT + 2}. Hint: batch-platform run NAME"
+    with pytest.raises(WarehouseError, match=message):
+        open_published(warehouse.home)
+    with warehouse.open() as con:
+        assert con.execute("SELECT area FROM batch_platform.score_runs").fetchall() == [("north",)]
+    publish(warehouse.home)
+    with open_published(warehouse.home) as con:
+        assert con.execute("SELECT area FROM batch_platform.score_runs").fetchall() == [("north",)]
+    assert warehouse.latest(ScoreRun, "small") == before
+
+
+def test_an_upgrade_that_fails_leaves_the_warehouse_in_its_former_format(warehouse, monkeypatch):
+    with warehouse.open():
+        pass
+    before = warehouse.home.warehouse.read_bytes()
+
+    def fail_halfway(con):
+        con.execute("ALTER TABLE batch_platform.score_runs ADD COLUMN region VARCHAR")
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(ledger.UPGRADES, FORMAT, fail_halfway)
+    monkeypatch.setattr(ledger, "FORMAT", FORMAT + 1)
+    with pytest.raises(ZeroDivisionError), warehouse.open():
+        pass
+    monkeypatch.undo()
+    assert warehouse.home.warehouse.read_bytes() == before
+    with warehouse.open() as con:
+        assert "region" not in con.table("batch_platform.score_runs").columns
 
 
 def test_each_field_of_a_record_is_a_column_of_the_sql_type_that_fits_it():
@@ -401,6 +445,7 @@ def test_a_transaction_that_does_not_fit_on_the_disk_changes_nothing(home, tmp_p
     before = held(warehouse)
     script = """
 import resource, signal, sys
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 from batch_platform.declaration.errors import WarehouseError
