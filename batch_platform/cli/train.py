@@ -20,6 +20,7 @@ from batch_platform.pipeline.plan import make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.train import require_trainable
+from batch_platform.pipeline.wanted import PlanRequest
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
             raise TrainingRefusedError(msg, hint="wait for more history, or give a shorter model.train.evaluate.")
         require_trainable(spec, period, training_window(spec, period.start))
         if reason is not None:
-            plan = make_plan(spec, state, now, only=(), train=period)
+            plan = make_plan(spec, state, PlanRequest(now, (), train=period))
             terminal.say(f"{spec.name}, serving period {period.key}: {reason}")
             for step in ("features", "model"):
                 for partitions in ranges(item.partition for item in plan.of(step)):

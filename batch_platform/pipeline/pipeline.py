@@ -54,8 +54,6 @@ from batch_platform.pipeline.plan import (
     awaited_labels,
     make_plan,
     require_labels,
-    require_takeable,
-    with_snapshots_over,
 )
 from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.set_apart import SetApart
@@ -70,6 +68,7 @@ from batch_platform.pipeline.train import (
     train_version,
 )
 from batch_platform.pipeline.trainings_due import declared_now, untrained
+from batch_platform.pipeline.wanted import PlanRequest, require_takeable, with_snapshots_over
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.drift_tables import read_drift, read_segment_alarms
 from batch_platform.scoring.engines.known import engine_of
@@ -215,8 +214,8 @@ class Pipeline:
         """
         recorded = self._recorded(con, partition_keys)
         state = with_files_as_seen(recorded, seen)
-        only = None if partition_keys is None else map(self.spec.partitions.calendar.named, partition_keys)
-        plan = make_plan(self.spec, state, now, only=only)
+        only = None if partition_keys is None else [*map(self.spec.partitions.calendar.named, partition_keys)]
+        plan = make_plan(self.spec, state, PlanRequest(now, only))
         replace_statuses(con, self.spec.name, status_rows(state, plan, now), partition_keys)
         return state, plan
 

@@ -18,10 +18,11 @@ from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import Measured, health_of
-from batch_platform.pipeline.plan import Plan, open_partitions
+from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
 from batch_platform.pipeline.trainings_due import changed, declared_now, differences, trainings_of
+from batch_platform.pipeline.wanted import open_partitions
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
