@@ -159,7 +159,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: PlanRequest, *, n
         RunFailedError: A run failed as a whole; what was committed before stays.
         WrongUseError: The requested version does not exist, or predictions hold partitions that are no longer declared.
     """
-    with open_instance(project) as instance:
+    with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=wanted.recheck)

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import click
 
@@ -57,7 +58,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
         project = find_project(folder)
         wiring = project.pipeline(pipeline)
     now, spec = datetime.now(UTC), wiring.spec
-    with open_instance(project) as instance:
+    with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         state = wiring.pipeline().state()
         period, reason = training_asked_for(spec, state, now, key, force=force)
         if period is None:
