@@ -21,6 +21,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.steps import STEPS
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform_tests.starting_points import made_once
@@ -187,7 +188,7 @@ def feature_file(pipeline: Pipeline, key: str) -> Path:
 def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: bool = False) -> Plan:
     """Do everything that is due at a time, in order, as the schedules would; returns the plan."""
     stamp = Stamp(run_id, now)
-    plan = make_plan(pipeline.spec, pipeline.state(), now)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(now))
     due = {kind: [item.partition for item in plan.of(kind)] for kind in STEPS}
     list(pipeline.build_features(due["features"], stamp, force=force))
     for period in due["model"]:

@@ -46,6 +46,7 @@ from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.rename import drop_pipelines
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.profile_tables import read_profiles, window_profiles
 from batch_platform.warehouse.database import Warehouse
@@ -170,7 +171,7 @@ def test_law_2_rows_in_are_rows_scored_and_rows_rejected_and_no_score_is_nan(pip
 
 @in_each_store
 def test_law_3_the_same_inputs_give_the_same_rows_and_are_skipped_unless_forced(pipeline, made_again):
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
     days = [day(pipeline, "2024-02-02"), day(pipeline, "2024-02-03")]
     before = predictions(pipeline, without=("run_id", "scored_at"))
     assert [built.skipped for built in pipeline.build_features(days, STAMP)] == [True, True]
@@ -473,7 +474,7 @@ def test_law_15_no_performance_is_stored_of_labels_that_are_not_mature(pipeline,
         "2024-02-01",
         "2024-02-02",
     ]
-    assert make_plan(patient.spec, patient.state(), later).of("performance") == []
+    assert make_plan(patient.spec, patient.state(), PlanRequest(later)).of("performance") == []
 
 
 BY_A_FUNCTION = {"sql": None, "python": f"{__name__}.inside"}
@@ -493,7 +494,7 @@ def test_law_16_labels_never_hold_up_scores(tmp_path, features):
     carry_out(pipeline, NOW)
     assert sorted(pipeline.state().scores) == february
     assert pipeline.state().evaluations == {}
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 EARLY = {"n_estimators": 50, "early_stopping_rounds": 3}

@@ -27,7 +27,7 @@ from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.performance import asked_of
 from batch_platform.pipeline.recorded import recorded_evaluations
-from batch_platform.pipeline.wanted import Wanted
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
 
 PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
@@ -61,7 +61,7 @@ def command(folder: Path | None) -> None:
     partitions = calendar.within(calendar.named(FIRST).start, calendar.named(LAST).end)
     terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
     now = datetime.now(UTC)
-    outcome = bring_up_to_date(project, wiring, Wanted(partitions, now, serve_all=True), named=True)
+    outcome = bring_up_to_date(project, wiring, PlanRequest(now, partitions, serve_all=True), named=True)
     if outcome.error:
         raise RunFailedError(outcome.error)
     months, warnings = _months(wiring, partitions, now), _warnings(wiring, partitions)

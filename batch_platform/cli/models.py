@@ -22,7 +22,7 @@ from batch_platform.models.promotion import Decision, Maker, promote, roll_back,
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.state import relabelled
-from batch_platform.pipeline.wanted import Wanted
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import as_record
 
 HASH_DIGITS = 12  # digits of a hash in a table
@@ -309,7 +309,9 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
     _show_decision(decision, rescored=again)
     if again:
         partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
-        if error := bring_up_to_date(project, wiring, Wanted(partitions, maker.at, serve_all=True), named=True).error:
+        if error := bring_up_to_date(
+            project, wiring, PlanRequest(maker.at, partitions, serve_all=True), named=True
+        ).error:
             raise RunFailedError(error)
 
 

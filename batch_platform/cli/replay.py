@@ -9,8 +9,9 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import Runs, asked_for, open_instance
 from batch_platform.declaration.errors import RunFailedError, counted
+from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import Item
-from batch_platform.pipeline.wanted import Wanted
+from batch_platform.pipeline.wanted import PlanRequest
 
 
 @click.command(
@@ -42,7 +43,6 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
         return
     rejected = sum(run.rows_rejected for run in before)
     terminal.say(f"{pipeline}: replaying {counted(len(due), 'partition')} with {counted(rejected, 'rejected row')}")
-    wanted = Wanted(due, now)
     with open_instance(project) as instance, terminal.progress({}) as listener:
         runs = Runs(wiring, project, instance, listener)
         failure: RunFailedError | None = None
@@ -51,7 +51,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
             runs.bring(items, {"predictions": {"replay": True}})
         except RunFailedError as error:
             failure = error
-        runs.bring(wanted.plan(wiring.spec, wiring.pipeline().state()).of("performance"))
+        runs.bring(make_plan(wiring.spec, wiring.pipeline().state(), PlanRequest(now, due)).of("performance"))
     if failure is not None:
         raise failure
     if error := runs.error():

@@ -43,10 +43,11 @@ from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
-from batch_platform.pipeline.plan import Plan
+from batch_platform.pipeline.plan import Plan, make_plan, remaining
+from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
-from batch_platform.pipeline.wanted import Wanted, error_of
+from batch_platform.pipeline.wanted import PlanRequest
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "features": ("build features of", "partition"),
@@ -94,8 +95,8 @@ def command(  # noqa: PLR0913 - the options of the command
     named = bool(first or only)
     if model and named:
         _require_servable(wiring, partitions[0], model)
-    wanted = Wanted(
-        partitions, now, force=force, model=model, recheck=recheck or named, retrain=retrain, serve_all=named
+    wanted = PlanRequest(
+        now, partitions, force=force, model=model, recheck=recheck or named, retrain=retrain, serve_all=named
     )
     outcome = bring_up_to_date(project, wiring, wanted, named=named)
     terminal.report(outcome)
@@ -148,7 +149,7 @@ def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
     return partition
 
 
-def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named: bool) -> Outcome:
+def bring_up_to_date(project: Project, wiring: Wiring, wanted: PlanRequest, *, named: bool) -> Outcome:
     """Bring the requested partitions up to date, with whatever upstream they lack; announce the plan and sum up.
 
     What fails on its own does not hold up the rest. The outcome's error names it, and the partition that no model serves if
@@ -158,7 +159,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         RunFailedError: A run failed as a whole; what was committed before stays.
         WrongUseError: The requested version does not exist, or predictions hold partitions that are no longer declared.
     """
-    with open_instance(project) as instance:
+    with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=wanted.recheck)
@@ -166,22 +167,22 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home that was upgraded
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         state = _with_label_as_declared(wiring, state, wanted, named=named)
-        if not (named and len(wanted.partitions) == 1):
+        if not (named and len(wanted.named) == 1):
             wanted = _without_dropped(wiring, wanted, state)
-        plan = wanted.plan(wiring.spec, state)
+        plan = make_plan(wiring.spec, state, wanted)
         _announce(wiring, wanted, plan, expected_seconds(state, plan.items, partial(_began, instance)))
         totals = Counter[str](item.step for item in plan.items)
         with terminal.progress(totals) as listener:
             runs = Runs(wiring, project, instance, listener)
             runs.carry_out(wanted, plan)
         state = wiring.pipeline().state(recheck=wanted.recheck)
-        left = wanted.rest(wiring.spec, state, runs.run_ids) if plan.items else plan
+        left = remaining(wiring.spec, state, wanted, runs.run_ids) if plan.items else plan
         error = error_of(wiring.spec, state, runs.run_ids) or _unserved(state, wanted, left, named=named)
         outcome = outcome_of(
             wiring,
             instance,
             state,
-            wanted.partitions,
+            wanted.named,
             left,
             runs.run_ids,
             runs.findings,
@@ -191,7 +192,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
     return outcome
 
 
-def _with_label_as_declared(wiring: Wiring, state: State, wanted: Wanted, *, named: bool) -> State:
+def _with_label_as_declared(wiring: Wiring, state: State, wanted: PlanRequest, *, named: bool) -> State:
     """Announce that predictions start anew, and retire the models of another type of label.
 
     Raises:
@@ -209,20 +210,20 @@ def _with_label_as_declared(wiring: Wiring, state: State, wanted: Wanted, *, nam
     return pipeline.state(recheck=wanted.recheck)
 
 
-def _without_dropped(wiring: Wiring, wanted: Wanted, state: State) -> Wanted:
+def _without_dropped(wiring: Wiring, wanted: PlanRequest, state: State) -> PlanRequest:
     """What is wanted without the partitions that were deleted for good, which come back only if each is named."""
-    dropped = [partition for partition in wanted.partitions if partition.key in state.dropped]
+    dropped = [partition for partition in wanted.named if partition.key in state.dropped]
     if dropped:
         again = f"batch-platform run {wiring.spec.name} --partition {dropped[0].key}"
         how = "To make it again" if len(dropped) == 1 else "To make them again, name each of them"
         terminal.say(f"{wiring.spec.name}: left out {terminal.spans(ranges(dropped))}: dropped. {how}: {again}")
-    return replace(wanted, partitions=[it for it in wanted.partitions if it.key not in state.dropped])
+    return replace(wanted, only=[it for it in wanted.named if it.key not in state.dropped])
 
 
-def _unserved(state: State, wanted: Wanted, left: Plan, *, named: bool) -> BatchPlatformError | None:
+def _unserved(state: State, wanted: PlanRequest, left: Plan, *, named: bool) -> BatchPlatformError | None:
     """The error that no model serves a partition if the user named it, or if nothing is scored though warm-up is over."""
     blocked = [item.partition for item in left.blocked if named or not item.warm_up]
-    if not blocked or not (named or not any(item.key in state.scores for item in wanted.partitions)):
+    if not blocked or not (named or not any(item.key in state.scores for item in wanted.named)):
         return None
     first = blocked[0]
     try:
@@ -257,14 +258,14 @@ class Runs:
         default_factory=dict[str, Sequence[str]]
     )
 
-    def carry_out(self, wanted: Wanted, plan: Plan) -> None:
+    def carry_out(self, wanted: PlanRequest, plan: Plan) -> None:
         """Carry out a plan with the job that brings partitions up to date, each range of partitions in one run.
 
         Where a model is due, the run gets all wanted partitions, since it plans anew what the model changes. The job has no
         partitions that no model can serve: their features are built by a job of their own.
         """
-        begin, asked = served_calendar(self.wiring.spec).first_start, set(wanted.partitions)
-        served = [partition for partition in wanted.partitions if partition.start >= begin]
+        begin, asked = served_calendar(self.wiring.spec).first_start, set(wanted.named)
+        served = [partition for partition in wanted.named if partition.start >= begin]
         unserved = [item for item in plan.of("features") if item.partition in asked and item.partition.start < begin]
         self.bring(unserved, {"features": {"force": wanted.force}})
         models = plan.of("model", "challengers")
@@ -355,18 +356,18 @@ def _began(instance: dg.DagsterInstance, run_id: str) -> datetime | None:
     return datetime.fromtimestamp(record.start_time, UTC) if record and record.start_time else None
 
 
-def _announce(wiring: Wiring, wanted: Wanted, plan: Plan, seconds: float | None) -> None:
+def _announce(wiring: Wiring, wanted: PlanRequest, plan: Plan, seconds: float | None) -> None:
     """Say what is due, and how long it will take if that is known."""
     name = wiring.spec.name
-    if not wanted.partitions:
+    if not wanted.named:
         terminal.say(f"{name}: no partition is due yet.")
     elif plan.items:
         terminal.say(f"{name}: to do")
-    elif len(plan.blocked) == len(wanted.partitions):
+    elif len(plan.blocked) == len(wanted.named):
         terminal.say(f"{name}: nothing can be scored")
     else:
         terminal.say(f"{name}: everything asked for is up to date.")
-        if wanted.partitions[-1].end == wiring.spec.partitions.calendar.last_end:
+        if wanted.named[-1].end == wiring.spec.partitions.calendar.last_end:
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
     for step in STEPS:

@@ -24,6 +24,7 @@ from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
 from batch_platform.warehouse.verify import Verified, verify
@@ -95,7 +96,7 @@ def command(  # noqa: PLR0913 - the options
 def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, *, recheck: bool) -> PipelineStatus:
     pipeline = wiring.pipeline()
     state = pipeline.published_state(recheck=recheck)
-    plan = make_plan(wiring.spec, state, now)
+    plan = make_plan(wiring.spec, state, PlanRequest(now))
     materialized = None if instance is None else _materialized(wiring, instance, state)
     measured = newest_measured(pipeline.home, wiring.spec, state)
     return status_of(wiring.spec, state, plan, now, materialized, measured)

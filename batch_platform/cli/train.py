@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import click
 
@@ -20,6 +21,7 @@ from batch_platform.pipeline.plan import make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.train import require_trainable
+from batch_platform.pipeline.wanted import PlanRequest
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
         project = find_project(folder)
         wiring = project.pipeline(pipeline)
     now, spec = datetime.now(UTC), wiring.spec
-    with open_instance(project) as instance:
+    with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         state = wiring.pipeline().state()
         period, reason = training_asked_for(spec, state, now, key, force=force)
         if period is None:
@@ -64,7 +66,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
             raise TrainingRefusedError(msg, hint="wait for more history, or give a shorter model.train.evaluate.")
         require_trainable(spec, period, training_window(spec, period.start))
         if reason is not None:
-            plan = make_plan(spec, state, now, only=(), train=period)
+            plan = make_plan(spec, state, PlanRequest(now, (), train=period))
             terminal.say(f"{spec.name}, serving period {period.key}: {reason}")
             for step in ("features", "model"):
                 for partitions in ranges(item.partition for item in plan.of(step)):

@@ -40,6 +40,7 @@ from batch_platform.declaration.windows import serving_calendar
 from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
@@ -240,7 +241,7 @@ def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Troub
 
 def _undone(wiring: Wiring, at: datetime) -> frozenset[Target]:
     """The assets and partitions that are due."""
-    plan = make_plan(wiring.spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), at)
+    plan = make_plan(wiring.spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), PlanRequest(at))
     return frozenset((ASSET_OF.get(item.step, item.step), item.partition.key) for item in plan.items)
 
 

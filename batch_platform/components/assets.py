@@ -38,12 +38,13 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan, with_snapshots_over
+from batch_platform.pipeline.plan import make_plan, remaining
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.replay import replay
+from batch_platform.pipeline.set_apart import error_of, failures_of
 from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.train import Trained
-from batch_platform.pipeline.wanted import Wanted, error_of, failures_of
+from batch_platform.pipeline.wanted import PlanRequest, with_snapshots_over
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import Committed
 
@@ -231,7 +232,7 @@ def _single_period(wiring: Wiring, until: str | None, scored: Sequence[Partition
     calendar = wiring.spec.partitions.calendar
     if until is not None:
         return calendar.named(until)
-    plan = make_plan(wiring.spec, wiring.pipeline().state(), now(), only=scored or None, serve_all=bool(scored))
+    plan = make_plan(wiring.spec, wiring.pipeline().state(), PlanRequest(now(), scored or None, serve_all=bool(scored)))
     planned = plan.of("model")
     if planned:
         return planned[0].partition
@@ -266,14 +267,14 @@ class _Upstream:
         """Whether a step belongs to the job that makes what is due upstream."""
         return context.run.job_name == name_of_whole(self.wiring.spec.name)
 
-    def make(self, context: dg.AssetExecutionContext, wanted: Wanted) -> list[Partition]:
+    def make(self, context: dg.AssetExecutionContext, wanted: PlanRequest) -> list[Partition]:
         """Build the features and train the models that partitions lack; returns those that are to be scored then.
 
         What fails on its own is left to the end of the run.
         """
         wiring, spec, run_id = self.wiring, self.wiring.spec, context.run.run_id
         pipeline = wiring.pipeline()
-        plan = wanted.plan(spec, pipeline.state(recheck=wanted.recheck))
+        plan = make_plan(spec, pipeline.state(recheck=wanted.recheck), wanted)
         for item in (*plan.of("model"), *plan.blocked):
             context.log.info("%s %s: %s", item.step, item.partition.key, item.reason)
         if partitions := [item.partition for item in plan.of("features")]:
@@ -286,7 +287,7 @@ class _Upstream:
             with _failing_later(context, later=True):
                 _train_all(context, wiring, log, due)
         state = pipeline.state(recheck=wanted.recheck)
-        return [item.partition for item in wanted.rest(spec, state, {run_id}).of("predictions")]
+        return [item.partition for item in remaining(spec, state, wanted, {run_id}).of("predictions")]
 
     def retell(
         self, context: dg.AssetExecutionContext, log: "PartitionLog | _ScoringLog", due: Sequence[Partition]
@@ -415,7 +416,7 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
                 options = {
                     name: getattr(config, name) for name in ("force", "model", "recheck", "retrain", "serve_all")
                 }
-                partitions = upstream.make(context, Wanted(partitions, now(), **options))
+                partitions = upstream.make(context, PlanRequest(now(), partitions, **options))
             elif is_of_job(context.run, wiring, "score") and not config.replay:
                 _build_lacking(context, wiring, upstream.features, partitions)
             log = _ScoringLog(context, wiring, context.assets_def, len(partitions))
@@ -479,7 +480,7 @@ def _score(
 
 
 def _score_what_failed(
-    context: dg.AssetExecutionContext, upstream: _Upstream, predictions: dg.AssetsDefinition, wanted: Wanted
+    context: dg.AssetExecutionContext, upstream: _Upstream, predictions: dg.AssetsDefinition, wanted: PlanRequest
 ) -> None:
     """Score what an earlier run left out, where a run is executed again from its failure, which is this last step."""
     wiring = upstream.wiring
@@ -538,11 +539,10 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
         with wiring.step(context) as pipeline:
             partitions, stamp = wiring.named(context.partition_keys), stamp_of(context.run.run_id)
             if upstream.is_due(context):
-                wanted = Wanted(partitions, stamp.at)
+                wanted = PlanRequest(stamp.at, partitions)
                 _score_what_failed(context, upstream, predictions, wanted)
-                plan = wanted.rest(
-                    wiring.spec, pipeline.state(recheck=_rechecks(context, wiring)), {context.run.run_id}
-                )
+                state = pipeline.state(recheck=_rechecks(context, wiring))
+                plan = remaining(wiring.spec, state, wanted, {context.run.run_id})
                 partitions = [item.partition for item in plan.of("performance")]
             awaited = pipeline.awaited_labels(partitions, stamp.at)
             partitions = [partition for partition in partitions if partition.key not in awaited]

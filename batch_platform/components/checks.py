@@ -444,8 +444,9 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        with clear_failures(), at_work(context):
-            state, plan = wiring.pipeline().conclude(now())
+        pipeline = wiring.pipeline()
+        with clear_failures(), at_work(context), pipeline.carrying(context.run.run_id):
+            state, plan = pipeline.conclude(now())
             reasons = {**plan.remarks, **plan.stale}
             _log_for_each(context, wiring, check, lambda key: (key not in plan.stale, reasons.get(key, "none")))
         return _up_to_date(plan, state)

@@ -22,7 +22,7 @@ from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.redaction import redacted
 from batch_platform.pipeline.steps import ASSET_OF, Request, Step
-from batch_platform.pipeline.wanted import Wanted
+from batch_platform.pipeline.wanted import PlanRequest
 
 Duty = Literal["build", "score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {
@@ -127,7 +127,7 @@ def launch_of(wiring: Wiring, request: Request, config: Mapping[Step, Mapping[st
     return Launch(job_name(name, duty), assets, {} if single else tags, ops)
 
 
-def launch_of_all(wiring: Wiring, partitions: Sequence[Partition], wanted: Wanted) -> Launch:
+def launch_of_all(wiring: Wiring, partitions: Sequence[Partition], wanted: PlanRequest) -> Launch:
     """The run that brings a range of partitions up to date."""
     options = ("force", "model", "recheck", "retrain", "serve_all")
     config = {name: value for name in options if (value := getattr(wanted, name)) is not None}

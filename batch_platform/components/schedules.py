@@ -26,6 +26,7 @@ from batch_platform.declaration.windows import matures, training_window
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
+from batch_platform.pipeline.wanted import PlanRequest
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}
@@ -100,13 +101,13 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
     if not preview:
         log_unknown_commits(wiring, context.instance, state, held)
     now = context.scheduled_execution_time
-    retried = make_plan(wiring.spec, state, now)
+    retried = make_plan(wiring.spec, state, PlanRequest(now))
     failed_models = frozenset(key for asset, key in failed if asset == "model") | _without_history(
         wiring, state, retried
     )
     return _Tick(
         wiring=wiring,
-        plan=make_plan(wiring.spec, state, now, failed_models=failed_models),
+        plan=make_plan(wiring.spec, state, PlanRequest(now, failed_models=failed_models)) if failed_models else retried,
         retried=retried,
         dropped=frozenset(state.dropped),
         held=held,

@@ -176,6 +176,7 @@ class Wiring:
             clear_failures(),
             quick_event_log(context.instance),
             at_work(context),
+            pipeline.carrying(context.run.run_id),
         ):
             try:
                 yield pipeline

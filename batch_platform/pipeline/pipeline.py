@@ -6,7 +6,7 @@ What is up to date is skipped unless forced. A partition that fails does not hol
 """
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -21,22 +21,20 @@ from batch_platform.declaration.errors import (
     BatchPlatformError,
     DataError,
     IntegrityError,
-    NothingPublishedError,
     WarehouseError,
     listed,
     merged,
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures, serving_calendar, training_window
+from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.history import History, recorded_fingerprints
+from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import (
     ModelTraining,
     Promotion,
-    Registry,
     Version,
     read_registry,
     record_decisions,
@@ -53,13 +51,12 @@ from batch_platform.pipeline.plan import (
     awaited_labels,
     make_plan,
     require_labels,
-    require_takeable,
-    with_snapshots_over,
 )
 from batch_platform.pipeline.pooled import forget_periods, pool
+from batch_platform.pipeline.reading import StateReader, changed_since, record_fingerprints
 from batch_platform.pipeline.set_apart import SetApart
-from batch_platform.pipeline.state import State, checked, features_due, with_files_as_seen
-from batch_platform.pipeline.status import status_rows
+from batch_platform.pipeline.state import State, checked, features_due
+from batch_platform.pipeline.status import committed_status, status_rows
 from batch_platform.pipeline.train import (
     Trained,
     TrainedChallenger,
@@ -69,6 +66,7 @@ from batch_platform.pipeline.train import (
     train_version,
 )
 from batch_platform.pipeline.trainings_due import declared_now, untrained
+from batch_platform.pipeline.wanted import PlanRequest, require_takeable, with_snapshots_over
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.drift_tables import read_drift, read_segment_alarms
 from batch_platform.scoring.engines.known import engine_of
@@ -76,21 +74,16 @@ from batch_platform.scoring.estimate_tables import read_estimates, record_realis
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import drop_scores, read_dropped
-from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
-from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
+from batch_platform.warehouse.dropping import drop_scores
+from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
-    EvaluationRun,
-    FeatureBuild,
     ScoreRun,
-    read_features_of,
     read_latest,
     replace_statuses,
 )
-from batch_platform.warehouse.published import publish, reading_published
+from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.staging import staging_folder
-from batch_platform.warehouse.tables_in_files import named_files
 
 BACKTEST_TABLES = ("backtests", "backtest_scores")  # tables of `backtest`, which says how a model would have done
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
@@ -138,14 +131,20 @@ class Pipeline:
         parts = (self.spec.model_dump_json(), self.builder.code_version, "" if labels is None else labels.text)
         return sha256("\0".join(parts).encode()).hexdigest()[:12]
 
+    @cached_property
+    def _reader(self) -> StateReader:
+        return StateReader(self.history, self.warehouse, self.scoring_code_version, self.declared)
+
+    def carrying(self, work: str) -> AbstractContextManager[None]:
+        """Carry one state through a piece of work; see `StateReader.carrying`."""
+        return self._reader.carrying(work)
+
     def state(self, *, recheck: bool = False) -> State:
-        """What is recorded now, checked against the files of features and sources; waits for the warehouse.
+        """The records now, compared with the files of features and sources; waits for the warehouse.
 
         With `recheck`, every partition is compared with its sources, also those that are older than `late` says.
         """
-        with self.warehouse.open() as con:
-            recorded = self._recorded(con)
-        return checked(self.history, recorded, recheck=recheck)
+        return self._reader.state(recheck=recheck)
 
     def published_state(self, *, recheck: bool = False, most_bytes: int | None = None) -> State:
         """The same as it was last published: waits for no writer and writes nothing; empty if nothing is published.
@@ -156,82 +155,32 @@ class Pipeline:
 
     def published_ledgers(self) -> State:
         """The same without a look at any file: every file is taken to be as recorded."""
-        try:
-            with reading_published(self.home) as con:
-                return self._recorded(con)
-        except NothingPublishedError:
-            return State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
-
-    def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
-        """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
-        name = self.spec.name
-        scores = read_latest(con, ScoreRun, name, partition_keys)
-        evaluations = read_latest(con, EvaluationRun, name, partition_keys)
-        registry = read_registry(con, name)
-        return State(
-            features=read_latest(con, FeatureBuild, name, partition_keys),
-            scores=scores,
-            evaluations={key: run for key, run in evaluations.items() if self._knew_labels(run, scores.get(key))},
-            registry=registry,
-            refused_on=read_features_of(con, registry.fruitless.values()),
-            features_code_version=self.builder.code_version,
-            scoring_code_version=self.scoring_code_version,
-            failures=read_failures(con, name),
-            fingerprints=recorded_fingerprints(con, name),
-            files=named_files(con, self.home, pipeline=name),
-            declared=self.declared,
-            dropped=read_dropped(con, name),
-        )
-
-    def _knew_labels(self, evaluation: EvaluationRun, run: ScoreRun | None) -> bool:
-        """Return whether labels were mature, as they are declared now, when a partition was evaluated."""
-        if run is None:
-            return True
-        partition = Partition(run.partition_key, run.partition_start, run.partition_end)
-        return matures(self.spec, partition) <= evaluation.evaluated_at
-
-    def _settle(
-        self, con: duckdb.DuckDBPyConnection, seen: State, now: datetime, partition_keys: Collection[str] | None = None
-    ) -> tuple[State, Plan]:
-        """Bring `partition_status` up to date within the caller's transaction: some partitions, or all.
-
-        The ledgers are read anew. Files are not looked at under the lock: they are as `seen` found them, or as recorded
-        if they were recorded since.
-        """
-        recorded = self._recorded(con, partition_keys)
-        state = with_files_as_seen(recorded, seen)
-        only = None if partition_keys is None else map(self.spec.partitions.calendar.named, partition_keys)
-        plan = make_plan(self.spec, state, now, only=only)
-        replace_statuses(con, self.spec.name, status_rows(state, plan, now), partition_keys)
-        return state, plan
+        return self._reader.published()
 
     def conclude(self, now: datetime) -> tuple[State, Plan]:
-        """End a step: bring `partition_status` and the published copy up to date; returns the state and plan found."""
-        seen = self.state()
-        with self.warehouse.transaction() as con:
-            known = recorded_fingerprints(con, self.spec.name)
-            taken = [
-                SourceFingerprints(*of, held.version, held.as_json())
-                for of, held in seen.fingerprints.items()
-                if of not in known or known[of].version != held.version
-            ]
-            replace_fingerprints(con, self.spec.name, taken)
-            settled = self._settle(con, seen, now)
-        publish(self.home)
-        return settled
+        """End a step: bring `partition_status` and the published copy up to date; returns the state and the plan for it."""
+        return self._conclude(self.state(), now)
 
-    @contextmanager
-    def _deciding(self, seen: State, now: datetime) -> Generator[duckdb.DuckDBPyConnection]:
-        """A transaction that records decisions on models and what they mean for every committed partition."""
+    def _conclude(self, state: State, now: datetime) -> tuple[State, Plan]:
+        """Write how every partition stands, except those that another run committed since the state was read."""
+        name, plan = self.spec.name, make_plan(self.spec, state, PlanRequest(now))
+        rows = {row.partition_key: row for row in status_rows(state, plan, now)}
         with self.warehouse.transaction() as con:
-            yield con
-            self._settle(con, seen, now)
+            others = changed_since(con, name, state)
+            if others is not None:
+                record_fingerprints(con, name, state)
+                own = [row for key, row in rows.items() if key not in others]
+                replace_statuses(con, name, own, rows.keys() - others if others else None)
+        if others is None:  # what was planned is out of date
+            return self.conclude(now)
+        publish(self.home)
+        return state, plan
 
     def decide(self, decision: Promotion, seen: State, *others: Promotion) -> None:
-        """Record decisions on registered versions, made on a state that was `seen`, and publish them."""
-        with self._deciding(seen, decision.decided_at) as con:
+        """Record decisions on registered versions, made on a state that was `seen`, and publish what they mean for partitions."""
+        with self.warehouse.transaction() as con:
             record_decisions(con, [decision, *others])
-        publish(self.home)
+        self._conclude(self._reader.renewed(seen), decision.decided_at)
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
         """Build the features of partitions, oldest first; one that fails alone is set apart, see `setting_apart`.
@@ -244,7 +193,9 @@ class Pipeline:
         """
         if not partitions:
             return
-        state = with_snapshots_over(self.spec, self.state(recheck=True), stamp.at)
+        state = with_snapshots_over(self.spec, self.state(), stamp.at)
+        if not force and any(features_due(state, partition) is None for partition in partitions):
+            state = with_snapshots_over(self.spec, self.state(recheck=True), stamp.at)
         due = {partition.key for partition in partitions if force or features_due(state, partition) is not None}
         require_takeable(self.spec, [partition for partition in partitions if partition.key in due], stamp.at)
         group: list[Built] = []
@@ -299,11 +250,11 @@ class Pipeline:
         except Exception as error:
             registry, single = training.state.registry, serving_calendar(self.spec) is None
             if not params and (registry.of_model if single else registry.newest_of(period.key)):
-                with self._deciding(training.state, stamp.now()) as con:
+                with self.warehouse.transaction() as con:
                     record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
             raise
         record = replace(record, version=trained.version.version, trained_at=stamp.now())
-        with self._deciding(training.state, stamp.now()) as con:
+        with self.warehouse.transaction() as con:
             register(con, trained.version, trained.decision, record)
             forget_failures(con, self.spec.name, "model", [period.key])
         due = [challenger for challenger in self.spec.challengers if challenger.version is None]
@@ -342,7 +293,7 @@ class Pipeline:
         """Train challengers and register each as soon as it is trained."""
         trained: list[TrainedChallenger] = []
         for challenger in train_challengers(training, due, self.bundle, model):
-            with self._deciding(training.state, training.stamp.now()) as con:
+            with self.warehouse.transaction() as con:
                 if challenger.version is not None and challenger.decision is not None:
                     register(con, challenger.version, challenger.decision, challenger.training)
                 else:
@@ -377,7 +328,8 @@ class Pipeline:
         make_engine = engine_of(self.spec.engine.name)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            self._settle(con, state, stamp.now(), [run.partition_key for run in runs])
+            rows = [committed_status(self.spec, state, run, stamp.now()) for run in runs]
+            replace_statuses(con, self.spec.name, rows, [run.partition_key for run in runs])
 
         def clear(con: duckdb.DuckDBPyConnection) -> None:
             self._clear(con, state.scored_by_retired)

@@ -1,12 +1,11 @@
-"""What is due, and in which order: features, then models and challengers, then predictions, then performance.
+"""The plan of what is due, in order: features, then models and challengers, then predictions, then performance.
 
-A pure function of the pipeline, the recorded state and a time; schedules, `run` and `status` all ask it. Once a plan
-is carried out, the next plan at the same time is empty.
+A pure function of the declaration, the state and a request; schedules, `run` and `status` all ask it. Once a plan is
+carried out, the next plan by the same request is empty.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -23,6 +22,7 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Registry, Version
+from batch_platform.pipeline.set_apart import failures_of
 from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item, Step
 from batch_platform.pipeline.trainings_due import (
@@ -34,6 +34,7 @@ from batch_platform.pipeline.trainings_due import (
     single_period,
     why_again,
 )
+from batch_platform.pipeline.wanted import PlanRequest, Question
 from batch_platform.warehouse.ledger import ScoreRun
 
 
@@ -56,74 +57,132 @@ class Plan:
         return [item for item in self.items if item.step in steps]
 
 
-def make_plan(  # noqa: PLR0913 - the plan's questions
-    spec: PipelineSpec,
-    state: State,
-    now: datetime,
-    *,
-    only: Iterable[Partition] | None = None,
-    failed_models: AbstractSet[str] = frozenset(),
-    version: Version | None = None,
-    force: bool = False,
-    train: Partition | None = None,
-    serve_all: bool = False,
-) -> Plan:
-    """Plan what is due at a time: for `only` some partitions, with whatever upstream they lack, or for all not dropped.
+def make_plan(spec: PipelineSpec, state: State, request: PlanRequest) -> Plan:
+    """Plan what is due by a request; raises WrongUseError if it names a version that does not exist."""
+    question = Question.of(spec, state, request)
+    named = None if request.model is None else state.registry.named(request.model)
+    models = _Models() if named else _due_models(question)
+    learning = [*models.due, *([] if named else _challengers(question, models))]
+    scoring = _due_predictions(question, models.due, named)
+    features = _due_features(question, learning, scoring)
+    scoring = _with_features_built_again(question, scoring, features)
+    performance, awaiting = _due_performance(question, scoring)
+    return Plan(
+        items=[*features, *learning, *scoring.due, *performance],
+        blocked=_with_warm_up(question, models.due, scoring.blocked),
+        stale=scoring.stale,
+        awaiting=awaiting,
+        remarks=_remarks(question, scoring, awaiting),
+        outdated=models.outdated,
+    )
 
-    The previous model scores the partitions of serving periods whose training failed. A `version` scores every partition in
-    place of its champion, and no model is trained then. With `force`, features and predictions are due even though nothing
-    changed. The model of the serving period `train` is due in any case. With `serve_all`, a pipeline's only model has to
-    serve the oldest of `only` that has enough history before it; otherwise it is trained on all that is mature.
+
+def remaining(spec: PipelineSpec, state: State, request: PlanRequest, run_ids: Collection[str]) -> Plan:
+    """Plan what is left once models are trained, without what failed in some runs.
+
+    The previous model scores for a model that could not be trained.
     """
-    wanted, state = _wanted(spec, state, now, only)
-    models, challengers, outdated = list[Item](), list[Item](), dict[str, str]()
-    if version is None:
-        models = due_models(spec, state, now, wanted, failed_models, everything=only is None, serve_all=serve_all)
-        again = {item.partition.key: item for item in models if item.again}
-        outdated = {key: it.reason for key, it in again.items() if changed(spec, state, it.partition) is None}
-        if spec.model.train.retrain == "never":
-            models = [item for item in models if not item.again]
-        if train is not None:
-            models = [item for item in models if item.partition.key != train.key]
-            models = sorted([*models, Item("model", train, "asked for")], key=lambda item: item.partition.start)
-        with_model = {item.partition.key for item in models} | failed_models
-        challengers = due_challengers(spec, state, now, wanted, force=force)
-        challengers = [item for item in challengers if item.partition.key not in with_model]
-    served_from = served_calendar(spec).first_start
-    servable = [partition for partition in wanted if partition.start >= served_from]
-    predictions, blocked, stale = _due_predictions(spec, state, servable, models, version, force=force)
-    blocked = _with_warm_up(spec, state, models, wanted, blocked)
-    scored = {item.partition.key for item in predictions}
-    forced = {partition.key: partition for partition in wanted} if force else {}
-    windows = [training_window(spec, item.partition.start, state.dropped) for item in (*models, *challengers)]
-    windows.append([partition for partition in wanted if partition.key in state.dropped])  # named, to be made again
+    failures = failures_of(state, run_ids)
+    failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
+    failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
+    plan = make_plan(spec, state, replace(request, retrain=False, failed_models=failed_models))
+    items = [item for item in plan.items if item.partition.key not in failed and not item.awaits_model]
+    return replace(plan, items=items)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The models that are due, and those that should be trained again although their declaration is the same."""
+
+    due: Sequence[Item] = ()
+    outdated: Mapping[str, str] = field(default_factory=dict[str, str])  # reasons by serving period
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """The predictions that are due, those that no model serves, and those that are stale, due or not."""
+
+    due: Sequence[Item]  # oldest first
+    blocked: Sequence[Item]
+    stale: Mapping[str, str]  # reasons by partition key
+
+    @property
+    def keys(self) -> set[str]:
+        """The partitions that are due."""
+        return {item.partition.key for item in self.due}
+
+
+def _due_models(question: Question) -> _Models:
+    """The serving periods whose model is due, as the request and the declaration want it."""
+    spec, state, request = question.spec, question.state, question.request
+    due = due_models(question)
+    outdated = {
+        item.partition.key: item.reason for item in due if item.again and changed(spec, state, item.partition) is None
+    }
+    if spec.model.train.retrain == "never":
+        due = [item for item in due if not item.again]
+    train = training_asked_for(spec, state, request.now, force=True)[0] if request.retrain else request.train
+    if train is not None:
+        due = [item for item in due if item.partition.key != train.key]
+        due = sorted([*due, Item("model", train, "asked for")], key=_start)
+    return _Models(due, outdated)
+
+
+def _challengers(question: Question, models: _Models) -> list[Item]:
+    """The serving periods whose challengers are due; where a model is due, they are trained with it."""
+    with_model = {item.partition.key for item in models.due} | question.request.failed_models
+    return [item for item in due_challengers(question) if item.partition.key not in with_model]
+
+
+def _due_features(question: Question, learning: Sequence[Item], scoring: _Scoring) -> list[Item]:
+    """The partitions whose features are due: to learn from, to score, or to make again what was dropped and is named."""
+    spec, state = question.spec, question.state
+    windows = [training_window(spec, item.partition.start, state.dropped) for item in learning]
+    windows.append([partition for partition in question.wanted if partition.key in state.dropped])
     needed = {partition.key: partition for window in windows for partition in window}
-    needed |= forced | {item.partition.key: item.partition for item in predictions}
-    features: list[Item] = []
-    for partition in sorted(needed.values(), key=lambda partition: partition.start):
-        reason = features_due(state, partition) or ("forced" if partition.key in forced else None)
-        if reason is not None:
-            features.append(Item("features", partition, reason))
-    rebuilt = {item.partition.key for item in features} - scored
+    forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
+    needed |= forced | {item.partition.key: item.partition for item in scoring.due}
+    reasons = {key: features_due(state, needed[key]) or ("forced" if key in forced else None) for key in needed}
+    due = [Item("features", needed[key], reason) for key, reason in reasons.items() if reason is not None]
+    return sorted(due, key=_start)
+
+
+def _with_features_built_again(question: Question, scoring: _Scoring, features: Sequence[Item]) -> _Scoring:
+    """Add the scored partitions whose features are built again to learn from."""
+    rebuilt = {item.partition.key for item in features} - scoring.keys
+    if question.spec.predictions.rescore == "never":
+        return scoring
     again = [
         Item("predictions", partition, "its features are built again")
-        for partition in servable
-        if partition.key in rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
+        for partition in _servable(question)
+        if partition.key in rebuilt and partition.key in question.state.scores
     ]
-    predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
-    performance, awaiting = _due_performance(spec, state, now, servable, {item.partition.key for item in predictions})
-    stale = {item.partition.key: item.reason for item in again} | stale
+    stale = {item.partition.key: item.reason for item in again} | {**scoring.stale}
+    return _Scoring(sorted([*scoring.due, *again], key=_start), scoring.blocked, stale)
+
+
+def _servable(question: Question) -> list[Partition]:
+    """The wanted partitions that a model can serve."""
+    served_from = served_calendar(question.spec).first_start
+    return [partition for partition in question.wanted if partition.start >= served_from]
+
+
+def _start(item: Item) -> datetime:
+    return item.partition.start
+
+
+def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str]) -> dict[str, str]:
+    """What readers of a committed partition should know although scoring it now would change nothing, by its key."""
+    spec, state = question.spec, question.state
     knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
     remarks = state.gone | {
-        key: _remark(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
+        key: remark_on(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
         for key, run in state.scores.items()
     }
-    remarks = {key: remark for key, remark in remarks.items() if remark and key not in stale}
-    items = [*features, *models, *challengers, *predictions, *performance]
-    return Plan(items, blocked, stale, awaiting, remarks, outdated)
+    return {key: remark for key, remark in remarks.items() if remark and key not in scoring.stale}
 
 
-def _remark(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | None, known: str | None) -> str:
+def remark_on(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | None, known: str | None) -> str:
     """Say what readers of a committed partition should know although scoring it now would change nothing.
 
     Its evaluation may be `awaiting` something, and `known` says what its model learned from too early; see `knows_too_much`.
@@ -143,45 +202,6 @@ def _remark(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | 
     return "; ".join(remarks)
 
 
-def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:
-    """The partitions that are due at a time, oldest first; of snapshots, those that were taken, also if dropped, and the newest."""
-    due = spec.partitions.calendar.due(now)
-    if not spec.partitions.snapshot:
-        return due
-    held = {*state.features, *state.scores, *state.dropped, *(item.key for item in due[-1:])}
-    return [item for item in due if item.key in held]
-
-
-def with_snapshots_over(spec: PipelineSpec, state: State, now: datetime) -> State:
-    """The state that knows which snapshots stay as they were taken: all but the newest that is due at a time."""
-    newest = {partition.key for partition in spec.partitions.calendar.due(now)[-1:]}
-    return replace(state, over=frozenset(state.features.keys() - newest)) if spec.partitions.snapshot else state
-
-
-def require_takeable(spec: PipelineSpec, partitions: Iterable[Partition], now: datetime) -> None:
-    """Refuse to take a snapshot of a past that no table holds any more; raises WrongUseError."""
-    due = spec.partitions.calendar.due(now)
-    if spec.partitions.snapshot and (late := [partition.key for partition in partitions if partition not in due[-1:]]):
-        msg = f"{spec.name}: the snapshot {listed(late)} can no longer be taken: its sources hold what they hold now."
-        hint = f"take the newest one: batch-platform run {spec.name} --partition {due[-1].key}" if due else None
-        raise WrongUseError(msg, hint=hint)
-
-
-def _wanted(
-    spec: PipelineSpec, state: State, now: datetime, only: Iterable[Partition] | None
-) -> tuple[list[Partition], State]:
-    """The partitions to plan for, and the state that knows which snapshots are over."""
-    if not spec.partitions.snapshot:
-        due = [item for item in spec.partitions.calendar.due(now) if item.key not in state.dropped]
-        return due if only is None else list(only), state
-    held, state = open_partitions(spec, state, now), with_snapshots_over(spec, state, now)
-    asked = [item for item in held if item.key not in state.dropped] if only is None else list(only)
-    wanted = [partition for partition in asked if partition in held]
-    if asked and not wanted:
-        require_takeable(spec, asked, now)
-    return wanted, state
-
-
 def training_asked_for(
     spec: PipelineSpec, state: State, now: datetime, key: str | None = None, *, force: bool
 ) -> tuple[Partition | None, str | None]:
@@ -194,7 +214,8 @@ def training_asked_for(
     Raises:
         WrongUseError: The key is invalid, or the serving period has not begun.
     """
-    calendar, due = serving_calendar(spec), _wanted(spec, state, now, None)[0]
+    question = Question.of(spec, state, PlanRequest(now))
+    calendar = serving_calendar(spec)
     if key is not None:
         period = (calendar or spec.partitions.calendar).named(key)
         if period.start > now:
@@ -203,22 +224,29 @@ def training_asked_for(
     elif calendar is not None:
         period = next(reversed(serving_periods(spec, now)), None)
     elif force:
-        begun = [partition for partition in due if partition.start <= now][-1:]
+        begun = [partition for partition in question.wanted if partition.start <= now][-1:]
         period = next((last for last in begun if can_train(spec, training_window(spec, last.start))), None)
     else:
-        items = due_single_model(spec, state, now, due, frozenset(), serve_all=False)
+        items = due_single_model(question)
         return (items[0].partition, items[0].reason) if items else (single_period(state, now), None)
     if period is None or force:
         return period, "asked for"
     return period, "not trained" if state.registry.newest_of(period.key) is None else why_again(spec, state, period)
 
 
+def superseded(run: ScoreRun, champion: Version | None) -> str | None:
+    """Say that another version than the champion scored a partition; None if it did not."""
+    if champion is None or run.model_version == champion.version:
+        return None
+    return f"scored by {run.model_version}, the champion is {champion.version}"
+
+
 def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
     """Why committed predictions are out of date by what is recorded; None if they are not."""
     if table := state.incomplete.get(run.partition_key):
         return f"a file of its {table} is gone or changed"
-    if champion is not None and run.model_version != champion.version:
-        return f"scored by {run.model_version}, the champion is {champion.version}"
+    if (reason := superseded(run, champion)) is not None:
+        return reason
     build = state.features.get(run.partition_key)
     if build is not None and build.sha256 != run.input_hash:
         return "its features changed"
@@ -227,25 +255,16 @@ def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str 
     return None
 
 
-def _due_predictions(  # noqa: PLR0913 - the plan's questions
-    spec: PipelineSpec,
-    state: State,
-    wanted: list[Partition],
-    models: list[Item],
-    version: Version | None,
-    *,
-    force: bool,
-) -> tuple[list[Item], list[Item], dict[str, str]]:
+def _due_predictions(question: Question, models: Sequence[Item], named: Version | None) -> _Scoring:
     """What is to be scored, what no model serves, and what is stale whether it is to be scored again or not."""
-    due: list[Item] = []
-    blocked: list[Item] = []
-    stale: dict[str, str] = {}
-    rescore = version is not None or spec.predictions.rescore != "never"
+    spec, state = question.spec, question.state
+    due, blocked, stale = list[Item](), list[Item](), dict[str, str]()
+    rescore = named is not None or spec.predictions.rescore != "never"
     starts = sorted(item.partition.start for item in models)
-    for partition in wanted:
+    for partition in _servable(question):
         run = state.scores.get(partition.key)
         stretch = state.registry.timeline.at(partition.start)
-        champion = version or (None if stretch is None else stretch.version)
+        champion = named or (None if stretch is None else stretch.version)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
         awaits = newest is not None and (stretch is None or stretch.approved_from <= newest)
         reason = "missing"
@@ -259,7 +278,7 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
                 stale[partition.key] = reason
             if not rescore and partition.key not in state.incomplete:
                 reason = None
-        if force:
+        if question.request.force:
             reason = reason or "forced"
         if reason is None:
             continue
@@ -267,7 +286,7 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
             blocked.append(Item("predictions", partition, _unserved(state.registry, partition)))
         else:
             due.append(Item("predictions", partition, reason, awaits_model=awaits))
-    return due, blocked, stale
+    return _Scoring(due, blocked, stale)
 
 
 def _unserved(registry: Registry, partition: Partition) -> str:
@@ -291,15 +310,14 @@ def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] 
     return first_service(spec)
 
 
-def _with_warm_up(
-    spec: PipelineSpec, state: State, models: Sequence[Item], wanted: Sequence[Partition], blocked: Sequence[Item]
-) -> list[Item]:
+def _with_warm_up(question: Question, models: Sequence[Item], blocked: Sequence[Item]) -> list[Item]:
     """What no model serves, with what no model can serve; of partitions before the first model, when it serves.
 
     What was scored before the first serving period, as the pipeline was once declared, stays as it is.
     """
+    spec, state = question.spec, question.state
     served_from = served_calendar(spec).first_start
-    early = [item for item in wanted if item.start < served_from and item.key not in state.scores]
+    early = [item for item in question.wanted if item.start < served_from and item.key not in state.scores]
     blocked = [*(Item("predictions", partition, "no model serves it") for partition in early), *blocked]
     first = first_served(spec, state.registry, models) if blocked else None
     if first is None:
@@ -344,18 +362,17 @@ def require_labels(
     raise DataError(msg, hint=hint)
 
 
-def _due_performance(
-    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], scored: AbstractSet[str]
-) -> tuple[list[Item], dict[str, str]]:
+def _due_performance(question: Question, scoring: _Scoring) -> tuple[list[Item], dict[str, str]]:
     """The partitions to evaluate, and the scored ones with mature labels that lack the files of their labels."""
+    spec, state, scored = question.spec, question.state, scoring.keys
     due, awaiting = list[Item](), dict[str, str]()
-    for partition in wanted:
-        if matures(spec, partition) > now:
+    for partition in _servable(question):
+        if matures(spec, partition) > question.now:
             continue
         reason = "scored" if partition.key in scored else _evaluation_due(state, partition)
         if reason is None:
             continue
-        awaited = awaited_labels(spec, partition, now, state.awaited_label_sources)
+        awaited = awaited_labels(spec, partition, question.now, state.awaited_label_sources)
         if awaited is None:
             due.append(Item("performance", partition, reason))
         elif partition.key in state.scores:

@@ -1,11 +1,22 @@
 """Partitions of a step that fail on their own: they are set apart, all others are done, and then the step fails."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError, RunFailedError, merged
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.state import State
+from batch_platform.warehouse.failures import FailedStep, Failure
+
+_LABELS: Mapping[FailedStep, str] = {
+    "features": "",
+    "model": "model ",
+    "predictions": "",
+    "performance": "evaluation of ",
+}
+_NOUNS: Mapping[FailedStep, str] = {"model": "model", "performance": "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -42,3 +53,17 @@ class SetApart:
     def recorded(self) -> Mapping[str, BatchPlatformError]:
         """The errors to be recorded, by partition key."""
         return {key: error for key, error in self.failed if key in self.tried}
+
+
+def failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:
+    """The recorded failures of some runs, which did everything else."""
+    return [failure for failure in state.failures.values() if failure.run_id in run_ids]
+
+
+def error_of(spec: PipelineSpec, state: State, run_ids: Collection[str]) -> RunFailedError | None:
+    """One error that names everything that failed in some runs; None if nothing did."""
+    failures = failures_of(state, run_ids)
+    labels = [_LABELS[item.step] + item.partition_key for item in failures]
+    errors = [RunFailedError(item.reason, hint=item.hint) for item in failures]
+    others = {label: noun for label, item in zip(labels, failures, strict=True) if (noun := _NOUNS.get(item.step))}
+    return merged(spec.name, list(zip(labels, errors, strict=True)), 0, others) if errors else None

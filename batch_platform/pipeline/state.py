@@ -1,6 +1,7 @@
-"""What is recorded of a pipeline, and what its files look like."""
+"""The state of a pipeline: its records in the ledgers, and how its files compare with them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -46,6 +47,7 @@ class State:
     lost_files: frozenset[Path] = frozenset()  # of these, those that are not as they were published
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
+    newest_change: int = 0  # number of the newest entry of the journal when it was read
 
     @cached_property
     def incomplete(self) -> dict[str, str]:
@@ -105,21 +107,22 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
 def with_files_as_seen(recorded: State, seen: State) -> State:
     """A state read anew, whose files are as an earlier look has `seen` them, or as recorded if they were recorded since."""
     known = {**seen.features, **seen.lost}
+    same = {key for key, build in recorded.features.items() if known.get(key) == build}
+    measured = {key for key, run in recorded.evaluations.items() if seen.evaluations.get(key) == run}
 
-    def as_seen(facts: Mapping[str, str]) -> dict[str, str]:
-        return {
-            key: fact
-            for key, fact in facts.items()
-            if key in recorded.features and recorded.features[key] == known.get(key)
-        }
+    def as_seen(facts: Mapping[str, str], of: AbstractSet[str] = same) -> dict[str, str]:
+        return {key: fact for key, fact in facts.items() if key in of}
 
     return replace(
         recorded,
         features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
+        lost={key: build for key, build in recorded.features.items() if seen.lost.get(key) == build},
         lost_files=seen.lost_files & recorded.files.keys(),
         source_versions=as_seen(seen.source_versions),
         changed=as_seen(seen.changed),
         gone=as_seen(seen.gone),
+        fingerprints={**recorded.fingerprints, **seen.fingerprints},
+        label_versions=as_seen(seen.label_versions, measured),
         awaited_label_sources=seen.awaited_label_sources,
         relabelled=seen.relabelled,
     )

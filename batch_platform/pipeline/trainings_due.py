@@ -1,12 +1,11 @@
-"""Which models and challengers are to be trained, and why.
+"""The models and challengers that are to be trained, and why.
 
 Parts of the plan: pure functions of the declaration, the recorded state and a time.
 """
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -24,6 +23,7 @@ from batch_platform.declaration.windows import (
 from batch_platform.models.registry import ModelTraining, Registry, Version, positive_class
 from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item
+from batch_platform.pipeline.wanted import Question
 
 
 def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[Challenger]:
@@ -99,31 +99,23 @@ def trainings_of(spec: PipelineSpec, registry: Registry, serving_period: str) ->
     return [training for training in registry.model_trainings if training.serving_period == serving_period]
 
 
-def due_models(  # noqa: PLR0913 - the plan's questions
-    spec: PipelineSpec,
-    state: State,
-    now: datetime,
-    wanted: list[Partition],
-    failed: AbstractSet[str],
-    *,
-    everything: bool,
-    serve_all: bool,
-) -> list[Item]:
+def due_models(question: Question) -> list[Item]:
     """The serving periods whose model is not trained or is out of date, and the newest one if another model is declared.
 
-    Of those in which some of the `wanted` partitions lie; with `everything`, of all that have begun. See `make_plan`.
+    Of those in which some of the wanted partitions lie, or of all that have begun if the request names no partitions.
     """
+    spec, state, failed = question.spec, question.state, question.request.failed_models
     if serving_calendar(spec) is None:
-        return due_single_model(spec, state, now, wanted, failed, serve_all=serve_all)
+        return due_single_model(question)
     trained = {version.serving_period: version for version in state.registry.of_model}  # the newest one of each
-    periods = serving_periods(spec, now)
+    periods, everything = serving_periods(spec, question.now), question.request.only is None
     newest = periods[-1].key if periods else None
     asked = {newest} | state.refused_on.keys()
     asked |= {key for key, version in trained.items() if knows_too_much(spec, version) is not None}
     asked &= trained.keys() - failed
     if not everything:
         begins = [period.start for period in periods]
-        served = {bisect_right(begins, partition.start) for partition in wanted}
+        served = {bisect_right(begins, partition.start) for partition in question.wanted}
         serve = {periods[at - 1].key for at in served if at}
         periods = [period for period in periods if period.key in serve]
     due = [Item("model", period, "not trained") for period in periods if period.key not in trained.keys() | failed]
@@ -132,15 +124,16 @@ def due_models(  # noqa: PLR0913 - the plan's questions
         for period in periods
         if period.key in asked
         and (reason := (why_again if period.key == newest else outdated)(spec, state, period)) is not None
-        and (everything or _all_from(spec, state, now, wanted, period))
+        and (everything or _all_from(question, period))
     ]
     return sorted([*due, *again], key=lambda item: item.partition.start)
 
 
-def _all_from(spec: PipelineSpec, state: State, now: datetime, wanted: Iterable[Partition], period: Partition) -> bool:
+def _all_from(question: Question, period: Partition) -> bool:
     """Whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
-    keys = {partition.key for partition in wanted} | state.dropped.keys()
-    served = [partition for partition in spec.partitions.calendar.due(now) if partition.start >= period.start]
+    keys = {partition.key for partition in question.wanted} | question.state.dropped.keys()
+    due = question.spec.partitions.calendar.due(question.now)
+    served = [partition for partition in due if partition.start >= period.start]
     return bool(served) and all(partition.key in keys for partition in served)
 
 
@@ -188,61 +181,56 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     return f"{counted(len(other), 'partition')} of its training window changed since {since}" if other else None
 
 
-def due_single_model(  # noqa: PLR0913 - the plan's questions
-    spec: PipelineSpec,
-    state: State,
-    now: datetime,
-    wanted: list[Partition],
-    failed: AbstractSet[str],
-    *,
-    serve_all: bool,
-) -> list[Item]:
+def due_single_model(question: Question) -> list[Item]:
     """The pipeline's only model: trained once, see `_first_served`, and again if its declaration changes.
 
     Where it has to serve partitions before those that it serves, another one is trained for them. A model of snapshots is
     trained on the newest one, once per training period.
     """
-    period = single_period(state, now)
+    spec, state, snapshot = question.spec, question.state, question.spec.partitions.snapshot
+    period = single_period(state, question.now)
     served_from = min((version.serving_start for version in state.registry.of_model), default=None)
-    if served_from is not None and serve_all and not spec.partitions.snapshot:
-        first = _first_served(spec, now, wanted, failed, serve_all=True)
+    if served_from is not None and question.request.serve_all and not snapshot:
+        first = _first_served(question)
         if first is not None and first.start < served_from:
             return [Item("model", first, "not trained for it")]
-    old = spec.partitions.snapshot and _is_model_old(spec, state, wanted)
-    if spec.partitions.snapshot:
-        wanted = wanted[-1:]
+    old = snapshot and _is_model_old(spec, state, question.wanted)
+    if snapshot:
+        question = replace(question, wanted=question.wanted[-1:])
     if period is not None and not old:
-        if spec.partitions.snapshot and wanted and wanted[-1].start >= period.start:
-            period = Partition(key=wanted[-1].key, start=wanted[-1].start, end=wanted[-1].start)
-        complete = period.key not in failed and _all_from(spec, state, now, wanted, period)
+        if snapshot and question.wanted and question.wanted[-1].start >= period.start:
+            period = _begins_with(question.wanted[-1])
+        complete = period.key not in question.request.failed_models and _all_from(question, period)
         reason = why_again(spec, state, period) if complete else None
         return [] if reason is None else [Item("model", period, reason, again=True)]
     if state.registry.of_model and not old:
         return []
-    first = _first_served(spec, now, wanted, failed, serve_all=serve_all)
+    first = _first_served(question)
     return [] if first is None else [Item("model", first, "not trained")]
 
 
-def _first_served(
-    spec: PipelineSpec, now: datetime, wanted: Sequence[Partition], failed: AbstractSet[str], *, serve_all: bool
-) -> Partition | None:
+def _begins_with(partition: Partition) -> Partition:
+    """The serving period of a pipeline's only model that serves from a partition on."""
+    return Partition(key=partition.key, start=partition.start, end=partition.start)
+
+
+def _first_served(question: Question) -> Partition | None:
     """The serving period of a first model: from which of the wanted partitions on it serves.
 
     The newest partition with mature labels decides, so that the model learns from all that is known and one partition
     shows how good it is; else the newest one. To serve all, the oldest decides; so it does for a model that learns nothing.
     """
-    candidates = [partition for partition in wanted if partition.start <= now]
-    if not serve_all and spec.model.import_ is None:
-        mature = [partition for partition in candidates if matures(spec, partition) <= now]
+    spec, request = question.spec, question.request
+    candidates = [partition for partition in question.wanted if partition.start <= question.now]
+    if not request.serve_all and spec.model.import_ is None:
+        mature = [partition for partition in candidates if matures(spec, partition) <= question.now]
         candidates = [*mature[-1:], *candidates[-1:]]
-    return next(
-        (
-            Partition(key=partition.key, start=partition.start, end=partition.start)
-            for partition in candidates
-            if partition.key not in failed and can_train(spec, training_window(spec, partition.start))
-        ),
-        None,
+    trainable = (
+        _begins_with(partition)
+        for partition in candidates
+        if partition.key not in request.failed_models and can_train(spec, training_window(spec, partition.start))
     )
+    return next(trainable, None)
 
 
 def _is_model_old(spec: PipelineSpec, state: State, wanted: Sequence[Partition]) -> bool:
@@ -256,19 +244,18 @@ def _is_model_old(spec: PipelineSpec, state: State, wanted: Sequence[Partition])
     return periods.holding(max(starts)) != periods.holding(wanted[-1].start) and max(starts) < wanted[-1].start
 
 
-def due_challengers(
-    spec: PipelineSpec, state: State, now: datetime, wanted: Sequence[Partition], *, force: bool
-) -> list[Item]:
+def due_challengers(question: Question) -> list[Item]:
     """Serving periods whose challengers are to be trained: the newest one that has a model; with force, each of them."""
+    spec, state = question.spec, question.state
     if not any(challenger.version is None for challenger in spec.challengers):
         return []
     calendar = serving_calendar(spec)
     starts = {version.serving_period: version.serving_start for version in state.registry.of_model}
-    periods = sorted((start, key) for key, start in starts.items() if start <= now)
+    periods = sorted((start, key) for key, start in starts.items() if start <= question.now)
     begins = [start for start, _ in periods]
-    served = {at for partition in wanted if (at := bisect_right(begins, partition.start))}
+    served = {at for partition in question.wanted if (at := bisect_right(begins, partition.start))}
     items: list[Item] = []
-    for start, key in (periods[at - 1] for at in sorted(served if force else served & {len(periods)})):
+    for start, key in (periods[at - 1] for at in sorted(served if question.request.force else served & {len(periods)})):
         if names := [challenger.name for challenger in untrained(spec, state.registry, key)]:
             period = Partition(key=key, start=start, end=start) if calendar is None else calendar.named(key)
             items.append(Item("challengers", period, f"not trained: {listed(names)}"))

@@ -1,75 +1,88 @@
-"""Which partitions are to be brought up to date, and how: what `run` and the job that brings a pipeline up to date plan."""
+"""What a plan is asked for: the partitions to bring up to date, and how."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import RunFailedError, merged
+from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
 from batch_platform.pipeline.state import State
-from batch_platform.warehouse.failures import FailedStep, Failure
-
-_LABELS: Mapping[FailedStep, str] = {
-    "features": "",
-    "model": "model ",
-    "predictions": "",
-    "performance": "evaluation of ",
-}
-_NOUNS: Mapping[FailedStep, str] = {"model": "model", "performance": "evaluation"}
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Partitions to bring up to date, with whatever upstream they lack."""
+class PlanRequest:
+    """Partitions to bring up to date at a time, with whatever upstream they lack."""
 
-    partitions: Sequence[Partition]
     now: datetime
-    force: bool = False  # build and score the partitions again even if nothing changed
-    model: str | None = None  # version to score with instead of the champions; no model is trained then
-    recheck: bool = False  # compare the partitions with their sources, however old they are
-    retrain: bool = False  # train the newest serving period again even if nothing changed
-    serve_all: bool = False  # a pipeline's only model has to serve the oldest of them that has enough history
+    only: Sequence[Partition] | None = None  # None: every partition that is due and not dropped
+    force: bool = False  # features and predictions are due even if nothing changed
+    model: str | None = None  # version that scores in place of the champions; no model is trained then
+    recheck: bool = False  # the state is compared with the sources of all partitions, however old
+    retrain: bool = False  # the model of the newest serving period is due even if nothing changed
+    train: Partition | None = None  # serving period whose model is due in any case
+    # A pipeline's only model has to serve the oldest partition of `only` that has enough history before it. Otherwise it is
+    # trained on all that is mature.
+    serve_all: bool = False
+    failed_models: AbstractSet[str] = frozenset()  # serving periods whose training failed: the previous model scores
 
-    def plan(self, spec: PipelineSpec, state: State, failed_models: Collection[str] = ()) -> Plan:
-        """Plan what has to be done, upstream included."""
-        version = None if self.model is None else state.registry.named(self.model)
-        train = training_asked_for(spec, state, self.now, force=True)[0] if self.retrain else None
-        return make_plan(
-            spec,
-            state,
-            self.now,
-            only=self.partitions,
-            failed_models=frozenset(failed_models),
-            version=version,
-            force=self.force,
-            train=train,
-            serve_all=self.serve_all,
-        )
-
-    def rest(self, spec: PipelineSpec, state: State, run_ids: Collection[str]) -> Plan:
-        """What is left to do once models are trained, without what failed in some runs.
-
-        The previous model scores for a model that could not be trained.
-        """
-        failures = failures_of(state, run_ids)
-        failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
-        failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
-        plan = replace(self, retrain=False).plan(spec, state, failed_models)
-        items = [item for item in plan.items if item.partition.key not in failed and not item.awaits_model]
-        return replace(plan, items=items)
+    @property
+    def named(self) -> Sequence[Partition]:
+        """The partitions that it names; none where it is about all."""
+        return self.only or ()
 
 
-def failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:
-    """What failed in some runs while the rest was done."""
-    return [failure for failure in state.failures.values() if failure.run_id in run_ids]
+@dataclass(frozen=True)
+class Question:
+    """A request and all that decides what is due by it; the steps of planning share it."""
+
+    spec: PipelineSpec
+    state: State  # knows which snapshots stay as they were taken
+    request: PlanRequest
+    wanted: Sequence[Partition]  # oldest first
+
+    @property
+    def now(self) -> datetime:
+        """The time of the request."""
+        return self.request.now
+
+    @classmethod
+    def of(cls, spec: PipelineSpec, state: State, request: PlanRequest) -> "Question":
+        """Select the partitions that a request is about; raises WrongUseError if none of its snapshots can be taken."""
+        only = request.only
+        if only is not None and not spec.partitions.snapshot:
+            return cls(spec, state, request, only)
+        due, state = open_partitions(spec, state, request.now), with_snapshots_over(spec, state, request.now)
+        if only is None:
+            return cls(spec, state, request, [item for item in due if item.key not in state.dropped])
+        wanted = [item for item in only if item in due]
+        if only and not wanted:
+            require_takeable(spec, only, request.now)
+        return cls(spec, state, request, wanted)
 
 
-def error_of(spec: PipelineSpec, state: State, run_ids: Collection[str]) -> RunFailedError | None:
-    """One error that names everything that failed in some runs; None if nothing did."""
-    failures = failures_of(state, run_ids)
-    labels = [_LABELS[item.step] + item.partition_key for item in failures]
-    errors = [RunFailedError(item.reason, hint=item.hint) for item in failures]
-    others = {label: noun for label, item in zip(labels, failures, strict=True) if (noun := _NOUNS.get(item.step))}
-    return merged(spec.name, list(zip(labels, errors, strict=True)), 0, others) if errors else None
+def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:
+    """The partitions that are due at a time, oldest first; of snapshots, those that were taken, also if dropped, and the newest."""
+    due = spec.partitions.calendar.due(now)
+    if not spec.partitions.snapshot:
+        return due
+    held = {*state.features, *state.scores, *state.dropped, *(item.key for item in due[-1:])}
+    return [item for item in due if item.key in held]
+
+
+def with_snapshots_over(spec: PipelineSpec, state: State, now: datetime) -> State:
+    """The state that knows which snapshots stay as they were taken: all but the newest that is due at a time."""
+    if not spec.partitions.snapshot:
+        return state
+    newest = {partition.key for partition in spec.partitions.calendar.due(now)[-1:]}
+    return replace(state, over=frozenset(state.features.keys() - newest))
+
+
+def require_takeable(spec: PipelineSpec, partitions: Iterable[Partition], now: datetime) -> None:
+    """Refuse to take a snapshot of a past that no table holds any more; raises WrongUseError."""
+    due = spec.partitions.calendar.due(now)
+    if spec.partitions.snapshot and (late := [partition.key for partition in partitions if partition not in due[-1:]]):
+        msg = f"{spec.name}: the snapshot {listed(late)} can no longer be taken: its sources hold what they hold now."
+        hint = f"take the newest one: batch-platform run {spec.name} --partition {due[-1].key}" if due else None
+        raise WrongUseError(msg, hint=hint)

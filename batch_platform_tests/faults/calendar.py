@@ -15,6 +15,7 @@ from batch_platform.declaration.inputs import Partitions
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
@@ -164,7 +165,7 @@ def corrected_labels(folder: Path) -> None:
     assert {key for key in after if after[key] != measured[key]} == {SCORED[1]}
     assert {key for key, run in evaluations(pipeline).items() if run != known[key]} == {SCORED[1]}
     assert held(pipeline) == before
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def late_labels(folder: Path) -> None:
@@ -190,7 +191,7 @@ def awaited_labels(folder: Path) -> None:
     pipeline, before = labels_by_partition(folder, without=(awaited, immature))
     assert sorted(before) == SCORED
     assert sorted(evaluations(pipeline)) == SCORED[:-2]
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert plan.items == []
     assert plan.awaiting == {awaited: "source 'returns' has no file of labels for it yet"}
     assert [*pipeline.evaluate(days(pipeline, awaited), Stamp("asked", NOW))] == []

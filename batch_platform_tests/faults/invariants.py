@@ -14,6 +14,7 @@ import polars as pl
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 from batch_platform_tests.starting_points import made_once
@@ -151,7 +152,7 @@ def assert_survived(
     for key in touched:
         assert after.get(key) == before.get(key) or after[key].seq > (before[key].seq if key in before else 0)
     carry_out(pipeline, now, "retry")
-    assert make_plan(pipeline.spec, pipeline.state(), now).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(now)).items == []
     retried = held(pipeline)
     scored = [key for key in touched if key in retried]
     rewrite(pipeline, *scored, run_id="repeat")

@@ -21,6 +21,7 @@ from batch_platform.pipeline.cleanup import find_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
@@ -248,7 +249,9 @@ def log_cut_off(folder: Path) -> None:
             assert set(held(pipeline)) == set(before)
             state = pipeline.state()
             materialized = deployment.instance.get_materialized_partitions(deployment.key("predictions"))
-            report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, materialized)
+            report = status_of(
+                pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(NOW)), NOW, materialized
+            )
             assert (report.only_in_dagster, report.only_in_ledger) == ([SCORED[-1]], [])
             assert {each.partition: each.condition for each in report.partitions}[SCORED[-1]] == "missing"
         assert deployment.run("predictions", first=SCORED[-1]).success

@@ -25,6 +25,7 @@ from batch_platform.pipeline.backtest import BacktestModel, backtest
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
@@ -194,7 +195,7 @@ def calm(root: str, report: str) -> None:
         carry_out(pipeline, NOW, f"calm-{time.time_ns()}")
         rewrite(pipeline, SCORED[0], run_id=f"calm-{time.time_ns()}")  # what builds removes unfinished feature files
         carry_out(pipeline, NOW, f"calm-{time.time_ns()}")
-        due = make_plan(pipeline.spec, pipeline.state(), NOW).items
+        due = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items
         seen.check(
             "nothing due after a run", [f"{name}: {item.step} {item.partition.key}: {item.reason}" for item in due]
         )

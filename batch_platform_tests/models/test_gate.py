@@ -16,6 +16,7 @@ from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.monitoring.comparison import Difference
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
@@ -134,7 +135,7 @@ def test_both_are_measured_on_the_rows_that_both_accept(tmp_path):
 def trained_only(tmp_path, promote) -> Pipeline:
     """The pipeline with January's features and one trained version."""
     pipeline = small_pipeline(tmp_path, model={"promote": promote})
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     list(pipeline.build_features([item.partition for item in plan.of("features")], Stamp("run", NOW)))
     retrain(pipeline)
     return pipeline
@@ -144,7 +145,7 @@ def test_a_version_waits_for_promotion_if_the_gate_is_manual(tmp_path):
     pipeline = trained_only(tmp_path, "manual")
     (decision,) = pipeline.state().registry.promotions
     assert (decision.action, decision.reason) == ("waiting", "meets the gate; waits for promotion")
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert (plan.items, len(plan.blocked)) == ([], 35), "it is trained once, and nothing is scored by it"
     with pytest.raises(
         NoChampionError, match=f"{decision.version} waits for a decision: .* models small promote {decision.version}"
@@ -153,7 +154,7 @@ def test_a_version_waits_for_promotion_if_the_gate_is_manual(tmp_path):
     made = promote(pipeline.state().registry, {}, decision.version, Maker("me", NOW))
     pipeline.decide(made.promotion, pipeline.state())
     assert pipeline.state().registry.champion(NOW).version == decision.version
-    assert len(make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")) == 4
+    assert len(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("predictions")) == 4
 
 
 def test_a_manual_gate_still_refuses_a_version_that_misses_its_rule(tmp_path):

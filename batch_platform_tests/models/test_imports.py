@@ -24,6 +24,7 @@ from batch_platform.models.contract import Input, decoded, matched_contract
 from batch_platform.models.declared_model import check_estimator_exists, check_model, read_import
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.train import UNJUDGED
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.flavour_cases import COLUMNS, infer_contract, table
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
@@ -74,7 +75,7 @@ def test_a_file_serves_every_period_without_training_and_is_judged_by_the_gate(t
     matrix = rows.select(pl.col("amount", "items", "known").cast(pl.Float64)).to_numpy()
     np.testing.assert_array_equal(bundle.predictor.predict(bundle.contract.encode(rows))[:, 1], made.predict(matrix))
     assert pipeline.state().scores["2024-02-10"].model_version == version.version
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def test_a_file_that_does_not_meet_the_gate_never_serves(tmp_path):
@@ -100,9 +101,11 @@ def test_a_file_that_is_worse_than_a_trivial_baseline_never_serves_either(tmp_pa
 def test_without_a_known_label_it_is_approved_and_says_so(tmp_path, overrides):
     booster(tmp_path / "project")
     pipeline = pipeline_of(tmp_path, **overrides)
-    for built in (item.partition for item in make_plan(pipeline.spec, pipeline.state(), NOW).of("features")):
+    for built in (
+        item.partition for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("features")
+    ):
         list(pipeline.build_features([built], Stamp("run", NOW)))
-    (period, *_) = make_plan(pipeline.spec, pipeline.state(), NOW).of("model")
+    (period, *_) = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model")
     trained = pipeline.train(period.partition, Stamp("run", NOW))
     assert (trained.decision.action, trained.decision.reason) == ("approved", UNJUDGED)
 

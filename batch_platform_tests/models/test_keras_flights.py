@@ -24,6 +24,7 @@ from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 
 FOLDER = Path(sources.__file__).parent
@@ -80,7 +81,7 @@ def carry_out(pipeline: Pipeline) -> None:
     """What `run --from 2013-02-01 --to 2013-02-07` does."""
     stamp = Stamp("keras", NOW)
     week = [pipeline.spec.partitions.calendar.named(key) for key in WEEK]
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW, only=week)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW, week))
     list(pipeline.build_features([item.partition for item in plan.of("features")], stamp))
     for item in plan.of("model"):
         pipeline.train(item.partition, stamp)

@@ -13,6 +13,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)  # the model of February is due, and a week that it serves
@@ -35,7 +36,7 @@ def test_outliers_are_scored_and_measured(tmp_path, labels):
     assert set(rows["prediction"].unique()) == {-1, 1}
     assert (rows["prediction"] == -1).equals(rows["score"] > 0)
     assert "outlier_share" in measured
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def test_outliers_whose_label_is_a_text_are_found_in_training_after_training(tmp_path):

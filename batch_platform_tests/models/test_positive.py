@@ -12,6 +12,7 @@ from batch_platform.declaration.spec import Model
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.fitting import Positive, fit
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.models.test_fitting import FEATURES, HGB, data
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
@@ -88,10 +89,10 @@ def test_a_declared_positive_class_is_due_for_training_and_turns_the_scores_roun
     assert (manifest.positive, manifest.classes) == ("left", ["stayed", "left"])
     assert means(pipeline)["left"] > means(pipeline)["stayed"]
     turned = small_pipeline(tmp_path, events=LEFT, labels={"positive": "stayed"})
-    assert [item.step for item in make_plan(turned.spec, turned.state(), NOW).of("model")] == ["model"]
+    assert [item.step for item in make_plan(turned.spec, turned.state(), PlanRequest(NOW)).of("model")] == ["model"]
     carry_out(turned, NOW)
     assert means(turned)["left"] < means(turned)["stayed"]
-    assert make_plan(turned.spec, turned.state(), NOW).items == []
+    assert make_plan(turned.spec, turned.state(), PlanRequest(NOW)).items == []
     with turned.warehouse.open() as con:
         measured = con.sql("SELECT avg(value) FROM small.performance WHERE metric = 'roc_auc'").fetchall()
     assert measured[0][0] > 0.6

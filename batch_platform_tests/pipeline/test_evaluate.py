@@ -11,6 +11,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -126,4 +127,4 @@ def test_a_partition_that_is_not_scored_does_not_hold_up_others(tmp_path):
         seen += pipeline.evaluate([day(pipeline, "2024-02-20"), day(pipeline)], Stamp("again", NOW))
     assert [measured.partition for measured in seen] == [day(pipeline)]
     assert pipeline.state().evaluations[day(pipeline).key].run_id == "again"
-    assert make_plan(pipeline.spec, pipeline.state(), datetime(2024, 2, 10, tzinfo=UTC)).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(datetime(2024, 2, 10, tzinfo=UTC))).items == []

@@ -11,6 +11,7 @@ from batch_platform.monitoring.health import Aspect, Health
 from batch_platform.pipeline.health import Past, freshness, newest_measured, partition_aspects
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin
@@ -39,7 +40,7 @@ def odd(tmp_path_factory):
 
 def health(pipeline, now=NOW) -> dict[str, Aspect]:
     state = pipeline.published_state()
-    plan = make_plan(pipeline.spec, state, now)
+    plan = make_plan(pipeline.spec, state, PlanRequest(now))
     status = status_of(pipeline.spec, state, plan, now, measured=newest_measured(pipeline.home, pipeline.spec, state))
     return {aspect.name: aspect for aspect in status.health.aspects}
 

@@ -18,6 +18,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.components.test_schedules import requested, tick
@@ -82,7 +83,7 @@ def write(pipeline: Pipeline, rows: pl.DataFrame) -> None:
 
 def due(pipeline: Pipeline, now: datetime = NOW, *, recheck: bool = False) -> dict[str, str]:
     """The partitions whose predictions are due, and why."""
-    plan = make_plan(pipeline.spec, pipeline.state(recheck=recheck), now)
+    plan = make_plan(pipeline.spec, pipeline.state(recheck=recheck), PlanRequest(now))
     return {item.partition.key: item.reason for item in plan.of("predictions")}
 
 
@@ -100,7 +101,7 @@ def scored_again(pipeline: Pipeline, act: Callable[[], object]) -> set[str]:
 
 def conditions(pipeline: Pipeline, now: datetime = NOW) -> dict[str, tuple[str, str]]:
     state = pipeline.published_state()
-    report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, now), now)
+    report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(now)), now)
     return {line.partition: (line.condition, line.reason) for line in report.partitions}
 
 
@@ -158,7 +159,7 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
     assert conditions(pipeline)["2024-02-13"] == ("stale", "source 'events' holds 20 rows of it, and held 10")
     assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == {"2024-02-12", "2024-02-13"}
     assert pipeline.state().scores["2024-02-12"].rows_in == 20
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
     assert {condition for condition, _ in list(conditions(pipeline).values())[12:]} == {"scored"}
 
 
@@ -180,12 +181,14 @@ def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lac
         complete(date(2024, 2, 10))["returned"].count(),
         state.registry.of_model[-1].version,
     )
-    assert make_plan(pipeline.spec, state, NOW).items == []
+    assert make_plan(pipeline.spec, state, PlanRequest(NOW)).items == []
     corrected = complete().with_columns(
         items=pl.when(pl.Series(local_day(complete()) == "2024-02-10")).then(pl.lit(9, pl.Int32)).otherwise("items")
     )
     write(pipeline, corrected)
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).of("model") == [], "a model that serves stays as it is"
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model") == [], (
+        "a model that serves stays as it is"
+    )
 
 
 def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_window(tmp_path):
@@ -194,7 +197,7 @@ def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_wi
     period = pipeline.spec.partitions.calendar.named("2024-02-14")
 
     def due_models() -> list[str]:
-        return [item.partition.key for item in make_plan(pipeline.spec, pipeline.state(), NOW).of("model")]
+        return [item.partition.key for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model")]
 
     build(pipeline)
     pipeline.train(period, Stamp("run", NOW))
@@ -224,7 +227,7 @@ def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipel
     write(pipeline, rows.with_columns(returned=pl.when(corrected).then(~pl.col("returned")).otherwise("returned")))
 
     def plan(*, recheck: bool = False) -> dict[str, list[str]]:
-        items = make_plan(pipeline.spec, pipeline.state(recheck=recheck), NOW).items
+        items = make_plan(pipeline.spec, pipeline.state(recheck=recheck), PlanRequest(NOW)).items
         return {
             step: [item.partition.key for item in items if item.step == step] for step in {item.step for item in items}
         }
@@ -255,10 +258,10 @@ def test_labels_that_were_missing_are_measured_however_late_they_come(tmp_path, 
     pipeline = small_pipeline(tmp_path, events=known, **declared)
     write_labels(known.with_columns(returned=pl.when(~late).then("returned")))
     carry_out(pipeline, NOW)
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
     write_labels(known)
     deployment = deploy(tmp_path, monkeypatch, events=known, **declared)
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert [(item.step, item.partition.key) for item in plan.items] == [
         ("performance", "2024-02-03"),
         ("performance", "2024-02-04"),
@@ -267,7 +270,9 @@ def test_labels_that_were_missing_are_measured_however_late_they_come(tmp_path, 
     assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == set()
     assert pipeline.state().evaluations["2024-02-03"].rows_labelled == 20
     write_labels(known.with_columns(returned=pl.when(late).then(~pl.col("returned")).otherwise("returned")))
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == [], "what has all its labels needs no second look"
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == [], (
+        "what has all its labels needs no second look"
+    )
 
 
 GLOB = {"sources": {"events": {"parquet": "days/*.parquet"}}}
@@ -355,7 +360,7 @@ def test_a_look_at_the_state_reads_a_source_once_per_version_and_writes_nothing(
 
 def told(pipeline: Pipeline) -> dict[str, str]:
     """What a reader of `status` is told of partitions that are not due."""
-    return dict(make_plan(pipeline.spec, pipeline.state(), NOW).remarks)
+    return dict(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).remarks)
 
 
 def test_rows_that_vanish_are_told_and_change_no_prediction(pipeline):

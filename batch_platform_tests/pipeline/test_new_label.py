@@ -9,6 +9,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.new_label import NewLabel, new_label, retire
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.small_pipeline import LABELS_SQL, carry_out, finished_pipeline, small_spec
@@ -53,7 +54,7 @@ def test_predictions_of_another_type_go_with_the_first_commit_of_the_new_type(tm
     kept = "SELECT count(DISTINCT partition_key), any_value(typeof(prediction)) FROM small.predictions"
     assert rows(new, kept) == [(len(scored), "BOOLEAN")], "the last complete state is read until the next one"
     assert (found_in(new).versions, found_in(new).partitions) == ([], scored), "it is still to be done after a kill"
-    plan = make_plan(new.spec, state, NOW)
+    plan = make_plan(new.spec, state, PlanRequest(NOW))
     assert [item.partition.key for item in plan.of("predictions")] == scored
     for item in plan.of("model"):
         new.train(item.partition, stamp)

@@ -10,6 +10,7 @@ import polars as pl
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -33,27 +34,27 @@ def test_a_changed_file_of_one_partition_makes_that_one_due(tmp_path):
     carry_out(pipeline, NOW)
     file = pipeline.folder / "days" / "2024-02-03.parquet"
     pl.read_parquet(file).head(10).write_parquet(file)
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert [(item.step, item.partition.key) for item in plan.items] == [
         (kind, "2024-02-03") for kind in ("features", "predictions", "performance")
     ]
     carry_out(pipeline, NOW, "again")
     assert pipeline.state().scores["2024-02-03"].rows_in == 10
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def test_a_file_for_all_partitions_that_grows_makes_no_past_partition_due(tmp_path):
     pipeline = by_day(tmp_path)
     carry_out(pipeline, NOW)
     (pipeline.folder / "shops.csv").write_text("shop\nx\ny\n", encoding="utf-8")
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def test_archiving_a_source_file_blocks_nothing(tmp_path):
     pipeline = by_day(tmp_path)
     carry_out(pipeline, NOW)
     (pipeline.folder / "days" / "2024-01-03.parquet").unlink()
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def test_features_are_recognized_by_the_name_and_size_of_their_file(tmp_path):
@@ -73,7 +74,7 @@ def test_the_ledger_says_when_each_thing_really_happened(tmp_path):
     pipeline = small_pipeline(tmp_path)
     ticks = iter(range(10**6))
     stamp = Stamp("run", NOW, lambda: NOW + timedelta(seconds=next(ticks)))
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     list(pipeline.build_features([item.partition for item in plan.of("features")], stamp))
     (period,) = plan.of("model")
     trained = pipeline.train(period.partition, stamp)

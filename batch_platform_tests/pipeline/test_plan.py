@@ -27,6 +27,7 @@ from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
 from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import STEPS, Item, requests
 from batch_platform.pipeline.trainings_due import changed, declared_now, differences
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
@@ -237,11 +238,11 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
         spec = with_params(spec, max_iter=detail) if what == "parameters change" else spec
         spec = with_delay(spec, detail) if what == "labels are known after days" else spec
         now += timedelta(days=detail if what == "time passes" else 0)
-        plan = make_plan(spec, state, now)
+        plan = make_plan(spec, state, PlanRequest(now))
         kinds = [STEPS.index(item.step) for item in plan.items]
         assert kinds == sorted(kinds)
         state = carried_out(spec, state, plan, refused, found, failing=failing)
-        assert make_plan(spec, state, now).items == []
+        assert make_plan(spec, state, PlanRequest(now)).items == []
 
 
 @pytest.mark.parametrize("name", ["monthly models", "one model", "no labels", "due at their start"])
@@ -256,11 +257,11 @@ def test_a_plan_carried_out_by_a_real_pipeline_leaves_nothing_due(tmp_path, name
     for now in (datetime(2024, 2, day, 12, tzinfo=UTC) for day in (10, 14)):
         plan = carry_out(pipeline, now)
         assert {item.step for item in plan.items} >= {"features", "predictions", "performance"}
-        assert make_plan(pipeline.spec, pipeline.state(), now).items == []
+        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(now)).items == []
 
 
 def test_features_come_before_models_before_predictions_before_performance():
-    plan = make_plan(SPECS["monthly models"], EMPTY, NOW)
+    plan = make_plan(SPECS["monthly models"], EMPTY, PlanRequest(NOW))
     assert list(dict.fromkeys(item.step for item in plan.items)) == [kind for kind in STEPS if kind != "challengers"]
     assert [item.partition.key for item in plan.of("model")] == ["2024-02-01"]
     assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= "2024-02-01"]
@@ -271,13 +272,13 @@ def test_features_come_before_models_before_predictions_before_performance():
 @pytest.mark.parametrize(("offset", "last"), [(0, "2024-02-14"), (1, "2024-02-15")])
 def test_only_closed_partitions_are_due_unless_they_are_known_at_their_start(offset, last):
     spec = small_spec(partitions={"end_offset": offset})
-    plan = make_plan(spec, EMPTY, datetime(2024, 2, 15, 12, tzinfo=UTC))
+    plan = make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 15, 12, tzinfo=UTC)))
     assert plan.of("predictions")[-1].partition.key == last
 
 
 def test_performance_waits_until_labels_are_known():
     spec = SPECS["late labels"]
-    plan = make_plan(spec, EMPTY, datetime(2024, 2, 15, 12, tzinfo=UTC))
+    plan = make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 15, 12, tzinfo=UTC)))
     assert plan.of("performance")[-1].partition.key == "2024-02-05"
     calendar = spec.partitions.calendar
     assert matures(spec, calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
@@ -313,18 +314,18 @@ def test_a_run_does_all_steps_of_a_partition_and_no_range_begins_with_a_failed_o
 
 def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_for_it():
     spec = SPECS["never rescored"]
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, datetime(2024, 2, 10, tzinfo=UTC)))
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 10, tzinfo=UTC))))
     early, *days = (spec.partitions.calendar.named(key) for key in ("2024-01-20", "2024-02-03", "2024-02-20"))
     (champion,) = state.registry.versions
-    named = make_plan(spec, state, NOW, only=[early, *days], version=champion)
+    named = make_plan(spec, state, PlanRequest(NOW, [early, *days], model=champion.version))
     assert [item.partition.key for item in named.of("predictions")] == ["2024-02-20"]
     assert [(item.partition.key, item.warm_up) for item in named.blocked] == [("2024-01-20", True)]
-    plan = make_plan(
-        spec, state, NOW, only=days, version=trained(spec.partitions.calendar.named("2024-02-01"), "other")
-    )
+    other = trained(spec.partitions.calendar.named("2024-02-01"), "other")
+    registered = replace(state, registry=replace(state.registry, versions=[*state.registry.versions, other]))
+    plan = make_plan(spec, registered, PlanRequest(NOW, days, model=other.version))
     assert [item.partition.key for item in plan.of("predictions")] == [day.key for day in days]
     assert plan.of("model", "challengers") == plan.blocked == []
-    forced = make_plan(spec, state, NOW, only=days, version=champion, force=True)
+    forced = make_plan(spec, state, PlanRequest(NOW, days, model=champion.version, force=True))
     assert [item.partition.key for item in forced.of("features")] == [day.key for day in days]
     assert len(forced.of("predictions")) == 2
 
@@ -332,7 +333,7 @@ def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_fo
 def test_what_was_scored_before_models_began_later_stays_as_it_is():
     spec, now = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
     state = carried_out(
-        spec, EMPTY, make_plan(spec, EMPTY, now, serve_all=True, only=spec.partitions.calendar.due(now))
+        spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(now, spec.partitions.calendar.due(now), serve_all=True))
     )
     early = [key for key in state.scores if key < "2024-02-01"]
     assert early
@@ -341,7 +342,7 @@ def test_what_was_scored_before_models_began_later_stays_as_it_is():
             "model": spec.model.model_copy(update={"train": spec.model.train.model_copy(update={"every": "month"})})
         }
     )
-    plan = make_plan(monthly, replace(state, scoring_code_version="other"), now)
+    plan = make_plan(monthly, replace(state, scoring_code_version="other"), PlanRequest(now))
     asked = {item.partition.key for item in plan.of("predictions", "performance")}
     assert asked
     assert not asked & set(early), "Dagster has no such partitions of them any more"
@@ -350,15 +351,15 @@ def test_what_was_scored_before_models_began_later_stays_as_it_is():
 
 def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partition_with_mature_labels():
     spec, early = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
-    (model,) = make_plan(spec, EMPTY, early).of("model")
+    (model,) = make_plan(spec, EMPTY, PlanRequest(early)).of("model")
     assert model.partition.key == "2024-02-08", "of 9 February the labels are known a day later"
     assert [day.key for day in training_window(spec, model.partition.start)] == KEYS[: KEYS.index("2024-02-07")]
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, early))
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(early)))
     assert sorted(state.scores) == ["2024-02-08", "2024-02-09"]
-    later = make_plan(spec, state, NOW)
+    later = make_plan(spec, state, PlanRequest(NOW))
     assert later.of("model") == []
     assert [item.partition.key for item in later.of("predictions")] == [key for key in KEYS if key > "2024-02-09"]
-    for plan in (make_plan(spec, EMPTY, early), later):
+    for plan in (make_plan(spec, EMPTY, PlanRequest(early)), later):
         assert [item.partition.key for item in plan.blocked] == [key for key in KEYS if key < "2024-02-08"]
         assert {(item.warm_up, item.reason) for item in plan.blocked} == {
             (True, "the first model serves from 2024-02-08")
@@ -377,7 +378,7 @@ def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partitio
 def test_a_single_model_serves_the_newest_partition_even_if_no_label_shows_how_good_it_is(overrides, first):
     train = {"every": None, "evaluate": "3 days"}
     spec = small_spec(**{**overrides, "model": {"train": train, **overrides.get("model", {})}})
-    plan = make_plan(spec, EMPTY, NOW)
+    plan = make_plan(spec, EMPTY, PlanRequest(NOW))
     assert [item.partition.key for item in plan.of("model")] == [first]
     assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= first]
 
@@ -388,14 +389,14 @@ def test_a_single_model_that_has_to_serve_all_is_trained_for_the_oldest_that_was
 
     def asked(state: State, *, since: str, serve_all: bool = True, failed: str = "") -> tuple[Plan, list[str]]:
         wanted = [day for day in days if day.key >= since]
-        plan = make_plan(spec, state, NOW, only=wanted, serve_all=serve_all, failed_models={failed})
+        plan = make_plan(spec, state, PlanRequest(NOW, wanted, serve_all=serve_all, failed_models={failed}))
         return plan, [item.partition.key for item in plan.of("model")]
 
     assert asked(EMPTY, since="2024-02-05")[1] == ["2024-02-05"]
     assert asked(EMPTY, since="2024-01-01")[1] == ["2024-01-08"], "the first with enough history"
     assert asked(EMPTY, since="2024-01-01", failed="2024-01-08")[1] == ["2024-01-09"]
     assert asked(EMPTY, since="2024-02-05", serve_all=False)[1] == ["2024-02-29"]
-    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
     assert asked(newest, since="2024-02-05", serve_all=False)[1] == []
     plan, models = asked(newest, since="2024-02-05")
     assert models == ["2024-02-05"]
@@ -404,66 +405,68 @@ def test_a_single_model_that_has_to_serve_all_is_trained_for_the_oldest_that_was
     both = carried_out(spec, newest, plan)
     for since in ("2024-02-05", "2024-02-29"):
         assert asked(both, since=since)[0].items == []
-    assert make_plan(spec, both, NOW).items == []
+    assert make_plan(spec, both, PlanRequest(NOW)).items == []
     assert [both.scores[key] for key in newest.scores] == list(newest.scores.values())
 
 
 def test_a_single_model_whose_run_was_killed_before_training_learns_from_what_is_mature_when_the_next_run_begins():
     spec, killed, next_day = SPECS["one model"], *(datetime(2024, 2, day, 12, tzinfo=UTC) for day in (10, 11))
-    plan = make_plan(spec, EMPTY, killed)
+    plan = make_plan(spec, EMPTY, PlanRequest(killed))
     built = carried_out(spec, EMPTY, replace(plan, items=plan.of("features")))
-    assert [item.partition.key for item in make_plan(spec, built, killed).of("model")] == ["2024-02-08"]
-    resumed = make_plan(spec, built, next_day)
+    assert [item.partition.key for item in make_plan(spec, built, PlanRequest(killed)).of("model")] == ["2024-02-08"]
+    resumed = make_plan(spec, built, PlanRequest(next_day))
     assert [item.partition.key for item in resumed.of("features", "model")] == [
         "2024-02-07",
         "2024-02-10",
         "2024-02-09",
     ]
-    assert make_plan(spec, carried_out(spec, built, resumed), next_day).items == []
+    assert make_plan(spec, carried_out(spec, built, resumed), PlanRequest(next_day)).items == []
 
 
 def test_an_earlier_model_trained_as_declared_now_does_not_keep_the_newest_one_from_being_trained_again():
     spec = SPECS["one model"]
-    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
     changed = with_params(spec, max_iter=7)
     asked = [changed.partitions.calendar.named("2024-02-05")]
-    both = carried_out(changed, newest, make_plan(changed, newest, NOW, only=asked, serve_all=True))
-    assert [(item.partition.key, item.reason) for item in make_plan(changed, both, NOW).of("model")] == [
+    both = carried_out(changed, newest, make_plan(changed, newest, PlanRequest(NOW, asked, serve_all=True)))
+    assert [(item.partition.key, item.reason) for item in make_plan(changed, both, PlanRequest(NOW)).of("model")] == [
         ("2024-02-29", "the declared parameters changed")
     ]
 
 
 def test_a_single_model_that_failed_is_tried_again_once_the_next_partition_is_mature():
     spec = SPECS["one model"]
-    (model,) = make_plan(spec, EMPTY, datetime(2024, 2, 10, 12, tzinfo=UTC)).of("model")
-    (after,) = make_plan(spec, EMPTY, datetime(2024, 2, 11, 12, tzinfo=UTC), failed_models={model.partition.key}).of(
-        "model"
-    )
+    (model,) = make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 10, 12, tzinfo=UTC))).of("model")
+    (after,) = make_plan(
+        spec, EMPTY, PlanRequest(datetime(2024, 2, 11, 12, tzinfo=UTC), failed_models={model.partition.key})
+    ).of("model")
     assert after.partition.start == spec.partitions.calendar.named(model.partition.key).end
 
 
 def test_the_older_champion_serves_when_a_training_failed():
     spec = SPECS["weekly models"]
     first = datetime(2024, 2, 4, 12, tzinfo=UTC)
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, first))
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(first)))
     newest = serving_periods(spec, NOW)[-1].key
-    due = {item.partition.key for item in make_plan(spec, state, NOW).of("model")}
-    plan = make_plan(spec, state, NOW, failed_models=due)
+    due = {item.partition.key for item in make_plan(spec, state, PlanRequest(NOW)).of("model")}
+    plan = make_plan(spec, state, PlanRequest(NOW, failed_models=due))
     assert newest in due
     assert plan.of("model") == []
     assert plan.of("predictions")[-1].partition.key == KEYS[-1]
-    assert make_plan(spec, carried_out(spec, state, plan), NOW, failed_models=due).items == []
+    assert make_plan(spec, carried_out(spec, state, plan), PlanRequest(NOW, failed_models=due)).items == []
 
 
 def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_missing():
     spec = SPECS["never rescored"]
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, datetime(2024, 2, 10, tzinfo=UTC)))
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 10, tzinfo=UTC))))
     changed = replace(state, features_code_version="new", scoring_code_version="new")
-    keys = [item.partition.key for item in make_plan(spec, changed, NOW).of("predictions")]
+    keys = [item.partition.key for item in make_plan(spec, changed, PlanRequest(NOW)).of("predictions")]
     assert keys == [key for key in KEYS if key > "2024-02-09"]
     assert set(keys).isdisjoint(state.scores)
-    assert set(make_plan(spec, changed, NOW).stale) == set(state.scores), "they are reported as stale all the same"
-    forced = make_plan(spec, changed, NOW, only=[spec.partitions.calendar.named("2024-02-03")], force=True)
+    assert set(make_plan(spec, changed, PlanRequest(NOW)).stale) == set(state.scores), (
+        "they are reported as stale all the same"
+    )
+    forced = make_plan(spec, changed, PlanRequest(NOW, [spec.partitions.calendar.named("2024-02-03")], force=True))
     assert [item.reason for item in forced.of("predictions")] == ["forced"]
 
 
@@ -477,16 +480,16 @@ def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_mis
 )
 def test_stale_predictions_are_due_with_the_reason(change, reason):
     spec = SPECS["monthly models"]
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
-    plan = make_plan(spec, replace(state, **change), NOW)
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
+    plan = make_plan(spec, replace(state, **change), PlanRequest(NOW))
     assert {item.partition.key: item.reason for item in plan.of("predictions")}["2024-02-03"] == reason
-    assert make_plan(spec, state, NOW).stale == {}
+    assert make_plan(spec, state, PlanRequest(NOW)).stale == {}
 
 
 def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
     spec = SPECS["weekly models"]
     calendar = spec.partitions.calendar
-    plan = make_plan(spec, EMPTY, NOW, only=[calendar.named("2024-02-20")])
+    plan = make_plan(spec, EMPTY, PlanRequest(NOW, [calendar.named("2024-02-20")]))
     assert [item.partition.key for item in plan.of("model")] == ["2024-02-18"]
     assert [item.partition.key for item in plan.of("predictions", "performance")] == ["2024-02-20", "2024-02-20"]
     needed = {p.key for p in training_window(spec, calendar.named("2024-02-18").start)} | {"2024-02-20"}
@@ -555,7 +558,7 @@ def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipel
     champion = pipeline.state().registry.champion(NOW)
     one_class = "SELECT id, true AS returned FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     failing = small_pipeline(tmp_path, labels_sql=one_class, model={"train": {"every": "week", "evaluate": "2 days"}})
-    plan = make_plan(failing.spec, failing.state(), NOW)
+    plan = make_plan(failing.spec, failing.state(), PlanRequest(NOW))
     stamp = Stamp("later", NOW)
     list(failing.build_features([item.partition for item in plan.of("features")], stamp))
     for item in plan.of("model"):
@@ -563,7 +566,7 @@ def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipel
             failing.train(item.partition, stamp)
     assert failing.state().registry.champion(NOW) == champion
     again = make_plan(
-        failing.spec, failing.state(), NOW, failed_models={item.partition.key for item in plan.of("model")}
+        failing.spec, failing.state(), PlanRequest(NOW, failed_models={item.partition.key for item in plan.of("model")})
     )
     runs = list(failing.score([item.partition for item in again.of("predictions")], stamp))
     assert {committed.run.model_version for committed in runs} == {champion.version}
@@ -571,11 +574,11 @@ def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipel
 
 
 def planned(spec: PipelineSpec, state: State) -> list[tuple[str, str]]:
-    return [(item.partition.key, item.reason) for item in make_plan(spec, state, NOW).of("model")]
+    return [(item.partition.key, item.reason) for item in make_plan(spec, state, PlanRequest(NOW)).of("model")]
 
 
 def finished(spec: PipelineSpec) -> State:
-    return carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    return carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
 
 
 def test_a_changed_parameter_trains_the_newest_serving_period_again_and_no_other():
@@ -585,7 +588,7 @@ def test_a_changed_parameter_trains_the_newest_serving_period_again_and_no_other
     assert len(state.registry.versions) > 2
     changed_spec = with_params(spec, max_iter=9)
     assert planned(changed_spec, state) == [(newest.key, "the declared parameters changed")]
-    plan = make_plan(changed_spec, state, NOW)
+    plan = make_plan(changed_spec, state, PlanRequest(NOW))
     waiting = [item for item in plan.of("predictions") if item.awaits_model]
     assert [item.partition.key for item in waiting] == [key for key in KEYS if key >= newest.key]
     assert plan.stale == {item.partition.key: "a newer model is due" for item in waiting}
@@ -596,8 +599,10 @@ def test_a_change_trains_nothing_in_a_run_over_some_of_the_partitions_that_its_m
     spec = SPECS["monthly models"]
     state, changed_spec = finished(spec), with_params(spec, max_iter=9)
     days = [spec.partitions.calendar.named(key) for key in KEYS if key >= "2024-02-01"]
-    assert make_plan(changed_spec, state, NOW, only=days[1:]).items == []
-    assert [item.partition.key for item in make_plan(changed_spec, state, NOW, only=days).of("model")] == ["2024-02-01"]
+    assert make_plan(changed_spec, state, PlanRequest(NOW, days[1:])).items == []
+    assert [item.partition.key for item in make_plan(changed_spec, state, PlanRequest(NOW, days)).of("model")] == [
+        "2024-02-01"
+    ]
 
 
 def test_changed_features_and_estimators_are_named():
@@ -612,7 +617,7 @@ def test_changed_features_and_estimators_are_named():
 def test_a_training_that_came_to_nothing_is_not_repeated_until_the_declaration_changes_again(outcome):
     spec = SPECS["monthly models"]
     state, second = finished(spec), with_params(spec, max_iter=9)
-    plan = make_plan(second, state, NOW)
+    plan = make_plan(second, state, PlanRequest(NOW))
     after = carried_out(
         second, state, plan, {"2024-02-01"} if outcome == "refused" else set(), failing=outcome == "failed"
     )
@@ -626,7 +631,7 @@ def test_a_declaration_that_served_before_is_trained_again():
     spec = SPECS["monthly models"]
     second = with_params(spec, max_iter=9)
     state = finished(spec)
-    state = carried_out(second, state, make_plan(second, state, NOW))
+    state = carried_out(second, state, make_plan(second, state, PlanRequest(NOW)))
     assert planned(second, state) == []
     assert planned(spec, state) == [("2024-02-01", "the declared parameters changed")]
 
@@ -667,7 +672,7 @@ def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_i
     period, _ = training_asked_for(spec, state, NOW, force=True)
     assert period.key == "2024-02-01"
     lost = replace(state, features={key: build for key, build in state.features.items() if key != "2024-01-10"})
-    plan = make_plan(spec, lost, NOW, only=(), train=period)
+    plan = make_plan(spec, lost, PlanRequest(NOW, (), train=period))
     assert [(item.step, item.partition.key) for item in plan.items] == [
         ("features", "2024-01-10"),
         ("model", "2024-02-01"),
@@ -696,8 +701,8 @@ def asked(spec: PipelineSpec, state: State, *, force: bool = False) -> tuple[str
 def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_it():
     spec = small_spec()
     calendar = spec.partitions.calendar
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
-    assert make_plan(spec, state, NOW).items == []
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
+    assert make_plan(spec, state, PlanRequest(NOW)).items == []
     gone = ("2024-01-15", "2024-02-10")
     kept = {
         name: {key: row for key, row in getattr(state, name).items() if key not in gone}
@@ -705,17 +710,17 @@ def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_i
     }
     drops = {key: DroppedPartition(key, 1, "alice", NOW, "drop", 9) for key in gone}
     state = replace(state, **kept, dropped=drops)
-    assert make_plan(spec, state, NOW).items == []
-    retrained = make_plan(spec, state, NOW, train=calendar.named("2024-02-01"))
+    assert make_plan(spec, state, PlanRequest(NOW)).items == []
+    retrained = make_plan(spec, state, PlanRequest(NOW, train=calendar.named("2024-02-01")))
     assert {item.step for item in retrained.items} >= {"model", "predictions"}
     assert not {item.partition.key for item in retrained.items} & {*gone}
-    named = make_plan(spec, state, NOW, only=[calendar.named("2024-02-10")])
+    named = make_plan(spec, state, PlanRequest(NOW, [calendar.named("2024-02-10")]))
     assert [(item.step, item.partition.key) for item in named.items] == [
         ("features", "2024-02-10"),
         ("predictions", "2024-02-10"),
         ("performance", "2024-02-10"),
     ]
-    (features,) = make_plan(spec, state, NOW, only=[calendar.named("2024-01-15")]).items
+    (features,) = make_plan(spec, state, PlanRequest(NOW, [calendar.named("2024-01-15")])).items
     assert (features.step, features.reason) == ("features", "missing")
     changed_model = with_params(spec, max_iter=9)
-    assert make_plan(changed_model, state, NOW).of("model"), "what was dropped holds up no training"
+    assert make_plan(changed_model, state, PlanRequest(NOW)).of("model"), "what was dropped holds up no training"

@@ -12,6 +12,7 @@ from batch_platform.models.registry import Promotion, Registry, Version
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform_tests.small_pipeline import small_spec
@@ -114,8 +115,8 @@ def test_planning_grows_with_the_partitions_and_not_with_their_square(done: bool
     for hours in (FEW, MANY):
         spec, now = hourly(), START + timedelta(hours=hours)
         state = recorded(spec, hours, done=done)
-        took.append(processor_time(lambda spec=spec, state=state, now=now: make_plan(spec, state, now)))
-        plan = make_plan(spec, state, now)
+        took.append(processor_time(lambda spec=spec, state=state, now=now: make_plan(spec, state, PlanRequest(now))))
+        plan = make_plan(spec, state, PlanRequest(now))
         assert len(plan.of("features")) == (0 if done else hours)
     assert took[1] / took[0] < (LINEAR + QUADRATIC) / 2 + 4, took
 
@@ -123,7 +124,7 @@ def test_planning_grows_with_the_partitions_and_not_with_their_square(done: bool
 def test_status_of_ten_thousand_partitions_names_each_of_them():
     spec, now = hourly(), START + timedelta(hours=MANY)
     state = recorded(spec, MANY, done=True)
-    report = status_of(spec, state, make_plan(spec, state, now), now)
+    report = status_of(spec, state, make_plan(spec, state, PlanRequest(now)), now)
     assert report.counts == {"scored": MANY}
     assert len(report.partitions) == MANY
 

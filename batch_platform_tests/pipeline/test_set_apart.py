@@ -18,6 +18,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring import run
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published
@@ -178,7 +179,7 @@ def test_partitions_that_no_model_serves_and_that_fail_are_told_together(scored)
 
 def test_no_model_learns_from_a_window_with_gaps_and_the_refusal_names_them(tmp_path):
     pipeline = by_day(tmp_path, "2024-01-15", "2024-01-17")
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     with pytest.raises(SourceError):
         list(pipeline.build_features([item.partition for item in plan.of("features")], Stamp("r", NOW)))
     (period,) = days(pipeline, "2024-02-01")
@@ -209,7 +210,7 @@ def test_of_very_many_refused_rows_some_are_kept_for_each_reason_and_all_are_cou
         events=events,
         features={"columns": {"amount": {"nullable": True}, "items": {"min": 100, "nullable": True}}},
     )
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     stamp = Stamp("r", NOW)
     lenient = small_pipeline(tmp_path, events=events)
     list(lenient.build_features([item.partition for item in plan.of("features")], stamp))

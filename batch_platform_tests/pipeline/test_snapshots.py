@@ -15,6 +15,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
 
 CUSTOMERS_SQL = "SELECT id, shop, amount, items, known FROM events"
@@ -74,7 +75,7 @@ def test_the_first_snapshot_is_trained_on_and_scored_whole_at_once(tmp_path):
         pipeline, "SELECT count(*) FROM small.predictions WHERE id > 2000 AND score BETWEEN 0 AND 1"
     )
     assert unlabelled == 400
-    assert make_plan(pipeline.spec, pipeline.state(), MONDAY).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(MONDAY)).items == []
 
 
 def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_model_is_measured_on(tmp_path):
@@ -114,7 +115,7 @@ def test_a_new_day_is_scored_from_the_table_as_it_is_then_and_the_day_before_sta
     carry_out(pipeline, days_later(1))
     assert query(pipeline, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{SECOND}'") == [(1400,)]
     assert query(pipeline, f"FROM small.predictions WHERE partition_key = '{FIRST}' ORDER BY ALL") == before
-    assert make_plan(pipeline.spec, pipeline.state(), days_later(1)).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(days_later(1))).items == []
 
 
 def test_a_table_that_changes_within_the_day_is_scored_again(tmp_path):
@@ -125,7 +126,7 @@ def test_a_table_that_changes_within_the_day_is_scored_again(tmp_path):
         ("features", "a source file changed")
     }
     assert query(pipeline, "SELECT count(*) FROM small.predictions") == [(2100,)]
-    assert make_plan(pipeline.spec, pipeline.state(), MONDAY + timedelta(hours=1)).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(MONDAY + timedelta(hours=1))).items == []
 
 
 def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_path):
@@ -137,13 +138,13 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
         THIRD,
     ]
     state = pipeline.state()
-    plan = make_plan(pipeline.spec, state, now)
+    plan = make_plan(pipeline.spec, state, PlanRequest(now))
     assert plan.items == []
     status = status_of(pipeline.spec, state, plan, now)
     assert [partition.partition for partition in status.partitions] == [FIRST, THIRD]
     second = pipeline.spec.partitions.calendar.named(SECOND)
     with pytest.raises(WrongUseError, match=f"the snapshot {SECOND} can no longer be taken") as refused:
-        make_plan(pipeline.spec, state, now, only=[second])
+        make_plan(pipeline.spec, state, PlanRequest(now, [second]))
     assert f"--partition {THIRD}" in str(refused.value)
     with pytest.raises(WrongUseError, match="can no longer be taken"):
         list(pipeline.build_features([pipeline.spec.partitions.calendar.named(FIRST)], Stamp("x", now), force=True))
@@ -155,7 +156,7 @@ def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
     sql = CUSTOMERS_SQL.replace("items", "items + 1 AS items")
     changed = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
     (pipeline.folder / "features.sql").write_text(sql)
-    plan = make_plan(changed.spec, changed.state(), days_later(1))
+    plan = make_plan(changed.spec, changed.state(), PlanRequest(days_later(1)))
     assert [item.partition.key for item in plan.of("features")] == [SECOND]
 
 
@@ -164,7 +165,7 @@ def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every
     pipeline = snapshots(tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "every": every}})
     for day in range(0, 15, 2):
         carry_out(pipeline, days_later(day))
-        assert make_plan(pipeline.spec, pipeline.state(), days_later(day)).items == []
+        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(days_later(day))).items == []
     assert [version.serving_period for version in pipeline.state().registry.versions] == trained
     by = dict(query(pipeline, "SELECT partition_key, any_value(model_version) FROM small.predictions GROUP BY 1"))
     assert all(by[key].startswith(max(start for start in trained if start <= key)) for key in by)
@@ -220,13 +221,13 @@ def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_hold
     of_monday(tmp_path)
     model = {**SNAPSHOT["model"], "params": {"max_iter": 6}, "promote": {"at_least": bound}}
     changed = snapshots(tmp_path, model=model)
-    plan = make_plan(changed.spec, changed.state(), days_later(1))
+    plan = make_plan(changed.spec, changed.state(), PlanRequest(days_later(1)))
     assert [(item.partition.key, item.reason) for item in plan.of("model")] == [
         (SECOND, "the declared parameters changed")
     ]
     carry_out(changed, days_later(1))
     carry_out(changed, days_later(1))
-    assert make_plan(changed.spec, changed.state(), days_later(1)).items == []
+    assert make_plan(changed.spec, changed.state(), PlanRequest(days_later(1))).items == []
     older, newer = changed.state().registry.of_model
     assert [version.serving_period for version in (older, newer)] == [FIRST, SECOND]
     assert changed.state().scores[FIRST].model_version == older.version
@@ -243,4 +244,4 @@ def test_a_changed_model_of_snapshots_that_cannot_be_trained_is_not_tried_again_
     changed = snapshots(tmp_path, model={**weekly, "params": {"max_iter": -1}})
     with pytest.raises(WrongUseError, match=r"model\.params\.max_iter: -1 is not allowed"):
         carry_out(changed, days_later(1))
-    assert make_plan(changed.spec, changed.state(), days_later(1)).of("model") == []
+    assert make_plan(changed.spec, changed.state(), PlanRequest(days_later(1))).of("model") == []

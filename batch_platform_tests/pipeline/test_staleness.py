@@ -20,6 +20,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.components.test_schedules import requested
 from batch_platform_tests.deployment import QUIET, Deployment, deploy
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_declaration, small_events
@@ -98,7 +99,7 @@ def conditions(deployment: Deployment, when: datetime = NOW) -> dict[str, tuple[
     """What `status` says of the scored partitions."""
     state = deployment.pipeline.state()
     spec = deployment.pipeline.spec
-    report = status_of(spec, state, make_plan(spec, state, when), when)
+    report = status_of(spec, state, make_plan(spec, state, PlanRequest(when)), when)
     return {
         partition.partition: (partition.condition, partition.reason or None)
         for partition in report.partitions
@@ -198,7 +199,7 @@ def test_a_report_and_a_tick_see_what_changed_and_write_nothing(deployment, why)
     change, keys, _ = REASONS[why]
     changed, before = change(deployment), on_disk(deployment)
     state = changed.pipeline.published_state()
-    plan = make_plan(changed.pipeline.spec, state, NOW)
+    plan = make_plan(changed.pipeline.spec, state, PlanRequest(NOW))
     report = status_of(changed.pipeline.spec, state, plan, NOW)
     assert [partition.partition for partition in report.partitions if partition.condition == "stale"] == keys
     assert requested(changed, "predictions", NOW) != []
@@ -272,7 +273,7 @@ def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_tol
         for key, name in versions.items()
     }
     never = redeclared(deployment, labels={"delay": "8 days"})
-    plan = make_plan(never.pipeline.spec, never.pipeline.state(), NOW)
+    plan = make_plan(never.pipeline.spec, never.pipeline.state(), PlanRequest(NOW))
     assert plan.of("model", "predictions") == []
     assert status_of(never.pipeline.spec, never.pipeline.state(), plan, NOW).outdated == {
         key: f"{reason}: batch-platform train small --period {key}" for key, reason in known.items()
@@ -290,9 +291,9 @@ def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_tol
         assert f"was not compared: it {known[version.serving_period].partition(' ')[2]}" in judged.reason
         assert version.trained_until + timedelta(days=8) <= version.serving_start
     assert {run.model_version for run in state.scores.values()} == {it.version for it in state.registry.versions[2:]}
-    assert make_plan(again.pipeline.spec, state, NOW).items == []
+    assert make_plan(again.pipeline.spec, state, PlanRequest(NOW)).items == []
     shorter = redeclared(deployment, labels={"delay": "0 days"}, model={"train": train}).pipeline
-    assert make_plan(shorter.spec, state, NOW).of("model") == [], "what they learned was known"
+    assert make_plan(shorter.spec, state, PlanRequest(NOW)).of("model") == [], "what they learned was known"
 
 
 def test_a_label_file_that_holds_the_same_labels_as_before_is_not_called_corrected(deployment):

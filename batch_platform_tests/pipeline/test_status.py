@@ -18,6 +18,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
@@ -33,7 +34,7 @@ LABELS_KNOWN = datetime(2024, 2, 13, tzinfo=UTC)  # of every partition that is s
 
 def status(pipeline, now=NOW):
     state = pipeline.state()
-    return status_of(pipeline.spec, state, make_plan(pipeline.spec, state, now), now)
+    return status_of(pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(now)), now)
 
 
 def conditions(report):

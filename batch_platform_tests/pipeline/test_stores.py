@@ -13,6 +13,7 @@ from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.trace import trace
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.report import write_report
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
 from batch_platform.warehouse.verify import verify
@@ -66,7 +67,7 @@ def outputs(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
         .sort("id")
         .to_dicts(),
         "partitions of the challenger": stored_partitions(pipeline.home, TableName("small", "challenger_scores")),
-        "due": make_plan(pipeline.spec, pipeline.state(), NOW).items,
+        "due": make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items,
     }
 
 
@@ -89,13 +90,13 @@ def test_a_lost_or_cut_file_makes_its_partition_due_even_if_nothing_is_rescored(
     of_challenger.unlink()
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
-    plan = make_plan(spec, pipeline.state(), NOW)
+    plan = make_plan(spec, pipeline.state(), PlanRequest(NOW))
     reason = "a file of its predictions is gone or changed"
     reasons = dict.fromkeys(SCORED[:2], reason) | {SCORED[-1]: "a file of its challenger_scores is gone or changed"}
     assert {item.partition.key: item.reason for item in plan.of("predictions")} == reasons
     assert plan.stale == reasons
     carry_out(pipeline, NOW, "repaired")
-    assert make_plan(spec, pipeline.state(), NOW).items == []
+    assert make_plan(spec, pipeline.state(), PlanRequest(NOW)).items == []
     assert {key for key, run in pipeline.state().scores.items() if run.run_id == "repaired"} == {*reasons}
     assert verify(pipeline.home).differing == ()
 

@@ -27,6 +27,7 @@ from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.challenger_tables import read_challenger_runs
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
@@ -290,7 +291,7 @@ def test_a_challenger_never_serves_however_good_it_is(tmp_path):
     assert champion.version == versions(pipeline)[None]
     assert registry.last_decision(tree.version).action == "challenger"
     assert set(predictions(pipeline)["model_version"]) == {champion.version}
-    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def test_a_promoted_challenger_serves_and_does_not_challenge_itself(pipeline):
@@ -299,7 +300,7 @@ def test_a_promoted_challenger_serves_and_does_not_challenge_itself(pipeline):
     assert (decision.before.version, decision.after.version) == (versions(pipeline)[None], tree)
     assert decision.promotion.reason.startswith("promoted by hand; it was a challenger: tree; ")
     pipeline.decide(decision.promotion, state)
-    stale = make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")
+    stale = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("predictions")
     assert {item.reason for item in stale} == {f"scored by {versions(pipeline)[None]}, the champion is {tree}"}
     before = scores(pipeline, "tree")
     carry_out(pipeline, NOW, "promoted")
@@ -381,9 +382,9 @@ def test_a_challenger_that_cannot_be_trained_is_recorded_with_a_warning_and_prod
     assert (failed.challenger, failed.serving_period, failed.version) == ("broken", "2024-02-01", None)
     assert len(state.scores) == 8
     assert {name for _, name in runs(pipeline)} == {"tree"}
-    assert make_plan(pipeline.spec, state, NOW).items == [], "it is not tried again and again"
+    assert make_plan(pipeline.spec, state, PlanRequest(NOW)).items == [], "it is not tried again and again"
     mended = small_pipeline(tmp_path, challengers=[{**BROKEN, "params": {"max_depth": 3}}, TREE])
-    (item,) = make_plan(mended.spec, mended.state(), NOW).items
+    (item,) = make_plan(mended.spec, mended.state(), PlanRequest(NOW)).items
     assert (item.step, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: broken")
     champion = versions(mended)[None]
     carry_out(mended, NOW, "mended")
@@ -483,7 +484,7 @@ def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reas
 
 def test_a_pinned_version_scores_any_period_and_is_marked_where_it_was_trained_on_the_data(pipeline, tmp_path):
     pinned = small_pipeline(tmp_path, challengers=[{"name": "old", "version": versions(pipeline)["linear"]}])
-    assert make_plan(pinned.spec, pinned.state(), NOW).items == [], "nothing is trained for it"
+    assert make_plan(pinned.spec, pinned.state(), PlanRequest(NOW)).items == [], "nothing is trained for it"
     list(pinned.score(days(pinned, "2024-01-20", "2024-02-02"), AGAIN, force=True, version=versions(pinned)["tree"]))
     after = runs(pinned)
     assert (after["2024-01-20", "old"].in_sample, after["2024-02-02", "old"].in_sample) == (True, False)
@@ -507,11 +508,11 @@ def test_a_challenger_added_later_is_trained_alone_and_makes_no_prediction_stale
     finished_pipeline(tmp_path, NOW)
     added = small_pipeline(tmp_path, challengers=[LINEAR])
     before, champion = predictions(added), versions(added)[None]
-    (item,) = make_plan(added.spec, added.state(), NOW).items
+    (item,) = make_plan(added.spec, added.state(), PlanRequest(NOW)).items
     assert (item.step, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: linear")
     carry_out(added, NOW, "added")
     assert versions(added)[None] == champion
-    assert make_plan(added.spec, added.state(), NOW).items == []
+    assert make_plan(added.spec, added.state(), PlanRequest(NOW)).items == []
     keys = days(added, "2024-02-02", "2024-02-03")
     assert all(partition.skipped for partition in added.score(keys, AGAIN))
     assert predictions(added).equals(before)
@@ -527,16 +528,16 @@ def test_older_periods_get_a_challenger_only_with_force(tmp_path):
     added = small_pipeline(tmp_path, model=weekly, challengers=[LINEAR])
     state, wanted = added.state(), days(added, "2024-01-23", "2024-01-30")
     newest = max(version.serving_period for version in state.registry.of_model)
-    assert [item.partition.key for item in make_plan(added.spec, state, NOW).of("challengers")] == [newest]
-    assert make_plan(added.spec, state, NOW, only=wanted).of("challengers") == []
-    forced = make_plan(added.spec, state, NOW, only=wanted, force=True)
+    assert [item.partition.key for item in make_plan(added.spec, state, PlanRequest(NOW)).of("challengers")] == [newest]
+    assert make_plan(added.spec, state, PlanRequest(NOW, wanted)).of("challengers") == []
+    forced = make_plan(added.spec, state, PlanRequest(NOW, wanted, force=True))
     assert [item.partition.key for item in forced.of("challengers")] == ["2024-01-21", "2024-01-28"]
 
 
 def test_the_scores_of_a_challenger_that_is_no_longer_declared_stay(pipeline, tmp_path):
     before, measured = scores(pipeline, "tree"), runs(pipeline)
     fewer = small_pipeline(tmp_path, challengers=[LINEAR])
-    assert make_plan(fewer.spec, fewer.state(), NOW).items == []
+    assert make_plan(fewer.spec, fewer.state(), PlanRequest(NOW)).items == []
     list(fewer.score(days(fewer, "2024-02-02"), AGAIN, force=True))
     list(fewer.evaluate(days(fewer, "2024-02-02"), AGAIN))
     assert scores(fewer, "tree").equals(before)

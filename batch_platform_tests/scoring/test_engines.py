@@ -34,6 +34,7 @@ from batch_platform.models.registry import Version
 from batch_platform.monitoring.agreement import Agreement
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.batch import SAMPLES, score_batch
 from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of
@@ -405,7 +406,7 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeli
     written = ("predictions", "rejected_rows", "challenger_scores", "challengers", "profiles")
     names = (*written, "drift_by_segment", "estimates_by_segment", "performance_pooled")
     before = {name: table(pipeline, name) for name in names}
-    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert not plan.of("predictions"), "another engine makes no prediction stale"
     committed = list(pipeline.score(days(pipeline), STAMP, force=True))
     for name in ("rejected_rows", "challengers"):

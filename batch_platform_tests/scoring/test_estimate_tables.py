@@ -14,6 +14,7 @@ from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.estimate_tables import (
     read_estimates,
     read_segment_estimates,
@@ -117,7 +118,7 @@ def test_each_segment_has_its_estimates_and_what_came_true_of_them(pipeline):
 def test_estimates_stand_beside_their_track_record(pipeline):
     state = pipeline.published_state()
     measured = newest_measured(pipeline.home, pipeline.spec, state)
-    status = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, measured=measured)
+    status = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(NOW)), NOW, measured=measured)
     (aspect,) = [aspect for aspect in status.health.aspects if aspect.name == "estimated_performance"]
     assert aspect.text.startswith("roc_auc about 0.")
     assert f" expected on {NEWEST} (" in aspect.text

@@ -1,0 +1,172 @@
+"""The reading of a pipeline's state: whole, or only what was recorded since an earlier reading."""
+
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import duckdb
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import NothingPublishedError
+from batch_platform.declaration.windows import matures
+from batch_platform.features.history import History, recorded_fingerprints
+from batch_platform.models.registry import Registry, read_registry
+from batch_platform.pipeline.state import State, checked, with_files_as_seen
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.failures import read_failures
+from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
+from batch_platform.warehouse.ledger import (
+    LEDGERS_SCHEMA,
+    EvaluationRun,
+    FeatureBuild,
+    ScoreRun,
+    read_features_of,
+    read_latest,
+)
+from batch_platform.warehouse.published import reading_published
+from batch_platform.warehouse.tables_in_files import named_files
+
+_JOURNAL = f"{LEDGERS_SCHEMA}.changes"
+
+
+@dataclass
+class _Carried:
+    """The state that the steps of one piece of work hand on."""
+
+    work: str = ""
+    steps: int = 0  # number of steps at work, each within the one before it
+    seen: State | None = None
+    rechecked: bool = False
+
+
+@dataclass(frozen=True)
+class StateReader:
+    """Reads the state of one pipeline in one home."""
+
+    history: History
+    warehouse: Warehouse
+    scoring_code_version: str
+    declared: str  # hash of the whole declaration
+    _carried: _Carried = field(default_factory=_Carried, init=False, repr=False, compare=False)
+
+    @contextmanager
+    def carrying(self, work: str) -> Generator[None]:
+        """Carry one state through a piece of work, such as a run with its steps; work within it takes part in it.
+
+        The state is read whole once. From then on `state` adds what was recorded since, by this process or another, to
+        what the first reading saw of the files.
+        """
+        carried = self._carried
+        if not carried.steps and carried.work != work:
+            carried.work, carried.seen = work, None
+        carried.steps += 1
+        try:
+            yield
+        finally:
+            carried.steps -= 1
+
+    def state(self, *, recheck: bool = False) -> State:
+        """The state now; waits for the warehouse. With `recheck`, the sources of all partitions are looked at, however old."""
+        carried = self._carried
+        seen = carried.seen if carried.steps and (carried.rechecked or not recheck) else None
+        if seen is not None:
+            state = self.renewed(seen)
+        else:
+            with self.warehouse.open() as con:
+                state = self._recorded(con)
+            state = checked(self.history, state, recheck=recheck)
+            carried.rechecked = recheck
+        if carried.steps:
+            carried.seen = state
+        return state
+
+    def published(self) -> State:
+        """The state as it was last published, without a look at any file; empty if nothing is published."""
+        try:
+            with reading_published(self.history.home) as con:
+                return self._recorded(con)
+        except NothingPublishedError:
+            registry = Registry(self.history.spec.name)
+            return State({}, {}, {}, registry, self.history.builder.code_version, self.scoring_code_version)
+
+    def _recorded(
+        self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None, seen: State | None = None
+    ) -> State:
+        """The state by the ledgers, of all partitions or of some; every file is taken to be as recorded.
+
+        What `seen` holds of the sources is not read again.
+        """
+        name = self.history.spec.name
+        ((newest,),) = con.execute(f"SELECT coalesce(max(seq), 0) FROM {_JOURNAL}").fetchall()
+        scores = read_latest(con, ScoreRun, name, partition_keys)
+        evaluations = read_latest(con, EvaluationRun, name, partition_keys)
+        registry = read_registry(con, name)
+        return State(
+            features=read_latest(con, FeatureBuild, name, partition_keys),
+            scores=scores,
+            evaluations={key: run for key, run in evaluations.items() if self._knew_labels(run, scores.get(key))},
+            registry=registry,
+            refused_on=read_features_of(con, registry.fruitless.values()),
+            features_code_version=self.history.builder.code_version,
+            scoring_code_version=self.scoring_code_version,
+            failures=read_failures(con, name),
+            fingerprints=recorded_fingerprints(con, name) if seen is None else seen.fingerprints,
+            files=named_files(con, self.history.home, pipeline=name),
+            declared=self.declared,
+            dropped=read_dropped(con, name),
+            newest_change=newest,
+        )
+
+    def renewed(self, seen: State) -> State:
+        """A state with what was recorded since: the partitions that the journal names are read again."""
+        with self.warehouse.open() as con:
+            keys = changed_since(con, self.history.spec.name, seen)
+            if keys is None:
+                return with_files_as_seen(self._recorded(con, seen=seen), seen)
+            if not keys:
+                return seen
+            recorded = self._recorded(con, keys, seen)
+        builds = {**seen.features, **seen.lost}
+        return with_files_as_seen(
+            replace(
+                recorded,
+                features={key: run for key, run in builds.items() if key not in keys} | recorded.features,
+                scores={key: run for key, run in seen.scores.items() if key not in keys} | recorded.scores,
+                evaluations={key: run for key, run in seen.evaluations.items() if key not in keys}
+                | recorded.evaluations,
+            ),
+            seen,
+        )
+
+    def _knew_labels(self, evaluation: EvaluationRun, run: ScoreRun | None) -> bool:
+        """Return whether labels were mature, as they are declared now, when a partition was evaluated."""
+        if run is None:
+            return True
+        partition = Partition(run.partition_key, run.partition_start, run.partition_end)
+        return matures(self.history.spec, partition) <= evaluation.evaluated_at
+
+
+def changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -> set[str] | None:
+    """The keys, of partitions or of models, whose records changed since a state was read; None if it may be any.
+
+    A change of a whole ledger names no partition.
+    """
+    query = (
+        f"SELECT DISTINCT schema_name, coalesce(partition_key, '') FROM {_JOURNAL} WHERE seq > $seq "
+        "AND (schema_name = $pipeline OR schema_name = $ledgers AND partition_key IS NULL)"
+    )
+    values = {"seq": seen.newest_change, "pipeline": pipeline, "ledgers": LEDGERS_SCHEMA}
+    changes = con.execute(query, values).fetchall()
+    return None if any(schema == LEDGERS_SCHEMA for schema, _ in changes) else {key for _, key in changes}
+
+
+def record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, state: State) -> None:
+    """Record what a state found in sources whose version is not known yet, within the caller's transaction."""
+    known = recorded_fingerprints(con, pipeline)
+    found = [
+        SourceFingerprints(*of, held.version, held.as_json())
+        for of, held in state.fingerprints.items()
+        if of not in known or known[of].version != held.version
+    ]
+    replace_fingerprints(con, pipeline, found)
