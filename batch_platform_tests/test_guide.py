@@ -59,6 +59,8 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Which job fills a month?": ("scheduling", "Bring a range up to date"),
     "A file was corrected after its day was scored. What happens?": ("scheduling", "Late and corrected data"),
     "The warehouse file is gone. What do I do?": ("production", "Backup, loss and damage"),
+    "What may change with the next version?": ("production", "Versions and deprecation"),
+    "Which functions may a notebook call?": ("acting", "In a notebook"),
     "How am I told that a run failed?": ("monitoring", "Alerts"),
     "What may somebody's SQL read?": ("security", "The author of SQL"),
     "Which columns does `score_runs` have?": ("tables", "Tables"),
