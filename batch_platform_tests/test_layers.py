@@ -13,6 +13,8 @@ import pytest
 
 from batch_platform.warehouse.sql import connect
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "batch_platform"
 MODULES = {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration import redaction
@@ -17,6 +17,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.redaction import protect, redact, redacted, redacted_output
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.examples import examples
 from batch_platform_tests.faults.invariants import everything_written
 
 MARKER = "s3cr3t-marker-0815"
@@ -111,7 +112,7 @@ MARKERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\
 
 @pytest.mark.parametrize("name", ["A_TOKEN", "DECLARED"])
 @given(marker=MARKERS | st.text("'\"\\\n\t/ a%+", min_size=4, max_size=20).filter(lambda text: len(text.strip()) >= 4))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_no_encoding_of_a_secret_is_left_in_a_text(name, marker):
     with pytest.MonkeyPatch.context() as patch:
         for other in [other for other in os.environ if other != name]:

@@ -6,6 +6,8 @@ import pytest
 
 from batch_platform.monitoring.charts import MOST_POINTS, SHOWN_AT_ONCE, Point, bars, curve, histogram
 
+pytestmark = pytest.mark.unit
+
 CAPTION = 60  # characters that may stand above a picture
 POINTS = [Point("2024-01-01", 0.7), Point("2024-02-01", 0.68, good=False), Point("<b>&", 0.73)]
 DRAWN = {
