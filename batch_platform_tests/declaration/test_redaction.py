@@ -167,6 +167,7 @@ def test_no_error_of_this_project_holds_a_secret(monkeypatch):
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.full
 def test_a_secret_in_the_path_of_a_failing_source_is_in_no_output_and_no_file(tmp_path, debug):
     """The source's own error text quotes the secret, as drivers of databases do."""
     body = "raise RuntimeError(f'cannot connect with {os.environ[\"SHOP_PASSWORD\"]}')"
@@ -179,6 +180,7 @@ def test_a_secret_in_the_path_of_a_failing_source_is_in_no_output_and_no_file(tm
     assert MARKER.encode() not in everything_written(folder / ".batch_platform")
 
 
+@pytest.mark.full
 def test_a_secret_of_the_declaration_is_in_no_output_and_no_file_of_a_successful_run(tmp_path):
     parquet = "{{ env.SHOP_FOLDER }}/events.parquet"
     params = {"note": "{{ env.SHOP_FOLDER }}", "max_iter": None, "max_leaf_nodes": None, "early_stopping": None}
