@@ -22,8 +22,8 @@ from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import forget_projects, write_dagster_project
 from batch_platform_tests.small_pipeline import small_events
 from batch_platform_tests.starting_points import made_once
-from batch_platform_tests.warm import COMMAND, WarmCommand
 
+COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 REJECTED_ID, REJECTED_DAY = 2000, "2024-02-19"
 HANGS_AFTER = 1800  # seconds: a hang is an error, slowness is none
 OWN_VARIABLES = (HOME_VARIABLE, "DAGSTER_HOME", terminal.DEBUG_VARIABLE)
@@ -94,36 +94,27 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 def start_command(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[str]":
     """Start the command in a process of its own, without a terminal; `options` as for `subprocess.Popen`."""
-    without_terminal = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return WarmCommand([COMMAND, *args], **({"cwd": folder, "env": clean_environment(), **without_terminal} | options))
+    without_terminal = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [COMMAND, *args], **({"cwd": folder, "env": clean_environment(), **without_terminal} | options)
+    )
 
 
 def run_command(
-    folder: Path, *args: str, command: str | None = None, own: Mapping[str, str] | None = None, **variables: str
+    folder: Path, *args: str, command: str = COMMAND, own: Mapping[str, str] | None = None, **variables: str
 ) -> Answer:
-    """Call the command in a process of its own, without a terminal; `own` are variables of the project.
-
-    Another command and one with variables that libraries may read while they are imported start a new interpreter.
-    """
-    environment = clean_environment(**(own or {}), **variables)
-    if command or variables:
-        done = subprocess.run(
-            [command or COMMAND, *args],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=HANGS_AFTER,
-            check=False,
-        )
-        return Answer(done.returncode, done.stdout, done.stderr)
-    with start_command(folder, *args, env=environment) as process:
-        try:
-            out, err = process.communicate(timeout=HANGS_AFTER)
-        finally:
-            process.kill()
-    return Answer(process.returncode, out, err)
+    """Call the command or another one in a process of its own, without a terminal; `own` are variables of the project."""
+    done = subprocess.run(
+        [command, *args],
+        cwd=folder,
+        env=clean_environment(**(own or {}), **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=HANGS_AFTER,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def write_project(folder: Path, **overrides: Any) -> Path:

@@ -23,6 +23,7 @@ from batch_platform_tests.dagster_project import (
     remember_migrations,
     remember_statements,
 )
+from batch_platform_tests.examples import PROFILES
 
 if TYPE_CHECKING:
     from batch_platform_tests.spark_cluster import SparkCluster
@@ -39,8 +40,8 @@ remember_installed_components()
 remember_migrations()
 remember_statements()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
-settings.register_profile("full", deadline=None)
-settings.register_profile("everyday", deadline=None, max_examples=20)
+for tier, number in PROFILES.items():
+    settings.register_profile(tier, deadline=None, max_examples=number)
 ON_SPARK = ("test_spark_features.py", "test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
 LONG = ("test_dg_launch.py", "test_acting.py", "test_postgres.py")  # a single test each, as long as many others

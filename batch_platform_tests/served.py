@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import duckdb
 import pytest
 
-from batch_platform_tests.command_line import clean_environment
-from batch_platform_tests.warm import COMMAND, WarmCommand
+from batch_platform_tests.command_line import COMMAND, clean_environment
 
 PATIENCE = 300.0  # seconds, ten times what any wait needs
 Seen = TypeVar("Seen")
@@ -93,7 +92,7 @@ def served(folder: Path, home: Path, *options: str, **variables: str) -> Iterato
         port = free.getsockname()[1]
     log = home.parent / f"ui{''.join(options)}.log"
     with log.open("wb") as output:
-        process = WarmCommand(
+        process = subprocess.Popen(
             [COMMAND, "--project", str(folder), "ui", "--port", str(port), *options],
             env=clean_environment(**variables),
             stdout=output,

@@ -15,18 +15,16 @@ import polars as pl
 import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
-from batch_platform_tests.benchmarks import commit, contenders, environments, project, report, tables
+from batch_platform_tests.benchmarks import environments, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.contenders import CONTENDERS
 from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, days_of, spread, write_days
 from batch_platform_tests.benchmarks.environments import Environments
-from batch_platform_tests.benchmarks.forked import run_forked
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, medians, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
-from batch_platform_tests.warm import WarmCommand
 
 pytestmark = pytest.mark.full
 
@@ -37,11 +35,9 @@ TODAY = date(2026, 3, 1)
 
 
 def benchmark(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
-    """Run the benchmarks here, with their own processes forked; returns the JSON and the Markdown."""
+    """Run the benchmarks here; returns the JSON and the Markdown."""
     files = ["--json", str(folder / "results.json"), "--markdown", str(folder / "results.md"), "--folder", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (commit, contenders, project, report):
-            patch.setattr(module, "run", run_forked)
         patch.setattr(scoring_benchmark, "DAYS", 6)
         benchmarks.main([*arguments, *files])
     return json.loads((folder / "results.json").read_text()), (folder / "results.md").read_text()
@@ -215,11 +211,10 @@ def test_names_select_contenders_and_kinds_separately(tmp_path):
 
 def test_an_unknown_name_is_refused_with_the_known_names():
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks", "scoring", "--only=skript"]
-    with WarmCommand(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        _, error = process.communicate()
-    assert process.returncode == 2
-    assert "unknown: skript; choose from " in error
-    assert {"batch_platform", "forest", "script"} <= set(error.rpartition("choose from ")[2].strip().split(", "))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown: skript; choose from " in done.stderr
+    assert {"batch_platform", "forest", "script"} <= set(done.stderr.rpartition("choose from ")[2].strip().split(", "))
 
 
 def test_peers_have_this_process_s_estimators_and_one_version_of_everything():

@@ -2,10 +2,11 @@
 
 import pytest
 
+from batch_platform_tests.examples import examples
 from batch_platform_tests.fuzz_trees import FAMILIES, fuzzed
 
 SEED = 20_130_101
-MODELS_OF_EACH = 12
+MODELS_OF_EACH = examples(12).max_examples
 
 
 @pytest.mark.parametrize("family", range(len(FAMILIES)), ids=list(FAMILIES))

@@ -21,7 +21,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import assume, given, reject, settings
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -54,6 +54,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.cli.test_proposal import pipeline_of, proposed
+from batch_platform_tests.examples import examples
 from batch_platform_tests.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,
@@ -718,7 +719,7 @@ def windows_near_a_change(draw) -> tuple[PipelineSpec, list[Partition], int]:
     return spec, partitions, evaluate
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(windows_near_a_change())
 def test_law_22_windows_are_whole_partitions_in_every_zone(drawn):
     spec, partitions, evaluate = drawn

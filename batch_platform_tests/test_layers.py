@@ -19,6 +19,8 @@ from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.sql import connect
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "batch_platform"
 MODULES = {

@@ -75,6 +75,7 @@ def test_demo_again_finds_all_done_and_reports_as_json(demonstrated):
     assert all(version in output for version in report["outcome"]["versions"])
 
 
+@pytest.mark.full
 def test_queries_of_the_readme_and_the_guide_answer(demonstrated):
     clone, _ = demonstrated
     statements = [
@@ -89,6 +90,7 @@ def test_queries_of_the_readme_and_the_guide_answer(demonstrated):
         assert query(clone, statement)
 
 
+@pytest.mark.full
 def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     clone, _ = demonstrated
     leaky = small_events().with_columns(known=pl.col("returned").fill_null(value=False))

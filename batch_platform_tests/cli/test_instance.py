@@ -9,7 +9,6 @@ import pytest
 from batch_platform.cli.instance import DAGSTER_YAML, only_service, prepare_instance, settings_that_matter
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.warm import WarmCommand
 
 PREPARE = """\
 import sys
@@ -48,7 +47,7 @@ def test_a_new_home_gets_an_instance_that_works(home):
 def test_processes_that_ask_at_the_same_time_all_get_it(home, tmp_path):
     (tmp_path / "prepare_home.py").write_text(PREPARE)
     command = [sys.executable, "-m", "prepare_home", str(home.root)]
-    asking = [WarmCommand(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(4)]
+    asking = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     errors = [process.communicate()[1] for process in asking]
     assert [process.returncode for process in asking] == [0] * 4, errors
 

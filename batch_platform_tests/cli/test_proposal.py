@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
@@ -23,6 +23,7 @@ from batch_platform.features.sources.opening import create_view_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import published
+from batch_platform_tests.examples import examples
 from batch_platform_tests.small_pipeline import carry_out
 
 pytestmark = pytest.mark.usefixtures("few_trees")
@@ -480,7 +481,7 @@ def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(columns=st.lists(NAMES, min_size=4, max_size=4, unique_by=str.casefold))
 def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, columns):
     folder = tmp_path_factory.mktemp("named")

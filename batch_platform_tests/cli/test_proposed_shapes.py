@@ -542,6 +542,7 @@ def test_a_table_with_too_few_labels_to_learn_from_is_refused(cli, tmp_path):
     assert "have a left; at least 25 are needed to learn from some and judge by others" in refused.error
 
 
+@pytest.mark.full
 def test_on_a_terminal_a_change_is_written_only_after_a_yes(cli, tmp_path):
     customers().with_columns(customer_id=pl.int_range(600) * 3).write_csv(tmp_path / "customers.csv")
     assert cli(tmp_path, "new", "churn", "--from", "customers.csv").code == 0

@@ -222,6 +222,7 @@ def test_trace_of_a_rejected_row_gives_the_reason_and_the_row(cli, project):
     assert f"\n    id: {REJECTED_ID}\n" in text
 
 
+@pytest.mark.full
 def test_trace_takes_keys_of_any_characters(cli, project):
     for shop in SHOPS:
         rows = cli(project, "trace", "small", f"shop={shop}", "--json").json

@@ -306,6 +306,7 @@ def test_the_older_model_scores_while_a_newer_one_cannot_be_trained(cli, tmp_pat
     assert published(folder, versions) == [(f"2024-01-{day}", "2024-01-21") for day in (27, 28, 29)]
 
 
+@pytest.mark.full
 def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monkeypatch):
     process = start(fresh, "run", "small")
     wait_until_made(process, fresh, "models/small/2024-*/manifest.json", 1)
@@ -324,6 +325,7 @@ def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monke
 @pytest.mark.parametrize(
     ("pattern", "number"), [("lake/small/features/2*", 4), ("models/small/2024-*/manifest.json", 1)]
 )
+@pytest.mark.full
 def test_killed_run_is_closed_as_failed_by_the_next_command_and_the_work_converges(fresh, monkeypatch, pattern, number):
     process = start(fresh, "run", "small", "--to", "2024-02-10")
     wait_until_made(process, fresh, pattern, number)
@@ -340,6 +342,7 @@ def test_killed_run_is_closed_as_failed_by_the_next_command_and_the_work_converg
     assert published(fresh, BALANCE) == [(0,)]
 
 
+@pytest.mark.full
 def test_readers_see_predictions_while_another_run_goes_on(project):
     statement = (
         "import duckdb; "
@@ -360,6 +363,7 @@ def test_readers_see_predictions_while_another_run_goes_on(project):
     assert process.communicate()[1] == ""
 
 
+@pytest.mark.full
 def test_two_runs_at_once_both_end_well_or_say_why_not(project):
     both = [start(project, "run", "small", "--force", "--from", "2024-02-20") for _ in range(2)]
     for process in both:

@@ -44,7 +44,11 @@ def shape(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.usefixtures("few_trees")
-@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=["customers", "daily files", "a meter"])
+@pytest.mark.parametrize(
+    "transcript",
+    [pytest.param(text, marks=[pytest.mark.full] * (number > 0)) for number, text in enumerate(TRANSCRIPTS)],
+    ids=["customers", "daily files", "a meter"],
+)
 def test_a_transcript_is_what_the_commands_print(cli, tmp_path, transcript):
     folder = tmp_path / "shop"
     folder.mkdir()

@@ -66,6 +66,7 @@ def test_without_declared_challengers_the_ui_shows_none(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("every", ["month", None])
+@pytest.mark.full
 def test_the_schedule_of_training_trains_an_added_challenger_and_leaves_the_model(
     template, tmp_path, monkeypatch, every
 ):

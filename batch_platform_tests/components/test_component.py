@@ -482,6 +482,7 @@ def test_dagsters_own_commands_accept_the_shipped_project(tmp_path):
     assert lying_in_the_checkout() == before
 
 
+@pytest.mark.full
 def test_dagsters_own_commands_accept_somebody_elses_project(tmp_path):
     folder = write_dagster_project(tmp_path / "project")
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))

@@ -3,6 +3,8 @@ import pytest
 from batch_platform.components.describe import distribution, docstring_of, opening_comment
 from batch_platform.monitoring.scores import ScoreDistribution
 
+pytestmark = pytest.mark.unit
+
 SQL = [
     ("-- What is known\n-- at midnight.\n--\n-- More.\nSELECT 1", "What is known at midnight.", "-- More.\nSELECT 1"),
     ("-- One line.\nSELECT 1", "One line.", "SELECT 1"),

@@ -37,6 +37,8 @@ from batch_platform_tests.served import (
 )
 from batch_platform_tests.small_pipeline import small_declaration, small_events
 
+pytestmark = pytest.mark.full
+
 DOWNSTREAM = """\
 import dagster as dg
 
@@ -407,7 +409,6 @@ def test_a_training_is_launched_with_other_parameters_from_the_launchpad(ui, dag
     expect(page.get_by_role("img", name="2 values, the last")).to_be_visible()
 
 
-@pytest.mark.full
 def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     dagster.open("/automation")
     dagster.sees("small_evaluate_when_due")
@@ -436,7 +437,6 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     dagster.switch()
 
 
-@pytest.mark.full
 def test_assets_downstream_follow_by_themselves_after_a_backfill_and_after_a_schedule(ui):
     """One for each day, the last of which a backfill of March has brought, and one that needs every day."""
 
@@ -448,7 +448,6 @@ def test_assets_downstream_follow_by_themselves_after_a_backfill_and_after_a_sch
     assert set(ui.wait(lambda: followed("overview"))) == {None}
 
 
-@pytest.mark.full
 def test_materialize_all_of_everything_ends_green(ui):
     """Features begin before the models, and the models before the predictions: nothing is asked for that cannot be."""
     chosen = [{"path": ["small", asset]} for asset in ("features", "model", "predictions", "performance")]

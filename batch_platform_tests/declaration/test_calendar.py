@@ -4,11 +4,14 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform_tests.examples import examples
+
+pytestmark = pytest.mark.unit
 
 ZONES = [
     "UTC",
@@ -94,7 +97,7 @@ def theirs(calendar: Calendar, now: datetime) -> list[tuple[str, datetime, datet
     return [(key, window.start.astimezone(UTC), window.end.astimezone(UTC)) for key, window in windows]
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(calendar=calendars(), share=shares)
 def test_windows_and_keys_are_those_of_dagster(calendar, share):
     # Before the first window begins, Dagster lists it already if end_offset is 1; ours is due once it has begun.
@@ -102,7 +105,7 @@ def test_windows_and_keys_are_those_of_dagster(calendar, share):
     assert [(p.key, p.start, p.end) for p in calendar.due(now)] == theirs(calendar, now)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(calendar=calendars(end=False), share=shares)
 def test_every_instant_lies_in_exactly_one_partition(calendar, share):
     instant = calendar.first_start + SPANS[calendar.every] * share
@@ -112,7 +115,7 @@ def test_every_instant_lies_in_exactly_one_partition(calendar, share):
     assert [p for p in partitions if p.start <= instant < p.end] == [calendar.holding(instant)]
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(calendar=calendars(), share=shares)
 def test_a_key_names_its_partition_and_no_other(calendar, share):
     partitions = calendar.due(calendar.first_start + SPANS[calendar.every] * share)
@@ -120,7 +123,7 @@ def test_a_key_names_its_partition_and_no_other(calendar, share):
     assert len({partition.key for partition in partitions}) == len(partitions)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(calendar=calendars(), low=shares, high=shares)
 def test_within_due_and_holding_agree(calendar, low, high):
     first, span = calendar.first_start, SPANS[calendar.every]
@@ -132,7 +135,7 @@ def test_within_due_and_holding_agree(calendar, low, high):
 
 
 @given(calendar=calendars(), share=shares)
-@settings(max_examples=50)
+@examples(50)
 def test_a_new_calendar_and_a_used_calendar_give_the_same_partitions(calendar, share):
     early, late = calendar.first_start + SPANS[calendar.every] * share, calendar.first_start + SPANS[calendar.every]
     used = Calendar(calendar.every, calendar.zone, calendar.start, calendar.end, calendar.end_offset)

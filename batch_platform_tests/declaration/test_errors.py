@@ -10,6 +10,8 @@ from batch_platform.declaration.errors import (
     merged,
 )
 
+pytestmark = pytest.mark.unit
+
 
 def test_an_error_is_its_message_and_its_hint_in_one_paragraph():
     assert str(BatchPlatformError("It failed.", hint="try again.")) == "It failed. Hint: try again."

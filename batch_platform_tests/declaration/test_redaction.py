@@ -7,7 +7,7 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration import redaction
@@ -15,6 +15,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.redaction import protect, redact, redacted, redacted_output
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.examples import examples
 from batch_platform_tests.faults.invariants import everything_written
 
 MARKER = "s3cr3t-marker-0815"
@@ -92,7 +93,7 @@ MARKERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\
 
 @pytest.mark.parametrize("name", ["A_TOKEN", "DECLARED"])
 @given(marker=MARKERS | st.text("'\"\\\n\t/ a%+", min_size=4, max_size=20).filter(lambda text: len(text.strip()) >= 4))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_no_usual_form_of_a_secret_is_left_in_a_text(name, marker):
     with pytest.MonkeyPatch.context() as patch:
         for other in [other for other in os.environ if other != name]:
@@ -141,6 +142,7 @@ def test_no_error_of_this_project_holds_a_secret(monkeypatch):
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.full
 def test_a_secret_in_the_path_of_a_failing_source_is_in_no_output_and_no_file(tmp_path, debug):
     """The source's own error text quotes the secret, as drivers of databases do."""
     body = "raise RuntimeError(f'cannot connect with {os.environ[\"SHOP_PASSWORD\"]}')"
@@ -153,6 +155,7 @@ def test_a_secret_in_the_path_of_a_failing_source_is_in_no_output_and_no_file(tm
     assert MARKER.encode() not in everything_written(folder / ".batch_platform")
 
 
+@pytest.mark.full
 def test_a_secret_of_the_declaration_is_in_no_output_and_no_file_of_a_successful_run(tmp_path):
     parquet = "{{ env.SHOP_FOLDER }}/events.parquet"
     params = {"note": "{{ env.SHOP_FOLDER }}", "max_iter": None, "max_leaf_nodes": None, "early_stopping": None}

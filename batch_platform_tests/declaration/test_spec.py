@@ -16,6 +16,8 @@ from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
 from batch_platform_tests.declared_keys import OTHER_OF_TWO, given_keys, keys_of
 from batch_platform_tests.small_pipeline import small_declaration, small_spec
 
+pytestmark = pytest.mark.unit
+
 ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "name": "flight_delays",
     "description": "Probability that a scheduled flight arrives 30 minutes late or more.",

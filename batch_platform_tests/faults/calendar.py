@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import polars as pl
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
@@ -17,6 +17,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
+from batch_platform_tests.examples import examples
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
 from batch_platform_tests.small_pipeline import (
@@ -107,7 +108,7 @@ def known_change(folder: Path, name: str) -> None:
 def any_zone(folder: Path) -> None:
     numbers = iter(range(10_000))
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(40, suppress_health_check=list(HealthCheck))
     @given(
         zone=st.sampled_from(ZONES),
         every=st.sampled_from(["day", "week", "month"]),
@@ -122,7 +123,7 @@ def any_zone(folder: Path) -> None:
 def any_hours(folder: Path) -> None:
     numbers = iter(range(10_000))
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(20, suppress_health_check=list(HealthCheck))
     @given(
         zone=st.sampled_from(["America/New_York", "Europe/Berlin", "America/Santiago", "Asia/Kolkata", "UTC"]),
         start=st.dates(date(2000, 1, 1), date(2035, 1, 1)),

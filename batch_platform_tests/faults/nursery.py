@@ -15,7 +15,6 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from typing import Any, Self
 
@@ -90,11 +89,8 @@ class Nursery:
         if _idle and not self._before:
             self._process = _idle.pop()
         else:
-            from batch_platform_tests.warm import WarmCommand  # which imports this module
-
             command = [*self._before, sys.executable, "-m", "batch_platform_tests.faults.nursery"]
-            start = partial(subprocess.Popen, text=True) if self._before else WarmCommand
-            self._process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self.heard(self._process.pid)
         return self
 

@@ -22,7 +22,7 @@ from batch_platform.components import wiring
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import clean_environment, copy_of, run_command, start_command
+from batch_platform_tests.command_line import COMMAND, clean_environment, copy_of, run_command, start_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
@@ -41,7 +41,6 @@ from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui,
 from batch_platform_tests.served import served as served_by_the_command
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 from batch_platform_tests.starting_points import made_once
-from batch_platform_tests.warm import COMMAND, WarmCommand
 from batch_platform_tests.workspace import workspace_of
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
@@ -158,9 +157,7 @@ def killed_run_of_the_command_line(folder: Path) -> None:
 
 
 @contextmanager
-def served(
-    project: Project, start: Callable[..., "subprocess.Popen[Any]"] = WarmCommand
-) -> Generator[tuple[Ui, "Daemon"]]:
+def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
     """Run webserver and daemon as separate processes, with run monitoring every second."""
     home = Home(project.folder / ".batch_platform")
     config = home.dagster / "dagster.yaml"
@@ -177,7 +174,7 @@ def served(
         port = free.getsockname()[1]
     log = project.folder / "ui.log"
     with log.open("wb") as output:
-        web = start(
+        web = subprocess.Popen(
             [sys.executable, "-m", "dagster_webserver", "-p", str(port), "-w", str(workspace)],
             env=environment,
             cwd=project.folder,
@@ -187,7 +184,7 @@ def served(
         )
     ui = Ui(web, f"http://127.0.0.1:{port}", log, home.root)
     command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)]
-    daemon = Daemon(command, environment, project.folder, start)
+    daemon = Daemon(command, environment, project.folder)
     try:
         daemon.start()
         ui.wait(lambda: answers(ui))
@@ -204,12 +201,11 @@ class Daemon:
     command: list[str]
     environment: dict[str, str]
     folder: Path
-    starting: Callable[..., "subprocess.Popen[Any]"]
 
     def start(self) -> None:
         """Start the daemon."""
         with (self.folder / "daemon.log").open("ab") as output:
-            self.process = self.starting(
+            self.process = subprocess.Popen(
                 self.command,
                 env=self.environment,
                 cwd=self.folder,
@@ -291,8 +287,7 @@ def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
     before = held(project.pipeline)
     keys = [str(date(2024, 2, 1) + timedelta(days=n)) for n in range(30)]
     project.hold(keys[17])
-    start = subprocess.Popen if with_its_code_server else WarmCommand  # once as Dagster starts its processes
-    with served(project, start) as (ui, daemon):
+    with served(project) as (ui, daemon):
         launched = ui.ask(BACKFILL, backfillParams={"assetSelection": SELECTION, "partitionNames": keys, "tags": []})
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         project.reached()

@@ -14,6 +14,8 @@ from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.small_pipeline import FEATURES_SQL, small_spec
 
+pytestmark = pytest.mark.unit
+
 INSIDE = "ts >= $partition_start AND ts < $partition_end"
 
 

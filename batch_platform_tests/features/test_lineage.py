@@ -15,6 +15,8 @@ from batch_platform.features.lineage.records import Lineage, SourceColumn
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
+pytestmark = pytest.mark.unit
+
 ORDERS = pl.DataFrame(
     {
         "id": [1, 2, 3, 4],

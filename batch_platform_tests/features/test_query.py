@@ -1,10 +1,14 @@
 """When two texts of SQL are the same statement: comments and white space do not count, everything else does."""
 
 import duckdb
-from hypothesis import assume, given, settings
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batch_platform.features.query import statement_of
+from batch_platform_tests.examples import examples
+
+pytestmark = pytest.mark.unit
 
 CONNECTION = duckdb.connect()
 # What a text may hold between two pieces of a statement, and pieces that look like it.
@@ -57,13 +61,13 @@ def tree(text: str) -> str:
 GAPS_OF_ONE = st.lists(GAPS, min_size=20, max_size=20)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(PIECES, GAPS_OF_ONE, GAPS_OF_ONE)
 def test_comments_and_white_space_make_no_other_statement(pieces, gaps, others):
     assert statement_of(select(pieces, gaps)) == statement_of(select(pieces, others))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(PIECES, st.sampled_from(EVERY_PIECE), GAPS_OF_ONE, GAPS_OF_ONE)
 def test_two_statements_are_never_taken_for_one(pieces, replaced, gaps, other_gaps):
     one, other = select(pieces, gaps), select([*pieces[:-1], replaced], other_gaps)
@@ -71,7 +75,7 @@ def test_two_statements_are_never_taken_for_one(pieces, replaced, gaps, other_ga
     assert statement_of(one) != statement_of(other)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.text("-/*'\"$ ab\n;\\E", max_size=12), st.text("-/*'\"$ ab\n;\\E", max_size=12))
 def test_texts_with_one_statement_hold_the_same_outside_of_comments_and_white_space(one, other):
     """Also where neither is SQL: what cannot be parsed is compared as it is written."""

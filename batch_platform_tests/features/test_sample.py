@@ -4,10 +4,13 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.features.sample import Sample
+from batch_platform_tests.examples import examples
+
+pytestmark = pytest.mark.unit
 
 
 def drawn(frames: list[pl.DataFrame], most: int | None, by: str | None) -> pl.DataFrame:
@@ -22,7 +25,7 @@ def labelled(labels: list[str], at: int = 0) -> pl.DataFrame:
     return pl.DataFrame({"at": range(at, at + len(labels)), "label": pl.Series(labels, dtype=pl.String)})
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), min_size=1, max_size=8),
     st.integers(3, 60),

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -27,6 +27,9 @@ from sklearn.svm import SVR
 from batch_platform.models.blocks import BLOCK_ROWS
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import compile_predictor
+from batch_platform_tests.examples import examples
+
+pytestmark = pytest.mark.unit
 
 ROWS, COLUMNS = 2 * BLOCK_ROWS + 333, 13
 CLASSIFIERS = {
@@ -74,7 +77,7 @@ def whole(name: str) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", [*CLASSIFIERS, *REGRESSORS])
-@settings(max_examples=6, deadline=None)
+@examples(6)
 @given(seed=st.integers(0, 2**32), size=st.integers(1, ROWS), order=st.sampled_from("CF"))
 def test_the_rows_beside_a_row_and_the_layout_of_the_table_change_no_bit_of_its_score(name, seed, size, order):
     chosen = np.random.default_rng(seed).permutation(ROWS)[:size]

@@ -9,7 +9,7 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
-from hypothesis import given, settings
+from hypothesis import given
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -18,6 +18,7 @@ from batch_platform.models.flavours.known import flavour, flavour_of
 from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, prove, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.native_threads import one_thread
+from batch_platform_tests.examples import examples
 from batch_platform_tests.models.test_forest import SHAPES, Shape, assert_the_same_bits, table
 
 
@@ -110,7 +111,7 @@ def contract(shape: Shape) -> Contract:
 
 
 @pytest.mark.parametrize("name", BOOSTERS)
-@settings(max_examples=12)
+@examples(12)
 @given(shape=SHAPES)
 def test_every_booster_gives_the_scores_of_its_library_bit_for_bit(name: str, shape: Shape):
     assert_the_same_bits(shape, learned(name, shape))

@@ -23,6 +23,8 @@ from batch_platform.models.contract import (
     infer_contract,
 )
 
+pytestmark = pytest.mark.unit
+
 ODD_NAMES = [
     'say "hi"',
     "O'Brien",

@@ -13,6 +13,8 @@ from batch_platform.models.reference import _bins_of_output, _places, _predictio
 from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile
 from batch_platform.monitoring.segments import MOST_SEGMENTS
 
+pytestmark = pytest.mark.unit
+
 ROWS = pytest.mark.parametrize("rows", [WORTH_COMPILING - 1, WORTH_COMPILING])
 NUMBERS = st.floats(allow_nan=False)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import ensemble, tree
 from sklearn.impute import SimpleImputer
@@ -34,6 +34,7 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.estimators import read_estimator
 from batch_platform.models.native_threads import one_thread
+from batch_platform_tests.examples import examples
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -176,7 +177,7 @@ def assert_the_same_bits(shape: Shape, predictor: CompilablePredictor) -> Compil
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-@settings(max_examples=8)
+@examples(8)
 @given(shape=SHAPES)
 def test_every_classifier_gives_the_probabilities_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
     task = "binary" if shape.classes == 2 else "multiclass"
@@ -184,14 +185,14 @@ def test_every_classifier_gives_the_probabilities_of_scikit_learn_bit_for_bit(na
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
-@settings(max_examples=8)
+@examples(8)
 @given(shape=SHAPES)
 def test_every_regressor_gives_the_values_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
     assert_the_same_bits(shape, learned(name, REGRESSORS[name], shape, "regression"))
 
 
 @pytest.mark.parametrize("name", OUTLIERS)
-@settings(max_examples=8)
+@examples(8)
 @given(shape=SHAPES)
 def test_every_outlier_detector_gives_the_scores_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
     shape = replace(shape, missing=0.0)

@@ -27,6 +27,8 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 
+pytestmark = pytest.mark.full
+
 FOLDER = Path(sources.__file__).parent
 NOW = datetime(2013, 2, 10, 12, tzinfo=UTC)
 WEEK = [f"2013-02-0{day}" for day in range(1, 8)]

@@ -15,6 +15,8 @@ from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.models.test_bundle import manifest, rows, written
 
+pytestmark = pytest.mark.full
+
 LATE = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor

@@ -13,6 +13,8 @@ from batch_platform.models.registry import Promotion, Registry, Version, read_re
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 
+pytestmark = pytest.mark.unit
+
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 

@@ -27,6 +27,8 @@ from batch_platform.declaration.spec import Model
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.forest.structure import malformed_estimator
 
+pytestmark = pytest.mark.unit
+
 RANDOM = np.random.default_rng(3)
 MATRIX = np.column_stack([RANDOM.random((200, 3)), RANDOM.integers(0, 5, 200)])
 LATE = MATRIX[:, 0] + MATRIX[:, 3] / 5 > 1

@@ -172,6 +172,7 @@ def test_a_library_is_loaded_once_however_many_threads_ask():
     assert (len(predictors), len(loads)) == (1, 1)
 
 
+@pytest.mark.full
 def test_a_partition_is_scored_by_stored_trees_without_importing_scikit_learn(tmp_path):
     folder = write_dagster_project(tmp_path / "shop")
     trained = run_command(folder, "run", "small", "--partition", "2024-02-01")

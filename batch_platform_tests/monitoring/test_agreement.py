@@ -10,6 +10,8 @@ from scipy.stats import spearmanr
 
 from batch_platform.monitoring.agreement import Agreed, Agreement
 
+pytestmark = pytest.mark.unit
+
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=60)
 
 

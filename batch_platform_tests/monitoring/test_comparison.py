@@ -10,6 +10,8 @@ from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import MAX_ROWS
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES
 
+pytestmark = pytest.mark.unit
+
 RANDOM = np.random.default_rng(1)
 ROWS = 400
 TRUTH = RANDOM.integers(0, 2, ROWS)

@@ -19,6 +19,8 @@ from batch_platform.monitoring.profiles import (
     number_profile,
 )
 
+pytestmark = pytest.mark.unit
+
 ROWS = 50_000
 SHOPS = [f"{number:02}" for number in range(60)]
 BOUNDS = Drift().bounds("any")

@@ -19,6 +19,8 @@ from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import merged_profiles
 from batch_platform.monitoring.segments import MOST_SEGMENTS, SegmentCounts
 
+pytestmark = pytest.mark.unit
+
 
 def drawn(task: str, rows: int, seed: int, shift: float = 0.0) -> Outcomes:
     """Rows of a model that is overconfident (of classes), or whose error depends on a feature (of a regression)."""

@@ -9,6 +9,8 @@ from batch_platform.monitoring.leakage import (
     suspected_leaks,
 )
 
+pytestmark = pytest.mark.unit
+
 N = 400
 RANDOM = np.random.default_rng(1)
 NOISE = RANDOM.normal(size=N)

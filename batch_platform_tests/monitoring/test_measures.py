@@ -13,6 +13,8 @@ from batch_platform.monitoring.metrics import measure
 from batch_platform_tests.monitoring.test_metrics import LABELS, OUTCOMES, TASKS
 from batch_platform_tests.small_pipeline import small_spec
 
+pytestmark = pytest.mark.unit
+
 ROWS = 300
 SHARED_COLUMNS = {"partition_key", "model_version", "evaluated_at", "run_id", "challenger"}
 every_measure = pytest.mark.parametrize("record", MEASURES.values(), ids=MEASURES)

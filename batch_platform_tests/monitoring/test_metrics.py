@@ -21,6 +21,8 @@ from batch_platform.monitoring.metrics import (
     measure,
 )
 
+pytestmark = pytest.mark.unit
+
 RANDOM = np.random.default_rng(0)
 ROWS = 300
 LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"]}

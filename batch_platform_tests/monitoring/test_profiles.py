@@ -21,6 +21,8 @@ from batch_platform.monitoring.profiles import (
     number_profile,
 )
 
+pytestmark = pytest.mark.unit
+
 NUMBERS = st.lists(st.one_of(st.just(nan), st.integers(-3, 3), st.floats(-1e9, 1e9)), max_size=40)
 CUTS = st.lists(st.integers(0, 40), max_size=5)
 KNOWN = ["a", "b", "c", "d"]

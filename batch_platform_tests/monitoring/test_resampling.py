@@ -12,6 +12,8 @@ from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import MANY_GROUPS, MAX_ROWS, intervals, widened
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
 
+pytestmark = pytest.mark.unit
+
 
 def of(outcomes: Outcomes) -> dict:
     return intervals(outcomes, measure(outcomes))

@@ -10,6 +10,8 @@ from batch_platform.monitoring.scores import (
     staged_distributions,
 )
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def con():

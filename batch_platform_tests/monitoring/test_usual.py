@@ -5,6 +5,8 @@ import pytest
 
 from batch_platform.monitoring.usual import LEAST_HISTORY, unusually_many, usual_rows
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("partitions", [6, 12])
 @pytest.mark.parametrize(("mean", "spread"), [(5, 0.0), (40, 0.3), (1000, 0.1), (1000, 0.8), (1_000_000, 1.5)])

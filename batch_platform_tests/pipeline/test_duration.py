@@ -10,6 +10,8 @@ from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.steps import Item
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline
 
+pytestmark = pytest.mark.unit
+
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 BEGAN = {"first": NOW, "second": NOW + timedelta(days=1)}
 

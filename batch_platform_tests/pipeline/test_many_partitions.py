@@ -10,10 +10,11 @@ from playwright.sync_api import expect
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests import hourly
 from batch_platform_tests.benchmarks import many_partitions
-from batch_platform_tests.benchmarks.forked import run_forked
 from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.served import served
+
+pytestmark = pytest.mark.full
 
 BEFORE_ITS_MODEL = 7 * 24
 
@@ -23,9 +24,7 @@ def project(tmp_path_factory) -> Path:
     folder = hourly.write_hourly_project(tmp_path_factory.mktemp("hourly") / "orders")
     answer = run_command(folder, "run", hourly.PIPELINE, "--partition", hourly.MADE)
     assert answer.code == 0, answer.err
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(many_partitions, "run", run_forked)
-        many_partitions.work(folder, "fill", folder / ".batch_platform")
+    many_partitions.work(folder, "fill", folder / ".batch_platform")
     return folder
 
 
@@ -43,8 +42,7 @@ def test_status_counts_all_of_them(project):
     assert (report["due"], report["only_in_dagster"], report["only_in_ledger"]) == ({}, [], [])
 
 
-def test_a_tick_requests_nothing_when_all_is_done_and_a_first_run_when_nothing_is(project, monkeypatch):
-    monkeypatch.setattr(many_partitions, "run", run_forked)
+def test_a_tick_requests_nothing_when_all_is_done_and_a_first_run_when_nothing_is(project):
     home = project / ".batch_platform"
     assert many_partitions.tick(project, home).requests == 0
     assert many_partitions.tick(project, project / "empty").requests > 0

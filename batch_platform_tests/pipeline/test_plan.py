@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
@@ -31,7 +31,10 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
+from batch_platform_tests.examples import examples
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
+
+pytestmark = pytest.mark.unit
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 EMPTY = State({}, {}, {}, Registry("small"), "f1", "s1")
@@ -211,7 +214,7 @@ def happened(state: State, what: str, detail) -> State:
     return state
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @example("hours", 2, [("features change", 0), ("the champion is refused", None)], set(), True)
 @example(
     "one model",

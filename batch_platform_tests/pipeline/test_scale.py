@@ -17,6 +17,8 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform_tests.small_pipeline import small_spec
 
+pytestmark = pytest.mark.unit
+
 START = datetime(2024, 1, 1, tzinfo=UTC)
 FEW, MANY = 2_500, 10_000
 LINEAR, QUADRATIC = MANY / FEW, (MANY / FEW) ** 2

@@ -457,6 +457,7 @@ def test_without_a_window_all_that_is_scored_is_reported(pipeline):
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.full
 def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(page, figures, charts, width):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(installed_browser()), args=["--no-sandbox"])
@@ -477,6 +478,7 @@ def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(p
         browser.close()
 
 
+@pytest.mark.full
 def test_without_javascript_there_are_pictures(page, charts):
     text = page.read_text(encoding="utf-8")
     still = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)

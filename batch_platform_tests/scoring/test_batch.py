@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import DataError, IntegrityError
@@ -22,6 +22,7 @@ from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Staged, require_within_budget
+from batch_platform_tests.examples import examples
 from batch_platform_tests.models.test_bundle import manifest
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 
@@ -270,7 +271,7 @@ def test_a_feature_file_that_is_not_the_recorded_one_is_refused_before_anything_
     assert not list(tmp_path.glob("*predictions*"))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30), min_size=1, max_size=5))
 def test_any_text_is_kept_unchanged(texts):
     scored = score_batch(rows([1.0] * len(texts), shop=texts), bundle(), SPEC)

@@ -102,6 +102,7 @@ MODELS["onnx"] = {
     "challengers": None,
     "labels": None,
 }
+QUICK = ("trees", "linear")  # models of the everyday tier
 CHALLENGERS = [
     {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}},
     {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"},
@@ -269,7 +270,9 @@ def champion(pipeline: Pipeline) -> Version:
     return version
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in MODELS]
+)
 @pytest.mark.usefixtures("model")
 def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
     for order, staged in zip(orders(pipeline), stage(pipeline, orders(pipeline), tmp_path / "out"), strict=True):

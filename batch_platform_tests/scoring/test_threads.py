@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from batch_platform.scoring.engines.local import in_order, read_ahead
 
+pytestmark = pytest.mark.unit
+
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 5), st.integers(1, 4))
 def test_results_come_in_the_order_of_the_items(items, at_once, threads):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
@@ -24,6 +24,7 @@ from batch_platform.warehouse.ledger import FORMAT, ScoreRun
 from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.sql import quoted
+from batch_platform_tests.examples import examples
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held, staged
 
@@ -184,7 +185,7 @@ CHANGE = st.one_of(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(st.lists(CHANGE, max_size=8))
 @example([("write", KEYS[0], 1), ("column", KEYS[0], "a"), ("write", KEYS[0], 0)])
 def test_an_incremental_copy_equals_a_full_one_after_any_changes(changes):
