@@ -38,7 +38,7 @@ from batch_platform.features.lake import (
     remove_unlocked,
     written_aside,
 )
-from batch_platform.features.lineage.records import ROWS, Lineage, SourceColumn
+from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
 from batch_platform.features.row_checks import (
     RepeatedKeysError,
@@ -166,39 +166,6 @@ class FeatureBuilder:
         query = self.labels_query
         return Lineage() if query is None else _lineage(query, dict.fromkeys(self.spec.sources, ()))
 
-    @cached_property
-    def made_from_outcomes(self) -> dict[str, SourceColumn]:
-        """The columns of the features that the SQL makes from an outcome of the same partition, with that outcome.
-
-        An outcome is a source column that `labels.outcomes` names, or what the label is made from. What looks back reads
-        earlier outcomes too, which may be known, and is left out.
-        """
-        labels = self.spec.labels
-        if labels is None or self.query is None:
-            return {}
-        label = self.labels_lineage.of(labels.column)
-        times = {
-            (self.dated.rows_read(read.source).time, self.dated_labels.rows_read(read.source).time)
-            for read in label.reads
-        }
-        reads = {read for read in label.reads if read.column != ROWS and self._is_of_partition(self.dated_labels, read)}
-        same_rows = label.known and len(reads) == len(label.reads) and all(left == right for left, right in times)
-        named = {name.lower() for name in labels.outcomes}
-        made = dict[str, SourceColumn]()
-        for column in self.lineage.columns:
-            own = [read for read in column.reads if self._is_of_partition(self.dated, read)]
-            outcomes = [read for read in own if read.column.lower() in named]
-            if same_rows and reads and reads <= {*own}:
-                outcomes += sorted(reads)
-            if outcomes:
-                made[column.column] = outcomes[0]
-        return made
-
-    def _is_of_partition(self, dated: DatedSources, read: SourceColumn) -> bool:
-        """Return whether a query reads only the partition's own rows of a source."""
-        whole = self.spec.partitions.snapshot or self.spec.sources[read.source].by_partition
-        return whole or not dated.rows_read(read.source).looks_back
-
     def asked_lineage(self, partition: Partition) -> Lineage:
         """The source columns that the features are made from, given the columns that the sources have for a partition."""
         if self.query is None or self.lineage.complete:
@@ -228,21 +195,12 @@ class FeatureBuilder:
         return self._hashed(self.query.text) if isinstance(self.query, Query) else self.code_version
 
     def _hashed(self, code: str) -> str:
-        features = self.spec.features
-        declared = self.spec.model_dump_json(
-            include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
-            # They say when to look and who writes the file, or were no keys when the first versions were recorded.
-            exclude={"sources": {"__all__": {"time", "late", "asset", "delta", "version", "spark_table"}}},
-        )
-        if features.driving is not None:
-            declared += features.driving.model_dump_json()
-        sources = self.spec.sources.items()
-        declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")
-        tables = [(name, source) for name, source in sources if source.kind == "delta"]
-        declared += "".join(f"\0{name}: {source.delta}, version {source.version}" for name, source in tables)
-        declared += "".join(
-            f"\0{name}: {source.spark_table}" for name, source in sources if source.kind == "spark_table"
-        )
+        read = {"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python", "driving"}}
+        left_out = {"sources": {"__all__": {"time", "late", "asset"}}}  # when to look, and who writes the file
+        # Without defaults, a key that this package learns later changes no version.
+        declared = self.spec.model_dump_json(include=read, exclude=left_out, exclude_defaults=True)
+        assets = ((name, source.asset) for name, source in self.spec.sources.items() if source.kind == "asset")
+        declared += "".join(f"\0{name}: {asset}" for name, asset in assets)
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def source_state(self, name: str, partition: Partition | None) -> SourceState:
