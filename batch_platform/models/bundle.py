@@ -126,9 +126,8 @@ class Manifest:
     compiled: Compilation
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
-    positive: ClassLabel | None = (
-        None  # class whose probability `score` is, or label of the outliers; None in other tasks
-    )
+    # Class whose probability `score` is, or label of the outliers; None in other tasks.
+    positive: ClassLabel | None = None
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
     remarks: list[str] = field(default_factory=list[str])  # remarks on the fit, e.g. that it did not converge
     imported_from: str = ""  # origin of an imported model; empty if it was trained here

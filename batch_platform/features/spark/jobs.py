@@ -189,9 +189,8 @@ class FailedTask:
             hint = SAME_ENVIRONMENT
         elif "OutOfMemoryError" in why:
             hint = MORE_MEMORY
-        elif hint is None and (
-            no_room := _NO_ROOM.search(reason)
-        ):  # Spark's own files: errors about ours name the file
+        # A full disk of Spark's own files: errors about ours name the file and have a hint.
+        elif hint is None and (no_room := _NO_ROOM.search(reason)):
             executor = _EXECUTOR.search(failed[0])
             cause = no_room[0].strip().removeprefix("Caused by: ")
             why, hint = f"{cause}{f', on {executor[1]}' if executor else ''}", FULL_DISK
