@@ -234,7 +234,8 @@ class FeatureBuilder:
     def session(self, *, spill: Path | None = None, labels: bool = False) -> Generator["FeatureSession"]:
         """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
 
-        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
+        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see
+        `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
         """
         with ExitStack() as stack:
             on_spark = None
@@ -328,16 +329,16 @@ class FeatureSession:
 
     def rows_outside(self, partition: Partition) -> list[str]:
         """The rows in the files of a partition that are dated outside of them, counted in a sentence per source."""
-        found = list[str]()
+        sentences = list[str]()
         for name in self._builder.own_feature_sources:
             with self._showing(name, partition) as con:
                 time = self._builder.dated.rows_read(name).time
-                found += rows_outside(self._builder.spec, con, name, time, partition)
-        return found
+                sentences += rows_outside(self._builder.spec, con, name, time, partition)
+        return sentences
 
     def _repeated_in_sources(self, partition: Partition) -> list[str]:
         """Say which source repeats the keys of a partition, or that none of the sources does."""
-        builder, found = self._builder, list[str]()
+        builder, sentences = self._builder, list[str]()
         if not {*builder.feature_sources} <= {*builder.sources.in_duckdb}:
             return []  # the cluster would have to read them again
         for name in builder.feature_sources:
@@ -346,10 +347,10 @@ class FeatureSession:
             window: dict[str, object] = {} if time is None else {"start": partition.start, "end": partition.end}
             with self._showing(name, partition) as con:
                 repeated = keys_repeated_in(con, name, builder.spec.features.key, inside, window)
-            found += [] if repeated is None else [repeated]
-        if found and not any(found):
+            sentences += [] if repeated is None else [repeated]
+        if sentences and not any(sentences):
             return ["No source holds a key more than once there: the features multiply rows, as a join may."]
-        return [sentence for sentence in found if sentence]
+        return [sentence for sentence in sentences if sentence]
 
     @contextmanager
     def _showing(self, name: str, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:

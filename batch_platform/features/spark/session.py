@@ -213,9 +213,9 @@ def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -
 
 def _cause(error: Exception, written: str) -> str:
     """Say why Spark did not start, by its error, or by its log if Java has ended."""
-    said = shortest(error)
-    is_known = not _has_ended(error) and "stopped SparkContext" not in said
-    return said if is_known else telling_line(written.splitlines()) or said
+    reason = shortest(error)
+    is_known = not _has_ended(error) and "stopped SparkContext" not in reason
+    return reason if is_known else telling_line(written.splitlines()) or reason
 
 
 def _has_ended(error: Exception) -> bool:
