@@ -1,4 +1,4 @@
-"""How the scored partitions of a pipeline are monitored, as declared under `monitoring`."""
+"""The monitoring of scored partitions, as declared under `monitoring`."""
 
 from typing import Literal, Self
 
@@ -17,14 +17,14 @@ Baseline = Literal["reference", "previous", "week_before"]
 
 
 class DriftBounds(Block):
-    """From which index a column gives a warning or fails; what is left out is as for all columns."""
+    """The index from which a column gives a warning or fails; what is left out is as for all columns."""
 
     warn: float | None = Field(default=None, gt=0, description="Index from which it gives a warning.", examples=[0.1])
     fail: float | None = Field(default=None, gt=0, description="Index from which it fails.", examples=[0.25])
 
 
 class Drift(Block):
-    """When features and predictions differ from a baseline."""
+    """The difference of features and predictions from a baseline that is worth a warning."""
 
     warn: float = Field(
         default=0.05,
@@ -64,13 +64,13 @@ class Drift(Block):
         return self
 
     def bounds(self, column: str) -> tuple[float, float]:
-        """The index from which a column gives a warning, and from which it fails."""
+        """The index from which a column gives a warning, and the one from which it fails."""
         own = self.columns.get(column, DriftBounds())
         return (self.warn if own.warn is None else own.warn, self.fail if own.fail is None else own.fail)
 
 
 class PerformanceRule(Block):
-    """When the performance of a partition gives a warning."""
+    """The performance of a partition that is worth a warning."""
 
     warn_below: float = Field(
         description="Value of the gate's metric that is worth a warning when a partition does worse, beyond chance: when its whole 95% interval does.",

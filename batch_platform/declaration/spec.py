@@ -149,7 +149,7 @@ class Challenger(Learner):
 
 
 class Train(Block):
-    """When models are trained, and on which data."""
+    """The training of models: its dates and its data."""
 
     every: Every | None = Field(
         default=None,
@@ -318,12 +318,12 @@ class Predictions(Block):
 
     @property
     def in_files(self) -> bool:
-        """Whether the files that scoring writes are published as they are."""
+        """Return whether the files that scoring writes are published as they are."""
         return self.store == PARQUET
 
 
 class Retry(Block):
-    """How often a step begins again because another process holds the warehouse."""
+    """The attempts of a step to which another process does not give the warehouse."""
 
     times: int = Field(default=2, ge=0, description="How often a step begins again before it fails.", examples=[2])
     delay: DurationText = Field(
@@ -339,7 +339,7 @@ class Retry(Block):
 
 
 class Execution(Block):
-    """How Dagster runs the steps."""
+    """The execution of the steps by Dagster."""
 
     pool: str | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class Stamp:
-    """Which run records something, and when. Only the outermost caller reads a clock and passes it on here."""
+    """The run that records something, and its time. Only the outermost caller reads a clock and passes it on here."""
 
     run_id: str
     at: datetime  # when the run began, with a time zone

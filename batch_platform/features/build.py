@@ -38,7 +38,7 @@ from batch_platform.features.lake import (
     remove_unlocked,
     written_aside,
 )
-from batch_platform.features.lineage.records import ROWS, Lineage, SourceColumn
+from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
 from batch_platform.features.row_checks import (
     RepeatedKeysError,
@@ -166,39 +166,6 @@ class FeatureBuilder:
         query = self.labels_query
         return Lineage() if query is None else _lineage(query, dict.fromkeys(self.spec.sources, ()))
 
-    @cached_property
-    def made_from_outcomes(self) -> dict[str, SourceColumn]:
-        """The columns of the features that the SQL makes from an outcome of the same partition, with that outcome.
-
-        An outcome is a source column that `labels.outcomes` names, or what the label is made from. What looks back reads
-        earlier outcomes too, which may be known, and is left out.
-        """
-        labels = self.spec.labels
-        if labels is None or self.query is None:
-            return {}
-        label = self.labels_lineage.of(labels.column)
-        times = {
-            (self.dated.rows_read(read.source).time, self.dated_labels.rows_read(read.source).time)
-            for read in label.reads
-        }
-        reads = {read for read in label.reads if read.column != ROWS and self._is_of_partition(self.dated_labels, read)}
-        same_rows = label.known and len(reads) == len(label.reads) and all(left == right for left, right in times)
-        named = {name.lower() for name in labels.outcomes}
-        made = dict[str, SourceColumn]()
-        for column in self.lineage.columns:
-            own = [read for read in column.reads if self._is_of_partition(self.dated, read)]
-            outcomes = [read for read in own if read.column.lower() in named]
-            if same_rows and reads and reads <= {*own}:
-                outcomes += sorted(reads)
-            if outcomes:
-                made[column.column] = outcomes[0]
-        return made
-
-    def _is_of_partition(self, dated: DatedSources, read: SourceColumn) -> bool:
-        """Return whether a query reads only the partition's own rows of a source."""
-        whole = self.spec.partitions.snapshot or self.spec.sources[read.source].by_partition
-        return whole or not dated.rows_read(read.source).looks_back
-
     def asked_lineage(self, partition: Partition) -> Lineage:
         """The source columns that the features are made from, given the columns that the sources have for a partition."""
         if self.query is None or self.lineage.complete:
@@ -223,18 +190,12 @@ class FeatureBuilder:
         return self._hashed(f"{'' if isinstance(self.query, Query) else 'spark '}{self.query.statement}")
 
     def _hashed(self, code: str) -> str:
-        declared = self.spec.model_dump_json(
-            include={
-                "partitions": {"every", "timezone"},
-                "sources": True,
-                "features": {"key", "time", "driving", "python"},
-            },
-            exclude={
-                "sources": {"__all__": {"time", "late", "asset"}}
-            },  # they say when to look and who writes the file
-        )
-        sources = self.spec.sources.items()
-        declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")
+        read = {"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python", "driving"}}
+        left_out = {"sources": {"__all__": {"time", "late", "asset"}}}  # when to look, and who writes the file
+        # Without defaults, a key that this package learns later changes no version.
+        declared = self.spec.model_dump_json(include=read, exclude=left_out, exclude_defaults=True)
+        assets = ((name, source.asset) for name, source in self.spec.sources.items() if source.kind == "asset")
+        declared += "".join(f"\0{name}: {asset}" for name, asset in assets)
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def source_state(self, name: str, partition: Partition | None) -> SourceState:
@@ -268,7 +229,8 @@ class FeatureBuilder:
     def session(self, *, spill: Path | None = None, labels: bool = False) -> Generator["FeatureSession"]:
         """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
 
-        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
+        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see
+        `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
         """
         with ExitStack() as stack:
             on_spark = None
@@ -362,16 +324,16 @@ class FeatureSession:
 
     def rows_outside(self, partition: Partition) -> list[str]:
         """The rows in the files of a partition that are dated outside of them, counted in a sentence per source."""
-        found = list[str]()
+        sentences = list[str]()
         for name in self._builder.own_feature_sources:
             with self._showing(name, partition) as con:
                 time = self._builder.dated.rows_read(name).time
-                found += rows_outside(self._builder.spec, con, name, time, partition)
-        return found
+                sentences += rows_outside(self._builder.spec, con, name, time, partition)
+        return sentences
 
     def _repeated_in_sources(self, partition: Partition) -> list[str]:
         """Say which source repeats the keys of a partition, or that none of the sources does."""
-        builder, found = self._builder, list[str]()
+        builder, sentences = self._builder, list[str]()
         if not {*builder.feature_sources} <= {*builder.sources.in_duckdb}:
             return []  # the cluster would have to read them again
         for name in builder.feature_sources:
@@ -380,10 +342,10 @@ class FeatureSession:
             window: dict[str, object] = {} if time is None else {"start": partition.start, "end": partition.end}
             with self._showing(name, partition) as con:
                 repeated = keys_repeated_in(con, name, builder.spec.features.key, inside, window)
-            found += [] if repeated is None else [repeated]
-        if found and not any(found):
+            sentences += [] if repeated is None else [repeated]
+        if sentences and not any(sentences):
             return ["No source holds a key more than once there: the features multiply rows, as a join may."]
-        return [sentence for sentence in found if sentence]
+        return [sentence for sentence in sentences if sentence]
 
     @contextmanager
     def _showing(self, name: str, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:

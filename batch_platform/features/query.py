@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -38,31 +38,118 @@ _SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
 
 
-class Query:
-    """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
+class SqlFile:
+    """A file with one SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
-    dialect = "duckdb"
+    sign = "$"  # before a parameter
 
     def __init__(
         self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
     ) -> None:
-        """Read the file, whose SELECT may read some sources and take `timeout`; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
-        self.pipeline, self.path = pipeline, (path := folder / name)
-        self.timeout, self.limit = timeout, TimeLimit(timeout.nominal if timeout else None)
-        self.text = read_sql(pipeline, folder, name)
-        with explained(self), in_memory() as con:
+        """Read the file, whose SELECT may read some sources and take `timeout`.
+
+        Raises:
+            SourceError: It is not a text file in the folder, or does not hold one SELECT with known parameters over the sources.
+        """
+        self.pipeline, self.path, self.timeout = pipeline, folder / name, timeout
+        self.limit = TimeLimit(timeout.nominal if timeout else None)
+        self.text = self._read(folder)
+        self.parameters = self._parameters()
+        if unknown := self.parameters - PARAMETERS:
+            msg = f"{pipeline}: {self.path} uses the parameters {listed(self._signed(unknown))}."
+            raise SourceError(msg, hint=f"use only {listed(self._signed(PARAMETERS))}.")
+        if outside := self._outside({source.lower() for source in sources}):
+            msg = f"{pipeline}: {self.path} reads {listed(outside)}; it can read only the sources {listed(sources)}."
+            raise SourceError(msg, hint="declare under sources what it needs, and name the source in the SQL.")
+
+    def _read(self, folder: Path) -> str:
+        try:
+            if not self.path.resolve().is_relative_to(folder.resolve()):
+                msg = f"{self.pipeline}: {self.path} is a link that leads out of its folder, to {self.path.resolve()}."
+                raise SourceError(msg, hint="put the SQL file itself into the folder of the pipeline.")
+            return self.path.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            msg = f"{self.pipeline}: {self.path} cannot be read ({reason})."
+            raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
+
+    def _parameters(self) -> frozenset[str]:
+        """The names of the parameters of the one SELECT; raises SourceError for other SQL."""
+        raise NotImplementedError
+
+    def _outside(self, sources: Collection[str]) -> Collection[str]:
+        """The tables, files and functions that the SELECT reads beside the sources, whose names are in lower case."""
+        raise NotImplementedError
+
+    def _signed(self, parameters: Iterable[str]) -> list[str]:
+        return [f"{self.sign}{name}" if name else "?" for name in parameters]
+
+    def bound(self, partition: Partition) -> dict[str, object]:
+        """The values of the parameters for a partition."""
+        values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
+        return {name: values[name] for name in self.parameters}
+
+    def require_columns(self, present: Sequence[str], wanted: Iterable[str]) -> None:
+        """Raise SourceError if the columns that the SELECT gives are not unique, or lack one that is wanted."""
+        counts = Counter(name.lower() for name in present)
+        if twice := [name for name in present if counts[name.lower()] > 1]:
+            msg = f"{self.pipeline}: {self.path} gives more than one column {listed(map(repr, twice))}."
+            raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
+        if missing := [column for column in wanted if column not in present]:
+            msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
+            raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
+
+    def takes_too_long(self, where: str) -> SourceError:
+        """The error for a query that takes longer than it may."""
+        msg = f"{where}: the SQL of {self.path} takes longer than features.timeout ({self.timeout})."
+        return SourceError(msg, hint="look for a join without a condition, or raise features.timeout.")
+
+    @contextmanager
+    def explained(self, partition: Partition | None = None) -> Generator[None]:
+        """Turn what DuckDB and Arrow raise into an error that names pipeline, partition, file and line."""
+        where = self.pipeline if partition is None else f"{self.pipeline}, partition {partition.key}"
+        try:
+            yield
+        except (
+            duckdb.Error,
+            pa.ArrowException,
+            OSError,
+            RuntimeError,
+        ) as error:  # Arrow passes on the errors of DuckDB
+            message = " ".join(str(error).split())
+            if isinstance(error, RuntimeError) and not is_interruption(error):
+                raise
+            if _INTERRUPTED in message or is_interruption(error):
+                if not self.limit.passed:
+                    raise KeyboardInterrupt from error
+                raise self.takes_too_long(where) from error
+            if _SPILLED in message:
+                msg = f"{where}: the SQL of {self.path} would write more than a quarter of the free disk space aside."
+                hint = "look for a join without a condition; else make room, or declare shorter partitions."
+                raise BatchPlatformError(msg, hint=hint) from error
+            if _EXHAUSTED.search(message):
+                msg = f"{where}: there is not enough memory or disk for the SQL of {self.path}: {message.rstrip('.')}."
+                raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
+            line = _line_of(message, self.text)
+            place = f"{self.path}:{line}" if line else str(self.path)
+            msg = f"{where}: the SQL of {place} fails: {sentence_of(_CANDIDATES.sub('', message))}"
+            raise SourceError(msg, hint=SQL_FAILS) from error
+
+
+class Query(SqlFile):
+    """SQL that DuckDB runs, checked once and run for many partitions."""
+
+    dialect = "duckdb"
+    _columns: list[str] | None = None
+
+    def _parameters(self) -> frozenset[str]:
+        with self.explained(), in_memory() as con:
             statements = con.extract_statements(self.text)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             types = listed(statement.type.name for statement in statements) or "nothing"
-            msg = f"{pipeline}: {path} must be one SELECT; it holds {types}."
+            msg = f"{self.pipeline}: {self.path} must be one SELECT; it holds {types}."
             raise SourceError(msg, hint=ONE_SELECT)
-        self.parameters = frozenset(statements[0].named_parameters)
-        if unknown := self.parameters - PARAMETERS:
-            msg = f"{pipeline}: {path} uses the parameters {listed('$' + name for name in unknown)}."
-            raise SourceError(msg, hint=f"use only {listed('$' + name for name in PARAMETERS)}.")
-        self._select = _without_end(self.text)
-        self._require_only(sources)
-        self._columns: list[str] | None = None
+        return frozenset(statements[0].named_parameters)
 
     def run(self, con: SourceConnection, partition: Partition, order_by: list[str]) -> duckdb.DuckDBPyRelation:
         """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
@@ -70,11 +157,11 @@ class Query:
         Raises:
             SourceError: The SQL fails or does not return these columns; the message names file and line.
         """
-        bound = bound_to(partition, self.parameters)
+        bound = self.bound(partition)
         with self.explained(partition):
             if self._columns is None:
                 self._columns = con.duckdb.sql(self._select, params=bound).columns
-            require_columns(self.pipeline, self.path, self._columns, order_by)
+            self.require_columns(self._columns, order_by)
             order = ", ".join(quoted(column) for column in order_by)
             return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
 
@@ -94,116 +181,27 @@ class Query:
     def _tree(self) -> object:
         return _parsed(self.text)
 
-    def _require_only(self, sources: Collection[str]) -> None:
-        """Raise SourceError if the query reads a file or a database by itself.
+    @cached_property
+    def _select(self) -> str:
+        return _without_end(self.text)
+
+    def _outside(self, sources: Collection[str]) -> Collection[str]:
+        """The tables, files and functions that the SELECT reads beside the sources, whose names are in lower case.
 
         A connection may read the files of all partitions, so that it need not be opened anew for each: that a partition reads
         only its own, the views of the sources see to.
         """
-        known = {name.lower() for name in sources}
-        outside = {str(node["function"]["function_name"]).lower() for node in _nodes(self._tree, "TABLE_FUNCTION")}
-        outside = {f"{name}()" for name in outside - TABLE_FUNCTIONS}
+        functions = {str(node["function"]["function_name"]).lower() for node in _nodes(self._tree, "TABLE_FUNCTION")}
+        outside = {f"{name}()" for name in functions - TABLE_FUNCTIONS}
         for table in _nodes(self._tree, "BASE_TABLE"):
             path = [str(table[part]) for part in ("catalog_name", "schema_name", "table_name") if table[part]]
-            if len(path) > 1 or ("." in path[0] and path[0].lower() not in known):  # a name with a dot may be a file
+            if len(path) > 1 or ("." in path[0] and path[0].lower() not in sources):  # a name with a dot may be a file
                 outside.add(".".join(path))
-        if outside:
-            raise reads_outside(self.pipeline, self.path, outside, sources)
-
-    @contextmanager
-    def explained(self, partition: Partition) -> Generator[None]:
-        """Turn what fails while a result is fetched into a SourceError that names partition, file and line."""
-        with explained(self, partition):
-            yield
+        return outside
 
     def limited(self, con: SourceConnection) -> AbstractContextManager[None]:
         """Interrupt the query if the block takes longer than it may; `explained` then says so."""
         return self.limit.over(partial(interrupt, con.duckdb))
-
-
-class SqlFile(Protocol):
-    """Name of a query in errors."""
-
-    pipeline: str
-    path: Path
-    text: str
-    timeout: Duration | None
-    limit: TimeLimit
-
-
-@contextmanager
-def explained(query: SqlFile, partition: Partition | None = None) -> Generator[None]:
-    """Turn what DuckDB and Arrow raise into an error that names pipeline, partition, file and line."""
-    where = query.pipeline if partition is None else f"{query.pipeline}, partition {partition.key}"
-    try:
-        yield
-    except (
-        duckdb.Error,
-        pa.ArrowException,
-        OSError,
-        RuntimeError,
-    ) as error:  # Arrow passes on the errors of DuckDB
-        message = " ".join(str(error).split())
-        if isinstance(error, RuntimeError) and not is_interruption(error):
-            raise
-        if _INTERRUPTED in message or is_interruption(error):
-            if not query.limit.passed:
-                raise KeyboardInterrupt from error
-            raise takes_too_long(where, query) from error
-        if _SPILLED in message:
-            msg = f"{where}: the SQL of {query.path} would write more than a quarter of the free disk space aside."
-            hint = "look for a join without a condition; else make room, or declare shorter partitions."
-            raise BatchPlatformError(msg, hint=hint) from error
-        if _EXHAUSTED.search(message):
-            msg = f"{where}: there is not enough memory or disk for the SQL of {query.path}: {message.rstrip('.')}."
-            raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
-        line = _line_of(message, query.text)
-        place = f"{query.path}:{line}" if line else str(query.path)
-        msg = f"{where}: the SQL of {place} fails: {sentence_of(_CANDIDATES.sub('', message))}"
-        raise SourceError(msg, hint=SQL_FAILS) from error
-
-
-def read_sql(pipeline: str, folder: Path, name: str) -> str:
-    """Read an SQL file; raises SourceError if it is not a text file in the folder."""
-    path = folder / name
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
-            raise SourceError(msg, hint="put the SQL file itself into the folder of the pipeline.")
-        return path.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        msg = f"{pipeline}: {path} cannot be read ({reason})."
-        raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
-
-
-def bound_to(partition: Partition, parameters: Collection[str]) -> dict[str, object]:
-    """The values of parameters for a partition."""
-    values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
-    return {name: values[name] for name in parameters}
-
-
-def reads_outside(pipeline: str, path: Path, outside: Iterable[str], sources: Iterable[str]) -> SourceError:
-    """The error for SQL that reads anything but its sources."""
-    msg = f"{pipeline}: {path} reads {listed(outside)}; it can read only the sources {listed(sources)}."
-    return SourceError(msg, hint="declare under sources what it needs, and name the source in the SQL.")
-
-
-def takes_too_long(where: str, query: SqlFile) -> SourceError:
-    """The error for SQL that takes longer than it may."""
-    msg = f"{where}: the SQL of {query.path} takes longer than features.timeout ({query.timeout})."
-    return SourceError(msg, hint="look for a join without a condition, or raise features.timeout.")
-
-
-def require_columns(pipeline: str, path: Path, present: Sequence[str], wanted: Iterable[str]) -> None:
-    """Raise SourceError if the columns that an SQL file gives are not unique, or lack one that is wanted."""
-    counts = Counter(name.lower() for name in present)
-    if twice := [name for name in present if counts[name.lower()] > 1]:
-        msg = f"{pipeline}: {path} gives more than one column {listed(map(repr, twice))}."
-        raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
-    if missing := [column for column in wanted if column not in present]:
-        msg = f"{pipeline}: {path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
-        raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
 
 
 def statement_of(text: str) -> str:

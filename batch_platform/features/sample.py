@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 SEED = 0
+_CLASS, _DRAW = "__class", "__draw"
 _SLACK = 4  # how many times the size of the sample is held before rows are dropped
 
 
@@ -25,52 +25,42 @@ class Sample:
         """
         self._most, self._by, self._balanced = most, by, balanced
         self._random = np.random.default_rng(SEED)
-        self._frames: list[pl.DataFrame] = []
-        self._classes: list[pl.Series] = []
-        self._draws: list[NDArray[np.float64]] = []
+        self._frames: list[pl.DataFrame] = []  # with _CLASS and _DRAW, unless all rows are kept
         self.counts: Counter[str] = Counter()  # rows of each class so far, by its name as text
         self.seen = 0
 
     def add(self, rows: pl.DataFrame) -> None:
         """Draw from more rows."""
         self.seen += rows.height
-        self._frames.append(rows)
         if self._most is None and not self._balanced:
+            self._frames.append(rows)
             return
         classes = pl.repeat("", rows.height, eager=True) if self._by is None else rows[self._by].cast(pl.String)
         self.counts.update(dict(classes.value_counts(name="n").iter_rows()))
-        self._classes.append(classes.alias("class"))
-        self._draws.append(self._random.random(rows.height))
+        draws = pl.Series(_DRAW, self._random.random(rows.height))
+        self._frames.append(rows.with_columns(classes.alias(_CLASS), draws))
         if self._most is not None and sum(frame.height for frame in self._frames) > _SLACK * self._most:
             self._keep(dict.fromkeys(self.counts, self._most))
 
-    def frames(self) -> list[pl.DataFrame]:
-        """Return the sampled rows of each frame, in its order."""
-        if self._balanced:
-            self._keep(equal_shares(self.counts, self._most))
-        elif self._most is not None and self.seen > self._most:
-            self._keep(_shares(self.counts, self._most))
-        return self._frames
-
-    def frames_with(self, most: Mapping[str, int]) -> list[pl.DataFrame]:
-        """Return at most so many sampled rows of each class, by frame, in its order."""
-        self._keep(most)
-        return self._frames
+    def frames(self, most: Mapping[str, int] | None = None) -> list[pl.DataFrame]:
+        """Return the sampled rows of each frame, in its order; at most so many of each class, if that is given."""
+        if most is None and self._balanced:
+            most = equal_shares(self.counts, self._most)
+        elif most is None and self._most is not None and self.seen > self._most:
+            most = _shares(self.counts, self._most)
+        if most is not None and self._frames:
+            self._keep(most)
+        return [frame.drop(_CLASS, _DRAW, strict=False) for frame in self._frames]
 
     def _keep(self, most: Mapping[str, int]) -> None:
         """Keep the rows of each class with the smallest draws, which later rows cannot displace."""
-        if not self._classes:
-            return
-        drawn = pl.DataFrame({"class": pl.concat(self._classes), "draw": np.concatenate(self._draws)})
-        allowed = pl.col("class").replace_strict(dict(most), return_dtype=pl.Int64)
-        kept = drawn.select(pl.col("draw").rank("ordinal").over("class") <= allowed).to_series()
+        allowed = pl.col(_CLASS).replace_strict(dict(most), return_dtype=pl.Int64)
+        drawn = pl.concat([frame.select(_CLASS, _DRAW) for frame in self._frames])
+        kept = drawn.select(pl.col(_DRAW).rank("ordinal").over(_CLASS) <= allowed).to_series()
         start = 0
         for number, frame in enumerate(self._frames):
-            of_frame = kept[start : start + frame.height]
+            self._frames[number] = frame.filter(kept[start : start + frame.height])
             start += frame.height
-            self._frames[number] = frame.filter(of_frame)
-            self._classes[number] = self._classes[number].filter(of_frame)
-            self._draws[number] = self._draws[number][of_frame.to_numpy()]
 
 
 def sampled(rows: pl.DataFrame, most: int, by: str | None) -> pl.DataFrame:
@@ -84,7 +74,7 @@ def sampled_by_class(rows: pl.DataFrame, most: Mapping[str, int], by: str) -> pl
     """Sample at most so many rows of each class of one frame, in its order."""
     sample = Sample(None, by, balanced=True)
     sample.add(rows)
-    return sample.frames_with(most)[0]
+    return sample.frames(most)[0]
 
 
 def class_counts(rows: pl.DataFrame, by: str) -> Counter[str]:

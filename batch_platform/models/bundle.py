@@ -35,8 +35,8 @@ from batch_platform.models.forest.compiled import (
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
-from batch_platform.models.prior import corrected
 from batch_platform.models.reference import ReferenceProfile
+from batch_platform.models.refinements.prior import corrected
 from batch_platform.monitoring.leakage import SuspectedLeak
 
 FORMAT = 4  # greater than every number that a build has used: numbers only grow
@@ -126,9 +126,8 @@ class Manifest:
     compiled: Compilation
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
-    positive: ClassLabel | None = (
-        None  # class whose probability `score` is, or label of the outliers; None in other tasks
-    )
+    # Class whose probability `score` is, or label of the outliers; None in other tasks.
+    positive: ClassLabel | None = None
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
     remarks: list[str] = field(default_factory=list[str])  # remarks on the fit, e.g. that it did not converge
     imported_from: str = ""  # origin of an imported model; empty if it was trained here

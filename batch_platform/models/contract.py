@@ -383,9 +383,8 @@ def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
         rules.append(_Rule(name, UNSEEN_NULL, raw.is_null()))
     if not _as_is(read, name):
         rules.append(_Rule(name, f"not a value of type {column.type}", raw.is_not_null() & read.is_null()))
-    if column.type == "float" and not (
-        _as_is(read, name) and isfinite(values.sum())
-    ):  # a NaN or an infinity makes the sum one
+    # The sum of values with a NaN or an infinity is a NaN or an infinity.
+    if column.type == "float" and not (_as_is(read, name) and isfinite(values.sum())):
         number = read.cast(pl.Float64)
         rules.append(_Rule(name, "NaN or infinite", number.is_finite().not_().fill_null(value=False)))
     if column.min is not None:

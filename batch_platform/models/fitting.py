@@ -36,8 +36,9 @@ from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import no_more_threads, one_thread
-from batch_platform.models.prior import corrected, in_proportion, sampling_rates
+from batch_platform.models.positive import Positive
 from batch_platform.models.reference import ReferenceProfile, reference_of
+from batch_platform.models.refinements.prior import corrected, in_proportion, sampling_rates
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
 from batch_platform.monitoring.outcomes import Outcomes
@@ -89,32 +90,6 @@ class Fitted:
     def proof(self) -> Proof:
         """The proof that the compiled form of the model, if it has one, gives the bits of its library."""
         return prove(self.predictor, self.held_out)
-
-
-@dataclass(frozen=True)
-class Positive:
-    """The choice of the positive class of two; by default True or 1, else the last number or the rarer text."""
-
-    declared: ClassLabel | None = None
-    before: ClassLabel | None = None  # positive class of the version before: a score keeps its meaning
-
-    def last(self, classes: list[ClassLabel], truth: NDArray[Any]) -> list[ClassLabel]:
-        """The classes with the positive one last; raises TrainingRefusedError if the declared one is none of them."""
-        rarer = min(reversed(classes), key=lambda label: int((truth == label).sum()))
-        default = rarer if all(isinstance(label, str) for label in classes) else classes[-1]
-        wanted = (label for name in (self.declared, self.before) for label in classes if label == name)
-        chosen = next(wanted, default)
-        if self.declared is not None and chosen != self.declared:
-            msg = (
-                f"labels.positive is {self.declared!r}, but the labels to learn from are {listed(map(repr, classes))}."
-            )
-            raise TrainingRefusedError(msg, hint="name one of them; a text such as 'yes' needs quotes in YAML.")
-        return [*(label for label in classes if label != chosen), chosen]
-
-    def of_outliers(self, truth: NDArray[Any]) -> list[ClassLabel]:
-        """The labels with that of the outliers last; none if there are not two, and none is declared."""
-        labels: list[ClassLabel] = np.unique(truth).tolist()
-        return self.last(labels, truth) if labels and (self.declared is not None or len(labels) == BINARY) else []
 
 
 def fit(  # noqa: PLR0913 - what is declared, and what is known of the version before

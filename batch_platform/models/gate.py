@@ -205,7 +205,7 @@ class Beaten:
 
 
 def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: AgainstBaseline | None) -> Beaten | None:
-    """By how much the trivial baseline is better than a model on the evaluation rows; None if it is not, or is not known.
+    """Say that the trivial baseline is better than a model on the evaluation rows, and by how much; None if not, or if unknown.
 
     It is better beyond chance if the whole interval of a paired bootstrap of the difference says so: on few rows it is wide.
     """
@@ -310,7 +310,7 @@ def _from_recorded(metric: str, fitted: Fitted, data: TrainingData, recorded: fl
 
 
 def _lead(metric: str, manifest: Manifest) -> float | None:
-    """By how much a version was better than its trivial baseline when it was judged; None if it was not, or if unknown."""
+    """The lead of a version over its trivial baseline when it was judged; None if it had none, or if unknown."""
     evaluation = manifest.evaluation
     value, bound = evaluation.metrics.get(metric), evaluation.baseline and evaluation.baseline.metrics.get(metric)
     return None if value is None or bound is None or not is_worse(metric, bound, value) else value - bound

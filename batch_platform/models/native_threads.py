@@ -28,9 +28,8 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.limits: list[
-            ExitStack
-        ] = []  # a limit for each running `one_thread` block, in the order in which they began
+        # A limit for each running `one_thread` block, in the order in which they began.
+        self.limits: list[ExitStack] = []
         self.loads = 0  # how often libraries may have been loaded
 
 

@@ -140,7 +140,7 @@ def _decision(registry: Registry, scores: Mapping[str, ScoreRun], event: Promoti
 
 
 def _served(registry: Registry) -> list[tuple[datetime, str | None]]:
-    """From when on which version serves, whatever the decision."""
+    """The instants from which another version serves, or none, whatever the decision."""
     served: list[tuple[datetime, str | None]] = []
     for stretch in registry.timeline.stretches:
         if not served or served[-1][1] != stretch.version.version:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from operator import itemgetter
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.warehouse.ledger import Promotion, Version
@@ -64,37 +65,28 @@ class Timeline:
 
     def at(self, instant: datetime) -> Stretch | None:
         """The stretch in which an instant lies; None if no version serves then."""
-        stretch = bisect_right(self._begins, instant)
-        return self._states[stretch - 1] if stretch else None
+        changes = bisect_right(self._changes, instant, key=itemgetter(0))
+        return self._changes[changes - 1][1] if changes else None
 
     @cached_property
     def stretches(self) -> list[Stretch]:
         """The stretches, in order; between two of them there may be a time in which no version serves."""
-        return [stretch for stretch in self._states if stretch is not None]
+        return [stretch for _, stretch in self._changes if stretch is not None]
 
     @cached_property
-    def _begins(self) -> list[datetime]:
-        return [begin for begin, _ in self._changes]
-
-    @cached_property
-    def _states(self) -> list[Stretch | None]:
-        """The entry that serves from each of `_begins` on."""
-        ends = [*self._begins, None][1:]
-        return [
-            None if entry is None else Stretch(begin, end, entry.version, entry.decision)
-            for (begin, entry), end in zip(self._changes, ends, strict=True)
-        ]
-
-    @cached_property
-    def _changes(self) -> list[tuple[datetime, _Entry | None]]:
-        """The instants at which another entry begins to hold, in order, and that entry."""
+    def _changes(self) -> list[tuple[datetime, Stretch | None]]:
+        """The instants at which another entry begins to hold, in order, each with the stretch in which it holds."""
         decided = {decision.holds_from for decision in self.decisions if decision.holds_from is not None}
-        changes: list[tuple[datetime, _Entry | None]] = []
+        holding: list[tuple[datetime, _Entry | None]] = []
         for instant in sorted(decided | {version.serving_start for version in self.versions.values()}):
-            holding = next((entry for entry in self._newest_first if self._holds(entry, instant)), None)
-            if holding != (changes[-1][1] if changes else None):
-                changes.append((instant, holding))
-        return changes
+            entry = next((entry for entry in self._newest_first if self._holds(entry, instant)), None)
+            if entry != (holding[-1][1] if holding else None):
+                holding.append((instant, entry))
+        ends = [*(begin for begin, _ in holding), None][1:]
+        return [
+            (begin, None if entry is None else Stretch(begin, end, entry.version, entry.decision))
+            for (begin, entry), end in zip(holding, ends, strict=True)
+        ]
 
     @cached_property
     def _newest_first(self) -> list[_Entry]:

@@ -31,6 +31,7 @@ from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
+from batch_platform.features.outcomes import made_from_outcomes
 from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import (
     Bundle,
@@ -46,7 +47,6 @@ from batch_platform.models.declared_model import check_model, is_classification,
 from batch_platform.models.estimate_basis import basis_of
 from batch_platform.models.fitting import (
     Fitted,
-    Positive,
     fit,
     measured,
     outcomes_of,
@@ -55,6 +55,7 @@ from batch_platform.models.fitting import (
 )
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
+from batch_platform.models.positive import Positive
 from batch_platform.models.reference import (
     ReferenceProfile,
     after_refit,
@@ -285,7 +286,7 @@ class Training:
 
     def _suspected_leaks(self, fitted: Fitted) -> list[SuspectedLeak]:
         """The leaks that the data suggest and those that the SQL shows, each with whether the declaration allows it."""
-        names, made = set(fitted.signature.contract.names), self.history.builder.made_from_outcomes
+        names, made = set(fitted.signature.contract.names), made_from_outcomes(self.history.builder)
         leaks = [
             SuspectedLeak((name,), f"is made from the outcome {outcome.source}.{outcome.column}")
             for name, outcome in made.items()

@@ -4,6 +4,7 @@ import json
 
 import polars as pl
 
+from batch_platform.features.outcomes import made_from_outcomes
 from batch_platform_tests.command_line import LABELS_SQL, OVERRIDES, published, write_project
 from batch_platform_tests.dagster_project import write_defs_yaml
 from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration, small_events, small_pipeline
@@ -57,9 +58,10 @@ def test_a_version_that_may_know_the_outcome_waits_and_every_command_says_why(cl
 
 def test_what_the_sql_makes_from_the_source_of_the_label_is_suspected_only_in_the_rows_of_the_partition(tmp_path):
     label = LABELS_SQL.replace(", shop", "").replace("returned\n", "calls > 3 AS returned\n")
-    made = small_pipeline(tmp_path, events=EVENTS, features_sql=FEATURES, labels_sql=label).builder.made_from_outcomes
+    pipeline = small_pipeline(tmp_path, events=EVENTS, features_sql=FEATURES, labels_sql=label)
+    made = made_from_outcomes(pipeline.builder)
     assert list(made) == ["attention"]
     earlier = FEATURES.replace("$partition_start", "$partition_start - INTERVAL 7 DAY")
     for features, labels in ((earlier, label), (FEATURES, label.replace("calls > 3", "calls > amount"))):
         pipeline = small_pipeline(tmp_path, events=EVENTS, features_sql=features, labels_sql=labels)
-        assert pipeline.builder.made_from_outcomes == {}
+        assert made_from_outcomes(pipeline.builder) == {}

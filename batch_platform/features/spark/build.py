@@ -22,11 +22,10 @@ from batch_platform.declaration.errors import EngineError, SourceError, listed
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
-from batch_platform.features.query import bound_to, explained, require_columns, takes_too_long
 from batch_platform.features.sources.kind import ParquetFiles, SourceState, SourceTable
 from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
 from batch_platform.features.spark.files import identifier, rows_in_catalog, rows_of
-from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
+from batch_platform.features.spark.jobs import SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
 from batch_platform.features.spark.task import SAME_ENVIRONMENT, WRITTEN, WrittenRows, require_here, write_rows
@@ -91,7 +90,7 @@ class SparkFeatures:
             with bounded(self._folder / "spill", self._spec.partitions.timezone) as con:
                 order = ", ".join(map(quoted, self._spec.features.key))
                 with ExitStack() as stack:
-                    with explained(self._query, partition):
+                    with self._query.explained(partition):
                         relation = con.sql(f"FROM {_relation(files)} ORDER BY {order}")
                         reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
                     yield self._counted(reader, rows, partition), reader.schema
@@ -215,11 +214,10 @@ class SparkFeatures:
         query = self._query
         for name in query.reads(self._spec.sources):
             self._show(name, partition, folder, connect, rows=rows)
-        bound = bound_to(partition, query.parameters)
         with self._asking(partition):
-            frame = self._jobs.session.sql(query.text, args=bound or None)
+            frame = self._jobs.session.sql(query.text, args=query.bound(partition) or None)
             schema = frame.schema
-        require_columns(self._spec.name, query.path, schema.names, columns)
+        query.require_columns(schema.names, columns)
         self._require_types(partition, schema)
         return frame
 
@@ -297,7 +295,7 @@ class SparkFeatures:
     def _counted(self, reader: pa.RecordBatchReader, rows: int, partition: Partition) -> Generator[pa.RecordBatch]:
         """Pass on batches; raises EngineError at the end unless they are all that the tasks wrote."""
         read = 0
-        with explained(self._query, partition):
+        with self._query.explained(partition):
             for batch in reader:
                 read += batch.num_rows
                 yield batch
@@ -312,21 +310,14 @@ class SparkFeatures:
         self, partition: Partition, error: Exception, job: SparkJob | None = None
     ) -> SourceError | EngineError:
         """Explain in one sentence why Spark failed, and what to do."""
-        where, spark, condition = self._where(partition), self._spec.engine.on_spark, _condition(error)
+        where, condition = self._where(partition), _condition(error)
         if job is not None and self._query.limit.passed:
-            return takes_too_long(where, self._query)
-        if job is not None and self._jobs.is_abandoned(job):
-            msg = f"{where}: the cluster {self._jobs.master} had no executor for {spark.wait_for_executors}."
-            return EngineError(msg, hint=f"{_AGAIN} engine.spark.wait_for_executors is how long a run waits.")
+            return self._query.takes_too_long(where)
         if condition == _IN_PYTHON:
             return raised_in_task(where, error)
-        if condition is not None:
+        if condition is not None and not (job is not None and self._jobs.is_abandoned(job)):
             return self._query.error(where, error)
-        failed = FailedTask.of(error)
-        if failed is None:
-            return EngineError(f"{where}: Spark on {self._jobs.master} ended: {shortest(error)}", hint=_AGAIN)
-        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
-        return EngineError(msg, hint=failed.hint or _AGAIN)
+        return self._jobs.failure(where, error, _AGAIN, job)
 
 
 def _relation(files: Iterable[Path]) -> str:

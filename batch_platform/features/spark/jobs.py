@@ -11,7 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from batch_platform.declaration.engine import Spark
-from batch_platform.features.spark.session import cancel, executors_of, is_stopped, spark_session
+from batch_platform.declaration.errors import EngineError
+from batch_platform.features.spark.session import cancel, executors_of, is_stopped, shortest, spark_session
 from batch_platform.features.spark.task import FULL_DISK, SAME_ENVIRONMENT
 from batch_platform.warehouse.home import Home
 
@@ -103,6 +104,25 @@ class SparkJobs:
         since = job.waiting_since
         return since is not None and monotonic() - since > self._spark.patience
 
+    def failure(
+        self,
+        where: str,
+        error: Exception,
+        again: str,
+        job: SparkJob | None = None,
+        task: Callable[[int], str] | None = None,
+    ) -> EngineError:
+        """Explain in one sentence why Spark gave up; `again` is what to do, and `task` names the task of a number."""
+        if job is not None and self.is_abandoned(job):
+            msg = f"{where}: the cluster {self.master} had no executor for {self._spark.wait_for_executors}."
+            return EngineError(msg, hint=f"{again} engine.spark.wait_for_executors is how long a run waits.")
+        failed = FailedTask.of(error)
+        if failed is None:
+            return EngineError(f"{where}: Spark on {self.master} ended: {shortest(error)}", hint=again)
+        where = where if task is None else task(failed.number)
+        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
+        return EngineError(msg, hint=failed.hint or again)
+
     def _look_after(self, job: SparkJob) -> None:
         """Report the progress of a job's tasks, and end all if the cluster has left them alone for too long."""
         context = self.session.sparkContext
@@ -169,9 +189,8 @@ class FailedTask:
             hint = SAME_ENVIRONMENT
         elif "OutOfMemoryError" in why:
             hint = MORE_MEMORY
-        elif hint is None and (
-            no_room := _NO_ROOM.search(reason)
-        ):  # Spark's own files: errors about ours name the file
+        # A full disk of Spark's own files: errors about ours name the file and have a hint.
+        elif hint is None and (no_room := _NO_ROOM.search(reason)):
             executor = _EXECUTOR.search(failed[0])
             cause = no_room[0].strip().removeprefix("Caused by: ")
             why, hint = f"{cause}{f', on {executor[1]}' if executor else ''}", FULL_DISK

@@ -3,41 +3,28 @@
 import re
 from collections.abc import Collection, Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import SourceError, listed
-from batch_platform.features.interruption import TimeLimit
-from batch_platform.features.query import ONE_SELECT, PARAMETERS, SQL_FAILS, read_sql, reads_outside
+from batch_platform.features.query import ONE_SELECT, PARAMETERS, SQL_FAILS, SqlFile
 
 if TYPE_CHECKING:
     from batch_platform.features.lineage.spark_sql import SparkStatement
 
 
-class SparkQuery:
-    """One SELECT over the sources; the bounds and the key of a partition are its parameters, as `:partition_start`."""
+class SparkQuery(SqlFile):
+    """SQL that Spark runs; its parameters are written with a colon, as `:partition_start`."""
 
-    dialect = "spark"
+    dialect, sign = "spark", ":"
 
-    def __init__(
-        self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
-    ) -> None:
-        """Read the file; see `Query`."""
-        self.pipeline, self.path, self.timeout = pipeline, folder / name, timeout
-        self.limit = TimeLimit(timeout.nominal if timeout else None)
-        self.text = read_sql(pipeline, folder, name)
-        parsed = self._parsed
-        self.parameters = parsed.parameters
-        if in_duckdb := {name for name in PARAMETERS if re.search(rf"\$\s*{name}\b", parsed.words)}:
-            msg = f"{pipeline}: {self.path} uses the parameters {listed('$' + name for name in in_duckdb)}."
+    def _parameters(self) -> frozenset[str]:
+        if in_duckdb := {name for name in PARAMETERS if re.search(rf"\$\s*{name}\b", self._parsed.words)}:
+            msg = f"{self.pipeline}: {self.path} uses the parameters {listed('$' + name for name in in_duckdb)}."
             raise SourceError(msg, hint="Spark's SQL writes a parameter with a colon, such as :partition_start.")
-        if unknown := self.parameters - PARAMETERS:
-            msg = f"{pipeline}: {self.path} uses the parameters {listed((':' + name if name else '?') for name in unknown)}."
-            raise SourceError(msg, hint=f"use only {listed(':' + name for name in PARAMETERS)}.")
-        known = {name.lower() for name in sources}
-        if outside := (parsed.tables - known) | parsed.escapes:
-            raise reads_outside(pipeline, self.path, outside, sources)
+        return self._parsed.parameters
+
+    def _outside(self, sources: Collection[str]) -> Collection[str]:
+        return (self._parsed.tables - {*sources}) | self._parsed.escapes
 
     @cached_property
     def _parsed(self) -> "SparkStatement":

@@ -125,9 +125,8 @@ def spark_session(
         if _shared and is_stopped(_shared[0].session):
             _shared.pop().stop()
         if not _shared:
-            _shared.append(
-                _lent(spark) or _running(spark, pipeline) or _started(spark, pipeline, logs, runs_sql=runs_sql)
-            )
+            borrowed = _Shared(_lenders[-1](), spark, is_borrowed=True) if _lenders else None
+            _shared.append(borrowed or _running(spark, pipeline) or _started(spark, pipeline, logs, runs_sql=runs_sql))
         shared = _shared[0]
         if not shared.serves(spark):
             msg = f"{pipeline}: this process runs another Spark session, on {shared.spark.master}; a process can have one."
@@ -153,10 +152,6 @@ def lent(session: "Callable[[], SparkSession]") -> Generator[None]:
         yield
     finally:
         _lenders.remove(session)
-
-
-def _lent(spark: Spark) -> _Shared | None:
-    return _Shared(_lenders[-1](), spark, is_borrowed=True) if _lenders else None
 
 
 def _running(spark: Spark, pipeline: str) -> _Shared | None:
@@ -218,9 +213,9 @@ def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -
 
 def _cause(error: Exception, written: str) -> str:
     """Say why Spark did not start, by its error, or by its log if Java has ended."""
-    said = shortest(error)
-    is_known = not _has_ended(error) and "stopped SparkContext" not in said
-    return said if is_known else telling_line(written.splitlines()) or said
+    reason = shortest(error)
+    is_known = not _has_ended(error) and "stopped SparkContext" not in reason
+    return reason if is_known else telling_line(written.splitlines()) or reason
 
 
 def _has_ended(error: Exception) -> bool:

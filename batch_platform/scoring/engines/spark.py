@@ -27,9 +27,8 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
-from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, spark_errors, spark_jobs
+from batch_platform.features.spark.jobs import SparkJob, SparkJobs, spark_errors, spark_jobs
 from batch_platform.features.spark.parts import parts_of
-from batch_platform.features.spark.session import shortest
 from batch_platform.features.spark.task import require_here
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import in_order
@@ -176,19 +175,10 @@ class SparkEngine:
             self._watch(order.partition, order.rows * done // len(job.tasks), order.rows)
 
     def _given_up(self, job: Job, running: SparkJob, error: Exception) -> EngineError:
-        """Why Spark ended a job, as one sentence, and what to do."""
-        spec, master = self._spec, self._spark_jobs.master
-        keys = listed({order.partition.key for order in job.orders})
-        hint = "nothing of these partitions was published; run again once the cluster is well: what is committed is skipped."
-        if self._spark_jobs.is_abandoned(running):
-            msg = f"{spec.name}, partition {keys}: the cluster {master} had no executor for {self._spark.wait_for_executors}."
-            return EngineError(msg, hint=f"{hint} engine.spark.wait_for_executors is how long a run waits.")
-        failed = FailedTask.of(error)
-        if failed is None:
-            return EngineError(f"{spec.name}, partition {keys}: Spark on {master} ended: {shortest(error)}", hint=hint)
-        where = job.where(job.tasks[failed.number])
-        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
-        return EngineError(msg, hint=failed.hint or hint)
+        """Explain in one sentence why Spark ended a job, and what to do."""
+        where = f"{self._spec.name}, partition {listed({order.partition.key for order in job.orders})}"
+        again = "nothing of these partitions was published; run again once the cluster is well: what is committed is skipped."
+        return self._spark_jobs.failure(where, error, again, running, lambda number: job.where(job.tasks[number]))
 
     def _partitions(self, job: Job, summaries: Sequence[Summary]) -> Generator[Staged]:
         """The partitions of a finished job, in order; after a failure none of the later files is left."""
