@@ -84,10 +84,10 @@ class Calendar:
     """All partitions from `start` on, consecutive and without gap or overlap. `start` and `end` are naive times in `zone`."""
 
     every: Every
-    zone: ZoneInfo  # in which days, weeks and months begin
-    start: datetime  # the first window begins then or later; weeks begin on its weekday
-    end: datetime | None = None  # no window begins then or later; None: the calendar has no end
-    end_offset: int = 0  # how many windows are due before they close (1: the current window, from its start on)
+    zone: ZoneInfo  # time zone in which days, weeks and months begin
+    start: datetime  # local time; the first window begins then or later, and weeks on its weekday
+    end: datetime | None = None  # local time from which on no window begins; None: the calendar has no end
+    end_offset: int = 0  # number of windows that are due before they close (1: the current window, from its start on)
     _starts: list[datetime] = field(default_factory=list[datetime], init=False, repr=False, compare=False)
     _made: list[Partition] = field(default_factory=list[Partition], init=False, repr=False, compare=False)
     _by_key: dict[str, Partition] = field(default_factory=dict[str, Partition], init=False, repr=False, compare=False)
@@ -113,7 +113,7 @@ class Calendar:
         return None if self.last_end is None else self._key(self.last_end)
 
     def ended(self, now: datetime) -> bool:
-        """Whether all partitions are closed at `now`, and none will follow."""
+        """Tell whether all partitions are closed at `now` and none will follow."""
         return self.last_end is not None and self.last_end <= now
 
     def due(self, now: datetime) -> list[Partition]:
@@ -209,7 +209,7 @@ class Calendar:
                 start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
                 if self._key(start) == key and self._begins(start):
                     return self._between(start, self._next(start))
-            except (ValueError, OverflowError):  # not of this form, or beyond the range of datetime
+            except (ValueError, OverflowError):  # the key has another form, or lies beyond the range of datetime
                 continue
         return None
 

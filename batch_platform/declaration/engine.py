@@ -51,7 +51,7 @@ class Spark(Block):
 
 
 class Engine(Block):
-    """Where scoring runs."""
+    """The engine that scores."""
 
     model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
 
@@ -78,7 +78,7 @@ class Engine(Block):
 
     @property
     def on_spark(self) -> Spark:
-        """What is declared for the engine 'spark', or its defaults."""
+        """The declaration of the engine 'spark', or its defaults."""
         return self.spark or Spark()
 
     @model_validator(mode="after")

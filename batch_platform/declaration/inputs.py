@@ -25,24 +25,24 @@ from batch_platform.declaration.notation import (
 
 SOURCE_KEYS: dict[str, type] = {
     **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
-    "asset": str,  # beside another kind: who writes what is read there
+    "asset": str,  # beside another kind, it names the writer of what is read there
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
-Encoding = Literal["utf-8", "utf-16", "latin-1"]  # of CSV files
-NUMBERED_KINDS = ("parquet", "csv", "json")  # whose files DuckDB names and reads in order
+Encoding = Literal["utf-8", "utf-16", "latin-1"]  # encodings of CSV files
+NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names and reads in order
 FILE, ROW_IN_FILE = "file", "row_in_file"  # columns of a source that numbers its rows
 PLACEHOLDERS: dict[str, Callable[[str], str]] = {
     "{partition_key}": lambda key: key,
     "{partition_date}": lambda key: key[:10].replace("-", ""),
     "{partition_month}": lambda key: key[:7],
 }
-"""What stands in a path for a partition, and the text of a key: such as 2026-01-31, 20260131 and 2026-01."""
+"""Placeholders for a partition in a path, with the text of a key: such as 2026-01-31, 20260131 and 2026-01."""
 ColumnType = Literal["float", "integer", "boolean", "category"]
 _ONLY_SHARE = TypeAdapter(Annotated[Share, Field(ge=0, le=1)], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def varies(path: str) -> bool:
-    """Whether a path differs between partitions."""
+    """Tell whether a path differs between partitions."""
     return any(placeholder in path for placeholder in PLACEHOLDERS)
 
 
@@ -282,7 +282,7 @@ class Source(Block):
 
     @property
     def location(self) -> str:
-        """Where the table is read, as declared under the key of the kind."""
+        """The place of the table, as declared under the key of the kind."""
         return str(self._declared(self.kind))
 
     def _declared(self, kind: str) -> object:
@@ -290,12 +290,12 @@ class Source(Block):
 
     @property
     def by_partition(self) -> bool:
-        """Whether each partition has a file of its own."""
+        """True if each partition has a file of its own."""
         return varies(self.location)
 
     @property
     def lateness(self) -> timedelta | None:
-        """How long after newer rows a row may come or be corrected; None for always, zero for never."""
+        """The time after newer rows within which a row may come or be corrected; None for always, zero for never."""
         late = self.late or "7 days"
         if late == "always":
             return None
@@ -342,7 +342,7 @@ class Driving(Block):
 
 
 class RejectedBudget(Block):
-    """How many rows of a partition may be rejected: a share of them, or so many rows if that is more."""
+    """Maximum of rejected rows of a partition: a share of them, or a number of rows if that is more."""
 
     share: Share = Field(default=0.0, ge=0, le=1, description="Share of the rows of a partition.", examples=["1%"])
     rows: int = Field(
@@ -350,7 +350,7 @@ class RejectedBudget(Block):
     )
 
     def is_exceeded(self, rejected: int, rows: int) -> bool:
-        """Whether so many rejected rows are more than it allows."""
+        """Tell whether so many rejected rows are more than it allows."""
         # Divided, because 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
         return rejected > self.rows and rejected / rows > self.share
 
@@ -434,7 +434,7 @@ class Features(Block):
 
     @property
     def rejected_budget(self) -> RejectedBudget:
-        """How many rows may be rejected, however it is declared."""
+        """The maximum of rejected rows, however it is declared."""
         most = self.max_rejected
         return most if isinstance(most, RejectedBudget) else RejectedBudget(share=most)
 

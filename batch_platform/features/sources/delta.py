@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 _LOG = "_delta_log"
 _COMMIT = f"{'[0-9]' * 20}.json"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_PLAIN = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}  # unless rows are marked as deleted
+_PLAIN = {
+    "deletionVectors",
+    "timestampNtz",
+    "v2Checkpoint",
+    "vacuumProtocolCheck",
+}  # reader features under which files hold rows as they are
 
 
 def is_delta_table(folder: Path) -> bool:
-    """Whether a folder is a Delta table."""
+    """Tell whether a folder is a Delta table."""
     return (folder / _LOG).is_dir()
 
 
@@ -46,7 +51,7 @@ class _Snapshot:
 
     table: "DeltaTable"
     sizes: Mapping[str, int]  # bytes of each file, by its path in the log
-    is_plain: bool  # whether the files hold the rows as they are
+    is_plain: bool  # True if the files hold the rows as they are
     partitions: pa.Table  # values of the partition columns if it is plain, one row for each file in order
     content: str  # differs between versions with other files or other columns
 
@@ -84,7 +89,7 @@ def _snapshot(table: SourceTable) -> _Snapshot:
         problem = f": version {version} of {root} does not exist: the newest version is {newest}."
         raise table.error(problem, "declare a version that exists, or none for the newest one.")
     with needed("deltalake", extra="delta"):
-        import deltalake
+        import deltalake.exceptions
     try:
         return _load(root, version, (newest, stat.st_mtime_ns, stat.st_size))
     except deltalake.exceptions.DeltaError as error:
@@ -146,7 +151,11 @@ def _files(table: SourceTable) -> list[Path]:
 
 def _dataset(table: SourceTable) -> "Dataset":
     """The rows as Arrow reads them; opens no file yet."""
-    from pyarrow.dataset import FileSystemDataset, ParquetFileFormat, ParquetFragmentScanOptions  # takes its time
+    from pyarrow.dataset import (
+        FileSystemDataset,
+        ParquetFileFormat,
+        ParquetFragmentScanOptions,
+    )  # imported late: it takes its time
     from pyarrow.fs import LocalFileSystem
 
     snapshot, system = _snapshot(table), LocalFileSystem()
