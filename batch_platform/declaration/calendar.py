@@ -237,7 +237,9 @@ class Calendar:
         with _GROWING:
             while len(windows) <= more or windows[-1 - more].end <= instant:
                 start = windows[-1].end if windows else self.first_start
-                windows.append(self._between(start, self._next(start)))
+                window = self._between(start, self._next(start))
+                windows.append(window)
+                self._by_key[window.key] = window
         return windows
 
     def _count(self, windows: Sequence[Partition]) -> int:
