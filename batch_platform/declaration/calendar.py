@@ -22,6 +22,7 @@ KEY_FORMATS: dict[Every, str] = {"hour": "%Y-%m-%d-%H:%M", "day": "%Y-%m-%d", "w
 _HOUR = timedelta(hours=1)
 _CLOCKS_KNOWN_UNTIL = datetime(2038, 1, 1)  # noqa: DTZ001 - on any clock; from then on zones repeat a yearly rule
 _GROWING = Lock()  # schedules of one pipeline are evaluated on threads
+_start, _end = attrgetter("start"), attrgetter("end")
 
 
 @dataclass(frozen=True)
@@ -245,9 +246,6 @@ class Calendar:
     def _count(self, windows: Sequence[Partition]) -> int:
         """The number of windows that begin before the end of the calendar."""
         return len(windows) if self.last_end is None else bisect_left(windows, self.last_end, key=_start)
-
-
-_start, _end = attrgetter("start"), attrgetter("end")
 
 
 def shifts_by_whole_hours(zone: ZoneInfo, start: datetime, end: datetime | None) -> bool:

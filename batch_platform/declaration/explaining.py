@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
-LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # DuckDB's words
+LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # DuckDB's message
 _WANTED = {  # the expected type, by Pydantic's name for the error
     "string_type": "a text",
     "int_type": "a whole number",

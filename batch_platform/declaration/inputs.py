@@ -30,6 +30,12 @@ SOURCE_KEYS: dict[str, type] = {
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
 Encoding = Literal["utf-8", "utf-16", "latin-1"]  # encodings of CSV files
 NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names and reads in order
+_KEYS_OF_KINDS = {
+    **dict.fromkeys(("delimiter", "decimal", "encoding"), ("csv",)),
+    "types": ("csv", "json"),
+    "version": ("delta",),
+    "number_rows": NUMBERED_KINDS,
+}
 FILE, ROW_IN_FILE = "file", "row_in_file"  # columns of a source that numbers its rows
 PLACEHOLDERS: dict[str, Callable[[str], str]] = {
     "{partition_key}": lambda key: key,
@@ -248,17 +254,10 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Self:
-        if self.version is not None and self.kind != "delta":
-            msg = f"'version' is that of a Delta table, but the source is of kind {self.kind}"
-            raise ValueError(msg)
-        described = {"delimiter": ("csv",), "decimal": ("csv",), "encoding": ("csv",), "types": ("csv", "json")}
-        for key, able in described.items():
-            if getattr(self, key) is not None and self.kind not in able:
-                msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {self.kind}"
+        for key, kinds in _KEYS_OF_KINDS.items():
+            if getattr(self, key) not in (None, False) and self.kind not in kinds:
+                msg = f"{key!r} is a key of sources of kind {listed(kinds)}, but the source is of kind {self.kind}"
                 raise ValueError(msg)
-        if self.number_rows and self.kind not in NUMBERED_KINDS:
-            msg = f"'number_rows' numbers the rows of files of kind {listed(NUMBERED_KINDS)}, but the source is of kind {self.kind}"
-            raise ValueError(msg)
         if self.delimiter is not None and self.delimiter == self.decimal:
             msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)

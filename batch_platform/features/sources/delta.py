@@ -32,12 +32,8 @@ if TYPE_CHECKING:
 _LOG = "_delta_log"
 _COMMIT = f"{'[0-9]' * 20}.json"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_PLAIN = {
-    "deletionVectors",
-    "timestampNtz",
-    "v2Checkpoint",
-    "vacuumProtocolCheck",
-}  # reader features under which files hold rows as they are
+# Features under which files hold the rows as they are; with deletion vectors, as long as no row is marked as deleted.
+_PLAIN = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 
 
 def is_delta_table(folder: Path) -> bool:
@@ -150,12 +146,9 @@ def _files(table: SourceTable) -> list[Path]:
 
 
 def _dataset(table: SourceTable) -> "Dataset":
-    """The rows as Arrow reads them; opens no file yet."""
-    from pyarrow.dataset import (
-        FileSystemDataset,
-        ParquetFileFormat,
-        ParquetFragmentScanOptions,
-    )  # imported late: it takes its time
+    """The rows as Arrow reads them; no file is opened yet."""
+    # Imported late: it takes its time.
+    from pyarrow.dataset import FileSystemDataset, ParquetFileFormat, ParquetFragmentScanOptions
     from pyarrow.fs import LocalFileSystem
 
     snapshot, system = _snapshot(table), LocalFileSystem()
@@ -169,7 +162,7 @@ def _dataset(table: SourceTable) -> "Dataset":
 
 
 def _values_of_file(partitions: pa.Table, at: int) -> "Expression":
-    """The values of the partition columns in a file, as Arrow is told of them."""
+    """The condition that all rows of a file fulfil, from which Arrow takes the values of the partition columns."""
     from pyarrow.compute import field, scalar
 
     condition = scalar(True)
