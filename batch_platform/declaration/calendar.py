@@ -6,10 +6,11 @@ needs Dagster; a test compares the two in many time zones.
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
-from itertools import pairwise
+from operator import attrgetter
 from threading import Lock
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -21,6 +22,7 @@ KEY_FORMATS: dict[Every, str] = {"hour": "%Y-%m-%d-%H:%M", "day": "%Y-%m-%d", "w
 _HOUR = timedelta(hours=1)
 _CLOCKS_KNOWN_UNTIL = datetime(2038, 1, 1)  # noqa: DTZ001 - on any clock; from then on zones repeat a yearly rule
 _GROWING = Lock()  # schedules of one pipeline are evaluated on threads
+_start, _end = attrgetter("start"), attrgetter("end")
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,11 @@ class Calendar:
     """All partitions from `start` on, consecutive and without gap or overlap. `start` and `end` are naive times in `zone`."""
 
     every: Every
-    zone: ZoneInfo  # in which days, weeks and months begin
-    start: datetime  # the first window begins then or later; weeks begin on its weekday
-    end: datetime | None = None  # no window begins then or later; None: the calendar has no end
-    end_offset: int = 0  # how many windows are due before they close (1: the current window, from its start on)
-    _starts: list[datetime] = field(default_factory=list[datetime], init=False, repr=False, compare=False)
-    _made: list[Partition] = field(default_factory=list[Partition], init=False, repr=False, compare=False)
+    zone: ZoneInfo  # time zone in which days, weeks and months begin
+    start: datetime  # local time; the first window begins then or later, and weeks on its weekday
+    end: datetime | None = None  # local time from which on no window begins; None: the calendar has no end
+    end_offset: int = 0  # number of windows that are due before they close (1: the current window, from its start on)
+    _windows: list[Partition] = field(default_factory=list[Partition], init=False, repr=False, compare=False)
     _by_key: dict[str, Partition] = field(default_factory=dict[str, Partition], init=False, repr=False, compare=False)
 
     @cached_property
@@ -113,15 +114,14 @@ class Calendar:
         return None if self.last_end is None else self._key(self.last_end)
 
     def ended(self, now: datetime) -> bool:
-        """Whether all partitions are closed at `now`, and none will follow."""
+        """Tell whether all partitions are closed at `now` and none will follow."""
         return self.last_end is not None and self.last_end <= now
 
     def due(self, now: datetime) -> list[Partition]:
         """All partitions closed at `now`, oldest first, and `end_offset` more."""
-        starts = self._starts_up_to(now, extra=max(self.end_offset, 0) + 1)
-        closed = bisect_right(starts, now) - 1
-        count = min(max(closed + self.end_offset, 0), self._count_before_end(starts))
-        return self._consecutive(0, count)
+        windows = self._windows_beyond(now, more=self.end_offset)
+        closed = bisect_right(windows, now, key=_start) - 1  # -1 before the first window begins
+        return windows[: min(max(closed + self.end_offset, 0), self._count(windows))]
 
     def due_from(self, partition: Partition) -> datetime:
         """The instant (UTC) from which a partition is due."""
@@ -151,11 +151,9 @@ class Calendar:
         """The partition whose window contains an instant; None before the first and after the last partition."""
         if instant < self.first_start:
             return None
-        starts = self._starts_up_to(instant, extra=1)
-        at = bisect_right(starts, instant) - 1
-        if at >= self._count_before_end(starts):
-            return None
-        return self._between(starts[at], starts[at + 1])
+        windows = self._windows_beyond(instant)
+        at = bisect_right(windows, instant, key=_end)
+        return windows[at] if at < self._count(windows) else None
 
     def around(self, instant: datetime) -> Partition:
         """The window that an instant lies in, also before the first and after the last partition.
@@ -179,18 +177,9 @@ class Calendar:
 
     def within(self, start: datetime, end: datetime) -> list[Partition]:
         """All partitions wholly within `start <= t < end`, oldest first."""
-        starts = self._starts_up_to(end, extra=1)
-        low, high = bisect_left(starts, start), bisect_right(starts, end) - 1
-        high = min(max(high, 0), self._count_before_end(starts))
-        return self._consecutive(low, high)
-
-    def _consecutive(self, low: int, high: int) -> list[Partition]:
-        """The partitions at positions `low` to `high` (exclusive), each created once."""
-        with _GROWING:
-            made = [self._between(start, end) for start, end in pairwise(self._starts[len(self._made) : high + 1])]
-            self._made.extend(made)
-            self._by_key.update((partition.key, partition) for partition in made)
-        return self._made[low:high]
+        windows = self._windows_beyond(end)
+        until = min(bisect_right(windows, end, key=_end), self._count(windows))
+        return windows[bisect_left(windows, start, key=_start) : until]
 
     def _between(self, start: datetime, end: datetime) -> Partition:
         return Partition(key=self._key(start), start=start, end=end)
@@ -209,7 +198,7 @@ class Calendar:
                 start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
                 if self._key(start) == key and self._begins(start):
                     return self._between(start, self._next(start))
-            except (ValueError, OverflowError):  # not of this form, or beyond the range of datetime
+            except (ValueError, OverflowError):  # the key has another form, or lies beyond the range of datetime
                 continue
         return None
 
@@ -243,19 +232,20 @@ class Calendar:
             return _midnight(_next_month(local), self.zone)
         return _midnight(local + timedelta(days=7 if self.every == "week" else 1), self.zone)
 
-    def _starts_up_to(self, instant: datetime, *, extra: int) -> list[datetime]:
-        starts = self._starts
+    def _windows_beyond(self, instant: datetime, *, more: int = 0) -> list[Partition]:
+        """The windows from the first one to the one that ends after an instant, and some more; each is made once."""
+        windows = self._windows
         with _GROWING:
-            if not starts:
-                starts.append(self.first_start)
-            past = sum(1 for start in reversed(starts[-(extra + 1) :]) if start > instant)
-            while past <= extra:
-                starts.append(self._next(starts[-1]))
-                past += starts[-1] > instant
-        return starts
+            while len(windows) <= more or windows[-1 - more].end <= instant:
+                start = windows[-1].end if windows else self.first_start
+                window = self._between(start, self._next(start))
+                windows.append(window)
+                self._by_key[window.key] = window
+        return windows
 
-    def _count_before_end(self, starts: list[datetime]) -> int:
-        return len(starts) - 1 if self.last_end is None else bisect_left(starts, self.last_end)
+    def _count(self, windows: Sequence[Partition]) -> int:
+        """The number of windows that begin before the end of the calendar."""
+        return len(windows) if self.last_end is None else bisect_left(windows, self.last_end, key=_start)
 
 
 def shifts_by_whole_hours(zone: ZoneInfo, start: datetime, end: datetime | None) -> bool:

@@ -17,7 +17,7 @@ from batch_platform.declaration.redaction import redact
 MOST_LISTED = 10
 INTERRUPTED_QUERY = "Query interrupted"
 LONGEST_SHOWN = 80
-NEAR = 0.6  # how alike a word has to be to be suggested
+NEAR = 0.6  # similarity from which on a word is suggested
 NO_OTHERS: Mapping[str, str] = {}
 _NUMBER = re.compile(r"[0-9]+")
 
@@ -148,7 +148,7 @@ def sentence_of(text: str) -> str:
 
 
 def alike(key: str, sentence: str) -> str:
-    """A sentence without its numbers and key, so that sentences that differ only in these are equal."""
+    """The part that two sentences about two partitions share if they differ only in numbers and keys."""
     return _NUMBER.sub("#", sentence.replace(key, "#"))
 
 
@@ -219,7 +219,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
 
 
 def _likeness(word: str, other: str) -> float:
-    """The likeness of two words, from 0 to 1."""
+    """Similarity of two words, from 0 to 1."""
     if (suffix := PurePath(word).suffix) == PurePath(other).suffix:
         word, other = word.removesuffix(suffix), other.removesuffix(suffix)
     return difflib.SequenceMatcher(None, other, word).ratio()
@@ -252,7 +252,7 @@ def named(name: str, items: Mapping[str, Named], refusal: str, *, hint: str | No
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return whether an error stands for what the handler of a signal raised: DuckDB replaces it by a RuntimeError of this text."""
+    """Tell whether an error stands for what the handler of a signal raised: DuckDB replaces it by a RuntimeError of this text."""
     return isinstance(error, RuntimeError) and str(error) == INTERRUPTED_QUERY
 
 

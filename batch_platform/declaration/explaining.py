@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
-LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # of a table, as DuckDB says it
-_WANTED = {  # by Pydantic's name for the error
+LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # DuckDB's message
+_WANTED = {  # the expected type, by Pydantic's name for the error
     "string_type": "a text",
     "int_type": "a whole number",
     "float_type": "a number",
@@ -59,9 +59,9 @@ def explained(error: BaseException, *, hint: str | None = None) -> BatchPlatform
 
 
 def _is_want_of_room(error: BaseException) -> bool:
-    """Whether a disk or a quota may be full; SQLite, in which Dagster keeps its records, often says only that writing failed."""
+    """Tell whether a disk or a quota may be full; SQLite, in which Dagster keeps its records, often says only that writing failed."""
     if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", None)  # absent where Python itself raises it
+        code = getattr(error, "sqlite_errorcode", None)  # an error that Python itself raises has no code
         return code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
@@ -93,7 +93,7 @@ def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
 
 
 def _plainly(wrong: Mapping[str, Any]) -> str:
-    """What is wrong with a value, in the words of this project where Pydantic has its own."""
+    """Say what is wrong with a value, in the words of this project where Pydantic has its own."""
     kind, value = wrong["type"], wrong["input"]
     if kind == "literal_error":
         return f"must be {wrong['ctx']['expected']}, not {shortened(repr(value))}"

@@ -30,7 +30,7 @@ def parameters_of(function: Callable[..., Any]) -> list[str]:
     """The names of a function's parameters; none if Python does not know them."""
     try:
         return list(inspect.signature(function).parameters)
-    except ValueError:  # written in C
+    except ValueError:  # a function written in C has no signature
         return []
 
 

@@ -25,24 +25,30 @@ from batch_platform.declaration.notation import (
 
 SOURCE_KEYS: dict[str, type] = {
     **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
-    "asset": str,  # beside another kind: who writes what is read there
+    "asset": str,  # beside another kind, it names the writer of what is read there
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
-Encoding = Literal["utf-8", "utf-16", "latin-1"]  # of CSV files
-NUMBERED_KINDS = ("parquet", "csv", "json")  # whose files DuckDB names and reads in order
+Encoding = Literal["utf-8", "utf-16", "latin-1"]  # encodings of CSV files
+NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names and reads in order
+_KEYS_OF_KINDS = {
+    **dict.fromkeys(("delimiter", "decimal", "encoding"), ("csv",)),
+    "types": ("csv", "json"),
+    "version": ("delta",),
+    "number_rows": NUMBERED_KINDS,
+}
 FILE, ROW_IN_FILE = "file", "row_in_file"  # columns of a source that numbers its rows
 PLACEHOLDERS: dict[str, Callable[[str], str]] = {
     "{partition_key}": lambda key: key,
     "{partition_date}": lambda key: key[:10].replace("-", ""),
     "{partition_month}": lambda key: key[:7],
 }
-"""What stands in a path for a partition, and the text of a key: such as 2026-01-31, 20260131 and 2026-01."""
+"""Placeholders for a partition in a path, with the text of a key: such as 2026-01-31, 20260131 and 2026-01."""
 ColumnType = Literal["float", "integer", "boolean", "category"]
 _ONLY_SHARE = TypeAdapter(Annotated[Share, Field(ge=0, le=1)], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def varies(path: str) -> bool:
-    """Whether a path differs between partitions."""
+    """Tell whether a path differs between partitions."""
     return any(placeholder in path for placeholder in PLACEHOLDERS)
 
 
@@ -248,17 +254,10 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Self:
-        if self.version is not None and self.kind != "delta":
-            msg = f"'version' is that of a Delta table, but the source is of kind {self.kind}"
-            raise ValueError(msg)
-        described = {"delimiter": ("csv",), "decimal": ("csv",), "encoding": ("csv",), "types": ("csv", "json")}
-        for key, able in described.items():
-            if getattr(self, key) is not None and self.kind not in able:
-                msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {self.kind}"
+        for key, kinds in _KEYS_OF_KINDS.items():
+            if getattr(self, key) not in (None, False) and self.kind not in kinds:
+                msg = f"{key!r} is a key of sources of kind {listed(kinds)}, but the source is of kind {self.kind}"
                 raise ValueError(msg)
-        if self.number_rows and self.kind not in NUMBERED_KINDS:
-            msg = f"'number_rows' numbers the rows of files of kind {listed(NUMBERED_KINDS)}, but the source is of kind {self.kind}"
-            raise ValueError(msg)
         if self.delimiter is not None and self.delimiter == self.decimal:
             msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)
@@ -282,7 +281,7 @@ class Source(Block):
 
     @property
     def location(self) -> str:
-        """Where the table is read, as declared under the key of the kind."""
+        """The place of the table, as declared under the key of the kind."""
         return str(self._declared(self.kind))
 
     def _declared(self, kind: str) -> object:
@@ -290,12 +289,12 @@ class Source(Block):
 
     @property
     def by_partition(self) -> bool:
-        """Whether each partition has a file of its own."""
+        """True if each partition has a file of its own."""
         return varies(self.location)
 
     @property
     def lateness(self) -> timedelta | None:
-        """How long after newer rows a row may come or be corrected; None for always, zero for never."""
+        """The time after newer rows within which a row may come or be corrected; None for always, zero for never."""
         late = self.late or "7 days"
         if late == "always":
             return None
@@ -342,7 +341,7 @@ class Driving(Block):
 
 
 class RejectedBudget(Block):
-    """How many rows of a partition may be rejected: a share of them, or so many rows if that is more."""
+    """Maximum of rejected rows of a partition: a share of them, or a number of rows if that is more."""
 
     share: Share = Field(default=0.0, ge=0, le=1, description="Share of the rows of a partition.", examples=["1%"])
     rows: int = Field(
@@ -350,7 +349,7 @@ class RejectedBudget(Block):
     )
 
     def is_exceeded(self, rejected: int, rows: int) -> bool:
-        """Whether so many rejected rows are more than it allows."""
+        """Tell whether so many rejected rows are more than it allows."""
         # Divided, because 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
         return rejected > self.rows and rejected / rows > self.share
 
@@ -434,7 +433,7 @@ class Features(Block):
 
     @property
     def rejected_budget(self) -> RejectedBudget:
-        """How many rows may be rejected, however it is declared."""
+        """The maximum of rejected rows, however it is declared."""
         most = self.max_rejected
         return most if isinstance(most, RejectedBudget) else RejectedBudget(share=most)
 

@@ -1,4 +1,4 @@
-"""The monitoring of scored partitions, as declared under `monitoring`."""
+"""The monitoring of the scored partitions of a pipeline, as declared under `monitoring`."""
 
 from typing import Literal, Self
 
@@ -24,7 +24,7 @@ class DriftBounds(Block):
 
 
 class Drift(Block):
-    """The difference of features and predictions from a baseline that is worth a warning."""
+    """Bounds of the distance of features and predictions from a baseline."""
 
     warn: float = Field(
         default=0.05,
@@ -70,7 +70,7 @@ class Drift(Block):
 
 
 class PerformanceRule(Block):
-    """The performance of a partition that is worth a warning."""
+    """Bounds of the performance of a partition, beyond which it gives a warning."""
 
     warn_below: float = Field(
         description="Value of the gate's metric that is worth a warning when a partition does worse, beyond chance: when its whole 95% interval does.",

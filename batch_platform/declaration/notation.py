@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import did_you_mean, listed, nearest
 
 RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_catalog", "temp", "system"})
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # an import path
 _DURATION = re.compile(r"([0-9]{1,5})\s*(second|minute|hour|day|week)s?")
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 MINUTES_A_DAY = 24 * 60
@@ -124,7 +124,7 @@ def check_timezone(value: str) -> str:
 
 
 def _is_timezone(name: str) -> bool:
-    """Whether a time zone has this name; to list all names, each of their files would be read."""
+    """Look up whether a time zone has this name. Listing all names would read each of their files."""
     try:
         ZoneInfo(name)
     except (KeyError, OSError, ValueError):
@@ -134,7 +134,7 @@ def _is_timezone(name: str) -> bool:
 
 def check_dotted(value: str) -> str:
     """Refuse a value that is not an import path."""
-    if not _DOTTED.fullmatch(value):
+    if not DOTTED.fullmatch(value):
         msg = f"{value!r} is not an import path such as 'package.module.function'"
         raise ValueError(msg)
     return value

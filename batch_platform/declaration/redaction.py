@@ -14,7 +14,6 @@ from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
-from io import TextIOBase
 from traceback import format_exception
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
@@ -67,24 +66,27 @@ def redacted_output() -> Generator[None]:
         logging.setLogRecordFactory(make_redacted)
         stack.callback(logging.setLogRecordFactory, make_record)
         for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
-            redacting = _Redacting(stream)
+            redacting: Any = _Redacting(stream)
             stack.callback(redacting.flush)
             stack.enter_context(redirect(redacting))
         yield
 
 
-class _Redacting(TextIOBase):
+class _Redacting:
     """A text stream that passes on whole lines, redacted; a secret may be written in several parts."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._waiting = stream, ""
 
     def write(self, text: str) -> int:
-        self._waiting = redact(self._waiting + text)  # before it is cut: a secret may have several lines
+        self._waiting = redact(self._waiting + text)  # a secret may have several lines, so redact before cutting
         if end := max(self._waiting.rfind("\n"), self._waiting.rfind("\r")) + 1:
             lines, self._waiting = self._waiting[:end], self._waiting[end:]
             self._stream.write(lines)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
 
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, ""
@@ -92,22 +94,8 @@ class _Redacting(TextIOBase):
             self._stream.write(waiting)
         self._stream.flush()
 
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def writable(self) -> bool:
-        return True
-
-    @property
-    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - the stream's own
-        return self._stream.encoding
-
-    @property
-    def buffer(self) -> Any:  # noqa: ANN401 - whoever writes bytes writes them as they are
-        return self._stream.buffer
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - such as the encoding and the number of the file
+        return getattr(self._stream, name)
 
 
 def _redacted(value: object) -> object:

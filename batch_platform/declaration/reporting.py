@@ -11,7 +11,7 @@ _CRONS: dict[ReportEvery, str] = {"week": "0 7 * * 1", "month": "0 7 1 * *"}
 
 
 class Report(Block):
-    """A report for people who never open Dagster, written again and again."""
+    """The schedule of a report that is written for people who never open Dagster."""
 
     every: ReportEvery = Field(
         default="month", description="What is summed up and compared with the one before, and how often it is written."

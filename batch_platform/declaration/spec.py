@@ -33,7 +33,7 @@ from batch_platform.declaration.notation import (
 from batch_platform.declaration.reporting import Report
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
-DUCKDB, PARQUET = "duckdb", "parquet"  # where a partition of predictions is kept
+DUCKDB, PARQUET = "duckdb", "parquet"  # places in which a partition of predictions is kept
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
@@ -149,7 +149,7 @@ class Challenger(Learner):
 
 
 class Train(Block):
-    """The training of models: its dates and its data."""
+    """The times at which models are trained, and the data that they learn from."""
 
     every: Every | None = Field(
         default=None,
@@ -318,12 +318,12 @@ class Predictions(Block):
 
     @property
     def in_files(self) -> bool:
-        """Return whether the files that scoring writes are published as they are."""
+        """True if the files that scoring writes are published as they are."""
         return self.store == PARQUET
 
 
 class Retry(Block):
-    """The attempts of a step to which another process does not give the warehouse."""
+    """Retries of a step that another process kept from the warehouse."""
 
     times: int = Field(default=2, ge=0, description="How often a step begins again before it fails.", examples=[2])
     delay: DurationText = Field(
@@ -339,7 +339,7 @@ class Retry(Block):
 
 
 class Execution(Block):
-    """The execution of the steps by Dagster."""
+    """Options of the steps in Dagster."""
 
     pool: str | None = Field(
         default=None,

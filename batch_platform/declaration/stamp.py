@@ -10,8 +10,8 @@ class Stamp:
     """The run that records something, and its time. Only the outermost caller reads a clock and passes it on here."""
 
     run_id: str
-    at: datetime  # when the run began, with a time zone
-    clock: Callable[[], datetime] | None = None  # for the times of events; None: every event gets the time `at`
+    at: datetime  # start of the run, with a time zone
+    clock: Callable[[], datetime] | None = None  # gives the times of events; None: every event gets the time `at`
 
     def now(self) -> datetime:
         """The time to record for an event; no decision depends on it."""

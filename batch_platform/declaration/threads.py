@@ -1,4 +1,4 @@
-"""The number of threads of this process that may work at once: those that score, those of DuckDB's queries and those that fit."""
+"""Number of threads of this process that may work at once: those that score, those of DuckDB's queries and those that fit."""
 
 import os
 
@@ -10,7 +10,7 @@ SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def most_threads() -> int | None:
-    """The number of threads of this process that may work at once, as the environment says; None if it does not.
+    """Number of threads of this process that may work at once, as the environment says; None if it does not.
 
     Raises:
         WrongUseError: The environment names no positive number.
@@ -25,6 +25,6 @@ def most_threads() -> int | None:
 
 
 def threads() -> int:
-    """The number of threads of this process that work at once: that of its cores, unless the environment says otherwise."""
+    """Number of threads of this process that work at once: as many as it has cores, unless the environment says otherwise."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return most_threads() or cores

@@ -48,7 +48,7 @@ def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetim
 
 
 def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
-    """Whether a window is long enough: as much training as evaluation data; one partition for an imported model."""
+    """Tell whether a window is long enough: as much training as evaluation data; one partition for an imported model."""
     if not window or spec.model.import_ is not None or spec.partitions.snapshot:
         return bool(window)
     evaluation = _whole(spec, spec.model.train.evaluation_length)
@@ -62,7 +62,7 @@ def _whole(spec: PipelineSpec, length: Duration) -> Duration:
 
 
 def matures(spec: PipelineSpec, partition: Partition) -> datetime:
-    """When the labels of a partition are known; without labels, the end of the partition. A snapshot holds its labels."""
+    """The time from which on the labels of a partition are known; without labels, its end. A snapshot holds its labels."""
     if spec.partitions.snapshot:
         return partition.start
     if spec.labels is None:
@@ -71,7 +71,7 @@ def matures(spec: PipelineSpec, partition: Partition) -> datetime:
 
 
 def deadline(spec: PipelineSpec, partition: Partition) -> datetime:
-    """When a partition must be scored: as `monitoring.fresh_by` says, or else once the next partition is due too."""
+    """The time by which a partition must be scored: as `monitoring.fresh_by` says, or else once the next partition is due too."""
     calendar, fresh_by = spec.partitions.calendar, spec.monitoring.fresh_by
     due = calendar.due_from(partition)
     if fresh_by is None:
@@ -85,7 +85,7 @@ def deadline(spec: PipelineSpec, partition: Partition) -> datetime:
 
 
 def oldest_champion(spec: PipelineSpec) -> Duration | None:
-    """How long after the start of its serving period a model may score without a warning; None for any length."""
+    """The time after the start of its serving period for which a model scores without a warning; None for any length."""
     if spec.monitoring.max_champion_age is not None:
         return parse_duration(spec.monitoring.max_champion_age)
     calendar = serving_calendar(spec)

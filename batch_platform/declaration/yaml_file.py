@@ -11,9 +11,9 @@ import yaml
 
 from batch_platform.declaration.errors import Failed, WrongUseError
 
-TYPE = "batch_platform.components.BatchInference"  # of a pipeline
-FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")  # as Dagster looks for them
-MOST_VALUES = 100_000  # counted with every alias written out; a long declaration has some hundreds
+TYPE = "batch_platform.components.BatchInference"  # type of a pipeline
+FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")  # names that Dagster looks for, in this order
+MOST_VALUES = 100_000  # maximum with every alias written out; a long declaration has some hundreds
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 
@@ -50,11 +50,11 @@ def check_file(path: Path) -> None:
         if not isinstance(document, yaml.MappingNode):
             msg = f"{path}: the file declares nothing."
             raise WrongUseError(msg, hint="a declaration is a block with the keys `type` and `attributes`.")
-        _check(document, path)
+        _check(document, "", path, {})
 
 
 def place_of_name(text: str, name: str) -> slice | None:
-    """Where a text declares the name of a pipeline; None if it does not."""
+    """Find the place at which a text declares the name of a pipeline; None if it does not."""
     for _, declared in _attributes(text):
         if declared.value == name:
             return slice(declared.start_mark.index, declared.end_mark.index)
@@ -73,7 +73,7 @@ def with_place(error: Failed, folder: Path, pipeline: str) -> Failed:
     for attributes, declared in _attributes(file.read_text(encoding="utf-8")):
         if declared.value == pipeline and (line := _line(attributes, path)) is not None:
             placed = type(error)(f"{file}:{line}: attributes.{error.message}", hint=error.hint)
-            placed.__cause__ = error.__cause__  # in the place of the error, which says the same
+            placed.__cause__ = error.__cause__  # the error itself says the same and would be shown twice
             return placed
     return error
 
@@ -109,31 +109,24 @@ def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
     return node.value if isinstance(node, yaml.MappingNode) else []
 
 
-def _check(document: yaml.Node, path: Path) -> None:
-    """Visit every node of a document once, children first, and count its values with every alias written out."""
-    values: dict[int, int] = {}  # of visited nodes; by identity, since equal nodes may occur twice
-    open_nodes: set[int] = set()
-    waiting = [(document, "", False)]
-    while waiting:
-        node, at, below_done = waiting.pop()
-        if id(node) in values:
-            continue
-        if below_done:
-            open_nodes.discard(id(node))
-            values[id(node)] = 1 + sum(values[id(child)] for child, _ in _children(node, at))
-            if values[id(node)] > MOST_VALUES:
-                problem = f"its aliases expand to more than {MOST_VALUES:,} values"
-                raise _refusal(path, node, at, problem, "write the values out; an alias repeats everything below it.")
-            continue
-        _check_node(node, at, path)
-        open_nodes.add(id(node))
-        waiting.append((node, at, True))
-        for child, name in _children(node, at):
-            if id(child) in open_nodes:
-                raise _refusal(
-                    path, child, name, "an alias occurs inside the block it repeats", "write the values out."
-                )
-            waiting.append((child, name, False))
+def _check(node: yaml.Node, at: str, path: Path, counts: dict[int, int], around: frozenset[int] = frozenset()) -> int:
+    """Check a node and all nodes below it; returns the number of its values with every alias written out.
+
+    `counts` holds the number by the identity of each node that was visited: an alias stands for an earlier node, so each node is
+    visited once. `around` are the nodes that the node lies in.
+    """
+    if id(node) in counts:
+        return counts[id(node)]
+    if id(node) in around:
+        raise _refusal(path, node, at, "an alias occurs inside the block it repeats", "write the values out.")
+    _check_node(node, at, path)
+    inside = around | {id(node)}
+    count = 1 + sum(_check(child, name, path, counts, inside) for child, name in _children(node, at))
+    if count > MOST_VALUES:
+        problem = f"its aliases expand to more than {MOST_VALUES:,} values"
+        raise _refusal(path, node, at, problem, "write the values out; an alias repeats everything below it.")
+    counts[id(node)] = count
+    return count
 
 
 def _check_node(node: yaml.Node, at: str, path: Path) -> None:

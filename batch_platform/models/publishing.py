@@ -106,7 +106,7 @@ def _score_names(manifest: Manifest) -> list[str]:
 
 @dataclass(frozen=True)
 class _PublishedModel:
-    """What MLflow calls: a table in, a table of `prediction` and scores out."""
+    """The model that MLflow calls: a table in, a table of `prediction` and scores out."""
 
     bundle: Bundle
 

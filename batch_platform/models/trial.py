@@ -16,7 +16,7 @@ from pathlib import Path
 from batch_platform.declaration.errors import DataError
 from batch_platform.models.flavours.flavour import Flavour
 
-LIMIT = "BATCH_PLATFORM_TRIAL_SECONDS"  # of processor time
+LIMIT = "BATCH_PLATFORM_TRIAL_SECONDS"  # environment variable with the limit of processor time
 DEFAULT_LIMIT, SECONDS, MEMORY_BYTES = 60, 600, 4 << 30
 _MEMORY, _ROWS = 3, 4  # exit code of a child that ran out of memory; rows that it scores
 _NO_MEMORY = re.compile(
@@ -35,7 +35,7 @@ def require_harmless(flavour: Flavour, reference: str) -> None:
 
 @cache
 def _problem(flavour: str, reference: str, content: str, limit: str) -> str | None:  # noqa: ARG001 - other bytes, another trial
-    """What goes wrong in a child process; None if nothing does, or the library itself says what."""
+    """Say what goes wrong in a child process; None if nothing does, or the library itself says what."""
     command = [sys.executable, "-m", __name__, flavour, reference, limit]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     nothing = subprocess.DEVNULL
@@ -92,7 +92,7 @@ def main(flavour: str, reference: str, limit: str) -> int:
 
 
 def _lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that the limit of memory was reached."""
+    """Tell whether an error, or an error that it was raised from, says that the limit of memory was reached."""
     while error is not None:
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             return True

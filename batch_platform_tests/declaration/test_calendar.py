@@ -105,6 +105,13 @@ def test_windows_and_keys_are_those_of_dagster(calendar, share):
     assert [(p.key, p.start, p.end) for p in calendar.due(now)] == theirs(calendar, now)
 
 
+@pytest.mark.parametrize("end_offset", [0, 1])
+def test_no_partition_is_due_before_the_first_one_begins(end_offset):
+    calendar = Calendar("day", ZoneInfo("UTC"), datetime(2024, 1, 1), None, end_offset)  # noqa: DTZ001 - local
+    assert calendar.due(calendar.first_start - timedelta(microseconds=1)) == []
+    assert len(calendar.due(calendar.first_start)) == end_offset
+
+
 @examples(100)
 @given(calendar=calendars(end=False), share=shares)
 def test_every_instant_lies_in_exactly_one_partition(calendar, share):

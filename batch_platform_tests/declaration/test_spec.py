@@ -380,14 +380,14 @@ def test_columns_may_have_any_name(name):
         (
             ("sources", "flights"),
             {"arrow": "a", "number_rows": True},
-            "numbers the rows of files of kind csv, json, parquet",
+            "'number_rows' is a key of sources of kind csv, json, parquet",
         ),
         (("sources", "flights"), {"csv": "a", "parquet": "b"}, "found csv, parquet"),
         (("sources", "flights"), {"json": ""}, "json is empty"),
         (
             ("sources", "flights"),
             {"json": "a", "decimal": ","},
-            "'decimal' describes files of kind csv, but the source is of kind json",
+            "'decimal' is a key of sources of kind csv, but the source is of kind json",
         ),
         (("sources", "flights"), {"csv": "a", "decimal": ",", "delimiter": ","}, "delimiter and decimal are both ','"),
         (("sources", "flights"), {"csv": "a.csv", "late": "soon"}, "neither a duration such as '7 days' nor 'always'"),

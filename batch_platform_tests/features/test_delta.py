@@ -315,5 +315,5 @@ def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
 def test_a_table_for_each_partition_and_a_version_of_another_kind_are_refused(tmp_path):
     with pytest.raises(ValueError, match="delta names one table for all partitions"):
         sources(tmp_path, delta="{partition_key}")
-    with pytest.raises(ValueError, match="'version' is that of a Delta table, but the source is of kind csv"):
+    with pytest.raises(ValueError, match="'version' is a key of sources of kind delta, but the source is of kind csv"):
         small_spec(sources={"a": {"csv": "a.csv", "version": 1}})

@@ -20,7 +20,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
 
 OWN_SCHEMAS = ("", "main", "temp")
-DUCKDB = "duckdb"  # the dialect of SQL
+DUCKDB = "duckdb"  # dialect of SQL
 _DEEPEST = 10
 
 
@@ -87,7 +87,7 @@ class Scope:
     outer: "Scope | None" = None
     tables: dict[str, Table] = field(default_factory=dict[str, Table])
     merged: set[str] = field(default_factory=set[str])  # columns that USING merges
-    natural: bool = False  # joined by unknown columns
+    natural: bool = False  # True if tables are joined by unknown columns
     aliases: dict[str, exp.Expr] = field(default_factory=dict[str, exp.Expr])
     windows: dict[str, exp.Expr] = field(default_factory=dict[str, exp.Expr])
 
@@ -110,7 +110,7 @@ class Scope:
         return opened[0].column(name) if alone else UNKNOWN
 
     def _may_be_alias(self, name: str) -> bool:
-        """Whether a name may stand for another expression of the SELECT.
+        """Tell whether a name may stand for another expression of the SELECT.
 
         An expression that reads a column of its own name shows that there is such a column, which takes precedence.
         """

@@ -1,8 +1,8 @@
-"""What is known of the origin of columns, as frozen values with look-ups."""
+"""The known origin of columns, as frozen values with look-ups."""
 
 from dataclasses import dataclass
 
-ROWS = "*"  # in place of a column's name: the rows themselves, as count(*) reads them
+ROWS = "*"  # stands for a column's name where the rows themselves are read, as by count(*)
 
 
 @dataclass(frozen=True, order=True)
@@ -15,23 +15,23 @@ class SourceColumn:
 
 @dataclass(frozen=True)
 class ColumnLineage:
-    """What a column is made from: the source columns whose values it depends on, sorted."""
+    """The origin of a column: the source columns whose values it depends on, sorted."""
 
     column: str
     reads: tuple[SourceColumn, ...]
-    known: bool  # whether `reads` is complete
+    known: bool  # True if `reads` is complete
     copy_of: SourceColumn | None = None  # the source column that is repeated unchanged
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What the columns of a query are made from."""
+    """The origin of the columns of a query."""
 
     columns: tuple[ColumnLineage, ...] = ()  # in order; if not `complete`, those whose name the text tells
-    complete: bool = False  # whether `columns` holds all columns, and each is known
+    complete: bool = False  # True if `columns` holds all columns, and each is known
     deciders: tuple[SourceColumn, ...] = ()  # the source columns that filters, joins and groups read
     sources: tuple[str, ...] = ()  # the sources that the query names
-    reason: str = ""  # why the text could not be parsed; empty if it could
+    reason: str = ""  # reason why the text could not be parsed; empty if it could
 
     def of(self, column: str) -> ColumnLineage:
         """Look up a column; any other column is unknown."""
@@ -49,5 +49,5 @@ class RowsRead:
     """The rows and columns of a source that a query can read for a partition; by default any."""
 
     time: str | None = None  # SQL of what the query compares with the bounds of a partition; None if nothing
-    looks_back: bool = True  # whether rows dated before the partition may be read
+    looks_back: bool = True  # True if rows dated before the partition may be read
     names: frozenset[str] | None = None  # every name in the query, in lower case; None if any column may be read

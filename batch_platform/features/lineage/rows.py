@@ -1,4 +1,4 @@
-"""Which rows of a source a query can read for a partition, found in its text: by which time, and how far back."""
+"""The rows of a source that a query can read for a partition, found in its text: by which time, and how far back."""
 
 from collections.abc import Iterator
 from functools import lru_cache

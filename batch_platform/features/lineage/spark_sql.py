@@ -1,4 +1,4 @@
-"""What one statement of Spark's SQL names, found in its text; nothing is run."""
+"""The names in one statement of Spark's SQL, found in its text; nothing is run."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import sqlglot
 from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
-_TABLE_FUNCTIONS = frozenset(  # that read no table
+_TABLE_FUNCTIONS = frozenset(  # functions in the place of a table that read no table
     {
         "range",
         "stack",
@@ -23,10 +23,10 @@ _CALLS_JAVA = frozenset({"reflect", "try_reflect", "java_method"})
 class SparkStatement:
     """A SELECT of Spark's dialect."""
 
-    # in lower case; with a catalog or a schema in front, separated by dots; without those that WITH defines
+    # Names in lower case, with a catalog or a schema in front, separated by dots; without those that WITH defines.
     tables: frozenset[str]
     parameters: frozenset[str]  # names after a colon; empty for a question mark
-    escapes: frozenset[str]  # what calls methods of Java or other programs
+    escapes: frozenset[str]  # expressions that call methods of Java or other programs
     words: str  # the text without comments and with equal white space
 
 
@@ -86,6 +86,6 @@ def _tables(tree: exp.Expr) -> Iterator[str]:
 
 
 def _is_read_by_its_own_name(table: exp.Table, name: str) -> bool:
-    """Whether a table stands in the WITH table that hides it: WITH t AS (SELECT … FROM t)."""
+    """Tell whether a table stands in the WITH table that hides it: WITH t AS (SELECT … FROM t)."""
     cte = table.find_ancestor(exp.CTE)
     return cte is not None and cte.alias.lower() == name and not (cte.parent and cte.parent.args.get("recursive"))

@@ -19,8 +19,8 @@ from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.user_tables import TableName, select_rows, table_of_asset
 
-_COPY = "published copy"  # the name under which it is attached
-_ESTIMATED_BYTES = 8  # of a value
+_COPY = "published copy"  # name under which the copy is attached
+_ESTIMATED_BYTES = 8  # estimated size of a value
 
 
 def _name(source: Source) -> TableName:
@@ -85,7 +85,7 @@ def _attach(con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
         try:
             con.execute(f"ATTACH {literal(str(copy))} AS {quoted(_COPY)} (READ_ONLY)")
         except duckdb.Error:
-            if current_copy(home) == copy:  # else a later publish has removed it
+            if current_copy(home) == copy:  # otherwise a later publish has removed the copy
                 raise
     con.execute(f"USE {quoted(_COPY)}")
     try:
@@ -114,7 +114,7 @@ ASSET = SourceKind(
     location=lambda table: f"{_name(table.source).shown} in {_home(table).published}",
     description=lambda source: f"the table `{redact(_name(source).shown)}` of the asset `{redact(source.location)}`",
     admit=_attach,
-    view=lambda _con, _table: None,  # made when the copy was attached, whose columns say what is shown of it
+    view=lambda _con, _table: None,  # `admit` creates the view, as it needs the columns of the copy
     frame=lambda con, table: con.sql(f"FROM {quoted(table.name)}").pl().lazy(),
     size=_size,
     stands_still=True,

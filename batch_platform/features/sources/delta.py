@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 _LOG = "_delta_log"
 _COMMIT = f"{'[0-9]' * 20}.json"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_PLAIN = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}  # unless rows are marked as deleted
+# Features under which files hold the rows as they are; with deletion vectors, as long as no row is marked as deleted.
+_PLAIN = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 
 
 def is_delta_table(folder: Path) -> bool:
-    """Whether a folder is a Delta table."""
+    """Tell whether a folder is a Delta table."""
     return (folder / _LOG).is_dir()
 
 
@@ -46,7 +47,7 @@ class _Snapshot:
 
     table: "DeltaTable"
     sizes: Mapping[str, int]  # bytes of each file, by its path in the log
-    is_plain: bool  # whether the files hold the rows as they are
+    is_plain: bool  # True if the files hold the rows as they are
     partitions: pa.Table  # values of the partition columns if it is plain, one row for each file in order
     content: str  # differs between versions with other files or other columns
 
@@ -84,7 +85,7 @@ def _snapshot(table: SourceTable) -> _Snapshot:
         problem = f": version {version} of {root} does not exist: the newest version is {newest}."
         raise table.error(problem, "declare a version that exists, or none for the newest one.")
     with needed("deltalake", extra="delta"):
-        import deltalake
+        import deltalake.exceptions
     try:
         return _load(root, version, (newest, stat.st_mtime_ns, stat.st_size))
     except deltalake.exceptions.DeltaError as error:
@@ -145,8 +146,9 @@ def _files(table: SourceTable) -> list[Path]:
 
 
 def _dataset(table: SourceTable) -> "Dataset":
-    """The rows as Arrow reads them; opens no file yet."""
-    from pyarrow.dataset import FileSystemDataset, ParquetFileFormat, ParquetFragmentScanOptions  # takes its time
+    """The rows as Arrow reads them; no file is opened yet."""
+    # Imported late: it takes its time.
+    from pyarrow.dataset import FileSystemDataset, ParquetFileFormat, ParquetFragmentScanOptions
     from pyarrow.fs import LocalFileSystem
 
     snapshot, system = _snapshot(table), LocalFileSystem()
@@ -160,7 +162,7 @@ def _dataset(table: SourceTable) -> "Dataset":
 
 
 def _values_of_file(partitions: pa.Table, at: int) -> "Expression":
-    """The values of the partition columns in a file, as Arrow is told of them."""
+    """The condition that all rows of a file fulfil, from which Arrow takes the values of the partition columns."""
     from pyarrow.compute import field, scalar
 
     condition = scalar(True)

@@ -35,7 +35,7 @@ def files_of(table: SourceTable) -> list[Path]:
     try:
         files = sorted(head.glob(rest)) if has_magic(rest) else [path]
         missing = [file for file in files if not file.is_file()] or ([] if files else [path])
-    except OSError as error:  # a name that is too long, a folder that may not be read
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
         problem = f": {path} cannot be looked up ({error.strerror})."
         raise table.error(problem) from error
     if missing:
@@ -115,7 +115,7 @@ def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str
 
 
 def _parquet_files(table: SourceTable) -> ParquetFiles | None:
-    if table.source.kind != "parquet" or table.source.number_rows:  # another kind of files that is made from this one
+    if table.source.kind != "parquet" or table.source.number_rows:  # the kinds made from this one come here too
         return None
     return ParquetFiles(unpacked_files(table))
 
@@ -127,7 +127,7 @@ def _parquet_frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.Laz
 
 
 def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
-    from pyarrow.dataset import dataset  # takes its time
+    from pyarrow.dataset import dataset  # imported late: it takes its time
     from pyarrow.fs import LocalFileSystem
 
     files = [str(path) for path in unpacked_files(table)]

@@ -1,4 +1,4 @@
-"""What a kind of source must offer, as plain functions of a source and the partition that reads it."""
+"""The record that each kind of source fills in, with plain functions of a source and the partition that reads it."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,12 +20,12 @@ from batch_platform.warehouse.sql import quoted
 class SourceTable:
     """A source as one partition reads it."""
 
-    pipeline: str  # for messages; empty if no pipeline declares the source
-    name: str  # of the source and of its view
+    pipeline: str  # name for messages; empty if no pipeline declares the source
+    name: str  # name of the source and of its view
     source: Source
-    folder: Path  # absolute; relative paths start there
+    folder: Path  # absolute folder at which relative paths start
     partition: Partition | None = None  # None only for a source that is the same for all partitions
-    home: Home | None = None  # whose warehouse holds the tables of assets; None if no pipeline declares the source
+    home: Home | None = None  # its warehouse holds the tables of assets; None if no pipeline declares the source
 
     def error(self, problem: str, hint: str | None = None, *, shared: bool | None = None) -> SourceError:
         """The error that names this source, to be raised; `shared` says whether all partitions read the same table."""
@@ -55,7 +55,7 @@ def unused_name(name: str, columns: Iterable[str]) -> str:
 class ParquetFiles:
     """Parquet files that hold the rows of a source, for an engine that reads them by itself."""
 
-    paths: Sequence[Path]  # absolute
+    paths: Sequence[Path]  # absolute paths
     schema: str | None = None  # columns and types as Spark's JSON; None: those of the files, which are all alike
     # The columns that the files lack, with a row for each file in the order of `paths`; None: they lack none.
     partitions: pa.Table | None = None
@@ -63,7 +63,7 @@ class ParquetFiles:
 
 @dataclass(frozen=True)
 class SourceState:
-    """What a source holds now."""
+    """The content of a source as it is now."""
 
     version: str  # changes when the content may have changed
     rows: int
@@ -73,7 +73,7 @@ class SourceState:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """How sources of one kind are read. Each function may raise SourceError, or what DuckDB and Polars raise."""
+    """The functions that read sources of one kind. Each may raise SourceError, or what DuckDB and Polars raise."""
 
     version: Callable[[SourceTable], str]  # changes when the content may have changed; reads no rows
     location: Callable[[SourceTable], str]  # a path or an import path, for people
@@ -88,15 +88,15 @@ class SourceKind:
     pinned: Callable[[SourceTable], Source] = lambda table: table.source
     # The files that hold exactly the rows of the view; None if no files do.
     parquet_files: Callable[[SourceTable], ParquetFiles | None] = lambda _: None
-    # Whether partitions read different tables.
+    # True if partitions read different tables.
     takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
     function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it
-    only_on_spark: bool = False  # whether SQL on Spark reads it, and DuckDB and Polars cannot
-    version_fixes_rows: bool = True  # whether equal versions mean equal rows
-    counts_quickly: bool = True  # whether rows can be counted without reading all of them
+    only_on_spark: bool = False  # True if SQL on Spark reads it, and DuckDB and Polars cannot
+    version_fixes_rows: bool = True  # True if equal versions mean equal rows
+    counts_quickly: bool = True  # True if rows can be counted without reading all of them
     size: Callable[[SourceTable], int] = lambda _: 0  # bytes of all rows, roughly
-    stands_still: bool = False  # whether an open connection goes on reading the state that it found
-    endings: tuple[str, ...] = ()  # of the files of this kind, by which `new --from` recognises them
+    stands_still: bool = False  # True if an open connection goes on reading the state that it found
+    endings: tuple[str, ...] = ()  # endings of file names by which `new --from` recognises the kind
     unreadable: str | None = None  # hint shown when the source cannot be read
 
     def state(self, table: SourceTable, rows: int, columns: dict[str, str]) -> SourceState:

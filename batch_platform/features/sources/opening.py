@@ -39,9 +39,9 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "spark_table": SPARK_TABLE,
     "asset": ASSET,
 }
-MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
-SPILL_SHARE = 0.25  # of the free space: the rest is for results, the warehouse and others
-_LONGEST_REASON = 300  # characters; DuckDB continues with proposals and settings
+MEMORY_LIMIT = "1GiB"  # limit of a query that can spill, enough to sort ten million rows of twenty columns
+SPILL_SHARE = 0.25  # share of the free space; the rest is for results, the warehouse and others
+_LONGEST_REASON = 300  # characters of a message, after which DuckDB goes on with proposals and settings
 
 
 def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
@@ -77,11 +77,11 @@ class Sources:
     """The sources of one pipeline."""
 
     spec: PipelineSpec
-    folder: Path  # absolute; relative paths start there
-    home: Home  # whose warehouse holds the tables of assets
+    folder: Path  # absolute folder at which relative paths start
+    home: Home  # its warehouse holds the tables of assets
 
     def kind(self, name: str) -> SourceKind:
-        """How a source is read."""
+        """The kind of a source."""
         return SOURCE_KINDS[self.spec.sources[name].kind]
 
     @property
@@ -150,7 +150,8 @@ class SourceConnection:
     duckdb: duckdb.DuckDBPyConnection
     names: tuple[str, ...]
     only: Mapping[str, str]  # SQL conditions by source; see `Sources.connect`
-    _versions: dict[str, str] = field(default_factory=dict[str, str], init=False)  # of what stands still, when opened
+    # Versions of the sources that stand still, as they were opened.
+    _versions: dict[str, str] = field(default_factory=dict[str, str], init=False)
     _pinned: dict[str, Source] = field(default_factory=dict[str, Source], init=False)
 
     def create_views(self, partition: Partition) -> None:
@@ -163,7 +164,7 @@ class SourceConnection:
                 self._pinned[name] = kind.pinned(unpinned)
                 table = self.table(name, partition)
                 if kind.stands_still:
-                    # first: rows may be newer than their version, never older
+                    # The version is read before the rows, which may be newer than their version and never older.
                     self._versions[name] = kind.version(table)
                 allowed.update(kind.admit(con, table))
         folders = {path for path in allowed if path.is_dir()}
@@ -189,7 +190,7 @@ class SourceConnection:
         return replace(table, source=self._pinned.get(name, table.source))
 
     def is_current(self, partition: Partition) -> bool:
-        """Whether all sources are read as they are now; may raise SourceError."""
+        """Tell whether all sources are read as they are now; may raise SourceError."""
         return all(self.sources.version(name, partition) == version for name, version in self._versions.items())
 
     def move(self, partition: Partition) -> None:
@@ -212,7 +213,7 @@ class SourceConnection:
 
     @contextmanager
     def explained(self, name: str, partition: Partition) -> Generator[tuple[SourceKind, SourceTable]]:
-        """How a source is read; an error of DuckDB or Polars becomes a SourceError."""
+        """Give the kind and the table of a source; in the block, an error of DuckDB or Polars becomes a SourceError."""
         kind, table = self.sources.kind(name), self.table(name, partition)
         try:
             yield kind, table

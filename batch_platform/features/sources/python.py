@@ -43,5 +43,5 @@ PYTHON = SourceKind(
     frame=lambda _con, table: _call(table).lazy(),
     takes_partition=_takes_partition,
     function=lambda source: source.location,
-    version_fixes_rows=False,  # the version is that of the code
+    version_fixes_rows=False,  # the code has a version, its rows have none
 )

@@ -26,6 +26,6 @@ SPARK_TABLE = SourceKind(
     view=_refuse,
     frame=_refuse,
     only_on_spark=True,
-    version_fixes_rows=False,  # the version is that of the name
+    version_fixes_rows=False,  # only the name of the table has a version
     counts_quickly=False,
 )

@@ -27,8 +27,8 @@ from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_a
 from batch_platform.warehouse.sql import folded, literal, quoted
 
 _Answer = TypeVar("_Answer")
-_LINE_ENDS = (r"\r\n", r"\n")  # as DuckDB's option writes them
-_NONE = "(empty)"  # what it says of a character that a CSV file does not use
+_LINE_ENDS = (r"\r\n", r"\n")  # line breaks in the notation of DuckDB's option
+_NONE = "(empty)"  # DuckDB's word for a character that a CSV file does not use
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ def _of_another_encoding(table: SourceTable, message: str) -> SourceError:
 
 
 def _type_of(dtype: object) -> str:
-    return "VARCHAR" if str(dtype) == '"NULL"' else str(dtype)  # a column of JSON that has no values
+    return "VARCHAR" if str(dtype) == '"NULL"' else str(dtype)  # the type of a column of JSON without values
 
 
 def _notation(source: Source) -> dict[str, str]:
-    """What is declared of the notation of CSV files, by DuckDB's options."""
+    """The declared notation of CSV files, by DuckDB's options."""
     declared = {"delim": source.delimiter, "decimal_separator": source.decimal, "encoding": source.encoding}
     return {option: text for option, text in declared.items() if text is not None}
 

@@ -62,7 +62,7 @@ def admit_archives(con: duckdb.DuckDBPyConnection) -> None:
 @cache
 def _archives() -> "AbstractFileSystem":
     """The files in archives, as DuckDB asks for them."""
-    from fsspec import AbstractFileSystem  # takes its time
+    from fsspec import AbstractFileSystem  # imported late: it takes its time
 
     class Archives(AbstractFileSystem):
         protocol = _PROTOCOL

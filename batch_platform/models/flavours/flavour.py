@@ -1,4 +1,4 @@
-"""What a flavour is: the record that each kind of model fills in, and the imports, predictors and checks that several share.
+"""The record that each kind of model fills in, and the imports, predictors and checks that several share.
 
 An output that does not have the form that scoring expects is refused, not converted.
 """
@@ -21,8 +21,8 @@ from batch_platform.models.forest.ensembles import Ensemble, Finish, Link, Parts
 from batch_platform.models.native_threads import one_thread
 
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model
-STOPPING_SHARE = 0.2  # of the rows to learn from: the newest, which tell a booster when to stop
-_TOLERANCE = 1e-4  # of probabilities in float32
+STOPPING_SHARE = 0.2  # share of the rows to learn from, the newest, that tells a booster when to stop
+_TOLERANCE = 1e-4  # tolerance of probabilities in float32
 _EXPECTED = {
     "binary": "a binary model must return probabilities, [rows] of the second class or [rows, 2]",
     "multiclass": "a multiclass model must return one probability per class, [rows, classes]",
@@ -53,23 +53,23 @@ class Flavour:
     cannot use, and WrongUseError without the library.
     """
 
-    name: str  # as in `model.flavour` and in manifests
+    name: str  # name in `model.flavour` and in manifests
     libraries: tuple[str, ...]  # distributions whose minor version may change predictions, the main one first
     save: Callable[[Any], dict[str, bytes]]
     load: Callable[[Mapping[str, bytes], Signature], Predictor]
     read: Callable[[str, Mapping[str, Any]], ForeignModel]
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])  # facts for every manifest of this flavour
-    endings: tuple[str, ...] = ()  # of the files that can be imported, in lower case
-    recognises: Callable[[Path, str], bool] = lambda _folder, _reference: False  # an import without a known ending
+    endings: tuple[str, ...] = ()  # endings of the files that can be imported, in lower case
+    recognises: Callable[[Path, str], bool] = lambda _folder, _reference: False  # imports without a known ending
     locate: Callable[[Path, str], str] = existing_file  # resolves the declared reference to what `read` takes
-    is_remote: Callable[[str], bool] = lambda _: False  # whether reading what `locate` returned may need a server
-    runs_code: Callable[[str], bool] = lambda _: False  # whether reading it may run code that it contains
-    may_crash: bool = False  # whether a damaged file can end or hold up the process that reads it
-    takes_params: bool = False  # whether an import has parameters
+    is_remote: Callable[[str], bool] = lambda _: False  # True if reading what `locate` returned may need a server
+    runs_code: Callable[[str], bool] = lambda _: False  # True if reading a file may run code in it
+    may_crash: bool = False  # True if a damaged file can end or hold up the process that reads it
+    takes_params: bool = False  # True if an import has parameters
     pickle_files: tuple[str, ...] = ()  # saved files that may run code when they are loaded
-    pickled: Callable[[Any], Any] | None = None  # what to save where pickle is allowed; None: pickle is never used
+    pickled: Callable[[Any], Any] | None = None  # gives what is saved where pickle is allowed; None: no pickle
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # variables for the import of its library
-    # How the estimators of its library are trained. The defaults suit an estimator that behaves like scikit-learn's.
+    # Training of the estimators of its library. The defaults suit an estimator that behaves like scikit-learn's.
     package: str = ""  # top-level package of the estimators, e.g. `lightgbm`; empty if the flavour is only imported
     # Fits an estimator to a matrix and its labels (None: unsupervised).
     fit: Callable[[Any, Any, Any, Contract], None] = lambda estimator, matrix, labels, _: estimator.fit(matrix, labels)
@@ -96,7 +96,7 @@ class PredictorInTurns:
     """A model that need not be thread-safe: calls take turns."""
 
     model: Any
-    table: Callable[[NDArray[np.float64]], Any]  # what its `predict` takes, made of a matrix
+    table: Callable[[NDArray[np.float64]], Any]  # makes the argument of its `predict` from a matrix
     signature: Signature
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
@@ -113,7 +113,7 @@ class BoosterPredictor:
     """A booster with the preprocessing in front of it."""
 
     run: Callable[[Any], Any]  # the library's own prediction for a matrix, on one thread
-    read: Callable[[Mapping[int, int]], Ensemble]  # of its trees, given the number of categories by column
+    read: Callable[[Mapping[int, int]], Ensemble]  # reads its trees, given the number of categories by column
     transform: Transform | None  # the preprocessing; None if there is none
     signature: Signature
 

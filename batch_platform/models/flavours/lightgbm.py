@@ -108,6 +108,6 @@ FLAVOUR = Flavour(
     endings=(".txt", ".lgb"),
     package="lightgbm",
     fit=_fit,
-    accept_codes=lambda _estimator, _contract: None,  # it does so on its own
+    accept_codes=lambda _estimator, _contract: None,  # LightGBM needs no setting for codes
     parameters=_parameters,
 )

@@ -29,7 +29,7 @@ from batch_platform.models.flavours.flavour import Flavour, PredictorInTurns
 MODEL_FILE = "model.zip"
 TRACKING = "MLFLOW_TRACKING_URI"
 _REFERENCE = re.compile(r"(models|runs|mlflow-artifacts):/.*|.*/")
-_TYPES: dict[str, tuple[InputKind, str]] = {  # of columns: what they hold, and as which dtype MLflow takes them
+_TYPES: dict[str, tuple[InputKind, str]] = {  # kind of a column, and the dtype that MLflow takes, by MLflow's type
     "double": ("number", "float64"),
     "float": ("number", "float32"),
     "long": ("whole", "int64"),
@@ -54,7 +54,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
 
 
 def _table(schema: Any, contract: Contract, matrix: NDArray[np.float64]) -> Any:
-    """What a model with an input schema takes: a tensor, or a data frame."""
+    """The argument of a model with an input schema: a tensor, or a data frame."""
     if schema.is_tensor_spec():
         return np.ascontiguousarray(matrix, dtype=schema.inputs[0].type)
     rows = decoded(matrix, contract)

@@ -6,7 +6,6 @@ source imports are not watched.
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,11 @@ from typing import Any
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.functions import import_function, source_code
+from batch_platform.declaration.notation import DOTTED
 from batch_platform.models.contract import ForeignModel, Signature, decoded
 from batch_platform.models.flavours.flavour import Flavour, PredictorInTurns
 
 MODEL_FILE = "reference.json"
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ FLAVOUR = Flavour(
     load=_load,
     read=_read,
     details={"evaluated": "by the class itself, one call at a time"},
-    recognises=lambda _folder, reference: _IMPORT_PATH.fullmatch(reference) is not None,
+    recognises=lambda _folder, reference: DOTTED.fullmatch(reference) is not None,
     locate=lambda _folder, reference: reference,
     takes_params=True,
 )

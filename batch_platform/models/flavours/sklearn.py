@@ -38,7 +38,7 @@ PICKLE_ENDINGS = (".pkl", ".pickle", ".joblib")
 TRUSTED_TYPES = (
     "functools.partial",  # of check_array, inside histogram trees with categories; its function must be listed too
     "numpy.dtype",
-    # What calibration and voting hold their parts in: plain classes, which run nothing when they are built.
+    # Containers of calibration and voting for their parts: plain classes, which run nothing when they are built.
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",

@@ -36,7 +36,7 @@ def _save(model: Any) -> dict[str, bytes]:
 def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     booster = _booster(files[MODEL_FILE])
     best = booster.attr("best_iteration")
-    rounds = 0 if best is None else int(best) + 1  # boosting rounds that count; 0 for all
+    rounds = 0 if best is None else int(best) + 1  # number of boosting rounds that count; 0 for all
     run = partial(booster.inplace_predict, iteration_range=(0, rounds), validate_features=False)
     return BoosterPredictor(run, partial(_trees, booster, rounds), load_steps(files), signature)
 
@@ -96,7 +96,7 @@ def _trees(booster: Any, rounds: int, categories: Mapping[int, int]) -> Ensemble
 
 @dataclass(frozen=True)
 class _Link:
-    """What XGBoost does before the first tree and after the last, asked of a booster with a single leaf of value 0."""
+    """The steps of XGBoost before the first tree and after the last, asked of a booster with a single leaf of value 0."""
 
     stump: Any
 
