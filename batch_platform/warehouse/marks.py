@@ -19,7 +19,7 @@ from pathlib import Path
 from batch_platform.warehouse.checkpoint import HEADERS, write_whole
 from batch_platform.warehouse.home import Home
 
-NOTHING = "empty"  # stands for the newest change where there is none
+NOTHING = "empty"  # name of the newest change where there is none
 _COPY = re.compile(rf"published-([0-9a-f]{{32}}|{NOTHING})\.duckdb")
 
 
@@ -59,12 +59,12 @@ def published_changes(home: Home) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Mark:
-    """What changes when another program writes into a copy."""
+    """Properties of a copy that change when another program writes into it."""
 
     size: int
-    changed_ns: int  # since 1970
-    inode: int  # another one after the home was copied or moved
-    headers: str  # SHA-256
+    changed_ns: int  # nanoseconds since 1970
+    inode: int  # differs after the home was copied
+    headers: str  # SHA-256 of the headers
 
     @classmethod
     def of(cls, copy: Path) -> "Mark":
@@ -75,7 +75,7 @@ class Mark:
         return cls(state.st_size, state.st_mtime_ns, state.st_ino, hashlib.sha256(headers).hexdigest())
 
     def is_of_another_content(self, later: "Mark") -> bool:
-        """Whether the content changed since; another file of the same content is a copy of the home."""
+        """Return whether the content changed since; another file of the same content belongs to a copied home."""
         touched = self.inode == later.inode and self.changed_ns != later.changed_ns
         return touched or (self.size, self.headers) != (later.size, later.headers)
 
