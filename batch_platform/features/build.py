@@ -229,9 +229,7 @@ class FeatureBuilder:
                 "sources": True,
                 "features": {"key", "time", "driving", "python"},
             },
-            exclude={
-                "sources": {"__all__": {"time", "late", "asset"}}
-            },  # they say when to look and who writes the file
+            exclude={"sources": {"__all__": {"time", "late", "asset"}}},  # these change no row of a file
         )
         sources = self.spec.sources.items()
         declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")

@@ -181,7 +181,7 @@ def has_seen(version: Version, partition: Partition) -> bool:
 
 
 def positive_class(version: Version) -> Any:
-    """Of two classes the positive one, of outliers their label; None if there are no classes."""
+    """Return the positive one of two classes, or the label of outliers; None if there are no classes."""
     return next(reversed(version.class_labels), None)
 
 

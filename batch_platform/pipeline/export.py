@@ -119,9 +119,8 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
             name = folded(column)
             if name not in {*present, "__file"}:
                 selected += f", inputs.{quoted(column)}"
-            elif name not in kept and (
-                name in ADDED_COLUMNS or name.startswith("score_")
-            ):  # the column of the scores is another one
+            elif name not in kept and (name in ADDED_COLUMNS or name.startswith("score_")):
+                # The column of that name in the predictions was added by scoring.
                 selected += f", inputs.{quoted(column)} AS {quoted(unused_name(f'{column}_feature', columns))}"
         same = " AND ".join(f"scores.{column} = inputs.{column}" for column in key)
         joined += f" LEFT JOIN {inputs} AS inputs ON chosen.file = inputs.__file AND {same}"

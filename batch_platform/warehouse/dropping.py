@@ -14,8 +14,10 @@ from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
 from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.ledger import (
+    LEDGERS,
     LEDGERS_SCHEMA,
     STATUS_TABLE,
+    FeatureBuild,
     create_table,
     insert,
     journal,
@@ -25,8 +27,7 @@ from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_partitions
 
 DROPPED = "dropped_partitions"
-_LEDGERS = ("feature_builds", "score_runs", "evaluations")  # ledgers with rows by partition
-_OF_FEATURES = (f"{LEDGERS_SCHEMA}.feature_builds", FINGERPRINTS, FAILURES, REFUSED_ROWS)
+_OF_FEATURES = (f"{LEDGERS_SCHEMA}.{LEDGERS[FeatureBuild]}", FINGERPRINTS, FAILURES, REFUSED_ROWS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def read_dropped(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, Dro
     if not has_table(con, pipeline, DROPPED):
         return {}
     made = " UNION ".join(
-        f"SELECT partition_key FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline" for table in _LEDGERS
+        f"SELECT partition_key FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline" for table in LEDGERS.values()
     )
     entries = f"{quoted(pipeline)}.{DROPPED} WHERE partition_key NOT IN ({made}) ORDER BY seq"
     return {
@@ -117,7 +118,7 @@ def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, held: Mapping[str, Ma
         else:
             con.execute(f"DELETE FROM {wheres[table]}", {"keys": [*counts]})
         changed += [(pipeline, table, key) for key in counts if "." not in table]
-    changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in _LEDGERS]
+    changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in LEDGERS.values()]
     journal(con, [*changed, (LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
 
 
@@ -138,6 +139,6 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
         + (" AND step <> 'model'" if table == FAILURES else "")
         for (table,) in con.execute(query, values).fetchall()
     }
-    for name in (f"{LEDGERS_SCHEMA}.{ledger}" for ledger in (*_LEDGERS, STATUS_TABLE)):
+    for name in (f"{LEDGERS_SCHEMA}.{ledger}" for ledger in (*LEDGERS.values(), STATUS_TABLE)):
         wheres[name] = f"{name} WHERE partition_key IN $keys AND pipeline = {literal(pipeline)}"
     return wheres

@@ -194,20 +194,18 @@ class Change:
     schema_name: str
     table_name: str
     partition_key: str | None
-    change_id: str = field(
-        default_factory=lambda: uuid.uuid4().hex
-    )  # differs in a restored warehouse, unlike the number
+    change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # unique, also after a warehouse was restored
 
 
 Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
 Record = TypeVar("Record")
-_LEDGERS: dict[type, str] = {
+LEDGERS: dict[type, str] = {  # tables with rows by partition, of which the newest counts
     FeatureBuild: "feature_builds",
     ScoreRun: "score_runs",
     EvaluationRun: "evaluations",
 }
 _TABLES: dict[type, str] = {
-    **_LEDGERS,
+    **LEDGERS,
     Change: "changes",
     Version: "model_versions",
     Promotion: "promotions",
@@ -215,7 +213,7 @@ _TABLES: dict[type, str] = {
     ChallengerTraining: "challenger_trainings",
 }
 FORMAT = 6  # greater than every number that a build has used: numbers only grow
-# What brings a warehouse of a format to the next one, by the number of the former format; in a transaction of the warehouse.
+# Upgrades of a warehouse to the next format, by the number of its own; each runs within a transaction.
 UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
 STATUS_TABLE = "partition_status"
 TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")  # their tables, and other names in the journal
@@ -329,7 +327,7 @@ def read_latest(
     if partition_keys is not None:
         values["keys"] = list(partition_keys)
     newest = (
-        f"{LEDGERS_SCHEMA}.{_LEDGERS[ledger]} WHERE pipeline = $pipeline "
+        f"{LEDGERS_SCHEMA}.{LEDGERS[ledger]} WHERE pipeline = $pipeline "
         f"{'' if partition_keys is None else 'AND partition_key IN $keys '}"
         "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1"
     )
@@ -342,7 +340,7 @@ def read_features_of(con: duckdb.DuckDBPyConnection, trainings: Collection[Model
         return {}
     query = (
         "SELECT training.seq, partition_key, arg_max(sha256, build.seq) "
-        f"FROM {LEDGERS_SCHEMA}.{_LEDGERS[FeatureBuild]} AS build JOIN (SELECT unnest($seqs) AS seq) AS training "
+        f"FROM {LEDGERS_SCHEMA}.{LEDGERS[FeatureBuild]} AS build JOIN (SELECT unnest($seqs) AS seq) AS training "
         "ON build.seq < training.seq WHERE pipeline = $pipeline GROUP BY ALL"
     )
     periods = {training.seq: training.serving_period for training in trainings}
@@ -378,7 +376,7 @@ def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -
     """Add rows to their ledger, note which of the pipeline's tables changed with them, and return their ascending `seq`."""
     seqs = next_numbers(con, len(rows))
     numbered = list(zip(seqs, rows, strict=True))
-    insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for seq, row in numbered])
+    insert(con, LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for seq, row in numbered])
     note(con, [Change(seq, row.pipeline, table, row.partition_key) for seq, row in numbered for table in changed])
     return seqs
 
