@@ -30,10 +30,10 @@ from batch_platform.warehouse.instance import READABLE_FROM, attach
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
 from batch_platform.warehouse.marks import (
     NOTHING,
-    Mark,
     copy_of,
     current_copy,
     log_of,
+    mark_of,
     published_copies,
     read_marks,
     unfinished_copies,
@@ -160,7 +160,7 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         msg = f"{home.published} could not be brought up to date: {error}"
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
     kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
-    write_marks(home, kept | {wanted.name: Mark.of(copy)})
+    write_marks(home, kept | {wanted.name: mark_of(copy)})
     log_of(wanted).unlink(missing_ok=True)  # a foreign writer may have left it
     copy.rename(wanted)
     wanted.chmod(wanted.stat().st_mode & ~_WRITE)  # until it has its mark and its name, it counts as unfinished
@@ -274,9 +274,8 @@ def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
     """Return whether so many rows were scored since a change that copying all bytes is quicker than writing the rows."""
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
-    for pipeline in [
-        name for name, table in tables_in_files(con) if table == PREDICTIONS
-    ]:  # the ledger counts their rows
+    # The ledger counts rows in files too, which no copy holds.
+    for pipeline in [name for name, table in tables_in_files(con) if table == PREDICTIONS]:
         query = f"""
             SELECT coalesce(sum(rows), 0) FROM {quoted(pipeline)}.{PREDICTIONS.files} WHERE partition_key IN (
                 SELECT partition_key FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline AND seq > $since)

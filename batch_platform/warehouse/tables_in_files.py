@@ -94,9 +94,7 @@ class NewRows:
 
     keys: Sequence[str]  # keys of the partitions
     staged: Sequence[Path]
-    files: (
-        Sequence[StagedFile] | None
-    )  # the staged files if they are published as they are; None: their rows are copied
+    files: Sequence[StagedFile] | None  # files that are published as they are; None: their rows are copied
     # Partitions by challenger whose rows are replaced; None: all rows of the partitions.
     by_challenger: Mapping[str, Sequence[str]] | None = None
 
