@@ -66,7 +66,7 @@ def command(  # noqa: PLR0913 - the options of the command
 
 
 def _file_and_last(destinations: Sequence[str]) -> tuple[Path, str | None]:
-    """What `--to` names: the file, told by its ending, and the last partition."""
+    """Tell the file, which has an ending, from the last partition among the values of `--to`."""
     files = [text for text in destinations if Path(text).suffix or "/" in text]
     keys = [text for text in destinations if text not in files]
     if len(files) != 1 or len(keys) > 1:

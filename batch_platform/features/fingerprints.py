@@ -1,4 +1,4 @@
-"""What a source with the rows of many partitions holds for each of them: how many rows, and a hash that knows no order.
+"""Fingerprints of a source with the rows of many partitions: for each partition the number of rows, and a hash that knows no order.
 
 So rows that come late and rows that are corrected concern the partitions whose rows they are, although the version of the
 file tells only that something changed. One pass over the source counts and hashes the rows of all partitions, and only
@@ -27,16 +27,16 @@ from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.warehouse.sql import quoted
 
-_NO_TIME = -(2**62)  # the bucket of rows without a time, before all others
+_NO_TIME = -(2**62)  # start of the bucket of rows without a time, before all others
 _BUCKET = 900  # seconds; windows begin at multiples of it, since clocks differ by quarters of an hour
 _MOST_REMEMBERED = 64
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a partition can read of a source."""
+    """The rows of a source that a partition can read, as a number and a hash."""
 
-    rows: int  # dated inside the partition
+    rows: int  # number of rows dated inside the partition
     content: str  # hash over the rows that the query may read
 
 
@@ -44,9 +44,9 @@ class Fingerprint:
 class Fingerprints:
     """The fingerprints of every partition in one version of a source."""
 
-    version: str  # of the files and of what is read of them
+    version: str  # hash of the version of the files and of what is read of them
     looks_back: bool
-    starts: tuple[int, ...] = ()  # of the partitions with rows, in seconds since 1970, ascending
+    starts: tuple[int, ...] = ()  # starts of the partitions with rows, in seconds since 1970, ascending
     fingerprints: tuple[Fingerprint, ...] = ()  # one for each start
 
     def of(self, partition: Partition) -> Fingerprint:
@@ -84,9 +84,9 @@ class Fingerprints:
 
 
 ReadBy = Literal["features", "labels"]
-Taken = Mapping[tuple[ReadBy, str], Fingerprints]  # by who reads and by source
+Taken = Mapping[tuple[ReadBy, str], Fingerprints]  # fingerprints by reader and source
 
-_remembered: dict[tuple[Path, str, str], Fingerprints | None] = {}  # None if rows have no time
+_remembered: dict[tuple[Path, str, str], Fingerprints | None] = {}  # None for a source whose rows have no time
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class DatedSources:
     sources: Sources
     read_by: ReadBy
     query: Query | SparkQuery | None  # None if a Python function reads the sources
-    names: Sequence[str]  # that are read
+    names: Sequence[str]  # names of the sources that are read
     _read: dict[str, RowsRead] = field(default_factory=dict[str, RowsRead], init=False, repr=False, compare=False)
 
     @property
@@ -121,7 +121,7 @@ class DatedSources:
         ]
 
     def rows_read(self, name: str) -> RowsRead:
-        """Which rows of a source the query reads, by the declared time or else by what the text of the query tells."""
+        """Find the rows of a source that the query reads, by the declared time or else by the text of the query."""
         if name not in self._read:
             self._read[name] = self._found(name)
         return self._read[name]
@@ -130,7 +130,7 @@ class DatedSources:
         spec = self.sources.spec
         read = RowsRead()
         if self.query is not None:
-            from batch_platform.features.lineage.rows import rows_read  # imports sqlglot, which takes its time
+            from batch_platform.features.lineage.rows import rows_read  # importing sqlglot is slow
 
             read = rows_read(self.query.text, name, self.query.dialect)
         declared, driving = spec.sources[name].time, spec.features.driving
@@ -190,7 +190,7 @@ class DatedSources:
 
 
 def _has_time(con: SourceConnection, name: str, time: str) -> bool:
-    """Whether an expression gives the times of the rows of a source."""
+    """Return whether an expression gives the times of the rows of a source."""
     try:
         return bool(con.duckdb.sql(f"SELECT {instant(time)} FROM {quoted(name)}").columns)
     except duckdb.Error:

@@ -100,13 +100,13 @@ _HASH_BLOCK = 1 << 20
 class RecordedFile:
     """An open feature file and the recorded hashes of its bytes."""
 
-    where: str  # pipeline and partition, for messages
+    where: str  # name of the pipeline and the partition for messages
     path: Path
     sha256: str
-    xxh3: str  # or empty; checked instead of the SHA-256, since it costs next to nothing
+    xxh3: str  # checked instead of the SHA-256, since that costs next to nothing; empty if it is not known
     descriptor: int
     opened: tuple[int, int]  # size and modification time when the file was opened
-    hint: str  # what to do if the bytes differ
+    hint: str  # hint of the error for other bytes
 
     def require_unchanged(self, stop: Event | None = None, seen: Callable[[int, bytes], None] | None = None) -> None:
         """Raise DamagedFeaturesError if a byte differs from what was recorded.

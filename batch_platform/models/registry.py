@@ -7,10 +7,10 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import duckdb
@@ -29,6 +29,7 @@ from batch_platform.warehouse.ledger import (
     create_table,
     insert,
     journal,
+    read_records,
 )
 
 SUSPECTED_LEAKS = "suspected_leaks"
@@ -181,7 +182,7 @@ def has_seen(version: Version, partition: Partition) -> bool:
 
 
 def positive_class(version: Version) -> Any:
-    """Of two classes the positive one, of outliers their label; None if there are no classes."""
+    """Return the positive one of two classes, or the label of outliers; None if there are no classes."""
     return next(reversed(version.class_labels), None)
 
 
@@ -269,7 +270,5 @@ def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promoti
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pipeline: str) -> list[Recorded]:
-    columns = ", ".join(item.name for item in fields(record))
-    query = f"SELECT seq, {columns} FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline"
-    rows = con.execute(query, {"pipeline": pipeline}).fetchall()
-    return [record(*row) for _, *row in sorted(rows, key=itemgetter(0))]  # DuckDB takes longer to plan the sort
+    rows = read_records(con, record, f"{LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline", {"pipeline": pipeline})
+    return sorted(rows, key=attrgetter("seq"))  # DuckDB takes longer to plan the sort

@@ -33,16 +33,16 @@ class Garbage:
     """A file or folder that nothing refers to."""
 
     kind: Literal["staging", "bundle", "features"]
-    pipeline: str  # "" for staging, which all pipelines share
+    pipeline: str  # empty for staging, which all pipelines share
     path: Path
     size: int  # bytes
     reason: str
-    version: str = ""  # of a registered bundle, whose removal is recorded
+    version: str = ""  # the version of a registered bundle, whose removal is recorded
 
 
 @dataclass(frozen=True)
 class _References:
-    """What the ledgers of one pipeline refer to."""
+    """Everything that the ledgers of one pipeline refer to."""
 
     registry: Registry
     scored: frozenset[str]  # versions that scored a partition, as champion or as challenger
@@ -55,7 +55,7 @@ class _References:
         return cls(read_registry(con, pipeline), frozenset(scored), read_latest(con, FeatureBuild, pipeline))
 
     def were_made_since(self, item: Garbage, at: datetime) -> bool:
-        """Whether the ledgers have come to refer to an item since it was found."""
+        """Return whether the ledgers have come to refer to an item since it was found."""
         if item.kind == "features":
             build = self.builds.get(partition_of(item.path.name))
             return build is not None and build.built_at > at
@@ -154,7 +154,7 @@ def _bundles(
 
 
 def _never_promoted(registry: Registry, version: Version, before: datetime) -> str | None:
-    """Why a version that scored nothing can go; None if it was promoted once, or is too young."""
+    """Say why a version that scored nothing can go; None if it was promoted once, or is too young."""
     actions = _actions(registry, version.version)
     if "removed" in actions:
         return "removed before, but not completely"
@@ -179,7 +179,7 @@ def _features(home: Home, spec: PipelineSpec, builds: Mapping[str, FeatureBuild]
 
 
 def _not_needed(path: Path, spec: PipelineSpec, builds: Mapping[str, FeatureBuild], before: datetime) -> str | None:
-    """Why a feature file can go; None if a build refers to it, or a run may be about to record it or still read it."""
+    """Say why a feature file can go; None if a build refers to it, or a run may be about to record it or still read it."""
     key = partition_of(path.name)
     build = builds.get(key)
     try:

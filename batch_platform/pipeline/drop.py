@@ -12,19 +12,19 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import remove_unlocked
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.pooled import forget_periods, pool
-from batch_platform.warehouse.dropping import DroppedPartition, drop_rows, held_rows
+from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import partition_of
 from batch_platform.warehouse.published import remove_unnamed
 
 
 @dataclass(frozen=True)
 class HeldPartitions:
-    """What a home holds of some partitions."""
+    """Rows and files of a home that belong to some partitions."""
 
-    partitions: list[str]  # of which anything is held, in order
-    rows: dict[str, int]  # by table
-    files: list[Path]  # of features, those of earlier builds too
-    size: int  # of the files, in bytes
+    partitions: list[str]  # keys of the partitions with rows or files, in order
+    rows: dict[str, int]  # number of rows by table
+    files: list[Path]  # feature files, those of earlier builds too
+    size: int  # bytes of the files
 
 
 def held_partitions(pipeline: Pipeline, partition_keys: Collection[str]) -> HeldPartitions:
@@ -44,17 +44,7 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
     """
     name = pipeline.spec.name
     with pipeline.warehouse.transaction() as con:
-        held = held_rows(con, name, partition_keys)
-        own = [counts for table, counts in held.items() if "." not in table]
-        keys = sorted({key for counts in held.values() for key in counts})
-        rows = {key: sum(counts.get(key, 0) for counts in own) for key in keys}
-        if keys:
-            drop_rows(
-                con,
-                name,
-                held,
-                [DroppedPartition(key, rows[key], actor, stamp.now(), stamp.run_id) for key in keys],
-            )
+        if keys := drop_rows(con, name, partition_keys, actor, stamp):
             forget_periods(con, pipeline.spec, keys)
     for file in _files(pipeline, partition_keys):
         remove_unlocked(file)

@@ -1,4 +1,4 @@
-"""Predictions as a file of somebody's own: from the published copy, so that no run is waited for, whole or not at all."""
+"""Export predictions to a file, wholly or not at all. Reads the published copy, so it never waits for a run."""
 
 import os
 from collections.abc import Collection
@@ -36,7 +36,7 @@ class Exported:
     partitions: int
     first: str
     last: str
-    features: bool  # whether the inputs are beside the scores
+    features: bool  # the file holds the inputs too
 
 
 def export(
@@ -119,7 +119,8 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
             name = folded(column)
             if name not in {*present, "__file"}:
                 selected += f", inputs.{quoted(column)}"
-            elif name not in kept and (name in ADDED_COLUMNS or name.startswith("score_")):  # scoring has added another
+            elif name not in kept and (name in ADDED_COLUMNS or name.startswith("score_")):
+                # The column of that name in the predictions was added by scoring.
                 selected += f", inputs.{quoted(column)} AS {quoted(unused_name(f'{column}_feature', columns))}"
         same = " AND ".join(f"scores.{column} = inputs.{column}" for column in key)
         joined += f" LEFT JOIN {inputs} AS inputs ON chosen.file = inputs.__file AND {same}"

@@ -4,62 +4,44 @@ Nothing is scored again. A rename that is killed before its one transaction has 
 completed by the next process that opens the warehouse.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
-
-import duckdb
 
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.renaming import (
-    HeldPipeline,
-    Renaming,
-    complete_renaming,
-    drop_pipeline,
-    held_pipelines,
-    rename_rows,
-)
-from batch_platform.warehouse.sql import transaction
+from batch_platform.warehouse.renaming import HeldPipeline, drop_pipeline, held_pipelines, rename_rows
 from batch_platform.warehouse.tables_in_files import link_file, named_files
 
 
 def rename_pipeline(home: Home, old: str, new: str) -> HeldPipeline:
-    """Rename what a home holds of a pipeline, and say what that is; a rename that was killed is completed and published.
+    """Rename what a home holds of a pipeline, publish it and say what that is.
 
     Raises:
         WrongUseError: Nothing is held under the old name, or something under the new one; nothing is changed.
         WarehouseBusyError: Another process held the warehouse for too long; nothing is changed.
     """
-    announced = Renaming.announced(home)
-    with Warehouse(home).open() as con:  # completes what is announced
+    with Warehouse(home).open() as con:
         held = held_pipelines(con)
-        is_completed = announced is not None and (announced.old, announced.new) == (old, new) and old not in held
-        if not is_completed:
-            _rename(con, home, Renaming(old, new), held)
+        named(old, held, f"The warehouse holds nothing of a pipeline {old!r}; it holds")
+        folders = [
+            folder for folder in (home.features(new), home.bundles(new)) if folder.is_dir() and any(folder.iterdir())
+        ]
+        if new in held or folders:
+            where = "the warehouse" if new in held else folders[0]
+            msg = f"Something was made already under the name {new!r}: see {where}; nothing is renamed."
+            hint = f"declare another name; or take {new} out of the YAML; batch-platform gc --drop {new} removes it."
+            raise WrongUseError(msg, hint=hint)
+        # The views of both names look for the files, also those of older published copies.
+        for file in named_files(con, home, pipeline=old):
+            link = home.table_file(new, *file.parts[-3:])
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_file():
+                link_file(str(file), str(link))
+        rename_rows(con, home, old, new)
     publish(home)
-    return held[new if is_completed else old]
-
-
-def _rename(con: duckdb.DuckDBPyConnection, home: Home, renaming: Renaming, held: Mapping[str, HeldPipeline]) -> None:
-    old, new = renaming.old, renaming.new
-    named(old, held, f"The warehouse holds nothing of a pipeline {old!r}; it holds")
-    folders = [folder for _, folder in renaming.folders(home) if folder.is_dir() and any(folder.iterdir())]
-    if new in held or folders:
-        where = "the warehouse" if new in held else folders[0]
-        msg = f"Something was made already under the name {new!r}: see {where}; nothing is renamed."
-        hint = f"declare another name; or take {new} out of the YAML, and batch-platform gc --drop {new} removes it."
-        raise WrongUseError(msg, hint=hint)
-    renaming.announce(home)
-    for file in named_files(con, home, pipeline=old):  # the views look for them, also those of older published copies
-        link = home.table_file(new, *file.parts[-3:])
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_file():
-            link_file(str(file), str(link))
-    with transaction(con):
-        rename_rows(con, renaming)
-    complete_renaming(con, home)
+    return held[old]
 
 
 def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:

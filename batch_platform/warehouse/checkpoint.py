@@ -18,7 +18,7 @@ import duckdb
 
 from batch_platform.warehouse.home import Home
 
-HEADERS = 3 * 4096  # bytes before the first block: the file's header, and two of the database that take turns
+HEADERS = 3 * 4096  # bytes before the first block: one header of the file, and two of the database that take turns
 _BLOCKS = "SELECT block_id FROM pragma_metadata_info() ORDER BY ALL"
 _BLOCK_SIZE = "SELECT block_size FROM pragma_database_size() WHERE database_name = current_database()"
 
@@ -77,7 +77,7 @@ class _Saved:
     """The rollback journal: a digest, the offsets of the blocks, the headers, the blocks."""
 
     headers: bytes
-    blocks: dict[int, bytes]  # by offset in the file; all of one size
+    blocks: dict[int, bytes]  # blocks of one size by offset in the file
 
     def write(self, to: Path) -> None:
         """Write the journal, wholly or not at all."""

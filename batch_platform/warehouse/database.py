@@ -51,7 +51,7 @@ _STORAGE_ERRORS = (
     duckdb.FatalException,
     duckdb.InternalException,
     duckdb.OutOfMemoryException,
-    duckdb.TransactionException,  # among others, a log that cannot be written when committing
+    duckdb.TransactionException,  # raised when the log cannot be written at a commit, for example
 )
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
@@ -63,13 +63,13 @@ InTransaction = Callable[[duckdb.DuckDBPyConnection, Sequence[ScoreRun]], None]
 
 @dataclass(frozen=True)
 class StagedScores:
-    """What committing one partition needs: Parquet files, the ledger row, and the ledger as it was when scoring began."""
+    """Staged rows of one partition, its ledger row, and the state of the ledger when scoring began."""
 
     predictions: Sequence[Path]
     rejected: Sequence[Path]
     run: ScoreRun
-    seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
-    # What is recorded of the predictions if they are published as files; None if they are copied. Alike in a whole commit.
+    seen_seq: int  # number of the partition's newest ledger row when scoring began; 0 for none
+    # Predictions that are published as files; None if they are copied into DuckDB. The same for every partition of a commit.
     files: Sequence[StagedFile] | None = None
 
 
@@ -85,7 +85,7 @@ class Warehouse:
         """Hold the warehouse alone; keep it short.
 
         Args:
-            for_user: Whether a user's own statements are run, which may change settings of the connection.
+            for_user: Set for a user's own statements, which may change settings of the connection.
 
         Raises:
             WarehouseBusyError: Another process held it for longer than the time-out.
@@ -108,11 +108,11 @@ class Warehouse:
                     _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)
                 complete_renaming(con, self.home)
-                self._checkpoint(con, file)  # among others, of what a killed process has left in the log
+                self._checkpoint(con, file)  # a killed process may have left entries in the log
                 yield con
                 self._checkpoint(con, file)
             except duckdb.Error as error:
-                lost = LOST_FILE.search(str(error))  # in the lake; the warehouse is sound
+                lost = LOST_FILE.search(str(error))  # a file of the lake is missing, and the warehouse is sound
                 if lost is None and (isinstance(error, _STORAGE_ERRORS) or is_damage(error)):
                     raise self._failed(error, "read or written") from error
                 raise
@@ -236,7 +236,7 @@ class Warehouse:
         try:
             if not self.home.warehouse.exists():
                 require_not_lost(self.home)
-                aside.unlink(missing_ok=True)  # left by a killed process
+                aside.unlink(missing_ok=True)  # a killed process may have left it
                 attach(aside).close()
                 aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
@@ -286,7 +286,7 @@ def lacked_copies(con: duckdb.DuckDBPyConnection, home: Home) -> list[Path]:
     """The published copies that hold a change which a database with ledgers lacks."""
     lacked, journal = published_changes(home), f"{LEDGERS_SCHEMA}.changes"
     anywhere = f"SELECT change_id FROM {journal} WHERE change_id IN $ids"
-    recent = f"{anywhere} AND seq > (SELECT max(seq) - 10000 FROM {journal})"  # a look at the newest changes is as quick in a journal of any length
+    recent = f"{anywhere} AND seq > (SELECT max(seq) - 10000 FROM {journal})"  # as quick in a journal of any length
     for query in (recent, anywhere):
         if lacked:
             held = con.execute(query, {"ids": list(lacked)}).fetchall()
@@ -325,7 +325,7 @@ def holder_of(error: duckdb.Error) -> str | None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the checksum of a block, of an entry of the log or of the rollback journal is wrong.
+    """Tell damage, a wrong checksum of a block, of an entry of the log or of the rollback journal, from other errors.
 
     DuckDB checks each when it reads it, and has no error type of its own for a mismatch.
     """
@@ -344,7 +344,7 @@ def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int)
 
 
 def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
-    """Whether another run committed the staged rows since scoring began: by law 3, equal inputs give equal rows."""
+    """Return whether another run committed the staged rows since scoring began: by law 3, equal inputs give equal rows."""
     newest = standing.get(scores.run.partition_key)
     return newest is not None and newest.seq > scores.seen_seq and _outcome(newest) == _outcome(scores.run)
 

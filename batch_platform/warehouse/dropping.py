@@ -3,28 +3,31 @@
 A partition counts as dropped until it is made again, when the ledgers name it once more.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 import duckdb
 
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
 from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.ledger import (
+    LEDGERS,
     LEDGERS_SCHEMA,
     STATUS_TABLE,
+    FeatureBuild,
     create_table,
     insert,
     journal,
+    read_records,
 )
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_partitions
 
 DROPPED = "dropped_partitions"
-_LEDGERS = ("feature_builds", "score_runs", "evaluations")  # whose rows are about one partition
-_OF_FEATURES = (f"{LEDGERS_SCHEMA}.feature_builds", FINGERPRINTS, FAILURES, REFUSED_ROWS)
+_OF_FEATURES = (f"{LEDGERS_SCHEMA}.{LEDGERS[FeatureBuild]}", FINGERPRINTS, FAILURES, REFUSED_ROWS)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class DroppedPartition:
     """A partition that was deleted for good; a row of the table `dropped_partitions`."""
 
     partition_key: str
-    rows: int  # of the pipeline's tables
+    rows: int  # deleted rows of the pipeline's tables
     actor: str
     dropped_at: datetime
     run_id: str
@@ -48,44 +51,49 @@ def read_dropped(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, Dro
     if not has_table(con, pipeline, DROPPED):
         return {}
     made = " UNION ".join(
-        f"SELECT partition_key FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline" for table in _LEDGERS
+        f"SELECT partition_key FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline" for table in LEDGERS.values()
     )
-    query = (
-        f"SELECT {', '.join(DroppedPartition.__dataclass_fields__)} FROM {quoted(pipeline)}.{DROPPED} "
-        f"WHERE partition_key NOT IN ({made}) ORDER BY seq"
-    )
-    entries = [DroppedPartition(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
-    return {entry.partition_key: entry for entry in entries}
+    entries = f"{quoted(pipeline)}.{DROPPED} WHERE partition_key NOT IN ({made}) ORDER BY seq"
+    return {
+        entry.partition_key: entry for entry in read_records(con, DroppedPartition, entries, {"pipeline": pipeline})
+    }
 
 
 def held_rows(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, dict[str, int]]:
-    """The rows of some partitions in the tables of a pipeline, and in the ledgers, by table and partition key.
+    """Count the rows of some partitions in the tables of a pipeline, and in the ledgers, by table and partition key.
 
     A table of the ledgers has the name of its schema before its own.
     """
     held: dict[str, dict[str, int]] = {}
     for table, where in _tables(con, pipeline).items():
         query = f"SELECT partition_key, count(*) FROM {where} GROUP BY ALL ORDER BY ALL"
-        values = {"keys": list(partition_keys)} | _named(where, pipeline)
-        if counts := dict(con.execute(query, values).fetchall()):
+        if counts := dict(con.execute(query, {"keys": list(partition_keys)}).fetchall()):
             held[table] = counts
     return held
 
 
 def drop_rows(
-    con: duckdb.DuckDBPyConnection,
-    pipeline: str,
-    held: Mapping[str, Mapping[str, int]],
-    drops: Sequence[DroppedPartition],
-) -> None:
-    """Delete the rows that are held of some partitions, and record each drop, in the caller's transaction."""
-    keys = [drop.partition_key for drop in drops]
-    _delete(con, pipeline, _tables(con, pipeline), held, keys)
-    create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
-    seqs = journal(con, [(pipeline, DROPPED, key) for key in keys])  # greater than those of the deleted rows
-    insert(con, DROPPED, [{**vars(drop), "seq": seq} for seq, drop in zip(seqs, drops, strict=True)], schema=pipeline)
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], actor: str, stamp: Stamp
+) -> list[str]:
+    """Delete the rows of some partitions, and record each drop, in the caller's transaction.
+
+    Returns the keys of the partitions that had rows; the others get no entry.
+    """
+    held = held_rows(con, pipeline, partition_keys)
+    keys = sorted({key for counts in held.values() for key in counts})
+    if keys:
+        _delete(con, pipeline, held)
+        create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
+        seqs = journal(con, [(pipeline, DROPPED, key) for key in keys])  # greater than those of the deleted rows
+        own = [counts for table, counts in held.items() if "." not in table]
+        drops = [
+            DroppedPartition(key, sum(rows.get(key, 0) for rows in own), actor, stamp.now(), stamp.run_id, seq)
+            for seq, key in zip(seqs, keys, strict=True)
+        ]
+        insert(con, DROPPED, [vars(drop) for drop in drops], schema=pipeline)
+    return keys
 
 
 def drop_scores(
@@ -95,37 +103,30 @@ def drop_scores(
 
     Their features stay, as do the rows of further tables that the caller names.
     """
-    tables = {table: where for table, where in _tables(con, pipeline).items() if table not in {*_OF_FEATURES, *but}}
-    _delete(con, pipeline, tables, held_rows(con, pipeline, partition_keys), partition_keys)
+    held = held_rows(con, pipeline, partition_keys)
+    _delete(con, pipeline, {table: counts for table, counts in held.items() if table not in {*_OF_FEATURES, *but}})
 
 
-def _delete(
-    con: duckdb.DuckDBPyConnection,
-    pipeline: str,
-    tables: Mapping[str, str],
-    held: Mapping[str, Mapping[str, int]],
-    partition_keys: Collection[str],
-) -> None:
-    """Delete the rows that some tables hold of some partitions, and note it in the journal."""
-    keys = list(partition_keys)
+def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, held: Mapping[str, Mapping[str, int]]) -> None:
+    """Delete the rows of partitions, given by table as `held_rows` counts them, and note it in the journal."""
     in_files = {table.view: table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)}
-    changed: list[tuple[str, str, str | None]] = []  # in the form of the journal
-    for table, where in tables.items():
+    changed: list[tuple[str, str, str | None]] = []
+    wheres = _tables(con, pipeline)
+    for table, counts in held.items():
         if table in in_files:
-            forget_partitions(con, pipeline, in_files[table], keys)
+            forget_partitions(con, pipeline, in_files[table], [*counts])
         else:
-            con.execute(f"DELETE FROM {where}", {"keys": keys} | _named(where, pipeline))
-        changed += [(pipeline, table, key) for key in held.get(table, {}) if "." not in table]
-    changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in _LEDGERS]
-    changed.append((LEDGERS_SCHEMA, STATUS_TABLE, pipeline))
-    journal(con, changed)
+            con.execute(f"DELETE FROM {wheres[table]}", {"keys": [*counts]})
+        changed += [(pipeline, table, key) for key in counts if "." not in table]
+    changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in LEDGERS.values()]
+    journal(con, [*changed, (LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
 
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
-    """The tables with rows of a partition, and each with the condition on some partitions, as SQL after FROM.
+    """The tables with rows by partition, each with the condition on some partitions, as SQL after FROM.
 
-    Of a table that is in files, the view stands for what it is made of.
-    The failure to train a model names a serving period in the place of a partition, so it stays.
+    For a table that is in files, this is the view. The failure to train a model names a serving period in the place of a
+    partition, so it stays.
     """
     query = """
         SELECT table_name FROM duckdb_columns() WHERE database_name = current_database() AND schema_name = $schema
@@ -133,16 +134,11 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
     """
     behind_views = {name for table in TABLES_IN_FILES for name in (table.files, table.rows)}
     values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED, *behind_views})}
-    tables = {
+    wheres = {
         table: f"{quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys"
         + (" AND step <> 'model'" if table == FAILURES else "")
         for (table,) in con.execute(query, values).fetchall()
     }
-    for ledger in (*_LEDGERS, STATUS_TABLE):
-        name = f"{LEDGERS_SCHEMA}.{ledger}"
-        tables[name] = f"{name} WHERE partition_key IN $keys AND pipeline = $pipeline"
-    return tables
-
-
-def _named(where: str, pipeline: str) -> dict[str, str]:
-    return {"pipeline": pipeline} if "$pipeline" in where else {}
+    for name in (f"{LEDGERS_SCHEMA}.{ledger}" for ledger in (*LEDGERS.values(), STATUS_TABLE)):
+        wheres[name] = f"{name} WHERE partition_key IN $keys AND pipeline = {literal(pipeline)}"
+    return wheres

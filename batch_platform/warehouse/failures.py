@@ -1,4 +1,4 @@
-"""What failed, in two tables of a pipeline: `failures`, and `refused_rows`, the rows that cost a partition its publication.
+"""Failed steps, in two tables of a pipeline: `failures`, and `refused_rows`, the rows that cost a partition its publication.
 
 A failure stands until the same step of the same partition is tried again: the next failure replaces it, a success removes
 it, each within the transaction that records the attempt.
@@ -13,11 +13,11 @@ from typing import Literal
 import duckdb
 
 from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.ledger import create_table, insert, note_partitions
+from batch_platform.warehouse.ledger import create_table, insert, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 
 FAILURES, REFUSED_ROWS = "failures", "refused_rows"
-MOST_ALIKE = 100  # refused rows that are kept of each partition, column and reason
+MOST_ALIKE = 100  # maximum number of refused rows kept per partition, column and reason
 FailedStep = Literal["features", "model", "predictions", "performance"]
 
 
@@ -26,10 +26,10 @@ class Failure:
     """The newest attempt at a step of a partition, which failed."""
 
     step: FailedStep
-    partition_key: str  # of a model its serving period
+    partition_key: str  # for a model, its serving period
     reason: str
     hint: str | None
-    declared: str  # hash of the declaration as it was; with another one the step may succeed
+    declared: str  # hash of the declaration, with another one of which the step may succeed
     failed_at: datetime
     run_id: str
 
@@ -38,9 +38,7 @@ def read_failures(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[tuple[F
     """The failures of a pipeline, however it was declared, by step and partition key."""
     if not has_table(con, pipeline, FAILURES):
         return {}
-    names = ", ".join(Failure.__dataclass_fields__)
-    query = f"SELECT {names} FROM {quoted(pipeline)}.{FAILURES} ORDER BY partition_key, step"
-    failures = [Failure(*row) for row in con.execute(query).fetchall()]
+    failures = read_records(con, Failure, f"{quoted(pipeline)}.{FAILURES} ORDER BY partition_key, step", {})
     return {(failure.step, failure.partition_key): failure for failure in failures}
 
 

@@ -1,4 +1,4 @@
-"""What sources with the rows of many partitions held when they were last looked at: the table `fingerprints` of a pipeline.
+"""Fingerprints of sources with the rows of many partitions, as they were last read: the table `fingerprints` of a pipeline.
 
 It only saves reading a source again whose version is still the same; what features were built from stands in their ledger.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 
 import duckdb
 
-from batch_platform.warehouse.ledger import create_table, insert, journal
+from batch_platform.warehouse.ledger import create_table, insert, journal, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 
 FINGERPRINTS = "fingerprints"
@@ -19,18 +19,17 @@ FINGERPRINTS = "fingerprints"
 class SourceFingerprints:
     """The fingerprints of all partitions in one version of a source."""
 
-    read_by: Literal["features", "labels"]  # which read different columns
+    read_by: Literal["features", "labels"]  # the queries of both read different columns
     source: str
     version: str
     fingerprints: str  # JSON
 
 
 def read_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[SourceFingerprints]:
-    """What is known of the sources of a pipeline."""
+    """Read the fingerprints of a pipeline's sources."""
     if not has_table(con, pipeline, FINGERPRINTS):
         return []
-    query = f"SELECT read_by, source, version, fingerprints FROM {quoted(pipeline)}.{FINGERPRINTS}"
-    return [SourceFingerprints(*row) for row in con.execute(query).fetchall()]
+    return read_records(con, SourceFingerprints, f"{quoted(pipeline)}.{FINGERPRINTS}", {})
 
 
 def replace_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, rows: Collection[SourceFingerprints]) -> None:

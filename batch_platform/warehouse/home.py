@@ -1,4 +1,4 @@
-"""Where everything lies under BATCH_PLATFORM_HOME; the only place that knows paths.
+"""The paths of everything under BATCH_PLATFORM_HOME, which no other module knows.
 
 It creates folders, removes what it is told to, and knows nothing of what the files hold. No name of a pipeline, partition
 or version leads out of the home, and nothing is written or removed behind a link that somebody placed in it. The home itself
@@ -15,8 +15,8 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
-LONGEST_NAME = 200  # file systems take 255 bytes; unfinished files have longer names than finished ones
-_MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # the last: bytes of a name that are not UTF-8
+LONGEST_NAME = 200  # bytes; file systems take 255, and unfinished files have longer names than finished ones
+_MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 _WRITTEN_IN_PLACE = (
     "warehouse.lock",
@@ -116,12 +116,12 @@ class Home:
 
     @property
     def published_marks(self) -> Path:
-        """What the published copies looked like when they were published."""
+        """Marks of the published copies, by which a foreign change is noticed."""
         return self.root / "published.json"
 
     @property
     def renaming(self) -> Path:
-        """The intent to rename a pipeline, while it is carried out."""
+        """The names of a pipeline that is being renamed."""
         return self.root / "renaming.json"
 
     @property

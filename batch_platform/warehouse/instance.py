@@ -46,8 +46,8 @@ def attach(file: Path, *, reusable: bool = True, read_only: bool = False) -> Att
 
     Args:
         file: The file.
-        reusable: Whether only this project's own statements are run: others may leave settings behind.
-        read_only: Whether the file is only read, and so must exist.
+        reusable: Set if only this project's own statements are run: others may leave settings behind.
+        read_only: Open an existing file for reading only.
 
     Raises:
         duckdb.Error: The file cannot be opened, or another process has it open.

@@ -31,11 +31,11 @@ class FeatureBuild:
     sha256: str
     file_bytes: int
     code_version: str
-    sources: str  # versions by source, as JSON
+    sources: str  # JSON: version of each source
     built_at: datetime
     run_id: str
-    xxh3: str = ""  # of the same bytes as `sha256`
-    fingerprints: str = "{}"  # rows and hash of what it read of each source with rows of many partitions, as JSON
+    xxh3: str = ""  # second hash of the same bytes, quicker to check
+    fingerprints: str = "{}"  # JSON: number and hash of the rows read of each source that has rows of many partitions
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,10 @@ class ScoreRun:
     rows_rejected: int
     in_sample: bool
     started_at: datetime
-    committed_at: datetime  # set by the warehouse when the row is committed, like `seq`
+    committed_at: datetime  # set by the warehouse at the commit, as is `seq`
     run_id: str
     seq: int = 0
-    decision_seq: int | None = (
-        None  # number of the promotion by which the version served; None: it was named for the run
-    )
+    decision_seq: int | None = None  # number of the promotion of the version; None: it was named for the run
     hindsight: bool = False  # whether the decision was made after the partition had ended, or there was none
 
 
@@ -71,12 +69,12 @@ class EvaluationRun:
 
     pipeline: str
     partition_key: str
-    score_seq: int  # the ledger row of the predictions that were measured
+    score_seq: int  # number of the ledger row of the measured predictions
     rows_scored: int
     rows_labelled: int
     evaluated_at: datetime
     run_id: str
-    label_sources: str = "{}"  # what the label sources held of it, by source, as JSON: versions, or rows and a hash
+    label_sources: str = "{}"  # JSON: version of each label source, or number and hash of its rows of the partition
 
 
 Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "retired", "removed"]
@@ -119,8 +117,8 @@ class Version:
     features_code_version: str
     created_at: datetime
     run_id: str
-    classes: str = "[]"  # JSON, in the order of the model's probabilities
-    label_sources: str = ""  # hashes of the label files and of the labels it was trained on; see `History`
+    classes: str = "[]"  # JSON: classes in the order of the model's probabilities
+    label_sources: str = ""  # hashes of the label files and of the labels that it learned; see `History`
     seq: int = 0
 
     @property
@@ -145,7 +143,7 @@ class ModelTraining:
 
     pipeline: str
     serving_period: str
-    declared: str  # hash of what was declared, whatever parameters one training replaced
+    declared: str  # hash of the declaration, without the parameters that one training replaced
     version: str | None
     failure: str | None
     trained_at: datetime
@@ -179,7 +177,7 @@ class StatusRow:
     condition: Literal["scored", "stale"]
     reason: str | None
     model_version: str
-    champion: str | None  # the version that would score it now
+    champion: str | None  # version that would score it now
     rows_in: int
     rows_scored: int
     rows_rejected: int
@@ -196,18 +194,18 @@ class Change:
     schema_name: str
     table_name: str
     partition_key: str | None
-    change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # unique, also in restored warehouses
+    change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # unique, also after a warehouse was restored
 
 
 Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
 Record = TypeVar("Record")
-_LEDGERS: dict[type, str] = {
+LEDGERS: dict[type, str] = {  # tables with rows by partition, of which the newest counts
     FeatureBuild: "feature_builds",
     ScoreRun: "score_runs",
     EvaluationRun: "evaluations",
 }
 _TABLES: dict[type, str] = {
-    **_LEDGERS,
+    **LEDGERS,
     Change: "changes",
     Version: "model_versions",
     Promotion: "promotions",
@@ -215,7 +213,7 @@ _TABLES: dict[type, str] = {
     ChallengerTraining: "challenger_trainings",
 }
 FORMAT = 6  # greater than every number that a build has used: numbers only grow
-# What brings a warehouse of a format to the next one, by the number of the former format; in a transaction of the warehouse.
+# Upgrades of a warehouse to the next format, by the number of its own; each runs within a transaction.
 UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
 STATUS_TABLE = "partition_status"
 TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")  # their tables, and other names in the journal
@@ -254,7 +252,7 @@ def column_definitions(record: type, *first: str) -> list[str]:
     return list(dict.fromkeys([*first, *(f"{item.name} {_sql_type(item.type)}" for item in fields(record))]))
 
 
-def _sql_type(annotation: object) -> str:  # a type, a union or a literal
+def _sql_type(annotation: object) -> str:
     options = [option for option in get_args(annotation) if option is not NoneType]
     if get_origin(annotation) is Literal:
         return _sql_type(type(options[0]))
@@ -313,21 +311,27 @@ def created_at(con: duckdb.DuckDBPyConnection) -> datetime:
     return began
 
 
+def read_records(
+    con: duckdb.DuckDBPyConnection, record: type[Record], rows: str, values: Mapping[str, Any]
+) -> list[Record]:
+    """Read rows, given as SQL after FROM that binds values, as records."""
+    make: Any = record
+    return [make(*row) for row in con.execute(f"SELECT {selected(record)} FROM {rows}", values).fetchall()]
+
+
 def read_latest(
     con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str, partition_keys: Collection[str] | None = None
 ) -> dict[str, Row]:
     """The newest row of a ledger for each partition of a pipeline, by key; of some partitions if keys are given."""
-    columns = ", ".join(quoted(item.name) for item in fields(ledger))
     values: dict[str, Any] = {"pipeline": pipeline}
     if partition_keys is not None:
         values["keys"] = list(partition_keys)
-    query = (
-        f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{_LEDGERS[ledger]} WHERE pipeline = $pipeline "
+    newest = (
+        f"{LEDGERS_SCHEMA}.{LEDGERS[ledger]} WHERE pipeline = $pipeline "
         f"{'' if partition_keys is None else 'AND partition_key IN $keys '}"
         "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1"
     )
-    rows = [ledger(*row) for row in con.execute(query, values).fetchall()]
-    return {row.partition_key: row for row in rows}
+    return {row.partition_key: row for row in read_records(con, ledger, newest, values)}
 
 
 def read_features_of(con: duckdb.DuckDBPyConnection, trainings: Collection[ModelTraining]) -> dict[str, dict[str, str]]:
@@ -336,7 +340,7 @@ def read_features_of(con: duckdb.DuckDBPyConnection, trainings: Collection[Model
         return {}
     query = (
         "SELECT training.seq, partition_key, arg_max(sha256, build.seq) "
-        f"FROM {LEDGERS_SCHEMA}.{_LEDGERS[FeatureBuild]} AS build JOIN (SELECT unnest($seqs) AS seq) AS training "
+        f"FROM {LEDGERS_SCHEMA}.{LEDGERS[FeatureBuild]} AS build JOIN (SELECT unnest($seqs) AS seq) AS training "
         "ON build.seq < training.seq WHERE pipeline = $pipeline GROUP BY ALL"
     )
     periods = {training.seq: training.serving_period for training in trainings}
@@ -372,7 +376,7 @@ def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -
     """Add rows to their ledger, note which of the pipeline's tables changed with them, and return their ascending `seq`."""
     seqs = next_numbers(con, len(rows))
     numbered = list(zip(seqs, rows, strict=True))
-    insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for seq, row in numbered])
+    insert(con, LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for seq, row in numbered])
     note(con, [Change(seq, row.pipeline, table, row.partition_key) for seq, row in numbered for table in changed])
     return seqs
 
@@ -435,12 +439,10 @@ def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
     """The rows of a table of records for which a condition holds, by partition key, in an order; a partition without any is left out."""
     if not partition_keys or not has_table(con, schema, table):
         return {}
-    make: Any = record
-    query = f"SELECT {selected(record)} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
+    rows = f"{quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
     by_partition: dict[str, list[Record]] = {}
-    for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
-        row = make(*values)
-        by_partition.setdefault(row.partition_key, []).append(row)
+    for row in read_records(con, record, rows, {"keys": list(partition_keys)}):
+        by_partition.setdefault(vars(row)["partition_key"], []).append(row)
     return {key: tuple(rows) for key, rows in by_partition.items()}
 
 

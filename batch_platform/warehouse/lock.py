@@ -102,7 +102,7 @@ class _Queued(Thread):
         self._taken = self._left_behind = False
 
     def taken_within(self, seconds: float) -> bool:
-        """Whether the lock is taken; if not, the descriptor is no longer the caller's."""
+        """Wait for the lock and return whether it is taken; if not, the descriptor no longer belongs to the caller."""
         self.start()
         try:
             self.join(min(seconds, TIMEOUT_MAX))

@@ -2,9 +2,8 @@
 
 A copy is named after the newest change that it holds.
 
-`duckdb.connect("published.duckdb")` opens a file for writing unless told otherwise. So copies are made read-only, and size,
-time of change, inode and the digest of the headers of each are kept beside them: DuckDB changes its headers with each
-checkpoint.
+`duckdb.connect("published.duckdb")` opens a file for writing unless told otherwise. So copies are made read-only, and a digest of
+the size and the headers of each is kept beside them: DuckDB changes its headers with each checkpoint.
 """
 
 import hashlib
@@ -12,14 +11,13 @@ import json
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from batch_platform.warehouse.checkpoint import HEADERS, write_whole
 from batch_platform.warehouse.home import Home
 
-NOTHING = "empty"  # stands for the newest change where there is none
+NOTHING = "empty"  # name of the newest change where there is none
 _COPY = re.compile(rf"published-([0-9a-f]{{32}}|{NOTHING})\.duckdb")
 
 
@@ -57,51 +55,32 @@ def published_changes(home: Home) -> dict[str, Path]:
     return {change: path for change, path in newest.items() if change != NOTHING}
 
 
-@dataclass(frozen=True)
-class Mark:
-    """What changes when another program writes into a copy."""
-
-    size: int
-    changed_ns: int  # since 1970
-    inode: int  # another one after the home was copied or moved
-    headers: str  # SHA-256
-
-    @classmethod
-    def of(cls, copy: Path) -> "Mark":
-        """Read it from a file."""
-        with copy.open("rb") as file:
-            headers = file.read(HEADERS)
-        state = copy.stat()
-        return cls(state.st_size, state.st_mtime_ns, state.st_ino, hashlib.sha256(headers).hexdigest())
-
-    def is_of_another_content(self, later: "Mark") -> bool:
-        """Whether the content changed since; another file of the same content is a copy of the home."""
-        touched = self.inode == later.inode and self.changed_ns != later.changed_ns
-        return touched or (self.size, self.headers) != (later.size, later.headers)
+def mark_of(copy: Path) -> str:
+    """Hash the size and the headers of a copy, which change when another program writes into it."""
+    with copy.open("rb") as file:
+        headers = file.read(HEADERS)
+    return hashlib.sha256(headers + str(copy.stat().st_size).encode()).hexdigest()
 
 
-def read_marks(home: Home) -> dict[str, Mark]:
+def read_marks(home: Home) -> dict[str, str]:
     """Read the marks of the copies by file name; none if the file is missing or damaged."""
     try:
-        written = json.loads(home.published_marks.read_text())
-        return {name: Mark(**mark) for name, mark in written.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return dict(json.loads(home.published_marks.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
-def write_marks(home: Home, marks: dict[str, Mark]) -> None:
+def write_marks(home: Home, marks: dict[str, str]) -> None:
     """Replace the marks."""
-    write_whole(home.published_marks, json.dumps({name: asdict(mark) for name, mark in marks.items()}).encode())
+    write_whole(home.published_marks, json.dumps(marks).encode())
 
 
-def written_by_others(copies: Iterable[Path], marks: dict[str, Mark]) -> dict[Path, datetime]:
+def written_by_others(copies: Iterable[Path], marks: dict[str, str]) -> dict[Path, datetime]:
     """The copies that are not as they were published, and when they were changed, in UTC; only links and those that have a mark."""
     changed: dict[Path, datetime] = {}
     for copy in copies:
         mark = marks.get(copy.name)
-        if copy.is_symlink() or (
-            mark is not None and (log_of(copy).exists() or mark.is_of_another_content(Mark.of(copy)))
-        ):
+        if copy.is_symlink() or (mark is not None and (log_of(copy).exists() or mark != mark_of(copy))):
             changed[copy] = datetime.fromtimestamp(copy.lstat().st_mtime, UTC)
     return changed
 

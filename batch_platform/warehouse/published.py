@@ -30,17 +30,17 @@ from batch_platform.warehouse.instance import READABLE_FROM, attach
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
 from batch_platform.warehouse.marks import (
     NOTHING,
-    Mark,
     copy_of,
     current_copy,
     log_of,
+    mark_of,
     published_copies,
     read_marks,
     unfinished_copies,
     write_marks,
     written_by_others,
 )
-from batch_platform.warehouse.sql import connect, literal, quoted, transaction
+from batch_platform.warehouse.sql import connect, literal, quoted, tables, transaction
 from batch_platform.warehouse.staging import sweep_all
 from batch_platform.warehouse.tables_in_files import (
     PREDICTIONS,
@@ -106,7 +106,7 @@ def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened
         try:
             return copy, connect(copy)
         except duckdb.Error as error:
-            if current_copy(home) != copy:  # the second publish from now removes the file
+            if current_copy(home) != copy:  # two publishes since have removed the file
                 continue
             if HELD_BY_ANOTHER.search(str(error)):
                 holder = holder_of(error)
@@ -130,7 +130,7 @@ def publish(home: Home) -> Path:
             return _published(con, home)
     with Warehouse(home).transaction() as con:
         make_views_here(con, moved)
-    with Warehouse(home).open() as con:  # which has moved the views from the log into the file
+    with Warehouse(home).open() as con:  # opening moves the views from the log into the file
         return _published(con, home)
 
 
@@ -148,7 +148,6 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         )
     if current == wanted and wanted.is_file() and wanted not in foreign:
         _remove_unnamed(con, home)
-        home.renaming.unlink(missing_ok=True)
         return wanted
     if home.published.exists() and current is None:
         _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
@@ -161,10 +160,10 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         msg = f"{home.published} could not be brought up to date: {error}"
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
     kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
-    write_marks(home, kept | {wanted.name: Mark.of(copy)})
-    log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
+    write_marks(home, kept | {wanted.name: mark_of(copy)})
+    log_of(wanted).unlink(missing_ok=True)  # a foreign writer may have left it
     copy.rename(wanted)
-    wanted.chmod(wanted.stat().st_mode & ~_WRITE)  # only now: until it has its mark and its name, it is unfinished
+    wanted.chmod(wanted.stat().st_mode & ~_WRITE)  # until it has its mark and its name, it counts as unfinished
     link = home.root / ".published"
     link.unlink(missing_ok=True)
     link.symlink_to(wanted.name)
@@ -173,7 +172,6 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         if copy not in {wanted, current, *read} or (copy != wanted and copy in foreign):
             _remove(copy)
     _remove_unnamed(con, home)
-    home.renaming.unlink(missing_ok=True)  # what it announces is published
     return wanted
 
 
@@ -210,14 +208,14 @@ def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 
 def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the warehouse has the storage version that readers expect; a newer DuckDB may have opened it."""
+    """Return whether readers can read the storage version of the warehouse; a newer DuckDB may have raised it."""
     query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
     return con.execute(query).fetchall() == [(f"{READABLE_FROM}+",)]
 
 
 def copy_bytes(home: Home, path: Path) -> None:
     """Copy the file of the warehouse, which is locked, under another name until it is complete; raises OSError."""
-    for unfinished in home.root.glob(".published-*"):  # left by a killed process
+    for unfinished in home.root.glob(".published-*"):  # a killed process may have left some
         unfinished.unlink()
     aside = home.root / f".{path.name}"
     command = ["cp", "--", str(home.warehouse), str(aside)]
@@ -273,10 +271,11 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
 
 
 def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
-    """Whether so many rows were scored since a change that copying all bytes is quicker than writing them once more."""
+    """Return whether so many rows were scored since a change that copying all bytes is quicker than writing the rows."""
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
-    for pipeline in [name for name, table in tables_in_files(con) if table == PREDICTIONS]:  # which the ledger counts
+    # The ledger counts rows in files too, which no copy holds.
+    for pipeline in [name for name, table in tables_in_files(con) if table == PREDICTIONS]:
         query = f"""
             SELECT coalesce(sum(rows), 0) FROM {quoted(pipeline)}.{PREDICTIONS.files} WHERE partition_key IN (
                 SELECT partition_key FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline AND seq > $since)
@@ -324,19 +323,18 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
         SELECT schema_name, table_name, if(bool_or(partition_key IS NULL), NULL, list(DISTINCT partition_key))
         FROM {LEDGERS_SCHEMA}.changes WHERE seq > $since GROUP BY ALL
     """
-    journaled = {  # the partitions that are copied; None: all
+    journaled = {  # keys of the partitions to copy; None: all
         (schema, table): keys for schema, table, keys in con.execute(query, {"since": since}).fetchall()
     }
     wanted, copied_views = views(con), views(con, "copy")
     for pipeline, table in copied_views.keys() - wanted.keys():
         con.execute(f"DROP VIEW copy.{quoted(pipeline)}.{table.view}")
-    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = {} ORDER BY ALL"
-    tables = con.execute(query.format("current_database()")).fetchall()
-    for schema, table in set(con.execute(query.format("'copy'")).fetchall()) - set(tables):
+    columns, copied = _columns_by_table(con, "current_database()"), _columns_by_table(con, "'copy'")
+    present = tables(con)
+    for schema, table in set(tables(con, "copy")) - set(present):
         con.execute(f"DROP TABLE copy.{quoted(schema)}.{quoted(table)}")
     _copy_schemas(con)
-    columns, copied = _columns_by_table(con, "current_database()"), _columns_by_table(con, "'copy'")
-    for schema, table in tables:
+    for schema, table in present:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         differs = copied.get((schema, table)) != columns[schema, table]
         keys = journaled.get((schema, table), [])
@@ -346,7 +344,9 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
         elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
         elif keys:
-            column = "pipeline" if schema == LEDGERS_SCHEMA else "partition_key"  # what the journal names of the table
+            column = (
+                "pipeline" if schema == LEDGERS_SCHEMA else "partition_key"
+            )  # column whose values the journal names
             changed = f"{column} IN (SELECT unnest($keys))"
             con.execute(f"DELETE FROM {copy} WHERE {changed}", {"keys": keys})
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", {"keys": keys})

@@ -1,24 +1,21 @@
 """A whole pipeline in the warehouse: what is held of it, another name for it, and its removal.
 
-The intent to rename a pipeline is a file of the home, by which the next process that opens the warehouse completes a killed
-rename. All rows get the new name in one transaction, which also notes a change with the intent's id. Without that change,
-nothing was renamed; with it, only folders still need the new name, and a published copy, with which the intent is fulfilled.
+A rename is announced by a file of the home before its one transaction, and the next process that opens the warehouse
+completes one that was killed: then only folders may still need the name that the rows have.
 """
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from uuid import uuid4
 
 import duckdb
 
 from batch_platform.warehouse.checkpoint import write_whole
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, Change, journal, next_numbers, note
-from batch_platform.warehouse.sql import has_table, literal, quoted
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, journal
+from batch_platform.warehouse.sql import has_table, quoted, tables, transaction
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, make_view
 
 _JOURNAL = "changes"
@@ -26,10 +23,10 @@ _JOURNAL = "changes"
 
 @dataclass(frozen=True)
 class HeldPipeline:
-    """What the warehouse holds of a pipeline."""
+    """Contents of the warehouse that belong to one pipeline."""
 
     name: str
-    partitions: int  # of predictions
+    partitions: int  # partitions with predictions
     rows: int
     versions: int
     last_commit: datetime | None
@@ -55,69 +52,42 @@ def held_pipelines(con: duckdb.DuckDBPyConnection) -> dict[str, HeldPipeline]:
     return {name: HeldPipeline(name, *facts) for name, *facts in con.execute(query).fetchall()}
 
 
-@dataclass(frozen=True)
-class Renaming:
-    """The intent to give a pipeline another name."""
-
-    old: str
-    new: str
-    change_id: str = field(default_factory=lambda: uuid4().hex)
-
-    def folders(self, home: Home) -> list[tuple[Path, Path]]:
-        """The folders of the pipeline that no published copy names, each with its new place."""
-        return [(of(self.old), of(self.new)) for of in (home.features, home.bundles)]
-
-    @classmethod
-    def announced(cls, home: Home) -> "Renaming | None":
-        """Read the intent of a home, if there is one."""
-        return cls(**json.loads(home.renaming.read_text())) if home.renaming.exists() else None
-
-    def announce(self, home: Home) -> None:
-        """Write the intent."""
-        write_whole(home.renaming, json.dumps(asdict(self)).encode())
-
-
-def complete_renaming(con: duckdb.DuckDBPyConnection, home: Home) -> None:
-    """Move the folders of a pipeline to where its rows are; may be repeated after any kill.
-
-    The folders go back where the warehouse was restored to a state before the rename.
-    """
-    renaming = Renaming.announced(home)
-    if renaming is None:
-        return
-    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.{_JOURNAL} WHERE change_id = $id"
-    is_renamed = bool(con.execute(query, {"id": renaming.change_id}).fetchall())
-    for folders in renaming.folders(home):
-        folder, target = folders if is_renamed else reversed(folders)
-        if folder.is_dir() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
-    with suppress(OSError):  # files of tables stay until no published copy names them
-        home.features(renaming.old).parent.rmdir()
-    if not is_renamed:
-        home.renaming.unlink()
-
-
-def rename_rows(con: duckdb.DuckDBPyConnection, renaming: Renaming) -> None:
-    """Rename a pipeline's tables and what the ledgers say of it, in the caller's transaction, and note the intent's change.
+def rename_rows(con: duckdb.DuckDBPyConnection, home: Home, old: str, new: str) -> None:
+    """Rename a pipeline's tables and what the ledgers say of it in one transaction, and then its folders.
 
     The rows keep their numbers, so that what refers to them goes on to do so.
     """
-    old, new = renaming.old, renaming.new
     names = {"old": old, "new": new}
-    drop_pipeline(con, new)  # the ledgers do not name it, so this removes recorded failures at most
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(new)}")
-    for table in _tables(con, old):
-        con.execute(f"CREATE TABLE {quoted(new)}.{quoted(table)} AS FROM {quoted(old)}.{quoted(table)}")
-        write_comments(con, new, table)
-    for table in _in_files(con, old):
-        make_view(con, new, table)
-    for table in _ledgers(con):
-        con.execute(f"UPDATE {LEDGERS_SCHEMA}.{table} SET pipeline = $new WHERE pipeline = $old", names)
-    of_old = f"UPDATE {LEDGERS_SCHEMA}.{_JOURNAL} SET schema_name = $new WHERE schema_name = $old AND {_OF_PIPELINE}"
-    con.execute(of_old, names)
-    drop_pipeline(con, old)
-    note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, _JOURNAL, None, renaming.change_id)])
+    write_whole(home.renaming, json.dumps(names).encode())
+    with transaction(con):
+        drop_pipeline(con, new)  # the ledgers do not name it, so this removes recorded failures at most
+        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(new)}")
+        for table in _tables(con, old):
+            con.execute(f"CREATE TABLE {quoted(new)}.{quoted(table)} AS FROM {quoted(old)}.{quoted(table)}")
+            write_comments(con, new, table)
+        for table in _in_files(con, old):
+            make_view(con, new, table)
+        for table in _ledgers(con):
+            con.execute(f"UPDATE {LEDGERS_SCHEMA}.{table} SET pipeline = $new WHERE pipeline = $old", names)
+        of_old = f"UPDATE {LEDGERS_SCHEMA}.{_JOURNAL} SET schema_name = $new WHERE schema_name = $old"
+        con.execute(f"{of_old} AND table_name IN $tables", names | {"tables": list(TABLES_OF_PIPELINES)})
+        drop_pipeline(con, old)
+    complete_renaming(con, home)
+
+
+def complete_renaming(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Give the folders of a pipeline whose rename was announced the name that its rows have; may be repeated."""
+    if not home.renaming.exists():
+        return
+    names = json.loads(home.renaming.read_text())
+    wrong, right = (names["new"], names["old"]) if names["old"] in held_pipelines(con) else (names["old"], names["new"])
+    for of in (home.features, home.bundles):
+        if of(wrong).is_dir() and not of(right).exists():
+            of(right).parent.mkdir(parents=True, exist_ok=True)
+            of(wrong).rename(of(right))
+    with suppress(OSError):  # files of tables stay until no published copy names them
+        home.features(wrong).parent.rmdir()
+    home.renaming.unlink()
 
 
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
@@ -131,12 +101,9 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
         con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
     for table in _ledgers(con):
         con.execute(f"DELETE FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $name", {"name": name})
-    query = "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = $name LIMIT 1"
-    if not con.execute(query, {"name": name}).fetchall():
+    if all(schema != name for schema, _ in tables(con)):
         con.execute(f"DROP SCHEMA IF EXISTS {quoted(name)}")
-    journal(
-        con, [(LEDGERS_SCHEMA, table, None) for table in (*_ledgers(con), _JOURNAL)]
-    )  # the copy takes them over whole
+    journal(con, [(LEDGERS_SCHEMA, table, None) for table in (*_ledgers(con), _JOURNAL)])  # copied as a whole
 
 
 def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFiles]:
@@ -144,15 +111,9 @@ def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFile
     return [table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)]
 
 
-_OF_PIPELINE = f"table_name IN ({', '.join(map(literal, TABLES_OF_PIPELINES))})"
-
-
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
-    query = f"""
-        SELECT table_name FROM duckdb_tables()
-        WHERE database_name = current_database() AND schema_name = $name AND {_OF_PIPELINE} ORDER BY ALL
-    """
-    return [str(table) for (table,) in con.execute(query, {"name": pipeline}).fetchall()]
+    """The tables of a pipeline, without those of users that have its name as their schema."""
+    return [table for schema, table in tables(con) if schema == pipeline and table in TABLES_OF_PIPELINES]
 
 
 def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:

@@ -19,11 +19,11 @@ from batch_platform.warehouse.marks import current_copy, published_copies
 
 @dataclass(frozen=True)
 class Restored:
-    """What was restored."""
+    """A restored warehouse."""
 
     warehouse: Path
-    copy: Path  # the published copy that it was made from
-    set_aside: Path | None  # where the former file lies now; None if there was none
+    copy: Path  # source of the restored file
+    set_aside: Path | None  # new place of the former file; None if there was none
 
 
 def restore_from_published(home: Home, now: datetime) -> Restored:

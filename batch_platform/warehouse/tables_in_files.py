@@ -31,23 +31,31 @@ from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.ledger import ScoreRun, create_table, insert, journal, note_partitions
+from batch_platform.warehouse.ledger import (
+    ScoreRun,
+    create_table,
+    insert,
+    journal,
+    note_partitions,
+    read_records,
+    selected,
+)
 from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, insert_rows, rows_of_files
-from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns
+from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns, tables
 
-HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
-_PATH = "path_of_file"  # column of the view's own queries
-_NAME_OF_FILE = re.compile(r"[0-9a-f]{32}\.parquet|\.[0-9a-f]{32}")  # complete, or being copied
+HOME_VARIABLE = "batch_platform_home"  # name of a variable of DuckDB connections
+_PATH = "path_of_file"  # column that only the view's own queries see
+_NAME_OF_FILE = re.compile(r"[0-9a-f]{32}\.parquet|\.[0-9a-f]{32}")  # a complete file, or one that is being copied
 
 
 @dataclass(frozen=True)
 class TableInFiles:
     """A table of a pipeline that can be stored in files, and the tables behind it once it is."""
 
-    view: str  # the name that readers use, of a table or of a view; also of the folder with the files of a pipeline
+    view: str  # the name that readers use, and that of the folder with a pipeline's files
     files: str  # table that names the files
     rows: str  # table with the rows that are not in files
-    by_challenger: bool = False  # whether rows are replaced by challenger, whom a column of `files` names
+    by_challenger: bool = False  # rows are replaced by challenger, which a column of `files` names
 
 
 PREDICTIONS = TableInFiles("predictions", "prediction_files", "predictions_in_duckdb")
@@ -63,15 +71,12 @@ class PublishedFile:
 
     partition_key: str
     part: int  # place among the files of the partition, or of its challenger, in the order of the rows
-    file: str  # name in the folder of the partition
+    file: str  # name of the file in the folder of the partition
     rows: int
     file_bytes: int
-    xxh3: str  # of its bytes
+    xxh3: str  # hash of its bytes
     columns: str  # JSON: for each column of the table its name and type in the file
     run_id: str
-
-
-_OF_FILE = ", ".join(map(quoted, PublishedFile.__dataclass_fields__))  # SQL of its columns, in order
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,17 @@ class StagedFile:
 
     path: Path
     row: PublishedFile
-    challenger: str | None = None  # whose scores it holds
+    challenger: str | None = None  # the challenger whose scores it holds
 
 
 @dataclass(frozen=True)
 class NewRows:
     """Staged rows that replace what a table holds of some partitions."""
 
-    keys: Sequence[str]  # of the partitions
+    keys: Sequence[str]  # keys of the partitions
     staged: Sequence[Path]
-    files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
-    # Whose rows are replaced, and in which of the partitions; None: all rows.
+    files: Sequence[StagedFile] | None  # files that are published as they are; None: their rows are copied
+    # Partitions by challenger whose rows are replaced; None: all rows of the partitions.
     by_challenger: Mapping[str, Sequence[str]] | None = None
 
     def delete_replaced(self, con: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
@@ -117,19 +122,19 @@ def staged_files(
     *,
     challenger: str | None = None,
 ) -> list[StagedFile]:
-    """What is recorded of the staged files of a partition, without those that have no rows; waits until all are on the disk.
+    """Describe the staged files of a partition, without those that have no rows, and wait until all are on the disk.
 
     Args:
         run: The partition's row in the ledger.
         table: The table whose rows the files hold.
         paths: The files.
-        hashes: The XXH3 (128 bits) of each, by whoever wrote them; none: they are read and hashed here.
-        challenger: Whose scores they hold.
+        hashes: The XXH3 (128 bits) of each file. Left out: the files are read and hashed here.
+        challenger: The challenger whose scores they hold.
 
     Raises:
         WarehouseError: The disk does not take the files.
     """
-    columns, staged = dict[str, str](), list[StagedFile]()  # columns by Arrow's schema
+    columns, staged = dict[str, str](), list[StagedFile]()  # the first by Arrow's schema
     with _storage_explained(run.pipeline, table, [run.partition_key]):
         for path, xxh3 in zip(paths, hashes or map(file_xxh3, paths), strict=True):
             with pq.ParquetFile(path) as parquet:
@@ -202,7 +207,7 @@ def lost_challengers(
     table = CHALLENGER_SCORES
     if not has_table(con, pipeline, table.files):
         return []
-    query = f"SELECT challenger, {_OF_FILE} FROM {quoted(pipeline)}.{table.files} WHERE partition_key IN $keys"
+    query = f"SELECT challenger, {selected(PublishedFile)} FROM {quoted(pipeline)}.{table.files} WHERE partition_key IN $keys"
     lost = set[tuple[str, str]]()
     for challenger, *values in con.execute(query, {"keys": list(keys)}).fetchall():
         row = PublishedFile(*values)
@@ -267,14 +272,9 @@ def forget_partitions(
 
 def tables_in_files(con: duckdb.DuckDBPyConnection, database: str | None = None) -> list[tuple[str, TableInFiles]]:
     """Each table that is a view, after the name of its pipeline; by default in the current database."""
-    query = """
-        SELECT schema_name, table_name FROM duckdb_tables()
-        WHERE database_name = coalesce($database, current_database()) AND table_name IN $names ORDER BY ALL
-    """
-    names = [name for table in TABLES_IN_FILES for name in (table.files, table.rows)]
-    present = con.execute(query, {"database": database, "names": names}).fetchall()
+    present = tables(con, database)
     return [
-        (str(pipeline), table)
+        (pipeline, table)
         for table in TABLES_IN_FILES
         for pipeline, name in present
         if name == table.files and (pipeline, table.rows) in present
@@ -283,16 +283,15 @@ def tables_in_files(con: duckdb.DuckDBPyConnection, database: str | None = None)
 
 def views(con: duckdb.DuckDBPyConnection, database: str | None = None) -> dict[tuple[str, TableInFiles], str]:
     """The SQL of each view, by pipeline and table; by default in the current database."""
-    tables = tables_in_files(con, database)
+    expected = tables_in_files(con, database)
+    if not expected:
+        return {}
     query = """
         SELECT schema_name, view_name, sql FROM duckdb_views()
         WHERE database_name = coalesce($database, current_database()) AND NOT internal
     """
-    present = con.execute(query, {"database": database}).fetchall() if tables else []
-    made = {(pipeline, view): sql for pipeline, view, sql in present}
-    return {
-        (pipeline, table): made[pipeline, table.view] for pipeline, table in tables if (pipeline, table.view) in made
-    }
+    made = {(pipeline, view): sql for pipeline, view, sql in con.execute(query, {"database": database}).fetchall()}
+    return {of: made[of[0], of[1].view] for of in expected if (of[0], of[1].view) in made}
 
 
 def made_elsewhere(con: duckdb.DuckDBPyConnection, home: Home) -> list[tuple[str, TableInFiles]]:
@@ -301,11 +300,11 @@ def made_elsewhere(con: duckdb.DuckDBPyConnection, home: Home) -> list[tuple[str
     return [table for table, sql in views(con).items() if HOME_VARIABLE in sql and place not in sql]
 
 
-def make_views_here(con: duckdb.DuckDBPyConnection, tables: Sequence[tuple[str, TableInFiles]]) -> None:
+def make_views_here(con: duckdb.DuckDBPyConnection, moved: Sequence[tuple[str, TableInFiles]]) -> None:
     """Make the views of pipelines' tables anew for the place where the home lies now, in the caller's transaction."""
-    for pipeline, table in tables:
+    for pipeline, table in moved:
         make_view(con, pipeline, table)
-    journal(con, [(pipeline, table.files, None) for pipeline, table in tables])
+    journal(con, [(pipeline, table.files, None) for pipeline, table in moved])
 
 
 def named_files(
@@ -318,8 +317,7 @@ def named_files(
         if pipeline not in (None, name):
             continue
         folder = home.table_folder(name, table.view)
-        for values in con.execute(f"SELECT {_OF_FILE} FROM {prefix}{quoted(name)}.{table.files}").fetchall():
-            row = PublishedFile(*values)
+        for row in read_records(con, PublishedFile, f"{prefix}{quoted(name)}.{table.files}", {}):
             named[folder / row.partition_key / row.file] = row
     return named
 
@@ -343,7 +341,7 @@ def remove_files(home: Home, files: Collection[Path]) -> None:
 
 
 def is_whole(path: Path, row: PublishedFile) -> bool:
-    """Whether a file is there with the size that it was published with."""
+    """Return whether a file exists and has the size that it was published with."""
     try:
         return path.stat().st_size == row.file_bytes
     except FileNotFoundError:
@@ -351,7 +349,7 @@ def is_whole(path: Path, row: PublishedFile) -> bool:
 
 
 def damage_of(path: Path, row: PublishedFile) -> str | None:
-    """What is wrong with a file, of which every byte is read; None if it is as it was published."""
+    """Read every byte of a file and say what is wrong with it; None if it is as it was published."""
     if not path.is_file():
         return "is gone"
     return None if file_xxh3(path) == row.xxh3 else "is damaged"
@@ -363,7 +361,7 @@ def link_file(file: str, copy: str) -> None:
         os.link(file, copy)
     except FileExistsError:
         pass
-    except OSError:  # another file system, or one without links
+    except OSError:  # the file system is another one, or has no links
         aside = Path(copy).with_name(f".{uuid4().hex}")
         shutil.copyfile(file, aside)
         sync(aside)

@@ -22,13 +22,13 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, journal
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.replacing import replace_rows
-from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns
+from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns, tables
 from batch_platform.warehouse.tables_in_files import views
 
 PARTITION = "partition_key"
-CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
-WHOLE = ""  # the partition key of rows that belong to no partition
-DEFAULT_SCHEMA = "assets"  # of tables of assets whose key has one part only
+CHALLENGER = "challenger"  # column of a measure's table with the measured challenger; null for the champion
+WHOLE = ""  # partition key of rows without a partition
+DEFAULT_SCHEMA = "assets"  # schema of assets whose key has one part
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def select_rows(
 
 
 def _is_measured(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
-    """Whether a table belongs to a measure and so holds rows of challengers too: evaluations are journaled under its name."""
+    """Return whether a table belongs to a measure, and so holds rows of challengers too: evaluations are journaled under its name."""
     query = f"""
         SELECT 1 FROM {LEDGERS_SCHEMA}.changes JOIN {LEDGERS_SCHEMA}.evaluations USING (seq)
         WHERE schema_name = $schema AND table_name = $table LIMIT 1
@@ -255,12 +255,10 @@ def _replace_some(
 def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
     """The published copy; raises DataError if it does not hold the table."""
     con = open_published(home)
-    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"
-    tables = [(str(schema), str(table)) for schema, table in con.execute(query).fetchall()]
-    tables += [(pipeline, table.view) for pipeline, table in views(con)]
-    if (name.schema, name.table) not in tables:
+    readable = [*tables(con), *((pipeline, table.view) for pipeline, table in views(con))]
+    if (name.schema, name.table) not in readable:
         con.close()
-        others = [f"{schema}.{table}" for schema, table in tables if schema != LEDGERS_SCHEMA]
+        others = [f"{schema}.{table}" for schema, table in readable if schema != LEDGERS_SCHEMA]
         msg = f"{name.shown} is not published; there are {listed(others) or 'no tables yet'}."
         raise DataError(msg, hint=did_you_mean(name.shown, others) or "materialize it first.")
     return con

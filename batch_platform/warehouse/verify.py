@@ -10,19 +10,19 @@ from batch_platform.warehouse.database import Warehouse, is_damage, require_not_
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import anew, newest_copy
-from batch_platform.warehouse.sql import digest, literal, quoted, table_columns
+from batch_platform.warehouse.sql import digest, literal, quoted, table_columns, tables
 from batch_platform.warehouse.tables_in_files import damage_of, named_files
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was read."""
+    """Result of reading the warehouse and its copy as a whole."""
 
     tables: int
     rows: int
     copy: Path | None  # the published copy; None if nothing is published yet
-    is_newest: bool  # whether it holds the newest change; only then are both compared
-    differing: tuple[str, ...]  # tables that the copy holds otherwise than the warehouse
+    is_newest: bool  # the copy holds the newest change; only then are both compared
+    differing: tuple[str, ...]  # tables whose rows differ between the copy and the warehouse
 
 
 def verify(home: Home) -> Verified:
@@ -76,9 +76,8 @@ def _digests_of_copy(con: duckdb.DuckDBPyConnection, copy: Path) -> dict[tuple[s
 
 def _digests(con: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], tuple[int, int | None]]:
     """Number of rows, and the sum of their hashes, of each table by schema and name."""
-    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = $database AND NOT temporary ORDER BY ALL"
     digests: dict[tuple[str, str], tuple[int, int | None]] = {}
-    for schema, table in con.execute(query, {"database": database}).fetchall():
+    for schema, table in tables(con, database):
         columns = sorted(column for column, _ in table_columns(con, schema, table, database))
         rows = f"SELECT {digest(columns)} FROM {database}.{quoted(schema)}.{quoted(table)}"
         (digests[schema, table],) = con.execute(rows).fetchall()

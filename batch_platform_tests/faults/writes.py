@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from batch_platform.declaration.errors import WarehouseBusyError
+from batch_platform.declaration.errors import WarehouseBusyError, WrongUseError
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.rename import rename_pipeline
@@ -138,7 +138,8 @@ def killed_while_renamed(folder: Path, kinds: Collection[str] | None = None) -> 
                 ((name,),) = con.execute(SCHEMAS).fetchall()
                 assert con.execute(REPEATED).fetchall() == [(0, 0)]
             if name == "orders":
-                rename_pipeline(home, "small", "orders")  # as somebody repeats the command
+                with pytest.raises(WrongUseError, match="holds nothing of a pipeline 'small'; it holds orders"):
+                    rename_pipeline(home, "small", "orders")  # as somebody repeats the command
             assert not home.renaming.exists()
             assert {of: sorted(path.name for path in of(home, name).iterdir()) for of in kept} == kept
             outcomes[name] += 1

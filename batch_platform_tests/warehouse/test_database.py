@@ -24,11 +24,20 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
+from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, Promotion, ScoreRun, column_definitions
+from batch_platform.warehouse.ledger import (
+    FORMAT,
+    EvaluationRun,
+    FeatureBuild,
+    Promotion,
+    ScoreRun,
+    column_definitions,
+    note_partitions,
+)
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.faults.nursery import Nursery
@@ -104,6 +113,22 @@ def test_a_partition_is_replaced_together_with_its_ledger_row(warehouse, tmp_pat
     assert warehouse.latest(ScoreRun, "small") == {KEYS[0]: second}
     assert second.seq > first.seq
     assert len(tables["batch_platform.score_runs"]) == 2, "the ledger is only ever added to"
+
+
+def test_no_number_is_given_again_after_its_rows_were_deleted_or_its_transaction_was_undone(warehouse, tmp_path):
+    (first,) = commit(warehouse, staged(tmp_path))
+    drop_pipelines(warehouse.home, ["small"])
+    with pytest.raises(ZeroDivisionError):
+        commit(warehouse, staged(tmp_path, run_id="undone"), in_transaction=lambda *_: 1 / 0)
+    (second, third) = commit(warehouse, *(staged(tmp_path, key, run_id="again") for key in KEYS[:2]))
+    assert first.seq < second.seq < third.seq
+    numbers = "SELECT count(DISTINCT seq), count(DISTINCT change_id) > count(DISTINCT seq) FROM batch_platform.changes"
+    with warehouse.open() as con:
+        ((before, shared),) = con.execute(numbers).fetchall()
+        assert shared, "the tables of one commit share its number"
+        con.execute("DELETE FROM batch_platform.score_runs")
+        note_partitions(con, "small", "predictions", KEYS)
+        assert con.execute(numbers).fetchall()[0][0] == before + len(KEYS)
 
 
 def test_the_time_of_the_commit_is_recorded(warehouse, tmp_path):

@@ -19,11 +19,12 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, WarehouseError, WrongUseError
 from batch_platform.declaration.explaining import explained
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.rename import drop_pipelines, rename_pipeline
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
-from batch_platform.warehouse.dropping import DroppedPartition, drop_rows, held_rows
+from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun, as_record
 from batch_platform.warehouse.published import open_published, publish, remove_unnamed
@@ -424,7 +425,7 @@ def drop(home: Home, *keys: str) -> None:
         held = held_rows(con, "small", keys)
         assert held["predictions"] == held["challenger_scores"] == dict.fromkeys(keys, 2)
         assert not {name for table in TABLES_IN_FILES for name in (table.files, table.rows)} & held.keys()
-        drop_rows(con, "small", held, [DroppedPartition(key, 2, "me", DAY, "drop") for key in keys])
+        assert drop_rows(con, "small", keys, "me", Stamp("drop", DAY)) == sorted(keys)
 
 
 def test_dropped_partitions_leave_tables_copies_and_lake_whoever_reads(home, tmp_path):
