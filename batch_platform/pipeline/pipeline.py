@@ -324,7 +324,7 @@ class Pipeline:
         force: bool = False,
         version: str | None = None,
         watch: Watch | None = None,
-    ) -> Iterator[Committed]:
+    ) -> Generator[Committed]:
         """Score partitions, oldest first, with their champions or a named version; skipped partitions come first.
 
         Partitions that no model serves, or that fail on their own, are set apart; see `setting_apart`. With `force`,
