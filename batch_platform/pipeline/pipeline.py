@@ -343,7 +343,8 @@ class Pipeline:
         make_engine = engine_of(self.spec.engine.name)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            rows = [committed_status(self.spec, state, run, stamp.now()) for run in runs]
+            decided = replace(state, registry=read_registry(con, self.spec.name))
+            rows = [committed_status(self.spec, decided, run, stamp.now()) for run in runs]
             replace_statuses(con, self.spec.name, rows, [run.partition_key for run in runs])
 
         def clear(con: duckdb.DuckDBPyConnection) -> None:
