@@ -21,7 +21,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.plan import make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
-from batch_platform.pipeline.train import require_trainable
+from batch_platform.pipeline.training import require_trainable
 from batch_platform.pipeline.wanted import PlanRequest
 
 

@@ -61,11 +61,11 @@ from batch_platform.pipeline.status import committed_status, status_rows
 from batch_platform.pipeline.train import (
     Trained,
     TrainedChallenger,
-    Training,
     publish_version,
     train_challengers,
     train_version,
 )
+from batch_platform.pipeline.training import Training
 from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.pipeline.wanted import PlanRequest, require_takeable, with_snapshots_over
 from batch_platform.scoring.challengers import challengers_of
