@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.backtest import BacktestModel, backtest
+from batch_platform.pipeline.backtest import backtest
+from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform_tests.checkout import (
     DEMO_OUTPUT,

@@ -18,7 +18,9 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import METRICS, default_metric
-from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, BacktestModel, backtest, totals
+from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, backtest
+from batch_platform.pipeline.backtest_comparison import totals
+from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.warehouse.published import open_published
 
 

@@ -12,7 +12,8 @@ from rich.filesize import decimal
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import asked_for, open_instance
+from batch_platform.cli.run import asked_for
+from batch_platform.cli.running import open_instance
 from batch_platform.components.dagster_internals import wipe_partitions
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring

@@ -6,7 +6,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import open_instance
+from batch_platform.cli.running import open_instance
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, counted, listed

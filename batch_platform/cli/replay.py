@@ -7,7 +7,8 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import Runs, asked_for, open_instance
+from batch_platform.cli.run import asked_for
+from batch_platform.cli.running import Runs, open_instance
 from batch_platform.declaration.errors import RunFailedError, counted
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import Item

@@ -11,7 +11,8 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.models import show_metrics
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import TASKS, Runs, open_instance
+from batch_platform.cli.run import TASKS
+from batch_platform.cli.running import Runs, open_instance
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import TrainingRefusedError
 from batch_platform.declaration.windows import training_window
@@ -20,7 +21,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.plan import make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
-from batch_platform.pipeline.train import require_trainable
+from batch_platform.pipeline.training import require_trainable
 from batch_platform.pipeline.wanted import PlanRequest
 
 

@@ -6,7 +6,9 @@ assets with the same partitions. So the jobs that score and train build the feat
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from batch_platform.components.dagster_internals import (
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.redaction import redacted
+from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.steps import ASSET_OF, Request, Step
 from batch_platform.pipeline.wanted import PlanRequest
 
@@ -99,6 +102,24 @@ def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:
         tags={PIPELINE_TAG: wiring.spec.name},
         executor_def=dg.in_process_executor,
     )
+
+
+_announced: ContextVar[Plan | None] = ContextVar("announced_plan", default=None)
+
+
+@contextmanager
+def announcing(plan: Plan | None) -> Generator[None]:
+    """Hand a plan that was announced to the run of the whole job in this thread, which carries it out."""
+    token = _announced.set(plan)
+    try:
+        yield
+    finally:
+        _announced.reset(token)
+
+
+def announced() -> Plan | None:
+    """The plan that this run was started for; None where Dagster started it, and it has to plan itself."""
+    return _announced.get()
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ from batch_platform.pipeline.status import committed_status, status_rows
 from batch_platform.pipeline.train import (
     Trained,
     TrainedChallenger,
-    Training,
     publish_version,
     train_challengers,
     train_version,
 )
+from batch_platform.pipeline.training import Training
 from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.pipeline.wanted import PlanRequest, require_takeable, with_snapshots_over
 from batch_platform.scoring.challengers import challengers_of
@@ -309,7 +309,7 @@ class Pipeline:
         force: bool = False,
         version: str | None = None,
         watch: Watch | None = None,
-    ) -> Iterator[Committed]:
+    ) -> Generator[Committed]:
         """Score partitions, oldest first, with their champions or a named version; skipped partitions come first.
 
         Partitions that no model serves, or that fail on their own, are set apart; see `setting_apart`. With `force`,
@@ -328,7 +328,8 @@ class Pipeline:
         make_engine = engine_of(self.spec.engine.name)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            rows = [committed_status(self.spec, state, run, stamp.now()) for run in runs]
+            decided = replace(state, registry=read_registry(con, self.spec.name))
+            rows = [committed_status(self.spec, decided, run, stamp.now()) for run in runs]
             replace_statuses(con, self.spec.name, rows, [run.partition_key for run in runs])
 
         def clear(con: duckdb.DuckDBPyConnection) -> None:

@@ -56,6 +56,11 @@ class Plan:
         """The due items of some steps, oldest first."""
         return [item for item in self.items if item.step in steps]
 
+    def part(self, partitions: Collection[Partition]) -> "Plan":
+        """The plan for some of its partitions, if no model is due, so that the others do not matter to them."""
+        items = [item for item in self.items if item.partition in partitions]
+        return replace(self, items=items, blocked=[item for item in self.blocked if item.partition in partitions])
+
 
 def make_plan(spec: PipelineSpec, state: State, request: PlanRequest) -> Plan:
     """Plan what is due by a request; raises WrongUseError if it names a version that does not exist."""
@@ -77,15 +82,19 @@ def make_plan(spec: PipelineSpec, state: State, request: PlanRequest) -> Plan:
     )
 
 
-def remaining(spec: PipelineSpec, state: State, request: PlanRequest, run_ids: Collection[str]) -> Plan:
-    """Plan what is left once models are trained, without what failed in some runs.
+def remaining(
+    spec: PipelineSpec, state: State, request: PlanRequest, run_ids: Collection[str], plan: Plan | None = None
+) -> Plan:
+    """Plan what is left of a request once models are trained, without what failed in some runs.
 
-    The previous model scores for a model that could not be trained.
+    The previous model scores for a model that could not be trained. The `plan` by which the runs began stands where it
+    trains nothing.
     """
     failures = failures_of(state, run_ids)
     failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
     failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
-    plan = make_plan(spec, state, replace(request, retrain=False, failed_models=failed_models))
+    if plan is None or plan.of("model", "challengers"):
+        plan = make_plan(spec, state, replace(request, retrain=False, failed_models=failed_models))
     items = [item for item in plan.items if item.partition.key not in failed and not item.awaits_model]
     return replace(plan, items=items)
 

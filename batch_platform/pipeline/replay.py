@@ -4,7 +4,7 @@ A replay is a plain rebuild and scoring of whole partitions. It refuses only wha
 partition for a reason other than the fix: another champion, or another form of the predictions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, listed
@@ -15,7 +15,7 @@ from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.ledger import ScoreRun
 
 
-def replay(pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Committed]:
+def replay(pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp) -> Generator[Committed]:
     """Rebuild the features of partitions that have rejected rows, score them, and yield each one that changed.
 
     The features are rebuilt whatever the plan says: a fix in a source that is not split by partition is not in the plan.

@@ -231,7 +231,7 @@ def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusR
 
 
 def committed_status(spec: PipelineSpec, state: State, run: ScoreRun, computed_at: datetime) -> StatusRow:
-    """Say how a partition stands as it is committed, by the state with which it was scored.
+    """Say how a partition stands as it is committed, by the state with which it was scored and the decisions until now.
 
     Nothing is planned for it: whether a newer model is due, and whether labels are there, is known when the step ends.
     """

@@ -5,119 +5,40 @@ trace, and the champion continues to serve. Challengers train on the rows of the
 reason, and production goes on without it.
 """
 
-import json
 import logging
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
     BatchPlatformError,
-    IntegrityError,
     PublishingError,
-    TrainingRefusedError,
     WrongUseError,
 )
-from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
-from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
-from batch_platform.features.outcomes import made_from_outcomes
-from batch_platform.features.sample import SEED
+from batch_platform.declaration.windows import training_window
+from batch_platform.features.history import History, TrainingData
 from batch_platform.models.bundle import (
     Bundle,
-    Evaluation,
-    Manifest,
-    Sampled,
-    Window,
-    read_reference,
-    write_bundle,
 )
-from batch_platform.models.contract import Signature, infer_contract
-from batch_platform.models.declared_model import check_model, is_classification, read_import
-from batch_platform.models.estimate_basis import basis_of
-from batch_platform.models.fitting import (
-    Fitted,
-    fit,
-    measured,
-    outcomes_of,
-    refit,
-    suspiciously_good,
-)
-from batch_platform.models.forest.compiled import NOT_TREES
+from batch_platform.models.declared_model import check_model
 from batch_platform.models.gate import Verdict, accepted, pass_gate
-from batch_platform.models.positive import Positive
-from batch_platform.models.reference import (
-    ReferenceProfile,
-    after_refit,
-    reference_of,
-    with_prediction,
-)
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
-from batch_platform.models.segments import Former, keep_numbers
+from batch_platform.models.segments import Former
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.metrics import as_truth
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.learned import LearnedModel
+from batch_platform.pipeline.training import Training
 from batch_platform.pipeline.trainings_due import knows_too_much
 from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import as_record
 from batch_platform.warehouse.staging import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
 OpenVersion = Callable[[Version], Bundle]
-_TRIAL_ROWS = 1_000  # of an imported model
-_REFERENCE_ROWS = 20_000  # by whose scores those of an imported model are judged, the newest
 _MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|classes|allow_pickle)\b")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LearnedModel:
-    """A fitted or imported model and its manifest, not written to disk yet."""
-
-    fitted: Fitted
-    data: TrainingData | None  # None if no label is known to judge it by
-    manifest: Manifest  # without what is known only once the files are written
-    params: dict[str, Any]
-    whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
-
-    def write(self, staging: Path, models: Path, *, allow_pickle: bool) -> Version:
-        """Write its bundle, wholly or not at all; see `write_bundle`.
-
-        Raises:
-            TrainingRefusedError: The model holds a type that would not be trusted on loading.
-        """
-        model, pickled, proof = self.fitted.estimator, self.fitted.flavour.pickled, self.fitted.proof
-        if pickled is not None and allow_pickle:
-            model = pickled(model)
-        proven = replace(self.manifest, compiled=proof.compiled)
-        version, sha256, manifest = write_bundle(proven, model, staging, models, self.fitted.reference, proof.trees)
-        return as_record(
-            Version,
-            manifest,
-            version=version,
-            serving_start=datetime.fromisoformat(manifest.serving_start),
-            sha256=sha256,
-            params=json.dumps(manifest.params, sort_keys=True),
-            trained_from=datetime.fromisoformat(manifest.training.start),
-            trained_until=datetime.fromisoformat(manifest.training.end),
-            rows_trained=manifest.training.rows,
-            rows_evaluated=manifest.evaluation.rows,
-            metrics=json.dumps(manifest.evaluation.metrics, sort_keys=True),
-            created_at=datetime.fromisoformat(manifest.created_at),
-            classes=json.dumps(manifest.classes),
-            label_sources=manifest.training.label_sources,
-        )
 
 
 @dataclass(frozen=True)
@@ -144,281 +65,6 @@ class Trained:
         return leaks_in(self.decision.evidence)
 
 
-@dataclass(frozen=True)
-class Training:
-    """What the trainings for one serving period share."""
-
-    history: History
-    state: State
-    period: Partition  # a model learns only from what is known at its start
-    stamp: Stamp
-    former: Former | None = None  # the version whose segments keep their numbers
-
-    def learn(
-        self,
-        params: dict[str, Any],
-        *,
-        data: TrainingData | None = None,
-        within: Sequence[Partition] | None = None,
-    ) -> LearnedModel:
-        """Fit a model with these parameters on the beginning of its window, or import it; write nothing.
-
-        The rows of the training window are read unless they are given as `data`. `within` restricts the window.
-
-        Raises:
-            TrainingRefusedError: No model can be trained on the data.
-            DataError: Features of the window are not built, or do not fit the model.
-            WrongUseError: The model does not exist, or cannot be used as declared.
-            IntegrityError: A feature file differs from what was recorded.
-        """
-        history, spec, period, builds = self.history, self.history.spec, self.period, self.state.features
-        window = training_window(spec, period.start, self.state.dropped)
-        if within is not None:
-            window = [partition for partition in window if partition in within]
-        require_trainable(spec, period, window)
-        boundary = window[0].start if spec.partitions.snapshot else evaluation_start(spec, window)
-        stratified = spec.model.import_ is None and is_classification(spec.model)
-        if spec.model.train.sample == "balanced" and spec.model.import_ is None and not stratified:
-            msg = f"{spec.name}, serving period {period.key}: model.train.sample: balanced is for classifiers only."
-            raise TrainingRefusedError(msg, hint="leave model.train.sample out.")
-        split_by_row = spec.partitions.snapshot or spec.model.import_ is not None
-        learned = [partition for partition in window if split_by_row or partition.start < boundary]
-        training, whole = self._window(learned), self._window(window)
-        with self._located():
-            if spec.model.import_ is None:
-                data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
-                fitted = fit(spec.model, spec.features, data, params, self._positive(), self._former_reference)
-                fitted = keep_numbers(fitted, data.fit, self.former)
-            else:
-                fitted, data = self._imported(window, params)
-            fitted = self._with_estimates(self._with_prediction(fitted), data)
-            fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
-        manifest = Manifest(
-            pipeline=spec.name,
-            serving_period=period.key,
-            serving_start=period.start.isoformat(),
-            flavour=fitted.flavour.name,
-            task=fitted.signature.task,
-            classes=fitted.signature.classes,
-            estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
-            params=redacted(params),
-            contract=fitted.signature.contract.to_json(),
-            training=replace(training, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
-            evaluation=Evaluation(
-                start=boundary.isoformat(),
-                end=window[-1].end.isoformat(),
-                rows=fitted.rows_evaluated,
-                metrics=fitted.metrics,
-                baseline=None if fitted.trivial is None else fitted.trivial.baseline,
-            ),
-            features_code_version=self.state.features_code_version,
-            created_at=self.stamp.now().isoformat(),
-            run_id=self.stamp.run_id,
-            compiled=NOT_TREES.compiled,  # until it is written
-            imported_from=redact(spec.model.import_ or ""),
-            details=redacted(fitted.details),
-            sampled=None if data is None or spec.model.import_ else _sampled(spec, data, fitted.rates),
-            positive=fitted.positive,
-            suspected_leaks=fitted.leaks,
-            remarks=list(fitted.remarks),
-        )
-        return LearnedModel(fitted, data, manifest, params, whole)
-
-    def refit(self, learned: LearnedModel) -> LearnedModel:
-        """Fit a model again on its whole window, evaluation rows included, if that is declared; write nothing.
-
-        Its metrics stay those of the first fit. An imported model stays as it is, and so does one of snapshots, whose
-        performance is measured on the rows that no model learns from. Raises what `learn` raises.
-        """
-        spec, data = self.history.spec, learned.data
-        stays = not spec.model.refit or spec.model.import_ is not None or spec.partitions.snapshot
-        if stays or data is None or not data.evaluate.height:
-            return learned
-        whole = data.whole(spec.model.train.max_rows, stratified=is_classification(spec.model))
-        with self._located():
-            fitted = refit(spec.model, spec.features, whole, learned.params, learned.fitted)
-            fitted = keep_numbers(fitted, whole.fit, self.former)
-            reference = after_refit(fitted.reference, fitted.scorer, fitted.signature, fitted.held_out)
-            fitted = replace(fitted, reference=reference)
-        manifest = replace(
-            learned.manifest,
-            contract=fitted.signature.contract.to_json(),
-            training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
-            sampled=_sampled(spec, whole, fitted.rates),
-            refit=True,
-            remarks=list(fitted.remarks),
-        )
-        return replace(learned, fitted=fitted, manifest=manifest)
-
-    @cached_property
-    def _former_reference(self) -> ReferenceProfile | None:
-        """The reference profile of the version before, whose bins are kept where they still suit."""
-        if self.former is None:
-            return None
-        version = self.former.version
-        with suppress(IntegrityError):  # then the bins are made anew
-            return read_reference(self.history.home.bundle(version.pipeline, version.version), version.sha256)
-        return None
-
-    def _with_prediction(self, fitted: Fitted) -> Fitted:
-        """The same model with a profile of what it predicts for rows that it has not learned from."""
-        rows, segments = (fitted.held_out_rows, fitted.held_out), self.history.spec.monitoring.segments
-        predicted = with_prediction(
-            fitted.reference, fitted.scorer, fitted.signature, rows, segments, self._former_reference
-        )
-        return replace(fitted, reference=predicted)
-
-    def _with_estimates(self, fitted: Fitted, data: TrainingData | None) -> Fitted:
-        """The same model with what estimates of its performance are based on, as far as labels are known."""
-        if data is None or data.label is None:
-            return fitted
-        rows = fitted.signature.contract.split(data.evaluate).kept
-        outcomes = outcomes_of(fitted.scorer, fitted.signature, rows, data.label)
-        segments = rows.select(name for name in self.history.spec.monitoring.segments if name in rows.columns)
-        basis = None if outcomes is None else basis_of(outcomes, segments)
-        return replace(fitted, reference=replace(fitted.reference, basis=basis))
-
-    def _positive(self) -> Positive:
-        """The declared positive class, and that of the newest version with two classes."""
-        before = reversed(self.state.registry.of_model)
-        classes = (version.class_labels for version in before if version.task in ("binary", "outliers"))
-        return Positive(self.history.spec.positive, next((found[-1] for found in classes if found), None))
-
-    def _suspected_leaks(self, fitted: Fitted) -> list[SuspectedLeak]:
-        """The leaks that the data suggest and those that the SQL shows, each with whether the declaration allows it."""
-        names, made = set(fitted.signature.contract.names), made_from_outcomes(self.history.builder)
-        leaks = [
-            SuspectedLeak((name,), f"is made from the outcome {outcome.source}.{outcome.column}")
-            for name, outcome in made.items()
-            if name in names
-        ]
-        shown = {name for leak in leaks for name in leak.columns}
-        leaks += [leak for leak in fitted.leaks if not shown & {*leak.columns} and (leak.columns or not leaks)]
-        allowed = {*self.history.spec.model.allow_suspected_leaks}
-        return [
-            replace(leak, allowed="*" in allowed or (bool(leak.columns) and allowed >= {*leak.columns}))
-            for leak in leaks
-        ]
-
-    @contextmanager
-    def _located(self) -> Generator[None]:
-        """Say in an error which pipeline and serving period could not be trained."""
-        name = self.history.spec.name
-        try:
-            yield
-        except BatchPlatformError as error:
-            if error.message.startswith(name):
-                raise
-            msg = f"{name}, serving period {self.period.key}: {error.message}"
-            raise type(error)(msg, hint=error.hint) from error
-
-    def _window(self, partitions: Sequence[Partition]) -> Window:
-        """The data of partitions to learn from, without the number of rows; asked before their labels are read."""
-        builds, imported = self.state.features, self.history.spec.model.import_ is not None
-        self.history.require(builds, *partitions)
-        return Window(
-            start=partitions[0].start.isoformat(),
-            end=partitions[-1].end.isoformat(),
-            partitions=len(partitions),
-            rows=0,
-            rows_rejected=0,
-            features_sha256=window_sha256(partitions, lambda partition: builds[partition.key].sha256),
-            label_sources="" if imported else self.history.label_fingerprint(partitions, self.stamp),
-        )
-
-    def write(self, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:
-        """Write the bundle of a model; return its version and the decision on it, not registered yet."""
-        home, spec = self.history.home, self.history.spec
-        evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
-        learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
-        with staging_folder(home, self.stamp.run_id) as staging:
-            version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
-        decision = Promotion(
-            pipeline=version.pipeline,
-            version=version.version,
-            action=verdict.action,
-            reason="; ".join([verdict.reason, *learned.manifest.remarks]),
-            evidence=verdict.evidence,
-            actor=actor,
-            decided_at=self.stamp.now(),
-            run_id=self.stamp.run_id,
-        )
-        return version, decision
-
-    def _imported(self, window: Sequence[Partition], params: dict[str, Any]) -> tuple[Fitted, TrainingData | None]:
-        """The imported model, checked against the features, and the rows to judge it by; None if no label is known."""
-        spec, builds = self.history.spec, self.state.features
-        seen = self.history.rows(builds, window)
-        if not seen.height:
-            msg = "There are no features before it from which the contract of the imported model could be learned."
-            raise TrainingRefusedError(msg, hint="import it for a later serving period.")
-        imported = read_import(spec.model, self.history.builder.sources.folder, params)
-        columns = seen.select(feature_columns(spec.features, seen.schema))
-        inferred = infer_contract(columns, spec.features.columns, most_categories=None)
-        signature = imported.signature(inferred)
-        predictor, contract = imported.flavour.reloaded(imported.source.model, signature), signature.contract
-        learned = contract.split(seen).kept
-        held_out = learned.tail(_REFERENCE_ROWS)  # it was fitted elsewhere
-        matrix = contract.encode(held_out)
-        if held_out.height:  # the model must return what it is declared to return
-            predictor.predict(matrix[-_TRIAL_ROWS:])
-        data = self._held_out(window)
-        signature = self._with_positive(signature, data)
-        rows = contract.split(seen.clear() if data is None else data.evaluate)
-        metrics, trivial = dict[str, float](), None
-        if data is not None:
-            metrics, trivial = measured(spec.model, predictor, signature, (data.fit, rows.kept), data.label)
-        fitted = Fitted(
-            estimator=imported.source.model,
-            signature=signature,
-            metrics=metrics,
-            rows_fitted=0,
-            rows_evaluated=rows.kept.height,
-            rows_rejected=rows.rejected.height,
-            leaks=suspiciously_good(metrics, rows.kept, data.label, signature.task) if data is not None else [],
-            held_out=matrix,
-            held_out_rows=held_out,
-            flavour=imported.flavour,
-            predictor=predictor,
-            reference=reference_of(contract, (learned, contract.encode(learned)), self._former_reference),
-            details=imported.source.details,
-            trivial=trivial,
-        )
-        return fitted, data if metrics else None
-
-    def _with_positive(self, signature: Signature, data: TrainingData | None) -> Signature:
-        """Which label of outliers is meant; raises TrainingRefusedError if the score of two classes is for another than declared."""
-        positive, label = self._positive(), None if data is None else data.label
-        if signature.task == "binary" and positive.declared not in (None, signature.classes[-1]):
-            msg = f"labels.positive is {positive.declared!r}, but the imported model scores {signature.classes[-1]!r}."
-            raise TrainingRefusedError(msg, hint="leave labels.positive out: model.classes says what an import scores.")
-        if signature.task != "outliers" or data is None or label is None:
-            return signature
-        truth = as_truth(pl.concat([part[label] for part in (data.fit, data.evaluate)]))
-        return replace(signature, classes=positive.of_outliers(truth))
-
-    def _held_out(self, window: Sequence[Partition]) -> TrainingData | None:
-        """The end of a window with the rows before it, as far as labels are known then; None if no label is known.
-
-        No imported model learns from the rows before the end, but the trivial one that it is held against.
-        """
-        spec = self.history.spec
-        known = [partition for partition in window if matures(spec, partition) <= self.period.start]
-        if spec.labels is None or not known:
-            return None
-        boundary = evaluation_start(spec, known)
-        held_out = [partition for partition in known if partition.start >= boundary] or known[-1:]
-        return self.history.training_data(self.state.features, known, held_out[0].start, self.stamp)
-
-
-def require_trainable(spec: PipelineSpec, period: Partition, window: Sequence[Partition]) -> None:
-    """Raise TrainingRefusedError if the training window of a serving period is too short."""
-    if not can_train(spec, window):
-        msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
-        hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
-        raise TrainingRefusedError(msg, hint=hint)
-
-
 def train_version(training: Training, params: dict[str, Any], open_version: OpenVersion) -> Trained:
     """Train or import the model of a serving period, write its bundle and judge it by the gate.
 
@@ -440,8 +86,28 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
             reason = f"{verdict.reason}; the champion {champion.version} was not compared: it {knowing}"
             verdict = replace(verdict, reason=reason)
     final = learned if verdict.action == "refused" else training.refit(learned)
-    version, decision = training.write(final, verdict, actor="gate")
+    version, decision = _written(training, final, verdict, actor="gate")
     return Trained(version, decision, learned.data if model.import_ is None else None)
+
+
+def _written(training: Training, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:
+    """Write the bundle of a model; return its version and the decision on it, not registered yet."""
+    home, spec, stamp = training.history.home, training.history.spec, training.stamp
+    evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
+    learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
+    with staging_folder(home, stamp.run_id) as staging:
+        version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
+    decision = Promotion(
+        pipeline=version.pipeline,
+        version=version.version,
+        action=verdict.action,
+        reason="; ".join([verdict.reason, *learned.manifest.remarks]),
+        evidence=verdict.evidence,
+        actor=actor,
+        decided_at=stamp.now(),
+        run_id=stamp.run_id,
+    )
+    return version, decision
 
 
 def train_challengers(
@@ -476,7 +142,7 @@ def train_challengers(
         try:
             learned = challenged.learn(challenger.params, data=data, within=window)
             verdict = _verdict(challenger, challenged.history.spec, learned, opponent, open_version)
-            version, decision = challenged.write(challenged.refit(learned), verdict, actor="declaration")
+            version, decision = _written(challenged, challenged.refit(learned), verdict, actor="declaration")
         except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
             failure = _with_own_keys(failure_of(error), challenger)
             message = "%s: challenger %r could not be trained for %s: %s"
@@ -555,18 +221,3 @@ def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
     except Exception as error:  # errors of MLflow, the network and the disk share no class
         msg = f"{spec.name}: {version.version} is registered here ({decision.action}), but not in MLflow: {error}"
         raise PublishingError(msg.rstrip(".") + ".", hint="materialize the model again once MLflow answers.") from error
-
-
-def _sampled(spec: PipelineSpec, data: TrainingData, rates: Sequence[float]) -> Sampled | None:
-    """How the rows to learn from were sampled; None if all of them were used."""
-    before, after = data.rows_before_cap, data.fit.height
-    if before == after:
-        return None
-    return Sampled(
-        max_rows=spec.model.train.max_rows,
-        rows_before=before,
-        rows_after=after,
-        stratified=is_classification(spec.model) and not data.balanced,
-        seed=SEED,
-        rates=list(rates),
-    )

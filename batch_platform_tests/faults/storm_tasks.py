@@ -21,7 +21,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.pipeline import cleanup
-from batch_platform.pipeline.backtest import BacktestModel, backtest
+from batch_platform.pipeline.backtest import backtest
+from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay

@@ -9,7 +9,9 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.backtest import BacktestModel, backtest, totals
+from batch_platform.pipeline.backtest import backtest
+from batch_platform.pipeline.backtest_comparison import totals
+from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform_tests.small_pipeline import (
     DECLARATION,
     feature_file,

@@ -208,7 +208,8 @@ def test_keys_without_a_meaning_for_snapshots_are_refused(overrides, says):
 
 
 def test_a_snapshot_cannot_be_backtested(tmp_path):
-    from batch_platform.pipeline.backtest import BacktestModel, backtest
+    from batch_platform.pipeline.backtest import backtest
+    from batch_platform.pipeline.backtest_models import BacktestModel
 
     pipeline = of_monday(tmp_path)
     partitions = pipeline.spec.partitions.calendar.due(MONDAY)

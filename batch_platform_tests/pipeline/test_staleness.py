@@ -363,7 +363,7 @@ def test_a_commit_takes_an_earlier_decision_into_account(deployment, monkeypatch
     assert dict.fromkeys(SECOND, "stale") == {key: condition for key, condition, _ in live(deployment) if key in SECOND}
 
 
-def test_a_decision_and_a_training_bring_every_row_up_to_date_in_their_own_transaction(deployment):
+def test_a_decision_and_the_end_of_a_training_bring_every_row_up_to_date(deployment):
     a_rollback_of_some_days(deployment)
     statuses = {key: (condition, reason) for key, condition, reason in live(deployment)}
     assert statuses == conditions(deployment)
@@ -372,6 +372,7 @@ def test_a_decision_and_a_training_bring_every_row_up_to_date_in_their_own_trans
     assert computed_at == NOW
     later = datetime(2024, 2, 17, 13, tzinfo=UTC)
     deployment.pipeline.train(deployment.wiring.serving_period("2024-02-11"), Stamp("retrained", later))
+    deployment.pipeline.conclude(later)
     statuses = {key: (condition, reason) for key, condition, reason in live(deployment)}
     assert statuses == conditions(deployment)
     assert [key for key, (condition, _) in statuses.items() if condition == "stale"] == SECOND

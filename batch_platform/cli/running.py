@@ -1,0 +1,150 @@
+"""Dagster runs in this process: those that the commands start, and what becomes of their errors."""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+
+from batch_platform.cli import terminal
+from batch_platform.cli.instance import prepare_instance
+from batch_platform.cli.project import Project
+from batch_platform.components.dagster_internals import (
+    execute_here,
+    open_without_capture,
+    quick_event_log,
+    was_interrupted,
+)
+from batch_platform.components.jobs import Launch, announcing, launch_of, launch_of_all
+from batch_platform.components.processes import PROCESS_TAG, TERMINATED, close_dead_runs, this_process
+from batch_platform.components.progress import Listener, RunProgress, listening
+from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
+from batch_platform.declaration.errors import RunFailedError
+from batch_platform.declaration.windows import served_calendar
+from batch_platform.pipeline.plan import Plan
+from batch_platform.pipeline.set_apart import error_of
+from batch_platform.pipeline.steps import Item, Step, ranges, requests
+from batch_platform.pipeline.wanted import PlanRequest
+
+
+@contextmanager
+def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
+    """The Dagster instance of a project's home, created on first use; runs of killed processes are marked as failed.
+
+    What the runs print goes to the terminal. Dagster does not capture it too, which would start processes for every step.
+    """
+    with open_without_capture(prepare_instance(project.home)) as instance:
+        close_dead_runs(instance)
+        with quick_event_log(instance):
+            yield instance
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Dagster runs in this process."""
+
+    wiring: Wiring
+    project: Project
+    instance: dg.DagsterInstance
+    listener: Listener
+    run_ids: set[str] = field(default_factory=set[str])  # of the runs so far
+    findings: dict[str, Sequence[str]] = field(  # what is odd about the sources, by partition of features
+        default_factory=dict[str, Sequence[str]]
+    )
+
+    def carry_out(self, request: PlanRequest, plan: Plan) -> None:
+        """Carry out a plan with the job that brings partitions up to date, each range of partitions in one run.
+
+        A run is handed its part of the plan. Where a model is due, the first run gets all that is due, and those after it plan
+        anew what the model changes. The job has no partitions that no model can serve: their features are built by a job
+        of their own.
+        """
+        begin, asked = served_calendar(self.wiring.spec).first_start, set(request.named)
+        served = [partition for partition in request.named if partition.start >= begin]
+        unserved = [item for item in plan.of("features") if item.partition in asked and item.partition.start < begin]
+        self.bring(unserved, {"features": {"force": request.force}})
+        models = plan.of("model", "challengers")
+        if models and not served:
+            self.bring(models)
+        due = {item.partition for item in plan.of("features", "predictions", "performance")}
+        for number, partitions in enumerate(ranges(served if models else due & set(served))):
+            part = None if models and number else plan if models else plan.part(partitions)
+            with announcing(part):
+                self._run(launch_of_all(self.wiring, partitions, request))
+
+    def error(self) -> RunFailedError | None:
+        """One error that names everything that failed; None if nothing did."""
+        return error_of(self.wiring.spec, self.wiring.pipeline().state(), self.run_ids)
+
+    def bring(self, items: Sequence[Item], config: Mapping[Step, Mapping[str, Any]] | None = None) -> None:
+        """Do due items of steps that one run can do, each range of partitions in a run of its own."""
+        for request in requests(items):
+            self._run(launch_of(self.wiring, request, config))
+
+    def _hear(self, progress: RunProgress) -> None:
+        """Take note of what was found in sources, and pass the progress on."""
+        if progress.findings:
+            self.findings[progress.partition_key] = progress.findings
+        self.listener(progress)
+
+    def _run(self, launch: Launch) -> None:
+        """Do what is launched in one run.
+
+        Raises:
+            RunFailedError: The run stopped before it had done all it could.
+        """
+        run_id = str(uuid4())
+        log_level = "DEBUG" if terminal.debugging() else "CRITICAL"
+        self.run_ids.add(run_id)
+        try:
+            with listening(self._hear):
+                result = execute_here(
+                    self.project.definitions.resolve_job_def(launch.job),
+                    self.project.code_location,
+                    self.instance,
+                    assets=launch.assets,
+                    tags={PIPELINE_TAG: self.wiring.spec.name, PROCESS_TAG: this_process()} | launch.tags,
+                    run_config={"loggers": {"console": {"config": {"log_level": log_level}}}, "ops": launch.ops},
+                    raise_on_error=terminal.debugging(),
+                    run_id=run_id,
+                )
+        except dg.DagsterExecutionInterruptedError as interruption:
+            raise self._termination(run_id) or KeyboardInterrupt from interruption
+        except dg.Failure as failure:  # raised only for debugging
+            if SET_APART not in failure.metadata:
+                raise
+            return
+        if not result.success and (error := self._termination(run_id) or _failure(result)) is not None:
+            raise error
+
+    def _termination(self, run_id: str) -> RunFailedError | None:
+        """The error that a run was terminated in Dagster; None if it was not."""
+        run = self.instance.get_run_by_id(run_id)
+        if run is None or run.status not in TERMINATED:
+            return None
+        msg = f"{self.wiring.spec.name}: run {run_id} was terminated in Dagster. What it committed before stays."
+        return RunFailedError(msg, hint="the same command goes on with the rest.")
+
+
+def _failure(result: dg.JobExecutionResult) -> BaseException | None:
+    """The error of the failed step, without Dagster's own words if it is an error of this project.
+
+    None if only partitions failed that were set apart, while all others were done.
+    """
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    if not failures:
+        msg = f"Run {result.run_id} failed before its first step."
+        return RunFailedError(msg, hint="batch-platform ui shows the run.")
+    failure = failures[0]
+    if was_interrupted(failure):
+        return KeyboardInterrupt()
+    raised = failure.user_failure_data
+    if raised is not None and SET_APART in raised.metadata:
+        return None
+    if raised is not None and raised.description:
+        return RunFailedError(raised.description)
+    error = failure.error.cause or failure.error if failure.error else None
+    message = " ".join(error.message.split()).rstrip(".") if error else "a step failed"
+    return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.DEBUG_HINT)

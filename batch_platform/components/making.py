@@ -1,0 +1,165 @@
+"""One step of a run at work: the features and models that it makes, also those that the partitions of another asset lack."""
+
+import traceback
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import dagster as dg
+
+from batch_platform.components import checks, commits, describe, lineage
+from batch_platform.components.events import PartitionLog, cluster_heard
+from batch_platform.components.jobs import Duty, TrainingConfig, announced, is_of_job, name_of_whole
+from batch_platform.components.observing import observe_sources
+from batch_platform.components.wiring import Wiring, now, stamp_of
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import training_window
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan, remaining
+from batch_platform.pipeline.set_apart import error_of
+from batch_platform.pipeline.state import features_due
+from batch_platform.pipeline.train import Trained
+from batch_platform.pipeline.wanted import PlanRequest, with_snapshots_over
+
+
+@dataclass(frozen=True)
+class RunStep:
+    """One step of a run."""
+
+    context: dg.AssetExecutionContext
+    wiring: Wiring
+    made: Mapping[str, dg.AssetsDefinition]  # assets of the pipeline, by name
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline in the home of this process."""
+        return self.wiring.pipeline()
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self.context.run.run_id
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """The partitions of the run, oldest first."""
+        return self.wiring.named(self.context.partition_keys)
+
+    @property
+    def of_whole_job(self) -> bool:
+        """Whether the run is of the job that brings a pipeline up to date, which makes what is due upstream."""
+        return self.context.run.job_name == name_of_whole(self.wiring.spec.name)
+
+    def is_of(self, *duties: Duty) -> bool:
+        """Whether the run is of one of these jobs of the pipeline."""
+        return is_of_job(self.context.run, self.wiring, *duties)
+
+    def is_followed_by(self, asset: str) -> bool:
+        """Whether a later step of the run makes an asset."""
+        return self.wiring.key(asset) in (self.context.run.asset_selection or ())
+
+    def stamp(self) -> Stamp:
+        """The stamp of work that begins now."""
+        return stamp_of(self.run_id)
+
+    def at_work(self, *, last: bool = True) -> AbstractContextManager[Pipeline]:
+        """The pipeline for the length of the step; see `Wiring.step`."""
+        return self.wiring.step(self.context, last=last)
+
+    def spec(self, asset: str) -> dg.AssetSpec:
+        """The spec of an asset: of the step itself as its definition stands in the run."""
+        key = self.wiring.key(asset)
+        own = self.context.assets_def
+        return (own if key in own.keys else self.made[asset]).get_asset_spec(key)
+
+    def log(self, asset: str, total: int) -> PartitionLog:
+        """A log of so many partitions of an asset."""
+        return PartitionLog(self.context, self.spec(asset), total)
+
+    @contextmanager
+    def failing_later(self, *, later: bool = True) -> Generator[None]:
+        """Warn of partitions that are set apart, where a later step of the run fails in their place."""
+        try:
+            yield
+        except BatchPlatformError as error:
+            if not (later and error.set_apart):
+                raise
+            self.context.log.debug(redact("".join(traceback.format_exception(error))))
+            self.context.log.warning("%s The other partitions go on; then this run fails.", error)
+
+    def require_nothing_failed(self) -> None:
+        """Raise one error that names everything that failed in the run while the rest was done."""
+        if error := error_of(self.wiring.spec, self.pipeline.state(), {self.run_id}):
+            raise error
+
+    def build(self, partitions: Sequence[Partition], *, force: bool = False) -> None:
+        """Build the features of partitions and log them."""
+        observe_sources(self.context, self.wiring, partitions)
+        log = self.log("features", len(partitions))
+        with cluster_heard(self.context, self.wiring):
+            for built in self.pipeline.build_features(partitions, self.stamp(), force=force):
+                read_from = lineage.built(self.wiring, built, partitions[-1])
+                log.committed(commits.features(self.wiring, built), metadata=read_from, findings=built.findings)
+
+    def build_lacking(self, partitions: Sequence[Partition]) -> None:
+        """Build the features that partitions lack. What fails on its own is left to the end of the step."""
+        state = with_snapshots_over(self.wiring.spec, self.pipeline.state(), now())
+        if lacking := [partition for partition in partitions if features_due(state, partition)]:
+            with self.failing_later():
+                self.build(lacking)
+
+    def build_windows(self, periods: Sequence[Partition]) -> None:
+        """Build the features that the training windows of serving periods lack."""
+        dropped = self.pipeline.state().dropped
+        windows = [training_window(self.wiring.spec, period.start, dropped) for period in periods]
+        self.build_lacking(list(dict.fromkeys(chain.from_iterable(windows))))
+
+    def train(self, due: Sequence[tuple[Partition, TrainingConfig]], log: PartitionLog) -> None:
+        """Train the models of serving periods and log them; one that fails alone is set apart."""
+        stamp = self.stamp()
+        with self.pipeline.setting_apart("model", stamp, len(due)) as apart:
+            for period, config in due:
+                with apart.attempt(period.key):
+                    if config.challengers_only:
+                        self._train_challengers(period, stamp, log)
+                    else:
+                        trained = self.pipeline.train(period, stamp, params=config.params)
+                        log.committed(commits.model(self.wiring, trained), trained=trained)
+
+    def _train_challengers(self, period: Partition, stamp: Stamp, log: PartitionLog) -> None:
+        """Train the challengers that a serving period lacks; its model stays as it is."""
+        key = None if self.wiring.serving_periods is None else period.key
+        done = self.pipeline.challenge(period, stamp)
+        log.observed(key or period.key, key, metadata=describe.trained_challengers(done))
+        registry = self.pipeline.state().registry
+        newest = registry.newest_of(period.key)
+        decision = newest and registry.last_decision(newest.version)
+        if newest and decision:
+            for check in (checks.GATE, checks.NO_SUSPECTED_LEAKS):
+                log.count(check, Trained(newest, decision))
+        if done:
+            log.check(checks.CHALLENGERS_TRAINED, key, [challenger.training for challenger in done])
+
+    def make_upstream(self, request: PlanRequest) -> list[Partition]:
+        """Build the features and train the models that partitions lack; returns those that are to be scored then.
+
+        Carries out the plan that was announced, if there is one. What fails on its own is left to the end of the run.
+        """
+        state = self.pipeline.state(recheck=request.recheck)
+        plan = announced() or make_plan(self.wiring.spec, state, request)
+        for item in (*plan.of("model"), *plan.blocked):
+            self.context.log.info("%s %s: %s", item.step, item.partition.key, item.reason)
+        if partitions := [item.partition for item in plan.of("features")]:
+            with self.failing_later():
+                self.build(partitions, force=request.force)
+        if models := plan.of("model", "challengers"):
+            due = [(item.partition, TrainingConfig(challengers_only=item.step == "challengers")) for item in models]
+            with self.failing_later():
+                self.train(due, self.log("model", len(models)))
+        state = self.pipeline.state(recheck=request.recheck)
+        left = remaining(self.wiring.spec, state, request, {self.run_id}, plan)
+        return [item.partition for item in left.of("predictions")]

@@ -1,0 +1,78 @@
+"""A model that was learned or imported for a serving period, until its bundle is written."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.history import TrainingData
+from batch_platform.features.sample import SEED
+from batch_platform.models.bundle import (
+    Manifest,
+    Sampled,
+    Window,
+    write_bundle,
+)
+from batch_platform.models.declared_model import is_classification
+from batch_platform.models.fitting import (
+    Fitted,
+)
+from batch_platform.models.registry import Version
+from batch_platform.warehouse.ledger import as_record
+
+
+@dataclass(frozen=True)
+class LearnedModel:
+    """A fitted or imported model and its manifest, not written to disk yet."""
+
+    fitted: Fitted
+    data: TrainingData | None  # None if no label is known to judge it by
+    manifest: Manifest  # without what is known only once the files are written
+    params: dict[str, Any]
+    whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
+
+    def write(self, staging: Path, models: Path, *, allow_pickle: bool) -> Version:
+        """Write its bundle, wholly or not at all; see `write_bundle`.
+
+        Raises:
+            TrainingRefusedError: The model holds a type that would not be trusted on loading.
+        """
+        model, pickled, proof = self.fitted.estimator, self.fitted.flavour.pickled, self.fitted.proof
+        if pickled is not None and allow_pickle:
+            model = pickled(model)
+        proven = replace(self.manifest, compiled=proof.compiled)
+        version, sha256, manifest = write_bundle(proven, model, staging, models, self.fitted.reference, proof.trees)
+        return as_record(
+            Version,
+            manifest,
+            version=version,
+            serving_start=datetime.fromisoformat(manifest.serving_start),
+            sha256=sha256,
+            params=json.dumps(manifest.params, sort_keys=True),
+            trained_from=datetime.fromisoformat(manifest.training.start),
+            trained_until=datetime.fromisoformat(manifest.training.end),
+            rows_trained=manifest.training.rows,
+            rows_evaluated=manifest.evaluation.rows,
+            metrics=json.dumps(manifest.evaluation.metrics, sort_keys=True),
+            created_at=datetime.fromisoformat(manifest.created_at),
+            classes=json.dumps(manifest.classes),
+            label_sources=manifest.training.label_sources,
+        )
+
+
+def sample_of(spec: PipelineSpec, data: TrainingData, rates: Sequence[float]) -> Sampled | None:
+    """Describe how the rows to learn from were sampled; None if all of them were used."""
+    before, after = data.rows_before_cap, data.fit.height
+    if before == after:
+        return None
+    return Sampled(
+        max_rows=spec.model.train.max_rows,
+        rows_before=before,
+        rows_after=after,
+        stratified=is_classification(spec.model) and not data.balanced,
+        seed=SEED,
+        rates=list(rates),
+    )
