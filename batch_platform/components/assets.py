@@ -15,7 +15,6 @@ from typing import Any, Literal
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
-from batch_platform.components.checks import RunCheck
 from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY
 from batch_platform.components.events import PartitionLog, cluster_heard
@@ -344,13 +343,9 @@ class _ScoringLog:
         """The outputs of the step that the run asks for."""
         wiring = self._wiring
         if wiring.key("predictions") in self._selected:
-            yield self._predictions.finish(*checks.predictions(wiring), *_of_challengers(wiring))
+            yield self._predictions.finish(*checks.predictions(wiring))
         if self._drift is not None and wiring.key("drift") in self._selected:
-            yield self._drift.finish(*checks.drift(wiring))
-
-
-def _of_challengers(wiring: Wiring) -> list[RunCheck[Any]]:
-    return [checks.CHALLENGERS_SCORED] if wiring.spec.challengers else []
+            yield self._drift.finish(*checks.of_measures(wiring, "drift").values())
 
 
 def _scoring_specs(wiring: Wiring) -> Iterator[dg.AssetSpec]:
@@ -388,7 +383,7 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
     """
     wiring = upstream.wiring
     key = wiring.key("predictions")
-    of_drift = [check.spec(wiring.key("drift")) for check in checks.drift(wiring)]
+    of_drift = [check.spec(wiring.key("drift")) for check in checks.of_measures(wiring, "drift").values()]
 
     @dg.multi_asset(
         name=key.to_python_identifier(),
@@ -397,7 +392,7 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
         check_specs=[
-            *(check.spec(key) for check in (*checks.predictions(wiring), *_of_challengers(wiring))),
+            *(check.spec(key) for check in checks.predictions(wiring)),
             *of_drift,
         ],
         can_subset=bool(of_drift),
@@ -448,10 +443,10 @@ def _told_as_recorded(
             for scored in recorded:
                 log.committed(commits.drift(wiring, scored))
     if wiring.key("drift") in context.selected_asset_keys:
-        yield log.finish(*checks.drift(wiring))
+        yield log.finish(*checks.of_measures(wiring, "drift").values())
     for check, asset in {
-        **dict.fromkeys((*checks.predictions(wiring), *_of_challengers(wiring)), "predictions"),
-        **dict.fromkeys(checks.drift(wiring), "drift"),
+        **dict.fromkeys(checks.predictions(wiring), "predictions"),
+        **dict.fromkeys(checks.of_measures(wiring, "drift").values(), "drift"),
     }.items():
         key = wiring.key(asset)
         if key not in context.selected_asset_keys and check.key(key) in context.selected_asset_check_keys:
@@ -528,7 +523,7 @@ def _rechecks(context: dg.AssetExecutionContext, wiring: Wiring) -> bool:
 
 def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.AssetsDefinition:
     wiring = upstream.wiring
-    key, measures = wiring.key("performance"), checks.measures(wiring)
+    key, measures = wiring.key("performance"), checks.of_measures(wiring, "performance")
 
     @dg.asset(
         key=key,

@@ -1,4 +1,4 @@
-"""What Dagster is told of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
+"""Reports to Dagster of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ from batch_platform.components import checks, describe
 from batch_platform.components.checks import RunCheck, evaluation
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.registry import Registry
+from batch_platform.monitoring.measures.drift import DRIFT, WORST_INDEX, PartitionDrift
+from batch_platform.monitoring.measures.scores import SCORES
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
@@ -60,29 +62,33 @@ def model(wiring: Wiring, trained: Trained, registry: Registry | None = None) ->
 
 def predictions(wiring: Wiring, committed: Committed) -> Commit:
     """Committed predictions."""
-    checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.predictions(wiring), committed)
-    if committed.challengers:
-        checked[checks.CHALLENGERS_SCORED] = committed.challengers
+    key, scores = committed.partition.key, SCORES.of(committed.measures)
+    checked = {checks.ROWS_BALANCE: committed} | checks.judge(
+        wiring, "predictions", key, committed.measures, committed.task
+    )
     version = describe.rows_version(committed)
-    mean = f"{committed.scores.column}_mean" if committed.scores and "mean" in committed.scores.numbers else None
+    mean = f"{scores.column}_mean" if scores and "mean" in scores.numbers else None
     metadata = describe.committed(committed)
-    return Commit(committed.partition.key, version, committed.run.rows_in, metadata, checked, mean)
+    return Commit(key, version, committed.run.rows_in, metadata, checked, mean)
 
 
 def drift(wiring: Wiring, committed: Committed) -> Commit:
     """The drift of committed predictions."""
-    checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.drift(wiring), committed)
-    version, metadata = describe.drift_version(committed), describe.partition_drift(committed)
-    return Commit(
-        committed.partition.key, version, len(committed.drift), metadata, checked, charted=describe.WORST_INDEX
-    )
+    key, drift = committed.partition.key, DRIFT.of(committed.measures) or PartitionDrift(committed.run)
+    checked = checks.judge(wiring, "drift", key, committed.measures, committed.task)
+    metadata = {
+        **describe.of_measures("drift", committed.measures),
+        describe.PARTITION_ROWS: len(drift.columns),
+        "model_version": committed.run.model_version,
+    }
+    return Commit(key, describe.drift_version(drift), len(drift.columns), metadata, checked, charted=WORST_INDEX)
 
 
 def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     """An evaluation."""
-    measures = checks.measures(wiring)
-    checked = {measures[name]: judged for name, judged in checks.judge(wiring, evaluated)}
+    task = evaluated.served.version.task
+    checked = checks.judge(wiring, "performance", evaluated.partition.key, evaluated.served.tables, task)
     version = describe.evaluation_version(evaluated)
-    metric = wiring.spec.model.promote.metric or default_metric(evaluated.served.version.task)
+    metric = wiring.spec.model.promote.metric or default_metric(task)
     metadata = describe.evaluated(evaluated)
     return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, metadata, checked, metric)

@@ -36,8 +36,8 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
 from batch_platform.models.prior import corrected
-from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.leakage import SuspectedLeak
+from batch_platform.monitoring.reference import ReferenceProfile
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -36,9 +36,9 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import check_estimator_exists
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.measures.performance import performance_of
 from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
 from batch_platform.monitoring.outcomes import CLASSIFICATION
-from batch_platform.monitoring.performance import performance_of
 from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State

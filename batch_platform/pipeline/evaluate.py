@@ -27,20 +27,20 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Registry, Version, read_registry
-from batch_platform.monitoring.catalogue import MEASURES
+from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures
 from batch_platform.monitoring.estimates import ESTIMATED
 from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.measures.challengers import SCORES, ChallengerRun, read_challenger_runs
+from batch_platform.monitoring.measures.estimates import MEASURED_SEGMENTS
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, labelled_outcomes
 from batch_platform.monitoring.metrics import measure, own_metrics
-from batch_platform.monitoring.performance import PERFORMANCE, labelled_outcomes
-from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
+from batch_platform.pipeline.pooled import outcome_rows
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.stored_key import require_key
 from batch_platform.scoring.batch import prediction_columns
-from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
-from batch_platform.scoring.estimate_tables import MEASURED_SEGMENTS
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import has_table, quoted, table_columns
+from batch_platform.warehouse.sql import quoted, table_columns
 from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class MeasuredModel:
 
     def numbers_of(self, measure: str) -> dict[str, float]:
         """The numbers of one measure."""
-        return MEASURES[measure].numbers(self.tables[measure])
+        numbers = MEASURES[measure].numbers
+        return {} if numbers is None else dict(numbers(self.tables[measure]))
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def encoded_features(
 
 def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
     """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores, and their labels."""
-    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in MEASURES}
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in evaluated_measures()}
     for partition in group:
         for model in (partition.served, *partition.challengers):
             for name, rows in model.tables.items():
@@ -262,7 +263,9 @@ class _Evaluation:
             and model.has_seen(partition),  # of a snapshot only unseen rows count
         )
         with one_thread():
-            tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
+            tables = {
+                name: measure.compute(scored) for name, measure in evaluated_measures().items() if measure.compute
+            }
         if labels is None or challenger:
             return MeasuredModel(model, tables, scored.labelled.height, challenger)
         of_segments = () if scored.in_sample else tuple(self._of_segments(partition, scored))
@@ -301,14 +304,3 @@ class _Evaluation:
         manifest = read_manifest(self.history.home.bundle(run.pipeline, model.version), model.sha256)
         contract = Contract.from_json(manifest.contract).under(self.history.spec.features.columns)
         return encoded_features(self.history, build, partition, predictions, contract)
-
-
-def measured_rows(con: duckdb.DuckDBPyConnection, pipeline: str, measure: str, keys: Sequence[str]) -> pl.DataFrame:
-    """The rows of a measure's table for some partitions."""
-    columns = ["partition_key", "challenger", "model_version", *MEASURES[measure].columns]
-    if not has_table(con, pipeline, measure):
-        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), **MEASURES[measure].columns})
-    query = f"FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
-    rows, types = con.sql(query, params={"keys": list(keys)}).pl(), MEASURES[measure].columns
-    lacking = [name for name in columns if name not in rows.columns]  # an earlier release wrote the table
-    return rows.with_columns(pl.lit(None, types.get(name)).alias(name) for name in lacking).select(columns)

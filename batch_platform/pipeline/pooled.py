@@ -22,11 +22,11 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.measure import TRUTH, ScoredPartition
+from batch_platform.monitoring.measures.challengers import RUNS, SCORES
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED, metric_rows, named_classes
 from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes
-from batch_platform.monitoring.performance import PERFORMANCE, metric_rows, named_classes
 from batch_platform.scoring.batch import prediction_columns
-from batch_platform.scoring.challenger_tables import RUNS, SCORES
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -41,7 +41,6 @@ from batch_platform.warehouse.ledger import (
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
-OUTCOMES, POOLED = "outcomes", "performance_pooled"
 MOST_ROWS = 2_000_000  # of a window; of more, those with a hash of their key in reach are measured
 PERIODS = {"month": 1, "quarter": 3}  # months
 _PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", "run_id")

@@ -55,16 +55,12 @@ from batch_platform.models.fitting import (
 )
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
-from batch_platform.models.reference import (
-    ReferenceProfile,
-    after_refit,
-    reference_of,
-    with_prediction,
-)
+from batch_platform.models.reference import after_refit, reference_of, with_prediction
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
 from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
+from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.trainings_due import knows_too_much
 from batch_platform.scoring.orders import failure_of

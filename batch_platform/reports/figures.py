@@ -15,16 +15,18 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.measures.health import partition_aspects
+from batch_platform.monitoring.measures.performance import OUTCOMES, POOLED
+from batch_platform.monitoring.measures.rejections import reasons_by_partition
+from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION
-from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
-from batch_platform.pipeline.health import Past, partition_aspects
-from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled_performance
+from batch_platform.monitoring.usual import Past
+from batch_platform.pipeline.pooled import class_texts, pooled_performance
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
-from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest

@@ -19,6 +19,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import OFFENDER, REASON
+from batch_platform.models.reference import profiled
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import rows_as_json
@@ -90,7 +91,7 @@ def _profiled(
     if bundle.reference is None:
         return _NOT_PROFILED
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
-    return bundle.reference.profiled(rows, raw, bundle.signature, by_column, spec.monitoring.segments)
+    return profiled(bundle.reference, rows, raw, bundle.signature, by_column, spec.monitoring.segments)
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:

@@ -10,7 +10,7 @@ from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.sql import has_table, quoted
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, make_view
-from batch_platform.warehouse.user_tables import TABLES_OF_PIPELINES
+from batch_platform.warehouse.user_tables import reserved_tables
 
 _JOURNAL = "changes"
 
@@ -62,7 +62,7 @@ def rename_rows(con: duckdb.DuckDBPyConnection, old: str, new: str, change_id: s
     for table in _ledgers(con):
         con.execute(f"UPDATE {LEDGERS_SCHEMA}.{table} SET pipeline = $new WHERE pipeline = $old", names)
     of_old = f"UPDATE {LEDGERS_SCHEMA}.{_JOURNAL} SET schema_name = $new WHERE schema_name = $old AND {_OF_PIPELINE}"
-    con.execute(of_old, names | _KNOWN)
+    con.execute(of_old, names | _known())
     drop_pipeline(con, old)
     note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, _JOURNAL, None, change_id)])
 
@@ -90,7 +90,10 @@ def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFile
 
 
 _OF_PIPELINE = "table_name IN $tables"
-_KNOWN: dict[str, Collection[str]] = {"tables": list(TABLES_OF_PIPELINES)}
+
+
+def _known() -> dict[str, Collection[str]]:
+    return {"tables": list(reserved_tables())}
 
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
@@ -98,7 +101,7 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
         SELECT table_name FROM duckdb_tables()
         WHERE database_name = current_database() AND schema_name = $name AND {_OF_PIPELINE} ORDER BY ALL
     """
-    return [str(table) for (table,) in con.execute(query, {"name": pipeline} | _KNOWN).fetchall()]
+    return [str(table) for (table,) in con.execute(query, {"name": pipeline} | _known()).fetchall()]
 
 
 def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:

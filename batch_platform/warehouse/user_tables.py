@@ -17,7 +17,7 @@ from batch_platform.declaration.errors import DataError, WrongUseError, did_you_
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.descriptions import tables_of_pipelines
 from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
@@ -30,7 +30,6 @@ PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
 WHOLE = ""  # the partition key of rows that belong to no partition
 DEFAULT_SCHEMA = "assets"  # of tables of assets whose key has one part only
-TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class TableName:
     def shown(self) -> str:
         """As messages name it."""
         return f"{self.schema}.{self.table}"
+
+
+def reserved_tables() -> tuple[str, ...]:
+    """The names of tables that a pipeline has, or that its assets are called."""
+    return (*tables_of_pipelines(), "features", "model", "models")
 
 
 def table_of_asset(path: Sequence[str], default_schema: str | None = None) -> TableName:
@@ -125,7 +129,7 @@ def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set
     query = (
         f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
     )
-    if name.table in TABLES_OF_PIPELINES and has_table(con, name.schema, DROPPED):
+    if name.table in reserved_tables() and has_table(con, name.schema, DROPPED):
         drops = f"SELECT max(seq) FROM {quoted(name.schema)}.{DROPPED} AS dropped"
         query += f" AND seq > coalesce(({drops} WHERE dropped.partition_key = changes.partition_key), 0)"
     keys = {key for (key,) in con.execute(query, vars(name)).fetchall()}
@@ -234,7 +238,7 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
 
 def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
     query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
-    of_pipeline = name.table.lower() in TABLES_OF_PIPELINES and con.execute(query, {"schema": name.schema}).fetchall()
+    of_pipeline = name.table.lower() in reserved_tables() and con.execute(query, {"schema": name.schema}).fetchall()
     return name.schema == LEDGERS_SCHEMA or bool(of_pipeline) or _is_measured(con, name)
 
 

@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
-from batch_platform.scoring.challenger_tables import ChallengerRun
+from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, Promotion, ScoreRun, column_definitions

@@ -1,4 +1,4 @@
-"""Score distributions: counts, mean and quantiles of a partition's scores, staged or committed.
+"""The measure `scores`: counts, mean and quantiles of a partition's scores, staged or committed; kept in no table.
 
 The database bins and counts, so that memory does not grow with the number of rows.
 """
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import fsum
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.measure import DIGITS, Check, Commits, Finding, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -141,3 +145,49 @@ def _classes(
         constant = len(classes) == 1 and total > 1
         distributions[key] = ScoreDistribution(column, bars, shares, None, None, constant)
     return distributions
+
+
+def score_numbers(scores: ScoreDistribution | None) -> dict[str, float]:
+    """Mean and quantiles of the scores, or the share of each class, as numbers to plot."""
+    if scores is None:
+        return {}
+    return {f"{scores.column}_{name}": round(number, DIGITS) for name, number in scores.numbers.items()}
+
+
+def _stage(parts: Mapping[str, ScoredPart]) -> dict[str, ScoreDistribution | None]:
+    distributions = staged_distributions([file for part in parts.values() for file in part.predictions])
+    return {key: distributions.get(key) for key in parts}
+
+
+def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, ScoreDistribution | None]:
+    distributions = committed_distributions(con, commits.pipeline, commits.keys)
+    return {key: distributions.get(key) for key in commits.keys}
+
+
+def _shown(scores: ScoreDistribution | None) -> dict[str, Any]:
+    return {} if scores is None else {"scores": scores, **score_numbers(scores)}
+
+
+def _check(_: PipelineSpec) -> Check[ScoreDistribution | None]:
+    return Check(
+        name="score_distribution",
+        description=(
+            "The predictions of a partition differ from row to row. The same score for all rows suggests that all features "
+            "are missing. Mean and quantiles are plotted, so that a shift can be seen."
+        ),
+        judge=lambda scores, _: Finding("warn" if scores and scores.constant else "none", score_numbers(scores)),
+        summary=lambda scores, failed: {
+            "partitions": f"{len(scores):,}",
+            "one_score_for_all_rows": listed(failed) or "none",
+        },
+    )
+
+
+SCORES = Measure[ScoreDistribution | None](
+    name="scores",
+    description="How the scores of each partition are distributed.",
+    stage=_stage,
+    read=_read,
+    shown=_shown,
+    check=_check,
+)

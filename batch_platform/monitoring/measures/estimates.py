@@ -1,6 +1,6 @@
-"""The tables of estimates in the warehouse: the expected performance of each partition and of its segments, and what came true.
+"""The measure `estimates`: the expected performance of a partition and of its segments before labels are known, and what came true.
 
-Written in the transaction of the predictions, from their profiles alone; an evaluation adds what came true.
+Made from the profiles alone; an evaluation adds what came true.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,14 +11,14 @@ import duckdb
 import polars as pl
 
 from batch_platform.monitoring.estimates import Expectation, TrackRecord, estimates
-from batch_platform.monitoring.performance import PERFORMANCE
-from batch_platform.monitoring.profiles import Profile
-from batch_platform.monitoring.segments import SegmentCounts
-from batch_platform.scoring.drift_tables import ReferenceOf
+from batch_platform.monitoring.markdown import table
+from batch_platform.monitoring.measure import Commits, Measure, ScoredPart, rounded
+from batch_platform.monitoring.measures.performance import PERFORMANCE
+from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
 from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
-ESTIMATES, OF_SEGMENTS = "estimates", "estimates_by_segment"
+OF_SEGMENTS = "estimates_by_segment"
 MEASURED_SEGMENTS = {  # columns of what came true of segments
     "partition_key": pl.String,
     "segment_column": pl.String,
@@ -56,28 +56,21 @@ class EstimatedSegmentMetric(EstimatedMetric):
     segment: str | None  # value of the column as text
 
 
-def replace_estimates(
-    con: duckdb.DuckDBPyConnection,
-    committed: Sequence[ScoreRun],
-    profiles: Mapping[str, Sequence[Profile]],
-    by_segment: Mapping[str, SegmentCounts],
-    reference_of: ReferenceOf,
-) -> None:
-    """Replace the estimates of the committed partitions, whose profiles and counts by segment are given by partition key."""
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
     rows, of_segments = list[EstimatedMetric](), list[EstimatedMetric]()
-    for run in committed:
-        of_run = profiles.get(run.partition_key, ())
-        counted = next((profile for profile in of_run if profile.role == "estimate"), None)
-        reference = None if counted is None else reference_of(run)
+    for run in commits.runs:
+        part = parts[run.partition_key]
+        counted = next((profile for profile in part.profiles if profile.role == "estimate"), None)
+        reference = None if counted is None else commits.reference_of(run)
         if counted is None or reference is None or reference.basis is None:
             continue
         expectation = reference.basis.expectation
         rows += _rows(run, expectation, counted.histogram)
-        for column, by_value in by_segment.get(run.partition_key, SegmentCounts()).of("estimate").items():
+        for column, by_value in part.by_segment.of("estimate").items():
             for segment, histogram in by_value.items():
                 of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
-    replace_records(con, committed, ESTIMATES, EstimatedMetric, rows)
-    replace_records(con, committed, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
+    replace_records(con, commits.runs, ESTIMATES.name, EstimatedMetric, rows)
+    replace_records(con, commits.runs, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
 
 
 def _rows(
@@ -108,9 +101,9 @@ def record_realised(
     The metrics of whole partitions are read from `performance`; `of_segments` has those of segments, in the columns
     MEASURED_SEGMENTS.
     """
-    if not partition_keys or not has_table(con, pipeline, ESTIMATES):
+    if not partition_keys or not has_table(con, pipeline, ESTIMATES.name):
         return
-    table, measured = (f"{quoted(pipeline)}.{name}" for name in (ESTIMATES, PERFORMANCE.name))
+    table, measured = (f"{quoted(pipeline)}.{name}" for name in (ESTIMATES.name, PERFORMANCE.name))
     con.execute(
         f"""
         UPDATE {table} SET realised = (
@@ -121,7 +114,7 @@ def record_realised(
         """,
         {"keys": list(partition_keys)},
     )
-    note_partitions(con, pipeline, ESTIMATES, sorted(partition_keys))
+    note_partitions(con, pipeline, ESTIMATES.name, sorted(partition_keys))
     if not has_table(con, pipeline, OF_SEGMENTS):
         return
     table = f"{quoted(pipeline)}.{OF_SEGMENTS}"
@@ -144,7 +137,9 @@ def read_estimates(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[EstimatedMetric, ...]]:
     """The estimates of some partitions by partition key; a partition without any is left out."""
-    return rows_of_partitions(con, EstimatedMetric, pipeline, ESTIMATES, partition_keys, order="partition_key, metric")
+    return rows_of_partitions(
+        con, EstimatedMetric, pipeline, ESTIMATES.name, partition_keys, order="partition_key, metric"
+    )
 
 
 def read_segment_estimates(
@@ -157,7 +152,7 @@ def read_segment_estimates(
 
 def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:
     """How far the estimates of a pipeline were from what came true, by metric; empty before anything came true."""
-    return {record.metric: record for record, *_ in _track_records(con, pipeline, ESTIMATES)}
+    return {record.metric: record for record, *_ in _track_records(con, pipeline, ESTIMATES.name)}
 
 
 def segment_track_records(
@@ -179,3 +174,76 @@ def _track_records(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, *b
     """
     for metric, partitions, mean_error, within, *values in con.execute(query).fetchall():
         yield TrackRecord(metric, partitions, mean_error, within), *values
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The estimates of a partition, and how far those of all partitions were off so far."""
+
+    metrics: tuple[EstimatedMetric, ...]
+    records: Mapping[str, TrackRecord]  # by metric
+
+
+def in_words(estimate: EstimatedMetric, records: Mapping[str, TrackRecord]) -> str:
+    """An estimate in words, with its interval and how far such estimates were off so far."""
+    record = records.get(estimate.metric)
+    so_far = "no such estimate has come true yet" if record is None else f"such estimates were {record}"
+    interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+    return (
+        f"{estimate.metric} about {estimate.estimate:.4f} expected on {estimate.partition_key} ({interval}; {so_far})"
+    )
+
+
+def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, Estimated]:
+    by_partition, records = (
+        read_estimates(con, commits.pipeline, commits.keys),
+        track_records(con, commits.pipeline),
+    )
+    return {key: Estimated(metrics, records) for key, metrics in by_partition.items()}
+
+
+def _shown(estimated: Estimated) -> dict[str, Any]:
+    """The expected metrics, to plot, with their intervals and how far such estimates were off so far, to read."""
+    numbers = {f"estimated_{estimate.metric}": estimate.estimate for estimate in estimated.metrics}
+    rows = [
+        (
+            *(estimate.metric, f"{estimate.estimate:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"),
+            str(estimated.records.get(estimate.metric, "none has come true yet")),
+        )
+        for estimate in estimated.metrics
+    ]
+    text = table(("metric", "expected", "95% interval", "estimates so far"), rows, ("expected",))
+    return {**rounded(numbers), "estimates": text}
+
+
+_ESTIMATE = {
+    "metric": "name of the metric",
+    "estimate": "its expected value",
+    "low": "start of the interval in which 95 of 100 values are expected to come true",
+    "high": "end of the interval",
+    "realised": "what came true; null until labels are known, and where the model has learned from the partition",
+    "rows": "scored rows",
+    "model_version": MODEL_VERSION,
+}
+ESTIMATES = Measure[Estimated](
+    name="estimates",
+    description="How good the predictions of each partition are expected to be before their labels are known.",
+    tables={
+        "estimates": Description(
+            "a metric of a partition as it was expected before its labels were known",
+            {**OF_PARTITION, **_ESTIMATE},
+        ),
+        OF_SEGMENTS: Description(
+            "the same for each value of the columns in monitoring.segments",
+            {
+                **OF_PARTITION,
+                **_ESTIMATE,
+                **SEGMENT,
+                "rows": "scored rows of the segment",
+            },
+        ),
+    },
+    replace=_replace,
+    read=_read,
+    shown=_shown,
+)

@@ -1,19 +1,23 @@
-"""The tables of challengers in the warehouse: their scores, and one row per partition and challenger with the counts.
+"""The measure `challengers`: what each challenger made of a partition, and how far it agrees with the champion.
 
-Written in the transaction that commits the champion's predictions. Scores of a challenger that is no longer declared
-stay as they are. Knows nothing of models.
+Its scores and a row with its counts are written with the champion's predictions. Scores of a challenger that is no longer
+declared stay as they are.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from batch_platform.declaration.errors import IntegrityError, listed
+from batch_platform.monitoring.markdown import markdown, table
+from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, ScoredPart
+from batch_platform.warehouse.descriptions import OF_PARTITION, Description
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, note
 from batch_platform.warehouse.sql import has_table, quoted
@@ -26,6 +30,10 @@ from batch_platform.warehouse.tables_in_files import (
 )
 
 SCORES, RUNS = CHALLENGER_SCORES.view, "challengers"
+NONE_FAILS = (
+    "Every challenger was trained, and scored what the champion scored. A challenger that fails is recorded with "
+    "its reason and gives a warning here; production continues without it."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -117,14 +125,93 @@ def _files(staged: Sequence[StagedChallenger]) -> list[StagedFile] | None:
     return [file for challenger in staged for file in challenger.files or ()]
 
 
-def read_challenger_runs(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[ChallengerRun]:
-    """The rows of challengers for all partitions, ordered by partition and name."""
+def read_challenger_runs(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str] | None = None
+) -> list[ChallengerRun]:
+    """The rows of challengers for some partitions, by default for all, ordered by partition and name."""
     if not has_table(con, pipeline, RUNS):
         return []
-    columns = ", ".join(item.name for item in fields(ChallengerRun))
-    query = f"SELECT {columns} FROM {_table(pipeline, RUNS)} ORDER BY partition_key, challenger"
-    return [ChallengerRun(*row) for row in con.execute(query).fetchall()]
+    columns, chosen = ", ".join(item.name for item in fields(ChallengerRun)), "$keys IS NULL OR partition_key IN $keys"
+    query = f"SELECT {columns} FROM {_table(pipeline, RUNS)} WHERE {chosen} ORDER BY partition_key, challenger"
+    values = {"keys": None if partition_keys is None else list(partition_keys)}
+    return [ChallengerRun(*row) for row in con.execute(query, values).fetchall()]
 
 
 def _table(pipeline: str, table: str) -> str:
     return f"{quoted(pipeline)}.{quoted(table)}"
+
+
+def challenger_numbers(runs: Sequence[ChallengerRun]) -> dict[str, float]:
+    """How far each challenger agrees with the champion, as numbers to plot."""
+    values = {
+        f"{run.challenger}_{name}": value
+        for run in runs
+        for name, value in (
+            ("rank_correlation", run.rank_correlation),
+            ("decisions_flipped", run.decisions_flipped),
+            ("rows_rejected", None if run.failure else run.rows_rejected),
+        )
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _stage(parts: Mapping[str, ScoredPart]) -> dict[str, tuple[ChallengerRun, ...]]:
+    return {key: tuple(staged.run for staged in part.challengers) for key, part in parts.items() if part.challengers}
+
+
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+    replace_challengers(con, commits.home, commits.runs, {key: part.challengers for key, part in parts.items()})
+
+
+def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, tuple[ChallengerRun, ...]]:
+    by_partition = defaultdict[str, list[ChallengerRun]](list)
+    for run in read_challenger_runs(con, commits.pipeline, commits.keys):
+        by_partition[run.partition_key].append(run)
+    return {key: tuple(runs) for key, runs in by_partition.items()}
+
+
+def _shown(runs: Sequence[ChallengerRun]) -> dict[str, Any]:
+    numeric = ("scored", "rejected", "rank correlation", "decisions flipped")
+    rows = [
+        (
+            *(run.challenger, run.model_version or "-", f"{run.rows_scored:,}", f"{run.rows_rejected:,}"),
+            *("-" if value is None else f"{value:.4f}" for value in (run.rank_correlation, run.decisions_flipped)),
+            markdown(run.failure or ""),
+        )
+        for run in runs
+    ]
+    text = table(("challenger", "version", *numeric, "failure"), rows, numeric)
+    return {"challengers": text, **challenger_numbers(runs)}
+
+
+def _judge(runs: Sequence[ChallengerRun], _: str) -> Finding:
+    failures = {f"{run.challenger}_failure": run.failure for run in runs if run.failure}
+    return Finding("warn" if failures else "none", {**challenger_numbers(runs), **failures})
+
+
+def _summary(by_partition: Mapping[str, Sequence[ChallengerRun]], _: Sequence[str]) -> dict[str, str]:
+    runs = [run for of_partition in by_partition.values() for run in of_partition]
+    failed = [f"{run.challenger} ({run.partition_key})" for run in runs if run.failure]
+    return {"scored": f"{len(runs) - len(failed)}", "failed": listed(failed) or "none"}
+
+
+CHALLENGERS = Measure[tuple[ChallengerRun, ...]](
+    name="challengers",
+    description="How far each challenger agrees with the model that serves.",
+    tables={
+        RUNS: Description(
+            "what a challenger did with a partition",
+            {
+                **OF_PARTITION,
+                "rank_correlation": "agreement with the scores of the model that serves, 1 at most",
+                "decisions_flipped": "share of rows that both models decide differently",
+                "failure": "why it could not score; null if it did",
+            },
+        ),
+    },
+    stage=_stage,
+    replace=_replace,
+    read=_read,
+    shown=_shown,
+    check=lambda spec: Check(description=NONE_FAILS, judge=_judge, summary=_summary) if spec.challengers else None,
+)
