@@ -485,7 +485,7 @@ def _as_a_whole(
     if table == "drift" and drift is not None:
         bound = drift.warn
     chart = describe.by_partition(commit.charted or "", log.charted(commit, wiring.served), bound)
-    return {**chart, **describe.stored_table(wiring, table)}
+    return {**chart, **commits.stored_table(wiring, table)}
 
 
 def _score_what_failed(

@@ -17,6 +17,8 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.run import Committed
+from batch_platform.warehouse.descriptions import tables_of_pipelines
+from batch_platform.warehouse.sql import quoted, table_columns
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def drift(wiring: Wiring, committed: Committed) -> Commit:
         describe.PARTITION_ROWS: len(drift.columns),
         "model_version": committed.run.model_version,
     }
-    return Commit(key, describe.drift_version(drift), len(drift.columns), metadata, checked, charted=WORST_INDEX)
+    return Commit(key, drift.sha256[:16], len(drift.columns), metadata, checked, charted=WORST_INDEX)
 
 
 def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
@@ -92,3 +94,15 @@ def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     metric = wiring.spec.model.promote.metric or default_metric(task)
     metadata = describe.evaluated(evaluated)
     return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, metadata, checked, metric)
+
+
+def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
+    """Metadata of a table of the warehouse as a whole, for the last partition that a run logs."""
+    schema = wiring.spec.name
+    with wiring.pipeline().warehouse.open() as con:
+        columns = dict(table_columns(con, schema, name))
+        ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
+    return {
+        describe.ROW_COUNT: rows,
+        "dagster/column_schema": describe.table_schema(columns, tables_of_pipelines()[name].columns),
+    }

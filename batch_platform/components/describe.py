@@ -25,7 +25,7 @@ from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
 from batch_platform.monitoring.charts import MOST_DOTS, MOST_POINTS, Point, bars, curve, histogram
 from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
 from batch_platform.monitoring.measure import Asset, rounded
-from batch_platform.monitoring.measures.drift import WORST_INDEX, PartitionDrift
+from batch_platform.monitoring.measures.drift import WORST_INDEX
 from batch_platform.monitoring.measures.performance import asked_of
 from batch_platform.monitoring.measures.scores import ScoreDistribution
 from batch_platform.monitoring.metrics import default_metric
@@ -33,8 +33,6 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.run import Committed
-from batch_platform.warehouse.descriptions import tables_of_pipelines
-from batch_platform.warehouse.sql import quoted, table_columns
 
 ROW_COUNT = "dagster/row_count"  # of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
@@ -176,15 +174,6 @@ def table_schema(columns: Mapping[str, str], descriptions: Mapping[str, str] | N
     return dg.TableSchema(
         columns=[dg.TableColumn(name, dtype, description=described.get(name)) for name, dtype in columns.items()]
     )
-
-
-def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
-    """Metadata of a table of the warehouse as a whole, for the last partition that a run logs."""
-    schema = wiring.spec.name
-    with wiring.pipeline().warehouse.open() as con:
-        columns = dict(table_columns(con, schema, name))
-        ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
-    return {ROW_COUNT: rows, "dagster/column_schema": table_schema(columns, tables_of_pipelines()[name].columns)}
 
 
 def by_partition(number: str, values: Mapping[str, float], bound: float | None) -> dict[str, Any]:
@@ -372,12 +361,6 @@ def _parameters(params: Mapping[str, object]) -> str:
     if not params:
         return "none"
     return listing(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
-
-
-def drift_version(drift: PartitionDrift) -> str:
-    """Data version of a partition of drift: equal for the same rows."""
-    measured = [(row.column_name, row.role, row.baseline, row.psi, row.level) for row in drift.columns]
-    return sha256(json.dumps(sorted(measured)).encode()).hexdigest()[:16]
 
 
 def drift(wiring: Wiring) -> str:

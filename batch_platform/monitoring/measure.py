@@ -189,6 +189,7 @@ class Measure(Generic[Value]):
     columns: Mapping[str, Column] = field(
         default_factory=dict[str, Column]
     )  # of the table of its name, beside the shared ones
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])  # other texts of the shared columns
     row: str = ""  # what a row of that table is, in words; by default the description
     tables: Mapping[str, Description] = field(default_factory=dict[str, Description])  # tables that it makes itself
     # The rows of its table for one partition, with these columns: when it is scored, or when it is evaluated.
@@ -203,6 +204,7 @@ class Measure(Generic[Value]):
     numbers: Callable[[Value], Mapping[str, float]] | None = None  # to show and to plot
     shown: Callable[[Value], Mapping[str, Any]] | None = None  # metadata for the UI; by default the numbers
     check: Callable[[PipelineSpec], Check[Value] | None] = lambda _: None  # None if the pipeline declares nothing
+    has_section: bool = False  # whether the report lays it out by itself; others are listed with their numbers
     on: Asset | None = None  # the asset that shows it; by default that of the step that computes it
 
     @property
@@ -222,7 +224,7 @@ class Measure(Generic[Value]):
             return dict(self.tables)
         shared = {**OF_PARTITION, "model_version": MODEL_VERSION} if self.compute is None else _OF_EVALUATIONS
         texts = {name: column.text for name, column in self.columns.items() if column.text}
-        return {self.name: Description(self.row or self.description, {**shared, **texts}), **self.tables}
+        return {self.name: Description(self.row or self.description, {**shared, **self.shared, **texts}), **self.tables}
 
     @property
     def is_read(self) -> bool:
@@ -265,11 +267,17 @@ class Measure(Generic[Value]):
         """The values of committed partitions by key; a partition without any is left out."""
         if self.read is not None:
             return self.read(con, commits)
-        rows = self.rows(con, commits.pipeline, commits.keys)
-        return {
-            key: of_partition.select(*self.columns)
-            for (key,), of_partition in rows.partition_by("partition_key", as_dict=True, maintain_order=True).items()
-        }
+        return self.served_rows(con, commits.pipeline, commits.keys)
+
+    def served_rows(
+        self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]
+    ) -> dict[str, pl.DataFrame]:
+        """The rows of its table by partition key, without those of challengers; a partition without any is left out."""
+        rows = self.rows(con, pipeline, keys)
+        if self.compute is not None:
+            rows = rows.filter(pl.col("challenger").is_null())
+        by_partition = rows.partition_by("partition_key", as_dict=True, maintain_order=True)
+        return {str(key): of_partition.select(*self.columns) for (key,), of_partition in by_partition.items()}
 
     def rows(self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]) -> pl.DataFrame:
         """The rows of its table for some partitions; a column that an earlier release did not write is null."""

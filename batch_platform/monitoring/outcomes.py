@@ -161,3 +161,14 @@ def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> f
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(prepare(outcomes)(outcomes.alike))
     return value if np.isfinite(value) else None
+
+
+def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
+    """Names of the columns that a model of a task adds to a row."""
+    match task:
+        case "binary" | "outliers":
+            return ["prediction", "score"]
+        case "multiclass":
+            return ["prediction", *(f"score_{label}" for label in classes)]
+        case _:
+            return ["prediction"]

@@ -11,37 +11,28 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import duckdb
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, IntegrityError
-from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, never_learned_from, recorded_fingerprints
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.models.bundle import read_manifest
-from batch_platform.models.contract import Contract
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures
-from batch_platform.monitoring.estimates import ESTIMATED
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.measures.challengers import SCORES, ChallengerRun, read_challenger_runs
-from batch_platform.monitoring.measures.estimates import MEASURED_SEGMENTS
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, labelled_outcomes
-from batch_platform.monitoring.metrics import measure, own_metrics
-from batch_platform.pipeline.pooled import outcome_rows
+from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
+from batch_platform.monitoring.measures.estimates import MEASURED_SEGMENTS, realised_by_segment
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
+from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.monitoring.pooled import outcome_rows
+from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
 from batch_platform.pipeline.set_apart import SetApart
-from batch_platform.pipeline.stored_key import require_key
-from batch_platform.scoring.batch import prediction_columns
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import quoted, table_columns
-from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 _log = logging.getLogger(__name__)
 
@@ -115,42 +106,6 @@ def _not_scored(pipeline: str, partition_key: str) -> DataError:
     """The error of a partition that cannot be evaluated because it is not scored."""
     msg = f"{pipeline}, partition {partition_key}: it is not scored yet."
     return DataError(msg, hint=f"batch-platform run {pipeline} --partition {partition_key}")
-
-
-def committed_predictions(
-    con: duckdb.DuckDBPyConnection,
-    spec: PipelineSpec,
-    partition: Partition,
-    model: Version,
-    challenger: str | None = None,
-) -> pl.DataFrame:
-    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model.
-
-    Raises:
-        DataError: The rows are stored under another key than the declared one.
-    """
-    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    table = SCORES if challenger else PREDICTIONS.view
-    values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
-    conditions = " AND ".join(f"{name} = ${name}" for name in values)
-    require_key(con, spec, table, [partition.key])
-    query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(spec.name)}.{table} WHERE {conditions}"
-    return con.sql(query, params=values).pl()
-
-
-def encoded_features(
-    history: History, build: FeatureBuild, partition: Partition, predictions: pl.DataFrame, contract: Contract
-) -> tuple[pl.DataFrame, NDArray[np.float64]]:
-    """The rows of a build that have a prediction and keep a contract, and the same rows encoded [n, columns].
-
-    Raises:
-        IntegrityError: The feature file is not the one recorded.
-    """
-    features = history.features(build)
-    predictions = with_keys_of(features, history.spec, partition, predictions, what="predictions")
-    joined = features.join(predictions, on=history.spec.features.key, how="inner", maintain_order="left")
-    kept = contract.split(joined).kept
-    return kept, contract.encode(kept)
 
 
 def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
@@ -250,7 +205,7 @@ class _Evaluation:
             if spec.partitions.snapshot:
                 unseen = predictions.filter(never_learned_from(spec, predictions))
                 labels = labels.join(unseen, on=spec.features.key, how="semi")
-        read_features = partial(self._read_features, partition, run, model, predictions)
+        read_features = partial(features_as_scored, self.history, self.builds, partition, run, model, predictions)
         scored = ScoredPartition(
             model.task,
             model.class_labels,
@@ -275,32 +230,9 @@ class _Evaluation:
         self, partition: Partition, scored: ScoredPartition
     ) -> Iterator[tuple[str, str | None, str, float]]:
         """The metrics that are estimated too, of each segment of a partition."""
-        key, spec = list(scored.key), self.history.spec
+        spec = self.history.spec
         if not spec.monitoring.segments or not scored.labelled.height:
             return
-        stored = {name for name, _ in table_columns(self.con, spec.name, PREDICTIONS.view)}
-        columns = [name for name in spec.monitoring.segments if name in stored]
-        if not columns:
-            return
-        outcomes = labelled_outcomes(scored)
-        wanted = ", ".join(map(quoted, dict.fromkeys([*key, *columns])))
-        query = f"SELECT {wanted} FROM {quoted(spec.name)}.{PREDICTIONS.view} WHERE partition_key = $key"
-        segments = self.con.sql(query, params={"key": partition.key}).pl()
-        rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
-        for column in columns:
-            places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
-            for (segment,), of_segment in places.group_by("value", maintain_order=True):
-                for metric, value in measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED).items():
-                    yield column, None if segment is None else str(segment), metric, value
-
-    def _read_features(
-        self, partition: Partition, run: ScoreRun, model: Version, predictions: pl.DataFrame
-    ) -> tuple[pl.DataFrame, NDArray[np.float64]]:
-        """The features that a partition was scored with, encoded by the contract of a model."""
-        (build,) = self.history.require(self.builds, partition)
-        if build.sha256 != run.input_hash:
-            msg = f"{run.pipeline}, partition {partition.key}: its features changed after it was scored."
-            raise DataError(msg, hint=f"score it again: batch-platform run {run.pipeline} --partition {partition.key}")
-        manifest = read_manifest(self.history.home.bundle(run.pipeline, model.version), model.sha256)
-        contract = Contract.from_json(manifest.contract).under(self.history.spec.features.columns)
-        return encoded_features(self.history, build, partition, predictions, contract)
+        segments = segments_of(self.con, spec, partition)
+        if segments is not None:
+            yield from realised_by_segment(scored, segments, spec.monitoring.segments)

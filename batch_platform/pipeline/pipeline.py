@@ -33,6 +33,7 @@ from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
+from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import (
     ModelTraining,
     Promotion,
@@ -45,6 +46,7 @@ from batch_platform.models.registry import (
 )
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.measures.estimates import record_realised
+from batch_platform.monitoring.pooled import forget_periods, pool
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
@@ -58,7 +60,6 @@ from batch_platform.pipeline.plan import (
     require_takeable,
     with_snapshots_over,
 )
-from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.state import State, checked, features_due, with_files_as_seen
 from batch_platform.pipeline.status import status_rows
@@ -486,7 +487,8 @@ class Pipeline:
                 yield from self._commit_evaluations(group)
                 raise
             yield from self._commit_evaluations(group)
-            pool(self.spec, self.warehouse, stamp)
+            with one_thread():
+                pool(self.spec, self.warehouse, stamp)
 
     def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:
         """Say what the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""

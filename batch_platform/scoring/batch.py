@@ -20,6 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import OFFENDER, REASON
 from batch_platform.models.reference import profiled
+from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import rows_as_json
@@ -92,17 +93,6 @@ def _profiled(
         return _NOT_PROFILED
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
     return profiled(bundle.reference, rows, raw, bundle.signature, by_column, spec.monitoring.segments)
-
-
-def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
-    """Names of the columns that a model of a task adds to a row."""
-    match task:
-        case "binary" | "outliers":
-            return ["prediction", "score"]
-        case "multiclass":
-            return ["prediction", *(f"score_{label}" for label in classes)]
-        case _:
-            return ["prediction"]
 
 
 def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) -> pl.DataFrame:

@@ -4,10 +4,12 @@ A partition that is a baseline of later ones has their rows computed again, so
 the table is at any time what the profiles say.
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 from math import isfinite
 from typing import Any
 
@@ -324,6 +326,12 @@ class PartitionDrift:
     run: ScoreRun
     columns: tuple[ColumnDrift, ...] = ()  # each column beside each baseline, the worst first
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
+
+    @property
+    def sha256(self) -> str:
+        """A hash of its rows."""
+        measured = [(row.column_name, row.role, row.baseline, row.psi, row.level) for row in self.columns]
+        return sha256(json.dumps(sorted(measured)).encode()).hexdigest()
 
     @property
     def judged(self) -> list[ColumnDrift]:

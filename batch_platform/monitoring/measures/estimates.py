@@ -10,10 +10,11 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from batch_platform.monitoring.estimates import Expectation, TrackRecord, estimates
+from batch_platform.monitoring.estimates import ESTIMATED, Expectation, TrackRecord, estimates
 from batch_platform.monitoring.markdown import table
-from batch_platform.monitoring.measure import Commits, Measure, ScoredPart, rounded
-from batch_platform.monitoring.measures.performance import PERFORMANCE
+from batch_platform.monitoring.measure import Commits, Measure, ScoredPart, ScoredPartition, rounded
+from batch_platform.monitoring.measures.performance import PERFORMANCE, labelled_outcomes
+from batch_platform.monitoring.metrics import measure
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
 from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
@@ -91,6 +92,22 @@ def _rows(
             model_version=run.model_version,
             run_id=run.run_id,
         )
+
+
+def realised_by_segment(
+    scored: ScoredPartition, segments: pl.DataFrame, columns: Sequence[str]
+) -> Iterator[tuple[str, str | None, str, float]]:
+    """The metrics that are estimated too, of each segment of a partition: column, value as text, metric, and its value.
+
+    `segments` has the key of each row, and as many of the columns as are stored.
+    """
+    outcomes = labelled_outcomes(scored)
+    rows = scored.labelled.select(scored.key).join(segments, on=list(scored.key), how="left", maintain_order="left")
+    for column in (name for name in columns if name in segments.columns):
+        places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
+        for (segment,), of_segment in places.group_by("value", maintain_order=True):
+            for metric, value in measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED).items():
+                yield column, None if segment is None else str(segment), metric, value
 
 
 def record_realised(

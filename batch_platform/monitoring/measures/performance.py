@@ -157,6 +157,7 @@ PERFORMANCE = Measure[pl.DataFrame](
     compute=_compute,
     numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),
     check=_check,
+    has_section=True,
     tables={
         OUTCOMES: Description(
             "the label of a measured row, with its key",

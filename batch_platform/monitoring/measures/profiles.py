@@ -13,6 +13,7 @@ import polars as pl
 
 from batch_platform.monitoring.measure import Column, Measure, ScoredPart
 from batch_platform.monitoring.profiles import Bins, Profile, Role
+from batch_platform.warehouse.descriptions import MODEL_VERSION
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -131,5 +132,6 @@ PROFILES = Measure[pl.DataFrame](
     description="What each feature and the prediction held in a partition.",
     row="what a column held in a partition; the rows of several partitions can be added up",
     columns=_COLUMNS,
+    shared={"model_version": f"{MODEL_VERSION}, whose training fixed the cells"},
     score=_rows,
 )

@@ -37,7 +37,7 @@ def in_words(column: str | None, reason: str) -> str:
 REJECTIONS = Measure[dict[str, int]](
     name="rejections",
     description="How many rows of each partition were rejected, by reason.",
-    stage=lambda parts: {key: dict(part.reasons) for key, part in parts.items()},
+    stage=lambda parts: {key: dict(part.reasons) for key, part in parts.items() if part.reasons},
     read=lambda con, commits: reasons_by_partition(con, commits.pipeline, commits.keys),
-    shown=lambda reasons: {"rejected": listing(("reason", "rows"), reasons)} if reasons else {},
+    shown=lambda reasons: {"rejected": listing(("reason", "rows"), reasons)},
 )

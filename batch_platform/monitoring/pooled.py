@@ -20,13 +20,11 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.measure import TRUTH, ScoredPartition
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
 from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED, metric_rows, named_classes
 from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes
-from batch_platform.scoring.batch import prediction_columns
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, prediction_columns
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -117,7 +115,7 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
     """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
     publish(warehouse.home)
     by, metrics = spec.monitoring.segments, own_metrics(spec)
-    with reading_published(warehouse.home) as con, one_thread():
+    with reading_published(warehouse.home) as con:
         stale = _stale_periods(con, spec)
         measured, rows = _measured(con, spec.name) if stale else [], list[PeriodMetric]()
         for (name, start), seq in sorted(stale.items()):
