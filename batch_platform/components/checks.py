@@ -66,7 +66,7 @@ class RunCheck(Generic[Checked]):
         )
 
     def severity(self, *failed: Checked) -> dg.AssetCheckSeverity:
-        """Whether a failure is an error or a warning."""
+        """The severity of a failure: an error or a warning."""
         is_error = self.blocking or any(map(self.is_error, failed))
         return dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN
 
@@ -317,7 +317,7 @@ def _partitions(count: int) -> str:
 
 
 def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
-    """How many partitions are stale and why, and which models learned from labels that were corrected since."""
+    """The number of stale partitions and the reasons, and which models learned from labels that were corrected since."""
     reasons = dict(Counter(plan.stale.values()).most_common())
     metadata: dict[str, Any] = {
         "partitions": _count(state.scores),

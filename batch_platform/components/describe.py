@@ -317,7 +317,7 @@ def rows_version(partition: Committed) -> str:
 
 
 def speed(partition: Committed) -> dict[str, Any]:
-    """How fast a partition was scored and where the time went: one line to read, and numbers to plot.
+    """The speed at which a partition was scored and where the time went: one line to read, and numbers to plot.
 
     Empty for a partition that was not scored as a whole.
     """

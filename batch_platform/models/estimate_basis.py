@@ -107,7 +107,7 @@ def _of_regression(rows: Outcomes, matrix: Floats, segments: pl.DataFrame) -> Es
 
 
 def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]) -> Floats:
-    """What is divided into cells, of each row."""
+    """The value of each row that is divided into cells."""
     if task == "binary":
         return np.ascontiguousarray(raw[:, -1], dtype=np.float64)
     if tree is None:
@@ -116,7 +116,7 @@ def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]
 
 
 def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) -> Expectation:
-    """What came true in the cells of a probability: how often a row was positive, or the most probable class right."""
+    """Learn what came true in the cells of a probability: how often a row was positive, or the most probable class right."""
     cells = counted_cells(values, bins)
     rows, hits_of_cell = (np.bincount(cells, weights=of, minlength=bins.cells) for of in (np.ones(len(cells)), hits))
     blocks = np.asarray(isotonic_blocks(hits_of_cell.tolist(), rows.tolist()))
@@ -152,7 +152,7 @@ def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) 
 
 
 def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
-    """What the absolute error was in the cells, each of which is a leaf of the tree."""
+    """Learn the absolute error in the cells, each of which is a leaf of the tree."""
     cells = counted_cells(values, bins)
     loss, squares, rows = (
         _by_cell(bins, cells, errors),

@@ -1,4 +1,4 @@
-"""How the reference profile of a version is made from rows, and how scored rows are profiled in its bins.
+"""Make the reference profile of a version from rows, and profile scored rows in its bins.
 
 A model that is fitted again afterwards has seen those rows, but gives new rows such scores as its first fit gave them, since labels
 fix the scale of both. That does not hold if its scores have other values: those of a few small trees, which take few values, or anomaly
@@ -156,7 +156,7 @@ class _Partitions:
     compared: Mapping[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
 
     def distances(self, places: Places) -> dict[Baseline, dict[str, float]]:
-        """How far partitions are from their baselines, by their start: the index beyond chance, given the cell of each row.
+        """Measure the distance of partitions from their baselines, by their start: the index beyond chance, given the cell of each row.
 
         The reference of a later partition does not hold its rows, so a partition is compared with the others.
         """
@@ -198,7 +198,7 @@ class _Partitions:
         return moves
 
     def distances_of_segments(self, column: pl.Series, places: Places) -> dict[str | None, dict[str, float]]:
-        """How far each segment of a partition is from the same segment of the others, by value and start; see `distances`.
+        """Measure the distance of each segment of a partition from the same segment of the others, by value and start; see `distances`.
 
         Partitions without rows of a segment, or with all of them, are left out. Empty for a column with too many values.
         """
@@ -328,7 +328,7 @@ def after_refit(
     if judged is None or not len(matrix):
         return reference
     raw, _ = _predicted(predictor, matrix)
-    if signature.task == "clustering":  # a second fit may number its segments in another way
+    if signature.task == "clustering":  # a second fit may number its clusters in another way
         prediction = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
         return replace(reference, prediction=prediction, by_segment=SegmentCounts())
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
@@ -340,7 +340,7 @@ def after_refit(
 
 
 def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """What a model returns for rows without those whose score is not finite, and which rows [n] these are not."""
+    """The output of a model for rows without those whose score is not finite, and a mask of the kept rows [n]."""
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         raw = predictor.predict(matrix)
     finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
@@ -397,7 +397,7 @@ def _features(
 def _prediction(
     raw: NDArray[Any], signature: Signature, bins: Bins, rejected: int, places: Places | None = None
 ) -> Profile:
-    """The profile of the score of a row, or else of its class, segment or value; `places` are their cells if they are known."""
+    """The profile of the score of a row, or else of its class, cluster or value; `places` are their cells if they are known."""
     name = predicted_column(signature.task)
     if signature.task in _CATEGORICAL:
         known, codes = _codes(raw, signature, bins)
@@ -424,14 +424,14 @@ def _numbers(raw: NDArray[Any], signature: Signature) -> NDArray[np.float64]:
 
 
 def _codes(raw: NDArray[Any], signature: Signature, bins: Bins) -> tuple[list[str], NDArray[np.float64]]:
-    """The known classes or segments, and the position of each row's among them; NaN for another."""
+    """The known classes or clusters, and the position of each row's among them; NaN for another."""
     if signature.task == "multiclass":
         return [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
-    return _segments(raw.reshape(len(raw)), bins.categories or ())
+    return _clusters(raw.reshape(len(raw)), bins.categories or ())
 
 
-def _segments(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """The known segments, ascending, and the position of each row's segment among them; NaN for another."""
+def _clusters(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """The known clusters, ascending, and the position of each row's cluster among them; NaN for another."""
     known = sorted(map(int, names))
     places = {number: float(at) for at, number in enumerate(known)}
     numbers, inverse = np.unique(raw, return_inverse=True)
@@ -449,8 +449,8 @@ def _bins_of_output(raw: NDArray[Any], signature: Signature) -> Bins:
             counts = np.bincount(raw.argmax(axis=1), minlength=len(signature.classes)).tolist()
             return category_bins({str(label): count for label, count in zip(signature.classes, counts, strict=True)})
         case "clustering":
-            segments, counts = np.unique(raw, return_counts=True)
-            of_segments = {
-                str(int(number)): count for number, count in zip(segments.tolist(), counts.tolist(), strict=True)
+            clusters, counts = np.unique(raw, return_counts=True)
+            of_clusters = {
+                str(int(number)): count for number, count in zip(clusters.tolist(), counts.tolist(), strict=True)
             }
-            return category_bins(of_segments, most=MAX_CATEGORIES)
+            return category_bins(of_clusters, most=MAX_CATEGORIES)

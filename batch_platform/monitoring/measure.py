@@ -55,7 +55,7 @@ class ScoredPart:
     """A scored partition that is being committed, beside its row of the ledger: all that a measure of scoring may look at."""
 
     predictions: Sequence[Path] = ()  # staged files
-    profiles: Sequence[Profile] = ()  # of features, prediction and estimates; empty where the version has no reference
+    profiles: Sequence[Profile] = ()  # features, prediction and estimates; empty if the version has no reference
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
     challengers: Sequence["StagedChallenger"] = ()
@@ -69,7 +69,7 @@ class Commits:
     home: Home
     runs: Sequence[ScoreRun]
     past: Past  # every commit of the pipeline so far
-    versions: Mapping[str, Version]  # by name
+    versions: Mapping[str, Version]  # registered versions by name
     reference_of: ReferenceOf = lambda _: None  # the reference profile of the version that scored a partition
 
     @property
@@ -87,15 +87,15 @@ class Commits:
 class ScoredPartition:
     """One partition as one model scored it, with its labels as known now: all that a measure of evaluation may look at."""
 
-    task: str  # of the model
-    classes: Sequence[Any]  # in the order of the model's probabilities; empty unless it is a classification
+    task: str  # task of the model
+    classes: Sequence[Any]  # classes in the order of the model's probabilities; empty unless it is a classification
     key: Sequence[str]  # names of the key columns
     predictions: pl.DataFrame  # key columns, `prediction` and the score columns
     labels: pl.DataFrame | None  # key columns and, last, the label, without nulls; None if no labels are declared
     # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
     # DataError or IntegrityError if they are no longer available.
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
-    own_metrics: Sequence[Metric] = ()  # that the pipeline declares
+    own_metrics: Sequence[Metric] = ()  # further metrics that the pipeline declares
     in_sample: bool = False  # whether the model has learned from the partition
 
     @cached_property
@@ -123,7 +123,7 @@ class Judged(Protocol):
 
     @property
     def level(self) -> Level:
-        """Whether it passed, gives a warning, or is an error."""
+        """The outcome: passed, a warning, or an error."""
         ...
 
     @property
@@ -144,16 +144,16 @@ class Finding:
 class Judgement:
     """A number compared with its declared bound."""
 
-    name: str  # of what was judged, e.g. a metric
+    name: str  # name of the number, e.g. a metric
     value: float
     bound: float
     lower_is_better: bool = False
     best: float | None = None  # end of the value's interval; None without one
-    remarks: Mapping[str, float] = field(default_factory=dict[str, float])  # to show beside it
+    remarks: Mapping[str, float] = field(default_factory=dict[str, float])  # numbers to show beside it
 
     @property
     def passed(self) -> bool:
-        """Whether the value is not worse than the bound by more than chance."""
+        """True unless the value is worse than the bound by more than chance."""
         value = self.value if self.best is None else self.best
         return not (value > self.bound if self.lower_is_better else value < self.bound)
 
@@ -170,14 +170,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Check(Generic[Value]):
-    """How the values of a measure are judged for one pipeline."""
+    """A rule that judges the values of a measure for one pipeline."""
 
-    description: str  # for the UI: what is expected, and what happens otherwise
-    judge: Callable[[Value, str], Judged | None]  # of a partition's value and its model's task; None: nothing to judge
+    description: str  # text for the UI: what is expected, and what happens otherwise
+    judge: Callable[
+        [Value, str], Judged | None
+    ]  # takes a partition's value and its model's task; None: nothing to judge
     # Texts that sum up a run, of the judged values by partition key, and of the keys that did not pass. By default, the number
     # of both, and the worst numbers.
     summary: Callable[[Mapping[str, Value], Sequence[str]], Mapping[str, Any]] | None = None
-    name: str = ""  # in the UI; by default that of the measure
+    name: str = ""  # name in the UI; by default that of the measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,7 @@ class Measure(Generic[Value]):
     """One measure. Its value of a partition is the rows of its table, unless `stage` or `read` give another one."""
 
     name: str
-    description: str  # for the UI, one sentence: what the measure says about a partition
+    description: str  # one sentence for the UI: what the measure says about a partition
     columns: Mapping[str, Column] = field(
         default_factory=dict[str, Column]
     )  # of the table of its name, beside the shared ones
@@ -201,7 +203,7 @@ class Measure(Generic[Value]):
     replace: Callable[[duckdb.DuckDBPyConnection, Commits, Mapping[str, ScoredPart]], None] | None = None
     # The values of committed partitions by key; by default the rows of its table.
     read: Callable[[duckdb.DuckDBPyConnection, Commits], Mapping[str, Value]] | None = None
-    numbers: Callable[[Value], Mapping[str, float]] | None = None  # to show and to plot
+    numbers: Callable[[Value], Mapping[str, float]] | None = None  # numbers to show and to plot
     shown: Callable[[Value], Mapping[str, Any]] | None = None  # metadata for the UI; by default the numbers
     check: Callable[[PipelineSpec], Check[Value] | None] = lambda _: None  # None if the pipeline declares nothing
     has_section: bool = False  # whether the report lays it out by itself; others are listed with their numbers
@@ -228,7 +230,7 @@ class Measure(Generic[Value]):
 
     @property
     def is_read(self) -> bool:
-        """Whether anything is shown or judged of its values; a table that others read is not read with every commit."""
+        """True if anything is shown or judged of its values; a table that others read is not read with every commit."""
         return any((self.stage, self.read, self.numbers, self.shown))
 
     def of(self, measures: Mapping[str, Any]) -> Value | None:
@@ -236,7 +238,7 @@ class Measure(Generic[Value]):
         return measures.get(self.name)
 
     def metadata(self, value: Value) -> Mapping[str, Any]:
-        """What is shown of a value."""
+        """The metadata of a value, for the UI."""
         if self.shown is not None:
             return self.shown(value)
         return {} if self.numbers is None else rounded(self.numbers(value))

@@ -39,7 +39,9 @@ from batch_platform.warehouse.ledger import (
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
-MOST_ROWS = 2_000_000  # of a window; of more, those with a hash of their key in reach are measured
+MOST_ROWS = (
+    2_000_000  # rows of a window that are measured; of more, those with a hash of their key in reach are measured
+)
 PERIODS = {"month": 1, "quarter": 3}  # months
 _PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", "run_id")
 _TRUTH, _VALUE, _GROUP = "__truth", "__value", "__group"
@@ -218,7 +220,7 @@ def class_texts(classes: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a version gives: only scores of one kind can be pooled."""
+    """The kind of scores of a version: only scores of one kind can be pooled."""
 
     task: str
     classes: tuple[Any, ...]
@@ -319,7 +321,9 @@ def _scored(
     counts = ", ".join(f"count({quoted(name)})" for name in joined)
     counted = con.execute(f"SELECT count(*), {counts} FROM {schema}.{OUTCOMES} WHERE partition_key IN $keys", values)
     ((rows, *filled),) = counted.fetchall()
-    key = [name for name, count in zip(joined, filled, strict=True) if count == rows]  # of an earlier key all are null
+    key = [
+        name for name, count in zip(joined, filled, strict=True) if count == rows
+    ]  # the columns of an earlier key are all null
     on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in by if name not in key]
     needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score"}
     step = -(-rows // MOST_ROWS)

@@ -27,7 +27,7 @@ class ErrorTree:
     """A regression tree for the absolute error, by its nodes; the first one is the root, and a leaf has no feature (-1)."""
 
     feature: tuple[int, ...]  # column of the encoded row; the one after the last is the prediction
-    threshold: tuple[float, ...]  # at most so much goes to the left
+    threshold: tuple[float, ...]  # values up to this one go to the left
     left: tuple[int, ...]
     right: tuple[int, ...]
     null_left: tuple[bool, ...]  # whether a row without a value goes to the left
@@ -57,11 +57,11 @@ class ErrorTree:
 
 @dataclass(frozen=True)
 class EstimateBasis:
-    """What the estimates of a version are based on."""
+    """The basis of the estimates of a version."""
 
     task: str
     expectation: Expectation
-    tree: ErrorTree | None = None  # of a regression
+    tree: ErrorTree | None = None  # None unless it is a regression
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -95,14 +95,16 @@ class ReferenceProfile:
     distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
     # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
     segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
-    basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of `prediction`; empty where it is no baseline
+    basis: EstimateBasis | None = None  # None where estimates could not be learned
+    by_segment: SegmentCounts = field(
+        default_factory=SegmentCounts
+    )  # counts of `prediction`; empty where it is no baseline
     # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
     moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
 
     @property
     def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
-        """How far a partition usually is from a baseline at most, by baseline, role and name; without unknown ones."""
+        """The largest usual distance of a partition from a baseline, by baseline, role and name; without unknown ones."""
         known = dict[tuple[Baseline, Role, str], float]()
         for baseline, usual in self.usual.items():
             for profile, highest in zip(self.features, usual, strict=True):
@@ -122,7 +124,7 @@ class ReferenceProfile:
         }
 
     def usual_of_segment(self, column: str, segment: str | None) -> float | None:
-        """How far the prediction in a segment usually is from the reference at most, and never less than that of all rows.
+        """The largest usual distance of the prediction in a segment from the reference, never less than that of all rows.
 
         None where it is not known: then the partitions that no fit had seen do not hold the segment twice.
         """
@@ -173,7 +175,7 @@ class ReferenceProfile:
         learned, usual = values["usual"], dict[Baseline, list[float]]()
         if isinstance(learned, dict):
             usual.update(learned)
-        elif learned:  # by an earlier release, for the reference alone
+        elif learned:  # an earlier release wrote it, for the reference alone
             usual["reference"] = learned
         return cls(
             tuple(map(Profile.from_json, values["features"])),

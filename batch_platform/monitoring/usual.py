@@ -12,7 +12,7 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.warehouse.ledger import ScoreRun
 
 LEAST_HISTORY = 6  # partitions; with fewer, nothing is unusual
-MOST_COMPARED = 12  # of the same weekday, the newest
+MOST_COMPARED = 12  # partitions of the same weekday, the newest
 MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
 _STEADY = 0.05  # relative spread that is taken to be usual, however steady the history is
 _SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance
@@ -59,20 +59,20 @@ class Past:
 
 @dataclass(frozen=True)
 class UsualRows:
-    """How many rows are usual."""
+    """The usual number of rows."""
 
     low: float
     middle: float
     high: float
-    partitions: int  # that it is known from
+    partitions: int  # number of partitions that it is known from
 
     def holds(self, rows: int) -> bool:
-        """Whether so many rows are usual."""
+        """Return whether so many rows are usual."""
         return self.low <= rows <= self.high
 
 
 def usual_rows(history: Sequence[int]) -> UsualRows | None:
-    """How many rows are usual after partitions with so many, oldest first; None with fewer than LEAST_HISTORY.
+    """Compute the usual number of rows after partitions with so many, oldest first; None with fewer than LEAST_HISTORY.
 
     The 99.9% prediction interval of a log-normal variable, with the median in place of the mean and the median absolute
     deviation in place of the standard deviation, so that a day of failure in the history does not hide the next (Hahn and
@@ -93,7 +93,7 @@ def usual_rows(history: Sequence[int]) -> UsualRows | None:
 
 
 def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:
-    """Whether more rows are rejected than earlier partitions explain; never with fewer than LEAST_HISTORY of them.
+    """Return whether more rows are rejected than earlier partitions explain; never with fewer than LEAST_HISTORY of them.
 
     Args:
         rejected: Rejected rows of the partition.

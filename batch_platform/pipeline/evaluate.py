@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What the measures say of one model on one partition."""
+    """The measures of one model on one partition."""
 
     version: Version
     tables: Mapping[str, pl.DataFrame]  # the rows of each measure's table, by measure
@@ -56,7 +56,7 @@ class MeasuredModel:
 
     @property
     def in_sample(self) -> bool:
-        """Whether the model has learned from the partition."""
+        """True if the model has learned from the partition."""
         return bool(self.tables[PERFORMANCE.name]["in_sample"].any())
 
     def numbers_of(self, measure: str) -> dict[str, float]:
@@ -138,14 +138,14 @@ def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
 
 
 def measured_segments(group: Sequence[Evaluated]) -> pl.DataFrame:
-    """What came true in the segments of some partitions, in the columns MEASURED_SEGMENTS."""
+    """The realised metrics of the segments of some partitions, in the columns MEASURED_SEGMENTS."""
     rows = [(evaluated.partition.key, *row) for evaluated in group for row in evaluated.served.of_segments]
     return pl.DataFrame(rows, schema=MEASURED_SEGMENTS, orient="row")
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What the partitions of one evaluation share."""
+    """The context that the partitions of one evaluation share."""
 
     history: History
     con: duckdb.DuckDBPyConnection

@@ -85,7 +85,7 @@ def health_of(
 
 
 def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
-    """Whether the newest partition that must be scored by a time is scored, whatever else was scored meanwhile.
+    """Judge whether the newest partition that must be scored by a time is scored, whatever else was scored meanwhile.
 
     Partitions that were dropped, and those before the first model, need not be scored. Without `monitoring.fresh_by`, a
     partition that is late is worth a warning; with it, it fails.
@@ -138,7 +138,7 @@ def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect
 
 
 def _estimated_performance(spec: PipelineSpec, version: Version, measured: Measured) -> list[Aspect]:
-    """What the gate's metric is expected to be in a partition whose labels are not known, or else accuracy."""
+    """The expected gate's metric of a partition whose labels are not known, or else its accuracy."""
     estimated = ESTIMATES.of(measured.newest)
     if estimated is None:
         return []

@@ -41,6 +41,7 @@ from batch_platform.models.bundle import (
     read_reference,
     write_bundle,
 )
+from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
 from batch_platform.models.estimate_basis import basis_of
@@ -57,7 +58,6 @@ from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.reference import after_refit, reference_of, with_prediction
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
-from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.monitoring.reference import ReferenceProfile
@@ -147,7 +147,7 @@ class Training:
     state: State
     period: Partition  # a model learns only from what is known at its start
     stamp: Stamp
-    former: Former | None = None  # the version whose segments keep their numbers
+    former: Former | None = None  # the version whose clusters keep their numbers
 
     def learn(
         self,

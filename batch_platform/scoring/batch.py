@@ -39,8 +39,8 @@ class Scored:
     predictions: pl.DataFrame
     rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
-    profiles: tuple[Profile, ...] = ()  # of the predictions' rows; empty unless asked for and known how
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows
+    profiles: tuple[Profile, ...] = ()  # profiles of the scored rows; empty unless asked for, and without a reference
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
@@ -102,12 +102,12 @@ def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) 
             scores = np.empty((0, len(classes))) if raw is None else raw
             best = pl.Series(np.array(classes)).gather(scores.argmax(axis=1))
             names = prediction_columns(bundle.manifest.task, classes)[1:]
-            shown = scores.T[-len(names) :]  # with two classes only the positive one is shown
+            shown = scores.T[-len(names) :]  # only the positive one of two classes is shown
             columns = [pl.Series(name, values) for name, values in zip(names, shown, strict=True)]
             return frame.with_columns(best.alias("prediction"), *columns)
         case "regression":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Float64))
-        case "outliers":  # as in scikit-learn: -1 for an outlier, 1 for any other row
+        case "outliers":  # -1 for an outlier, 1 for any other row, as scikit-learn has it
             scores = pl.Series("score", [] if raw is None else raw, dtype=pl.Float64)
             flags = pl.select(pl.when(scores > 0).then(-1).otherwise(1).cast(pl.Int32)).to_series()
             return frame.with_columns(flags.alias("prediction"), scores)

@@ -40,7 +40,7 @@ from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTI
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
-BundleOf = Callable[[Version, int], BundleFolder]  # of a version, which scores so many rows in the whole run
+BundleOf = Callable[[Version, int], BundleFolder]  # takes a version, and how many rows it scores in the whole run
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +52,7 @@ class Committed:
     run: ScoreRun
     skipped: bool  # the warehouse already held these rows
     measures: Mapping[str, Any] = field(default_factory=dict[str, Any])  # value of each measure that it has, by name
-    task: str = ""  # of the model
+    task: str = ""  # task of the model
     # Known only while it is scored:
     unseen: dict[str, int] = field(default_factory=dict[str, int])
     ignored: tuple[str, ...] = ()  # feature columns that nothing uses
@@ -101,12 +101,12 @@ class Due:
     model: Version  # its scores are published
     build: FeatureBuild
     standing: ScoreRun | None  # what the warehouse holds of the partition
-    service: Stretch | None = None  # in which the model serves the partition; None if it was named for the run
+    service: Stretch | None = None  # stretch in which the model serves the partition; None if it was named for the run
     # The versions that score it too, by name of the challenger; or why a challenger cannot.
     challengers: Mapping[str, Version | str] = field(default_factory=dict[str, Version | str])
 
     def is_held(self, code_version: str) -> bool:
-        """Whether the warehouse already holds what scoring would give."""
+        """Return whether the warehouse already holds what scoring would give."""
         inputs = (self.model.sha256, self.build.sha256, code_version)
         run = self.standing
         return run is not None and (run.model_sha256, run.input_hash, run.code_version) == inputs
@@ -114,13 +114,13 @@ class Due:
 
 @dataclass(frozen=True)
 class ScoringRun:
-    """What the partitions of one run share."""
+    """The context that the partitions of one run share."""
 
     history: History
     warehouse: Warehouse
     engine: Engine
     bundle_folder: BundleOf
-    code_version: str  # of the scoring and of the declared rules
+    code_version: str  # version of the scoring and of the declared rules
     stamp: Stamp
     force: bool  # whether a partition may become empty
     commits: Commits  # the pipeline as it was committed before
@@ -211,7 +211,7 @@ class ScoringRun:
         )
 
     def _scores(self, due: Due, staged: Staged) -> StagedScores:
-        """What the warehouse commits of a scored partition."""
+        """The rows and files of a scored partition that the warehouse commits."""
         run, in_files = self._run(due, staged), self.history.spec.predictions.in_files
         return StagedScores(
             predictions=staged.predictions,
@@ -222,7 +222,7 @@ class ScoringRun:
         )
 
     def _challenger(self, scores: ChallengerScores, due: Due, staged: Staged) -> StagedChallenger:
-        """What a challenger of a scored partition commits; a failure is logged."""
+        """The part of the commit that a challenger adds; a failure is logged."""
         version, run = due.challengers[scores.name], self._run(due, staged)
         if scores.failure:
             msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
@@ -315,7 +315,7 @@ class ScoringRun:
 
 
 def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> Generator[ScoringOrder]:
-    """What an engine is to score."""
+    """The orders for an engine, one for each partition."""
     versions, rows = dict[str, Version](), Counter[str]()
     for item in due:
         for version in (item.model, *item.challengers.values()):
@@ -342,5 +342,5 @@ _read_once = lru_cache(maxsize=64)(read_reference)
 
 
 def is_full(partitions: int, rows: int) -> bool:
-    """Whether a group is large enough to be committed."""
+    """Return whether a group is large enough to be committed."""
     return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

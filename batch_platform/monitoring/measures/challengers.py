@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChallengerRun:
-    """What a challenger made of a partition: it scored or rejected every row that the champion scored, or it failed."""
+    """The result of a challenger for a partition: it scored or rejected every row that the champion scored, or it failed."""
 
     partition_key: str
     challenger: str
@@ -59,7 +59,7 @@ class ChallengerRun:
 
 @dataclass(frozen=True)
 class StagedChallenger:
-    """What one challenger commits for one partition: its row, and the files with its scores, none if it failed."""
+    """A challenger's part of the commit of a partition: its row, and the files with its scores, none if it failed."""
 
     run: ChallengerRun
     paths: Sequence[Path]
@@ -142,7 +142,7 @@ def _table(pipeline: str, table: str) -> str:
 
 
 def challenger_numbers(runs: Sequence[ChallengerRun]) -> dict[str, float]:
-    """How far each challenger agrees with the champion, as numbers to plot."""
+    """The agreement of each challenger with the champion, as numbers to plot."""
     values = {
         f"{run.challenger}_{name}": value
         for run in runs

@@ -49,7 +49,7 @@ from batch_platform.warehouse.ledger import (
 from batch_platform.warehouse.sql import has_table, quoted
 
 COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
-ALARMS = "alarms"  # in the metadata of the check: the level of each column that gives an alarm
+ALARMS = "alarms"  # entry of the check's metadata with the level of each column that gives an alarm
 WORST_INDEX = "worst_psi"
 MOST_PLOTTED = 50  # columns
 _WEEK = Duration(days=7)
@@ -88,7 +88,7 @@ class SegmentDrift:
 
     @property
     def predictions(self) -> str:
-        """Which predictions these are, for a person."""
+        """The name of these predictions, for a person."""
         return f"predictions for {self.segment_column} = {'null' if self.segment is None else self.segment}"
 
     @property

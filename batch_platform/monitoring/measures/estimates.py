@@ -45,7 +45,7 @@ class EstimatedMetric:
 
     @property
     def within(self) -> bool | None:
-        """Whether the interval held what came true; None as long as that is not known."""
+        """True if the interval held what came true; None as long as that is not known."""
         return None if self.realised is None else self.low <= self.realised <= self.high
 
 
@@ -168,14 +168,14 @@ def read_segment_estimates(
 
 
 def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:
-    """How far the estimates of a pipeline were from what came true, by metric; empty before anything came true."""
+    """The track record of a pipeline's estimates, by metric; empty before anything came true."""
     return {record.metric: record for record, *_ in _track_records(con, pipeline, ESTIMATES.name)}
 
 
 def segment_track_records(
     con: duckdb.DuckDBPyConnection, pipeline: str, metric: str
 ) -> dict[tuple[str, str | None], TrackRecord]:
-    """How far the estimates of a metric were from what came true, by column and segment."""
+    """The track record of the estimates of a metric, by column and segment."""
     records = _track_records(con, pipeline, OF_SEGMENTS, "segment_column", "segment")
     return {(column, segment): record for record, column, segment in records if record.metric == metric}
 
@@ -198,7 +198,7 @@ class Estimated:
     """The estimates of a partition, and how far those of all partitions were off so far."""
 
     metrics: tuple[EstimatedMetric, ...]
-    records: Mapping[str, TrackRecord]  # by metric
+    records: Mapping[str, TrackRecord]  # record of each metric
 
 
 def in_words(estimate: EstimatedMetric, records: Mapping[str, TrackRecord]) -> str:

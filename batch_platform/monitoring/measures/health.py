@@ -89,7 +89,7 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
 def partition_aspects(
     spec: PipelineSpec, past: Past, run: ScoreRun, version: Version | None = None
 ) -> tuple[Aspect, ...]:
-    """What is judged of a partition by its commit, and by the version that scored it if that is known."""
+    """Judge a partition by its commit, and by the version that scored it if that is known."""
     age = () if version is None else (champion_age(spec, version, run.partition_start),)
     return (volume(past, run), rejected_share(past, run), *age)
 

@@ -29,7 +29,7 @@ _REAL_TYPES = ("DOUBLE", "FLOAT")
 class ScoreDistribution:
     """The distribution of one partition's scores."""
 
-    column: str  # of the predictions
+    column: str  # column of the predictions
     bars: tuple[tuple[str, int], ...]  # labels and counts: ranges of equal width in order, or the most frequent classes
     numbers: dict[str, float]  # mean and quantiles; for classes, the share of each class
     low: float | None  # start of the first range; None for classes

@@ -40,8 +40,8 @@ from batch_platform.scoring.partition import Staged, merged, unwatched
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
 
-JOBS_AT_ONCE = 2  # so that no core waits for the last task of a job
-TASKS_PER_SLOT = 4  # of a job of small partitions
+JOBS_AT_ONCE = 2  # with one, cores would wait for the last task of a job
+TASKS_PER_SLOT = 4  # tasks in a job of small partitions
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +129,7 @@ class SparkEngine:
             ):
                 parts = parts_of(order.features, self._spark.rows_per_task)
         except (OSError, pa.ArrowException, IntegrityError):
-            return [Task(position)]  # which says what is wrong with the file
+            return [Task(position)]  # the task says what is wrong with the file
         if len(parts) == 1:
             return [Task(position)]
         return [Task(position, scores=False), *(Task(position, part) for part in parts)]
@@ -176,7 +176,7 @@ class SparkEngine:
             self._watch(order.partition, order.rows * done // len(job.tasks), order.rows)
 
     def _given_up(self, job: Job, running: SparkJob, error: Exception) -> EngineError:
-        """Why Spark ended a job, as one sentence, and what to do."""
+        """The reason why Spark ended a job, as one sentence, and what to do."""
         spec, master = self._spec, self._spark_jobs.master
         keys = listed({order.partition.key for order in job.orders})
         hint = "nothing of these partitions was published; run again once the cluster is well: what is committed is skipped."
