@@ -4,13 +4,14 @@ A module of a user's project adds its own to `MEASURES` before the pipelines are
 order of the dictionary: drift reads the profiles.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
+import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measure import Asset, Check, Commits, Measure, ScoredPart
+from batch_platform.monitoring.measure import Asset, Check, Commits, Measure, ScoredPart, ScoredPartition
 from batch_platform.monitoring.measures.challengers import CHALLENGERS
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
@@ -78,8 +79,31 @@ def read_values(
     return values
 
 
+def further_rows(partition: ScoredPartition) -> dict[str, pl.DataFrame]:
+    """The rows that measures have beside those of their tables, of a partition that was evaluated with labels, by name."""
+    further = dict[str, pl.DataFrame]()
+    for measure in MEASURES.values():
+        if measure.beside is not None:
+            further |= measure.beside(partition)
+    return further
+
+
+def settle_measures(
+    con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], rows: Mapping[str, pl.DataFrame]
+) -> None:
+    """Complete what evaluated partitions decide of other rows, within the caller's transaction; `rows` are further ones by name."""
+    for measure in MEASURES.values():
+        if measure.settle is not None:
+            measure.settle(con, pipeline, keys, rows)
+
+
 def _tables() -> dict[str, Description]:
     return {name: table for measure in MEASURES.values() for name, table in measure.described.items()}
+
+
+def is_table(name: str) -> bool:
+    """Return whether further rows of a measure are those of a table."""
+    return name in _tables()
 
 
 descriptions.COLLECTED.append(_tables)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import Metric, known_to
@@ -97,6 +98,8 @@ class ScoredPartition:
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
     own_metrics: Sequence[Metric] = ()  # further metrics that the pipeline declares
     in_sample: bool = False  # whether the model has learned from the partition
+    # The key of each row and its columns of `monitoring.segments`; None if it has none of them.
+    read_segments: Callable[[], pl.DataFrame | None] = lambda: None
 
     @cached_property
     def score_columns(self) -> list[str]:
@@ -188,18 +191,21 @@ class Measure(Generic[Value]):
 
     name: str
     description: str  # one sentence for the UI: what the measure says about a partition
-    columns: Mapping[str, Column] = field(
-        default_factory=dict[str, Column]
-    )  # of the table of its name, beside the shared ones
+    # Columns of the table of its name, beside those that every measure's table has.
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
     shared: Mapping[str, str] = field(default_factory=dict[str, str])  # other texts of the shared columns
     row: str = ""  # what a row of that table is, in words; by default the description
     tables: Mapping[str, Description] = field(default_factory=dict[str, Description])  # tables that it makes itself
     # The rows of its table for one partition, with these columns: when it is scored, or when it is evaluated.
     score: Callable[[ScoreRun, ScoredPart], pl.DataFrame] | None = None
     compute: Callable[[ScoredPartition], pl.DataFrame] | None = None
+    # Further rows of a partition that was evaluated with labels, of the model that serves: in tables of `tables`, or to settle.
+    beside: Callable[[ScoredPartition], Mapping[str, pl.DataFrame]] | None = None
+    # Complete other rows of evaluated partitions, by such further rows, once the tables are replaced.
+    settle: Callable[[duckdb.DuckDBPyConnection, str, Sequence[str], Mapping[str, pl.DataFrame]], None] | None = None
     # Values by partition key that are known before the transaction; with it, nothing is read back within.
     stage: Callable[[Mapping[str, ScoredPart]], Mapping[str, Value]] | None = None
-    # Replace the rows of committed partitions within the transaction of the predictions; by default those of `score`.
+    # Replace further tables within the transaction of the predictions; the rows of `score` are replaced anyway.
     replace: Callable[[duckdb.DuckDBPyConnection, Commits, Mapping[str, ScoredPart]], None] | None = None
     # The values of committed partitions by key; by default the rows of its table.
     read: Callable[[duckdb.DuckDBPyConnection, Commits], Mapping[str, Value]] | None = None
@@ -249,21 +255,28 @@ class Measure(Generic[Value]):
             self.replace(con, commits, parts)
         if self.score is None:
             return
-        rows = [
-            self.score(run, parts[run.partition_key]).select(
-                pl.lit(run.partition_key).alias("partition_key"),
-                *self.columns,
-                pl.lit(run.model_version).alias("model_version"),
-                pl.lit(run.run_id).alias("run_id"),
-            )
-            for run in commits.runs
-        ]
+        rows = [self._scored(self.score(run, parts[run.partition_key]), run) for run in commits.runs]
         if not any(frame.height for frame in rows) and not has_table(con, commits.pipeline, self.name):
             return
         con.register("new_rows", pl.concat(rows))
         replace_rows(con, commits.pipeline, self.name, commits.keys, "new_rows")
         con.unregister("new_rows")
         note(con, [Change(run.seq, commits.pipeline, self.name, run.partition_key) for run in commits.runs])
+
+    def _scored(self, rows: pl.DataFrame, run: ScoreRun) -> pl.DataFrame:
+        """The rows of a partition with the shared columns; raises DataError if they lack a column."""
+        if lacking := [name for name in self.columns if name not in rows.columns]:
+            msg = (
+                f"{run.pipeline}, partition {run.partition_key}: the measure {self.name!r} computed no column "
+                f"{listed(map(repr, lacking))}; it computed {listed(map(repr, rows.columns))}."
+            )
+            raise DataError(msg, hint=f"return each column that the measure declares ({listed(self.columns)}).")
+        return rows.select(
+            pl.lit(run.partition_key).alias("partition_key"),
+            *(pl.col(name).cast(dtype) for name, dtype in self.types.items()),
+            pl.lit(run.model_version).alias("model_version"),
+            pl.lit(run.run_id).alias("run_id"),
+        )
 
     def read_from(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> Mapping[str, Any]:
         """The values of committed partitions by key; a partition without any is left out."""

@@ -20,10 +20,16 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.measure import TRUTH, ScoredPartition
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED, metric_rows, named_classes
-from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
+from batch_platform.monitoring.measures.performance import (
+    OUTCOMES,
+    PERFORMANCE,
+    POOLED,
+    class_texts,
+    metric_rows,
+    named_classes,
+)
+from batch_platform.monitoring.metrics import Metric, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, prediction_columns
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
@@ -193,29 +199,6 @@ def _measured(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
     measured = [runs[key] for key, seq in evaluated if key in runs and runs[key].seq == seq]
     stated = ((run, in_sample.get(run.partition_key)) for run in measured)
     return [run.partition_key for run, seen in stated if not (run.in_sample if seen is None else seen)]
-
-
-def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
-    """The labels of a partition for the table of outcomes: key columns, `outcome` as text, and of a regression the value.
-
-    A class is written as the model writes it, whatever type the labels have.
-    """
-    labels = partition.labelled[TRUTH]
-    if partition.task == "regression":
-        outcome, value = pl.lit(None, pl.String), labels.cast(pl.Float64)
-    else:
-        texts = dict(zip(partition.classes, class_texts(partition.classes), strict=True))
-        written = [texts.get(label) for label in as_truth(labels).tolist()]
-        outcome = pl.Series(written, dtype=pl.String).zip_with(
-            pl.Series([text is not None for text in written], dtype=pl.Boolean), labels.cast(pl.String)
-        )
-        value = pl.lit(None, pl.Float64)
-    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
-
-
-def class_texts(classes: Sequence[Any]) -> list[str]:
-    """Classes as text."""
-    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ evaluated, unless a measure needs its contract to encode the features.
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import duckdb
@@ -22,13 +22,11 @@ from batch_platform.features.history import History, never_learned_from, recorde
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Registry, Version, read_registry
-from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures
+from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
-from batch_platform.monitoring.measures.estimates import MEASURED_SEGMENTS, realised_by_segment
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
+from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import own_metrics
-from batch_platform.monitoring.pooled import outcome_rows
 from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
@@ -45,9 +43,8 @@ class MeasuredModel:
     tables: Mapping[str, pl.DataFrame]  # the rows of each measure's table, by measure
     rows_labelled: int
     challenger: str | None = None  # its name; None for the model that serves
-    outcomes: pl.DataFrame | None = None  # the labels; None without them, and where an evaluation is read back
-    # The estimated metrics of each segment: segment_column, segment, metric, value; none where the model has learned from it.
-    of_segments: Sequence[tuple[str, str | None, str, float]] = ()
+    # Further rows by name; none of a challenger, without labels, and where an evaluation is read back.
+    beside: Mapping[str, pl.DataFrame] = field(default_factory=dict[str, pl.DataFrame])
 
     @cached_property
     def numbers(self) -> dict[str, float]:
@@ -109,7 +106,7 @@ def _not_scored(pipeline: str, partition_key: str) -> DataError:
 
 
 def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
-    """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores, and their labels."""
+    """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores."""
     tables: dict[str, list[pl.DataFrame]] = {name: [] for name in evaluated_measures()}
     for partition in group:
         for model in (partition.served, *partition.challengers):
@@ -124,23 +121,17 @@ def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
                         pl.lit(model.challenger, dtype=pl.String).alias("challenger"),
                     )
                 )
-    outcomes = [
-        partition.served.outcomes.select(
-            pl.lit(partition.partition.key).alias("partition_key"),
-            pl.all(),
-            pl.lit(partition.run.run_id).alias("run_id"),
-        )
-        for partition in group
-        if partition.served.outcomes is not None
-    ]
-    measured = {name: pl.concat(frames) for name, frames in tables.items()}
-    return measured | ({OUTCOMES: pl.concat(outcomes, how="vertical_relaxed")} if outcomes else {})
+    return {name: pl.concat(frames) for name, frames in tables.items()}
 
 
-def measured_segments(group: Sequence[Evaluated]) -> pl.DataFrame:
-    """The realised metrics of the segments of some partitions, in the columns MEASURED_SEGMENTS."""
-    rows = [(evaluated.partition.key, *row) for evaluated in group for row in evaluated.served.of_segments]
-    return pl.DataFrame(rows, schema=MEASURED_SEGMENTS, orient="row")
+def rows_beside(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
+    """The further rows of measures for some partitions, by name."""
+    further: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for partition in group:
+        key, run_id = pl.lit(partition.partition.key), pl.lit(partition.run.run_id)
+        for name, rows in partition.served.beside.items():
+            further[name].append(rows.select(key.alias("partition_key"), pl.all(), run_id.alias("run_id")))
+    return {name: pl.concat(frames, how="vertical_relaxed") for name, frames in further.items()}
 
 
 @dataclass(frozen=True)
@@ -216,23 +207,11 @@ class _Evaluation:
             own_metrics(spec),
             in_sample=not spec.partitions.snapshot
             and model.has_seen(partition),  # of a snapshot only unseen rows count
+            read_segments=partial(segments_of, self.con, spec, partition),
         )
         with one_thread():
             tables = {
                 name: measure.compute(scored) for name, measure in evaluated_measures().items() if measure.compute
             }
-        if labels is None or challenger:
-            return MeasuredModel(model, tables, scored.labelled.height, challenger)
-        of_segments = () if scored.in_sample else tuple(self._of_segments(partition, scored))
-        return MeasuredModel(model, tables, scored.labelled.height, None, outcome_rows(scored), of_segments)
-
-    def _of_segments(
-        self, partition: Partition, scored: ScoredPartition
-    ) -> Iterator[tuple[str, str | None, str, float]]:
-        """The metrics that are estimated too, of each segment of a partition."""
-        spec = self.history.spec
-        if not spec.monitoring.segments or not scored.labelled.height:
-            return
-        segments = segments_of(self.con, spec, partition)
-        if segments is not None:
-            yield from realised_by_segment(scored, segments, spec.monitoring.segments)
+            beside = {} if labels is None or challenger else further_rows(scored)
+        return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)

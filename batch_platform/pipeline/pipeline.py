@@ -44,12 +44,12 @@ from batch_platform.models.registry import (
     record_failure,
     register,
 )
+from batch_platform.monitoring.catalogue import is_table, settle_measures
 from batch_platform.monitoring.measure import Commits
-from batch_platform.monitoring.measures.estimates import record_realised
 from batch_platform.monitoring.pooled import forget_periods, pool
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.build import Built, FeatureStep
-from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
+from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, rows_beside
 from batch_platform.pipeline.former_codes import FormerCodes
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.plan import (
@@ -572,12 +572,8 @@ class Pipeline:
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
-            runs = [evaluation.run for evaluation in group]
-            keys = [run.partition_key for run in runs]
-            self.warehouse.commit_evaluations(
-                self.spec.name,
-                runs,
-                measure_tables(group),
-                lambda con: record_realised(con, self.spec.name, keys, measured_segments(group)),
-            )
+            name, runs = self.spec.name, [evaluation.run for evaluation in group]
+            keys, further = [run.partition_key for run in runs], rows_beside(group)
+            tables = measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
+            self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
         yield from group

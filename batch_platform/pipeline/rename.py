@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import duckdb
 
-import batch_platform.monitoring.catalogue  # noqa: F401 - registers the tables of measures, which are renamed too
+# Registers the tables of measures, which are renamed too.
+import batch_platform.monitoring.catalogue  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home

@@ -20,13 +20,8 @@ from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_r
 from batch_platform.warehouse.sql import has_table, quoted
 
 OF_SEGMENTS = "estimates_by_segment"
-MEASURED_SEGMENTS = {  # columns of what came true of segments
-    "partition_key": pl.String,
-    "segment_column": pl.String,
-    "segment": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-}
+REALISED = "realised_by_segment"
+_REALISED = {"segment_column": pl.String, "segment": pl.String, "metric": pl.String, "value": pl.Float64}
 
 
 @dataclass(frozen=True)
@@ -94,29 +89,28 @@ def _rows(
         )
 
 
-def realised_by_segment(
-    scored: ScoredPartition, segments: pl.DataFrame, columns: Sequence[str]
-) -> Iterator[tuple[str, str | None, str, float]]:
-    """The metrics that are estimated too, of each segment of a partition: column, value as text, metric, and its value.
-
-    `segments` has the key of each row, and as many of the columns as are stored.
-    """
-    outcomes = labelled_outcomes(scored)
-    rows = scored.labelled.select(scored.key).join(segments, on=list(scored.key), how="left", maintain_order="left")
-    for column in (name for name in columns if name in segments.columns):
+def _realised_by_segment(scored: ScoredPartition) -> dict[str, pl.DataFrame]:
+    """The metrics that are estimated too, of each segment of a partition that the model has not learned from."""
+    segments = None if scored.in_sample or not scored.labelled.height else scored.read_segments()
+    if segments is None:
+        return {}
+    outcomes, key, realised = labelled_outcomes(scored), list(scored.key), list[tuple[str, str | None, str, float]]()
+    rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
+    for column in segments.columns[len(key) :]:
         places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
         for (segment,), of_segment in places.group_by("value", maintain_order=True):
-            for metric, value in measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED).items():
-                yield column, None if segment is None else str(segment), metric, value
+            values = measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED)
+            name = None if segment is None else str(segment)
+            realised += [(column, name, metric, value) for metric, value in values.items()]
+    return {REALISED: pl.DataFrame(realised, schema=_REALISED, orient="row")}
 
 
-def record_realised(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], of_segments: pl.DataFrame
+def _record_realised(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], rows: Mapping[str, pl.DataFrame]
 ) -> None:
     """Record what came true of the estimates of evaluated partitions.
 
-    The metrics of whole partitions are read from `performance`; `of_segments` has those of segments, in the columns
-    MEASURED_SEGMENTS.
+    The metrics of whole partitions are read from `performance`; `rows` has those of segments.
     """
     if not partition_keys or not has_table(con, pipeline, ESTIMATES.name):
         return
@@ -135,7 +129,7 @@ def record_realised(
     if not has_table(con, pipeline, OF_SEGMENTS):
         return
     table = f"{quoted(pipeline)}.{OF_SEGMENTS}"
-    con.register("of_segments", of_segments)
+    con.register("of_segments", rows.get(REALISED, pl.DataFrame(schema={"partition_key": pl.String, **_REALISED})))
     con.execute(
         f"""
         UPDATE {table} SET realised = (
@@ -260,6 +254,8 @@ ESTIMATES = Measure[Estimated](
             },
         ),
     },
+    beside=_realised_by_segment,
+    settle=_record_realised,
     replace=_replace,
     read=_read,
     shown=_shown,

@@ -87,6 +87,29 @@ def named_classes(labels: pl.Series) -> str | None:
     return listed(labels.unique().cast(pl.String).to_list()) if len(labels) else None
 
 
+def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
+    """The labels of a partition for the table of outcomes: key columns, `outcome` as text, and of a regression the value.
+
+    A class is written as the model writes it, whatever type the labels have.
+    """
+    labels = partition.labelled[TRUTH]
+    if partition.task == "regression":
+        outcome, value = pl.lit(None, pl.String), labels.cast(pl.Float64)
+    else:
+        texts = dict(zip(partition.classes, class_texts(partition.classes), strict=True))
+        written = [texts.get(label) for label in as_truth(labels).tolist()]
+        outcome = pl.Series(written, dtype=pl.String).zip_with(
+            pl.Series([text is not None for text in written], dtype=pl.Boolean), labels.cast(pl.String)
+        )
+        value = pl.lit(None, pl.Float64)
+    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
+
+
+def class_texts(classes: Sequence[Any]) -> list[str]:
+    """Classes as text."""
+    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
+
+
 def _compute(partition: ScoredPartition) -> pl.DataFrame:
     strange = partition.of_unknown_class
     beside = (partition.labelled.height, len(strange), named_classes(strange), partition.in_sample)
@@ -157,6 +180,7 @@ PERFORMANCE = Measure[pl.DataFrame](
     compute=_compute,
     numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),
     check=_check,
+    beside=lambda partition: {OUTCOMES: outcome_rows(partition)},
     has_section=True,
     tables={
         OUTCOMES: Description(
