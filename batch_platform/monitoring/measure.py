@@ -98,7 +98,8 @@ class ScoredPartition:
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
     own_metrics: Sequence[Metric] = ()  # further metrics that the pipeline declares
     in_sample: bool = False  # whether the model has learned from the partition
-    # The key of each row and its columns of `monitoring.segments`; None if it has none of them.
+    segments: Sequence[str] = ()  # columns of `monitoring.segments`
+    # The key of each row and as many of these columns as are stored; None if none of them is.
     read_segments: Callable[[], pl.DataFrame | None] = lambda: None
 
     @cached_property

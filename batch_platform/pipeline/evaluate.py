@@ -207,6 +207,7 @@ class _Evaluation:
             own_metrics(spec),
             in_sample=not spec.partitions.snapshot
             and model.has_seen(partition),  # of a snapshot only unseen rows count
+            segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
         )
         with one_thread():

@@ -124,7 +124,7 @@ def test_the_measure_of_the_guide_is_wherever_a_built_in_measure_is(tmp_path, mo
     (block,) = [block for block in blocks("python", GUIDE["extending"]) if 'MEASURES["empty_cells"]' in block]
     exec(compile(block, "example", "exec"), {})
     deployment = deploy_trained(tmp_path, monkeypatch, monitoring={"drift": {}})
-    assert deployment.run("predictions", first="2024-02-01", last="2024-02-02").success
+    assert deployment.run("features", "predictions", first="2024-02-01", last="2024-02-02").success
     home, spec = deployment.pipeline.home, deployment.pipeline.spec
 
     stored = published(deployment, "FROM small.empty_cells ORDER BY partition_key")

@@ -96,7 +96,7 @@ def _realised_by_segment(scored: ScoredPartition) -> dict[str, pl.DataFrame]:
         return {}
     outcomes, key, realised = labelled_outcomes(scored), list(scored.key), list[tuple[str, str | None, str, float]]()
     rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
-    for column in segments.columns[len(key) :]:
+    for column in (name for name in scored.segments if name in segments.columns):
         places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
         for (segment,), of_segment in places.group_by("value", maintain_order=True):
             values = measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED)

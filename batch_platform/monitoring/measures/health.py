@@ -3,7 +3,7 @@
 A partition is compared with earlier partitions only, so its judgement is the same whenever it is scored. Kept in no table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil, isfinite
@@ -106,29 +106,31 @@ def _measure(
     check: Callable[[PipelineSpec], Check[JudgedRun] | None],
 ) -> Measure[JudgedRun]:
     def read(_: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, JudgedRun]:
-        judged = {run: judge(commits, run) for run in commits.runs}
-        return {run.partition_key: JudgedRun(run, aspect) for run, aspect in judged.items() if aspect is not None}
+        judged = ((run, judge(commits, run)) for run in commits.runs)
+        return {run.partition_key: JudgedRun(run, aspect) for run, aspect in judged if aspect is not None}
 
     return Measure(name=name, description=description, read=read, check=check)
-
-
-def _finding(judged: JudgedRun) -> Finding:
-    return Finding("none" if judged.aspect.passed else "warn", _shown(judged))
 
 
 def _shown(judged: JudgedRun) -> dict[str, Any]:
     return {**rounded(judged.aspect.numbers), "what": judged.aspect.text}
 
 
-def _check_volume(_: PipelineSpec) -> Check[JudgedRun]:
+def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
+    """The check of an aspect that passed or gives a warning; the summary lists the partitions with a warning as `failed_as`."""
     return Check(
-        description=(
-            f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
-            f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} nothing is judged. Its "
-            "limits are plotted."
-        ),
-        judge=lambda judged, _: _finding(judged),
-        summary=lambda judged, failed: {"partitions": f"{len(judged):,}", "unusual": listed(failed) or "none"},
+        description=description,
+        judge=lambda judged, _: Finding("none" if judged.aspect.passed else "warn", _shown(judged)),
+        summary=lambda judged, failed: {"partitions": f"{len(judged):,}", failed_as: listed(failed) or "none"},
+    )
+
+
+def _check_volume(_: PipelineSpec) -> Check[JudgedRun]:
+    return _judged_alone(
+        f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
+        f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} nothing is judged. Its "
+        "limits are plotted.",
+        failed_as="unusual",
     )
 
 
@@ -160,18 +162,11 @@ def _check_champion_age(spec: PipelineSpec) -> Check[JudgedRun] | None:
     oldest = oldest_champion(spec)
     if oldest is None:
         return None
-
-    def summary(judged: Mapping[str, JudgedRun], failed: Sequence[str]) -> dict[str, str]:
-        return {"partitions": f"{len(judged):,}", "scored_by_an_old_model": listed(failed) or "none"}
-
-    return Check(
-        description=(
-            f"The serving period of the model began at most {oldest} before the partition (monitoring.max_champion_age; by "
-            "default twice model.train.every, at least 7 days). An older one suggests that newer models are refused, wait for "
-            "promotion, or are not trained."
-        ),
-        judge=lambda judged, _: _finding(judged),
-        summary=summary,
+    return _judged_alone(
+        f"The serving period of the model began at most {oldest} before the partition (monitoring.max_champion_age; by "
+        "default twice model.train.every, at least 7 days). An older one suggests that newer models are refused, wait for "
+        "promotion, or are not trained.",
+        failed_as="scored_by_an_old_model",
     )
 
 
