@@ -39,6 +39,7 @@ from batch_platform.declaration.windows import can_train, evaluation_start, trai
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
+from batch_platform.monitoring.measures.profiles import read_profiles, window_profiles
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.drop import drop_partitions
@@ -48,7 +49,6 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.engines import local
-from batch_platform.scoring.profile_tables import read_profiles, window_profiles
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.restore import restore_from_published

@@ -18,14 +18,14 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
 from batch_platform.cli.run import bring_up_to_date
 from batch_platform.cli.summary import Outcome
-from batch_platform.components import checks
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.measure import Judgement
+from batch_platform.monitoring.measures.performance import PERFORMANCE, asked_of
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.performance import asked_of
 from batch_platform.pipeline.recorded import recorded_evaluations
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
@@ -92,19 +92,21 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
     return months
 
 
-def _warnings(wiring: Wiring, partitions: Sequence[Partition]) -> list[checks.Judged]:
+def _warnings(wiring: Wiring, partitions: Sequence[Partition]) -> list[Judgement]:
     """The days whose performance gives a warning."""
     pipeline = wiring.pipeline()
     state = pipeline.state()
     keys = [partition.key for partition in partitions if partition.key in state.evaluations]
-    judged = (it for each in recorded_evaluations(pipeline, state, keys) for _, it in checks.judge(wiring, each))
-    return [it for it in judged if not it.judgement.passed]
+    check = PERFORMANCE.check(wiring.spec)
+    served = (evaluated.served for evaluated in recorded_evaluations(pipeline, state, keys))
+    judged = [check.judge(model.tables[PERFORMANCE.name], model.version.task) for model in served if check is not None]
+    return [judgement for judgement in judged if isinstance(judgement, Judgement) and not judgement.passed]
 
 
-def _explain(warnings: Sequence[checks.Judged], days: int) -> None:
+def _explain(warnings: Sequence[Judgement], days: int) -> None:
     """Say in one line what the performance warning in the UI means."""
     if warnings:
-        first = warnings[0].judgement
+        first = warnings[0]
         terminal.say(
             f"The UI warns of the performance of {len(warnings)} of {days} days: even the best end of their 95% interval "
             f"misses the declared {asked_of(first.name, first.bound)}. Nothing failed, and the predictions stay."

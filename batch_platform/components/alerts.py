@@ -17,7 +17,7 @@ from urllib.parse import quote
 import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
-from batch_platform.components.checks import ALARMS, NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
+from batch_platform.components.checks import NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
 from batch_platform.components.incidents import (
     Causes,
@@ -37,11 +37,11 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.windows import serving_calendar
+from batch_platform.monitoring.measures.drift import ALARMS, DRIFT
 from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
 from batch_platform.warehouse.published import reading_published
@@ -194,7 +194,7 @@ def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Tr
     if result.description and result.description != result.partition:
         shown.insert(0, result.description)
     severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
-    alarms: Any = values.get(ALARMS) if result.check_name == DRIFT else None
+    alarms: Any = values.get(ALARMS) if result.check_name == DRIFT.name else None
     columns: Causes = {name: _SEVERITIES[level] for name, level in (alarms or {}).items()}
     return Trouble(severity, since, _cut("; ".join(shown)), run_id, columns)
 

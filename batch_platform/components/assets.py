@@ -25,7 +25,6 @@ from batch_platform.components.resources import IO_MANAGER_KEY
 from batch_platform.components.runs import targets
 from batch_platform.components.scoring import (
     bring_up_to_date,
-    checks_of_predictions,
     evaluate,
     evaluate_what_is_due,
     replay_rejected,
@@ -190,7 +189,7 @@ def _predictions(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
     With both, Dagster may ask for one of them, or for a check alone: drift without predictions is told as it is recorded.
     """
     key = wiring.key("predictions")
-    of_drift = [check.spec(wiring.key("drift")) for check in checks.drift(wiring)]
+    of_drift = [check.spec(wiring.key("drift")) for check in checks.of_measures(wiring, "drift").values()]
 
     @dg.multi_asset(
         name=key.to_python_identifier(),
@@ -199,7 +198,7 @@ def _predictions(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
         check_specs=[
-            *(check.spec(key) for check in checks_of_predictions(wiring)),
+            *(check.spec(key) for check in checks.predictions(wiring)),
             *of_drift,
         ],
         can_subset=bool(of_drift),
@@ -226,7 +225,7 @@ def _predictions(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
 
 
 def _performance(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.AssetsDefinition:
-    key, measures = wiring.key("performance"), checks.measures(wiring)
+    key, measures = wiring.key("performance"), checks.of_measures(wiring, "performance")
 
     @dg.asset(
         key=key,

@@ -1,4 +1,4 @@
-"""What Dagster is told of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
+"""Reports to Dagster of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +9,13 @@ import dagster as dg
 from batch_platform.components import checks, describe
 from batch_platform.components.checks import RunCheck, evaluation
 from batch_platform.components.wiring import Wiring
+from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.run import Committed
+from batch_platform.warehouse.descriptions import tables_of_pipelines
+from batch_platform.warehouse.sql import quoted, table_columns
 
 
 @dataclass(frozen=True)
@@ -57,24 +60,41 @@ def model(wiring: Wiring, trained: Trained) -> Commit:
 
 def predictions(wiring: Wiring, committed: Committed) -> Commit:
     """Committed predictions."""
-    checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.predictions(wiring), committed)
-    if committed.challengers:
-        checked[checks.CHALLENGERS_SCORED] = committed.challengers
+    key = committed.partition.key
+    checked = {checks.ROWS_BALANCE: committed} | checks.judge(
+        wiring, "predictions", key, committed.measures, committed.task
+    )
     version = describe.rows_version(committed)
-    return Commit(committed.partition.key, version, committed.run.rows_in, describe.committed(committed), checked)
+    return Commit(key, version, committed.run.rows_in, describe.committed(committed), checked)
 
 
 def drift(wiring: Wiring, committed: Committed) -> Commit:
     """The drift of committed predictions."""
-    checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.drift(wiring), committed)
-    version, metadata = describe.drift_version(committed), describe.partition_drift(committed)
-    return Commit(committed.partition.key, version, len(committed.drift), metadata, checked)
+    key, drift = committed.partition.key, DRIFT.of(committed.measures) or PartitionDrift(committed.run)
+    checked = checks.judge(wiring, "drift", key, committed.measures, committed.task)
+    metadata = {
+        **describe.of_measures("drift", committed.measures),
+        describe.PARTITION_ROWS: len(drift.columns),
+        "model_version": committed.run.model_version,
+    }
+    return Commit(key, drift.sha256[:16], len(drift.columns), metadata, checked)
 
 
 def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     """An evaluation."""
-    measures = checks.measures(wiring)
-    checked = {measures[name]: judged for name, judged in checks.judge(wiring, evaluated)}
+    task = evaluated.served.version.task
+    checked = checks.judge(wiring, "performance", evaluated.partition.key, evaluated.served.tables, task)
     version = describe.evaluation_version(evaluated)
-    metadata = describe.evaluated(evaluated)
-    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, metadata, checked)
+    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, describe.evaluated(evaluated), checked)
+
+
+def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
+    """Metadata of a table of the warehouse as a whole, for the last partition that a run logs."""
+    schema = wiring.spec.name
+    with wiring.pipeline().warehouse.open() as con:
+        columns = dict(table_columns(con, schema, name))
+        ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
+    return {
+        describe.ROW_COUNT: rows,
+        "dagster/column_schema": describe.table_schema(columns, tables_of_pipelines()[name].columns),
+    }

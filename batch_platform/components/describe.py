@@ -1,13 +1,10 @@
-"""What the UI shows of a pipeline: descriptions of its assets, and the metadata of each event."""
+"""Texts of a pipeline for the UI: descriptions of its assets, and the metadata of each event."""
 
 import ast
-import html
 import importlib.util
 import json
-import math
-import re
 import resource
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -18,29 +15,22 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
-from batch_platform.declaration.errors import MOST_LISTED, counted
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.bundle import Manifest, read_manifest
-from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.drift import ColumnDrift
-from batch_platform.monitoring.performance import asked_of
-from batch_platform.monitoring.scores import ScoreDistribution
+from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
+from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
+from batch_platform.monitoring.measure import Asset, rounded
+from batch_platform.monitoring.measures.drift import WORST_INDEX
+from batch_platform.monitoring.measures.performance import asked_of
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
-from batch_platform.scoring.challenger_tables import ChallengerRun
-from batch_platform.scoring.drift_tables import SegmentDrift, score_not_judged
 from batch_platform.scoring.run import Committed
-from batch_platform.warehouse.descriptions import OF_PIPELINES
-from batch_platform.warehouse.sql import quoted, table_columns
 
 ROW_COUNT = "dagster/row_count"  # of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
-WORST_INDEX = "worst_psi"
-DIGITS = 6  # significant digits of the numbers that are shown and plotted
-BARS = "\u00a0▁▂▃▄▅▆▇█"  # by height; no bar for an empty range
 
 
 def whole_job(wiring: Wiring) -> str:
@@ -158,7 +148,7 @@ def evaluation(wiring: Wiring) -> str:
     labels = wiring.spec.labels
     when = f"{labels.delay} after the end of a partition, when its labels are known" if labels else "once it is scored"
     text = (
-        f"{' '.join(measure.description for measure in MEASURES.values())} A partition is measured {when}. "
+        f"{' '.join(measure.description for measure in evaluated_measures().values())} A partition is measured {when}. "
         "*Metadata → Plots → Events* plots each number, event by event."
     )
     challengers = " Rows of a challenger have its name in `challenger`; it is null for the model that serves."
@@ -178,15 +168,6 @@ def table_schema(columns: Mapping[str, str], descriptions: Mapping[str, str] | N
     return dg.TableSchema(
         columns=[dg.TableColumn(name, dtype, description=described.get(name)) for name, dtype in columns.items()]
     )
-
-
-def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
-    """Metadata of a table of the warehouse as a whole, for the last partition that a run logs."""
-    schema = wiring.spec.name
-    with wiring.pipeline().warehouse.open() as con:
-        columns = dict(table_columns(con, schema, name))
-        ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
-    return {ROW_COUNT: rows, "dagster/column_schema": table_schema(columns, OF_PIPELINES[name].columns)}
 
 
 def source_state(state: SourceState, *, by_partition: bool) -> dict[str, Any]:
@@ -263,85 +244,51 @@ def trained_challengers(challengers: Sequence[TrainedChallenger]) -> dict[str, A
 def committed(partition: Committed) -> dict[str, Any]:
     """Metadata of a partition of predictions: rows in and out, the models, and the distribution of the scores."""
     run = partition.run
-    metadata: dict[str, Any] = {
+    shown: dict[str, Any] = {
         PARTITION_ROWS: run.rows_scored,
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
-    }
-    if partition.reasons:
-        metadata["rejected"] = dg.MetadataValue.md(listing(("reason", "rows"), partition.reasons))
-    metadata |= {
         "model_version": run.model_version,
-        **({"scores": dg.MetadataValue.md(distribution(partition.scores))} if partition.scores else {}),
-        **score_numbers(partition.scores),
-        **_estimates(partition),
+        **of_measures("predictions", partition.measures),
         "in_sample": run.in_sample,
         "skipped": partition.skipped,
         **({"engine": run.engine} if run.engine != LOCAL else {}),
         **_engine_page(partition.link),
     }
     if partition.unseen:
-        metadata["unknown_categories"] = dg.MetadataValue.md(listing(("column", "rows"), partition.unseen))
+        shown["unknown_categories"] = dg.MetadataValue.md(listing(("column", "rows"), partition.unseen))
     if partition.ignored:
-        metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in partition.ignored))
-    return metadata | _scored_challengers(partition.challengers)
+        shown["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in partition.ignored))
+    return shown
+
+
+def of_measures(asset: Asset, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the measures of a partition that an asset shows."""
+    return {
+        name: shown
+        for measure in measures_on(asset).values()
+        if measure.name in values
+        for name, shown in metadata(measure.metadata(values[measure.name])).items()
+    }
+
+
+def metadata(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, texts, Markdown and mappings of a measure, as Dagster shows them."""
+    return {name: _shown(value) for name, value in shown.items()}
+
+
+def _shown(value: object) -> Any:  # noqa: ANN401 - a value of metadata
+    match value:
+        case Markdown():
+            return dg.MetadataValue.md(str(value))
+        case Mapping():
+            return dg.MetadataValue.json(dict(value))
+        case _:
+            return value
 
 
 def _engine_page(link: str) -> dict[str, Any]:
     return {"engine_page": dg.MetadataValue.url(link)} if link else {}
-
-
-def _estimates(partition: Committed) -> dict[str, Any]:
-    """The expected metrics, to plot, with their intervals and how far such estimates were off so far, to read."""
-    if not partition.estimates:
-        return {}
-    numbers = {f"estimated_{estimate.metric}": estimate.estimate for estimate in partition.estimates}
-    rows = [
-        (
-            *(estimate.metric, f"{estimate.estimate:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"),
-            str(partition.records.get(estimate.metric, "none has come true yet")),
-        )
-        for estimate in partition.estimates
-    ]
-    text = table(("metric", "expected", "95% interval", "estimates so far"), rows, ("expected",))
-    return {**rounded(numbers), "estimates": dg.MetadataValue.md(text)}
-
-
-def _scored_challengers(runs: Sequence[ChallengerRun]) -> dict[str, Any]:
-    if not runs:
-        return {}
-    numeric = ("scored", "rejected", "rank correlation", "decisions flipped")
-    rows = [
-        (
-            *(run.challenger, run.model_version or "-", f"{run.rows_scored:,}", f"{run.rows_rejected:,}"),
-            *("-" if value is None else f"{value:.4f}" for value in (run.rank_correlation, run.decisions_flipped)),
-            markdown(run.failure or ""),
-        )
-        for run in runs
-    ]
-    text = table(("challenger", "version", *numeric, "failure"), rows, numeric)
-    return {"challengers": dg.MetadataValue.md(text), **challenger_numbers(runs)}
-
-
-def challenger_numbers(runs: Sequence[ChallengerRun]) -> dict[str, float]:
-    """How far each challenger agrees with the champion, as numbers to plot."""
-    values = {
-        f"{run.challenger}_{name}": value
-        for run in runs
-        for name, value in (
-            ("rank_correlation", run.rank_correlation),
-            ("decisions_flipped", run.decisions_flipped),
-            ("rows_rejected", None if run.failure else run.rows_rejected),
-        )
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def score_numbers(scores: ScoreDistribution | None) -> dict[str, float]:
-    """Mean and quantiles of the scores, or the share of each class, as numbers to plot."""
-    if scores is None:
-        return {}
-    return {f"{scores.column}_{name}": round(number, DIGITS) for name, number in scores.numbers.items()}
 
 
 def rows_version(partition: Committed) -> str:
@@ -351,7 +298,7 @@ def rows_version(partition: Committed) -> str:
 
 
 def speed(partition: Committed) -> dict[str, Any]:
-    """How fast a partition was scored and where the time went: one line to read, and numbers to plot.
+    """The speed at which a partition was scored and where the time went: one line to read, and numbers to plot.
 
     Empty for a partition that was not scored as a whole.
     """
@@ -385,11 +332,6 @@ def evaluated(partition: Evaluated) -> dict[str, Any]:
     }
 
 
-def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Numbers with as many digits as anybody reads; the tables hold all digits."""
-    return {name: float(f"{number:.{DIGITS}g}") for name, number in numbers.items()}
-
-
 def evaluation_version(partition: Evaluated) -> str:
     """Data version of an evaluated partition."""
     measured = json.dumps([partition.run.score_seq, partition.served.numbers], sort_keys=True)
@@ -402,54 +344,6 @@ def _parameters(params: Mapping[str, object]) -> str:
     return listing(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
 
 
-def drifted(row: ColumnDrift) -> str:
-    """A column that differs from its baseline, in a few words."""
-    index = f"{row.column_name} {row.unusual:.2f}"
-    return f"{index} ({'; '.join(row.changes)})" if row.changes else index
-
-
-def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
-    """The worst segment of each column whose predictions differ, and how many more do."""
-    by_column = dict[str, list[SegmentDrift]]()
-    for row in worst_first:
-        by_column.setdefault(row.segment_column, []).append(row)
-    return [
-        f"{worst.predictions} {worst.unusual:.2f}" + (f" and {counted(len(others), 'more segment')}" if others else "")
-        for worst, *others in by_column.values()
-    ]
-
-
-def alarming(rows: Sequence[ColumnDrift]) -> list[ColumnDrift]:
-    """The columns that give a warning or an error, in the same order."""
-    return [row for row in rows if row.level in ("warn", "fail")]
-
-
-def most_drifted(worst_first: Sequence[ColumnDrift]) -> dg.MarkdownMetadataValue:
-    """A table of the columns that differ most from their baseline."""
-    rows = worst_first[:MOST_LISTED]
-    baseline = rows[0].baseline if rows else "reference"
-    return dg.MetadataValue.md(listing(("column", baseline), {row.column_name: drifted(row) for row in rows}))
-
-
-def partition_drift(partition: Committed) -> dict[str, Any]:
-    """Metadata of a partition of drift: the worst columns first, and numbers to plot; few where no column is judged."""
-    judged = [row for row in partition.drift if row.level is not None]
-    metadata: dict[str, Any] = {PARTITION_ROWS: len(partition.drift), "model_version": partition.run.model_version}
-    if not judged:
-        return metadata
-    if reason := score_not_judged(partition.drift):
-        metadata["not_judged"] = reason
-    levels = [row.level for row in judged]
-    numbers = {"columns_over_warn": len(alarming(judged)), "columns_over_fail": levels.count("fail")}
-    return {"the_worst": most_drifted(judged), **rounded({WORST_INDEX: judged[0].unusual}), **numbers, **metadata}
-
-
-def drift_version(partition: Committed) -> str:
-    """Data version of a partition of drift: equal for the same rows."""
-    measured = [(row.column_name, row.role, row.baseline, row.psi, row.level) for row in partition.drift]
-    return sha256(json.dumps(sorted(measured)).encode()).hexdigest()[:16]
-
-
 def drift(wiring: Wiring) -> str:
     """The description of the drift, with the query that reads it."""
     name = wiring.spec.name
@@ -460,35 +354,6 @@ def drift(wiring: Wiring) -> str:
         "`columns_over_warn` and `columns_over_fail` count the columns beyond the limits of monitoring.drift.\n\n"
         f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.drift WHERE partition_key = '…'\n```"
     )
-
-
-def listing(columns: tuple[str, str], values: Mapping[str, object]) -> str:
-    """A table of names and values of unknown origin, as Markdown."""
-    return table(columns, [map(markdown, (name, str(value))) for name, value in values.items()], columns[1:])
-
-
-def table(columns: Sequence[str], rows: Iterable[Iterable[str]], numeric: Container[str] = ()) -> str:
-    """A table as Markdown, of cells that are Markdown; numeric columns are aligned to the right."""
-    rule = ["---:" if column in numeric else "---" for column in columns]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
-
-
-def markdown(text: str) -> str:
-    """Text of unknown origin as Markdown that only shows it: without tags, links or cells of its own."""
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return html.escape(_MARKUP.sub(r"\\\g<0>", shown), quote=False)
-
-
-_MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is no markup
-
-
-def distribution(scores: ScoreDistribution) -> str:
-    """The scores of one partition as text: a bar for each range of equal width, or the rows of each class."""
-    if scores.low is None or scores.high is None:
-        return listing(("class", "rows"), {label: f"{count:,}" for label, count in scores.bars})
-    most = max(count for _, count in scores.bars)
-    bars = "".join(BARS[math.ceil(count / most * (len(BARS) - 1))] for _, count in scores.bars)
-    return f"{scores.low:.3g} `{bars}` {scores.high:.3g}"
 
 
 def opening_comment(sql: str) -> tuple[str, str]:

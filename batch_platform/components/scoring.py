@@ -7,7 +7,6 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
-from batch_platform.components.checks import RunCheck
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import PredictionsConfig, name_of_whole
 from batch_platform.components.making import RunStep
@@ -39,26 +38,21 @@ class ScoringLog:
     ) -> None:
         """Log a partition; with the `last` one, what its tables hold as a whole."""
         commit = commits.predictions(self._wiring, scored)
-        whole = describe.stored_table(self._wiring, "predictions") if last else {}
+        whole = commits.stored_table(self._wiring, "predictions") if last else {}
         self._predictions.committed(commit, metadata={**whole, **(metadata or {})}, retold=retold)
         if self._drift is not None:
             self._drift.made_before(self._wiring.key("predictions"), commit)
             commit = commits.drift(self._wiring, scored)
-            whole = describe.stored_table(self._wiring, "drift") if last and commit.rows else {}
+            whole = commits.stored_table(self._wiring, "drift") if last and commit.rows else {}
             self._drift.committed(commit, metadata=whole, retold=True)
 
     def finish(self) -> Iterator[dg.MaterializeResult]:
         """The outputs of the step that the run asks for."""
         wiring = self._wiring
         if wiring.key("predictions") in self._selected:
-            yield self._predictions.finish(*checks_of_predictions(wiring))
+            yield self._predictions.finish(*checks.predictions(wiring))
         if self._drift is not None and wiring.key("drift") in self._selected:
-            yield self._drift.finish(*checks.drift(wiring))
-
-
-def checks_of_predictions(wiring: Wiring) -> list[RunCheck[Any]]:
-    """The checks of the predictions and of the challengers beside them."""
-    return [*checks.predictions(wiring), *([checks.CHALLENGERS_SCORED] if wiring.spec.challengers else [])]
+            yield self._drift.finish(*checks.of_measures(wiring, "drift").values())
 
 
 def score(step: RunStep, config: PredictionsConfig) -> ScoringLog:
@@ -158,10 +152,10 @@ def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetC
             for scored in recorded:
                 log.committed(commits.drift(wiring, scored))
     if wiring.key("drift") in context.selected_asset_keys:
-        yield log.finish(*checks.drift(wiring))
+        yield log.finish(*checks.of_measures(wiring, "drift").values())
     for check, asset in {
-        **dict.fromkeys(checks_of_predictions(wiring), "predictions"),
-        **dict.fromkeys(checks.drift(wiring), "drift"),
+        **dict.fromkeys(checks.predictions(wiring), "predictions"),
+        **dict.fromkeys(checks.of_measures(wiring, "drift").values(), "drift"),
     }.items():
         key = wiring.key(asset)
         if key not in context.selected_asset_keys and check.key(key) in context.selected_asset_check_keys:
@@ -220,7 +214,7 @@ def _evaluate(step: RunStep, log: PartitionLog, partitions: Sequence[Partition])
 
 def _log_evaluated(step: RunStep, log: PartitionLog, evaluated: Evaluated, *, last: bool, retold: bool = False) -> None:
     commit = commits.performance(step.wiring, evaluated)
-    whole = describe.stored_table(step.wiring, "performance") if last else None
+    whole = commits.stored_table(step.wiring, "performance") if last else None
     log.committed(commit, metadata=whole, retold=retold)
 
 

@@ -35,9 +35,9 @@ from batch_platform.models.forest.compiled import (
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
-from batch_platform.models.reference import ReferenceProfile
 from batch_platform.models.refinements.prior import corrected
 from batch_platform.monitoring.leakage import SuspectedLeak
+from batch_platform.monitoring.reference import ReferenceProfile
 
 FORMAT = 4  # greater than every number that a build has used: numbers only grow
 MANIFEST = "manifest.json"

@@ -1,11 +1,11 @@
-"""What estimates of performance are based on: learned from rows that a model has not seen, and kept in its bundle.
+"""The basis of estimates of performance: learned from rows that a model has not seen, and kept in its bundle.
 
 The score that is served stays as it is. Of two classes, the score itself is divided into cells; of several, the probability of
 the most probable class; of a regression, the absolute error that a small tree expects by the features and the prediction.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import nextafter
 from typing import Any
 
@@ -18,6 +18,7 @@ from batch_platform.monitoring.estimates import Expectation, MeanMetric, expecte
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import Bins, Profile, number_bins
+from batch_platform.monitoring.reference import ErrorTree, EstimateBasis, Floats
 from batch_platform.monitoring.segments import Cells, Places
 
 CELLS = 50  # of a score
@@ -32,77 +33,21 @@ _NAMES = {"binary": "confidence", "multiclass": "confidence", "regression": "exp
 _LARGEST = float(np.finfo(np.float32).max)  # that scikit-learn's trees take
 _TINY = float(np.finfo(np.float64).eps)  # probability below which the log loss does not grow, as in `log_loss`
 
-Floats = NDArray[np.float64]
+
+def basis_values(basis: EstimateBasis, matrix: Floats, raw: NDArray[Any] | None) -> Floats:
+    """Compute what is divided into cells [n], of encoded rows [n, columns] and what the model returned for them (None without rows)."""
+    return np.empty(0) if raw is None else _values(basis.task, basis.tree, matrix, raw)
 
 
-@dataclass(frozen=True)
-class ErrorTree:
-    """A regression tree for the absolute error, by its nodes; the first one is the root, and a leaf has no feature (-1)."""
-
-    feature: tuple[int, ...]  # column of the encoded row; the one after the last is the prediction
-    threshold: tuple[float, ...]  # at most so much goes to the left
-    left: tuple[int, ...]
-    right: tuple[int, ...]
-    null_left: tuple[bool, ...]  # whether a row without a value goes to the left
-    error: tuple[float, ...]  # mean absolute error of a leaf
-
-    def leaves(self, matrix: Floats, predicted: Floats) -> NDArray[np.int64]:
-        """The leaf of each row, given encoded rows [n, columns] and their predictions [n]."""
-        leaves = np.zeros(len(predicted), dtype=np.int64)
-        pending = [(0, np.arange(len(predicted)))]
-        while pending:
-            node, rows = pending.pop()
-            feature = self.feature[node]
-            if feature < 0:
-                leaves[rows] = node
-                continue
-            values = predicted[rows] if feature == matrix.shape[1] else matrix[rows, feature]
-            left = values <= self.threshold[node]
-            if self.null_left[node]:
-                left |= np.isnan(values)
-            pending += [(self.left[node], rows[left]), (self.right[node], rows[~left])]
-        return leaves
-
-    def errors(self, matrix: Floats, predicted: Floats) -> Floats:
-        """The absolute error that is expected of each row."""
-        return np.asarray(self.error)[self.leaves(matrix, predicted)]
+def basis_profile(basis: EstimateBasis, values: Floats, places: Places | None = None) -> Profile:
+    """Count values [n] in the cells; `places` are theirs if they are known."""
+    cells = None if places is None else places[0]
+    return counted_profile(_NAMES[basis.task], "estimate", basis.expectation.bins, values, cells=cells)
 
 
-@dataclass(frozen=True)
-class EstimateBasis:
-    """What the estimates of a version are based on."""
-
-    task: str
-    expectation: Expectation
-    tree: ErrorTree | None = None  # of a regression
-
-    def values(self, matrix: Floats, raw: NDArray[Any] | None) -> Floats:
-        """What is divided into cells [n], of encoded rows [n, columns] and what the model returned for them (None without rows)."""
-        return np.empty(0) if raw is None else _values(self.task, self.tree, matrix, raw)
-
-    def profiled(self, values: Floats, places: Places | None = None) -> Profile:
-        """Count values [n] in the cells; `places` are theirs if they are known."""
-        cells = None if places is None else places[0]
-        return counted_profile(_NAMES[self.task], "estimate", self.expectation.bins, values, cells=cells)
-
-    def places(self, values: Floats) -> Places:
-        """The cells of values [n]."""
-        return counted_cells(values, self.expectation.bins), self.expectation.bins.cells
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        tree = None if self.tree is None else asdict(self.tree)
-        return {"task": self.task, "expectation": self.expectation.to_json(), "tree": tree}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "EstimateBasis":
-        """Read what `to_json` returned."""
-        tree = values["tree"]
-        return cls(
-            values["task"],
-            Expectation.from_json(values["expectation"]),
-            None if tree is None else ErrorTree(**{name: tuple(nodes) for name, nodes in tree.items()}),
-        )
+def basis_places(basis: EstimateBasis, values: Floats) -> Places:
+    """The cells of values [n]."""
+    return counted_cells(values, basis.expectation.bins), basis.expectation.bins.cells
 
 
 def basis_of(outcomes: Outcomes, segments: pl.DataFrame | None = None) -> EstimateBasis | None:
@@ -162,7 +107,7 @@ def _of_regression(rows: Outcomes, matrix: Floats, segments: pl.DataFrame) -> Es
 
 
 def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]) -> Floats:
-    """What is divided into cells, of each row."""
+    """The value of each row that is divided into cells."""
     if task == "binary":
         return np.ascontiguousarray(raw[:, -1], dtype=np.float64)
     if tree is None:
@@ -171,7 +116,7 @@ def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]
 
 
 def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) -> Expectation:
-    """What came true in the cells of a probability: how often a row was positive, or the most probable class right."""
+    """Learn what came true in the cells of a probability: how often a row was positive, or the most probable class right."""
     cells = counted_cells(values, bins)
     rows, hits_of_cell = (np.bincount(cells, weights=of, minlength=bins.cells) for of in (np.ones(len(cells)), hits))
     blocks = np.asarray(isotonic_blocks(hits_of_cell.tolist(), rows.tolist()))
@@ -207,7 +152,7 @@ def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) 
 
 
 def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
-    """What the absolute error was in the cells, each of which is a leaf of the tree."""
+    """Learn the absolute error in the cells, each of which is a leaf of the tree."""
     cells = counted_cells(values, bins)
     loss, squares, rows = (
         _by_cell(bins, cells, errors),

@@ -37,11 +37,12 @@ from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.models.positive import Positive
-from batch_platform.models.reference import ReferenceProfile, reference_of
+from batch_platform.models.reference import reference_of
 from batch_platform.models.refinements.prior import corrected, in_proportion, sampling_rates
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
 from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
 FEW_OF_A_CLASS = 100  # rows

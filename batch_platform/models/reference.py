@@ -1,15 +1,13 @@
-"""The reference profile of a version: what its features and its prediction were like when it was trained, kept in its bundle.
+"""Make the reference profile of a version from rows, and profile scored rows in its bins.
 
-Features are profiled over the rows that it was fitted on (of a balanced sample, over as many of each class as all rows have), the prediction over rows that it had not seen when it was judged.
 A model that is fitted again afterwards has seen those rows, but gives new rows such scores as its first fit gave them, since labels
 fix the scale of both. That does not hold if its scores have other values: those of a few small trees, which take few values, or anomaly
 scores, which have no fixed scale. Then they fix the bins, but are no baseline: nobody knows what it gives for rows that it has not seen.
 Scoring profiles its rows in the same bins.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -22,7 +20,7 @@ from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
-from batch_platform.models.estimate_basis import EstimateBasis
+from batch_platform.models.estimate_basis import basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import Moves, beyond_chance, divergences
 from batch_platform.monitoring.profiles import (
@@ -33,9 +31,9 @@ from batch_platform.monitoring.profiles import (
     category_profile,
     number_bins,
 )
+from batch_platform.monitoring.reference import BySegment, ReferenceProfile
 from batch_platform.monitoring.segments import Places, SegmentCounts
 
-FORMAT = 1
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
 # these make labelled scores surer, by 0.05 to 0.33 for the trees of the flights. Scores of few values differ by 0.6 to 5.
 REFITTED_ALIKE, OUTLIERS_ALIKE = 0.5, 0.02
@@ -47,154 +45,44 @@ _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of 
 _WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")
 
 
-BySegment = Mapping[str | None, Mapping[str, float]]  # distances by value of a column and start of a partition
+def profiled(  # noqa: PLR0913 - rows, and how they are counted
+    reference: ReferenceProfile,
+    rows: tuple[pl.DataFrame, NDArray[np.float64]],
+    raw: NDArray[Any] | None,
+    signature: Signature,
+    rejected: Mapping[str | None, int],
+    segments: Sequence[str] = (),
+) -> tuple[tuple[Profile, ...], SegmentCounts]:
+    """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
+    The prediction and what performance is estimated from are also counted by each value of `segments`.
 
-@dataclass(frozen=True)
-class ReferenceProfile:
-    """The profiles of the features, in the order of the contract, and of the prediction; None without rows to predict."""
-
-    features: tuple[Profile, ...]
-    prediction: Profile | None = None
-    prediction_is_baseline: bool = True
-    # How far the partitions of the training data are from their baselines, as index beyond chance: of each feature the highest
-    # one, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
-    usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
-    distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
-    # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
-    segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
-    basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of `prediction`; empty where it is no baseline
-    # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
-    moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
-
-    @property
-    def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
-        """How far a partition usually is from a baseline at most, by baseline, role and name; without unknown ones."""
-        known = dict[tuple[Baseline, Role, str], float]()
-        for baseline, usual in self.usual.items():
-            for profile, highest in zip(self.features, usual, strict=True):
-                known[baseline, profile.role, profile.name] = highest
-        for baseline, distances in self.distances.items():
-            if self.prediction is not None:
-                known[baseline, self.prediction.role, self.prediction.name] = max(distances.values())
-        return known
-
-    @property
-    def moves_by_column(self) -> dict[tuple[Baseline, str], Moves | None]:
-        """The usual distance of a number from a baseline by its range and mean, at most, by baseline and name of the feature."""
-        return {
-            (baseline, profile.name): moves
-            for baseline, of_columns in self.moves.items()
-            for profile, moves in zip(self.features, of_columns, strict=True)
-        }
-
-    def usual_of_segment(self, column: str, segment: str | None) -> float | None:
-        """How far the prediction in a segment usually is from the reference at most, and never less than that of all rows.
-
-        None where it is not known: then the partitions that no fit had seen do not hold the segment twice.
-        """
-        if not (own := self.segment_distances.get(column, {}).get(segment)):
-            return None
-        return max([*own.values(), *self.distances.get("reference", {}).values()])
-
-    @property
-    def baseline(self) -> tuple[Profile, ...]:
-        """The profiles that those of other rows can be compared with."""
-        return self.profiles if self.prediction_is_baseline else self.features
-
-    @property
-    def profiles(self) -> tuple[Profile, ...]:
-        """All profiles, that of the prediction last."""
-        return self.features if self.prediction is None else (*self.features, self.prediction)
-
-    def profiled(
-        self,
-        rows: tuple[pl.DataFrame, NDArray[np.float64]],
-        raw: NDArray[Any] | None,
-        signature: Signature,
-        rejected: Mapping[str | None, int],
-        segments: Sequence[str] = (),
-    ) -> tuple[tuple[Profile, ...], SegmentCounts]:
-        """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
-
-        The prediction and what performance is estimated from are also counted by each value of `segments`.
-
-        Args:
-            rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
-            raw: What the model returned for them; None without rows.
-            signature: Of the model.
-            rejected: Further rows, which were not scored, by column; None for a score that is not finite.
-            segments: Names of columns of the rows.
-        """
-        bins = {profile.name: profile.bins for profile in self.features}
-        features = _features(signature.contract, rows, bins, rejected)
-        profiles, places = features, dict[Role, Places]()
-        if self.prediction is not None:
-            output = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
-            bins_of_output, rejected_scores = self.prediction.bins, rejected.get(None, 0)
-            if segments:
-                places["prediction"] = _places(output, signature, bins_of_output)
-            known = places.get("prediction")
-            profiles = (*profiles, _prediction(output, signature, bins_of_output, rejected_scores, known))
-        if self.basis is not None:
-            values = self.basis.values(rows[1], raw)
-            if segments:
-                places["estimate"] = self.basis.places(values)
-            profiles = (*profiles, self.basis.profiled(values, places.get("estimate")))
-        if not places:
-            return profiles, SegmentCounts()
-        return profiles, counted_by_segment(rows[0].select(segments), places)
-
-    def of_segment(self, counts: Sequence[int]) -> Profile:
-        """The profile of the prediction in a segment, from its counts: those of the cells, and then of unknown categories."""
-        if self.prediction is None:
-            msg = "there is no prediction"
-            raise ValueError(msg)
-        *histogram, unknown = counts
-        name, bins = self.prediction.name, self.prediction.bins
-        return Profile(name, "prediction", bins, sum(counts), unknown=unknown, histogram=tuple(histogram))
-
-    def to_json(self) -> bytes:
-        """Write the file of a bundle."""
-        values = {
-            "format": FORMAT,
-            "features": [profile.to_json() for profile in self.features],
-            "prediction": None if self.prediction is None else self.prediction.to_json(),
-            "prediction_is_baseline": self.prediction_is_baseline,
-            "usual": self.usual,
-            "moves": {baseline: [of and vars(of) for of in moves] for baseline, moves in self.moves.items()},
-            "distances": self.distances,
-            "segment_distances": {column: [*of.items()] for column, of in self.segment_distances.items()},
-            "basis": None if self.basis is None else self.basis.to_json(),
-            "by_segment": self.by_segment.to_json(),
-        }
-        return json.dumps(values, allow_nan=False).encode()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> "ReferenceProfile":
-        """Read the file of a bundle."""
-        values = json.loads(text)
-        prediction, basis = values["prediction"], values.get("basis")
-        learned, usual = values["usual"], dict[Baseline, list[float]]()
-        if isinstance(learned, dict):
-            usual.update(learned)
-        elif learned:  # by an earlier release, for the reference alone
-            usual["reference"] = learned
-        return cls(
-            tuple(map(Profile.from_json, values["features"])),
-            None if prediction is None else Profile.from_json(prediction),
-            values["prediction_is_baseline"],
-            {baseline: tuple(highest) for baseline, highest in usual.items()},
-            values.get("distances", {}),
-            {column: dict(pairs) for column, pairs in values.get("segment_distances", {}).items()},
-            None if basis is None else EstimateBasis.from_json(basis),
-            SegmentCounts.from_json(values.get("by_segment", [])),
-            {
-                baseline: tuple(of and Moves(**of) for of in moves)
-                for baseline, moves in values.get("moves", {}).items()
-            },
-        )
+    Args:
+        reference: The profile of the version that scored them.
+        rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
+        raw: What the model returned for them; None without rows.
+        signature: Of the model.
+        rejected: Further rows, which were not scored, by column; None for a score that is not finite.
+        segments: Names of columns of the rows.
+    """
+    bins = {profile.name: profile.bins for profile in reference.features}
+    features = _features(signature.contract, rows, bins, rejected)
+    profiles, places = features, dict[Role, Places]()
+    if reference.prediction is not None:
+        output = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
+        bins_of_output, rejected_scores = reference.prediction.bins, rejected.get(None, 0)
+        if segments:
+            places["prediction"] = _places(output, signature, bins_of_output)
+        known = places.get("prediction")
+        profiles = (*profiles, _prediction(output, signature, bins_of_output, rejected_scores, known))
+    if reference.basis is not None:
+        values = basis_values(reference.basis, rows[1], raw)
+        if segments:
+            places["estimate"] = basis_places(reference.basis, values)
+        profiles = (*profiles, basis_profile(reference.basis, values, places.get("estimate")))
+    if not places:
+        return profiles, SegmentCounts()
+    return profiles, counted_by_segment(rows[0].select(segments), places)
 
 
 def reference_of(
@@ -268,7 +156,7 @@ class _Partitions:
     compared: Mapping[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
 
     def distances(self, places: Places) -> dict[Baseline, dict[str, float]]:
-        """How far partitions are from their baselines, by their start: the index beyond chance, given the cell of each row.
+        """Measure the distance of partitions from their baselines, by their start: the index beyond chance, given the cell of each row.
 
         The reference of a later partition does not hold its rows, so a partition is compared with the others.
         """
@@ -310,7 +198,7 @@ class _Partitions:
         return moves
 
     def distances_of_segments(self, column: pl.Series, places: Places) -> dict[str | None, dict[str, float]]:
-        """How far each segment of a partition is from the same segment of the others, by value and start; see `distances`.
+        """Measure the distance of each segment of a partition from the same segment of the others, by value and start; see `distances`.
 
         Partitions without rows of a segment, or with all of them, are left out. Empty for a column with too many values.
         """
@@ -440,7 +328,7 @@ def after_refit(
     if judged is None or not len(matrix):
         return reference
     raw, _ = _predicted(predictor, matrix)
-    if signature.task == "clustering":  # a second fit may number its segments in another way
+    if signature.task == "clustering":  # a second fit may number its clusters in another way
         prediction = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
         return replace(reference, prediction=prediction, by_segment=SegmentCounts())
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
@@ -452,7 +340,7 @@ def after_refit(
 
 
 def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """What a model returns for rows without those whose score is not finite, and which rows [n] these are not."""
+    """The output of a model for rows without those whose score is not finite, and a mask of the kept rows [n]."""
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         raw = predictor.predict(matrix)
     finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
@@ -509,7 +397,7 @@ def _features(
 def _prediction(
     raw: NDArray[Any], signature: Signature, bins: Bins, rejected: int, places: Places | None = None
 ) -> Profile:
-    """The profile of the score of a row, or else of its class, segment or value; `places` are their cells if they are known."""
+    """The profile of the score of a row, or else of its class, cluster or value; `places` are their cells if they are known."""
     name = predicted_column(signature.task)
     if signature.task in _CATEGORICAL:
         known, codes = _codes(raw, signature, bins)
@@ -536,14 +424,14 @@ def _numbers(raw: NDArray[Any], signature: Signature) -> NDArray[np.float64]:
 
 
 def _codes(raw: NDArray[Any], signature: Signature, bins: Bins) -> tuple[list[str], NDArray[np.float64]]:
-    """The known classes or segments, and the position of each row's among them; NaN for another."""
+    """The known classes or clusters, and the position of each row's among them; NaN for another."""
     if signature.task == "multiclass":
         return [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
-    return _segments(raw.reshape(len(raw)), bins.categories or ())
+    return _clusters(raw.reshape(len(raw)), bins.categories or ())
 
 
-def _segments(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """The known segments, ascending, and the position of each row's segment among them; NaN for another."""
+def _clusters(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """The known clusters, ascending, and the position of each row's cluster among them; NaN for another."""
     known = sorted(map(int, names))
     places = {number: float(at) for at, number in enumerate(known)}
     numbers, inverse = np.unique(raw, return_inverse=True)
@@ -561,8 +449,8 @@ def _bins_of_output(raw: NDArray[Any], signature: Signature) -> Bins:
             counts = np.bincount(raw.argmax(axis=1), minlength=len(signature.classes)).tolist()
             return category_bins({str(label): count for label, count in zip(signature.classes, counts, strict=True)})
         case "clustering":
-            segments, counts = np.unique(raw, return_counts=True)
-            of_segments = {
-                str(int(number)): count for number, count in zip(segments.tolist(), counts.tolist(), strict=True)
+            clusters, counts = np.unique(raw, return_counts=True)
+            of_clusters = {
+                str(int(number)): count for number, count in zip(clusters.tolist(), counts.tolist(), strict=True)
             }
-            return category_bins(of_segments, most=MAX_CATEGORIES)
+            return category_bins(of_clusters, most=MAX_CATEGORIES)

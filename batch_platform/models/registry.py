@@ -19,6 +19,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, WrongUseError, named
 from batch_platform.models.timeline import Timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
+from batch_platform.warehouse.descriptions import OF_PIPELINES, RUN, Description
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Action,
@@ -33,6 +34,18 @@ from batch_platform.warehouse.ledger import (
 )
 
 SUSPECTED_LEAKS = "suspected_leaks"
+OF_PIPELINES[SUSPECTED_LEAKS] = Description(
+    "a feature that tells the label of a version suspiciously well",
+    {
+        "model_version": "version that learned from it",
+        "serving_period": "serving period of the version",
+        "column_name": "the feature; null if only the metrics of the whole model are suspicious",
+        "reason": "what is suspicious",
+        "allowed": "whether model.allow_suspected_leaks named it; the version waits for promotion otherwise",
+        "found_at": "when the version was trained, in UTC",
+        **RUN,
+    },
+)
 Recorded = TypeVar("Recorded", Version, Promotion, ModelTraining, ChallengerTraining)
 AnyTraining = ModelTraining | ChallengerTraining
 

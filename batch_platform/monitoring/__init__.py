@@ -1,5 +1,5 @@
-"""Measures on plain arrays and frames (performance, agreement, leakage, score distributions).
+"""Measures of scored partitions, and the arithmetic behind them on plain arrays and frames.
 
-Imports `declaration` and `warehouse.sql` only; no measure knows where its data come from. Start with `measure.py` (what a
-measure is) and `catalogue.py` (every measure); `metrics.py` holds the metrics of `performance.py`.
+Imports `declaration` and `warehouse` only; no measure knows models or features. Start with `measure.py` (what a measure is) and
+`catalogue.py` (every measure); `measures/` has a module for each, and `metrics.py` the metrics of performance.
 """

@@ -1,4 +1,4 @@
-"""How far two models agree on the same rows: by how they rank the rows, and by what they decide.
+"""Agreement of two models on the same rows: by how they rank the rows, and by what they decide.
 
 Mergeable: the agreement on a whole is the merge of the agreements on its parts, bit for bit, whatever the parts. Memory
 is bounded: of very many rows, evenly spaced rows are ranked, fewer of them the more score columns there are.
@@ -16,7 +16,7 @@ MOST_SCORES = 500_000  # limit for a model over all score columns; with so many 
 
 @dataclass(frozen=True)
 class Agreed:
-    """How far two models agree."""
+    """The agreement of two models."""
 
     rank_correlation: float | None = None  # Spearman's, averaged over the score columns; None if a model ranks nothing
     decisions_flipped: float | None = None  # share of the rows whose decisions differ; None if nothing is decided
@@ -29,7 +29,7 @@ class Agreement:
     rows: int = 0
     flipped: int | None = None  # number of rows whose decisions differ; None if nothing is decided
     places: tuple[NDArray[np.int64], ...] = ()  # position of each ranked row in the whole, a multiple of `step`
-    scores: tuple[NDArray[np.float64], ...] = ()  # of both models for the ranked rows [2, n, columns]
+    scores: tuple[NDArray[np.float64], ...] = ()  # scores of both models for the ranked rows [2, n, columns]
     step: int = 1  # distance between ranked rows, a power of two
     most_rows: int = MOST_SCORES  # maximum number of ranked rows
 
@@ -77,7 +77,7 @@ class Agreement:
         return replace(self, places=places, scores=scores, step=step)
 
     def result(self) -> Agreed:
-        """How far the models agree on all of these rows."""
+        """The agreement on all of these rows."""
         if not self.rows:
             return Agreed()
         places, (first, second) = np.concatenate(self.places), np.concatenate(self.scores, axis=1)

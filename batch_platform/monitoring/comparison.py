@@ -19,7 +19,7 @@ class Difference:
     """A metric of one model minus the metric of another, on the same rows."""
 
     metric: str
-    estimate: float  # on all rows
+    estimate: float  # value on all rows
     low: float
     high: float
     level: float

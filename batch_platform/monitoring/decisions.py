@@ -14,7 +14,7 @@ import numpy as np
 
 from batch_platform.monitoring.outcomes import Floats, Outcomes, Weighted, columns, total, unweighted
 
-CELLS = 10  # of equal width, in which calibration is measured
+CELLS = 10  # cells of equal width in which calibration is measured
 
 
 def precision(outcomes: Outcomes) -> float | None:
@@ -112,7 +112,7 @@ def weighted_calibration_error(outcomes: Outcomes) -> Weighted:
 
 
 def _held_and_positive(outcomes: Outcomes) -> tuple[Floats, Floats]:
-    """Whether each row is held to be positive, and whether it is [n], as 0 and 1."""
+    """The decision on each row and its outcome [n]: 1 for positive, 0 for negative."""
     held = (outcomes.predicted.argmax(axis=1) == 1).astype(np.float64)
     return held, outcomes.positive_and_score[0].astype(np.float64)
 

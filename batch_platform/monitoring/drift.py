@@ -44,7 +44,7 @@ def beyond_usual(psi: float, by_chance: float, usual: float | None) -> float:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far the values of a column are from those of its baseline."""
+    """The distance of the values of a column from those of its baseline."""
 
     psi: float  # population stability index, at least 0
     expected: float  # index that chance alone gives to samples of this size, on average
@@ -58,7 +58,7 @@ class Divergence:
         return max(0.0, self.psi - self.expected)
 
     def level(self, bounds: tuple[float, float], usual: float = 0.0, *, tests: int = 1) -> Level:
-        """How it is judged by the indices from which a column gives a warning and fails, beyond what is usual.
+        """Judge it by the indices from which a column gives a warning and fails, beyond what is usual.
 
         It is one of so many tests that are made together, each with a share of the probability of a false alarm (Bonferroni).
         """
@@ -145,7 +145,7 @@ def _divergence(share: float, other: float) -> float:
 
 
 def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | None]:
-    """How far each profile is from its baseline, over the cells that both have; None where either has no rows.
+    """The distance of each profile from its baseline, over the cells that both have; None where either has no rows.
 
     Population stability index: the sum of (p - q) ln(p / q) over the cells (Kullback and Leibler's divergence in both
     directions, 1951). Half a row is added to each cell, so that an empty one does not make it infinite. Without a change it

@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MeanMetric:
-    """What a metric that is the mean of a loss of each row is in each cell."""
+    """A metric that is the mean of a loss of each row, in each cell."""
 
     loss: tuple[float, ...]  # mean of a row
     spread: tuple[float, ...]  # variance of a row
@@ -42,13 +42,13 @@ class MeanMetric:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What training learned of each cell of a score."""
+    """The knowledge of training about each cell of a score."""
 
     bins: Bins
-    blocks: tuple[int, ...]  # of each cell, the number of the block in which it was learned
-    doubt: tuple[float, ...]  # of each block, the variance of what was learned of it
-    means: Mapping[str, MeanMetric] = field(default_factory=dict[str, MeanMetric])  # by metric
-    rate: tuple[float, ...] | None = None  # of two classes, the share of positives of each cell
+    blocks: tuple[int, ...]  # number of the block in which each cell was learned
+    doubt: tuple[float, ...]  # variance of what was learned of each block
+    means: Mapping[str, MeanMetric] = field(default_factory=dict[str, MeanMetric])  # means by metric
+    rate: tuple[float, ...] | None = None  # share of positives of each cell; None unless there are two classes
     # By metric, the standard deviation between the partitions of the evaluation window that chance does not explain.
     usual: Mapping[str, float] = field(default_factory=dict[str, float])
     # The same between the segments of these partitions, by column and metric.
@@ -146,7 +146,7 @@ def _doubt(expectation: Expectation, influence: Floats) -> float:
 
 @dataclass(frozen=True)
 class TrackRecord:
-    """How far estimates of a metric were from what came true, in partitions that their models had not learned from."""
+    """The distance of estimates of a metric from what came true, in partitions that their models had not learned from."""
 
     metric: str
     partitions: int

@@ -19,12 +19,12 @@ class Aspect:
     name: AspectName
     level: Level | None  # None where it is not judged
     text: str  # a clause that says what is so
-    partition: str | None = None  # that it is about
+    partition: str | None = None  # key of the partition that it is about
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def passed(self) -> bool:
-        """Whether it is neither worth a warning nor failed."""
+        """True if it is neither worth a warning nor failed."""
         return self.level in (None, "none")
 
 
@@ -44,10 +44,10 @@ class Health:
 
     @property
     def alarms(self) -> list[Aspect]:
-        """What is worth a warning or failed, the worst first."""
+        """The aspects that are worth a warning or failed, the worst first."""
         alarms = [aspect for aspect in self.aspects if not aspect.passed]
         return sorted(alarms, key=lambda aspect: LEVELS.index(aspect.level or "none"), reverse=True)
 
     def reaches(self, level: Level) -> bool:
-        """Whether it is as bad as a level, or worse."""
+        """Return whether it is as bad as a level, or worse."""
         return LEVELS.index(self.level) >= LEVELS.index(level)

@@ -1,40 +1,106 @@
-"""What a measure is: a record of what it computes from a scored partition, in which table, and how the values are judged.
+"""A measure: a table with rows by partition, how it is computed and replaced, and how its values are shown and judged.
 
-The evaluation of partitions, the tables, the asset checks and the numbers in the UI are built from these records. To add
-a measure, write its record in a module of this folder and list it in `catalogue.py`; what it needs to know of the
-pipeline gets a block under `monitoring:` in `declaration/spec.py`.
+Scoring computes a measure from what it holds of a partition when it is committed (`ScoredPart`) and replaces its rows in the
+transaction of the predictions; evaluation computes one from the rows and their labels (`ScoredPartition`). Tables, comments,
+asset checks, the metadata of the UI and the report are built from these records. To add a measure, write its record in a
+module and list it in `catalogue.py`; its settings get a block under `monitoring:` in `declaration/monitored.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+import duckdb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import Metric, known_to
 from batch_platform.monitoring.outcomes import CLASSIFICATION
+from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.reference import ReferenceProfile
+from batch_platform.monitoring.segments import SegmentCounts
+from batch_platform.monitoring.usual import Past
+from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import Change, ScoreRun, Version, note
+from batch_platform.warehouse.replacing import replace_rows
+from batch_platform.warehouse.sql import has_table, quoted
+
+if TYPE_CHECKING:
+    from batch_platform.monitoring.measures.challengers import StagedChallenger
 
 TRUTH = "__truth"
+DIGITS = 6  # significant digits of the numbers that are shown and plotted
+Value = TypeVar("Value")
+ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
+Asset = Literal["predictions", "drift", "performance"]
+ColumnType = pl.DataType | type[pl.DataType]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a measure's table."""
+
+    type: ColumnType
+    text: str = ""  # what it holds, in words
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPart:
+    """A scored partition that is being committed, beside its row of the ledger: all that a measure of scoring may look at."""
+
+    predictions: Sequence[Path] = ()  # staged files
+    profiles: Sequence[Profile] = ()  # features, prediction and estimates; empty if the version has no reference
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
+    challengers: Sequence["StagedChallenger"] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Commits:
+    """Committed partitions of a pipeline whose measures are replaced or read together, and what is known beside them."""
+
+    spec: PipelineSpec
+    home: Home
+    runs: Sequence[ScoreRun]
+    past: Past  # every commit of the pipeline so far
+    versions: Mapping[str, Version]  # registered versions by name
+    reference_of: ReferenceOf = lambda _: None  # the reference profile of the version that scored a partition
+
+    @property
+    def pipeline(self) -> str:
+        """The name of the pipeline."""
+        return self.spec.name
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the partitions."""
+        return [run.partition_key for run in self.runs]
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredPartition:
-    """One partition as one model scored it, with its labels as known now: all that a measure may look at."""
+    """One partition as one model scored it, with its labels as known now: all that a measure of evaluation may look at."""
 
-    task: str  # of the model
-    classes: Sequence[Any]  # in the order of the model's probabilities; empty unless it is a classification
+    task: str  # task of the model
+    classes: Sequence[Any]  # classes in the order of the model's probabilities; empty unless it is a classification
     key: Sequence[str]  # names of the key columns
     predictions: pl.DataFrame  # key columns, `prediction` and the score columns
     labels: pl.DataFrame | None  # key columns and, last, the label, without nulls; None if no labels are declared
     # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
     # DataError or IntegrityError if they are no longer available.
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
-    own_metrics: Sequence[Metric] = ()  # that the pipeline declares
+    own_metrics: Sequence[Metric] = ()  # further metrics that the pipeline declares
     in_sample: bool = False  # whether the model has learned from the partition
+    segments: Sequence[str] = ()  # columns of `monitoring.segments`
+    # The key of each row and as many of these columns as are stored; None if none of them is.
+    read_segments: Callable[[], pl.DataFrame | None] = lambda: None
 
     @cached_property
     def score_columns(self) -> list[str]:
@@ -56,39 +122,199 @@ class ScoredPartition:
         return labels.filter(~known_to(self.classes, labels)) if self.task in CLASSIFICATION else labels.clear()
 
 
+class Judged(Protocol):
+    """A value of a measure, as it was judged."""
+
+    @property
+    def level(self) -> Level:
+        """The outcome: passed, a warning, or an error."""
+        ...
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """Numbers to plot, and texts to read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A judgement that is not of a single number."""
+
+    level: Level
+    shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
 @dataclass(frozen=True)
 class Judgement:
-    """A value compared with its declared bound."""
+    """A number compared with its declared bound."""
 
-    name: str  # what was judged, e.g. the name of a metric
+    name: str  # name of the number, e.g. a metric
     value: float
     bound: float
     lower_is_better: bool = False
     best: float | None = None  # end of the value's interval; None without one
-    remarks: Mapping[str, float] = field(default_factory=dict[str, float])  # to show beside it
+    remarks: Mapping[str, float] = field(default_factory=dict[str, float])  # numbers to show beside it
 
     @property
     def passed(self) -> bool:
-        """Whether the value is not worse than the bound by more than chance."""
+        """True unless the value is worse than the bound by more than chance."""
         value = self.value if self.best is None else self.best
         return not (value > self.bound if self.lower_is_better else value < self.bound)
 
+    @property
+    def level(self) -> Level:
+        """A value that is worse gives a warning."""
+        return "none" if self.passed else "warn"
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """The number, and what stands beside it."""
+        return {"metric": self.name, **rounded({self.name: self.value, **self.remarks})}
+
 
 @dataclass(frozen=True)
-class Check:
-    """How the values of a measure are judged for one pipeline."""
+class Check(Generic[Value]):
+    """A rule that judges the values of a measure for one pipeline."""
 
-    description: str  # for the UI: what is expected, and what happens otherwise
-    judge: Callable[[pl.DataFrame, str], Judgement | None]  # of a partition's rows of the table and its model's task
+    description: str  # text for the UI: what is expected, and what happens otherwise
+    judge: Callable[
+        [Value, str], Judged | None
+    ]  # takes a partition's value and its model's task; None: nothing to judge
+    # Texts that sum up a run, of the judged values by partition key, and of the keys that did not pass. By default, the number
+    # of both, and the worst numbers.
+    summary: Callable[[Mapping[str, Value], Sequence[str]], Mapping[str, Any]] | None = None
+    name: str = ""  # name in the UI; by default that of the measure
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One measure."""
+@dataclass(frozen=True, kw_only=True)
+class Measure(Generic[Value]):
+    """One measure. Its value of a partition is the rows of its table, unless `stage` or `read` give another one."""
 
-    name: str  # of its table in the pipeline's schema, and of its asset check
-    description: str  # for the UI, one sentence: what the measure says about a partition
-    columns: Mapping[str, pl.DataType | type[pl.DataType]]  # of its table, besides those of every measure's table
-    compute: Callable[[ScoredPartition], pl.DataFrame]  # the rows of its table for one partition, with these columns
-    numbers: Callable[[pl.DataFrame], dict[str, float]]  # the rows as named numbers, to show and to plot
-    check: Callable[[PipelineSpec], Check | None]  # how they are judged; None if the pipeline declares nothing
+    name: str
+    description: str  # one sentence for the UI: what the measure says about a partition
+    # Columns of the table of its name, beside those that every measure's table has.
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])  # other texts of the shared columns
+    row: str = ""  # what a row of that table is, in words; by default the description
+    tables: Mapping[str, Description] = field(default_factory=dict[str, Description])  # tables that it makes itself
+    # The rows of its table for one partition, with these columns: when it is scored, or when it is evaluated.
+    score: Callable[[ScoreRun, ScoredPart], pl.DataFrame] | None = None
+    compute: Callable[[ScoredPartition], pl.DataFrame] | None = None
+    # Further rows of a partition that was evaluated with labels, of the model that serves: in tables of `tables`, or to settle.
+    beside: Callable[[ScoredPartition], Mapping[str, pl.DataFrame]] | None = None
+    # Complete other rows of evaluated partitions, by such further rows, once the tables are replaced.
+    settle: Callable[[duckdb.DuckDBPyConnection, str, Sequence[str], Mapping[str, pl.DataFrame]], None] | None = None
+    # Values by partition key that are known before the transaction; with it, nothing is read back within.
+    stage: Callable[[Mapping[str, ScoredPart]], Mapping[str, Value]] | None = None
+    # Replace further tables within the transaction of the predictions; the rows of `score` are replaced anyway.
+    replace: Callable[[duckdb.DuckDBPyConnection, Commits, Mapping[str, ScoredPart]], None] | None = None
+    # The values of committed partitions by key; by default the rows of its table.
+    read: Callable[[duckdb.DuckDBPyConnection, Commits], Mapping[str, Value]] | None = None
+    numbers: Callable[[Value], Mapping[str, float]] | None = None  # numbers to show and to plot
+    shown: Callable[[Value], Mapping[str, Any]] | None = None  # metadata for the UI; by default the numbers
+    check: Callable[[PipelineSpec], Check[Value] | None] = lambda _: None  # None if the pipeline declares nothing
+    has_section: bool = False  # whether the report lays it out by itself; others are listed with their numbers
+    on: Asset | None = None  # the asset that shows it; by default that of the step that computes it
+
+    @property
+    def asset(self) -> Asset:
+        """The asset that shows it."""
+        return self.on or ("predictions" if self.compute is None else "performance")
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
+        """The types of the columns of its table."""
+        return {name: column.type for name, column in self.columns.items()}
+
+    @property
+    def described(self) -> dict[str, Description]:
+        """The tables, and what their rows and columns hold."""
+        if not self.columns:
+            return dict(self.tables)
+        shared = {**OF_PARTITION, "model_version": MODEL_VERSION} if self.compute is None else _OF_EVALUATIONS
+        texts = {name: column.text for name, column in self.columns.items() if column.text}
+        return {self.name: Description(self.row or self.description, {**shared, **self.shared, **texts}), **self.tables}
+
+    @property
+    def is_read(self) -> bool:
+        """True if anything is shown or judged of its values; a table that others read is not read with every commit."""
+        return any((self.stage, self.read, self.numbers, self.shown))
+
+    def of(self, measures: Mapping[str, Any]) -> Value | None:
+        """Its value among those of a partition; None where it has none."""
+        return measures.get(self.name)
+
+    def metadata(self, value: Value) -> Mapping[str, Any]:
+        """The metadata of a value, for the UI."""
+        if self.shown is not None:
+            return self.shown(value)
+        return {} if self.numbers is None else rounded(self.numbers(value))
+
+    def replace_in(self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+        """Replace the rows of committed partitions; `parts` has what was scored by partition key."""
+        if self.replace is not None:
+            self.replace(con, commits, parts)
+        if self.score is None:
+            return
+        rows = [self._scored(self.score(run, parts[run.partition_key]), run) for run in commits.runs]
+        if not any(frame.height for frame in rows) and not has_table(con, commits.pipeline, self.name):
+            return
+        con.register("new_rows", pl.concat(rows))
+        replace_rows(con, commits.pipeline, self.name, commits.keys, "new_rows")
+        con.unregister("new_rows")
+        note(con, [Change(run.seq, commits.pipeline, self.name, run.partition_key) for run in commits.runs])
+
+    def _scored(self, rows: pl.DataFrame, run: ScoreRun) -> pl.DataFrame:
+        """The rows of a partition with the shared columns; raises DataError if they lack a column."""
+        if lacking := [name for name in self.columns if name not in rows.columns]:
+            msg = (
+                f"{run.pipeline}, partition {run.partition_key}: the measure {self.name!r} computed no column "
+                f"{listed(map(repr, lacking))}; it computed {listed(map(repr, rows.columns))}."
+            )
+            raise DataError(msg, hint=f"return each column that the measure declares ({listed(self.columns)}).")
+        return rows.select(
+            pl.lit(run.partition_key).alias("partition_key"),
+            *(pl.col(name).cast(dtype) for name, dtype in self.types.items()),
+            pl.lit(run.model_version).alias("model_version"),
+            pl.lit(run.run_id).alias("run_id"),
+        )
+
+    def read_from(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> Mapping[str, Any]:
+        """The values of committed partitions by key; a partition without any is left out."""
+        if self.read is not None:
+            return self.read(con, commits)
+        return self.served_rows(con, commits.pipeline, commits.keys)
+
+    def served_rows(
+        self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]
+    ) -> dict[str, pl.DataFrame]:
+        """The rows of its table by partition key, without those of challengers; a partition without any is left out."""
+        rows = self.rows(con, pipeline, keys)
+        if self.compute is not None:
+            rows = rows.filter(pl.col("challenger").is_null())
+        by_partition = rows.partition_by("partition_key", as_dict=True, maintain_order=True)
+        return {str(key): of_partition.select(*self.columns) for (key,), of_partition in by_partition.items()}
+
+    def rows(self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]) -> pl.DataFrame:
+        """The rows of its table for some partitions; a column that an earlier release did not write is null."""
+        shared = ["partition_key", *(["challenger"] if self.compute else []), "model_version"]
+        types = {**dict.fromkeys(shared, pl.String), **self.types}
+        if not has_table(con, pipeline, self.name):
+            return pl.DataFrame(schema=types)
+        query = f"FROM {quoted(pipeline)}.{quoted(self.name)} WHERE partition_key IN $keys"
+        rows = con.sql(query, params={"keys": list(keys)}).pl()
+        lacking = [name for name in types if name not in rows.columns]
+        return rows.with_columns(pl.lit(None, types[name]).alias(name) for name in lacking).select(*types)
+
+
+_OF_EVALUATIONS = {
+    **OF_PARTITION,
+    "model_version": "version that was measured",
+    "evaluated_at": "when it was measured, in UTC",
+    "challenger": "challenger that was measured; null for the model that serves",
+}
+
+
+def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers with as many digits as anybody reads; the tables hold all digits."""
+    return {name: float(f"{number:.{DIGITS}g}") for name, number in numbers.items()}

@@ -43,8 +43,8 @@ _ROUNDING = 1e-12
 class Metric:
     """One metric."""
 
-    name: str  # in YAML, in tables and on plots
-    tasks: Sequence[str]  # of the models that it measures
+    name: str  # name in YAML, in tables and on plots
+    tasks: Sequence[str]  # tasks of the models that it measures
     value: Callable[[Outcomes], float | None]  # None if it is not defined for the rows; its docstring gives the formula
     lower_is_better: bool = False  # whether it is an error rather than a score
     default_for: Sequence[str] = ()  # tasks whose models it judges when `model.promote.metric` names no metric
@@ -53,7 +53,7 @@ class Metric:
     in_detail: bool = False  # whether lists of models leave it out
     signed: bool = False  # whether it is an error with a sign, of which 0 is best
     neutral: bool = False  # whether neither direction is better; a bound is then the least that it may be
-    least: float = -np.inf  # that it can be
+    least: float = -np.inf  # lowest possible value
     most: float = np.inf
 
     def __call__(self, outcomes: Outcomes) -> float | None:
@@ -121,12 +121,12 @@ def default_metric(task: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is an error rather than a score; a metric that is no longer known counts as a score."""
+    """Return whether a metric is an error rather than a score; a metric that is no longer known counts as a score."""
     return metric in METRICS and METRICS[metric].lower_is_better
 
 
 def is_worse(metric: str, value: float, bound: float) -> bool:
-    """Whether a value of a metric is worse than a bound; of a signed error, whether it is farther from 0."""
+    """Return whether a value of a metric is worse than a bound; of a signed error, whether it is farther from 0."""
     if metric in METRICS and METRICS[metric].signed:
         return abs(value) > abs(bound)
     return value > bound if lower_is_better(metric) else value < bound
@@ -142,7 +142,7 @@ def as_truth(labels: pl.Series) -> NDArray[Any]:
 
 
 def known_to(classes: Sequence[object], labels: pl.Series) -> pl.Series:
-    """Whether each label is one of a model's classes."""
+    """Tell for each label if it is one of a model's classes."""
     known = set(classes)
     return pl.Series([value in known for value in as_truth(labels).tolist()], dtype=pl.Boolean)
 
@@ -272,7 +272,7 @@ def _weighted_ks(outcomes: Outcomes) -> Weighted:
 
 
 def _lift(share: float) -> Metric:
-    """How many times as many positives the rows with the highest scores hold as the same number of rows at random."""
+    """Lift: positives among the rows with the highest scores, over those of the same number of random rows."""
 
     def value(outcomes: Outcomes) -> float | None:
         """Rate of positives among the {share:.0%} of the rows with the highest scores, divided by the rate among all rows.
@@ -391,23 +391,23 @@ def _error_quantile(share: float) -> Metric:
 
 
 def _silhouette(outcomes: Outcomes) -> float | None:
-    """How much nearer rows are to their own segment than to the next one (`sklearn.metrics.silhouette_score`).
+    """Silhouette: how much nearer rows are to their own cluster than to the next one (`sklearn.metrics.silhouette_score`).
 
     Over at most SILHOUETTE_ROWS rows, taken evenly. A missing value counts as its column's mean, and columns are scaled
-    to a standard deviation of 1. Not defined for one segment, nor where every row is a segment.
+    to a standard deviation of 1. Not defined for one cluster, nor where every row is a cluster.
     """
     from sklearn import metrics
 
     outcomes = outcomes.every(max(1, -(-len(outcomes.predicted) // SILHOUETTE_ROWS)))
-    rows, segments = outcomes.matrix, outcomes.predicted
-    if rows is None or not 1 < len(np.unique(segments)) < len(segments):
+    rows, clusters = outcomes.matrix, outcomes.predicted
+    if rows is None or not 1 < len(np.unique(clusters)) < len(clusters):
         return None
     known = ~np.isnan(rows)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, rows, 0).sum(axis=0) / count
     centred = np.where(known, rows, mean) - mean
     deviation = np.sqrt((centred**2).mean(axis=0))
-    return float(metrics.silhouette_score(centred / np.where(deviation > 0, deviation, 1), segments))
+    return float(metrics.silhouette_score(centred / np.where(deviation > 0, deviation, 1), clusters))
 
 
 def _outlier_share(outcomes: Outcomes) -> float:

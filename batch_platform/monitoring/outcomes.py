@@ -23,18 +23,18 @@ Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [.
 class Outcomes:
     """The output of a model for some rows, and the truth.
 
-    `predicted` holds class probabilities [n, classes] of a classification, otherwise values, segments or outlier scores
+    `predicted` holds class probabilities [n, classes] of a classification, otherwise values, clusters or outlier scores
     [n]; a row is an outlier if its score is above 0.
     """
 
     task: str
     predicted: Floats
     truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
-    classes: Sequence[Any] = ()  # in the order of the columns; of two, and of outliers, the last is positive
+    classes: Sequence[Any] = ()  # classes in the order of the columns; of two, and of outliers, the last is positive
     matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
     groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
     grouped_by: str = "row"  # what a group is, e.g. "partition"
-    positions: NDArray[np.int64] | None = None  # of the true classes [n], where they are known already
+    positions: NDArray[np.int64] | None = None  # positions of the true classes [n], if they are known already
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
@@ -54,7 +54,7 @@ class Outcomes:
 
     @cached_property
     def of_known_class(self) -> NDArray[np.bool_]:
-        """Whether the model knows each row's true class [n]; it does for tasks without classes."""
+        """Mask of the rows [n] whose true class the model knows; it does for tasks without classes."""
         if self.task not in CLASSIFICATION:
             return np.ones(len(self.predicted), dtype=np.bool_)
         return self.true_positions != UNKNOWN
@@ -93,7 +93,7 @@ class Outcomes:
 
     @cached_property
     def positive_and_score(self) -> tuple[NDArray[np.bool_], Floats]:
-        """Which rows are positive, and their scores [n]; of outliers without exactly two labels, no row is."""
+        """Mask of the positive rows, and all scores [n]; of outliers without exactly two labels, no row is."""
         if self.task != "outliers":
             return self.true_positions == 1, self.predicted[:, 1]
         labels = self.classes or ([] if self.truth is None else np.unique(self.truth))
@@ -106,10 +106,10 @@ class Outcomes:
 class Counted:
     """Weights at each distinct score, the highest first [..., scores]."""
 
-    hits: Floats  # of the positive rows with the score
-    rows: Floats  # of all rows with the score
-    found: Floats  # of the positive rows with at least the score
-    held: Floats  # of all rows with at least the score
+    hits: Floats  # weight of the positive rows with the score
+    rows: Floats  # weight of all rows with the score
+    found: Floats  # weight of the positive rows with at least the score
+    held: Floats  # weight of all rows with at least the score
 
 
 class Ranked:
@@ -138,7 +138,7 @@ class Ranked:
 
     @cached_property
     def turns(self) -> NDArray[np.int64]:
-        """Where the shares of positive and negative rows found so far can be furthest apart, as positions of distinct scores.
+        """Positions of the distinct scores at which the shares of positive and negative rows found so far can be furthest apart.
 
         Those are the scores of positive rows, each one before them, and the last: between them only one share grows.
         """
@@ -161,3 +161,14 @@ def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> f
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(prepare(outcomes)(outcomes.alike))
     return value if np.isfinite(value) else None
+
+
+def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
+    """Names of the columns that a model of a task adds to a row."""
+    match task:
+        case "binary" | "outliers":
+            return ["prediction", "score"]
+        case "multiclass":
+            return ["prediction", *(f"score_{label}" for label in classes)]
+        case _:
+            return ["prediction"]

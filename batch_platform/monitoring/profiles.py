@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["feature", "prediction", "estimate"]  # the last: what performance is estimated from
-CELLS = 20  # of equal frequency in the reference; a value that is frequent on its own gets a cell of its own
-ROWS_PER_CELL = 25  # of the reference, at least
+CELLS = 20  # cells of equal frequency in the reference; a value that is frequent on its own gets a cell of its own
+ROWS_PER_CELL = 25  # least number of rows of the reference
 MOST_VALUES = 24  # a number with at most so many distinct values has a cell for each
 MOST_CATEGORIES = 30  # counted by name; the others together
 _SAMPLE = 200_000  # evenly spaced values from which bins are made
@@ -71,7 +71,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Profile:
-    """What one column held in some rows.
+    """The values of one column in some rows, counted.
 
     `rows` are scored rows, and each of them is null, of an unknown category, or in one cell of the histogram.
     """
@@ -83,7 +83,7 @@ class Profile:
     nulls: int = 0
     unknown: int = 0  # rows with a category that the model does not know
     rejected: int = 0  # further rows, which were not scored because of this column
-    low: float | None = None  # of numbers; None without any, and for text
+    low: float | None = None  # lowest number; None without any, and for text
     high: float | None = None
     mean: float | None = None
     squares: float | None = None  # sum of the squared distances from the mean
@@ -102,7 +102,7 @@ class Profile:
         return self.squares / (self.values - 1)
 
     def is_comparable(self, other: "Profile | None") -> bool:
-        """Whether another profile is of the same column, and both are of numbers or both of text."""
+        """Return whether another profile is of the same column, and both are of numbers or both of text."""
         of_text = self.bins.categories is not None
         return other is not None and (self.role, self.name, of_text) == (
             other.role,
@@ -170,7 +170,7 @@ def merged_profiles(parts: Iterable[Sequence[Profile]]) -> tuple[Profile, ...]:
 
 
 def count_at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
-    """How many values [n], none of them NaN, reach each edge: faster than finding the cell of each value."""
+    """Count the values [n], none of them NaN, that reach each edge: faster than finding the cell of each value."""
     return [int(np.count_nonzero(values >= edge)) for edge in edges]
 
 
@@ -195,7 +195,7 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
     """Profile numbers [n], of which NaN is null. They are counted in the cells unless their histogram is known."""
     rows = len(values)
     known, present, low = values, rows, float(values.min()) if rows else nan
-    if isnan(low):  # of any value, which costs less than to look for it
+    if isnan(low):  # any value is NaN: this costs less than to look for it
         known = values[~np.isnan(values)]
         present, low = len(known), float(known.min()) if len(known) else nan
     if not present:
@@ -273,7 +273,7 @@ def _merged_moments(one: Profile, other: Profile) -> tuple[float | None, float |
         if not part.values:
             return rest.mean, rest.squares
     if one.mean is None or one.squares is None or other.mean is None or other.squares is None:
-        return None, None  # of text, or too large
+        return None, None  # text, or numbers that are too large
     total, distance = one.values + other.values, other.mean - one.mean
     mean = one.mean + distance * (other.values / total)
     return mean, one.squares + other.squares + distance * distance * (one.values * other.values / total)

@@ -1,4 +1,4 @@
-"""How far a metric may be off by chance: intervals from resampled groups of rows.
+"""Intervals of metrics: how far each may be off by chance, from resampled groups of rows.
 
 Rows of one day share their weather, so resampling them one by one makes intervals too narrow: where the outcomes name
 groups, whole groups are drawn (Field and Welsh, Bootstrapping clustered data, 2007). Percentile intervals (Efron and
@@ -19,12 +19,14 @@ from batch_platform.monitoring.outcomes import Floats, Outcomes
 ROUNDS = 200
 LEVEL = 0.95
 SEED = 0
-MAX_ROWS = 5_000  # of more rows evenly spaced ones are resampled, and the interval is scaled to the size of all
+MAX_ROWS = 5_000  # rows that are resampled; more are thinned to evenly spaced ones, and the interval is scaled to the size of all
 MAX_GROUPED_ROWS = (
     50_000  # in groups; of more, evenly spaced ones are resampled, which makes the interval a little wider
 )
-MANY_GROUPS = 200  # from here on no interval is widened
-_MOST_WEIGHTS = 400_000  # in memory at once: with ten times as many, an interval takes two to four times as long
+MANY_GROUPS = 200  # groups from which no interval is widened
+_MOST_WEIGHTS = (
+    400_000  # weights in memory at once: with ten times as many, an interval takes two to four times as long
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Resampled:
 
     rows: Outcomes
     groups: NDArray[np.int64] | None  # position of each row's group; None if rows are drawn one by one
-    count: int  # of groups, or of rows
-    scale: float  # by which deviations are multiplied
+    count: int  # number of groups, or of rows
+    scale: float  # factor of deviations
     step: int  # between the rows that are drawn
 
     @classmethod
@@ -80,7 +82,7 @@ class Resampled:
 
     @property
     def drawn(self) -> str:
-        """What is drawn."""
+        """The unit that is drawn."""
         return "row" if self.groups is None else self.rows.grouped_by
 
     def weighted(self, metric: Metric, rows: Outcomes) -> Weighted:

@@ -1,12 +1,18 @@
-"""What is usual for the rows of a partition, by those of earlier partitions alone: how many there are, and how many are rejected."""
+"""The usual numbers of rows and of rejected rows of a partition, by those of earlier partitions alone."""
 
-from collections.abc import Collection, Sequence
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from math import exp, expm1, hypot, inf, log, log1p, sqrt
 from statistics import median
 
+from batch_platform.declaration.calendar import Calendar
+from batch_platform.warehouse.ledger import ScoreRun
+
 LEAST_HISTORY = 6  # partitions; with fewer, nothing is unusual
-MOST_COMPARED = 12  # of the same weekday, the newest
+MOST_COMPARED = 12  # partitions of the same weekday, the newest
 MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
 _STEADY = 0.05  # relative spread that is taken to be usual, however steady the history is
 _SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance
@@ -14,23 +20,59 @@ _NORMAL = 1.4826  # times the median absolute deviation is the standard deviatio
 # 99.95% quantiles of Student's distribution, by degrees of freedom.
 _STUDENT = {5: 6.869, 6: 5.959, 7: 5.408, 8: 5.041, 9: 4.781, 10: 4.587, 11: 4.437}
 
+_Rhythm = tuple[int, ...]  # what partitions have in common whose numbers of rows are compared
+
+
+class Past:
+    """The scored partitions of a pipeline in order of time, and which of them are alike."""
+
+    def __init__(self, calendar: Calendar, runs: Iterable[ScoreRun]) -> None:
+        """Begin with some commits, the newest of each partition."""
+        self._calendar, self._runs = calendar, dict[datetime, ScoreRun]()
+        self._starts = defaultdict[_Rhythm | None, list[datetime]](list)  # None: all
+        for run in sorted(runs, key=lambda run: run.partition_start):
+            self.add(run)
+
+    def add(self, run: ScoreRun) -> None:
+        """Take account of a commit, which replaces an earlier one of the same partition."""
+        if run.partition_start not in self._runs:
+            for rhythm in (None, self._rhythm(run)):
+                insort(self._starts[rhythm], run.partition_start)
+        self._runs[run.partition_start] = run
+
+    def before(self, run: ScoreRun, most: int, *, alike: bool) -> list[ScoreRun]:
+        """The newest commits before a partition, oldest first; if `alike`, of its weekday, and of its hour if it is one."""
+        starts = self._starts[self._rhythm(run) if alike else None]
+        end = bisect_left(starts, run.partition_start)
+        return [self._runs[start] for start in starts[max(0, end - most) : end]]
+
+    def _rhythm(self, run: ScoreRun) -> _Rhythm:
+        local = run.partition_start.astimezone(self._calendar.zone)
+        match self._calendar.every:
+            case "hour":
+                return local.weekday(), local.hour
+            case "day":
+                return (local.weekday(),)
+            case "week" | "month":
+                return ()
+
 
 @dataclass(frozen=True)
 class UsualRows:
-    """How many rows are usual."""
+    """The usual number of rows."""
 
     low: float
     middle: float
     high: float
-    partitions: int  # that it is known from
+    partitions: int  # number of partitions that it is known from
 
     def holds(self, rows: int) -> bool:
-        """Whether so many rows are usual."""
+        """Return whether so many rows are usual."""
         return self.low <= rows <= self.high
 
 
 def usual_rows(history: Sequence[int]) -> UsualRows | None:
-    """How many rows are usual after partitions with so many, oldest first; None with fewer than LEAST_HISTORY.
+    """Compute the usual number of rows after partitions with so many, oldest first; None with fewer than LEAST_HISTORY.
 
     The 99.9% prediction interval of a log-normal variable, with the median in place of the mean and the median absolute
     deviation in place of the standard deviation, so that a day of failure in the history does not hide the next (Hahn and
@@ -51,7 +93,7 @@ def usual_rows(history: Sequence[int]) -> UsualRows | None:
 
 
 def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:
-    """Whether more rows are rejected than earlier partitions explain; never with fewer than LEAST_HISTORY of them.
+    """Return whether more rows are rejected than earlier partitions explain; never with fewer than LEAST_HISTORY of them.
 
     Args:
         rejected: Rejected rows of the partition.

@@ -17,12 +17,11 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, has_seen
 from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.measures.performance import performance_of
 from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
-from batch_platform.monitoring.outcomes import CLASSIFICATION
-from batch_platform.monitoring.performance import performance_of
-from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
+from batch_platform.monitoring.outcomes import CLASSIFICATION, prediction_columns
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.batch import prediction_columns
+from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf
 from batch_platform.warehouse.ledger import (

@@ -18,7 +18,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.models.registry import Promotion, Registry, Version, read_registry, record_decisions
-from batch_platform.scoring.challenger_tables import read_challenger_runs
+from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home, feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, created_at, read_latest

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import remove_unlocked
+from batch_platform.models.native_threads import one_thread
+from batch_platform.monitoring.pooled import forget_periods, pool
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import partition_of
 from batch_platform.warehouse.published import remove_unnamed
@@ -48,7 +49,8 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
             forget_periods(con, pipeline.spec, keys)
     for file in _files(pipeline, partition_keys):
         remove_unlocked(file)
-    pool(pipeline.spec, pipeline.warehouse, stamp)
+    with one_thread():
+        pool(pipeline.spec, pipeline.warehouse, stamp)
     # The second publication since the transaction, so that no copy is left that holds the rows.
     pipeline.conclude(stamp.now())
     remove_unnamed(pipeline.home, name, partition_keys)

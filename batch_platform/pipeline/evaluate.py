@@ -7,56 +7,44 @@ evaluated, unless a measure needs its contract to encode the features.
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import duckdb
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, IntegrityError
-from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, never_learned_from, recorded_fingerprints
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.models.bundle import read_manifest
-from batch_platform.models.contract import Contract
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Registry, Version, has_seen, read_registry
-from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.estimates import ESTIMATED
+from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.metrics import measure, own_metrics
-from batch_platform.monitoring.performance import PERFORMANCE, labelled_outcomes
-from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
+from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
+from batch_platform.monitoring.measures.performance import PERFORMANCE
+from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
 from batch_platform.pipeline.set_apart import SetApart
-from batch_platform.pipeline.stored_key import require_key
-from batch_platform.scoring.batch import prediction_columns
-from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
-from batch_platform.scoring.estimate_tables import MEASURED_SEGMENTS
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import has_table, quoted, table_columns
-from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What the measures say of one model on one partition."""
+    """The measures of one model on one partition."""
 
     version: Version
     tables: Mapping[str, pl.DataFrame]  # the rows of each measure's table, by measure
     rows_labelled: int
     challenger: str | None = None  # its name; None for the model that serves
-    outcomes: pl.DataFrame | None = None  # the labels; None without them, and where an evaluation is read back
-    # The estimated metrics of each segment: segment_column, segment, metric, value; none where the model has learned from it.
-    of_segments: Sequence[tuple[str, str | None, str, float]] = ()
+    # Further rows by name; none of a challenger, without labels, and where an evaluation is read back.
+    beside: Mapping[str, pl.DataFrame] = field(default_factory=dict[str, pl.DataFrame])
 
     @cached_property
     def numbers(self) -> dict[str, float]:
@@ -65,12 +53,13 @@ class MeasuredModel:
 
     @property
     def in_sample(self) -> bool:
-        """Whether the model has learned from the partition."""
+        """True if the model has learned from the partition."""
         return bool(self.tables[PERFORMANCE.name]["in_sample"].any())
 
     def numbers_of(self, measure: str) -> dict[str, float]:
         """The numbers of one measure."""
-        return MEASURES[measure].numbers(self.tables[measure])
+        numbers = MEASURES[measure].numbers
+        return {} if numbers is None else dict(numbers(self.tables[measure]))
 
 
 @dataclass(frozen=True)
@@ -116,45 +105,9 @@ def _not_scored(pipeline: str, partition_key: str) -> DataError:
     return DataError(msg, hint=f"batch-platform run {pipeline} --partition {partition_key}")
 
 
-def committed_predictions(
-    con: duckdb.DuckDBPyConnection,
-    spec: PipelineSpec,
-    partition: Partition,
-    model: Version,
-    challenger: str | None = None,
-) -> pl.DataFrame:
-    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model.
-
-    Raises:
-        DataError: The rows are stored under another key than the declared one.
-    """
-    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    table = SCORES if challenger else PREDICTIONS.view
-    values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
-    conditions = " AND ".join(f"{name} = ${name}" for name in values)
-    require_key(con, spec, table, [partition.key])
-    query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(spec.name)}.{table} WHERE {conditions}"
-    return con.sql(query, params=values).pl()
-
-
-def encoded_features(
-    history: History, build: FeatureBuild, partition: Partition, predictions: pl.DataFrame, contract: Contract
-) -> tuple[pl.DataFrame, NDArray[np.float64]]:
-    """The rows of a build that have a prediction and keep a contract, and the same rows encoded [n, columns].
-
-    Raises:
-        IntegrityError: The feature file is not the one recorded.
-    """
-    features = history.features(build)
-    predictions = with_keys_of(features, history.spec, partition, predictions, what="predictions")
-    joined = features.join(predictions, on=history.spec.features.key, how="inner", maintain_order="left")
-    kept = contract.split(joined).kept
-    return kept, contract.encode(kept)
-
-
 def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
-    """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores, and their labels."""
-    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in MEASURES}
+    """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores."""
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in evaluated_measures()}
     for partition in group:
         for model in (partition.served, *partition.challengers):
             for name, rows in model.tables.items():
@@ -168,28 +121,22 @@ def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
                         pl.lit(model.challenger, dtype=pl.String).alias("challenger"),
                     )
                 )
-    outcomes = [
-        partition.served.outcomes.select(
-            pl.lit(partition.partition.key).alias("partition_key"),
-            pl.all(),
-            pl.lit(partition.run.run_id).alias("run_id"),
-        )
-        for partition in group
-        if partition.served.outcomes is not None
-    ]
-    measured = {name: pl.concat(frames) for name, frames in tables.items()}
-    return measured | ({OUTCOMES: pl.concat(outcomes, how="vertical_relaxed")} if outcomes else {})
+    return {name: pl.concat(frames) for name, frames in tables.items()}
 
 
-def measured_segments(group: Sequence[Evaluated]) -> pl.DataFrame:
-    """What came true in the segments of some partitions, in the columns MEASURED_SEGMENTS."""
-    rows = [(evaluated.partition.key, *row) for evaluated in group for row in evaluated.served.of_segments]
-    return pl.DataFrame(rows, schema=MEASURED_SEGMENTS, orient="row")
+def rows_beside(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
+    """The further rows of measures for some partitions, by name."""
+    further: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for partition in group:
+        key, run_id = pl.lit(partition.partition.key), pl.lit(partition.run.run_id)
+        for name, rows in partition.served.beside.items():
+            further[name].append(rows.select(key.alias("partition_key"), pl.all(), run_id.alias("run_id")))
+    return {name: pl.concat(frames, how="vertical_relaxed") for name, frames in further.items()}
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What the partitions of one evaluation share."""
+    """The context that the partitions of one evaluation share."""
 
     history: History
     con: duckdb.DuckDBPyConnection
@@ -249,7 +196,7 @@ class _Evaluation:
             if spec.partitions.snapshot:
                 unseen = predictions.filter(never_learned_from(spec, predictions))
                 labels = labels.join(unseen, on=spec.features.key, how="semi")
-        read_features = partial(self._read_features, partition, run, model, predictions)
+        read_features = partial(features_as_scored, self.history, self.builds, partition, run, model, predictions)
         scored = ScoredPartition(
             model.task,
             model.class_labels,
@@ -260,55 +207,12 @@ class _Evaluation:
             own_metrics(spec),
             in_sample=not spec.partitions.snapshot
             and has_seen(model, partition),  # of a snapshot only unseen rows count
+            segments=spec.monitoring.segments,
+            read_segments=partial(segments_of, self.con, spec, partition),
         )
         with one_thread():
-            tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
-        if labels is None or challenger:
-            return MeasuredModel(model, tables, scored.labelled.height, challenger)
-        of_segments = () if scored.in_sample else tuple(self._of_segments(partition, scored))
-        return MeasuredModel(model, tables, scored.labelled.height, None, outcome_rows(scored), of_segments)
-
-    def _of_segments(
-        self, partition: Partition, scored: ScoredPartition
-    ) -> Iterator[tuple[str, str | None, str, float]]:
-        """The metrics that are estimated too, of each segment of a partition."""
-        key, spec = list(scored.key), self.history.spec
-        if not spec.monitoring.segments or not scored.labelled.height:
-            return
-        stored = {name for name, _ in table_columns(self.con, spec.name, PREDICTIONS.view)}
-        columns = [name for name in spec.monitoring.segments if name in stored]
-        if not columns:
-            return
-        outcomes = labelled_outcomes(scored)
-        wanted = ", ".join(map(quoted, dict.fromkeys([*key, *columns])))
-        query = f"SELECT {wanted} FROM {quoted(spec.name)}.{PREDICTIONS.view} WHERE partition_key = $key"
-        segments = self.con.sql(query, params={"key": partition.key}).pl()
-        rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
-        for column in columns:
-            places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
-            for (segment,), of_segment in places.group_by("value", maintain_order=True):
-                for metric, value in measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED).items():
-                    yield column, None if segment is None else str(segment), metric, value
-
-    def _read_features(
-        self, partition: Partition, run: ScoreRun, model: Version, predictions: pl.DataFrame
-    ) -> tuple[pl.DataFrame, NDArray[np.float64]]:
-        """The features that a partition was scored with, encoded by the contract of a model."""
-        (build,) = self.history.require(self.builds, partition)
-        if build.sha256 != run.input_hash:
-            msg = f"{run.pipeline}, partition {partition.key}: its features changed after it was scored."
-            raise DataError(msg, hint=f"score it again: batch-platform run {run.pipeline} --partition {partition.key}")
-        manifest = read_manifest(self.history.home.bundle(run.pipeline, model.version), model.sha256)
-        contract = Contract.from_json(manifest.contract).under(self.history.spec.features.columns)
-        return encoded_features(self.history, build, partition, predictions, contract)
-
-
-def measured_rows(con: duckdb.DuckDBPyConnection, pipeline: str, measure: str, keys: Sequence[str]) -> pl.DataFrame:
-    """The rows of a measure's table for some partitions."""
-    columns = ["partition_key", "challenger", "model_version", *MEASURES[measure].columns]
-    if not has_table(con, pipeline, measure):
-        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), **MEASURES[measure].columns})
-    query = f"FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
-    rows, types = con.sql(query, params={"keys": list(keys)}).pl(), MEASURES[measure].columns
-    lacking = [name for name in columns if name not in rows.columns]  # an earlier release wrote the table
-    return rows.with_columns(pl.lit(None, types.get(name)).alias(name) for name in lacking).select(columns)
+            tables = {
+                name: measure.compute(scored) for name, measure in evaluated_measures().items() if measure.compute
+            }
+            beside = {} if labels is None or challenger else further_rows(scored)
+        return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)

@@ -5,7 +5,7 @@ step takes many partitions, commits them in groups and yields the record of each
 What is up to date is skipped unless forced. A partition that fails does not hold up the others.
 """
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -32,6 +32,7 @@ from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
+from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import (
     ModelTraining,
     Promotion,
@@ -41,18 +42,19 @@ from batch_platform.models.registry import (
     record_failure,
     register,
 )
-from batch_platform.monitoring.scores import committed_distributions
+from batch_platform.monitoring.catalogue import is_table, settle_measures
+from batch_platform.monitoring.measure import Commits
+from batch_platform.monitoring.pooled import forget_periods, pool
+from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.build import Built, FeatureStep
-from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
+from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, rows_beside
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
-from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.plan import (
     Plan,
     awaited_labels,
     make_plan,
     require_labels,
 )
-from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.pipeline.reading import StateReader, changed_since, record_fingerprints
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.state import State, checked, features_due
@@ -68,11 +70,9 @@ from batch_platform.pipeline.training import Training
 from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.pipeline.wanted import PlanRequest, require_takeable, with_snapshots_over
 from batch_platform.scoring.challengers import challengers_of
-from batch_platform.scoring.drift_tables import read_drift, read_segment_alarms
 from batch_platform.scoring.engines.known import engine_of
-from batch_platform.scoring.estimate_tables import read_estimates, record_realised, track_records
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
-from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
+from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full, read_committed
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import drop_scores
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures
@@ -350,10 +350,8 @@ class Pipeline:
             apart.up_to_date.update(
                 item.partition.key for item in held if ("predictions", item.partition.key) in state.failures
             )
-            past = Past(self.spec.partitions.calendar, state.scores.values())
-            versions = {version.version: version for version in state.registry.versions}
-            for skipped in self._skipped(held):
-                yield self._judged(skipped, past, versions)
+            commits = self.commits(state, [item.standing for item in held if item.standing is not None])
+            yield from self._skipped(commits)
             asked = [
                 replace(item, challengers=challengers_of(self.spec, state.registry, item.partition, item.model))
                 for item in due
@@ -367,6 +365,7 @@ class Pipeline:
                 code_version,
                 stamp,
                 force,
+                commits,
                 settle,
                 clear if state.scored_by_retired else None,
             )
@@ -374,7 +373,7 @@ class Pipeline:
                 if isinstance(outcome, Unscored):
                     apart.add(outcome.partition.key, outcome.error, outcome.refused)
                 else:
-                    yield self._judged(outcome, past, versions)
+                    yield outcome
 
     def _clear(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str]) -> None:
         """Delete what retired versions scored of some partitions: their predictions are of another type than the next ones."""
@@ -426,7 +425,8 @@ class Pipeline:
                 yield from self._commit_evaluations(group)
                 raise
             yield from self._commit_evaluations(group)
-            pool(self.spec, self.warehouse, stamp)
+            with one_thread():
+                pool(self.spec, self.warehouse, stamp)
 
     def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:
         """Say what the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""
@@ -470,33 +470,18 @@ class Pipeline:
             self.warehouse.record_features([built.build for built in group])
         yield from group
 
-    def _skipped(self, held: Sequence[Due]) -> Iterator[Committed]:
-        if not held:
-            return
-        with self.warehouse.open() as con:
-            keys = [item.partition.key for item in held]
-            distributions = committed_distributions(con, self.spec.name, keys)
-            drift, alarms = read_drift(con, self.spec.name, keys), read_segment_alarms(con, self.spec.name, keys)
-            estimated, records = read_estimates(con, self.spec.name, keys), track_records(con, self.spec.name)
-        for item in held:
-            key = item.partition.key
-            if item.standing is not None:
-                yield Committed(
-                    item.partition,
-                    item.standing,
-                    skipped=True,
-                    scores=distributions.get(key),
-                    drift=drift.get(key, ()),
-                    segment_alarms=alarms.get(key, ()),
-                    estimates=estimated.get(key, ()),
-                    records=records,
-                )
+    def commits(self, state: State, runs: Sequence[ScoreRun]) -> Commits:
+        """Committed partitions, and what is known beside them by the state of the pipeline."""
+        past = Past(self.spec.partitions.calendar, state.scores.values())
+        return Commits(
+            self.spec, self.home, runs, past, {version.version: version for version in state.registry.versions}
+        )
 
-    def _judged(self, outcome: Committed, past: Past, versions: Mapping[str, Version]) -> Committed:
-        """A committed partition beside the partitions before it."""
-        past.add(outcome.run)
-        version = versions.get(outcome.run.model_version)
-        return replace(outcome, aspects=partition_aspects(self.spec, past, outcome.run, version))
+    def _skipped(self, commits: Commits) -> list[Committed]:
+        if not commits.runs:
+            return []
+        with self.warehouse.open() as con:
+            return read_committed(con, commits, skipped=True)
 
     def bundle(self, version: Version) -> Bundle:
         """A version's bundle, loaded once, with the rules on its columns as they are declared now.
@@ -525,12 +510,8 @@ class Pipeline:
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
-            runs = [evaluation.run for evaluation in group]
-            keys = [run.partition_key for run in runs]
-            self.warehouse.commit_evaluations(
-                self.spec.name,
-                runs,
-                measure_tables(group),
-                lambda con: record_realised(con, self.spec.name, keys, measured_segments(group)),
-            )
+            name, runs = self.spec.name, [evaluation.run for evaluation in group]
+            keys, further = [run.partition_key for run in runs], rows_beside(group)
+            tables = measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
+            self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
         yield from group

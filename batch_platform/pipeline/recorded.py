@@ -1,28 +1,21 @@
-"""What was committed of some partitions, read back as the step that committed it returned it.
+"""Committed partitions, read back as the step that committed them returned them.
 
 A run that is killed may commit a partition and tell nobody. All that is shown of the partition is in the published copy,
 except what is only measured while a step runs: its speed, and categories that the model did not know.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
 import polars as pl
 import pyarrow.parquet as pq
 
-from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.scores import committed_distributions
+from batch_platform.monitoring.catalogue import evaluated_measures
 from batch_platform.pipeline.build import Built
-from batch_platform.pipeline.evaluate import Evaluated, MeasuredModel, measured_rows
-from batch_platform.pipeline.health import Past, partition_aspects
+from batch_platform.pipeline.evaluate import Evaluated, MeasuredModel
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
-from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs
-from batch_platform.scoring.drift_tables import read_drift, read_segment_alarms
-from batch_platform.scoring.estimate_tables import read_estimates, track_records
-from batch_platform.scoring.rejected_rows import reasons_by_partition
-from batch_platform.scoring.run import Committed
+from batch_platform.scoring.run import Committed, read_committed
 from batch_platform.warehouse.published import reading_published
 
 
@@ -37,40 +30,20 @@ def recorded_features(pipeline: Pipeline, state: State, keys: Sequence[str]) -> 
 
 def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) -> Iterator[Committed]:
     """The predictions of partitions as committed."""
-    if not keys:
-        return
-    name = pipeline.spec.name
-    with reading_published(pipeline.home) as con:
-        distributions = committed_distributions(con, name, keys)
-        reasons = reasons_by_partition(con, name, keys)
-        challengers = _by_partition(read_challenger_runs(con, name))
-        drift, segment_alarms = read_drift(con, name, keys), read_segment_alarms(con, name, keys)
-        estimated, records = read_estimates(con, name, keys), track_records(con, name)
-    past = Past(pipeline.spec.partitions.calendar, state.scores.values())
-    versions = {version.version: version for version in state.registry.versions}
-    for key in keys:
-        run = state.scores[key]
-        yield Committed(
-            pipeline.spec.partitions.calendar.named(key),
-            run,
-            skipped=False,
-            reasons=reasons.get(key, {}),
-            scores=distributions.get(key),
-            challengers=tuple(challengers[key]),
-            drift=drift.get(key, ()),
-            segment_alarms=segment_alarms.get(key, ()),
-            estimates=estimated.get(key, ()),
-            records=records,
-            aspects=partition_aspects(pipeline.spec, past, run, versions.get(run.model_version)),
-        )
+    if keys:
+        with reading_published(pipeline.home) as con:
+            commits = pipeline.commits(state, [state.scores[key] for key in keys])
+            committed = read_committed(con, commits, skipped=False)
+        yield from committed
 
 
 def recorded_evaluations(pipeline: Pipeline, state: State, keys: Sequence[str]) -> Iterator[Evaluated]:
     """The evaluations of partitions as committed; a partition without measured rows is left out."""
     if not keys:
         return
+    measures = evaluated_measures()
     with reading_published(pipeline.home) as con:
-        tables = {name: measured_rows(con, pipeline.spec.name, name, keys) for name in MEASURES}
+        tables = {name: measure.rows(con, pipeline.spec.name, keys) for name, measure in measures.items()}
     for key in keys:
         rows = {name: table.filter(pl.col("partition_key") == key) for name, table in tables.items()}
         models = {
@@ -82,7 +55,7 @@ def recorded_evaluations(pipeline: Pipeline, state: State, keys: Sequence[str]) 
             MeasuredModel(
                 version=state.registry.named(version),
                 tables={
-                    name: table.filter(pl.col("challenger").eq_missing(challenger)).select(*MEASURES[name].columns)
+                    name: table.filter(pl.col("challenger").eq_missing(challenger)).select(*measures[name].columns)
                     for name, table in rows.items()
                 },
                 rows_labelled=state.evaluations[key].rows_labelled,
@@ -115,10 +88,3 @@ def recorded_models(state: State, periods: Collection[str]) -> Iterator[Trained]
         )
         if decision is not None:
             yield Trained(version, decision, challengers=challengers)
-
-
-def _by_partition(runs: Sequence[ChallengerRun]) -> dict[str, list[ChallengerRun]]:
-    by_partition = defaultdict[str, list[ChallengerRun]](list)
-    for run in runs:
-        by_partition[run.partition_key].append(run)
-    return by_partition

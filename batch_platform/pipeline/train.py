@@ -23,10 +23,10 @@ from batch_platform.features.history import History, TrainingData
 from batch_platform.models.bundle import (
     Bundle,
 )
+from batch_platform.models.clusters import Former
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
-from batch_platform.models.segments import Former
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.pipeline.learned import LearnedModel
 from batch_platform.pipeline.training import Training

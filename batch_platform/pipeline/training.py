@@ -26,6 +26,7 @@ from batch_platform.models.bundle import (
     Window,
     read_reference,
 )
+from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import is_classification, read_import
 from batch_platform.models.estimate_basis import basis_of
@@ -39,15 +40,10 @@ from batch_platform.models.fitting import (
 )
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.positive import Positive
-from batch_platform.models.reference import (
-    ReferenceProfile,
-    after_refit,
-    reference_of,
-    with_prediction,
-)
-from batch_platform.models.segments import Former, keep_numbers
+from batch_platform.models.reference import after_refit, reference_of, with_prediction
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
+from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.learned import LearnedModel, sample_of
 from batch_platform.pipeline.state import State
 
@@ -63,7 +59,7 @@ class Training:
     state: State
     period: Partition  # a model learns only from what is known at its start
     stamp: Stamp
-    former: Former | None = None  # the version whose segments keep their numbers
+    former: Former | None = None  # the version whose clusters keep their numbers
 
     def learn(
         self,

@@ -10,9 +10,9 @@ import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, SURPRISE, UNUSUAL, ColumnDrift
+from batch_platform.monitoring.measures.drift import COLUMNS
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
-from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.warehouse.ledger import selected
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -53,7 +53,7 @@ def read_drift_figures(
 ) -> DriftFigures | None:
     """Read the drift of a span from the baseline that is judged; None where it was not measured."""
     bounds = declared or Drift()
-    if not has_table(con, pipeline, DRIFT):
+    if not has_table(con, pipeline, COLUMNS):
         return None
     rows = _rows(con, pipeline, declared, bounds, span)
     if not rows.height:
@@ -98,7 +98,7 @@ def _rows(
         FROM (
             SELECT {selected(ColumnDrift)},
                 greatest(0, {UNUSUAL}) AS unusual
-            FROM {quoted(pipeline)}.{DRIFT} WHERE baseline = $baseline AND partition_key IN $keys
+            FROM {quoted(pipeline)}.{COLUMNS} WHERE baseline = $baseline AND partition_key IN $keys
         ) ORDER BY partition_key, column_name
     """
     values = {

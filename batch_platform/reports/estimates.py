@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import duckdb
 
 from batch_platform.monitoring.estimates import TrackRecord, estimated_metric
-from batch_platform.reports.span import Span
-from batch_platform.scoring.estimate_tables import (
+from batch_platform.monitoring.measures.estimates import (
     EstimatedMetric,
     EstimatedSegmentMetric,
     read_estimates,
@@ -15,6 +14,7 @@ from batch_platform.scoring.estimate_tables import (
     segment_track_records,
     track_records,
 )
+from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # partitions that are listed, the newest
 

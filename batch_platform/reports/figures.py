@@ -15,16 +15,19 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.measures.health import partition_aspects
+from batch_platform.monitoring.measures.performance import OUTCOMES, POOLED, class_texts
+from batch_platform.monitoring.measures.rejections import reasons_by_partition
+from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION
-from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
-from batch_platform.pipeline.health import Past, partition_aspects
-from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled_performance
+from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.usual import Past
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
+from batch_platform.reports.measures import FurtherMeasure, read_further_measures
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
-from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
@@ -109,6 +112,7 @@ class Figures:
     segments: pl.DataFrame  # as `read_segments` gives them
     gaps: list[Gap]  # of the rates of binary decisions between segments
     drift: DriftFigures | None
+    measures: list[FurtherMeasure]  # that have no section of their own
     confusion: pl.DataFrame  # predicted, came_true, rows: of a classification
     calibration: pl.DataFrame  # rows, mean_score, outcome: of rows with similar scores
     calibration_error: float | None  # mean distance of both, weighted by rows
@@ -179,6 +183,7 @@ def read_figures(
         segments=segments,
         gaps=gaps_of(segments) if task == "binary" else [],
         drift=read_drift_figures(con, spec.name, spec.monitoring.drift, window, spec.partitions.calendar.zone),
+        measures=read_further_measures(con, spec.name, window),
         confusion=confusion,
         calibration=calibration,
         calibration_error=_calibration_error(calibration),

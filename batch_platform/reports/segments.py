@@ -9,9 +9,9 @@ import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import SURPRISE, divergences
+from batch_platform.monitoring.measures.drift import OF_SEGMENTS
 from batch_platform.monitoring.profiles import Bins, Profile
 from batch_platform.reports.span import Span, score_column
-from batch_platform.scoring.drift_tables import OF_SEGMENTS
 from batch_platform.warehouse.sql import has_table, quoted
 
 CELLS = 10  # of about equal frequency, in which scores are compared

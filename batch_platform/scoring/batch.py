@@ -19,6 +19,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import OFFENDER, REASON
+from batch_platform.models.reference import profiled
+from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import rows_as_json
@@ -37,8 +39,8 @@ class Scored:
     predictions: pl.DataFrame
     rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
-    profiles: tuple[Profile, ...] = ()  # of the predictions' rows; empty unless asked for and known how
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows
+    profiles: tuple[Profile, ...] = ()  # profiles of the scored rows; empty unless asked for, and without a reference
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
@@ -88,18 +90,7 @@ def _profiled(
     rejected: pl.DataFrame,
 ) -> tuple[tuple[Profile, ...], SegmentCounts]:
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
-    return bundle.reference.profiled(rows, raw, bundle.signature, by_column, spec.monitoring.segments)
-
-
-def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
-    """Names of the columns that a model of a task adds to a row."""
-    match task:
-        case "binary" | "outliers":
-            return ["prediction", "score"]
-        case "multiclass":
-            return ["prediction", *(f"score_{label}" for label in classes)]
-        case _:
-            return ["prediction"]
+    return profiled(bundle.reference, rows, raw, bundle.signature, by_column, spec.monitoring.segments)
 
 
 def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) -> pl.DataFrame:
@@ -109,12 +100,12 @@ def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) 
             scores = np.empty((0, len(classes))) if raw is None else raw
             best = pl.Series(np.array(classes)).gather(scores.argmax(axis=1))
             names = prediction_columns(bundle.manifest.task, classes)[1:]
-            shown = scores.T[-len(names) :]  # with two classes only the positive one is shown
+            shown = scores.T[-len(names) :]  # only the positive one of two classes is shown
             columns = [pl.Series(name, values) for name, values in zip(names, shown, strict=True)]
             return frame.with_columns(best.alias("prediction"), *columns)
         case "regression":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Float64))
-        case "outliers":  # as in scikit-learn: -1 for an outlier, 1 for any other row
+        case "outliers":  # -1 for an outlier, 1 for any other row, as scikit-learn has it
             scores = pl.Series("score", [] if raw is None else raw, dtype=pl.Float64)
             flags = pl.select(pl.when(scores > 0).then(-1).otherwise(1).cast(pl.Int32)).to_series()
             return frame.with_columns(flags.alias("prediction"), scores)

@@ -18,9 +18,9 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.agreement import Agreement, columns_of
+from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.scoring.batch import (
     Scored,
-    prediction_columns,
     reasons_of,
     repeated_text,
     repeated_time,
@@ -34,19 +34,19 @@ _ROW = "__place_in_batch"
 
 @dataclass(frozen=True)
 class ChallengerScores:
-    """What a challenger made of some rows; after a failure nothing but the number of rows and the reason."""
+    """The result of a challenger for some rows; after a failure nothing but the number of rows and the reason."""
 
     name: str
     rows_in: int = 0  # rows that the champion scored
     rows_scored: int = 0
     reasons: dict[str, int] = field(default_factory=dict[str, int])  # rows that its own contract rejects, by reason
-    agreement: Agreement = field(default_factory=Agreement)  # with the champion
+    agreement: Agreement = field(default_factory=Agreement)  # agreement with the champion
     failure: str = ""  # why it could not score; empty if it could
     files: tuple[Path, ...] = ()  # Parquet files of its scores, in the order of the rows
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file, if they are published as they are
 
     def __add__(self, further: "ChallengerScores") -> "ChallengerScores":
-        """What it made of these rows and of the rows after them."""
+        """The result for these rows and the rows after them."""
         rows_in, failure = self.rows_in + further.rows_in, self.failure or further.failure
         if failure:
             return ChallengerScores(self.name, rows_in, failure=failure)
@@ -138,7 +138,7 @@ def _agreement(
         scored = scored.with_columns(1 - pl.col("score"))
     present = prediction_columns(task, challenger.manifest.classes)
     shared = [name for name in prediction_columns(task, champion.manifest.classes) if name in present]
-    columns = shared if task == "regression" else shared[1:]  # none for a clustering, whose segments have no order
+    columns = shared if task == "regression" else shared[1:]  # none for a clustering, whose clusters have no order
     return Agreement.of(
         scored[_ROW].to_numpy().astype("int64") + first_row,
         columns_of(served, columns),

@@ -1,4 +1,4 @@
-"""What an engine is asked to score, as plain data, and the models that it opens for it.
+"""Orders for engines to score partitions, as plain data, and the models that it opens for it.
 
 Plain data, so that an engine may send an order to other processes and machines and open there what the order names.
 """
@@ -22,8 +22,8 @@ class BundleFolder:
 
     version: str
     folder: Path
-    sha256: str  # as registered
-    rows: int  # that it scores in the whole run, which decides whether compiling its trees is worthwhile
+    sha256: str  # registered hash
+    rows: int  # rows that it scores in the whole run, which decides whether compiling its trees is worthwhile
     allow_pickle: bool = False  # whether its files may run code when they are loaded
 
     def open(self, spec: PipelineSpec) -> Bundle:
@@ -43,10 +43,10 @@ class ScoringOrder:
 
     partition: Partition
     features: Path
-    sha256: str  # of the bytes of the file
-    rows: int  # in the file
+    sha256: str  # hash of the bytes of the file
+    rows: int  # rows in the file
     model: BundleFolder
-    xxh3: str = ""  # of the same bytes; checked instead because it is faster, unless it was not recorded
+    xxh3: str = ""  # XXH3 of the same bytes; checked instead because it is faster, unless it was not recorded
     # For each challenger its model, or why it cannot score.
     challengers: Mapping[str, BundleFolder | str] = field(default_factory=dict[str, BundleFolder | str])
 
@@ -60,7 +60,7 @@ class OpenModel:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the ledger should say of how this model is evaluated; empty if nothing is unusual."""
+        """The remark for the ledger on how this model is evaluated; empty if nothing is unusual."""
         libraries, reason = self.bundle.other_libraries, self.bundle.not_compiled
         remarks = [f"allowed other libraries than in training: {libraries}"] if libraries else []
         return (*remarks, *([f"not compiled, since on this machine {reason}"] if reason else []))
@@ -82,7 +82,7 @@ class OpenModels:
         """Open nothing yet; `bundles` are open already, by version, and those that are opened here are added to them."""
         self._spec = spec
         self._bundles = {} if bundles is None else bundles
-        self._failures: dict[str, str] = {}  # of challengers, by version
+        self._failures: dict[str, str] = {}  # failures of challengers, by version
 
     def opened(self, order: ScoringOrder) -> OpenOrder:
         """Open the models of an order; see `BundleFolder.open` for what is raised if the published model cannot be opened."""
@@ -107,7 +107,7 @@ class OpenModels:
 
 
 def failure_of(error: Exception) -> str:
-    """Why a challenger failed, in one line without secrets."""
+    """The reason why a challenger failed, in one line without secrets."""
     if isinstance(error, BatchPlatformError):
         return str(error)
     return redact(f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))

@@ -51,7 +51,7 @@ def unwatched(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of some rows of a partition."""
+    """Counts of some rows of a partition: scored, rejected, and why."""
 
     rows_in: int = 0
     rows_scored: int = 0
@@ -82,7 +82,7 @@ class Spent:
     score: float = 0.0
     write: float = 0.0  # into staged files
     commit: float = 0.0  # into the warehouse
-    clock: float = 0.0  # from beginning to end, commit included
+    clock: float = 0.0  # time from beginning to end, commit included
 
     def __add__(self, further: "Spent") -> "Spent":
         """The time for both, one after the other."""
@@ -101,15 +101,15 @@ class Staged:
     """A scored partition in Parquet files, not yet committed; or a part of one."""
 
     partition: Partition
-    predictions: tuple[Path, ...]  # in the order of the rows; one file without rows if there are none
+    predictions: tuple[Path, ...]  # files in the order of the rows; one file without rows if there are none
     rejected: tuple[Path, ...]  # likewise
     counts: Counts
     started_at: datetime
     challengers: tuple[ChallengerScores, ...] = ()
     spent: Spent = field(default_factory=Spent)
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
-    profiles: tuple[Profile, ...] = ()  # of features and prediction; empty if the version has no reference profile
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows
+    profiles: tuple[Profile, ...] = ()  # features and prediction; empty if the version has no reference profile
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
 
@@ -150,7 +150,7 @@ class ScoredBatch:
     rejected: pa.Table
     counts: Counts
     challengers: Sequence[tuple[ChallengerScores, pa.Table | None]]  # no scores where a challenger failed
-    seconds: float  # that scoring took
+    seconds: float  # duration of the scoring
     profiles: tuple[Profile, ...] = ()
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
 
@@ -289,7 +289,7 @@ class PartWriter:
                 writer.path.unlink(missing_ok=True)
 
     def staged(self, models: OpenOrder, started_at: datetime, spent: Spent) -> Staged:
-        """What was written, once the files are complete."""
+        """The written part, once the files are complete."""
         challengers = (
             scores
             if scores.failure

@@ -1,8 +1,7 @@
-"""Rejected rows: how they are encoded, and the report on them, which reads the published copy."""
+"""Rejected rows: their encoding, and the report on them, which reads the published copy."""
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +11,11 @@ import polars as pl
 import polars.selectors as cs
 
 from batch_platform.declaration.errors import NothingPublishedError
+from batch_platform.monitoring.measures.rejections import TABLE, in_words
 from batch_platform.warehouse.failures import REFUSED_ROWS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
-
-TABLE = "rejected_rows"
 
 
 @dataclass(frozen=True)
@@ -104,27 +102,9 @@ def _read(  # noqa: PLR0913 - what is read, and how much of it
     return Rejections(
         pipeline=pipeline,
         rows=sum(int(count) for *_, count in counts),
-        reasons={_shown(column, reason): int(count) for column, reason, count in counts},
+        reasons={in_words(column, reason): int(count) for column, reason, count in counts},
         listed=[
             RejectedRow(partition, json.loads(key), column, reason, json.loads(row), run_id)
             for partition, key, column, reason, row, run_id in rows
         ],
     )
-
-
-def reasons_by_partition(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
-) -> dict[str, dict[str, int]]:
-    """The number of rejected rows of partitions by column and reason, by partition key."""
-    if not has_table(con, pipeline, TABLE):
-        return {}
-    chosen = f"FROM {quoted(pipeline)}.{TABLE} WHERE partition_key IN $keys"
-    query = f"SELECT partition_key, column_name, reason, count(*) AS n {chosen} GROUP BY ALL ORDER BY ALL"
-    reasons = defaultdict[str, dict[str, int]](dict)
-    for key, column, reason, count in con.execute(query, {"keys": list(partition_keys)}).fetchall():
-        reasons[key][_shown(column, reason)] = int(count)
-    return reasons
-
-
-def _shown(column: str | None, reason: str) -> str:
-    return f"{column}: {reason}" if column else reason

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import duckdb
 
@@ -22,34 +23,24 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
-from batch_platform.models.reference import ReferenceProfile
 from batch_platform.models.registry import Version, has_seen
 from batch_platform.models.timeline import Stretch
-from batch_platform.monitoring.drift import ColumnDrift
-from batch_platform.monitoring.estimates import TrackRecord
-from batch_platform.monitoring.health import Aspect, AspectName
-from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
-from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
+from batch_platform.monitoring.catalogue import read_values, replace_measures, staged_values
+from batch_platform.monitoring.measure import Commits, ScoredPart
+from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger
+from batch_platform.monitoring.measures.rejections import REJECTIONS
+from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.scoring.challengers import ChallengerScores
-from batch_platform.scoring.drift_tables import (
-    SegmentDrift,
-    read_drift,
-    read_segment_alarms,
-    replace_drift,
-    replace_segment_drift,
-)
 from batch_platform.scoring.engines.known import Engine
-from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, replace_estimates, track_records
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
-from batch_platform.scoring.profile_tables import replace_profiles
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, staged_files
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
-BundleOf = Callable[[Version, int], BundleFolder]  # of a version, which scores so many rows in the whole run
+BundleOf = Callable[[Version, int], BundleFolder]  # takes a version, and how many rows it scores in the whole run
 _log = logging.getLogger(__name__)
 
 
@@ -60,22 +51,33 @@ class Committed:
     partition: Partition
     run: ScoreRun
     skipped: bool  # the warehouse already held these rows
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
+    measures: Mapping[str, Any] = field(default_factory=dict[str, Any])  # value of each measure that it has, by name
+    task: str = ""  # task of the model
+    # Known only while it is scored:
     unseen: dict[str, int] = field(default_factory=dict[str, int])
     ignored: tuple[str, ...] = ()  # feature columns that nothing uses
     spent: Spent = field(default_factory=Spent)  # zero where skipped
-    scores: ScoreDistribution | None = None  # None where there are no predictions
-    challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
-    drift: tuple[ColumnDrift, ...] = ()  # of each column beside each baseline, the worst first
-    segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
-    estimates: tuple[EstimatedMetric, ...] = ()  # of its performance
-    records: Mapping[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])  # of estimates so far, by metric
-    aspects: tuple[Aspect, ...] = ()  # what is judged of it beside earlier partitions
     link: str = ""  # page on which the engine shows its work as long as it lasts
 
-    def aspect(self, name: AspectName) -> Aspect | None:
-        """One of its judgements; None if it was not made."""
-        return next((aspect for aspect in self.aspects if aspect.name == name), None)
+    @property
+    def reasons(self) -> dict[str, int]:
+        """The rejected rows by column and reason."""
+        return REJECTIONS.of(self.measures) or {}
+
+
+def read_committed(con: duckdb.DuckDBPyConnection, commits: Commits, *, skipped: bool) -> list[Committed]:
+    """Read partitions back as the run that committed them returned them, but for what is known only while it scores."""
+    values, calendar = read_values(con, commits), commits.spec.partitions.calendar
+    return [
+        Committed(
+            calendar.named(run.partition_key),
+            run,
+            skipped=skipped,
+            measures=values[run.partition_key],
+            task=version.task if (version := commits.versions.get(run.model_version)) else "",
+        )
+        for run in commits.runs
+    ]
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ class Due:
     model: Version  # its scores are published
     build: FeatureBuild
     standing: ScoreRun | None  # what the warehouse holds of the partition
-    service: Stretch | None = None  # in which the model serves the partition; None if it was named for the run
+    service: Stretch | None = None  # stretch in which the model serves the partition; None if it was named for the run
     # The versions that score it too, by name of the challenger; or why a challenger cannot.
     challengers: Mapping[str, Version | str] = field(default_factory=dict[str, Version | str])
 
     def is_held(self, code_version: str) -> bool:
-        """Whether the warehouse already holds what scoring would give."""
+        """Return whether the warehouse already holds what scoring would give."""
         inputs = (self.model.sha256, self.build.sha256, code_version)
         run = self.standing
         return run is not None and (run.model_sha256, run.input_hash, run.code_version) == inputs
@@ -112,15 +114,16 @@ class Due:
 
 @dataclass(frozen=True)
 class ScoringRun:
-    """What the partitions of one run share."""
+    """The context that the partitions of one run share."""
 
     history: History
     warehouse: Warehouse
     engine: Engine
     bundle_folder: BundleOf
-    code_version: str  # of the scoring and of the declared rules
+    code_version: str  # version of the scoring and of the declared rules
     stamp: Stamp
     force: bool  # whether a partition may become empty
+    commits: Commits  # the pipeline as it was committed before
     settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
     clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None  # called first in the transaction of each commit
 
@@ -208,7 +211,7 @@ class ScoringRun:
         )
 
     def _scores(self, due: Due, staged: Staged) -> StagedScores:
-        """What the warehouse commits of a scored partition."""
+        """The rows and files of a scored partition that the warehouse commits."""
         run, in_files = self._run(due, staged), self.history.spec.predictions.in_files
         return StagedScores(
             predictions=staged.predictions,
@@ -219,7 +222,7 @@ class ScoringRun:
         )
 
     def _challenger(self, scores: ChallengerScores, due: Due, staged: Staged) -> StagedChallenger:
-        """What a challenger of a scored partition commits; a failure is logged."""
+        """The part of the commit that a challenger adds; a failure is logged."""
         version, run = due.challengers[scores.name], self._run(due, staged)
         if scores.failure:
             msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
@@ -261,29 +264,18 @@ class ScoringRun:
                 return [Unscored(group[0][0].partition, error)]
         return [outcome for member in group for outcome in self._commit([member])]
 
+    def _commits(self, runs: Sequence[ScoreRun]) -> Commits:
+        return replace(self.commits, runs=runs, reference_of=self._reference)
+
     def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
-        distributions = staged_distributions([file for _, staged in group for file in staged.predictions])
+        parts = {due.partition.key: self._part(due, staged) for due, staged in group}
+        values, known = dict[str, dict[str, Any]](), staged_values(parts)
         began = perf_counter()
-        challengers = {
-            due.partition.key: [self._challenger(scores, due, staged) for scores in staged.challengers]
-            for due, staged in group
-        }
-        profiles = {due.partition.key: staged.profiles for due, staged in group}
-        by_segment = {due.partition.key: staged.by_segment for due, staged in group}
-        drift, estimated = dict[str, tuple[ColumnDrift, ...]](), dict[str, tuple[EstimatedMetric, ...]]()
-        records, segment_alarms = dict[str, TrackRecord](), dict[str, tuple[SegmentDrift, ...]]()
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            replace_challengers(con, self.history.home, runs, challengers)
-            replace_profiles(con, runs, profiles)
-            replace_estimates(con, runs, profiles, by_segment, self._reference)
-            replace_drift(con, self.history.spec, runs, self._reference)
-            replace_segment_drift(con, self.history.spec, runs, by_segment, self._reference)
-            keys = [run.partition_key for run in runs]
-            drift.update(read_drift(con, self.history.spec.name, keys))
-            segment_alarms.update(read_segment_alarms(con, self.history.spec.name, keys))
-            estimated.update(read_estimates(con, self.history.spec.name, keys))
-            records.update(track_records(con, self.history.spec.name))
+            commits = self._commits(runs)
+            replace_measures(con, commits, parts)
+            values.update(read_values(con, commits, known))
             self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(
@@ -294,6 +286,9 @@ class ScoringRun:
             clear=self.clear,
             in_transaction=in_transaction,
         )
+        if others := [run for run in runs if run.partition_key not in values]:
+            with self.warehouse.open() as con:
+                values.update(read_values(con, self._commits(others)))
         seconds = (perf_counter() - began) / len(group)
         for _, staged in group:
             for file in staged.files:
@@ -303,26 +298,24 @@ class ScoringRun:
                 due.partition,
                 run,
                 skipped=run.run_id != self.stamp.run_id,  # meanwhile another run committed the same rows
-                reasons=staged.counts.reasons,
+                measures=values[run.partition_key],
+                task=due.model.task,
                 unseen=staged.counts.unseen,
                 ignored=staged.counts.ignored,
                 spent=staged.spent + Spent(commit=seconds, clock=seconds),
-                scores=distributions.get(due.partition.key),
-                drift=drift.get(due.partition.key, ()),
-                segment_alarms=segment_alarms.get(due.partition.key, ()),
-                estimates=estimated.get(due.partition.key, ()),
-                records=records,
                 link=staged.link,
-                challengers=tuple(
-                    challenger.run for challenger in challengers[due.partition.key] if run.run_id == self.stamp.run_id
-                ),
             )
             for (due, staged), run in zip(group, runs, strict=True)
         ]
 
+    def _part(self, due: Due, staged: Staged) -> ScoredPart:
+        """The part of a scored partition that measures look at."""
+        challengers = [self._challenger(scores, due, staged) for scores in staged.challengers]
+        return ScoredPart(staged.predictions, staged.profiles, staged.by_segment, staged.counts.reasons, challengers)
+
 
 def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> Generator[ScoringOrder]:
-    """What an engine is to score."""
+    """The orders for an engine, one for each partition."""
     versions, rows = dict[str, Version](), Counter[str]()
     for item in due:
         for version in (item.model, *item.challengers.values()):
@@ -349,5 +342,5 @@ _read_once = lru_cache(maxsize=64)(read_reference)
 
 
 def is_full(partitions: int, rows: int) -> bool:
-    """Whether a group is large enough to be committed."""
+    """Return whether a group is large enough to be committed."""
     return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

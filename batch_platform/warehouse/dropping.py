@@ -10,7 +10,7 @@ from datetime import datetime
 import duckdb
 
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.descriptions import tables_of_pipelines
 from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
 from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.ledger import (
@@ -133,7 +133,7 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
         AND column_name = 'partition_key' AND table_name IN $tables ORDER BY ALL
     """
     behind_views = {name for table in TABLES_IN_FILES for name in (table.files, table.rows)}
-    values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED, *behind_views})}
+    values = {"schema": pipeline, "tables": list(tables_of_pipelines().keys() - {DROPPED, *behind_views})}
     wheres = {
         table: f"{quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys"
         + (" AND step <> 'model'" if table == FAILURES else "")

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import duckdb
 
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_PIPELINES, write_comments
+from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
 from batch_platform.warehouse.sql import has_table, quoted, transaction
 
 
@@ -216,7 +216,6 @@ FORMAT = 6  # greater than every number that a build has used: numbers only grow
 # Upgrades of a warehouse to the next format, by the number of its own; each runs within a transaction.
 UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
 STATUS_TABLE = "partition_status"
-TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")  # their tables, and other names in the journal
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:

@@ -12,9 +12,9 @@ from datetime import datetime
 import duckdb
 
 from batch_platform.warehouse.checkpoint import write_whole
-from batch_platform.warehouse.descriptions import write_comments
+from batch_platform.warehouse.descriptions import reserved_tables, write_comments
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, journal
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, journal
 from batch_platform.warehouse.sql import has_table, quoted, tables, transaction
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, make_view
 
@@ -70,7 +70,7 @@ def rename_rows(con: duckdb.DuckDBPyConnection, home: Home, old: str, new: str) 
         for table in _ledgers(con):
             con.execute(f"UPDATE {LEDGERS_SCHEMA}.{table} SET pipeline = $new WHERE pipeline = $old", names)
         of_old = f"UPDATE {LEDGERS_SCHEMA}.{_JOURNAL} SET schema_name = $new WHERE schema_name = $old"
-        con.execute(f"{of_old} AND table_name IN $tables", names | {"tables": list(TABLES_OF_PIPELINES)})
+        con.execute(f"{of_old} AND table_name IN $tables", names | {"tables": list(reserved_tables())})
         drop_pipeline(con, old)
     complete_renaming(con, home)
 
@@ -113,7 +113,7 @@ def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFile
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
     """The tables of a pipeline, without those of users that have its name as their schema."""
-    return [table for schema, table in tables(con) if schema == pipeline and table in TABLES_OF_PIPELINES]
+    return [table for schema, table in tables(con) if schema == pipeline and table in reserved_tables()]
 
 
 def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:

@@ -17,9 +17,10 @@ from batch_platform.declaration.errors import DataError, WrongUseError, did_you_
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.descriptions import reserved_tables
 from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, TABLES_OF_PIPELINES, journal
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, journal
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns, tables
@@ -123,7 +124,7 @@ def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set
     query = (
         f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
     )
-    if name.table in TABLES_OF_PIPELINES and has_table(con, name.schema, DROPPED):
+    if name.table in reserved_tables() and has_table(con, name.schema, DROPPED):
         drops = f"SELECT max(seq) FROM {quoted(name.schema)}.{DROPPED} AS dropped"
         query += f" AND seq > coalesce(({drops} WHERE dropped.partition_key = changes.partition_key), 0)"
     keys = {key for (key,) in con.execute(query, vars(name)).fetchall()}
@@ -227,7 +228,7 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
 
 def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
     query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
-    of_pipeline = name.table.lower() in TABLES_OF_PIPELINES and con.execute(query, {"schema": name.schema}).fetchall()
+    of_pipeline = name.table.lower() in reserved_tables() and con.execute(query, {"schema": name.schema}).fetchall()
     return name.schema == LEDGERS_SCHEMA or bool(of_pipeline) or _is_measured(con, name)
 
 

@@ -16,6 +16,7 @@ import polars as pl
 
 from batch_platform.components import describe
 from batch_platform.declaration.errors import DataError, SourceError, WrongUseError
+from batch_platform.monitoring.markdown import markdown
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, changed, on_the_day
@@ -237,7 +238,7 @@ def hostile_arguments(tmp_path: Path, *, text: str) -> None:
 
 def shown_as_text(tmp_path: Path, *, text: str) -> None:
     """Names from the data in the tables of the UI and on a terminal."""
-    shown = describe.markdown(text)
+    shown = markdown(text)
     assert shown.isprintable()
     assert not re.search(r"(?<!\\)[`|*\[\]]|<", shown)
     hostile_names(tmp_path, name=text)

@@ -15,7 +15,7 @@ from time import perf_counter
 import duckdb
 import numpy as np
 
-from batch_platform.pipeline.pooled import pooled_performance
+from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, medians, run
 from batch_platform_tests.benchmarks.options import Options

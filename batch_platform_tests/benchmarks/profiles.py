@@ -17,6 +17,7 @@ from batch_platform.features.lake import BATCH_ROWS
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.forest import kernels
 from batch_platform.models.native_threads import one_thread
+from batch_platform.models.reference import profiled
 from batch_platform.models.registry import read_registry
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
@@ -66,7 +67,7 @@ def _profiled(job: Job, options: Options, *, segments: Sequence[str], suffix: st
             with one_thread():
                 raw = bundle.predictor.predict(matrix)
                 began = perf_counter()
-                reference.profiled((kept, matrix), raw, bundle.signature, {}, segments)
+                profiled(reference, (kept, matrix), raw, bundle.signature, {}, segments)
                 seconds += perf_counter() - began
     return Result(
         PROFILES + suffix, OURS, seconds, options.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,19 +1,29 @@
 """A metric and a measure that somebody adds from outside the package, in a real evaluation."""
 
+from datetime import UTC, datetime
+
 import dagster as dg
 import duckdb
 import numpy as np
 import polars as pl
 import pytest
 
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.measure import Check, Judgement, Measure, ScoredPartition
+from batch_platform.monitoring.measure import Check, Column, Judgement, Measure, ScoredPartition
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.reports.figures import read_figures
+from batch_platform.reports.page import html
+from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.user_tables import TableName, open_table
+from batch_platform_tests.checkout import GUIDE, blocks
 from batch_platform_tests.components.test_assets import evaluations, value
 from batch_platform_tests.deployment import Deployment, deploy_trained
+from batch_platform_tests.small_pipeline import feature_file
 
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 CHALLENGER = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 50}}
 
 
@@ -30,7 +40,7 @@ def score_range(partition: ScoredPartition) -> pl.DataFrame:
 SCORE_RANGE = Measure(
     name="score_range",
     description="Between which values the scores lie.",
-    columns={"low": pl.Float64, "high": pl.Float64},
+    columns={"low": Column(pl.Float64, "lowest score"), "high": Column(pl.Float64, "highest score")},
     compute=score_range,
     numbers=lambda rows: {"lowest_score": rows["low"][0], "highest_score": rows["high"][0]},
     check=lambda spec: Check(
@@ -106,3 +116,45 @@ def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_
     home, name = deployment.pipeline.home, TableName("small", "score_range")
     assert open_table(home, name).pl().height == 1
     assert sorted(open_table(home, name, columns=["challenger"]).pl()["challenger"], key=str) == [None, "linear"]
+
+
+def test_the_measure_of_the_guide_is_wherever_a_built_in_measure_is(tmp_path, monkeypatch):
+    """Its table and comments, in the published copy too, its numbers and check in Dagster, the report; and gone with a partition."""
+    monkeypatch.setitem(MEASURES, "empty_cells", None)  # forgotten afterwards
+    (block,) = [block for block in blocks("python", GUIDE["extending"]) if 'MEASURES["empty_cells"]' in block]
+    exec(compile(block, "example", "exec"), {})
+    deployment = deploy_trained(tmp_path, monkeypatch, monitoring={"drift": {}})
+    assert deployment.run("features", "predictions", first="2024-02-01", last="2024-02-02").success
+    home, spec = deployment.pipeline.home, deployment.pipeline.spec
+
+    stored = published(deployment, "FROM small.empty_cells ORDER BY partition_key")
+    assert stored.columns == ["partition_key", "cells", "empty", "model_version", "run_id"]
+    for key, cells, empty in stored.select("partition_key", "cells", "empty").rows():
+        features = pl.read_parquet(feature_file(deployment.pipeline, key))
+        assert (cells, empty) == (40 * 4, features["amount"].null_count())
+    comments = published(
+        deployment, "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'empty_cells'"
+    )
+    assert dict(comments.rows()) == {
+        "partition_key": "key of the partition",
+        "cells": "scored rows, times the number of features",
+        "empty": "cells without a value",
+        "model_version": "version that scored the partition",
+        "run_id": "Dagster run that wrote the row",
+    }
+    shares = [value(entry, "empty_share") for entry in deployment.materializations("predictions")]
+    assert shares == pytest.approx((stored["empty"] / stored["cells"]).to_list(), rel=1e-5)
+    results = evaluations(deployment, "predictions", "empty_cells")
+    assert set(results) == {"2024-02-01", "2024-02-02", None}
+    assert not any(result.passed for result in results.values())
+    with open_published(home) as con:
+        page = html(read_figures(con, spec), {}, spec.partitions.calendar.zone)
+    assert "How many cells of the features are empty." in page
+    assert "empty share" in page
+
+    days = [spec.partitions.calendar.named(key) for key in ("2024-02-01", "2024-02-02")]
+    skipped = list(deployment.pipeline.score(days, Stamp("again", NOW)))
+    assert all(partition.skipped for partition in skipped)
+    assert [partition.measures["empty_cells"]["empty"][0] for partition in skipped] == stored["empty"].to_list()
+    drop_partitions(deployment.pipeline, ["2024-02-01"], "somebody", Stamp("dropped", NOW))
+    assert published(deployment, "SELECT partition_key FROM small.empty_cells").rows() == [("2024-02-02",)]

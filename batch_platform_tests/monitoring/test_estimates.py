@@ -12,11 +12,12 @@ from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_auc_score
 
 from batch_platform.models.counting import counted_by_segment
-from batch_platform.models.estimate_basis import LEAST_ROWS, EstimateBasis, basis_of
+from batch_platform.models.estimate_basis import LEAST_ROWS, basis_of, basis_profile, basis_values
 from batch_platform.monitoring.estimates import estimates, isotonic_blocks
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import merged_profiles
+from batch_platform.monitoring.reference import EstimateBasis
 from batch_platform.monitoring.segments import MOST_SEGMENTS, SegmentCounts
 
 pytestmark = pytest.mark.unit
@@ -41,7 +42,7 @@ def drawn(task: str, rows: int, seed: int, shift: float = 0.0) -> Outcomes:
 
 
 def profiled(basis: EstimateBasis, matrix, predicted):
-    return basis.profiled(basis.values(matrix, predicted))
+    return basis_profile(basis, basis_values(basis, matrix, predicted))
 
 
 def estimated(basis: EstimateBasis, outcomes: Outcomes):

@@ -1,4 +1,4 @@
-"""One suite that every measure passes."""
+"""One suite that every measure of labelled partitions passes."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from batch_platform.monitoring.catalogue import MEASURES, declared_checks
+from batch_platform.monitoring.catalogue import MEASURES, declared_checks, evaluated_measures
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import measure
 from batch_platform_tests.monitoring.test_metrics import LABELS, OUTCOMES, TASKS
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 ROWS = 300
 SHARED_COLUMNS = {"partition_key", "model_version", "evaluated_at", "run_id", "challenger"}
-every_measure = pytest.mark.parametrize("record", MEASURES.values(), ids=MEASURES)
+every_measure = pytest.mark.parametrize("record", evaluated_measures().values(), ids=evaluated_measures())
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -52,7 +52,7 @@ def only(partition: ScoredPartition, rows: np.ndarray) -> ScoredPartition:
 def test_the_rows_have_the_columns_of_the_table_even_without_a_single_prediction(record, task):
     for rows in (np.arange(0), np.arange(1), np.arange(ROWS)):
         computed = record.compute(only(scored(task), rows))
-        assert dict(computed.schema) == dict(record.columns)
+        assert dict(computed.schema) == record.types
     assert not SHARED_COLUMNS & set(record.columns)
     assert computed.height > 0
 
@@ -163,9 +163,13 @@ def test_a_clustering_with_labels_is_measured_too():
 )
 def test_performance_is_judged_by_the_metric_of_the_gate_and_warned_of_only_beyond_chance(metric, row, passed):
     spec = small_spec(monitoring={"performance": {"warn_below": 0.6}}, model={"promote": {"metric": metric}})
-    check, record, name = declared_checks(spec)["performance"], MEASURES["performance"], metric or "roc_auc"
+    check, record, name = (
+        declared_checks(spec, "performance")["performance"],
+        MEASURES["performance"],
+        metric or "roc_auc",
+    )
     empty = dict.fromkeys(record.columns)
-    rows = pl.DataFrame([empty | {"metric": name, "rows": 40, "positives": 9} | row], schema=record.columns)
+    rows = pl.DataFrame([empty | {"metric": name, "rows": 40, "positives": 9} | row], schema=record.types)
     judgement = check.judge(rows, "binary")
     assert (judgement.name, judgement.bound) == (name, 0.6)
     assert judgement.value == abs(row["value"])

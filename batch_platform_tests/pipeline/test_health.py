@@ -8,7 +8,9 @@ import pytest
 
 from batch_platform.declaration.windows import deadline, oldest_champion
 from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.pipeline.health import Past, freshness, newest_measured, partition_aspects
+from batch_platform.monitoring.measures.health import partition_aspects
+from batch_platform.monitoring.usual import Past
+from batch_platform.pipeline.health import freshness, newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest

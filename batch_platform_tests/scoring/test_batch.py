@@ -17,7 +17,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle, Native
 from batch_platform.models.contract import Column, Contract
-from batch_platform.scoring.batch import NOT_FINITE, prediction_columns, score_batch
+from batch_platform.monitoring.outcomes import prediction_columns
+from batch_platform.scoring.batch import NOT_FINITE, score_batch
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder

@@ -21,6 +21,7 @@ from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.promotion import Maker, promote, roll_back
+from batch_platform.monitoring.measures.challengers import CHALLENGERS, read_challenger_runs
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
@@ -28,7 +29,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.scoring.challenger_tables import read_challenger_runs
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.faults.nursery import Nursery
@@ -607,7 +607,9 @@ def test_a_replay_gives_challengers_what_a_whole_scoring_would(tmp_path):
     fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), **BOTH)
     wanted = days(fixed, "2024-02-02", "2024-02-03")
     committed = list(replay(fixed, wanted, Stamp("replay", NOW)))
-    assert [{run.challenger for run in partition.challengers} for partition in committed] == [{"linear", "tree"}] * 2
+    assert [{run.challenger for run in CHALLENGERS.of(partition.measures)} for partition in committed] == [
+        {"linear", "tree"}
+    ] * 2
     whole = small_pipeline(tmp_path.with_name("whole"), features=RULES, events=spoilt(12.5), **BOTH)
     list(whole.build_features(wanted, AGAIN, force=True))
     list(whole.score(wanted, Stamp("replay", NOW), force=True))

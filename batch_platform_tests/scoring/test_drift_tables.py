@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.components import checks, describe
+from batch_platform.components import commits
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import reference_of
 from batch_platform.monitoring.drift import ColumnDrift, has_moved
+from batch_platform.monitoring.measures.drift import DRIFT, drifted, drifted_segments, read_drift
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.health import health_of, newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
@@ -23,7 +24,6 @@ from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.reports.figures import read_figures
 from batch_platform.reports.page import html
 from batch_platform.scoring.batch import score_batch
-from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.small_pipeline import (
     BERLIN,
@@ -172,7 +172,7 @@ def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_ver
     alarms = levels.filter(pl.col("level") != "none").rows()
     assert alarms == [("2024-02-03", "Zürich", "fail")]
     (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-03"])
-    assert describe.drifted_segments(committed.segment_alarms)[0].startswith("predictions for shop = Zürich ")
+    assert drifted_segments(DRIFT.of(committed.measures).segment_alarms)[0].startswith("predictions for shop = Zürich ")
 
 
 def test_a_score_that_is_not_judged_is_said_to_be_so_wherever_drift_is_shown(changed):
@@ -182,11 +182,12 @@ def test_a_score_that_is_not_judged_is_said_to_be_so_wherever_drift_is_shown(cha
     newest = [pipeline.spec.partitions.calendar.named("2024-02-29")]
     (committed,) = pipeline.score(newest, STAMP, force=True)
     reason = f"score: not judged, because {version.version} has no known scores of rows that it had not seen"
-    (check,) = checks.drift(Wiring(pipeline.spec, pipeline.folder))
-    assert check.passed(committed)
-    assert check.metadata(committed)["drifted"] == reason
-    assert check.summary([committed], [])["not_judged"] == f"{reason} (1 partition)"
-    assert describe.partition_drift(committed)["not_judged"] == reason
+    commit = commits.drift(Wiring(pipeline.spec, pipeline.folder), committed)
+    ((check, judged),) = commit.checked.items()
+    assert check.passed(judged)
+    assert check.metadata(judged)["drifted"] == reason
+    assert check.summary([judged], [])["not_judged"] == f"{reason} (1 partition)"
+    assert commit.metadata["not_judged"] == reason
     pipeline.conclude(NOW)
     measured = newest_measured(pipeline.home, pipeline.spec, state := pipeline.published_state())
     texts = [aspect.text for aspect in health_of(pipeline.spec, state, NOW, measured).aspects]
@@ -236,11 +237,11 @@ def test_a_few_values_in_another_unit_are_named_although_the_shares_of_the_cells
     now = datetime(2024, 2, 3, 12, tzinfo=UTC)
     carry_out(pipeline, now)
     (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-02"])
-    (alarm,) = describe.alarming(committed.drift)
+    (alarm,) = DRIFT.of(committed.measures).alarming
     assert (alarm.column_name, alarm.level) == ("amount", "warn")
     assert alarm.unusual < 0.05, "less than the index from which a column gives a warning"
     words = "0.6% of values lie outside the range seen in training, 0.0% expected"
-    assert words in describe.drifted(alarm)
+    assert words in drifted(alarm)
     state, spec = pipeline.state(), pipeline.spec
     (aspect,) = [
         aspect

@@ -10,17 +10,18 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from batch_platform.components import describe
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.health import newest_measured
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.recorded import recorded_predictions
-from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.scoring.estimate_tables import (
+from batch_platform.monitoring.measures.estimates import (
+    ESTIMATES,
     read_estimates,
     read_segment_estimates,
     segment_track_records,
     track_records,
 )
+from batch_platform.pipeline.health import newest_measured
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.recorded import recorded_predictions
+from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.small_pipeline import SHOPS, carry_out, small_pipeline
 
@@ -134,7 +135,7 @@ def test_scoring_again_forgets_what_came_true_until_it_is_measured_again(pipelin
     before, of_segments = published(pipeline, EVALUATED)[EVALUATED], published_segments(pipeline)
     stamp = Stamp("again", NOW)
     (committed,) = pipeline.score([partition], stamp, force=True)
-    assert [row.estimate for row in committed.estimates] == [row.estimate for row in before]
+    assert [row.estimate for row in ESTIMATES.of(committed.measures).metrics] == [row.estimate for row in before]
     pipeline.publish()
     assert {row.realised for row in (*published(pipeline, EVALUATED)[EVALUATED], *published_segments(pipeline))} == {
         None

@@ -24,8 +24,8 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
+from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.pipeline.rename import drop_pipelines
-from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.home import Home

@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, OF_PIPELINES
+from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, tables_of_pipelines
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns
 from batch_platform_tests.checkout import GUIDE
@@ -28,7 +28,9 @@ def test_every_table_of_the_guide_is_described():
     named = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\S+)`", row)
     }
-    assert named == {f"<pipeline>.{name}" for name in OF_PIPELINES} | {f"{LEDGERS_SCHEMA}.{name}" for name in OF_ALL}
+    assert named == {f"<pipeline>.{name}" for name in tables_of_pipelines()} | {
+        f"{LEDGERS_SCHEMA}.{name}" for name in OF_ALL
+    }
 
 
 @pytest.fixture
@@ -43,13 +45,16 @@ def deployment(tmp_path, monkeypatch):
 def test_tables_are_described_in_the_database_and_in_dagster_alike(deployment):
     home: Home = deployment.pipeline.home
     in_copy = comments(home.published)
-    assert in_copy["small.predictions"] == OF_PIPELINES["predictions"].row
-    assert in_copy["small.predictions.score"] == OF_PIPELINES["predictions"].columns["score"]
+    assert in_copy["small.predictions"] == tables_of_pipelines()["predictions"].row
+    assert in_copy["small.predictions.score"] == tables_of_pipelines()["predictions"].columns["score"]
     assert in_copy["small.predictions.shop"] is None, "a column that the pipeline names"
     assert in_copy["batch_platform.score_runs.rows_in"] == OF_ALL["score_runs"].columns["rows_in"]
-    held = {name for name in OF_PIPELINES if f"small.{name}" in in_copy}
+    held = {name for name in tables_of_pipelines() if f"small.{name}" in in_copy}
     assert held >= {"predictions", "performance", "challenger_scores", "challengers"}
-    for schema, tables in {"small": {name: OF_PIPELINES[name] for name in held}, LEDGERS_SCHEMA: OF_ALL}.items():
+    for schema, tables in {
+        "small": {name: tables_of_pipelines()[name] for name in held},
+        LEDGERS_SCHEMA: OF_ALL,
+    }.items():
         for name, table in tables.items():
             assert in_copy[f"{schema}.{name}"] == table.row
             described = {column: in_copy.get(f"{schema}.{name}.{column}") for column in table.columns}
@@ -68,5 +73,5 @@ def test_tables_are_described_in_the_database_and_in_dagster_alike(deployment):
             ((rows,),) = con.execute(f"SELECT count(*) FROM small.{asset}").fetchall()
         assert {name: dtype for name, (dtype, _) in shown.items()} == stored
         texts = {name: text for name, (_, text) in shown.items() if text}
-        assert texts == dict(OF_PIPELINES[asset].columns)
+        assert texts == dict(tables_of_pipelines()[asset].columns)
         assert metadata["dagster/row_count"].value == metadata["dagster/partition_row_count"].value == rows > 0

@@ -20,8 +20,8 @@ import pytest
 from batch_platform.declaration.errors import DataError, WarehouseError, WrongUseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.pipeline.rename import drop_pipelines, rename_pipeline
-from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import drop_rows, held_rows

@@ -22,7 +22,7 @@ from batch_platform.scoring.partition import Staged
 class Engine(Protocol):
     """Scores the partitions of one pipeline into files. Use it in a `with` statement, whose end ends all its work."""
 
-    name: str  # as the ledger records it
+    name: str  # name in the ledger
 
     def __enter__(self) -> Self:
         """Return the engine."""

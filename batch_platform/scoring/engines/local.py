@@ -80,7 +80,7 @@ class LocalEngine:
             for number, (large, members) in enumerate(
                 groupby(opened, key=lambda models: models.order.rows > BATCH_ROWS)
             ):
-                if not number:  # by now a model is loaded, and with it its libraries
+                if not number:  # a model and its libraries are loaded by now
                     limit.enter_context(one_thread())
                 yield from self._one_by_one(members) if large else self._side_by_side(members)
 

@@ -39,8 +39,8 @@ from batch_platform.scoring.partition import Staged, merged, unwatched
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
 
-JOBS_AT_ONCE = 2  # so that no core waits for the last task of a job
-TASKS_PER_SLOT = 4  # of a job of small partitions
+JOBS_AT_ONCE = 2  # with one, cores would wait for the last task of a job
+TASKS_PER_SLOT = 4  # tasks in a job of small partitions
 _log = logging.getLogger(__name__)
 
 
@@ -128,7 +128,7 @@ class SparkEngine:
             ):
                 parts = parts_of(order.features, self._spark.rows_per_task)
         except (OSError, pa.ArrowException, IntegrityError):
-            return [Task(position)]  # which says what is wrong with the file
+            return [Task(position)]  # the task says what is wrong with the file
         if len(parts) == 1:
             return [Task(position)]
         return [Task(position, scores=False), *(Task(position, part) for part in parts)]

@@ -1,4 +1,4 @@
-"""What an executor of Spark does: one task scores a part of a partition into files of its own, and returns a summary.
+"""The work of an executor of Spark: one task scores a part of a partition into files of its own, and returns a summary.
 
 Imports nothing of Spark but its account of the running attempt, and knows nothing but the work that the driver sent. No two attempts of a
 task share a file, and only what an attempt returned counts, so speculative, retried and lost attempts change nothing.
@@ -39,7 +39,9 @@ MEMORY_OF_PYTHON = (
     "give the executors more memory for Python, as spark.executor.memoryOverhead in engine.spark.conf, and run again."
 )
 _LASTING = (DataError, IntegrityError, WrongUseError)  # errors that another attempt would meet again
-_models: dict[Path, OpenModels] = {}  # of the run that this process works for; Spark gives it one task after another
+_models: dict[
+    Path, OpenModels
+] = {}  # models of the run that this process works for; Spark gives it one task after another
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Job:
     run_id: str
     started_at: datetime
     orders: tuple[ScoringOrder, ...]
-    tasks: tuple[Task, ...]  # in the order of the orders and of their rows
+    tasks: tuple[Task, ...]  # sorted by order, and by row within an order
     mark: Path  # file that every machine of the cluster must see
     attempts: int  # after which Spark gives up a task
     version: str = field(default=batch_platform.__version__)
@@ -82,7 +84,7 @@ class Summary:
     stretches: Stretches = field(default_factory=dict[tuple[int, int], str])  # hashes of the bytes that were read
     sizes: tuple[int, ...] = ()  # bytes of each file
     failure: BatchPlatformError | None = None
-    traceback: str = ""  # of the failure
+    traceback: str = ""  # traceback of the failure
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -106,7 +108,7 @@ class Attempt:
 
     task: int
     unique: int  # no other attempt of the application has this number
-    number: int  # from 0
+    number: int  # counts from 0
 
 
 def run_tasks(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

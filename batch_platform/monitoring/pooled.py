@@ -20,13 +20,17 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.measure import TRUTH, ScoredPartition
-from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes
-from batch_platform.monitoring.performance import PERFORMANCE, metric_rows, named_classes
-from batch_platform.scoring.batch import prediction_columns
-from batch_platform.scoring.challenger_tables import RUNS, SCORES
+from batch_platform.monitoring.measures.challengers import RUNS, SCORES
+from batch_platform.monitoring.measures.performance import (
+    OUTCOMES,
+    PERFORMANCE,
+    POOLED,
+    class_texts,
+    metric_rows,
+    named_classes,
+)
+from batch_platform.monitoring.metrics import Metric, own_metrics
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, prediction_columns
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -41,8 +45,9 @@ from batch_platform.warehouse.ledger import (
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
-OUTCOMES, POOLED = "outcomes", "performance_pooled"
-MOST_ROWS = 2_000_000  # of a window; of more, those with a hash of their key in reach are measured
+MOST_ROWS = (
+    2_000_000  # rows of a window that are measured; of more, those with a hash of their key in reach are measured
+)
 PERIODS = {"month": 1, "quarter": 3}  # months
 _PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", "run_id")
 _TRUTH, _VALUE, _GROUP = "__truth", "__value", "__group"
@@ -118,7 +123,7 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
     """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
     publish(warehouse.home)
     by, metrics = spec.monitoring.segments, own_metrics(spec)
-    with reading_published(warehouse.home) as con, one_thread():
+    with reading_published(warehouse.home) as con:
         stale = _stale_periods(con, spec)
         measured, rows = _measured(con, spec.name) if stale else [], list[PeriodMetric]()
         for (name, start), seq in sorted(stale.items()):
@@ -196,32 +201,9 @@ def _measured(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
     return [run.partition_key for run, seen in stated if not (run.in_sample if seen is None else seen)]
 
 
-def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
-    """The labels of a partition for the table of outcomes: key columns, `outcome` as text, and of a regression the value.
-
-    A class is written as the model writes it, whatever type the labels have.
-    """
-    labels = partition.labelled[TRUTH]
-    if partition.task == "regression":
-        outcome, value = pl.lit(None, pl.String), labels.cast(pl.Float64)
-    else:
-        texts = dict(zip(partition.classes, class_texts(partition.classes), strict=True))
-        written = [texts.get(label) for label in as_truth(labels).tolist()]
-        outcome = pl.Series(written, dtype=pl.String).zip_with(
-            pl.Series([text is not None for text in written], dtype=pl.Boolean), labels.cast(pl.String)
-        )
-        value = pl.lit(None, pl.Float64)
-    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
-
-
-def class_texts(classes: Sequence[Any]) -> list[str]:
-    """Classes as text."""
-    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
-
-
 @dataclass(frozen=True)
 class _Kind:
-    """What a version gives: only scores of one kind can be pooled."""
+    """The kind of scores of a version: only scores of one kind can be pooled."""
 
     task: str
     classes: tuple[Any, ...]
@@ -322,7 +304,9 @@ def _scored(
     counts = ", ".join(f"count({quoted(name)})" for name in joined)
     counted = con.execute(f"SELECT count(*), {counts} FROM {schema}.{OUTCOMES} WHERE partition_key IN $keys", values)
     ((rows, *filled),) = counted.fetchall()
-    key = [name for name, count in zip(joined, filled, strict=True) if count == rows]  # of an earlier key all are null
+    key = [
+        name for name, count in zip(joined, filled, strict=True) if count == rows
+    ]  # the columns of an earlier key are all null
     on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in by if name not in key]
     needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score"}
     step = -(-rows // MOST_ROWS)

@@ -1,6 +1,6 @@
-"""Numbers of segments that last: the clusters of a new version take the numbers of the nearest clusters of the version before.
+"""Numbers of clusters that last: the clusters of a new version take the numbers of the nearest clusters of the version before.
 
-Centres are compared in the space in which the version before tells segments apart, behind its own preprocessing. Its own
+Centres are compared in the space in which the version before tells clusters apart, behind its own preprocessing. Its own
 centres are exact there, and the centre of a new cluster is the mean of the rows that the new model puts into it: so the two
 may differ in preprocessing, in features and in the number of clusters.
 """
@@ -24,7 +24,7 @@ _NUMBER = "__number"
 
 @dataclass(frozen=True)
 class Former:
-    """The version whose segments keep their numbers, and how to open it."""
+    """The version whose clusters keep their numbers, and how to open it."""
 
     version: Version
     open: Callable[[Version], Bundle]
@@ -38,7 +38,7 @@ def keep_numbers(fitted: Fitted, rows: pl.DataFrame, former: Former | None) -> F
     if former is None or former.version.task != "clustering" or not _has_centres(fitted.estimator):
         return fitted
     name, own = former.version.version, fitted.signature.contract
-    refusal = f"its segments are not numbered as those of {name}"
+    refusal = f"its clusters are not numbered as those of {name}"
     try:
         bundle = former.open(former.version)
         before = bundle.predictor
@@ -72,7 +72,7 @@ def _preprocessed(estimator: Any, matrix: NDArray[np.float64]) -> Any:
 
 
 def _has_centres(estimator: Any) -> bool:
-    """Whether an estimator, or the end of a pipeline, numbers its clusters by the order of its centres and by nothing else."""
+    """Return whether an estimator, or the end of a pipeline, numbers its clusters by the order of its centres and by nothing else."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     return isinstance(last_of(estimator), KMeans | MiniBatchKMeans)
@@ -88,18 +88,18 @@ def _means(points: Any, numbers: NDArray[Any], count: int) -> NDArray[np.float64
 
 @dataclass(frozen=True)
 class _Matching:
-    """Which number each cluster gets, and which former one it is."""
+    """The number of each cluster, and the former cluster that it continues."""
 
     numbers: list[int]  # by cluster
     continued: dict[int, int]  # the former number, by new number
     former: int  # number of former clusters
 
     def remark(self, name: str) -> str:
-        """What a person should know, as a part of a sentence."""
+        """The remark for a person, as a part of a sentence."""
         fresh = sorted(set(self.numbers) - set(self.continued))
         gone = sorted(set(range(self.former)) - set(self.continued.values()))
         moved = [f"{old} of it is now {new}" for new, old in sorted(self.continued.items()) if new != old]
-        parts = [f"its segments are numbered as those of {name}", *moved]
+        parts = [f"its clusters are numbered as those of {name}", *moved]
         parts += [f"new: {', '.join(map(str, fresh))}"] if fresh else []
         return ", ".join(parts + ([f"vanished: {', '.join(map(str, gone))}"] if gone else []))
 

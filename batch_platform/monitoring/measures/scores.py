@@ -1,4 +1,4 @@
-"""Score distributions: counts, mean and quantiles of a partition's scores, staged or committed.
+"""The measure `scores`: counts, mean and quantiles of a partition's scores, staged or committed; kept in no table.
 
 The database bins and counts, so that memory does not grow with the number of rows.
 """
@@ -7,15 +7,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import fsum
+from math import ceil, fsum
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.markdown import Markdown, listing
+from batch_platform.monitoring.measure import DIGITS, Check, Commits, Finding, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import has_table, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
+HEIGHTS = "\u00a0▁▂▃▄▅▆▇█"  # bars by height; no bar for an empty range
 QUANTILES = (0.1, 0.5, 0.9)
 CLASSES = 7  # the most frequent classes are shown by name, the others together
 _REAL_TYPES = ("DOUBLE", "FLOAT")
@@ -25,7 +31,7 @@ _REAL_TYPES = ("DOUBLE", "FLOAT")
 class ScoreDistribution:
     """The distribution of one partition's scores."""
 
-    column: str  # of the predictions
+    column: str  # column of the predictions
     bars: tuple[tuple[str, int], ...]  # labels and counts: ranges of equal width in order, or the most frequent classes
     numbers: dict[str, float]  # mean and quantiles; for classes, the share of each class
     low: float | None  # start of the first range; None for classes
@@ -141,3 +147,58 @@ def _classes(
         constant = len(classes) == 1 and total > 1
         distributions[key] = ScoreDistribution(column, bars, shares, None, None, constant)
     return distributions
+
+
+def score_numbers(scores: ScoreDistribution | None) -> dict[str, float]:
+    """Mean and quantiles of the scores, or the share of each class, as numbers to plot."""
+    if scores is None:
+        return {}
+    return {f"{scores.column}_{name}": round(number, DIGITS) for name, number in scores.numbers.items()}
+
+
+def distribution(scores: ScoreDistribution) -> Markdown:
+    """The scores of one partition as text: a bar for each range of equal width, or the rows of each class."""
+    if scores.low is None or scores.high is None:
+        return listing(("class", "rows"), {label: f"{count:,}" for label, count in scores.bars})
+    most = max(count for _, count in scores.bars)
+    bars = "".join(HEIGHTS[ceil(count / most * (len(HEIGHTS) - 1))] for _, count in scores.bars)
+    return Markdown(f"{scores.low:.3g} `{bars}` {scores.high:.3g}")
+
+
+def _stage(parts: Mapping[str, ScoredPart]) -> dict[str, ScoreDistribution | None]:
+    distributions = staged_distributions([file for part in parts.values() for file in part.predictions])
+    return {key: distributions.get(key) for key in parts}
+
+
+def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, ScoreDistribution | None]:
+    distributions = committed_distributions(con, commits.pipeline, commits.keys)
+    return {key: distributions.get(key) for key in commits.keys}
+
+
+def _shown(scores: ScoreDistribution | None) -> dict[str, Any]:
+    return {} if scores is None else {"scores": distribution(scores), **score_numbers(scores)}
+
+
+def _check(_: PipelineSpec) -> Check[ScoreDistribution | None]:
+    return Check(
+        name="score_distribution",
+        description=(
+            "The predictions of a partition differ from row to row. The same score for all rows suggests that all features "
+            "are missing. Mean and quantiles are plotted, so that a shift can be seen."
+        ),
+        judge=lambda scores, _: Finding("warn" if scores and scores.constant else "none", score_numbers(scores)),
+        summary=lambda scores, failed: {
+            "partitions": f"{len(scores):,}",
+            "one_score_for_all_rows": listed(failed) or "none",
+        },
+    )
+
+
+SCORES = Measure[ScoreDistribution | None](
+    name="scores",
+    description="How the scores of each partition are distributed.",
+    stage=_stage,
+    read=_read,
+    shown=_shown,
+    check=_check,
+)

@@ -8,7 +8,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measure import TRUTH, Check, Judgement, Measure, ScoredPartition
+from batch_platform.monitoring.measure import TRUTH, Check, Column, Judgement, Measure, ScoredPartition
 from batch_platform.monitoring.metrics import (
     CLASSIFICATION,
     METRICS,
@@ -21,7 +21,9 @@ from batch_platform.monitoring.metrics import (
     metrics_of,
 )
 from batch_platform.monitoring.resampling import intervals
+from batch_platform.warehouse.descriptions import IN_SAMPLE, OF_PARTITION, RUN, Description
 
+OUTCOMES, POOLED = "outcomes", "performance_pooled"
 COVERAGE = "label_coverage"
 NOT_KNOWN_YET, UNKNOWN_CLASS = "label_not_known_yet", "label_class_unknown"
 
@@ -85,13 +87,36 @@ def named_classes(labels: pl.Series) -> str | None:
     return listed(labels.unique().cast(pl.String).to_list()) if len(labels) else None
 
 
+def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
+    """The labels of a partition for the table of outcomes: key columns, `outcome` as text, and of a regression the value.
+
+    A class is written as the model writes it, whatever type the labels have.
+    """
+    labels = partition.labelled[TRUTH]
+    if partition.task == "regression":
+        outcome, value = pl.lit(None, pl.String), labels.cast(pl.Float64)
+    else:
+        texts = dict(zip(partition.classes, class_texts(partition.classes), strict=True))
+        written = [texts.get(label) for label in as_truth(labels).tolist()]
+        outcome = pl.Series(written, dtype=pl.String).zip_with(
+            pl.Series([text is not None for text in written], dtype=pl.Boolean), labels.cast(pl.String)
+        )
+        value = pl.lit(None, pl.Float64)
+    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
+
+
+def class_texts(classes: Sequence[Any]) -> list[str]:
+    """Classes as text."""
+    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
+
+
 def _compute(partition: ScoredPartition) -> pl.DataFrame:
     strange = partition.of_unknown_class
     beside = (partition.labelled.height, len(strange), named_classes(strange), partition.in_sample)
     rows = [(*row, *beside) for row in metric_rows(labelled_outcomes(partition), partition.own_metrics)]
     scored = partition.predictions.height
     rows += [(name, share, None, None, scored, None, *beside) for name, share in sorted(_coverage(partition).items())]
-    return pl.DataFrame(rows, schema=PERFORMANCE.columns, orient="row")
+    return pl.DataFrame(rows, schema=PERFORMANCE.types, orient="row")
 
 
 def _check(spec: PipelineSpec) -> Check | None:
@@ -125,22 +150,62 @@ def _judged(row: Mapping[str, Any], bound: float) -> Judgement:
     return Judgement(name, value, bound, lower_is_better=lower_is_better(name), best=best, remarks=remarks)
 
 
-PERFORMANCE = Measure(
+INTERVAL = {
+    "metric": "name of the metric",
+    "value": "value of the metric",
+    "low": "start of its 95% interval, by resampling rows; null if it has none",
+    "high": "end of its 95% interval",
+    "rows": "rows that it was measured on",
+    "positives": "how many of the labelled rows are positive; null without a positive class",
+    "rows_labelled": "rows whose label was known",
+    "rows_of_unknown_class": "labelled rows of a class that the model does not know: wrong where a metric judges decisions, left out where it judges probabilities",
+    "unknown_classes": "names of these classes",
+}
+PERFORMANCE = Measure[pl.DataFrame](
     name="performance",
     description="How good the predictions of each partition were, by metric.",
+    row="a metric of a partition, measured against its labels",
     columns={
-        "metric": pl.String,
-        "value": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-        "rows": pl.Int64,
-        "positives": pl.Int64,
-        "rows_labelled": pl.Int64,
-        "rows_of_unknown_class": pl.Int64,
-        "unknown_classes": pl.String,
-        "in_sample": pl.Boolean,
+        "metric": Column(pl.String, INTERVAL["metric"]),
+        "value": Column(pl.Float64, INTERVAL["value"]),
+        "low": Column(pl.Float64, INTERVAL["low"]),
+        "high": Column(pl.Float64, INTERVAL["high"]),
+        "rows": Column(pl.Int64, INTERVAL["rows"]),
+        "positives": Column(pl.Int64, INTERVAL["positives"]),
+        "rows_labelled": Column(pl.Int64, INTERVAL["rows_labelled"]),
+        "rows_of_unknown_class": Column(pl.Int64, INTERVAL["rows_of_unknown_class"]),
+        "unknown_classes": Column(pl.String, INTERVAL["unknown_classes"]),
+        "in_sample": Column(pl.Boolean, IN_SAMPLE),
     },
     compute=_compute,
     numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),
     check=_check,
+    beside=lambda partition: {OUTCOMES: outcome_rows(partition)},
+    has_section=True,
+    tables={
+        OUTCOMES: Description(
+            "the label of a measured row, with its key",
+            {
+                **OF_PARTITION,
+                "outcome": "true class, as text; null in a regression",
+                "outcome_value": "true value of a regression",
+            },
+        ),
+        POOLED: Description(
+            "a metric of all measured rows of a month or a quarter together",
+            {
+                **RUN,
+                **INTERVAL,
+                "period": "month or quarter",
+                "period_start": "its first day",
+                "model_version": "version that was measured; null for all versions together",
+                "challenger": "challenger that was measured; null for the models that served",
+                "segment_column": "kept column by which it is broken down; null for all rows",
+                "segment": "value of that column",
+                "low": "start of its 95% interval, by resampling partitions; null if it has none",
+                "partitions": "number of measured partitions",
+                "evaluation_seq": "newest evaluation in it",
+            },
+        ),
+    },
 )

@@ -13,8 +13,8 @@ from batch_platform.declaration.errors import DataError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.pooled import pooled_performance
 from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)

@@ -37,7 +37,7 @@ def clustering(tmp_path, estimator: str = KMEANS, sql: str = SQL) -> Pipeline:
 
 
 def trained(pipeline: Pipeline, clusters: int, seed: int, **further: object) -> tuple[str, list[str], list[int]]:
-    """Train a version; returns its name, its remarks, and its segment of each place."""
+    """Train a version; returns its name, its remarks, and its cluster of each place."""
     period = pipeline.spec.partitions.calendar.named(PERIOD)
     params = {"n_clusters": clusters, "random_state": seed, "n_init": 10, **further}
     result = pipeline.train(period, STAMP, params=params)
@@ -47,18 +47,18 @@ def trained(pipeline: Pipeline, clusters: int, seed: int, **further: object) -> 
     assert result.decision.reason.endswith("; ".join(remarks))
     places = pl.Series([place + 0.5 for place in PLACES[1:]])
     rows = pl.DataFrame({"amount": places, "thrice": places * 3, "paid": places, "shop": ["one"] * 4})
-    segments = bundle.predictor.predict(bundle.contract.encode(bundle.contract.split(rows).kept))
-    return bundle.version, remarks, segments.tolist()
+    clusters = bundle.predictor.predict(bundle.contract.encode(bundle.contract.split(rows).kept))
+    return bundle.version, remarks, clusters.tolist()
 
 
 @pytest.mark.parametrize("estimator", [KMEANS, MINI_BATCH])
-def test_a_segment_keeps_its_number_whatever_the_order_in_which_clusters_are_found(tmp_path, estimator):
+def test_a_cluster_keeps_its_number_whatever_the_order_in_which_clusters_are_found(tmp_path, estimator):
     pipeline = clustering(tmp_path, estimator)
-    before, remarks, segments = trained(pipeline, 4, 0)
-    assert (remarks, sorted(segments)) == ([], [0, 1, 2, 3])
+    before, remarks, clusters = trained(pipeline, 4, 0)
+    assert (remarks, sorted(clusters)) == ([], [0, 1, 2, 3])
     for seed in (1, 2):
         version, remarks, again = trained(pipeline, 4, seed)
-        assert (remarks, again) == ([f"its segments are numbered as those of {before}"], segments)
+        assert (remarks, again) == ([f"its clusters are numbered as those of {before}"], clusters)
         before = version
 
 
@@ -66,37 +66,37 @@ def test_a_new_cluster_gets_a_free_number_and_one_that_vanished_is_named(tmp_pat
     pipeline = clustering(tmp_path)
     three, _, (low, lower, middle, high) = trained(pipeline, 3, 0)
     assert low == lower
-    four, remarks, segments = trained(pipeline, 4, 1)
-    assert (remarks, segments) == ([f"its segments are numbered as those of {three}, new: 3"], [low, 3, middle, high])
-    _, remarks, segments = trained(pipeline, 3, 2)
-    assert remarks == [f"its segments are numbered as those of {four}, vanished: 3"]
-    assert segments == [low, low, middle, high]
+    four, remarks, clusters = trained(pipeline, 4, 1)
+    assert (remarks, clusters) == ([f"its clusters are numbered as those of {three}, new: 3"], [low, 3, middle, high])
+    _, remarks, clusters = trained(pipeline, 3, 2)
+    assert remarks == [f"its clusters are numbered as those of {four}, vanished: 3"]
+    assert clusters == [low, low, middle, high]
 
 
 def test_a_number_that_no_longer_exists_is_exchanged_for_a_free_one_and_that_is_said(tmp_path):
     pipeline = clustering(tmp_path)
     in_order = [[1.8, 1.0], [-0.8, 1.0], [-0.5, 1.0], [0.4, 1.0]]  # scaled amounts, and the one shop
-    before, _, segments = trained(pipeline, 4, 0, init=in_order, n_init=1)
-    assert segments == [1, 2, 3, 0]
-    _, remarks, segments = trained(pipeline, 3, 1)
-    assert remarks == [f"its segments are numbered as those of {before}, 3 of it is now 2, vanished: 2"]
-    assert segments == [1, 1, 2, 0]
+    before, _, clusters = trained(pipeline, 4, 0, init=in_order, n_init=1)
+    assert clusters == [1, 2, 3, 0]
+    _, remarks, clusters = trained(pipeline, 3, 1)
+    assert remarks == [f"its clusters are numbered as those of {before}, 3 of it is now 2, vanished: 2"]
+    assert clusters == [1, 1, 2, 0]
 
 
 def test_a_cluster_whose_centre_moved_far_is_new_although_it_takes_the_number_of_one_that_vanished(tmp_path):
     pipeline = clustering(tmp_path)
     before, _, (low, *_) = trained(pipeline, 4, 0)
-    _, (remark,), segments = trained(pipeline, 2, 1)
-    assert (low, segments) == (0, [0, 0, 1, 1])
-    assert remark == f"its segments are numbered as those of {before}, new: 1, vanished: 1, 2, 3"
+    _, (remark,), clusters = trained(pipeline, 2, 1)
+    assert (low, clusters) == (0, [0, 0, 1, 1])
+    assert remark == f"its clusters are numbered as those of {before}, new: 1, vanished: 1, 2, 3"
 
 
 def test_numbers_are_kept_where_a_feature_was_added_and_not_where_the_former_version_lacks_one(tmp_path):
     pipeline = clustering(tmp_path)
-    before, _, segments = trained(pipeline, 4, 0)
+    before, _, clusters = trained(pipeline, 4, 0)
     added = clustering(tmp_path, sql=SQL.replace("amount", "amount, amount * 3 AS thrice"))
     version, remarks, again = trained(added, 4, 1)
-    assert (remarks, again) == ([f"its segments are numbered as those of {before}"], segments)
+    assert (remarks, again) == ([f"its clusters are numbered as those of {before}"], clusters)
     renamed = clustering(tmp_path, sql=SQL.replace("amount", "amount AS paid"))
     _, (remark,), _ = trained(renamed, 4, 2)
-    assert remark == f"its segments are not numbered as those of {version}: the features lack amount, thrice"
+    assert remark == f"its clusters are not numbered as those of {version}: the features lack amount, thrice"

@@ -1,65 +1,53 @@
-"""The table of profiles in the warehouse: a row for each partition and column, written in the transaction of its predictions.
+"""The measure `profiles`: the profile of each column of a partition.
 
 The profile of any window is the merge of rows of this table; no feature is read again for it.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 from typing import get_args
 
 import duckdb
 import polars as pl
 
+from batch_platform.monitoring.measure import Column, Measure, ScoredPart
 from batch_platform.monitoring.profiles import Bins, Profile, Role
-from batch_platform.warehouse.ledger import Change, ScoreRun, note
-from batch_platform.warehouse.replacing import replace_rows
+from batch_platform.warehouse.descriptions import MODEL_VERSION
+from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import has_table, quoted
 
-PROFILES = "profiles"
 _ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
-_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "partition_key": pl.String,
-    "column_name": pl.String,
-    "role": pl.String,
-    "rows": pl.Int64,
-    "nulls": pl.Int64,
-    "unknown": pl.Int64,
-    "rejected": pl.Int64,
-    "lowest": pl.Float64,
-    "highest": pl.Float64,
-    "mean": pl.Float64,
-    "variance": pl.Float64,
-    "edges": pl.List(pl.Float64),
-    "categories": pl.List(pl.String),
-    "histogram": pl.List(pl.Int64),
-    "model_version": pl.String,
-    "run_id": pl.String,
+_COLUMNS = {
+    "column_name": Column(pl.String, "a feature, or the column of the predictions; what estimates are made from"),
+    "role": Column(pl.String, "feature, prediction or estimate"),
+    "rows": Column(pl.Int64, "scored rows: nulls, unknown and the histogram add up to them"),
+    "nulls": Column(pl.Int64, "scored rows without a value"),
+    "unknown": Column(pl.Int64, "scored rows with a category that the model does not know"),
+    "rejected": Column(
+        pl.Int64, "further rows, not scored because of this column; of the prediction, for a score that is not finite"
+    ),
+    "lowest": Column(pl.Float64, "least value; null for text"),
+    "highest": Column(pl.Float64, "greatest value; null for text"),
+    "mean": Column(pl.Float64, "mean of the values; null for text"),
+    "variance": Column(pl.Float64, "variance of the values, with n - 1; null for text"),
+    "edges": Column(pl.List(pl.Float64), "where the cells of a number begin, ascending; null for text"),
+    "categories": Column(pl.List(pl.String), "categories that are counted by name; null for a number"),
+    "histogram": Column(
+        pl.List(pl.Int64),
+        "rows by cell: of a number below the first edge, from each edge up to the next, and from the last one upwards; of a text each category, then the others that the model knows",
+    ),
 }
-
-
-def replace_profiles(
-    con: duckdb.DuckDBPyConnection, committed: Sequence[ScoreRun], profiles: Mapping[str, Sequence[Profile]]
-) -> None:
-    """Replace the profiles of the committed partitions; `profiles` has them by partition key, none where they are not known."""
-    pipeline, table = committed[0].pipeline, has_table(con, committed[0].pipeline, PROFILES)
-    if not table and not any(profiles.values()):
-        return
-    rows = [_row(profile, run) for run in committed for profile in profiles.get(run.partition_key, ())]
-    con.register("new_profiles", pl.DataFrame(rows, schema=_COLUMNS, orient="row"))
-    replace_rows(con, pipeline, PROFILES, [run.partition_key for run in committed], "new_profiles")
-    con.unregister("new_profiles")
-    note(con, [Change(run.seq, pipeline, PROFILES, run.partition_key) for run in committed])
 
 
 def read_profiles(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[Profile, ...]]:
     """The profiles of some partitions, by partition key; a partition that was not profiled is left out."""
-    if not partition_keys or not has_table(con, pipeline, PROFILES):
+    if not partition_keys or not has_table(con, pipeline, PROFILES.name):
         return {}
     query = f"""
-        SELECT {", ".join(list(_COLUMNS)[:-2])} FROM {quoted(pipeline)}.{PROFILES} WHERE partition_key IN $keys
+        SELECT partition_key, {", ".join(_COLUMNS)} FROM {quoted(pipeline)}.{PROFILES.name} WHERE partition_key IN $keys
         ORDER BY partition_key, role, column_name
     """
     profiles = defaultdict[str, list[Profile]](list)
@@ -81,10 +69,13 @@ def window_profiles(parts: Collection[Sequence[Profile]]) -> list[Profile]:
     return [merged[of] for of in sorted(merged)]
 
 
-def _row(profile: Profile, run: ScoreRun) -> tuple[object, ...]:
+def _rows(_: ScoreRun, part: ScoredPart) -> pl.DataFrame:
+    return pl.DataFrame([_row(profile) for profile in part.profiles], schema=PROFILES.types, orient="row")
+
+
+def _row(profile: Profile) -> tuple[object, ...]:
     number = profile.bins.categories is None
     return (
-        run.partition_key,
         profile.name,
         profile.role,
         profile.rows,
@@ -98,8 +89,6 @@ def _row(profile: Profile, run: ScoreRun) -> tuple[object, ...]:
         list(profile.bins.edges) if number else None,
         None if number else list(profile.bins.categories or ()),
         list(profile.histogram),
-        run.model_version,
-        run.run_id,
     )
 
 
@@ -136,3 +125,13 @@ def _profile(  # noqa: PLR0913 - the columns of the table
         squares=squares,
         histogram=tuple(histogram),
     )
+
+
+PROFILES = Measure[pl.DataFrame](
+    name="profiles",
+    description="What each feature and the prediction held in a partition.",
+    row="what a column held in a partition; the rows of several partitions can be added up",
+    columns=_COLUMNS,
+    shared={"model_version": f"{MODEL_VERSION}, whose training fixed the cells"},
+    score=_rows,
+)

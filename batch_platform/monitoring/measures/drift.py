@@ -1,0 +1,536 @@
+"""The measure `drift`: each column of a partition, and its predictions by segment, beside their baselines, from the profiles alone.
+
+A partition that is a baseline of later ones has their rows computed again, so
+the table is at any time what the profiles say.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from math import isfinite
+from typing import Any
+
+import duckdb
+
+from batch_platform.declaration.calendar import Calendar, Duration
+from batch_platform.declaration.errors import MOST_LISTED, IntegrityError, counted, listed
+from batch_platform.declaration.monitored import Baseline, Drift
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.drift import (
+    UNUSUAL,
+    ColumnDrift,
+    Divergence,
+    Level,
+    Moves,
+    beyond_usual,
+    divergences,
+    has_moved,
+    outside_share,
+)
+from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.markdown import Markdown, listing
+from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, ReferenceOf, ScoredPart, rounded
+from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.reference import ReferenceProfile
+from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
+from batch_platform.warehouse.ledger import (
+    ScoreRun,
+    create_table,
+    insert,
+    note_partitions,
+    read_latest,
+    replace_records,
+    rows_of_partitions,
+)
+from batch_platform.warehouse.sql import has_table, quoted
+
+COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
+ALARMS = "alarms"  # entry of the check's metadata with the level of each column that gives an alarm
+WORST_INDEX = "worst_psi"
+MOST_PLOTTED = 50  # columns
+_WEEK = Duration(days=7)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A column of a partition, and the same column of a baseline."""
+
+    key: str
+    baseline: Baseline
+    of: str | None  # the partition that is the baseline
+    profile: Profile
+    base: Profile
+    usual: float | None  # index beyond chance that is usual between partitions; None where unknown
+    moves: Moves | None  # the same of its range and mean
+
+
+@dataclass(frozen=True)
+class SegmentDrift:
+    """The predictions of a segment of a partition beside those of the reference; a row of the table `drift_by_segment`."""
+
+    partition_key: str
+    segment_column: str
+    segment: str | None  # value of the column as text
+    psi: float
+    psi_by_chance: float
+    # the highest one beyond chance among the partitions that no fit has seen, of the segment and of all rows; None where unknown
+    psi_usual: float | None
+    p_value: float
+    rows: int
+    baseline_rows: int
+    level: str | None  # None where it is not judged
+    model_version: str
+    run_id: str
+
+    @property
+    def predictions(self) -> str:
+        """The name of these predictions, for a person."""
+        return f"predictions for {self.segment_column} = {'null' if self.segment is None else self.segment}"
+
+    @property
+    def unusual(self) -> float:
+        """The index beyond what chance and the differences between partitions that no fit has seen give."""
+        return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
+
+
+def _replace_segments(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+    """Replace how far the predictions of each segment of the committed partitions are from the same segment's reference.
+
+    A segment that the reference does not hold has no row. It is judged as the predictions are, where their baseline is the
+    reference and it is known what is usual for the segment; the segments of a column share the probability of a false alarm.
+    """
+    compared = list[tuple[ScoreRun, str, str | None, Profile, Profile, float | None]]()
+    declared = commits.spec.monitoring.drift
+    tests = Counter[tuple[str, str]]()  # segments that can be judged, by partition key and column
+    for run in commits.runs:
+        counted = parts[run.partition_key].by_segment.of("prediction")
+        reference = commits.reference_of(run) if counted else None
+        if reference is None:
+            continue
+        known = reference.by_segment.of("prediction")
+        for column, by_value in counted.items():
+            before = known.get(column, {})
+            for segment, counts in by_value.items():
+                if segment in before:
+                    own, base = reference.of_segment(counts), reference.of_segment(before[segment])
+                    usual = reference.usual_of_segment(column, segment)
+                    compared.append((run, column, segment, own, base, usual))
+                    tests[run.partition_key, column] += usual is not None
+    rows = [
+        SegmentDrift(
+            partition_key=run.partition_key,
+            segment_column=column,
+            segment=segment,
+            psi=divergence.psi,
+            psi_by_chance=divergence.expected,
+            psi_usual=usual,
+            p_value=divergence.p_value,
+            rows=own.rows,
+            baseline_rows=base.rows,
+            level=divergence.level(declared.bounds(own.name), usual, tests=tests[run.partition_key, column])
+            if declared is not None and usual is not None and _is_judged(declared, own.name, "reference")
+            else None,
+            model_version=run.model_version,
+            run_id=run.run_id,
+        )
+        for (run, column, segment, own, base, usual), divergence in zip(
+            compared, divergences([(own, base) for *_, own, base, _ in compared]), strict=True
+        )
+        if divergence is not None
+    ]
+    replace_records(con, commits.runs, OF_SEGMENTS, SegmentDrift, rows)
+
+
+def read_segment_alarms(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[SegmentDrift, ...]]:
+    """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
+    return rows_of_partitions(
+        con,
+        SegmentDrift,
+        pipeline,
+        OF_SEGMENTS,
+        partition_keys,
+        only="level IN ('warn', 'fail')",
+        order=f"partition_key, {UNUSUAL} DESC, segment_column, segment",
+    )
+
+
+def _is_judged(declared: Drift, column: str, baseline: Baseline) -> bool:
+    return baseline == declared.baseline and column not in declared.ignore
+
+
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+    _replace_columns(con, commits)
+    _replace_segments(con, commits, parts)
+
+
+def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> None:
+    """Compute the drift of the committed partitions, whose profiles are written already, and of those that they are a baseline of."""
+    spec, calendar, name = commits.spec, commits.spec.partitions.calendar, commits.pipeline
+    new = {run.partition_key: run for run in commits.runs}
+    later = {key for of in new for key in _compared_with(calendar, of)} - {*new}
+    wanted = {key: dict(_baselines(calendar, key)) for key in (*new, *later)}
+    needed = {*wanted, *(of for baselines in wanted.values() for of in baselines.values())}
+    profiles = read_profiles(con, name, needed)
+    if not profiles and not has_table(con, name, COLUMNS):
+        return
+    runs = {**new, **read_latest(con, ScoreRun, name, later)}
+    pairs = list(_pairs(new, runs, wanted, profiles, commits.reference_of))
+    rows = [
+        _row(pair, divergence, runs[pair.key], spec.monitoring.drift)
+        for pair, divergence in zip(pairs, divergences([(pair.profile, pair.base) for pair in pairs]), strict=True)
+        if divergence is not None
+    ]
+    create_table(con, name, COLUMNS, ColumnDrift)
+    table = f"{quoted(name)}.{COLUMNS}"
+    con.execute(f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": list(new)})
+    con.execute(
+        f"DELETE FROM {table} WHERE partition_key IN $keys AND baseline_partition IN $new",
+        {"keys": list(later), "new": list(new)},
+    )
+    insert(con, COLUMNS, [vars(row) for row in rows], schema=name)
+    changed = sorted({*new, *(key for key in later if key in profiles)})
+    note_partitions(con, name, COLUMNS, changed)
+
+
+def read_drift(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[ColumnDrift, ...]]:
+    """The drift of some partitions by partition key, the worst column first; a partition without any is left out."""
+    order = f"partition_key, {UNUSUAL} DESC, column_name, baseline"
+    return rows_of_partitions(con, ColumnDrift, pipeline, COLUMNS, partition_keys, order=order)
+
+
+def score_not_judged(rows: Sequence[ColumnDrift]) -> str | None:
+    """Say why the score of a partition is not judged though features are; None if it is, or if `ignore` names it."""
+    judged = next((row for row in rows if row.level is not None), None)
+    of_score = [row for row in rows if row.role == "prediction"]
+    if judged is None or any(row.baseline == judged.baseline for row in of_score):
+        return None
+    name = of_score[0].column_name if of_score else "score"
+    if judged.baseline_partition is not None:
+        return f"{name}: not judged, because {judged.baseline_partition} has no scores to compare with"
+    return f"{name}: not judged, because {judged.model_version} has no known scores of rows that it had not seen"
+
+
+def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:
+    """The partitions that a partition is compared with."""
+    partition = calendar.named(key)
+    before = calendar.holding(partition.start - timedelta(microseconds=1))
+    if before is not None:
+        yield "previous", before.key
+    week_before = calendar.holding(_WEEK.before(partition.start, calendar.zone))
+    if week_before is not None and calendar.every != "month":
+        yield "week_before", week_before.key
+
+
+def _compared_with(calendar: Calendar, key: str) -> list[str]:
+    """The later partitions that are compared with a partition."""
+    partition = calendar.named(key)
+    instants = (partition.end, _WEEK.after(partition.start, calendar.zone))
+    later = {other.key for instant in instants if (other := calendar.holding(instant)) is not None}
+    return [other for other in later if key in dict(_baselines(calendar, other)).values()]
+
+
+def _pairs(
+    new: Collection[str],
+    runs: Mapping[str, ScoreRun],
+    wanted: Mapping[str, Mapping[Baseline, str]],
+    profiles: Mapping[str, Sequence[Profile]],
+    reference_of: ReferenceOf,
+) -> Iterator[_Pair]:
+    """Every column of the new partitions beside its baselines, and of later partitions beside the new ones."""
+    for key, run in runs.items():
+        if not profiles.get(key):
+            continue
+        reference = _reference(run, new, reference_of)
+        usual = {} if reference is None else reference.usual_by_column
+        moves = {} if reference is None else reference.moves_by_column
+        bases: list[tuple[Baseline, str | None, Sequence[Profile]]] = [
+            (baseline, of, profiles.get(of, ())) for baseline, of in wanted[key].items() if key in new or of in new
+        ]
+        if key in new and reference is not None:
+            bases.append(("reference", None, reference.baseline))
+        for baseline, of, columns in bases:
+            by_name = {(profile.role, profile.name): profile for profile in columns}
+            for profile in profiles[key]:
+                if profile.role == "estimate":
+                    continue
+                base = by_name.get((profile.role, profile.name))
+                if base is not None and profile.is_comparable(base):
+                    known = usual.get((baseline, profile.role, profile.name))
+                    moved = moves.get((baseline, profile.name)) if profile.role == "feature" else None
+                    yield _Pair(key, baseline, of, profile, base, known, moved)
+
+
+def _reference(run: ScoreRun, new: Collection[str], reference_of: ReferenceOf) -> ReferenceProfile | None:
+    """The reference of the version that scored a partition; None where it is not known.
+
+    Nobody needs the bundle that scored a later partition in order to score this one, so it may be gone.
+    """
+    try:
+        return reference_of(run)
+    except IntegrityError:
+        if run.partition_key in new:
+            raise
+        return None
+
+
+def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:
+    profile, base, level = pair.profile, pair.base, None
+    if declared is not None and _is_judged(declared, profile.name, pair.baseline):
+        level = divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
+        if level == "none" and has_moved(profile, base, pair.moves):
+            level = "warn"
+    return ColumnDrift(
+        partition_key=pair.key,
+        column_name=profile.name,
+        role=profile.role,
+        baseline=pair.baseline,
+        baseline_partition=pair.of,
+        psi=divergence.psi,
+        psi_by_chance=divergence.expected,
+        psi_usual=pair.usual,
+        p_value=divergence.p_value,
+        jensen_shannon=divergence.jensen_shannon,
+        ks=divergence.ks,
+        null_share=profile.nulls / profile.rows,
+        baseline_null_share=base.nulls / base.rows,
+        unknown_share=profile.unknown / profile.rows,
+        baseline_unknown_share=base.unknown / base.rows,
+        mean=_finite(profile.mean),
+        baseline_mean=_finite(base.mean),
+        outside_share=outside_share(profile),
+        baseline_outside_share=outside_share(base) if profile.bins == base.bins else None,
+        rows=profile.rows,
+        baseline_rows=base.rows,
+        level=level,
+        model_version=run.model_version,
+        run_id=run.run_id,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class PartitionDrift:
+    """The drift of a partition."""
+
+    run: ScoreRun
+    columns: tuple[ColumnDrift, ...] = ()  # each column beside each baseline, the worst first
+    segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
+
+    @property
+    def sha256(self) -> str:
+        """A hash of its rows."""
+        measured = [(row.column_name, row.role, row.baseline, row.psi, row.level) for row in self.columns]
+        return sha256(json.dumps(sorted(measured)).encode()).hexdigest()
+
+    @property
+    def judged(self) -> list[ColumnDrift]:
+        """The columns that are judged, in the same order."""
+        return [row for row in self.columns if row.level is not None]
+
+    @property
+    def alarming(self) -> list[ColumnDrift]:
+        """The columns that give a warning or an error, in the same order."""
+        return [row for row in self.columns if row.level in ("warn", "fail")]
+
+    @property
+    def level(self) -> Level:
+        """The worst level of its columns and segments."""
+        alarms = (*self.alarming, *self.segment_alarms)
+        return "fail" if any(row.level == "fail" for row in alarms) else "warn" if alarms else "none"
+
+
+def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
+    columns = read_drift(con, commits.pipeline, commits.keys)
+    alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
+    keys = {run.partition_key: run for run in commits.runs}
+    return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
+
+
+def drifted(row: ColumnDrift) -> str:
+    """A column that differs from its baseline, in a few words."""
+    index = f"{row.column_name} {row.unusual:.2f}"
+    return f"{index} ({'; '.join(row.changes)})" if row.changes else index
+
+
+def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
+    """The worst segment of each column whose predictions differ, and how many more do."""
+    by_column = dict[str, list[SegmentDrift]]()
+    for row in worst_first:
+        by_column.setdefault(row.segment_column, []).append(row)
+    return [
+        f"{worst.predictions} {worst.unusual:.2f}" + (f" and {counted(len(others), 'more segment')}" if others else "")
+        for worst, *others in by_column.values()
+    ]
+
+
+def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
+    rows = worst_first[:MOST_LISTED]
+    baseline = rows[0].baseline if rows else "reference"
+    return listing(("column", baseline), {row.column_name: drifted(row) for row in rows})
+
+
+def _shown(drift: PartitionDrift) -> dict[str, Any]:
+    """The worst columns first, and numbers to plot; nothing where no column is judged."""
+    if not drift.judged:
+        return {}
+    levels = [row.level for row in drift.judged]
+    metadata: dict[str, Any] = {
+        "the_worst": _most_drifted(drift.judged),
+        **rounded({WORST_INDEX: drift.judged[0].unusual}),
+        "columns_over_warn": len(drift.alarming),
+        "columns_over_fail": levels.count("fail"),
+    }
+    reason = score_not_judged(drift.columns)
+    return metadata | ({"not_judged": reason} if reason else {})
+
+
+_BASELINES: dict[str, str] = {
+    "reference": "the data that the version learned from (of an imported model, the rows before its serving period)",
+    "previous": "the partition before",
+    "week_before": "the same time of the week before",
+}
+
+
+def _check(spec: PipelineSpec) -> Check[PartitionDrift] | None:
+    declared = spec.monitoring.drift
+    if declared is None:
+        return None
+    return Check(
+        description=(
+            f"Features and predictions are like {_BASELINES[declared.baseline]}. A column gives a warning where its population "
+            f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
+            f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
+            "comes first, and the index of each is plotted; the table `drift` has all measures against all baselines. The "
+            "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
+            "training data; the worst one is named, and the table `drift_by_segment` has all of them."
+        ),
+        judge=lambda drift, _: Finding(drift.level, _judged(drift, declared)),
+        summary=_summary,
+    )
+
+
+def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
+    judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
+    if not judged:
+        return {"not_judged": _not_judged(drift, declared)}
+    texts = [*map(drifted, alarming), *drifted_segments(alarms)]
+    texts += filter(None, [score_not_judged(drift.columns)])
+    metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
+    metadata["the_worst"] = _most_drifted(alarming or judged)
+    by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
+    metadata[ALARMS] = {row.column_name: row.level for row in alarming} | by_segment
+    numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
+    strange = {*declared.ignore, *declared.columns} - {row.column_name for row in drift.columns}
+    if strange:
+        metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"
+    return metadata | rounded(numbers)
+
+
+def _summary(by_partition: Mapping[str, PartitionDrift], failed: Sequence[str]) -> dict[str, str]:
+    reasons = Counter(filter(None, (score_not_judged(drift.columns) for drift in by_partition.values())))
+    texts = [f"{reason} ({counted(count, 'partition')})" for reason, count in reasons.items()]
+    columns = (row.column_name for key in failed for row in by_partition[key].alarming)
+    segments = (row.segment_column for key in failed for row in by_partition[key].segment_alarms)
+    return {
+        "partitions": f"{len(by_partition):,}",
+        **({"not_judged": "; ".join(texts)} if texts else {}),
+        "drifted": listed(failed) or "none",
+        "columns": listed(dict.fromkeys(columns)) or "none",
+        "segments": listed(dict.fromkeys(segments)) or "none",
+    }
+
+
+def _not_judged(drift: PartitionDrift, declared: Drift) -> str:
+    """Say why no column of a partition is judged."""
+    if not drift.run.rows_scored:
+        return "no row was scored"
+    if not drift.columns:
+        return f"{drift.run.model_version} has no reference profile, since an earlier release trained it: train it again to see drift"
+    if declared.baseline != "reference":
+        return f"{_BASELINES[declared.baseline]} has no profile"
+    return "every column is ignored"
+
+
+def drift_aspect(spec: PipelineSpec, drift: PartitionDrift) -> Aspect:
+    """The worst drift of a partition's columns and segments, as it was judged when the partition was scored."""
+    key, judged = drift.run.partition_key, drift.judged
+    if spec.monitoring.drift is None or not judged:
+        return Aspect("drift", None, "drift is not judged", key)
+    not_judged = score_not_judged(drift.columns)
+    remark = f" ({not_judged})" if not_judged else ""
+    if drift.level == "none":
+        return Aspect("drift", "none", f"no drift{remark}", key)
+    names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drift.alarming]
+    names += [f"{row.predictions} (psi {row.psi:.2f})" for row in drift.segment_alarms]
+    columns = listed(names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
+    numbers = {f"psi_{row.column_name}": row.unusual for row in drift.alarming}
+    return Aspect("drift", drift.level, f"drift in {columns}{more} on {key}{remark}", key, numbers)
+
+
+def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:
+    """Describe a column beside its index: the values outside the range, and every difference where the index is no alarm."""
+    declared = spec.monitoring.drift
+    if declared is not None and row.unusual < declared.bounds(row.column_name)[0]:
+        return row.changes
+    return [row.outside] if row.outside else []
+
+
+DRIFT = Measure[PartitionDrift](
+    name="drift",
+    description="How far the features and the predictions of each partition are from their baselines.",
+    tables={
+        COLUMNS: Description(
+            "how far a column of a partition is from a baseline",
+            {
+                **OF_PARTITION,
+                "column_name": "a feature, or the column of the predictions",
+                "role": "feature or prediction",
+                "baseline": "reference (the training data of the version), previous (partition) or week_before",
+                "baseline_partition": "partition that it is compared with; null for the reference",
+                "psi": "population stability index",
+                "psi_by_chance": "index that chance alone gives on average to so few rows",
+                "psi_usual": "highest index beyond chance among the partitions of the training data; null where it is not known",
+                "p_value": "probability of such a difference if nothing changed and rows are independent",
+                "jensen_shannon": "Jensen-Shannon distance to the base of 2, from 0 to 1",
+                "ks": "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text",
+                "null_share": "share of the rows without a value",
+                "unknown_share": "share of the rows with a category that the model does not know",
+                "outside_share": "share of the values outside the range that training saw; null for text",
+                "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
+                "model_version": MODEL_VERSION,
+            },
+        ),
+        OF_SEGMENTS: Description(
+            "how far the predictions of a segment of a partition are from those of the same segment in the reference",
+            {
+                **OF_PARTITION,
+                **SEGMENT,
+                "psi": "population stability index",
+                "psi_by_chance": "index that chance alone gives on average to so few rows",
+                "psi_usual": "highest index beyond chance among the partitions that no fit has seen, of the segment and of all rows; null where it is not known",
+                "p_value": "probability of such a difference if nothing changed and rows are independent",
+                "rows": "scored rows of the segment",
+                "baseline_rows": "rows of the segment that the version was judged by",
+                "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
+                "model_version": MODEL_VERSION,
+            },
+        ),
+    },
+    replace=_replace,
+    read=_read,
+    shown=_shown,
+    check=_check,
+    on="drift",
+)

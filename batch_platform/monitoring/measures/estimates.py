@@ -1,0 +1,262 @@
+"""The measure `estimates`: the expected performance of a partition and of its segments before labels are known, and what came true.
+
+Made from the profiles alone; an evaluation adds what came true.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from batch_platform.monitoring.estimates import ESTIMATED, Expectation, TrackRecord, estimates
+from batch_platform.monitoring.markdown import table
+from batch_platform.monitoring.measure import Commits, Measure, ScoredPart, ScoredPartition, rounded
+from batch_platform.monitoring.measures.performance import PERFORMANCE, labelled_outcomes
+from batch_platform.monitoring.metrics import measure
+from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
+from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_records, rows_of_partitions
+from batch_platform.warehouse.sql import has_table, quoted
+
+OF_SEGMENTS = "estimates_by_segment"
+REALISED = "realised_by_segment"
+_REALISED = {"segment_column": pl.String, "segment": pl.String, "metric": pl.String, "value": pl.Float64}
+
+
+@dataclass(frozen=True)
+class EstimatedMetric:
+    """A metric of a partition as it was expected; a row of the table `estimates`."""
+
+    partition_key: str
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    realised: float | None  # None until labels are known, and where the model has learned from them
+    rows: int
+    model_version: str
+    run_id: str
+
+    @property
+    def within(self) -> bool | None:
+        """True if the interval held what came true; None as long as that is not known."""
+        return None if self.realised is None else self.low <= self.realised <= self.high
+
+
+@dataclass(frozen=True)
+class EstimatedSegmentMetric(EstimatedMetric):
+    """A metric of a segment of a partition as it was expected; a row of the table `estimates_by_segment`."""
+
+    segment_column: str
+    segment: str | None  # value of the column as text
+
+
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+    rows, of_segments = list[EstimatedMetric](), list[EstimatedMetric]()
+    for run in commits.runs:
+        part = parts[run.partition_key]
+        counted = next((profile for profile in part.profiles if profile.role == "estimate"), None)
+        reference = None if counted is None else commits.reference_of(run)
+        if counted is None or reference is None or reference.basis is None:
+            continue
+        expectation = reference.basis.expectation
+        rows += _rows(run, expectation, counted.histogram)
+        for column, by_value in part.by_segment.of("estimate").items():
+            for segment, histogram in by_value.items():
+                of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
+    replace_records(con, commits.runs, ESTIMATES.name, EstimatedMetric, rows)
+    replace_records(con, commits.runs, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
+
+
+def _rows(
+    run: ScoreRun, expectation: Expectation, histogram: Sequence[int], **segment: str | None
+) -> Iterator[EstimatedMetric]:
+    """The estimates of a partition, or of a segment of it, given its rows in each cell."""
+    make: Any = EstimatedSegmentMetric if segment else EstimatedMetric
+    for estimate in estimates(expectation, histogram, segment.get("segment_column")):
+        yield make(
+            **segment,
+            partition_key=run.partition_key,
+            metric=estimate.metric,
+            estimate=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            realised=None,
+            rows=sum(histogram),
+            model_version=run.model_version,
+            run_id=run.run_id,
+        )
+
+
+def _realised_by_segment(scored: ScoredPartition) -> dict[str, pl.DataFrame]:
+    """The metrics that are estimated too, of each segment of a partition that the model has not learned from."""
+    segments = None if scored.in_sample or not scored.labelled.height else scored.read_segments()
+    if segments is None:
+        return {}
+    outcomes, key, realised = labelled_outcomes(scored), list(scored.key), list[tuple[str, str | None, str, float]]()
+    rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
+    for column in (name for name in scored.segments if name in segments.columns):
+        places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
+        for (segment,), of_segment in places.group_by("value", maintain_order=True):
+            values = measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED)
+            name = None if segment is None else str(segment)
+            realised += [(column, name, metric, value) for metric, value in values.items()]
+    return {REALISED: pl.DataFrame(realised, schema=_REALISED, orient="row")}
+
+
+def _record_realised(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], rows: Mapping[str, pl.DataFrame]
+) -> None:
+    """Record what came true of the estimates of evaluated partitions.
+
+    The metrics of whole partitions are read from `performance`; `rows` has those of segments.
+    """
+    if not partition_keys or not has_table(con, pipeline, ESTIMATES.name):
+        return
+    table, measured = (f"{quoted(pipeline)}.{name}" for name in (ESTIMATES.name, PERFORMANCE.name))
+    con.execute(
+        f"""
+        UPDATE {table} SET realised = (
+            SELECT p.value FROM {measured} AS p
+            WHERE p.partition_key = {table}.partition_key AND p.metric = {table}.metric
+              AND p.model_version = {table}.model_version AND p.challenger IS NULL AND NOT p.in_sample
+        ) WHERE partition_key IN $keys
+        """,
+        {"keys": list(partition_keys)},
+    )
+    note_partitions(con, pipeline, ESTIMATES.name, sorted(partition_keys))
+    if not has_table(con, pipeline, OF_SEGMENTS):
+        return
+    table = f"{quoted(pipeline)}.{OF_SEGMENTS}"
+    con.register("of_segments", rows.get(REALISED, pl.DataFrame(schema={"partition_key": pl.String, **_REALISED})))
+    con.execute(
+        f"""
+        UPDATE {table} SET realised = (
+            SELECT s.value FROM of_segments AS s
+            WHERE s.partition_key = {table}.partition_key AND s.metric = {table}.metric
+              AND s.segment_column = {table}.segment_column AND s.segment IS NOT DISTINCT FROM {table}.segment
+        ) WHERE partition_key IN $keys
+        """,
+        {"keys": list(partition_keys)},
+    )
+    con.unregister("of_segments")
+    note_partitions(con, pipeline, OF_SEGMENTS, sorted(partition_keys))
+
+
+def read_estimates(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[EstimatedMetric, ...]]:
+    """The estimates of some partitions by partition key; a partition without any is left out."""
+    return rows_of_partitions(
+        con, EstimatedMetric, pipeline, ESTIMATES.name, partition_keys, order="partition_key, metric"
+    )
+
+
+def read_segment_estimates(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[EstimatedSegmentMetric, ...]]:
+    """The estimates of the segments of some partitions by partition key, those with most rows first."""
+    order = "partition_key, segment_column, rows DESC, segment, metric"
+    return rows_of_partitions(con, EstimatedSegmentMetric, pipeline, OF_SEGMENTS, partition_keys, order=order)
+
+
+def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:
+    """The track record of a pipeline's estimates, by metric; empty before anything came true."""
+    return {record.metric: record for record, *_ in _track_records(con, pipeline, ESTIMATES.name)}
+
+
+def segment_track_records(
+    con: duckdb.DuckDBPyConnection, pipeline: str, metric: str
+) -> dict[tuple[str, str | None], TrackRecord]:
+    """The track record of the estimates of a metric, by column and segment."""
+    records = _track_records(con, pipeline, OF_SEGMENTS, "segment_column", "segment")
+    return {(column, segment): record for record, column, segment in records if record.metric == metric}
+
+
+def _track_records(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, *by: str) -> Iterator[tuple[Any, ...]]:
+    """A track record for each metric and combination of values of some columns, and these values."""
+    if not has_table(con, pipeline, table):
+        return
+    also = "".join(f", {column}" for column in by)
+    query = f"""
+        SELECT metric, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INTEGER){also}
+        FROM {quoted(pipeline)}.{table} WHERE realised IS NOT NULL GROUP BY metric{also} ORDER BY metric{also}
+    """
+    for metric, partitions, mean_error, within, *values in con.execute(query).fetchall():
+        yield TrackRecord(metric, partitions, mean_error, within), *values
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The estimates of a partition, and how far those of all partitions were off so far."""
+
+    metrics: tuple[EstimatedMetric, ...]
+    records: Mapping[str, TrackRecord]  # record of each metric
+
+
+def in_words(estimate: EstimatedMetric, records: Mapping[str, TrackRecord]) -> str:
+    """An estimate in words, with its interval and how far such estimates were off so far."""
+    record = records.get(estimate.metric)
+    so_far = "no such estimate has come true yet" if record is None else f"such estimates were {record}"
+    interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+    return (
+        f"{estimate.metric} about {estimate.estimate:.4f} expected on {estimate.partition_key} ({interval}; {so_far})"
+    )
+
+
+def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, Estimated]:
+    by_partition, records = (
+        read_estimates(con, commits.pipeline, commits.keys),
+        track_records(con, commits.pipeline),
+    )
+    return {key: Estimated(metrics, records) for key, metrics in by_partition.items()}
+
+
+def _shown(estimated: Estimated) -> dict[str, Any]:
+    """The expected metrics, to plot, with their intervals and how far such estimates were off so far, to read."""
+    numbers = {f"estimated_{estimate.metric}": estimate.estimate for estimate in estimated.metrics}
+    rows = [
+        (
+            *(estimate.metric, f"{estimate.estimate:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"),
+            str(estimated.records.get(estimate.metric, "none has come true yet")),
+        )
+        for estimate in estimated.metrics
+    ]
+    text = table(("metric", "expected", "95% interval", "estimates so far"), rows, ("expected",))
+    return {**rounded(numbers), "estimates": text}
+
+
+_ESTIMATE = {
+    "metric": "name of the metric",
+    "estimate": "its expected value",
+    "low": "start of the interval in which 95 of 100 values are expected to come true",
+    "high": "end of the interval",
+    "realised": "what came true; null until labels are known, and where the model has learned from the partition",
+    "rows": "scored rows",
+    "model_version": MODEL_VERSION,
+}
+ESTIMATES = Measure[Estimated](
+    name="estimates",
+    description="How good the predictions of each partition are expected to be before their labels are known.",
+    tables={
+        "estimates": Description(
+            "a metric of a partition as it was expected before its labels were known",
+            {**OF_PARTITION, **_ESTIMATE},
+        ),
+        OF_SEGMENTS: Description(
+            "the same for each value of the columns in monitoring.segments",
+            {
+                **OF_PARTITION,
+                **_ESTIMATE,
+                **SEGMENT,
+                "rows": "scored rows of the segment",
+            },
+        ),
+    },
+    beside=_realised_by_segment,
+    settle=_record_realised,
+    replace=_replace,
+    read=_read,
+    shown=_shown,
+)

@@ -1,0 +1,185 @@
+"""The measures `volume`, `rejected_share` and `champion_age`: the ledger row of a partition beside those of earlier partitions.
+
+A partition is compared with earlier partitions only, so its judgement is the same whenever it is scored. Kept in no table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from math import ceil, isfinite
+from typing import Any
+
+import duckdb
+
+from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.windows import oldest_champion
+from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, rounded
+from batch_platform.monitoring.usual import (
+    LEAST_HISTORY,
+    MOST_COMPARED,
+    MOST_REJECTING,
+    Past,
+    unusually_many,
+    usual_rows,
+)
+from batch_platform.warehouse.ledger import ScoreRun, Version
+
+NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """A committed partition, and one judgement of it."""
+
+    run: ScoreRun
+    aspect: Aspect
+
+    @property
+    def share(self) -> float:
+        """The share of its rows that are rejected."""
+        return self.run.rows_rejected / self.run.rows_in if self.run.rows_in else 0.0
+
+
+def volume(past: Past, run: ScoreRun) -> Aspect:
+    """Judge whether a partition has as many rows as is usual for its weekday (of an hour, for its hour of the week)."""
+    usual = usual_rows([before.rows_in for before in past.before(run, MOST_COMPARED, alike=True)])
+    numbers: dict[str, float] = {"rows": run.rows_in}
+    if usual is None:
+        return Aspect("volume", None, f"{run.rows_in:,} rows", run.partition_key, numbers)
+    numbers |= {"usual": usual.middle, "usual_low": usual.low, "usual_high": usual.high}
+    numbers = {name: value for name, value in numbers.items() if isfinite(value)}
+    if usual.holds(run.rows_in):
+        return Aspect("volume", "none", f"{run.rows_in:,} rows", run.partition_key, numbers)
+    text = f"{run.partition_key} has {run.rows_in:,} rows, where {usual.low:,.0f} to {usual.high:,.0f} are usual"
+    return Aspect("volume", "warn", text, run.partition_key, numbers)
+
+
+def rejected_share(past: Past, run: ScoreRun) -> Aspect:
+    """Judge whether no more rows of a partition are rejected than earlier partitions explain."""
+    earlier = [
+        (before.rows_rejected, before.rows_in)
+        for before in past.before(run, MOST_REJECTING, alike=False)
+        if before.rows_in
+    ]
+    share = run.rows_rejected / run.rows_in if run.rows_in else 0.0
+    numbers: dict[str, float] = {"rejected_share": share}
+    if earlier:
+        numbers["highest_before"] = max(rejected / rows for rejected, rows in earlier)
+    text = f"{run.rows_rejected:,} of {run.rows_in:,} rows rejected"
+    if not unusually_many(run.rows_rejected, run.rows_in, earlier):
+        return Aspect("rejected_share", "none", text, run.partition_key, numbers)
+    highest = f"at most {numbers['highest_before']:.2%} in the {len(earlier)} partitions before"
+    return Aspect("rejected_share", "warn", f"{text} in {run.partition_key}, {highest}", run.partition_key, numbers)
+
+
+def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
+    """Judge whether a version does not score for longer than is allowed after the start of its serving period."""
+    age, oldest = max(timedelta(), at - version.serving_start), oldest_champion(spec)
+    days = age / timedelta(days=1)
+    text = f"the model is {counted(round(days), 'day')} old"
+    if oldest is None:
+        return Aspect("champion_age", None, text, numbers={"days": days})
+    if oldest.after(version.serving_start, spec.partitions.calendar.zone) >= at:
+        return Aspect("champion_age", "none", text, numbers={"days": days})
+    return Aspect("champion_age", "warn", f"{text}, more than {oldest}", numbers={"days": days})
+
+
+def partition_aspects(
+    spec: PipelineSpec, past: Past, run: ScoreRun, version: Version | None = None
+) -> tuple[Aspect, ...]:
+    """Judge a partition by its commit, and by the version that scored it if that is known."""
+    age = () if version is None else (champion_age(spec, version, run.partition_start),)
+    return (volume(past, run), rejected_share(past, run), *age)
+
+
+def _age(commits: Commits, run: ScoreRun) -> Aspect | None:
+    version = commits.versions.get(run.model_version)
+    return None if version is None else champion_age(commits.spec, version, run.partition_start)
+
+
+def _measure(
+    name: str,
+    description: str,
+    judge: Callable[[Commits, ScoreRun], Aspect | None],
+    check: Callable[[PipelineSpec], Check[JudgedRun] | None],
+) -> Measure[JudgedRun]:
+    def read(_: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, JudgedRun]:
+        judged = ((run, judge(commits, run)) for run in commits.runs)
+        return {run.partition_key: JudgedRun(run, aspect) for run, aspect in judged if aspect is not None}
+
+    return Measure(name=name, description=description, read=read, check=check)
+
+
+def _shown(judged: JudgedRun) -> dict[str, Any]:
+    return {**rounded(judged.aspect.numbers), "what": judged.aspect.text}
+
+
+def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
+    """The check of an aspect that passed or gives a warning; the summary lists the partitions with a warning as `failed_as`."""
+    return Check(
+        description=description,
+        judge=lambda judged, _: Finding("none" if judged.aspect.passed else "warn", _shown(judged)),
+        summary=lambda judged, failed: {"partitions": f"{len(judged):,}", failed_as: listed(failed) or "none"},
+    )
+
+
+def _check_volume(_: PipelineSpec) -> Check[JudgedRun]:
+    return _judged_alone(
+        f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
+        f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} nothing is judged. Its "
+        "limits are plotted.",
+        failed_as="unusual",
+    )
+
+
+def _check_rejected_share(spec: PipelineSpec) -> Check[JudgedRun]:
+    budget = spec.features.rejected_budget
+
+    def judge(judged: JudgedRun, _: str) -> Finding:
+        near = budget.is_exceeded(ceil(judged.run.rows_rejected / NEAR_BUDGET), judged.run.rows_in)
+        counts = {"rejected_share": judged.share, "rows_rejected": judged.run.rows_rejected}
+        return Finding("warn" if near or not judged.aspect.passed else "none", counts | _shown(judged))
+
+    return Check(
+        description=(
+            f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used, and no larger share of "
+            f"the rows is rejected than the last {MOST_REJECTING} partitions before explain. Beyond the whole budget the "
+            "partition is not published and the run fails; this check warns before that."
+        ),
+        judge=judge,
+        summary=lambda judged, failed: {"rejected": _worst_share(judged), "too_many": listed(failed) or "none"},
+    )
+
+
+def _worst_share(judged: Mapping[str, JudgedRun]) -> str:
+    worst = max(judged, key=lambda key: judged[key].share, default=None)
+    return "nothing" if worst is None else f"{judged[worst].share:.2%} at most ({worst})"
+
+
+def _check_champion_age(spec: PipelineSpec) -> Check[JudgedRun] | None:
+    oldest = oldest_champion(spec)
+    if oldest is None:
+        return None
+    return _judged_alone(
+        f"The serving period of the model began at most {oldest} before the partition (monitoring.max_champion_age; by "
+        "default twice model.train.every, at least 7 days). An older one suggests that newer models are refused, wait for "
+        "promotion, or are not trained.",
+        failed_as="scored_by_an_old_model",
+    )
+
+
+VOLUME = _measure(
+    "volume",
+    "How many rows a partition has, beside what is usual.",
+    lambda commits, run: volume(commits.past, run),
+    _check_volume,
+)
+REJECTED_SHARE = _measure(
+    "rejected_share",
+    "Which share of the rows is rejected, beside what is usual.",
+    lambda commits, run: rejected_share(commits.past, run),
+    _check_rejected_share,
+)
+CHAMPION_AGE = _measure("champion_age", "How old the model is that scored a partition.", _age, _check_champion_age)

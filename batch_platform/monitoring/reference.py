@@ -1,0 +1,193 @@
+"""The reference profile of a version: what its features and its prediction were like when it was trained, kept in its bundle.
+
+Features are profiled over the rows that the version was fitted on (of a balanced sample, over as many of each class as all rows
+have), the prediction over rows that it had not seen when it was judged. Scoring profiles its rows in the same bins.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.declaration.monitored import Baseline
+from batch_platform.monitoring.drift import Moves
+from batch_platform.monitoring.estimates import Expectation
+from batch_platform.monitoring.profiles import Profile, Role
+from batch_platform.monitoring.segments import SegmentCounts
+
+FORMAT = 1
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ErrorTree:
+    """A regression tree for the absolute error, by its nodes; the first one is the root, and a leaf has no feature (-1)."""
+
+    feature: tuple[int, ...]  # column of the encoded row; the one after the last is the prediction
+    threshold: tuple[float, ...]  # values up to this one go to the left
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    null_left: tuple[bool, ...]  # whether a row without a value goes to the left
+    error: tuple[float, ...]  # mean absolute error of a leaf
+
+    def leaves(self, matrix: Floats, predicted: Floats) -> NDArray[np.int64]:
+        """The leaf of each row, given encoded rows [n, columns] and their predictions [n]."""
+        leaves = np.zeros(len(predicted), dtype=np.int64)
+        pending = [(0, np.arange(len(predicted)))]
+        while pending:
+            node, rows = pending.pop()
+            feature = self.feature[node]
+            if feature < 0:
+                leaves[rows] = node
+                continue
+            values = predicted[rows] if feature == matrix.shape[1] else matrix[rows, feature]
+            left = values <= self.threshold[node]
+            if self.null_left[node]:
+                left |= np.isnan(values)
+            pending += [(self.left[node], rows[left]), (self.right[node], rows[~left])]
+        return leaves
+
+    def errors(self, matrix: Floats, predicted: Floats) -> Floats:
+        """The absolute error that is expected of each row."""
+        return np.asarray(self.error)[self.leaves(matrix, predicted)]
+
+
+@dataclass(frozen=True)
+class EstimateBasis:
+    """The basis of the estimates of a version."""
+
+    task: str
+    expectation: Expectation
+    tree: ErrorTree | None = None  # None unless it is a regression
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        tree = None if self.tree is None else asdict(self.tree)
+        return {"task": self.task, "expectation": self.expectation.to_json(), "tree": tree}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EstimateBasis":
+        """Read what `to_json` returned."""
+        tree = values["tree"]
+        return cls(
+            values["task"],
+            Expectation.from_json(values["expectation"]),
+            None if tree is None else ErrorTree(**{name: tuple(nodes) for name, nodes in tree.items()}),
+        )
+
+
+BySegment = Mapping[str | None, Mapping[str, float]]  # distances by value of a column and start of a partition
+
+
+@dataclass(frozen=True)
+class ReferenceProfile:
+    """The profiles of the features, in the order of the contract, and of the prediction; None without rows to predict."""
+
+    features: tuple[Profile, ...]
+    prediction: Profile | None = None
+    prediction_is_baseline: bool = True
+    # How far the partitions of the training data are from their baselines, as index beyond chance: of each feature the highest
+    # one, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
+    usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
+    distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
+    # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
+    segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
+    basis: EstimateBasis | None = None  # None where estimates could not be learned
+    by_segment: SegmentCounts = field(
+        default_factory=SegmentCounts
+    )  # counts of `prediction`; empty where it is no baseline
+    # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
+    moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
+
+    @property
+    def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
+        """The largest usual distance of a partition from a baseline, by baseline, role and name; without unknown ones."""
+        known = dict[tuple[Baseline, Role, str], float]()
+        for baseline, usual in self.usual.items():
+            for profile, highest in zip(self.features, usual, strict=True):
+                known[baseline, profile.role, profile.name] = highest
+        for baseline, distances in self.distances.items():
+            if self.prediction is not None:
+                known[baseline, self.prediction.role, self.prediction.name] = max(distances.values())
+        return known
+
+    @property
+    def moves_by_column(self) -> dict[tuple[Baseline, str], Moves | None]:
+        """The usual distance of a number from a baseline by its range and mean, at most, by baseline and name of the feature."""
+        return {
+            (baseline, profile.name): moves
+            for baseline, of_columns in self.moves.items()
+            for profile, moves in zip(self.features, of_columns, strict=True)
+        }
+
+    def usual_of_segment(self, column: str, segment: str | None) -> float | None:
+        """The largest usual distance of the prediction in a segment from the reference, never less than that of all rows.
+
+        None where it is not known: then the partitions that no fit had seen do not hold the segment twice.
+        """
+        if not (own := self.segment_distances.get(column, {}).get(segment)):
+            return None
+        return max([*own.values(), *self.distances.get("reference", {}).values()])
+
+    @property
+    def baseline(self) -> tuple[Profile, ...]:
+        """The profiles that those of other rows can be compared with."""
+        return self.profiles if self.prediction_is_baseline else self.features
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """All profiles, that of the prediction last."""
+        return self.features if self.prediction is None else (*self.features, self.prediction)
+
+    def of_segment(self, counts: Sequence[int]) -> Profile:
+        """The profile of the prediction in a segment, from its counts: those of the cells, and then of unknown categories."""
+        if self.prediction is None:
+            msg = "there is no prediction"
+            raise ValueError(msg)
+        *histogram, unknown = counts
+        name, bins = self.prediction.name, self.prediction.bins
+        return Profile(name, "prediction", bins, sum(counts), unknown=unknown, histogram=tuple(histogram))
+
+    def to_json(self) -> bytes:
+        """Write the file of a bundle."""
+        values = {
+            "format": FORMAT,
+            "features": [profile.to_json() for profile in self.features],
+            "prediction": None if self.prediction is None else self.prediction.to_json(),
+            "prediction_is_baseline": self.prediction_is_baseline,
+            "usual": self.usual,
+            "moves": {baseline: [of and vars(of) for of in moves] for baseline, moves in self.moves.items()},
+            "distances": self.distances,
+            "segment_distances": {column: [*of.items()] for column, of in self.segment_distances.items()},
+            "basis": None if self.basis is None else self.basis.to_json(),
+            "by_segment": self.by_segment.to_json(),
+        }
+        return json.dumps(values, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "ReferenceProfile":
+        """Read the file of a bundle."""
+        values = json.loads(text)
+        prediction, basis = values["prediction"], values.get("basis")
+        learned, usual = values["usual"], dict[Baseline, list[float]]()
+        if isinstance(learned, dict):
+            usual.update(learned)
+        elif learned:  # an earlier release wrote it, for the reference alone
+            usual["reference"] = learned
+        return cls(
+            tuple(map(Profile.from_json, values["features"])),
+            None if prediction is None else Profile.from_json(prediction),
+            values["prediction_is_baseline"],
+            {baseline: tuple(highest) for baseline, highest in usual.items()},
+            values.get("distances", {}),
+            {column: dict(pairs) for column, pairs in values.get("segment_distances", {}).items()},
+            None if basis is None else EstimateBasis.from_json(basis),
+            SegmentCounts.from_json(values.get("by_segment", [])),
+            {
+                baseline: tuple(of and Moves(**of) for of in moves)
+                for baseline, moves in values.get("moves", {}).items()
+            },
+        )

@@ -1,0 +1,183 @@
+"""One suite that every measure passes in a real pipeline, the one of the guide included."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.catalogue import MEASURES
+from batch_platform.monitoring.measure import Measure, ScoredPart
+from batch_platform.monitoring.profiles import Profile, merged_profiles, number_bins, number_profile
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.recorded import recorded_predictions
+from batch_platform.scoring.run import Committed
+from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.sql import has_table, table_columns
+from batch_platform_tests.checkout import GUIDE, blocks
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 9, 12, tzinfo=UTC)
+EMPTY, ONE_ROW, DAY, BEFORE = "2024-02-03", "2024-02-04", "2024-02-06", "2024-02-05"
+LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 50}}
+OUTSIDE = ("empty_cells", "score_range")  # registered by the page on extending
+NAMES = (*MEASURES, *OUTSIDE)
+SCORED = tuple(name for name in NAMES if name not in ("performance", "score_range"))
+every_measure = pytest.mark.parametrize("name", NAMES)
+every_scored_measure = pytest.mark.parametrize("name", SCORED)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A pipeline that is brought up to date, of which a partition was then scored again."""
+
+    pipeline: Pipeline
+    before: dict[str, pl.DataFrame]  # the rows of each table before the partition was scored again
+    again: Committed
+    skipped: dict[str, Committed]  # what a further run skipped, by partition key
+
+    def rows(self, table: str) -> pl.DataFrame:
+        return rows_of(self.pipeline, table)
+
+
+def rows_of(pipeline: Pipeline, table: str) -> pl.DataFrame:
+    with open_published(pipeline.home) as con:
+        return con.sql(f"FROM small.{table} ORDER BY ALL").pl() if has_table(con, "small", table) else pl.DataFrame()
+
+
+def tables_of(measure: Measure[Any]) -> list[str]:
+    """The tables with rows by partition."""
+    return [name for name in measure.described if name != "performance_pooled"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    before = dict(MEASURES)
+    for block in blocks("python", GUIDE["extending"]):
+        if "MEASURES[" in block:
+            exec(compile(block, "example", "exec"), {})
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    events = small_events().filter(day != EMPTY)
+    events = events.filter((day != ONE_ROW) | (pl.col("ts") == pl.col("ts").filter(day == ONE_ROW).min()))
+    declared = {
+        "monitoring": {"segments": ["shop"], "drift": {"warn": 0.01}, "performance": {"warn_below": 0.9}},
+        "model": {"refit": False},  # the predictions have a baseline, by segment too
+        "features": {"columns": {"amount": {"nullable": True, "min": 20}}, "max_rejected": "50%"},
+    }
+    pipeline = small_pipeline(tmp_path_factory.mktemp("measures"), events=events, challengers=[LINEAR], **declared)
+    carry_out(pipeline, NOW)
+    calendar = pipeline.spec.partitions.calendar
+    tables = {table: rows_of(pipeline, table) for measure in MEASURES.values() for table in tables_of(measure)}
+    (again,) = pipeline.score([calendar.named(DAY)], Stamp("again", NOW), force=True)
+    list(pipeline.evaluate([calendar.named(DAY)], Stamp("again", NOW)))
+    pipeline.publish()
+    skipped = list(pipeline.score([calendar.named(key) for key in (EMPTY, ONE_ROW, DAY)], Stamp("third", NOW)))
+    assert all(partition.skipped for partition in skipped)
+    yield Done(pipeline, tables, again, {partition.partition.key: partition for partition in skipped})
+    MEASURES.clear()
+    MEASURES.update(before)
+
+
+@every_measure
+def test_it_describes_itself_its_tables_and_their_columns(done, name):
+    measure = MEASURES[name]
+    assert measure.name == name
+    assert measure.description.endswith(".")
+    for table, description in measure.described.items():
+        with open_published(done.pipeline.home) as con:
+            columns = {column for column, _ in table_columns(con, "small", table)}
+            query = (
+                "SELECT column_name, comment FROM duckdb_columns() WHERE schema_name = 'small' AND table_name = $table"
+            )
+            comments = dict(con.execute(query, {"table": table}).fetchall())
+        assert description.columns.keys() - columns <= {"outcome_value"}, table
+        assert {column: text for column, text in comments.items() if text} == dict(description.columns)
+
+
+@every_measure
+def test_the_rows_of_a_partition_are_replaced_when_it_is_scored_and_measured_again(done, name):
+    for table in tables_of(MEASURES[name]):
+        then, now = done.before[table], done.rows(table)
+        assert now.height == then.height, table
+        of_day = now.filter(partition_key=DAY)
+        assert set(of_day["run_id"]) == {"again"}, table
+        unchanged = pl.col("partition_key") != DAY
+        if table == "drift":  # the partition is a baseline of later ones
+            unchanged &= pl.col("baseline_partition").fill_null("") != DAY
+        columns = [column for column in now.columns if column != "realised"]
+        assert now.filter(unchanged).select(columns).equals(then.filter(unchanged).select(columns)), table
+
+
+@every_scored_measure
+def test_a_partition_that_is_skipped_or_recorded_is_read_back_as_it_was_committed(done, name):
+    (recorded,) = recorded_predictions(done.pipeline, done.pipeline.published_state(), [DAY])
+    committed, skipped = done.again.measures, done.skipped[DAY].measures
+    if name == "profiles":  # which nothing shows
+        assert not {name} & (committed.keys() | skipped.keys() | recorded.measures.keys())
+        return
+    for other in (skipped, recorded.measures):
+        assert _plain(name, other[name]) == _plain(name, committed[name])
+    assert dict(MEASURES[name].metadata(skipped[name])) is not None
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value to compare; what comes true later is left out."""
+    if isinstance(value, pl.DataFrame):
+        return value.rows()
+    if name == "estimates":
+        return [(row.metric, row.estimate, row.low, row.high) for row in value.metrics]
+    return value
+
+
+@every_scored_measure
+@pytest.mark.parametrize("key", [EMPTY, ONE_ROW])
+def test_a_partition_without_rows_and_one_with_a_single_row_are_measured(done, name, key):
+    measure, partition = MEASURES[name], done.skipped[key]
+    assert partition.run.rows_scored == (key == ONE_ROW)
+    check = measure.check(done.pipeline.spec)
+    if name in partition.measures:
+        shown = measure.metadata(partition.measures[name])
+        assert all(isinstance(number, str) and number for number in shown)
+        judged = None if check is None else check.judge(partition.measures[name], "binary")
+        assert judged is None or judged.level in ("none", "warn", "fail")
+    rows = [done.rows(table).filter(partition_key=key) for table in tables_of(measure) if done.rows(table).height]
+    assert all("run" in set(of_table["run_id"]) for of_table in rows if of_table.height)
+
+
+@pytest.mark.parametrize("name", ["profiles", "empty_cells"])
+def test_the_rows_of_a_partition_that_was_scored_in_parts_are_those_of_the_whole(done, name):
+    values = np.random.default_rng(7).normal(size=300)
+    values[::9] = np.nan
+    bins = number_bins(values)
+
+    def profiled(rows: np.ndarray) -> tuple[Profile, ...]:
+        return (number_profile("amount", "feature", bins, rows),)
+
+    whole, parts = profiled(values), merged_profiles([profiled(values[:70]), profiled(values[70:])])
+    of_whole, of_parts = (
+        MEASURES[name].score(done.again.run, ScoredPart(profiles=profiles)) for profiles in (whole, parts)
+    )
+    assert of_whole.height == 1
+    assert_frame_equal(of_parts, of_whole, rel_tol=1e-12)
+
+
+def test_a_measure_that_computes_other_columns_than_it_declares_is_refused_and_changes_nothing(done, monkeypatch):
+    monkeypatch.setitem(MEASURES, "broken", replace(MEASURES["empty_cells"], name="broken", score=_lacking))
+    before, pipeline = done.rows("profiles"), done.pipeline
+    told = r"small, partition 2024-02-06: the measure 'broken' computed no column 'empty'; it computed 'cells'\."
+    with pytest.raises(DataError, match=told) as refused:
+        list(pipeline.score([pipeline.spec.partitions.calendar.named(DAY)], Stamp("broken", NOW), force=True))
+    assert "cells, empty" in refused.value.hint
+    pipeline.publish()
+    assert done.rows("profiles").equals(before)
+
+
+def _lacking(run: ScoreRun, part: ScoredPart) -> pl.DataFrame:
+    return pl.DataFrame({"cells": [run.rows_scored + len(part.profiles)]})
