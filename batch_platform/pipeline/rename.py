@@ -7,8 +7,7 @@ completed by the next process that opens the warehouse.
 from collections.abc import Collection
 from contextlib import suppress
 
-# Registers the tables of measures, which are renamed too.
-import batch_platform.monitoring.catalogue  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import batch_platform.monitoring.catalogue  # noqa: F401  # pyright: ignore[reportUnusedImport] - its measures' tables are renamed too
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
