@@ -550,10 +550,10 @@ def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_ma
 
 
 def test_a_first_serving_period_is_declared_only_where_enough_labels_are_known_by_then(tmp_path):
-    table = unlabelled(readings(24 * 90), "level", 24 * 14)
+    table = unlabelled(readings(24 * 90), "level", 24 * 20)
     table.write_parquet(tmp_path / "sensor.parquet")
     proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC), label="level")
-    assert str(proposal.windows.delay) == "14 days"
+    assert str(proposal.windows.delay) == "20 days"
     assert "start" not in declared(files)["model"]["train"]
     assert len(serving_periods(pipeline_of(files, tmp_path).spec, datetime(2099, 1, 1, tzinfo=UTC))) <= MOST_MODELS
 

@@ -17,6 +17,7 @@ _COMPARABLE = frozenset(
 )  # types that compare with a parameter of type TIMESTAMPTZ
 _STORED = re.compile(r"DATE|TIMESTAMP(TZ)?(_S|_MS|_NS)?( WITH TIME ZONE)?")
 _ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?!\d).*")
+_DAY_AND_MONTH: dict[DateOrder, str] = {"dmy": "%d/%m", "mdy": "%m/%d"}
 _DATES: list[
     tuple[DateOrder | None, str, tuple[str, ...]]
 ] = [  # the order of day and month where it may be another one, how a date is written, and its formats
@@ -31,7 +32,7 @@ _DATES: list[
     (None, r"\d{8}", ("%Y%m%d",)),
     *(
         (order, rf"\d{{1,2}}{sign}\d{{1,2}}{sign}\d{{{digits}}}", (start.replace("/", sign[-1]) + sign[-1] + year,))
-        for order, start in (("dmy", "%d/%m"), ("mdy", "%m/%d"))
+        for order, start in _DAY_AND_MONTH.items()
         for sign in ("/", r"\.", "-")
         for digits, year in ((4, "%Y"), (2, "%y"))
     ),

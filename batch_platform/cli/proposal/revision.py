@@ -100,8 +100,8 @@ def _carried_over(own: str, before: str, after: str) -> str:
 
 def difference(own: Mapping[str, str], files: Mapping[str, str]) -> str:
     """A unified diff from the files of a pipeline to others, without the files that stay."""
-    return "".join(
-        line
-        for name, text in files.items()
-        for line in unified_diff(*(old.splitlines(keepends=True) for old in (own.get(name, ""), text)), name, name)
-    )
+    lines: list[str] = []
+    for name, text in files.items():
+        before, after = own.get(name, "").splitlines(keepends=True), text.splitlines(keepends=True)
+        lines += unified_diff(before, after, name, name)
+    return "".join(lines)
