@@ -332,6 +332,22 @@ def test_every_column_of_a_wide_table_is_compared_with_the_label(tmp_path):
     assert {name for name, reason in proposal.left_out.items() if "tells the value of y" in reason} == {"x3", "last"}
 
 
+def test_a_column_that_tells_the_label_is_found_in_a_table_of_which_a_sample_is_compared(tmp_path):
+    rows, random = 50_000, np.random.default_rng(6)
+    label = random.integers(0, 3, rows)
+    known = {"y": [None if at % 10 == 9 else int(value) for at, value in enumerate(label)], "heat": random.random(rows)}
+    other_name = [["north", "south", "west"][value] for value in label]
+    with_it = [None if value is None else at % 5 for at, value in enumerate(known["y"])]
+    table = pl.DataFrame({**known, "region": other_name, "refund": with_it})
+    table.write_parquet(tmp_path / "large.parquet")
+    proposal, _ = proposed(tmp_path / "large.parquet", label="y")
+    assert names(proposal.features) == ["heat"]
+    assert proposal.left_out == {
+        "region": "tells the value of y, so it may be known only with the label",
+        "refund": "is null exactly where y is null, so it may be known only with the label",
+    }
+
+
 def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):
     pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 31 for at in range(12)}).write_csv(tmp_path / "wide.csv")
     summary = cli(tmp_path, "new", "groups", "--from", "wide.csv", "--cluster").out
