@@ -15,7 +15,8 @@ from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster.components.core import load_defs, package_entry
 from sqlalchemy import Engine
 
-from batch_platform.cli import new
+from batch_platform.cli.project import PACKAGE as CREATED
+from batch_platform.cli.project import project_files
 from batch_platform_tests.small_pipeline import small_declaration, write_small_project
 
 PACKAGE = "shop"
@@ -28,7 +29,7 @@ def write_dagster_project(folder: Path, **overrides: Any) -> Path:
     """
     files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
     write_small_project(pipeline_folder(folder), **files)
-    for path, text in new.project_files(PACKAGE).items():
+    for path, text in project_files(PACKAGE).items():
         (folder / path).write_text(text, encoding="utf-8")
     write_defs_yaml(folder, small_declaration(**overrides))
     return folder
@@ -84,7 +85,7 @@ def remember_statements() -> None:
 
 def forget_projects() -> None:
     """Unload the modules of all projects: each project on disk has the same package name as the next."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in (PACKAGE, new.PACKAGE)]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in (PACKAGE, CREATED)]:
         del sys.modules[name]
 
 

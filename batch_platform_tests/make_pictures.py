@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from playwright.sync_api import Locator, expect
 
-from batch_platform.cli import new
+from batch_platform.cli.project import project_files
 from batch_platform.defs import flight_delays
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.browsing import Dagster, browser
@@ -98,7 +98,7 @@ def drift(folder: Path) -> None:
         pipeline_folder(folder, declared["name"]),
         ignore=shutil.ignore_patterns("*.py", "data"),
     )
-    for path, text in new.project_files(PACKAGE).items():
+    for path, text in project_files(PACKAGE).items():
         (folder / path).write_text(text, encoding="utf-8")
     year, month, day = map(int, IN_KILOMETRES.split("-"))
     (folder / PACKAGE / "sources.py").write_text(

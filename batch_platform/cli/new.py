@@ -1,7 +1,5 @@
 """The `new` command: propose a pipeline for a table and write it into a project, which is created if there is none."""
 
-import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -9,77 +7,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 import yaml
 
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
-from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import (
-    BY_CONTENT,
-    PART_NAMES,
-    Asked,
-    Proposal,
-    likely_times,
-    local_key,
-    propose,
-)
+from batch_platform.cli.project import Project, explained, find_or_create_project, find_project, is_in_project
+from batch_platform.cli.proposal.choices import Asked, Proposal, likely_times, propose
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.course import with_usual_course
 from batch_platform.cli.proposal.dated import Layout, layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
 from batch_platform.cli.proposal.origin import Origin, locate
-from batch_platform.cli.proposal.pair import survey_of_two
-from batch_platform.cli.proposal.revision import Existing, changed_by, difference, existing, revised
+from batch_platform.cli.proposal.revision import Existing, difference, existing, revised
+from batch_platform.cli.proposal.summary import report_of, sentences
 from batch_platform.cli.proposal.survey import Survey, survey
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, counted, first_few, listed
+from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.pipeline.new_label import new_label
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.home import Home
-
-PACKAGE = "pipelines"  # root module of a project that this command creates
-_PYPROJECT = """\
-[project]
-name = "{package}"
-version = "0"
-
-[tool.dg]
-directory_type = "project"
-
-[tool.dg.project]
-root_module = "{package}"
-"""
-_DEFINITIONS = '''\
-"""What Dagster loads: every pipeline in a folder below `defs`."""
-
-from pathlib import Path
-
-import dagster as dg
-
-from batch_platform.components import load_from_defs_folder
-
-
-@dg.definitions
-def defs() -> dg.Definitions:
-    return load_from_defs_folder(path_within_project=Path(__file__).parent)
-'''
-
-
-def project_files(package: str) -> dict[str, str]:
-    """The smallest Dagster project with a root module of this name: the text of its files, by path."""
-    return {
-        "pyproject.toml": _PYPROJECT.format(package=package),
-        f"{package}/__init__.py": "",
-        f"{package}/definitions.py": _DEFINITIONS,
-        f"{package}/defs/__init__.py": "",
-    }
 
 
 @click.command(
@@ -160,38 +112,56 @@ def command(  # noqa: PLR0913 - the options of the command
     asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
     present = _existing(folder, name)
     if present is not None and train is None and score is None and (key or time or label or cluster):
-        _revise(present, _revision(present, asked, file, table, encoding, date_order), folder, yes=yes, now=now)
+        origin = present.origin(encoding) if file is None else locate(file, table, encoding)
+        _revise(present, _revision(present, origin, asked, date_order), find_project(folder), now, yes=yes)
         return
-    if (pair_of := _two_files(file, train, score, table, encoding, asked)) is None:
-        with survey(locate(file or "", table, encoding), timezone, date_order) as table_survey:
-            ask = terminal.can_ask() and not yes
-            table_survey = _with_date_order(table_survey, asked) if ask else table_survey  # noqa: PLW2901 - the same table
-            proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
-            proposal = with_usual_course(table_survey, proposal)
-            reading, pair = layout(table_survey, proposal), None
+    if train is None and score is None:
+        if file is None:
+            msg = "No table is named."
+            raise WrongUseError(msg, hint="name it with --from FILE, or two with --train FILE --score FILE.")
+        origin, second = locate(file, table, encoding), None
     else:
-        with survey_of_two(*pair_of, label, timezone, date_order) as (table_survey, pair):
-            proposal = propose(table_survey, replace(asked, label=pair.label, snapshot=True))
-            proposal = replace(proposal, left_out=proposal.left_out | pair.left_out)
-            note = f"rows to learn from in {pair.train.path.name}, rows to score in {pair.score.path.name}; both are scored"
-            reading = Layout(pair.train, note)
-    project, created = _project(folder)
+        origin, second = _two_files({"--from": file, "--table": table}, train, score, encoding, asked)
+    with survey(origin, timezone, date_order, score=second, label=label) as table_survey:
+        if second is None and terminal.can_ask() and not yes:
+            table_survey = _with_date_order(table_survey, asked)  # noqa: PLW2901 - the same table
+            asked = _answered(table_survey, asked)
+        proposal, reading = _proposed(table_survey, asked)
+    project, created = find_or_create_project(folder)
     target = (project.declarations or project.root) / name
-    origin = _relative(reading.origin, project.root, target)
-    past = None if reading.past is None else _relative(reading.past, project.root, target)
-    if pair is not None:
-        pair = replace(pair, score=_relative(pair.score, project.root, target))
+    reading = reading.relative_to(project.root, target)
     _require_new(name, target, project)
-    _write(target, files_of(name, proposal, origin, past, pair), project.home, now)
-    report = _report(name, target, table_survey, proposal) | {
-        "source": {**origin.block},
-        "source_read": reading.note,
-        "one_file": pair is None and not origin.number_rows,
-        "project": str(project.root),
-        "project_made": created,
-    }
-    terminal.report(report)
-    _show(report)
+    with _written_beside(target, files_of(name, proposal, reading)) as written:
+        _require_sound(_pipeline(written, project), now)
+        written.chmod(0o755)
+        written.rename(target)
+    report = report_of(name, target, table_survey, proposal, reading)
+    terminal.report(report | {"project": str(project.root), "project_made": created})
+    if created:
+        terminal.say(f"{project.root} is now a Dagster project.")
+    terminal.say(f"{name}: proposed from {table_survey.rows:,} rows")
+    terminal.show_fields(sentences(proposal, reading), indent=2)
+    terminal.say(f"Read and edit the files in {target}: a feature must be known when its partition starts. Then run")
+    terminal.say(f"  batch-platform run {name}")
+
+
+def _proposed(table_survey: Survey, asked: Asked) -> tuple[Proposal, Layout]:
+    proposal = with_usual_course(table_survey, propose(table_survey, asked))
+    return proposal, layout(table_survey, proposal)
+
+
+def _two_files(
+    others: dict[str, str | None], train: str | None, score: str | None, encoding: Encoding | None, asked: Asked
+) -> tuple[Origin, Origin]:
+    """The files to learn from and to score; raises WrongUseError if one is missing, or other options exclude them."""
+    excluded = {**others, "--time": asked.time, "--cluster": asked.cluster or None}
+    if named := [option for option, value in excluded.items() if value is not None]:
+        msg = f"{listed(named)} cannot be given with --train and --score: the rows of both files are scored as they are then."
+        raise WrongUseError(msg, hint="leave it out.")
+    if train is None or score is None:
+        msg = "--train and --score go together: the rows to learn from, and the rows to score."
+        raise WrongUseError(msg, hint="name both files, or a single one with --from.")
+    return locate(train, None, encoding), locate(score, None, encoding)
 
 
 def _existing(folder: Path | None, name: str) -> Existing | None:
@@ -203,93 +173,43 @@ def _existing(folder: Path | None, name: str) -> Existing | None:
     return existing((project.declarations or project.root) / name)
 
 
-def _revision(  # noqa: PLR0913 - the options of the command
-    present: Existing,
-    asked: Asked,
-    file: str | None,
-    table: str | None,
-    encoding: Encoding | None,
-    date_order: DateOrder | None,
-) -> dict[str, str]:
+def _revision(present: Existing, origin: Origin, asked: Asked, date_order: DateOrder | None) -> dict[str, str]:
     """The files of a pipeline, changed as the proposal for what the user names now differs from that for what is declared."""
-    path, own_table = present.table if file is None else (file, table)
-    encoding = encoding or (present.encoding if file is None else None)
-    with survey(locate(path, own_table, encoding), present.spec.partitions.timezone, date_order) as table_survey:
-        declared = present.as_declared(asked, [column.name for column in table_survey.columns])
-        before, after = (_files(present, table_survey, answers) for answers in (declared, changed_by(declared, asked)))
-    return revised(present.files, before, after)
+    partitions, project = present.spec.partitions, find_project(present.folder)
+    proposed: list[dict[str, str]] = []
+    with survey(origin, partitions.timezone, date_order) as table_survey:
+        for answers in present.answers(asked, [column.name for column in table_survey.columns]):
+            proposal, reading = _proposed(table_survey, answers)
+            if proposal.windows is None and partitions.snapshot:
+                proposal = replace(proposal, today=datetime.fromisoformat(partitions.start))
+            reading = reading.relative_to(project.root, present.folder)
+            proposed.append(files_of(present.spec.name, proposal, reading))
+    return revised(present.files, *proposed)
 
 
-def _files(present: Existing, table_survey: Survey, asked: Asked) -> dict[str, str]:
-    project = find_project(present.folder)
-    proposal = with_usual_course(table_survey, propose(table_survey, asked))
-    if proposal.windows is None and present.spec.partitions.snapshot:
-        proposal = replace(proposal, today=present.start)
-    reading = layout(table_survey, proposal)
-    origin = _relative(reading.origin, project.root, present.folder)
-    past = None if reading.past is None else _relative(reading.past, project.root, present.folder)
-    return files_of(present.spec.name, proposal, origin, past)
-
-
-def _revise(present: Existing, files: dict[str, str], folder: Path | None, *, yes: bool, now: datetime) -> None:
-    """Show how the files of a pipeline would change, and write them if the user wants it."""
+def _revise(present: Existing, files: dict[str, str], project: Project, now: datetime, *, yes: bool) -> None:
+    """Show how the files of a pipeline would change and what becomes of its predictions; write them if the user wants it."""
     name, shown = present.spec.name, difference(present.files, files)
-    home = find_project(folder).home
-    anew = _starting_anew(present, files, home) if shown else ""
-    if not terminal.is_json():
-        for line in shown.splitlines() or [f"{name}: nothing changes."]:
-            terminal.say(line)
-        if anew:
-            terminal.say(anew)
-    wanted = bool(shown) and (yes or (terminal.can_ask() and terminal.confirm("Write this")))
-    if wanted:
-        with _explained(present.folder), _checked(present.folder, files, home, now) as written:
+    report = {"pipeline": name, "folder": str(present.folder), "diff": shown, "written": False, "predictions": ""}
+    if not shown:
+        terminal.say(f"{name}: nothing changes.")
+        terminal.report(report)
+        return
+    for line in shown.splitlines():
+        terminal.say(line)
+    with _written_beside(present.folder, files) as written:
+        changed = _pipeline(written, project)
+        if (change := new_label(changed, changed.published_ledgers())) is not None:
+            report["predictions"] = f"{change} The next run does it: batch-platform run {name}"
+            terminal.say(str(report["predictions"]))
+        if yes or (terminal.can_ask() and terminal.confirm("Write this")):
+            _require_sound(changed, now)
+            report["written"] = True
             for file in files:
                 (written / file).replace(present.folder / file)
-    terminal.report(
-        {"pipeline": name, "folder": str(present.folder), "diff": shown, "written": wanted, "predictions": anew}
-    )
-    if shown and not terminal.is_json():
-        terminal.say(f"Written; next: batch-platform run {name}" if wanted else "Nothing is written: --yes writes it.")
-
-
-def _starting_anew(present: Existing, files: dict[str, str], home: Home) -> str:
-    """Say what becomes of stored predictions of another type of label; empty if they stay."""
-    with _explained(present.folder), _beside(present.folder, files) as written:
-        declared = yaml.safe_load(files["defs.yaml"])["attributes"]
-        changed = Pipeline(PipelineSpec.model_validate(declared), written, home)
-        change = new_label(changed, changed.published_ledgers())
-    return "" if change is None else f"{change} The next run does it: batch-platform run {present.spec.name}"
-
-
-def _two_files(  # noqa: PLR0913 - the options of the command
-    file: str | None,
-    train: str | None,
-    score: str | None,
-    table: str | None,
-    encoding: Encoding | None,
-    asked: Asked,
-) -> tuple[Origin, Origin] | None:
-    """The files to learn from and to score; None for one table. Raises WrongUseError for options that exclude each other."""
-    if train is None and score is None:
-        if file is None:
-            msg = "No table is named."
-            raise WrongUseError(msg, hint="name it with --from FILE, or two with --train FILE --score FILE.")
-        return None
-    excluded = {"--from": file, "--table": table, "--time": asked.time, "--cluster": asked.cluster or None}
-    if given := [option for option, value in excluded.items() if value is not None]:
-        msg = f"{listed(given)} cannot be given with --train and --score: the rows of both files are scored as they are then."
-        raise WrongUseError(msg, hint="leave it out.")
-    if train is None or score is None:
-        msg = "--train and --score go together: the rows to learn from, and the rows to score."
-        raise WrongUseError(msg, hint="name both files, or a single one with --from.")
-    return locate(train, None, encoding), locate(score, None, encoding)
-
-
-def _relative(origin: Origin, root: Path, target: Path) -> Origin:
-    """The location as the files in a target name it: relative to them within the project."""
-    return (
-        replace(origin, path=Path(os.path.relpath(origin.path, target))) if origin.path.is_relative_to(root) else origin
+    terminal.report(report)
+    terminal.say(
+        f"Written; next: batch-platform run {name}" if report["written"] else "Nothing is written: --yes writes it."
     )
 
 
@@ -305,8 +225,8 @@ def _with_date_order(table_survey: Survey, asked: Asked) -> Survey:
     return table_survey.with_date_order(next(order for order in orders if order == answer))
 
 
-def _answered(table_survey: Survey, asked: Asked) -> Proposal:
-    """Ask for the label, the time and the key, with the proposal as the default of each; propose with the answers."""
+def _answered(table_survey: Survey, asked: Asked) -> Asked:
+    """Ask for the label, the time and the key, with the proposal as the default of each."""
     columns = [column.name for column in table_survey.columns]
     if asked.label is None and not asked.cluster:
         likely = label_evidence(table_survey)
@@ -314,69 +234,15 @@ def _answered(table_survey: Survey, asked: Asked) -> Proposal:
         label = terminal.ask("Column to predict (empty: group similar rows)", default, columns)
         asked = replace(asked, label=label or None, cluster=not label)
     proposal = propose(table_survey, asked)
-    if asked.time is None and proposal.windows is not None and proposal.others["time"]:
-        time = terminal.ask("Time of a row", proposal.windows.time.name, columns)
-        if time != proposal.windows.time.name:
+    if asked.time is None and proposal.time is not None and proposal.others["time"]:
+        time = terminal.ask("Time of a row", proposal.time.name, columns)
+        if time != proposal.time.name:
             asked = replace(asked, time=time)
             proposal = propose(table_survey, asked)
     if not asked.key and len(proposal.key) == 1 and proposal.others["key"]:
         key = terminal.ask("Column that identifies a row", proposal.key[0].name, columns)
-        if key != proposal.key[0].name:
-            proposal = propose(table_survey, replace(asked, key=(key,)))
-    return proposal
-
-
-def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -> dict[str, Any]:
-    """What is proposed, and why."""
-    windows = proposal.windows
-    return {
-        "pipeline": name,
-        "folder": str(target),
-        "rows": table_survey.rows,
-        "key": [column.name for column in proposal.key],
-        "key_unique": proposal.key_holds,
-        "snapshot": windows is None,
-        "time": None if windows is None else windows.time.name,
-        "time_read": "" if windows is None or windows.time.reading is None else windows.time.reading.note,
-        "rows_without_time": 0 if windows is None else windows.timeless - len(windows.span.far_off),
-        "times_far_off": [] if windows is None else list(windows.span.far_off),
-        "first": None if windows is None else windows.span.first,
-        "last": None if windows is None else windows.span.last,
-        "every": proposal.every,
-        "end": None if windows is None or windows.end is None else local_key(windows.end, proposal.every),
-        "partitions": 1 if windows is None else windows.span.filled[proposal.every],
-        "label": None if proposal.label is None else proposal.label.name,
-        "positive": proposal.positive,
-        "label_delay": "0 days" if windows is None else str(windows.delay),
-        "label_evidence": list(proposal.evidence),
-        "estimator": proposal.estimator,
-        "train_every": proposal.train_every,
-        "features": [column.name for column in proposal.features],
-        "calendar_features": [] if windows is None else [PART_NAMES[part] for part in windows.calendar],
-        "history_features": windows is not None and windows.past is not None,
-        "left_out": proposal.left_out,
-        "others": proposal.others,
-    }
-
-
-def _project(folder: Path | None) -> tuple[Project, bool]:
-    """Find the project to write into, or create it without changing any existing file; returns whether it was created."""
-    root = (folder or Path.cwd()).absolute()
-    if not root.is_dir() or is_in_project(root):
-        return find_project(root), False
-    if (root / "pyproject.toml").exists():
-        msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so Dagster would find no pipelines there."
-        hint = 'add [tool.dg] directory_type = "project" and [tool.dg.project] root_module to it.'
-        raise WrongUseError(msg, hint=hint)
-    if (root / PACKAGE).exists():
-        msg = f"{root} is not a Dagster project and cannot become one: it already contains {PACKAGE!r}."
-        raise WrongUseError(msg, hint="name another folder with --project.")
-    with _explained(root):
-        for path, text in project_files(PACKAGE).items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(text, encoding="utf-8")
-    importlib.invalidate_caches()
-    return find_project(root), True
+        asked = asked if key == proposal.key[0].name else replace(asked, key=(key,))
+    return asked
 
 
 def _require_new(name: str, target: Path, project: Project) -> None:
@@ -394,114 +260,27 @@ def _require_new(name: str, target: Path, project: Project) -> None:
                     raise WrongUseError(msg, hint="choose another name.")
 
 
-def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> None:
-    """Check the files of a pipeline, and write all of them or none."""
-    with _explained(target):
+@contextmanager
+def _written_beside(target: Path, files: dict[str, str]) -> Generator[Path]:
+    """Write files into a new folder beside the target, which is removed unless it is renamed; explain what cannot be written."""
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _checked(target, files, home, now) as written:
-            written.chmod(0o755)
-            written.rename(target)
+        written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
+        try:
+            for file, text in files.items():
+                (written / file).write_bytes(text.encode())
+            yield written
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
 
 
-@contextmanager
-def _checked(target: Path, files: dict[str, str], home: Home, now: datetime) -> Generator[Path]:
-    """Write files into a new folder beside the target and check them; the folder is removed unless it is renamed."""
-    with _beside(target, files) as written:
-        _require_sound(written, home, now)
-        yield written
-
-
-@contextmanager
-def _beside(target: Path, files: dict[str, str]) -> Generator[Path]:
-    """Write files into a new folder beside the target, which is removed unless it is renamed."""
-    written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
-    try:
-        for file, text in files.items():
-            (written / file).write_bytes(text.encode())
-        yield written
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
-
-
-def _require_sound(folder: Path, home: Home, now: datetime) -> None:
-    """Raise what would make every run of a written pipeline fail."""
+def _pipeline(folder: Path, project: Project) -> Pipeline:
     declared = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
-    spec = PipelineSpec.model_validate(declared["attributes"])
-    problems, _ = check_declared(Pipeline(spec, folder, home), now)
+    return Pipeline(PipelineSpec.model_validate(declared["attributes"]), folder, project.home)
+
+
+def _require_sound(pipeline: Pipeline, now: datetime) -> None:
+    """Raise what would make every run of a written pipeline fail."""
+    problems, _ = check_declared(pipeline, now)
     if problems:
         raise all_of(problems)
-
-
-@contextmanager
-def _explained(target: Path) -> Generator[None]:
-    """Explain which path cannot be written, and why."""
-    try:
-        yield
-    except OSError as error:
-        msg = f"{target} cannot be written ({error.strerror})."
-        hint = "correct its permissions, or choose another folder with --project."
-        raise BatchPlatformError(msg, hint=hint) from error
-
-
-def _show(report: dict[str, Any]) -> None:
-    others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
-    because = f" ({', '.join(report['label_evidence'])})" if report["label_evidence"] else ""
-    scored = f", score is for {report['positive']!r}" if report["positive"] else ""
-    late = report["label_delay"]
-    known = "" if late == "0 days" else f"; known {late} later, as the newest {late} have none (labels.delay)"
-    label = (
-        f"{report['label']}{scored}{because}{known}{others['label']}"
-        if report["label"]
-        else "none: similar rows are grouped"
-    )
-    if report["snapshot"]:
-        time = "none: every day the whole table is scored as it is then"
-        partitions = "snapshots of the whole table, from today on"
-        learns = (
-            "its rows with a label; a fifth of them, drawn at random, is held out, which is optimistic about the future"
-            if report["label"]
-            else "all rows but a fifth, drawn at random, which is held out to judge the groups by"
-        )
-    else:
-        first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))
-        lost = report["rows_without_time"]
-        timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
-        read = f" ({report['time_read']})" if report["time_read"] else ""
-        if far_off := report["times_far_off"]:
-            count = counted(len(far_off), "row")
-            timeless += f"; left out: {count} far from all others, such as {far_off[0]:%Y-%m-%d}"
-        time = f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}"
-        ends = f"; until {report['end']}: remove `end` once new rows arrive" if report["end"] else ""
-        partitions = f"{report['every']}, of which {report['partitions']:,} hold rows{ends}"
-        learns = "all rows before the period that it serves"
-    made = [*report["calendar_features"], *(["earlier values of the label"] if report["history_features"] else [])]
-    features = [f"{len(report['features'])}: {first_few(report['features'])}"] if report["features"] else []
-    features += [f"from the time: {', '.join(made)}"] if made else []
-    place = (
-        "a row's file and its place there" if "number_rows" in report["source"] else "the place of a row in its file"
-    )
-    place = "what a row holds" if report["key_unique"] == BY_CONTENT else place
-    if report["project_made"]:
-        terminal.say(f"{report['project']} is now a Dagster project.")
-    terminal.say(f"{report['pipeline']}: proposed from {report['rows']:,} rows")
-    source = {"source": report["source_read"]} if report["source_read"] else {}
-    terminal.show_fields(
-        {
-            **source,
-            "key": f"{', '.join(report['key']) or place}, unique {report['key_unique']}{others['key']}",
-            "time": time,
-            "partitions": partitions,
-            "label": label,
-            "model": f"{report['estimator']}, trained once a {report['train_every']}"
-            if report["train_every"]
-            else f"{report['estimator']}, trained once",
-            "learns from": learns,
-            "features": "; ".join(features),
-            "left out": report["left_out"] or "nothing",
-        },
-        indent=2,
-    )
-    terminal.say(
-        f"Read and edit the files in {report['folder']}: a feature must be known when its partition starts. Then run"
-    )
-    terminal.say(f"  batch-platform run {report['pipeline']}")

@@ -1,10 +1,12 @@
-"""The Dagster project that the command line serves: that of a folder, or the shipped pipelines."""
+"""The Dagster project that the command line serves: that of a folder, which `new` can create, or the shipped pipelines."""
 
 import importlib
 import importlib.util
 import os
 import sys
 import tomllib
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +17,36 @@ import dagster as dg
 from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, stopping_dagster, unreadable_left_out
 from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, without_component_pages
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import WrongUseError, listed, named
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed, named
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
 SHIPPED = "batch_platform.definitions"
+PACKAGE = "pipelines"  # root module of a project that `new` creates
+_PYPROJECT = """\
+[project]
+name = "{package}"
+version = "0"
+
+[tool.dg]
+directory_type = "project"
+
+[tool.dg.project]
+root_module = "{package}"
+"""
+_DEFINITIONS = '''\
+"""What Dagster loads: every pipeline in a folder below `defs`."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from batch_platform.components import load_from_defs_folder
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return load_from_defs_folder(path_within_project=Path(__file__).parent)
+'''
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,47 @@ def find_project(folder: Path | None) -> Project:
         return shipped_project()
     msg = f"{start} has no pyproject.toml with [tool.dg.project], and neither has any folder above it."
     raise WrongUseError(msg, hint="name the folder of a Dagster project.")
+
+
+def find_or_create_project(folder: Path | None) -> tuple[Project, bool]:
+    """Find the project to write into, or create it without changing any existing file; returns whether it was created."""
+    root = (folder or Path.cwd()).absolute()
+    if not root.is_dir() or is_in_project(root):
+        return find_project(root), False
+    if (root / "pyproject.toml").exists():
+        msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so Dagster would find no pipelines there."
+        hint = 'add [tool.dg] directory_type = "project" and [tool.dg.project] root_module to it.'
+        raise WrongUseError(msg, hint=hint)
+    if (root / PACKAGE).exists():
+        msg = f"{root} is not a Dagster project and cannot become one: it already contains {PACKAGE!r}."
+        raise WrongUseError(msg, hint="name another folder with --project.")
+    with explained(root):
+        for path, text in project_files(PACKAGE).items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text, encoding="utf-8")
+    importlib.invalidate_caches()
+    return find_project(root), True
+
+
+def project_files(package: str) -> dict[str, str]:
+    """The smallest Dagster project with a root module of this name: the text of its files, by path."""
+    return {
+        "pyproject.toml": _PYPROJECT.format(package=package),
+        f"{package}/__init__.py": "",
+        f"{package}/definitions.py": _DEFINITIONS,
+        f"{package}/defs/__init__.py": "",
+    }
+
+
+@contextmanager
+def explained(target: Path) -> Generator[None]:
+    """Raise a BatchPlatformError that names the path, where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"{target} cannot be written ({error.strerror})."
+        hint = "correct its permissions, or choose another folder with --project."
+        raise BatchPlatformError(msg, hint=hint) from error
 
 
 def shipped_project() -> Project:

@@ -16,10 +16,9 @@ from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
-from batch_platform.cli.proposal.survey import COLUMNS_AT_ONCE, look, survey
+from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.sources.opening import create_view_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import published
@@ -70,7 +69,7 @@ def proposed(
     with survey(locate(str(file), table), asked.get("timezone", "UTC")) as seen:
         proposal = propose(seen, Asked(now, **asked))
         reading = layout(seen, proposal)
-    return proposal, files_of("orders", proposal, reading.origin, reading.past)
+    return proposal, files_of("orders", proposal, reading)
 
 
 def pipeline_of(files: dict[str, str], folder: Path) -> Pipeline:
@@ -327,19 +326,27 @@ def test_a_column_that_is_null_exactly_with_the_label_is_not_a_feature(tmp_path)
     )
 
 
-def test_columns_of_a_wide_table_are_compared_with_the_label_a_few_at_a_time(tmp_path):
-    wide = {f"x{at}": np.arange(40) % (at + 2) for at in range(COLUMNS_AT_ONCE + 5)}
+def test_every_column_of_a_wide_table_is_compared_with_the_label(tmp_path):
+    wide = {f"x{at}": np.arange(40) % (at + 2) for at in range(25)}
     pl.DataFrame(wide | {"y": wide["x3"], "last": wide["x3"] * 7}).write_parquet(tmp_path / "wide.parquet")
-    with duckdb.connect() as con:
-        create_view_of(con, locate(str(tmp_path / "wide.parquet"), None).as_table("seen"))
-        seen = look(con, locate(str(tmp_path / "wide.parquet"), None), None)
-        con.execute("CALL enable_logging('QueryLog')")
-        ties = seen.ties(seen.column("y"), [column for column in seen.columns if column.name != "y"])
-        queries = [text for (text,) in con.execute("SELECT message FROM duckdb_logs").fetchall()]
-    assert [at for at, tie in enumerate(ties) if tie == "value"] == [3, COLUMNS_AT_ONCE + 5]
-    counted = [len({name for name in [*wide, "last"] if f'"{name}"' in query}) for query in queries]
-    assert max(counted) <= COLUMNS_AT_ONCE
-    assert sum(counted) == len(ties)
+    proposal, _ = proposed(tmp_path / "wide.parquet", label="y")
+    assert {name for name, reason in proposal.left_out.items() if "tells the value of y" in reason} == {"x3", "last"}
+
+
+def test_a_column_that_tells_the_label_is_found_in_a_table_of_which_a_sample_is_compared(tmp_path):
+    rows, random = 50_000, np.random.default_rng(6)
+    label = random.integers(0, 3, rows)
+    known = {"y": [None if at % 10 == 9 else int(value) for at, value in enumerate(label)], "heat": random.random(rows)}
+    other_name = [["north", "south", "west"][value] for value in label]
+    with_it = [None if value is None else at % 5 for at, value in enumerate(known["y"])]
+    table = pl.DataFrame({**known, "region": other_name, "refund": with_it})
+    table.write_parquet(tmp_path / "large.parquet")
+    proposal, _ = proposed(tmp_path / "large.parquet", label="y")
+    assert names(proposal.features) == ["heat"]
+    assert proposal.left_out == {
+        "region": "tells the value of y, so it may be known only with the label",
+        "refund": "is null exactly where y is null, so it may be known only with the label",
+    }
 
 
 def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):

@@ -15,6 +15,7 @@ import yaml
 
 from batch_platform.cli.proposal.choices import MOST_MODELS, Asked, propose
 from batch_platform.cli.proposal.course import MEANS, with_usual_course
+from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
@@ -208,7 +209,7 @@ def test_a_series_has_its_usual_course_for_a_model_where_nothing_predicts_it_bet
     assert (chosen.estimator, chosen.windows.calendar, chosen.windows.past) == (MEANS, expected, None)
     assert chosen.features == chosen.keep == ()
     assert chosen.left_out.keys() == {"earlier values of level", *columns}
-    assert pipeline_of(files_of("sensor", chosen, seen.origin), tmp_path).spec.model.estimator == MEANS
+    assert pipeline_of(files_of("sensor", chosen, Layout(seen.origin)), tmp_path).spec.model.estimator == MEANS
 
 
 def test_features_of_the_past_read_all_files_where_each_day_has_its_own(cli, tmp_path):
@@ -515,6 +516,18 @@ def test_a_change_of_the_label_is_shown_as_a_difference_and_written_when_asked_t
     assert again.out == "churn: nothing changes.\n"
 
 
+def test_a_pipeline_of_groups_gets_its_label_back(cli, tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    assert cli(tmp_path, "new", "churn", "--from", "customers.csv").code == 0
+    labels = tmp_path / "pipelines/defs/churn/labels.sql"
+    before = labels.read_text()
+    assert cli(tmp_path, "new", "churn", "--cluster", "--yes").code == 0
+    again = cli(tmp_path, "new", "churn", "--label", "left", "--yes")
+    assert (again.code, again.err) == (0, "")
+    assert labels.read_text() == before
+    assert cli(tmp_path, "check").out.splitlines()[0] == "churn: ok"
+
+
 def test_a_change_that_would_not_run_is_not_written(cli, tmp_path):
     customers().write_csv(tmp_path / "customers.csv")
     assert cli(tmp_path, "new", "churn", "--from", "customers.csv").code == 0
@@ -525,7 +538,7 @@ def test_a_change_that_would_not_run_is_not_written(cli, tmp_path):
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("days", [15, 20, 40, 120, 800])
+@pytest.mark.parametrize("days", [15, 20, 40, 50, 120, 800])
 def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_many_models(tmp_path, days):
     readings(24 * days).write_parquet(tmp_path / "sensor.parquet")
     proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
@@ -533,6 +546,16 @@ def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_ma
     periods = serving_periods(spec, datetime(2099, 1, 1, tzinfo=UTC))
     assert proposal.train_every in ("week", "month")
     assert 1 <= len(periods) <= MOST_MODELS + 1, "the last one begins where the table ends"
+    assert spec.model.train.start in (None, periods[0].key), "the first declared period has enough to learn from"
+
+
+def test_a_first_serving_period_is_declared_only_where_enough_labels_are_known_by_then(tmp_path):
+    table = unlabelled(readings(24 * 90), "level", 24 * 20)
+    table.write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC), label="level")
+    assert str(proposal.windows.delay) == "20 days"
+    assert "start" not in declared(files)["model"]["train"]
+    assert len(serving_periods(pipeline_of(files, tmp_path).spec, datetime(2099, 1, 1, tzinfo=UTC))) <= MOST_MODELS
 
 
 def test_a_table_with_too_few_labels_to_learn_from_is_refused(cli, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from scipy.stats import rankdata
 
-from batch_platform.cli.new import project_files
+from batch_platform.cli.project import project_files
 from batch_platform.defs.flight_delays import sources
 from batch_platform_tests.checkout import ROOT
 from batch_platform_tests.command_line import Answer, published, run_command

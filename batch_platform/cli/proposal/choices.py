@@ -3,30 +3,31 @@
 Every choice is a guess from what the table holds, unless the user made it. Nothing is written here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from itertools import combinations
 from math import ceil
 from shlex import quote
-from typing import Any, Literal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.columns import (
     ENOUGH,
     KEY_NAMES,
     NEARLY,
-    PARTS_OF_TIME,
     Evidence,
     feature_reasons,
+    is_part_of_time,
     label_evidence,
     labels_of_one_value,
+    last_word,
     require_values_to_learn,
     target_of,
-    words,
 )
+from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
-from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
+from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
 from batch_platform.declaration.errors import WrongUseError, first_few, listed
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
@@ -47,38 +48,54 @@ SERIES = {"max_iter": 300, "max_leaf_nodes": 8, "early_stopping": True}
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
-FEWEST_WINDOWS = 4  # with rows: to learn from two, evaluate on one and score one
+FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
 BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
-WITHIN_FILE = "within its file"  # where a key is unique that two files share
 ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
-HELD_OUT = 0.2  # of the rows of a snapshot that have a label
-MOST_MODELS = 6  # of the past; earlier rows are learned from and not scored
-_MOST_PAIRS = 60  # of columns that are tried as a key
+HELD_OUT = 0.2  # share of the rows of a snapshot with a label
+MOST_MODELS = 6  # models of the past; earlier rows are learned from and not scored
+_MOST_PAIRS = 60  # pairs of columns that are tried as a key
 _FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a row: a measure is not so even by chance
-TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # of the columns that scoring adds, in lower case
+TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # columns that scoring adds, in lower case
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
-PART_NAMES = {"hour": "hour", "isodow": "weekday", "month": "month"}  # of the parts of a time, by DuckDB's names
+PART_NAMES = {
+    "hour": "hour",
+    "isodow": "weekday",
+    "month": "month",
+}  # parts of a time by DuckDB's names, and the names of their features
+# How long a table must be for a part of its times to matter, and the windows at whose start that part tells nothing.
+_PARTS: dict[str, tuple[timedelta, frozenset[str]]] = {
+    "hour": (timedelta(days=2), frozenset({"day"})),
+    "isodow": (timedelta(days=14), frozenset({"week", "month"})),
+    "month": (timedelta(days=2 * 365), frozenset({"year"})),
+}
+# Lengths of time before a partition over which the label is averaged, and how long before a row it is looked up.
+_STEPS_BACK: dict[Every, tuple[tuple[Duration, ...], tuple[Duration, ...]]] = {
+    "hour": ((Duration(hours=3), Duration(days=1)), (Duration(hours=1), Duration(days=1))),
+    "day": ((Duration(days=7), Duration(days=28)), (Duration(days=1), Duration(days=7))),
+    "week": ((Duration(days=28), Duration(days=84)), (Duration(days=7), Duration(days=364))),
+    "month": ((Duration(days=92), Duration(days=365)), ()),
+}
+_MONDAY = datetime(1900, 1, 1)  # noqa: DTZ001 - on any clock; weeks start on Monday
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user named, which replaces the guesses."""
+    """The choices of the user, which replace the guesses."""
 
     now: datetime
     key: tuple[str, ...] = ()
     time: str | None = None
     label: str | None = None
     cluster: bool = False  # propose groups of similar rows, without a label
-    snapshot: bool = False  # score the whole table, whether it has a time or not
     timezone: str = "UTC"
 
 
 @dataclass(frozen=True)
 class Past:
-    """What is known of earlier rows of the same entity when a partition starts, as features of a series."""
+    """The features of a series: earlier rows of the same entity, as far as they are known when a partition starts."""
 
     entity: tuple[TableColumn, ...]  # columns that name what the series is of; none for a single series
     means: tuple[Duration, ...]  # lengths of time before the partition over which the label is averaged
@@ -90,14 +107,16 @@ class Past:
 class Windows:
     """The partitions of a table with a time."""
 
-    time: TableColumn  # when a row's event happens
+    time: TableColumn  # the time of a row's event
     timeless: int  # rows without a time, which belong to no partition
-    span: Span  # of the times
-    start: datetime  # of the first partition, in local time
-    end: datetime | None  # of the last partition that has a row, in local time; None if more rows are expected
+    span: Span  # range of the times
+    start: datetime  # start of the first partition, in local time
+    end: datetime | None  # end of the last partition that has a row, in local time; None if more rows are expected
     evaluate: Duration  # the end of the training window, used for evaluation
-    train_start: datetime | None  # first serving period, in local time; None for the first one with enough data
-    delay: Duration  # until labels are known: the length of the end of the table in which none are
+    train_start: (
+        datetime | None
+    )  # start of the first serving period, in local time; None for the first one with enough data
+    delay: Duration  # time until labels are known: the length of the end of the table in which none are
     calendar: tuple[str, ...] = ()  # parts of the time that are features
     past: Past | None = None
 
@@ -107,22 +126,39 @@ class Proposal:
     """A proposed pipeline."""
 
     key: tuple[TableColumn, ...]  # identifies a row within a partition; none for its position in the file
-    key_holds: str  # where the key is unique: "everywhere", or "within a" partition
+    key_holds: str  # range in which the key is unique: "everywhere", or "within a" partition
     every: Every  # length of a partition
     windows: Windows | None  # None for snapshots of the whole table
-    today: datetime  # in local time
-    timezone: str  # of all local times
+    today: datetime  # current local time
+    timezone: str  # time zone of all local times
     label: TableColumn | None  # None for clustering
-    evidence: tuple[str, ...]  # what speaks for the label, if nobody named it
-    target: str  # what the label holds: "classes", "numbers" or "none"
+    evidence: tuple[str, ...]  # reasons for the label, if nobody named it
+    target: str  # content of the label: "classes", "numbers" or "none"
     estimator: str
-    positive: str | None  # of two texts the rarer one, whose probability is the score
+    positive: str | None  # the rarer of two texts, whose probability is the score
     features: tuple[TableColumn, ...]
-    left_out: dict[str, str]  # what is not used as a feature, with the reason
+    left_out: dict[str, str]  # columns that are no features, with the reason
     keep: tuple[TableColumn, ...]  # features to store with the predictions
     train_every: Every | None  # None for a single model
-    params: dict[str, Any]  # of the estimator
+    params: dict[str, Any]  # parameters of the estimator
     others: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # other possible columns by role
+
+    @property
+    def time(self) -> TableColumn | None:
+        """The column of the time of a row's event; None for snapshots."""
+        return None if self.windows is None else self.windows.time
+
+
+@dataclass(frozen=True)
+class _Times:
+    """The times of a table, and what they are good for."""
+
+    column: TableColumn
+    span: Span
+    every: Every  # length of a partition
+    are_partitioned: bool  # otherwise they may still be part of a key
+    name_rows: bool  # the rows are a series, with one for each time
+    others: list[TableColumn]  # other columns of times
 
 
 def propose(survey: Survey, asked: Asked) -> Proposal:
@@ -132,45 +168,38 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         WrongUseError: A named column does not exist or cannot play its role, no column is clearly the label, or nothing
             identifies a row of several files.
     """
-    zone = ZoneInfo(asked.timezone)
-    time, span, other_times = _time(survey, asked)
-    every: Every = "day" if span is None else _every(survey.rows, span)
-    moment = time  # of a row, which may be part of its key also where no partition follows from it
-    if time is not None and span is not None and asked.time is None:
-        has_few = span.filled[every] < FEWEST_WINDOWS
-        if has_few or asked.snapshot or survey.lies_on("year", time.name):  # no partition is as long as a year
-            time, span, every = None, None, "day"
-    label, evidence, other_labels = _label(survey, asked, moment)
-    is_series = moment is not None and survey.unique([moment.name]) and survey.is_regular(moment.name)
-    series = moment if is_series else None  # the column of times that name the rows of a series
-    key, holds, other_keys = _key(
-        survey, asked, moment, series, label, lambda names: _where(survey, names, time, every)
-    )
-    target = "none" if label is None else target_of(survey, label)
+    times = _times(survey, asked)
+    partitioned = times if times is not None and times.are_partitioned else None
+    label, evidence, other_labels = _label(survey, asked, times)
+    key, holds, other_keys = _key(survey, asked, times, label)
+    target = "none"
     if label is not None:
+        target = target_of(survey, label)
         require_values_to_learn(survey, label)
+    time = None if partitioned is None else partitioned.column
+    series = times.column if times is not None and times.name_rows else None
     reasons = feature_reasons(survey, label, [*key, time, label], series)
     if time is None and None not in reasons.values() and not asked.key and survey.origin.is_one_file:
         # the key is all there is to learn from
         key, holds, reasons = (), BY_PLACE, feature_reasons(survey, label, [label], series)
     features = tuple(column for column, reason in reasons.items() if reason is None)
     windows, train_every = None, "month"
-    if time is None and label is not None:
+    if partitioned is not None:
+        windows, train_every = _windows(survey, asked, partitioned, key, label)
+        holds = holds if key else BY_CONTENT  # rows that come later may stand above the others
+    elif label is not None:
         _require_rows(survey, label)
-    if time is not None and span is not None:
-        windows, train_every = _windows(survey, asked, time, span, every, key, label if target != "none" else None)
-    if windows is not None and not key:  # rows that come later may stand above the others
-        holds = BY_CONTENT
     if not features and (windows is None or windows.past is None):
-        why = first_few(sorted(map(_named, reasons.items())), "; ") or "there are no others"
-        msg = f"No column of {survey.origin.path} is left to learn from: {why}."
+        why = first_few(sorted(f"{column.name} {reason}" for column, reason in reasons.items()), "; ")
+        msg = f"No column of {survey.origin.path} is left to learn from: {why or 'there are no others'}."
         raise WrongUseError(msg, hint="add columns, or name another --label, --key or --time.")
+    left_out = {column.name: reason for column, reason in reasons.items() if reason is not None}
     return Proposal(
         key=key,
         key_holds=holds,
-        every=every,
+        every="day" if partitioned is None else partitioned.every,
         windows=windows,
-        today=asked.now.astimezone(zone).replace(tzinfo=None),
+        today=asked.now.astimezone(ZoneInfo(asked.timezone)).replace(tzinfo=None),
         timezone=asked.timezone,
         label=label,
         evidence=evidence,
@@ -178,20 +207,20 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         estimator=ESTIMATORS[target],
         positive=survey.rarer(label.name) if label and label.is_text and survey.values(label.name) == 2 else None,  # noqa: PLR2004 - two classes
         features=features,
-        left_out={column.name: reason for column, reason in reasons.items() if reason is not None},
+        left_out=left_out if survey.pair is None else left_out | survey.pair.left_out,
         keep=tuple(filter(_can_be_kept, features))[:_MOST_KEPT],
         train_every=train_every,
         params=_params(survey, target, label, features, windows),
         others={
             "key": [column.name for column in other_keys],
-            "time": [column.name for column in other_times],
+            "time": [] if times is None else [column.name for column in times.others],
             "label": [other.column.name for other in other_labels],
         },
     )
 
 
 def _can_be_kept(feature: TableColumn) -> bool:
-    """Whether predictions can be grouped by a feature: a text of few values, with a name that scoring does not add."""
+    """Return whether predictions can be grouped by a feature: a text of few values, with a name that scoring does not add."""
     return feature.is_text and feature.distinct <= _MOST_KEPT_VALUES and feature.name.lower() not in TAKEN_NAMES
 
 
@@ -220,16 +249,26 @@ def _require_rows(survey: Survey, label: TableColumn) -> None:
         raise WrongUseError(msg, hint="add rows, or name another --label.")
 
 
-def _time(survey: Survey, asked: Asked) -> tuple[TableColumn | None, Span | None, list[TableColumn]]:
-    """The time column, the range of its times, and other possible time columns; no column for a table without times."""
+def _times(survey: Survey, asked: Asked) -> _Times | None:
+    """The likeliest time of a row and what follows from it; None for a table without times."""
     ranked = likely_times(survey, asked)
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
-            return column, span, [unused for unused in ranked if unused is not column]
+            every = _every(survey.rows, span)
+            # No partition is as long as a year.
+            is_snapshot = span.filled[every] < FEWEST_WINDOWS or survey.pair is not None or "year" in span.starts
+            return _Times(
+                column,
+                span,
+                every,
+                are_partitioned=asked.time is not None or not is_snapshot,
+                name_rows=survey.is_series(column.name, span),
+                others=[other for other in ranked if other is not column],
+            )
     if asked.time is not None:
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
         raise WrongUseError(msg, hint="name another column with --time, or write times as 2026-01-31 12:00.")
-    return None, None, []
+    return None
 
 
 def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
@@ -241,76 +280,73 @@ def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
         key=lambda column: (
             column.holds != "time",  # numbers last
             column.nulls > 0,
-            _is_birth(column),
-            _rank(column.name, _TIME_NAMES),
+            any(word.startswith(_BORN) for word in words(column.name)),
+            _rank(column, _TIME_NAMES),
         ),
     )
 
 
 def _label(
-    survey: Survey, asked: Asked, time: TableColumn | None
+    survey: Survey, asked: Asked, times: _Times | None
 ) -> tuple[TableColumn | None, tuple[str, ...], list[Evidence]]:
     """The column to predict, what speaks for it, and other possible ones.
 
     Raises:
         WrongUseError: Too little speaks for any column, and the user did not ask to group rows.
     """
-    if asked.label is not None:
-        return survey.column(asked.label), (), []
     if asked.cluster:
         return None, (), []
-    able = [
-        evidence for evidence in label_evidence(survey) if evidence.column not in (time, *map(survey.column, asked.key))
-    ]
+    if named := asked.label or (survey.pair and survey.pair.label):
+        return survey.column(named), (), []
+    taken = [*map(survey.column, asked.key), *([] if times is None else [times.column])]
+    able = [evidence for evidence in label_evidence(survey) if evidence.column not in taken]
     if len(able) == 1:
         return able[0].column, ("no other column can be predicted",), []
     if able and able[0].points >= ENOUGH and able[1].points < able[0].points:
         return able[0].column, able[0].reasons, able[1:]
-    likely = [evidence for evidence in able if evidence.points]
-    msg = f"It is not clear which column of {survey.origin.path} to predict" + (
-        f"; it could be {', '.join(evidence.column.name for evidence in likely[:5])}." if likely else "."
-    )
-    if constant := [column.name for column in labels_of_one_value(survey)]:
-        msg += f" It cannot be {listed(constant)}: all values there are the same."
-    example = likely[0].column.name if likely else "COLUMN"
-    raise WrongUseError(msg, hint=f"name it, such as --label {quote(example)}; --cluster groups similar rows instead.")
+    likely = [evidence.column.name for evidence in able if evidence.points]
+    possible = f"; it could be {', '.join(likely[:5])}" if likely else ""
+    msg = f"It is not clear which column of {survey.origin.path} to predict{possible}."
+    if constant := labels_of_one_value(survey):
+        msg += f" It cannot be {listed(column.name for column in constant)}: all values there are the same."
+    example = quote((likely or ["COLUMN"])[0])
+    raise WrongUseError(msg, hint=f"name it, such as --label {example}; --cluster groups similar rows instead.")
 
 
-def _key(  # noqa: PLR0913 - what may be or not be a key
-    survey: Survey,
-    asked: Asked,
-    time: TableColumn | None,
-    series: TableColumn | None,
-    label: TableColumn | None,
-    where: Callable[[Sequence[TableColumn]], str | None],
+def _key(
+    survey: Survey, asked: Asked, times: _Times | None, label: TableColumn | None
 ) -> tuple[tuple[TableColumn, ...], str, list[TableColumn]]:
     """The columns that identify a row, where they are unique, and other possible key columns.
 
     A single column comes before several, and the position of a row in its file last. Where a time is unique, it comes before
     counters, and where it steps by whole hours, before any identifier.
     """
+    within = (times.column.name, times.every) if times is not None and times.are_partitioned else (None, "day")
+
+    def where(key: Sequence[TableColumn]) -> str | None:
+        return survey.where_unique([column.name for column in key], *within)
+
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
         if (holds := where(key)) is not None:
             return key, holds, []
         msg = f"The rows of {survey.origin.path} are not identified by {listed(asked.key)}: some have equal values or none."
         raise WrongUseError(msg, hint="name more columns with --key, or omit --key to see the proposal.")
-    able = [
-        column
-        for column in survey.columns
-        if not column.nulls and column not in (time, label) and _may_name_rows(survey, column)
-    ]
-    ranked = sorted(able, key=lambda column: _rank(column.name, KEY_NAMES))
+    time = None if times is None else times.column
+    free = [column for column in survey.columns if not column.nulls and column not in (time, label)]
+    ranked = [column for column in free if _may_name_rows(survey, column)]
+    ranked.sort(key=lambda column: _rank(column, KEY_NAMES))
     unique = [column for column in ranked if column.distinct > survey.rows * NEARLY and survey.unique([column.name])]
-    if series is not None and unique:
-        lasting = [] if survey.lies_on("hour", series.name) else unique
-        lasting = [column for column in lasting if column.is_text or not survey.is_counter(column.name, series.name)]
-        first = next(iter(lasting), series)
-        return (first,), "everywhere", [column for column in unique if column is not first]
-    if unique:
-        return (unique[0],), "everywhere", unique[1:]
-    named = [column for column in ranked if _rank(column.name, KEY_NAMES) < len(KEY_NAMES)]
-    for key in _compound_keys(ranked, named, time, _entities(survey, able, time, label)):
+    likeliest = unique
+    if times is not None and times.name_rows and unique:
+        lasting = [] if "hour" in times.span.starts else unique
+        lasting = [
+            column for column in lasting if column.is_text or not survey.is_counter(column.name, times.column.name)
+        ]
+        likeliest = [*lasting, times.column]
+    if likeliest:
+        return (likeliest[0],), "everywhere", [column for column in unique if column is not likeliest[0]]
+    for key in _compound_keys(survey, ranked, time, [column for column in free if column not in ranked]):
         if holds := where(key):
             return key, holds, []
     if survey.origin.is_one_file:
@@ -326,60 +362,33 @@ def _key(  # noqa: PLR0913 - what may be or not be a key
 
 
 def _may_name_rows(survey: Survey, column: TableColumn) -> bool:
-    """Whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
+    """Return whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
     if column.holds != "integer":
         return column.is_text and not column.some_times
-    return _rank(column.name, KEY_NAMES) < len(KEY_NAMES) or survey.counts_rows(column.name)
-
-
-def _entities(
-    survey: Survey, able: Sequence[TableColumn], time: TableColumn | None, label: TableColumn | None
-) -> list[TableColumn]:
-    """Integers that may number the entities of a panel: most of them have a row at most of the times.
-
-    A part of the time is none: it has to stay a feature.
-    """
-    if time is None:
-        return []
-    times = survey.values(time.name)
-    integers = (column for column in survey.columns if column.holds == "integer" and not column.nulls)
-    return [
-        column
-        for column in integers
-        if column not in (*able, time, label)
-        and not PARTS_OF_TIME & {*words(column.name)[-1:]}
-        and 1 < column.distinct * times * _FILLED_PANEL <= survey.rows
-    ]
+    return last_word(column.name) in KEY_NAMES or survey.counts_rows(column.name)
 
 
 def _compound_keys(
-    ranked: Sequence[TableColumn],
-    named: Sequence[TableColumn],
-    time: TableColumn | None,
-    entities: Sequence[TableColumn],
+    survey: Survey, ranked: Sequence[TableColumn], time: TableColumn | None, others: Sequence[TableColumn]
 ) -> Iterator[tuple[TableColumn, ...]]:
-    """Keys to try, the simplest first: names that say so, the time, and two columns or three with the time."""
-    times = () if time is None or time.nulls else (time,)
+    """Keys to try, the simplest first: names that say so, the time, and two columns or three with the time.
+
+    Last with the time come integers that may number the entities of a panel: most of them have a row at most of the times. A
+    part of the time is none: it has to stay a feature.
+    """
+    named = [column for column in ranked if last_word(column.name) in KEY_NAMES]
     yield from ((column,) for column in named)
     if len(named) > 1:
         yield tuple(named)
-    if times:
-        yield times
     pairs = list(combinations(ranked, 2))[:_MOST_PAIRS]
-    if times:
-        yield from ((column, *times) for column in ranked)
-        yield from ((*pair, *times) for pair in pairs)
-        yield from ((column, *times) for column in entities)
+    if time is not None and not time.nulls:
+        yield (time,)
+        yield from ((column, time) for column in ranked)
+        yield from ((*pair, time) for pair in pairs)
+        integers = [column for column in others if column.holds == "integer" and not is_part_of_time(column)]
+        most = survey.rows / (survey.values(time.name) * _FILLED_PANEL)
+        yield from ((column, time) for column in integers if 1 < column.distinct <= most)
     yield from pairs
-
-
-def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn | None, every: Every) -> str | None:
-    names = [column.name for column in key]
-    if survey.unique(names):
-        return "everywhere"
-    if survey.in_parts and survey.unique(names, in_part=True):
-        return WITHIN_FILE
-    return f"within a {every}" if time is not None and survey.unique(names, within=every, time=time.name) else None
 
 
 def _every(rows: int, span: Span) -> Every:
@@ -393,66 +402,43 @@ def _every(rows: int, span: Span) -> Every:
     return "month" if span.length > timedelta(days=60) else "day"
 
 
-def _windows(  # noqa: PLR0913 - what the partitions follow from
-    survey: Survey,
-    asked: Asked,
-    time: TableColumn,
-    span: Span,
-    every: Every,
-    key: Sequence[TableColumn],
-    label: TableColumn | None,
+def _windows(
+    survey: Survey, asked: Asked, times: _Times, key: Sequence[TableColumn], label: TableColumn | None
 ) -> tuple[Windows, Every | None]:
     """The partitions of a table with a time, and how often a model is trained."""
-    zone = ZoneInfo(asked.timezone)
-    first, end = _bounds(span, every, zone)
+    span, every, zone = times.span, times.every, ZoneInfo(asked.timezone)
+    calendar = Calendar(every, zone, _MONDAY)
+    bounds = calendar.around(span.first).start, calendar.around(span.last).end
+    first, end = (bound.astimezone(zone).replace(tzinfo=None) for bound in bounds)
     still_growing = asked.now - span.last < max(3 * LONGEST[every].nominal, timedelta(days=7))
     is_sparse = span.filled[every] * 2 < (end - first) / LONGEST[every].nominal  # the last days may hold no rows
-    delay = _delay(survey, time, span, every, label)
+    delay = Duration()
+    if label is not None and label.nulls:
+        delay = survey.unlabelled_end(label.name, times.column.name, span, every)
     length = end - first - delay.nominal
     rows = max(1, int(span.rows * (length / (end - first))))
     evaluate, train_every = _training(every, length, rows, is_sparse=is_sparse)
-    train_start = _first_serving(train_every, first, end, zone)
-    # Length of what the first model learns from, at least
-    learned = 2 * evaluate.nominal if train_start is None else train_start - first - delay.nominal
-    calendar = _calendar_parts(survey, time, span)
     windows = Windows(
-        time=time,
+        time=times.column,
         timeless=survey.rows - span.rows,
         span=span,
         start=first,
         end=None if still_growing else end,
         evaluate=evaluate,
-        train_start=train_start,
+        train_start=None,
         delay=delay,
-        calendar=calendar,
-        past=None if label is None else _past(survey, time, every, key, label, learned, delay, calendar),
+        calendar=tuple(
+            part for part, (least, starts) in _PARTS.items() if span.length >= least and not starts & span.starts
+        ),
     )
-    return windows, train_every
-
-
-def _delay(survey: Survey, time: TableColumn, span: Span, every: Every, label: TableColumn | None) -> Duration:
-    """Return the delay after which labels are known: the length of the end of the table that has none."""
-    if label is None or not label.nulls:
-        return Duration()
-    if every != "hour":
-        return Duration(days=survey.unlabelled_end(label.name, time.name, span, "day"))
-    days, hours = divmod(survey.unlabelled_end(label.name, time.name, span, "hour"), 24)
-    return Duration(days=days, hours=hours)
-
-
-def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Start of the window of the first row and end of the window of the last row, in local time."""
-    before = (span.first.astimezone(zone) - 2 * LONGEST[every].nominal).replace(tzinfo=None, microsecond=0)
-    calendar = Calendar(every, zone, before - timedelta(days=before.weekday()))  # weeks start on Monday
-    first, last = calendar.holding(span.first), calendar.holding(span.last)
-    if first is None or last is None:
-        msg = "a calendar that begins before an instant holds it"
-        raise RuntimeError(msg)
-    return first.start.astimezone(zone).replace(tzinfo=None), last.end.astimezone(zone).replace(tzinfo=None)
+    if train_every is not None:
+        serving = Calendar(train_every, zone, first).within(*bounds)
+        windows = replace(windows, train_start=_first_serving(windows, Calendar(every, zone, first), serving))
+    return replace(windows, past=_past(survey, windows, every, key, label)), train_every
 
 
 def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
-    """How much of the training window is used for evaluation, and how often a model is trained."""
+    """The part of the training window for evaluation, and the length of a serving period (None for a single model)."""
     if every == "hour":
         hours = max(1, int(length / timedelta(hours=5)))
         return Duration(hours=hours), "day" if length > timedelta(days=1, hours=2 * hours) else None
@@ -460,67 +446,46 @@ def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) ->
     enough = ceil(length / timedelta(days=1) * ROWS_TO_JUDGE_BY / rows)  # days
     days = max(LONGEST[every].days, fifth if is_sparse else min(max(14, enough), fifth))
     periods: tuple[tuple[Every, int], ...] = (("month", 1),) if every == "month" else (("month", 3), ("week", 1))
-    for often, served in periods:  # by at least so many models
+    for often, served in periods:  # the fewest models of each length that are worth it
         if length >= served * LONGEST[often].nominal + 2 * timedelta(days=days):
             return Duration(days=days), often
     return Duration(days=days), None
 
 
-def _first_serving(train_every: Every | None, first: datetime, end: datetime, zone: ZoneInfo) -> datetime | None:
-    """The start of the serving period from which the past holds at most MOST_MODELS of them; None if it holds no more."""
-    if train_every is None:
-        return None
-    calendar = Calendar(train_every, zone, first)
-    periods = calendar.within(first.replace(tzinfo=zone).astimezone(UTC), end.replace(tzinfo=zone).astimezone(UTC))
+def _first_serving(windows: Windows, calendar: Calendar, periods: Sequence[Partition]) -> datetime | None:
+    """The start of the serving period from which the past holds at most MOST_MODELS of them, in local time.
+
+    None if it holds no more, or if too little is known by then: the first period with enough data is the first one then.
+    """
     if len(periods) <= MOST_MODELS:
         return None
-    return periods[-MOST_MODELS].start.astimezone(zone).replace(tzinfo=None)
+    begins, zone, evaluate = periods[-MOST_MODELS].start, calendar.zone, windows.evaluate
+    known = calendar.within(calendar.first_start, windows.delay.before(begins, zone))
+    # As much to learn from as to evaluate on
+    is_enough = known and evaluate.before(evaluate.before(known[-1].end, zone), zone) >= calendar.first_start
+    return begins.astimezone(zone).replace(tzinfo=None) if is_enough else None
 
 
-def _calendar_parts(survey: Survey, time: TableColumn, span: Span) -> tuple[str, ...]:
-    """The parts of a time that may matter and of which the table holds every value more than once."""
-    lengths = {"hour": timedelta(days=2), "isodow": timedelta(days=14), "month": timedelta(days=2 * 365)}
-    starts: dict[str, tuple[Every | Literal["year"], ...]] = {  # at which a part tells nothing
-        "hour": ("day",),
-        "isodow": ("week", "month"),
-        "month": ("year",),
-    }
-    return tuple(
-        part
-        for part, least in lengths.items()
-        if span.length >= least and not any(survey.lies_on(every, time.name) for every in starts.get(part, ()))
-    )
-
-
-def _past(  # noqa: PLR0913 - what the past of a row follows from
-    survey: Survey,
-    time: TableColumn,
-    every: Every,
-    key: Sequence[TableColumn],
-    label: TableColumn,
-    learned: timedelta,
-    delay: Duration,
-    calendar: Sequence[str],
+def _past(
+    survey: Survey, windows: Windows, every: Every, key: Sequence[TableColumn], label: TableColumn | None
 ) -> Past | None:
     """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions.
 
     A value that lies further back than the first model learns from is left out: it would be null in every row. So is one that
     is not known yet when the partition starts.
     """
-    is_series = time in key or (key and not survey.unique([column.name for column in key]))
-    if label.holds not in ("number", "integer", "boolean") or not is_series:
+    if label is None or label.holds not in ("number", "integer", "boolean"):
         return None
-    steps: dict[Every, tuple[tuple[Duration, ...], tuple[Duration, ...]]] = {
-        "hour": ((Duration(hours=3), Duration(days=1)), (Duration(hours=1), Duration(days=1))),
-        "day": ((Duration(days=7), Duration(days=28)), (Duration(days=1), Duration(days=7))),
-        "week": ((Duration(days=28), Duration(days=84)), (Duration(days=7), Duration(days=364))),
-        "month": ((Duration(days=92), Duration(days=365)), ()),
-    }
-    means, lags = steps[every]
-    known = delay.nominal + LONGEST[every].nominal if delay.nominal else timedelta()  # before the end of the partition
-    lags = tuple(lag for lag in lags if known <= lag.nominal < learned) if survey.lies_on("hour", time.name) else ()
-    entity = tuple(column for column in key if column != time)
-    return Past(entity, means, lags, means[-1] if every == "day" and "hour" in calendar else None)
+    if windows.time not in key and (not key or survey.unique([column.name for column in key])):
+        return None
+    means, lags = _STEPS_BACK[every]
+    delay, learned = windows.delay.nominal, 2 * windows.evaluate.nominal  # by the first model, at least
+    if windows.train_start is not None:
+        learned = windows.train_start - windows.start - delay
+    known = delay + LONGEST[every].nominal if delay else timedelta()  # before the end of the partition
+    lags = tuple(lag for lag in lags if known <= lag.nominal < learned) if "hour" in windows.span.starts else ()
+    entity = tuple(column for column in key if column != windows.time)
+    return Past(entity, means, lags, means[-1] if every == "day" and "hour" in windows.calendar else None)
 
 
 def local_key(moment: datetime, every: Every) -> str:
@@ -528,15 +493,7 @@ def local_key(moment: datetime, every: Every) -> str:
     return moment.strftime(KEY_FORMATS[every])
 
 
-def _named(reason: tuple[TableColumn, str | None]) -> str:
-    return f"{reason[0].name} {reason[1]}"
-
-
-def _rank(name: str, liked: Sequence[str]) -> int:
+def _rank(column: TableColumn, liked: Sequence[str]) -> int:
     """The position of the last word of a name in a list of typical words; the lower, the better."""
-    last = words(name)[-1:]
-    return liked.index(last[0]) if last and last[0] in liked else len(liked)
-
-
-def _is_birth(column: TableColumn) -> bool:
-    return any(word.startswith(_BORN) for word in words(column.name))
+    last = last_word(column.name)
+    return liked.index(last) if last in liked else len(liked)

@@ -1,25 +1,26 @@
-"""What the columns of a table are good for: which of them is worth predicting, and which can be features.
+"""Judge the columns of a table: the one that is worth predicting, and those that can be features.
 
 Evidence comes from names, positions, types, values and nulls. Nothing is written here.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
+import polars as pl
+
+from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import LEAST_ROWS, Holds, Survey, TableColumn
 from batch_platform.declaration.errors import WrongUseError, counted, shortened
 from batch_platform.models.contract import infer_contract
-from batch_platform.monitoring.leakage import MAX_ROWS, suspected_leaks
+from batch_platform.monitoring.leakage import MAX_ROWS, SuspectedLeak, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth
 
-MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
-ROWS_PER_CLASS = 5  # of an integer label; fewer rows per value are a quantity too
-MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
+MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
+ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
+MOST_VALUES = 255  # most values of a text feature, unless rows share the values anyway
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 ENOUGH = 3  # points of evidence for a label that nobody named
-_MOST_ADDENDS = 20  # columns of which each pair is added up
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
     "row number": "is the number that pandas gave the row",
@@ -36,7 +37,7 @@ _ID_NAMES = frozenset({*KEY_NAMES, "index", "row"})
 
 @dataclass(frozen=True)
 class Evidence:
-    """How much speaks for a column as the label, and what does."""
+    """The case for a column as the label."""
 
     column: TableColumn
     points: int
@@ -52,10 +53,10 @@ def label_evidence(survey: Survey) -> list[Evidence]:
 
 
 def _can_be_label(survey: Survey, column: TableColumn) -> bool:
-    """Whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
+    """Return whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
     if column.holds not in ("boolean", "integer", "number", "text") or column.distinct <= 1:
         return False
-    if words(column.name)[-1:] and words(column.name)[-1] in _ID_NAMES:
+    if last_word(column.name) in _ID_NAMES:
         return False
     if column.holds == "integer":
         return not survey.counts_rows(column.name)
@@ -77,20 +78,18 @@ def _is_called_label(column: TableColumn) -> bool:
 
 
 def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn]) -> Evidence:
-    two_valued = column.distinct == 2  # noqa: PLR2004 - yes and no
     facts = {
         "its name": 2 * _is_called_label(column),
         "it is the last column": column.position == len(survey.columns),
-        "it has two values": two_valued,
+        "it has two values": column.distinct == 2,  # noqa: PLR2004 - yes and no
         "it is the only column with nulls": with_nulls == [column],
         "its nulls are the last rows": bool(column.nulls) and survey.nulls_are_last(column.name),
     }
-    points = {reason: int(weight) for reason, weight in facts.items() if weight}
-    return Evidence(column, sum(points.values()), tuple(points))
+    return Evidence(column, sum(facts.values()), tuple(reason for reason, weight in facts.items() if weight))
 
 
 def target_of(survey: Survey, label: TableColumn) -> str:
-    """Whether the label holds "classes" or "numbers"; raises WrongUseError if it holds neither."""
+    """The content of the label, "classes" or "numbers"; raises WrongUseError if it holds neither."""
     if label.holds in ("boolean", "text"):
         return "classes"
     if label.holds == "integer":
@@ -130,16 +129,13 @@ def feature_reasons(
     reasons = {column: _no_feature(survey, column, series) for column in survey.columns if column not in taken}
     if label is not None:
         able = [column for column, reason in reasons.items() if reason is None]
-        reasons |= _known_too_late(survey, label, able)
-        able = [column for column in able if reasons[column] is None]
-        reasons |= dict(_parts_of_the_label(survey, label, able))
-        able = [column for column in able if reasons[column] is None]
-        reasons |= dict(_suspected_leaks(survey, label, able))
+        known_too_late = _known_with_the_label(survey, label, able)
+        reasons |= {column: f"{tie}, so it may be known only with the label" for column, tie in known_too_late.items()}
     return reasons
 
 
 def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
-    """Why a column cannot be a feature as it is; None if it can."""
+    """The reason for which a column cannot be a feature as it is; None if it can."""
     rows = survey.rows
     if column.holds in _NO_FEATURE:
         return _NO_FEATURE[column.holds]
@@ -151,22 +147,15 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
         return "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several"
     if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
-    return _identifies(survey, column, series)
+    return _names_rows(survey, column, series) if column.distinct > rows * NEARLY else None
 
 
-def _counts(survey: Survey, column: TableColumn, series: TableColumn) -> bool:
-    """Return whether a column counts the rows of a series. A part of the time, such as the year of yearly rows, does not."""
-    could = column.holds == "integer" and not column.nulls and column.distinct > survey.rows * NEARLY
-    is_part = not PARTS_OF_TIME.isdisjoint(words(column.name)[-1:])
-    return could and not is_part and column != series and survey.is_counter(column.name, series.name)
-
-
-def _identifies(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
-    """That a column counts the rows of a series, or is called and looks like an identifier; None if it does neither."""
-    if series is not None and _counts(survey, column, series):
+def _names_rows(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
+    """The way in which a column of many values names rows: it counts those of a series, or is called like an identifier; else None."""
+    may_count = column.holds == "integer" and not column.nulls and not is_part_of_time(column) and column != series
+    if series is not None and may_count and survey.is_counter(column.name, series.name):
         return f"counts the rows, which {shortened(series.name)} already identifies"
-    last_word = words(column.name)[-1:]
-    if not last_word or last_word[0] not in _ID_NAMES or column.distinct <= survey.rows * NEARLY:
+    if last_word(column.name) not in _ID_NAMES:
         return None
     if survey.unique([column.name]):
         return "is an identifier, with another value in every row"
@@ -174,50 +163,50 @@ def _identifies(survey: Survey, column: TableColumn, series: TableColumn | None)
     return f"is called like an identifier, and has {values:,} values in {survey.rows:,} rows: some occur more than once"
 
 
-def _known_too_late(survey: Survey, label: TableColumn, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
-    """The columns that may be known only with the label, with the reason."""
+def _known_with_the_label(survey: Survey, label: TableColumn, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
+    """The columns that tell the label as if they were known only with it, and how: first the certain ones, then suspected leaks."""
     name = shortened(label.name)
-    said = {
-        "nulls": f"is null exactly where {name} is null, so it may be known only with the label",
-        "value": f"tells the value of {name}, so it may be known only with the label",
-    }
-    return {column: said[tie] for column, tie in zip(able, survey.ties(label, able), strict=True) if tie is not None}
-
-
-def _parts_of_the_label(
-    survey: Survey, label: TableColumn, able: Sequence[TableColumn]
-) -> Iterator[tuple[TableColumn, str]]:
-    """The pairs of numeric columns that add up to a numeric label."""
-    numeric = [column for column in able if column.is_number][:_MOST_ADDENDS]
-    if not label.is_number or survey.rows < LEAST_ROWS:
-        return
-    for left, right in survey.adding_up_to(label, list(combinations(numeric, 2))):
-        for part, other in ((left, right), (right, left)):
-            yield (
-                part,
-                f"adds up to {shortened(label.name)} with {shortened(other.name)}, so it may be known only with the label",
-            )
-
-
-def _suspected_leaks(
-    survey: Survey, label: TableColumn, able: Sequence[TableColumn]
-) -> Iterator[tuple[TableColumn, str]]:
-    """The columns from which training would suspect a leak."""
-    plain = [column for column in able if column.is_number or column.is_text or column.holds == "boolean"]
-    if label.groups_digits or not plain:
-        return
+    ties = dict.fromkeys(survey.null_with(label, able), f"is null exactly where {name} is null")
+    plain = [column for column in able if column not in ties]
+    if not plain or survey.rows < LEAST_ROWS:
+        return ties
     rows = survey.sample(plain, label, MAX_ROWS)
-    contract, classes = infer_contract(rows.drop(label.name), {}), target_of(survey, label) == "classes"
-    kept = contract.split(rows).kept
+    ties |= {column: f"tells the value of {name}" for column in plain if _tells(rows, column, label)}
+    suspected = {column.name: column for column in plain if column not in ties and not column.groups_digits}
+    if label.groups_digits or not suspected:
+        return ties
+    contract, classes = infer_contract(rows[[*suspected]], {}), target_of(survey, label) == "classes"
+    kept = contract.split(rows[[*suspected, label.name]]).kept
     categorical = [column.type == "category" for column in contract.columns]
     matrix, truth = contract.encode(kept), as_truth(kept[label.name])
-    named = {column.name: column for column in plain}
     for leak in suspected_leaks(matrix, contract.names, categorical, truth, classes=classes):
-        for name in leak.columns:
-            others = "".join(f"and {shortened(other)} " for other in leak.columns if other != name)
-            yield named[name], f"{others}{leak.reason}, so it may be known only with the label"
+        for column in leak.columns:
+            ties[suspected[column]] = _of_one(leak, column, name)
+    return ties
 
 
-def words(name: str) -> list[str]:
-    """The words of a name in lower case: `orderDate`, `Order-Date` and `ORDER DATE` have the same words."""
-    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()
+def _tells(rows: pl.DataFrame, column: TableColumn, label: TableColumn) -> bool:
+    """Return whether the numbers of a column equal those of the label, or each value of one has a single value of the other."""
+    known = rows[[column.name, label.name]].drop_nulls()  # names are no patterns there
+    values, labels = known.get_columns()
+    is_equal = column.is_number and label.is_number and (values.cast(pl.Float64) == labels.cast(pl.Float64)).all()
+    if is_equal and known.height:
+        return True
+    return 1 < values.n_unique() == labels.n_unique() == known.n_unique() < known.height / 2
+
+
+def _of_one(leak: SuspectedLeak, column: str, label: str) -> str:
+    """Say of one column of a leak what is suspicious; two columns add up to the label, or differ by it."""
+    others = [shortened(other) for other in leak.columns if other != column]
+    adding = leak.reason.replace("add up to the label", f"adds up to {label} with {''.join(others)}")
+    return adding.replace("differ by the label", f"differs by {label} from {''.join(others)}")
+
+
+def last_word(name: str) -> str:
+    """The last word of a name, in lower case."""
+    return (words(name) or [""])[-1]
+
+
+def is_part_of_time(column: TableColumn) -> bool:
+    """Return whether a column is called like a part of a time, such as the year of yearly rows."""
+    return last_word(column.name) in PARTS_OF_TIME

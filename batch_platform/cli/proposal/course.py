@@ -6,7 +6,7 @@ without limits has a leaf for each combination of values, so one that knows the 
 """
 
 from dataclasses import replace
-from itertools import accumulate, combinations, pairwise
+from itertools import accumulate, pairwise
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import polars as pl
 import polars.selectors as cs
 
 from batch_platform.cli.proposal.choices import PART_NAMES, Proposal, Windows
+from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import Calendar, Partition
@@ -25,8 +26,8 @@ from batch_platform.declaration.functions import import_function
 from batch_platform.models.native_threads import libraries_loaded, one_thread
 
 MEANS = "sklearn.tree.DecisionTreeRegressor"
-PARTS = ("hour", "isodow")  # of a time
-STEPS = 4  # in which the later half of the partitions is predicted
+COURSES = (("hour",), ("isodow",), ("hour", "isodow"))  # parts of a time by which a mean is taken
+STEPS = 4  # steps in which the later half of the partitions is predicted
 FEWEST_PARTITIONS, MOST_PARTITIONS, MOST_ROWS = 2 * STEPS, 120, 50_000
 _SERIES = "series"  # the table, in SQL
 
@@ -40,8 +41,7 @@ def with_usual_course(survey: Survey, proposal: Proposal) -> Proposal:
     windows, label = proposal.windows, proposal.label
     if windows is None or windows.past is None or label is None or proposal.target != "numbers":
         return proposal
-    courses = [parts for size in range(1, len(PARTS) + 1) for parts in combinations(PARTS, size)]
-    courses = [parts for parts in courses if set(parts) <= set(windows.calendar)]
+    courses = [parts for parts in COURSES if set(parts) <= set(windows.calendar)]
     if windows.past.entity or not courses:
         return proposal
     partitions = _partitions(proposal, windows)
@@ -80,7 +80,7 @@ def _partitions(proposal: Proposal, windows: Windows) -> list[Partition]:
 
 def _rows(survey: Survey, proposal: Proposal, partitions: list[Partition]) -> list[pl.DataFrame]:
     """The features that are proposed and, last, the label as numbers, for each partition that has rows with a label."""
-    files = files_of(_SERIES, proposal, replace(survey.origin, path=Path(_SERIES), table=None))
+    files = files_of(_SERIES, proposal, Layout(replace(survey.origin, path=Path(_SERIES), table=None)))
     built = survey.built(_SERIES, (files["features.sql"], files["labels.sql"]), partitions)
     key = len(proposal.key)  # columns, the first of each query
     joined = (features.join(labels, on=labels.columns[:key]).drop(labels.columns[:key]) for features, labels in built)

@@ -1,4 +1,4 @@
-"""Recognise files that are named after the partition whose rows they hold, so that each partition reads its own file."""
+"""Lay out how the files of a table are read: each partition its own, where they are named after the partitions whose rows they hold."""
 
 import os
 import re
@@ -10,12 +10,14 @@ from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.choices import Proposal
 from batch_platform.cli.proposal.origin import Origin, ending_of
-from batch_platform.cli.proposal.survey import Survey
+from batch_platform.cli.proposal.survey import Pair, Survey
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.features.sources.files import files_of
 
-MOST_MISSING = 0.1  # of the partitions; if more have no file, files are made only on some days, such as working days
+MOST_MISSING = (
+    0.1  # share of the partitions; if more have no file, files are made only on some days, such as working days
+)
 _DATES = {  # how a date in a path is written, by the placeholder for it, and the key that it stands for
     "{partition_key}": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda date: date),
     "{partition_date}": (r"(?:19|20)[0-9]{6}", lambda date: f"{date[:4]}-{date[4:6]}-{date[6:]}"),
@@ -25,30 +27,47 @@ _DATES = {  # how a date in a path is written, by the placeholder for it, and th
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a table are read."""
+    """The way in which the files of a table are read."""
 
     origin: Origin
-    note: str  # for people; empty for one file in the usual notation
-    past: Origin | None = (
-        None  # all files together, where each partition reads its own and its features also earlier ones
-    )
+    note: str = ""  # for people; empty for one file in the usual notation
+    past: Origin | None = None  # all files together, if each partition reads its own and its features also earlier ones
+    pair: Pair | None = None  # the second file, of rows to score
+
+    def relative_to(self, root: Path, folder: Path) -> "Layout":
+        """The same, with the paths within a root relative to a folder."""
+
+        def relative(origin: Origin) -> Origin:
+            inside = origin.path.is_relative_to(root)
+            return replace(origin, path=Path(os.path.relpath(origin.path, folder))) if inside else origin
+
+        return replace(
+            self,
+            origin=relative(self.origin),
+            past=None if self.past is None else relative(self.past),
+            pair=None if self.pair is None else replace(self.pair, score=relative(self.pair.score)),
+        )
 
 
 def layout(survey: Survey, proposal: Proposal) -> Layout:
     """Read each partition's own file where the names allow it and hold what they say, else all files together."""
-    chosen = _layout(survey, proposal)
-    return replace(chosen, note="; ".join(filter(None, [survey.origin.notation, chosen.note])))
+    origin, pair = survey.origin, survey.pair
+    if pair is not None:
+        files = f"rows to learn from in {origin.path.name}, rows to score in {pair.score.path.name}"
+        return Layout(origin, f"{files}; both are scored", pair=pair)
+    chosen = _of_files(survey, proposal)
+    return replace(chosen, note="; ".join(filter(None, [origin.notation, chosen.note])))
 
 
-def _layout(survey: Survey, proposal: Proposal) -> Layout:
-    origin = survey.origin
-    if not proposal.key and proposal.windows is None and not origin.is_one_file:
+def _of_files(survey: Survey, proposal: Proposal) -> Layout:
+    origin, windows = survey.origin, proposal.windows
+    if not proposal.key and windows is None and not origin.is_one_file:
         origin = replace(origin, number_rows=True)
     files = files_of(origin.as_table("rows")) if origin.is_files else []
     if len(files) <= 1:
-        return Layout(origin, "")
+        return Layout(origin)
     together = f"{len(files)} files, read together"
-    dated, windows = _dated(files), proposal.windows
+    dated = _dated(files)
     if dated is None or windows is None:
         return Layout(origin, together)
     pattern, key_of = dated
@@ -74,18 +93,17 @@ def _dated(files: list[Path]) -> tuple[Path, dict[Path, str]] | None:
     below = len(os.path.commonpath([file.parent for file in files]))
     for placeholder, (date, key_of) in _DATES.items():
         pattern = re.compile(rf"(?<![0-9]){date}(?![0-9])")
-        found = [list(pattern.finditer(str(file), below)) for file in files]
-        if all(len(dates) == 1 for dates in found):
-            patterns = {_pattern(file, *dates[0].span(), placeholder) for file, dates in zip(files, found, strict=True)}
+        dates = {file: list(pattern.finditer(str(file), below)) for file in files}
+        if all(len(matches) == 1 for matches in dates.values()):
+            patterns = {_pattern(file, matches[0], placeholder) for file, matches in dates.items()}
             if len(patterns) == 1:
-                keys = {file: key_of(dates[0][0]) for file, dates in zip(files, found, strict=True)}
-                return patterns.pop(), keys
+                return patterns.pop(), {file: key_of(matches[0][0]) for file, matches in dates.items()}
     return None
 
 
-def _pattern(file: Path, start: int, end: int, placeholder: str) -> Path:
+def _pattern(file: Path, date: re.Match[str], placeholder: str) -> Path:
     """The path of a file with a placeholder instead of its date; a folder for each date may hold several files."""
-    before, after = str(file)[:start], str(file)[end:]
+    before, after = str(file)[: date.start()], str(file)[date.end() :]
     folders, slash, _ = after.rpartition("/")
     rest = f"{escape(folders)}/*{ending_of(file)}" if slash else escape(after)
     return Path(escape(before) + placeholder + rest)
@@ -95,14 +113,12 @@ def _types(survey: Survey, proposal: Proposal) -> dict[str, str]:
     """The types of the columns of CSV and JSON files that the values of one day need not tell."""
     if survey.origin.kind not in ("csv", "json"):
         return {}
-    label = [] if proposal.label is None else [proposal.label]
-    time = [] if proposal.windows is None else [proposal.windows.time]
-    used = [*proposal.key, *time, *proposal.features, *label]
-    return {column.name: column.dtype for column in used if column.holds != "integer"}
+    used = [*proposal.key, proposal.time, *proposal.features, proposal.label]
+    return {column.name: column.dtype for column in used if column is not None and column.holds != "integer"}
 
 
 def _outside(survey: Survey, time: str, origin: Origin, own: Mapping[Path, Partition]) -> str | None:
-    """Why the files cannot be read one by one: the first that has rows of another partition, or that cannot be read alone."""
+    """The reason for which files cannot be read one by one: the first with rows of another partition, or that cannot be read alone."""
     for file, partition in own.items():
         try:
             bounds = survey.bounds_of_file(replace(origin, path=Path(escape(str(file)))), time)

@@ -5,23 +5,14 @@ The names come from the user's table: they are quoted identifiers in SQL, quoted
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import yaml
 
-from batch_platform.cli.proposal.choices import (
-    BY_CONTENT,
-    HELD_OUT,
-    PART_NAMES,
-    TAKEN_NAMES,
-    WITHIN_FILE,
-    Proposal,
-    local_key,
-)
+from batch_platform.cli.proposal.choices import BY_CONTENT, HELD_OUT, PART_NAMES, TAKEN_NAMES, Proposal, local_key
+from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.origin import Origin
-from batch_platform.cli.proposal.pair import Pair
-from batch_platform.cli.proposal.survey import PART, Span, TableColumn
+from batch_platform.cli.proposal.survey import PART, WITHIN_FILE, TableColumn
 from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
@@ -36,187 +27,167 @@ _NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars would read
 THIS = "this"  # alias of the table
 ROW_HASH, ROW_COPY = "row_hash", "row_copy"  # name a row by what it holds
 _ROWS = "rows"  # source name of a table whose own name is not valid
+_NOTES = {  # on the columns of the key that the table itself does not have
+    PART: "the file of the row: the one to learn from, or the one to score",
+    FILE: "the file of the row, and",
+    ROW_IN_FILE: "the place of the row in the file, which must not change",
+}
+# Lines of blocks that a pipeline lacks are empty, and left out.
+_YAML = """\
+# Proposed for {file}: every line is a guess. Read and edit it.
+type: {type}
+attributes:
+  name: {name}
+  description: {description}
+  partitions: {partitions}
+  sources:
+{sources}
+  features:
+    sql: features.sql
+    key: [{key}]   # unique {key_holds}
+{time}
+{columns}
+    max_rejected: {{share: 1%, rows: 5}}   # of a partition; if more rows are rejected than either allows, it is not published
+{labels}
+  model:
+    estimator: {estimator}
+    params: {params}
+    train: {{{train}}}
+{allowed}
+{predictions}
+"""
 
 
-@dataclass(frozen=True)
-class _Read:
-    """How the SQL reads the table."""
-
-    rows: str  # what stands behind FROM
-    places: tuple[str, ...]  # columns of the key that the table itself does not have
-
-
-def files_of(
-    name: str, proposal: Proposal, origin: Origin, past: Origin | None = None, pair: Pair | None = None
-) -> dict[str, str]:
-    """The text of each file of a pipeline, by file name; paths are relative to the folder of the pipeline.
-
-    Earlier rows are read from `past`, if a partition's own file does not hold them, and rows to score from a `pair`.
-    """
-    source = _source_name(origin)
-    sources = {source: origin} if past is None else {source: origin, f"{source}_past": past}
+def files_of(name: str, proposal: Proposal, reading: Layout) -> dict[str, str]:
+    """The text of each file of a pipeline, by file name; paths are relative to the folder of the pipeline."""
+    sources, rows, places = _read(proposal, reading)
     earlier = _past([*sources][-1], proposal)
-    if pair is None:
-        read = _Read(_from(source, proposal, origin), _places(proposal, origin))
-    else:
-        second = _source_name(pair.score)
-        second = f"{second}_to_score" if second == source else second
-        sources = {source: origin, second: pair.score}
-        rows = pair.rows(_identifier(source), _identifier(second), numbered=not proposal.key)
-        places = (PART, ROW_IN_FILE) if not proposal.key else (PART,) if proposal.key_holds == WITHIN_FILE else ()
-        read = _Read(f"(\n    {rows}\n) AS {THIS}", places)
     files = {
-        "defs.yaml": _yaml(name, proposal, sources, read, [feature for feature, _ in earlier]),
-        "features.sql": _features(read, proposal, earlier),
+        "defs.yaml": _yaml(name, proposal, sources, places, [*earlier]),
+        "features.sql": _features(rows, places, proposal, earlier),
     }
     if proposal.label is not None:
-        files["labels.sql"] = _labels(read, proposal, proposal.label)
+        files["labels.sql"] = _labels(rows, places, proposal, proposal.label)
     return files
 
 
-def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _Read, earlier: Sequence[str]) -> str:
-    what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
-    key = ", ".join([*read.places, *(_scalar(_stored(column)) for column in proposal.key)])
-    nullable = [*(_name(column) for column in proposal.features if column.nulls), *earlier]
-    labels: list[str] = []
-    if proposal.label is not None:
-        delay = "" if proposal.windows is None else f", delay: {proposal.windows.delay}"
-        positive = "" if proposal.positive is None else f", positive: {_scalar(proposal.positive)}"
-        label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{positive}{delay}}}"
-        note = "   # delay: time from the end of a partition until its labels are known" if delay else ""
-        labels.append(f"{label}{note}")
-    delay = Duration() if proposal.windows is None else proposal.windows.delay
-    known = f"   # from earlier labels, known when the partition starts as long as labels.delay is {delay}"
-    allowed = f"    allow_suspected_leaks: [{', '.join(map(_scalar, earlier))}]{known}"
-    params = ", ".join(f"{key}: {_scalar(value)}" for key, value in proposal.params.items())
-    time = [] if proposal.windows is None else [f"    time: {_scalar(_stored(proposal.windows.time))}"]
-    keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
-    return "\n".join(
-        [
-            f"# Proposed for {shortened(next(iter(sources.values())).path.name)}: every line is a guess. Read and edit it.",
-            f"type: {TYPE}",
-            "attributes:",
-            f"  name: {name}",
-            f"  description: {_scalar(f'{what}.')}",
-            f"  partitions: {_partitions(proposal)}",
-            "  sources:",
-            *(f"    {source}: {_flow(origin.block)}" for source, origin in sources.items()),
-            "  features:",
-            "    sql: features.sql",
-            f"    key: [{key}]   # unique {proposal.key_holds}",
-            *time,
-            *(["    columns:   # null in some rows"] if nullable else []),
-            *(f"      {_scalar(column)}: {{nullable: true}}" for column in nullable),
-            "    max_rejected: {share: 1%, rows: 5}   # of a partition; if more rows are rejected than either allows, it is not published",
-            *labels,
-            "  model:",
-            f"    estimator: {proposal.estimator}",
-            f"    params: {{{params}}}",
-            f"    train: {{{_training(proposal)}}}",
-            *([allowed] if earlier else []),
-            *([f"  predictions: {{keep: [{keep}]}}"] if keep else []),
-            "",
-        ]
-    )
+def _read(proposal: Proposal, reading: Layout) -> tuple[dict[str, Origin], str, tuple[str, ...]]:
+    """The sources by name, the FROM clause that reads them, and the columns of the key that the table itself does not have."""
+    origin, pair = reading.origin, reading.pair
+    source = _source_name(origin)
+    table = _identifier(source)
+    if pair is not None:
+        second = _source_name(pair.score)
+        second = f"{second}_to_score" if second == source else second
+        rows = pair.rows(table, _identifier(second), numbered=not proposal.key)
+        places = (PART, ROW_IN_FILE) if not proposal.key else (PART,) if proposal.key_holds == WITHIN_FILE else ()
+        return {source: origin, second: pair.score}, f"(\n    {rows}\n) AS {THIS}", places
+    sources = {source: origin} | ({} if reading.past is None else {f"{source}_past": reading.past})
+    if proposal.key or proposal.key_holds == BY_CONTENT:
+        alias = f" AS {THIS}" if proposal.windows and proposal.windows.past else ""
+        return sources, f"{table}{alias}", () if proposal.key else (ROW_HASH, ROW_COPY)
+    if origin.number_rows:
+        return sources, f"{table} AS {THIS}", (FILE, ROW_IN_FILE)
+    return sources, f"(SELECT row_number() OVER () AS {ROW_IN_FILE}, * FROM {table}) AS {THIS}", (ROW_IN_FILE,)
 
 
-def _partitions(proposal: Proposal) -> str:
-    windows, every = proposal.windows, proposal.every
+def _yaml(
+    name: str, proposal: Proposal, sources: Mapping[str, Origin], places: Sequence[str], earlier: Sequence[str]
+) -> str:
+    label, windows, every = proposal.label, proposal.windows, proposal.every
+    delay = Duration() if windows is None else windows.delay
     if windows is None:
         today = _quoted(local_key(proposal.today, every))
-        block = f"{{every: {every}, start: {today}, snapshot: true, timezone: {proposal.timezone}}}"
-        return f"{block}   # the whole table, as it is on the day"
-    start = _quoted(local_key(windows.start, every))
-    end = "" if windows.end is None else f", end: {_quoted(local_key(windows.end, every))}"
-    note = "   # remove `end` once new rows arrive" if end else ""
-    return f"{{every: {every}, start: {start}{end}, timezone: {proposal.timezone}}}{note}"
+        partitions = f"{{every: {every}, start: {today}, snapshot: true, timezone: {proposal.timezone}}}   # the whole table, as it is on the day"
+        train: dict[str, object] = {"held_out": HELD_OUT}
+    else:
+        end = "" if windows.end is None else f", end: {_quoted(local_key(windows.end, every))}"
+        note = "   # remove `end` once new rows arrive" if end else ""
+        start = _quoted(local_key(windows.start, every))
+        partitions = f"{{every: {every}, start: {start}{end}, timezone: {proposal.timezone}}}{note}"
+        begins = windows.train_start and proposal.train_every and local_key(windows.train_start, proposal.train_every)
+        train = {**({"start": begins} if begins else {}), "window": "all"}
+    often = {} if proposal.train_every is None else {"every": proposal.train_every}
+    labels = ""
+    if label is not None:
+        positive = "" if proposal.positive is None else f", positive: {_scalar(proposal.positive)}"
+        labels = f"  labels: {{sql: labels.sql, column: {_scalar(_name(label))}{positive}"
+        note = "   # delay: time from the end of a partition until its labels are known"
+        labels += "}" if windows is None else f", delay: {delay}}}{note}"
+    nullable = [*(_name(column) for column in proposal.features if column.nulls), *earlier]
+    columns = ["    columns:   # null in some rows", *(f"      {_scalar(own)}: {{nullable: true}}" for own in nullable)]
+    known = f"   # from earlier labels, known when the partition starts as long as labels.delay is {delay}"
+    keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
+    text = _YAML.format(
+        file=shortened(next(iter(sources.values())).path.name),
+        type=TYPE,
+        name=name,
+        description=_scalar(f"Prediction of {_name(label)}." if label else "Groups of similar rows."),
+        partitions=partitions,
+        sources="\n".join(f"    {source}: {_flow(origin.block)}" for source, origin in sources.items()),
+        key=", ".join([*places, *(_scalar(_stored(column)) for column in proposal.key)]),
+        key_holds=proposal.key_holds,
+        time="" if proposal.time is None else f"    time: {_scalar(_stored(proposal.time))}",
+        columns="\n".join(columns) if nullable else "",
+        labels=labels,
+        estimator=proposal.estimator,
+        params=_flow(proposal.params),
+        train=_flow({**often, **train})[1:-1] + (f", evaluate: {windows.evaluate}" if windows else ""),
+        allowed=f"    allow_suspected_leaks: [{', '.join(map(_scalar, earlier))}]{known}" if earlier else "",
+        predictions=f"  predictions: {{keep: [{keep}]}}" if keep else "",
+    )
+    return re.sub(r"\n{2,}", "\n", text)
 
 
-def _training(proposal: Proposal) -> str:
-    windows, every = proposal.windows, proposal.train_every
-    often = {} if every is None else {"every": every}
-    if windows is None:
-        return _flow({**often, "held_out": HELD_OUT})[1:-1]
-    begins = {} if windows.train_start is None or every is None else {"start": local_key(windows.train_start, every)}
-    return _flow({**often, **begins, "window": "all"})[1:-1] + f", evaluate: {windows.evaluate}"
-
-
-def _features(read: _Read, proposal: Proposal, earlier: Sequence[tuple[str, str]]) -> str:
+def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Mapping[str, str]) -> str:
     windows = proposal.windows
-    columns = _keys(proposal, read.places, "")
+    columns = _keys(proposal, places, "")
     if windows is not None:
+        instant = _instant(windows.time)
         if windows.time not in proposal.key:
-            columns.append((_as(_instant(windows.time), windows.time, _stored(windows.time)), "the time"))
+            columns.append((_as(instant, windows.time, _stored(windows.time)), "the time"))
         columns += [
-            (f"extract({part} FROM {_instant(windows.time)}) AS {_part_name(proposal, part)}", "")
-            for part in windows.calendar
+            (f"extract({part} FROM {instant}) AS {_part_name(proposal, part)}", "") for part in windows.calendar
         ]
-    columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in earlier]
+    columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in earlier.items()]
     columns += [(_as(_value(column), column, _name(column)), "") for column in proposal.features]
-    left_out = [f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items()]
-    lost = (
-        []
-        if windows is None or not windows.timeless
-        else [
-            f"-- {windows.timeless:,} rows belong to no partition: their {shortened(windows.time.name)} is not a time{_far_off(windows.span)}."
-        ]
-    )
+    notes: list[str] = []
+    if windows is not None and windows.timeless:
+        far = windows.span.far_off
+        far_off = f", or lies far from all others, such as {far[0]:%Y-%m-%d}" if far else ""
+        own = f"their {shortened(windows.time.name)} is not a time{far_off}"
+        notes = [f"-- {windows.timeless:,} rows belong to no partition: {own}."]
+    if proposal.left_out:
+        reasons = (f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items())
+        notes += ["-- Left out:", *reasons]
     known = "when its partition starts" if windows is not None else "when the table is read"
-    return _select(
+    comment = (
         f"One row per key, with what is known about it {known}. Remove what is known only later:\n"
-        "-- it would make a model look better than it can be.",
-        columns,
-        read.rows,
-        _within(proposal),
-        *lost,
-        *(["-- Left out:", *left_out] if left_out else []),
+        "-- it would make a model look better than it can be."
     )
+    return _select(comment, columns, rows, _within(proposal), notes)
 
 
-def _far_off(span: Span) -> str:
-    return f", or lies far from all others, such as {span.far_off[0]:%Y-%m-%d}" if span.far_off else ""
-
-
-def _labels(read: _Read, proposal: Proposal, label: TableColumn) -> str:
-    columns = _keys(proposal, read.places, f" ORDER BY {_value(label)}")
+def _labels(rows: str, places: Sequence[str], proposal: Proposal, label: TableColumn) -> str:
+    columns = _keys(proposal, places, f" ORDER BY {_value(label)}")
     columns.append((_as(_value(label), label, _name(label)), "the true outcome"))
-    where = " AND ".join(filter(None, [_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]))
-    return _select("Key and true outcome of the rows whose outcome is known.", columns, read.rows, where)
+    conditions = [*_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]
+    return _select("Key and true outcome of the rows whose outcome is known.", columns, rows, conditions)
 
 
-def _select(comment: str, columns: list[tuple[str, str]], source: str, where: str, *after: str) -> str:
+def _select(
+    comment: str, columns: list[tuple[str, str]], source: str, conditions: Sequence[str], notes: Sequence[str] = ()
+) -> str:
+    """A query that selects SQL expressions, each with a note or none."""
     commas = [f"    {sql}{',' if at < len(columns) else ''}" for at, (sql, _) in enumerate(columns, start=1)]
     listing = [f"{line}   -- {note}" if note else line for line, (_, note) in zip(commas, columns, strict=True)]
-    condition = [f"WHERE {where}"] if where else []
-    return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {source}", *condition, *after, ""])
-
-
-def _places(proposal: Proposal, origin: Origin) -> tuple[str, ...]:
-    """The columns that name a row which nothing else names."""
-    if proposal.key:
-        return ()
-    if proposal.key_holds == BY_CONTENT:
-        return (ROW_HASH, ROW_COPY)
-    return (FILE, ROW_IN_FILE) if origin.number_rows else (ROW_IN_FILE,)
-
-
-def _from(source: str, proposal: Proposal, origin: Origin) -> str:
-    """The source as the FROM clause names it, with the place of each row in the file if there is no other key."""
-    if proposal.key or proposal.key_holds == BY_CONTENT:
-        return _identifier(source) + (f" AS {THIS}" if proposal.windows and proposal.windows.past else "")
-    if origin.number_rows:
-        return f"{_identifier(source)} AS {THIS}"
-    return f"(SELECT row_number() OVER () AS {ROW_IN_FILE}, * FROM {_identifier(source)}) AS {THIS}"
+    where = [f"WHERE {' AND '.join(conditions)}"] if conditions else []
+    return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {source}", *where, *notes, ""])
 
 
 def _keys(proposal: Proposal, places: Sequence[str], order: str) -> list[tuple[str, str]]:
     """The columns of the key, each with a note; `order` is that in which equal rows are numbered."""
-    notes = {
-        PART: "the file of the row: the one to learn from, or the one to score",
-        FILE: "the file of the row, and",
-        ROW_IN_FILE: "the place of the row in the file, which must not change",
-    }
-    time = None if proposal.windows is None else proposal.windows.time
+    time = proposal.time
     if ROW_HASH in places:
         # A column of integers may be read as one of other numbers once later rows are.
         held = [column for column in (time, *proposal.features) if column is not None]
@@ -226,35 +197,35 @@ def _keys(proposal: Proposal, places: Sequence[str], order: str) -> list[tuple[s
             (f"md5(CAST(ROW({values}) AS VARCHAR)) AS {ROW_HASH}", "names a row by what is known about it, and"),
             (f"row_number() OVER (PARTITION BY {ROW_HASH}{order}) AS {ROW_COPY}", "tells equal rows apart"),
         ]
-    named = [(f"{THIS}.{place}", notes[place]) for place in places]
-    return named + [
+    own = [
         (_as(_instant(column) if column == time else _value(column), column, _stored(column)), "the key")
         for column in proposal.key
     ]
+    return [(f"{THIS}.{place}", _NOTES[place]) for place in places] + own
 
 
-def _within(proposal: Proposal) -> str:
-    if proposal.windows is None:
-        return ""
-    at = _instant(proposal.windows.time)
-    return f"{at} >= $partition_start AND {at} < $partition_end"
+def _within(proposal: Proposal) -> list[str]:
+    """The conditions for a row of the partition."""
+    if proposal.time is None:
+        return []
+    at = _instant(proposal.time)
+    return [f"{at} >= $partition_start", f"{at} < $partition_end"]
 
 
-def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
-    """The features of a series, name and SQL: what earlier rows of the same entity said, known when the partition starts."""
+def _past(source: str, proposal: Proposal) -> dict[str, str]:
+    """SQL for the features of a series by name: what earlier rows of the same entity said, known when the partition starts."""
     windows, label = proposal.windows, proposal.label
     if windows is None or windows.past is None or label is None:
-        return []
+        return {}
     past, at = windows.past, _instant(windows.time, "past.")
     value = _value(label, "past.")
     value = f"CAST({value} AS DOUBLE)" if label.holds == "boolean" else value
     same = [f"past.{_identifier(column.name)} = {THIS}.{_identifier(column.name)}" for column in past.entity]
     end = f"$partition_start - INTERVAL '{windows.delay}'" if windows.delay.nominal else "$partition_start"
-    known = f"{at} < {end}"
     name, row_at = _name(label), _instant(windows.time, f"{THIS}.")
 
     def mean(condition: str) -> str:
-        where = " AND ".join([*same, known, condition])
+        where = " AND ".join([*same, f"{at} < {end}", condition])
         return f"(SELECT avg({value}) FROM {_identifier(source)} AS past WHERE {where})"
 
     def within(length: Duration) -> str:
@@ -266,18 +237,21 @@ def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
         of_hour = mean(f"{within(past.day)} AND {same_hour}")
         made[f"{name}_of_hour_{past.day}"] = f"{of_hour}\n        - {mean(within(past.day))}"
     made |= {f"{name}_{lag}_before": mean(f"{at} = {row_at} - INTERVAL '{lag}'") for lag in past.lags}
-    taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
-    named = ((name.replace(" ", "_"), sql) for name, sql in made.items())
-    return [(name, sql) for name, sql in named if name.lower() not in taken]
+    named, taken = {own.replace(" ", "_"): sql for own, sql in made.items()}, _taken(proposal)
+    return {own: sql for own, sql in named.items() if own.lower() not in taken}
+
+
+def _taken(proposal: Proposal) -> set[str]:
+    """The names of the key and the features, in lower case."""
+    return {_name(column).lower() for column in (*proposal.features, *proposal.key)}
 
 
 def _part_name(proposal: Proposal, part: str) -> str:
     """The name of a part of the time as a feature, which no other column has."""
-    name = PART_NAMES[part]
-    taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
-    taken |= set() if proposal.windows is None else {_stored(proposal.windows.time).lower()}
-    label = "" if proposal.label is None else _name(proposal.label).lower()
-    return f"{name}_of_time" if name in {*taken, label, *TAKEN_NAMES} else name
+    name, taken = PART_NAMES[part], _taken(proposal) | TAKEN_NAMES
+    taken |= {_stored(proposal.time).lower()} if proposal.time else set()
+    taken |= {_name(proposal.label).lower()} if proposal.label else set()
+    return f"{name}_of_time" if name in taken else name
 
 
 def _instant(column: TableColumn, qualifier: str = "") -> str:

@@ -1,4 +1,4 @@
-"""How the values of a column become instants: stored times, texts in usual notations, and numbers that stand for times.
+"""Read the values of a column as instants: stored times, texts in usual notations, and numbers that stand for times.
 
 A reading is proposed from two values of a column and kept only if every value of the column can be read so.
 """
@@ -12,19 +12,32 @@ from batch_platform.warehouse.sql import literal
 
 DateOrder = Literal["dmy", "mdy", "ymd"]
 ORDERS: dict[DateOrder, str] = {"dmy": "day first", "mdy": "month first", "ymd": "year first"}
-_COMPARABLE = frozenset({"DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"})  # with a parameter of type TIMESTAMPTZ
+_COMPARABLE = frozenset(
+    {"DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"}
+)  # types that compare with a parameter of type TIMESTAMPTZ
 _STORED = re.compile(r"DATE|TIMESTAMP(TZ)?(_S|_MS|_NS)?( WITH TIME ZONE)?")
 _ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?!\d).*")
-_DAY_AND_MONTH = re.compile(r"\d{1,2}([/.-])\d{1,2}\1(\d{4}|\d{2})(?!\d)")
-_OTHER_DATES = {  # notations in which the order of day and month is certain
-    r"\d{4}\.\d{1,2}\.\d{1,2}": ("%Y.%m.%d",),
-    r"\d{1,2} [^\W\d]{3,} \d{4}": ("%d %b %Y", "%d %B %Y"),
-    r"\d{1,2}-[^\W\d]{3,}-\d{4}": ("%d-%b-%Y", "%d-%B-%Y"),
-    r"\d{1,2}-[^\W\d]{3}-\d{2}": ("%d-%b-%y",),
-    r"[^\W\d]{3,} \d{1,2}, \d{4}": ("%b %d, %Y", "%B %d, %Y"),
-    r"\d{8}": ("%Y%m%d",),
-}
-_WHOLE = {r"\d{4}-\d{1,2}": "%Y-%m", r"\d{4}/\d{1,2}": "%Y/%m", r"\d{14}": "%Y%m%d%H%M%S"}
+_DAY_AND_MONTH: dict[DateOrder, str] = {"dmy": "%d/%m", "mdy": "%m/%d"}
+_DATES: list[
+    tuple[DateOrder | None, str, tuple[str, ...]]
+] = [  # the order of day and month where it may be another one, how a date is written, and its formats
+    (None, r"\d{4}-\d{1,2}", ("%Y-%m",)),
+    (None, r"\d{4}/\d{1,2}", ("%Y/%m",)),
+    (None, r"\d{14}", ("%Y%m%d%H%M%S",)),
+    (None, r"\d{4}\.\d{1,2}\.\d{1,2}", ("%Y.%m.%d",)),
+    (None, r"\d{1,2} [^\W\d]{3,} \d{4}", ("%d %b %Y", "%d %B %Y")),
+    (None, r"\d{1,2}-[^\W\d]{3,}-\d{4}", ("%d-%b-%Y", "%d-%B-%Y")),
+    (None, r"\d{1,2}-[^\W\d]{3}-\d{2}", ("%d-%b-%y",)),
+    (None, r"[^\W\d]{3,} \d{1,2}, \d{4}", ("%b %d, %Y", "%B %d, %Y")),
+    (None, r"\d{8}", ("%Y%m%d",)),
+    *(
+        (order, rf"\d{{1,2}}{sign}\d{{1,2}}{sign}\d{{{digits}}}", (start.replace("/", sign[-1]) + sign[-1] + year,))
+        for order, start in _DAY_AND_MONTH.items()
+        for sign in ("/", r"\.", "-")
+        for digits, year in ((4, "%Y"), (2, "%y"))
+    ),
+    ("ymd", r"\d{1,2}-\d{1,2}-\d{2}", ("%y-%m-%d",)),
+]
 _CLOCK = re.compile(
     r"(?P<gap>,? |T)\d{1,2}:\d{2}(?P<seconds>:\d{2})?(?P<fraction>\.\d{1,9})?(?P<half> ?[AaPp][Mm])?(?P<zone>[+-]\d{2}:?\d{2})?"
 )
@@ -35,13 +48,12 @@ _NUMBERS = {  # smallest and largest value of a number that stands for a time, a
     "%Y%m%d%H%M%S": (1900_01_01_00_00_00, 2199_12_31_23_59_59),
 }
 _COARSE = ("%Y", "%Y%m")  # other numbers look alike, so that the whole name must speak of a time
-_SINCE_1970 = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
-_YEARS_1990_TO_2100 = (631_152_000, 4_102_444_800)  # in seconds since 1970
-_EPOCH_SQL = {
-    "seconds": "to_timestamp({})",
-    "milliseconds": "make_timestamptz(CAST({} * 1000 AS BIGINT))",
-    "microseconds": "make_timestamptz(CAST({} AS BIGINT))",
-    "nanoseconds": "make_timestamptz(CAST({} AS BIGINT) // 1000)",
+_YEARS_1990_TO_2100 = (631_152_000, 4_102_444_800)  # seconds since 1970
+_SINCE_1970 = {  # number per second, and the SQL of an instant
+    "seconds": (1, "to_timestamp({})"),
+    "milliseconds": (1_000, "make_timestamptz(CAST({} * 1000 AS BIGINT))"),
+    "microseconds": (1_000_000, "make_timestamptz(CAST({} AS BIGINT))"),
+    "nanoseconds": (1_000_000_000, "make_timestamptz(CAST({} AS BIGINT) // 1000)"),
 }
 _TIME_WORD = re.compile(
     "time|timestamp|datetime|date|ts|at|on|day|month|year|yr|when|period|epoch|unix|unixtime|y{2,4}m{1,2}(d{1,2})?|yyyy|ym|"
@@ -52,14 +64,14 @@ _BESIDE_TIME = re.compile("[mun]?s|sec(onds)?|of|the|fiscal|calendar|event|order
 
 @dataclass(frozen=True)
 class Reading:
-    """How the values of a column become instants."""
+    """A way to read the values of a column as instants."""
 
     sql: str  # expression for an instant, in which {} stands for the column
     note: str = ""  # the notation, for people; empty for a column that is stored as a time
     fits: str = "true"  # SQL condition, in which {} stands for the column: this value can be read so
-    likely: bool = True  # whether name and values suggest a time; else it is read so only if the user names the column
-    is_time: bool = True  # whether the column can hold nothing else; numbers may also be quantities
-    order: DateOrder | None = None  # of day and month, where other orders are possible
+    likely: bool = True  # name and values suggest a time; else it is read so only if the user names the column
+    is_time: bool = True  # the column can hold nothing else; numbers may also be quantities
+    order: DateOrder | None = None  # order of day and month, where other orders are possible
     undecided: tuple[DateOrder, ...] = ()  # orders that fit every value; the user must choose
 
     def of(self, column: str) -> str:
@@ -73,20 +85,16 @@ def candidates(dtype: str, name: str, low: object, high: object) -> list[Reading
         return [Reading("{}" if dtype in _COMPARABLE else "CAST({} AS TIMESTAMPTZ)")]
     if isinstance(low, str) and isinstance(high, str):
         return list(_of_texts(low.strip(), high.strip(), name))
-    if isinstance(low, int | float) and isinstance(high, int | float):
-        if isinstance(low, int):
-            return list(_of_numbers("CAST({} AS VARCHAR)", "{}", name, low, high))
-        text = "CAST(CAST({} AS BIGINT) AS VARCHAR)"
-        readings = _of_numbers(text, "{}", name, low, high)
-        return [
-            replace(reading, fits=f"{reading.fits} AND {{}} = trunc({{}})") if text in reading.fits else reading
-            for reading in readings
-        ]
+    if isinstance(low, int) and isinstance(high, int):
+        return list(_of_numbers("CAST({} AS VARCHAR)", "{}", name, low, high))
+    if isinstance(low, float) and isinstance(high, float):
+        whole = " AND {} = trunc({})"
+        return list(_of_numbers("CAST(CAST({} AS BIGINT) AS VARCHAR)", "{}", name, low, high, whole))
     return []
 
 
 def reads_as_time(value: object) -> bool:
-    """Whether a text is written as a time; digits alone may be anything."""
+    """Return whether a text is written as a time; digits alone may be anything."""
     return isinstance(value, str) and not value.isdigit() and any(_of_texts(value.strip(), value.strip(), ""))
 
 
@@ -102,89 +110,70 @@ def decided(readings: list[Reading], order: DateOrder | None) -> Reading | None:
 def _of_texts(low: str, high: str, name: str) -> Iterator[Reading]:
     if _ISO.fullmatch(low) and _ISO.fullmatch(high):
         yield Reading("CAST({} AS TIMESTAMPTZ)", "text as 2026-01-31", "TRY_CAST({} AS TIMESTAMPTZ) IS NOT NULL")
-    for pattern, time_format in _WHOLE.items():
-        if re.fullmatch(pattern, low) and re.fullmatch(pattern, high):
-            yield _parsed([time_format], "{}", "text")
     for order in (None, *ORDERS):
         shapes = [list(_formats(text, order)) for text in (low, high)]
         if all(shapes):
-            yield _parsed(list(dict.fromkeys(shapes[0] + shapes[1])), "{}", "text", order=order)
+            yield _parsed(list(dict.fromkeys(shapes[0] + shapes[1])), "{}", "text", order)
     if re.fullmatch(r"\d{4,20}", low) and re.fullmatch(r"\d{4,20}", high):
         yield from _of_numbers("{}", "CAST({} AS BIGINT)", name, int(low), int(high))
 
 
-def _of_numbers(text: str, number: str, name: str, low: float, high: float) -> Iterator[Reading]:
-    """The readings of numbers between two values, given as SQL for the number and for its digits."""
-    words = re.sub(r"[\W_\d]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()
-    some = any(_TIME_WORD.fullmatch(word) for word in words)
-    epoch = some or words == ["t"]  # a year or a date in such a column may as well be a temperature
-    every = some and all(_TIME_WORD.fullmatch(word) or _BESIDE_TIME.fullmatch(word) for word in words)
+def _of_numbers(  # noqa: PLR0913 - how numbers are read
+    digits: str, number: str, name: str, low: float, high: float, whole: str = ""
+) -> Iterator[Reading]:
+    """The readings of numbers between two values, given as SQL for their digits and for the number; dates are `whole` numbers."""
+    own = words(re.sub(r"\d+", " ", name))
+    some = any(_TIME_WORD.fullmatch(word) for word in own)
+    epoch = some or own == ["t"]  # a year or a date in such a column may as well be a temperature
+    every = some and all(_TIME_WORD.fullmatch(word) or _BESIDE_TIME.fullmatch(word) for word in own)
     for time_format, (least, most) in _NUMBERS.items():
         if least <= low <= high <= most:
             likely = every if time_format in _COARSE else some
-            yield _parsed([time_format], text, "number", likely=likely, is_time=False)
+            dates = _parsed([time_format], digits, "number")
+            yield replace(dates, fits=f"{dates.fits}{whole}", likely=likely, is_time=False)
     first, last = _YEARS_1990_TO_2100
-    for unit, per_second in _SINCE_1970.items():
+    for unit, (per_second, sql) in _SINCE_1970.items():
         if first * per_second <= low <= high <= last * per_second:
-            sql = _EPOCH_SQL[unit].replace("{}", number)
             fits = f"{number.replace('CAST', 'TRY_CAST')} > 0"
-            yield Reading(sql, f"{unit} since 1970", fits, likely=epoch, is_time=False)
+            yield Reading(sql.replace("{}", number), f"{unit} since 1970", fits, likely=epoch, is_time=False)
 
 
-def _parsed(  # noqa: PLR0913 - the fields of a reading
-    formats: list[str],
-    text: str,
-    kind: str,
-    *,
-    order: DateOrder | None = None,
-    likely: bool = True,
-    is_time: bool = True,
-) -> Reading:
+def _parsed(formats: list[str], text: str, kind: str, order: DateOrder | None = None) -> Reading:
     listing = ", ".join(literal(time_format) for time_format in formats)
     how = listing if len(formats) == 1 else f"[{listing}]"
     return Reading(
         f"CAST(strptime({text}, {how}) AS TIMESTAMPTZ)",
         f"{kind} as {' or '.join(formats)}",
         f"try_strptime({text}, {how}) IS NOT NULL",
-        likely=likely,
-        is_time=is_time,
         order=order,
     )
 
 
 def _formats(text: str, order: DateOrder | None) -> Iterator[str]:
     """The formats of a text that begins with a date, which has an order of day and month or, if None, needs none."""
-    if order is None:
-        dates = [(match, made) for shape, made in _OTHER_DATES.items() if (match := re.match(rf"{shape}(?!\d)", text))]
-    else:
-        match = _DAY_AND_MONTH.match(text)
-        dates = [] if match is None else [(match, _ordered(order, match[1], match[2]))]
-    for match, formats in dates:
-        rest = text[match.end() :]
-        clock = _CLOCK.fullmatch(rest)
-        if clock is not None:
-            yield from (date + _clock_format(clock) for date in formats)
-        elif not rest:
-            yield from formats
-
-
-def _ordered(order: DateOrder, separator: str, year: str) -> tuple[str, ...]:
-    if order == "ymd":
-        return ("%y-%m-%d",) if separator == "-" and len(year) == len("26") else ()
-    directives = {"d": "%d", "m": "%m", "y": "%Y" if len(year) > len("26") else "%y"}
-    return (separator.join(directives[part] for part in order),)
+    for own, shape, formats in _DATES:
+        if own == order and (date := re.match(rf"{shape}(?!\d)", text)) is not None:
+            rest = text[date.end() :]
+            clock = _CLOCK.fullmatch(rest)
+            if clock is not None:
+                yield from (date_format + _clock_format(clock) for date_format in formats)
+            elif not rest:
+                yield from formats
 
 
 def _clock_format(clock: re.Match[str]) -> str:
-    half = clock["half"]
-    fraction = clock["fraction"] or ""
-    return "".join(
-        [
-            clock["gap"],
-            "%I:%M" if half else "%H:%M",
-            ":%S" if clock["seconds"] else "",
-            "" if not fraction else ".%f" if len(fraction) <= len(".123456") else ".%n",
-            "" if not half else " %p" if half.startswith(" ") else "%p",
-            "%z" if clock["zone"] else "",
-        ]
-    )
+    half, fraction = clock["half"] or "", clock["fraction"] or ""
+    parts = [
+        clock["gap"],
+        "%I:%M" if half else "%H:%M",
+        ":%S" if clock["seconds"] else "",
+        ("" if not fraction else ".%f" if len(fraction) <= len(".123456") else ".%n"),
+        ("" if not half else " %p" if half.startswith(" ") else "%p"),
+        "%z" if clock["zone"] else "",
+    ]
+    return "".join(parts)
+
+
+def words(name: str) -> list[str]:
+    """The words of a name in lower case: `orderDate`, `Order-Date` and `ORDER DATE` have the same words."""
+    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()

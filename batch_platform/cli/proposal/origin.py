@@ -18,7 +18,7 @@ from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.features.sources.text_files import with_line_end
 from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path, member_of
-from batch_platform.warehouse.sql import connect, literal, quoted
+from batch_platform.warehouse.sql import connect, literal
 
 _MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
 _ESCAPED = re.compile(r"\[[\[?*]\]")  # how glob.escape writes a bracket, a question mark or a star
@@ -33,14 +33,14 @@ _NO_GROUPS = r"[-+]?([0-9]+[.]([0-9]{1,2}|[0-9]{4,})|[0-9]{4,}[.][0-9]+)"  # the
 class Origin:
     """The location of a table, and the notation of its files."""
 
-    kind: str  # of the source that reads it
+    kind: str  # kind of the source that reads it
     path: Path  # absolute; may be a glob
-    table: str | None = None  # of a DuckDB file
-    delimiter: str | None = None  # of a CSV file; None for a comma
-    decimal: Literal[","] | None = None  # of a CSV file; None for a point
-    encoding: Encoding | None = None  # of a CSV file; None for UTF-8
+    table: str | None = None  # table of a DuckDB file
+    delimiter: str | None = None  # delimiter of a CSV file; None for a comma
+    decimal: Literal[","] | None = None  # decimal sign of a CSV file; None for a point
+    encoding: Encoding | None = None  # encoding of a CSV file; None for UTF-8
     types: dict[str, str] = field(default_factory=dict[str, str])  # DuckDB types of columns of a CSV file
-    number_rows: bool = False  # whether each row gets the name of its file and its place there
+    number_rows: bool = False  # each row gets the name of its file and its place there
 
     @property
     def declared(self) -> Source:
@@ -62,18 +62,18 @@ class Origin:
 
     @property
     def notation(self) -> str:
-        """What is unusual in the notation of a CSV file, for people."""
+        """The unusual part of the notation of a CSV file, for people."""
         delimiter = {None: "", "\t": "tabs between values"}.get(self.delimiter, f"{self.delimiter} between values")
         return ", ".join(filter(None, [delimiter, "decimal commas" if self.decimal else ""]))
 
     @property
     def is_files(self) -> bool:
-        """Whether the rows are those of files which the path names, not of a table of a database or of a Delta table."""
+        """Return whether the rows are those of files which the path names, not of a table of a database or of a Delta table."""
         return self.kind not in ("duckdb", "delta")
 
     @property
     def is_one_file(self) -> bool:
-        """Whether it is a single file whose rows have a place, not a glob and not a table of a database."""
+        """Return whether it is a single file whose rows have a place, not a glob and not a table of a database."""
         return self.is_files and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
@@ -109,7 +109,8 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
         path = path if kind == "duckdb" else Path(escape(str(path)))
     else:
         kind = _kind_of(path)
-        if not (has_magic(file) and any(match.is_file() for match in Path(path.anchor).glob(_below_anchor(path)))):
+        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor))) if has_magic(file) else []
+        if not any(match.is_file() for match in matches):
             near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
             msg = f"There is no file {path}."
             raise WrongUseError(
@@ -146,33 +147,25 @@ _ENDINGS = {ending: kind for kind, source_kind in SOURCE_KINDS.items() for endin
 
 def _kind_of(path: Path) -> str:
     if path.suffix.lower() == ENDING and path.is_file():
-        return _kind_in(path)
-    kind = next((kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
+        member = member_of(path).filename
+        kind = _kind_of(Path(member))
+        if kind not in ("csv", "json"):
+            msg = f"{path} holds {member}; a table is read from an archive only if it is CSV or JSON."
+            raise WrongUseError(msg, hint="unpack it.")
+        return kind
+    kind = _ENDINGS.get(ending_of(path) or "")
     if kind is None:
         msg = f"{path} has no known file ending; known endings are {', '.join(sorted(_ENDINGS))}."
         raise WrongUseError(msg, hint="write the table as Parquet, for example with Polars or DuckDB.")
     return kind
 
 
-def _kind_in(archive: Path) -> str:
-    """The kind of the table in an archive."""
-    member = member_of(archive).filename
-    kind = _kind_of(Path(member))
-    if kind not in ("csv", "json"):
-        msg = f"{archive} holds {member}; a table is read from an archive only if it is CSV or JSON."
-        raise WrongUseError(msg, hint="unpack it.")
-    return kind
-
-
-def _below_anchor(path: Path) -> str:
-    return str(path.relative_to(path.anchor))
-
-
 def _in_folder(folder: Path) -> tuple[str, Path]:
     """The kind of the tables in a folder, and a glob of them."""
     for pattern in ("*", "**/*"):
         every = [file for file in folder.glob(pattern) if file.is_file()]
-        visible = [file for file in every if not _is_hidden(file.relative_to(folder))]
+        names = {file: file.relative_to(folder).parts for file in every}
+        visible = [file for file in every if not any(name.startswith((".", "_")) for name in names[file])]
         tables = {ending: file for file in visible if (ending := ending_of(file)) is not None}
         if len(tables) > 1:
             msg = f"{folder} holds files of several kinds: {listed(tables)}."
@@ -192,21 +185,13 @@ def ending_of(file: Path) -> str | None:
     return max((ending for ending in known if file.name.lower().endswith(ending)), key=len, default=None)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
-
-
 def _table_of(path: Path, table: str | None) -> str:
     """The name of a table or view of a DuckDB file: the one that is asked for, or the only one."""
     try:
         with connect() as con:
             con.execute(f"ATTACH {literal(str(path))} AS given (READ_ONLY)")
-            query = "SELECT schema_name, {} FROM {} WHERE database_name = 'given' AND NOT internal"
-            rows = con.execute(
-                query.format("table_name", "duckdb_tables()")
-                + " UNION ALL "
-                + query.format("view_name", "duckdb_views()")
-            ).fetchall()
+            query = "SELECT table_schema, table_name FROM information_schema.tables WHERE table_catalog = 'given'"
+            rows = con.execute(query).fetchall()
     except duckdb.Error as error:
         raise unreadable(path, error, SOURCE_KINDS["duckdb"].unreadable) from error
     tables = {name if schema == "main" else f"{schema}.{name}": f"{schema}.{name}" for schema, name in sorted(rows)}
@@ -224,68 +209,48 @@ def _table_of(path: Path, table: str | None) -> str:
 
 def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
-    table = origin.as_table("rows")
-    first, *_ = files = [duckdb_path(path) for path in files_of(table)]
+    files = [duckdb_path(path) for path in files_of(origin.as_table("rows"))]
     notation = [] if origin.encoding is None else [f"encoding = {literal(origin.encoding)}"]
     try:
         with connect() as con:
             admit_archives(con)
-            sniffed, line_end = with_line_end(lambda option: _sniffed(con, first, *notation, option))
+
+            def sniffed(*options: str) -> tuple[str, bool, int, int]:
+                """The delimiter, whether there is a header, how many lines above it are unlike the others, and the number of columns."""
+                source = f"sniff_csv({', '.join([literal(files[0]), *notation, *filter(None, options)])})"
+                return con.execute(f"SELECT Delimiter, HasHeader, SkipRows, len(Columns) FROM {source}").fetchall()[0]
+
+            (delimiter, header, skipped, columns), line_end = with_line_end(sniffed)
             notation += [line_end] if line_end else []
-            delimiter = sniffed.delimiter
             # Decimal commas between semicolons look like text between commas.
-            if delimiter == "," and not sniffed.header:
-                other = _sniffed(con, first, *notation, "delim = ';', decimal_separator = ','")
-                if other.header and other.columns > 1:
-                    delimiter = other.delimiter
-                elif sniffed.skipped:
-                    raise _broken_header(origin.path, sniffed)
+            if delimiter == "," and not header:
+                other, has_header, _, width = sniffed("delim = ';', decimal_separator = ','")
+                if has_header and width > 1:
+                    delimiter = other
+                elif skipped:
+                    lines = "line is" if skipped == 1 else f"{skipped} lines are"
+                    msg = f"{origin.path} has no header that fits its rows: its first {lines} not made of {columns} names."
+                    hint = "write the header as one line; a name that holds a line break needs double quotes around it."
+                    raise SourceError(msg, hint=hint)
             if delimiter == ",":
                 return origin
-            listing = ", ".join(map(literal, files))
-            options = ", ".join(
-                [f"delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false", *notation]
+            options = [f"delim = {literal(delimiter)}", "all_varchar = true", "hive_partitioning = false", *notation]
+            with_comma, with_point = (
+                f"bool_and({_is(number)}) AND bool_or({decimal})"
+                for number, decimal in (
+                    (COMMA_NUMBER, "contains(COLUMNS(*), ',')"),
+                    (_POINT_NUMBER, _is(_NO_GROUPS)),
+                )
             )
-            read = f"read_csv([{listing}], {options})"
-            columns = [quoted(column) for column in con.sql(f"FROM {read}").columns]
-            commas = [
-                f"bool_and({_matches(column, COMMA_NUMBER)}) AND bool_or(contains({column}, ','))" for column in columns
-            ]
-            points = [
-                f"bool_and({_matches(column, _POINT_NUMBER)}) AND bool_or({_matches(column, _NO_GROUPS)})"
-                for column in columns
-            ]
-            (answers,) = con.execute(f"SELECT {', '.join(commas + points)} FROM {read}").fetchall()
+            read = f"read_csv([{', '.join(map(literal, files))}], {', '.join(options)})"
+            (commas,), (points,) = (
+                con.execute(f"SELECT {is_so} FROM {read}").fetchall() for is_so in (with_comma, with_point)
+            )
     except duckdb.Error as error:
         raise unreadable(origin.path, error) from error
-    with_comma, with_point = any(answers[: len(columns)]), any(answers[len(columns) :])
-    return replace(origin, delimiter=delimiter, decimal="," if with_comma and not with_point else None)
+    return replace(origin, delimiter=delimiter, decimal="," if any(commas) and not any(points) else None)
 
 
-def _matches(column: str, pattern: str) -> str:
-    return f"regexp_full_match(trim({column}), '{pattern}')"
-
-
-@dataclass(frozen=True)
-class _Sniffed:
-    """What DuckDB makes of the beginning of a CSV file."""
-
-    delimiter: str
-    header: bool
-    skipped: int  # lines at the top that are unlike the others
-    columns: int
-
-
-def _sniffed(con: duckdb.DuckDBPyConnection, file: str, *options: str) -> _Sniffed:
-    source = f"sniff_csv({', '.join([literal(file), *filter(None, options)])})"
-    query = f"SELECT Delimiter, HasHeader, SkipRows, len(Columns) FROM {source}"
-    ((delimiter, header, skipped, columns),) = con.execute(query).fetchall()
-    return _Sniffed(str(delimiter), bool(header), int(skipped), int(columns))
-
-
-def _broken_header(path: Path, sniffed: _Sniffed) -> SourceError:
-    """The error of a file that would be read without the lines that hold its header."""
-    lines = "line is" if sniffed.skipped == 1 else f"{sniffed.skipped} lines are"
-    msg = f"{path} has no header that fits its rows: its first {lines} not made of {sniffed.columns} names."
-    hint = "write the header as one line; a name that holds a line break needs double quotes around it."
-    return SourceError(msg, hint=hint)
+def _is(pattern: str) -> str:
+    """SQL that says of a value of every column whether it is written like a pattern."""
+    return f"regexp_full_match(trim(COLUMNS(*)), '{pattern}')"

@@ -1,14 +1,14 @@
 """Change a pipeline that exists as another proposal would have it, and keep what its owner edited."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from difflib import SequenceMatcher, unified_diff
 from pathlib import Path
 
 import yaml
 
 from batch_platform.cli.proposal.choices import Asked
+from batch_platform.cli.proposal.origin import Origin, locate
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.inputs import PLACEHOLDERS, Encoding
 from batch_platform.declaration.spec import PipelineSpec
@@ -22,8 +22,7 @@ class Existing:
     spec: PipelineSpec
     files: Mapping[str, str]  # text by name
 
-    @property
-    def table(self) -> tuple[str, str | None]:
+    def origin(self, encoding: Encoding | None) -> Origin:
         """The file, or the glob of files, that its first source reads, and the table in it."""
         source = next(iter(self.spec.sources.values()))
         if source.kind == "python":
@@ -32,30 +31,31 @@ class Existing:
         location = source.location
         for placeholder in PLACEHOLDERS:
             location = location.replace(placeholder, "*")
-        return str((self.folder / location).resolve()), source.table
+        return locate(str((self.folder / location).resolve()), source.table, encoding or source.encoding)
 
-    @property
-    def encoding(self) -> Encoding | None:
-        """The encoding of that file."""
-        return next(iter(self.spec.sources.values())).encoding
+    def answers(self, asked: Asked, columns: Collection[str]) -> tuple[Asked, Asked]:
+        """The choices by which a user would have got the pipeline as it is, and the same with those that the user names now instead.
 
-    @property
-    def start(self) -> datetime:
-        """The start of its first partition, in local time."""
-        return datetime.fromisoformat(self.spec.partitions.start)
-
-    def as_declared(self, asked: Asked, columns: Collection[str]) -> Asked:
-        """What a user would have named to get the pipeline as it is, of the columns of its table."""
+        Another time may need another key.
+        """
         spec, label = self.spec, None if self.spec.labels is None else self.spec.labels.column
-        key = tuple(spec.features.key)
-        return replace(
+        declared = replace(
             asked,
-            key=key if {*key} <= {*columns} else (),
+            key=tuple(spec.features.key) if {*spec.features.key} <= {*columns} else (),
             time=spec.features.time if spec.features.time in columns else None,
             label=label if label in columns else None,
             cluster=label is None,
             timezone=spec.partitions.timezone,
         )
+        predicted = asked.label or (None if asked.cluster else declared.label)
+        changed = replace(
+            declared,
+            key=asked.key or (() if asked.time else declared.key),
+            time=asked.time or declared.time,
+            label=predicted,
+            cluster=asked.cluster or predicted is None,
+        )
+        return declared, changed
 
 
 def existing(folder: Path) -> Existing | None:
@@ -69,21 +69,15 @@ def existing(folder: Path) -> Existing | None:
     return Existing(folder, PipelineSpec.model_validate(declared["attributes"]), files)
 
 
-def changed_by(declared: Asked, asked: Asked) -> Asked:
-    """What is declared, with what the user names now instead; another label or time may need another key."""
-    label = asked.label or (None if asked.cluster else declared.label)
-    return replace(
-        declared,
-        key=asked.key or (() if asked.time else declared.key),
-        time=asked.time or declared.time,
-        label=label,
-        cluster=asked.cluster or label is None,
-    )
-
-
 def revised(own: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """The files with what differs between two proposals; a file whose changed lines were edited becomes the second proposal."""
-    return {name: _carried_over(own.get(name, ""), before.get(name, ""), text) for name, text in after.items()}
+    """The files with what differs between two proposals.
+
+    A file whose changed lines were edited, and one that only the second proposal has, become those of the second proposal.
+    """
+    return {
+        name: _carried_over(own[name], before[name], text) if name in own and name in before else text
+        for name, text in after.items()
+    }
 
 
 def _carried_over(own: str, before: str, after: str) -> str:
@@ -106,12 +100,8 @@ def _carried_over(own: str, before: str, after: str) -> str:
 
 def difference(own: Mapping[str, str], files: Mapping[str, str]) -> str:
     """A unified diff from the files of a pipeline to others, without the files that stay."""
-    return "".join(
-        line
-        for name, text in files.items()
-        for line in unified_diff(_lines(own.get(name, "")), _lines(text), name, name)
-    )
-
-
-def _lines(text: str) -> Sequence[str]:
-    return text.splitlines(keepends=True)
+    lines: list[str] = []
+    for name, text in files.items():
+        before, after = own.get(name, "").splitlines(keepends=True), text.splitlines(keepends=True)
+        lines += unified_diff(before, after, name, name)
+    return "".join(lines)

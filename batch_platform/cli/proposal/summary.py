@@ -1,0 +1,120 @@
+"""Say what is proposed, and why: as a report for programs, and in sentences."""
+
+from pathlib import Path
+from typing import Any
+
+from batch_platform.cli.proposal.choices import BY_CONTENT, PART_NAMES, Proposal, Windows, local_key
+from batch_platform.cli.proposal.dated import Layout
+from batch_platform.cli.proposal.survey import Survey
+from batch_platform.declaration.errors import counted, first_few, listed
+
+
+def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, reading: Layout) -> dict[str, Any]:
+    """The proposal and its reasons, as plain values."""
+    windows = proposal.windows
+    return {
+        "pipeline": name,
+        "folder": str(folder),
+        "rows": survey.rows,
+        "key": [column.name for column in proposal.key],
+        "key_unique": proposal.key_holds,
+        "snapshot": windows is None,
+        "time": windows and windows.time.name,
+        "time_read": _time_read(windows) if windows else "",
+        "rows_without_time": windows.timeless - len(windows.span.far_off) if windows else 0,
+        "times_far_off": list(windows.span.far_off) if windows else [],
+        "first": windows and windows.span.first,
+        "last": windows and windows.span.last,
+        "every": proposal.every,
+        "end": windows and windows.end and local_key(windows.end, proposal.every),
+        "partitions": windows.span.filled[proposal.every] if windows else 1,
+        "label": proposal.label and proposal.label.name,
+        "positive": proposal.positive,
+        "label_delay": str(windows.delay) if windows else "0 days",
+        "label_evidence": list(proposal.evidence),
+        "estimator": proposal.estimator,
+        "train_every": proposal.train_every,
+        "features": [column.name for column in proposal.features],
+        "calendar_features": [PART_NAMES[part] for part in windows.calendar] if windows else [],
+        "history_features": windows is not None and windows.past is not None,
+        "left_out": proposal.left_out,
+        "others": proposal.others,
+        "source": {**reading.origin.block},
+        "source_read": reading.note,
+        "one_file": reading.pair is None and not reading.origin.number_rows,
+    }
+
+
+def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
+    """The proposal and its reasons, in a sentence on each part."""
+    windows = proposal.windows
+    others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in proposal.others.items()}
+    source = {"source": reading.note} if reading.note else {}
+    named = ", ".join(column.name for column in proposal.key) or _place(proposal, reading)
+    often = f"once a {proposal.train_every}" if proposal.train_every else "once"
+    return {
+        **source,
+        "key": f"{named}, unique {proposal.key_holds}{others['key']}",
+        "time": _time(windows) + others["time"]
+        if windows
+        else "none: every day the whole table is scored as it is then",
+        "partitions": _partitions(proposal),
+        "label": _label(proposal) + others["label"] if proposal.label else "none: similar rows are grouped",
+        "model": f"{proposal.estimator}, trained {often}",
+        "learns from": _learns_from(proposal),
+        "features": _features(proposal),
+        "left out": proposal.left_out or "nothing",
+    }
+
+
+def _time_read(windows: Windows) -> str:
+    return windows.time.reading.note if windows.time.reading else ""
+
+
+def _place(proposal: Proposal, reading: Layout) -> str:
+    if proposal.key_holds == BY_CONTENT:
+        return "what a row holds"
+    return "a row's file and its place there" if reading.origin.number_rows else "the place of a row in its file"
+
+
+def _time(windows: Windows) -> str:
+    read = f" ({_time_read(windows)})" if _time_read(windows) else ""
+    far_off = windows.span.far_off
+    lost = windows.timeless - len(far_off)
+    timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
+    if far_off:
+        timeless += f"; left out: {counted(len(far_off), 'row')} far from all others, such as {far_off[0]:%Y-%m-%d}"
+    return f"{windows.time.name}{read}, {windows.span.first:%Y-%m-%d %H:%M} to {windows.span.last:%Y-%m-%d %H:%M} UTC{timeless}"
+
+
+def _partitions(proposal: Proposal) -> str:
+    windows, every = proposal.windows, proposal.every
+    if windows is None:
+        return "snapshots of the whole table, from today on"
+    ends = f"; until {local_key(windows.end, every)}: remove `end` once new rows arrive" if windows.end else ""
+    return f"{every}, of which {windows.span.filled[every]:,} hold rows{ends}"
+
+
+def _label(proposal: Proposal) -> str:
+    label, windows = proposal.label, proposal.windows
+    scored = f", score is for {proposal.positive!r}" if proposal.positive else ""
+    because = f" ({', '.join(proposal.evidence)})" if proposal.evidence else ""
+    late = windows.delay if windows is not None and windows.delay.nominal else None
+    known = f"; known {late} later, as the newest {late} have none (labels.delay)" if late else ""
+    return f"{label.name if label else ''}{scored}{because}{known}"
+
+
+def _learns_from(proposal: Proposal) -> str:
+    if proposal.windows is not None:
+        return "all rows before the period that it serves"
+    if proposal.label is None:
+        return "all rows but a fifth, drawn at random, which is held out to judge the groups by"
+    return "its rows with a label; a fifth of them, drawn at random, is held out, which is optimistic about the future"
+
+
+def _features(proposal: Proposal) -> str:
+    windows, names = proposal.windows, [column.name for column in proposal.features]
+    made = [PART_NAMES[part] for part in windows.calendar] if windows else []
+    made += ["earlier values of the label"] if windows and windows.past else []
+    own = [f"{len(names)}: {first_few(names)}"] if names else []
+    return "; ".join([*own, *([f"from the time: {', '.join(made)}"] if made else [])])
