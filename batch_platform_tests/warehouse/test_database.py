@@ -1,6 +1,7 @@
 """The warehouse: a partition is replaced wholly with its ledger row, or not at all."""
 
 import fcntl
+import hashlib
 import os
 import random
 import re
@@ -371,6 +372,14 @@ def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, v
     with pytest.raises(WarehouseError, match=message), warehouse.open():
         pass
     assert warehouse.home.warehouse.read_bytes() == before
+
+
+def test_the_tables_of_the_ledgers_are_those_of_the_format(warehouse):
+    """Whoever changes them raises FORMAT, adds to UPGRADES the way from the former format, and writes the new hash here."""
+    query = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema ORDER BY ALL"
+    with warehouse.open() as con:
+        columns = con.execute(query, {"schema": "batch_platform"}).fetchall()
+    assert (FORMAT, hashlib.sha256(repr(columns).encode()).hexdigest()[:12]) == (6, "cfef223cbd5d")
 
 
 def test_a_warehouse_of_an_earlier_format_is_upgraded_step_by_step_and_keeps_its_rows(warehouse, tmp_path, monkeypatch):
