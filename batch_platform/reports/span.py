@@ -1,4 +1,4 @@
-"""A span of scored partitions, and the number that sums up a row of predictions."""
+"""A span of scored partitions, and the column of predictions that sums up a row."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from batch_platform.warehouse.sql import table_columns
 class Span:
     """Consecutive scored partitions."""
 
-    runs: tuple[ScoreRun, ...]  # of the predictions as they are now, in order of time
+    runs: tuple[ScoreRun, ...]  # newest commit of each partition, in order of time
 
     @property
     def keys(self) -> list[str]:
@@ -31,6 +31,6 @@ class Span:
 
 
 def score_column(con: duckdb.DuckDBPyConnection, pipeline: str) -> str | None:
-    """The number that sums up a row: its score, or the prediction of a regression; None for classes without a score."""
+    """Return the column that sums up a row: the score, or the prediction of a regression; None for classes without a score."""
     types = dict(table_columns(con, pipeline, "predictions"))
     return next((name for name in ("score", "prediction") if types.get(name) in ("DOUBLE", "FLOAT")), None)
