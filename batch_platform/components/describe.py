@@ -40,7 +40,7 @@ ROW_COUNT = "dagster/row_count"  # of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
 WORST_INDEX = "worst_psi"
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
-BARS = "\u00a0▁▂▃▄▅▆▇█"  # by height; no bar for an empty range
+BARS = "\u00a0▁▂▃▄▅▆▇█"  # bars by height, none for an empty range
 
 
 def whole_job(wiring: Wiring) -> str:
