@@ -110,13 +110,12 @@ def _rows(
 
 def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:
     """Return the length of a period of the heat map, and the period of each partition."""
-    starts = {run.partition_key: run.partition_start.astimezone(zone) for run in span.runs}
-    if len(starts) <= MOST_PERIODS:
-        return "partition", {key: key for key in starts}
-    weeks = {key: f"{start:%G-W%V}" for key, start in starts.items()}
+    if len(span.runs) <= MOST_PERIODS:
+        return "partition", {key: key for key in span.keys}
+    weeks = span.periods("week", zone)
     if len(set(weeks.values())) <= MOST_PERIODS:
         return "week", weeks
-    return "month", {key: f"{start:%Y-%m}" for key, start in starts.items()}
+    return "month", span.periods("month", zone)
 
 
 def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:

@@ -3,10 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, groupby
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import duckdb
 import polars as pl
@@ -25,7 +24,7 @@ from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
-from batch_platform.reports.span import Span, score_column
+from batch_platform.reports.span import PERIODS, Span, score_column
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
@@ -224,24 +223,13 @@ def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span, every: Re
 
     They are the newest month or week of a long window and the one before; else the window and as many partitions before it.
     """
-    zone = spec.partitions.calendar.zone
     if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG[every]:
-        period = _month if every == "month" else _week
-        periods = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: period(run, zone))]
-        return periods[-1], periods[-2] if len(periods) > 1 else None
+        periods = window.periods(every, spec.partitions.calendar.zone)
+        spans = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: periods[run.partition_key])]
+        return spans[-1], spans[-2] if len(spans) > 1 else None
     at = bisect_left([run.partition_start for run in runs], window.runs[0].partition_start)
     earlier = runs[max(0, at - len(window.runs)) : at]
     return window, Span(tuple(earlier)) if earlier else None
-
-
-def _month(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
-    start = run.partition_start.astimezone(zone)
-    return start.year, start.month
-
-
-def _week(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
-    week = run.partition_start.astimezone(zone).isocalendar()
-    return week.year, week.week
 
 
 def _measured(  # noqa: PLR0913 - the span, and what is measured of it
@@ -339,14 +327,13 @@ def _months(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, spa
     schema = {"period_start": pl.Date, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "rows": pl.Int64}
     if not has_table(con, spec.name, POOLED):
         return pl.DataFrame(schema=schema)
-    zone = spec.partitions.calendar.zone
-    starts = sorted({date(*_month(run, zone), 1) for run in span.runs})
+    months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]
     query = f"""
         SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
-        WHERE metric = $metric AND period = 'month' AND period_start IN $starts
+        WHERE metric = $metric AND period = 'month' AND strftime(period_start, '{PERIODS["month"]}') IN $months
         AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
     """
-    return con.sql(query, params={"metric": metric, "starts": starts}).pl().cast(schema)
+    return con.sql(query, params={"metric": metric, "months": months}).pl().cast(schema)
 
 
 def _calibration(

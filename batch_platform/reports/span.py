@@ -1,11 +1,15 @@
 """A span of scored partitions, and the column of predictions that sums up a row."""
 
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo
 
 import duckdb
 
+from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import table_columns
+
+PERIODS: dict[ReportEvery, str] = {"week": "%G-W%V", "month": "%Y-%m"}  # formats of their names
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Span:
         """The first and the last partition."""
         first, last = self.keys[0], self.keys[-1]
         return first if first == last else f"{first} to {last}"
+
+    def periods(self, every: ReportEvery, zone: ZoneInfo) -> dict[str, str]:
+        """The week or month in which each partition starts, by its key."""
+        starts = {run.partition_key: run.partition_start.astimezone(zone) for run in self.runs}
+        return {key: f"{start:{PERIODS[every]}}" for key, start in starts.items()}
 
     def total(self, count: str) -> int:
         """The sum of a count of rows."""
