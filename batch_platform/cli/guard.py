@@ -38,7 +38,7 @@ _LOGIN = """<!doctype html><title>batch-platform</title><body style="font-family
 
 
 class Guard:
-    """ASGI middleware that refuses what a browser was made to send by somebody else's page, and what brings no token.
+    """ASGI middleware that refuses cross-site requests, and requests without the token.
 
     Args:
         app: What is guarded.
@@ -92,14 +92,14 @@ class Guard:
         return self._login(request) if self._token else None
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host names this server; an address cannot be rebound, so any will do where it listens on all."""
+        """Return whether a Host names this server; an address cannot be rebound, so any will do where it listens on all."""
         if (match := _HOST.fullmatch(host)) is None:
             return False
         name = (match["address"] or match["name"]).lower()
         return name in self._names or (self._everywhere and _is_address(name))
 
     def _comes_from_here(self, request: HTTPConnection, host: str) -> bool:
-        """Whether a page of this server or no page sent a request, or a link was followed to one of its pages."""
+        """Return whether a request comes from a page of this server, from no page, or from a link to one of its pages."""
         headers = request.headers
         scheme, _, origin = headers.get("origin", f"http://{host}").partition("://")
         if scheme not in ("http", "https") or origin.lower() != host.lower():
@@ -147,7 +147,7 @@ def _is_graphql(request: HTTPConnection) -> bool:
 
 
 def _mutates_by_get(request: HTTPConnection) -> bool:
-    """Whether a GET holds GraphQL that is more than queries; what cannot be parsed is answered by Dagster."""
+    """Return whether a GET holds GraphQL that is more than queries; Dagster answers what cannot be parsed."""
     query = request.query_params.get("query")
     if request.scope.get("method") != "GET" or query is None or not _is_graphql(request):
         return False
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--host", "-h", default=LOOPBACK[0])
     parser.add_argument("--allowed-host", action="append", default=[])
     ours, options = parser.parse_known_args(arguments)
-    token = os.environ.pop(TOKEN, None)  # not for the code servers that Dagster may start
+    token = os.environ.pop(TOKEN, None)  # removed, so that the code servers that Dagster may start do not inherit it
     if ours.host not in LOOPBACK and not token:
         parser.error(
             f"on {ours.host}, everybody who reaches this machine could run everything in this project. "

@@ -1,6 +1,6 @@
 """The Dagster instance that records the runs: the user's own if DAGSTER_HOME names one, otherwise that of the home.
 
-The home's own, with its dagster.yaml and databases, is created on first use. The user's is never written to but by Dagster.
+The home's own, with its dagster.yaml and databases, is created on first use. Only Dagster writes to the user's own.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ schedules:
 """
 
 
-_own: set[str] = set()  # what this process itself set the variable to
+_own: set[str] = set()  # values to which this process itself set the variable
 
 
 def own_instance(home: Home) -> Path | None:
@@ -53,7 +53,7 @@ def own_instance(home: Home) -> Path | None:
 
 
 def settings_that_matter(folder: Path) -> list[str]:
-    """What a user's own instance is set to where it decides how runs here end, are repeated and share the machine."""
+    """Describe the settings of a user's own instance that decide how runs end, are repeated and share the machine."""
     with dg.DagsterInstance.from_config(str(folder)) as instance:
         monitored, retried = instance.run_monitoring_enabled, instance.run_retries_enabled
         queue = instance.get_concurrency_config().run_queue_config

@@ -46,12 +46,12 @@ from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
 from batch_platform.warehouse.published import reading_published
 
-UI_VARIABLE, UI = "BATCH_PLATFORM_UI", "http://127.0.0.1:3000"  # where people open the UI
+UI_VARIABLE, UI = "BATCH_PLATFORM_UI", "http://127.0.0.1:3000"  # address at which people open the UI
 SECONDS_BETWEEN_LOOKS = 30
-MOST_RESULTS = 10_000  # of a check in one look
-MOST_OF_HISTORY = 400  # of a check in the first look
-MOST_RANGES = 10  # in a message
-MOST_SHOWN = 4  # texts or numbers of a failed check
+MOST_RESULTS = 10_000  # results of a check that one look reads
+MOST_OF_HISTORY = 400  # results of a check that the first look reads
+MOST_RANGES = 10  # ranges of partitions in a message
+MOST_SHOWN = 4  # texts or numbers of a failed check in a message
 LONGEST_DETAIL = 600  # characters
 UNPARTITIONED = ""
 _SEVERITIES: dict[str, Severity] = {"warn": "warning", "fail": "failure"}
@@ -59,18 +59,18 @@ _SEVERITIES: dict[str, Severity] = {"warn": "warning", "fail": "failure"}
 
 @dataclass(frozen=True)
 class Looked:
-    """What one look leaves for the next."""
+    """State that one look leaves for the next."""
 
     results_until: int | None = None  # id of the newest result of a check that was seen; None before the first look
-    incidents: tuple[Incident, ...] = ()  # that go on
-    waiting: tuple[Message, ...] = ()
+    incidents: tuple[Incident, ...] = ()  # incidents that go on
+    waiting: tuple[Message, ...] = ()  # messages that some receiver does not have yet
 
 
 _CURSOR = TypeAdapter(Looked)
 
 
 def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
-    """The sensor of a pipeline, stopped until it is switched on; none if nobody is to be told."""
+    """Build the sensor of a pipeline, stopped until it is switched on; empty without receivers."""
     urls = wiring.spec.monitoring.notify
     if not urls:
         return []
@@ -104,12 +104,12 @@ def _last_look(context: dg.SensorEvaluationContext) -> Looked:
     try:
         return _CURSOR.validate_json(context.cursor) if context.cursor else Looked()
     except ValidationError:
-        context.log.warning("The cursor is not one of this sensor: it begins anew.")
+        context.log.warning("The cursor was not written by this version of the sensor, which begins anew.")
         return Looked()
 
 
 def _checks_of(wiring: Wiring, context: dg.SensorEvaluationContext) -> Iterator[dg.AssetCheckKey]:
-    """Every check on an asset of the pipeline, also those of the user; freshness is looked at whether or not a run checks it."""
+    """Yield every check on an asset of the pipeline, also those of the user, except freshness, which `look` judges itself."""
     if (repository := context.repository_def) is not None:
         for key in sorted(repository.asset_graph.asset_check_keys, key=lambda key: key.name):
             if key.asset_key.path[0] == wiring.spec.name and key.name != NEWEST_SCORED:
@@ -130,12 +130,13 @@ def look(
 
 
 def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
-    """The partitions that were dropped, and the failures of all others."""
+    """Return the partitions that were dropped, and the failures of all others."""
     name = wiring.spec.name
     try:
         with reading_published(wiring.pipeline().home) as con:
             dropped = frozenset(read_dropped(con, name))
-            return dropped, [it for it in read_failures(con, name).values() if it.partition_key not in dropped]
+            failures = read_failures(con, name).values()
+            return dropped, [failure for failure in failures if failure.partition_key not in dropped]
     except NothingPublishedError:
         return frozenset(), []
 
@@ -146,7 +147,7 @@ def _of_checks(
     last: Looked,
     dropped: frozenset[str],
 ) -> tuple[dict[Subject, dict[str, Trouble]], int]:
-    """What is wrong by each check, and the id of the newest result that need not be read again.
+    """Find the troubles that each check reports, and the id of the newest result that need not be read again.
 
     Results of a run that goes on are left for later: then a backfill is judged as a whole.
     """
@@ -155,7 +156,7 @@ def _of_checks(
     seen, unfinished, first = [last.results_until or 0], list[int](), last.results_until is None
     for check in checks:
         subject = Subject(check.asset_key.path[-1], check.name)
-        newest: dict[str, Trouble | None] = {}  # by partition; None where the check passed
+        newest: dict[str, Trouble | None] = {}  # newest result by partition; None where the check passed
         most = MOST_OF_HISTORY if first else MOST_RESULTS
         for record in check_results(instance, check, after=last.results_until or 0, most=most):
             event = record.event
@@ -177,7 +178,7 @@ def _of_checks(
 
 
 def _partition_of(result: dg.AssetCheckEvaluation) -> str | None:
-    """The partition that a result is about; None for one that only sums up the results of partitions, or repeats them."""
+    """Return the partition of a result; None for a result that only sums up or repeats those of partitions."""
     if result.description == OF_THE_RUN:
         return None
     if result.check_name == UP_TO_DATE:  # about all partitions together
@@ -186,7 +187,7 @@ def _partition_of(result: dg.AssetCheckEvaluation) -> str | None:
 
 
 def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Trouble:
-    """What is wrong by a result: the first lines of text in its metadata, or else the first numbers."""
+    """Describe a failed result by the first lines of text in its metadata, or else by the first numbers."""
     values = {name: entry.value for name, entry in result.metadata.items()}
     texts = {name: value for name, value in values.items() if isinstance(value, str) and "\n" not in value}
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
@@ -202,7 +203,7 @@ def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Tr
 def _of_runs(
     wiring: Wiring, instance: dg.DagsterInstance, failures: Sequence[Failure], at: datetime
 ) -> dict[Subject, dict[str, Trouble]]:
-    """What failed: as recorded with its reason, and what failed runs that recorded no reason left undone."""
+    """Find recorded failures with their reasons, and what is left undone by failed runs that recorded no reason."""
     troubles: dict[Subject, dict[str, Trouble]] = {}
     for failure in failures:
         text = f"{failure.reason} Hint: {failure.hint}" if failure.hint else failure.reason
@@ -229,7 +230,7 @@ def _of_runs(
 
 
 def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Trouble]]:
-    """Whether the newest partition that must be scored by now is scored, where `monitoring.fresh_by` says when."""
+    """Report the newest partition that `monitoring.fresh_by` expects by now, if it is not scored."""
     spec = wiring.spec
     if spec.monitoring.fresh_by is None:
         return {}
@@ -240,13 +241,13 @@ def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Troub
 
 
 def _undone(wiring: Wiring, at: datetime) -> frozenset[Target]:
-    """The assets and partitions that are due."""
+    """Return the assets and partitions that are due."""
     plan = make_plan(wiring.spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), PlanRequest(at))
     return frozenset((ASSET_OF.get(item.step, item.step), item.partition.key) for item in plan.items)
 
 
 def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Why a run failed, as its first failed step says; else as Dagster says."""
+    """Return the reason of a failed run, from its first failed step, else from Dagster."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         failure = entry.dagster_event.step_failure_data if entry.dagster_event else None
         if failure is not None and failure.user_failure_data and failure.user_failure_data.description:
@@ -267,7 +268,7 @@ def _messages(wiring: Wiring, changes: Changes, at: datetime) -> Iterator[Messag
 
 
 def _message(wiring: Wiring, incident: Incident, at: datetime, news: Literal["over", "worse"] | None) -> Message:
-    """What is sent of an incident: what, where, how bad, since when, and where to look."""
+    """Write the message about an incident: what, where, how bad, since when, and where to look."""
     over = news == "over"
     name, subject, zone = wiring.spec.name, incident.subject, wiring.spec.partitions.calendar.zone
     where = shown_partitions(_calendar(wiring, subject), incident.partitions)
@@ -291,7 +292,7 @@ def _message(wiring: Wiring, incident: Incident, at: datetime, news: Literal["ov
 
 
 def _link(pipeline: str, incident: Incident) -> str:
-    """The page of the UI that shows an incident; its address is that of `batch-platform ui`, or as UI_VARIABLE says."""
+    """Link to the page of the UI that shows an incident, at the address of `batch-platform ui` or of UI_VARIABLE."""
     address, subject = os.environ.get(UI_VARIABLE, UI).rstrip("/"), incident.subject
     if subject.check is not None:
         return f"{address}/assets/{pipeline}/{subject.asset}?view=checks&checkDetail={quote(subject.check)}"
@@ -299,7 +300,7 @@ def _link(pipeline: str, incident: Incident) -> str:
 
 
 def shown_partitions(calendar: Calendar, keys: Sequence[str]) -> str:
-    """Partitions as ranges, such as `2024-02-01...2024-02-05, 2024-02-10 (6)`; empty for an asset without partitions."""
+    """Write partitions as ranges, such as `2024-02-01...2024-02-05, 2024-02-10 (6)`; empty for an asset without partitions."""
     keys = [key for key in keys if key]
     joined = [(key, key) for key in keys]
     with suppress(WrongUseError):  # partitions as they were declared when the incident began
@@ -316,7 +317,7 @@ def _calendar(wiring: Wiring, subject: Subject) -> Calendar:
 
 
 def _before(calendar: Calendar, key: str) -> str | None:
-    """The key of the partition before another one."""
+    """Return the key of the partition before another one."""
     try:
         before = calendar.holding(calendar.named(key).start - timedelta(microseconds=1))
     except WrongUseError:
@@ -325,6 +326,6 @@ def _before(calendar: Calendar, key: str) -> str | None:
 
 
 def _cut(text: str) -> str:
-    """The beginning of a text, without secrets; they are removed first, since a part of an encoded secret is not recognised."""
+    """Shorten a text without its secrets, which are removed first: a part of an encoded secret would not be recognised."""
     clean = redact(text)
     return clean if len(clean) <= LONGEST_DETAIL else f"{clean[:LONGEST_DETAIL]}…"

@@ -42,7 +42,7 @@ from batch_platform.models.native_threads import let_waiting_threads_sleep
 
 
 class WrongDeclaration(BaseModel):
-    """What Dagster passes on instead of a declaration that is not valid."""
+    """Stand-in that Dagster passes on for a declaration that is not valid."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     error: ValidationError
@@ -184,12 +184,13 @@ def _definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any]) -
     check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
     with without_beta_warnings():  # single-run backfills and observable sources
-        jobs, reporting = build_jobs(wiring), build_reporting(wiring)
-        return dg.Definitions(
-            assets=[*build_assets(wiring), *(report.asset for report in reporting)],
+        jobs = build_jobs(wiring)
+        pipeline = dg.Definitions(
+            assets=build_assets(wiring),
             asset_checks=checks.build_standing(wiring),
-            jobs=[build_whole_job(wiring), *jobs.values(), *(report.job for report in reporting)],
-            schedules=[*build_schedules(wiring, jobs), *(report.schedule for report in reporting)],
+            jobs=[build_whole_job(wiring), *jobs.values()],
+            schedules=build_schedules(wiring, jobs),
             sensors=build_sensors(wiring),
             resources=dict(resources),
         )
+        return dg.Definitions.merge(pipeline, build_reporting(wiring))

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class BrokenPipeline(dg.Component):
     """A pipeline that cannot be loaded."""
 
-    name: str  # as declared, or of its folder where no valid name is declared
+    name: str  # declared name, or that of the folder where no valid name is declared
     place: str  # its path below the folder of definitions
     error: BatchPlatformError
 
@@ -41,7 +41,7 @@ class BrokenPipeline(dg.Component):
 
 
 def validating() -> bool:
-    """Whether Dagster validates the definitions, so that every error has to be raised."""
+    """Return whether Dagster validates the definitions, so that every error has to be raised."""
     return bool(os.environ.get(VALIDATION_VARIABLE))
 
 

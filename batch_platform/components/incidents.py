@@ -1,6 +1,6 @@
-"""Incidents: what is wrong with a pipeline, told once when it begins, when it gets worse, and once when it is over.
+"""Incidents: troubles with a pipeline that people hear of once when they begin, when they get worse, and when they are over.
 
-Nothing here reads a clock, a table or the network: what is wrong comes in, and which incidents began, got worse and ended comes out.
+Nothing here reads a clock, a table or the network: troubles come in, and the incidents that began, got worse and ended come out.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,12 +10,12 @@ from typing import Literal
 
 JOINS_WITHIN = timedelta(days=1)
 Severity = Literal["warning", "failure"]
-Causes = Mapping[str, Severity]  # how bad the trouble with each column is
+Causes = Mapping[str, Severity]  # severity by column
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What an incident is about: the runs that make an asset, or a check on it."""
+    """Subject of an incident: the runs that make an asset, or a check on it."""
 
     asset: str
     check: str | None = None
@@ -23,7 +23,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong with one partition."""
+    """Trouble with one partition."""
 
     severity: Severity
     since: datetime
@@ -42,14 +42,14 @@ class Incident:
     """The same trouble with one or more partitions; the key of a partition is empty where the asset has none."""
 
     subject: Subject
-    troubled: tuple[str, ...]  # partitions, in order of their keys
-    recovered: tuple[str, ...]  # partitions that were part of it
+    troubled: tuple[str, ...]  # keys of its partitions, sorted
+    recovered: tuple[str, ...]  # keys of partitions that are no longer part of it
     severity: Severity
     since: datetime
     opened_at: datetime
     detail: str
     run_id: str | None
-    columns: Causes = field(default_factory=dict[str, Severity])  # to blame, each as bad as it ever was
+    columns: Causes = field(default_factory=dict[str, Severity])  # columns to blame, each as bad as it ever was
 
     @property
     def causes(self) -> Causes:
@@ -112,7 +112,7 @@ def after_checks(
     failed: Mapping[str, Trouble],
     dropped: Collection[str] = (),
 ) -> dict[str, Trouble]:
-    """What is wrong by a check, given the newest result of each partition since the last look.
+    """Find the troubles by a check, given the newest result of each partition since the last look.
 
     A partition that failed is over once it passes or is `dropped`. It is also over once a later partition passes while none fails: what was
     wrong with a day that is gone need not be repaired.
@@ -129,7 +129,7 @@ def after_checks(
 
 
 def _with_recovered(incident: Incident, troubles: Mapping[str, Trouble]) -> Incident:
-    """The incident, without the partitions that have no trouble any more, or only for another cause."""
+    """Move partitions that have no trouble any more, or only for another cause, to the recovered ones."""
     troubled = [key for key in incident.troubled if key in troubles and {*troubles[key].causes} & {*incident.causes}]
     return replace(
         incident,
@@ -141,7 +141,7 @@ def _with_recovered(incident: Incident, troubles: Mapping[str, Trouble]) -> Inci
 def _joinable(
     kept: Sequence[Incident], subject: Subject, key: str, now: datetime, before: Callable[[str], str | None]
 ) -> list[int]:
-    """The positions of the incidents that a partition may be part of, those that hold it first."""
+    """Return the positions of the incidents that a partition may be part of, those that hold it first."""
     of_subject = [at for at, incident in enumerate(kept) if incident.subject == subject]
     holding = [at for at in of_subject if key in kept[at].troubled]
     near = [at for at in of_subject if now - kept[at].opened_at < JOINS_WITHIN or before(key) in kept[at].troubled]
@@ -149,7 +149,7 @@ def _joinable(
 
 
 def _joined(incident: Incident, key: str, trouble: Trouble, shared: Causes) -> tuple[Incident, bool]:
-    """The incident with a partition that has causes in common with it, and whether that makes it worse."""
+    """Return the incident with a partition that shares a cause with it, and whether that makes it worse."""
     joined = replace(
         incident,
         troubled=tuple(sorted({*incident.troubled, key})),
@@ -168,7 +168,7 @@ def _worst(causes: Causes) -> Severity:
 
 
 def _opened(subject: Subject, troubles: Mapping[str, Trouble], now: datetime) -> Incident:
-    """An incident of some partitions, with the detail of the worst, and of the newest of these."""
+    """Open an incident of some partitions, with the detail of the worst; among equals, of the newest."""
     worst = max(troubles, key=lambda key: (troubles[key].severity == "failure", key))
     return Incident(
         subject=subject,

@@ -1,7 +1,7 @@
-"""Metadata on where columns come from, as Dagster's column lineage and as a table to read, and links to source code.
+"""Origin of columns, as Dagster's column lineage and as a table to read, and links to source code.
 
-What the SQL shows is part of the definitions. What only a run knows (the columns of a source behind a star,
-the columns of a model) is logged with the newest partition of the run.
+The definitions hold what the SQL shows. What only a run knows (the columns of a source behind a star, the columns of a model) is
+logged with the newest partition of the run.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.pipeline import Committed, Pipeline
 
 LINEAGE, READABLE, CODE = "dagster/column_lineage", "where_columns_come_from", "dagster/code_references"
-ADDED = ("partition_key", "model_version", "scored_at", "run_id")  # to the predictions, from no column
+ADDED = ("partition_key", "model_version", "scored_at", "run_id")  # columns that a run adds to the predictions
 
 
 def source(wiring: Wiring, name: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def source(wiring: Wiring, name: str) -> dict[str, Any]:
 
 
 def features(wiring: Wiring) -> dict[str, Any]:
-    """Metadata of the features, as far as the SQL shows where columns come from."""
+    """Metadata of the features, as far as the SQL shows the origin of columns."""
     declared = wiring.spec.features
     sql = declared.sql_file
     code = [wiring.folder / sql] if sql else _function(declared.python or "", "features.python")

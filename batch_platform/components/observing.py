@@ -86,7 +86,7 @@ def observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partition
 
 
 def _has_own_versions(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> bool:
-    """Whether an asset was materialized, or observed by anything but a pipeline."""
+    """Return whether an asset was materialized, or observed by anything but a pipeline."""
     record = context.instance.get_latest_data_version_record(asset)
     observation = record.event_log_entry.asset_observation if record else None
     return record is not None and (observation is None or PIPELINE_TAG not in observation.tags)

@@ -19,25 +19,25 @@ MOST_WAITING = 200  # messages; beyond them the oldest are dropped
 
 @dataclass(frozen=True)
 class Message:
-    """A message, and the receivers that do not have it yet."""
+    """A message with the receivers that do not have it yet."""
 
     title: str
     text: str
-    severity: Severity | None  # None: it says that something is over
-    waiting: tuple[str, ...]  # the receivers, as `identity` names them
+    severity: Severity | None  # None where an incident is over
+    waiting: tuple[str, ...]  # identities of the receivers that do not have it yet
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some messages."""
+    """Result of an attempt to deliver messages."""
 
-    waiting: tuple[Message, ...]  # that a receiver does not have yet
-    sent: int  # messages, once for each receiver
-    failures: tuple[str, ...]  # why a receiver did not take one
+    waiting: tuple[Message, ...]  # messages that a receiver does not have yet
+    sent: int  # number of messages, counted for each receiver
+    failures: tuple[str, ...]  # reasons of receivers that did not take a message
 
 
 def identity(url: str) -> str:
-    """A name for a receiver that does not tell its address, which holds secrets."""
+    """Return a name for a receiver that does not reveal its address, which holds secrets."""
     return sha256(url.encode()).hexdigest()[:16]
 
 
@@ -63,7 +63,7 @@ class Receivers:
         deadline = monotonic() + SECONDS_TO_SEND
         for name, receiver in self._receivers.items():
             receiver.begin([message for message in messages if name in message.waiting], deadline)
-        failures = [failure for it in self._receivers.values() if (failure := it.failure(deadline))]
+        failures = [failure for receiver in self._receivers.values() if (failure := receiver.failure(deadline))]
         left, sent = list[Message](), 0
         for message in messages:
             declared = [name for name in message.waiting if name in self._receivers]
@@ -132,7 +132,7 @@ def _send(message: Message, url: str) -> str | None:
         if not receiver.add(url):
             return "Apprise does not know this kind of address"
         result = receiver.notify(body=message.text, title=message.title, notify_type=kind, body_format="text")
-    except Exception as error:  # noqa: BLE001 - of any of a hundred services: it is shown, and the message is sent again
+    except Exception as error:  # noqa: BLE001 - the services of Apprise raise anything; the error is shown and the message sent again
         return redact(f"{type(error).__name__}: {error}")
     if result:
         return None

@@ -1,13 +1,11 @@
-"""The asset of the report, with its own job and schedule; only where `report` is declared."""
+"""The asset of the report with its own job and schedule, where `report` is declared."""
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import dagster as dg
 
 from batch_platform.components import describe
-from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
 from batch_platform.components.processes import at_work
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures
 from batch_platform.declaration.redaction import redacted_output
@@ -16,20 +14,11 @@ from batch_platform.reports.report import WrittenReport, write_report
 REPORT = "report"
 
 
-@dataclass(frozen=True)
-class Reporting:
-    """The report in Dagster's terms."""
-
-    asset: dg.AssetsDefinition
-    job: UnresolvedAssetJobDefinition
-    schedule: dg.ScheduleDefinition
-
-
-def build_reporting(wiring: Wiring) -> list[Reporting]:
-    """The report of a pipeline; empty if none is declared."""
+def build_reporting(wiring: Wiring) -> dg.Definitions:
+    """Build the asset of a report with its job and schedule; empty if none is declared."""
     spec = wiring.spec
     if spec.report is None:
-        return []
+        return dg.Definitions()
     declared = spec.report
 
     @dg.asset(
@@ -67,7 +56,7 @@ def build_reporting(wiring: Wiring) -> list[Reporting]:
         description=f"Writes the report on {spec.name}, the newest {declared.every} beside the one before.",
         tags={PIPELINE_TAG: spec.name},
     )
-    return [Reporting(report, job, schedule)]
+    return dg.Definitions(assets=[report], jobs=[job], schedules=[schedule])
 
 
 def _metadata(written: WrittenReport, seconds: float) -> dict[str, Any]:

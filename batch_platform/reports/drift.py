@@ -16,8 +16,8 @@ from batch_platform.reports.wording import number
 from batch_platform.warehouse.ledger import selected
 from batch_platform.warehouse.sql import has_table, quoted
 
-MOST_COLUMNS = 25  # of the heat map: those that drifted most
-MOST_PERIODS = 92  # of the heat map: of more partitions, weeks are shown, and of more weeks, months
+MOST_COLUMNS = 25  # columns in the heat map, those that drifted most
+MOST_PERIODS = 92  # periods in the heat map; more partitions are shown by week, and more weeks by month
 WORST = 5
 _MATTERS = 0.05  # change of a share of rows that explains a drift
 _CELLS = {"column": pl.String, "period": pl.String, "index": pl.Float64, "alarms": pl.Int64, "partitions": pl.Int64}
@@ -29,22 +29,19 @@ class Drifted:
 
     column: str
     partition_key: str
-    index: float  # beyond chance and what is usual
-    alarms: int  # partitions
-    partitions: int  # in which it was measured
     sentence: str
 
 
 @dataclass(frozen=True)
 class DriftFigures:
-    """How far features and predictions were from their baseline."""
+    """Distance of features and predictions from their baseline."""
 
     baseline: Baseline
-    every: str  # what a period of the cells is: partition, week or month
-    cells: pl.DataFrame  # column, period, index (the highest of the period), alarms, partitions
-    worst: list[Drifted]  # the worst first
-    columns: int  # that were measured
-    drifted: int  # that raised an alarm
+    every: str  # length of a period: partition, week or month
+    cells: pl.DataFrame  # columns column, period, index (the highest of the period), alarms, partitions
+    worst: list[Drifted]  # worst first
+    columns: int  # number of measured columns
+    drifted: int  # number of columns that raised an alarm
     unjudged: int  # partitions whose predictions have no baseline, though features have
 
 
@@ -79,10 +76,11 @@ def read_drift_figures(
         .select(*_CELLS)
     )
     alarming = of_columns.filter(pl.col("alarms") > 0).sort("highest", "column_name", descending=[True, False])
-    worst = [
-        _drifted(rows.filter(pl.col("column_name") == name, "alarm"), alarms, partitions)
-        for name, partitions, alarms in alarming.head(WORST).select("column_name", "partitions", "alarms").iter_rows()
-    ]
+    alarms = rows.filter("alarm").sort("unusual", "partition_key", descending=[True, False])
+    worst: list[Drifted] = []
+    for name, partitions, count in alarming.head(WORST).select("column_name", "partitions", "alarms").iter_rows():
+        row = alarms.filter(column_name=name).row(0, named=True)
+        worst.append(Drifted(name, row["partition_key"], _sentence(row, count, partitions)))
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
     return DriftFigures(bounds.baseline, every, cells, worst, of_columns.height, alarming.height, unjudged)
@@ -91,7 +89,7 @@ def read_drift_figures(
 def _rows(
     con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, bounds: Drift, span: Span
 ) -> pl.DataFrame:
-    """Each column of each partition beside the baseline, and whether it is an alarm: as it was judged, else by the defaults."""
+    """Read each column of each partition beside the baseline, with its alarm as it was judged, else by the defaults."""
     query = f"""
         SELECT *, CASE WHEN $judged THEN coalesce(level IN ('warn', 'fail'), false)
             ELSE unusual >= $warn AND p_value < {SURPRISE} END AS alarm
@@ -111,25 +109,17 @@ def _rows(
 
 
 def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:
-    """What the periods of the heat map are, and the period of each partition, named by its first day or month."""
-    starts = {run.partition_key: run.partition_start.astimezone(zone) for run in span.runs}
-    if len(starts) <= MOST_PERIODS:
-        return "partition", {key: key for key in starts}
-    weeks = {key: f"{start:%G-W%V}" for key, start in starts.items()}
+    """Return the length of a period of the heat map, and the period of each partition."""
+    if len(span.runs) <= MOST_PERIODS:
+        return "partition", {key: key for key in span.keys}
+    weeks = span.periods("week", zone)
     if len(set(weeks.values())) <= MOST_PERIODS:
         return "week", weeks
-    return "month", {key: f"{start:%Y-%m}" for key, start in starts.items()}
-
-
-def _drifted(alarms: pl.DataFrame, count: int, partitions: int) -> Drifted:
-    row = alarms.sort("unusual", "partition_key", descending=[True, False]).row(0, named=True)
-    return Drifted(
-        row["column_name"], row["partition_key"], row["unusual"], count, partitions, _sentence(row, count, partitions)
-    )
+    return "month", span.periods("month", zone)
 
 
 def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
-    """What is strange about a column, by the number that changed most."""
+    """Describe how a column differs, by the number that changed most."""
     key = row["partition_key"]
     shares = {
         "empty": row["null_share"] - row["baseline_null_share"],
@@ -145,7 +135,7 @@ def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
         what = f"its mean is {number(row['mean'])} in {key}, instead of {number(row['baseline_mean'])}"
     else:
-        what = f"its values are distributed otherwise in {key}"
+        what = f"its values are distributed differently in {key}"
     if (row["outside_share"] or 0) >= (expected := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
         what += f"; {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
     return f"{what} (index {row['unusual']:.2f}); an alarm in {count:,} of {partitions:,} partitions."

@@ -1,4 +1,4 @@
-"""Estimates in the report: what a metric of each partition was expected to be, and how far such estimates were off so far."""
+"""Estimates in the report: the expected metric of each partition, and the errors of such estimates so far."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from batch_platform.monitoring.measures.estimates import (
 )
 from batch_platform.reports.span import Span
 
-MOST_UNMEASURED = 7  # partitions that are listed, the newest
+MOST_UNMEASURED = 7  # newest partitions that are listed
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class EstimateFigures:
     """The expected values of one metric."""
 
     metric: str
-    partitions: tuple[EstimatedMetric, ...]  # in order of time
-    record: TrackRecord | None  # of every estimate of the metric, of any partition; None before one came true
-    # Of the newest partition that has any, those with most rows first, by column; and their records, by column and segment.
+    partitions: tuple[EstimatedMetric, ...]  # estimates in order of time
+    record: TrackRecord | None  # record over every estimate of the metric; None before one came true
+    # Estimates of the newest partition that has any, most rows first, by column; and their records, by column and segment.
     by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
     segment_records: Mapping[tuple[str, str | None], TrackRecord]
 
     @property
     def unmeasured(self) -> tuple[EstimatedMetric, ...]:
-        """The newest partitions that were not measured, in order of time: of them an estimate is all that is known."""
+        """The newest partitions that were not measured, in order of time."""
         return tuple(row for row in self.partitions if row.realised is None)[-MOST_UNMEASURED:]
 
 

@@ -3,20 +3,20 @@
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, groupby
-from zoneinfo import ZoneInfo
+from typing import Any
 
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, alike, in_short, listed, without_place
+from batch_platform.declaration.errors import DataError, alike, counted, in_short, listed, without_place
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.measures.health import partition_aspects
-from batch_platform.monitoring.measures.performance import OUTCOMES, POOLED, class_texts
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED, class_texts
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
@@ -27,15 +27,15 @@ from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
 from batch_platform.reports.measures import FurtherMeasure, read_further_measures
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
-from batch_platform.reports.span import Span, score_column
+from batch_platform.reports.span import PERIODS, Span, score_column
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted
 
-MOST_PARTITIONS = 366  # of a report for which no window is named: the newest
-LONG = {"month": timedelta(days=62), "week": timedelta(days=14)}  # a window as long is summed up by its newest one
-BINS = 10  # of the calibration
+MOST_PARTITIONS = 366  # the newest ones are reported where no window is named
+LONG = {"month": timedelta(days=62), "week": timedelta(days=14)}  # longer windows are summed up by the newest one
+BINS = 10  # groups of rows with similar scores
 WORST = 5
 UNMEASURED: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("metric", "challenger", "model_version", "segment_column", "segment"), pl.String),
@@ -51,22 +51,17 @@ class Headline:
     label: str
     value: float
     before: float | None
-    form: str = ".4g"  # a format of Python's, where the number is not a count and below 1000
-    low: float | None = None  # of its 95% interval
+    form: str = ".4g"  # Python's format for numbers below 1000 that are no counts
+    low: float | None = None  # ends of the 95% interval
     high: float | None = None
     lower_is_better: bool | None = None  # None: neither direction is better
 
     @property
-    def change(self) -> float | None:
-        """The difference to the span before."""
-        return None if self.before is None else self.value - self.before
-
-    @property
     def verdict(self) -> str:
-        """Whether the change is for better or worse, in a word; empty where it is neither."""
-        if not self.change or self.lower_is_better is None:
+        """The word better or worse, compared with the span before; empty where the number is neither."""
+        if self.before is None or self.value == self.before or self.lower_is_better is None:
             return ""
-        return "better" if (self.change < 0) == self.lower_is_better else "worse"
+        return "better" if (self.value < self.before) == self.lower_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -78,12 +73,11 @@ class Service:
     last: str
     partitions: int
     rows_trained: int
-    estimator: str
 
 
 @dataclass(frozen=True)
 class OpenIssue:
-    """Something that somebody should look at."""
+    """A problem that somebody should look at."""
 
     what: str
     where: str
@@ -92,43 +86,55 @@ class OpenIssue:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that the report says."""
+    """Every number and name in the report."""
 
     pipeline: str
     description: str
     owners: tuple[str, ...]
-    task: str  # of the newest version in the window
+    task: str  # task of the newest version in the window
     as_of: datetime  # newest commit of the pipeline, in UTC
     window: Span
-    summed_up: Span  # what the headlines are about
-    before: Span | None  # what they are compared with
+    summed_up: Span  # partitions of the headlines
+    before: Span | None  # partitions that the headlines are compared with
     headlines: list[Headline]
-    metric: str | None  # by which the model is judged; None where it was not measured
-    distributions: dict[str, ScoreDistribution]  # by partition key
-    performance: pl.DataFrame  # partition_key, value, low, high, rows, positives: the metric of each measured partition
+    metric: str | None  # metric that judges the model; None where it was not measured
+    distributions: dict[str, ScoreDistribution]  # scores by partition key
+    performance: pl.DataFrame  # metric of each measured partition: partition_key, value, low, high, rows, positives
     estimates: EstimateFigures | None  # None where nothing was estimated
-    pooled: pl.DataFrame  # every metric of the window together, as `pooled_performance` gives it
-    months: pl.DataFrame  # period_start, value, low, high, rows: the metric of each month of the window
-    segments: pl.DataFrame  # as `read_segments` gives them
-    gaps: list[Gap]  # of the rates of binary decisions between segments
+    pooled: pl.DataFrame  # every metric of the whole window, in the form of `pooled_performance`
+    months: pl.DataFrame  # metric of each month of the window: period_start, value, low, high, rows
+    segments: pl.DataFrame  # in the form of `read_segments`
+    gaps: list[Gap]  # differences between segments in the rates of binary decisions
     drift: DriftFigures | None
-    measures: list[FurtherMeasure]  # that have no section of their own
-    confusion: pl.DataFrame  # predicted, came_true, rows: of a classification
-    calibration: pl.DataFrame  # rows, mean_score, outcome: of rows with similar scores
-    calibration_error: float | None  # mean distance of both, weighted by rows
+    measures: list[FurtherMeasure]  # measures without a section of their own
+    confusion: pl.DataFrame  # decisions of a classification: predicted, came_true, rows
+    calibration: pl.DataFrame  # groups of rows with similar scores: rows, mean_score, outcome
+    calibration_error: float | None  # mean distance between score and outcome, weighted by rows
     rejections: dict[str, int]  # rows by column and reason
-    unusual: list[Aspect]  # volumes and rejected shares that earlier partitions do not explain, the newest first
+    unusual: list[Aspect]  # volumes and rejected shares that earlier partitions do not explain, newest first
     services: list[Service]
-    decisions: pl.DataFrame  # decided_at, version, action, reason, actor
-    challengers: pl.DataFrame  # challenger, value, low, high, rows, partitions; challenger null: the models that served
-    worst: pl.DataFrame  # rows of `performance`, the worst first
+    decisions: pl.DataFrame  # columns decided_at, version, action, reason
+    challengers: pl.DataFrame  # columns challenger (null: the models that served), value, low, high, rows, partitions
+    worst: pl.DataFrame  # worst rows of `performance`, worst first
+    missed: list[str]  # partitions whose metric misses the declared bound by more than chance
     issues: list[OpenIssue]
-    definitions: dict[str, str]  # what each metric is, by name
+    definitions: dict[str, str]  # a sentence for each metric, by name
 
     @property
     def score(self) -> str:
-        """What the number that sums up a row is called."""
+        """Name for the number that sums up a row."""
         return "prediction" if self.task == "regression" else "score"
+
+    @property
+    def alarms(self) -> list[str]:
+        """The alarms of the window in words; the sections of the report explain them."""
+        drifted = 0 if self.drift is None else self.drift.drifted
+        alarms = {
+            f"{counted(len(self.unusual), 'unusual count')} of rows": self.unusual,
+            f"performance worse than declared in {counted(len(self.missed), 'partition')}": self.missed,
+            f"drift in {counted(drifted, 'column')}": drifted,
+        }
+        return [text for text, raised in alarms.items() if raised]
 
 
 def read_figures(
@@ -193,6 +199,7 @@ def read_figures(
         decisions=_decisions(con, spec.name, window),
         challengers=_challengers(pooled, metric),
         worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
+        missed=_missed(spec, performance, metric, task),
         issues=_issues(con, spec, runs),
         definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
     )
@@ -216,28 +223,17 @@ def _window(spec: PipelineSpec, runs: Sequence[ScoreRun], first: str | None, las
 
 
 def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span, every: ReportEvery) -> tuple[Span, Span | None]:
-    """What the headlines are about, and what they are compared with.
+    """Return the partitions of the headlines, and those to compare them with.
 
-    Of a long window the newest month or week and the one before; else the window and as many partitions before it.
+    They are the newest month or week of a long window and the one before; else the window and as many partitions before it.
     """
-    zone = spec.partitions.calendar.zone
     if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG[every]:
-        period = _month if every == "month" else _week
-        periods = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: period(run, zone))]
-        return periods[-1], periods[-2] if len(periods) > 1 else None
+        periods = window.periods(every, spec.partitions.calendar.zone)
+        spans = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: periods[run.partition_key])]
+        return spans[-1], spans[-2] if len(spans) > 1 else None
     at = bisect_left([run.partition_start for run in runs], window.runs[0].partition_start)
     earlier = runs[max(0, at - len(window.runs)) : at]
     return window, Span(tuple(earlier)) if earlier else None
-
-
-def _month(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
-    start = run.partition_start.astimezone(zone)
-    return start.year, start.month
-
-
-def _week(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
-    week = run.partition_start.astimezone(zone).isocalendar()
-    return week.year, week.week
 
 
 def _measured(  # noqa: PLR0913 - the span, and what is measured of it
@@ -245,7 +241,7 @@ def _measured(  # noqa: PLR0913 - the span, and what is measured of it
 ) -> pl.DataFrame:
     """The metrics of a span, of all models together and of each challenger.
 
-    Of the `whole` window every one, and of each segment those that are shown; of another span only the one metric.
+    For the `whole` window, this is every metric, and the metrics of each segment that are shown; for another span, only `metric`.
     """
     if not has_table(con, spec.name, OUTCOMES):
         return pl.DataFrame(schema=UNMEASURED)
@@ -277,29 +273,33 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
     before: Span | None,
     measure: Callable[[Span], Mapping[str, float] | None],
 ) -> list[Headline]:
-    def share(of: Span) -> float:
-        return of.total("rows_rejected") / max(1, of.total("rows_in"))
+    score = score_column(con, pipeline)
+    better = None if metric in METRICS and METRICS[metric].neutral else lower_is_better(metric)
+    measured = measure(span)
+    ends = {} if measured is None else {"low": measured["low"], "high": measured["high"]}
 
-    headlines = [
-        Headline("rows scored", span.total("rows_scored"), None if before is None else before.total("rows_scored")),
-        Headline("rows rejected", share(span), None if before is None else share(before), ".2%", lower_is_better=True),
+    def numbers(of: Span) -> dict[str, float | None]:
+        row = measured if of is span else measure(of)
+        return {
+            "rows scored": of.total("rows_scored"),
+            "rows rejected": of.total("rows_rejected") / max(1, of.total("rows_in")),
+            f"mean {score}": None if score is None else _mean(con, pipeline, score, of),
+            metric: None if row is None else row["value"],
+        }
+
+    earlier = {} if before is None else numbers(before)
+    forms: dict[str, dict[str, Any]] = {
+        "rows rejected": {"form": ".2%", "lower_is_better": True},
+        metric: {"lower_is_better": better, **ends},
+    }
+    return [
+        Headline(label, value, earlier.get(label), **forms.get(label, {}))
+        for label, value in numbers(span).items()
+        if value is not None
     ]
-    if (mean := _mean(con, pipeline, span)) is not None:
-        label = f"mean {score_column(con, pipeline)}"
-        headlines.append(Headline(label, mean, None if before is None else _mean(con, pipeline, before)))
-    if (now := measure(span)) is not None:
-        earlier = None if before is None else measure(before)
-        last = None if earlier is None else earlier["value"]
-        better = None if metric in METRICS and METRICS[metric].neutral else lower_is_better(metric)
-        headlines.append(Headline(metric, now["value"], last, low=now["low"], high=now["high"], lower_is_better=better))
-    return headlines
 
 
-def _mean(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> float | None:
-    """The mean score or predicted value of a span; None for classes without a single score."""
-    column = score_column(con, pipeline)
-    if column is None:
-        return None
+def _mean(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, span: Span) -> float | None:
     query = f"SELECT avg({quoted(column)}) FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys"
     ((mean,),) = con.execute(query, {"keys": span.keys}).fetchall()
     return mean
@@ -317,18 +317,27 @@ def _performance(con: duckdb.DuckDBPyConnection, pipeline: str, metric: str, spa
     return con.sql(query, params={"metric": metric, "keys": span.keys}).pl().cast(schema)
 
 
+def _missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: str) -> list[str]:
+    """List the partitions whose metric is worse than monitoring.performance allows, by more than chance."""
+    check = PERFORMANCE.check(spec)
+    if check is None:
+        return []
+    rows = performance.with_columns(metric=pl.lit(metric), in_sample=False)
+    judged = {str(key): check.judge(row, task) for (key,), row in rows.group_by("partition_key", maintain_order=True)}
+    return [key for key, judgement in judged.items() if judgement is not None and not judgement.passed]
+
+
 def _months(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
     schema = {"period_start": pl.Date, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "rows": pl.Int64}
     if not has_table(con, spec.name, POOLED):
         return pl.DataFrame(schema=schema)
-    zone = spec.partitions.calendar.zone
-    starts = sorted({date(*_month(run, zone), 1) for run in span.runs})
+    months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]
     query = f"""
         SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
-        WHERE metric = $metric AND period = 'month' AND period_start IN $starts
+        WHERE metric = $metric AND period = 'month' AND strftime(period_start, '{PERIODS["month"]}') IN $months
         AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
     """
-    return con.sql(query, params={"metric": metric, "starts": starts}).pl().cast(schema)
+    return con.sql(query, params={"metric": metric, "months": months}).pl().cast(schema)
 
 
 def _calibration(
@@ -413,15 +422,15 @@ def _unusual(spec: PipelineSpec, runs: Sequence[ScoreRun], span: Span) -> list[A
 def _services(registry: Registry, span: Span) -> list[Service]:
     services: list[Service] = []
     for version, group in groupby(span.runs, key=lambda run: run.model_version):
-        keys, trained = [run.partition_key for run in group], registry.named(version)
-        services.append(Service(version, keys[0], keys[-1], len(keys), trained.rows_trained, trained.estimator))
+        keys = [run.partition_key for run in group]
+        services.append(Service(version, keys[0], keys[-1], len(keys), registry.named(version).rows_trained))
     return services
 
 
 def _decisions(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> pl.DataFrame:
     """The decisions on the versions that scored something in the span, and those made since its start."""
     query = f"""
-        SELECT decided_at, version, action, reason, actor FROM {LEDGERS_SCHEMA}.promotions
+        SELECT decided_at, version, action, reason FROM {LEDGERS_SCHEMA}.promotions
         WHERE pipeline = $pipeline AND (version IN $versions OR decided_at >= $start) ORDER BY seq
     """
     versions = sorted({run.model_version for run in span.runs})
@@ -439,9 +448,9 @@ def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 
 def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[ScoreRun]) -> list[OpenIssue]:
-    """What is stale, what failed, and which other partitions between the first and the last scored one are missing.
+    """List stale partitions, failures, and other partitions that are missing between the first and the last scored one.
 
-    What several partitions share is one issue. A dropped partition is not missing.
+    Partitions with the same problem are one issue. A dropped partition is not missing.
     """
     issues: list[OpenIssue] = []
     query = f"""
@@ -450,7 +459,7 @@ def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[S
     """
     for reason, keys in con.execute(query, {"pipeline": spec.name}).fetchall():
         issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
-    failed: dict[tuple[str, str], dict[str, str]] = {}  # reason by partition key, of failures for the same reason
+    failed: dict[tuple[str, str], dict[str, str]] = {}  # reasons by partition key, grouped by step and kind of reason
     for failure in read_failures(con, spec.name).values():
         key, reason = failure.partition_key, failure.reason
         failed.setdefault((failure.step, alike(key, in_short(spec.name, reason))), {})[key] = reason
@@ -468,7 +477,7 @@ def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[S
 
 
 def _definitions(shown: Collection[str], own: Sequence[Metric]) -> dict[str, str]:
-    """The first sentence that says what a metric is, for each one that the report shows."""
+    """Return the first paragraph of the docstring of each metric that the report shows."""
     known = METRICS | {metric.name: metric for metric in own}
     texts = {name: (known[name].value.__doc__ or "").strip() for name in sorted(shown) if name in known}
     return {name: " ".join(text.split("\n\n")[0].replace("`", "").split()) for name, text in texts.items() if text}

@@ -1,20 +1,32 @@
-"""The report as a file: the numbers of the published copy, drawn and written so that the file is complete or as it was."""
+"""The report as one HTML file that needs no network: the numbers of the published copy as text, tables and charts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
+from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.reports.charts import charts_of
 from batch_platform.reports.figures import Figures, read_figures
-from batch_platform.reports.page import html, write
+from batch_platform.reports.segments import LEAST_ROWS, RATES
+from batch_platform.reports.wording import number, words
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
+
+if TYPE_CHECKING:
+    from batch_platform.reports.charts import Chart
+
+TEMPLATE = "report.html"
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report, and what it says."""
+    """A report that was written, and its numbers."""
 
     file: Path
     figures: Figures
@@ -31,15 +43,48 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
 ) -> WrittenReport:
     """Write the report on the scored partitions from `first` to `last`, by default the newest, at most a year of days.
 
-    A long window is summed up by its newest week or month, as `every` says. Waits for no writer.
+    A long window is summed up by its newest week or month, as `every` says. Waits for no writer, and leaves the file complete or
+    as it was.
 
     Raises:
         DataError: No partition of the window is scored.
         NothingPublishedError: Nothing is published yet.
     """
+    from batch_platform.reports.charts import charts_of
+
     with open_published(home) as con:
         figures = read_figures(con, spec, first, last, every=every)
     zone = spec.partitions.calendar.zone
-    target = file or home.reports(spec.name) / f"{figures.window.keys[-1]}.html"
+    target = (file or home.reports(spec.name) / f"{figures.window.keys[-1]}.html").expanduser().absolute()
     page = html(figures, charts_of(figures, zone), zone)
-    return WrittenReport(write(page, target.expanduser().absolute()), figures)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.part")
+    unfinished.unlink(missing_ok=True)  # may be a link
+    unfinished.write_text(page, encoding="utf-8")
+    return WrittenReport(unfinished.replace(target), figures)
+
+
+def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str:
+    """Return the page, every value escaped; times are shown on the clocks of `zone`."""
+    import jinja2
+
+    from batch_platform.reports.charts import javascript
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    filters = {"number": number, "words": words, "visible": redact, "local": partial(_local, zone=zone)}
+    environment.filters.update(filters)
+    template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(
+        of=figures,
+        charts=charts,
+        javascript=javascript() if charts else "",
+        rates=RATES,
+        least_rows=LEAST_ROWS,
+    )
+
+
+def _local(instant: datetime, zone: ZoneInfo) -> str:
+    """Format a time on the clocks of a zone, to the minute, with the zone's name."""
+    return f"{instant.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"

@@ -1,4 +1,4 @@
-"""Segments in the report: volume, score, performance, how scores moved, and of binary decisions the rates that fairness compares."""
+"""Segments in the report: volume, score, performance, shift of scores, and the rates of binary decisions that fairness compares."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from batch_platform.monitoring.profiles import Bins, Profile
 from batch_platform.reports.span import Span, score_column
 from batch_platform.warehouse.sql import has_table, quoted
 
-CELLS = 10  # of about equal frequency, in which scores are compared
-_FINE = 200  # of equal width, from which those are made
-LEAST_ROWS = 100  # measured rows of a segment that is compared with the others
+CELLS = 10  # cells of about equal frequency in which scores are compared
+_FINE = 200  # cells of equal width that are joined to those
+LEAST_ROWS = 100  # fewer measured rows keep a segment out of the comparison
 RATES = {
     "selection_rate": "selection rate",
     "recall": "true positive rate",
@@ -29,12 +29,12 @@ class Gap:
     """A rate of binary decisions in the segment where it is lowest, and where it is highest."""
 
     column: str
-    rate: str  # as people say it
-    lowest: str | None  # segment
-    highest: str | None
+    rate: str  # common name
+    lowest: str | None  # segment with the lowest rate
+    highest: str | None  # segment with the highest rate
     low: float
     high: float
-    segments: int  # that were compared
+    segments: int  # number of compared segments
 
     @property
     def ratio(self) -> float | None:
@@ -50,7 +50,7 @@ def read_segments(  # noqa: PLR0913 - what is scored, how it is measured, and wh
     pooled: pl.DataFrame,
     spans: Sequence[Span],
 ) -> pl.DataFrame:
-    """What was scored of each segment of a window, how well, and how its scores moved; segments with most rows first.
+    """Read the volume, the performance and the shift of scores of each segment of a window; segments with most rows first.
 
     `spans` are the newest span and the one before it, if there is one: `shift` is the population stability index of the
     scores between both, beyond chance, and null where the difference may be chance. `level` is the worst level of drift that
@@ -83,7 +83,7 @@ def read_segments(  # noqa: PLR0913 - what is scored, how it is measured, and wh
 
 
 def gaps_of(segments: pl.DataFrame) -> list[Gap]:
-    """How far the rates of binary decisions are apart between the segments of a column that have enough measured rows."""
+    """Compare the rates of binary decisions between the segments of a column that have enough measured rows."""
     if not segments.height:
         return []
     gaps: list[Gap] = []
@@ -97,7 +97,7 @@ def gaps_of(segments: pl.DataFrame) -> list[Gap]:
 
 
 def score_shifts(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, spans: Sequence[Span]) -> pl.DataFrame:
-    """How the scores of each segment moved from the second of two spans to the first: segment, shift.
+    """Measure how far the scores of each segment moved from the second of two spans to the first: segment, shift.
 
     Scores are counted by the database, in cells that hold about a tenth of all rows of both spans.
     """

@@ -1,18 +1,22 @@
-"""A span of scored partitions, and the number that sums up a row of predictions."""
+"""A span of scored partitions, and the column of predictions that sums up a row."""
 
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo
 
 import duckdb
 
+from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import table_columns
+
+PERIODS: dict[ReportEvery, str] = {"week": "%G-W%V", "month": "%Y-%m"}  # formats of their names
 
 
 @dataclass(frozen=True)
 class Span:
     """Consecutive scored partitions."""
 
-    runs: tuple[ScoreRun, ...]  # of the predictions as they are now, in order of time
+    runs: tuple[ScoreRun, ...]  # newest commit of each partition, in order of time
 
     @property
     def keys(self) -> list[str]:
@@ -25,12 +29,17 @@ class Span:
         first, last = self.keys[0], self.keys[-1]
         return first if first == last else f"{first} to {last}"
 
+    def periods(self, every: ReportEvery, zone: ZoneInfo) -> dict[str, str]:
+        """The week or month in which each partition starts, by its key."""
+        starts = {run.partition_key: run.partition_start.astimezone(zone) for run in self.runs}
+        return {key: f"{start:{PERIODS[every]}}" for key, start in starts.items()}
+
     def total(self, count: str) -> int:
         """The sum of a count of rows."""
         return sum(getattr(run, count) for run in self.runs)
 
 
 def score_column(con: duckdb.DuckDBPyConnection, pipeline: str) -> str | None:
-    """The number that sums up a row: its score, or the prediction of a regression; None for classes without a score."""
+    """Return the column that sums up a row: the score, or the prediction of a regression; None for classes without a score."""
     types = dict(table_columns(con, pipeline, "predictions"))
     return next((name for name in ("score", "prediction") if types.get(name) in ("DOUBLE", "FLOAT")), None)

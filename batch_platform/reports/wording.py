@@ -1,13 +1,13 @@
-"""How numbers and names read in the report."""
+"""Numbers and names in the wording of the report."""
 
 import math
 from typing import Any
 
-_LARGE = 1000  # from which a number has no decimals
+_LARGE = 1000  # smallest number without decimals
 
 
 def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of any table
-    """A number for people, with thousands separators; small ones have four digits. A dash for none."""
+    """Format a number with thousands separators and, if it is small, four digits; None becomes a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     if isinstance(value, int):
@@ -18,5 +18,5 @@ def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of an
 
 
 def words(name: str) -> str:
-    """A name of a column or metric as words."""
+    """Write the name of a column or metric as words."""
     return name.replace("_", " ")

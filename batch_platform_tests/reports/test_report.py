@@ -21,7 +21,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
-from batch_platform.reports.page import html
+from batch_platform.reports.report import html
 from batch_platform.reports.segments import RATES, drift_levels, gaps_of, score_shifts
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
@@ -322,7 +322,7 @@ def test_a_measured_partition_is_told_by_numbers_alone(pipeline):
     text = " ".join(html(figures, {}, BERLIN).split())
     assert f"<p>These numbers are for {LAST}, compared with 2024-02-21.</p>" in text
     rows_in, scored, rejected = (figures.window.total(f"rows_{name}") for name in ("in", "scored", "rejected"))
-    assert f"<p>{rows_in} rows came in: {scored} scored, {rejected} kept aside.</p>" in text
+    assert f"<p>{rows_in} rows came in: {scored} scored, {rejected} rejected.</p>" in text
     assert "The partitions with the worst" not in text
     assert "Estimated, not measured" not in text
 
@@ -414,6 +414,31 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert shares == {f"lift_at_{share}": f"Rate of positives among the {share}% of the rows" for share in (1, 5, 10)}
 
 
+def test_a_report_with_alarms_does_not_say_that_all_is_well(figures):
+    quiet = replace(figures, unusual=[], drift=None)
+    assert (quiet.issues, quiet.alarms) == ([], [])
+    assert "No open issues and no alarms." in html(quiet, {}, BERLIN)
+    text = html(figures, {}, BERLIN)
+    assert "No open issues" not in text
+    assert "<strong>Alarms:</strong> drift in 1 column. The sections below explain them." in text
+    assert html(replace(quiet, missed=["2024-02-12"]), {}, BERLIN).count("2024-02-12") > html(quiet, {}, BERLIN).count(
+        "2024-02-12"
+    )
+
+
+def test_partitions_that_miss_the_declared_performance_by_more_than_chance_are_an_alarm(pipeline, figures):
+    ends = dict(figures.performance.select("partition_key", "high").iter_rows())
+    bound = sorted(ends.values())[2]
+    spec = pipeline.spec.model_validate(
+        pipeline.spec.model_dump(exclude_unset=True, by_alias=True)
+        | {"monitoring": {"performance": {"warn_below": bound}}}
+    )
+    with open_published(pipeline.home) as con:
+        judged = read_figures(con, spec, FIRST, LAST)
+    assert judged.missed == sorted(key for key, high in ends.items() if high < bound) != []
+    assert f"performance worse than declared in {len(judged.missed)} partitions" in judged.alarms
+
+
 def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
     days = ["2024-02-05", "2024-02-07"]
     day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
@@ -476,6 +501,18 @@ def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(p
         assert asked == [page.as_uri()]
         assert complaints == []
         browser.close()
+
+
+def test_the_same_numbers_give_the_same_bytes(page, figures):
+    assert html(figures, charts_of(figures, BERLIN), BERLIN) == page.read_text(encoding="utf-8")
+
+
+def test_every_chart_says_in_words_what_it_shows(page, charts):
+    text = page.read_text(encoding="utf-8")
+    assert {"volume", "scores", "performance", "estimates", "calibration", "drift"} <= charts.keys()
+    for name, chart in charts.items():
+        assert f'<div id="chart-{name}" role="img" aria-label="{chart.title}. {chart.text}">' in text
+        assert f"<figcaption>{chart.text}</figcaption>" in text
 
 
 @pytest.mark.full

@@ -22,7 +22,7 @@ from batch_platform.pipeline.health import health_of, newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.reports.figures import read_figures
-from batch_platform.reports.page import html
+from batch_platform.reports.report import html
 from batch_platform.scoring.batch import score_batch
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.small_pipeline import (
