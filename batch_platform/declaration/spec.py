@@ -482,8 +482,7 @@ class PipelineSpec(Block):
             raise ValueError(msg)
 
     def _check_columns(self) -> None:
-        stored = {*self.features.key, *self.predictions.keep}
-        stored |= {self.features.time} if self.features.time is not None else set()
+        stored = {*self.features.key_and_time, *self.predictions.keep}
         added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"

@@ -292,7 +292,7 @@ class FeatureSession:
             raise BatchPlatformError(msg, hint=hint) from error
 
     def labels(self, partition: Partition) -> pl.DataFrame:
-        """Read the labels of a partition: key columns and the label; rows without a label are dropped.
+        """Read the labels of a partition: key columns and the label, which is never null or NaN.
 
         Raises:
             SourceError: The SQL fails.
@@ -307,6 +307,8 @@ class FeatureSession:
         with query.limited(con), query.explained(partition):
             frame = query.run(con, partition, columns).pl().select(columns)
         frame = frame.drop_nulls(spec.labels.column)
+        if frame[spec.labels.column].dtype.is_float():
+            frame = frame.drop_nans(spec.labels.column)
         require_unique(spec, partition, frame, what="labels")
         return frame
 

@@ -170,21 +170,11 @@ class History:
         self.require_unchanged(build)
         return pl.read_parquet(self.file(build))
 
-    def labels(self, session: FeatureSession, partition: Partition, stamp: Stamp | None = None) -> pl.DataFrame:
-        """Read the labels of a partition: key columns and the label, never null or NaN.
-
-        With a stamp, a run reads the labels of a partition once. Raises what `FeatureSession.labels` raises.
-        """
-
-        def read() -> pl.DataFrame:
-            labels = session.labels(partition)
-            label = labels.columns[-1]
-            return labels.drop_nans(label) if labels[label].dtype.is_float() else labels
-
-        if stamp is None:
-            return read()
+    def labels(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> pl.DataFrame:
+        """Read the labels of a partition, once in a run. Returns and raises what `FeatureSession.labels` does."""
         versions = str(self.builder.sources.versions(partition, self.builder.label_sources))
-        return self._labels.get((stamp.run_id, stamp.at.isoformat(), versions, partition.key), read)
+        key = (stamp.run_id, stamp.at.isoformat(), versions, partition.key)
+        return self._labels.get(key, lambda: session.labels(partition))
 
     def training_data(
         self,
@@ -410,7 +400,7 @@ class History:
             def digest(partition: Partition) -> str:
                 key = (partition.key, versions_now(partition))
                 if key not in self._label_digests:
-                    self._label_digests[key] = _digest(self.labels(session, partition))
+                    self._label_digests[key] = _digest(session.labels(partition))
                 return self._label_digests[key]
 
             try:
@@ -428,24 +418,18 @@ class History:
         self.require_unchanged(build)
         path = self.file(build)
         present = pl.read_parquet_schema(path)
-        beside = [*self.spec.features.key, *([self.spec.features.time] if self.spec.features.time else [])]
-        return pl.read_parquet(
-            path, columns=list(dict.fromkeys([*beside, *feature_columns(self.spec.features, present)]))
-        )
+        columns = [*self.spec.features.key_and_time, *feature_columns(self.spec.features, present)]
+        return pl.read_parquet(path, columns=columns)
 
     def _beside_features(self, rows: pl.DataFrame, partition: Partition) -> pl.DataFrame:
         """Replace the key and the time of rows by ROW_TIME, ENTITY and PARTITION_START."""
         features, zone = self.spec.features, self.spec.partitions.timezone
-        added: list[pl.Series | pl.Expr] = [
-            entity_of(rows.select(features.key)),
-            _starting(partition),
-        ]
+        added: list[pl.Series | pl.Expr] = [entity_of(rows.select(features.key)), _starting(partition)]
         if self.spec.partitions.snapshot:
             added.append(rows.select(self.spec.model.train.group or features.key).hash_rows().alias(GROUP))
         if features.time is not None:
             added.append(on_the_clock(rows[features.time], zone).alias(ROW_TIME))
-        named = {*features.key, *([features.time] if features.time else [])}
-        return rows.with_columns(added).drop(named)
+        return rows.with_columns(added).drop(features.key_and_time)
 
     def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Concatenate frames; those without rows do not decide the types of the columns."""

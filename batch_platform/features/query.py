@@ -110,12 +110,8 @@ class SqlFile:
         where = self.pipeline if partition is None else f"{self.pipeline}, partition {partition.key}"
         try:
             yield
-        except (
-            duckdb.Error,
-            pa.ArrowException,
-            OSError,
-            RuntimeError,
-        ) as error:  # Arrow passes on the errors of DuckDB
+        except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
+            # Arrow passes on the errors of DuckDB in classes of its own, and of Python.
             message = " ".join(str(error).split())
             if isinstance(error, RuntimeError) and not is_interruption(error):
                 raise

@@ -18,10 +18,8 @@ from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, No
 from batch_platform.models.forest.kernels import Descent, Encoding, Kernel, Masks
 from batch_platform.models.forest.structure import require_sound
 
-MASK_KERNELS = {
-    32: kernels.leaf_masks_32,
-    64: kernels.leaf_masks_64,
-}  # key: bits of a mask, a bit for each leaf of a tree
+# Kernels by the number of bits of a mask, which has a bit for each leaf of a tree.
+MASK_KERNELS = {32: kernels.leaf_masks_32, 64: kernels.leaf_masks_64}
 LAST_CUT = (1 << (64 - kernels.CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
 MISSING_RANK = {"leaf masks": 0xFFFF, "descent": LAST_CUT}
 Layout = Literal["leaf masks", "descent"]
