@@ -324,7 +324,7 @@ def _missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: st
         return []
     rows = performance.with_columns(metric=pl.lit(metric), in_sample=False)
     judged = {str(key): check.judge(row, task) for (key,), row in rows.group_by("partition_key", maintain_order=True)}
-    return [key for key, judgement in judged.items() if judgement is not None and not judgement.passed]
+    return [key for key, judgement in judged.items() if judgement is not None and judgement.level != "none"]
 
 
 def _months(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
