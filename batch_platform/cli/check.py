@@ -30,7 +30,7 @@ from batch_platform.warehouse.staging import staging_folder
 
 @dataclass(frozen=True)
 class Problem:
-    """What would make runs of a pipeline fail."""
+    """The faults that would make runs of a pipeline fail."""
 
     pipeline: str
     problem: str
@@ -134,14 +134,14 @@ def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
 
 
 def check_pipeline(pipeline: Pipeline, now: datetime) -> list[BatchPlatformError]:
-    """What would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
+    """Find what would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
     errors, lacking = check_declared(pipeline, now)
     errors = [with_place(error, pipeline.builder.sources.folder, pipeline.spec.name) for error in errors]
     return [*errors, *([merged(pipeline.spec.name, [*lacking.items()], 0)] if lacking else [])]
 
 
 def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatformError], dict[str, SourceError]]:
-    """What would make every run fail, and the errors of due partitions whose own source files are missing, by key."""
+    """Find what would make every run fail, and the errors of due partitions whose own source files are missing, by key."""
     spec, builder = pipeline.spec, pipeline.builder
     errors = list[BatchPlatformError]()
 

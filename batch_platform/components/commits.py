@@ -1,4 +1,4 @@
-"""What Dagster is told of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
+"""The record of a committed partition of each asset for Dagster: logged by the run that committed it, or by a later tick in its place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

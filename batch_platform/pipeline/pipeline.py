@@ -525,12 +525,12 @@ class Pipeline:
         return self._bundles[version.version]
 
     def bundle_folder(self, version: Version, rows: int = 0) -> BundleFolder:
-        """Where a version's bundle lies, which scores so many rows."""
+        """The folder of a version's bundle, which scores so many rows."""
         folder = self.home.bundle(self.spec.name, version.version)
         return BundleFolder(version.version, folder, version.sha256, rows, self._trusts(version))
 
     def _trusts(self, version: Version) -> bool:
-        """Whether the declaration lets the files of a version run code, as the model's or as a challenger's."""
+        """Return whether the declaration lets the files of a version run code, as the model's or as a challenger's."""
         trusted = [challenger for challenger in self.spec.challengers if challenger.allow_pickle]
         if self.spec.model.allow_pickle or not trusted:
             return self.spec.model.allow_pickle

@@ -56,7 +56,7 @@ _REFERENCE_ROWS = 20_000  # newest rows, by whose scores those of an imported mo
 
 @dataclass(frozen=True)
 class Training:
-    """What the trainings for one serving period share."""
+    """The trainings for one serving period."""
 
     history: History
     state: State
@@ -278,7 +278,7 @@ class Training:
         return fitted, data if metrics else None
 
     def _with_positive(self, signature: Signature, data: TrainingData | None) -> Signature:
-        """Which label of outliers is meant; raises TrainingRefusedError if the score of two classes is for another than declared."""
+        """Choose the label that is meant by outliers; raises TrainingRefusedError if a score of two classes is for another than declared."""
         positive, label = self._positive(), None if data is None else data.label
         if signature.task == "binary" and positive.declared not in (None, signature.classes[-1]):
             msg = f"labels.positive is {positive.declared!r}, but the imported model scores {signature.classes[-1]!r}."
