@@ -20,11 +20,11 @@ from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
-from batch_platform.pipeline.train import check_challengers
 from batch_platform.warehouse.staging import staging_folder
 
 

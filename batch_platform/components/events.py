@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -143,7 +144,8 @@ class PartitionLog:
             return {}
         values = self._charted | {commit.partition_key: _number(commit.metadata.get(number))}
         known = {*instance.get_materialized_partitions(self._asset), *values}
-        newest = sorted(key for key in known if definition.has_partition_key(key))[-MOST_POINTS:]
+        declared = (key for key in sorted(known, reverse=True) if definition.has_partition_key(key))
+        newest = sorted(islice(declared, MOST_POINTS))
         if earlier := [key for key in newest if key not in values]:
             of_earlier = dg.AssetRecordsFilter(self._asset, asset_partitions=earlier)
             for record in instance.fetch_materializations(of_earlier, limit=MOST_READ * len(earlier)).records:

@@ -25,10 +25,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf
-from batch_platform.warehouse.ledger import (
-    FeatureBuild,
-    ScoreRun,
-)
+from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
 
 @dataclass(frozen=True)
