@@ -20,17 +20,17 @@ from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
-from batch_platform.pipeline.train import check_challengers
 from batch_platform.warehouse.staging import staging_folder
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What would make runs of a pipeline fail."""
+    """The faults that would make runs of a pipeline fail."""
 
     pipeline: str
     problem: str
@@ -134,14 +134,14 @@ def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
 
 
 def check_pipeline(pipeline: Pipeline, now: datetime) -> list[BatchPlatformError]:
-    """What would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
+    """Find what would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
     errors, lacking = check_declared(pipeline, now)
     errors = [with_place(error, pipeline.builder.sources.folder, pipeline.spec.name) for error in errors]
     return [*errors, *([merged(pipeline.spec.name, [*lacking.items()], 0)] if lacking else [])]
 
 
 def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatformError], dict[str, SourceError]]:
-    """What would make every run fail, and the errors of due partitions whose own source files are missing, by key."""
+    """Find what would make every run fail, and the errors of due partitions whose own source files are missing, by key."""
     spec, builder = pipeline.spec, pipeline.builder
     errors = list[BatchPlatformError]()
 

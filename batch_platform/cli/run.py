@@ -208,7 +208,7 @@ def _with_label_as_declared(wiring: Wiring, state: State, request: PlanRequest, 
 
 
 def _without_dropped(wiring: Wiring, request: PlanRequest, state: State) -> PlanRequest:
-    """What is wanted without the partitions that were deleted for good, which come back only if each is named."""
+    """Leave out the partitions that were deleted for good, which come back only if each is named."""
     dropped = [partition for partition in request.named if partition.key in state.dropped]
     if dropped:
         again = f"batch-platform run {wiring.spec.name} --partition {dropped[0].key}"

@@ -213,7 +213,7 @@ def _show_models(status: PipelineStatus) -> None:
 
 
 def _alike(line: PartitionStatus) -> tuple[str, str]:
-    """What is the same for partitions that are shown in one line."""
+    """The part of a status that partitions shown in one line have in common."""
     return line.condition, alike(line.partition, line.reason) if line.condition == "failed" else line.reason
 
 

@@ -1,4 +1,4 @@
-"""What `run` says at its end: the models that it trained, what was scored, rejected and left out, and what to do next."""
+"""The summary of `run`: the models that it trained, what was scored, rejected and left out, and what to do next."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the requested partitions and the models are like after a run."""
+    """The requested partitions and the models after a run."""
 
     pipeline: str
     partitions: int

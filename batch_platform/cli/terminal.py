@@ -1,4 +1,4 @@
-"""What the commands share: progress bars on a terminal, plain lines otherwise, JSON on request.
+"""The output of the commands: progress bars on a terminal, plain lines otherwise, JSON on request.
 
 Every command imports this module, so it imports nothing heavy.
 """
@@ -42,7 +42,7 @@ def examples(*arguments: str) -> str:
 
 
 def debugging() -> bool:
-    """Whether to show tracebacks and Dagster's own log."""
+    """Return whether to show tracebacks and Dagster's own log."""
     return bool(os.environ.get(DEBUG_VARIABLE))
 
 
@@ -58,7 +58,7 @@ def reporting(*, as_json: bool = False) -> Generator[None]:
 
 
 def is_json() -> bool:
-    """Whether the command reports as JSON."""
+    """Return whether the command reports as JSON."""
     return out.quiet
 
 
@@ -96,7 +96,7 @@ def fail(text: str) -> None:
 
 
 def can_ask() -> bool:
-    """Whether a person can answer: input and output are a terminal, and the report is not JSON."""
+    """Return whether a person can answer: input and output are a terminal, and the report is not JSON."""
     return sys.stdin.isatty() and out.file.isatty() and not is_json()
 
 
@@ -164,7 +164,7 @@ def roughly(seconds: float) -> str:
 
 
 def learned_from(rows: int, days: float | None) -> str:
-    """How much a model learned from; nothing for an imported model. A snapshot has no days."""
+    """Say how much a model learned from; nothing for an imported model. A snapshot has no days."""
     length = ""
     if days is not None:
         length = f" of {counted(round(days), 'day') if days >= 1 else counted(round(days * 24), 'hour')}"

@@ -215,7 +215,7 @@ def works_in_children(context: dg.AssetExecutionContext | dg.AssetCheckExecution
 
 
 def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) -> int:
-    """How many pipelines with such assets a run works on at once, in processes of this machine; within one, step follows step.
+    """The number of pipelines with such assets that a run works on at once, in processes of this machine; within one, step follows step.
 
     The assets of a run without a selection are not in the public part of a context.
     """
@@ -229,7 +229,7 @@ def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) ->
 
 
 def reads_partitions(context: dg.InputContext) -> bool:
-    """Whether an input is read for partitions of the run. An unpartitioned asset reads its whole input.
+    """Return whether an input is read for partitions of the run. An unpartitioned asset reads its whole input.
 
     The public `has_partition_key` of an input says nothing about a range of partitions. No public alternative.
     """
@@ -257,7 +257,7 @@ def check_results(
 
 
 def was_interrupted(failure: StepFailureData) -> bool:
-    """Whether a step failed because its process was interrupted, also within a query. The enumeration is not exported."""
+    """Return whether a step failed because its process was interrupted, also within a query. The enumeration is not exported."""
     error = failure.error and (failure.error.cause or failure.error)
     within_query = error is not None and error.message.strip() == f"RuntimeError: {INTERRUPTED_QUERY}"
     return failure.error_source == ErrorSource.INTERRUPT or within_query
@@ -297,7 +297,7 @@ class CodeLocation:
 
     @property
     def origin(self) -> ManagedGrpcPythonEnvCodeLocationOrigin:
-        """What Dagster's processes load it from."""
+        """The origin that Dagster's processes load it from."""
         target = LoadableTargetOrigin(
             executable_path=sys.executable,
             module_name=None if self.autoloaded else self.module,
@@ -307,7 +307,7 @@ class CodeLocation:
         return ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name=self.name)
 
     def job(self, name: str) -> RemoteJobOrigin:
-        """Where Dagster's processes find one of its jobs."""
+        """The origin by which Dagster's processes find one of its jobs."""
         return RemoteJobOrigin(RemoteRepositoryOrigin(self.origin, SINGLETON_REPOSITORY_NAME), name)
 
 
@@ -534,7 +534,7 @@ def loaded_components(tree: dg.ComponentTree) -> Iterator[tuple[Path, dg.Compone
 
 
 def stands_alone(context: dg.ComponentLoadContext) -> bool:
-    """Whether a component is built without a project, by the public `dg.build_defs_for_component`.
+    """Return whether a component is built without a project, by the public `dg.build_defs_for_component`.
 
     Dagster then passes a tree of mocks on, in which nothing can be looked up. No public alternative.
     """
@@ -561,7 +561,7 @@ def not_defined_elsewhere(context: dg.ComponentLoadContext, resources: Mapping[s
 
 
 def is_preview(context: dg.ScheduleEvaluationContext) -> bool:
-    """Whether a tick is only tried out in the UI, where nothing that it requests is launched.
+    """Return whether a tick is only tried out in the UI, where nothing that it requests is launched.
 
     The daemon names the log of a tick after the number of the tick. A preview gives no name, and Dagster then makes one
     of the time, in this form. No public alternative: a context does not say who evaluates it.

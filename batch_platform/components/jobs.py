@@ -83,7 +83,7 @@ def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
 
 
 def is_of_job(run: dg.DagsterRun, wiring: Wiring, *duties: Duty) -> bool:
-    """Whether a run is of one of these jobs of a pipeline, rather than of assets that somebody chose."""
+    """Return whether a run is of one of these jobs of a pipeline, rather than of assets that somebody chose."""
     return run.job_name in {job_name(wiring.spec.name, duty) for duty in duties}
 
 
@@ -199,7 +199,7 @@ class PredictionsConfig(dg.Config):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained: the values of `training_schema`."""
+    """The options of a training: the values of `training_schema`."""
 
     params: dict[str, Any] = field(default_factory=dict[str, Any])
     until: str | None = None

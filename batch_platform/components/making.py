@@ -51,15 +51,15 @@ class RunStep:
 
     @property
     def of_whole_job(self) -> bool:
-        """Whether the run is of the job that brings a pipeline up to date, which makes what is due upstream."""
+        """Return whether the run is of the job that brings a pipeline up to date, which makes what is due upstream."""
         return self.context.run.job_name == name_of_whole(self.wiring.spec.name)
 
     def is_of(self, *duties: Duty) -> bool:
-        """Whether the run is of one of these jobs of the pipeline."""
+        """Return whether the run is of one of these jobs of the pipeline."""
         return is_of_job(self.context.run, self.wiring, *duties)
 
     def is_followed_by(self, asset: str) -> bool:
-        """Whether a later step of the run makes an asset."""
+        """Return whether a later step of the run makes an asset."""
         return self.wiring.key(asset) in (self.context.run.asset_selection or ())
 
     def stamp(self) -> Stamp:

@@ -140,7 +140,7 @@ def _is_gone_since(pid: int, at: float) -> bool:
 
 
 def _is_gone(process: str) -> bool:
-    """Whether a process has ended; False for a process elsewhere, which cannot be looked up."""
+    """Return whether a process has ended; False for a process elsewhere, which cannot be looked up."""
     pid, started, *place = process.split()
     if place:
         host, boot, namespace = _place().split("/")
@@ -153,7 +153,7 @@ def _is_gone(process: str) -> bool:
 
 
 def _place() -> str:
-    """Where a process id is valid: the machine, its current boot, and the name space of its processes."""
+    """The scope of a process id: the machine, its current boot, and the name space of its processes."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{platform.node().replace('/', '')}/{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
 

@@ -11,7 +11,7 @@ PAUSE = 0.5  # seconds without a report after which what was reported before is 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What a run of an asset has done so far; reported for each finished partition, and on the way through a large one."""
+    """The progress of a run of an asset; reported for each finished partition, and on the way through a large one."""
 
     asset: str
     partition_key: str  # of the partition that is finished or on its way

@@ -30,7 +30,7 @@ Target = tuple[str, str]
 
 
 def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
-    """What queued and running runs hold, whoever started them; a run whose process is gone holds nothing."""
+    """The targets of queued and running runs, whoever started them; a run whose process is gone holds nothing."""
     statuses = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
     dead = {run.run_id for run in dead_runs(instance)}
     runs = [run for run in instance.get_runs(filters=dg.RunsFilter(statuses=statuses)) if run.run_id not in dead]

@@ -87,7 +87,7 @@ class _Tick:
 
 
 def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
-    """What is due at a tick's own time.
+    """Look at what is due at a tick's own time.
 
     A model whose training failed is requested again by the schedule of training. The predictions do not wait for it:
     the previous model serves.
@@ -151,7 +151,7 @@ def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:
 
 
 def _skip_reason(duty: Duty, tick: _Tick) -> str:
-    """Why a schedule requests nothing: what its own work waits for, and which schedule does that."""
+    """Say why a schedule requests nothing: what its own work waits for, and which schedule does that."""
     if tick.held:
         return f"Under way: {listed({key or asset for asset, key in tick.held})}; nothing else can be done here yet."
     due: dict[Step, str] = {step: f"{len(items)} of {step}" for step in STEPS if (items := tick.retried.of(step))}

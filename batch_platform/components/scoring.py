@@ -219,7 +219,7 @@ def _log_evaluated(step: RunStep, log: PartitionLog, evaluated: Evaluated, *, la
 
 
 def _rechecks(step: RunStep) -> bool:
-    """Whether the run compares partitions with their sources however old they are, as its step of the predictions is told."""
+    """Return whether the run compares partitions with their sources however old they are, as its step of the predictions is told."""
     ops: Any = step.context.run.run_config.get("ops", {})
     config = ops.get(step.wiring.key("predictions").to_python_identifier(), {}).get("config", {})
     return PredictionsConfig(**config).recheck

@@ -127,13 +127,13 @@ class Wiring:
         return dg.TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
 
     def backfill_policy(self, partitions: dg.PartitionsDefinition | None) -> dg.BackfillPolicy:
-        """How many partitions of an asset one run of a backfill takes."""
+        """The number of partitions of an asset that one run of a backfill takes."""
         most = None if partitions is None else self.spec.dagster.max_partitions_per_run
         return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
 
     @cached_property
     def freshness_policy(self) -> dg.FreshnessPolicy | None:
-        """When Dagster calls the predictions fresh, by their last materialization, whichever partition it was of.
+        """The rule by which Dagster calls the predictions fresh: their last materialization, whichever partition it was of.
 
         None where nothing is declared, and where the partitions end: after the last one nothing has to be scored.
         """

@@ -24,10 +24,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf
-from batch_platform.warehouse.ledger import (
-    FeatureBuild,
-    ScoreRun,
-)
+from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
 
 @dataclass(frozen=True)

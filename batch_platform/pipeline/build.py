@@ -68,7 +68,7 @@ class FeatureStep:
             raise SourceError(msg, hint=hint)
 
     def _fingerprints(self, partition: Partition) -> dict[str, Fingerprints]:
-        """What the sources with the rows of many partitions hold for each of them."""
+        """Take the fingerprints of the sources with the rows of many partitions."""
         sources, dated, taken = self.history.builder.sources, self.history.builder.dated, dict[str, Fingerprints]()
         for name in dated.shared:
             held = dated.taken(name, sources.version(name, partition), self.state.fingerprints)

@@ -7,20 +7,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from batch_platform.declaration.errors import PublishingError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.features.sample import SEED
-from batch_platform.models.bundle import (
-    Manifest,
-    Sampled,
-    Window,
-    write_bundle,
-)
+from batch_platform.models.bundle import Manifest, Sampled, Window, write_bundle
 from batch_platform.models.declared_model import is_classification
-from batch_platform.models.fitting import (
-    Fitted,
-)
-from batch_platform.models.registry import Version
+from batch_platform.models.fitting import Fitted
+from batch_platform.models.registry import Promotion, Version
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import as_record
 
 
@@ -76,3 +71,20 @@ def sample_of(spec: PipelineSpec, data: TrainingData, rates: Sequence[float]) ->
         seed=SEED,
         rates=list(rates),
     )
+
+
+def publish_version(spec: PipelineSpec, home: Home, version: Version, decision: Promotion) -> None:
+    """Register a version in MLflow too, as declared; raises a PublishingError if MLflow does not accept it."""
+    from batch_platform.models.publishing import publish_bundle
+
+    try:
+        publish_bundle(
+            home.bundle(spec.name, version.version),
+            version.sha256,
+            decision=decision.action,
+            reason=decision.reason,
+            allow_pickle=spec.model.allow_pickle,
+        )
+    except Exception as error:  # errors of MLflow, the network and the disk share no class
+        msg = f"{spec.name}: {version.version} is registered here ({decision.action}), but not in MLflow: {error}"
+        raise PublishingError(msg.rstrip(".") + ".", hint="materialize the model again once MLflow answers.") from error

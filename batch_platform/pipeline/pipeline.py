@@ -6,7 +6,7 @@ What is up to date is skipped unless forced. A partition that fails does not hol
 """
 
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -17,31 +17,15 @@ from typing import Any
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    DataError,
-    IntegrityError,
-    WarehouseError,
-    listed,
-    merged,
-)
-from batch_platform.declaration.spec import Challenger, PipelineSpec
+from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.registry import (
-    ModelTraining,
-    Promotion,
-    Version,
-    read_registry,
-    record_decisions,
-    record_failure,
-    register,
-)
+from batch_platform.models.registry import Promotion, Version, read_registry, record_decisions
 from batch_platform.monitoring.catalogue import is_table, settle_measures
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.pooled import forget_periods, pool
@@ -49,39 +33,22 @@ from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, rows_beside
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
-from batch_platform.pipeline.plan import (
-    Plan,
-    awaited_labels,
-    make_plan,
-    require_labels,
-)
+from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan
 from batch_platform.pipeline.reading import StateReader, changed_since, record_fingerprints
-from batch_platform.pipeline.set_apart import SetApart
+from batch_platform.pipeline.set_apart import SetApart, setting_apart
 from batch_platform.pipeline.state import State, checked, features_due
 from batch_platform.pipeline.status import committed_status, status_rows
-from batch_platform.pipeline.train import (
-    Trained,
-    TrainedChallenger,
-    publish_version,
-    train_challengers,
-    train_version,
-)
-from batch_platform.pipeline.training import Training
-from batch_platform.pipeline.trainings_due import declared_now, untrained
+from batch_platform.pipeline.train import Trained, TrainedChallenger, TrainingStep
 from batch_platform.pipeline.wanted import PlanRequest, require_takeable, with_snapshots_over
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
-from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
+from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full, read_committed
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import drop_scores
-from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures
+from batch_platform.warehouse.failures import FailedStep
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import (
-    ScoreRun,
-    read_latest,
-    replace_statuses,
-)
+from batch_platform.warehouse.ledger import ScoreRun, read_latest, replace_statuses
 from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.staging import staging_folder
 
@@ -232,74 +199,14 @@ class Pipeline:
             DataError: Features of the training window are missing: no model learns from a window with gaps.
             PublishingError: The model is registered here, but not in MLflow.
         """
-        training = Training(self.history, self.state(), period, stamp)
-        self._require_window(training)
-        record = ModelTraining(
-            pipeline=self.spec.name,
-            serving_period=period.key,
-            declared=declared_now(self.spec, training.state),
-            version=None,
-            failure=None,
-            trained_at=stamp.now(),
-            run_id=stamp.run_id,
-        )
-        try:
-            trained = train_version(training, {**self.spec.model.params, **(params or {})}, self.bundle)
-        except (OSError, MemoryError, IntegrityError, WarehouseError):
-            raise
-        except Exception as error:
-            registry, single = training.state.registry, serving_calendar(self.spec) is None
-            if not params and (registry.of_model if single else registry.newest_of(period.key)):
-                with self.warehouse.transaction() as con:
-                    record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
-            raise
-        record = replace(record, version=trained.version.version, trained_at=stamp.now())
-        with self.warehouse.transaction() as con:
-            register(con, trained.version, trained.decision, record)
-            forget_failures(con, self.spec.name, "model", [period.key])
-        due = [challenger for challenger in self.spec.challengers if challenger.version is None]
-        trained = replace(trained, data=None, challengers=self._challenge(training, due, trained))
-        if self.spec.model.publish is not None:
-            publish_version(self.spec, self.home, trained)
-        return trained
-
-    def _require_window(self, training: Training) -> None:
-        """Refuse to train without some partitions of the training window, and name them."""
-        window = training_window(self.spec, training.period.start, training.state.dropped)
-        if lacking := [partition.key for partition in window if partition.key not in training.state.features]:
-            msg = (
-                f"{self.spec.name}, serving period {training.period.key}: the model is not trained, since the features of "
-                f"{listed(lacking)} are missing from its training window."
-            )
-            name, failed = self.spec.name, [key for key in lacking if ("features", key) in training.state.failures]
-            hint = (
-                f"batch-platform status {name} says what failed. If the rows of {failed[0]} never come, batch-platform drop {name} "
-                f"--partition {failed[0]} leaves it out of every training window."
-                if failed
-                else f"batch-platform train {name} --period {training.period.key} builds them first; in Dagster, launch the job "
-                f"{name}_bring_up_to_date."
-            )
-            raise DataError(msg, hint=hint)
-        require_labels(self.spec, training.period, window, self.builder.awaited_label_sources)
+        return self._training_step(stamp).train(period, params or {})
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""
-        training = Training(self.history, self.state(), period, stamp)
-        return self._challenge(training, untrained(self.spec, training.state.registry, period.key))
+        return self._training_step(stamp).challenge(period)
 
-    def _challenge(
-        self, training: Training, due: Sequence[Challenger], model: Trained | None = None
-    ) -> tuple[TrainedChallenger, ...]:
-        """Train challengers and register each as soon as it is trained."""
-        trained: list[TrainedChallenger] = []
-        for challenger in train_challengers(training, due, self.bundle, model):
-            with self.warehouse.transaction() as con:
-                if challenger.version is not None and challenger.decision is not None:
-                    register(con, challenger.version, challenger.decision, challenger.training)
-                else:
-                    record_failure(con, challenger.training)
-            trained.append(challenger)
-        return tuple(trained)
+    def _training_step(self, stamp: Stamp) -> TrainingStep:
+        return TrainingStep(self.history, self.warehouse, self.state(), stamp, self.bundle)
 
     def score(
         self,
@@ -434,31 +341,13 @@ class Pipeline:
         reasons = {partition.key: awaited_labels(self.spec, partition, now, sources) for partition in partitions}
         return {key: reason for key, reason in reasons.items() if reason is not None}
 
-    @contextmanager
-    def setting_apart(self, step: FailedStep, stamp: Stamp, total: int) -> Generator[SetApart]:
+    def setting_apart(self, step: FailedStep, stamp: Stamp, total: int) -> AbstractContextManager[SetApart]:
         """A step over so many partitions, in which a partition that fails alone does not hold up the others.
 
         At the end the failures are recorded, and if there are any, raised as one error that names each partition. An error
         that is not about one partition ends the step at once.
         """
-        apart = SetApart()
-        try:
-            yield apart
-        except Exception:
-            with suppress(BatchPlatformError):  # the first error is the one to show
-                self._record_failures(step, apart, stamp)
-            raise
-        self._record_failures(step, apart, stamp)
-        if apart.failed:
-            noun = "serving period" if step == "model" else "partition"
-            raise merged(self.spec.name, apart.failed, total - len(apart.failed), noun=noun) from apart.failed[0][1]
-
-    def _record_failures(self, step: FailedStep, apart: SetApart, stamp: Stamp) -> None:
-        failures = [
-            Failure(step, key, error.message, error.hint, self.declared, stamp.now(), stamp.run_id)
-            for key, error in apart.recorded().items()
-        ]
-        self.warehouse.record_failures(self.spec.name, step, failures, refused=apart.refused, mended=apart.up_to_date)
+        return setting_apart(self.spec, self.warehouse, self.declared, step, stamp, total)
 
     def publish(self) -> None:
         """Bring the published copy up to date."""
@@ -495,12 +384,12 @@ class Pipeline:
         return self._bundles[version.version]
 
     def bundle_folder(self, version: Version, rows: int = 0) -> BundleFolder:
-        """Where a version's bundle lies, which scores so many rows."""
+        """The folder of a version's bundle, which scores so many rows."""
         folder = self.home.bundle(self.spec.name, version.version)
         return BundleFolder(version.version, folder, version.sha256, rows, self._trusts(version))
 
     def _trusts(self, version: Version) -> bool:
-        """Whether the declaration lets the files of a version run code, as the model's or as a challenger's."""
+        """Return whether the declaration lets the files of a version run code, as the model's or as a challenger's."""
         trusted = [challenger for challenger in self.spec.challengers if challenger.allow_pickle]
         if self.spec.model.allow_pickle or not trusted:
             return self.spec.model.allow_pickle

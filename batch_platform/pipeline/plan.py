@@ -40,7 +40,7 @@ from batch_platform.warehouse.ledger import ScoreRun
 
 @dataclass(frozen=True)
 class Plan:
-    """What is due, and what readers of a committed partition should know, by its key."""
+    """The items that are due, and what readers of a committed partition should know, by its key."""
 
     items: list[Item]  # in the order in which they have to be done
     blocked: list[Item]  # predictions that no model serves, of which some are warm-up
@@ -181,7 +181,7 @@ def _start(item: Item) -> datetime:
 
 
 def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str]) -> dict[str, str]:
-    """What readers of a committed partition should know although scoring it now would change nothing, by its key."""
+    """Collect by key what readers of a committed partition should know although scoring it now would change nothing."""
     spec, state = question.spec, question.state
     knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
     remarks = state.gone | {
@@ -251,7 +251,7 @@ def superseded(run: ScoreRun, champion: Version | None) -> str | None:
 
 
 def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
-    """Why committed predictions are out of date by what is recorded; None if they are not."""
+    """Say why committed predictions are out of date by what is recorded; None if they are not."""
     if table := state.incomplete.get(run.partition_key):
         return f"a file of its {table} is gone or changed"
     if (reason := superseded(run, champion)) is not None:
@@ -265,7 +265,7 @@ def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str 
 
 
 def _due_predictions(question: Question, models: Sequence[Item], named: Version | None) -> _Scoring:
-    """What is to be scored, what no model serves, and what is stale whether it is to be scored again or not."""
+    """Find the predictions that are due, those that no model serves, and those that are stale, due or not."""
     spec, state = question.spec, question.state
     due, blocked, stale = list[Item](), list[Item](), dict[str, str]()
     rescore = named is not None or spec.predictions.rescore != "never"
@@ -320,7 +320,7 @@ def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] 
 
 
 def _with_warm_up(question: Question, models: Sequence[Item], blocked: Sequence[Item]) -> list[Item]:
-    """What no model serves, with what no model can serve; of partitions before the first model, when it serves.
+    """Add the partitions that no model can serve to those that none serves; say of those before the first model when it serves.
 
     What was scored before the first serving period, as the pipeline was once declared, stays as it is.
     """

@@ -52,7 +52,7 @@ def replay(pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp) ->
 
 
 def _refusal(state: State, partition: Partition, run: ScoreRun) -> str:
-    """Why a partition cannot be replayed; empty if it can."""
+    """Say why a partition cannot be replayed; empty if it can."""
     champion = state.registry.champion(partition.start)
     if champion is None or champion.version != run.model_version:
         served_by = "no model serves it" if champion is None else f"the champion is {champion.version}"

@@ -1,13 +1,15 @@
 """Partitions of a step that fail on their own: they are set apart, all others are done, and then the step fails."""
 
 from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from batch_platform.declaration.errors import BatchPlatformError, RunFailedError, merged
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.state import State
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure
 
 _LABELS: Mapping[FailedStep, str] = {
@@ -53,6 +55,36 @@ class SetApart:
     def recorded(self) -> Mapping[str, BatchPlatformError]:
         """The errors to be recorded, by partition key."""
         return {key: error for key, error in self.failed if key in self.tried}
+
+
+@contextmanager
+def setting_apart(  # noqa: PLR0913 - the step, and where its failures are recorded
+    spec: PipelineSpec, warehouse: Warehouse, declared: str, step: FailedStep, stamp: Stamp, total: int
+) -> Generator[SetApart]:
+    """A step over so many partitions, in which a partition that fails alone does not hold up the others.
+
+    At the end the failures are recorded, and if there are any, raised as one error that names each partition. An error
+    that is not about one partition ends the step at once. `declared` is the hash of the declaration.
+    """
+    apart = SetApart()
+
+    def record() -> None:
+        failures = [
+            Failure(step, key, error.message, error.hint, declared, stamp.now(), stamp.run_id)
+            for key, error in apart.recorded().items()
+        ]
+        warehouse.record_failures(spec.name, step, failures, refused=apart.refused, mended=apart.up_to_date)
+
+    try:
+        yield apart
+    except Exception:
+        with suppress(BatchPlatformError):  # the first error is the one to show
+            record()
+        raise
+    record()
+    if apart.failed:
+        noun = "serving period" if step == "model" else "partition"
+        raise merged(spec.name, apart.failed, total - len(apart.failed), noun=noun) from apart.failed[0][1]
 
 
 def failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:

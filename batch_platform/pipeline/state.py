@@ -20,7 +20,7 @@ from batch_platform.warehouse.tables_in_files import PublishedFile, is_whole
 
 @dataclass(frozen=True)
 class State:
-    """What is recorded of a pipeline, and what its files look like; mappings are by partition key."""
+    """The records of a pipeline, and how its files compare with them; mappings are by partition key."""
 
     features: dict[str, FeatureBuild]  # newest builds whose file is as recorded
     scores: dict[str, ScoreRun]  # newest commits

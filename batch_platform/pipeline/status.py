@@ -31,7 +31,7 @@ Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up"
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """Where one partition stands; what a commit records is None if it is not scored."""
+    """The status of one partition; what a commit records is None if it is not scored."""
 
     partition: str
     condition: Condition
@@ -47,7 +47,7 @@ class PartitionStatus:
 
 @dataclass(frozen=True)
 class ChallengerStatus:
-    """Where a declared challenger stands at a time."""
+    """The status of a declared challenger at a time."""
 
     name: str
     version: str | None  # scores beside the champion; None before it is trained
@@ -57,7 +57,7 @@ class ChallengerStatus:
 
 @dataclass(frozen=True)
 class DeclarationChange:
-    """What is declared now and differs from what the champion was trained with."""
+    """A declaration that differs from what the champion was trained with."""
 
     version: str
     differs: list[str]
@@ -66,7 +66,7 @@ class DeclarationChange:
 
 @dataclass(frozen=True)
 class PipelineStatus:
-    """Where a pipeline stands at a time."""
+    """The status of a pipeline at a time."""
 
     pipeline: str
     at: datetime
@@ -167,7 +167,7 @@ def _standing_failures(state: State, plan: Plan) -> list[Failure]:
 
 
 def _declaration_change(spec: PipelineSpec, state: State, plan: Plan, champion: Version) -> DeclarationChange | None:
-    """What of the declaration differs from what the champion was trained with; None if nothing does."""
+    """Compare the declaration with what the champion was trained with; None if they agree."""
     differs = differences(spec, state, champion)
     if not differs:
         return None

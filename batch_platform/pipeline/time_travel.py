@@ -1,4 +1,4 @@
-"""Whether features know the future: they are computed again without the source rows of later times, and compared.
+"""The check whether features know the future: they are computed again without the source rows of later times, and compared.
 
 A source is cut at the start of the partition, by the time that it declares, or that the SQL compares with the bounds of the
 partition. The source that the rows of the features come from has to show the partition: it is cut at its end. What a source
@@ -35,7 +35,7 @@ class TimeLeak:
 
 @dataclass(frozen=True)
 class TimeTravel:
-    """What was found in some partitions of a pipeline."""
+    """The findings in some partitions of a pipeline."""
 
     pipeline: str
     partitions: list[str]
@@ -62,7 +62,7 @@ class TimeTravel:
 
     @property
     def remarks(self) -> list[str]:
-        """What was compared, and what could not be, in sentences."""
+        """Say what was compared, and what could not be."""
         if self.unable:
             return [f"time travel: {self.unable}"]
         number = counted(len(self.partitions), "partition")
@@ -134,7 +134,7 @@ class _Compared:
         return self.builder.rows(self.partition, dict.fromkeys(self.dated, "true") | {name: earlier})
 
     def gives_rows(self, name: str) -> bool:
-        """Whether the rows of the features come from a source, so that none is left without its later rows."""
+        """Return whether the rows of the features come from a source, so that none is left without its later rows."""
         driving = self.builder.spec.features.driving
         drives = driving is not None and driving.source == name
         return drives or (self.present.height > 0 and not self.at_start[name].height)

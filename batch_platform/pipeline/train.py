@@ -6,38 +6,46 @@ reason, and production goes on without it.
 """
 
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    PublishingError,
+    DataError,
+    IntegrityError,
+    WarehouseError,
     WrongUseError,
+    listed,
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.declaration.windows import training_window
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData
-from batch_platform.models.bundle import (
-    Bundle,
-)
 from batch_platform.models.clusters import Former
-from batch_platform.models.declared_model import check_model
 from batch_platform.models.gate import Verdict, accepted, pass_gate
-from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
+from batch_platform.models.registry import (
+    ChallengerTraining,
+    ModelTraining,
+    Promotion,
+    Version,
+    leaks_in,
+    record_failure,
+    register,
+)
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.pipeline.learned import LearnedModel
-from batch_platform.pipeline.training import Training
-from batch_platform.pipeline.trainings_due import knows_too_much
+from batch_platform.pipeline.challengers import as_model, with_own_keys
+from batch_platform.pipeline.learned import LearnedModel, publish_version
+from batch_platform.pipeline.plan import require_labels
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.training import OpenVersion, Training
+from batch_platform.pipeline.trainings_due import declared_now, knows_too_much, untrained
 from batch_platform.scoring.orders import failure_of
-from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.failures import forget_failures
 from batch_platform.warehouse.staging import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
-OpenVersion = Callable[[Version], Bundle]
-_MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|classes|allow_pickle)\b")
 _log = logging.getLogger(__name__)
 
 
@@ -144,7 +152,7 @@ def train_challengers(
             verdict = _verdict(challenger, challenged.history.spec, learned, opponent, open_version)
             version, decision = _written(challenged, challenged.refit(learned), verdict, actor="declaration")
         except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
-            failure = _with_own_keys(failure_of(error), challenger)
+            failure = with_own_keys(failure_of(error), challenger)
             message = "%s: challenger %r could not be trained for %s: %s"
             _log.warning(message, spec.name, challenger.name, period.key, failure)
             yield TrainedChallenger(replace(result, failure=failure, trained_at=stamp.now()))
@@ -159,7 +167,7 @@ def _verdict(
     spec: PipelineSpec,
     learned: LearnedModel,
     opponent: Version | None,
-    open_version: Callable[[Version], Bundle],
+    open_version: OpenVersion,
 ) -> Verdict:
     """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
     task = learned.fitted.signature.task
@@ -176,48 +184,86 @@ def _verdict(
     return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)
 
 
-def _with_own_keys(text: str, challenger: Challenger) -> str:
-    """Replace the keys of the model in a message by those of a challenger."""
-    return _MODEL_KEY.sub(rf"challengers.{challenger.name}.\1", text)
+@dataclass(frozen=True)
+class TrainingStep:
+    """The training of models and challengers in one run; each is registered as soon as it is trained."""
 
+    history: History
+    warehouse: Warehouse
+    state: State
+    stamp: Stamp
+    open_version: OpenVersion
 
-def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
-    """The pipeline with a challenger in place of its model, trained at the same times on the same windows."""
-    declared = {
-        name: getattr(challenger, name) for name in type(challenger).model_fields if name not in ("name", "version")
-    }
-    return spec.model_copy(update={"model": spec.model.model_copy(update={**declared, "publish": None})})
-
-
-def check_challengers(spec: PipelineSpec, folder: Path) -> None:
-    """Check, without data and without a server, that the challengers could be trained or imported.
-
-    Raises:
-        WrongUseError: A challenger could not; the message names it.
-        DataError: The file of an import is not of its flavour.
-    """
-    for challenger in spec.challengers:
-        if challenger.version is None:
-            try:
-                check_model(as_model(spec, challenger).model, folder)
-            except BatchPlatformError as error:
-                hint = None if error.hint is None else _with_own_keys(error.hint, challenger)
-                raise type(error)(_with_own_keys(error.message, challenger), hint=hint) from error
-
-
-def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
-    """Register a version in MLflow too, as declared; raises a PublishingError if MLflow does not accept it."""
-    from batch_platform.models.publishing import publish_bundle
-
-    version, decision = trained.version, trained.decision
-    try:
-        publish_bundle(
-            home.bundle(spec.name, version.version),
-            version.sha256,
-            decision=decision.action,
-            reason=decision.reason,
-            allow_pickle=spec.model.allow_pickle,
+    def train(self, period: Partition, params: Mapping[str, Any]) -> Trained:
+        """Train the model of a serving period and its challengers; see `Pipeline.train`."""
+        training, spec, stamp = Training(self.history, self.state, period, self.stamp), self.history.spec, self.stamp
+        self._require_window(training)
+        record = ModelTraining(
+            pipeline=spec.name,
+            serving_period=period.key,
+            declared=declared_now(spec, training.state),
+            version=None,
+            failure=None,
+            trained_at=stamp.now(),
+            run_id=stamp.run_id,
         )
-    except Exception as error:  # errors of MLflow, the network and the disk share no class
-        msg = f"{spec.name}: {version.version} is registered here ({decision.action}), but not in MLflow: {error}"
-        raise PublishingError(msg.rstrip(".") + ".", hint="materialize the model again once MLflow answers.") from error
+        try:
+            trained = train_version(training, {**spec.model.params, **params}, self.open_version)
+        except (OSError, MemoryError, IntegrityError, WarehouseError):
+            raise
+        except Exception as error:
+            registry, single = training.state.registry, serving_calendar(spec) is None
+            if not params and (registry.of_model if single else registry.newest_of(period.key)):
+                with self.warehouse.transaction() as con:
+                    record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
+            raise
+        record = replace(record, version=trained.version.version, trained_at=stamp.now())
+        with self.warehouse.transaction() as con:
+            register(con, trained.version, trained.decision, record)
+            forget_failures(con, spec.name, "model", [period.key])
+        due = [challenger for challenger in spec.challengers if challenger.version is None]
+        trained = replace(trained, data=None, challengers=self._challenge(training, due, trained))
+        if spec.model.publish is not None:
+            publish_version(spec, self.history.home, trained.version, trained.decision)
+        return trained
+
+    def _require_window(self, training: Training) -> None:
+        """Refuse to train without some partitions of the training window, and name them."""
+        window = training_window(self.history.spec, training.period.start, training.state.dropped)
+        if lacking := [partition.key for partition in window if partition.key not in training.state.features]:
+            msg = (
+                f"{self.history.spec.name}, serving period {training.period.key}: the model is not trained, since the features of "
+                f"{listed(lacking)} are missing from its training window."
+            )
+            name, failed = (
+                self.history.spec.name,
+                [key for key in lacking if ("features", key) in training.state.failures],
+            )
+            hint = (
+                f"batch-platform status {name} says what failed. If the rows of {failed[0]} never come, batch-platform drop {name} "
+                f"--partition {failed[0]} leaves it out of every training window."
+                if failed
+                else f"batch-platform train {name} --period {training.period.key} builds them first; in Dagster, launch the job "
+                f"{name}_bring_up_to_date."
+            )
+            raise DataError(msg, hint=hint)
+        require_labels(self.history.spec, training.period, window, self.history.builder.awaited_label_sources)
+
+    def challenge(self, period: Partition) -> tuple[TrainedChallenger, ...]:
+        """Train the challengers that a serving period lacks; its model stays as it is."""
+        training = Training(self.history, self.state, period, self.stamp)
+        return self._challenge(training, untrained(self.history.spec, training.state.registry, period.key))
+
+    def _challenge(
+        self, training: Training, due: Sequence[Challenger], model: Trained | None = None
+    ) -> tuple[TrainedChallenger, ...]:
+        """Train challengers and register each as soon as it is trained."""
+        trained: list[TrainedChallenger] = []
+        for challenger in train_challengers(training, due, self.open_version, model):
+            with self.warehouse.transaction() as con:
+                if challenger.version is not None and challenger.decision is not None:
+                    register(con, challenger.version, challenger.decision, challenger.training)
+                else:
+                    record_failure(con, challenger.training)
+            trained.append(challenger)
+        return tuple(trained)

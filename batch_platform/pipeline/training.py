@@ -1,6 +1,6 @@
 """Learning for one serving period: the rows of its window, the fit on them or the import, and the fit on all rows."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,51 +9,37 @@ from typing import Any
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    IntegrityError,
-    TrainingRefusedError,
-)
+from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, TrainingRefusedError
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
 from batch_platform.features.outcomes import made_from_outcomes
-from batch_platform.models.bundle import (
-    Evaluation,
-    Manifest,
-    Window,
-    read_reference,
-)
+from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import is_classification, read_import
 from batch_platform.models.estimate_basis import basis_of
-from batch_platform.models.fitting import (
-    Fitted,
-    fit,
-    measured,
-    outcomes_of,
-    refit,
-    suspiciously_good,
-)
+from batch_platform.models.fitting import Fitted, fit, measured, outcomes_of, refit, suspiciously_good
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import after_refit, reference_of, with_prediction
+from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.learned import LearnedModel, sample_of
 from batch_platform.pipeline.state import State
 
+OpenVersion = Callable[[Version], Bundle]
 _TRIAL_ROWS = 1_000  # rows on which an imported model is tried
 _REFERENCE_ROWS = 20_000  # newest rows, by whose scores those of an imported model are judged
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the trainings for one serving period share."""
+    """The trainings for one serving period."""
 
     history: History
     state: State
@@ -275,7 +261,7 @@ class Training:
         return fitted, data if metrics else None
 
     def _with_positive(self, signature: Signature, data: TrainingData | None) -> Signature:
-        """Which label of outliers is meant; raises TrainingRefusedError if the score of two classes is for another than declared."""
+        """Choose the label that is meant by outliers; raises TrainingRefusedError if a score of two classes is for another than declared."""
         positive, label = self._positive(), None if data is None else data.label
         if signature.task == "binary" and positive.declared not in (None, signature.classes[-1]):
             msg = f"labels.positive is {positive.declared!r}, but the imported model scores {signature.classes[-1]!r}."

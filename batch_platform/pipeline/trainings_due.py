@@ -50,7 +50,7 @@ def declared_now(spec: PipelineSpec, state: State) -> str:
 
 
 def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
-    """What is declared now and differs from what a version of the model was trained with."""
+    """Name what is declared now and differs from what a version of the model was trained with."""
     declared: dict[str, tuple[object, object]] = {
         "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
         "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), version.params),
@@ -68,7 +68,7 @@ def single_period(state: State, now: datetime) -> Partition | None:
 
 
 def changed(spec: PipelineSpec, state: State, period: Partition) -> str | None:
-    """What is declared now and was neither the champion of a serving period nor its last training; None if nothing is known to.
+    """Say what is declared now, but was not when the champion and the last model of a serving period were trained; None if nothing.
 
     So a training that the gate refused or that failed is not repeated until the declaration changes again.
     """
@@ -130,7 +130,7 @@ def due_models(question: Question) -> list[Item]:
 
 
 def _all_from(question: Question, period: Partition) -> bool:
-    """Whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
+    """Return whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
     keys = {partition.key for partition in question.wanted} | question.state.dropped.keys()
     due = question.spec.partitions.calendar.due(question.now)
     served = [partition for partition in due if partition.start >= period.start]
@@ -234,7 +234,7 @@ def _first_served(question: Question) -> Partition | None:
 
 
 def _is_model_old(spec: PipelineSpec, state: State, wanted: Sequence[Partition]) -> bool:
-    """Whether the newest snapshot lies in another training period than the newest model, or there is no model."""
+    """Return whether the newest snapshot lies in another training period than the newest model, or there is no model."""
     starts = [version.serving_start for version in state.registry.of_model]
     every = spec.model.train.every
     if not starts or every is None or not wanted:

@@ -1,4 +1,4 @@
-"""What a plan is asked for: the partitions to bring up to date, and how."""
+"""The request of a plan: the partitions to bring up to date, and how."""
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
