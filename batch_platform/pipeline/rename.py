@@ -9,8 +9,7 @@ from contextlib import suppress
 
 import duckdb
 
-# Registers the tables of measures, which are renamed too.
-import batch_platform.monitoring.catalogue  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import batch_platform.monitoring.catalogue  # noqa: F401  # pyright: ignore[reportUnusedImport] - its tables are renamed too
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
