@@ -91,7 +91,9 @@ def _rows(
 
 def _realised_by_segment(scored: ScoredPartition) -> dict[str, pl.DataFrame]:
     """The metrics that are estimated too, of each segment of a partition that the model has not learned from."""
-    segments = None if scored.in_sample or not scored.labelled.height else scored.read_segments()
+    if scored.in_sample or not scored.segments or not scored.labelled.height:
+        return {}
+    segments = scored.read_segments()
     if segments is None:
         return {}
     outcomes, key, realised = labelled_outcomes(scored), list(scored.key), list[tuple[str, str | None, str, float]]()
