@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batch_platform.declaration.stamp import Stamp
     from batch_platform.pipeline.pipeline import Pipeline
     from batch_platform.pipeline.plan import make_plan
+    from batch_platform.pipeline.wanted import PlanRequest
     from batch_platform.warehouse.home import Home
 else:
     _PLACES = {  # imported when first asked for: Dagster, DuckDB and polars take a second
@@ -27,6 +28,7 @@ else:
         "Home": "batch_platform.warehouse.home",
         "Pipeline": "batch_platform.pipeline.pipeline",
         "PipelineSpec": "batch_platform.declaration.spec",
+        "PlanRequest": "batch_platform.pipeline.wanted",
         "Stamp": "batch_platform.declaration.stamp",
         "build_definitions": "batch_platform.components",
         "load_from_defs_folder": "batch_platform.components",
@@ -49,6 +51,7 @@ __all__ = [
     "Home",
     "Pipeline",
     "PipelineSpec",
+    "PlanRequest",
     "Stamp",
     "build_definitions",
     "load_from_defs_folder",

@@ -1,6 +1,6 @@
 """What a project's own code and a notebook may call, with the types they rely on. Checked by pyright, run by nobody."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_type
@@ -13,6 +13,7 @@ from batch_platform import (
     Home,
     Pipeline,
     PipelineSpec,
+    PlanRequest,
     Stamp,
     build_definitions,
     load_from_defs_folder,
@@ -40,12 +41,12 @@ def in_a_notebook(folder: Path, now: datetime) -> None:
     pipeline = Pipeline(spec, folder, Home(folder / "home").create())
     stamp = Stamp("notebook", now)
     state = assert_type(pipeline.state(), State)
-    plan = assert_type(make_plan(spec, state, datetime.now(UTC)), Plan)
+    plan = assert_type(make_plan(spec, state, PlanRequest(datetime.now(UTC))), Plan)
     partitions = [item.partition for item in plan.of("features")]
     assert_type(partitions, list[Partition])
     assert_type(pipeline.build_features(partitions, stamp), Iterator[Built])
     assert_type(pipeline.train(partitions[0], stamp, params={"max_iter": 5}), Trained)
-    assert_type(pipeline.score(partitions, stamp, force=True), Iterator[Committed])
+    assert_type(pipeline.score(partitions, stamp, force=True), Generator[Committed])
     assert_type(pipeline.evaluate(partitions, stamp), Iterator[Evaluated])
     assert_type(pipeline.conclude(now), tuple[State, Plan])
 
