@@ -235,20 +235,18 @@ def _with_dialect(origin: Origin) -> Origin:
             if delimiter == ",":
                 return origin
             options = [f"delim = {literal(delimiter)}", "all_varchar = true", "hive_partitioning = false", *notation]
-            with_comma, with_point = (
-                f"bool_and({_is(number)}) AND bool_or({decimal})"
-                for number, decimal in (
-                    (COMMA_NUMBER, "contains(COLUMNS(*), ',')"),
-                    (_POINT_NUMBER, _is(_NO_GROUPS)),
-                )
-            )
             read = f"read_csv([{', '.join(map(literal, files))}], {', '.join(options)})"
-            (commas,), (points,) = (
-                con.execute(f"SELECT {is_so} FROM {read}").fetchall() for is_so in (with_comma, with_point)
-            )
+
+            def has_column(number: str, decimal: str) -> bool:
+                """Return whether all values of a column are written like a number, and some of them with such decimals."""
+                query = f"SELECT bool_and({_is(number)}) AND bool_or({decimal}) FROM {read}"
+                return any(con.execute(query).fetchall()[0])
+
+            with_comma = has_column(COMMA_NUMBER, "contains(COLUMNS(*), ',')")
+            decimal = "," if with_comma and not has_column(_POINT_NUMBER, _is(_NO_GROUPS)) else None
     except duckdb.Error as error:
         raise unreadable(origin.path, error) from error
-    return replace(origin, delimiter=delimiter, decimal="," if any(commas) and not any(points) else None)
+    return replace(origin, delimiter=delimiter, decimal=decimal)
 
 
 def _is(pattern: str) -> str:
