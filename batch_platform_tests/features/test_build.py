@@ -575,6 +575,8 @@ def test_the_code_version_changes_with_what_can_change_the_features(project, fun
         code_version(project, features={"key": ["id", "shop"]}),
         code_version(project, features={"time": None}),
         code_version(project, sources={"events": {"parquet": "*.parquet"}}),
+        code_version(project, sources={"events": {"parquet": None, "asset": "shop/events"}}),
+        code_version(project, features={"driving": {"source": "events", "time": "ts"}}),
         code_version(project, partitions={"timezone": "UTC"}),
         code_version(project, features=function("def make(events): return events")),
         code_version(project, features=function("def make(events): return events.head()")),
@@ -586,6 +588,9 @@ def test_the_code_version_does_not_change_with_what_cannot(project):
     version = code_version(project)
     assert code_version(project, features={"max_rejected": "10%", "columns": {"amount": {"min": 0}}}) == version
     assert code_version(project, partitions={"end": None}, model={"params": {"max_iter": 9}}) == version
+    assert (
+        code_version(project, sources={"events": {"asset": "shop/events", "time": "ts", "late": "3 days"}}) == version
+    )
     assert code_version(project, description="Another one.", labels_sql="SELECT 1 AS id, 2 AS returned") == version
 
 
