@@ -46,11 +46,9 @@ def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
     newest, evaluated = _newest(state, state.scores), _newest(state, state.evaluations)
     if newest is None:
         return Measured()
-    past = Past(spec.partitions.calendar, state.scores.values())
-    versions = {version.version: version for version in state.registry.versions}
+    commits = Commits(spec, home, [state.scores[newest]], Past(spec.partitions.calendar, ()), {})
     try:
         with reading_published(home) as con:
-            commits = Commits(spec, home, [state.scores[newest]], past, versions)
             values = {measure.name: measure.read_from(con, commits).get(newest) for measure in (DRIFT, ESTIMATES)}
             keys = [] if evaluated is None else [evaluated]
             rows = PERFORMANCE.rows(con, spec.name, keys).filter(pl.col("challenger").is_null())

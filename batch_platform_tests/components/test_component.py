@@ -94,7 +94,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
     "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "store": "parquet", "rescore": "never", "limit": 10},
     "monitoring": {
         "performance": {"warn_below": 0.6},
-        "metrics": ["batch_platform_tests.pipeline.test_pooled.cost"],
+        "metrics": ["batch_platform_tests.monitoring.test_pooled.cost"],
         "segments": ["shop"],
         "notify": ["json://127.0.0.1/alerts"],
         "drift": {

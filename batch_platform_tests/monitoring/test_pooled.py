@@ -18,7 +18,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
-OWN = ["batch_platform_tests.pipeline.test_pooled.cost", "batch_platform_tests.pipeline.test_pooled.hits"]
+OWN = ["batch_platform_tests.monitoring.test_pooled.cost", "batch_platform_tests.monitoring.test_pooled.hits"]
 WEEKLY = {"train": {"every": "week", "start": "2024-02-18", "evaluate": "3 days"}}
 KEYS = ["partition_key", "id"]
 
@@ -183,9 +183,9 @@ def test_metrics_and_segments_that_cannot_be_are_refused_when_declared(monitorin
 
 def test_a_metric_that_does_not_exist_or_is_not_finite_is_refused_by_name(pipeline, monkeypatch):
     day = [pipeline.spec.partitions.calendar.named("2024-02-20")]
-    monkeypatch.setattr("batch_platform_tests.pipeline.test_pooled.cost", lambda _: float("nan"))
+    monkeypatch.setattr("batch_platform_tests.monitoring.test_pooled.cost", lambda _: float("nan"))
     with pytest.raises(DataError, match=r"test_pooled.cost is nan"):
         list(pipeline.evaluate(day, Stamp("again", NOW)))
-    monkeypatch.delattr("batch_platform_tests.pipeline.test_pooled.cost")
+    monkeypatch.delattr("batch_platform_tests.monitoring.test_pooled.cost")
     with pytest.raises(WrongUseError, match="has no class or function 'cost'"):
         list(pipeline.evaluate(day, Stamp("again", NOW)))
