@@ -70,15 +70,15 @@ class StateReader:
     def state(self, *, recheck: bool = False) -> State:
         """The state now; waits for the warehouse. With `recheck`, the sources of all partitions are looked at, however old."""
         carried = self._carried
-        if carried.steps and recheck in carried.seen:
-            state = self.renewed(carried.seen[recheck])
-        elif carried.steps and carried.seen:
-            (other,) = map(self.renewed, carried.seen.values())
-            recorded = replace(other, features={**other.features, **other.lost})
-            state = checked(self.history, recorded, recheck=recheck)
+        if carried.steps and carried.seen:
+            newest = self.renewed(next(iter(carried.seen.values())))
+            recorded = replace(newest, features={**newest.features, **newest.lost})
+            carried.seen = {looked: with_files_as_seen(recorded, seen) for looked, seen in carried.seen.items()}
         else:
             with self.warehouse.open() as con:
                 recorded = self._recorded(con)
+        state = carried.seen.get(recheck) if carried.steps else None
+        if state is None:
             state = checked(self.history, recorded, recheck=recheck)
         if carried.steps:
             carried.seen[recheck] = state
