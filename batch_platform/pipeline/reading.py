@@ -36,8 +36,7 @@ class _Carried:
 
     work: str = ""
     steps: int = 0  # number of steps at work, each within the one before it
-    seen: State | None = None
-    rechecked: bool = False
+    seen: dict[bool, State] = field(default_factory=dict[bool, State])  # by whether all sources were looked at
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,12 @@ class StateReader:
     def carrying(self, work: str) -> Generator[None]:
         """Carry one state through a piece of work, such as a run with its steps; work within it takes part in it.
 
-        The state is read whole once. From then on `state` adds what was recorded since, by this process or another, to
-        what the first reading saw of the files.
+        The ledgers are read whole once, and the files are looked at once with and once without `recheck`, as far as a step
+        asks for it. From then on `state` adds only what was recorded since, by this process or another.
         """
         carried = self._carried
         if not carried.steps and carried.work != work:
-            carried.work, carried.seen = work, None
+            carried.work, carried.seen = work, {}
         carried.steps += 1
         try:
             yield
@@ -69,16 +68,18 @@ class StateReader:
     def state(self, *, recheck: bool = False) -> State:
         """The state now; waits for the warehouse. With `recheck`, the sources of all partitions are looked at, however old."""
         carried = self._carried
-        seen = carried.seen if carried.steps and (carried.rechecked or not recheck) else None
-        if seen is not None:
-            state = self.renewed(seen)
+        if carried.steps and carried.seen:
+            newest = self.renewed(next(iter(carried.seen.values())))
+            recorded = replace(newest, features={**newest.features, **newest.lost})
+            carried.seen = {looked: with_files_as_seen(recorded, seen) for looked, seen in carried.seen.items()}
         else:
             with self.warehouse.open() as con:
-                state = self._recorded(con)
-            state = checked(self.history, state, recheck=recheck)
-            carried.rechecked = recheck
+                recorded = self._recorded(con)
+        state = carried.seen.get(recheck) if carried.steps else None
+        if state is None:
+            state = checked(self.history, recorded, recheck=recheck)
         if carried.steps:
-            carried.seen = state
+            carried.seen[recheck] = state
         return state
 
     def published(self) -> State:
