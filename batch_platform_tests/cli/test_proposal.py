@@ -23,8 +23,8 @@ from batch_platform.features.sources.opening import create_view_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import published
-from batch_platform_tests.examples import examples
 from batch_platform_tests.small_pipeline import carry_out
+from batch_platform_tests.tiers import examples
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 

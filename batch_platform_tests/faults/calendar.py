@@ -16,7 +16,6 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
-from batch_platform_tests.examples import examples
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
 from batch_platform_tests.small_pipeline import (
@@ -26,6 +25,7 @@ from batch_platform_tests.small_pipeline import (
     small_pipeline,
     write_labels_by_day,
 )
+from batch_platform_tests.tiers import examples
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {
