@@ -20,12 +20,11 @@ from pathlib import Path
 
 from batch_platform_tests.browsing import installed_browser
 from batch_platform_tests.postgres_server import installed_postgres
+from batch_platform_tests.tiers import EVERYDAY, TIERS
 
 JDK_VERSIONS = ("17", "21")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 MEMORY = Path("/dev/shm")
-EVERYDAY, UNIT = "not full", "unit and not full"  # marks of the tests of a tier, as pytest's -m
-TIERS = {"--full": [], "--unit": ["-m", UNIT]}  # pytest's arguments by the option that names a tier
 FOLDER_BYTES, SPARE_BYTES = 4 * 2**30, 8 * 2**30  # what the folder may need, and what must be free with it
 
 

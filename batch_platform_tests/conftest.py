@@ -15,7 +15,6 @@ from xdist.scheduler import LoadFileScheduling
 from batch_platform.declaration.engine import Spark
 from batch_platform.features.spark.session import spark_session
 from batch_platform.models.native_threads import let_waiting_threads_sleep
-from batch_platform_tests.__main__ import EVERYDAY, UNIT
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
 from batch_platform_tests.dagster_project import (
     forget_projects,
@@ -23,7 +22,7 @@ from batch_platform_tests.dagster_project import (
     remember_migrations,
     remember_statements,
 )
-from batch_platform_tests.examples import PROFILES
+from batch_platform_tests.tiers import EVERYDAY, PROFILES, UNIT
 
 if TYPE_CHECKING:
     from batch_platform_tests.spark_cluster import SparkCluster

@@ -158,11 +158,17 @@ def _in_folder(tmp_path: Path, **overrides: Any) -> Pipeline:
 
 
 def finished_pipeline(
-    tmp_path: Path, now: datetime, *, before: Callable[[Path], object] | None = None, **overrides: Any
+    tmp_path: Path,
+    now: datetime,
+    *,
+    before: Callable[[Path], object] | None = None,
+    after: Callable[[Pipeline], object] | None = None,
+    **overrides: Any,
 ) -> Pipeline:
     """`small_pipeline` with everything done that is due at a time, made once per session and copied into `tmp_path`.
 
-    `before` is called with the folder of its files before anything is done.
+    `before` is called with the folder of its files before anything is done, and `after` with the finished pipeline. Both
+    are functions of a module, which name the starting point.
     """
 
     def make(folder: Path) -> None:
@@ -170,11 +176,13 @@ def finished_pipeline(
         if before is not None:
             before(pipeline.folder)
         carry_out(pipeline, now)
+        if after is not None:
+            after(pipeline)
 
     plain = {name: value for name, value in overrides.items() if name != "events"}
     events = overrides["events"].write_ipc(None).getvalue() if "events" in overrides else b""
-    step = "" if before is None else f"{before.__module__}.{before.__qualname__}"
-    name = f"finished-{sha256(repr((now, step, plain)).encode() + events).hexdigest()[:16]}"
+    steps = [f"{step.__module__}.{step.__qualname__}" for step in (before, after) if step is not None]
+    name = f"finished-{sha256(repr((now, steps, plain)).encode() + events).hexdigest()[:16]}"
     # Keeps the times of files, by which tables are recognized.
     copytree(made_once(tmp_path, name, make), tmp_path, dirs_exist_ok=True, symlinks=True)
     return _in_folder(tmp_path, **overrides)

@@ -89,3 +89,4 @@ def test_every_number_of_the_guide_has_a_case():
     promised = [name for row in rows for name in row.split(", ")]
     assert len(promised) == len(set(promised))
     assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {*promised}
+    assert {*CASES} >= FULL

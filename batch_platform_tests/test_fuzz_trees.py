@@ -2,8 +2,8 @@
 
 import pytest
 
-from batch_platform_tests.examples import examples
 from batch_platform_tests.fuzz_trees import FAMILIES, fuzzed
+from batch_platform_tests.tiers import examples
 
 SEED = 20_130_101
 MODELS_OF_EACH = examples(12).max_examples

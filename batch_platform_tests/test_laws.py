@@ -8,11 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
@@ -54,17 +52,18 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.cli.test_proposal import pipeline_of, proposed
-from batch_platform_tests.examples import examples
 from batch_platform_tests.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,
     feature_file,
+    finished_pipeline,
     permuted_labels,
     small_events,
     small_pipeline,
     small_spec,
     write_labels_by_day,
 )
+from batch_platform_tests.tiers import examples
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -77,24 +76,12 @@ MARKS = ("run_id", "scored_at", "model_version")  # columns that say which run s
 in_each_store = pytest.mark.parametrize("store", [DUCKDB, PARQUET])
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A project that is brought up to date, to be copied."""
-
-    @cache
-    def made(store: str) -> Path:
-        folder = tmp_path_factory.mktemp(store)
-        if store == DUCKDB:
-            carry_out(small_pipeline(folder), NOW)
-            return folder
-        shutil.copytree(made(DUCKDB), folder, dirs_exist_ok=True, symlinks=True)
-        pipeline = small_pipeline(folder, predictions={"store": store})
-        partitions = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
-        list(pipeline.score(partitions, Stamp("in files", NOW), force=True))
-        carry_out(pipeline, NOW)
-        return folder
-
-    return made
+def score_in_files(pipeline: Pipeline) -> None:
+    """Score again, with predictions in files, what is scored."""
+    in_files = small_pipeline(pipeline.home.root.parent, predictions={"store": PARQUET})
+    partitions = [day(in_files, f"2024-02-{n:02}") for n in range(1, 30)]
+    list(in_files.score(partitions, Stamp("in files", NOW), force=True))
+    carry_out(in_files, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +98,9 @@ def store() -> str:
 
 
 @pytest.fixture
-def pipeline(done: Callable[[str], Path], store: str, tmp_path: Path) -> Pipeline:
+def pipeline(store: str, tmp_path: Path) -> Pipeline:
     """A pipeline that is up to date, in a home of its own."""
-    shutil.copytree(done(store), tmp_path, dirs_exist_ok=True, symlinks=True)
+    finished_pipeline(tmp_path, NOW, after=score_in_files if store == PARQUET else None)
     return small_pipeline(tmp_path, predictions={"store": store})
 
 

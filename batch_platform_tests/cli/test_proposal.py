@@ -22,8 +22,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import published
-from batch_platform_tests.examples import examples
 from batch_platform_tests.small_pipeline import carry_out
+from batch_platform_tests.tiers import examples
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
@@ -221,6 +221,7 @@ def noisy(values: int) -> list[int]:
         ({"returned": None}, "none", "KMeans"),
     ],
 )
+@pytest.mark.full
 def test_the_estimator_follows_from_the_label(tmp_path, columns, target, estimator):
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet", cluster=target == "none")
@@ -469,6 +470,7 @@ def test_the_source_is_named_after_its_file_if_that_is_a_valid_name(tmp_path, fi
     assert f"\nFROM {source}\n" in files["features.sql"]
 
 
+@pytest.mark.full
 def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
     words = ["select", "order", "yes", "null", "date", "Group", "left", "name"]
     orders(200, **{word: [row / 2 for row in range(200)] for word in words}).write_parquet(tmp_path / "orders.parquet")

@@ -107,6 +107,7 @@ def german(table: pl.DataFrame) -> str:
     )
 
 
+@pytest.mark.full
 def test_numbers_with_decimal_commas_are_numbers_in_the_proposal_and_in_the_run(cli, tmp_path):
     (tmp_path / "orders.csv").write_text(german(orders()), encoding="utf-8")
     answer = cli(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "umsatz")
@@ -166,6 +167,7 @@ def test_files_named_by_date_become_a_source_with_a_file_for_each_partition(cli,
     assert report["source_read"] == "each day reads the file of its date, so that late and corrected files are seen"
 
 
+@pytest.mark.full
 def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_path):
     days = [date(2025, 1 + at // 150, 1 + at % 150 // 6) for at in range(ROWS)]
     for (month,), rows in orders(at=days).group_by(pl.col("at").dt.strftime("%Y-%m")):
@@ -234,6 +236,7 @@ def test_a_day_without_a_file_fails_alone_until_there_is_one(cli, tmp_path):
     assert str(lost) in {key for (key,) in published(tmp_path, "SELECT partition_key FROM sales.predictions")}
 
 
+@pytest.mark.full
 def test_files_of_some_days_only_are_read_together(tmp_path):
     table = orders(1200).filter(pl.col("at").dt.weekday() <= 5)
     daily(tmp_path / "sales", "{}.csv", table, pl.DataFrame.write_csv)
@@ -251,6 +254,7 @@ def write_json(table: pl.DataFrame, file: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "writer"), [("csv", pl.DataFrame.write_csv), ("jsonl", write_json)])
+@pytest.mark.full
 def test_a_column_of_one_day_has_the_type_of_all_days(cli, tmp_path, kind, writer):
     table = orders(1200).with_columns(
         pl.col("items").cast(pl.String).str.zfill(3).alias("shelf"),

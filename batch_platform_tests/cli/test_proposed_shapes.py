@@ -154,6 +154,7 @@ def test_features_of_the_past_are_what_was_known_when_the_partition_started(tmp_
     assert rows["weekday"].to_list() == [1] * 24
 
 
+@pytest.mark.full
 def test_a_sensor_with_the_same_day_every_day_ends_in_predictions_though_its_hour_says_all(cli, tmp_path):
     random, hours = np.random.default_rng(1), np.arange(24 * 50)
     usual = np.random.default_rng(99).normal(20, 5, 24)
@@ -187,6 +188,7 @@ COURSES: dict[
 
 
 @pytest.mark.parametrize("series", COURSES)
+@pytest.mark.full
 def test_a_series_has_its_usual_course_for_a_model_where_nothing_predicts_it_better(tmp_path, series):
     level, expected = COURSES[series]
     table = readings(24 * (70 if series != "short" else 8))
@@ -212,6 +214,7 @@ def test_a_series_has_its_usual_course_for_a_model_where_nothing_predicts_it_bet
     assert pipeline_of(files_of("sensor", chosen, Layout(seen.origin)), tmp_path).spec.model.estimator == MEANS
 
 
+@pytest.mark.full
 def test_features_of_the_past_read_all_files_where_each_day_has_its_own(cli, tmp_path):
     for (day,), rows in readings(24 * 28).group_by(pl.col("at").dt.date()):
         rows.write_parquet(tmp_path / f"sensor_{day}.parquet")
@@ -224,6 +227,7 @@ def test_features_of_the_past_read_all_files_where_each_day_has_its_own(cli, tmp
     assert built["level_mean_7_days"].null_count() == 0
 
 
+@pytest.mark.full
 def test_a_long_past_is_learned_from_and_only_its_last_periods_are_scored(tmp_path):
     readings(24 * 900).write_parquet(tmp_path / "sensor.parquet")
     proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
@@ -430,6 +434,7 @@ def test_a_file_to_learn_from_and_a_file_to_score_are_a_snapshot_of_both(cli, tm
     assert there["months"].to_list() == new["months"].to_list()
 
 
+@pytest.mark.full
 def test_a_key_that_two_files_share_is_told_apart_by_the_file(cli, tmp_path):
     with_id = customers(300).with_columns(customer_id=pl.int_range(300) * 7)
     with_id.head(200).write_parquet(tmp_path / "known.parquet")
@@ -606,6 +611,7 @@ def test_labels_are_known_as_late_as_the_end_of_the_table_without_labels_is_long
     assert declared(files)["labels"]["delay"] == delay
 
 
+@pytest.mark.full
 def test_a_table_without_labels_in_its_last_weeks_is_trained_and_measured_on_what_is_mature(cli, tmp_path):
     table = unlabelled(readings(), "level", 24 * 14)
     table.write_parquet(tmp_path / "sensor.parquet")
@@ -638,6 +644,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.full
 def test_a_counter_of_the_rows_of_a_series_is_neither_key_nor_feature(tmp_path):
     table = readings().with_columns(pl.Series(name, values) for name, values in {**COUNTERS, **MEASURES}.items())
     spread = pl.int_range(HOURS) + (pl.int_range(HOURS) - 700).clip(0)

@@ -191,6 +191,7 @@ def test_given_version_is_refused_where_no_model_can_serve_and_is_measured_there
     assert published(project, query) == [("2024-01-05", True)]
 
 
+@pytest.mark.full
 def test_features_before_the_first_serving_period_are_built_where_they_are_forced(cli, project):
     built = "SELECT count(*) FROM batch_platform.feature_builds WHERE partition_key = '2024-01-05'"
     ((before,),) = published(project, built)
@@ -295,6 +296,7 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
     assert cli(fresh, "train", "small", "--period", "2024-02-01").code == 0, "the hint helps"
 
 
+@pytest.mark.full
 def test_the_older_model_scores_while_a_newer_one_cannot_be_trained(cli, tmp_path):
     declared = {"model": {"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}}
     folder = write_project(tmp_path / "project", **declared)

@@ -208,6 +208,7 @@ def test_the_graph_shows_no_more_history_than_the_window_holds(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("every", ["hour", "day", "week", "month"])
+@pytest.mark.full
 def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, every):
     partitions = {"every": "hour", "start": "2014-01-01", "end": "2024-01-01"}
     deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"every": every}})
@@ -384,6 +385,7 @@ def test_the_next_run_logs_a_commit_that_dagster_does_not_know(trained):
     assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [("died",)]
 
 
+@pytest.mark.full
 def test_force_scores_again_what_is_up_to_date(trained):
     trained.score("2024-02-01", "2024-02-01")
     result = trained.run("predictions", first="2024-02-01", config={"predictions": {"force": True}})
@@ -578,6 +580,7 @@ def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
     assert status(deployment, "predictions", "2024-02-06") == StaleStatus.FRESH
 
 
+@pytest.mark.full
 def test_one_model_for_all_learns_from_all_that_is_known_unless_the_run_scores_earlier_partitions(
     tmp_path, monkeypatch
 ):
@@ -594,6 +597,7 @@ def test_one_model_for_all_learns_from_all_that_is_known_unless_the_run_scores_e
     assert "no model serves it; the earliest approved version" in failure(refused)
 
 
+@pytest.mark.full
 def test_one_model_for_all_is_trained_on_all_that_is_known_if_nothing_else_is_asked(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=THREE_WEEKS)
     assert deployment.run("features", first="2024-01-17", last="2024-02-06").success

@@ -82,6 +82,7 @@ def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_one_faili
 
 
 @pytest.mark.parametrize("name", ["misspelt", "no_select"])
+@pytest.mark.full
 def test_dagsters_own_loader_serves_the_others_while_its_validation_fails(user_project, monkeypatch, name):
     add(user_project, name)
     assert groups(dg.load_from_defs_folder(path_within_project=user_project)) == {"small", name}
@@ -168,6 +169,7 @@ def test_dagsters_own_message_names_the_file_and_line_of_what_it_cannot_read(use
         dg.load_from_defs_folder(path_within_project=user_project)
 
 
+@pytest.mark.full
 def test_every_command_serves_pipelines_whose_name_is_their_own(cli, fresh):
     files = declare_again(fresh)
     other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other")) / "defs.yaml"

@@ -314,6 +314,7 @@ def test_the_event_log_stays_open_until_the_outer_use_ends(instance):
     assert instance.get_materialized_partitions(KEY) == {"a", "b"}
 
 
+@pytest.mark.full
 def test_a_run_over_many_partitions_opens_each_database_a_few_times_and_not_for_every_event(tmp_path, monkeypatch):
     """Dagster's storage opens its databases in one place, `_connect`; without it, every event would open one."""
     deployed = deploy_trained(tmp_path, monkeypatch)

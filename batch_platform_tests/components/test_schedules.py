@@ -337,6 +337,7 @@ def test_run_keys_differ_from_tick_to_tick_and_within_one(trained):
         (date(2024, 11, 3), "hour", 25),
     ],
 )
+@pytest.mark.full
 def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, monkeypatch, day, every, count):
     zone = ZoneInfo("America/New_York")
     deployment = deploy(
@@ -367,6 +368,7 @@ def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, mon
 
 
 @pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
+@pytest.mark.full
 def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
     start, evaluate = {"day": ("2024-03-01", "1 day"), "hour": ("2024-03-02", "12 hours")}[every]
     partitions = {"every": every, "start": start, "end": None, "timezone": "America/New_York"}
@@ -414,6 +416,7 @@ def test_predictions_wait_for_a_model_that_is_due(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.full
 def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
     deployment = weekly(tmp_path, monkeypatch)
     when = at("2024-01-31T05:00")
@@ -427,6 +430,7 @@ def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
     assert requested(deployment, "predictions", when) == [(("predictions",), "2024-01-28", "2024-01-30")]
 
 
+@pytest.mark.full
 def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path, monkeypatch):
     twice = with_one_key_between("2024-01-23", "2024-01-24")
     deployment = weekly(tmp_path, monkeypatch, events=twice)
@@ -444,6 +448,7 @@ def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path,
     assert {scores[f"2024-01-{day}"].model_version[:10] for day in (28, 29, 30)} == {"2024-01-21"}
 
 
+@pytest.mark.full
 def test_a_model_that_lacks_a_file_of_labels_holds_up_no_scores_and_evaluation_says_what_it_waits_for(
     tmp_path, monkeypatch
 ):
@@ -476,6 +481,7 @@ def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):
     assert requested(deployment, "training", at("2024-02-03T00:30")) == [(("model",), "2024-01-28", "2024-01-28")]
 
 
+@pytest.mark.full
 def test_a_training_that_fails_holds_up_none_after_it(tmp_path, monkeypatch):
     deployment = weekly(tmp_path, monkeypatch)
     assert not deployment.run(
@@ -512,6 +518,7 @@ def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypat
     assert list(deployment.pipeline.state().scores) == ["2024-02-06"], "the rest is what the model learned from"
 
 
+@pytest.mark.full
 def test_many_runs_of_another_pipeline_hide_no_failure(trained, monkeypatch):
     monkeypatch.setattr(runs, "RECENT", 3)
     failure = dg.DagsterRunStatus.FAILURE

@@ -17,7 +17,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
-from batch_platform_tests.examples import examples
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
 from batch_platform_tests.small_pipeline import (
@@ -27,6 +26,7 @@ from batch_platform_tests.small_pipeline import (
     small_pipeline,
     write_labels_by_day,
 )
+from batch_platform_tests.tiers import examples
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from shutil import copytree
 from threading import local
 from typing import Any
 
@@ -16,8 +15,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 SCORED = [f"2024-02-{day:02}" for day in range(1, 11)]
@@ -109,8 +107,7 @@ def published(home: Home, schema: str = "small") -> dict[str, Held]:
 
 def prepared(folder: Path, **overrides: Any) -> Pipeline:
     """The small pipeline in `folder` with ten days scored, which are made once per session and copied."""
-    template = made_once(folder, "ten_days_scored", lambda made: carry_out(small_pipeline(made), NOW, "first"))
-    copytree(template, folder, dirs_exist_ok=True, symlinks=True)
+    finished_pipeline(folder, NOW)
     return small_pipeline(folder, **overrides)
 
 

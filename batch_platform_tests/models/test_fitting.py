@@ -124,6 +124,7 @@ def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
     assert second.metrics == version.metrics, "the same rows are drawn"
 
 
+@pytest.mark.full
 def test_a_window_within_the_cap_is_used_whole(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 100_000}})
     carry_out(pipeline, TRAINED)

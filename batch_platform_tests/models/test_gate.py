@@ -54,6 +54,7 @@ def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_c
     assert pipeline.state().registry.champion(NOW) == champion
 
 
+@pytest.mark.full
 def test_the_same_model_trained_again_shows_no_difference(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.0}, **UNSEEN})
     carry_out(pipeline, NOW)
@@ -85,6 +86,7 @@ BESIDE = [
 
 
 @pytest.mark.parametrize(("promote", "value", "outcome", "reason"), BESIDE)
+@pytest.mark.full
 def test_the_champion_is_kept_from_what_is_worse_beyond_chance_and_the_comparison_is_always_told(
     promote, value, outcome, reason
 ):

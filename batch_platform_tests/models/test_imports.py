@@ -88,6 +88,7 @@ def test_a_file_that_does_not_meet_the_gate_never_serves(tmp_path):
     assert "worse than the required 0.6" in registry.promotions[0].reason
 
 
+@pytest.mark.full
 def test_a_file_that_is_worse_than_a_trivial_baseline_never_serves_either(tmp_path):
     booster(tmp_path / "project", good=False)
     pipeline = pipeline_of(tmp_path)
@@ -110,6 +111,7 @@ def test_without_a_known_label_it_is_approved_and_says_so(tmp_path, overrides):
     assert (trained.decision.action, trained.decision.reason) == ("approved", UNJUDGED)
 
 
+@pytest.mark.full
 def test_one_partition_of_history_is_enough(tmp_path):
     booster(tmp_path / "project")
     pipeline = pipeline_of(tmp_path, model={**BOOSTER, "train": {"every": None}})

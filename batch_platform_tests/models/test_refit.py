@@ -97,6 +97,7 @@ def test_without_refit_the_judged_model_serves_and_its_training_ends_before_the_
     assert (manifest.training.partitions, manifest.training.rows) == (23, labelled(None, BOUNDARY).height)
 
 
+@pytest.mark.full
 def test_a_refused_version_is_not_fitted_again(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
     carry_out(pipeline, BEFORE_SCORING)
@@ -104,12 +105,14 @@ def test_a_refused_version_is_not_fitted_again(tmp_path):
     assert (manifest.refit, manifest.training.end) == (False, BOUNDARY.isoformat())
 
 
+@pytest.mark.full
 def test_a_version_that_waits_for_a_person_is_fitted_again(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": "manual"})
     carry_out(pipeline, BEFORE_SCORING)
     assert manifest_of(pipeline).refit
 
 
+@pytest.mark.full
 def test_challengers_are_fitted_again_too(tmp_path):
     tree = {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}}
     pipeline = small_pipeline(tmp_path, challengers=[tree])
@@ -128,6 +131,7 @@ def test_the_same_data_give_the_same_refit(tmp_path):
     assert first.equals(second)
 
 
+@pytest.mark.full
 def test_the_cap_on_rows_holds_for_the_refit_with_both_parts_in_proportion(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}})
     carry_out(pipeline, NOW)
@@ -137,6 +141,7 @@ def test_the_cap_on_rows_holds_for_the_refit_with_both_parts_in_proportion(tmp_p
     assert (manifest.sampled.rows_before, manifest.sampled.rows_after) == (everything, 200)
 
 
+@pytest.mark.full
 def test_a_sample_of_the_whole_window_holds_as_large_a_part_of_the_end_as_the_window_does():
     training = data(400, number=np.arange(400))
     whole = training.whole(100, stratified=True)
@@ -156,6 +161,7 @@ def test_the_contract_of_a_refit_knows_the_categories_and_bounds_of_the_whole_wi
     assert (again.rows_fitted, again.metrics) == (200, judged.metrics)
 
 
+@pytest.mark.full
 def test_a_class_that_the_judged_model_did_not_know_is_left_to_the_next_training():
     labels = ["a", "b"] * 75 + ["c"] * 10 + ["a", "b"] * 20
     training = data(label=labels)
@@ -185,6 +191,7 @@ def test_a_champion_is_compared_on_the_rows_that_it_has_not_learned_from(tmp_pat
     assert comparison["difference"]["rows"] == unseen.height < newest.rows_evaluated
 
 
+@pytest.mark.full
 def test_a_champion_of_the_same_serving_period_is_compared_by_what_its_own_gate_recorded(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}})
     carry_out(pipeline, NOW)

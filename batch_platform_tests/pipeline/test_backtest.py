@@ -85,6 +85,7 @@ def test_each_partition_is_scored_by_the_model_of_its_serving_period(tmp_path):
     assert not any(tested.in_sample for tested in result.partitions)
 
 
+@pytest.mark.full
 def test_a_model_does_not_learn_from_labels_that_were_not_known_by_then(tmp_path):
     known = pl.col("ts") < datetime(2024, 1, 30, 23, tzinfo=UTC)  # with the delay of a day, on 1 February in Berlin
     flipped = small_events().with_columns(returned=pl.when(known).then("returned").otherwise(~pl.col("returned")))
@@ -141,6 +142,7 @@ def test_partitions_whose_labels_are_not_known_yet_are_scored_and_say_so(tmp_pat
     assert rows == [(None, None, partitions[1].note)]
 
 
+@pytest.mark.full
 def test_partitions_without_a_single_label_say_so(tmp_path):
     lost = pl.when(pl.col("ts") < datetime(2024, 2, 4, 23, tzinfo=UTC)).then("returned")
     pipeline = made(tmp_path, events=small_events().with_columns(returned=lost))
@@ -207,6 +209,7 @@ def test_every_kind_of_model_is_compared_with_production(tmp_path, kind):
     assert everything(pipeline) == before
 
 
+@pytest.mark.full
 def test_earlier_backtests_are_kept(tmp_path):
     pipeline = made(tmp_path)
     backtested(pipeline, TREE, name="b1", keep_scores=True)
@@ -220,6 +223,7 @@ def test_earlier_backtests_are_kept(tmp_path):
     ]
 
 
+@pytest.mark.full
 def test_a_partition_with_too_many_rejected_rows_is_measured_with_a_note(tmp_path):
     pipeline = made(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "100%"})
     strict = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "1%"})
@@ -228,6 +232,7 @@ def test_a_partition_with_too_many_rejected_rows_is_measured_with_a_note(tmp_pat
     assert partition.metrics == partition.production
 
 
+@pytest.mark.full
 def test_a_single_model_is_trained_as_of_the_first_partition(tmp_path):
     pipeline = made(tmp_path, model={"train": {"every": None}})
     list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), Stamp("features", NOW)))

@@ -17,7 +17,13 @@ from batch_platform.models.promotion import Maker, promote
 from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.staging import staging_folder
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline, small_spec
+from batch_platform_tests.small_pipeline import (
+    feature_file,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 LATER = NOW + timedelta(days=40)
@@ -33,26 +39,21 @@ with Warehouse(Home(Path(sys.argv[1])), timeout=0.0).open():
 UNMET = {"promote": {"metric": "roc_auc", "at_least": 0.999}}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything scored by an approved model; then two refused versions, and an approved one that scored nothing."""
-    folder = tmp_path_factory.mktemp("finished")
-    pipeline = small_pipeline(folder)
-    carry_out(pipeline, NOW)
+def train_more(pipeline: Pipeline) -> None:
+    """Train two versions that are refused, and an approved one that scores nothing."""
     period = pipeline.spec.partitions.calendar.named("2024-02-01")
-    strict = small_pipeline(folder, model=UNMET)
+    strict = small_pipeline(pipeline.home.root.parent, model=UNMET)
     for leaves in (3, 4):
         strict.train(period, Stamp("refused", NOW), params={"max_leaf_nodes": leaves})
     pipeline.train(period, Stamp("unused", NOW), params={"max_leaf_nodes": 5})
     with pipeline.warehouse.open() as con:  # as old as the days that the tests pretend to live in
         con.execute("UPDATE batch_platform.meta SET created_at = '2024-01-01'")
-    return folder
 
 
 @pytest.fixture
-def pipeline(finished: Path, tmp_path: Path) -> Pipeline:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return small_pipeline(tmp_path)
+def pipeline(tmp_path: Path) -> Pipeline:
+    """Everything is scored by an approved model; other versions have scored nothing."""
+    return finished_pipeline(tmp_path, NOW, after=train_more)
 
 
 def everything(pipeline: Pipeline) -> set[Path]:

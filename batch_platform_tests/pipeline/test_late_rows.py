@@ -163,6 +163,7 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
     assert {condition for condition, _ in list(conditions(pipeline).values())[12:]} == {"scored"}
 
 
+@pytest.mark.full
 def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lacked_are_there(tmp_path):
     train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "2 days"}
     weekly = WEEKLY | {"model": {"train": train}}
@@ -191,6 +192,7 @@ def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lac
     )
 
 
+@pytest.mark.full
 def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_window(tmp_path):
     model = {"train": {"every": None, "start": None}, "promote": {"metric": "roc_auc", "at_least": 1}}
     pipeline = small_pipeline(tmp_path, events=orders(), **WEEKLY | {"model": model})
@@ -209,6 +211,7 @@ def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_wi
     assert due_models() == []
 
 
+@pytest.mark.full
 def test_the_schedule_has_the_partitions_with_late_rows_scored_again(template, tmp_path, monkeypatch):
     shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
     deployment = deploy(tmp_path, monkeypatch, events=complete(), **WEEKLY)
@@ -243,6 +246,7 @@ OUTCOMES = {"sources": {"outcomes": {"parquet": "outcomes.parquet"}}}
 
 
 @pytest.mark.parametrize("outcomes", [{}, OUTCOMES], ids=["null in the rows", "no rows in a table without times"])
+@pytest.mark.full
 def test_labels_that_were_missing_are_measured_however_late_they_come(tmp_path, monkeypatch, outcomes):
     late = pl.Series(local_day(complete()).is_in(["2024-02-03", "2024-02-04"]))
     known = complete().with_columns(returned=pl.col("returned").fill_null(value=False))
@@ -311,6 +315,7 @@ def test_a_correction_of_an_old_row_is_found_only_on_demand_or_if_late_is_always
     assert rebuilt(pipeline, recheck=True) == {}
 
 
+@pytest.mark.full
 def test_features_that_look_back_are_built_again_behind_a_late_row_and_only_those_that_differ_are_scored(tmp_path):
     pipeline = only_built(tmp_path, features_sql=MEANS_SQL)
     before = {key: build.sha256 for key, build in pipeline.state().features.items()}

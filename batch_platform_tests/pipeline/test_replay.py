@@ -12,7 +12,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.replay import replay
 from batch_platform.scoring.rejected_rows import rejections, rows_as_json
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 RULES = {"columns": {"amount": {"min": 5}}, "max_rejected": "50%"}
@@ -25,17 +25,9 @@ def events(*, least: float = 0.0) -> pl.DataFrame:
     return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    carry_out(small_pipeline(folder, features=RULES, events=events()), NOW)
-    return folder
-
-
 @pytest.fixture
-def pipeline(finished: Path, tmp_path: Path) -> Pipeline:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return small_pipeline(tmp_path, features=RULES, events=events())
+def pipeline(tmp_path: Path) -> Pipeline:
+    return finished_pipeline(tmp_path, NOW, features=RULES, events=events())
 
 
 def rows(pipeline: Pipeline, table: str = "predictions") -> pl.DataFrame:

@@ -150,6 +150,7 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
         list(pipeline.build_features([pipeline.spec.partitions.calendar.named(FIRST)], Stamp("x", now), force=True))
 
 
+@pytest.mark.full
 def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
     pipeline = of_monday(tmp_path)
     carry_out(pipeline, days_later(1))
@@ -218,6 +219,7 @@ def test_a_snapshot_cannot_be_backtested(tmp_path):
 
 
 @pytest.mark.parametrize("bound", [None, 0.9999])
+@pytest.mark.full
 def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_holds_its_rows_out_still(tmp_path, bound):
     of_monday(tmp_path)
     model = {**SNAPSHOT["model"], "params": {"max_iter": 6}, "promote": {"at_least": bound}}
@@ -238,6 +240,7 @@ def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_hold
     assert manifest.training.rows + manifest.evaluation.rows <= 2000
 
 
+@pytest.mark.full
 def test_a_changed_model_of_snapshots_that_cannot_be_trained_is_not_tried_again_until_it_changes(tmp_path):
     weekly = {"train": {**SNAPSHOT["model"]["train"], "every": "week"}}
     first = snapshots(tmp_path, model=weekly)

@@ -296,6 +296,7 @@ def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_tol
     assert make_plan(shorter.spec, state, PlanRequest(NOW)).of("model") == [], "what they learned was known"
 
 
+@pytest.mark.full
 def test_a_label_file_that_holds_the_same_labels_as_before_is_not_called_corrected(deployment):
     history, versions = deployment.pipeline.history, deployment.pipeline.state().registry.versions
     rewrite(deployment, "answers", "2024-01-20", pl.lit("by phone").alias("how"))
@@ -352,6 +353,7 @@ def test_a_partition_that_is_scored_by_a_named_version_is_stale_from_its_commit_
     assert stale == [(day.key, "stale", f"scored by {first}, the champion is {second}")]
 
 
+@pytest.mark.full
 def test_a_commit_takes_an_earlier_decision_into_account(deployment, monkeypatch):
     monkeypatch.setattr("batch_platform.scoring.run.GROUP_PARTITIONS", 1)
     pipeline = deployment.pipeline
@@ -363,6 +365,7 @@ def test_a_commit_takes_an_earlier_decision_into_account(deployment, monkeypatch
     assert dict.fromkeys(SECOND, "stale") == {key: condition for key, condition, _ in live(deployment) if key in SECOND}
 
 
+@pytest.mark.full
 def test_a_decision_and_the_end_of_a_training_bring_every_row_up_to_date(deployment):
     a_rollback_of_some_days(deployment)
     statuses = {key: (condition, reason) for key, condition, reason in live(deployment)}
@@ -379,6 +382,7 @@ def test_a_decision_and_the_end_of_a_training_bring_every_row_up_to_date(deploym
     assert set(live(deployment, "computed_at")) == {(later,)}
 
 
+@pytest.mark.full
 def test_features_that_are_built_again_are_not_taken_for_lost_or_outdated(deployment):
     """The files that a step saw when it began do not count for builds recorded since."""
     pipeline = deployment.pipeline

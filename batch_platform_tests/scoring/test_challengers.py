@@ -69,18 +69,10 @@ WHERE ts >= $partition_start AND ts < $partition_end
 """
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline with two challengers that is up to date, to be copied."""
-    folder = tmp_path_factory.mktemp("finished")
-    carry_out(small_pipeline(folder, **BOTH), NOW)
-    return folder
-
-
 @pytest.fixture
-def pipeline(finished: Path, tmp_path: Path) -> Pipeline:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return small_pipeline(tmp_path, **BOTH)
+def pipeline(tmp_path: Path) -> Pipeline:
+    """A pipeline with two challengers that is up to date."""
+    return finished_pipeline(tmp_path, NOW, **BOTH)
 
 
 def table(pipeline: Pipeline, name: str, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -177,6 +169,7 @@ def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
     assert len(window) == 1, "on the same rows"
 
 
+@pytest.mark.full
 def test_an_import_may_challenge_a_model_that_is_trained(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     write_small_project(folder)
@@ -213,6 +206,7 @@ def test_a_trained_model_may_challenge_an_import(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.full
 def test_batches_change_no_score_of_a_challenger_and_no_measure_of_it(pipeline, monkeypatch, large):
     before, measured = {name: scores(pipeline, name) for name in ("linear", "tree")}, runs(pipeline)
     monkeypatch.setattr(local, "BATCH_ROWS", 7 if large else 100)
@@ -253,6 +247,7 @@ OTHER_ODD = {"name": "linear", "estimator": "sklearn.ensemble.IsolationForest", 
     ],
     ids=["binary", "multiclass", "regression", "outliers"],
 )
+@pytest.mark.full
 def test_rank_correlation_and_flipped_decisions_are_those_of_scipy_and_numpy(
     tmp_path, declared, challenger, columns, decides
 ):
@@ -330,6 +325,7 @@ def test_performance_names_the_challenger_once_labels_are_known(pipeline):
     assert late.is_empty()
 
 
+@pytest.mark.full
 def test_the_performance_of_production_is_what_it_is_without_challengers(pipeline, tmp_path):
     alone = finished_pipeline(tmp_path / "alone", NOW)
     marks = ("model_version", "challenger")
@@ -337,6 +333,7 @@ def test_the_performance_of_production_is_what_it_is_without_challengers(pipelin
     assert rows.drop(marks).equals(table(alone, "performance", without=marks))
 
 
+@pytest.mark.full
 def test_an_older_table_of_performance_takes_challengers(pipeline):
     with pipeline.warehouse.transaction() as con:
         con.execute("ALTER TABLE small.performance DROP COLUMN challenger")
@@ -356,6 +353,7 @@ def test_the_published_copy_holds_everything_about_challengers(pipeline):
         assert con.execute("SELECT count(*) FROM batch_platform.challenger_trainings").fetchall() == [(2,)]
 
 
+@pytest.mark.full
 def test_assets_of_users_read_the_performance_of_production_unless_they_ask_for_challengers(pipeline, tmp_path):
     alone = finished_pipeline(tmp_path / "alone", NOW)
     name, marks = TableName("small", "performance"), ["model_version", "evaluated_at"]
@@ -522,6 +520,7 @@ def test_a_challenger_added_later_is_trained_alone_and_makes_no_prediction_stale
     assert predictions(added, without=("run_id", "scored_at")).equals(before.drop("run_id", "scored_at"))
 
 
+@pytest.mark.full
 def test_older_periods_get_a_challenger_only_with_force(tmp_path):
     weekly = {"train": {"every": "week", "start": "2024-01-07", "window": "all", "evaluate": "7 days"}}
     carry_out(small_pipeline(tmp_path, model=weekly), NOW)
@@ -534,6 +533,7 @@ def test_older_periods_get_a_challenger_only_with_force(tmp_path):
     assert [item.partition.key for item in forced.of("challengers")] == ["2024-01-21", "2024-01-28"]
 
 
+@pytest.mark.full
 def test_the_scores_of_a_challenger_that_is_no_longer_declared_stay(pipeline, tmp_path):
     before, measured = scores(pipeline, "tree"), runs(pipeline)
     fewer = small_pipeline(tmp_path, challengers=[LINEAR])
@@ -601,6 +601,7 @@ def spoilt(least: float | None = None) -> pl.DataFrame:
     return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
 
 
+@pytest.mark.full
 def test_a_replay_gives_challengers_what_a_whole_scoring_would(tmp_path):
     carry_out(small_pipeline(tmp_path, features=RULES, events=spoilt(), **BOTH), NOW)
     shutil.copytree(tmp_path, tmp_path.with_name("whole"), symlinks=True)
@@ -630,6 +631,7 @@ def test_a_challenger_that_can_no_longer_score_ends_with_a_replay(tmp_path):
     assert not scores(fixed, "tree").filter(pl.col("partition_key") == "2024-02-02").height
 
 
+@pytest.mark.full
 def test_bundles_of_challengers_are_kept_on_disk(pipeline, tmp_path):
     later = NOW + timedelta(days=40)
     assert find_garbage([pipeline.spec], pipeline.home, later, trained_before=NOW + timedelta(days=1)) == []
@@ -645,6 +647,7 @@ def test_bundles_of_challengers_are_kept_on_disk(pipeline, tmp_path):
     assert spare.state().registry.challenger_at("linear", NOW).version != middle
 
 
+@pytest.mark.full
 def test_pickle_is_allowed_only_for_the_challenger_that_declares_it(tmp_path):
     declared = {**LINEAR, "allow_pickle": True}
     pipeline = small_pipeline(tmp_path, challengers=[declared, TREE])

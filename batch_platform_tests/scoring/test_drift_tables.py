@@ -1,6 +1,5 @@
 """Drift through a whole pipeline: a broken feature is found in its first partition, and the table is what the profiles say."""
 
-import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -32,6 +31,7 @@ from batch_platform_tests.small_pipeline import (
     LABELS_SQL,
     carry_out,
     feature_file,
+    finished_pipeline,
     small_events,
     small_pipeline,
 )
@@ -47,18 +47,10 @@ BROKEN: dict[str, tuple[pl.Expr, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that is brought up to date, to be copied."""
-    folder = tmp_path_factory.mktemp("done")
-    carry_out(small_pipeline(folder, monitoring={"drift": {}}), NOW)
-    return folder
-
-
 @pytest.fixture
-def changed(done: Path, tmp_path: Path) -> Callable[..., Pipeline]:
+def changed(tmp_path: Path) -> Callable[..., Pipeline]:
     """The pipeline with other source rows on one day, which is scored again."""
-    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+    finished_pipeline(tmp_path, NOW, monitoring={"drift": {}})
 
     def change(*columns: pl.Expr) -> Pipeline:
         today = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == DAY

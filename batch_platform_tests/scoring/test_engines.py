@@ -3,12 +3,11 @@
 import json
 import os
 import pickle
-import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache, reduce
+from functools import reduce
 from itertools import pairwise
 from multiprocessing import get_context
 from operator import add
@@ -50,7 +49,13 @@ from batch_platform.scoring.partition import (
 )
 from batch_platform.warehouse.tables_in_files import file_xxh3
 from batch_platform_tests.flavour_cases import CASES
-from batch_platform_tests.small_pipeline import SHOPS, carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    SHOPS,
+    feature_file,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
 STAMP = Stamp("engine", NOW)
@@ -179,20 +184,8 @@ def end_of_pool() -> Iterator[None]:
     POOL.shutdown()
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a pipeline that the local engine has scored, to be copied."""
-
-    @cache
-    def made(model: str) -> Path:
-        folder = tmp_path_factory.mktemp(model)
-        if model == "onnx":
-            (folder / "project").mkdir()
-            CASES["onnx columns"](folder / "project")
-        carry_out(small_pipeline(folder, **declared(model)), NOW)
-        return folder
-
-    return made
+def write_onnx(folder: Path) -> None:
+    CASES["onnx columns"](folder)
 
 
 @pytest.fixture
@@ -215,8 +208,9 @@ def declared_engine(request: pytest.FixtureRequest, engine: str) -> Any:
 
 
 @pytest.fixture
-def pipeline(scored: Callable[[str], Path], model: str, declared_engine: Any, tmp_path: Path) -> Pipeline:
-    shutil.copytree(scored(model), tmp_path, dirs_exist_ok=True, symlinks=True)
+def pipeline(model: str, declared_engine: Any, tmp_path: Path) -> Pipeline:
+    """A pipeline that the local engine has scored."""
+    finished_pipeline(tmp_path, NOW, before=write_onnx if model == "onnx" else None, **declared(model))
     return small_pipeline(tmp_path, **declared(model), engine=declared_engine)
 
 
@@ -334,7 +328,7 @@ def test_challengers_score_what_the_champion_scored_and_one_that_cannot_says_why
         assert scores.agreement.result() == whole.result()
 
 
-@pytest.mark.parametrize("at", [4, 300, -9])
+@pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.full) for at in (300, -9))])
 def test_a_changed_byte_is_refused_and_leaves_no_file_of_its_partition(pipeline, tmp_path, at):
     asked = orders(pipeline, "2024-02-02", "2024-02-03")
     content = bytearray(asked[1].features.read_bytes())

@@ -112,6 +112,7 @@ def scoring(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[[], Future[
         (tmp_path / GO).touch()
 
 
+@pytest.mark.full
 def test_a_task_that_runs_twice_at_a_time_gives_its_rows_once(pipeline, scoring, tmp_path, caplog):
     """The first test: Spark repeats a task on another host only, and the later tests kill what runs on the second one."""
     first = pl.read_parquet(feature_file(pipeline, DAYS[-1]))["amount"][0]
@@ -249,6 +250,7 @@ def test_f5_without_room_on_the_disks_of_the_cluster_nothing_is_published(pipeli
     assert predictions(pipeline).equals(before)
 
 
+@pytest.mark.full
 def test_a_partition_with_very_many_rows_is_divided_and_none_of_its_tasks_has_all(spark, tmp_path):
     """Three days of 40 rows and one of 300,023, in one job."""
     (tmp_path / GO).touch()
@@ -399,6 +401,7 @@ def test_what_tasks_return_does_not_grow_with_the_rows_that_two_challengers_rank
     assert not [*on_spark.home.staging.iterdir()]
 
 
+@pytest.mark.full
 def test_the_driver_merges_the_summaries_of_very_many_tasks(capsys):
     spark_driver.main(tasks=40, columns=2)
     assert capsys.readouterr().out.startswith("40 tasks, 20,000,000 rows, 2 columns, one challenger (")
@@ -488,6 +491,7 @@ REASONS: dict[
 
 
 @pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.full
 def test_spark_that_does_not_start_says_why_and_its_log_is_kept_in_the_home(tmp_path, reason):
     engine, variables, cause, detail = REASONS[reason]
     engine = {"master": "local[1]", **engine, "conf": QUICK | engine.get("conf", {})}
@@ -541,6 +545,7 @@ def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
         )
 
 
+@pytest.mark.full
 def test_java_does_not_compile_for_long_where_it_only_passes_work_on(spark, monkeypatch):
     def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         inherited = os.environ["JDK_JAVA_OPTIONS"]  # from the executor's Java
@@ -586,6 +591,7 @@ def test_a_session_that_the_user_started_is_used_and_left_running(spark, monkeyp
         pass
 
 
+@pytest.mark.full
 def test_in_dagster_the_session_of_a_declared_resource_is_used_and_left_running(spark, tmp_path, monkeypatch):
     """The resource finds the session that the tests share; by the declared master nothing could be scored."""
     monkeypatch.setattr(spark_sessions, "_shared", [])

@@ -137,6 +137,7 @@ COLUMNS: dict[str, list[dict[str, Any]]] = {  # of partitions, which are committ
 
 
 @pytest.mark.parametrize("partitions", COLUMNS.values(), ids=COLUMNS)
+@pytest.mark.full
 def test_predictions_are_one_table_with_the_same_columns_wherever_their_partitions_are(tmp_path, partitions):
     def committed(name: str, is_file: Callable[[int], bool]) -> object:
         home = Home(tmp_path / name).create()
@@ -252,6 +253,7 @@ def test_what_a_killed_commit_left_goes_with_the_next_publication_and_files_of_a
     assert files_of(other) == [KEYS[0]], "they are older than this warehouse, which cannot know them"
 
 
+@pytest.mark.full
 def test_a_moved_home_is_read_by_this_project_at_once_and_by_others_once_it_is_told_or_published(home, tmp_path):
     for key in KEYS[:2]:
         write(home, tmp_path, key, "run")
@@ -360,6 +362,7 @@ def test_a_partition_that_lacks_a_file_is_an_error_that_says_so_until_it_is_scor
     assert {run_id for *_, run_id in shown(home.published)} == {"again"}
 
 
+@pytest.mark.full
 def test_lost_scores_of_a_challenger_that_scores_no_longer_are_removed_when_their_partition_is_scored_again(
     home, tmp_path, caplog
 ):
