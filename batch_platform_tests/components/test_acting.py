@@ -8,7 +8,7 @@ from batch_platform_tests.receiver import receiver
 from batch_platform_tests.small_pipeline import small_declaration
 from batch_platform_tests.workspace import workspace_of
 
-_, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
+_, _, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
 
 
 def test_a_sensor_tells_of_an_old_model_and_assets_follow(project, monkeypatch):
