@@ -15,7 +15,7 @@ from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.reports.figures import read_figures
-from batch_platform.reports.page import html
+from batch_platform.reports.report import html
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.checkout import GUIDE, blocks
