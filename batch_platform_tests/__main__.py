@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batch_platform_tests.browsing import installed_browser
-from batch_platform_tests.postgres_server import installed_postgres
-from batch_platform_tests.tiers import EVERYDAY, TIERS
+from batch_platform_tests.harness.browsing import installed_browser
+from batch_platform_tests.harness.postgres_server import installed_postgres
+from batch_platform_tests.harness.tiers import EVERYDAY, TIERS
 
 JDK_VERSIONS = ("17", "21")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")

@@ -15,17 +15,17 @@ from xdist.scheduler import LoadFileScheduling
 from batch_platform.declaration.engine import Spark
 from batch_platform.features.spark.session import spark_session
 from batch_platform.models.native_threads import let_waiting_threads_sleep
-from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
-from batch_platform_tests.dagster_project import (
+from batch_platform_tests.harness.command_line import InProcess, copy_of_finished_project, write_project
+from batch_platform_tests.harness.dagster_project import (
     forget_projects,
     remember_installed_components,
     remember_migrations,
     remember_statements,
 )
-from batch_platform_tests.tiers import EVERYDAY, PROFILES, UNIT
+from batch_platform_tests.harness.tiers import EVERYDAY, PROFILES, UNIT
 
 if TYPE_CHECKING:
-    from batch_platform_tests.spark_cluster import SparkCluster
+    from batch_platform_tests.harness.spark_cluster import SparkCluster
 
 # Before Dagster: to name SciPy's functions, skops searches all modules imported before them, which takes 2 s of CPU.
 IMPORTED_FIRST = scipy.special
@@ -111,7 +111,7 @@ def captured_output_stays_open() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkCluster"]:
     """The cluster that all tests of Spark share."""
-    from batch_platform_tests.spark_cluster import spark_cluster  # imports Spark, which few tests need
+    from batch_platform_tests.harness.spark_cluster import spark_cluster  # imports Spark, which few tests need
 
     with spark_cluster(tmp_path_factory.mktemp("cluster")) as started:
         yield started

@@ -13,11 +13,11 @@ from playwright.sync_api import Locator, expect
 from batch_platform.cli.project import project_files
 from batch_platform.defs import flight_delays
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.browsing import Dagster, browser
-from batch_platform_tests.checkout import ROOT
-from batch_platform_tests.command_line import run_command
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
-from batch_platform_tests.served import Ui, served
+from batch_platform_tests.harness.browsing import Dagster, browser
+from batch_platform_tests.harness.checkout import ROOT
+from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.served import Ui, served
 
 PICTURES = ROOT / ".pictures"
 FIRST, LAST = "2013-03-01", "2013-05-31"

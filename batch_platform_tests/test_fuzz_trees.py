@@ -3,7 +3,7 @@
 import pytest
 
 from batch_platform_tests.fuzz_trees import FAMILIES, fuzzed
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 SEED = 20_130_101
 MODELS_OF_EACH = examples(12).max_examples

@@ -27,11 +27,11 @@ from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.scoring.engines.known import ENGINES
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests import flavour_cases
-from batch_platform_tests.checkout import GUIDE, README, ROOT, blocks
-from batch_platform_tests.declared_keys import given_keys, keys_of
+from batch_platform_tests.harness import flavour_cases
+from batch_platform_tests.harness.checkout import GUIDE, README, ROOT, blocks
+from batch_platform_tests.harness.declared_keys import given_keys, keys_of
+from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.make_reference import FOLDER, pages
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 MINUTES, WORDS_A_MINUTE = 10, 220

@@ -52,7 +52,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.cli.test_proposal import pipeline_of, proposed
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,
     feature_file,
@@ -63,7 +63,7 @@ from batch_platform_tests.small_pipeline import (
     small_spec,
     write_labels_by_day,
 )
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)

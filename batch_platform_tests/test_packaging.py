@@ -11,9 +11,14 @@ import duckdb
 import pytest
 
 from batch_platform import __version__
-from batch_platform_tests.checkout import ROOT, clone_after_demo, copy_checkout, shell
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
-from batch_platform_tests.small_pipeline import small_declaration
+from batch_platform_tests.harness.checkout import ROOT, clone_after_demo, copy_checkout, shell
+from batch_platform_tests.harness.dagster_project import (
+    PACKAGE,
+    pipeline_folder,
+    write_dagster_project,
+    write_defs_yaml,
+)
+from batch_platform_tests.harness.small_pipeline import small_declaration
 
 pytestmark = pytest.mark.full
 

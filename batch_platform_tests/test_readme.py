@@ -19,7 +19,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.drop import drop_partitions
-from batch_platform_tests.checkout import (
+from batch_platform_tests.harness.checkout import (
     DEMO_OUTPUT,
     GUIDE,
     README,
@@ -30,7 +30,7 @@ from batch_platform_tests.checkout import (
     copy_checkout,
     shell,
 )
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 10, 12, tzinfo=UTC)
 TREE = "sklearn.tree.DecisionTreeClassifier"

@@ -12,10 +12,10 @@ import pytest
 from packaging.version import Version
 
 from batch_platform_tests import newest_dagster
-from batch_platform_tests.browsing import installed_browser, require_browser
-from batch_platform_tests.checkout import ROOT
-from batch_platform_tests.postgres_server import FOLDERS_VARIABLE
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.browsing import installed_browser, require_browser
+from batch_platform_tests.harness.checkout import ROOT
+from batch_platform_tests.harness.postgres_server import FOLDERS_VARIABLE
+from batch_platform_tests.harness.starting_points import made_once
 
 JAVA = """#!/bin/sh
 echo 'openjdk version "{version}.0.2" 2026-01-01' >&2

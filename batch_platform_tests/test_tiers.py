@@ -10,8 +10,8 @@ from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.scoring.engines.known import ENGINES
 from batch_platform_tests import test_bad_input, test_faults, test_laws
-from batch_platform_tests.checkout import ROOT
-from batch_platform_tests.tiers import EVERYDAY, TIERS
+from batch_platform_tests.harness.checkout import ROOT
+from batch_platform_tests.harness.tiers import EVERYDAY, TIERS
 
 SLOW_FILE = "batch_platform_tests/pipeline/test_model_year.py"
 ON_SPARK = "table_of_the_catalog"  # in the names of the tests of the source kind that only Spark reads

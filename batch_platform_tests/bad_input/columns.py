@@ -9,7 +9,7 @@ from batch_platform.components import describe
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, assert_same, changed
-from batch_platform_tests.small_pipeline import FEATURES_SQL
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL
 
 EVERY_COLUMN = """\
 SELECT * EXCLUDE (returned) FROM events WHERE ts >= $partition_start AND ts < $partition_end

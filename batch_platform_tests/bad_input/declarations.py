@@ -25,10 +25,15 @@ from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import AFTER, DAY, DAYS, EVENTS, PERIOD, Fed, assert_names, on_the_day
-from batch_platform_tests.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
-from batch_platform_tests.deployment import Deployment, deploy, range_tags
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
+from batch_platform_tests.harness.dagster_project import (
+    PACKAGE,
+    pipeline_folder,
+    write_dagster_project,
+    write_defs_yaml,
+)
+from batch_platform_tests.harness.deployment import Deployment, deploy, range_tags
+from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     feature_file,
     small_declaration,

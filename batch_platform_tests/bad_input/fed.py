@@ -23,14 +23,14 @@ from batch_platform.pipeline.pipeline import Committed, Pipeline
 from batch_platform.pipeline.train import Trained
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     feature_file,
     small_events,
     small_pipeline,
     small_spec,
     write_small_project,
 )
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.starting_points import made_once
 
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
 DAY = DAYS[1]

@@ -11,7 +11,7 @@ from batch_platform.declaration.errors import DataError, SourceError, TrainingRe
 from batch_platform.pipeline.pipeline import Committed
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names, changed, on_the_day
-from batch_platform_tests.small_pipeline import FEATURES_SQL, ROWS_PER_DAY
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, ROWS_PER_DAY
 
 IDS = EVENTS.filter(on_the_day(EVENTS))["id"].sort().to_list()
 DRIVEN = {"features": {"driving": {"source": "events", "time": "ts"}}}

@@ -20,7 +20,7 @@ from batch_platform.monitoring.markdown import markdown
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, changed, on_the_day
-from batch_platform_tests.small_pipeline import FEATURES_SQL
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL
 
 IDS = EVENTS.filter(on_the_day(EVENTS))["id"].sort().to_list()
 TREES = ("max_iter", "max_leaf_nodes", "early_stopping")  # parameters of the usual model that others lack

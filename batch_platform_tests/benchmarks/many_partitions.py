@@ -13,7 +13,7 @@ from pathlib import Path
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, ROOT, Cost, Result, in_turn, run
 from batch_platform_tests.benchmarks.options import Options
-from batch_platform_tests.hourly import MADE, PARTITIONS, PIPELINE, write_hourly_project
+from batch_platform_tests.harness.hourly import MADE, PARTITIONS, PIPELINE, write_hourly_project
 
 TITLE = "Ten thousand partitions: status, a tick, loading"
 FLOOR = "import dagster"

@@ -15,7 +15,7 @@ import dagster as dg
 
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.cli.project import find_project
-from batch_platform_tests import hourly
+from batch_platform_tests.harness import hourly
 
 
 def tick(folder: Path) -> dict[str, float]:

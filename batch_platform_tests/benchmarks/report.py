@@ -18,7 +18,7 @@ from batch_platform.warehouse.ledger import note_partitions
 from batch_platform.warehouse.published import publish
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, run
 from batch_platform_tests.benchmarks.options import Options
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
 
 TITLE = "The report on many predictions"
 NOW = datetime(2024, 3, 3, 12, tzinfo=UTC)

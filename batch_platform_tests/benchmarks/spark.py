@@ -91,7 +91,9 @@ class Prepared:
 
 def measure(options: Options) -> Iterator[Result]:
     """Measure each kind of model with its contenders in turn, then the driver's memory."""
-    from batch_platform_tests.spark_cluster import spark_cluster  # needs pyspark, which the other workloads do not
+    from batch_platform_tests.harness.spark_cluster import (
+        spark_cluster,  # needs pyspark, which the other workloads do not
+    )
 
     rows = max(DAYS, options.rows // SHARE)
     days = days_of(spread(rows, DAYS), datetime.now(UTC).date())

@@ -26,7 +26,7 @@ from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_task import Job, Summary, Task
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Counts, Spent, Staged
-from batch_platform_tests.small_pipeline import small_spec
+from batch_platform_tests.harness.small_pipeline import small_spec
 
 ROWS_PER_TASK = 500_000
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

@@ -18,14 +18,14 @@ import batch_platform
 from batch_platform import __version__
 from batch_platform.cli.app import COMMANDS, app, explain
 from batch_platform.declaration.errors import DataError, SourceError
-from batch_platform_tests.command_line import (
+from batch_platform_tests.harness.command_line import (
     clean_environment,
     published,
     run_command,
     write_project,
 )
-from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_BY_DAY,
     small_declaration,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_platform_tests.command_line import published
+from batch_platform_tests.harness.command_line import published
 
 RANGE = ("--from", "2024-02-10", "--to", "2024-02-20")
 TREE = ("--estimator", "sklearn.tree.DecisionTreeClassifier", "--param", "max_depth=3", "--param", "criterion=entropy")

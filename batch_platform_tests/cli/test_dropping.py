@@ -11,7 +11,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.pipeline import drop
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
-from batch_platform_tests.command_line import REJECTED_DAY, published
+from batch_platform_tests.harness.command_line import REJECTED_DAY, published
 
 TABLES_OF_KEYS = "SELECT schema_name || '.' || table_name FROM duckdb_columns() WHERE column_name = 'partition_key'"
 ENTRIES = "SELECT partition_key, rows > 0, actor <> '', run_id FROM small.dropped_partitions ORDER BY seq"

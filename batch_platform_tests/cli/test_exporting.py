@@ -9,9 +9,9 @@ from polars.testing import assert_frame_equal
 from batch_platform.pipeline.export import export
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import REJECTED_DAY, REJECTED_ID, published
-from batch_platform_tests.dagster_project import pipeline_folder
-from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_pipeline
+from batch_platform_tests.harness.command_line import REJECTED_DAY, REJECTED_ID, published
+from batch_platform_tests.harness.dagster_project import pipeline_folder
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, carry_out, small_pipeline
 
 RANGE = ("--from", "2024-02-18", "--to", "2024-02-20")
 EXPECTED = """

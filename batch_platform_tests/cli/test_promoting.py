@@ -2,8 +2,8 @@
 
 import pytest
 
-from batch_platform_tests.command_line import copy_of, published, run_command, write_project
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.command_line import copy_of, published, run_command, write_project
+from batch_platform_tests.harness.starting_points import made_once
 
 STATUS = "SELECT DISTINCT condition, reason, model_version, champion FROM batch_platform.partition_status ORDER BY ALL"
 

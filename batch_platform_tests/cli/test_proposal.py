@@ -21,9 +21,9 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import published
-from batch_platform_tests.small_pipeline import carry_out
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.small_pipeline import carry_out
+from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 

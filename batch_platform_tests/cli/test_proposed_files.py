@@ -25,7 +25,7 @@ from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import create_view_of
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
-from batch_platform_tests.command_line import published
+from batch_platform_tests.harness.command_line import published
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 

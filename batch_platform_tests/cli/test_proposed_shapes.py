@@ -22,8 +22,8 @@ from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_periods
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, pipeline_of, proposed
-from batch_platform_tests.command_line import published, start_command
-from batch_platform_tests.small_pipeline import carry_out
+from batch_platform_tests.harness.command_line import published, start_command
+from batch_platform_tests.harness.small_pipeline import carry_out
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 

@@ -17,7 +17,7 @@ from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.cli.test_proposal import START, orders, pipeline_of, proposed
-from batch_platform_tests.command_line import published
+from batch_platform_tests.harness.command_line import published
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 

@@ -8,9 +8,9 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform_tests.command_line import OVERRIDES, REJECTED_DAY, REJECTED_ID, published
-from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import small_declaration
+from batch_platform_tests.harness.command_line import OVERRIDES, REJECTED_DAY, REJECTED_ID, published
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.small_pipeline import small_declaration
 
 
 def mend_the_source(project):

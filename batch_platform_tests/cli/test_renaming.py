@@ -6,8 +6,8 @@ from pathlib import Path
 import duckdb
 import yaml
 
-from batch_platform_tests.command_line import REJECTED_DAY, copy_of, published
-from batch_platform_tests.dagster_project import pipeline_folder
+from batch_platform_tests.harness.command_line import REJECTED_DAY, copy_of, published
+from batch_platform_tests.harness.dagster_project import pipeline_folder
 
 
 def declare(project: Path, name: str, *, instead_of: str = "small") -> None:

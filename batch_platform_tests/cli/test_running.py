@@ -16,7 +16,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from batch_platform_tests.command_line import (
+from batch_platform_tests.harness.command_line import (
     COMMAND,
     clean_environment,
     published,
@@ -24,8 +24,8 @@ from batch_platform_tests.command_line import (
     start_command,
     write_project,
 )
-from batch_platform_tests.dagster_project import pipeline_folder
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.harness.dagster_project import pipeline_folder
+from batch_platform_tests.harness.small_pipeline import small_events
 
 DAY = "2024-02-10"
 PROGRESS = re.compile(r"(features|model|predictions|performance): [0-9]+ of ")  # only where a run takes ten seconds

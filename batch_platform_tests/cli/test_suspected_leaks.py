@@ -5,9 +5,9 @@ import json
 import polars as pl
 
 from batch_platform.features.outcomes import made_from_outcomes
-from batch_platform_tests.command_line import LABELS_SQL, OVERRIDES, published, write_project
-from batch_platform_tests.dagster_project import write_defs_yaml
-from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration, small_events, small_pipeline
+from batch_platform_tests.harness.command_line import LABELS_SQL, OVERRIDES, published, write_project
+from batch_platform_tests.harness.dagster_project import write_defs_yaml
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, small_declaration, small_events, small_pipeline
 
 UNKNOWN = pl.col("id") % 25 == 0
 EVENTS = small_events().with_columns(

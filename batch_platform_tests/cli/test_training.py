@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from batch_platform_tests.command_line import published, write_project
-from batch_platform_tests.dagster_project import pipeline_folder
+from batch_platform_tests.harness.command_line import published, write_project
+from batch_platform_tests.harness.dagster_project import pipeline_folder
 
 PERIOD = "2024-02-01"
 VERSIONS = "SELECT version, params FROM batch_platform.model_versions ORDER BY seq"

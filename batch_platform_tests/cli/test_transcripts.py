@@ -8,8 +8,8 @@ import pytest
 
 from batch_platform.cli import new, run
 from batch_platform.components import wiring
-from batch_platform_tests.checkout import blocks
-from batch_platform_tests.stories import STORIES
+from batch_platform_tests.harness.checkout import blocks
+from batch_platform_tests.harness.stories import STORIES
 
 TRANSCRIPTS = blocks("console")
 FOLDER = "~/shop"

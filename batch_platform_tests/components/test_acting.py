@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
-from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.dagster_project import PACKAGE, write_defs_yaml
-from batch_platform_tests.receiver import receiver
-from batch_platform_tests.small_pipeline import small_declaration
-from batch_platform_tests.workspace import workspace_of
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.dagster_project import PACKAGE, write_defs_yaml
+from batch_platform_tests.harness.receiver import receiver
+from batch_platform_tests.harness.small_pipeline import small_declaration
+from batch_platform_tests.harness.workspace import workspace_of
 
 _, _, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
 

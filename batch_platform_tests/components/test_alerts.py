@@ -17,9 +17,9 @@ from batch_platform.components import receivers
 from batch_platform.components.alerts import Looked, look
 from batch_platform.components.incidents import Incident, Subject, Trouble, after_checks, follow
 from batch_platform.components.receivers import Receivers
-from batch_platform_tests.deployment import Deployment, deploy_trained
-from batch_platform_tests.receiver import Receiver, receiver
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.harness.deployment import Deployment, deploy_trained
+from batch_platform_tests.harness.receiver import Receiver, receiver
+from batch_platform_tests.harness.small_pipeline import small_events
 
 DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
 BROKEN = {  # which feature is broken, on which day and how

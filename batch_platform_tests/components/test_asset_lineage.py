@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from batch_platform.components.lineage import CODE, LINEAGE, READABLE
-from batch_platform_tests.deployment import SCORED_FROM, Deployment, deploy, deploy_trained
+from batch_platform_tests.harness.deployment import SCORED_FROM, Deployment, deploy, deploy_trained
 
 STARRED = "SELECT * EXCLUDE (returned) FROM events WHERE ts >= $partition_start AND ts < $partition_end"
 FUNCTION = """\

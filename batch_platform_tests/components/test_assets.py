@@ -22,8 +22,8 @@ from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
 from batch_platform.models.forest import arrays
 from batch_platform.scoring.run import Committed
-from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     feature_file,
     small_events,
@@ -778,7 +778,7 @@ def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkey
 def test_the_row_count_of_a_function_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "growing_source.py").write_text(
-        "from batch_platform_tests.small_pipeline import small_events\ndef events():\n    return small_events()\n"
+        "from batch_platform_tests.harness.small_pipeline import small_events\ndef events():\n    return small_events()\n"
     )
     deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "growing_source.events", "parquet": None}})
     for day in ("2024-01-01", "2024-01-02"):
@@ -802,7 +802,7 @@ def test_a_run_notes_the_same_version_of_a_source_as_an_observation(tmp_path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "noted_source.py").write_text(
         "import polars as pl\n"
-        "from batch_platform_tests.small_pipeline import small_events\n"
+        "from batch_platform_tests.harness.small_pipeline import small_events\n"
         "def events():\n    return small_events()\n"
     )
     deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "noted_source.events", "parquet": None}})

@@ -7,9 +7,9 @@ import polars as pl
 
 from batch_platform_tests.components.test_runs_of_the_command import RETRY
 from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
-from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
-from batch_platform_tests.small_pipeline import small_events
-from batch_platform_tests.workspace import REPOSITORY, workspace
+from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.workspace import REPOSITORY, workspace
 
 JOB = "small_bring_up_to_date"
 

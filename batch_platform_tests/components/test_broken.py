@@ -18,7 +18,7 @@ from batch_platform.components import load_from_defs_folder
 from batch_platform.components.broken import VALIDATION_VARIABLE, broken_in
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
 
 BROKEN = {  # pipelines by name: the file that is changed, what in it, and what the error says
     "misspelt": ("defs.yaml", "evaluate:", "evalute:", "did you mean 'evaluate'"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from batch_platform_tests.command_line import InProcess, copy_of, published, run_command, write_project
 from batch_platform_tests.components.test_assets import evaluations, value
 from batch_platform_tests.components.test_schedules import at, look, shown, tick
-from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.harness.command_line import InProcess, copy_of, published, run_command, write_project
+from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
 
 LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
 BROKEN = {"name": "broken", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_dept": 3}}

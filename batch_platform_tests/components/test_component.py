@@ -24,10 +24,15 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.command_line import run_command
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
-from batch_platform_tests.declared_keys import OTHER_OF_TWO, blocks_of, given_keys, keys_of
-from batch_platform_tests.small_pipeline import small_declaration, small_events, small_spec
+from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.dagster_project import (
+    PACKAGE,
+    pipeline_folder,
+    write_dagster_project,
+    write_defs_yaml,
+)
+from batch_platform_tests.harness.declared_keys import OTHER_OF_TWO, blocks_of, given_keys, keys_of
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_events, small_spec
 
 CHECKOUT = Path(batch_platform.__file__).parent.parent
 EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that are there

@@ -26,8 +26,8 @@ from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.dagster_project import write_dagster_project
-from batch_platform_tests.deployment import deploy_trained
+from batch_platform_tests.harness.dagster_project import write_dagster_project
+from batch_platform_tests.harness.deployment import deploy_trained
 
 CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
 RANGE = {

@@ -1,7 +1,7 @@
 import pytest
+from batch_platform.monitoring.scores import ScoreDistribution
 
 from batch_platform.components.describe import distribution, docstring_of, opening_comment
-from batch_platform.monitoring.scores import ScoreDistribution
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from batch_platform_tests.components.test_component import CHECKOUT, accepted, environment
-from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 
 pytestmark = pytest.mark.full
 

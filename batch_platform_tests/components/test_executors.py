@@ -10,9 +10,9 @@ from dagster._core.test_utils import create_run_for_test as create_run
 from batch_platform.components.processes import PROCESS_TAG, close_dead_runs
 from batch_platform.declaration.threads import threads
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.command_line import published
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder
-from batch_platform_tests.deployment import QUIET, range_tags
+from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
+from batch_platform_tests.harness.deployment import QUIET, range_tags
 
 OWN = """\
 import dagster as dg

@@ -7,8 +7,8 @@ import dagster as dg
 
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import Wiring
-from batch_platform_tests.deployment import deploy_trained
-from batch_platform_tests.small_pipeline import small_spec
+from batch_platform_tests.harness.deployment import deploy_trained
+from batch_platform_tests.harness.small_pipeline import small_spec
 
 FRESH_BY = {"fresh_by": "07:00"}
 

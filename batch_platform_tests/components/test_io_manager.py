@@ -19,8 +19,8 @@ import pytest
 from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, TableIOManager
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.user_tables import TableName, open_table
-from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.deployment import QUIET, SCORED_FROM, Deployment, deploy_after, range_tags
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.deployment import QUIET, SCORED_FROM, Deployment, deploy_after, range_tags
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # a user's single-run backfill is in beta
 

@@ -12,20 +12,20 @@ import dagster as dg
 import pytest
 import yaml
 
-from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.command_line import copy_of_finished_project, published
 from batch_platform_tests.components.test_io_manager import Held
 from batch_platform_tests.components.test_schedules import at, requested
-from batch_platform_tests.dagster_project import (
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.command_line import copy_of_finished_project, published
+from batch_platform_tests.harness.dagster_project import (
     PACKAGE,
     forget_projects,
     pipeline_folder,
     write_dagster_project,
     write_defs_yaml,
 )
-from batch_platform_tests.deployment import Deployment, deploy_trained
-from batch_platform_tests.small_pipeline import small_declaration
-from batch_platform_tests.workspace import Workspace, workspace_of
+from batch_platform_tests.harness.deployment import Deployment, deploy_trained
+from batch_platform_tests.harness.small_pipeline import small_declaration
+from batch_platform_tests.harness.workspace import Workspace, workspace_of
 
 LONELY = """\
 import dagster as dg

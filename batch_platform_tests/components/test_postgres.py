@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.command_line import OVERRIDES, copy_of_finished_project, published
-from batch_platform_tests.dagster_project import forget_projects, write_defs_yaml
-from batch_platform_tests.postgres_server import postgres
-from batch_platform_tests.small_pipeline import small_declaration
-from batch_platform_tests.workspace import workspace_of
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.command_line import OVERRIDES, copy_of_finished_project, published
+from batch_platform_tests.harness.dagster_project import forget_projects, write_defs_yaml
+from batch_platform_tests.harness.postgres_server import postgres
+from batch_platform_tests.harness.small_pipeline import small_declaration
+from batch_platform_tests.harness.workspace import workspace_of
 
 pytestmark = pytest.mark.full
 

@@ -14,8 +14,8 @@ from dagster._utils.schedules import cron_string_iterator
 
 from batch_platform.components.processes import PROCESS_TAG
 from batch_platform.components.runs import PARTITIONS_TAG
-from batch_platform_tests.deployment import Deployment, deploy, deploy_trained, range_tags
-from batch_platform_tests.workspace import REPOSITORY, Workspace, workspace
+from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.harness.workspace import REPOSITORY, Workspace, workspace
 
 WHEN = datetime(2024, 2, 5, 3, tzinfo=UTC)  # before the ticks of that morning in Berlin
 PREVIEW = """

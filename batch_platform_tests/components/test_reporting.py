@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from batch_platform_tests.deployment import deploy_trained
+from batch_platform_tests.harness.deployment import deploy_trained
 
 
 def test_the_report_is_an_asset_with_a_job_and_a_schedule(tmp_path, monkeypatch):

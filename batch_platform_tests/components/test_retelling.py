@@ -8,8 +8,8 @@ import dagster as dg
 import pytest
 
 from batch_platform.components.events import log_unknown_commits
-from batch_platform_tests.deployment import Deployment, deploy
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.harness.deployment import Deployment, deploy
+from batch_platform_tests.harness.small_pipeline import small_events
 
 ASSETS = ("features", "model", "predictions", "performance")
 ONLY_OF_A_RUN = {  # measured or looked up while the run works

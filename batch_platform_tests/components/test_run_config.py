@@ -9,8 +9,8 @@ import pytest
 
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.runs import PARTITIONS_TAG
-from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
-from batch_platform_tests.small_pipeline import DECLARATION
+from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.harness.small_pipeline import DECLARATION
 
 DECLARED = DECLARATION["model"]["params"]
 

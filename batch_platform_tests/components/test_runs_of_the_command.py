@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from batch_platform_tests.dagster_project import PACKAGE
-from batch_platform_tests.workspace import workspace_of
+from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.workspace import workspace_of
 
 SENSOR = """\
 from pathlib import Path

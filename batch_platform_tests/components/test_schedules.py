@@ -20,8 +20,8 @@ from batch_platform.components.processes import PROCESS_TAG, this_process
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_after, deploy_trained, range_tags
-from batch_platform_tests.small_pipeline import LABELS_BY_DAY, small_events, write_labels_by_day
+from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_after, deploy_trained, range_tags
+from batch_platform_tests.harness.small_pipeline import LABELS_BY_DAY, small_events, write_labels_by_day
 
 SCHEDULES = {"predictions": "score", "training": "train", "performance": "evaluate"}  # what each brings up to date
 AFTER_ALL = datetime(2024, 3, 10, 12, tzinfo=UTC)

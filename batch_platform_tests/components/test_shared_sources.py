@@ -13,9 +13,9 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import features_due
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.user_tables import TableName, store_table
-from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import small_declaration, small_events, small_pipeline, small_spec
-from batch_platform_tests.workspace import REPOSITORY, Workspace, workspace_of
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.workspace import REPOSITORY, Workspace, workspace_of
 
 RAW = dg.AssetKey(["raw", "orders"])
 ORDERS = """\

@@ -17,12 +17,12 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect
 
-from batch_platform_tests.browsing import Dagster, browser
-from batch_platform_tests.command_line import run_command
-from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project, write_defs_yaml
-from batch_platform_tests.deployment import range_tags
-from batch_platform_tests.receiver import Receiver, receiver
-from batch_platform_tests.served import (
+from batch_platform_tests.harness.browsing import Dagster, browser
+from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_dagster_project, write_defs_yaml
+from batch_platform_tests.harness.deployment import range_tags
+from batch_platform_tests.harness.receiver import Receiver, receiver
+from batch_platform_tests.harness.served import (
     BACKFILL,
     BACKFILL_STATUS,
     LOCATIONS,
@@ -35,7 +35,7 @@ from batch_platform_tests.served import (
     session_of,
     tags_of,
 )
-from batch_platform_tests.small_pipeline import small_declaration, small_events
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_events
 
 pytestmark = pytest.mark.full
 

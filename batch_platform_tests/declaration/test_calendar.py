@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from batch_platform.declaration import redaction
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.redaction import protect, redact, redacted, redacted_output
-from batch_platform_tests.command_line import run_command
-from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults.invariants import everything_written
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.harness.tiers import examples
 
 MARKER = "s3cr3t-marker-0815"
 SOURCES = """\

@@ -13,8 +13,8 @@ from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.notation import check_cron, parse_duration
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
-from batch_platform_tests.declared_keys import OTHER_OF_TWO, given_keys, keys_of
-from batch_platform_tests.small_pipeline import small_declaration, small_spec
+from batch_platform_tests.harness.declared_keys import OTHER_OF_TWO, given_keys, keys_of
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_spec
 
 pytestmark = pytest.mark.unit
 

@@ -30,13 +30,13 @@ from batch_platform.models import trial
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.forest.boosters import read_lightgbm
 from batch_platform.models.forest.structure import malformed
-from batch_platform_tests.command_line import clean_environment, run_command, start_command
-from batch_platform_tests.dagster_project import forget_projects, pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import SCORED, STAMP, days, everything_written
 from batch_platform_tests.faults.processes import ENDLESS
-from batch_platform_tests.small_pipeline import small_pipeline
-from batch_platform_tests.workspace import workspace_of
+from batch_platform_tests.harness.command_line import clean_environment, run_command, start_command
+from batch_platform_tests.harness.dagster_project import forget_projects, pipeline_folder, write_dagster_project
+from batch_platform_tests.harness.small_pipeline import small_pipeline
+from batch_platform_tests.harness.workspace import workspace_of
 
 LIMIT = 'mutation {setConcurrencyLimit(concurrencyKey: "%s", limit: 3)}'
 LIMITS = "{instance {concurrencyLimits {concurrencyKey}}}"

@@ -19,14 +19,14 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,
     small_events,
     small_pipeline,
     write_labels_by_day,
 )
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {

@@ -15,7 +15,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 SCORED = [f"2024-02-{day:02}" for day in range(1, 11)]

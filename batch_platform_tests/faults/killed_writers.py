@@ -35,7 +35,7 @@ from batch_platform_tests.faults.invariants import (
 from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.small_pipeline import carry_out, write_small_project
+from batch_platform_tests.harness.small_pipeline import carry_out, write_small_project
 
 PERIOD = "2024-02-01"
 # The share of kills after each mark, and the mark that ends the time in which a kill may fall.

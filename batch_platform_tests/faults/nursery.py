@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from threadpoolctl import get_cached_controller
 
-from batch_platform_tests.small_pipeline import FEATURES_SQL, LABELS_SQL
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, LABELS_SQL
 
 VICTIMS = "batch_platform_tests.faults.victim"
 STORM = "batch_platform_tests.faults.storm_tasks"

@@ -22,9 +22,6 @@ from batch_platform.components import wiring
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import COMMAND, clean_environment, copy_of, run_command, start_command
-from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
-from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
     NOW,
@@ -37,11 +34,23 @@ from batch_platform_tests.faults.invariants import (
 )
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import task_arguments
-from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui, answers, finished, launch, session_of
-from batch_platform_tests.served import served as served_by_the_command
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
-from batch_platform_tests.starting_points import made_once
-from batch_platform_tests.workspace import workspace_of
+from batch_platform_tests.harness.command_line import COMMAND, clean_environment, copy_of, run_command, start_command
+from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.served import (
+    BACKFILL,
+    BACKFILL_STATUS,
+    PATIENCE,
+    Ui,
+    answers,
+    finished,
+    launch,
+    session_of,
+)
+from batch_platform_tests.harness.served import served as served_by_the_command
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_spec
+from batch_platform_tests.harness.starting_points import made_once
+from batch_platform_tests.harness.workspace import workspace_of
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 

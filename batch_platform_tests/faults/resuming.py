@@ -8,12 +8,12 @@ from typing import Any
 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import run_command, start_command
-from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import held
-from batch_platform_tests.served import PATIENCE
-from batch_platform_tests.small_pipeline import small_events, small_spec
+from batch_platform_tests.harness.command_line import run_command, start_command
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.harness.served import PATIENCE
+from batch_platform_tests.harness.small_pipeline import small_events, small_spec
 
 LEARNED_UNTIL, LAST = date(2024, 1, 31), date(2024, 11, 26)
 KEYS = [str(LEARNED_UNTIL + timedelta(days=n)) for n in range(1, (LAST - LEARNED_UNTIL).days + 1)]

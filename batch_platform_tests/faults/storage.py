@@ -26,9 +26,6 @@ from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
-from batch_platform_tests import command_line
-from batch_platform_tests.command_line import COMMAND, copy_of_finished_project, run_command
-from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
     NOW,
@@ -45,7 +42,10 @@ from batch_platform_tests.faults.invariants import (
 )
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.small_pipeline import feature_file, small_events
+from batch_platform_tests.harness import command_line
+from batch_platform_tests.harness.command_line import COMMAND, copy_of_finished_project, run_command
+from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.small_pipeline import feature_file, small_events
 
 KEY = SCORED[4]
 

@@ -35,7 +35,7 @@ from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Wat
 from batch_platform_tests.faults.invariants import NOW, SCORED, assert_nothing_in_between, days, rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.faults.victim import die_at_step
-from batch_platform_tests.small_pipeline import carry_out, small_spec
+from batch_platform_tests.harness.small_pipeline import carry_out, small_spec
 
 PERIOD = "2024-02-01"
 SECONDS_UNRECORDED = 120  # of files that `gc` may remove in a storm; no task takes longer

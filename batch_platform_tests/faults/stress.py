@@ -32,7 +32,7 @@ from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Wat
 from batch_platform_tests.faults.invariants import SCORED, changed_events
 from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
-from batch_platform_tests.small_pipeline import write_small_project
+from batch_platform_tests.harness.small_pipeline import write_small_project
 
 WORK = {
     "write": 30,

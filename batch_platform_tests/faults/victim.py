@@ -31,7 +31,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
-from batch_platform_tests.small_pipeline import small_spec
+from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.warehouse import test_database
 
 CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")

@@ -41,7 +41,7 @@ from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.stress import Storm
 from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.small_pipeline import small_spec, write_small_project
+from batch_platform_tests.harness.small_pipeline import small_spec, write_small_project
 
 KEY = SCORED[3]
 SCHEMAS = "SELECT DISTINCT schema_name FROM duckdb_tables() WHERE schema_name <> 'batch_platform'"

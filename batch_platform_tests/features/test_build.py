@@ -17,7 +17,7 @@ from batch_platform.features.row_checks import instants
 from batch_platform.features.sources.opening import Sources, bounded
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     BERLIN,
     FEATURES_SQL,
     LABELS_SQL,

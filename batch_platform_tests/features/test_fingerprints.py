@@ -12,7 +12,7 @@ from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.lineage.rows import rows_read
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.small_pipeline import FEATURES_SQL, small_spec
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, small_spec
 
 pytestmark = pytest.mark.unit
 

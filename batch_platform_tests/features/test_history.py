@@ -7,7 +7,7 @@ import pytest
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features import history
 from batch_platform.features.build import FeatureSession
-from batch_platform_tests.small_pipeline import small_pipeline
+from batch_platform_tests.harness.small_pipeline import small_pipeline
 
 STAMP = Stamp("run", datetime(2024, 3, 2, tzinfo=UTC))
 KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]

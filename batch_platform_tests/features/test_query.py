@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batch_platform.features.query import statement_of
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.features.sample import Sample
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit
 

@@ -26,8 +26,8 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.user_tables import TableName, store_table
-from batch_platform_tests.deployment import deploy
-from batch_platform_tests.small_pipeline import feature_file, small_spec
+from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.small_pipeline import feature_file, small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"], "number": [0.5, None]})

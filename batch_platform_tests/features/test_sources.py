@@ -15,7 +15,7 @@ from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import literal, quoted
-from batch_platform_tests.small_pipeline import small_spec
+from batch_platform_tests.harness.small_pipeline import small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 ODD_FOLDERS = ["plain", "a b", "[x]", "it's", 'say "hi"', "größe", "a*b", "a?b", "a=b"]

@@ -35,11 +35,11 @@ from batch_platform.features.spark.task import FULL_DISK, WRITTEN, WrittenRows, 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.command_line import published
-from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.deployment import deploy
 from batch_platform_tests.features.test_delta import ODD, odd_table
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_BY_DAY,
     LABELS_SQL,
@@ -49,7 +49,7 @@ from batch_platform_tests.small_pipeline import (
     small_spec,
     write_small_project,
 )
-from batch_platform_tests.spark_cluster import CONF, SparkCluster
+from batch_platform_tests.harness.spark_cluster import CONF, SparkCluster
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -584,7 +584,7 @@ DRIVER = """\
 import sys
 from pathlib import Path
 from batch_platform_tests.features.test_spark_features import ENDLESS, KEY, build
-from batch_platform_tests.spark_cluster import CONF
+from batch_platform_tests.harness.spark_cluster import CONF
 
 build(Path(sys.argv[1]), {"spark": {"master": sys.argv[2], "conf": CONF}}, ENDLESS)
 """

@@ -14,7 +14,7 @@ from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, T
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.gate import beaten_by_baseline, pass_gate
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
 
 NOW = datetime(2024, 2, 1, 12, tzinfo=UTC)  # the model is trained, and no partition waits for it
 MONDAY = datetime(2024, 1, 1, tzinfo=UTC)

@@ -27,7 +27,7 @@ from sklearn.svm import SVR
 from batch_platform.models.blocks import BLOCK_ROWS
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import compile_predictor
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit
 

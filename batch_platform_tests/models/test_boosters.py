@@ -18,8 +18,8 @@ from batch_platform.models.flavours.known import flavour, flavour_of
 from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, prove, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.native_threads import one_thread
+from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.models.test_forest import SHAPES, Shape, assert_the_same_bits, table
-from batch_platform_tests.tiers import examples
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.small_pipeline import small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline
 
 KMEANS, MINI_BATCH = "sklearn.cluster.KMeans", "sklearn.cluster.MiniBatchKMeans"
 PERIOD, STAMP = "2024-02-01", Stamp("run", datetime(2024, 3, 2, 12, tzinfo=UTC))

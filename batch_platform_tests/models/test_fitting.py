@@ -17,7 +17,7 @@ from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.gate import ChampionComparison, beside_champion, judge
-from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
 FEATURES = Features(sql="features.sql", key=["id"], time="ts")

@@ -25,8 +25,8 @@ from batch_platform.models.flavours.flavour import Flavour, as_scores
 from batch_platform.models.flavours.known import FLAVOURS, flavour
 from batch_platform.models.forest.compiled import CompilablePredictor, prove
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.flavour_cases import CASES, EXTRAS, Kept, keep, table
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
+from batch_platform_tests.harness.flavour_cases import CASES, EXTRAS, Kept, keep, table
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
 
 ROWS = table(257, seed=1)
 

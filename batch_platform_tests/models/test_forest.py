@@ -34,7 +34,7 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.estimators import read_estimator
 from batch_platform.models.native_threads import one_thread
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,7 +17,7 @@ from batch_platform.monitoring.comparison import Difference
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 UNSEEN = {"refit": False}  # so that a champion of the same serving period has not learned from the evaluation rows

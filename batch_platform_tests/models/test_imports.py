@@ -25,8 +25,8 @@ from batch_platform.models.declared_model import check_estimator_exists, check_m
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.train import UNJUDGED
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.flavour_cases import COLUMNS, infer_contract, table
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.flavour_cases import COLUMNS, infer_contract, table
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 NUMBERS_SQL = "SELECT id, ts, amount, items, known FROM events WHERE ts >= $partition_start AND ts < $partition_end"

@@ -20,7 +20,7 @@ from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.flavours.mlflow import TRACKING, library
 from batch_platform.models.publishing import CHAMPION
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
 

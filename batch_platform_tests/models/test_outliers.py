@@ -14,7 +14,7 @@ from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)  # the model of February is due, and a week that it serves
 FOREST = {"estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimators": 10, "max_iter": None}}

@@ -16,7 +16,7 @@ from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.forest.compiled import CompiledPredictor
 from batch_platform.models.refinements.prior import Corrected
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})

@@ -15,8 +15,8 @@ from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.contract import Contract, infer_contract
 from batch_platform.models.fitting import fit, refit
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform_tests.harness.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
 from batch_platform_tests.models.test_fitting import FEATURES, data
-from batch_platform_tests.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 BEFORE_SCORING = datetime(2024, 2, 1, 12, tzinfo=UTC)

@@ -26,8 +26,8 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError, read_trees, trees_file
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import COMMAND, run_command
-from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.harness.command_line import COMMAND, run_command
+from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.models import test_boosters
 from batch_platform_tests.models.test_bundle import manifest
 from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learned, table

@@ -21,8 +21,8 @@ from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, table_columns
-from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 9, 12, tzinfo=UTC)
 EMPTY, ONE_ROW, DAY, BEFORE = "2024-02-03", "2024-02-04", "2024-02-06", "2024-02-05"

@@ -10,8 +10,8 @@ from polars.testing import assert_frame_equal
 from batch_platform.monitoring.catalogue import MEASURES, declared_checks, evaluated_measures
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import measure
+from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.monitoring.test_metrics import LABELS, OUTCOMES, TASKS
-from batch_platform_tests.small_pipeline import small_spec
 
 pytestmark = pytest.mark.unit
 

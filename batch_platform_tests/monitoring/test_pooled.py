@@ -15,7 +15,13 @@ from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 OWN = ["batch_platform_tests.monitoring.test_pooled.cost", "batch_platform_tests.monitoring.test_pooled.hits"]

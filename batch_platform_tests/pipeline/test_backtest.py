@@ -12,7 +12,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_comparison import totals
 from batch_platform.pipeline.backtest_models import BacktestModel
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     DECLARATION,
     feature_file,
     finished_pipeline,

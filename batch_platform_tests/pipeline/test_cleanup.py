@@ -17,7 +17,7 @@ from batch_platform.models.promotion import Maker, promote
 from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.staging import staging_folder
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     feature_file,
     finished_pipeline,
     small_events,

@@ -8,7 +8,7 @@ import pytest
 from batch_platform.cli.terminal import roughly
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.steps import Item
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,13 @@ from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
+    feature_file,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 CLUSTERS = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}

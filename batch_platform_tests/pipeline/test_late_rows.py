@@ -22,8 +22,8 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.components.test_schedules import requested, tick
-from batch_platform_tests.deployment import deploy
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
     carry_out,

@@ -8,11 +8,11 @@ import pytest
 from playwright.sync_api import expect
 
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests import hourly
 from batch_platform_tests.benchmarks import many_partitions
-from batch_platform_tests.browsing import Dagster, browser
-from batch_platform_tests.command_line import run_command
-from batch_platform_tests.served import served
+from batch_platform_tests.harness import hourly
+from batch_platform_tests.harness.browsing import Dagster, browser
+from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.served import served
 
 pytestmark = pytest.mark.full
 

@@ -19,10 +19,10 @@ from scipy.stats import rankdata
 
 from batch_platform.cli.project import project_files
 from batch_platform.defs.flight_delays import sources
-from batch_platform_tests.checkout import ROOT
-from batch_platform_tests.command_line import Answer, published, run_command
-from batch_platform_tests.dagster_project import PACKAGE
-from batch_platform_tests.served import Ui, finished, launch, served
+from batch_platform_tests.harness.checkout import ROOT
+from batch_platform_tests.harness.command_line import Answer, published, run_command
+from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.served import Ui, finished, launch, served
 
 pytestmark = pytest.mark.full
 

@@ -12,7 +12,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import reading_published
-from batch_platform_tests.small_pipeline import LABELS_SQL, carry_out, finished_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import LABELS_SQL, carry_out, finished_pipeline, small_spec
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 CHALLENGED = {"challengers": [{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]}

@@ -11,7 +11,13 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
+    feature_file,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 BY_DAY = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}, "shops": {"csv": "shops.csv"}}}

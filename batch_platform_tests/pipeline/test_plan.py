@@ -31,8 +31,8 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
+from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit
 

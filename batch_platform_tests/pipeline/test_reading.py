@@ -16,7 +16,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events
+from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, finished_pipeline, small_events
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 LATER = datetime(2024, 2, 7, 12, tzinfo=UTC)

@@ -12,7 +12,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.replay import replay
 from batch_platform.scoring.rejected_rows import rejections, rows_as_json
-from batch_platform_tests.small_pipeline import finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 RULES = {"columns": {"amount": {"min": 5}}, "max_rejected": "50%"}

@@ -15,7 +15,7 @@ from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform_tests.small_pipeline import small_spec
+from batch_platform_tests.harness.small_pipeline import small_spec
 
 pytestmark = pytest.mark.unit
 

@@ -22,7 +22,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring import run
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
     feature_file,

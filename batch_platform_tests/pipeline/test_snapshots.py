@@ -16,7 +16,13 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
 
 CUSTOMERS_SQL = "SELECT id, shop, amount, items, known FROM events"
 LABELS_SQL = "SELECT id, shop, returned FROM events WHERE returned IS NOT NULL"

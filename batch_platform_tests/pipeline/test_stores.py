@@ -18,7 +18,7 @@ from batch_platform.reports.report import write_report
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.invariants import NOW, SCORED, days, prepared
-from batch_platform_tests.small_pipeline import carry_out
+from batch_platform_tests.harness.small_pipeline import carry_out
 
 IN_FILES = {"predictions": {"store": "parquet"}}
 CHALLENGED = {"challengers": [{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]}

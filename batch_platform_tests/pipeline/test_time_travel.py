@@ -11,7 +11,7 @@ from batch_platform.defs.flight_delays import sources
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.time_travel import TimeLeak, travel_in_time
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.small_pipeline import FEATURES_SQL, ROWS_PER_DAY, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, ROWS_PER_DAY, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 INSIDE = "e.ts >= $partition_start AND e.ts < $partition_end"

@@ -26,8 +26,8 @@ from batch_platform.reports.segments import RATES, drift_levels, gaps_of, score_
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.browsing import installed_browser
-from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.browsing import installed_browser
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 25, 12, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")

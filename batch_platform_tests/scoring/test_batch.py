@@ -23,9 +23,9 @@ from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Staged, require_within_budget
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.models.test_bundle import manifest
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
-from batch_platform_tests.tiers import examples
 
 SPEC = small_spec(features={"max_rejected": "10%"})
 DAY = SPEC.partitions.calendar.named("2024-02-03")

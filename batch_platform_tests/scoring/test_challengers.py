@@ -32,7 +32,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     feature_file,
     finished_pipeline,

@@ -24,7 +24,7 @@ from batch_platform.reports.figures import read_figures
 from batch_platform.reports.report import html
 from batch_platform.scoring.batch import score_batch
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.small_pipeline import (
     BERLIN,
     FEATURES_SQL,
     FIRST_DAY,

@@ -48,8 +48,8 @@ from batch_platform.scoring.partition import (
     scored_batch,
 )
 from batch_platform.warehouse.tables_in_files import file_xxh3
-from batch_platform_tests.flavour_cases import CASES
-from batch_platform_tests.small_pipeline import (
+from batch_platform_tests.harness.flavour_cases import CASES
+from batch_platform_tests.harness.small_pipeline import (
     SHOPS,
     feature_file,
     finished_pipeline,
@@ -87,7 +87,7 @@ for name, of_library in {
     "lightgbm": {"estimator": "lightgbm.LGBMClassifier", "params": {"n_estimators": 5, "num_leaves": 7, "verbose": -1}},
     "xgboost": {"estimator": "xgboost.XGBClassifier", "params": {"n_estimators": 5, "max_depth": 3}},
     "keras": {
-        "build": "batch_platform_tests.flavour_cases.network",
+        "build": "batch_platform_tests.harness.flavour_cases.network",
         "params": {"hidden": 8, "epochs": 20},
         "estimator": None,
     },

@@ -23,7 +23,7 @@ from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.small_pipeline import SHOPS, carry_out, small_pipeline
+from batch_platform_tests.harness.small_pipeline import SHOPS, carry_out, small_pipeline
 
 NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
 NEWEST, EVALUATED = "2024-02-28", "2024-02-27"  # the labels of a day are known a day later

@@ -26,8 +26,8 @@ from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Staged
+from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.scoring.test_batch import STAMP, Sum, bundle, rows
-from batch_platform_tests.small_pipeline import small_spec
 
 SPEC = small_spec(features={"max_rejected": "50%"})
 CALENDAR = SPEC.partitions.calendar

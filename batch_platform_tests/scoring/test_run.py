@@ -12,7 +12,7 @@ from batch_platform.declaration.errors import IntegrityError, WarehouseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring import run
-from batch_platform_tests.small_pipeline import feature_file, finished_pipeline
+from batch_platform_tests.harness.small_pipeline import feature_file, finished_pipeline
 
 NOW = datetime(2024, 2, 8, tzinfo=UTC)
 DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")

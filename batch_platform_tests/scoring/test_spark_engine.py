@@ -49,21 +49,27 @@ from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks import spark_driver, spark_work
 from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.spark import require_same, scores_in
-from batch_platform_tests.command_line import published
-from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.deployment import deploy
 from batch_platform_tests.features.test_spark_features import ENDLESS, SPARK_SQL, build, wait_for_tasks
+from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.served import finished, launch, repository, served
+from batch_platform_tests.harness.small_pipeline import (
+    FEATURES_SQL,
+    carry_out,
+    feature_file,
+    small_events,
+    small_pipeline,
+)
+from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
+from batch_platform_tests.harness.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
 from batch_platform_tests.scoring.test_engines import CHALLENGERS
-from batch_platform_tests.served import finished, launch, repository, served
-from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
-from batch_platform_tests.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
-from batch_platform_tests.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
 MODEL = {
-    "import": "batch_platform_tests.waiting_model.Waiting",
+    "import": "batch_platform_tests.harness.waiting_model.Waiting",
     "task": "regression",
     "estimator": None,
     "train": {"every": None},
@@ -272,7 +278,7 @@ import sys
 from pathlib import Path
 from batch_platform.declaration.stamp import Stamp
 from batch_platform_tests.scoring.test_spark_engine import NOW, days, waiting
-from batch_platform_tests.spark_cluster import CONF
+from batch_platform_tests.harness.spark_cluster import CONF
 
 pipeline = waiting(Path(sys.argv[1]), engine={"spark": {"master": sys.argv[2], "conf": CONF}})
 list(pipeline.score(days(pipeline), Stamp("killed", NOW), force=True))

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import batch_platform
-from batch_platform_tests.checkout import GUIDE, blocks
-from batch_platform_tests.small_pipeline import small_declaration, write_small_project
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.small_pipeline import small_declaration, write_small_project
 
 
 @pytest.mark.parametrize("name", batch_platform.__all__)

@@ -9,9 +9,9 @@ import pytest
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, tables_of_pipelines
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns
-from batch_platform_tests.checkout import GUIDE
 from batch_platform_tests.components.test_challengers_shown import LINEAR
-from batch_platform_tests.deployment import deploy
+from batch_platform_tests.harness.checkout import GUIDE
+from batch_platform_tests.harness.deployment import deploy
 
 
 def comments(path: Path) -> dict[str, str | None]:

@@ -25,7 +25,7 @@ from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_publi
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.tiers import examples
+from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held, staged
 
 

@@ -6,10 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from batch_platform_tests.command_line import OWN_VARIABLES
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.command_line import OWN_VARIABLES
+from batch_platform_tests.harness.starting_points import made_once
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OF_A_VENV = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = {

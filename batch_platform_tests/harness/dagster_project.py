@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from batch_platform.cli.project import PACKAGE as CREATED
 from batch_platform.cli.project import project_files
-from batch_platform_tests.small_pipeline import small_declaration, write_small_project
+from batch_platform_tests.harness.small_pipeline import small_declaration, write_small_project
 
 PACKAGE = "shop"
 

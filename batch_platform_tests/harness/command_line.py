@@ -19,9 +19,9 @@ import pytest
 
 from batch_platform.cli import main, terminal
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.dagster_project import forget_projects, write_dagster_project
-from batch_platform_tests.small_pipeline import small_events
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.dagster_project import forget_projects, write_dagster_project
+from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.starting_points import made_once
 
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 REJECTED_ID, REJECTED_DAY = 2000, "2024-02-19"

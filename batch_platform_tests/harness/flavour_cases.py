@@ -359,7 +359,7 @@ def _mlflow_folder(folder: Path) -> Made:
     )
     mlflow.pyfunc.save_model(
         saved,
-        loader_module="batch_platform_tests.flavour_cases",
+        loader_module="batch_platform_tests.harness.flavour_cases",
         signature=signature,
         pip_requirements=["batch-platform"],
     )
@@ -390,7 +390,7 @@ def _load_pyfunc(path):  # noqa: ARG001 - MLflow calls it so
 
 def _python_class(folder: Path) -> Made:
     return imported(
-        "batch_platform_tests.flavour_cases.Rule",
+        "batch_platform_tests.harness.flavour_cases.Rule",
         lambda rows: Rule("b").predict(rows).to_numpy(),
         folder=folder,
         columns=COLUMNS,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import duckdb
 import pytest
 
-from batch_platform_tests.command_line import COMMAND, clean_environment
+from batch_platform_tests.harness.command_line import COMMAND, clean_environment
 
 PATIENCE = 300.0  # seconds, ten times what any wait needs
 Seen = TypeVar("Seen")

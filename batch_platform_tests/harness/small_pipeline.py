@@ -24,7 +24,7 @@ from batch_platform.pipeline.steps import STEPS
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.starting_points import made_once
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 29)

@@ -20,8 +20,8 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, append, read_latest
-from batch_platform_tests.dagster_project import write_dagster_project
-from batch_platform_tests.small_pipeline import feature_file, small_events
+from batch_platform_tests.harness.dagster_project import write_dagster_project
+from batch_platform_tests.harness.small_pipeline import feature_file, small_events
 
 PIPELINE = "small"
 MADE = "2024-01-08-00:00"  # the first hour that the model serves

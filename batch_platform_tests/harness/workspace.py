@@ -26,9 +26,9 @@ from dagster_graphql.test.utils import execute_dagster_graphql
 
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
-from batch_platform_tests.dagster_project import PACKAGE
-from batch_platform_tests.deployment import Deployment
-from batch_platform_tests.served import LAUNCH
+from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.deployment import Deployment
+from batch_platform_tests.harness.served import LAUNCH
 
 LOCATION = "project"
 REPOSITORY = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}

@@ -20,8 +20,8 @@ from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.wiring import Wiring, stamp_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
-from batch_platform_tests.small_pipeline import small_pipeline
-from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.harness.small_pipeline import small_pipeline
+from batch_platform_tests.harness.starting_points import made_once
 
 SCORED_FROM = "2024-02-01"  # the first day that the small pipeline's only model serves
 
