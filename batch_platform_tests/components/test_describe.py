@@ -1,7 +1,6 @@
 import pytest
-from batch_platform.monitoring.scores import ScoreDistribution
 
-from batch_platform.components.describe import distribution, docstring_of, opening_comment
+from batch_platform.components.describe import docstring_of, opening_comment
 
 pytestmark = pytest.mark.unit
 
@@ -27,14 +26,3 @@ def test_a_docstring_is_read_without_an_import():
 )
 def test_a_function_that_is_not_found_has_no_docstring(function):
     assert docstring_of(function) is None
-
-
-def test_the_shape_of_scores_is_a_line_of_bars_and_an_empty_range_has_none():
-    counts = (0, 1, 50, 100)
-    scores = ScoreDistribution("score", tuple((str(count), count) for count in counts), {}, 0.0, 1.0, constant=False)
-    assert distribution(scores) == "0 `\u00a0▁▄█` 1"
-
-
-def test_the_shape_of_classes_is_a_table_of_their_rows_that_shows_odd_names_as_they_are():
-    scores = ScoreDistribution("prediction", (("a|b", 1_200), ("<b>", 3)), {}, None, None, constant=False)
-    assert distribution(scores).splitlines()[2:] == ["| a\\|b | 1,200 |", "| &lt;b&gt; | 3 |"]

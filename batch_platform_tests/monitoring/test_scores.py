@@ -7,6 +7,7 @@ from batch_platform.monitoring.measures.scores import (
     BINS,
     ScoreDistribution,
     committed_distributions,
+    distribution,
     staged_distributions,
 )
 
@@ -100,3 +101,14 @@ def test_scores_that_are_not_probabilities_are_counted_in_their_own_range(con):
     distribution = committed_distributions(con, "small", ["a"])["a"]
     assert (distribution.low, distribution.high, counted(distribution)) == (-0.5, 1.5, 3)
     assert (distribution.bars[0][1], distribution.bars[-1][1]) == (1, 1)
+
+
+def test_the_shape_of_scores_is_a_line_of_bars_and_an_empty_range_has_none():
+    counts = (0, 1, 50, 100)
+    scores = ScoreDistribution("score", tuple((str(count), count) for count in counts), {}, 0.0, 1.0, constant=False)
+    assert distribution(scores) == "0 `\u00a0▁▄█` 1"
+
+
+def test_the_shape_of_classes_is_a_table_of_their_rows_that_shows_odd_names_as_they_are():
+    scores = ScoreDistribution("prediction", (("a|b", 1_200), ("<b>", 3)), {}, None, None, constant=False)
+    assert distribution(scores).splitlines()[2:] == ["| a\\|b | 1,200 |", "| &lt;b&gt; | 3 |"]
