@@ -265,7 +265,9 @@ def _written_beside(target: Path, files: dict[str, str]) -> Generator[Path]:
     """Write files into a new folder beside the target, which is removed unless it is renamed; explain what cannot be written."""
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
+        written = Path(
+            tempfile.mkdtemp(dir=target.parent, prefix=".")
+        )  # relative paths hold, since it is as deep as the target
         try:
             for file, text in files.items():
                 (written / file).write_bytes(text.encode())

@@ -34,7 +34,7 @@ directory_type = "project"
 root_module = "{package}"
 """
 _DEFINITIONS = '''\
-"""What Dagster loads: every pipeline in a folder below `defs`."""
+"""Definitions that Dagster loads: every pipeline in a folder below `defs`."""
 
 from pathlib import Path
 

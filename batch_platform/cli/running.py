@@ -49,7 +49,7 @@ class Runs:
     project: Project
     instance: dg.DagsterInstance
     listener: Listener
-    run_ids: set[str] = field(default_factory=set[str])  # of the runs so far
+    run_ids: set[str] = field(default_factory=set[str])  # runs so far
     findings: dict[str, Sequence[str]] = field(  # what is odd about the sources, by partition of features
         default_factory=dict[str, Sequence[str]]
     )

@@ -22,7 +22,7 @@ from batch_platform.pipeline.steps import ranges
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.failures import Failure
 
-MOST_SHOWN = 5  # of the models, reasons and ranges
+MOST_SHOWN = 5  # models, reasons and ranges
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class TrainedModel:
     reason: str
     rows_trained: int
     days_trained: float | None  # None for a snapshot
-    positive: ClassLabel | None  # whose probability its score is; None of a model without two classes
+    positive: ClassLabel | None  # class whose probability the score is; None for a model without two classes
     suspected_leaks: list[SuspectedLeak]
-    new_columns: list[str]  # that it learned from and the version before it did not
-    gone_columns: list[str]  # that only the version before it learned from
+    new_columns: list[str]  # columns that it learned from and the version before it did not
+    gone_columns: list[str]  # columns that only the version before it learned from
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Outcome:
     pipeline: str
     partitions: int
     scored: int
-    scored_now: int  # by this command
+    scored_now: int  # partitions scored by this command
     unserved: int  # partitions that no model serves
     rows_in: int
     rows_scored: int
     rows_rejected: int
     rejected: dict[str, int]  # rows by column and reason, the most frequent first
     left_out: list[LeftOut]
-    versions: list[str]  # that scored the partitions
+    versions: list[str]  # versions that scored the partitions
     models: list[TrainedModel]  # trained by this command
     published: str
     table: str

@@ -30,7 +30,7 @@ DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 DEBUG_HINT = "put --debug before the command to see the traceback: batch-platform --debug run NAME."
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
-SECONDS_BETWEEN_LINES = 10  # of progress without a terminal
+SECONDS_BETWEEN_LINES = 10  # lines of progress without a terminal
 A_FEW, MINUTE, HOUR = 10, 60, 3600  # seconds
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)

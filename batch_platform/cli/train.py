@@ -35,7 +35,7 @@ class TrainingOutcome:
     version: str
     decision: str
     reason: str
-    metrics: dict[str, float]  # on the evaluation rows, of the fit that the gate judged
+    metrics: dict[str, float]  # metrics of the fit that the gate judged, on the evaluation rows
     baseline: Baseline | None
     refit: bool  # whether the version was fitted again on all rows after that
     rows_trained: int

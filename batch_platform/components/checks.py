@@ -40,7 +40,9 @@ class RunCheck(Generic[Checked]):
     description: str
     passed: Callable[[Checked], bool]
     metadata: Callable[[Checked], Mapping[str, Any]]
-    summary: Callable[[Sequence[Checked], Sequence[Checked]], Mapping[str, Any]]  # of all partitions and of the failed
+    summary: Callable[
+        [Sequence[Checked], Sequence[Checked]], Mapping[str, Any]
+    ]  # takes the values of all partitions and of those that failed
     blocking: bool = False  # an error that stops what depends on the asset, rather than a warning
     # Whether a failure is an error all the same, which stops nothing.
     is_error: Callable[[Checked], bool] = lambda _: False

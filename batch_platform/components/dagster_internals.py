@@ -291,9 +291,9 @@ class CodeLocation:
     """A code location as a workspace file names it."""
 
     name: str
-    module: str  # with definitions or, if autoloaded, with folders of components
+    module: str  # module of definitions or, if autoloaded, package with folders of components
     autoloaded: bool
-    folder: Path  # in which it is loaded
+    folder: Path  # working folder of the code location
 
     @property
     def origin(self) -> ManagedGrpcPythonEnvCodeLocationOrigin:

@@ -29,8 +29,8 @@ from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.run import Committed
 
-ROW_COUNT = "dagster/row_count"  # of a table
-PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
+ROW_COUNT = "dagster/row_count"  # rows of a table
+PARTITION_ROWS = "dagster/partition_row_count"  # rows of a partition of a table
 
 
 def whole_job(wiring: Wiring) -> str:

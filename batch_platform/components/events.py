@@ -41,7 +41,7 @@ from batch_platform.pipeline.train import Trained
 from batch_platform.scoring import engines
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues
-SECONDS_BETWEEN_LINES = 10  # in the log of a run: each line is a stored event
+SECONDS_BETWEEN_LINES = 10  # each line in the log of a run is a stored event
 
 
 class _ToTheRun(logging.Handler):

@@ -128,7 +128,7 @@ class Launch:
 
     job: str
     assets: list[dg.AssetKey]
-    tags: dict[str, str]  # of the range of partitions; none for the only model of a pipeline
+    tags: dict[str, str]  # range of partitions; empty for the only model of a pipeline
     ops: dict[str, Any]  # configuration of the assets, by op
 
 
@@ -158,7 +158,7 @@ def launch_of_all(wiring: Wiring, partitions: Sequence[Partition], wanted: PlanR
 
 
 class FeaturesConfig(dg.Config):
-    """How features are built."""
+    """Options for building features."""
 
     force: bool = Field(
         default=False,
@@ -167,7 +167,7 @@ class FeaturesConfig(dg.Config):
 
 
 class PredictionsConfig(dg.Config):
-    """How partitions are scored."""
+    """Options for scoring partitions."""
 
     force: bool = Field(
         default=False,

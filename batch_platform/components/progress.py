@@ -14,12 +14,12 @@ class RunProgress:
     """The progress of a run of an asset; reported for each finished partition, and on the way through a large one."""
 
     asset: str
-    partition_key: str  # of the partition that is finished or on its way
+    partition_key: str  # partition that is finished or on its way
     done: int  # finished partitions
     total: int  # partitions of the run
-    rows: int  # of this partition, so far
+    rows: int  # rows of this partition so far
     of: int | None = None  # rows of a partition that is on its way; None once it is finished
-    rows_per_second: float | None = None  # of the run so far; None if unknown
+    rows_per_second: float | None = None  # mean of the run so far; None if unknown
     seconds_per_partition: float | None = None  # likewise
     findings: tuple[str, ...] = ()  # what is odd about the sources of a partition of features
 
@@ -52,10 +52,10 @@ class Pace:
     def __init__(self, asset: str, total: int, clock: Callable[[], float] = monotonic) -> None:
         """Start the clock; `total` partitions are to come."""
         self._asset, self._total, self._clock = asset, total, clock
-        self._began = self._since = self._at = clock()  # of the reports without a pause, the first and the last one
+        self._began = self._since = self._at = clock()  # times of the first and the last report since a pause
         self._rows: dict[str, int] = {}
         self._seen = self._done = 0
-        self._seconds = 0.0  # in which so many rows and partitions were done
+        self._seconds = 0.0  # working time for the rows and partitions done so far
         self._measured, self._latest = (0, 0.0), (0, 0.0)
 
     def reached(self, partition_key: str, rows: int, of: int | None = None) -> RunProgress:

@@ -39,7 +39,7 @@ from batch_platform.warehouse.user_tables import (
     user_transaction,
 )
 
-LONG_SECONDS = 5.0  # of holding the warehouse, after which the user is warned
+LONG_SECONDS = 5.0  # time of holding the warehouse after which the user is warned
 WAREHOUSE_KEY = "batch_platform_warehouse"
 ROWS_OF_A_GROUP = 131_072
 IO_MANAGER_KEY = "batch_platform_io_manager"

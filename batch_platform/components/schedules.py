@@ -30,7 +30,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}
-MOST_BYTES = 1 << 30  # of a source that a tick reads anew to find late rows: a tick has a minute
+MOST_BYTES = 1 << 30  # limit for a source that a tick reads anew to find late rows: a tick has a minute
 _OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"model", "predictions"})  # each builds the features that it needs
 
 
@@ -79,10 +79,10 @@ class _Tick:
 
     wiring: Wiring
     plan: Plan  # without the models whose training failed
-    retried: Plan  # with those models
+    retried: Plan  # plan that trains those models again
     dropped: frozenset[str]  # partitions that were deleted for good
-    held: frozenset[runs.Target]  # by a run that is queued or in progress
-    failed: frozenset[runs.Target]  # in the newest finished run about it
+    held: frozenset[runs.Target]  # targets of runs that are queued or in progress
+    failed: frozenset[runs.Target]  # targets that failed in their newest finished run
     evaluated_at: str
 
 

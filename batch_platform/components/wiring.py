@@ -26,7 +26,7 @@ from batch_platform.declaration.windows import served_calendar, serving_calendar
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
-NAME_METADATA, FOLDER_METADATA = "batch_platform/features_of", "batch_platform/declared_in"  # of the features
+NAME_METADATA, FOLDER_METADATA = "batch_platform/features_of", "batch_platform/declared_in"  # metadata of the features
 PIPELINE_TAG = "batch_platform/pipeline"
 SET_APART = "failed_partitions"  # metadata of a step that failed only after all other partitions were done
 _CRONS: dict[Every, str] = {"hour": "0 * * * *", "day": "0 0 * * *", "week": "0 0 * * {weekday}", "month": "0 0 1 * *"}

@@ -25,7 +25,7 @@ class Sample:
         """
         self._most, self._by, self._balanced = most, by, balanced
         self._random = np.random.default_rng(SEED)
-        self._frames: list[pl.DataFrame] = []  # with _CLASS and _DRAW, unless all rows are kept
+        self._frames: list[pl.DataFrame] = []  # columns _CLASS and _DRAW are added unless all rows are kept
         self.counts: Counter[str] = Counter()  # rows of each class so far, by its name as text
         self.seen = 0
 

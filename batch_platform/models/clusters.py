@@ -90,7 +90,7 @@ def _means(points: Any, numbers: NDArray[Any], count: int) -> NDArray[np.float64
 class _Matching:
     """The number of each cluster, and the former cluster that it continues."""
 
-    numbers: list[int]  # by cluster
+    numbers: list[int]  # number of each cluster
     continued: dict[int, int]  # the former number, by new number
     former: int  # number of former clusters
 

@@ -21,16 +21,16 @@ from batch_platform.monitoring.profiles import Bins, Profile, number_bins
 from batch_platform.monitoring.reference import ErrorTree, EstimateBasis, Floats
 from batch_platform.monitoring.segments import Cells, Places
 
-CELLS = 50  # of a score
-LEAST_ROWS = 50  # to learn from, of which LEAST_OF_A_CLASS are of each of two classes
+CELLS = 50  # cells of a score
+LEAST_ROWS = 50  # rows to learn from, at least LEAST_OF_A_CLASS of each of two classes
 LEAST_OF_A_CLASS = 5
-LEAVES, ROWS_PER_LEAF = 16, 25  # of the tree, at most and at least
+LEAVES, ROWS_PER_LEAF = 16, 25  # bounds of the tree: at most so many leaves, at least so many rows each
 MOST_SPLIT_BY = 50_000  # rows from which the splits of the tree are learned, evenly spaced
-LEAST_PARTITIONS, MOST_PARTITIONS = 5, 30  # from which is learned how far estimates of a partition are off
+LEAST_PARTITIONS, MOST_PARTITIONS = 5, 30  # partitions that show how far estimates are off
 _MOST_LEARNED_FROM = 30  # segments of a column, those with most rows
 _LEAST_PARTITION = 10  # rows
 _NAMES = {"binary": "confidence", "multiclass": "confidence", "regression": "expected_error"}
-_LARGEST = float(np.finfo(np.float32).max)  # that scikit-learn's trees take
+_LARGEST = float(np.finfo(np.float32).max)  # greatest value that scikit-learn's trees take
 _TINY = float(np.finfo(np.float64).eps)  # probability below which the log loss does not grow, as in `log_loss`
 
 
@@ -99,7 +99,7 @@ def _of_regression(rows: Outcomes, matrix: Floats, segments: pl.DataFrame) -> Es
     sums, count = (
         np.bincount(leaves[honest], weights=of, minlength=len(tree.error)) for of in (errors[honest], honest[honest])
     )
-    whole = float(errors[honest].mean())  # of a leaf that no other row reaches
+    whole = float(errors[honest].mean())  # error of a leaf that no other row reaches
     tree = replace(tree, error=tuple(np.where(count > 0, sums / np.maximum(1, count), whole).tolist()))
     values = tree.errors(matrix, predicted)
     expectation = _of_errors(Bins(edges=tuple(np.unique(values).tolist())), values[honest], errors[honest])

@@ -37,9 +37,9 @@ from batch_platform.monitoring.segments import Places, SegmentCounts
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
 # these make labelled scores surer, by 0.05 to 0.33 for the trees of the flights. Scores of few values differ by 0.6 to 5.
 REFITTED_ALIKE, OUTLIERS_ALIKE = 0.5, 0.02
-MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured
+MOST_PARTITIONS = 100  # partitions of the training data whose distance from their baselines is measured
 LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell how far ranges and means usually differ
-IN_A_ROW = 25  # of these, so that every weekday, and every hour of a day, is among them
+IN_A_ROW = 25  # consecutive partitions among them, so that every weekday and every hour of a day occurs
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
 _WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")

@@ -21,7 +21,7 @@ LEVEL = 0.95
 SEED = 0
 MAX_ROWS = 5_000  # rows that are resampled; more are thinned to evenly spaced ones, and the interval is scaled to the size of all
 MAX_GROUPED_ROWS = (
-    50_000  # in groups; of more, evenly spaced ones are resampled, which makes the interval a little wider
+    50_000  # rows in groups; above, evenly spaced ones are resampled, which makes the interval a little wider
 )
 MANY_GROUPS = 200  # groups from which no interval is widened
 _MOST_WEIGHTS = (

@@ -45,7 +45,7 @@ class Backtested:
     """The result of a backtest."""
 
     partitions: list[TestedPartition]  # oldest first
-    versions: Mapping[str, Version]  # that scored each partition, by key
+    versions: Mapping[str, Version]  # version that scored each partition, by key
     registered: bool  # whether these are registered versions, and not trained for the backtest alone
 
     @property

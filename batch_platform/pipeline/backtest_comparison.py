@@ -39,7 +39,7 @@ class TestedPartition:
     rows_rejected: int
     rows_measured: int
     metrics: dict[str, float]
-    production: dict[str, float]  # on the same rows; empty if production did not score the partition
+    production: dict[str, float]  # metrics of production on the same rows; empty if it did not score the partition
     production_version: str | None
     production_in_sample: bool | None
     note: str  # why nothing is measured, or what would have kept the partition from being published
@@ -50,13 +50,13 @@ class Comparison:
     """The comparison of tested models with production, as it is published, partition by partition."""
 
     pipeline: Pipeline
-    versions: Mapping[str, Version]  # by partition key
+    versions: Mapping[str, Version]  # key: partition
     bundle_folder: BundleOf
     stamp: Stamp
-    builds: Mapping[str, FeatureBuild]  # by partition key
+    builds: Mapping[str, FeatureBuild]  # key: partition
     con: duckdb.DuckDBPyConnection
     session: FeatureSession  # reads the labels
-    runs: Mapping[str, ScoreRun]  # by partition key
+    runs: Mapping[str, ScoreRun]  # key: partition
     registry: Registry
 
     def tested(self, partition: Partition, staged: Staged, *, registered: bool) -> TestedPartition:

@@ -1,4 +1,4 @@
-"""How long what is due will take, judged by how long it took before."""
+"""Estimate of the time that due work will take, from the time that it took before."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def expected_seconds(state: State, items: Sequence[Item], began: Callable[[str],
 
 
 def _recorded(state: State) -> dict[str, dict[Step, list[datetime]]]:
-    """When each item of each step was recorded, by the id of the run."""
+    """Times at which the items of each step were recorded, by the id of the run."""
     challengers = state.registry.challengers
     records: list[tuple[str, Step, datetime]] = [
         *((it.run_id, "features", it.built_at) for it in state.features.values()),

@@ -144,7 +144,7 @@ class _Evaluation:
     stamp: Stamp
     registry: Registry
     builds: Mapping[str, FeatureBuild]
-    challengers: Mapping[str, list[ChallengerRun]]  # by partition key
+    challengers: Mapping[str, list[ChallengerRun]]  # key: partition
     fingerprints: Taken
 
     def of(self, partition: Partition, run: ScoreRun) -> Evaluated:
@@ -206,7 +206,7 @@ class _Evaluation:
             read_features,
             own_metrics(spec),
             in_sample=not spec.partitions.snapshot
-            and has_seen(model, partition),  # of a snapshot only unseen rows count
+            and has_seen(model, partition),  # only unseen rows of a snapshot count
             segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
         )

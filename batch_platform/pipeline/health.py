@@ -36,7 +36,9 @@ from batch_platform.warehouse.published import reading_published
 class Measured:
     """The measures of the newest partitions."""
 
-    newest: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of the newest scored partition, by measure
+    newest: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # values of the newest scored partition, by measure
     evaluated: str | None = None  # the newest partition whose labels are known
     performance: pl.DataFrame | None = None  # its metrics
 

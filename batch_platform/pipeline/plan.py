@@ -42,7 +42,7 @@ from batch_platform.warehouse.ledger import ScoreRun
 class Plan:
     """The items that are due, and what readers of a committed partition should know, by its key."""
 
-    items: list[Item]  # in the order in which they have to be done
+    items: list[Item]  # order of execution
     blocked: list[Item]  # predictions that no model serves, of which some are warm-up
     # Why scoring a committed partition now would give other rows; also where `rescore` forbids it.
     stale: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -36,7 +36,7 @@ class _Carried:
 
     work: str = ""
     steps: int = 0  # number of steps at work, each within the one before it
-    seen: dict[bool, State] = field(default_factory=dict[bool, State])  # by whether all sources were looked at
+    seen: dict[bool, State] = field(default_factory=dict[bool, State])  # key: whether all sources were looked at
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ class State:
     scores: dict[str, ScoreRun]  # newest commits
     evaluations: dict[str, EvaluationRun]  # newest evaluations
     registry: Registry
-    features_code_version: str  # as declared now
-    scoring_code_version: str  # as declared now
+    features_code_version: str  # version of the present declaration
+    scoring_code_version: str  # version of the present declaration
     lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
     # The sources of the labels that have no file of a partition yet; looked for when it is called.
     awaited_label_sources: Callable[[Partition], Sequence[str]] = lambda _: ()
-    changed: dict[str, str] = field(default_factory=dict[str, str])  # which source of many partitions has other rows
+    changed: dict[str, str] = field(default_factory=dict[str, str])  # source of many partitions whose rows changed
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
     fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
     # Hashes of the features as the last training found them, by serving period in which it gave no model; see `Registry`.
@@ -43,8 +43,8 @@ class State:
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
     # Of the newest attempt at a step of a partition.
     failures: dict[tuple[FailedStep, str], Failure] = field(default_factory=dict[tuple[FailedStep, str], Failure])
-    files: Mapping[Path, PublishedFile] = field(default_factory=dict[Path, PublishedFile])  # of tables, by path
-    lost_files: frozenset[Path] = frozenset()  # of these, those that are not as they were published
+    files: Mapping[Path, PublishedFile] = field(default_factory=dict[Path, PublishedFile])  # files of tables, by path
+    lost_files: frozenset[Path] = frozenset()  # files of tables that changed since they were published
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
     newest_change: int = 0  # number of the newest entry of the journal when it was read

@@ -75,7 +75,7 @@ class PipelineStatus:
     champion_metrics: dict[str, float]
     champion_rows_trained: int
     champion_days_trained: float | None  # None for a snapshot
-    champion_leaks: list[str]  # that are suspected
+    champion_leaks: list[str]  # suspected leaks
     waiting: dict[str, str]  # newer versions that wait for a decision, with the reason
     declaration_change: DeclarationChange | None
     outdated: dict[str, str]  # why models that are declared as before are to be trained again, by serving period

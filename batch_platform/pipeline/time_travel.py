@@ -29,7 +29,7 @@ class TimeLeak:
     source: str
     column: str | None
     partition: str
-    rows: int  # that differ
+    rows: int  # number of rows that differ
     of: int
 
 

@@ -70,7 +70,9 @@ class TracedFeatures:
     sources: dict[str, str]  # versions by name
     built_at: datetime
     run_id: str
-    row: dict[str, Any] | None  # as the model read it; None if it was rejected, or if the file is gone or damaged
+    row: (
+        dict[str, Any] | None
+    )  # the row that the model read; None if it was rejected, or if the file is gone or damaged
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class TracedSource:
     kind: str
     version: str | None  # recorded when the features were built
     unchanged: bool | None  # whether it still has that version; None if it cannot be read
-    columns: list[str] | None  # that the features read from it; None if not known
+    columns: list[str] | None  # columns that the features read; None if not known
     rows_of_key: int | None  # number of rows with the key; None if it lacks columns of the key
     rows: tuple[dict[str, Any], ...]  # the first of these rows, with those columns
     note: str
@@ -92,7 +94,7 @@ class Trace:
     """The outcome of one row, and what produced it."""
 
     outcome: Outcome
-    row: dict[str, Any]  # of the table `predictions` or `rejected_rows`
+    row: dict[str, Any]  # row of the table `predictions` or `rejected_rows`
     commit: ScoreRun
     model: TracedModel
     features: TracedFeatures

@@ -64,7 +64,9 @@ class Trained:
 
     version: Version
     decision: Promotion
-    data: TrainingData | None = field(default=None, repr=False, compare=False)  # on which its challengers train
+    data: TrainingData | None = field(
+        default=None, repr=False, compare=False
+    )  # rows for the training of its challengers
     challengers: tuple[TrainedChallenger, ...] = ()  # filled in once they are trained
 
     @property
@@ -127,7 +129,7 @@ def train_challengers(
     """
     history, period, stamp = training.history, training.period, training.stamp
     spec, data = history.spec, None if model is None else model.data
-    window = training_window(spec, period.start, training.state.dropped)  # whose features are built
+    window = training_window(spec, period.start, training.state.dropped)  # its features are built
     opponent = training.state.registry.champion(period.start)
     if model is not None and model.decision.action == "approved":
         opponent = model.version

@@ -55,7 +55,7 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     return {chart.name: chart for chart in drawn if chart is not None}
 
 
-@cache  # to put it together takes more than a second
+@cache  # putting it together takes more than a second
 def javascript() -> str:
     """Return the code that draws the charts in a browser, to be written into the page."""
     code: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

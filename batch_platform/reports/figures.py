@@ -103,7 +103,7 @@ class Figures:
     estimates: EstimateFigures | None  # None where nothing was estimated
     pooled: pl.DataFrame  # every metric of the whole window, in the form of `pooled_performance`
     months: pl.DataFrame  # metric of each month of the window: period_start, value, low, high, rows
-    segments: pl.DataFrame  # in the form of `read_segments`
+    segments: pl.DataFrame  # form: see `read_segments`
     gaps: list[Gap]  # differences between segments in the rates of binary decisions
     drift: DriftFigures | None
     measures: list[FurtherMeasure]  # measures without a section of their own

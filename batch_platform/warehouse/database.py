@@ -286,7 +286,7 @@ def lacked_copies(con: duckdb.DuckDBPyConnection, home: Home) -> list[Path]:
     """The published copies that hold a change which a database with ledgers lacks."""
     lacked, journal = published_changes(home), f"{LEDGERS_SCHEMA}.changes"
     anywhere = f"SELECT change_id FROM {journal} WHERE change_id IN $ids"
-    recent = f"{anywhere} AND seq > (SELECT max(seq) - 10000 FROM {journal})"  # as quick in a journal of any length
+    recent = f"{anywhere} AND seq > (SELECT max(seq) - 10000 FROM {journal})"  # reads equally fast however long the journal is
     for query in (recent, anywhere):
         if lacked:
             held = con.execute(query, {"ids": list(lacked)}).fetchall()

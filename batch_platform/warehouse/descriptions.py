@@ -115,7 +115,7 @@ OF_PIPELINES: dict[str, Description] = {
     "failures": Description("a partition whose last attempt at a step failed", OF_PARTITION),
     "refused_rows": Description("a rejected row of a partition that was not published for them", OF_PARTITION),
 }
-OF_ALL: dict[str, Description] = {  # in the schema of the ledgers
+OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
     "score_runs": Description(
         "a committed partition of predictions; the newest of a partition counts",
         {

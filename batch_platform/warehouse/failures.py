@@ -26,7 +26,7 @@ class Failure:
     """The newest attempt at a step of a partition, which failed."""
 
     step: FailedStep
-    partition_key: str  # for a model, its serving period
+    partition_key: str  # key of the partition, or of a model's serving period
     reason: str
     hint: str | None
     declared: str  # hash of the declaration, with another one of which the step may succeed

@@ -479,7 +479,7 @@ def _past(
     if windows.time not in key and (not key or survey.unique([column.name for column in key])):
         return None
     means, lags = _STEPS_BACK[every]
-    delay, learned = windows.delay.nominal, 2 * windows.evaluate.nominal  # by the first model, at least
+    delay, learned = windows.delay.nominal, 2 * windows.evaluate.nominal  # data that the first model needs at least
     if windows.train_start is not None:
         learned = windows.train_start - windows.start - delay
     known = delay + LONGEST[every].nominal if delay else timedelta()  # before the end of the partition

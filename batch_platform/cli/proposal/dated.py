@@ -30,7 +30,7 @@ class Layout:
     """The way in which the files of a table are read."""
 
     origin: Origin
-    note: str = ""  # for people; empty for one file in the usual notation
+    note: str = ""  # remark for people; empty for one file in the usual notation
     past: Origin | None = None  # all files together, if each partition reads its own and its features also earlier ones
     pair: Pair | None = None  # the second file, of rows to score
 

@@ -27,7 +27,7 @@ _NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars would read
 THIS = "this"  # alias of the table
 ROW_HASH, ROW_COPY = "row_hash", "row_copy"  # name a row by what it holds
 _ROWS = "rows"  # source name of a table whose own name is not valid
-_NOTES = {  # on the columns of the key that the table itself does not have
+_NOTES = {  # notes on columns of the key that the table itself does not have
     PART: "the file of the row: the one to learn from, or the one to score",
     FILE: "the file of the row, and",
     ROW_IN_FILE: "the place of the row in the file, which must not change",

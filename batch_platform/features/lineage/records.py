@@ -27,7 +27,9 @@ class ColumnLineage:
 class Lineage:
     """The origin of the columns of a query."""
 
-    columns: tuple[ColumnLineage, ...] = ()  # in order; if not `complete`, those whose name the text tells
+    columns: tuple[
+        ColumnLineage, ...
+    ] = ()  # order of the query; if not `complete`, only columns whose name the text tells
     complete: bool = False  # True if `columns` holds all columns, and each is known
     deciders: tuple[SourceColumn, ...] = ()  # the source columns that filters, joins and groups read
     sources: tuple[str, ...] = ()  # the sources that the query names

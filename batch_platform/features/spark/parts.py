@@ -28,7 +28,7 @@ _MAGIC = b"PAR1"
 class FilePart:
     """Some successive row groups of a feature file."""
 
-    groups: tuple[int, int]  # from the first to before the last
+    groups: tuple[int, int]  # first, and one after the last
     first_row: int
 
 

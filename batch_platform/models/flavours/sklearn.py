@@ -36,7 +36,7 @@ ROW_BY_ROW = (
 )
 PICKLE_ENDINGS = (".pkl", ".pickle", ".joblib")
 TRUSTED_TYPES = (
-    "functools.partial",  # of check_array, inside histogram trees with categories; its function must be listed too
+    "functools.partial",  # check_array in histogram trees with categories; its function must be listed too
     "numpy.dtype",
     # Containers of calibration and voting for their parts: plain classes, which run nothing when they are built.
     "sklearn.calibration._CalibratedClassifier",

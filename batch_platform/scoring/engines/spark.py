@@ -39,7 +39,7 @@ from batch_platform.scoring.partition import Staged, merged, unwatched
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
 
-JOBS_AT_ONCE = 2  # with one, cores would wait for the last task of a job
+JOBS_AT_ONCE = 2  # a single job would leave cores waiting for its last task
 TASKS_PER_SLOT = 4  # tasks in a job of small partitions
 _log = logging.getLogger(__name__)
 
