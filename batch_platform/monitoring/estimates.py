@@ -72,7 +72,7 @@ class Expectation:
             },
             rate=None if rate is None else tuple(rate),
             usual=values["usual"],
-            usual_of_segments=values.get("usual_of_segments", {}),
+            usual_of_segments=values["usual_of_segments"],
         )
 
 

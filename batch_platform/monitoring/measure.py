@@ -296,7 +296,7 @@ class Measure(Generic[Value]):
         return {str(key): of_partition.select(*self.columns) for (key,), of_partition in by_partition.items()}
 
     def rows(self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]) -> pl.DataFrame:
-        """The rows of its table for some partitions; a column that an earlier release did not write is null."""
+        """The rows of its table for some partitions; a column that the measure did not have when they were written is null."""
         shared = ["partition_key", *(["challenger"] if self.compute else []), "model_version"]
         types = {**dict.fromkeys(shared, pl.String), **self.types}
         if not has_table(con, pipeline, self.name):

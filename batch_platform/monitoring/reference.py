@@ -171,23 +171,15 @@ class ReferenceProfile:
     def from_json(cls, text: bytes) -> "ReferenceProfile":
         """Read the file of a bundle."""
         values = json.loads(text)
-        prediction, basis = values["prediction"], values.get("basis")
-        learned, usual = values["usual"], dict[Baseline, list[float]]()
-        if isinstance(learned, dict):
-            usual.update(learned)
-        elif learned:  # an earlier release wrote it, for the reference alone
-            usual["reference"] = learned
+        prediction, basis = values["prediction"], values["basis"]
         return cls(
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
-            {baseline: tuple(highest) for baseline, highest in usual.items()},
-            values.get("distances", {}),
-            {column: dict(pairs) for column, pairs in values.get("segment_distances", {}).items()},
+            {baseline: tuple(highest) for baseline, highest in values["usual"].items()},
+            values["distances"],
+            {column: dict(pairs) for column, pairs in values["segment_distances"].items()},
             None if basis is None else EstimateBasis.from_json(basis),
-            SegmentCounts.from_json(values.get("by_segment", [])),
-            {
-                baseline: tuple(of and Moves(**of) for of in moves)
-                for baseline, moves in values.get("moves", {}).items()
-            },
+            SegmentCounts.from_json(values["by_segment"]),
+            {baseline: tuple(of and Moves(**of) for of in moves) for baseline, moves in values["moves"].items()},
         )

@@ -456,7 +456,7 @@ def _not_judged(drift: PartitionDrift, declared: Drift) -> str:
     if not drift.run.rows_scored:
         return "no row was scored"
     if not drift.columns:
-        return f"{drift.run.model_version} has no reference profile, since an earlier release trained it: train it again to see drift"
+        return f"no column of {drift.run.model_version} can be compared with its reference profile"
     if declared.baseline != "reference":
         return f"{_BASELINES[declared.baseline]} has no profile"
     return "every column is ignored"
