@@ -223,7 +223,10 @@ def _parsed(statement: str) -> object:
     """The tree that DuckDB parses a statement to, without positions in the text; None for what it cannot express as JSON."""
     with in_memory() as con:
         ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": statement}).fetchall()
-    tree = json.loads(text, object_pairs_hook=_without_position)
+    try:
+        tree = json.loads(text, object_pairs_hook=_without_position)
+    except json.JSONDecodeError:  # DuckDB may write an empty bit string, b'', as other bytes
+        return None
     return None if tree["error"] else tree
 
 
