@@ -17,7 +17,7 @@ import polars as pl
 from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
 from batch_platform.cli.run import bring_up_to_date
-from batch_platform.cli.summary import Outcome
+from batch_platform.cli.summary import RunSummary
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError
@@ -113,7 +113,7 @@ def _explain(warnings: Sequence[Judgement], days: int) -> None:
         )
 
 
-def _conclude(outcome: Outcome, months: list[Month]) -> None:
+def _conclude(outcome: RunSummary, months: list[Month]) -> None:
     terminal.say()
     terminal.show_table(
         ("month", "flights scored", "outcome known", "late", "AUC"),
@@ -123,7 +123,7 @@ def _conclude(outcome: Outcome, months: list[Month]) -> None:
     terminal.say(f"The data are in {outcome.published}.")
 
 
-def _try_next(outcome: Outcome) -> None:
+def _try_next(outcome: RunSummary) -> None:
     terminal.say()
     terminal.say("Three things to try next:")
     ours = _called("batch-platform")

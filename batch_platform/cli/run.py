@@ -16,7 +16,7 @@ from batch_platform.cli import summary, terminal
 from batch_platform.cli.instance import VARIABLE, own_instance
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.running import Runs, open_instance
-from batch_platform.cli.summary import Outcome, outcome_of
+from batch_platform.cli.summary import RunSummary, summary_of
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
@@ -139,7 +139,7 @@ def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
     return partition
 
 
-def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, named: bool) -> Outcome:
+def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, named: bool) -> RunSummary:
     """Bring the requested partitions up to date, with whatever upstream they lack; announce the plan and sum up.
 
     What fails on its own does not hold up the rest. The outcome's error names it, and the partition that no model serves if
@@ -165,7 +165,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
         error = error_of(spec, state, runs.run_ids) or _unserved(state, request, plan, named=named)
-        outcome = outcome_of(
+        outcome = summary_of(
             wiring,
             instance,
             state,

@@ -56,7 +56,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunSummary:
     """The requested partitions and the models after a run."""
 
     pipeline: str
@@ -79,7 +79,7 @@ class Outcome:
     next: list[str]
 
 
-def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
+def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     wiring: Wiring,
     instance: dg.DagsterInstance,
     state: State,
@@ -88,7 +88,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     run_ids: Collection[str],
     findings: Mapping[str, Sequence[str]],
     error: str | None,
-) -> Outcome:
+) -> RunSummary:
     """Sum up what runs did."""
     pipeline = wiring.pipeline()
     name, home = pipeline.spec.name, pipeline.home
@@ -102,7 +102,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         for partition in asked
         if partition.key in state.gone
     }
-    return Outcome(
+    return RunSummary(
         pipeline=name,
         partitions=len(asked),
         scored=len(runs),
@@ -196,7 +196,7 @@ def _could_serve_from(wiring: Wiring, left: Plan) -> str | None:
     return first.key if any(item.partition.key == first.key for item in left.blocked) else None
 
 
-def show(outcome: Outcome, calendar: Calendar) -> None:
+def show(outcome: RunSummary, calendar: Calendar) -> None:
     """Print the outcome on less than a screen."""
     for model in outcome.models[-MOST_SHOWN:]:
         _show_model(model)
@@ -231,7 +231,7 @@ def _show_failures(failures: Sequence[Failure], calendar: Calendar) -> None:
         terminal.say(f"  {models} could not be trained: {listed(untrained)}; see the error at the end")
 
 
-def _show_findings(outcome: Outcome, calendar: Calendar) -> None:
+def _show_findings(outcome: RunSummary, calendar: Calendar) -> None:
     keys: dict[str, list[str]] = {}
     for key, findings in outcome.findings.items():
         for finding in findings:

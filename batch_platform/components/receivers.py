@@ -28,7 +28,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SendResult:
     """Result of an attempt to deliver messages."""
 
     waiting: tuple[Message, ...]  # messages that a receiver does not have yet
@@ -48,7 +48,7 @@ class Receivers:
         """Know the addresses, of which each is sent to once."""
         self._receivers = {identity(url): _Receiver(at, url) for at, url in enumerate(urls, start=1)}
 
-    def deliver(self, messages: Sequence[Message]) -> Outcome:
+    def deliver(self, messages: Sequence[Message]) -> SendResult:
         """Send each message to the receivers that wait for it, the oldest first.
 
         A receiver that does not take a message gets no other one before it: the rest waits for the next call. So does what a
@@ -71,7 +71,7 @@ class Receivers:
             sent += len(declared) - len(waiting)
             if waiting:
                 left.append(replace(message, waiting=waiting))
-        return Outcome(tuple(left), sent, tuple(failures))
+        return SendResult(tuple(left), sent, tuple(failures))
 
 
 class _Receiver:

@@ -36,7 +36,7 @@ MAX_CATEGORIES = 254  # scikit-learn's histogram trees take 255 bins, one of the
 
 
 @dataclass(frozen=True)
-class Column:
+class ContractColumn:
     """One feature column."""
 
     name: str
@@ -61,7 +61,7 @@ class Split:
 class Contract:
     """The feature columns of a model, in the order of the matrix."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[ContractColumn, ...]
     renamed: tuple[tuple[str, str], ...] = ()  # columns whose name has changed since training, each with its new name
 
     @property
@@ -155,7 +155,9 @@ class Contract:
     @classmethod
     def from_json(cls, columns: Sequence[Mapping[str, Any]]) -> "Contract":
         """Read what `to_json` returned."""
-        return cls(tuple(replace(Column(**column), categories=tuple(column["categories"])) for column in columns))
+        return cls(
+            tuple(replace(ContractColumn(**column), categories=tuple(column["categories"])) for column in columns)
+        )
 
 
 def infer_contract(
@@ -255,9 +257,9 @@ def decoded(matrix: NDArray[np.float64], contract: Contract) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _matched(column: Column, taken: Input) -> Column:
+def _matched(column: ContractColumn, taken: Input) -> ContractColumn:
     if taken.categories:
-        return Column(column.name, "category", column.nullable, categories=taken.categories)
+        return ContractColumn(column.name, "category", column.nullable, categories=taken.categories)
     if column.type == "category" and taken.kind in ("number", "whole", "code"):
         msg = f"Column {column.name!r} holds text, but the model takes numbers there."
         raise DataError(msg, hint="in the features, convert it to the number that the model was trained on.")
@@ -267,7 +269,7 @@ def _matched(column: Column, taken: Input) -> Column:
     return replace(column, nullable=False) if taken.kind == "whole" else column
 
 
-def _declared(values: pl.Series, rule: ColumnRule) -> Column:
+def _declared(values: pl.Series, rule: ColumnRule) -> ContractColumn:
     """A column as its rule declares it; what the rule leaves out is inferred from the values."""
     name, dtype = values.name, values.dtype
     type_ = rule.type or _type_of(name, dtype)
@@ -278,16 +280,16 @@ def _declared(values: pl.Series, rule: ColumnRule) -> Column:
         msg = f"features.columns.{name} declares bounds, but the column is a {type_}."
         raise DataError(msg, hint="leave out min and max, or convert it to a number in the features.")
     nullable = values.null_count() > 0 if rule.nullable is None else rule.nullable
-    return Column(name, type_, nullable, rule.min, rule.max)
+    return ContractColumn(name, type_, nullable, rule.min, rule.max)
 
 
-def _under(column: Column, rule: ColumnRule) -> Column:
+def _under(column: ContractColumn, rule: ColumnRule) -> ContractColumn:
     nullable = column.nullable if rule.nullable is None else rule.nullable
     bounded = column.type in ("float", "integer")
     return replace(column, nullable=nullable, min=rule.min if bounded else None, max=rule.max if bounded else None)
 
 
-def _learn(column: Column, values: pl.Series, most_categories: int | None) -> Column:
+def _learn(column: ContractColumn, values: pl.Series, most_categories: int | None) -> ContractColumn:
     read = values.to_frame().select(_read(column, values.dtype).alias("value"))["value"].drop_nulls()
     if column.type == "category":
         counts = read.value_counts().sort(["count", "value"], descending=[True, False])
@@ -329,7 +331,7 @@ class _Rule:
     broken: pl.Expr  # true where a row breaks the rule; never null
 
 
-def _read(column: Column, dtype: pl.DataType) -> pl.Expr:
+def _read(column: ContractColumn, dtype: pl.DataType) -> pl.Expr:
     """The column in the contract's type; null if a value cannot be read without loss."""
     value = pl.col(column.name)
     if dtype == STORED_AS[column.type]:
@@ -375,7 +377,7 @@ def _as_is(read: pl.Expr, name: str) -> bool:
     return read.meta.eq(pl.col(name))
 
 
-def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
+def _rules(column: ContractColumn, values: pl.Series, read: pl.Expr) -> list[_Rule]:
     """The rules that some row might break, the cheapest checks first: most columns of most batches need none."""
     name, rules = column.name, list[_Rule]()
     raw = pl.col(name)

@@ -17,7 +17,7 @@ import polars as pl
 from batch_platform import __version__
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.models.bundle import Bundle, Manifest, open_bundle, read_manifest
-from batch_platform.models.contract import REASON, Column
+from batch_platform.models.contract import REASON, ContractColumn
 from batch_platform.models.flavours.mlflow import data_frame, library, require_server
 
 CHAMPION = "champion"
@@ -78,7 +78,7 @@ def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
 def _signature(mlflow: Any, manifest: Manifest) -> Any:
     column_spec, schema = mlflow.types.ColSpec, mlflow.types.Schema
     inputs: list[Any] = [
-        column_spec(_type(Column(**column)), name=column["name"], required=not column["nullable"])
+        column_spec(_type(ContractColumn(**column)), name=column["name"], required=not column["nullable"])
         for column in manifest.contract
     ]
     outputs: list[Any] = [column_spec(_label_type(manifest), name="prediction")]
@@ -86,7 +86,7 @@ def _signature(mlflow: Any, manifest: Manifest) -> Any:
     return mlflow.models.ModelSignature(inputs=schema(inputs), outputs=schema(outputs))
 
 
-def _type(column: Column) -> str:
+def _type(column: ContractColumn) -> str:
     """The MLflow type of a column; its integers and booleans cannot be null."""
     return "double" if column.nullable and column.type in ("integer", "boolean") else _TYPES[column.type]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.monitored import Baseline
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
-from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
+from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Predictor, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
 from batch_platform.models.estimate_basis import basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
@@ -246,7 +246,7 @@ def _week_before(start: np.datetime64, at: Mapping[np.datetime64, int]) -> int |
     return next((at[instant] for instant in instants if instant in at), None)
 
 
-def _feature_places(column: Column, bins: Bins, values: NDArray[np.float64], stored: pl.Series) -> Places:
+def _feature_places(column: ContractColumn, bins: Bins, values: NDArray[np.float64], stored: pl.Series) -> Places:
     """The cell of each value [n], as `_features` counts it; a cell for nulls and one for unknown categories follow."""
     missing = np.isnan(values)
     if not _is_text(column):
@@ -357,11 +357,11 @@ def _alike(profile: Profile, before: Profile) -> bool:
     return divergence is not None and divergence.psi <= ALIKE
 
 
-def _is_text(column: Column) -> bool:
+def _is_text(column: ContractColumn) -> bool:
     return column.type == "category"
 
 
-def _bins_of_column(column: Column, values: NDArray[np.float64]) -> Bins:
+def _bins_of_column(column: ContractColumn, values: NDArray[np.float64]) -> Bins:
     if not _is_text(column):
         return number_bins(values)
     codes = values[~np.isnan(values)].astype(np.int64)

@@ -57,13 +57,13 @@ def _try(flavour: str, reference: str) -> None:
     """Read the file and score a few rows; that the library refuses one or the other is no matter of this process."""
     import numpy as np
 
-    from batch_platform.models.contract import Column, Contract, Signature
+    from batch_platform.models.contract import Contract, ContractColumn, Signature
     from batch_platform.models.flavours.known import FLAVOURS
 
     kind = FLAVOURS[flavour]
     model = kind.read(reference, {})
     columns = [
-        Column(
+        ContractColumn(
             taken.name or f"column {at}",
             "category" if taken.kind == "text" else "float",
             nullable=True,

@@ -38,9 +38,9 @@ from batch_platform.warehouse.sql import connect, literal, quoted
 
 MOST_ROWS = 20
 PARTITION = "partition"  # beside the columns of a key
-Outcome = Literal["scored", "rejected"]
+RowState = Literal["scored", "rejected"]
 Way = Literal["features", "model"]
-_TABLES: dict[Outcome, str] = {"scored": "predictions", "rejected": "rejected_rows"}
+_TABLES: dict[RowState, str] = {"scored": "predictions", "rejected": "rejected_rows"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class TracedSource:
 class Trace:
     """The outcome of one row, and what produced it."""
 
-    outcome: Outcome
+    outcome: RowState
     row: dict[str, Any]  # row of the table `predictions` or `rejected_rows`
     commit: ScoreRun
     model: TracedModel
@@ -187,12 +187,12 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
 
 def _rows(
     con: duckdb.DuckDBPyConnection, pipeline: str, key: Mapping[str, str], only: str | None
-) -> list[tuple[Outcome, dict[str, Any]]]:
+) -> list[tuple[RowState, dict[str, Any]]]:
     """Read the rows whose key has these values, each written as the column's type or as its text; `only` of one partition."""
     tables = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema"
     columns = con.execute(tables, {"schema": pipeline}).fetchall()
     types = {column: dtype for table, column, dtype in columns if table == "predictions"}
-    rows: list[tuple[Outcome, dict[str, Any]]] = []
+    rows: list[tuple[RowState, dict[str, Any]]] = []
     for outcome, table in _TABLES.items():
         if table not in {name for name, *_ in columns}:
             continue

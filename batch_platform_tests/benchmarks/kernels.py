@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from batch_platform.models.contract import Column, Contract, Predictor, Signature
+from batch_platform.models.contract import Contract, ContractColumn, Predictor, Signature
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.forest.compiled import compile_predictor, same_outcome
 from batch_platform.models.native_threads import one_thread
@@ -78,7 +78,7 @@ def _fitted(name: str, make: Callable[[], Any], rows: int) -> Any:
     random = np.random.default_rng(1)
     truth = np.sin(matrix[:, :6]).sum(axis=1) + random.normal(size=rows) > 0
     model = make().fit(matrix, truth)
-    contract = Contract(tuple(Column(name=f"x{at}", type="float", nullable=True) for at in range(COLUMNS)))
+    contract = Contract(tuple(ContractColumn(name=f"x{at}", type="float", nullable=True) for at in range(COLUMNS)))
     return flavour_of(model).reloaded(model, Signature("binary", [False, True], contract))
 
 

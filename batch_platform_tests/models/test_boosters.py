@@ -13,7 +13,7 @@ from hypothesis import given
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from batch_platform.models.contract import Column, Contract, Signature
+from batch_platform.models.contract import Contract, ContractColumn, Signature
 from batch_platform.models.flavours.known import flavour, flavour_of
 from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, prove, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
@@ -103,10 +103,10 @@ def learned(name: str, shape: Shape) -> CompilablePredictor:
 
 
 def contract(shape: Shape) -> Contract:
-    numbers = [Column(name=f"x{at}", type="float", nullable=True) for at in range(shape.columns)]
+    numbers = [ContractColumn(name=f"x{at}", type="float", nullable=True) for at in range(shape.columns)]
     if shape.categories:
         codes = tuple(map(str, range(shape.categories)))
-        numbers[-1] = Column(name="code", type="category", nullable=True, categories=codes)
+        numbers[-1] = ContractColumn(name="code", type="category", nullable=True, categories=codes)
     return Contract(tuple(numbers))
 
 

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import Model
 from batch_platform.models.bundle import FORMAT, Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
-from batch_platform.models.contract import Column, Contract
+from batch_platform.models.contract import Contract, ContractColumn
 from batch_platform.models.declared_model import make_estimator
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
@@ -27,7 +27,10 @@ from batch_platform.models.forest.compiled import NOT_TREES, WORTH_COMPILING, Co
 from batch_platform.models.reference import ReferenceProfile
 
 CONTRACT = Contract(
-    (Column("x", "float", nullable=True), Column("shop", "category", nullable=True, categories=("a", "b", "c")))
+    (
+        ContractColumn("x", "float", nullable=True),
+        ContractColumn("shop", "category", nullable=True, categories=("a", "b", "c")),
+    )
 )
 ESTIMATORS = {
     "sklearn.ensemble.HistGradientBoostingClassifier": ("binary", {"max_iter": 3}),

@@ -17,8 +17,8 @@ from batch_platform.models.contract import (
     MAX_EXACT_INTEGER,
     OFFENDER,
     REASON,
-    Column,
     Contract,
+    ContractColumn,
     Split,
     infer_contract,
 )
@@ -41,10 +41,10 @@ ODD_NAMES = [
 ]
 CONTRACT = Contract(
     (
-        Column("amount", "float", nullable=True, min=0, max=1000),
-        Column("items", "integer", nullable=False, min=1),
-        Column("known", "boolean", nullable=True),
-        Column("shop", "category", nullable=True, categories=("a", "b", "c")),
+        ContractColumn("amount", "float", nullable=True, min=0, max=1000),
+        ContractColumn("items", "integer", nullable=False, min=1),
+        ContractColumn("known", "boolean", nullable=True),
+        ContractColumn("shop", "category", nullable=True, categories=("a", "b", "c")),
     )
 )
 floats = st.one_of(st.none(), st.floats(width=64), st.sampled_from([-1.0, 0.0, 1000.0, 1000.5]))
@@ -77,7 +77,7 @@ def unseen(contract: Contract, split: Split) -> dict[str, int]:
 
 
 def of_type(type_: str, *, nullable: bool = True, **rules) -> Contract:
-    return Contract((Column("x", type_, nullable=nullable, **rules),))
+    return Contract((ContractColumn("x", type_, nullable=nullable, **rules),))
 
 
 @given(rows=ROWS)
@@ -293,19 +293,19 @@ def test_a_contract_holds_what_training_saw():
         }
     )
     assert infer_contract(training, {}).columns == (
-        Column("a", "float", nullable=False, lowest=-2.0, highest=1.5),
-        Column("b", "integer", nullable=True, lowest=1, highest=3),
-        Column("c", "boolean", nullable=False, lowest=0, highest=1),
-        Column("d", "category", nullable=True, categories=("x", "y")),
-        Column("e", "float", nullable=True),
-        Column("f", "float", nullable=False, lowest=1, highest=4),
+        ContractColumn("a", "float", nullable=False, lowest=-2.0, highest=1.5),
+        ContractColumn("b", "integer", nullable=True, lowest=1, highest=3),
+        ContractColumn("c", "boolean", nullable=False, lowest=0, highest=1),
+        ContractColumn("d", "category", nullable=True, categories=("x", "y")),
+        ContractColumn("e", "float", nullable=True),
+        ContractColumn("f", "float", nullable=False, lowest=1, highest=4),
     )
 
 
 def test_an_all_null_category_has_no_categories_and_encodes_as_missing():
     training = pl.DataFrame({"x": pl.Series([None, None], dtype=pl.String)})
     contract = infer_contract(training, {})
-    assert contract.columns == (Column("x", "category", nullable=True),)
+    assert contract.columns == (ContractColumn("x", "category", nullable=True),)
     split = contract.split(pl.DataFrame({"x": ["a", None]}))
     assert unseen(contract, split) == {"x": 1}
     assert np.isnan(contract.encode(split.kept)).all()
@@ -336,8 +336,8 @@ def test_a_declaration_overrides_what_would_be_inferred():
         "y": ColumnRule(type="category"),
     }
     assert infer_contract(training, declared).columns == (
-        Column("x", "integer", nullable=True, min=0.0, lowest=1, highest=2),
-        Column("y", "category", nullable=False, categories=("1", "2", "3")),
+        ContractColumn("x", "integer", nullable=True, min=0.0, lowest=1, highest=2),
+        ContractColumn("y", "category", nullable=False, categories=("1", "2", "3")),
     )
 
 

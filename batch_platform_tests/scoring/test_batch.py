@@ -16,7 +16,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle, Native
-from batch_platform.models.contract import Column, Contract
+from batch_platform.models.contract import Contract, ContractColumn
+from batch_platform.models.reference import reference_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.scoring.batch import NOT_FINITE, score_batch
 from batch_platform.scoring.engines import local
@@ -32,11 +33,13 @@ DAY = SPEC.partitions.calendar.named("2024-02-03")
 STAMP = Stamp("run", datetime(2024, 3, 1, tzinfo=UTC))
 CONTRACT = Contract(
     (
-        Column("amount", "float", nullable=True, max=1000),
-        Column("items", "integer", nullable=False),
-        Column("shop", "category", nullable=True, categories=("a", "b")),
+        ContractColumn("amount", "float", nullable=True, max=1000),
+        ContractColumn("items", "integer", nullable=False),
+        ContractColumn("shop", "category", nullable=True, categories=("a", "b")),
     )
 )
+LEARNED = pl.DataFrame({"amount": [1.0, 2.0], "items": [1, 2], "shop": ["a", "b"]})
+REFERENCE = reference_of(CONTRACT, (LEARNED, CONTRACT.encode(LEARNED)), None)
 
 
 class Sum:
@@ -59,7 +62,9 @@ class Sum:
 
 def bundle(task: str = "binary", classes=(False, True)) -> Bundle:
     described = manifest(task, classes=list(classes))
-    return Bundle("2024-02-01-0a0a0a0a", "ab", described, CONTRACT, Native(partial(Sum, task, len(classes))))
+    return Bundle(
+        "2024-02-01-0a0a0a0a", "ab", described, CONTRACT, Native(partial(Sum, task, len(classes))), ReferenceProfile(())
+    )
 
 
 def rows(amount, items=None, shop=None) -> pl.DataFrame:

@@ -26,7 +26,7 @@ from batch_platform.cli.proposal.columns import (
     target_of,
 )
 from batch_platform.cli.proposal.instants import words
-from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
+from batch_platform.cli.proposal.survey import Survey, TableColumn, TimeRange
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
 from batch_platform.declaration.errors import WrongUseError, first_few, listed
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
@@ -94,7 +94,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Past:
+class PastFeatures:
     """The features of a series: earlier rows of the same entity, as far as they are known when a partition starts."""
 
     entity: tuple[TableColumn, ...]  # columns that name what the series is of; none for a single series
@@ -109,7 +109,7 @@ class Windows:
 
     time: TableColumn  # the time of a row's event
     timeless: int  # rows without a time, which belong to no partition
-    span: Span  # range of the times
+    span: TimeRange  # range of the times
     start: datetime  # start of the first partition, in local time
     end: datetime | None  # end of the last partition that has a row, in local time; None if more rows are expected
     evaluate: Duration  # the end of the training window, used for evaluation
@@ -118,7 +118,7 @@ class Windows:
     )  # start of the first serving period, in local time; None for the first one with enough data
     delay: Duration  # time until labels are known: the length of the end of the table in which none are
     calendar: tuple[str, ...] = ()  # parts of the time that are features
-    past: Past | None = None
+    past: PastFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Times:
     """The times of a table, and what they are good for."""
 
     column: TableColumn
-    span: Span
+    span: TimeRange
     every: Every  # length of a partition
     are_partitioned: bool  # otherwise they may still be part of a key
     name_rows: bool  # the rows are a series, with one for each time
@@ -391,7 +391,7 @@ def _compound_keys(
     yield from pairs
 
 
-def _every(rows: int, span: Span) -> Every:
+def _every(rows: int, span: TimeRange) -> Every:
     """The shortest window length for which at least half of the windows have rows, and enough of them."""
     for every, longest in LONGEST.items():
         filled = span.filled[every]
@@ -468,7 +468,7 @@ def _first_serving(windows: Windows, calendar: Calendar, periods: Sequence[Parti
 
 def _past(
     survey: Survey, windows: Windows, every: Every, key: Sequence[TableColumn], label: TableColumn | None
-) -> Past | None:
+) -> PastFeatures | None:
     """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions.
 
     A value that lies further back than the first model learns from is left out: it would be null in every row. So is one that
@@ -485,7 +485,7 @@ def _past(
     known = delay + LONGEST[every].nominal if delay else timedelta()  # before the end of the partition
     lags = tuple(lag for lag in lags if known <= lag.nominal < learned) if "hour" in windows.span.starts else ()
     entity = tuple(column for column in key if column != windows.time)
-    return Past(entity, means, lags, means[-1] if every == "day" and "hour" in windows.calendar else None)
+    return PastFeatures(entity, means, lags, means[-1] if every == "day" and "hour" in windows.calendar else None)
 
 
 def local_key(moment: datetime, every: Every) -> str:

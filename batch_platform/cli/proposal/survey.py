@@ -83,7 +83,7 @@ class TableColumn:
 
 
 @dataclass(frozen=True)
-class Span:
+class TimeRange:
     """The range of the times in a column, without those that stand for no time, such as 9999-12-31."""
 
     first: datetime  # UTC
@@ -202,7 +202,7 @@ class Survey:
             yield tuple(self._con.sql(query, params=bounds).pl() for query in queries)
         self._con.execute(f"DROP TABLE {quoted(name)}")
 
-    def is_series(self, time: str, span: Span) -> bool:
+    def is_series(self, time: str, span: TimeRange) -> bool:
         """Return whether each time has one row, and times lie on whole hours or mostly follow each other at the same interval."""
         if not self.unique([time]):
             return False
@@ -236,7 +236,7 @@ class Survey:
                 FROM seen WINDOW later AS (ORDER BY {at}))
         """)
 
-    def unlabelled_end(self, label: str, time: str, span: Span, every: Every) -> Duration:
+    def unlabelled_end(self, label: str, time: str, span: TimeRange, every: Every) -> Duration:
         """The length of the end of a table in which hardly a row has a label, rounded up to days (hours, if partitions are hours).
 
         It begins where the share of rows with a label changes most, so single labels after that and gaps before it do not count.
@@ -259,7 +259,7 @@ class Survey:
         count = ceil((units[-1] + length - begins[gain.argmax() + 1]) / length)
         return Duration(days=count // 24, hours=count % 24) if unit == "hour" else Duration(days=count)
 
-    def span(self, time: str) -> Span | None:
+    def span(self, time: str) -> TimeRange | None:
         """The range of the times in a column; None if it has no times.
 
         Raises:
@@ -277,7 +277,7 @@ class Survey:
         if first is None:
             return None
         filled, on_start = answers[: len(LENGTHS)], answers[len(LENGTHS) :]
-        return Span(
+        return TimeRange(
             _instant_of(first),
             _instant_of(last),
             rows,
