@@ -104,13 +104,13 @@ def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:
     )
 
 
-_announced: ContextVar[Plan | None] = ContextVar("announced_plan", default=None)
+_announced: ContextVar[list[Plan]] = ContextVar("announced_plans")
 
 
 @contextmanager
 def announcing(plan: Plan | None) -> Generator[None]:
-    """Hand a plan that was announced to the run of the whole job in this thread, which carries it out."""
-    token = _announced.set(plan)
+    """Hand a plan that was announced to the run of the whole job in this thread, which carries it out once."""
+    token = _announced.set([] if plan is None else [plan])
     try:
         yield
     finally:
@@ -118,8 +118,12 @@ def announcing(plan: Plan | None) -> Generator[None]:
 
 
 def announced() -> Plan | None:
-    """The plan that this run was started for; None where Dagster started it, and it has to plan itself."""
-    return _announced.get()
+    """The plan that this run was started for, unless it was taken before.
+
+    None where Dagster started the run, or repeats a step: then it has to plan by what is recorded now.
+    """
+    plans = _announced.get([])
+    return plans.pop() if plans else None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from batch_platform.components.jobs import announced, announcing
+from batch_platform.pipeline.plan import Plan
 from batch_platform_tests.components.test_runs_of_the_command import RETRY
 from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
@@ -119,3 +121,11 @@ def test_materializing_a_month_from_an_empty_home_names_the_job_in_one_paragraph
     for asset in ("features", "model", "predictions", "performance"):
         specs = {spec.key: spec for spec in deployment.definitions.resolve_all_asset_specs()}
         assert (specs[deployment.key(asset)].description or "").startswith(f"**Launch the job `{JOB}`**")
+
+
+def test_a_plan_that_was_announced_is_carried_out_once_and_a_repeated_step_plans_anew():
+    plan = Plan([], [])
+    with announcing(plan):
+        assert announced() is plan
+        assert announced() is None
+    assert announced() is None
