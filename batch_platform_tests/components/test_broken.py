@@ -149,7 +149,7 @@ def test_the_command_serves_the_others_where_dagsters_own_loader_stops_and_says_
     ("declared", "hint"),
     [
         ("batch_platform.components.BatchInferenc", "did you mean 'batch_platform.components.BatchInference'?"),
-        ("batch_platform.BatchInference", "did you mean 'batch_platform.components.BatchInference'?"),
+        ("batch_platform.Batchinference", "did you mean 'batch_platform.components.BatchInference'?"),
         ("BatchInference", "the type of a pipeline is batch_platform.components.BatchInference."),
     ],
 )
@@ -160,6 +160,14 @@ def test_the_command_names_a_type_that_cannot_be_loaded_and_the_right_one(cli, f
     assert checked.code == 2
     assert checked.error.startswith(f"{file}: type: '{declared}' cannot be loaded: ")
     assert f" Hint: {hint}" in checked.error
+
+
+def test_a_type_may_be_written_by_its_public_name(cli, fresh):
+    file = pipeline_folder(fresh) / "defs.yaml"
+    file.write_text(
+        file.read_text().replace("batch_platform.components.BatchInference", "batch_platform.BatchInference")
+    )
+    assert cli(fresh, "check").out.startswith("small: ok\n")
 
 
 def test_dagsters_own_message_names_the_file_and_line_of_what_it_cannot_read(user_project):
