@@ -57,5 +57,5 @@ def test_the_graph_and_the_partitions_of_an_asset_open(dagster):
     expect(page.get_by_text(re.compile(r"Materialized \(9,?84\d\)"))).to_be_visible()
     page.get_by_placeholder("Filter by name").fill(hourly.MADE)
     dagster.words(hourly.MADE).first.click()
-    expect(page.get_by_role("img", name="Distribution from 0 to 1")).to_be_visible()
+    dagster.sees("█", exact=False)
     assert dagster.errors == []
