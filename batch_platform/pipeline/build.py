@@ -15,7 +15,7 @@ from batch_platform.features.history import History
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
 from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.wanted import require_takeable
-from batch_platform.scoring.run import is_full
+from batch_platform.scoring.run import in_groups
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.staging import staging_folder
@@ -51,30 +51,15 @@ class FeatureStep:
         spec, state, stamp = self.history.spec, self.state, self.stamp
         due = {partition.key for partition in partitions if self.force or features_due(state, partition) is not None}
         require_takeable(spec, [partition for partition in partitions if partition.key in due], stamp.at)
-        group: list[Built] = []
         with (
             setting_apart(spec, self.warehouse, state.declared, "features", stamp, len(partitions)) as apart,
             staging_folder(self.history.home, stamp.run_id) as folder,
             closing(self._builds(partitions, due, apart, folder / "spill")) as builds,
         ):
-            try:
-                for built in builds:
-                    if built.skipped:
-                        yield built
-                        continue
-                    group.append(built)
-                    if is_full(len(group), sum(member.build.rows for member in group)):
-                        full, group = group, []
-                        yield from self._record(full)
-            except Exception:
-                yield from self._record(group)
-                raise
-            yield from self._record(group)
+            yield from in_groups(builds, lambda built: None if built.skipped else built.build.rows, self._record)
 
-    def _record(self, group: list[Built]) -> list[Built]:
-        if group:
-            self.warehouse.record_features([built.build for built in group])
-        return group
+    def _record(self, group: list[Built]) -> None:
+        self.warehouse.record_features([built.build for built in group])
 
     def _builds(
         self, partitions: Sequence[Partition], due: Collection[str], apart: SetApart, spill: Path

@@ -22,7 +22,7 @@ from batch_platform.monitoring.measures.challengers import ChallengerRun, read_c
 from batch_platform.monitoring.pooled import pool
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
-from batch_platform.scoring.run import is_full
+from batch_platform.scoring.run import in_groups
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import publish, reading_published
@@ -49,19 +49,11 @@ class EvaluationStep:
 
     def committed(self, partitions: Sequence[Partition]) -> Iterator[Evaluated]:
         """Evaluate partitions whose labels are known, oldest first; see `Pipeline.evaluate`."""
-        spec, stamp, group = self.history.spec, self.stamp, list[Evaluated]()
+        spec, stamp = self.history.spec, self.stamp
         publish(self.history.home)
         with setting_apart(spec, self.warehouse, self.declared, "performance", stamp, len(partitions)) as apart:
-            try:
-                for evaluation in self._evaluations(partitions, apart):
-                    group.append(evaluation)
-                    if is_full(len(group), sum(member.run.rows_scored for member in group)):
-                        full, group = group, []
-                        yield from self._commit(full)
-            except Exception:
-                yield from self._commit(group)
-                raise
-            yield from self._commit(group)
+            evaluations = self._evaluations(partitions, apart)
+            yield from in_groups(evaluations, lambda evaluation: evaluation.run.rows_scored, self._commit)
             with one_thread():
                 pool(spec, self.warehouse, stamp)
 
@@ -73,7 +65,9 @@ class EvaluationStep:
             scored = [partition for partition in partitions if partition.key in runs]
             for partition in partitions:
                 if partition.key not in runs:
-                    apart.add(partition.key, _not_scored(name, partition.key), tried=False)
+                    msg = f"{name}, partition {partition.key}: it is not scored yet."
+                    hint = f"batch-platform run {name} --partition {partition.key}"
+                    apart.add(partition.key, DataError(msg, hint=hint), tried=False)
             challengers: dict[str, list[ChallengerRun]] = defaultdict(list)
             for run in read_challenger_runs(con, name):
                 challengers[run.partition_key].append(run)
@@ -108,19 +102,11 @@ class EvaluationStep:
             challengers=tuple(measuring.of_challengers(partition, run, labels)),
         )
 
-    def _commit(self, group: list[Evaluated]) -> list[Evaluated]:
-        if group:
-            name, runs = self.history.spec.name, [evaluation.run for evaluation in group]
-            keys, further = [run.partition_key for run in runs], _rows_beside(group)
-            tables = _measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
-            self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
-        return group
-
-
-def _not_scored(pipeline: str, partition_key: str) -> DataError:
-    """The error of a partition that cannot be evaluated because it is not scored."""
-    msg = f"{pipeline}, partition {partition_key}: it is not scored yet."
-    return DataError(msg, hint=f"batch-platform run {pipeline} --partition {partition_key}")
+    def _commit(self, group: list[Evaluated]) -> None:
+        name, runs = self.history.spec.name, [evaluation.run for evaluation in group]
+        keys, further = [run.partition_key for run in runs], _rows_beside(group)
+        tables = _measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
+        self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
 
 
 def _measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:

@@ -42,17 +42,16 @@ class MeasuredModel:
     @cached_property
     def numbers(self) -> dict[str, float]:
         """The numbers of all measures, to show and to plot."""
-        return {name: value for measure in self.tables for name, value in self.numbers_of(measure).items()}
+        numbers = dict[str, float]()
+        for name, rows in self.tables.items():
+            if (numbers_of := MEASURES[name].numbers) is not None:
+                numbers |= numbers_of(rows)
+        return numbers
 
     @property
     def in_sample(self) -> bool:
         """True if the model has learned from the partition."""
         return bool(self.tables[PERFORMANCE.name]["in_sample"].any())
-
-    def numbers_of(self, measure: str) -> dict[str, float]:
-        """The numbers of one measure."""
-        numbers = MEASURES[measure].numbers
-        return {} if numbers is None else dict(numbers(self.tables[measure]))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class ScoringStep:
         """Score partitions, oldest first, and yield those that are up to date before all others; see `Pipeline.score`."""
         spec, state, stamp, code_version = self.history.spec, self.state, self.stamp, self.state.scoring_code_version
         require_no_former_partitions(spec, state.scores.values())
-        named, due = state.registry.present(version) if version else None, list[Due]()
+        named = state.registry.present(version) if version else None
+        due, held = list[Due](), list[Due]()
         make_engine = engine_of(spec.engine.name)
         with (
             staging_folder(self.history.home, stamp.run_id) as folder,
@@ -54,11 +55,9 @@ class ScoringStep:
         ):  # what is set apart is recorded while the staged files of rejected rows still exist
             for partition in partitions:
                 with apart.attempt(partition.key, tried=False):
-                    due.append(self._due(partition, named))
-            again = {
-                item.partition.key for item in due if force or not item.is_held(code_version)
-            } | state.incomplete.keys()
-            held = [item for item in due if item.partition.key not in again]
+                    item = self._due(partition, named)
+                    is_held = not force and partition.key not in state.incomplete and item.is_held(code_version)
+                    (held if is_held else due).append(item)
             apart.up_to_date.update(
                 item.partition.key for item in held if ("predictions", item.partition.key) in state.failures
             )
@@ -80,12 +79,11 @@ class ScoringStep:
                 self._settle,
                 self._clear if state.scored_by_retired else None,
             )
-            asked = [
+            due = [
                 replace(item, challengers=challengers_of(spec, state.registry, item.partition, item.model))
                 for item in due
-                if item.partition.key in again
             ]
-            for outcome in run.committed(asked):
+            for outcome in run.committed(due):
                 if isinstance(outcome, Unscored):
                     apart.add(outcome.partition.key, outcome.error, outcome.refused)
                 else:

@@ -6,7 +6,7 @@ reason, and production goes on without it.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,20 +143,6 @@ class TrainingStep:
         training = Training(self.history, self.state, period, self.stamp)
         return self._challenge(training, untrained(self.history.spec, self.state.registry, period.key))
 
-    def _challenge(
-        self, training: Training, due: Sequence[Challenger], model: Trained | None = None
-    ) -> tuple[TrainedChallenger, ...]:
-        """Train challengers and register each as soon as it is trained."""
-        trained: list[TrainedChallenger] = []
-        for challenger in self._trained_challengers(training, due, model):
-            with self.warehouse.transaction() as con:
-                if challenger.version is not None and challenger.decision is not None:
-                    register(con, challenger.version, challenger.decision, challenger.training)
-                else:
-                    record_failure(con, challenger.training)
-            trained.append(challenger)
-        return tuple(trained)
-
     def _trained(self, training: Training, params: dict[str, Any]) -> Trained:
         """Train or import the model of a serving period, write its bundle and judge it by the gate.
 
@@ -204,10 +190,10 @@ class TrainingStep:
         )
         return version, decision
 
-    def _trained_challengers(
-        self, training: Training, challengers: Sequence[Challenger], model: Trained | None
-    ) -> Iterator[TrainedChallenger]:
-        """Train challengers one after the other, on the rows that the model of the same training was trained on.
+    def _challenge(
+        self, training: Training, due: Sequence[Challenger], model: Trained | None = None
+    ) -> tuple[TrainedChallenger, ...]:
+        """Train challengers on the rows of a model of the same training; register each as soon as it is trained.
 
         Without a model the rows are read again, once for all challengers.
         """
@@ -217,7 +203,8 @@ class TrainingStep:
         opponent = self.state.registry.champion(period.start)
         if model is not None and model.decision.action == "approved":
             opponent = model.version
-        for challenger in challengers:
+        trained: list[TrainedChallenger] = []
+        for challenger in due:
             result = ChallengerTraining(
                 pipeline=spec.name,
                 challenger=challenger.name,
@@ -241,18 +228,20 @@ class TrainingStep:
                 failure = with_own_keys(failure_of(error), challenger)
                 message = "%s: challenger %r could not be trained for %s: %s"
                 _log.warning(message, spec.name, challenger.name, period.key, failure)
-                yield TrainedChallenger(replace(result, failure=failure, trained_at=stamp.now()))
+                result = replace(result, failure=failure, trained_at=stamp.now())
+                with self.warehouse.transaction() as con:
+                    record_failure(con, result)
+                trained.append(TrainedChallenger(result))
             else:
                 data = data if challenger.import_ is not None else learned.data
                 result = replace(result, version=version.version, trained_at=stamp.now())
-                yield TrainedChallenger(result, version, decision)
+                with self.warehouse.transaction() as con:
+                    register(con, version, decision, result)
+                trained.append(TrainedChallenger(result, version, decision))
+        return tuple(trained)
 
     def _verdict(
-        self,
-        challenger: Challenger,
-        spec: PipelineSpec,
-        learned: LearnedModel,
-        opponent: Version | None,
+        self, challenger: Challenger, spec: PipelineSpec, learned: LearnedModel, opponent: Version | None
     ) -> Verdict:
         """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
         task = learned.fitted.signature.task
