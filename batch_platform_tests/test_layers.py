@@ -41,6 +41,7 @@ ORDER = (
 )
 KNOW_DAGSTER = {"components", "cli", "defs", "definitions"}
 LONGEST = 600
+MOST_IMPORTED = 20
 VAGUE = {"utils", "util", "helpers", "common", "base", "misc", "core"}
 
 
@@ -140,6 +141,15 @@ def test_the_warehouse_names_no_table_of_an_upper_room_except_to_describe_it():
     }
     assert not named
     assert OF_PIPELINES.keys() >= OF_THE_WAREHOUSE
+
+
+def test_a_module_imports_at_most_twenty_modules_of_the_package():
+    counts = {
+        module: len({name for name in names - {module} if not any(other.startswith(f"{name}.") for other in names)})
+        for module, names in imports().items()  # with each module, `imports` names the packages that it lies in
+    }
+    wrong = [f"{module} imports {count}" for module, count in sorted(counts.items()) if count > MOST_IMPORTED]
+    assert not wrong, "; ".join(wrong)
 
 
 INTERNALS = "batch_platform.components.dagster_internals"

@@ -5,7 +5,7 @@ jobs, the steps of model and predictions first build the features that they lack
 up to date, the step of the predictions also trains the models that are due.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -128,31 +128,25 @@ def _model(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Assets
 
 
 def _asked_periods(step: RunStep, config: TrainingConfig) -> list[Partition]:
-    """The serving periods that a run is to train models of, oldest first."""
-    wiring, context = step.wiring, step.context
-    if wiring.serving_periods is None:
-        scored = [key for asset, key in targets(wiring, context.run) if asset == "predictions"]
-        return [_single_period(wiring, config.until, wiring.named(scored))]
-    return sorted((wiring.serving_period(key) for key in context.partition_keys), key=lambda period: period.start)
+    """The serving periods that a run is to train models of, oldest first.
 
-
-def _single_period(wiring: Wiring, until: str | None, scored: Sequence[Partition]) -> Partition:
-    """The first partition that an unpartitioned model serves: as requested, otherwise as planned, otherwise the newest.
-
-    It has to serve the partitions that are `scored` in the same run.
+    A single model has the first partition that it serves: as requested, otherwise as planned, otherwise the newest. It has to
+    serve the partitions that are scored in the same run.
     """
+    wiring, context = step.wiring, step.context
+    if wiring.serving_periods is not None:
+        return sorted((wiring.serving_period(key) for key in context.partition_keys), key=lambda period: period.start)
     calendar = wiring.spec.partitions.calendar
-    if until is not None:
-        return calendar.named(until)
-    plan = make_plan(wiring.spec, wiring.pipeline().state(), PlanRequest(now(), scored or None, serve_all=bool(scored)))
-    planned = plan.of("model")
-    if planned:
-        return planned[0].partition
-    due = calendar.due(now())
-    if not due:
+    if config.until is not None:
+        return [calendar.named(config.until)]
+    scored = wiring.named([key for asset, key in targets(wiring, context.run) if asset == "predictions"])
+    plan = make_plan(wiring.spec, step.pipeline.state(), PlanRequest(now(), scored or None, serve_all=bool(scored)))
+    if planned := plan.of("model"):
+        return [planned[0].partition]
+    if not (due := calendar.due(now())):
         msg = f"{wiring.spec.name} has no partition yet."
         raise BatchPlatformError(msg, hint="see partitions.start.")
-    return due[-1]
+    return [due[-1]]
 
 
 def _scoring_specs(wiring: Wiring) -> Iterator[dg.AssetSpec]:

@@ -20,10 +20,10 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan, remaining
-from batch_platform.pipeline.set_apart import error_of
-from batch_platform.pipeline.state import features_due
+from batch_platform.pipeline.set_apart import error_of, setting_apart
+from batch_platform.pipeline.state import features_due, with_snapshots_over
 from batch_platform.pipeline.train import Trained
-from batch_platform.pipeline.wanted import PlanRequest, with_snapshots_over
+from batch_platform.pipeline.wanted import PlanRequest
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,14 @@ class RunStep:
     def train(self, due: Sequence[tuple[Partition, TrainingConfig]], log: PartitionLog) -> None:
         """Train the models of serving periods and log them; one that fails alone is set apart."""
         stamp = self.stamp()
-        with self.pipeline.setting_apart("model", stamp, len(due)) as apart:
+        pipeline, spec = self.pipeline, self.wiring.spec
+        with setting_apart(spec, pipeline.warehouse, pipeline.declared, "model", stamp, len(due)) as apart:
             for period, config in due:
                 with apart.attempt(period.key):
                     if config.challengers_only:
                         self._train_challengers(period, stamp, log)
                     else:
-                        trained = self.pipeline.train(period, stamp, params=config.params)
+                        trained = pipeline.train(period, stamp, params=config.params)
                         log.committed(commits.model(self.wiring, trained), trained=trained)
 
     def _train_challengers(self, period: Partition, stamp: Stamp, log: PartitionLog) -> None:

@@ -1,7 +1,7 @@
 """The steps of the predictions, their drift and their performance: how they score, evaluate and log each partition."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -10,7 +10,7 @@ from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import PredictionsConfig, name_of_whole
 from batch_platform.components.making import RunStep
-from batch_platform.components.wiring import Wiring, now
+from batch_platform.components.wiring import now
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, NoChampionError, listed
 from batch_platform.pipeline.evaluate import Evaluated
@@ -93,12 +93,21 @@ def bring_up_to_date(step: RunStep, config: PredictionsConfig) -> ScoringLog:
 
 
 def _score(step: RunStep, log: ScoringLog, partitions: Sequence[Partition], config: PredictionsConfig) -> None:
-    """Score partitions and log them."""
+    """Score partitions and log them; if a model is missing, the error names the job that trains it first.
+
+    Dagster's own *Materialize all* does not, for the same partitions.
+    """
     scoring = step.pipeline.score(
         partitions, step.stamp(), force=config.force, version=config.model, watch=log.on_the_way
     )
-    with _naming_the_whole_job(step.wiring):
+    try:
         _log_scored(step, log, partitions, scoring)
+    except NoChampionError as error:
+        job = name_of_whole(step.wiring.spec.name)
+        hint = f"launch the job {job}, which first trains the models that are due; or {error.hint}"
+        named = NoChampionError(error.message, hint=hint)
+        named.set_apart = error.set_apart
+        raise named from error
 
 
 def _log_scored(step: RunStep, log: ScoringLog, partitions: Sequence[Partition], scoring: Generator[Committed]) -> None:
@@ -120,18 +129,6 @@ def _up_to_date(step: RunStep, due: Sequence[Partition]) -> tuple[State, list[st
     left_out = {partition.key for partition in due}
     left_out |= {failure.partition_key for failure in failures_of(state, {step.run_id})}
     return state, [key for key in step.context.partition_keys if key not in left_out]
-
-
-@contextmanager
-def _naming_the_whole_job(wiring: Wiring) -> Generator[None]:
-    """Name the job that trains a missing model first, as Dagster's own *Materialize all* does not for the same partitions."""
-    try:
-        yield
-    except NoChampionError as error:
-        hint = f"launch the job {name_of_whole(wiring.spec.name)}, which first trains the models that are due; or {error.hint}"
-        named = NoChampionError(error.message, hint=hint)
-        named.set_apart = error.set_apart
-        raise named from error
 
 
 def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:

@@ -251,6 +251,13 @@ def named(name: str, items: Mapping[str, Named], refusal: str, *, hint: str | No
     raise WrongUseError(msg, hint=did_you_mean(name, items) or hint)
 
 
+def failure_of(error: Exception) -> str:
+    """The reason why something failed that may raise anything, in one line without secrets."""
+    if isinstance(error, BatchPlatformError):
+        return str(error)
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
+
+
 def is_interruption(error: BaseException) -> bool:
     """Tell whether an error stands for what the handler of a signal raised: DuckDB replaces it by a RuntimeError of this text."""
     return isinstance(error, RuntimeError) and str(error) == INTERRUPTED_QUERY

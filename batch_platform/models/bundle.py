@@ -27,6 +27,7 @@ from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour
 from batch_platform.models.flavours.sklearn import STEPS_FILE
 from batch_platform.models.forest.compiled import (
+    NOT_TREES,
     WORTH_COMPILING,
     CompilablePredictor,
     Compilation,
@@ -38,6 +39,7 @@ from batch_platform.models.native_threads import hold_loaded_libraries, librarie
 from batch_platform.models.refinements.prior import corrected
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
+from batch_platform.warehouse.ledger import Version
 
 FORMAT = 4  # greater than every number that a build has used: numbers only grow
 MANIFEST = "manifest.json"
@@ -123,7 +125,7 @@ class Manifest:
     features_code_version: str
     created_at: str
     run_id: str
-    compiled: Compilation
+    compiled: Compilation = NOT_TREES.compiled  # set when it is written
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
     # Class whose probability `score` is, or label of the outliers; None in other tasks.
@@ -220,6 +222,9 @@ class Bundle:
         except NotCompilableError as error:
             _log.warning("%s is scored by its library's own code on this machine: %s.", self.version, error)
             return str(error)
+
+
+OpenVersion = Callable[[Version], Bundle]
 
 
 def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes

@@ -5,7 +5,6 @@ centres are exact there, and the centre of a new cluster is the mean of the rows
 may differ in preprocessing, in features and in the number of clusters.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
-from batch_platform.models.bundle import Bundle
+from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.fitting import Fitted
 from batch_platform.models.flavours.sklearn import SklearnPredictor, last_of
 from batch_platform.warehouse.ledger import Version
@@ -27,7 +26,7 @@ class Former:
     """The version whose clusters keep their numbers, and how to open it."""
 
     version: Version
-    open: Callable[[Version], Bundle]
+    open: OpenVersion
 
 
 def keep_numbers(fitted: Fitted, rows: pl.DataFrame, former: Former | None) -> Fitted:

@@ -9,7 +9,7 @@ that is worse beyond chance, unless the gate declares by how much it may be. Rec
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from math import isclose
@@ -24,7 +24,7 @@ from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.spec import Features, Promote
 from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.baseline import AgainstBaseline
-from batch_platform.models.bundle import Bundle, Coverage, Manifest
+from batch_platform.models.bundle import Coverage, Manifest, OpenVersion
 from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
 from batch_platform.models.fitting import Fitted, outcomes_of
 from batch_platform.models.native_threads import one_thread
@@ -75,7 +75,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     data: TrainingData,
     serving_period: str,
     champion: Version | None,
-    open_version: Callable[[Version], Bundle],
+    open_version: OpenVersion,
 ) -> Verdict:
     """Judge a fitted model by the declared rule and, on the evaluation rows, against a trivial model and the champion.
 
@@ -256,7 +256,7 @@ def _compared(  # noqa: PLR0913 - two models and their rows
     data: TrainingData,
     serving_period: str,
     champion: Version,
-    open_version: Callable[[Version], Bundle],
+    open_version: OpenVersion,
 ) -> ChampionComparison:
     name, coverage, lead = champion.version, None, None
 

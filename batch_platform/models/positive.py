@@ -1,13 +1,15 @@
 """The choice of the positive class of two, and of the label of outliers: the last of a model's classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
-from batch_platform.models.contract import BINARY, ClassLabel
+from batch_platform.models.contract import BINARY, ClassLabel, Signature
+from batch_platform.monitoring.metrics import as_truth
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,15 @@ class Positive:
         """The labels with that of the outliers last; none if there are not two, and none is declared."""
         labels: list[ClassLabel] = np.unique(truth).tolist()
         return self.last(labels, truth) if labels and (self.declared is not None or len(labels) == BINARY) else []
+
+    def of_import(self, signature: Signature, labels: pl.Series | None) -> Signature:
+        """The signature of an imported model, with the labels of outliers if any labels are known.
+
+        Raises TrainingRefusedError if a score of two classes is for another class than declared.
+        """
+        if signature.task == "binary" and self.declared not in (None, signature.classes[-1]):
+            msg = f"labels.positive is {self.declared!r}, but the imported model scores {signature.classes[-1]!r}."
+            raise TrainingRefusedError(msg, hint="leave labels.positive out: model.classes says what an import scores.")
+        if signature.task != "outliers" or labels is None:
+            return signature
+        return replace(signature, classes=self.of_outliers(as_truth(labels)))

@@ -25,7 +25,8 @@ from batch_platform.pipeline.backtest_models import (
     trained_bundle,
     with_model,
 )
-from batch_platform.pipeline.pipeline import BACKTEST_TABLES, Pipeline
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.score import BACKTEST_TABLES
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import BundleOf, Due, orders_of

@@ -1,7 +1,8 @@
-"""The step that builds features: which sources a partition reads, and the record of what was built."""
+"""The step that builds features: the sources that a partition reads, and the record of what was built."""
 
 import json
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
 from batch_platform.features.history import History
-from batch_platform.pipeline.set_apart import SetApart
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.set_apart import SetApart, setting_apart
+from batch_platform.pipeline.state import State, features_due
+from batch_platform.pipeline.wanted import require_takeable
+from batch_platform.scoring.run import in_groups
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
+from batch_platform.warehouse.staging import staging_folder
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,35 @@ class Built:
 
 @dataclass(frozen=True)
 class FeatureStep:
-    """The building of features in one run; records nothing."""
+    """The building of features in one run; builds are recorded in groups."""
 
     history: History
+    warehouse: Warehouse
     state: State
     stamp: Stamp
-    apart: SetApart  # the partitions that failed alone
-    force: bool  # build a partition also where a source is gone
+    force: bool  # build also what is up to date, and a partition where a source is gone
 
-    def builds(self, partitions: Sequence[Partition], due: Collection[str], spill: Path) -> Generator[Built]:
+    def recorded(self, partitions: Sequence[Partition]) -> Iterator[Built]:
+        """Build the features of partitions, oldest first; see `Pipeline.build_features`.
+
+        The files of earlier builds stay for the runs that may be reading them; `gc` removes them.
+        """
+        spec, state, stamp = self.history.spec, self.state, self.stamp
+        due = {partition.key for partition in partitions if self.force or features_due(state, partition) is not None}
+        require_takeable(spec, [partition for partition in partitions if partition.key in due], stamp.at)
+        with (
+            setting_apart(spec, self.warehouse, state.declared, "features", stamp, len(partitions)) as apart,
+            staging_folder(self.history.home, stamp.run_id) as folder,
+            closing(self._builds(partitions, due, apart, folder / "spill")) as builds,
+        ):
+            yield from in_groups(builds, lambda built: None if built.skipped else built.build.rows, self._record)
+
+    def _record(self, group: list[Built]) -> None:
+        self.warehouse.record_features([built.build for built in group])
+
+    def _builds(
+        self, partitions: Sequence[Partition], due: Collection[str], apart: SetApart, spill: Path
+    ) -> Generator[Built]:
         """Build the features of those partitions whose keys are due, and yield the others as recorded.
 
         What does not fit into memory is put into the folder `spill`.
@@ -48,11 +73,11 @@ class FeatureStep:
             for partition in partitions:
                 if partition.key not in due:
                     if ("features", partition.key) in self.state.failures:
-                        self.apart.up_to_date.add(partition.key)
+                        apart.up_to_date.add(partition.key)
                     yield Built(partition, self.state.features[partition.key], skipped=True)
                     continue
                 built: list[Built] = []
-                with self.apart.attempt(partition.key), memory_explained(self.history.spec.name, partition.key):
+                with apart.attempt(partition.key), memory_explained(self.history.spec.name, partition.key):
                     if not self.force:
                         self._require_sources(partition)
                     taken = self._fingerprints(partition) if taken is None else taken

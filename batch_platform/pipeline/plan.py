@@ -67,7 +67,9 @@ def make_plan(spec: PipelineSpec, state: State, request: PlanRequest) -> Plan:
     question = Question.of(spec, state, request)
     named = None if request.model is None else state.registry.named(request.model)
     models = _Models() if named else _due_models(question)
-    learning = [*models.due, *([] if named else _challengers(question, models))]
+    with_model = {item.partition.key for item in models.due} | request.failed_models  # challengers are trained with it
+    challengers = [] if named else due_challengers(question)
+    learning = [*models.due, *(item for item in challengers if item.partition.key not in with_model)]
     scoring = _due_predictions(question, models.due, named)
     features = _due_features(question, learning, scoring)
     scoring = _with_features_built_again(question, scoring, features)
@@ -135,12 +137,6 @@ def _due_models(question: Question) -> _Models:
         due = [item for item in due if item.partition.key != train.key]
         due = sorted([*due, Item("model", train, "asked for")], key=_start)
     return _Models(due, outdated)
-
-
-def _challengers(question: Question, models: _Models) -> list[Item]:
-    """The serving periods whose challengers are due; where a model is due, they are trained with it."""
-    with_model = {item.partition.key for item in models.due} | question.request.failed_models
-    return [item for item in due_challengers(question) if item.partition.key not in with_model]
 
 
 def _due_features(question: Question, learning: Sequence[Item], scoring: _Scoring) -> list[Item]:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from batch_platform.monitoring.catalogue import evaluated_measures
 from batch_platform.pipeline.build import Built
-from batch_platform.pipeline.evaluate import Evaluated, MeasuredModel
+from batch_platform.pipeline.evaluate import Evaluated
+from batch_platform.pipeline.measured_model import MeasuredModel
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
@@ -32,7 +33,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
     """The predictions of partitions as committed."""
     if keys:
         with reading_published(pipeline.home) as con:
-            commits = pipeline.commits(state, [state.scores[key] for key in keys])
+            commits = state.commits(pipeline.spec, pipeline.home, [state.scores[key] for key in keys])
             committed = read_committed(con, commits, skipped=False)
         yield from committed
 

@@ -4,16 +4,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, Version
+from batch_platform.monitoring.measure import Commits
+from batch_platform.monitoring.usual import Past
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import FailedStep, Failure
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform.warehouse.tables_in_files import PublishedFile, is_whole
 
@@ -63,6 +68,19 @@ class State:
     def standing_failures(self) -> list[Failure]:
         """The failures that another attempt may meet again, because nothing was declared differently since."""
         return [failure for failure in self.failures.values() if failure.declared == self.declared]
+
+    def commits(self, spec: PipelineSpec, home: Home, runs: Sequence[ScoreRun]) -> Commits:
+        """Committed partitions, and what is known beside them."""
+        past = Past(spec.partitions.calendar, self.scores.values())
+        return Commits(spec, home, runs, past, {version.version: version for version in self.registry.versions})
+
+
+def with_snapshots_over(spec: PipelineSpec, state: State, now: datetime) -> State:
+    """The state that knows which snapshots stay as they were taken: all but the newest that is due at a time."""
+    if not spec.partitions.snapshot:
+        return state
+    newest = {partition.key for partition in spec.partitions.calendar.due(now)[-1:]}
+    return replace(state, over=frozenset(state.features.keys() - newest))
 
 
 def features_due(state: State, partition: Partition) -> str | None:

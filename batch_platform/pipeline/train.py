@@ -6,7 +6,7 @@ reason, and production goes on without it.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +16,14 @@ from batch_platform.declaration.errors import (
     IntegrityError,
     WarehouseError,
     WrongUseError,
+    failure_of,
     listed,
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData
+from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.clusters import Former
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import (
@@ -38,9 +40,8 @@ from batch_platform.pipeline.challengers import as_model, with_own_keys
 from batch_platform.pipeline.learned import LearnedModel, publish_version
 from batch_platform.pipeline.plan import require_labels
 from batch_platform.pipeline.state import State
-from batch_platform.pipeline.training import OpenVersion, Training
+from batch_platform.pipeline.training import Training
 from batch_platform.pipeline.trainings_due import declared_now, knows_too_much, untrained
-from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import forget_failures
 from batch_platform.warehouse.staging import staging_folder
@@ -64,126 +65,14 @@ class Trained:
 
     version: Version
     decision: Promotion
-    data: TrainingData | None = field(
-        default=None, repr=False, compare=False
-    )  # rows for the training of its challengers
+    # Rows for the training of its challengers.
+    data: TrainingData | None = field(default=None, repr=False, compare=False)
     challengers: tuple[TrainedChallenger, ...] = ()  # filled in once they are trained
 
     @property
     def leaks(self) -> list[SuspectedLeak]:
         """The leaks that the gate suspects."""
         return leaks_in(self.decision.evidence)
-
-
-def train_version(training: Training, params: dict[str, Any], open_version: OpenVersion) -> Trained:
-    """Train or import the model of a serving period, write its bundle and judge it by the gate.
-
-    Raises:
-        TrainingRefusedError: No model can be trained on the data; nothing is written. See `Training.learn` for others.
-    """
-    model, features, registry = training.history.spec.model, training.history.spec.features, training.state.registry
-    champion = registry.champion(training.period.start)
-    if former := champion or next(reversed(registry.of_model), None):
-        training = replace(training, former=Former(former, open_version))
-    learned = training.learn(params)
-    if learned.data is None:
-        verdict = accepted(model.promote, UNJUDGED)
-    else:
-        period, knowing = training.period.key, champion and knows_too_much(training.history.spec, champion)
-        opponent = None if knowing else champion
-        verdict = pass_gate(model.promote, features, learned.fitted, learned.data, period, opponent, open_version)
-        if champion and knowing:
-            reason = f"{verdict.reason}; the champion {champion.version} was not compared: it {knowing}"
-            verdict = replace(verdict, reason=reason)
-    final = learned if verdict.action == "refused" else training.refit(learned)
-    version, decision = _written(training, final, verdict, actor="gate")
-    return Trained(version, decision, learned.data if model.import_ is None else None)
-
-
-def _written(training: Training, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:
-    """Write the bundle of a model; return its version and the decision on it, not registered yet."""
-    home, spec, stamp = training.history.home, training.history.spec, training.stamp
-    evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
-    learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
-    with staging_folder(home, stamp.run_id) as staging:
-        version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
-    decision = Promotion(
-        pipeline=version.pipeline,
-        version=version.version,
-        action=verdict.action,
-        reason="; ".join([verdict.reason, *learned.manifest.remarks]),
-        evidence=verdict.evidence,
-        actor=actor,
-        decided_at=stamp.now(),
-        run_id=stamp.run_id,
-    )
-    return version, decision
-
-
-def train_challengers(
-    training: Training, challengers: Sequence[Challenger], open_version: OpenVersion, model: Trained | None = None
-) -> Iterator[TrainedChallenger]:
-    """Train challengers one after the other, on the rows that the model of the same training was trained on.
-
-    Without a model the rows are read again, once for all challengers.
-    """
-    history, period, stamp = training.history, training.period, training.stamp
-    spec, data = history.spec, None if model is None else model.data
-    window = training_window(spec, period.start, training.state.dropped)  # its features are built
-    opponent = training.state.registry.champion(period.start)
-    if model is not None and model.decision.action == "approved":
-        opponent = model.version
-    for challenger in challengers:
-        result = ChallengerTraining(
-            pipeline=spec.name,
-            challenger=challenger.name,
-            declared=challenger.fingerprint,
-            serving_period=period.key,
-            version=None,
-            failure=None,
-            trained_at=stamp.now(),
-            run_id=stamp.run_id,
-        )
-        challenged = replace(
-            training,
-            history=History(as_model(spec, challenger), history.home, history.builder),
-            former=None if opponent is None else Former(opponent, open_version),
-        )
-        try:
-            learned = challenged.learn(challenger.params, data=data, within=window)
-            verdict = _verdict(challenger, challenged.history.spec, learned, opponent, open_version)
-            version, decision = _written(challenged, challenged.refit(learned), verdict, actor="declaration")
-        except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
-            failure = with_own_keys(failure_of(error), challenger)
-            message = "%s: challenger %r could not be trained for %s: %s"
-            _log.warning(message, spec.name, challenger.name, period.key, failure)
-            yield TrainedChallenger(replace(result, failure=failure, trained_at=stamp.now()))
-        else:
-            data = data if challenger.import_ is not None else learned.data
-            result = replace(result, version=version.version, trained_at=stamp.now())
-            yield TrainedChallenger(result, version, decision)
-
-
-def _verdict(
-    challenger: Challenger,
-    spec: PipelineSpec,
-    learned: LearnedModel,
-    opponent: Version | None,
-    open_version: OpenVersion,
-) -> Verdict:
-    """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
-    task = learned.fitted.signature.task
-    if opponent is not None and opponent.task != task:
-        msg = f"challengers.{challenger.name}: it is a {task} model, but {opponent.version} is a {opponent.task} model."
-        raise WrongUseError(msg, hint="declare a challenger of the same task; only such models can be compared.")
-    judgement, evidence = "there are no labels to judge it by", "{}"
-    if learned.data is not None:
-        gate = spec.model.promote.model_copy(update={"manual": False})
-        period = learned.manifest.serving_period
-        verdict = pass_gate(gate, spec.features, learned.fitted, learned.data, period, opponent, open_version)
-        evidence = verdict.evidence
-        judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
-    return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)
 
 
 @dataclass(frozen=True)
@@ -199,22 +88,22 @@ class TrainingStep:
     def train(self, period: Partition, params: Mapping[str, Any]) -> Trained:
         """Train the model of a serving period and its challengers; see `Pipeline.train`."""
         training, spec, stamp = Training(self.history, self.state, period, self.stamp), self.history.spec, self.stamp
-        self._require_window(training)
+        self._require_window(period)
         record = ModelTraining(
             pipeline=spec.name,
             serving_period=period.key,
-            declared=declared_now(spec, training.state),
+            declared=declared_now(spec, self.state),
             version=None,
             failure=None,
             trained_at=stamp.now(),
             run_id=stamp.run_id,
         )
         try:
-            trained = train_version(training, {**spec.model.params, **params}, self.open_version)
+            trained = self._trained(training, {**spec.model.params, **params})
         except (OSError, MemoryError, IntegrityError, WarehouseError):
             raise
         except Exception as error:
-            registry, single = training.state.registry, serving_calendar(spec) is None
+            registry, single = self.state.registry, serving_calendar(spec) is None
             if not params and (registry.of_model if single else registry.newest_of(period.key)):
                 with self.warehouse.transaction() as con:
                     record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
@@ -229,43 +118,141 @@ class TrainingStep:
             publish_version(spec, self.history.home, trained.version, trained.decision)
         return trained
 
-    def _require_window(self, training: Training) -> None:
+    def _require_window(self, period: Partition) -> None:
         """Refuse to train without some partitions of the training window, and name them."""
-        window = training_window(self.history.spec, training.period.start, training.state.dropped)
-        if lacking := [partition.key for partition in window if partition.key not in training.state.features]:
+        spec, name, state = self.history.spec, self.history.spec.name, self.state
+        window = training_window(spec, period.start, state.dropped)
+        if lacking := [partition.key for partition in window if partition.key not in state.features]:
             msg = (
-                f"{self.history.spec.name}, serving period {training.period.key}: the model is not trained, since the features of "
+                f"{name}, serving period {period.key}: the model is not trained, since the features of "
                 f"{listed(lacking)} are missing from its training window."
             )
-            name, failed = (
-                self.history.spec.name,
-                [key for key in lacking if ("features", key) in training.state.failures],
-            )
+            failed = [key for key in lacking if ("features", key) in state.failures]
             hint = (
                 f"batch-platform status {name} says what failed. If the rows of {failed[0]} never come, batch-platform drop {name} "
                 f"--partition {failed[0]} leaves it out of every training window."
                 if failed
-                else f"batch-platform train {name} --period {training.period.key} builds them first; in Dagster, launch the job "
+                else f"batch-platform train {name} --period {period.key} builds them first; in Dagster, launch the job "
                 f"{name}_bring_up_to_date."
             )
             raise DataError(msg, hint=hint)
-        require_labels(self.history.spec, training.period, window, self.history.builder.awaited_label_sources)
+        require_labels(spec, period, window, self.history.builder.awaited_label_sources)
 
     def challenge(self, period: Partition) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""
         training = Training(self.history, self.state, period, self.stamp)
-        return self._challenge(training, untrained(self.history.spec, training.state.registry, period.key))
+        return self._challenge(training, untrained(self.history.spec, self.state.registry, period.key))
+
+    def _trained(self, training: Training, params: dict[str, Any]) -> Trained:
+        """Train or import the model of a serving period, write its bundle and judge it by the gate.
+
+        Raises:
+            TrainingRefusedError: No model can be trained on the data; nothing is written. See `Training.learn` for others.
+        """
+        model, features, registry = self.history.spec.model, self.history.spec.features, self.state.registry
+        champion = registry.champion(training.period.start)
+        if former := champion or next(reversed(registry.of_model), None):
+            training = replace(training, former=Former(former, self.open_version))
+        learned = training.learn(params)
+        if learned.data is None:
+            verdict = accepted(model.promote, UNJUDGED)
+        else:
+            period, knowing = training.period.key, champion and knows_too_much(self.history.spec, champion)
+            opponent = None if knowing else champion
+            verdict = pass_gate(
+                model.promote, features, learned.fitted, learned.data, period, opponent, self.open_version
+            )
+            if champion and knowing:
+                reason = f"{verdict.reason}; the champion {champion.version} was not compared: it {knowing}"
+                verdict = replace(verdict, reason=reason)
+        final = learned if verdict.action == "refused" else training.refit(learned)
+        version, decision = self._written(training, final, verdict, actor="gate")
+        return Trained(version, decision, learned.data if model.import_ is None else None)
+
+    def _written(
+        self, training: Training, learned: LearnedModel, verdict: Verdict, *, actor: str
+    ) -> tuple[Version, Promotion]:
+        """Write the bundle of a model; return its version and the decision on it, not registered yet."""
+        home, spec, stamp = training.history.home, training.history.spec, training.stamp
+        evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
+        learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
+        with staging_folder(home, stamp.run_id) as staging:
+            version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
+        decision = Promotion(
+            pipeline=version.pipeline,
+            version=version.version,
+            action=verdict.action,
+            reason="; ".join([verdict.reason, *learned.manifest.remarks]),
+            evidence=verdict.evidence,
+            actor=actor,
+            decided_at=stamp.now(),
+            run_id=stamp.run_id,
+        )
+        return version, decision
 
     def _challenge(
         self, training: Training, due: Sequence[Challenger], model: Trained | None = None
     ) -> tuple[TrainedChallenger, ...]:
-        """Train challengers and register each as soon as it is trained."""
+        """Train challengers on the rows of a model of the same training; register each as soon as it is trained.
+
+        Without a model the rows are read again, once for all challengers.
+        """
+        history, period, stamp = self.history, training.period, self.stamp
+        spec, data = history.spec, None if model is None else model.data
+        window = training_window(spec, period.start, self.state.dropped)  # its features are built
+        opponent = self.state.registry.champion(period.start)
+        if model is not None and model.decision.action == "approved":
+            opponent = model.version
         trained: list[TrainedChallenger] = []
-        for challenger in train_challengers(training, due, self.open_version, model):
-            with self.warehouse.transaction() as con:
-                if challenger.version is not None and challenger.decision is not None:
-                    register(con, challenger.version, challenger.decision, challenger.training)
-                else:
-                    record_failure(con, challenger.training)
-            trained.append(challenger)
+        for challenger in due:
+            result = ChallengerTraining(
+                pipeline=spec.name,
+                challenger=challenger.name,
+                declared=challenger.fingerprint,
+                serving_period=period.key,
+                version=None,
+                failure=None,
+                trained_at=stamp.now(),
+                run_id=stamp.run_id,
+            )
+            challenged = replace(
+                training,
+                history=History(as_model(spec, challenger), history.home, history.builder),
+                former=None if opponent is None else Former(opponent, self.open_version),
+            )
+            try:
+                learned = challenged.learn(challenger.params, data=data, within=window)
+                verdict = self._verdict(challenger, challenged.history.spec, learned, opponent)
+                version, decision = self._written(challenged, challenged.refit(learned), verdict, actor="declaration")
+            except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
+                failure = with_own_keys(failure_of(error), challenger)
+                message = "%s: challenger %r could not be trained for %s: %s"
+                _log.warning(message, spec.name, challenger.name, period.key, failure)
+                result = replace(result, failure=failure, trained_at=stamp.now())
+                with self.warehouse.transaction() as con:
+                    record_failure(con, result)
+                trained.append(TrainedChallenger(result))
+            else:
+                data = data if challenger.import_ is not None else learned.data
+                result = replace(result, version=version.version, trained_at=stamp.now())
+                with self.warehouse.transaction() as con:
+                    register(con, version, decision, result)
+                trained.append(TrainedChallenger(result, version, decision))
         return tuple(trained)
+
+    def _verdict(
+        self, challenger: Challenger, spec: PipelineSpec, learned: LearnedModel, opponent: Version | None
+    ) -> Verdict:
+        """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
+        task = learned.fitted.signature.task
+        if opponent is not None and opponent.task != task:
+            msg = f"challengers.{challenger.name}: it is a {task} model, but {opponent.version} is a {opponent.task} model."
+            raise WrongUseError(msg, hint="declare a challenger of the same task; only such models can be compared.")
+        judgement, evidence = "there are no labels to judge it by", "{}"
+        if learned.data is not None:
+            gate = spec.model.promote.model_copy(update={"manual": False})
+            period = learned.manifest.serving_period
+            verdict = pass_gate(gate, spec.features, learned.fitted, learned.data, period, opponent, self.open_version)
+            evidence = verdict.evidence
+            judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
+        return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)

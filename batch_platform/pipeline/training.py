@@ -1,6 +1,6 @@
 """Learning for one serving period: the rows of its window, the fit on them or the import, and the fit on all rows."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,23 +16,19 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
 from batch_platform.features.outcomes import made_from_outcomes
-from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, read_reference
+from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
-from batch_platform.models.contract import Signature, infer_contract
+from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import is_classification, read_import
 from batch_platform.models.estimate_basis import basis_of
 from batch_platform.models.fitting import Fitted, fit, measured, outcomes_of, refit, suspiciously_good
-from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import after_refit, reference_of, with_prediction
-from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.metrics import as_truth
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.learned import LearnedModel, sample_of
 from batch_platform.pipeline.state import State
 
-OpenVersion = Callable[[Version], Bundle]
 _TRIAL_ROWS = 1_000  # rows on which an imported model is tried
 _REFERENCE_ROWS = 20_000  # newest rows, by whose scores those of an imported model are judged
 
@@ -107,7 +103,6 @@ class Training:
             features_code_version=self.state.features_code_version,
             created_at=self.stamp.now().isoformat(),
             run_id=self.stamp.run_id,
-            compiled=NOT_TREES.compiled,  # until it is written
             imported_from=redact(spec.model.import_ or ""),
             details=redacted(fitted.details),
             sampled=None if data is None or spec.model.import_ else sample_of(spec, data, fitted.rates),
@@ -237,7 +232,10 @@ class Training:
         if held_out.height:  # the model must return what it is declared to return
             predictor.predict(matrix[-_TRIAL_ROWS:])
         data = self._held_out(window)
-        signature = self._with_positive(signature, data)
+        labels = (
+            None if data is None or data.label is None else pl.concat([data.fit[data.label], data.evaluate[data.label]])
+        )
+        signature = self._positive().of_import(signature, labels)
         rows = contract.split(seen.clear() if data is None else data.evaluate)
         metrics, trivial = dict[str, float](), None
         if data is not None:
@@ -259,17 +257,6 @@ class Training:
             trivial=trivial,
         )
         return fitted, data if metrics else None
-
-    def _with_positive(self, signature: Signature, data: TrainingData | None) -> Signature:
-        """Choose the label that is meant by outliers; raises TrainingRefusedError if a score of two classes is for another than declared."""
-        positive, label = self._positive(), None if data is None else data.label
-        if signature.task == "binary" and positive.declared not in (None, signature.classes[-1]):
-            msg = f"labels.positive is {positive.declared!r}, but the imported model scores {signature.classes[-1]!r}."
-            raise TrainingRefusedError(msg, hint="leave labels.positive out: model.classes says what an import scores.")
-        if signature.task != "outliers" or data is None or label is None:
-            return signature
-        truth = as_truth(pl.concat([part[label] for part in (data.fit, data.evaluate)]))
-        return replace(signature, classes=positive.of_outliers(truth))
 
     def _held_out(self, window: Sequence[Partition]) -> TrainingData | None:
         """The end of a window with the rows before it, as far as labels are known then; None if no label is known.

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.state import State, with_snapshots_over
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,6 @@ def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Par
         return due
     held = {*state.features, *state.scores, *state.dropped, *(item.key for item in due[-1:])}
     return [item for item in due if item.key in held]
-
-
-def with_snapshots_over(spec: PipelineSpec, state: State, now: datetime) -> State:
-    """The state that knows which snapshots stay as they were taken: all but the newest that is due at a time."""
-    if not spec.partitions.snapshot:
-        return state
-    newest = {partition.key for partition in spec.partitions.calendar.due(now)[-1:]}
-    return replace(state, over=frozenset(state.features.keys() - newest))
 
 
 def require_takeable(spec: PipelineSpec, partitions: Iterable[Partition], now: datetime) -> None:

@@ -4,32 +4,29 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, alike, counted, in_short, listed, without_place
+from batch_platform.declaration.errors import DataError, counted
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.measures.health import partition_aspects
 from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED, class_texts
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.pooled import pooled_performance
-from batch_platform.monitoring.usual import Past
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
+from batch_platform.reports.issues import OpenIssue, open_issues, unusual_counts
 from batch_platform.reports.measures import FurtherMeasure, read_further_measures
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import PERIODS, Span, score_column
-from batch_platform.warehouse.dropping import read_dropped
-from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -73,15 +70,6 @@ class Service:
     last: str
     partitions: int
     rows_trained: int
-
-
-@dataclass(frozen=True)
-class OpenIssue:
-    """A problem that somebody should look at."""
-
-    what: str
-    where: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -194,13 +182,13 @@ def read_figures(
         calibration=calibration,
         calibration_error=_calibration_error(calibration),
         rejections=_rejections(con, spec.name, window),
-        unusual=_unusual(spec, runs, window),
+        unusual=unusual_counts(spec, runs, window),
         services=_services(registry, window),
         decisions=_decisions(con, spec.name, window),
         challengers=_challengers(pooled, metric),
         worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
         missed=_missed(spec, performance, metric, task),
-        issues=_issues(con, spec, runs),
+        issues=open_issues(con, spec, runs),
         definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
     )
 
@@ -413,12 +401,6 @@ def _rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> di
     return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _unusual(spec: PipelineSpec, runs: Sequence[ScoreRun], span: Span) -> list[Aspect]:
-    past = Past(spec.partitions.calendar, runs)
-    judged = (aspect for run in reversed(span.runs) for aspect in partition_aspects(spec, past, run))
-    return [aspect for aspect in judged if not aspect.passed]
-
-
 def _services(registry: Registry, span: Span) -> list[Service]:
     services: list[Service] = []
     for version, group in groupby(span.runs, key=lambda run: run.model_version):
@@ -445,35 +427,6 @@ def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
     rows = pooled.filter(together, pl.col("metric") == metric)
     rows = rows.select("challenger", "value", "low", "high", "rows", "partitions")
     return rows if rows["challenger"].drop_nulls().len() else rows.clear()
-
-
-def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[ScoreRun]) -> list[OpenIssue]:
-    """List stale partitions, failures, and other partitions that are missing between the first and the last scored one.
-
-    Partitions with the same problem are one issue. A dropped partition is not missing.
-    """
-    issues: list[OpenIssue] = []
-    query = f"""
-        SELECT reason, list(partition_key ORDER BY partition_start) FROM {LEDGERS_SCHEMA}.partition_status
-        WHERE pipeline = $pipeline AND condition = 'stale' GROUP BY reason ORDER BY count(*) DESC, reason
-    """
-    for reason, keys in con.execute(query, {"pipeline": spec.name}).fetchall():
-        issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
-    failed: dict[tuple[str, str], dict[str, str]] = {}  # reasons by partition key, grouped by step and kind of reason
-    for failure in read_failures(con, spec.name).values():
-        key, reason = failure.partition_key, failure.reason
-        failed.setdefault((failure.step, alike(key, in_short(spec.name, reason))), {})[key] = reason
-    for (step, _), reasons in failed.items():
-        key, reason = next(iter(reasons.items()))
-        example = f"{key}: " if len(reasons) > 1 else ""
-        issues.append(OpenIssue(f"{step} failed", listed(reasons), example + without_place(spec.name, reason)))
-    of_partitions = chain(*(reasons for (step, _), reasons in failed.items() if step != "model"))
-    explained = {*(run.partition_key for run in runs), *read_dropped(con, spec.name), *of_partitions}
-    between = spec.partitions.calendar.within(runs[0].partition_start, runs[-1].partition_end)
-    missing = [] if spec.partitions.snapshot else [item.key for item in between if item.key not in explained]
-    if missing:
-        issues.append(OpenIssue("partitions are not scored", listed(missing), "partitions before and after are scored"))
-    return issues
 
 
 def _definitions(shown: Collection[str], own: Sequence[Metric]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, WrongUseError
+from batch_platform.declaration.errors import DataError, WrongUseError, failure_of
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
@@ -26,7 +26,7 @@ from batch_platform.scoring.batch import (
     repeated_time,
     score_batch,
 )
-from batch_platform.scoring.orders import OpenOrder, failure_of
+from batch_platform.scoring.orders import OpenOrder
 
 _DECIDING = ("binary", "multiclass", "outliers")  # tasks whose prediction is a decision that another model may flip
 _ROW = "__place_in_batch"

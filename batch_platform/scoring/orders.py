@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.errors import failure_of
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.bundle import Bundle, Predictor, open_bundle
 
@@ -104,10 +103,3 @@ class OpenModels:
             except Exception as error:  # noqa: BLE001 - loading runs users' code: it is recorded, and production goes on
                 self._failures[folder.version] = failure_of(error)
         return self._failures[folder.version]
-
-
-def failure_of(error: Exception) -> str:
-    """The reason why a challenger failed, in one line without secrets."""
-    if isinstance(error, BatchPlatformError):
-        return str(error)
-    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))

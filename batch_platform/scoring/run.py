@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -41,6 +41,7 @@ from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTI
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
 BundleOf = Callable[[Version, int], BundleFolder]  # takes a version, and how many rows it scores in the whole run
+Member = TypeVar("Member")
 _log = logging.getLogger(__name__)
 
 
@@ -171,7 +172,7 @@ class ScoringRun:
                         yield staged
                         continue
                     group.append((due, staged))
-                    full = is_full(len(group), sum(staged.counts.rows_in for _, staged in group))
+                    full = _is_full(len(group), sum(staged.counts.rows_in for _, staged in group))
                     if full or behind.done():
                         ended, behind = behind, _NOTHING
                         yield from ended.result()
@@ -341,6 +342,35 @@ def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> 
 _read_once = lru_cache(maxsize=64)(read_reference)
 
 
-def is_full(partitions: int, rows: int) -> bool:
+def in_groups(
+    members: Iterable[Member], rows_of: Callable[[Member], int | None], commit: Callable[[list[Member]], object]
+) -> Generator[Member]:
+    """Commit members in groups and yield them as soon as they are; one that brings no rows (None) is yielded at once.
+
+    After a failure, what came before it is still committed.
+    """
+    group, rows = list[Member](), 0
+    try:
+        for member in members:
+            if (brought := rows_of(member)) is None:
+                yield member
+                continue
+            group.append(member)
+            rows += brought
+            if _is_full(len(group), rows):
+                full, group, rows = group, [], 0
+                commit(full)
+                yield from full
+    except Exception:
+        if group:
+            commit(group)
+            yield from group
+        raise
+    if group:
+        commit(group)
+        yield from group
+
+
+def _is_full(partitions: int, rows: int) -> bool:
     """Return whether a group is large enough to be committed."""
     return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

@@ -1,8 +1,9 @@
-"""The reading of a pipeline's state: whole, or only what was recorded since an earlier reading."""
+"""The state of a pipeline from one step to the next: read whole or renewed, carried on, and written down at the end."""
 
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import duckdb
 
@@ -11,7 +12,10 @@ from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.models.registry import Registry, read_registry
+from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State, checked, with_files_as_seen
+from batch_platform.pipeline.status import status_rows
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
@@ -23,8 +27,9 @@ from batch_platform.warehouse.ledger import (
     ScoreRun,
     read_features_of,
     read_latest,
+    replace_statuses,
 )
-from batch_platform.warehouse.published import reading_published
+from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.tables_in_files import named_files
 
 _JOURNAL = f"{LEDGERS_SCHEMA}.changes"
@@ -40,8 +45,8 @@ class _Carried:
 
 
 @dataclass(frozen=True)
-class StateReader:
-    """Reads the state of one pipeline in one home."""
+class StateKeeper:
+    """Keeps the state of one pipeline in one home."""
 
     history: History
     warehouse: Warehouse
@@ -122,7 +127,7 @@ class StateReader:
     def renewed(self, seen: State) -> State:
         """A state with what was recorded since: the partitions that the journal names are read again."""
         with self.warehouse.open() as con:
-            keys = changed_since(con, self.history.spec.name, seen)
+            keys = _changed_since(con, self.history.spec.name, seen)
             if keys is None:
                 return with_files_as_seen(self._recorded(con, seen=seen), seen)
             if not keys:
@@ -140,6 +145,24 @@ class StateReader:
             seen,
         )
 
+    def conclude(self, state: State, now: datetime) -> tuple[State, Plan]:
+        """Write how every partition stands, except those that another run committed since the state was read, and publish it.
+
+        Returns the state and the plan for it. If a whole ledger changed meanwhile, both are made anew.
+        """
+        name, plan = self.history.spec.name, make_plan(self.history.spec, state, PlanRequest(now))
+        rows = {row.partition_key: row for row in status_rows(state, plan, now)}
+        with self.warehouse.transaction() as con:
+            others = _changed_since(con, name, state)
+            if others is not None:
+                _record_fingerprints(con, name, state)
+                own = [row for key, row in rows.items() if key not in others]
+                replace_statuses(con, name, own, rows.keys() - others if others else None)
+        if others is None:  # what was planned is out of date
+            return self.conclude(self.state(), now)
+        publish(self.history.home)
+        return state, plan
+
     def _knew_labels(self, evaluation: EvaluationRun, run: ScoreRun | None) -> bool:
         """Return whether labels were mature, as they are declared now, when a partition was evaluated."""
         if run is None:
@@ -148,7 +171,7 @@ class StateReader:
         return matures(self.history.spec, partition) <= evaluation.evaluated_at
 
 
-def changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -> set[str] | None:
+def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -> set[str] | None:
     """The keys, of partitions or of models, whose records changed since a state was read; None if it may be any.
 
     A change of a whole ledger names no partition.
@@ -162,7 +185,7 @@ def changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) ->
     return None if any(schema == LEDGERS_SCHEMA for schema, _ in changes) else {key for _, key in changes}
 
 
-def record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, state: State) -> None:
+def _record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, state: State) -> None:
     """Record what a state found in sources whose version is not known yet, within the caller's transaction."""
     known = recorded_fingerprints(con, pipeline)
     found = [

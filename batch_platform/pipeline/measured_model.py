@@ -1,0 +1,115 @@
+"""The measures of a model on a scored partition, with the labels known now.
+
+A model that is no longer on disk can still be measured, unless a measure needs its contract to encode the features.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.features.history import History, never_learned_from
+from batch_platform.features.row_checks import with_keys_of
+from batch_platform.models.native_threads import one_thread
+from batch_platform.models.registry import Registry, Version, has_seen
+from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
+from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.measures.challengers import ChallengerRun
+from batch_platform.monitoring.measures.performance import PERFORMANCE
+from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
+from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """The measures of one model on one partition."""
+
+    version: Version
+    tables: Mapping[str, pl.DataFrame]  # the rows of each measure's table, by measure
+    rows_labelled: int
+    challenger: str | None = None  # its name; None for the model that serves
+    # Further rows by name; none of a challenger, without labels, and where an evaluation is read back.
+    beside: Mapping[str, pl.DataFrame] = field(default_factory=dict[str, pl.DataFrame])
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The numbers of all measures, to show and to plot."""
+        numbers = dict[str, float]()
+        for name, rows in self.tables.items():
+            if (numbers_of := MEASURES[name].numbers) is not None:
+                numbers |= numbers_of(rows)
+        return numbers
+
+    @property
+    def in_sample(self) -> bool:
+        """True if the model has learned from the partition."""
+        return bool(self.tables[PERFORMANCE.name]["in_sample"].any())
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The measuring of the published scores of a pipeline."""
+
+    history: History
+    con: duckdb.DuckDBPyConnection  # to the published copy
+    registry: Registry
+    builds: Mapping[str, FeatureBuild]  # key: partition
+    challengers: Mapping[str, list[ChallengerRun]]  # key: partition
+
+    def of_challengers(
+        self, partition: Partition, run: ScoreRun, labels: pl.DataFrame | None
+    ) -> Iterator[MeasuredModel]:
+        """Measure the challengers' scores of a partition; a challenger that cannot be measured is left out."""
+        for scored in self.challengers.get(partition.key, ()):
+            if scored.failure is not None or scored.model_version is None:
+                continue
+            try:
+                yield self.of_version(partition, run, scored.model_version, labels, scored.challenger)
+            except (DataError, IntegrityError) as error:
+                message = "%s, partition %s: challenger %r is not measured: %s"
+                _log.warning(message, self.history.spec.name, partition.key, scored.challenger, error)
+
+    def of_version(
+        self,
+        partition: Partition,
+        run: ScoreRun,
+        model_version: str,
+        labels: pl.DataFrame | None,
+        challenger: str | None = None,
+    ) -> MeasuredModel:
+        """Measure the predictions of a version, or its scores as a challenger; `labels` are those known of the partition."""
+        spec, model = self.history.spec, self.registry.named(model_version)
+        predictions = committed_predictions(self.con, spec, partition, model, challenger)
+        if labels is not None:
+            labels = with_keys_of(predictions, spec, partition, labels, what="labels")
+            if spec.partitions.snapshot:
+                unseen = predictions.filter(never_learned_from(spec, predictions))
+                labels = labels.join(unseen, on=spec.features.key, how="semi")
+        read_features = partial(features_as_scored, self.history, self.builds, partition, run, model, predictions)
+        scored = ScoredPartition(
+            model.task,
+            model.class_labels,
+            spec.features.key,
+            predictions,
+            labels,
+            read_features,
+            own_metrics(spec),
+            in_sample=not spec.partitions.snapshot
+            and has_seen(model, partition),  # only unseen rows of a snapshot count
+            segments=spec.monitoring.segments,
+            read_segments=partial(segments_of, self.con, spec, partition),
+        )
+        with one_thread():
+            tables = {
+                name: measure.compute(scored) for name, measure in evaluated_measures().items() if measure.compute
+            }
+            beside = {} if labels is None or challenger else further_rows(scored)
+        return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)
