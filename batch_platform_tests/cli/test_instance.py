@@ -44,6 +44,7 @@ def test_a_new_home_gets_an_instance_that_works(home):
     assert runs_recorded(folder) == 0
 
 
+@pytest.mark.full
 def test_processes_that_ask_at_the_same_time_all_get_it(home, tmp_path):
     (tmp_path / "prepare_home.py").write_text(PREPARE)
     command = [sys.executable, "-m", "prepare_home", str(home.root)]

@@ -492,6 +492,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 @examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(columns=st.lists(NAMES, min_size=4, max_size=4, unique_by=str.casefold))
+@pytest.mark.full
 def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, columns):
     folder = tmp_path_factory.mktemp("named")
     key, time, label, feature = columns

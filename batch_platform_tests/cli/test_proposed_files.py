@@ -180,6 +180,7 @@ def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_pat
     assert reading.origin.path == tmp_path / "orders {partition_month}.parquet"
 
 
+@pytest.mark.full
 def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder(cli, tmp_path):
     table = orders(1200)
     last = table["at"].dt.date().max()

@@ -121,6 +121,7 @@ def test_a_panel_is_keyed_by_entity_and_time(cli, tmp_path):
     assert (rows == keys > 500, shops) == (True, 3)
 
 
+@pytest.mark.full
 def test_a_series_that_its_day_before_nearly_decides_is_scored(cli, tmp_path):
     hours = [START + timedelta(hours=hour) for hour in range(60 * 24)]
     smooth = [50 + 10 * np.sin(at.hour / 12 * np.pi) + 0.05 * number / 24 for number, at in enumerate(hours)]

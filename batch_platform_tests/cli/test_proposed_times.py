@@ -222,6 +222,7 @@ def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None
     index(frame.astype({"at": "datetime64[ns]"})).to_parquet(file)
 
 
+@pytest.mark.full
 def test_a_table_of_pandas_is_scored_after_two_commands(cli, tmp_path):
     by_pandas(lambda frame: frame, tmp_path / "orders.parquet")
     answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")

@@ -231,6 +231,7 @@ def test_trace_takes_keys_of_any_characters(cli, project):
         assert {row["row"].get("shop", shop) for row in rows} == {shop}
 
 
+@pytest.mark.full
 def test_trace_takes_the_partition_among_its_keys(cli, project):
     every = cli(project, "trace", "small", f"shop={SHOPS[1]}", "--json").json
     days = {row["commit"]["partition_key"] for row in every}

@@ -413,6 +413,7 @@ def test_no_lock_is_left_after_a_failure(deployment):
         pass
 
 
+@pytest.mark.full
 def test_a_large_table_passes_in_batches(tmp_path: Path):
     """The memory that a store takes does not grow with the table."""
     script = (

@@ -134,6 +134,7 @@ def test_only_what_can_be_missing_is_null(features_of: Features, day: date) -> N
     assert {name for name in flights.columns if flights[name].null_count()} <= may_be_null
 
 
+@pytest.mark.full
 def test_every_flight_of_the_year_is_in_one_partition(tables: Tables) -> None:
     # No outcomes: which rows a partition has cannot depend on them, and the query is quicker without.
     con = connection(known_at(start_of(YEAR[0]), tables, schedule_until=start_of(YEAR[-1] + timedelta(days=1))))

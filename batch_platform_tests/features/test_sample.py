@@ -67,6 +67,7 @@ def test_without_a_cap_all_rows_stay():
     assert drawn([frame], 50, "label").equals(frame)
 
 
+@pytest.mark.full
 def test_what_is_held_is_bounded_by_the_sample():
     sample = Sample(10, None)
     for at in range(0, 10_000, 20):
