@@ -165,8 +165,8 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     window = training_window(spec, period.start, state.dropped)
     if newest is None or not can_train(spec, window):
         return None
+    standing = {(failure.step, failure.partition_key) for failure in state.standing_failures}
     if (known := knows_too_much(spec, newest)) is not None:
-        standing = {(failure.step, failure.partition_key) for failure in state.standing_failures}
         return None if failed and ("model", period.key) in standing else f"{newest.version} {known}"
     then = state.refused_on.get(period.key)
     if not then or spec.partitions.snapshot or trainings[-1].declared != declared_now(spec, state):
@@ -175,7 +175,8 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     other = [
         partition
         for partition in window
-        if features_due(state, partition) is not None or then.get(partition.key) not in (None, now[partition.key])
+        if ("features", partition.key) not in standing  # it cannot be built, so another training would learn the same
+        and (features_due(state, partition) is not None or then.get(partition.key) not in (None, now[partition.key]))
     ]
     since = "its training failed" if failed else f"{newest.version} was refused"
     return f"{counted(len(other), 'partition')} of its training window changed since {since}" if other else None

@@ -192,6 +192,20 @@ def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lac
     )
 
 
+def test_a_refused_model_is_not_trained_again_because_features_of_its_window_cannot_be_built(tmp_path):
+    train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "2 days"}
+    pipeline = small_pipeline(tmp_path, events=complete(date(2024, 2, 5)), **WEEKLY | {"model": {"train": train}})
+    carry_out(pipeline, NOW)
+    write(pipeline, complete().drop("items"))
+    partitions = [
+        item.partition for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("features")
+    ]
+    with pytest.raises(BatchPlatformError):
+        list(pipeline.build_features(partitions, Stamp("run", NOW)))
+    assert {failure.step for failure in pipeline.state().standing_failures} == {"features"}
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model") == []
+
+
 @pytest.mark.full
 def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_window(tmp_path):
     model = {"train": {"every": None, "start": None}, "promote": {"metric": "roc_auc", "at_least": 1}}
