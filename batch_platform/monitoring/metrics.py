@@ -3,7 +3,7 @@
 A metric that is not defined for the rows at hand (the area under the ROC curve where only one class occurs) is left
 out, never guessed. A row whose true class the model does not know counts as wrong where a metric judges decisions, and is
 left out where it judges probabilities. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of
-`declaration/spec.py` if `model.promote.metric` may name it. A pipeline names metrics of its own in `monitoring.metrics`.
+`declaration/monitored.py`. A pipeline names metrics of its own in `monitoring.metrics`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
