@@ -264,6 +264,18 @@ def is_interruption(error: BaseException) -> bool:
 
 
 @contextmanager
+def threads_explained() -> Generator[None]:
+    """Say that the process cannot start another thread, for which Python raises a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        msg = "This process cannot start another thread; nothing was changed."
+        raise BatchPlatformError(msg, hint="give it more memory, or raise its limit of threads.") from error
+
+
+@contextmanager
 def memory_explained(pipeline: str, partition_key: str) -> Generator[None]:
     """Say which partition does not fit into memory."""
     try:

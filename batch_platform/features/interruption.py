@@ -13,6 +13,8 @@ from datetime import timedelta
 
 import duckdb
 
+from batch_platform.declaration.errors import threads_explained
+
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 _open: list[duckdb.DuckDBPyConnection] = []
 
@@ -69,13 +71,15 @@ def _watching() -> Generator[None]:
     os.set_blocking(write, False)
     former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(read, former), daemon=True)
-    watcher.start()
     try:
+        with threads_explained():
+            watcher.start()
         yield
     finally:
         signal.set_wakeup_fd(former)
         os.close(write)
-        watcher.join()
+        if watcher.ident is not None:  # it was started
+            watcher.join()
         os.close(read)
 
 

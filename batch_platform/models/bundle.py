@@ -279,6 +279,11 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
     if values["format"] != FORMAT:
         msg = f"The bundle {folder.name} has format {values['format']}; this version reads format {FORMAT}."
         raise WrongUseError(msg, hint="use the version that wrote it, or train the serving period again.")
+    if REFERENCE_FILE not in values["files"]:
+        msg = (
+            f"The bundle {folder.name} has no {REFERENCE_FILE}, the profile of what it learned from; it is not loaded."
+        )
+        raise IntegrityError(msg, hint=_RESTORE)
     values["compiled"] = Compilation(**values["compiled"])
     values["training"] = Window(**values["training"])
     for name, record in (("baseline", Baseline), ("coverage", Coverage)):

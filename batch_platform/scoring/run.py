@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, DataError
+from batch_platform.declaration.errors import BatchPlatformError, DataError, threads_explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
@@ -133,7 +133,11 @@ class ScoringRun:
 
         After any other failure, what was scored before it is still committed.
         """
-        with ThreadPoolExecutor(1, "commit") as committer, closing(self._scored(due)) as scored:
+        with (
+            threads_explained(),
+            ThreadPoolExecutor(1, "commit") as committer,
+            closing(self._scored(due)) as scored,
+        ):
             yield from self._in_groups(committer, scored)
 
     def _scored(self, due: Sequence[Due]) -> Generator[tuple[Due, Staged | Unscored]]:

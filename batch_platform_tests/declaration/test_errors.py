@@ -8,6 +8,7 @@ from batch_platform.declaration.errors import (
     did_you_mean,
     listed,
     merged,
+    threads_explained,
 )
 
 pytestmark = pytest.mark.unit
@@ -80,3 +81,11 @@ def test_errors_of_partitions_are_merged_into_one_that_names_each_of_them():
     assert mixed.set_apart == ("2024-01-03", "2024-01-04", "2024-01-19", "2024-01-20")
     words = [failing(f"2024-01-{day:02}", "x" * day) for day in range(1, 14)]
     assert merged("shop", words, 0).message.endswith(f"2024-01-10: {'x' * 10}. 3 more partitions failed.")
+
+
+def test_a_thread_that_cannot_be_started_is_explained_and_other_errors_stay_as_they_are():
+    with pytest.raises(BatchPlatformError, match="cannot start another thread") as raised, threads_explained():
+        raise RuntimeError("can't start new thread")
+    assert "limit of threads" in (raised.value.hint or "")
+    with pytest.raises(RuntimeError, match="another"), threads_explained():
+        raise RuntimeError("another")

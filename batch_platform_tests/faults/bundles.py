@@ -17,6 +17,7 @@ from skops import io
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError
 from batch_platform.models import bundle
 from batch_platform.models.flavours import sklearn
+from batch_platform.models.forest.ensembles import TREES_FILE
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults import Case
@@ -79,7 +80,8 @@ def smuggled(folder: Path, model: Callable[[bytes, Path], bytes], match: str) ->
     (path / sklearn.MODEL_FILE).write_bytes(data)
 
     def without_trees(manifest: dict[str, Any]) -> None:  # with them, scoring does not touch the file at all
-        manifest["files"] = {sklearn.MODEL_FILE: sha256(data)}
+        del manifest["files"][TREES_FILE]
+        manifest["files"][sklearn.MODEL_FILE] = sha256(data)
 
     rewrite_manifest(pipeline, without_trees)
     assert_refused(pipeline, IntegrityError, match)

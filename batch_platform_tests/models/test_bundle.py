@@ -17,7 +17,16 @@ from sklearn.base import BaseEstimator
 
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import Model
-from batch_platform.models.bundle import FORMAT, Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
+from batch_platform.models.bundle import (
+    FORMAT,
+    REFERENCE_FILE,
+    Evaluation,
+    Manifest,
+    Window,
+    libraries,
+    open_bundle,
+    write_bundle,
+)
 from batch_platform.models.contract import Contract, ContractColumn
 from batch_platform.models.declared_model import make_estimator
 from batch_platform.models.flavours.known import FLAVOURS
@@ -273,6 +282,14 @@ def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp
     assert opened.for_rows(10**12) is opened.for_rows(10**12) is opened.predictor
     assert "differs from the library's own result" in opened.not_compiled
     assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
+
+
+def test_a_bundle_without_the_profile_of_what_it_learned_from_is_refused(tmp_path):
+    _, folder, _ = written(tmp_path)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    sha256 = restated(folder, files={name: digest for name, digest in files.items() if name != REFERENCE_FILE})
+    with pytest.raises(IntegrityError, match="has no profile.json, the profile of what it learned from"):
+        open_bundle(folder, sha256)
 
 
 def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
