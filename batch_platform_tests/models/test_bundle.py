@@ -288,7 +288,7 @@ def test_a_bundle_without_the_profile_of_what_it_learned_from_is_refused(tmp_pat
     _, folder, _ = written(tmp_path)
     files = json.loads((folder / "manifest.json").read_text())["files"]
     sha256 = restated(folder, files={name: digest for name, digest in files.items() if name != REFERENCE_FILE})
-    with pytest.raises(IntegrityError, match="has no profile.json, the profile of what it learned from"):
+    with pytest.raises(IntegrityError, match=r"has no profile\.json, the profile of what it learned from"):
         open_bundle(folder, sha256)
 
 
