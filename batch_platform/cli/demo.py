@@ -108,8 +108,8 @@ def _explain(warnings: Sequence[Judgement], days: int) -> None:
     if warnings:
         first = warnings[0]
         terminal.say(
-            f"The UI warns of the performance of {len(warnings)} of {days} days: even the best end of their 95% interval "
-            f"misses the declared {asked_of(first.name, first.bound)}. Nothing failed, and the predictions stay."
+            f"The UI warns of the performance of {len(warnings)} of {days} days: the whole 95% interval misses "
+            f"what is declared, {asked_of(first.name, first.bound)}. Nothing failed, and the predictions stay."
         )
 
 

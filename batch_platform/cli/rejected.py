@@ -6,6 +6,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
+from batch_platform.declaration.errors import counted
 from batch_platform.scoring.rejected_rows import RejectedRow, Rejections, rejections
 
 
@@ -31,7 +32,7 @@ def command(folder: Path | None, pipeline: str, only: str | None, limit: int) ->
     terminal.report(rejected)
     where, refused = f"{pipeline}, partition {only}" if only else pipeline, rejected.refused
     if rejected.rows:
-        terminal.say(f"{where}: {rejected.rows:,} rejected rows")
+        terminal.say(f"{where}: {counted(rejected.rows, 'rejected row')}")
         _show(rejected)
         terminal.say(f"Hint: after a fix, batch-platform replay {pipeline} scores these partitions again.")
     if refused is not None:

@@ -27,7 +27,7 @@ def loosen_the_rule(project):
 
 def test_rejected_lists_rows_with_column_value_and_reason(cli, project):
     lines = cli(project, "rejected", "small").out.splitlines()
-    assert lines[0] == "small: 1 rejected rows"
+    assert lines[0] == "small: 1 rejected row"
     assert lines[2].split(maxsplit=1) == ["1", "amount: below the minimum 0"]
     (row,) = [line for line in lines if line.startswith(REJECTED_DAY)]
     assert f"id={REJECTED_ID} shop=" in row
@@ -37,7 +37,7 @@ def test_rejected_lists_rows_with_column_value_and_reason(cli, project):
 
 def test_rejected_of_one_partition(cli, project):
     assert cli(project, "rejected", "small", "--partition", REJECTED_DAY).out.startswith(
-        f"small, partition {REJECTED_DAY}: 1 rejected rows"
+        f"small, partition {REJECTED_DAY}: 1 rejected row"
     )
     other = cli(project, "rejected", "small", "--partition", "2024-02-20")
     assert other.out == "small, partition 2024-02-20: no rejected rows.\n"
