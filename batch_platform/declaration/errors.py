@@ -271,8 +271,10 @@ def threads_explained() -> Generator[None]:
     except RuntimeError as error:
         if "can't start new thread" not in str(error):
             raise
-        msg = "This process cannot start another thread; nothing was changed."
-        raise BatchPlatformError(msg, hint="give it more memory, or raise its limit of threads.") from error
+        msg = "This process cannot start another thread."
+        raise BatchPlatformError(
+            msg, hint="give it more memory, or raise its limit of threads; what was committed stays."
+        ) from error
 
 
 @contextmanager

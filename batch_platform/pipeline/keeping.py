@@ -188,9 +188,9 @@ def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -
 def _record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, state: State) -> None:
     """Record what a state found in sources whose version is not known yet, within the caller's transaction."""
     known = recorded_fingerprints(con, pipeline)
-    found = [
+    looked_at = [
         SourceFingerprints(*of, held.version, held.as_json())
         for of, held in state.fingerprints.items()
         if of not in known or known[of].version != held.version
     ]
-    replace_fingerprints(con, pipeline, found)
+    replace_fingerprints(con, pipeline, looked_at)

@@ -39,7 +39,7 @@ def connect(
         if file is not None:
             raise
         msg = f"DuckDB could not start for want of memory: {error}."
-        raise BatchPlatformError(msg, hint="give the process more memory; nothing was changed.") from error
+        raise BatchPlatformError(msg, hint="give the process more memory; what was committed stays.") from error
     con.execute("SET enable_progress_bar = false")
     return con
 
