@@ -33,6 +33,7 @@ from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
 from batch_platform.models.forest import arrays
 from batch_platform.models.forest.compiled import NOT_TREES, WORTH_COMPILING, Compilation, CompiledPredictor, prove
+from batch_platform.models.linear.arrays import LINEAR_FILE
 from batch_platform.models.reference import ReferenceProfile
 
 CONTRACT = Contract(
@@ -125,14 +126,16 @@ def rehashed(folder: Path, name: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_loaded_estimator_predicts_exactly_what_was_trained(tmp_path, estimator):
+def test_a_loaded_estimator_predicts_exactly_what_was_trained_and_a_linear_one_within_1e_12(tmp_path, estimator):
     task, params = ESTIMATORS[estimator]
     fitted, folder, sha256 = written(tmp_path, estimator, params)
     opened = open_bundle(folder, sha256)
     matrix, _ = rows()
     expected = fitted.predict_proba(matrix) if task == "binary" else fitted.predict(matrix)
     expected = -fitted.decision_function(matrix) if task == "outliers" else expected
-    np.testing.assert_array_equal(opened.predictor.predict(matrix), expected)
+    is_linear = ".linear_model." in estimator
+    np.testing.assert_allclose(opened.predictor.predict(matrix), expected, rtol=0, atol=1e-12 if is_linear else 0)
+    assert (LINEAR_FILE in opened.manifest.files) == is_linear
     assert opened.contract == CONTRACT
     assert opened.manifest == replace(
         manifest(task), files=opened.manifest.files, libraries=INSTALLED, contract=opened.manifest.contract

@@ -196,8 +196,9 @@ def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
         (
             "sklearn.linear_model.LogisticRegression",
             None,
-            "LogisticRegression is not a tree ensemble that can be compiled",
+            "it is linear, and evaluated from the numbers in linear.json",
         ),
+        ("sklearn.naive_bayes.GaussianNB", None, "GaussianNB is not a tree ensemble that can be compiled"),
     ],
 )
 def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_is_stated(estimator, kernel, reason):

@@ -5,11 +5,14 @@ pickle where the declaration allows it. Whoever opens a bundle checks that permi
 
 A scikit-learn pipeline that ends in a booster or a network becomes two files, each in its library's own format: the preprocessing is
 saved here and applied before the model.
+
+A linear model is kept as plain numbers beside the file of skops. They give its scores, and scikit-learn is not even imported.
 """
 
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from batch_platform.models.flavours.flavour import Flavour, Transform
 from batch_platform.models.forest.ensembles import Parts
 from batch_platform.models.forest.estimators import read_estimator
 from batch_platform.models.forest.structure import malformed_estimator
+from batch_platform.models.linear.arrays import LINEAR_FILE, Linear, LinearPredictor, linear_file, read_linear
+from batch_platform.models.linear.estimators import as_linear
 
 MODEL_FILE, PICKLE_FILE, STEPS_FILE = "model.skops", "model.pkl", "preprocessing.skops"
 ROW_BY_ROW = (
@@ -101,13 +106,37 @@ class Pickled:
     """An estimator saved with pickle. Loading it runs whatever code its bytes ask for."""
 
     data: bytes
+    linear: Linear | None
 
 
 def _save(model: object) -> dict[str, bytes]:
-    return {PICKLE_FILE: model.data} if isinstance(model, Pickled) else {MODEL_FILE: saved(model)}
+    if isinstance(model, Pickled):
+        files, linear = {PICKLE_FILE: model.data}, model.linear
+    else:
+        files, linear = {MODEL_FILE: saved(model)}, _linear_of(model)
+    return files if linear is None else files | {LINEAR_FILE: linear_file(linear)}
 
 
 def _load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
+    native = partial(_load_native, files, signature)
+    return LinearPredictor(read_linear(files[LINEAR_FILE]), native) if LINEAR_FILE in files else native()
+
+
+def _fitted(estimator: Any, signature: Signature) -> Predictor:
+    """The predictor of a fitted estimator; estimators of scikit-learn come back from disk exactly as they are."""
+    native, linear = SklearnPredictor(estimator, signature.task), _linear_of(estimator)
+    return native if linear is None else LinearPredictor(linear, lambda: native)
+
+
+def _linear_of(estimator: Any) -> Linear | None:
+    """The numbers of a linear model; None for any other, and for one that is given a table with column names."""
+    if hasattr(estimator, "feature_names_in_"):
+        return None
+    task = "binary" if hasattr(estimator, "predict_proba") else "regression"
+    return as_linear(estimator, SklearnPredictor(estimator, task))
+
+
+def _load_native(files: Mapping[str, bytes], signature: Signature) -> Predictor:
     pickled = files.get(PICKLE_FILE)
     estimator = pickle.loads(pickled) if pickled is not None else loads(files[MODEL_FILE], MODEL_FILE)  # noqa: S301 - whoever opened the bundle asked for trust
     if hasattr(estimator, "feature_names_in_"):
@@ -140,7 +169,7 @@ def pickled_if_needed(estimator: object) -> object:
     try:
         saved(estimator)
     except TrainingRefusedError:
-        return Pickled(pickle.dumps(estimator))
+        return Pickled(pickle.dumps(estimator), _linear_of(estimator))
     return estimator
 
 
@@ -256,6 +285,5 @@ FLAVOUR = Flavour(
     pickle_files=(PICKLE_FILE,),
     pickled=pickled_if_needed,
     package="sklearn",
-    # Estimators of scikit-learn come back from disk exactly as they are.
-    predictor=lambda estimator, signature: SklearnPredictor(estimator, signature.task),
+    predictor=_fitted,
 )

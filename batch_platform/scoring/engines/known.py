@@ -36,8 +36,8 @@ class Engine(Protocol):
         """Score partitions into files, and yield them in the order of their orders.
 
         Orders are taken a few at a time. A failure is raised when its partition is due, after all partitions before it
-        were yielded, and leaves no file of that partition. Predictions equal those of `score_batch`: bit for bit for trees,
-        within 1e-9 for linear algebra.
+        were yielded, and leaves no file of that partition. Predictions equal those of `score_batch`: bit for bit for trees
+        and linear models, within 1e-9 for networks.
 
         Raises:
             IntegrityError: A feature file or a bundle is not what was recorded.
