@@ -8,6 +8,7 @@ Values are counted in the cells of `Bins`, which training fixes. Two profiles wi
 and categories that they share, so the counts of the merged cells are exact too.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -200,8 +201,12 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
         present, low = len(known), float(known.min()) if len(known) else nan
     if not present:
         return Profile(name, role, bins, rows, rows, rejected=rejected, histogram=(0,) * bins.cells)
+    high = float(known.max())
     if histogram is None:
-        reached = [present, *count(known, bins.edges), 0]
+        # All values reach an edge up to the lowest, and none an edge above the highest.
+        first, last = bisect_right(bins.edges, low), bisect_right(bins.edges, high)
+        counts = count(known, bins.edges[first:last]) if first < last else []
+        reached = [*[present] * (1 + first), *counts, *[0] * (len(bins.edges) - last + 1)]
         histogram = tuple(more - less for more, less in pairwise(reached))
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(known.mean())
@@ -215,7 +220,7 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
         rows - present,
         rejected=rejected,
         low=low,
-        high=float(known.max()),
+        high=high,
         mean=mean,
         squares=squares,
         histogram=histogram,

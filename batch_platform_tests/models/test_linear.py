@@ -179,7 +179,7 @@ def test_the_numbers_give_the_scores_of_scikit_learn_within_1e_12(prepared, mode
 @given(
     seed=st.integers(0, 2**32), size=st.sampled_from([0, 1, 2, 100, BLOCK, 10_000, ROWS]), order=st.sampled_from("CF")
 )
-def test_neither_neighbours_nor_layout_nor_threads_change_a_bit_of_a_row(prepared, model, seed, size, order):
+def test_law_4_neither_neighbours_nor_layout_nor_threads_change_a_bit_of_a_row(prepared, model, seed, size, order):
     linear, rows = kept(prepared, model), table(missing=prepared in FILLED and prepared != "some columns only")
     chosen = np.random.default_rng(seed).permutation(ROWS)[:size]
     whole = scored(linear, rows)
