@@ -1,11 +1,10 @@
 """The `new` command: propose a pipeline for a table and write it into a project, which is created if there is none."""
 
-import shutil
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -15,14 +14,13 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, explained, find_or_create_project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import Asked, Proposal, likely_times, propose
+from batch_platform.cli.proposal.choices import Asked, likely_times, propose
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.course import with_usual_course
-from batch_platform.cli.proposal.dated import Layout, layout
+from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
 from batch_platform.cli.proposal.origin import Origin, locate
-from batch_platform.cli.proposal.revision import Existing, difference, existing, revised
 from batch_platform.cli.proposal.summary import report_of, sentences
 from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.declaration.errors import WrongUseError, listed
@@ -30,7 +28,6 @@ from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
-from batch_platform.pipeline.new_label import new_label
 from batch_platform.pipeline.pipeline import Pipeline
 
 
@@ -97,7 +94,6 @@ def command(  # noqa: PLR0913 - the options of the command
 
     The key, the time, the features, the label and a first model are guessed from what the table holds, unless an option
     names them. On a terminal it asks before it takes a guess. A table without a time is scored whole, once a day.
-    For a pipeline that exists, --label, --cluster, --time and --key show what would change, and --yes writes it.
     """
     try:
         check_name(name)
@@ -108,13 +104,9 @@ def command(  # noqa: PLR0913 - the options of the command
     if cluster and label is not None:
         msg = "--label and --cluster exclude each other: groups are found without a label."
         raise WrongUseError(msg, hint="leave one of them out.")
+    _import_project(folder)
     now = datetime.now(UTC)
     asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
-    present = _existing(folder, name)
-    if present is not None and train is None and score is None and (key or time or label or cluster):
-        origin = present.origin(encoding) if file is None else locate(file, table, encoding)
-        _revise(present, _revision(present, origin, asked, date_order), find_project(folder), now, yes=yes)
-        return
     if train is None and score is None:
         if file is None:
             msg = "No table is named."
@@ -126,15 +118,13 @@ def command(  # noqa: PLR0913 - the options of the command
         if second is None and terminal.can_ask() and not yes:
             table_survey = _with_date_order(table_survey, asked)  # noqa: PLW2901 - the same table
             asked = _answered(table_survey, asked)
-        proposal, reading = _proposed(table_survey, asked)
+        proposal = with_usual_course(table_survey, propose(table_survey, asked))
+        reading = layout(table_survey, proposal)
     project, created = find_or_create_project(folder)
     target = (project.declarations or project.root) / name
     reading = reading.relative_to(project.root, target)
     _require_new(name, target, project)
-    with _written_beside(target, files_of(name, proposal, reading)) as written:
-        _require_sound(_pipeline(written, project), now)
-        written.chmod(0o755)
-        written.rename(target)
+    _write(target, files_of(name, proposal, reading), project, now)
     report = report_of(name, target, table_survey, proposal, reading)
     terminal.report(report | {"project": str(project.root), "project_made": created})
     if created:
@@ -145,9 +135,11 @@ def command(  # noqa: PLR0913 - the options of the command
     terminal.say(f"  batch-platform run {name}")
 
 
-def _proposed(table_survey: Survey, asked: Asked) -> tuple[Proposal, Layout]:
-    proposal = with_usual_course(table_survey, propose(table_survey, asked))
-    return proposal, layout(table_survey, proposal)
+def _import_project(folder: Path | None) -> None:
+    """Import what the project defines, if there is one: it may register kinds of sources."""
+    root = (folder or Path.cwd()).absolute()
+    if root.is_dir() and is_in_project(root) and not (project := find_project(root)).autoloaded:
+        import_module(project.module)
 
 
 def _two_files(
@@ -162,55 +154,6 @@ def _two_files(
         msg = "--train and --score go together: the rows to learn from, and the rows to score."
         raise WrongUseError(msg, hint="name both files, or a single one with --from.")
     return locate(train, None, encoding), locate(score, None, encoding)
-
-
-def _existing(folder: Path | None, name: str) -> Existing | None:
-    """The pipeline of this name that the project has already."""
-    root = (folder or Path.cwd()).absolute()
-    if not root.is_dir() or not is_in_project(root):
-        return None
-    project = find_project(root)
-    return existing((project.declarations or project.root) / name)
-
-
-def _revision(present: Existing, origin: Origin, asked: Asked, date_order: DateOrder | None) -> dict[str, str]:
-    """The files of a pipeline, changed as the proposal for what the user names now differs from that for what is declared."""
-    partitions, project = present.spec.partitions, find_project(present.folder)
-    proposed: list[dict[str, str]] = []
-    with survey(origin, partitions.timezone, date_order) as table_survey:
-        for answers in present.answers(asked, [column.name for column in table_survey.columns]):
-            proposal, reading = _proposed(table_survey, answers)
-            if proposal.windows is None and partitions.snapshot:
-                proposal = replace(proposal, today=datetime.fromisoformat(partitions.start))
-            reading = reading.relative_to(project.root, present.folder)
-            proposed.append(files_of(present.spec.name, proposal, reading))
-    return revised(present.files, *proposed)
-
-
-def _revise(present: Existing, files: dict[str, str], project: Project, now: datetime, *, yes: bool) -> None:
-    """Show how the files of a pipeline would change and what becomes of its predictions; write them if the user wants it."""
-    name, shown = present.spec.name, difference(present.files, files)
-    report = {"pipeline": name, "folder": str(present.folder), "diff": shown, "written": False, "predictions": ""}
-    if not shown:
-        terminal.say(f"{name}: nothing changes.")
-        terminal.report(report)
-        return
-    for line in shown.splitlines():
-        terminal.say(line)
-    with _written_beside(present.folder, files) as written:
-        changed = _pipeline(written, project)
-        if (change := new_label(changed, changed.published_ledgers())) is not None:
-            report["predictions"] = f"{change} The next run does it: batch-platform run {name}"
-            terminal.say(str(report["predictions"]))
-        if yes or (terminal.can_ask() and terminal.confirm("Write this")):
-            _require_sound(changed, now)
-            report["written"] = True
-            for file in files:
-                (written / file).replace(present.folder / file)
-    terminal.report(report)
-    terminal.say(
-        f"Written; next: batch-platform run {name}" if report["written"] else "Nothing is written: --yes writes it."
-    )
 
 
 def _with_date_order(table_survey: Survey, asked: Asked) -> Survey:
@@ -249,9 +192,7 @@ def _require_new(name: str, target: Path, project: Project) -> None:
     """Refuse a folder that exists, and a name that another folder of the project declares."""
     if target.exists():
         msg = f"{target} already exists."
-        raise WrongUseError(
-            msg, hint="choose another name, or name another --label, --time or --key to see what would change."
-        )
+        raise WrongUseError(msg, hint="choose another name, or delete the folder to get a new proposal.")
     for file_name in FILE_NAMES if project.declarations else ():
         for file in sorted(target.parent.rglob(file_name)):
             with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # a broken pipeline, which others name
@@ -260,29 +201,24 @@ def _require_new(name: str, target: Path, project: Project) -> None:
                     raise WrongUseError(msg, hint="choose another name.")
 
 
-@contextmanager
-def _written_beside(target: Path, files: dict[str, str]) -> Generator[Path]:
-    """Write files into a new folder beside the target, which is removed unless it is renamed; explain what cannot be written."""
+def _write(target: Path, files: dict[str, str], project: Project, now: datetime) -> None:
+    """Write the files into a folder, all or none; explain what cannot be written, or would not run."""
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = Path(
-            tempfile.mkdtemp(dir=target.parent, prefix=".")
-        )  # relative paths hold, since it is as deep as the target
-        try:
+        # Relative paths hold there too: it is as deep as the target.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".", ignore_cleanup_errors=True) as beside:
+            written = Path(beside)
             for file, text in files.items():
                 (written / file).write_bytes(text.encode())
-            yield written
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
+            _require_sound(written, project, now)
+            written.chmod(0o755)
+            written.rename(target)
 
 
-def _pipeline(folder: Path, project: Project) -> Pipeline:
-    declared = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
-    return Pipeline(PipelineSpec.model_validate(declared["attributes"]), folder, project.home)
-
-
-def _require_sound(pipeline: Pipeline, now: datetime) -> None:
+def _require_sound(folder: Path, project: Project, now: datetime) -> None:
     """Raise what would make every run of a written pipeline fail."""
+    declared = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
+    pipeline = Pipeline(PipelineSpec.model_validate(declared["attributes"]), folder, project.home)
     problems, _ = check_declared(pipeline, now)
     if problems:
         raise all_of(problems)

@@ -7,7 +7,6 @@ and difference.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -181,16 +180,28 @@ def _adding_up(columns: Values, target: Values) -> Iterator[tuple[int, int, str]
         return
     rounding = 1e-9 * float(np.abs(target).max())
     others = np.flatnonzero(~usual)
-    few = others[:: max(1, len(others) // MIN_ROWS)]  # rule out most pairs on a few rows
-    parts = (few, others, np.flatnonzero(usual))
+    few = others[:: max(1, len(others) // MIN_ROWS)]
 
-    def differing(left: int, right: int, signs: tuple[int, int], rows: NDArray[Any]) -> float:
-        sums = signs[0] * columns[rows, left] + signs[1] * columns[rows, right]
-        known = ~np.isnan(sums)
-        return float((np.abs(sums - target[rows]) > rounding)[known].mean()) if known.sum() > len(sums) / 2 else 1.0
+    def are_target(left: Values, right: Values, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return whether the sums of the first axis are the target of these rows, wherever they are known."""
+        sums = left + right
+        known, actual = ~np.isnan(sums), target[rows].reshape(-1, *[1] * (sums.ndim - 1))
+        count = known.sum(axis=0)
+        wrong = ((np.abs(sums - actual) > rounding) & known).sum(axis=0)
+        return (count > len(sums) / 2) & (wrong <= (1 - NEARLY) * count)
 
     varied = [at for at, values in enumerate(columns.T) if len(np.unique(values[~np.isnan(values)])) > 1]
-    for left, right in combinations(varied, 2):
-        for signs, how in (((1, 1), "add up to"), ((1, -1), "differ by"), ((-1, 1), "differ by")):
-            if all(differing(left, right, signs, rows) <= 1 - NEARLY for rows in parts):
-                yield left, right, f"{how} the label"
+    part = columns[few][:, varied]
+    signs = {(1, 1): "add up to", (1, -1): "differ by", (-1, 1): "differ by"}
+    likely = [
+        are_target(first * part[:, :, None], second * part[:, None, :], few) for first, second in signs
+    ]  # by all pairs
+    for left, right in np.argwhere(np.triu(np.any(likely, axis=0), 1)):
+        pair = columns[:, varied[left]], columns[:, varied[right]]
+        for (first, second), how, of_few in zip(signs, signs.values(), likely, strict=True):
+            whole = (
+                are_target(first * pair[0][rows], second * pair[1][rows], rows)
+                for rows in (others, np.flatnonzero(usual))
+            )
+            if of_few[left, right] and all(whole):
+                yield varied[left], varied[right], f"{how} the label"

@@ -150,7 +150,7 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     }
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
     taken = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
-    assert (taken.code, "already exists" in taken.error) == (2, True)
+    assert (taken.code, "already exists. Hint: choose another name, or delete the folder" in taken.error) == (2, True)
     moved = Path(report["folder"]).rename(Path(report["folder"]).with_name("renamed"))
     declared = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (declared.code, f"{moved / 'defs.yaml'} declares a pipeline 'orders' already." in declared.error) == (
@@ -348,6 +348,39 @@ def test_a_column_that_tells_the_label_is_found_in_a_table_of_which_a_sample_is_
         "region": "tells the value of y, so it may be known only with the label",
         "refund": "is null exactly where y is null, so it may be known only with the label",
     }
+
+
+def test_a_text_of_which_a_model_would_not_know_most_rows_is_left_out_with_the_reason(tmp_path):
+    rows, random = 120_000, np.random.default_rng(6)
+    many = random.integers(0, 50_000, rows)
+    columns = {
+        "y": random.integers(0, 2, rows),
+        "street": [f"street {value}" for value in many],
+        "city": [f"city {value if value < 5_000 else value % 50}" for value in many],
+    }
+    pl.DataFrame(columns).write_parquet(tmp_path / "large.parquet")
+    proposal, _ = proposed(tmp_path / "large.parquet", label="y")
+    assert names(proposal.features) == ["city"], "the most frequent cities are in nine of ten rows"
+    assert proposal.left_out.keys() == {"street"}
+    assert "distinct values, and the 254 that a model keeps are in " in proposal.left_out["street"]
+    assert "of the rows: features.sql could group them" in proposal.left_out["street"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_the_number_of_queries_does_not_grow_with_the_number_of_columns(tmp_path, kind):
+    queries = dict[int, int]()
+    for columns in (10, 200):
+        wide = {f"x{at}": np.arange(60) * (at + 2) % (61 if at % 2 else 7) for at in range(columns)}
+        wide |= {f"code{at}": [f"{at} {row}" for row in range(60)] for at in range(columns)}
+        wide |= {f"gap{at}": [None if row > 50 else row % 7 for row in range(60)] for at in range(columns)}
+        table = pl.DataFrame(wide | {"y": np.arange(60) % 2})
+        file = tmp_path / f"wide{columns}.{kind}"
+        table.write_parquet(file) if kind == "parquet" else table.write_csv(file)
+        with survey(locate(str(file), None), "UTC") as seen:
+            seen.con.execute("CALL enable_logging('QueryLog')")
+            propose(seen, Asked(AFTER_ALL, label="y"))
+            ((queries[columns],),) = seen.con.execute("SELECT count(*) FROM duckdb_logs").fetchall()
+    assert 0 < queries[10] == queries[200] < 20
 
 
 def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):

@@ -20,9 +20,9 @@ from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform.declaration.inputs import Source
+from batch_platform.declaration.inputs import SOURCE_KEYS, Source
 from batch_platform.features.sources.kind import SourceTable
-from batch_platform.features.sources.opening import create_view_of
+from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
 from batch_platform_tests.harness.command_line import published
@@ -419,7 +419,7 @@ def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(t
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_file_in_another_encoding_is_read_with_its_name_and_revised_without(cli, tmp_path, encoding):
+def test_a_file_in_another_encoding_is_read_with_its_name(cli, tmp_path, encoding):
     lines = ["kunde;größe;gewicht;übrig"] + [f"k{at};{at % 40},5;{at % 7},25;{at % 40 > 20}" for at in range(200)]
     (tmp_path / "kunden.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
     answer = cli(tmp_path, "new", "kunden", "--from", "kunden.csv", "--label", "übrig", "--encoding", encoding)
@@ -427,8 +427,37 @@ def test_a_file_in_another_encoding_is_read_with_its_name_and_revised_without(cl
     written = yaml.safe_load((tmp_path / "pipelines/defs/kunden/defs.yaml").read_text())
     source = written["attributes"]["sources"]["kunden"]
     assert (source["encoding"], source["delimiter"], source["decimal"]) == (encoding, ";", ",")
-    revised = cli(tmp_path, "new", "kunden", "--label", "größe")
-    assert revised.code == 0, revised.err
-    assert '+WHERE "größe" IS NOT NULL' in revised.out
     refused = cli(tmp_path, "new", "others", "--from", "kunden.parquet", "--encoding", encoding)
     assert refused.code == 2
+
+
+REGISTERED = """\
+from dataclasses import replace
+
+from batch_platform.declaration.inputs import SOURCE_KEYS
+from batch_platform.features.sources.files import files_of
+from batch_platform.features.sources.kind import create_view
+from batch_platform.features.sources.opening import SOURCE_KINDS
+
+
+def view(con, table):
+    create_view(con, table.name, f"read_csv('{files_of(table)[0]}', delim = '|')")
+
+
+SOURCE_KEYS["lines"] = str
+SOURCE_KINDS["lines"] = replace(SOURCE_KINDS["parquet"], view=view, endings=(".lines",))
+"""
+
+
+def test_a_kind_of_source_that_the_project_registers_is_recognised_by_its_ending(cli, tmp_path, monkeypatch):
+    orders().write_csv(tmp_path / "orders.csv")
+    orders().write_csv(tmp_path / "orders.lines", separator="|")
+    assert "has no known file ending" in cli(tmp_path, "new", "lines", "--from", "orders.lines").error
+    assert cli(tmp_path, "new", "orders", "--from", "orders.csv").code == 0, "makes the project"
+    for kinds in (SOURCE_KEYS, SOURCE_KINDS):
+        monkeypatch.setitem(kinds, "lines", None)
+        monkeypatch.delitem(kinds, "lines")
+    definitions = tmp_path / "pipelines/definitions.py"
+    definitions.write_text(definitions.read_text() + REGISTERED)
+    report = cli(tmp_path, "new", "lines", "--from", "orders.lines", "--json").json
+    assert (list(report["source"]), report["key"], report["label"]) == (["lines"], ["id"], "returned")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import combinations
-from math import ceil
+from math import ceil, prod
 from shlex import quote
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 from batch_platform.cli.proposal.columns import (
     ENOUGH,
     KEY_NAMES,
-    NEARLY,
     Evidence,
     feature_reasons,
     is_part_of_time,
@@ -26,7 +25,7 @@ from batch_platform.cli.proposal.columns import (
     target_of,
 )
 from batch_platform.cli.proposal.instants import words
-from batch_platform.cli.proposal.survey import Survey, TableColumn, TimeRange
+from batch_platform.cli.proposal.survey import NEARLY, PART, Survey, TableColumn, TimeRange
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
 from batch_platform.declaration.errors import WrongUseError, first_few, listed
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
@@ -49,6 +48,7 @@ SERIES = {"max_iter": 300, "max_leaf_nodes": 8, "early_stopping": True}
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
+WITHIN_FILE = "within its file"
 BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
 ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
@@ -321,33 +321,25 @@ def _key(
     A single column comes before several, and the position of a row in its file last. Where a time is unique, it comes before
     counters, and where it steps by whole hours, before any identifier.
     """
-    within = (times.column.name, times.every) if times is not None and times.are_partitioned else (None, "day")
-
-    def where(key: Sequence[TableColumn]) -> str | None:
-        return survey.where_unique([column.name for column in key], *within)
-
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
-        if (holds := where(key)) is not None:
+        if (holds := _where_unique(survey, times, key)) is not None:
             return key, holds, []
         msg = f"The rows of {survey.origin.path} are not identified by {listed(asked.key)}: some have equal values or none."
         raise WrongUseError(msg, hint="name more columns with --key, or omit --key to see the proposal.")
     time = None if times is None else times.column
     free = [column for column in survey.columns if not column.nulls and column not in (time, label)]
-    ranked = [column for column in free if _may_name_rows(survey, column)]
+    ranked = [column for column in free if _may_name_rows(column)]
     ranked.sort(key=lambda column: _rank(column, KEY_NAMES))
-    unique = [column for column in ranked if column.distinct > survey.rows * NEARLY and survey.unique([column.name])]
+    unique = [column for column in ranked if column.unique]
     likeliest = unique
     if times is not None and times.name_rows and unique:
-        lasting = [] if "hour" in times.span.starts else unique
-        lasting = [
-            column for column in lasting if column.is_text or not survey.is_counter(column.name, times.column.name)
-        ]
+        lasting = [column for column in unique if "hour" not in times.span.starts and not column.counts_rows]
         likeliest = [*lasting, times.column]
     if likeliest:
         return (likeliest[0],), "everywhere", [column for column in unique if column is not likeliest[0]]
     for key in _compound_keys(survey, ranked, time, [column for column in free if column not in ranked]):
-        if holds := where(key):
+        if holds := _where_unique(survey, times, key):
             return key, holds, []
     if survey.origin.is_one_file:
         return (), BY_PLACE, []
@@ -361,11 +353,28 @@ def _key(
     raise WrongUseError(msg, hint=hint)
 
 
-def _may_name_rows(survey: Survey, column: TableColumn) -> bool:
+def _where_unique(survey: Survey, times: _Times | None, key: Sequence[TableColumn]) -> str | None:
+    """The range in which some columns identify a row: everywhere, its file, or a window; None if they do not.
+
+    No query is made where the estimated numbers of distinct values, which may be too low, have fewer combinations than rows.
+    """
+    names, most = [column.name for column in key], prod(column.distinct / NEARLY for column in key)
+    if most >= survey.rows and survey.unique(names):
+        return "everywhere"
+    if survey.pair is not None:
+        return WITHIN_FILE if survey.unique(names, PART) else None
+    if times is None or not times.are_partitioned:
+        return None
+    windows = 2 * times.span.filled[times.every]  # with those of times far off
+    within = most * windows >= survey.rows and survey.unique_within(names, times.column.name, times.every)
+    return f"within a {times.every}" if within else None
+
+
+def _may_name_rows(column: TableColumn) -> bool:
     """Return whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
     if column.holds != "integer":
         return column.is_text and not column.some_times
-    return last_word(column.name) in KEY_NAMES or survey.counts_rows(column.name)
+    return last_word(column.name) in KEY_NAMES or column.counts_rows
 
 
 def _compound_keys(

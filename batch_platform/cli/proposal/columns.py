@@ -4,22 +4,21 @@ Evidence comes from names, positions, types, values and nulls. Nothing is writte
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from batch_platform.cli.proposal.instants import words
-from batch_platform.cli.proposal.survey import LEAST_ROWS, Holds, Survey, TableColumn
+from batch_platform.cli.proposal.survey import LEAST_ROWS, NEARLY, Holds, Survey, TableColumn
 from batch_platform.declaration.errors import WrongUseError, counted, shortened
-from batch_platform.models.contract import infer_contract
+from batch_platform.models.contract import MAX_CATEGORIES, infer_contract
 from batch_platform.monitoring.leakage import MAX_ROWS, SuspectedLeak, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth
 
 MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
 ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
-MOST_VALUES = 255  # most values of a text feature, unless rows share the values anyway
-NEARLY = 0.8  # an estimated number of distinct values may be this much too low
+FEWEST_KNOWN = 0.5  # share of the rows whose text a model must know
 ENOUGH = 3  # points of evidence for a label that nobody named
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
@@ -48,7 +47,8 @@ def label_evidence(survey: Survey) -> list[Evidence]:
     """The columns that could be the label, the likeliest first."""
     able = [column for column in survey.columns if _can_be_label(survey, column)]
     with_nulls = [column for column in survey.columns if column.nulls]
-    weighed = [_weighed(survey, column, with_nulls) for column in able]
+    nulls_last = survey.with_nulls_last(able)
+    weighed = [_weighed(survey, column, with_nulls, nulls_last) for column in able]
     return sorted(weighed, key=lambda evidence: -evidence.points)
 
 
@@ -59,7 +59,7 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
     if last_word(column.name) in _ID_NAMES:
         return False
     if column.holds == "integer":
-        return not survey.counts_rows(column.name)
+        return not column.counts_rows
     return not column.is_text or column.distinct <= _most_classes(survey, column)
 
 
@@ -77,13 +77,15 @@ def _is_called_label(column: TableColumn) -> bool:
     return _LABEL_NAME.fullmatch("_".join(words(column.name))) is not None
 
 
-def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn]) -> Evidence:
+def _weighed(
+    survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn], nulls_last: Collection[str]
+) -> Evidence:
     facts = {
         "its name": 2 * _is_called_label(column),
         "it is the last column": column.position == len(survey.columns),
         "it has two values": column.distinct == 2,  # noqa: PLR2004 - yes and no
         "it is the only column with nulls": with_nulls == [column],
-        "its nulls are the last rows": bool(column.nulls) and survey.nulls_are_last(column.name),
+        "its nulls are the last rows": column.name in nulls_last,
     }
     return Evidence(column, sum(facts.values()), tuple(reason for reason, weight in facts.items() if weight))
 
@@ -127,6 +129,7 @@ def feature_reasons(
     Of a `series`, the time of each row is unique: a counter of its rows tells no more.
     """
     reasons = {column: _no_feature(survey, column, series) for column in survey.columns if column not in taken}
+    reasons |= _hardly_known(survey, [column for column, reason in reasons.items() if reason is None])
     if label is not None:
         able = [column for column, reason in reasons.items() if reason is None]
         known_too_late = _known_with_the_label(survey, label, able)
@@ -145,22 +148,38 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
         return "has the same value in every row"
     if column.some_times:
         return "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several"
-    if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
+    if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / 2):
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
     return _names_rows(survey, column, series) if column.distinct > rows * NEARLY else None
 
 
 def _names_rows(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
     """The way in which a column of many values names rows: it counts those of a series, or is called like an identifier; else None."""
-    may_count = column.holds == "integer" and not column.nulls and not is_part_of_time(column) and column != series
-    if series is not None and may_count and survey.is_counter(column.name, series.name):
+    if series is not None and column.counts_rows and not is_part_of_time(column) and column != series:
         return f"counts the rows, which {shortened(series.name)} already identifies"
     if last_word(column.name) not in _ID_NAMES:
         return None
-    if survey.unique([column.name]):
+    if column.unique:
         return "is an identifier, with another value in every row"
     values = survey.values(column.name)
     return f"is called like an identifier, and has {values:,} values in {survey.rows:,} rows: some occur more than once"
+
+
+def _hardly_known(survey: Survey, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
+    """The texts of which a model, which keeps the most frequent ones, would not know those of most rows, each with the reason."""
+    texts = [column for column in able if column.is_text and column.distinct > MAX_CATEGORIES * NEARLY]
+    if not texts:
+        return {}
+    rows, reasons = survey.sample(texts, MAX_ROWS), dict[TableColumn, str]()
+    for column in texts:
+        known = rows[column.name].drop_nulls()
+        share = known.value_counts()["count"].top_k(MAX_CATEGORIES).sum() / max(known.len(), 1)
+        if share < FEWEST_KNOWN:
+            reasons[column] = (
+                f"is a text with about {column.distinct:,} distinct values, and the {MAX_CATEGORIES} that a model keeps are in "
+                f"{share:.1%} of the rows: features.sql could group them, or count how often each occurs"
+            )
+    return reasons
 
 
 def _known_with_the_label(survey: Survey, label: TableColumn, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
@@ -170,7 +189,7 @@ def _known_with_the_label(survey: Survey, label: TableColumn, able: Sequence[Tab
     plain = [column for column in able if column not in ties]
     if not plain or survey.rows < LEAST_ROWS:
         return ties
-    rows = survey.sample(plain, label, MAX_ROWS)
+    rows = survey.sample([*plain, label], MAX_ROWS, label)
     ties |= {column: f"tells the value of {name}" for column in plain if _tells(rows, column, label)}
     suspected = {column.name: column for column in plain if column not in ties and not column.groups_digits}
     if label.groups_digits or not suspected:

@@ -9,10 +9,18 @@ from functools import cache
 
 import yaml
 
-from batch_platform.cli.proposal.choices import BY_CONTENT, HELD_OUT, PART_NAMES, TAKEN_NAMES, Proposal, local_key
+from batch_platform.cli.proposal.choices import (
+    BY_CONTENT,
+    HELD_OUT,
+    PART_NAMES,
+    TAKEN_NAMES,
+    WITHIN_FILE,
+    Proposal,
+    local_key,
+)
 from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.origin import Origin
-from batch_platform.cli.proposal.survey import PART, WITHIN_FILE, TableColumn
+from batch_platform.cli.proposal.survey import PART, TableColumn
 from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies

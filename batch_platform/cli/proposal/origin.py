@@ -114,7 +114,7 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
             near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
             msg = f"There is no file {path}."
             raise WrongUseError(
-                msg, hint=near or f"--from names a file ({listed(_ENDINGS)}), a folder or a quoted glob."
+                msg, hint=near or f"--from names a file ({listed(_endings())}), a folder or a quoted glob."
             )
     if encoding is not None and kind != "csv":
         msg = f"{path} is not a CSV file."
@@ -142,7 +142,9 @@ def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> Sour
     return SourceError(msg, hint=hint or "correct the file, or write the table as Parquet.")
 
 
-_ENDINGS = {ending: kind for kind, source_kind in SOURCE_KINDS.items() for ending in source_kind.endings}
+def _endings() -> dict[str, str]:
+    """The kinds of sources by the endings of their files; others may be registered at any time."""
+    return {ending: kind for kind, source_kind in SOURCE_KINDS.items() for ending in source_kind.endings}
 
 
 def _kind_of(path: Path) -> str:
@@ -153,9 +155,9 @@ def _kind_of(path: Path) -> str:
             msg = f"{path} holds {member}; a table is read from an archive only if it is CSV or JSON."
             raise WrongUseError(msg, hint="unpack it.")
         return kind
-    kind = _ENDINGS.get(ending_of(path) or "")
+    kind = _endings().get(ending_of(path) or "")
     if kind is None:
-        msg = f"{path} has no known file ending; known endings are {', '.join(sorted(_ENDINGS))}."
+        msg = f"{path} has no known file ending; known endings are {', '.join(sorted(_endings()))}."
         raise WrongUseError(msg, hint="write the table as Parquet, for example with Polars or DuckDB.")
     return kind
 
@@ -175,13 +177,13 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
         for ending, file in tables.items():
             start = pattern if len(visible) == len(every) else f"{pattern[:-1]}[!._]*"
             return _kind_of(file), Path(escape(str(folder))) / f"{start}{ending}"
-    msg = f"{folder} holds no tables; known file endings are {', '.join(sorted(_ENDINGS))}."
+    msg = f"{folder} holds no tables; known file endings are {', '.join(sorted(_endings()))}."
     raise WrongUseError(msg, hint="name another folder or a file.")
 
 
 def ending_of(file: Path) -> str | None:
     """The known ending of a file name; None if it has none."""
-    known = [*_ENDINGS, ENDING]
+    known = [*_endings(), ENDING]
     return max((ending for ending in known if file.name.lower().endswith(ending)), key=len, default=None)
 
 

@@ -29,12 +29,10 @@ from batch_platform.warehouse.sql import connect, literal, quoted
 Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
 PART = "part"  # column that tells of which of two files a row is, by one of these values
 TRAIN, SCORE = "train", "score"
-WITHIN_FILE = "within its file"  # range in which a key is unique that two files share
 LENGTHS: tuple[Every, ...] = ("hour", "day", "week", "month")  # possible lengths of partitions
 MOST_FAR_OFF, FAR = 3, timedelta(days=365)  # times, or one in a thousand, that may lie so far from all others
 LEAST_ROWS = 20  # number of rows from which equal values are no accident
-MOST_STEPS = 0.9  # share of the steps of a counter that are of one
-EVEN = 1.2  # ratio of the longest to the shortest time that a counter takes for one
+NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 HARDLY = 0.1  # share of the usual share of labelled rows, below which labels are stray ones
 SURELY = 7.0  # logarithm of how much likelier labels are missing on purpose than by accident: one to a thousand
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
@@ -45,10 +43,14 @@ _TYPES: dict[Holds, str] = {
     "text": "VARCHAR UUID ENUM",
     "time": "DATE TIMESTAMP TIMESTAMP_S TIMESTAMP_MS TIMESTAMP_NS TIMESTAMPTZ_NS",
 }
+_NAMING = ("integer", "text", "time")  # what is stored in columns that can name rows
 _HOLDS: dict[str, Holds] = {word: holds for holds, words in _TYPES.items() for word in words.split()}
 _PANDAS_INDEX = re.compile(
     r"__index_level_\d+__|Unnamed: 0|column0"
 )  # names of an index without a name; column0 in CSV
+_AT_ONCE = 500  # columns about which one query asks
+_MOST_VALUES = 20_000_000  # distinct values that one query holds in memory
+_MOST_CELLS = 4_000_000  # values of a sample
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -62,6 +64,8 @@ class TableColumn:
     holds: Holds  # use of the values; "time" also for texts that read as times
     nulls: int  # rows without a value
     distinct: int  # approximate number of distinct values; 0 if the column holds "other"
+    unique: bool  # an integer, a text or a stored time in every row, and no two rows have the same
+    counts_rows: bool  # integers that number the rows without a gap
     reading: Reading | None = None  # way to read the values as instants; None if they cannot be times
     groups_digits: bool = False  # the values are texts such as 1.234,56, which are numbers
     some_times: bool = False  # the first or last text reads as a time, though not all do in one notation
@@ -126,11 +130,11 @@ class Survey:
     rows: int
     columns: tuple[TableColumn, ...]
     pair: Pair | None  # the second file, where the rows are those of two
-    _con: duckdb.DuckDBPyConnection
+    con: duckdb.DuckDBPyConnection
 
     def with_date_order(self, order: DateOrder) -> "Survey":
         """The same table, with this order of day, month and year where the values of a column leave it open."""
-        return _look(self._con, self.origin, order, self.pair)
+        return _look(self.con, self.origin, order, self.pair)
 
     def column(self, name: str) -> TableColumn:
         """The column with a name; a WrongUseError if there is none."""
@@ -153,54 +157,51 @@ class Survey:
 
     def unique(self, names: Sequence[str], *within: str) -> bool:
         """Return whether some columns are never null and no two rows have equal values in them, and in further SQL expressions."""
-        if any(self.column(name).nulls for name in names):
+        columns = [self.column(name) for name in names]
+        if any(column.nulls for column in columns):
             return False
+        if len(columns) == 1 and not within and columns[0].holds != "number":
+            return columns[0].unique
         by = ", ".join([*map(quoted, names), *within])
         return not self._answer(f"SELECT count(*) FROM (FROM seen SELECT 1 GROUP BY {by} HAVING count(*) > 1 LIMIT 1)")
 
-    def where_unique(self, names: Sequence[str], time: str | None, every: Every) -> str | None:
-        """The range in which some columns identify a row: everywhere, its file, or a window; None if they do not."""
-        if self.unique(names):
-            return "everywhere"
-        if self.pair is not None and self.unique(names, PART):
-            return WITHIN_FILE
-        within = time is not None and self.unique(names, f"date_trunc('{every}', {self._instant(time)})")
-        return f"within a {every}" if within else None
+    def unique_within(self, names: Sequence[str], time: str, every: Every) -> bool:
+        """Return whether some columns identify a row among those whose times lie in the same window."""
+        return self.unique(names, f"date_trunc('{every}', {self._instant(time)})")
 
-    def nulls_are_last(self, name: str) -> bool:
-        """Return whether every row after the first null of a column is null too, in the order of the file."""
-        rows = f"SELECT row_number() OVER () AS place, {quoted(name)} IS NULL AS lacks FROM seen"
-        return self._answer(
-            f"SELECT count(*) FILTER (lacks) = max(place) - min(place) FILTER (lacks) + 1 FROM ({rows})"
-        )
+    def with_nulls_last(self, columns: Sequence[TableColumn]) -> set[str]:
+        """The names of the columns in which every row after the first null is null too, in the order of the file."""
+        with_nulls = [column for column in columns if column.nulls]
+        places = ", ".join(f"{quoted(column.name)} IS NULL AS n{column.position}" for column in with_nulls)
+        firsts = [f"min(place) FILTER (n{column.position})" for column in with_nulls]
+        rows = f"(SELECT row_number() OVER () AS place, {places} FROM seen)"
+        begins = _answers(self.con, firsts, rows)
+        pairs = zip(with_nulls, begins, strict=True)
+        return {column.name for column, first in pairs if self.rows - first + 1 == column.nulls}
 
     def null_with(self, known: TableColumn, columns: Sequence[TableColumn]) -> list[TableColumn]:
         """The columns that are null in exactly the rows in which a column is, if there are any."""
         as_many = [column for column in columns if column.nulls == known.nulls > 0]
-        if not as_many:
-            return []
         same = (f"bool_and(({quoted(column.name)} IS NULL) = ({quoted(known.name)} IS NULL))" for column in as_many)
-        (answers,) = self._con.execute(f"SELECT {', '.join(same)} FROM seen").fetchall()
-        return [column for column, is_same in zip(as_many, answers, strict=True) if is_same]
+        return [column for column, is_same in zip(as_many, _answers(self.con, same), strict=True) if is_same]
 
-    def sample(self, columns: Sequence[TableColumn], known: TableColumn, rows: int) -> pl.DataFrame:
-        """At most so many rows in which a column is known, evenly spaced: some columns and, last, the known one."""
-        names = ", ".join(quoted(column.name) for column in (*columns, known))
-        step = -(-max(self.rows - known.nulls, 1) // rows)
-        query = (
-            f"SELECT {names} FROM seen WHERE {quoted(known.name)} IS NOT NULL QUALIFY row_number() OVER () % {step} = 0"
-        )
-        return self._con.sql(query).pl()
+    def sample(self, columns: Sequence[TableColumn], rows: int, known: TableColumn | None = None) -> pl.DataFrame:
+        """At most so many rows, evenly spaced, and fewer of many columns; only those in which a column is `known`, if one is named."""
+        names = ", ".join(quoted(column.name) for column in columns)
+        there = self.rows if known is None else self.rows - known.nulls
+        step = -(-max(there, 1) // min(rows, max(_MOST_CELLS // len(columns), LEAST_ROWS)))
+        where = "" if known is None else f"WHERE {quoted(known.name)} IS NOT NULL"
+        return self.con.sql(f"SELECT {names} FROM seen {where} QUALIFY row_number() OVER () % {step} = 0").pl()
 
     def built(
         self, name: str, queries: Sequence[str], partitions: Iterable[Partition]
     ) -> Generator[tuple[pl.DataFrame, ...]]:
         """For each partition, the rows of queries that read the table under a name and take the bounds of the partition."""
-        self._con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM seen")
+        self.con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM seen")
         for partition in partitions:
             bounds = {"partition_start": partition.start, "partition_end": partition.end}
-            yield tuple(self._con.sql(query, params=bounds).pl() for query in queries)
-        self._con.execute(f"DROP TABLE {quoted(name)}")
+            yield tuple(self.con.sql(query, params=bounds).pl() for query in queries)
+        self.con.execute(f"DROP TABLE {quoted(name)}")
 
     def is_series(self, time: str, span: TimeRange) -> bool:
         """Return whether each time has one row, and times lie on whole hours or mostly follow each other at the same interval."""
@@ -212,29 +213,6 @@ class Survey:
         return "hour" in span.starts or self._answer(
             f"SELECT 2 * count(*) FILTER (seconds = ({usual})) >= count(seconds) FROM ({steps})"
         )
-
-    def counts_rows(self, name: str) -> bool:
-        """Return whether a column of integers numbers the rows without a gap."""
-        column = quoted(name)
-        gapless = f"count(DISTINCT {column}) = count(*) AND max({column}) - min({column}) + 1 = count(*)"
-        return self._answer(f"SELECT {gapless} FROM seen")
-
-    def is_counter(self, name: str, time: str) -> bool:
-        """Return whether a column of integers counts the rows of a series: without a gap, or step by step in the order of a unique time.
-
-        Where rows were taken away since, most steps are still of one, or all take equally long.
-        """
-        if self.counts_rows(name):
-            return True
-        column, at = quoted(name), self._instant(time)
-        return self._answer(f"""
-            SELECT min(sign(step)) = max(sign(step)) AND min(abs(step)) > 0 AND (
-                count(*) FILTER (abs(step) = 1) >= {MOST_STEPS} * count(step)
-                OR max(seconds / abs(step)) <= {EVEN} * min(seconds / abs(step)))
-            FROM (
-                SELECT {column} - lag({column}) OVER later AS step, epoch({at}) - lag(epoch({at})) OVER later AS seconds
-                FROM seen WINDOW later AS (ORDER BY {at}))
-        """)
 
     def unlabelled_end(self, label: str, time: str, span: TimeRange, every: Every) -> Duration:
         """The length of the end of a table in which hardly a row has a label, rounded up to days (hours, if partitions are hours).
@@ -248,7 +226,7 @@ class Survey:
             SELECT epoch(date_trunc('hour', {at})), epoch(date_trunc('{unit}', {at})), count(*), count({quoted(label)})
             FROM seen WHERE {at} BETWEEN $first AND $last GROUP BY ALL ORDER BY 1
         """
-        counts = self._con.execute(query, {"first": span.first, "last": span.last}).fetchall()
+        counts = self.con.execute(query, {"first": span.first, "last": span.last}).fetchall()
         begins, units, rows, labels = np.array(counts, float).T
         known, of = np.cumsum(labels)[:-1], np.cumsum(rows)[:-1]
         known_later, of_later = labels.sum() - known, rows.sum() - of
@@ -273,7 +251,7 @@ class Survey:
         facts = [f"count(DISTINCT date_trunc('{every}', {at}))" for every in LENGTHS]
         facts += [f"bool_and({at} = date_trunc('{every}', {at}))" for every in starts]
         query = f"SELECT epoch_us(min({at})), epoch_us(max({at})), count(*), {', '.join(facts)} FROM seen WHERE {at} BETWEEN $low AND $high"
-        ((first, last, rows, *answers),) = self._con.execute(query, {"low": low, "high": high}).fetchall()
+        ((first, last, rows, *answers),) = self.con.execute(query, {"low": low, "high": high}).fetchall()
         if first is None:
             return None
         filled, on_start = answers[: len(LENGTHS)], answers[len(LENGTHS) :]
@@ -287,20 +265,16 @@ class Survey:
         )
 
     def _without_far_off(self, at: str) -> tuple[datetime, datetime, tuple[datetime, ...]]:
-        """The first and the last time without the few that are further from all others than these are from each other, and a year at least."""
+        """The bounds of the times without the few that are a year, and further than these from each other, away from all others."""
         few = max(MOST_FAR_OFF, self.rows // 1_000)
         query = f"SELECT min({at}, {few + 1}), max({at}, {few + 1}) FROM seen WHERE {at} BETWEEN $low AND $high"
-        ((least, greatest),) = self._con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
+        ((least, greatest),) = self.con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
         if self.rows < LEAST_ROWS or not least or len(least) <= few:
             return EARLIEST, LATEST, ()
-        lows, highs = [moment.astimezone(UTC) for moment in least], [moment.astimezone(UTC) for moment in greatest]
-
-        def apart(ends: list[datetime], other: datetime) -> int:
-            gaps = range(1, len(ends))
-            return max((at for at in gaps if abs(ends[at] - ends[at - 1]) > max(FAR, abs(other - ends[at]))), default=0)
-
-        early, late = apart(lows, highs[-1]), apart(highs, lows[-1])
-        return lows[early], highs[late], (*lows[:early], *reversed(highs[:late]))
+        away = max(FAR, greatest[-1] - least[-1])
+        low, high = max(EARLIEST, least[-1] - away), min(LATEST, greatest[-1] + away)
+        ends = [moment.astimezone(UTC) for moment in (*least[:-1], *reversed(greatest[:-1]))]
+        return low, high, tuple(moment for moment in ends if not low <= moment <= high)
 
     def bounds_of_file(self, file: Origin, time: str) -> tuple[datetime, datetime] | None:
         """The first and the last instant in another file with the same columns; None if it has no times.
@@ -310,9 +284,9 @@ class Survey:
         """
         at = self._instant(time)
         try:
-            create_view_of(self._con, file.as_table("one_file"))
+            create_view_of(self.con, file.as_table("one_file"))
             query = f"SELECT epoch_us(min({at})), epoch_us(max({at})) FROM one_file"
-            ((first, last),) = self._con.execute(query).fetchall()
+            ((first, last),) = self.con.execute(query).fetchall()
         except duckdb.Error as error:
             raise unreadable(file.path, error) from error
         return None if first is None else (_instant_of(first), _instant_of(last))
@@ -330,7 +304,7 @@ class Survey:
 
     def _answer(self, query: str) -> Any:  # noqa: ANN401 - a value of any type
         """The only value that a query gives."""
-        ((value,),) = self._con.execute(query).fetchall()
+        ((value,),) = self.con.execute(query).fetchall()
         return value
 
 
@@ -423,8 +397,7 @@ def _look(
     types = {
         name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True) if pair is None or name != PART
     }
-    facts = ", ".join(_facts(name, dtype) for name, dtype in types.items())
-    ((rows, *answers),) = con.execute(f"SELECT count(*), {facts} FROM seen").fetchall()
+    rows, *answers = _answers(con, ["count(*)", *(fact for column in types.items() for fact in _facts(*column))])
     if not rows:
         msg = f"{origin.path} has no rows."
         raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
@@ -433,13 +406,17 @@ def _look(
         raise WrongUseError(
             msg, hint="write one object for each row; with pandas: to_json(orient='records', lines=True)."
         )
-    extremes = dict(zip(types, zip(answers[2::4], answers[3::4], strict=True), strict=True))
+    facts = dict(zip(types, zip(*(answers[fact::4] for fact in range(4)), strict=True), strict=True))
+    extremes = {name: (low, high) for name, (*_, low, high) in facts.items()}
     readings, grouped = _notations(con, types, extremes, with_commas=origin.decimal is not None)
+    whole = {name for name, (present, distinct, *_) in facts.items() if present == rows and distinct > rows * NEARLY}
+    unique = _unique(con, [name for name in types if name in whole and _stored_as(types[name]) in _NAMING], rows)
     columns: list[TableColumn] = []
-    for (name, dtype), present, distinct in zip(types.items(), answers[::4], answers[1::4], strict=True):
+    for name, (present, distinct, low, high) in facts.items():
         reading = decided(readings[name], date_order)
         is_index = _PANDAS_INDEX.fullmatch(name) is not None and "column1" not in types
-        holds: Holds = _stored_as(dtype)
+        holds: Holds = _stored_as(types[name])
+        numbers = holds == "integer" and name in unique and high - low + 1 == rows
         if not present:
             holds = "nothing"
         elif name in grouped:
@@ -452,10 +429,12 @@ def _look(
             TableColumn(
                 position=len(columns) + 1,
                 name=name,
-                dtype=dtype,
+                dtype=types[name],
                 holds=holds,
                 nulls=rows - present,
                 distinct=distinct,
+                unique=name in unique,
+                counts_rows=numbers,
                 reading=reading,
                 groups_digits=name in grouped,
                 some_times=reading is None and any(map(reads_as_time, extremes[name])),
@@ -464,12 +443,28 @@ def _look(
     return Survey(origin, rows, tuple(columns), pair, con)
 
 
-def _facts(name: str, dtype: str) -> str:
-    """SQL for the values, the distinct values, and the extremes of a column."""
+def _answers(
+    con: duckdb.DuckDBPyConnection, aggregates: Iterable[str], rows: str = "seen", at_once: int = _AT_ONCE
+) -> list[Any]:
+    """The value of each SQL aggregate over all rows, a number of them in each query."""
+    asked = [*aggregates]
+    parts = (asked[start : start + at_once] for start in range(0, len(asked), at_once))
+    return [value for part in parts for value in con.execute(f"SELECT {', '.join(part)} FROM {rows}").fetchall()[0]]
+
+
+def _facts(name: str, dtype: str) -> tuple[str, ...]:
+    """SQL for the number of values, of distinct values, and the extremes of a column."""
     column, stored = quoted(name), _stored_as(dtype)
     distinct = "0" if stored == "other" else f"approx_count_distinct({column})"
     compared = {"text": column, "integer": column, "number": f"CAST({column} AS DOUBLE)"}.get(stored, "NULL")
-    return f"count({column}), {distinct}, min({compared}), max({compared})"
+    return f"count({column})", distinct, f"min({compared})", f"max({compared})"
+
+
+def _unique(con: duckdb.DuckDBPyConnection, names: Sequence[str], rows: int) -> set[str]:
+    """Those of some columns without nulls in which no two rows have the same value."""
+    counts = (f"count(DISTINCT {quoted(name)})" for name in names)
+    distinct = _answers(con, counts, at_once=max(_MOST_VALUES // rows, 1))
+    return {name for name, number in zip(names, distinct, strict=True) if number == rows}
 
 
 def _notations(
@@ -486,11 +481,13 @@ def _notations(
     ]
     fit = [(name, reading.fits.replace("{}", quoted(name))) for name, reading in possible]
     fit += [(name, f"regexp_full_match(trim({quoted(name)}), '{COMMA_NUMBER}')") for name in texts]
-    every = (
-        f"coalesce(bool_and(coalesce({fits}, false)) FILTER ({quoted(name)} IS NOT NULL), true)" for name, fits in fit
+    fits_all = _answers(
+        con,
+        (
+            f"coalesce(bool_and(coalesce({fits}, false)) FILTER ({quoted(name)} IS NOT NULL), true)"
+            for name, fits in fit
+        ),
     )
-    (answers,) = con.execute(f"SELECT {', '.join(['count(*)', *every])} FROM seen").fetchall()
-    fits_all = answers[1:]
     readings: dict[str, list[Reading]] = {name: [] for name in types}
     for (name, reading), fits in zip(possible, fits_all, strict=False):
         if fits:
