@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,14 +26,16 @@ from batch_platform.declaration.errors import (
     WrongUseError,
     did_you_mean,
     listed,
+    threads_explained,
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.threads import threads
 from batch_platform.features.fingerprints import DatedSources, instant
 from batch_platform.features.lake import (
     BATCH_ROWS,
-    file_digests,
+    Digests,
     left_aside,
     parquet_writer,
     remove_unlocked,
@@ -374,16 +377,33 @@ class FeatureSession:
         self._swept = True
 
     def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
-        rows = 0
-        with self.batches(partition) as (batches, schema):
+        """Write the rows of a partition batch by batch.
+
+        A full batch is written on a second thread, while the rows that follow are computed and checked, and the bytes
+        before it are hashed.
+        """
+        rows, writing = 0, Future[None]()
+        writing.set_result(None)
+        with (
+            self.batches(partition) as (batches, schema),
+            parquet_writer(aside, schema) as writer,
+            Digests(aside) as digests,
+        ):
             checks = RowChecks(self._builder.spec, partition, schema)
-            with parquet_writer(aside, schema) as writer:
+            with ThreadPoolExecutor(1, "write") as second, threads_explained():
                 for batch in batches:
                     checks.see(batch)
-                    writer.write_batch(batch)
+                    writing.result()
+                    if batch.num_rows == BATCH_ROWS and threads() > 1:
+                        writing = second.submit(writer.write_batch, batch)
+                    else:
+                        writer.write_batch(batch)
+                    digests.catch_up()
                     rows += batch.num_rows
+                writing.result()
+            writer.close()
+            sha256, xxh3 = digests.catch_up()
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
-        sha256, xxh3 = file_digests(aside)
         return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
     @contextmanager

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 from uuid import uuid4
 
 import pyarrow as pa
@@ -82,15 +82,35 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
     return pq.ParquetWriter(path, schema, **by_column, store_schema=lasting, write_statistics=lasting)
 
 
+class Digests:
+    """The SHA-256 and the XXH3 (128 bits) of a file to which bytes are only appended, as far as it has grown."""
+
+    def __init__(self, path: Path) -> None:
+        """Open an existing file and hash nothing yet; closed at the end of a `with` block."""
+        self._file = path.open("rb", buffering=0)
+        self._digests = hashlib.sha256(), xxh3_128()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def catch_up(self) -> tuple[str, str]:
+        """Hash the bytes that were appended since the last call; returns both digests of all bytes, in hexadecimal."""
+        while block := self._file.read(_HASH_BLOCK):
+            for digest in self._digests:
+                digest.update(block)
+        sha256, xxh3 = (digest.hexdigest() for digest in self._digests)
+        return sha256, xxh3
+
+
 def file_digests(path: Path) -> tuple[str, str]:
     """The SHA-256 and the XXH3 (128 bits) of a file's bytes, in hexadecimal."""
-    digests = hashlib.sha256(), xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            for digest in digests:
-                digest.update(block)
-    sha256, xxh3 = (digest.hexdigest() for digest in digests)
-    return sha256, xxh3
+    with Digests(path) as digests:
+        return digests.catch_up()
 
 
 _HASH_BLOCK = 1 << 20

@@ -7,10 +7,12 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError, WrongUseError
+from batch_platform.declaration.threads import THREADS_VARIABLE
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lake import BATCH_ROWS, file_digests, written_aside
 from batch_platform.features.row_checks import instants
@@ -35,6 +37,7 @@ REPEATED_HOURS = {
     "America/Sao_Paulo": "2018-02-17 23:00",
 }
 DUMMY_LABELS = "SELECT id, returned FROM events"
+MANY_ROWS = f"SELECT i AS id, $partition_start AS ts, hash(i) / 3 AS x FROM range({3 * BATCH_ROWS + 5}) t(i)"
 
 
 class Built:
@@ -126,6 +129,16 @@ def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
     assert len(hashes) == 1
 
 
+def test_the_bytes_of_a_large_partition_do_not_depend_on_threads_and_are_those_that_were_hashed(project, monkeypatch):
+    files = []
+    for count in ("1", "2"):
+        monkeypatch.setenv(THREADS_VARIABLE, count)
+        files.append(project(sql=MANY_ROWS).write())
+        assert file_digests(files[-1].path) == (files[-1].sha256, files[-1].xxh3)
+        assert pq.read_metadata(files[-1].path).num_row_groups == 4
+    assert files[0] == files[1]
+
+
 def test_one_session_builds_many_partitions_exactly_as_separate_sessions_do(project):
     small = project()
     keys = ["2024-01-01", "2024-02-29", "2024-01-02"]
@@ -151,8 +164,9 @@ def test_a_failed_write_leaves_the_old_file_unchanged_and_nothing_aside(project)
         assert [*broken.folder.iterdir()] == [path]
 
 
-def test_a_full_disk_is_reported_and_the_old_file_stays(project):
-    small = project()
+@pytest.mark.parametrize("sql", [FEATURES_SQL, MANY_ROWS])
+def test_a_full_disk_is_reported_and_the_old_file_stays(project, sql):
+    small = project(sql=sql)
     path = small.write().path
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -167,7 +181,7 @@ def test_a_full_disk_is_reported_and_the_old_file_stays(project):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [*small.folder.iterdir()] == [path]
-    assert small.write("2024-01-02").rows == ROWS_PER_DAY
+    assert small.write("2024-01-02").rows == pl.scan_parquet(path).select(pl.len()).collect().item()
 
 
 def test_a_folder_that_cannot_be_created_is_reported(project):
