@@ -8,7 +8,6 @@ import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features import build
-from batch_platform.monitoring import pooled
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.ledger import LEDGERS, EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform_tests.harness.small_pipeline import finished_pipeline
@@ -20,9 +19,9 @@ LENGTHS = (12, 36)  # hours that are scored before
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts the rows of the ledgers that become objects, comparisons of them, and queries of labels."""
+    """Counts the rows of the ledgers that become objects, the comparisons of these, and the queries of labels."""
     counts = Counter[str]()
-    read, query, span = ledger.read_records, build.labels_within, pooled._periods_of  # noqa: SLF001 - counted only
+    read, query = ledger.read_records, build.labels_within
 
     def read_records(con, record, rows, values):
         records = read(con, record, rows, values)
@@ -33,13 +32,8 @@ def counted(monkeypatch):
         counts["labels"] += 1
         return query(*arguments)
 
-    def periods_of(*arguments):
-        counts["pooled"] += 1
-        return span(*arguments)
-
     monkeypatch.setattr(ledger, "read_records", read_records)
     monkeypatch.setattr(build, "labels_within", labels_within)
-    monkeypatch.setattr(pooled, "_periods_of", periods_of)
     for record in LEDGERS:
         same = record.__eq__
 
