@@ -37,8 +37,8 @@ from batch_platform.declaration.windows import can_train, evaluation_start, trai
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
-from batch_platform.monitoring.measures.profiles import read_profiles, window_profiles
-from batch_platform.monitoring.profiles import number_profile
+from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.profiles import merged_profiles, number_profile
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.health import newest_measured
@@ -422,7 +422,7 @@ def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_
     for key, run in pipeline.state().scores.items():
         assert {profile.rows for profile in parts[key]} == {run.rows_scored}
         assert sum(profile.rejected for profile in parts[key]) == run.rows_rejected
-    month = {profile.name: profile for profile in window_profiles(parts.values())}
+    month = {profile.name: profile for profile in merged_profiles(parts.values())}
     events = small_events().filter(pl.col("ts") >= day(pipeline, "2024-02-01").start)
     whole = {
         "amount": events["amount"].fill_null(float("nan")).to_numpy(),

@@ -9,9 +9,9 @@ import json
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import duckdb
@@ -33,6 +33,7 @@ from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.threads import threads
 from batch_platform.features.fingerprints import DatedSources, instant
+from batch_platform.features.label_windows import LABEL_BYTES, labels_within
 from batch_platform.features.lake import (
     BATCH_ROWS,
     Digests,
@@ -308,11 +309,35 @@ class FeatureSession:
         con = self._moved(partition)
         columns = [*spec.features.key, spec.labels.column]
         with query.limited(con), query.explained(partition):
-            frame = query.run(con, partition, columns).pl().select(columns)
-        frame = frame.drop_nulls(spec.labels.column)
-        if frame[spec.labels.column].dtype.is_float():
-            frame = frame.drop_nans(spec.labels.column)
-        require_unique(spec, partition, frame, what="labels")
+            return self._known(partition, query.run(con, partition, columns).pl().select(columns))
+
+    def labels_of(
+        self, partitions: Sequence[Partition], alone: Callable[[Partition], pl.DataFrame]
+    ) -> Iterator[Callable[[], pl.DataFrame]]:
+        """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
+
+        One query reads many of them where `labels_within` can, up to LABEL_BYTES if they resemble those before. Others are
+        read by `alone`.
+        """
+        spec, query, at, several = self._builder.spec, self._builder.labels_query, 0, 2
+        while query is not None and spec.labels is not None and at < len(partitions):
+            some, frames = partitions[at : at + several], None
+            with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
+                frames = labels_within(query, self._moved(some[0]), some, [*spec.features.key, spec.labels.column])
+            if frames is None:
+                break
+            size = sum(frame.estimated_size() for frame in frames)
+            yield from map(partial(partial, self._known), some, frames)
+            at, several = at + len(some), 2 * several if 2 * size <= LABEL_BYTES else max(1, several // 2)
+        yield from map(partial(partial, alone), partitions[at:])
+
+    def _known(self, partition: Partition, frame: pl.DataFrame) -> pl.DataFrame:
+        """The labels of a partition that are known; raises DataError if keys are not unique."""
+        label = frame.columns[-1]
+        frame = frame.drop_nulls(label)
+        if frame[label].dtype.is_float():
+            frame = frame.drop_nans(label)
+        require_unique(self._builder.spec, partition, frame, what="labels")
         return frame
 
     def label_type(self, partition: Partition) -> str | None:

@@ -5,10 +5,10 @@ Reads the lake and the label query, and writes nothing.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -176,6 +176,15 @@ class History:
         key = (stamp.run_id, stamp.at.isoformat(), versions, partition.key)
         return self._labels.get(key, lambda: session.labels(partition))
 
+    def labels_of(
+        self, session: FeatureSession, partitions: Sequence[Partition], stamp: Stamp
+    ) -> Iterator[Callable[[], pl.DataFrame]]:
+        """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
+
+        Many are read at once where `FeatureSession.labels_of` can.
+        """
+        return session.labels_of(partitions, lambda partition: self.labels(session, partition, stamp))
+
     def training_data(
         self,
         builds: Mapping[str, FeatureBuild],
@@ -201,12 +210,11 @@ class History:
         fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
         rows_unlabelled, nulls = 0, Counter[str]()
         with self.builder.session(labels=True) as session:
+            labels = self.labels_of(session, window, stamp)
             for build, partition in zip(self.require(builds, *window), window, strict=True):
                 rows = self._learnable(build)
                 if label is not None:
-                    known = with_keys_of(
-                        rows, self.spec, partition, self.labels(session, partition, stamp), what="labels"
-                    )
+                    known = with_keys_of(rows, self.spec, partition, next(labels)(), what="labels")
                     unknown = rows.join(known, on=self.spec.features.key, how="anti")
                     rows_unlabelled += unknown.height
                     nulls.update({column.name: column.null_count() for column in unknown if unknown.height})
@@ -273,7 +281,7 @@ class History:
                 held = self.builder.dated.taken(name, version, recorded, most_bytes=most_bytes) if older else None
                 if held is None:
                     continue
-                taken["features", name] = held
+                taken["features", name], lateness = held, self.spec.sources[name].lateness
                 for key in older:
                     was = json.loads(builds[key].fingerprints).get(name)
                     then, now = Fingerprint(*was) if was else None, held.of(partitions[key])
@@ -281,7 +289,7 @@ class History:
                         continue
                     if then.rows and not now.rows:
                         gone[key] = f"source {name!r} no longer holds its rows"
-                    elif recheck or not then.rows or self._is_recent(name, partitions[key].end, newest):
+                    elif recheck or not then.rows or _is_recent(lateness, partitions[key].end, newest):
                         changed[key] = _change(name, then, now)
         return SourceChanges(versions, changed, gone, taken)
 
@@ -292,11 +300,6 @@ class History:
             with suppress(WrongUseError):
                 partitions[key] = self.spec.partitions.calendar.named(key)
         return partitions
-
-    def _is_recent(self, source: str, known: datetime, newest: datetime | None) -> bool:
-        """Return whether rows known at a time may still be corrected, as the source declares, once the newest rows are there."""
-        lateness = self.spec.sources[source].lateness
-        return lateness is None or newest is None or known > newest - lateness
 
     def _own_versions(self, builds: Mapping[str, FeatureBuild]) -> tuple[dict[str, str], dict[str, str]]:
         """The source versions of builds, with the present version of sources that have a file for each partition.
@@ -350,21 +353,22 @@ class History:
                     taken["labels", name] = held
                 elif most_bytes is None or builder.dated_labels.size(name) <= most_bytes:
                     undated[name] = version
+        lateness = {name: self.spec.sources[name].lateness for name in (*undated, *(name for _, name in taken))}
         for key, partition in partitions.items():
-            evaluation = evaluations[key]
-            then, lacking = json.loads(evaluation.label_sources), evaluation.rows_labelled < evaluation.rows_scored
+            evaluation, known = evaluations[key], partition.end + delay
+            lacking = evaluation.rows_labelled < evaluation.rows_scored
+            recent = {name for name, late in lateness.items() if recheck or _is_recent(late, known, newest)}
+            if not (builder.own_label_sources or lacking or recent):
+                versions[key] = evaluation.label_sources
+                continue
+            dated = {name: held.of(partition) for (_, name), held in taken.items() if lacking or name in recent}
+            unlimited = {name for name in undated if name in recent or self.spec.sources[name].late is None}
             with suppress(SourceError):
+                then = json.loads(evaluation.label_sources)
                 now = then | json.loads(builder.label_versions(partition))
-                for (_, name), held in taken.items():
-                    fingerprint = held.of(partition)
-                    looked_at = recheck or lacking or self._is_recent(name, partition.end + delay, newest)
-                    if name in then and fingerprint.rows and looked_at:
-                        now[name] = [*astuple(fingerprint)]
-                for name, version in undated.items():
-                    unlimited = recheck or self.spec.sources[name].late is None
-                    if lacking and (unlimited or self._is_recent(name, partition.end + delay, newest)):
-                        now[name] = version
-                versions[key] = json.dumps(now, sort_keys=True)
+                now |= {name: [held.rows, held.content] for name, held in dated.items() if name in then and held.rows}
+                now |= {name: undated[name] for name in unlimited if lacking}
+                versions[key] = evaluation.label_sources if now == then else json.dumps(now, sort_keys=True)
         return LabelChanges(versions, taken)
 
     def label_versions(self, partition: Partition, recorded: Taken) -> str:
@@ -466,6 +470,11 @@ def _digest(labels: pl.DataFrame) -> str:
 def _newest_end(builds: Mapping[str, FeatureBuild], partitions: Mapping[str, Partition]) -> datetime | None:
     """The end of the newest partition with rows."""
     return max((partition.end for key, partition in partitions.items() if builds[key].rows), default=None)
+
+
+def _is_recent(lateness: timedelta | None, known: datetime, newest: datetime | None) -> bool:
+    """Return whether rows known at a time may still be corrected, as the source declares, once the newest rows are there."""
+    return lateness is None or newest is None or known > newest - lateness
 
 
 def _change(source: str, then: Fingerprint, now: Fingerprint) -> str:

@@ -175,7 +175,7 @@ class Query(SqlFile):
 
     @cached_property
     def _tree(self) -> object:
-        return _parsed(self.text)
+        return parsed(self.text)
 
     @cached_property
     def _select(self) -> str:
@@ -214,12 +214,12 @@ def statement_of(text: str) -> str:
         if kind != duckdb.token_type.comment
     ]
     written = "\n".join(words).replace("\n$\n", "\n$")  # a parameter is two tokens
-    tree = _parsed(text)
-    return written if tree is not None and tree == _parsed(written) else text
+    tree = parsed(text)
+    return written if tree is not None and tree == parsed(written) else text
 
 
 @lru_cache(maxsize=256)
-def _parsed(statement: str) -> object:
+def parsed(statement: str) -> object:
     """The tree that DuckDB parses a statement to, without positions in the text; None for what it cannot express as JSON."""
     with in_memory() as con:
         ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": statement}).fetchall()

@@ -35,12 +35,10 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Change,
-    ScoreRun,
     create_table,
     insert,
     next_numbers,
     note,
-    read_latest,
 )
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
@@ -114,7 +112,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     if not has_table(con, pipeline, OUTCOMES):
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
-    keys = [key for key in _measured(con, pipeline) if (first or key) <= key <= (last or key)]
+    keys = _measured(con, pipeline, first, last)
     rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
@@ -125,8 +123,12 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
     by, metrics = spec.monitoring.segments, own_metrics(spec)
     with reading_published(warehouse.home) as con:
         stale = _stale_periods(con, spec)
-        measured, rows = _measured(con, spec.name) if stale else [], list[PeriodMetric]()
+        rows = list[PeriodMetric]()
         for (name, start), seq in sorted(stale.items()):
+            last = start.replace(month=start.month + PERIODS[name] - 1)
+            measured = _measured(
+                con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~"
+            )  # no key is greater than its month with ~
             keys = [key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key)]
             rows += [
                 PeriodMetric(**vars(row), period=name, period_start=start, evaluation_seq=seq, run_id=stamp.run_id)
@@ -148,10 +150,15 @@ def _stale_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> dict[t
     """The months and quarters with evaluations newer than their pooled metrics, with the newest evaluation of each."""
     if not has_table(con, spec.name, OUTCOMES):
         return {}
-    query = f"SELECT partition_key, max(seq) FROM {LEDGERS_SCHEMA}.evaluations WHERE pipeline = $pipeline GROUP BY ALL"
+    query = f"""
+        SELECT CAST(left(partition_key, 7) || '-01' AS DATE), max(seq) FROM {LEDGERS_SCHEMA}.evaluations
+        WHERE pipeline = $pipeline GROUP BY ALL
+    """
     newest = dict[tuple[str, date], int]()
-    for key, seq in con.execute(query, {"pipeline": spec.name}).fetchall():
-        for period in _periods_of(spec.partitions.calendar, key):
+    for month, seq in con.execute(
+        query, {"pipeline": spec.name}
+    ).fetchall():  # a key begins with the year and the month
+        for period in _periods_with(month):
             newest[period] = max(seq, newest.get(period, 0))
     pooled = dict[tuple[str, date], int]()
     if has_table(con, spec.name, POOLED):
@@ -175,30 +182,37 @@ def _replace(
 def _periods_of(calendar: Calendar, key: str) -> list[tuple[str, date]]:
     """The month and the quarter in which a partition starts, on the clocks of the pipeline; none if it is not declared."""
     try:
-        start = calendar.named(key).start.astimezone(calendar.zone)
+        return _periods_with(calendar.named(key).start.astimezone(calendar.zone))
     except WrongUseError:
         return []
-    return [(name, date(start.year, (start.month - 1) // months * months + 1, 1)) for name, months in PERIODS.items()]
 
 
-def _measured(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
+def _periods_with(day: date) -> list[tuple[str, date]]:
+    """The month and the quarter of a day."""
+    return [(name, date(day.year, (day.month - 1) // months * months + 1, 1)) for name, months in PERIODS.items()]
+
+
+def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, first: str | None, last: str | None) -> list[str]:
     """The partitions whose present predictions were measured on rows that the model had not learned from, in order.
 
-    A snapshot that the model was trained on counts: it was measured on the rows that are held out of training.
+    Those from `first` to `last`, both included; None: from the beginning or to the end. A snapshot that the model was trained on
+    counts: it was measured on the rows that are held out of training.
     """
-    runs, in_sample = read_latest(con, ScoreRun, pipeline), dict[str, bool | None]()
+    within = "partition_key >= coalesce($first, '') AND partition_key <= coalesce($last, partition_key)"
+    stated = f"SELECT partition_key, NULL::BOOLEAN AS seen FROM {LEDGERS_SCHEMA}.evaluations WHERE false"
     if "in_sample" in {name for name, _ in table_columns(con, pipeline, PERFORMANCE.name)}:
         table = f"{quoted(pipeline)}.{quoted(PERFORMANCE.name)}"
-        query = f"SELECT partition_key, bool_or(in_sample) FROM {table} WHERE challenger IS NULL GROUP BY ALL"
-        in_sample = dict(con.execute(query).fetchall())
+        stated = f"SELECT partition_key, bool_or(in_sample) AS seen FROM {table} WHERE challenger IS NULL AND {within} GROUP BY ALL"
+    newest = "SELECT partition_key, max(seq) AS seq, arg_max({0}, seq) AS {0} FROM {1}.{2} WHERE pipeline = $pipeline AND {3} GROUP BY ALL"
+    runs = newest.format("in_sample", LEDGERS_SCHEMA, "score_runs", within)
+    evaluations = newest.format("score_seq", LEDGERS_SCHEMA, "evaluations", within)
     query = f"""
-        SELECT partition_key, arg_max(score_seq, seq) FROM {LEDGERS_SCHEMA}.evaluations
-        WHERE pipeline = $pipeline GROUP BY ALL ORDER BY ALL
+        SELECT partition_key FROM ({runs}) AS run JOIN ({evaluations}) AS evaluation USING (partition_key)
+        LEFT JOIN ({stated}) USING (partition_key)
+        WHERE score_seq = run.seq AND NOT coalesce(seen, in_sample) ORDER BY ALL
     """
-    evaluated = con.execute(query, {"pipeline": pipeline}).fetchall()
-    measured = [runs[key] for key, seq in evaluated if key in runs and runs[key].seq == seq]
-    stated = ((run, in_sample.get(run.partition_key)) for run in measured)
-    return [run.partition_key for run, seen in stated if not (run.in_sample if seen is None else seen)]
+    values = {"pipeline": pipeline, "first": first, "last": last}
+    return [key for (key,) in con.execute(query, values).fetchall()]
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ Reads the published copy, the lake and the label query.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.models.native_threads import one_thread
@@ -59,9 +59,9 @@ class EvaluationStep:
 
     def _evaluations(self, partitions: Sequence[Partition], apart: SetApart) -> Iterator[Evaluated]:
         """Evaluate partitions, and set apart those that are not scored or fail; commit nothing."""
-        name = self.history.spec.name
-        with reading_published(self.history.home) as con:
-            runs = read_latest(con, ScoreRun, name)
+        history, name, keys = self.history, self.history.spec.name, [partition.key for partition in partitions]
+        with reading_published(history.home) as con:
+            runs = read_latest(con, ScoreRun, name, keys)
             scored = [partition for partition in partitions if partition.key in runs]
             for partition in partitions:
                 if partition.key not in runs:
@@ -69,23 +69,32 @@ class EvaluationStep:
                     hint = f"batch-platform run {name} --partition {partition.key}"
                     apart.add(partition.key, DataError(msg, hint=hint), tried=False)
             challengers: dict[str, list[ChallengerRun]] = defaultdict(list)
-            for run in read_challenger_runs(con, name):
+            for run in read_challenger_runs(con, name, keys):
                 challengers[run.partition_key].append(run)
-            registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name)
-            with self.history.builder.session(labels=True) as session:
+            registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name, keys)
+            with history.builder.session(labels=True) as session:
                 taken = recorded_fingerprints(con, name)
-                measuring = Measuring(self.history, con, registry, builds, challengers)
-                for partition in scored:
+                measuring = Measuring(history, con, registry, builds, challengers)
+                versions = self._label_versions(scored, taken)  # before any labels are read, which may be those of many
+                for partition, labels in zip(scored, history.labels_of(session, scored, self.stamp), strict=True):
                     with apart.attempt(partition.key):
-                        yield self._evaluation(partition, runs[partition.key], measuring, session, taken)
+                        label_sources = versions.get(partition.key) or history.label_versions(partition, taken)
+                        run = runs[partition.key]
+                        known = None if history.spec.labels is None else labels()
+                        yield self._evaluation(partition, run, label_sources, measuring, known)
+
+    def _label_versions(self, partitions: Sequence[Partition], taken: Taken) -> dict[str, str]:
+        """The present versions of the labels of partitions by key; those whose file is missing are left out."""
+        versions = dict[str, str]()
+        for partition in partitions:
+            with suppress(SourceError):
+                versions[partition.key] = self.history.label_versions(partition, taken)
+        return versions
 
     def _evaluation(
-        self, partition: Partition, run: ScoreRun, measuring: Measuring, session: FeatureSession, taken: Taken
+        self, partition: Partition, run: ScoreRun, label_sources: str, measuring: Measuring, labels: pl.DataFrame | None
     ) -> Evaluated:
         """Evaluate one partition."""
-        history, stamp = self.history, self.stamp
-        versions = history.label_versions(partition, taken)  # before the labels are read
-        labels = None if history.spec.labels is None else history.labels(session, partition, stamp)
         served = measuring.of_version(partition, run, run.model_version, labels)
         return Evaluated(
             partition=partition,
@@ -94,9 +103,9 @@ class EvaluationStep:
                 run,
                 score_seq=run.seq,
                 rows_labelled=served.rows_labelled,
-                evaluated_at=stamp.now(),
-                run_id=stamp.run_id,
-                label_sources=versions,
+                evaluated_at=self.stamp.now(),
+                run_id=self.stamp.run_id,
+                label_sources=label_sources,
             ),
             served=served,
             challengers=tuple(measuring.of_challengers(partition, run, labels)),

@@ -1,6 +1,6 @@
 """The state of a pipeline from one step to the next: read whole or renewed, carried on, and written down at the end."""
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -74,15 +74,15 @@ class StateKeeper:
         """The state now; waits for the warehouse. With `recheck`, the sources of all partitions are looked at, however old."""
         carried = self._carried
         if carried.steps and carried.seen:
-            newest = self.renewed(next(iter(carried.seen.values())))
+            carried.seen = dict(zip(carried.seen, self._renewed([*carried.seen.values()]), strict=True))
+            newest = next(iter(carried.seen.values()))
+            if recheck in carried.seen:
+                return carried.seen[recheck]
             recorded = replace(newest, features={**newest.features, **newest.lost})
-            carried.seen = {looked: with_files_as_seen(recorded, seen) for looked, seen in carried.seen.items()}
         else:
             with self.warehouse.open() as con:
                 recorded = self._recorded(con)
-        state = carried.seen.get(recheck) if carried.steps else None
-        if state is None:
-            state = checked(self.history, recorded, recheck=recheck)
+        state = checked(self.history, recorded, recheck=recheck)
         if carried.steps:
             carried.seen[recheck] = state
         return state
@@ -126,24 +126,16 @@ class StateKeeper:
 
     def renewed(self, seen: State) -> State:
         """A state with what was recorded since: the partitions that the journal names are read again."""
+        return self._renewed([seen])[0]
+
+    def _renewed(self, seen: Sequence[State]) -> Sequence[State]:
+        """The same of states whose records are those of one time."""
         with self.warehouse.open() as con:
-            keys = _changed_since(con, self.history.spec.name, seen)
-            if keys is None:
-                return with_files_as_seen(self._recorded(con, seen=seen), seen)
-            if not keys:
+            keys = _changed_since(con, self.history.spec.name, seen[0])
+            if keys is not None and not keys:
                 return seen
-            recorded = self._recorded(con, keys, seen)
-        builds = {**seen.features, **seen.lost}
-        return with_files_as_seen(
-            replace(
-                recorded,
-                features={key: run for key, run in builds.items() if key not in keys} | recorded.features,
-                scores={key: run for key, run in seen.scores.items() if key not in keys} | recorded.scores,
-                evaluations={key: run for key, run in seen.evaluations.items() if key not in keys}
-                | recorded.evaluations,
-            ),
-            seen,
-        )
+            recorded = self._recorded(con, keys, seen[0])
+        return [with_files_as_seen(recorded, state, keys) for state in seen]
 
     def conclude(self, state: State, now: datetime) -> tuple[State, Plan]:
         """Write how every partition stands, except those that another run committed since the state was read, and publish it.

@@ -177,12 +177,19 @@ def _start(item: Item) -> datetime:
 
 
 def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str]) -> dict[str, str]:
-    """Collect by key what readers of a committed partition should know although scoring it now would change nothing."""
+    """Collect by key what readers of a committed partition should know although scoring it now would change nothing.
+
+    Of the wanted partitions if the request names some.
+    """
     spec, state = question.spec, question.state
     knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
+    keys = (
+        state.scores if question.request.only is None else [it.key for it in question.wanted if it.key in state.scores]
+    )
     remarks = state.gone | {
         key: remark_on(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
-        for key, run in state.scores.items()
+        for key in keys
+        if (run := state.scores[key])
     }
     return {key: remark for key, remark in remarks.items() if remark and key not in scoring.stale}
 
@@ -198,8 +205,7 @@ def remark_on(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str 
         remarks.append(f"its model {run.model_version} learned from labels that were corrected since")
     if known is not None:
         remarks.append(f"its model {run.model_version} {known}")
-    budget = spec.features.rejected_budget
-    if budget.is_exceeded(run.rows_rejected, run.rows_in):
+    if run.rows_rejected and (budget := spec.features.rejected_budget).is_exceeded(run.rows_rejected, run.rows_in):
         remarks.append(
             f"{run.rows_rejected} of its {run.rows_in} rows are rejected, more than max_rejected ({budget}) allows now; "
             "it was published before"

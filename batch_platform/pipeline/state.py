@@ -1,12 +1,13 @@
 """The state of a pipeline: its records in the ledgers, and how its files compare with them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError
@@ -21,6 +22,8 @@ from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform.warehouse.tables_in_files import PublishedFile, is_whole
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -122,23 +125,38 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
     )
 
 
-def with_files_as_seen(recorded: State, seen: State) -> State:
-    """A state read anew, whose files are as an earlier look has `seen` them, or as recorded if they were recorded since."""
+def with_files_as_seen(recorded: State, seen: State, keys: Collection[str] | None = None) -> State:
+    """A state read anew, whose files are as an earlier look has `seen` them, or as recorded if they were recorded since.
+
+    With `keys`, only the records of these partitions were read anew: the others stand as seen, and are not looked at.
+    """
+
+    def renewed(before: Mapping[str, Value], now: Mapping[str, Value]) -> dict[str, Value]:
+        if keys is None:
+            return dict(now)
+        others = dict(before)
+        for key in keys:
+            others.pop(key, None)
+        return {**others, **now}
+
+    def as_seen(facts: Mapping[str, str], of: AbstractSet[str]) -> dict[str, str]:
+        looked_at = facts if keys is None else sorted(keys)
+        return renewed(facts, {key: facts[key] for key in looked_at if key in of and key in facts})
+
     known = {**seen.features, **seen.lost}
     same = {key for key, build in recorded.features.items() if known.get(key) == build}
     measured = {key for key, run in recorded.evaluations.items() if seen.evaluations.get(key) == run}
-
-    def as_seen(facts: Mapping[str, str], of: AbstractSet[str] = same) -> dict[str, str]:
-        return {key: fact for key, fact in facts.items() if key in of}
-
+    lost = {key: build for key, build in recorded.features.items() if seen.lost.get(key) == build}
     return replace(
         recorded,
-        features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
-        lost={key: build for key, build in recorded.features.items() if seen.lost.get(key) == build},
+        features=renewed(seen.features, {key: it for key, it in recorded.features.items() if key not in lost}),
+        scores=renewed(seen.scores, recorded.scores),
+        evaluations=renewed(seen.evaluations, recorded.evaluations),
+        lost=renewed(seen.lost, lost),
         lost_files=seen.lost_files & recorded.files.keys(),
-        source_versions=as_seen(seen.source_versions),
-        changed=as_seen(seen.changed),
-        gone=as_seen(seen.gone),
+        source_versions=as_seen(seen.source_versions, same),
+        changed=as_seen(seen.changed, same),
+        gone=as_seen(seen.gone, same),
         fingerprints={**recorded.fingerprints, **seen.fingerprints},
         label_versions=as_seen(seen.label_versions, measured),
         awaited_label_sources=seen.awaited_label_sources,

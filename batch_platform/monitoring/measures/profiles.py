@@ -4,7 +4,7 @@ The profile of any window is the merge of rows of this table; no feature is read
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from math import isfinite
 from typing import get_args
 
@@ -54,19 +54,6 @@ def read_profiles(
     for key, *values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
         profiles[key].append(_profile(*values))
     return {key: tuple(columns) for key, columns in profiles.items()}
-
-
-def window_profiles(parts: Collection[Sequence[Profile]]) -> list[Profile]:
-    """The profiles of a window from those of its partitions, one for each column, ordered by role and name.
-
-    Where the bins of a column differ, because a version made new ones, the merged profile has the edges and categories that
-    they share. A column that was a number in some partitions and a text in others has a profile for each.
-    """
-    merged: dict[tuple[str, str, bool], Profile] = {}
-    for profile in (profile for part in parts for profile in part):
-        of = (profile.role, profile.name, profile.bins.categories is not None)
-        merged[of] = merged[of] + profile if of in merged else profile
-    return [merged[of] for of in sorted(merged)]
 
 
 def _rows(_: ScoreRun, part: ScoredPart) -> pl.DataFrame:

@@ -1,0 +1,122 @@
+"""The labels of many partitions by one query, where the SQL proves that it gives what one query for each partition gives.
+
+It does where `labels.sql` is one plain SELECT whose parameters only filter its rows by one time, `time >= $partition_start
+AND time < $partition_end`: what it reads is then the same for every partition, each of its rows is made from one row that it
+reads, and the time of that row says in which partition it is.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import polars as pl
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.features.query import Query, parsed
+from batch_platform.features.sources.opening import SourceConnection
+from batch_platform.warehouse.instance import in_memory
+from batch_platform.warehouse.sql import quoted
+
+LABEL_BYTES = 64 << 20  # bytes of labels that are read together
+_TIME, _AT = "__time_of_row", "__partition"
+_COMPARED = {"partition_start": "COMPARE_GREATERTHANOREQUALTO", "partition_end": "COMPARE_LESSTHAN"}
+_OF_MANY_ROWS = ("group_expressions", "group_sets", "having", "sample", "qualify")  # parts of a SELECT
+_INSTANTS = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # types that DuckDB compares with an instant as instants
+
+
+def labels_within(
+    query: Query, con: SourceConnection, partitions: Sequence[Partition], columns: Sequence[str]
+) -> list[pl.DataFrame] | None:
+    """Read columns of a query's rows for partitions, which are in order of time, as `Query.run` gives them for each.
+
+    None where nothing proves that one query gives the same. Raises what `Query.run` raises.
+    """
+    select = _with_time(query.text)
+    if select is None or any(
+        con.sources.kind(name).takes_partition(con.table(name, partitions[0])) for name in con.names
+    ):
+        return None
+    window = Partition(f"{partitions[0].key} to {partitions[-1].key}", partitions[0].start, partitions[-1].end)
+    with query.limited(con), query.explained(window):
+        rows = con.duckdb.sql(f"FROM ({select})", params=query.bound(window))
+        query.require_columns(rows.columns, columns)
+        if str(rows.types[-1]) not in _INSTANTS:
+            return None
+        named = ", ".join(map(quoted, columns))
+        at = f"epoch_us(CAST({_TIME} AS TIMESTAMPTZ)) AS {_TIME}"
+        frame = rows.select(f"{named}, {at}").order(named).pl()
+    bounds = [(partition.start.timestamp(), partition.end.timestamp()) for partition in partitions]
+    starts, ends = (pl.Series([round(bound * 1e6) for bound in side]) for side in zip(*bounds, strict=True))
+    at = (starts.search_sorted(frame[_TIME], side="right").cast(pl.Int64) - 1).alias(_AT)
+    frame = frame.select(*columns, at).filter(frame[_TIME] < ends.gather(at))  # rows between partitions are in none
+    of_partition = frame.partition_by(_AT, as_dict=True, maintain_order=True, include_key=False)
+    nothing = frame.drop(_AT).clear()
+    return [of_partition.get((number,), nothing) for number in range(len(partitions))]
+
+
+@lru_cache(maxsize=64)
+def _with_time(text: str) -> str | None:
+    """A SELECT with the time of each row as a last column; None where the proof fails."""
+    tree: Any = parsed(text)
+    node = {} if tree is None else tree["statements"][0]["node"]
+    if node.get("type") != "SELECT_NODE" or node["aggregate_handling"] != "STANDARD_HANDLING":
+        return None
+    times = [
+        part["left"]
+        for name, comparison in _COMPARED.items()
+        for part in _conjuncts(node["where_clause"])
+        if part["type"] == comparison and part["right"].get("identifier") == name
+    ]
+    parameters = [it for it in _nodes(tree) if it.get("class") == "PARAMETER"]
+    of_rows = [node["select_list"], node["where_clause"], node["modifiers"]]
+    names = {it["column_names"][-1].lower() for it in _nodes(times) if it.get("class") == "COLUMN_REF"}
+    if (
+        len(times) != len(_COMPARED)
+        or len(parameters) != len(_COMPARED)
+        or times[0] != times[1]
+        or any(it.get("class") == "SUBQUERY" for it in _nodes(times))
+        or any(item["alias"].lower() in names for item in node["select_list"])  # WHERE may name a column of the result
+        or any(modifier["type"] != "ORDER_MODIFIER" for modifier in node["modifiers"])
+        or any(node[part] for part in _OF_MANY_ROWS)
+        or not all(map(_is_of_one_row, _nodes(of_rows, within_subqueries=False)))
+    ):
+        return None
+    with_time = {**node, "select_list": [*node["select_list"], {**times[0], "alias": _TIME}]}
+    wanted = {**tree, "statements": [{**tree["statements"][0], "node": with_time}]}
+    with in_memory() as con:
+        ((select,),) = con.execute("SELECT json_deserialize_sql($tree::JSON)", {"tree": json.dumps(wanted)}).fetchall()
+    return select if parsed(select) == wanted else None
+
+
+def _conjuncts(condition: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if condition is not None and condition["type"] == "CONJUNCTION_AND":
+        for child in condition["children"]:
+            yield from _conjuncts(child)
+    elif condition is not None:
+        yield condition
+
+
+def _nodes(tree: object, *, within_subqueries: bool = True) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        tree = [child for name, child in tree.items() if within_subqueries or name != "subquery"]
+    for child in tree if isinstance(tree, list) else ():
+        yield from _nodes(child, within_subqueries=within_subqueries)
+
+
+def _is_of_one_row(node: dict[str, Any]) -> bool:
+    """Return whether a part of an expression looks at one row only, and gives the same each time."""
+    if node.get("class") == "FUNCTION":
+        return node["function_name"] in _functions_of_one_row()
+    return node.get("class") != "WINDOW"
+
+
+@lru_cache(maxsize=1)
+def _functions_of_one_row() -> frozenset[str]:
+    query = (
+        "SELECT function_name FROM duckdb_functions() GROUP BY ALL "
+        "HAVING bool_and(function_type = 'scalar' AND stability != 'VOLATILE')"
+    )
+    with in_memory() as con:
+        return frozenset(name for (name,) in con.execute(query).fetchall())
