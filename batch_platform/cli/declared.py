@@ -42,7 +42,7 @@ class _DoubtError(Exception):
 class _Loader(yaml.SafeLoader):
     """Reads YAML as Dagster does: a date is a text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride] - as PyYAML has it
         first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

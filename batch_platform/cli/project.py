@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batch_platform.cli.declared import loads_only_its_folder, read_declared
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed, named
+from batch_platform.declaration.yaml_file import FILE_NAMES
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
@@ -121,7 +122,8 @@ class Project:
         )
         from batch_platform.components.dagster_internals import without_component_pages
 
-        plain = self._plain if self.only else None
+        several = self.declarations and sum(file.name in FILE_NAMES for file in self.declarations.rglob("*")) > 1
+        plain = self._plain if self.only and several else None
         asked = None if plain is None else plain.get(self.only)
         others = {it.folder for it in plain.values()} - {asked.folder} if plain and asked else ()
         # Nothing is left out if the definitions call our loader.
