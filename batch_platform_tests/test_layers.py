@@ -247,7 +247,8 @@ PLACES = {
     "apprise": r"components\.receivers",
     "pyspark": r"features\.spark",
     "py4j": r"features\.spark",
-    "jinja2": r"reports\.report",
+    "jinja2": r"reports\.report|cli\.declared",
+    "alembic": r"cli\.running",
     "altair": r"reports\.charts",
     "vl_convert": r"reports\.charts",
     "joblib": r"models\.flavours\.sklearn",
@@ -260,6 +261,7 @@ NAMES = {  # of distributions that are imported by another name
     "xgboost-cpu": "xgboost",
 }
 PARTS = {
+    "alembic",
     "dagster_shared",
     "joblib",
     "py4j",

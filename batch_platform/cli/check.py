@@ -51,11 +51,11 @@ class Problem:
 def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
-    errors = {name: check_pipeline(wiring.pipeline(), now) for name, wiring in project.pipelines.items()}
+    errors = {name: check_pipeline(pipeline, now) for name, pipeline in project.declared.items()}
     travels = dict[str, TimeTravel]()
-    for name, wiring in project.pipelines.items() if time_travel else ():
+    for name, pipeline in project.declared.items() if time_travel else ():
         if not errors[name]:
-            travels[name] = travel_in_time(wiring.pipeline(), now, partitions)
+            travels[name] = travel_in_time(pipeline, now, partitions)
             errors[name] += travels[name].errors
     for broken in project.broken:
         errors.setdefault(broken.name, []).append(broken.error)
@@ -70,7 +70,7 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
-        remarks = [] if of_pipeline else _remarks(project.pipelines[name].pipeline(), now)
+        remarks = [] if of_pipeline else _remarks(project.declared[name], now)
         for remark in [*remarks, *(travels[name].remarks if name in travels else ())]:
             terminal.say(f"  {remark}")
     if not errors:

@@ -9,9 +9,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import dagster as dg
-
-from batch_platform.components.processes import kill_readers_of
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
 
@@ -54,6 +51,8 @@ def own_instance(home: Home) -> Path | None:
 
 def settings_that_matter(folder: Path) -> list[str]:
     """Describe the settings of a user's own instance that decide how runs end, are repeated and share the machine."""
+    import dagster as dg
+
     with dg.DagsterInstance.from_config(str(folder)) as instance:
         monitored, retried = instance.run_monitoring_enabled, instance.run_retries_enabled
         queue = instance.get_concurrency_config().run_queue_config
@@ -85,6 +84,8 @@ def prepare_instance(home: Home) -> Path:
         if not config.exists():
             config.write_text(DAGSTER_YAML, encoding="utf-8")
         if not prepared.exists():
+            import dagster as dg
+
             with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
                 instance.get_runs(limit=1)
                 instance.get_asset_keys(limit=1)
@@ -114,6 +115,8 @@ def only_service(home: Home, address: str) -> Generator[Path]:
         file.truncate(0)
         file.write(f"{address} (process {os.getpid()})")
         file.flush()
+        from batch_platform.components.processes import kill_readers_of
+
         workspace = home.dagster / "workspace.yaml"
         kill_readers_of(workspace)
         yield workspace

@@ -13,14 +13,13 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import bring_up_to_date
-from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.gate import MEETS
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import without_details
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.ledger import as_record
@@ -69,8 +68,8 @@ class _Target:
     folder: Path | None
     pipeline: str
 
-    def wiring(self) -> Wiring:
-        return find_project(self.folder).pipeline(self.pipeline)
+    def declared(self) -> Pipeline:
+        return find_project(self.folder).declared_as(self.pipeline)
 
 
 class _ListByDefault(click.Group):
@@ -111,8 +110,7 @@ def command(context: click.Context, pipeline: str) -> None:
 @click.pass_obj
 def list_versions(target: _Target) -> None:
     """List all versions and mark the champion."""
-    wiring = target.wiring()
-    pipeline = wiring.pipeline()
+    pipeline = target.declared()
     state = pipeline.published_state()
     registry, champion = state.registry, state.registry.champion(datetime.now(UTC))
     corrected = relabelled(pipeline.history, registry.versions, state.dropped)
@@ -135,7 +133,7 @@ def list_versions(target: _Target) -> None:
         versions.append(summary)
     terminal.report(versions)
     if not versions:
-        terminal.say(f"{wiring.spec.name} has no trained version yet.")
+        terminal.say(f"{pipeline.spec.name} has no trained version yet.")
         return
     metrics = sorted({name for version in versions for name in without_details(version.metrics)})
     challenged = ("challenger",) if any(version.challenger for version in versions) else ()
@@ -164,12 +162,11 @@ def list_versions(target: _Target) -> None:
 @click.pass_obj
 def show_version(target: _Target, version: str) -> None:
     """Show the manifest of a version and the decisions about it."""
-    wiring = target.wiring()
-    pipeline = wiring.pipeline()
+    pipeline = target.declared()
     state = pipeline.published_state()
     registered = state.registry.present(version)
     engines = sorted({run.engine for run in state.scores.values() if run.model_version == version})
-    manifest = asdict(read_manifest(pipeline.home.bundle(wiring.spec.name, version), registered.sha256))
+    manifest = asdict(read_manifest(pipeline.home.bundle(pipeline.spec.name, version), registered.sha256))
     decisions = [event for event in state.registry.promotions if event.version == version]
     head = {"version": version, "sha256": registered.sha256}
     recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
@@ -205,7 +202,7 @@ def show_version(target: _Target, version: str) -> None:
 @click.pass_obj
 def compare_versions(target: _Target, left: str, right: str) -> None:
     """Compare two versions side by side: metrics, data windows, and what else differs."""
-    pipeline = target.wiring().pipeline()
+    pipeline = target.declared()
     registry = pipeline.published_state().registry
     manifests = [
         read_manifest(pipeline.home.bundle(target.pipeline, name), registry.present(name).sha256)
@@ -231,8 +228,8 @@ def show_timeline(target: _Target) -> None:
 
     A partition is in hindsight if its version was approved to serve it only after the partition had ended.
     """
-    wiring = target.wiring()
-    state, calendar = wiring.pipeline().published_state(), wiring.spec.partitions.calendar
+    pipeline = target.declared()
+    state, calendar = pipeline.published_state(), pipeline.spec.partitions.calendar
     lines: list[TimelineLine] = []
     for scores in scores_on_timeline(state.registry, state.scores):
         stretch = scores.stretch
@@ -249,7 +246,7 @@ def show_timeline(target: _Target) -> None:
         lines.append(line)
     terminal.report(lines)
     if not lines:
-        terminal.say(f"{wiring.spec.name} has no approved version yet.")
+        terminal.say(f"{pipeline.spec.name} has no approved version yet.")
         return
     rows: list[tuple[object, ...]] = []
     for line in lines:
@@ -259,7 +256,7 @@ def show_timeline(target: _Target) -> None:
     terminal.show_table(("from", "version", "scored", "stale", "hindsight", "decided"), rows)
     if stale := sorted(key for line in lines for key in line.stale):
         terminal.say(
-            f"batch-platform run {wiring.spec.name} --from {stale[0]} --to {stale[-1]}   scores what is stale again"
+            f"batch-platform run {pipeline.spec.name} --from {stale[0]} --to {stale[-1]}   scores what is stale again"
         )
 
 
@@ -277,10 +274,10 @@ def show_timeline(target: _Target) -> None:
 @click.pass_obj
 def promote_version(target: _Target, version: str, first: str | None, reason: str) -> None:
     """Let a version serve from a partition on, until the next decision. Any version: older, refused or withdrawn."""
-    wiring = target.wiring()
-    state, maker = wiring.pipeline().state(), _maker(reason)
-    decision = promote(state.registry, state.scores, version, maker, holds_from=_start(wiring, first))
-    wiring.pipeline().decide(decision.promotion, state)
+    pipeline = target.declared()
+    state, maker = pipeline.state(), _maker(reason)
+    decision = promote(state.registry, state.scores, version, maker, holds_from=_start(pipeline, first))
+    pipeline.decide(decision.promotion, state)
     _show_decision(decision, rescored=False)
 
 
@@ -301,16 +298,18 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
 def roll_back_champion(target: _Target, first: str | None, reason: str, *, rescore: bool) -> None:
     """Withdraw the champion, so that the previous version serves again, and list the partitions it scored."""
     project = find_project(target.folder)
-    wiring = project.pipeline(target.pipeline)
-    state, maker = wiring.pipeline().state(), _maker(reason)
-    decision = roll_back(state.registry, state.scores, maker, holds_from=_start(wiring, first))
-    wiring.pipeline().decide(decision.promotion, state)
+    pipeline = project.declared_as(target.pipeline)
+    state, maker = pipeline.state(), _maker(reason)
+    decision = roll_back(state.registry, state.scores, maker, holds_from=_start(pipeline, first))
+    pipeline.decide(decision.promotion, state)
     again = rescore and bool(decision.partitions)
     _show_decision(decision, rescored=again)
     if again:
-        partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
+        from batch_platform.cli.run import bring_up_to_date
+
+        partitions = [pipeline.spec.partitions.calendar.named(key) for key in decision.partitions]
         if error := bring_up_to_date(
-            project, wiring, PlanRequest(maker.at, partitions, serve_all=True), named=True
+            project, project.pipeline(target.pipeline), PlanRequest(maker.at, partitions, serve_all=True), named=True
         ).error:
             raise RunFailedError(error)
 
@@ -333,8 +332,8 @@ def _maker(reason: str) -> Maker:
     return Maker(actor=getpass.getuser(), at=datetime.now(UTC), reason=reason)
 
 
-def _start(wiring: Wiring, key: str | None) -> datetime | None:
-    return None if key is None else wiring.spec.partitions.calendar.named(key).start
+def _start(pipeline: Pipeline, key: str | None) -> datetime | None:
+    return None if key is None else pipeline.spec.partitions.calendar.named(key).start
 
 
 def _show_decision(decision: Decision, *, rescored: bool) -> None:

@@ -5,21 +5,27 @@ import importlib.util
 import os
 import sys
 import tomllib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import dagster as dg
-
-from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, stopping_dagster, unreadable_left_out
-from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, without_component_pages
-from batch_platform.components.wiring import Wiring
+from batch_platform.cli.declared import loads_only_its_folder, read_declared
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed, named
+from batch_platform.declaration.yaml_file import FILE_NAMES
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
+if TYPE_CHECKING:  # it takes as long to import as most reports take
+    import dagster as dg
+
+    from batch_platform.components.broken import BrokenPipeline
+    from batch_platform.components.dagster_internals import CodeLocation
+    from batch_platform.components.wiring import Wiring
+
+Named = TypeVar("Named")
 SHIPPED = "batch_platform.definitions"
 PACKAGE = "pipelines"  # root module of a project that `new` creates
 _PYPROJECT = """\
@@ -58,6 +64,7 @@ class Project:
     autoloaded: bool = False  # `module` is a package with folders of components
     location: str = SHIPPED  # the name under which Dagster shows the project
     declarations: Path | None = None  # the folder of definitions; None if unknown
+    only: str = ""  # the one pipeline to load, where the files leave no doubt about it; empty for all
 
     @property
     def is_shipped(self) -> bool:
@@ -75,31 +82,63 @@ class Project:
         return Home.from_environment(self.root)
 
     @property
-    def definitions(self) -> dg.Definitions:
+    def definitions(self) -> "dg.Definitions":
         """Its Dagster definitions, loaded; a WrongUseError if the module has none."""
         return self._loaded[0]
 
     @property
-    def code_location(self) -> CodeLocation:
+    def code_location(self) -> "CodeLocation":
         """Its code location in Dagster."""
+        from batch_platform.components.dagster_internals import CodeLocation
+
         return CodeLocation(self.location, self.module, self.autoloaded, self.root)
 
     @property
-    def broken(self) -> list[BrokenPipeline]:
+    def broken(self) -> "list[BrokenPipeline]":
         """Its pipelines that cannot be loaded."""
-        return self._loaded[1]
+        return self._loaded[1] if self._plain is None else []
 
     @cached_property
-    def _loaded(self) -> tuple[dg.Definitions, list[BrokenPipeline]]:
+    def _plain(self) -> dict[str, Pipeline] | None:
+        """Its pipelines by name, read without Dagster; None where only Dagster can load them."""
+        if self.is_shipped:
+            return read_declared(Path(__file__).parents[1] / "defs")
+        if self.declarations is None:
+            return None
+        if not self.autoloaded:
+            spec = importlib.util.find_spec(self.module)
+            if spec is None or spec.origin is None or not loads_only_its_folder(Path(spec.origin), self.root):
+                return None
+        return read_declared(self.declarations)
+
+    @cached_property
+    def _loaded(self) -> "tuple[dg.Definitions, list[BrokenPipeline]]":
+        from batch_platform.components.broken import (
+            broken_in,
+            quietly,
+            stopping_dagster,
+            unreadable_left_out,
+            without_folders,
+        )
+        from batch_platform.components.dagster_internals import without_component_pages
+
+        several = self.declarations and sum(file.name in FILE_NAMES for file in self.declarations.rglob("*")) > 1
+        plain = self._plain if self.only and several else None
+        asked = None if plain is None else plain.get(self.only)
+        others = {it.folder for it in plain.values()} - {asked.folder} if plain and asked else ()
         # Nothing is left out if the definitions call our loader.
-        with quietly(), without_component_pages(), unreadable_left_out() as left_out:
+        with quietly(), without_component_pages(), without_folders(others), unreadable_left_out() as left_out:
             definitions = self._load()
         module = "a definitions.py" if self.autoloaded else self.module
         unreadable = [stopping_dagster(item, module) for item in left_out]
         broken = {(item.name, str(item.error)): item for item in (*broken_in(definitions), *unreadable)}
         return definitions, sorted(broken.values(), key=lambda item: (item.name, item.place))
 
-    def _load(self) -> dg.Definitions:
+    def _load(self) -> "dg.Definitions":
+        import dagster as dg
+
+        from batch_platform.components.dagster_internals import LazyDefinitions
+
         if self.autoloaded:
             return dg.load_from_defs_folder(path_within_project=self.root)
         module = importlib.import_module(self.module)
@@ -112,25 +151,41 @@ class Project:
         raise WrongUseError(msg, hint="define `defs` there with @dg.definitions.")
 
     @cached_property
-    def pipelines(self) -> dict[str, Wiring]:
-        """Its pipelines by name, without those that cannot be loaded."""
+    def pipelines(self) -> "dict[str, Wiring]":
+        """Its pipelines by name, without those that cannot be loaded, as Dagster sees them."""
+        from batch_platform.components.wiring import Wiring
+
         pipelines: dict[str, Wiring] = {}
         for spec in self.definitions.resolve_all_asset_specs():
             if (wiring := Wiring.of(spec)) is not None:
                 pipelines[wiring.spec.name] = wiring
         return dict(sorted(pipelines.items()))
 
-    def pipeline(self, name: str) -> Wiring:
+    @cached_property
+    def declared(self) -> dict[str, Pipeline]:
+        """The same pipelines, for commands that start no run: loaded without Dagster if possible."""
+        if self._plain is not None:
+            return self._plain
+        return {name: wiring.pipeline() for name, wiring in self.pipelines.items()}
+
+    def pipeline(self, name: str) -> "Wiring":
         """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
-        if name not in self.pipelines and (errors := [item.error for item in self.broken if item.name == name]):
+        return self._named(name, self.pipelines, self._loaded[1])
+
+    def declared_as(self, name: str) -> Pipeline:
+        """The same pipeline, for commands that start no run."""
+        return self._named(name, self.declared, self.broken)
+
+    def _named(self, name: str, pipelines: Mapping[str, Named], broken: "Sequence[BrokenPipeline]") -> Named:
+        if name not in pipelines and (errors := [item.error for item in broken if item.name == name]):
             raise errors[0]
         refusal, hint = f"There is no pipeline {name!r}; there are", None
         if self.is_shipped:
             refusal = f"No Dagster project lies around {self.root}, and the shipped examples have no pipeline {name!r}; there are"
             hint = "change to the project, whose pyproject.toml has [tool.dg.project], or name it: batch-platform --project FOLDER"
-        elif self.broken:
-            hint = f"{listed(item.name for item in self.broken)} cannot be loaded: batch-platform check says why"
-        return named(name, self.pipelines, refusal, hint=hint)
+        elif broken:
+            hint = f"{listed(item.name for item in broken)} cannot be loaded: batch-platform check says why"
+        return named(name, pipelines, refusal, hint=hint)
 
 
 def find_project(folder: Path | None) -> Project:

@@ -24,11 +24,11 @@ def command(folder: Path | None, pipeline: str, only: str | None, limit: int) ->
 
     If there were too many in a partition, so that it was not published, they are shown until it is scored again.
     """
-    wiring = find_project(folder).pipeline(pipeline)
+    declared = find_project(folder).declared_as(pipeline)
     if only is not None:
-        wiring.spec.partitions.calendar.named(only)
+        declared.spec.partitions.calendar.named(only)
     asked, most = None if only is None else [only], None if terminal.is_json() else limit
-    rejected = rejections(pipeline, wiring.pipeline().home, partition_keys=asked, most=most)
+    rejected = rejections(pipeline, declared.home, partition_keys=asked, most=most)
     terminal.report(rejected)
     where, refused = f"{pipeline}, partition {only}" if only else pipeline, rejected.refused
     if rejected.rows:
@@ -39,7 +39,7 @@ def command(folder: Path | None, pipeline: str, only: str | None, limit: int) ->
         if rejected.rows:
             terminal.say()
         keys = sorted({row.partition for row in refused.listed})
-        budget = wiring.spec.features.rejected_budget
+        budget = declared.spec.features.rejected_budget
         terminal.say(
             f"{where}: {refused.rows:,} rows refused, more than max_rejected ({budget}) allowed when last scored"
         )

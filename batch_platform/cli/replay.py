@@ -1,5 +1,6 @@
 """The `replay` command: score the partitions that have rejected rows again, after a fix."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
 
     Partitions whose labels are known are evaluated again as well.
     """
-    project = find_project(folder)
+    project = replace(find_project(folder), only=pipeline)
     wiring = project.pipeline(pipeline)
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)

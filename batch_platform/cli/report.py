@@ -8,7 +8,6 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.report import write_report
 
 ENDING = ".html"
@@ -45,8 +44,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
         msg = f"{file}: a report is a web page, so the name of its file must end with {ENDING}."
         raise WrongUseError(msg, hint=f"--out {file.with_suffix(ENDING)}")
     started = perf_counter()
-    wiring = find_project(folder).pipeline(pipeline)
-    declared: Pipeline = wiring.pipeline()
+    declared = find_project(folder).declared_as(pipeline)
     spec = declared.spec
     every = "month" if spec.report is None else spec.report.every
     written = write_report(declared.home, spec, first, last, every=every, file=file)

@@ -75,7 +75,7 @@ def command(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Bring partitions of PIPELINE up to date, including the features and models they need."""
     with terminal.uncollected():
-        project = find_project(folder)
+        project = replace(find_project(folder), only=pipeline)
         wiring = project.pipeline(pipeline)
     if retrain and model:
         msg = "--retrain trains a model, and --model scores with a version that exists."

@@ -1,26 +1,22 @@
 """The `status` command: where pipelines stand, partition by partition."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
 import click
-import dagster as dg
 
 from batch_platform.cli import terminal
-from batch_platform.cli.check import all_of
-from batch_platform.cli.project import find_project
-from batch_platform.cli.running import open_instance
-from batch_platform.components.runs import held
-from batch_platform.components.wiring import Wiring
+from batch_platform.cli.project import Project, find_project
+from batch_platform.cli.recorded import materialized_partitions
 from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.former_partitions import former_partitions_line
 from batch_platform.pipeline.health import newest_measured
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
@@ -59,11 +55,15 @@ def command(  # noqa: PLR0913 - the options
     """
     with terminal.uncollected():
         project, now = find_project(folder), datetime.now(UTC)
-        wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
+        pipelines = [project.declared_as(pipeline)] if pipeline else list(project.declared.values())
         broken = [] if pipeline else project.broken
         untouched = not project.home.root.exists()
-        with nullcontext() if untouched else open_instance(project) as instance:  # a report creates no home
-            statuses = [_status(wiring, instance, now, recheck=recheck) for wiring in wirings]
+        states = [item.published_state(recheck=recheck) for item in pipelines]
+        materialized = {} if untouched else _materialized(project, pipelines, states)  # a report creates no home
+        statuses = [
+            _status(item, state, materialized.get(item.spec.name), now)
+            for item, state in zip(pipelines, states, strict=True)
+        ]
     try:
         require_not_lost(project.home)
     except WarehouseError as error:
@@ -78,6 +78,8 @@ def command(  # noqa: PLR0913 - the options
         else:
             _show_pipeline(status, every=every)
     if broken and not statuses:
+        from batch_platform.cli.check import all_of
+
         raise all_of([item.error for item in broken])
     for item in broken:
         terminal.warn(f"{item.name} cannot be loaded: {item.error}")
@@ -93,19 +95,28 @@ def command(  # noqa: PLR0913 - the options
         raise click.exceptions.Exit(UNHEALTHY)
 
 
-def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, *, recheck: bool) -> PipelineStatus:
-    pipeline = wiring.pipeline()
-    state = pipeline.published_state(recheck=recheck)
-    plan = make_plan(wiring.spec, state, PlanRequest(now))
-    materialized = None if instance is None else _materialized(wiring, instance, state)
-    measured = newest_measured(pipeline.home, wiring.spec, state)
-    return status_of(wiring.spec, state, plan, now, materialized, measured)
+def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, now: datetime) -> PipelineStatus:
+    plan = make_plan(pipeline.spec, state, PlanRequest(now))
+    measured = newest_measured(pipeline.home, pipeline.spec, state)
+    return status_of(pipeline.spec, state, plan, now, materialized, measured)
 
 
-def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
+def _materialized(project: Project, pipelines: Sequence[Pipeline], states: Sequence[State]) -> dict[str, set[str]]:
     """The predictions that Dagster has as materialized; for those that a run holds now, what the ledger says."""
-    busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
-    return (instance.get_materialized_partitions(wiring.key("predictions")) - busy) | (busy & state.scores.keys())
+    recorded = materialized_partitions(project.home, [pipeline.spec.name for pipeline in pipelines])
+    if recorded is not None:
+        return recorded
+    from batch_platform.cli.running import open_instance
+    from batch_platform.components.runs import held
+
+    materialized = dict[str, set[str]]()
+    with open_instance(project) as instance:
+        for pipeline, state in zip(pipelines, states, strict=True):
+            wiring = project.pipeline(pipeline.spec.name)
+            busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
+            done = instance.get_materialized_partitions(wiring.key("predictions"))
+            materialized[pipeline.spec.name] = (done - busy) | (busy & state.scores.keys())
+    return materialized
 
 
 def _show_in_short(status: PipelineStatus) -> None:

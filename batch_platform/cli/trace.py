@@ -33,24 +33,24 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
     A row is given by its key as KEY=VALUE; if it occurs in several partitions, partition=K selects one of them. Shown are the row, the model and its training window, the feature file, the
     rows of the sources, and the run.
     """
-    wiring = find_project(folder).pipeline(pipeline)
-    example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in wiring.spec.features.key)}"
+    declared = find_project(folder).declared_as(pipeline)
+    example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in declared.spec.features.key)}"
     if bool(key) == bool(source) or (only and not source):
         msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
         raise WrongUseError(msg, hint=example)
     if wrong := [part for part in key if "=" not in part]:
         msg = f"{wrong[0]!r} is not KEY=VALUE."
         raise WrongUseError(msg, hint=example)
-    if key and all(part.startswith(f"{PARTITION}=") for part in key) and PARTITION not in wiring.spec.features.key:
+    if key and all(part.startswith(f"{PARTITION}=") for part in key) and PARTITION not in declared.spec.features.key:
         msg = "a partition alone names no row."
         raise WrongUseError(msg, hint=f"{example} {key[0]}")
-    builder, home = wiring.pipeline().builder, wiring.pipeline().home
+    builder, home = declared.builder, declared.home
     if source is not None:
         predictions = dependents(builder, home, source, only)
         terminal.report(predictions)
-        _show_dependents(predictions, wiring.spec.partitions.calendar)
+        _show_dependents(predictions, declared.spec.partitions.calendar)
         return
-    rows = with_source_rows(builder, trace(wiring.spec, home, dict(part.split("=", 1) for part in key)))
+    rows = with_source_rows(builder, trace(declared.spec, home, dict(part.split("=", 1) for part in key)))
     terminal.report(rows)
     for row in rows:
         fields = asdict(row)

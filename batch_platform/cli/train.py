@@ -1,7 +1,7 @@
 """The `train` command: train the model of a serving period, and build the features of its window first."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -56,7 +56,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
     Builds the features of its training window first, and scores nothing.
     """
     with terminal.uncollected():
-        project = find_project(folder)
+        project = replace(find_project(folder), only=pipeline)
         wiring = project.pipeline(pipeline)
     now, spec = datetime.now(UTC), wiring.spec
     with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):

@@ -6,8 +6,9 @@ Where Dagster validates definitions (`dg check defs`), the error is raised inste
 import logging
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file, declared_in
 
+_unasked: ContextVar[Collection[Path]] = ContextVar("folders_not_asked_for", default=())
 VALIDATION_VARIABLE = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster, as its documentation says
 _METADATA = "batch_platform/broken"
 _log = logging.getLogger(__name__)
@@ -88,6 +90,20 @@ def broken_in(definitions: dg.Definitions) -> list[BrokenPipeline]:
     return [thing for thing in things if isinstance(thing, BrokenPipeline)]
 
 
+class _UnaskedError(Exception):
+    """A folder of definitions that nobody asked for."""
+
+
+@contextmanager
+def without_folders(folders: Collection[Path]) -> Generator[None]:
+    """Load definitions without some folders, where a command needs only the others."""
+    token = _unasked.set(folders)
+    try:
+        yield
+    finally:
+        _unasked.reset(token)
+
+
 @contextmanager
 def unreadable_left_out() -> Generator[list[BrokenPipeline]]:
     """Leave out the folders of definitions whose YAML file Dagster could not even parse; yields them once it has loaded.
@@ -97,12 +113,15 @@ def unreadable_left_out() -> Generator[list[BrokenPipeline]]:
     broken: list[BrokenPipeline] = []
 
     def check(folder: Path) -> None:
+        if folder in _unasked.get():
+            raise _UnaskedError
         for file in (folder / name for name in FILE_NAMES):
             if file.is_file():
                 check_file(file)
 
     def leave_out(folder: Path, root: Path, error: Exception) -> None:
-        broken.append(set_apart(_about_the_type(error, folder), folder, root))
+        if not isinstance(error, _UnaskedError):
+            broken.append(set_apart(_about_the_type(error, folder), folder, root))
 
     with leaving_out(check, leave_out):
         yield broken

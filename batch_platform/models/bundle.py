@@ -31,6 +31,8 @@ from batch_platform.models.forest.compiled import (
     WORTH_COMPILING,
     CompilablePredictor,
     Compilation,
+    is_few,
+    plain_from_file,
     proven_from_file,
     proven_predictor,
 )
@@ -195,6 +197,8 @@ class Bundle:
         compilation = self.manifest.compiled
         if compilation.kernel is None or (not self.trees and rows * compilation.trees < WORTH_COMPILING):
             return self.predictor
+        if self.trees and is_few(rows, compilation.trees) and self._plain is not None:
+            return self._with_prior(self._plain)
         return self.predictor if isinstance(self._compiled, str) else self._with_prior(self._compiled)
 
     def _with_prior(self, predictor: Predictor) -> Predictor:
@@ -208,6 +212,13 @@ class Bundle:
         """
         tried = vars(self).get("_compiled")
         return tried if isinstance(tried, str) else ""
+
+    @cached_property
+    def _plain(self) -> Predictor | None:
+        """The form of the stored trees for few rows; None if it cannot be used here."""
+        with suppress(NotCompilableError):
+            return plain_from_file(self.trees, self.native)
+        return None
 
     @cached_property
     def _compiled(self) -> Predictor | str:

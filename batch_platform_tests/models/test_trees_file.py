@@ -20,10 +20,12 @@ from batch_platform.models.forest.compiled import (
     Proof,
     compile_predictor,
     generated_rows,
+    plain_from_file,
     prove,
     proven_from_file,
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError, read_trees, trees_file
+from batch_platform.models.forest.plain import MOST_VISITS, PlainPredictor
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.command_line import COMMAND, run_command
@@ -38,6 +40,7 @@ MODELS = [
     *(("boosters", name) for name in test_boosters.BOOSTERS),
 ]
 NEEDED = ("imputed", "scaled", "scaler", "from a model", "xgboost")  # what only a library knows how to evaluate
+FORMS = pytest.mark.parametrize("load", [proven_from_file, plain_from_file])
 SHAPE = Shape(rows=400, classes=3, missing=0.1, categories=70)
 
 
@@ -56,8 +59,9 @@ class Unused:
         raise AssertionError(len(matrix))
 
 
+@FORMS
 @pytest.mark.parametrize(("kind", "name"), MODELS)
-def test_stored_trees_return_the_bits_of_the_library_without_it_or_are_not_stored(kind: str, name: str):
+def test_stored_trees_return_the_bits_of_the_library_without_it_or_are_not_stored(kind: str, name: str, load):
     native = native_of(kind, name)
     proof = prove(native, table(SHAPE, 200))
     assert proof.compiled.kernel
@@ -65,22 +69,24 @@ def test_stored_trees_return_the_bits_of_the_library_without_it_or_are_not_store
     if not proof.trees:
         return
     rows = table(SHAPE, 500, missing=not name.startswith("boosted"))
-    kept = proven_from_file(proof.trees, Unused())
+    kept = load(proof.trees, Unused())
     assert kept.predict(rows).tobytes() == native.predict(rows).tobytes()
     again = read_trees(proof.trees)
     assert trees_file(again.parts, again.digests) == proof.trees, "a file is the same whenever it is written"
 
 
-def test_rows_that_the_trees_refuse_and_single_rows_go_to_the_library():
+@FORMS
+def test_rows_that_the_trees_refuse_and_single_rows_go_to_the_library(load):
     native = native_of("classes", "random forest")
     proof = prove(native, table(SHAPE, 200))
-    kept = proven_from_file(proof.trees, native)
+    kept = load(proof.trees, native)
     assert kept.predict(table(SHAPE, 1)).tobytes() == native.predict(table(SHAPE, 1)).tobytes()
     with pytest.raises(ValueError, match="infinity"):
         kept.predict(np.full((5, SHAPE.columns), np.inf))
 
 
-def test_stored_trees_that_score_differently_from_the_library_do_not_serve():
+@FORMS
+def test_stored_trees_that_score_differently_from_the_library_do_not_serve(load):
     proof = prove(native_of("classes", "histogram"), table(SHAPE, 200))
     kept = read_trees(proof.trees)
     wrong = kept.parts.ensemble.trees[-1]
@@ -90,7 +96,7 @@ def test_stored_trees_that_score_differently_from_the_library_do_not_serve():
     trees = [*kept.parts.ensemble.trees[:-1], replace(wrong, value=value)]
     parts = replace(kept.parts, ensemble=replace(kept.parts.ensemble, trees=trees))
     with pytest.raises(NotCompilableError, match="differs from the library's own result"):
-        proven_from_file(trees_file(parts, kept.digests), Unused())
+        load(trees_file(parts, kept.digests), Unused())
 
 
 def test_each_digest_is_of_one_matrix_of_generated_rows():
@@ -122,13 +128,14 @@ def loaded(bundle: Bundle) -> bool:
     return bundle.native._loaded is not None
 
 
-def test_a_bundle_with_trees_scores_without_loading_its_library_until_a_row_needs_it(tmp_path):
+@pytest.mark.parametrize(("count", "form"), [(1, PlainPredictor), (MOST_VISITS, CompiledPredictor)])
+def test_a_bundle_with_trees_scores_without_loading_its_library_until_a_row_needs_it(tmp_path, count, form):
     native, _, folder, sha256 = written(tmp_path)
     bundle = open_bundle(folder, sha256)
     rows = table(Shape(columns=3), 50)
-    predictor = bundle.for_rows(1)
-    assert isinstance(predictor, CompiledPredictor)
-    assert bundle.for_rows(10**9) is predictor
+    predictor = bundle.for_rows(count)
+    assert isinstance(predictor, form)
+    assert bundle.for_rows(count) is predictor
     assert predictor.predict(rows).tobytes() == native.predict(rows).tobytes()
     assert not loaded(bundle)
     assert predictor.predict(rows[:1]).tobytes() == native.predict(rows[:1]).tobytes()
@@ -188,7 +195,7 @@ def test_a_partition_is_scored_by_stored_trees_without_importing_scikit_learn(tm
     )
     assert done.code == 0, done.err
     imported = {line.rpartition("|")[2].strip() for line in done.err.splitlines() if line.startswith("import time:")}
-    assert "numba" in imported
-    assert not {"sklearn", "skops", "pandas"} & imported
+    assert "dagster" in imported
+    assert not {"sklearn", "skops", "scipy", "numba", "pandas"} & imported
     with duckdb.connect(str((home / "published.duckdb").resolve()), read_only=True) as con:
         assert con.execute("FROM small.predictions WHERE partition_key = '2024-02-02'").fetchall()

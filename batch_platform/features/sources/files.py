@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cache
 from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
@@ -19,13 +20,18 @@ from batch_platform.warehouse.sql import literal
 
 def path_or_glob(table: SourceTable) -> tuple[Path, str]:
     """Split a path into the folder below which the files of every partition lie, and the path or glob from there."""
-    declared = Path(table.source.location).expanduser()
-    fixed = list(takewhile(lambda part: not has_magic(part) and not varies(part), declared.parts[:-1]))
-    rest = "/".join(declared.parts[len(fixed) :])
+    fixed, rest = _split(table.source.location)
     if table.partition is not None:
         for placeholder, text_of in PLACEHOLDERS.items():
             rest = rest.replace(placeholder, text_of(table.partition.key))
-    return table.folder.joinpath(*fixed), rest
+    return table.folder / fixed, rest
+
+
+@cache  # asked for every partition
+def _split(location: str) -> tuple[Path, str]:
+    declared = Path(location).expanduser()
+    fixed = list(takewhile(lambda part: not has_magic(part) and not varies(part), declared.parts[:-1]))
+    return Path(*fixed), "/".join(declared.parts[len(fixed) :])
 
 
 def files_of(table: SourceTable) -> list[Path]:

@@ -9,7 +9,7 @@ numbers, goes the native way, to the same result or the same error.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -23,10 +23,12 @@ from batch_platform.models.forest.ensembles import (
     Ensemble,
     NotCompilableError,
     Parts,
+    StoredTrees,
     read_trees,
     require,
     trees_file,
 )
+from batch_platform.models.forest.plain import MOST_VISITS, PlainPredictor, lay_out
 from batch_platform.models.native_threads import one_thread
 
 if TYPE_CHECKING:  # it imports numba
@@ -129,11 +131,29 @@ def proven_from_file(file: bytes, native: Predictor) -> CompiledPredictor:
     """
     stored = read_trees(file)
     predictor = _compiled(stored.parts, native)
+    _require_digests(stored, predictor.evaluated)
+    return predictor
+
+
+def plain_from_file(file: bytes, native: Predictor) -> PlainPredictor:
+    """The same for few rows: NumPy evaluates the trees, and nothing is compiled."""
+    stored = read_trees(file)
+    predictor = lay_out(stored.parts.ensemble, native)
+    _require_digests(stored, predictor.evaluated)
+    return predictor
+
+
+def _require_digests(stored: StoredTrees, evaluated: Callable[[NDArray[np.float64]], NDArray[Any] | None]) -> None:
+    """Raise NotCompilableError if a form of stored trees differs from what their library answered in training."""
     for matrix, digest in zip(generated_rows(stored.parts), stored.digests, strict=True):
         with np.errstate(all="ignore"):
-            scores = predictor.evaluated(matrix)
+            scores = evaluated(matrix)
         require(scores is None or _digest(_bits(scores)) == digest, _differs(len(matrix)))
-    return predictor
+
+
+def is_few(rows: int, trees: int) -> bool:
+    """Return whether NumPy evaluates so many rows, and those of the proof, sooner than a kernel is loaded."""
+    return (rows + 2 * GENERATED_ROWS) * trees <= MOST_VISITS
 
 
 def prove(native: Predictor, held_out: NDArray[np.float64]) -> Proof:

@@ -9,6 +9,7 @@ in front of the trees, or with a finish that only the library knows.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_CATEGORIES = 255  # per column
+FEW = 10_000  # exponentials that are sooner computed one by one than a compiler is imported
 LEAF = -1  # stands for the children of a leaf
 TREES_FILE = "trees.npz"
 _BY_NODE = ("feature", "threshold", "left", "right", "missing_left", "left_set", "value")
@@ -159,9 +161,18 @@ def _c_softmax(sums: Sums) -> Sums:
 
 
 def _c_exponentials(values: Sums) -> Sums:
+    if values.size <= FEW:  # Python's own come from the C library, too
+        return np.reshape([_c_exponential(value) for value in values.ravel().tolist()], values.shape)
     from batch_platform.models.forest.kernels import exponentials  # imports numba
 
     return exponentials(values)
+
+
+def _c_exponential(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 _LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
