@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
-from batch_platform_tests.benchmarks import environments, tables
+from batch_platform_tests.benchmarks import environments, history, kernels, readme, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.contenders import CONTENDERS
@@ -45,18 +45,25 @@ def benchmark(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]
 
 @pytest.fixture(scope="module")
 def scoring(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
-    only = ",".join([*HERE, *TRIED])
+    only = ",".join([*HERE, *TRIED, "large"])
     return benchmark(tmp_path_factory.mktemp("scoring"), "scoring", f"--rows={ROWS}", f"--only={only}", "--repeat=1")
 
 
 def test_every_contender_scores_all_rows_and_the_scores_agree(scoring):
     results, _ = scoring
-    assert [(result["workload"], result["contender"]) for result in results] == [
-        (kind, name) for kind in TRIED for name in HERE
-    ]
-    assert {result["rows"] for result in results} == {ROWS}, (
-        "the run itself ends where rows are missing or scores differ"
-    )
+    assert [(result["rows"], result["workload"], result["contender"]) for result in results] == [
+        (ROWS, kind, name) for kind in TRIED for name in HERE
+    ], "the run itself ends where rows are missing or scores differ"
+
+
+def test_a_small_partition_and_a_month_are_scored_unless_sizes_are_named(tmp_path):
+    def sizes(*only: str) -> list[tuple[int, int]]:
+        return scoring_benchmark.sizes(Options(10_000_000, 1, frozenset(only), Environments(tmp_path), tmp_path))
+
+    small, large, huge = (1000, 1), (10_000_000, 30), (50_000_000, 30)
+    assert sizes("trees", "script") == [small, large]
+    assert sizes("trees", "huge") == [huge]
+    assert sizes("small", "huge") == [small, huge]
 
 
 def test_scores_must_agree_bit_for_bit_for_trees_and_closely_for_linear_models():
@@ -70,8 +77,10 @@ def test_scores_must_agree_bit_for_bit_for_trees_and_closely_for_linear_models()
 
 def test_the_json_holds_one_object_for_each_measurement(scoring):
     results, _ = scoring
-    assert {tuple(result) for result in results} == {("workload", "contender", "seconds", "rows", "peak_mib")}
-    assert all(result["seconds"] > 0 and result["peak_mib"] > 50 for result in results)
+    assert {tuple(result) for result in results} == {
+        ("workload", "contender", "seconds", "rows", "peak_mib", "core_seconds")
+    }
+    assert all(result["seconds"] > 0 and result["core_seconds"] > 0 and result["peak_mib"] > 50 for result in results)
 
 
 def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
@@ -94,12 +103,88 @@ def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
-def test_compiled_trees_are_compared_with_the_library_that_grew_them(tmp_path):
-    results, _ = benchmark(tmp_path, "kernels", "--rows=20000", "--repeat=1")
+def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_others(tmp_path, monkeypatch):
+    """Of the others one, that cannot be installed."""
+    monkeypatch.setattr(kernels, "SIZES", [(10, 20)])
+    monkeypatch.setitem(environments.PINNED, "lignum", (f"pylignum @ file://{tmp_path}/missing.whl",))
+    here = (OURS, "its own library")
+    only = ",".join([*here, "lignum"])
+    arguments = "kernels", "--rows=20000", "--repeat=1", f"--only={only}", f"--environments={tmp_path}"
+    results, text = benchmark(tmp_path, *arguments)
     kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
+    sized = ["LightGBM, 10 x 20", "XGBoost, 10 x 20"]
     assert [(result["workload"], result["contender"]) for result in results] == [
-        (kind, name) for kind in kinds for name in (OURS, "its own library")
+        *((kind, name) for kind in kinds for name in here),
+        *((kind, name) for kind in sized for name in (*here, "lignum")),
     ]
+    assert (
+        text.count("| not measured | lignum cannot be installed; leave it out with --only. pip ended with: ERROR") == 2
+    )
+    same = [line for line in text.splitlines() if line.endswith(" | yes |")]
+    assert [line.split(" | ")[0] for line in same if OURS in line] == [f"| {kind}" for kind in [*kinds, *sized]]
+
+
+def grown(commits: dict[str, dict[str, list[float]]]) -> list[Result]:
+    return [
+        Result(line, commit, 9.0, 10, 50.0, seconds)
+        for commit, lines in commits.items()
+        for line, measured in lines.items()
+        for seconds in measured
+    ]
+
+
+def test_history_names_the_lines_that_take_more_than_a_twentieth_more_core_seconds_than_at_the_commit_before():
+    results = grown(
+        {
+            "older": {"trees": [1.0], "status": [9.0]},
+            "before": {"trees": [2.0, 9.0, 2.0], "status": [1.0], "linear": [1.0]},
+            "last": {"trees": [2.2, 0.1, 2.2], "status": [1.04], "text": [5.0]},
+        }
+    )
+    assert history.slower(results) == ["trees (1.10)"]
+    assert history.slower(results[:2]) == []
+    text = history.conclude(results)
+    assert "| trees | 1.00 | 2.00 (2.00) | 2.20 (1.10) |" in text
+    assert "| linear | not measured | 1.00 | not measured |" in text
+    assert text.endswith("Lines slower than before by more than 5%: trees (1.10).")
+
+
+def test_a_kept_line_holds_the_figures_of_a_commit_and_the_next_call_begins_with_the_newest(tmp_path, monkeypatch):
+    asked = ["git", "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setattr(history, "FILE", tmp_path / "history.jsonl")
+    assert history.default_commits() == ("HEAD", ".")
+    history.keep(grown({f"{commit}+": {"trees": [2.0, 1.0, 9.0], "status": [1.0]}}))
+    (kept,) = map(json.loads, history.FILE.read_text().splitlines())
+    assert kept["lines"]["trees"] == {"rows": 10, "core_seconds": 2.0, "seconds": 9.0, "peak_mib": 50}
+    assert str(tmp_path) not in json.dumps(kept)
+    assert history.default_commits() == (commit, ".")
+
+
+def test_history_measures_a_commit_and_the_working_tree_in_turn(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "TOLERATED", 100)
+        results, text = benchmark(
+            tmp_path, "history", "--at=HEAD", "--at=.", "--rows=2000", "--repeat=2", "--only=commit,publish"
+        )
+    before, here = results[0]["contender"], results[1]["contender"]
+    assert here == f"{before}+"
+    assert [(result["workload"], result["contender"]) for result in results] == [
+        (line, commit) for line in ("commit", "publish") for commit in (before, here, before, here)
+    ]
+    assert "Lines slower than before" in text
+    assert "not measured" not in text
+
+
+def test_growth_says_what_each_further_partition_costs(tmp_path):
+    results, text = benchmark(tmp_path, "growth", "--partitions=5,3", "--repeat=1")
+    names = ["backfill", "one partition", "status", "tick", "first tick", "load", "training"]
+    assert [(result["rows"], result["workload"]) for result in results] == [(n, name) for n in (3, 5) for name in names]
+    seconds = {(result["workload"], result["rows"]): result["core_seconds"] for result in results}
+    slope = 1000 * (seconds["status", 5] - seconds["status", 3]) / 2
+    assert f"| status | {seconds['status', 3]:.2f} | {seconds['status', 5]:.2f} | {slope:.2f} |" in text
+    (records,) = (line for line in text.splitlines() if line.startswith("| MiB of Dagster's records |"))
+    assert float(records.split("|")[2]) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -173,6 +258,21 @@ def test_the_peak_is_that_of_the_largest_process_even_if_nobody_waits_for_it(tmp
     assert run([sys.executable, "-c", "pass"], tmp_path).peak_mib < 100, "the memory of this process does not count"
 
 
+def test_core_seconds_are_those_of_all_processes_also_of_those_that_nobody_waits_for(tmp_path):
+    work = "import time\nwhile time.process_time() < 0.5: pass"
+    left = f"{work}\nprint(flush=True)\ntime.sleep(5)"
+    parent = (
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', {work!r}], check=True)\n"
+        f"lives = subprocess.Popen([sys.executable, '-c', {left!r}], stdout=subprocess.PIPE)\n"
+        "lives.stdout.readline()\n"
+        f"{work}"
+    )
+    cost = run([sys.executable, "-c", parent], tmp_path)
+    assert 1.45 < cost.core_seconds < 3
+    assert run([sys.executable, "-c", "import time; time.sleep(1)"], tmp_path).core_seconds < 0.5
+
+
 def test_a_command_that_fails_ends_the_run_with_its_output(tmp_path):
     with pytest.raises(SystemExit, match=r"failed with 3:\n(.|\n)*no room"):
         run([sys.executable, "-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)"], tmp_path)
@@ -186,21 +286,45 @@ def test_settings_that_slow_a_machine_down_do_not_reach_a_contender(tmp_path, mo
 
 
 def results_of(seconds: dict[str, list[float]]) -> list[Result]:
-    return [Result("trees", name, measured, 100, 10.0) for name, times in seconds.items() for measured in times]
+    return [
+        Result("trees", name, measured, 100, 10.0, 2 * measured)
+        for name, times in seconds.items()
+        for measured in times
+    ]
 
 
 def test_contenders_take_turns():
-    turns = {name: partial(Result, "trees", name, 1.0, 1, 1.0) for name in "ABC"}
+    turns = {name: partial(Result, "trees", name, 1.0, 1, 1.0, 1.0) for name in "ABC"}
     assert "".join(result.contender for result in in_turn(turns, 2)) == "ABCABC"
 
 
 def test_reports_show_medians_and_ratios_and_where_we_lose():
     results = results_of({OURS: [2.0, 9.0, 1.0], "script": [1.0, 1.0, 5.0], "ray": [8.0, 8.0, 8.0]})
     assert [median.seconds for median in medians(results).values()] == [2.0, 1.0, 8.0]
-    assert [line.split("|")[-2].strip() for line in table(results).splitlines()[2:]] == ["1.00", "0.50", "4.00"]
+    lines = [line.split("|") for line in table(results).splitlines()[2:]]
+    assert [line[-3].strip() for line in lines] == [line[-2].strip() for line in lines] == ["1.00", "0.50", "4.00"]
     assert (
-        losses(results) == "Where we lose time: to script on trees of 100 rows (0.50). Where we lose memory: nowhere."
+        losses(results) == "Where we lose time: to script on trees of 100 rows (0.50). "
+        "Where we lose core-seconds: to script on trees of 100 rows (0.50). Where we lose memory: nowhere."
     )
+
+
+def test_the_figures_of_the_readme_are_written_between_their_marks(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    results = results_of({OURS: [2.0], "script": [5.0], "spark": [9.0]})
+    for _ in range(2):
+        readme.write(results, page)
+    before, row, names, bars, after = (
+        line
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line in ("before", "after") or line.strip().startswith(("| histogram", "x-axis", "bar"))
+    )
+    assert (before, after) == ("before", "after")
+    assert row == "| histogram trees, 100 of 31 leaves | 100 | 2.0 s, 4.0 core-s, 0.0 GiB | 2.5 times | 4.5 times |"
+    assert names.strip() == 'x-axis ["batch_platform", "hand-written script", "Spark local"]'
+    assert bars.strip() == "bar [1.0, 2.5, 4.5]"
+    assert readme.README.read_text(encoding="utf-8").count(readme.BEGIN) == 1
 
 
 def test_names_select_contenders_and_kinds_separately(tmp_path):
@@ -238,13 +362,14 @@ def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(c
         answer = cli(folder, *command[1:])
         if answer.code:
             raise SystemExit(answer.err)
-        return Cost(1.5, 10.0, answer.out)
+        return Cost(1.5, 2.5, 10.0, answer.out)
 
     monkeypatch.setattr(tables, "run", here)
     monkeypatch.setitem(tables.TABLES, "no label", replace(tables.TABLES["iris"], label="colour"))
     options = Options(1, 1, frozenset({"iris", "no label"}), Environments(tmp_path), tmp_path)
     measured, failed = tables.measure(options)
-    assert (measured.workload, measured.rows, measured.columns, measured.seconds) == ("iris", 150, 5, 3.0)
+    assert (measured.workload, measured.rows, measured.columns) == ("iris", 150, 5)
+    assert (measured.seconds, measured.core_seconds) == (3.0, 5.0)
     assert measured.proposed == "target of 4 columns, snapshot, HistGradientBoostingClassifier"
     with duckdb.connect(str(tmp_path / "iris/.batch_platform/published.duckdb"), read_only=True) as con:
         ((rows, judged, metrics),) = con.sql(
@@ -281,7 +406,7 @@ def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
     assert by_day.high - by_day.low > 3 * (by_row.high - by_row.low), "the rows of one day are one draw"
     results = [
         tables.TableResult(
-            name, "batch_platform", 1.0, 1, 1.0, ours=1.0, trees=1.0, trivial=1.0, worse_than_trees=worse
+            name, "batch_platform", 1.0, 1, 1.0, 1.0, ours=1.0, trees=1.0, trivial=1.0, worse_than_trees=worse
         )
         for name, worse in {
             "certain": tables.worse_by(certain, range(400), squared=False),

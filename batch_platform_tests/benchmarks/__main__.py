@@ -1,6 +1,9 @@
 """Compare this project with its peers. Each workload is measured in one run on one machine; only the ratios matter.
 
 python -m batch_platform_tests.benchmarks WORKLOAD… [--rows N] [--only NAME,…] [--repeat K] [--json FILE]
+python -m batch_platform_tests.benchmarks history [--at COMMIT]… [--keep]
+
+`history` ends with 1 if a line became slower.
 """
 
 import argparse
@@ -17,9 +20,10 @@ from batch_platform_tests.benchmarks import (
     commit,
     contenders,
     features,
+    growth,
+    history,
     integrity,
     kernels,
-    many_partitions,
     memory,
     pooling,
     profiles,
@@ -46,14 +50,22 @@ WORKLOADS = {
     "kernels": kernels,
     "commit": commit,
     "publish": publish,
-    "many_partitions": many_partitions,
+    "growth": growth,
     "report": report,
     "pooling": pooling,
     "spark": spark,
     "stores": stores,
     "tables": tables,
+    "history": history,
 }
-NAMES = {*contenders.CONTENDERS, *project.KINDS, *tables.TABLES}
+NAMES = {
+    *contenders.CONTENDERS,
+    *kernels.NAMES,
+    *project.KINDS,
+    *tables.TABLES,
+    *history.LINES,
+    *scoring.SIZES,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,10 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     sections: list[str] = []
     results: list[Result] = []
+    became_slower = False
     for name in options.workloads:
         folder = Path(tempfile.mkdtemp(prefix="benchmark-", dir=options.folder))
         environments = Environments(options.environments.absolute())
-        workload = Options(options.rows, options.repeat, frozenset(options.only), environments, folder)
+        workload = Options(
+            options.rows, options.repeat, frozenset(options.only), environments, folder, options.partitions, options.at
+        )
         try:
             measured = list(_printed(WORKLOADS[name].measure(workload)))
         finally:
@@ -78,20 +93,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
         if options.markdown:
             options.markdown.write_text("\n\n".join([*sections, foot]) + "\n")
+        if name == "history":
+            became_slower = bool(history.slower(measured))
+            if options.keep:
+                history.keep(measured)
     print(f"\n{foot}")
+    if became_slower:
+        sys.exit(1)
 
 
 def _printed(results: Iterator[Result]) -> Iterator[Result]:
     """Print each result as soon as it is measured."""
     for result in results:
         label = f"{result.workload:>20} {result.rows:>12,} rows {result.contender:<18}"
-        print(f"{label} {result.seconds:8.2f} s {result.peak_mib:8,.0f} MiB", file=sys.stderr, flush=True)
+        print(
+            f"{label} {result.seconds:8.2f} s {result.core_seconds:8.2f} core-s {result.peak_mib:8,.0f} MiB",
+            file=sys.stderr,
+            flush=True,
+        )
         yield result
 
 
 def _section(title: str, results: Sequence[Result], conclude: Callable[[Sequence[Result]], str]) -> str:
     sentences = [sentence for sentence in (conclude(results), losses(results)) if sentence]
-    return "\n\n".join([f"**{title}**", table(results), " ".join(sentences)]).rstrip()
+    return "\n\n".join([f"**{title}**", table(results), *sentences])
 
 
 def _nothing(_: Sequence[Result]) -> str:
@@ -104,6 +129,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the large case; default: 10 million")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each contender; default: 3")
     parser.add_argument("--only", type=_names, default=[], metavar="NAME,…", help=", ".join(sorted(NAMES)))
+    parser.add_argument(
+        "--partitions",
+        type=lambda text: [int(number) for number in text.split(",")],
+        default=[1000, 4000, 16_000],
+        metavar="N,…",
+        help="numbers of partitions of growth; default: 1000,4000,16000",
+    )
+    parser.add_argument(
+        "--at",
+        action="append",
+        default=[],
+        metavar="COMMIT",
+        help="commit that history measures, oldest first, or . for the working tree; default: the newest one kept, and .",
+    )
+    parser.add_argument("--keep", action="store_true", help="append what history measured to history.jsonl")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object per measurement")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables, the machine and the versions")
     parser.add_argument(

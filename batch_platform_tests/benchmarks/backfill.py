@@ -96,4 +96,4 @@ def _peers(job: Job, workload: str, flags: tuple[str, ...], folder: Path) -> Res
 def _checked(job: Job, workload: str, contender: str, cost: Cost, scores: Scores) -> Result:
     rows = sources.flights().collect().height
     require_same(contender, scores, rows, job.model.with_name("reference.parquet"), 0.0)
-    return Result(workload, contender, cost.seconds, rows, cost.peak_mib)
+    return cost.result(workload, contender, rows)

@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, run
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, Spent, in_turn, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.warehouse_work import PIPELINE
 
@@ -35,13 +35,14 @@ def measure(options: Options) -> Iterator[Result]:
     yield from in_turn(contenders, options.repeat)
 
 
-def work(home: Path, task: str, *arguments: object) -> tuple[dict[str, list[float]], Cost]:
-    """Run a task on a warehouse in a process of its own; returns the seconds that it measured, and its cost."""
+def work(home: Path, task: str, *arguments: object) -> tuple[dict[str, Spent], Cost]:
+    """Run a task on a warehouse in a process of its own; returns the longest time of each thing it measured, and its cost."""
     home.mkdir(parents=True, exist_ok=True)
     module = "batch_platform_tests.benchmarks.warehouse_work"
     command = [sys.executable, "-m", module, task, str(home), *(str(argument) for argument in arguments)]
     cost = run(command, home, PYTHONPATH=str(ROOT))
-    return json.loads(cost.output), cost
+    took = json.loads(cost.output).items()
+    return {name: max((Spent(**time) for time in times), key=lambda time: time.seconds) for name, times in took}, cost
 
 
 def conclude(results: Sequence[Result]) -> str:
@@ -53,13 +54,13 @@ def conclude(results: Sequence[Result]) -> str:
 def _held(home: Path, rows: int) -> Result:
     took, cost = work(home, "commit", 0, 1, rows)
     shutil.rmtree(home)
-    return Result("commit", OURS, max(took["held"]), rows, cost.peak_mib)
+    return took["held"].result("commit", OURS, rows, cost.peak_mib)
 
 
 def _inserted(home: Path, rows: int) -> Result:
     took, cost = work(home, "plain_insert", home / "plain.duckdb", rows)
     shutil.rmtree(home)
-    return Result("commit", PEER, max(took["held"]), rows, cost.peak_mib)
+    return took["held"].result("commit", PEER, rows, cost.peak_mib)
 
 
 def _waited(home: Path, rows: int) -> Result:
@@ -72,5 +73,5 @@ def _waited(home: Path, rows: int) -> Result:
     if (commits, stored) != (WRITERS * COMMITS, WRITERS * COMMITS * rows):
         sys.exit(f"{WRITERS * COMMITS - commits} commits were lost, and {WRITERS * COMMITS * rows - stored} rows.")
     shutil.rmtree(home)
-    longest = max(wait for took, _ in done for wait in took["waited"])
-    return Result("commit_wait", OURS, longest, rows, max(cost.peak_mib for _, cost in done))
+    longest = max((took["waited"] for took, _ in done), key=lambda waited: waited.seconds)
+    return longest.result("commit_wait", OURS, rows, max(cost.peak_mib for _, cost in done))

@@ -6,7 +6,7 @@ files of batch_platform, so that none has a better layout.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batch_platform.warehouse.database import Warehouse
@@ -95,7 +95,7 @@ class Job:
         output = folder / peer.output
         cost = self._run(contender, peer, output, flags)
         if contender == "sklearn_in_memory":  # it reports its own time: reading and writing do not count
-            cost = Cost(json.loads(cost.output)["seconds"], cost.peak_mib, cost.output)
+            cost = replace(cost, **json.loads(cost.output))
         return cost, Scores(output, "main.scores" if output.suffix == ".duckdb" else None, self.keys)
 
     def _run(self, contender: str, peer: Peer, output: Path, flags: Sequence[str]) -> Cost:

@@ -48,15 +48,23 @@ class Days:
     measured: dict[date, int]
 
     @property
+    def delay(self) -> timedelta:
+        """Time after which labels are known: that between the last training day and the first day that the model serves."""
+        return self.first - self.training[-1] - timedelta(days=1)
+
+    @property
     def keys(self) -> list[str]:
         """The partition keys of the measured days."""
         return [day.isoformat() for day in self.measured]
 
 
-def days_of(rows: Sequence[int], today: date) -> Days:
-    """Lay out the days of a table; the measured days end yesterday and have the given numbers of rows."""
+def days_of(rows: Sequence[int], today: date, delay: int = LABEL_DELAY_DAYS) -> Days:
+    """Lay out the days of a table; the measured days end yesterday and have the given numbers of rows.
+
+    Labels are known after `delay` days, which must be more than there are measured days.
+    """
     first = today - timedelta(days=len(rows) + 1)
-    begin = first - timedelta(days=LABEL_DELAY_DAYS + TRAINING_DAYS)
+    begin = first - timedelta(days=delay + TRAINING_DAYS)
     training = [begin + timedelta(days=at) for at in range(TRAINING_DAYS)]
     measured = {first + timedelta(days=at + 1): count for at, count in enumerate(rows)}
     return Days(training, first, measured)

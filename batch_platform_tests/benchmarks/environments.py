@@ -21,6 +21,10 @@ PINNED: dict[str, tuple[str, ...]] = {
     "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
     "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
     "spark": ("pyspark==4.3.0", "pandas==2.3.3"),
+    "lignum": ("pylignum==0.3.0",),
+    "lleaves": ("lleaves==1.3.0", "llvmlite==0.44.0"),  # lleaves calls what later releases of llvmlite lack
+    "tl2cgen": ("tl2cgen==1.0.0", "treelite==4.8.1"),
+    "onnxruntime": ("onnxruntime==1.32.0", "onnxmltools==1.16.0", "lightgbm==4.7.0", "xgboost-cpu==3.2.0"),
 }
 JAVA_VERSIONS = ("17", "21")
 USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
@@ -50,8 +54,10 @@ class Environments:
             print(f"Installing {', '.join(wanted)} into {place}.", file=sys.stderr, flush=True)
             venv.create(place, clear=True, with_pip=True)
             install = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-            if (done := subprocess.run(install, env=inherited(), check=False)).returncode:
-                sys.exit(f"{name} cannot be installed (pip ended with {done.returncode}); leave it out with --only.")
+            done = subprocess.run(install, env=inherited(), check=False, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                sys.exit(f"{name} cannot be installed; leave it out with --only. pip ended with: {reason}")
             complete.touch()
         return interpreter
 

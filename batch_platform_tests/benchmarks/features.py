@@ -43,7 +43,7 @@ def measure(options: Options) -> Iterator[Result]:
         if (count := pq.read_metadata(file).num_rows) != rows:
             sys.exit(f"{contender} wrote {count} rows instead of {rows}.")
         shutil.rmtree(folder / "run")
-        return Result(WORKLOAD, contender, cost.seconds, rows, cost.peak_mib)
+        return cost.result(WORKLOAD, contender, rows)
 
     contenders: dict[str, Callable[[str], Cost]] = {OURS: partial(_built, built, options), PEER: copied}
     warm_up, measured = days.measured.items()

@@ -3,16 +3,14 @@
 The check is timed alone, on one core; in a run it happens while rows are read and scored.
 """
 
-import resource
 from collections.abc import Iterator, Sequence
-from time import perf_counter
 
 from batch_platform.features.lake import open_recorded
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform_tests.benchmarks import part_of_scoring
 from batch_platform_tests.benchmarks.contenders import Job
-from batch_platform_tests.benchmarks.measuring import OURS, Result
+from batch_platform_tests.benchmarks.measuring import OURS, Result, clocks
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.scoring import DAYS
 
@@ -33,11 +31,10 @@ def conclude(results: Sequence[Result]) -> str:
 def _checked(job: Job, options: Options) -> Result:
     home, pipeline = job.project.ready, job.project.pipeline
     builds = Warehouse(home).latest(FeatureBuild, pipeline)
-    began = perf_counter()
+    began = clocks()
     for key in job.keys:
         build = builds[key]
         file = home.feature_file(pipeline, key, build.sha256)
         with open_recorded(file, build.sha256, build.xxh3, pipeline=pipeline, partition_key=key) as recorded:
             recorded.require_unchanged()
-    seconds = perf_counter() - began
-    return Result(CHECK, OURS, seconds, options.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return (clocks() - began).result(CHECK, OURS, options.rows)

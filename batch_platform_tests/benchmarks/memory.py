@@ -66,4 +66,4 @@ def _score(job: Job, contender: str, rows: int, folder: Path) -> Result:
     cost, scores = job.score(contender, folder / "run")
     require_same(contender, scores, rows, folder / f"reference-{job.keys[0]}.parquet", project.KINDS[KIND].tolerance)
     shutil.rmtree(folder / "run")
-    return Result(WORKLOAD, contender, cost.seconds, rows, cost.peak_mib)
+    return cost.result(WORKLOAD, contender, rows)

@@ -1,5 +1,6 @@
 """Options of a run of the benchmarks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ class Options:
         only: Names of contenders and of kinds of models; empty for all.
         environments: Where peers are installed.
         folder: Folder for data, projects and outputs. Empty at first, removed at the end.
+        partitions: Numbers of partitions that `growth` measures.
+        at: Commits that `history` measures; empty for its default.
     """
 
     rows: int
@@ -23,6 +26,8 @@ class Options:
     only: frozenset[str]
     environments: Environments
     folder: Path
+    partitions: Sequence[int] = ()
+    at: Sequence[str] = ()
 
     def chosen(self, names: list[str]) -> list[str]:
         """Select the names that are in `only`; all of them if none is."""

@@ -42,4 +42,4 @@ def share(results: Sequence[Result], scoring: str, part: str) -> float:
 def _scored(name: str, job: Job, options: Options) -> Result:
     cost, _ = job.score(OURS, options.folder / "run")
     shutil.rmtree(options.folder / "run")
-    return Result(name, OURS, cost.seconds, options.rows, cost.peak_mib)
+    return cost.result(name, OURS, options.rows)

@@ -8,16 +8,16 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import duckdb
 import numpy as np
 
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, medians, run
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, Spent, in_turn, medians, run, spent
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.report import fill
 
@@ -45,7 +45,7 @@ def conclude(results: Sequence[Result]) -> str:
 def _measured(options: Options, name: str, rows: int) -> Result:
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks.pooling", str(options.folder), name]
     cost = run(command, options.folder, PYTHONPATH=str(ROOT))
-    return Result("pooling", name, json.loads(cost.output)["seconds"], rows, cost.peak_mib)
+    return Spent(**json.loads(cost.output)).result("pooling", name, rows, cost.peak_mib)
 
 
 def _pooled(con: duckdb.DuckDBPyConnection) -> None:
@@ -68,15 +68,13 @@ def _library(con: duckdb.DuckDBPyConnection) -> None:
 CONTENDERS: dict[str, Callable[[duckdb.DuckDBPyConnection], None]] = {OURS: _pooled, READ: _read, LIBRARY: _library}
 
 
-def work(folder: Path, contender: str) -> float:
-    """Measure the rows as a contender does; returns the seconds that it took."""
+def work(folder: Path, contender: str) -> Spent:
+    """Measure the rows as a contender does."""
     if contender == LIBRARY:
         importlib.import_module("sklearn.metrics")  # before the time begins
     with duckdb.connect(str(Home(folder / "home").published), read_only=True) as con:
-        started = perf_counter()
-        CONTENDERS[contender](con)
-        return perf_counter() - started
+        return spent(lambda: CONTENDERS[contender](con))
 
 
 if __name__ == "__main__":
-    print(json.dumps({"seconds": work(Path(sys.argv[1]).absolute(), sys.argv[2])}))
+    print(json.dumps(asdict(work(Path(sys.argv[1]).absolute(), sys.argv[2]))))

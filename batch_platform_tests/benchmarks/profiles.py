@@ -4,12 +4,10 @@ The profiles are timed alone, on one core, in batches as a run has them, with th
 they are made on all cores.
 """
 
-import resource
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
 
 import polars as pl
 
@@ -23,7 +21,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform_tests.benchmarks import part_of_scoring
 from batch_platform_tests.benchmarks.contenders import Job
-from batch_platform_tests.benchmarks.measuring import OURS, Result
+from batch_platform_tests.benchmarks.measuring import OURS, Result, Spent, spent
 from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Profiling every feature and score"
@@ -55,7 +53,7 @@ def _profiled(job: Job, options: Options, *, segments: Sequence[str], suffix: st
     with Warehouse(home).open() as con:
         (version,) = read_registry(con, pipeline).versions
     bundle = open_bundle(home.bundle(pipeline, version.version), version.sha256)
-    builds, seconds, reference = Warehouse(home).latest(FeatureBuild, pipeline), 0.0, bundle.reference
+    builds, took, reference = Warehouse(home).latest(FeatureBuild, pipeline), Spent(), bundle.reference
     if reference is None or reference.basis is None:
         msg = "the version has no reference profile"
         raise SystemExit(msg)
@@ -66,9 +64,5 @@ def _profiled(job: Job, options: Options, *, segments: Sequence[str], suffix: st
             matrix = bundle.contract.encode(kept)
             with one_thread():
                 raw = bundle.predictor.predict(matrix)
-                began = perf_counter()
-                profiled(reference, (kept, matrix), raw, bundle.signature, {}, segments)
-                seconds += perf_counter() - began
-    return Result(
-        PROFILES + suffix, OURS, seconds, options.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+                took += spent(partial(profiled, reference, (kept, matrix), raw, bundle.signature, {}, segments))
+    return took.result(PROFILES + suffix, OURS, options.rows)

@@ -8,15 +8,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
-from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, NUMBERS, TEXTS, Days
+from batch_platform_tests.benchmarks.data import NUMBERS, TEXTS, Days
 from batch_platform_tests.benchmarks.measuring import COMMAND, Cost, run
 
 PACKAGE = "benchmark"
@@ -78,10 +78,14 @@ class Project:
     Args:
         root: Folder of the project.
         pipeline: Name of the pipeline.
+        command: Start of the command line of the package that serves it.
+        variables: Environment that this package needs.
     """
 
     root: Path
     pipeline: str
+    command: Sequence[str] = (COMMAND,)
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def ready(self) -> Home:
@@ -113,16 +117,22 @@ class Project:
 
     def run(self, home: Home, *options: str) -> Cost:
         """Run `batch-platform run` as a process."""
-        command = [COMMAND, "run", self.pipeline, "--json", *options]
-        return run(command, self.root, **{HOME_VARIABLE: str(home.root)})
+        return self.command_on(home, "run", "--json", *options)
+
+    def command_on(self, home: Home, name: str, *options: str) -> Cost:
+        """Run a command on the pipeline as a process."""
+        command = [*self.command, name, self.pipeline, *options]
+        return run(command, self.root, **self.variables, **{HOME_VARIABLE: str(home.root)})
 
     def materialize(self, home: Home, asset: str, first: str, last: str) -> Cost:
         """Materialize one asset over a range with Dagster's own command."""
-        home.create()
+        if not home.root.exists():
+            home.create()
         command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
         command += ["--select", f"key:{self.pipeline}/{asset}", "-m", f"{PACKAGE}.definitions", "-d", str(self.root)]
         command += ["--partition-range", f"{first}...{last}"]
-        return run(command, self.root, **{HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster)})
+        homes = {HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster)}
+        return run(command, self.root, **self.variables, **homes)
 
     def copy_ready(self, folder: Path) -> Home:
         """Copy the prepared home to another folder on the same disk.
@@ -160,10 +170,13 @@ class Project:
 
 
 def generated_project(
-    root: Path, kind: str, data: Path, days: Days, segments: Mapping[str, str] | None = None
+    root: Path, kind: str, data: Path, days: Days, segments: Mapping[str, str] | None = None, **package: Any
 ) -> Project:
-    """Write a project with one kind of model over the generated table, and kept segments as SQL by name. Runs nothing."""
-    project = Project(root, kind)
+    """Write a project with one kind of model over the generated table. Runs nothing.
+
+    `segments` are kept columns, as SQL by name; `package` is what `Project` knows of the package that serves it.
+    """
+    project = Project(root, kind, **package)
     segments = segments or {}
     columns = ", ".join(
         ["id", "ts", *KINDS[kind].features, *(f"{expression} AS {name}" for name, expression in segments.items())]
@@ -176,7 +189,7 @@ def generated_project(
             "labels": {"parquet": f"{data}/labels.parquet"},
         },
         "features": {"sql": "features.sql", "key": ["id"], "time": "ts"},
-        "labels": {"sql": "labels.sql", "column": "label", "delay": f"{LABEL_DELAY_DAYS} days"},
+        "labels": {"sql": "labels.sql", "column": "label", "delay": f"{days.delay.days} days"},
         "model": {**KINDS[kind].model, "train": {"evaluate": "1 day"}},
     }
     if segments:

@@ -7,16 +7,16 @@ multiplied in the warehouse, each with a key of its own, and published. Building
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.report import write_report
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import note_partitions
 from batch_platform.warehouse.published import publish
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, run
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, Spent, run, spent
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
 
@@ -31,7 +31,7 @@ def measure(options: Options) -> Iterator[Result]:
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks.report", str(options.folder)]
     for _ in range(options.repeat):
         cost = run(command, options.folder, PYTHONPATH=str(ROOT))
-        yield Result("report", OURS, json.loads(cost.output)["seconds"], rows, cost.peak_mib)
+        yield Spent(**json.loads(cost.output)).result("report", OURS, rows, cost.peak_mib)
 
 
 def fill(folder: Path, rows: int) -> int:
@@ -50,13 +50,11 @@ def fill(folder: Path, rows: int) -> int:
     return scored * times
 
 
-def work(folder: Path) -> float:
-    """Write the report; returns the seconds that it took."""
+def work(folder: Path) -> Spent:
+    """Write the report."""
     pipeline = Pipeline(small_spec(monitoring=MONITORED), folder / "project", Home(folder / "home"))
-    started = perf_counter()
-    write_report(pipeline.home, pipeline.spec)
-    return perf_counter() - started
+    return spent(lambda: write_report(pipeline.home, pipeline.spec))
 
 
 if __name__ == "__main__":
-    print(json.dumps({"seconds": work(Path(sys.argv[1]).absolute())}))
+    print(json.dumps(asdict(work(Path(sys.argv[1]).absolute()))))

@@ -34,37 +34,48 @@ def versions(peers: Sequence[str]) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Median time, highest peak, and each contender's time as a multiple of ours."""
+    """Median times, highest peak, and each contender's times as multiples of ours."""
     middle = medians(results)
     lines = [
-        "| workload | rows | contender | median s | peak MiB | million rows/s | times ours |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| workload | rows | contender | median s | core-s | peak MiB | million rows/core-s | times ours | core-s, times ours |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (workload, rows, contender), median in middle.items():
         ours = middle.get((workload, rows, OURS))
         if not median.seconds:
-            lines.append(f"| {workload} | {rows:,} | {contender} | failed | | | |")
+            lines.append(f"| {workload} | {rows:,} | {contender} | failed | | | | | |")
             continue
-        ratio = "" if ours is None or not ours.seconds else f"{median.seconds / ours.seconds:.2f}"
+        ratios = "", ""
+        if ours is not None:
+            ratios = _ratio(median.seconds, ours.seconds), _ratio(median.core_seconds, ours.core_seconds)
         lines.append(
-            f"| {workload} | {rows:,} | {contender} | {median.seconds:.2f} | {median.peak_mib:,.0f} "
-            f"| {rows / median.seconds / 1e6:.2f} | {ratio} |"
+            f"| {workload} | {rows:,} | {contender} | {median.seconds:.2f} | {median.core_seconds:.2f} "
+            f"| {median.peak_mib:,.0f} | {_ratio(rows / 1e6, median.core_seconds)} | {' | '.join(ratios)} |"
         )
     return "\n".join(lines)
+
+
+def _ratio(amount: float, of: float) -> str:
+    return f"{amount / of:.2f}" if of else ""
 
 
 def losses(results: Sequence[Result]) -> str:
     """Name the contenders that are faster or need less memory, with their figure as a share of ours."""
     middle = medians(results)
-    if all(result.contender == OURS for result in results):
+    contenders = {result.contender for result in results}
+    if OURS not in contenders or len(contenders) == 1:
         return ""
-    faster, leaner = list[str](), list[str]()
+    faster, thriftier, leaner = list[str](), list[str](), list[str]()
     for (workload, rows, contender), median in middle.items():
         ours = middle.get((workload, rows, OURS), median)
+        if not median.seconds:
+            continue  # it failed
         where = f"to {contender} on {workload} of {rows:,} rows"
         if median.seconds * NOTICEABLE < ours.seconds:
             faster.append(f"{where} ({median.seconds / ours.seconds:.2f})")
+        if median.core_seconds * NOTICEABLE < ours.core_seconds:
+            thriftier.append(f"{where} ({median.core_seconds / ours.core_seconds:.2f})")
         if median.peak_mib * NOTICEABLE < ours.peak_mib:
             leaner.append(f"{where} ({median.peak_mib / ours.peak_mib:.2f})")
-    time, memory = (", ".join(cases) if cases else "nowhere" for cases in (faster, leaner))
-    return f"Where we lose time: {time}. Where we lose memory: {memory}."
+    time, cores, memory = (", ".join(cases) if cases else "nowhere" for cases in (faster, thriftier, leaner))
+    return f"Where we lose time: {time}. Where we lose core-seconds: {cores}. Where we lose memory: {memory}."

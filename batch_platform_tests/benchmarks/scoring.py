@@ -19,17 +19,33 @@ from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Scoring, features present"
 DAYS = 30
+SMALL, LARGE, HUGE = SIZES = ("small", "large", "huge")
+SMALL_ROWS = 1000
+TIMES_MORE = 5  # how many times the rows of the large case the huge one has
 
 
 def measure(options: Options) -> Iterator[Result]:
     """Measure each kind of model, with its contenders in turn."""
     folder = options.folder / "scoring"
     require_peers(options.chosen(CONTENDERS), options.environments)
-    days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
-    write_days(folder / "data", days, min(TRAINING_ROWS, options.rows))
-    for kind in options.chosen(list(project.KINDS)):
-        yield from _measure_kind(options, folder / kind, kind, folder / "data", days)
-        shutil.rmtree(folder / kind)
+    for rows, count in sizes(options):
+        days = days_of(spread(rows, count), datetime.now(UTC).date())
+        write_days(folder / "data", days, min(TRAINING_ROWS, options.rows))
+        for kind in options.chosen(list(project.KINDS)):
+            yield from _measure_kind(options, folder / kind, kind, folder / "data", days)
+            shutil.rmtree(folder / kind)
+        shutil.rmtree(folder / "data")
+
+
+def sizes(options: Options) -> list[tuple[int, int]]:
+    """Rows and days of each case: one small partition and a month, and a huge month if it is named by --only."""
+    known = {
+        SMALL: (min(SMALL_ROWS, options.rows), 1),
+        LARGE: (options.rows, DAYS),
+        HUGE: (TIMES_MORE * options.rows, DAYS),
+    }
+    named = options.only & known.keys() or {SMALL, LARGE}
+    return [size for name, size in known.items() if name in named]
 
 
 def _measure_kind(options: Options, folder: Path, kind: str, data: Path, days: Days) -> Iterator[Result]:
@@ -52,4 +68,4 @@ def _score(job: Job, kind: str, contender: str, folder: Path, days: Days) -> Res
     reference = folder / f"reference-{len(job.keys)}.parquet"
     require_same(contender, scores, rows, reference, project.KINDS[kind].tolerance)
     shutil.rmtree(folder / "run")
-    return Result(kind, contender, cost.seconds, rows, cost.peak_mib)
+    return cost.result(kind, contender, rows)

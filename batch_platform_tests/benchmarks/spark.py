@@ -7,6 +7,7 @@ often. The commit into the warehouse is not measured: plain code has none.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import polars as pl
 
 from batch_platform_tests.benchmarks import project
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, Days, days_of, spread, write_days
+from batch_platform_tests.benchmarks.launch import descendants
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, inherited, medians
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.spark_work import Answer, Request
@@ -80,13 +82,15 @@ class Prepared:
         """Score all partitions, check the scores, and remove them."""
         output = folder / "scores"
         output.mkdir()
+        before = _core_seconds()
         answer = driver.answer(self.request(output, plain=contender == PLAIN))
+        used = _core_seconds() - before
         scores = scores_in(output)
         if not self.scores:
             self.scores.append(scores)
         require_same(contender, scores, self.scores[0], project.KINDS[self.kind].tolerance)
         shutil.rmtree(output)
-        return Result(self.kind, contender, answer.seconds, scores.height, answer.python_mib + answer.java_mib)
+        return Result(self.kind, contender, answer.seconds, scores.height, answer.python_mib + answer.java_mib, used)
 
 
 def measure(options: Options) -> Iterator[Result]:
@@ -165,9 +169,16 @@ def _memory(job: Prepared, master: str, copies: int, folder: Path) -> Result:
     output = folder / "scores"
     output.mkdir()
     with _driver(master, folder, "2") as driver:
+        before = _core_seconds()
         answer = driver.answer(job.request(output, copies=copies))
+        used = _core_seconds() - before
     shutil.rmtree(output)
-    return Result(DRIVER, OURS, answer.seconds, copies * job.rows, answer.python_mib + answer.java_mib)
+    return Result(DRIVER, OURS, answer.seconds, copies * job.rows, answer.python_mib + answer.java_mib, used)
+
+
+def _core_seconds() -> float:
+    """Core-seconds so far of the cluster and of all drivers, of which one works at a time."""
+    return sum(descendants(os.getpid()).values())
 
 
 @contextmanager

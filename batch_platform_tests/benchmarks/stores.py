@@ -43,4 +43,4 @@ def _scored(store: str, job: Job, options: Options) -> Result:
     files = sum(file.stat().st_size for file in (options.folder / "run" / "lake").glob("*/predictions/*/*")) / 1e6
     print(f"{store}: databases of {size:.0f} MB, files of predictions of {files:.0f} MB", flush=True)
     shutil.rmtree(options.folder / "run")
-    return Result(store, OURS, cost.seconds, options.rows, cost.peak_mib)
+    return cost.result(store, OURS, options.rows)

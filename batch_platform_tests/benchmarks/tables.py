@@ -215,7 +215,7 @@ def _measured(name: str, table: Table, folder: Path) -> TableResult:
     frame = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame.rename(columns=str))
     frame = frame.drop(table.without)
     frame.write_parquet(file)
-    result = TableResult(name, OURS, 0.0, frame.height, 0.0, frame.width)
+    result = TableResult(name, OURS, 0.0, frame.height, 0.0, 0.0, columns=frame.width)
     label = [] if table.label is None else ["--label", table.label]
     try:
         proposal = run([COMMAND, "new", "table", "--from", file.name, *label, "--json"], folder)
@@ -228,7 +228,11 @@ def _measured(name: str, table: Table, folder: Path) -> TableResult:
         f"{report['label']} of {len(report['features'])} columns, {rhythm}, {report['estimator'].rpartition('.')[2]}"
     )
     measured = _compared(folder, report)
-    costs = {"seconds": proposal.seconds + work.seconds, "peak_mib": max(proposal.peak_mib, work.peak_mib)}
+    costs = {
+        "seconds": proposal.seconds + work.seconds,
+        "core_seconds": proposal.core_seconds + work.core_seconds,
+        "peak_mib": max(proposal.peak_mib, work.peak_mib),
+    }
     return replace(result, proposed=proposed, **costs, **measured)
 
 

@@ -7,10 +7,9 @@ Prints JSON. All tasks use the warehouse's public functions. Staged files are wr
 
 import json
 import sys
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.sql import literal
+from batch_platform_tests.benchmarks.measuring import Spent, clocks, spent
 
 PIPELINE = "measured"
 FIRST_DAY = date(2020, 1, 1)
@@ -30,23 +30,23 @@ MOST_PARTITIONS = 1000
 
 @dataclass(frozen=True)
 class TimedWarehouse(Warehouse):
-    """A warehouse that records, in seconds, how long it waited to be opened and how long it was held."""
+    """A warehouse that records how long it waited to be opened and how long it was held."""
 
-    waited: list[float] = field(default_factory=list[float])
-    held: list[float] = field(default_factory=list[float])
+    waited: list[Spent] = field(default_factory=list[Spent])
+    held: list[Spent] = field(default_factory=list[Spent])
 
     @contextmanager
     def open(self) -> Generator[duckdb.DuckDBPyConnection]:
         """Open the warehouse and record both times."""
-        asked = time.perf_counter()
+        asked = clocks()
         with super().open() as con:
-            got = time.perf_counter()
+            got = clocks()
             self.waited.append(got - asked)
             yield con
-        self.held.append(time.perf_counter() - got)
+        self.held.append(clocks() - got)
 
 
-def commit(home: Home, writer: int, commits: int, rows: int) -> dict[str, list[float]]:
+def commit(home: Home, writer: int, commits: int, rows: int) -> dict[str, list[Spent]]:
     """Commit partitions of `rows` rows one after the other. No other writer commits the same partitions."""
     warehouse = TimedWarehouse(home, timeout=3600)
     days = range(writer * commits, (writer + 1) * commits)
@@ -55,7 +55,7 @@ def commit(home: Home, writer: int, commits: int, rows: int) -> dict[str, list[f
     return {"held": warehouse.held, "waited": warehouse.waited}
 
 
-def fill(home: Home, rows: int) -> dict[str, list[float]]:
+def fill(home: Home, rows: int) -> dict[str, list[Spent]]:
     """Fill a warehouse with daily partitions, one of them small, and publish twice, as happens in use."""
     partitions = max(1, min(MOST_PARTITIONS, rows // SMALL_ROWS))
     warehouse = Warehouse(home)
@@ -63,41 +63,39 @@ def fill(home: Home, rows: int) -> dict[str, list[float]]:
     for begin in range(0, len(sizes), 100):
         group = [staged_partition(home, begin + at, size) for at, size in enumerate(sizes[begin : begin + 100])]
         committed(warehouse, group)
-    return {"seconds": replace_and_publish(home, 2)["seconds"]}
+    return replace_and_publish(home, 2)
 
 
-def replace_and_publish(home: Home, times: int) -> dict[str, list[float]]:
-    """Replace the small partition and publish, several times; returns the seconds that publishing took."""
-    seconds: list[float] = []
+def replace_and_publish(home: Home, times: int) -> dict[str, list[Spent]]:
+    """Replace the small partition and publish, several times; returns what publishing took."""
+    published: list[Spent] = []
     for _ in range(times):
         staged = staged_partition(home, SMALL_DAY, SMALL_ROWS)
         committed(Warehouse(home), [staged])
-        began = time.perf_counter()
-        publish(home)
-        seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds}
+        published.append(spent(lambda: publish(home)))
+    return {"published": published}
 
 
-def copy(home: Home, target: Path) -> dict[str, list[float]]:
+def copy(home: Home, target: Path) -> dict[str, list[Spent]]:
     """Copy the whole warehouse to another file by SQL."""
-    began = time.perf_counter()
+    began = clocks()
     with Warehouse(home).open() as con:
         con.execute(f"ATTACH {literal(str(target))} AS whole")
         ((name,),) = con.execute("SELECT current_database()").fetchall()
         con.execute(f'COPY FROM DATABASE "{name}" TO whole')
         con.execute("CHECKPOINT whole")
         con.execute("DETACH whole")
-    return {"seconds": [time.perf_counter() - began]}
+    return {"copied": [clocks() - began]}
 
 
-def plain_insert(home: Home, target: Path, rows: int) -> dict[str, list[float]]:
+def plain_insert(home: Home, target: Path, rows: int) -> dict[str, list[Spent]]:
     """Insert the same staged rows into a table of a plain DuckDB file: no ledger, no journal, no replacing."""
     staged = staged_partition(home, SMALL_DAY, rows)
-    began = time.perf_counter()
+    began = clocks()
     with duckdb.connect(str(target)) as con:
         con.execute(f"CREATE TABLE predictions AS FROM read_parquet({literal(str(staged.predictions[0]))})")
         con.execute("CHECKPOINT")
-    return {"held": [time.perf_counter() - began]}
+    return {"held": [clocks() - began]}
 
 
 def staged_partition(home: Home, number: int, rows: int) -> StagedScores:
@@ -162,7 +160,7 @@ def main(task: str, home: str, *rest: str) -> None:
             took = plain_insert(place, Path(rest[0]), int(rest[1]))
         case _:
             sys.exit(f"there is no task {task}")
-    print(json.dumps(took))
+    print(json.dumps(took, default=asdict))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.benchmarks import many_partitions
+from batch_platform_tests.benchmarks import growth
 from batch_platform_tests.harness import hourly
 from batch_platform_tests.harness.browsing import Dagster, browser
 from batch_platform_tests.harness.command_line import run_command
@@ -24,7 +24,7 @@ def project(tmp_path_factory) -> Path:
     folder = hourly.write_hourly_project(tmp_path_factory.mktemp("hourly") / "orders")
     answer = run_command(folder, "run", hourly.PIPELINE, "--partition", hourly.MADE)
     assert answer.code == 0, answer.err
-    many_partitions.work(folder, "fill", folder / ".batch_platform")
+    growth.work(folder, "fill", folder / ".batch_platform")
     return folder
 
 
@@ -44,8 +44,8 @@ def test_status_counts_all_of_them(project):
 
 def test_a_tick_requests_nothing_when_all_is_done_and_a_first_run_when_nothing_is(project):
     home = project / ".batch_platform"
-    assert many_partitions.tick(project, home).requests == 0
-    assert many_partitions.tick(project, project / "empty").requests > 0
+    assert growth.tick(project, home).requests == 0
+    assert growth.tick(project, project / "empty").requests > 0
 
 
 def test_the_graph_and_the_partitions_of_an_asset_open(dagster):
