@@ -268,6 +268,17 @@ def test_numbers_that_do_not_give_the_scores_of_their_estimator_are_not_kept():
     assert as_linear(first, SklearnPredictor(second, "regression")) is None
 
 
+def test_scores_that_overflow_do_not_vouch_for_the_others():
+    rows = np.random.default_rng(0).normal(size=(50, 1))
+    steep = PoissonRegressor().fit(rows, np.ones(50))
+    steep.coef_ = np.array([800.0])
+    native = SklearnPredictor(steep, "regression")
+    assert as_linear(steep, native) is not None
+    wrong = PoissonRegressor().fit(rows, np.ones(50))
+    wrong.coef_ = np.array([800.000001])
+    assert as_linear(wrong, native) is None
+
+
 @pytest.mark.parametrize("prepared", PREPARED)
 def test_the_file_holds_every_number_exactly(prepared):
     linear = kept(prepared, "logistic of four classes")

@@ -139,9 +139,7 @@ class LinearPredictor:
     """Evaluates a linear model; safe to call from several threads at once."""
 
     linear: Linear
-    native: Callable[
-        [], Predictor
-    ]  # loads scikit-learn's own form, which says what is wrong with a matrix that it refuses
+    native: Callable[[], Predictor]  # loads scikit-learn's own form, which explains why it refuses a matrix
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return class probabilities [rows, classes] or values [rows]."""
@@ -156,18 +154,13 @@ class LinearPredictor:
 
 def linear_file(linear: Linear) -> bytes:
     """Return the file of a linear model, in which every number is exact."""
-    terms = [
-        asdict(term)
-        | {
-            "weights": term.weights.tolist(),
-            "known": None
-            if term.known is None
-            else [None if np.isnan(value) else value for value in term.known.tolist()],
-        }
-        for term in linear.terms
-    ]
-    content = asdict(linear) | {"terms": terms, "intercepts": list(linear.intercepts)}
-    return json.dumps(content, allow_nan=False).encode()
+    terms = [asdict(term) | {"weights": term.weights.tolist(), "known": _listed(term.known)} for term in linear.terms]
+    return json.dumps(asdict(linear) | {"terms": terms}, allow_nan=False).encode()
+
+
+def _listed(known: Column | None) -> list[float | None] | None:
+    """Known values for JSON, which has null for a missing one."""
+    return None if known is None else [None if np.isnan(value) else value for value in known.tolist()]
 
 
 def read_linear(data: bytes) -> Linear:
@@ -207,15 +200,9 @@ def exponentials(values: Column) -> Column:
 _LEAST, _MOST = -746.0, 710.0  # beyond them the exponential is 0 or infinite
 _DOUBLINGS = float.fromhex("0x1.71547652b82fep0")  # 1 / ln 2
 _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
-_SERIES = tuple(
-    float.fromhex(number)
-    for number in (
-        "0x1.6376972bea4d0p-25",
-        "-0x1.bbd41c5d26bf1p-20",
-        "0x1.1566aaf25de2cp-14",
-        "-0x1.6c16c16bebd93p-9",
-        "0x1.555555555553ep-3",
-    )
+_SERIES = (  # of a power series in the square, the highest power first
+    *(4.13813679705723846039e-08, -1.65339022054652515390e-06, 6.61375632143793436117e-05),
+    *(-2.77777777770155933842e-03, 1.66666666666666019037e-01),
 )
 
 

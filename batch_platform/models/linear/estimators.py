@@ -18,7 +18,7 @@ from batch_platform.models.forest.ensembles import NotCompilableError, require
 from batch_platform.models.linear.arrays import Linear, LinkName, Step, StepName, Term
 from batch_platform.models.native_threads import one_thread
 
-TOLERANCE = 1e-12  # of a probability, and of the largest value
+TOLERANCE = 1e-12  # of the largest of the scores that are compared
 _ROWS = 256  # generated for a comparison
 _ODD_SHARE = 0.1  # share of missing or infinite values in the odd matrices
 
@@ -42,7 +42,8 @@ def _agrees(scores: NDArray[Any] | None, native: Predictor, matrix: NDArray[np.f
         return scores is None
     if scores is None or scores.shape != expected.shape:
         return False
-    return np.allclose(scores, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())))
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    return np.allclose(scores, expected, rtol=0, atol=TOLERANCE * largest)
 
 
 def generated_rows(linear: Linear) -> Iterator[NDArray[np.float64]]:
