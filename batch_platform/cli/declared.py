@@ -144,7 +144,7 @@ def _rendered(value: Any) -> Any:  # noqa: ANN401 - a value of YAML
         return [_rendered(item) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    if re.search(r"[{\r\n]", value) is None:
+    if re.search(r"\{[{%#]|[\r\n]", value) is None:
         return _literal(value)
     from jinja2.nativetypes import NativeTemplate
 

@@ -122,8 +122,8 @@ class Project:
         )
         from batch_platform.components.dagster_internals import without_component_pages
 
-        several = self.declarations and sum(file.name in FILE_NAMES for file in self.declarations.rglob("*")) > 1
-        plain = self._plain if self.only and several else None
+        files = self.declarations.rglob("*") if self.only and self.declarations else ()
+        plain = self._plain if sum(file.name in FILE_NAMES for file in files) > 1 else None
         asked = None if plain is None else plain.get(self.only)
         others = {it.folder for it in plain.values()} - {asked.folder} if plain and asked else ()
         # Nothing is left out if the definitions call our loader.

@@ -105,6 +105,7 @@ PLAIN: dict[str, Callable[[Path], None]] = {  # projects that are read without D
     "a template": described('"{{ env.PLACE }} and {{ env.PLACE }}"'),
     "an unset variable beside text": described('"to {{ env.NOWHERE }}"'),
     "a text with lines": described('"one\\ntwo\\n"'),
+    "braces that are no template": described('"{one} of {two}"'),
     "owners": attribute('owners: ["team:shop", "a.b@example.com"]'),
     "receivers": attribute('monitoring: {notify: ["{{ env.ALERTS }}"]}'),
     "a date without quotes": replaced("start: '2024-01-01'", "start: 2024-01-01"),

@@ -37,14 +37,15 @@ class PlainPredictor:
         ensemble = self.ensemble
         if matrix.dtype != np.float64 or matrix.shape[1:] != (ensemble.features,) or len(matrix) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
-        if (values := self._coded(matrix)) is None:
-            return None
-        sums = ensemble.start(matrix)
-        for tree, leaves in zip(ensemble.trees, self._leaves(values), strict=True):
-            part = sums[:, tree.output : tree.output + tree.value.shape[1]]
-            part += self.nodes.value[leaves]
-            if ensemble.single_sums:
-                part[:] = part.astype(np.float32)
+        with np.errstate(over="ignore"):  # a value too large for 32 bits is infinite, as in the library
+            if (values := self._coded(matrix)) is None:
+                return None
+            sums = ensemble.start(matrix)
+            for tree, leaves in zip(ensemble.trees, self._leaves(values), strict=True):
+                part = sums[:, tree.output : tree.output + tree.value.shape[1]]
+                part += self.nodes.value[leaves]
+                if ensemble.single_sums:
+                    part[:] = part.astype(np.float32)
         return np.asarray(ensemble.finish(sums))
 
     def _coded(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
