@@ -371,6 +371,7 @@ counts = set()
 print("reading", flush=True)
 while not select.select([sys.stdin], [], [], 0)[0]:
     with duckdb.connect(sys.argv[1], read_only=True) as con:
+        con.execute("SET enable_progress_bar = false")  # a query that takes long would draw it on standard output
         rows = con.execute(
             "SELECT p.partition_key, count(*), count(DISTINCT p.run_id), any_value(r.rows_scored) "
             "FROM small.predictions p JOIN (FROM batch_platform.score_runs "

@@ -22,6 +22,7 @@ from batch_platform.monitoring.measures.rejections import REJECTIONS
 from batch_platform.monitoring.measures.scores import SCORES
 from batch_platform.warehouse import descriptions
 from batch_platform.warehouse.descriptions import Description
+from batch_platform.warehouse.ledger import note
 
 MEASURES: dict[str, Measure[Any]] = {
     measure.name: measure
@@ -60,8 +61,7 @@ def staged_values(parts: Mapping[str, ScoredPart]) -> dict[str, Mapping[str, Any
 
 def replace_measures(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
     """Replace the rows of every measure of scoring, within the caller's transaction."""
-    for measure in scored_measures().values():
-        measure.replace_in(con, commits, parts)
+    note(con, [change for measure in scored_measures().values() for change in measure.replace_in(con, commits, parts)])
 
 
 def read_values(

@@ -28,7 +28,7 @@ from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.monitoring.usual import Past
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import Change, ScoreRun, Version, note
+from batch_platform.warehouse.ledger import Change, ScoreRun, Version, changes_of
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -206,8 +206,9 @@ class Measure(Generic[Value]):
     settle: Callable[[duckdb.DuckDBPyConnection, str, Sequence[str], Mapping[str, pl.DataFrame]], None] | None = None
     # Values by partition key that are known before the transaction; with it, nothing is read back within.
     stage: Callable[[Mapping[str, ScoredPart]], Mapping[str, Value]] | None = None
-    # Replace further tables within the transaction of the predictions; the rows of `score` are replaced anyway.
-    replace: Callable[[duckdb.DuckDBPyConnection, Commits, Mapping[str, ScoredPart]], None] | None = None
+    # Replace further tables within the transaction of the predictions, and return what changed, which is noted for all
+    # measures together; the rows of `score` are replaced anyway.
+    replace: Callable[[duckdb.DuckDBPyConnection, Commits, Mapping[str, ScoredPart]], list[Change]] | None = None
     # The values of committed partitions by key; by default the rows of its table.
     read: Callable[[duckdb.DuckDBPyConnection, Commits], Mapping[str, Value]] | None = None
     numbers: Callable[[Value], Mapping[str, float]] | None = None  # numbers to show and to plot
@@ -250,19 +251,20 @@ class Measure(Generic[Value]):
             return self.shown(value)
         return {} if self.numbers is None else rounded(self.numbers(value))
 
-    def replace_in(self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
-        """Replace the rows of committed partitions; `parts` has what was scored by partition key."""
-        if self.replace is not None:
-            self.replace(con, commits, parts)
+    def replace_in(
+        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    ) -> list[Change]:
+        """Replace the rows of committed partitions, and return what changed; `parts` has what was scored by partition key."""
+        changes = [] if self.replace is None else self.replace(con, commits, parts)
         if self.score is None:
-            return
+            return changes
         rows = [self._scored(self.score(run, parts[run.partition_key]), run) for run in commits.runs]
         if not any(frame.height for frame in rows) and not has_table(con, commits.pipeline, self.name):
-            return
+            return changes
         con.register("new_rows", pl.concat(rows))
         replace_rows(con, commits.pipeline, self.name, commits.keys, "new_rows")
         con.unregister("new_rows")
-        note(con, [Change(run.seq, commits.pipeline, self.name, run.partition_key) for run in commits.runs])
+        return [*changes, *changes_of(commits.runs, self.name)]
 
     def _scored(self, rows: pl.DataFrame, run: ScoreRun) -> pl.DataFrame:
         """The rows of a partition with the shared columns; raises DataError if they lack a column."""

@@ -19,8 +19,10 @@ import duckdb
 from batch_platform.warehouse.home import Home
 
 HEADERS = 3 * 4096  # bytes before the first block: one header of the file, and two of the database that take turns
-_BLOCKS = "SELECT block_id FROM pragma_metadata_info() ORDER BY ALL"
-_BLOCK_SIZE = "SELECT block_size FROM pragma_database_size() WHERE database_name = current_database()"
+_BLOCKS = (
+    "SELECT block_id, block_size FROM pragma_metadata_info(), pragma_database_size() "
+    "WHERE database_name = current_database() ORDER BY ALL"
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ class WarehouseFile:
 
     def _save(self, con: duckdb.DuckDBPyConnection) -> None:
         """Save the headers and every block of metadata that lies within the file; blocks beyond its end are new."""
-        ((size,),) = con.execute(_BLOCK_SIZE).fetchall()
-        places = [HEADERS + block * size for (block,) in con.execute(_BLOCKS).fetchall()]
-        blocks = {place: os.pread(self.descriptor, size, place) for place in places}
-        standing = {place: block for place, block in blocks.items() if len(block) == size}
+        standing = dict[int, bytes]()
+        for block, size in con.execute(_BLOCKS).fetchall():
+            place = HEADERS + block * size
+            if len(content := os.pread(self.descriptor, size, place)) == size:
+                standing[place] = content
         _Saved(os.pread(self.descriptor, HEADERS, 0), standing).write(self.home.warehouse_rollback)
 
 

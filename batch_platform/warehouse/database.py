@@ -42,7 +42,7 @@ from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import published_changes
 from batch_platform.warehouse.renaming import complete_renaming
 from batch_platform.warehouse.replacing import replace_rows
-from batch_platform.warehouse.sql import has_table, transaction
+from batch_platform.warehouse.sql import has_table, quoted, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
 
 _STORAGE_ERRORS = (
@@ -55,6 +55,7 @@ _STORAGE_ERRORS = (
 )
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
+_REJECTED = "rejected_rows"
 
 _RESTORE = "restore the newest published copy: batch-platform restore --from-published; or a backup of the whole home."
 
@@ -196,12 +197,11 @@ class Warehouse:
                 predictions = [file for scores in new for file in scores.predictions]
                 files = [file for scores in new for file in scores.files or ()] if new[0].files is not None else None
                 scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, NewRows(keys, predictions, files))
-                rejections = [file for scores in new for file in scores.rejected]
-                rejected = replace_rows(con, pipeline, "rejected_rows", keys, rejections)
+                deleted, rejected = _replace_rejected(con, pipeline, new)
                 _require_balance(new, scored, rejected)
                 now = clock()
                 runs = [replace(scores.run, committed_at=now) for scores in new]
-                seqs = append(con, runs, "predictions", "rejected_rows")
+                seqs = append(con, runs, "predictions", *([_REJECTED] if deleted or rejected else []))
                 runs = [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
                 if in_transaction is not None:
                     in_transaction(con, runs)
@@ -331,6 +331,19 @@ def is_damage(error: Exception) -> bool:
     """
     of_storage = type(error) is duckdb.Error or isinstance(error, _STORAGE_ERRORS)
     return isinstance(error, ValueError) or (of_storage and _CORRUPT.search(str(error)) is not None)
+
+
+def _replace_rejected(con: duckdb.DuckDBPyConnection, pipeline: str, staged: Sequence[StagedScores]) -> tuple[int, int]:
+    """Replace the rejected rows of partitions; returns how many were deleted, and how many inserted."""
+    deleted, keys = 0, [scores.run.partition_key for scores in staged]
+    files = [file for scores in staged for file in scores.rejected]
+    if has_table(con, pipeline, _REJECTED):
+        where = f"{quoted(pipeline)}.{_REJECTED} WHERE partition_key IN $keys"
+        ((deleted,),) = con.execute(f"DELETE FROM {where}", {"keys": keys}).fetchall()
+        counted = "SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata($paths)"
+        if con.execute(counted, {"paths": [str(file) for file in files]}).fetchall() == [(0,)]:
+            return deleted, 0
+    return deleted, replace_rows(con, pipeline, _REJECTED, keys, files)
 
 
 def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:

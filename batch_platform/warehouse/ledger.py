@@ -282,7 +282,10 @@ def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
 
 def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
     """Upgrade a warehouse of an earlier format in one transaction; raises WarehouseError if there is no way to this format."""
-    upgrades = _upgrades_from(_format(con))
+    number = _format(con)
+    if number == FORMAT:
+        return
+    upgrades = _upgrades_from(number)
     if not upgrades:
         require_format(con, file)
         return
@@ -413,16 +416,24 @@ def replace_records(
     table: str,
     record: type[Record],
     rows: Sequence[Record],
-) -> None:
-    """Replace the rows of the committed partitions in a table of records, which is made with its first rows."""
+) -> list[Change]:
+    """Replace the rows of the committed partitions in a table of records, which is made with its first rows.
+
+    Returns the changes, which are still to be noted.
+    """
     pipeline = committed[0].pipeline
     if not rows and not has_table(con, pipeline, table):
-        return
+        return []
     create_table(con, pipeline, table, record)
     keys = {"keys": [run.partition_key for run in committed]}
     con.execute(f"DELETE FROM {quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys", keys)
     insert(con, table, [vars(row) for row in rows], schema=pipeline)
-    note(con, [Change(run.seq, pipeline, table, run.partition_key) for run in committed])
+    return changes_of(committed, table)
+
+
+def changes_of(committed: Sequence[ScoreRun], table: str) -> list[Change]:
+    """The changes of a table in which the rows of committed partitions were replaced."""
+    return [Change(run.seq, run.pipeline, table, run.partition_key) for run in committed]
 
 
 def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order

@@ -5,9 +5,9 @@ brings the other copy up to date from the warehouse's journal of changes, rename
 a reader still holds open is left alone. So publishing costs in proportion to what changed, the file that readers open is
 never touched, and no reader can delay a write. Files of tables are removed once neither the warehouse nor a copy names them.
 
-If there is no second copy, or much of the warehouse changed since, the bytes of the warehouse are copied instead, under
-the lock; an open warehouse has no log that they would lack. Another process copies them: a process that opens a file of
-its own database a second time loses its lock on it when it closes it.
+If the warehouse is small, there is no second copy, or much changed since, the bytes of the warehouse are copied instead,
+under the lock; an open warehouse has no log that they would lack. Another process copies them: a process that opens a file
+of its own database a second time loses its lock on it when it closes it.
 """
 
 import logging
@@ -55,6 +55,7 @@ from batch_platform.warehouse.tables_in_files import (
     views,
 )
 
+SMALL_BYTES = 16 * 2**20  # up to this size, copying all bytes is quicker than the statements for what changed
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -153,9 +154,10 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
     excluded = {current, *unfinished, *foreign}
     spares = [path for path in published_copies(home) if path.name in marks and path not in excluded]
+    by_bytes = _is_readable(con)
     try:
-        spare, read = _from_spares(con, spares)
-        copy = spare or _new_copy(con, home)
+        spare, read = _from_spares(con, home, spares, by_bytes=by_bytes)
+        copy = spare or _new_copy(con, home, by_bytes=by_bytes)
     except (duckdb.Error, OSError) as error:
         msg = f"{home.published} could not be brought up to date: {error}"
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
@@ -192,9 +194,9 @@ def _remove(copy: Path) -> None:
     log_of(copy).unlink(missing_ok=True)
 
 
-def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
+def _new_copy(con: duckdb.DuckDBPyConnection, home: Home, *, by_bytes: bool) -> Path:
     path = copy_of(home, uuid.uuid4().hex)
-    if _is_readable(con):
+    if by_bytes:
         copy_bytes(home, path)
     else:
         _write_rows(con, path)
@@ -227,12 +229,15 @@ def copy_bytes(home: Home, path: Path) -> None:
     aside.rename(path)
 
 
-def _from_spares(con: duckdb.DuckDBPyConnection, spares: Iterable[Path]) -> tuple[Path | None, set[Path]]:
+def _from_spares(
+    con: duckdb.DuckDBPyConnection, home: Home, spares: Iterable[Path], *, by_bytes: bool
+) -> tuple[Path | None, set[Path]]:
     """The first spare copy that could be made equal to the warehouse, if any, and those that a reader holds open.
 
-    A copy that cannot be opened is removed.
+    A copy that cannot be opened is removed. None is made equal to a small warehouse whose bytes can be copied.
     """
     equal, read = None, set[Path]()
+    small = by_bytes and home.warehouse.stat().st_size <= SMALL_BYTES
     for path in spares:
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
         try:
@@ -244,22 +249,22 @@ def _from_spares(con: duckdb.DuckDBPyConnection, spares: Iterable[Path]) -> tupl
             else:
                 _remove(path)
             continue
-        if equal is not None:
+        if small or equal is not None:
             con.execute("DETACH copy")
-        elif _brought_up_to_date(con, path):
+        elif _brought_up_to_date(con, path, by_bytes=by_bytes):
             equal = path
     return equal, read
 
 
-def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
-    """Make the attached copy equal to the warehouse and detach it; False if much has changed since.
+def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path, *, by_bytes: bool) -> bool:
+    """Make the attached copy equal to the warehouse and detach it; False if much has changed since and bytes can be copied.
 
     A copy with another history than the warehouse's is not used either. A damaged copy is written anew.
     """
     try:
         with _attached(con):
             since = _shared_past(con)
-            if since is None or (_is_readable(con) and _much_changed(con, since)):
+            if since is None or (by_bytes and _much_changed(con, since)):
                 return False
             _copy_changes(con, since)
     except duckdb.Error as error:
@@ -274,6 +279,8 @@ def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
     """Return whether so many rows were scored since a change that copying all bytes is quicker than writing the rows."""
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
+    if changed <= MUCH_ROWS:
+        return False
     # The ledger counts rows in files too, which no copy holds.
     for pipeline in [name for name, table in tables_in_files(con) if table == PREDICTIONS]:
         query = f"""
@@ -319,13 +326,10 @@ def _shared_past(con: duckdb.DuckDBPyConnection) -> int | None:
 
 def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     """Bring every table of the attached copy from change `since` to now, and drop the tables that are gone."""
-    query = f"""
-        SELECT schema_name, table_name, if(bool_or(partition_key IS NULL), NULL, list(DISTINCT partition_key))
-        FROM {LEDGERS_SCHEMA}.changes WHERE seq > $since GROUP BY ALL
-    """
-    journaled = {  # keys of the partitions to copy; None: all
-        (schema, table): keys for schema, table, keys in con.execute(query, {"since": since}).fetchall()
-    }
+    query = f"SELECT DISTINCT schema_name, table_name, partition_key FROM {LEDGERS_SCHEMA}.changes WHERE seq > $since"
+    journaled: dict[tuple[str, str], set[str | None]] = {}  # keys of the partitions to copy; with None: all
+    for schema, table, key in con.execute(query, {"since": since}).fetchall():
+        journaled.setdefault((schema, table), set()).add(key)
     wanted, copied_views = views(con), views(con, "copy")
     for pipeline, table in copied_views.keys() - wanted.keys():
         con.execute(f"DROP VIEW copy.{quoted(pipeline)}.{table.view}")
@@ -334,25 +338,33 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     for schema, table in set(tables(con, "copy")) - set(present):
         con.execute(f"DROP TABLE copy.{quoted(schema)}.{quoted(table)}")
     _copy_schemas(con)
+    grown = _grown_ledgers(con, present, since)
     for schema, table in present:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         differs = copied.get((schema, table)) != columns[schema, table]
-        keys = journaled.get((schema, table), [])
-        if differs or keys is None or (schema, table) == (LEDGERS_SCHEMA, "meta"):
+        keys = journaled.get((schema, table), set())
+        if differs or None in keys or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
             write_comments(con, schema, table, "copy")
-        elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:
+        elif table in grown and schema == LEDGERS_SCHEMA:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
         elif keys:
             column = (
                 "pipeline" if schema == LEDGERS_SCHEMA else "partition_key"
             )  # column whose values the journal names
-            changed = f"{column} IN (SELECT unnest($keys))"
-            con.execute(f"DELETE FROM {copy} WHERE {changed}", {"keys": keys})
-            con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", {"keys": keys})
+            changed, values = f"{column} IN $keys", {"keys": [*keys]}
+            con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
+            con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
     for (pipeline, table), sql in wanted.items():
         if copied_views.get((pipeline, table)) != sql:
             make_view(con, pipeline, table, "copy")
+
+
+def _grown_ledgers(con: duckdb.DuckDBPyConnection, present: Sequence[tuple[str, str]], since: int) -> set[str]:
+    """The ledgers among the tables of the warehouse that have rows of later changes."""
+    ledgers = [table for schema, table in present if schema == LEDGERS_SCHEMA and table not in {STATUS_TABLE, "meta"}]
+    newest = " UNION ALL ".join(f"SELECT '{table}', max(seq) FROM {LEDGERS_SCHEMA}.{table}" for table in ledgers)
+    return {table for table, seq in con.execute(newest).fetchall() if seq is not None and seq > since}
 
 
 def _copy_schemas(con: duckdb.DuckDBPyConnection) -> None:

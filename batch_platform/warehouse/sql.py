@@ -57,11 +57,9 @@ def table_columns(
 
 def tables(con: duckdb.DuckDBPyConnection, database: str | None = None) -> list[tuple[str, str]]:
     """List schema and name of every table, but no view, by default in the current database."""
-    query = (
-        "SELECT schema_name, table_name FROM duckdb_tables() "
-        "WHERE database_name = coalesce($database, current_database()) AND NOT temporary ORDER BY ALL"
-    )
-    return con.execute(query, {"database": database}).fetchall()
+    name = literal(database) if database else "current_database()"
+    query = f"SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = {name} AND NOT temporary"
+    return sorted(con.execute(query).fetchall())
 
 
 def digest(columns: Iterable[str]) -> str:

@@ -16,12 +16,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
-from batch_platform.warehouse import ledger
+from batch_platform.warehouse import ledger, published
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
-from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_published, publish
+from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, copy_bytes, open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.faults.nursery import Nursery
@@ -32,6 +32,19 @@ from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home").create()
+
+
+@pytest.fixture
+def no_small_warehouse(monkeypatch) -> None:
+    """A copy is brought up to date by what changed, however small the warehouse is."""
+    monkeypatch.setattr(published, "SMALL_BYTES", 0)
+
+
+def enlarge(home: Home) -> None:
+    """Make the warehouse too large for its bytes to be copied with every publish."""
+    with Warehouse(home).open() as con:
+        con.execute(f"CREATE TABLE incompressible AS SELECT random() AS number FROM range({SMALL_BYTES // 4})")
+    assert home.warehouse.stat().st_size > SMALL_BYTES
 
 
 def write(home: Home, folder: Path, key: str, run_id: str, **columns) -> None:
@@ -69,6 +82,7 @@ def test_publishing_twice_changes_nothing(home, tmp_path):
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == inode
 
 
+@pytest.mark.usefixtures("no_small_warehouse")
 def test_two_files_are_used_in_turn_and_no_third_file_remains(home, tmp_path):
     inodes = []
     for n in range(5):
@@ -78,6 +92,15 @@ def test_two_files_are_used_in_turn_and_no_third_file_remains(home, tmp_path):
     assert len(list(home.root.glob("published-*"))) == 2
 
 
+def test_the_bytes_of_a_small_warehouse_are_copied_and_two_copies_remain(home, tmp_path):
+    for n in range(4):
+        write(home, tmp_path, KEYS[n % 3], f"r{n}")
+        copied = publish(home)
+        assert copied.read_bytes() == home.warehouse.read_bytes()
+    assert len(list(home.root.glob("published-*"))) == 2
+
+
+@pytest.mark.usefixtures("no_small_warehouse")
 def test_bytes_are_copied_if_most_rows_changed_and_later_changes_are_added(home, tmp_path):
     many = list(range(MUCH_ROWS + 1))
     write(home, tmp_path, KEYS[0], "r0")
@@ -125,6 +148,7 @@ def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):
     assert not list(home.root.glob(".published-*"))
 
 
+@pytest.mark.usefixtures("no_small_warehouse")
 def test_the_published_copy_has_the_meta_table_of_the_warehouse_also_after_it_changed(home, tmp_path, monkeypatch):
     for run_id in ("r0", "r1"):  # so that the next publish brings a copy up to date
         write(home, tmp_path, KEYS[0], run_id)
@@ -189,7 +213,8 @@ CHANGE = st.one_of(
 @given(st.lists(CHANGE, max_size=8))
 @example([("write", KEYS[0], 1), ("column", KEYS[0], "a"), ("write", KEYS[0], 0)])
 def test_an_incremental_copy_equals_a_full_one_after_any_changes(changes):
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "SMALL_BYTES", 0)
         home, folder = Home(Path(name) / "home").create(), Path(name)
         for n, (what, key, detail) in enumerate(changes):
             if what == "publish":
@@ -211,6 +236,7 @@ print(con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall()[0]
 """
 
 
+@pytest.mark.usefixtures("no_small_warehouse")
 def test_a_reader_in_another_process_is_left_alone_and_delays_nothing(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     publish(home)
@@ -362,6 +388,7 @@ def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(h
 
 @pytest.mark.parametrize("step", ["^INSERT", r"^replace \.published\.json", "^rename published-"])
 def test_a_copy_that_a_killed_publish_was_writing_is_not_blamed_on_another_program(home, tmp_path, caplog, step):
+    enlarge(home)
     for number in range(2):
         write(home, tmp_path, KEYS[0], f"r{number}")
         publish(home)

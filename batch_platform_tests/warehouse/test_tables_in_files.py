@@ -26,7 +26,7 @@ from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun, as_record
+from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun, as_record, note
 from batch_platform.warehouse.published import open_published, publish, remove_unnamed
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, TABLES_IN_FILES, staged_files
@@ -82,7 +82,7 @@ def write(  # noqa: PLR0913 - a partition, its rows, their place, and who scores
         Warehouse(home),
         scores,
         may_empty=True,
-        in_transaction=lambda con, runs: replace_challengers(con, home, runs, others),
+        in_transaction=lambda con, runs: note(con, replace_challengers(con, home, runs, others)),
     )
 
 
@@ -401,7 +401,11 @@ def test_a_challenger_has_one_place_in_each_partition_and_may_fail(home, tmp_pat
     failed = beside(scores)
     failed = StagedChallenger(replace(failed.run, rows_scored=0, failure="it broke"), [], [])
     others = {KEYS[0]: [failed]}
-    commit(Warehouse(home), scores, in_transaction=lambda con, runs: replace_challengers(con, home, runs, others))
+    commit(
+        Warehouse(home),
+        scores,
+        in_transaction=lambda con, runs: note(con, replace_challengers(con, home, runs, others)),
+    )
     with Warehouse(home).open() as con:
         scores = con.sql("SELECT challenger, run_id FROM small.challenger_scores ORDER BY ALL").fetchall()
         runs = con.sql("SELECT challenger, failure FROM small.challengers ORDER BY ALL").fetchall()

@@ -19,7 +19,7 @@ from batch_platform.monitoring.markdown import markdown, table
 from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, ScoredPart
 from batch_platform.warehouse.descriptions import OF_PARTITION, Description
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, note
+from batch_platform.warehouse.ledger import Change, ScoreRun, changes_of, create_table, insert
 from batch_platform.warehouse.sql import has_table, quoted
 from batch_platform.warehouse.tables_in_files import (
     CHALLENGER_SCORES,
@@ -71,8 +71,10 @@ def replace_challengers(
     home: Home,
     committed: Sequence[ScoreRun],
     challengers: Mapping[str, Sequence[StagedChallenger]],
-) -> None:
+) -> list[Change]:
     """Replace the scores and rows of challengers for the committed partitions; `challengers` has them by partition key.
+
+    Returns the changes, which are still to be noted.
 
     Scores of any other challenger stay, unless one of their files is lost: then they are removed with its row, since no run
     makes them again.
@@ -93,7 +95,7 @@ def replace_challengers(
         )
         _log.warning(msg, pipeline, key, name)
     if not replaced and not forgotten:
-        return
+        return []
     by_challenger: dict[str, list[str]] = defaultdict(list)
     for name, key in sorted([*replaced, *forgotten]):
         by_challenger[name].append(key)
@@ -114,8 +116,8 @@ def replace_challengers(
     create_table(con, pipeline, RUNS, ChallengerRun)
     new.delete_replaced(con, pipeline, RUNS)
     insert(con, RUNS, [vars(run) for run in runs], schema=pipeline)
-    seqs = [(run.seq, run.partition_key) for run in committed if run.partition_key in touched]
-    note(con, [Change(seq, pipeline, table, key) for seq, key in seqs for table in (SCORES, RUNS)])
+    of_touched = [run for run in committed if run.partition_key in touched]
+    return [*changes_of(of_touched, SCORES), *changes_of(of_touched, RUNS)]
 
 
 def _files(staged: Sequence[StagedChallenger]) -> list[StagedFile] | None:
@@ -159,8 +161,8 @@ def _stage(parts: Mapping[str, ScoredPart]) -> dict[str, tuple[ChallengerRun, ..
     return {key: tuple(staged.run for staged in part.challengers) for key, part in parts.items() if part.challengers}
 
 
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
-    replace_challengers(con, commits.home, commits.runs, {key: part.challengers for key, part in parts.items()})
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
+    return replace_challengers(con, commits.home, commits.runs, {key: part.challengers for key, part in parts.items()})
 
 
 def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, tuple[ChallengerRun, ...]]:

@@ -38,10 +38,10 @@ from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
 from batch_platform.warehouse.ledger import (
+    Change,
     ScoreRun,
     create_table,
     insert,
-    note_partitions,
     read_latest,
     replace_records,
     rows_of_partitions,
@@ -97,7 +97,9 @@ class SegmentDrift:
         return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
 
 
-def _replace_segments(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+def _replace_segments(
+    con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+) -> list[Change]:
     """Replace how far the predictions of each segment of the committed partitions are from the same segment's reference.
 
     A segment that the reference does not hold has no row. It is judged as the predictions are, where their baseline is the
@@ -142,7 +144,7 @@ def _replace_segments(con: duckdb.DuckDBPyConnection, commits: Commits, parts: M
         )
         if divergence is not None
     ]
-    replace_records(con, commits.runs, OF_SEGMENTS, SegmentDrift, rows)
+    return replace_records(con, commits.runs, OF_SEGMENTS, SegmentDrift, rows)
 
 
 def read_segment_alarms(
@@ -164,12 +166,11 @@ def _is_judged(declared: Drift, column: str, baseline: Baseline) -> bool:
     return baseline == declared.baseline and column not in declared.ignore
 
 
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
-    _replace_columns(con, commits)
-    _replace_segments(con, commits, parts)
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
+    return [*_replace_columns(con, commits), *_replace_segments(con, commits, parts)]
 
 
-def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> None:
+def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> list[Change]:
     """Compute the drift of the committed partitions, whose profiles are written already, and of those that they are a baseline of."""
     spec, calendar, name = commits.spec, commits.spec.partitions.calendar, commits.pipeline
     new = {run.partition_key: run for run in commits.runs}
@@ -178,7 +179,7 @@ def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> None:
     needed = {*wanted, *(of for baselines in wanted.values() for of in baselines.values())}
     profiles = read_profiles(con, name, needed)
     if not profiles and not has_table(con, name, COLUMNS):
-        return
+        return []
     runs = {**new, **read_latest(con, ScoreRun, name, later)}
     pairs = list(_pairs(new, runs, wanted, profiles, commits.reference_of))
     rows = [
@@ -194,8 +195,8 @@ def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> None:
         {"keys": list(later), "new": list(new)},
     )
     insert(con, COLUMNS, [vars(row) for row in rows], schema=name)
-    changed = sorted({*new, *(key for key in later if key in profiles)})
-    note_partitions(con, name, COLUMNS, changed)
+    seq = max(run.seq for run in commits.runs)
+    return [Change(seq, name, COLUMNS, key) for key in sorted({*new, *(later & profiles.keys())})]
 
 
 def read_drift(

@@ -16,7 +16,7 @@ from batch_platform.monitoring.measure import Commits, Measure, ScoredPart, Scor
 from batch_platform.monitoring.measures.performance import PERFORMANCE, labelled_outcomes
 from batch_platform.monitoring.metrics import measure
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
-from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_records, rows_of_partitions
+from batch_platform.warehouse.ledger import Change, ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
 OF_SEGMENTS = "estimates_by_segment"
@@ -52,7 +52,7 @@ class EstimatedSegmentMetric(EstimatedMetric):
     segment: str | None  # value of the column as text
 
 
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
+def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
     rows, of_segments = list[EstimatedMetric](), list[EstimatedMetric]()
     for run in commits.runs:
         part = parts[run.partition_key]
@@ -65,8 +65,10 @@ def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[st
         for column, by_value in part.by_segment.of("estimate").items():
             for segment, histogram in by_value.items():
                 of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
-    replace_records(con, commits.runs, ESTIMATES.name, EstimatedMetric, rows)
-    replace_records(con, commits.runs, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
+    return [
+        *replace_records(con, commits.runs, ESTIMATES.name, EstimatedMetric, rows),
+        *replace_records(con, commits.runs, OF_SEGMENTS, EstimatedSegmentMetric, of_segments),
+    ]
 
 
 def _rows(

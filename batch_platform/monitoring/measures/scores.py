@@ -78,31 +78,36 @@ def _numeric(
     con: duckdb.DuckDBPyConnection, rows: str, values: Mapping[str, list[str]], column: str
 ) -> dict[str, ScoreDistribution]:
     scored = f"SELECT partition_key, {quoted(column)}::DOUBLE AS value FROM {rows}"
-    probabilities = f"SELECT min(value) >= 0 AND max(value) <= 1 FROM ({scored})"
-    if column == "score" and con.execute(probabilities, values).fetchall() == [(True,)]:
-        ranged = f"SELECT *, 0::DOUBLE AS low, 1::DOUBLE AS high FROM ({scored})"
-    else:
-        ranges = f"SELECT partition_key, min(value) AS low, max(value) AS high FROM ({scored}) GROUP BY partition_key"
-        ranged = f"FROM ({scored}) JOIN ({ranges}) USING (partition_key)"
+    if column == "score":
+        bins = _binned(con, f"SELECT *, 0::DOUBLE AS low, 1::DOUBLE AS high FROM ({scored})", values)
+        if all(of_bin.lowest >= 0 and of_bin.highest <= 1 for filled in bins.values() for of_bin in filled):
+            return {key: _of_bins(column, filled) for key, filled in bins.items()}
+    ranges = f"SELECT partition_key, min(value) AS low, max(value) AS high FROM ({scored}) GROUP BY partition_key"
+    bins = _binned(con, f"FROM ({scored}) JOIN ({ranges}) USING (partition_key)", values)
+    return {key: _of_bins(column, filled) for key, filled in bins.items()}
+
+
+def _binned(con: duckdb.DuckDBPyConnection, ranged: str, values: Mapping[str, list[str]]) -> dict[str, list["_Bin"]]:
+    """The ranges that are not empty, by partition key; `ranged` gives each value with the ends of all ranges."""
     query = f"""
         SELECT
             partition_key, low, high,
-            CASE WHEN high > low THEN least(floor((value - low) / (high - low) * {BINS}), {BINS - 1}) ELSE 0 END::INT,
+            CASE WHEN high > low THEN greatest(0, least(floor((value - low) / (high - low) * {BINS}), {BINS - 1})) ELSE 0 END::INT,
             count(*), sum(value), min(value), max(value)
         FROM ({ranged}) GROUP BY ALL ORDER BY ALL
     """
     bins: dict[str, list[_Bin]] = defaultdict(list)
-    ends: dict[str, tuple[float, float]] = {}
-    for key, low, high, *of_bin in con.execute(query, values).fetchall():
-        ends[key] = low, high
+    for key, *of_bin in con.execute(query, values).fetchall():
         bins[key].append(_Bin(*of_bin))
-    return {key: _of_bins(column, *ends[key], filled) for key, filled in bins.items()}
+    return bins
 
 
 @dataclass(frozen=True)
 class _Bin:
     """The scores of one range that is not empty."""
 
+    low: float  # start of the first range
+    high: float  # end of the last one
     at: int
     rows: int
     total: float
@@ -110,8 +115,8 @@ class _Bin:
     highest: float
 
 
-def _of_bins(column: str, low: float, high: float, filled: Sequence[_Bin]) -> ScoreDistribution:
-    counts = [0] * BINS
+def _of_bins(column: str, filled: Sequence[_Bin]) -> ScoreDistribution:
+    counts, low, high = [0] * BINS, filled[0].low, filled[0].high
     for scores in filled:
         counts[scores.at] = scores.rows
     rows, wide = sum(counts), (high - low) / BINS
