@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import dagster as dg
-
 from batch_platform.components import checks, describe
-from batch_platform.components.checks import RunCheck, evaluation
+from batch_platform.components.checks import RunCheck
 from batch_platform.components.wiring import Wiring
 from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift
 from batch_platform.pipeline.build import Built
@@ -27,19 +25,6 @@ class Commit:
     rows: int
     metadata: Mapping[str, Any]
     checked: Mapping[RunCheck[Any], Any] = field(default_factory=dict[RunCheck[Any], Any])  # what each check looks at
-
-    def evaluations(self, asset: dg.AssetKey) -> list[Any]:
-        """The results of its checks."""
-        return [
-            evaluation(
-                dg.AssetCheckKey(asset, check.name),
-                self.partition_key,
-                passed=check.passed(value),
-                metadata=check.metadata(value),
-                severity=check.severity(value),
-            )
-            for check, value in self.checked.items()
-        ]
 
 
 def features(wiring: Wiring, built: Built) -> Commit:
