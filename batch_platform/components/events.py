@@ -192,7 +192,12 @@ def log_unknown_commits(
     if not any(unknown.values()):
         return
     unlogged: dict[str, Iterator[Commit]] = {
-        "features": (commits.features(wiring, it) for it in recorded_features(pipeline, state, unknown["features"])),
+        "features": (
+            commit
+            for _, commit in commits.features_in_turn(
+                wiring, recorded_features(pipeline, state, unknown["features"]), max(unknown["features"], default="")
+            )
+        ),
         "model": (commits.model(wiring, it) for it in recorded_models(state, unknown["model"])),
         "predictions": (
             commits.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])

@@ -110,9 +110,10 @@ class RunStep:
         observe_sources(self.context, self.wiring, partitions)
         log = self.log("features", len(partitions))
         with cluster_heard(self.context, self.wiring):
-            for built in self.pipeline.build_features(partitions, self.stamp(), force=force):
+            builds = self.pipeline.build_features(partitions, self.stamp(), force=force)
+            for built, commit in commits.features_in_turn(self.wiring, builds, partitions[-1].key):
                 read_from = lineage.built(self.wiring, built, partitions[-1])
-                log.committed(commits.features(self.wiring, built), metadata=read_from, findings=built.findings)
+                log.committed(commit, metadata=read_from, findings=built.findings)
 
     def build_lacking(self, partitions: Sequence[Partition]) -> None:
         """Build the features that partitions lack. What fails on its own is left to the end of the step."""
