@@ -85,12 +85,11 @@ def forget_runs(
     The public `instance.delete_run` removes the newest materializations too, after which partitions look as if they were never made.
     """
     storage: Any = _sql_storage(instance)
-    statuses = [*FINISHED_STATUSES]
     runs = [
         record.dagster_run
         for value in values
         for record in instance.get_run_records(
-            dg.RunsFilter(statuses=statuses, tags={tag: value}, updated_before=before)
+            dg.RunsFilter(statuses=[*FINISHED_STATUSES], tags={tag: value}, updated_before=before)
         )
     ]
     if storage is None or not runs:
@@ -108,7 +107,9 @@ def forget_runs(
                 continue
             if run.run_id not in kept:
                 instance.delete_run(run.run_id)
-            if log:
+            if (
+                storage.is_run_sharded
+            ):  # Dagster makes an empty database where it removes the events of a run without one
                 for file in _files(Path(storage.path_for_shard(run.run_id))):
                     file.unlink(missing_ok=True)
             with suppress(NotImplementedError):
