@@ -152,15 +152,15 @@ def test_a_module_imports_at_most_twenty_modules_of_the_package():
     assert not wrong, "; ".join(wrong)
 
 
-INTERNALS = "batch_platform.components.dagster_internals"
+INTERNALS = {"batch_platform.components.dagster_internals", "batch_platform.components.dagster_records"}
 PRIVATE = re.compile(
     r"\bdagster\w*(\.\w+)*\._\w+|\bdagster\w*\.\w+(\.\w+)* import|dagster_shared|dagster_internal_init|step_context|SLF001"
 )
 INTERPRETER = {"batch_platform.cli.app"}  # ends the interpreter through a private name of Python's own
 
 
-def test_only_one_module_uses_private_names_of_dagster():
-    knowing = [name for name, room in ROOMS.items() if room in KNOW_DAGSTER and name not in {INTERNALS, *INTERPRETER}]
+def test_only_two_modules_use_private_names_of_dagster():
+    knowing = [name for name, room in ROOMS.items() if room in KNOW_DAGSTER and name not in INTERNALS | INTERPRETER]
     wrong = [
         f"{module}: {line.strip()}"
         for module in knowing
@@ -170,8 +170,8 @@ def test_only_one_module_uses_private_names_of_dagster():
     assert not wrong, (
         "move it into components/dagster_internals.py, with the public alternative if there is one, and pin it"
     )
-    text = MODULES[INTERNALS].read_text(encoding="utf-8")
-    assert len(PRIVATE.findall(text)) > 10
+    texts = [MODULES[name].read_text(encoding="utf-8") for name in INTERNALS]
+    assert all(len(PRIVATE.findall(text)) > 3 for text in texts)
 
 
 def test_a_module_is_one_thing_with_a_name_that_says_which():

@@ -14,7 +14,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import asked_for
 from batch_platform.cli.running import open_instance
-from batch_platform.components.dagster_internals import wipe_partitions
+from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition

@@ -1,14 +1,19 @@
 """The `gc` command: list the files of a home that nothing refers to, and remove them."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
+import dagster as dg
 from rich.filesize import decimal
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import find_project
+from batch_platform.cli.instance import own_instance, prepare_instance
+from batch_platform.cli.project import Project, find_project
+from batch_platform.components.dagster_records import OldRecords, compact, forget_runs
+from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.declaration.errors import WrongUseError, counted, named
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
@@ -16,10 +21,21 @@ from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.rename import drop_pipelines, find_orphans
 
 
-@click.command("gc", epilog=terminal.examples("gc --dry-run", "gc --keep '90 days' --drop former_pipeline"))
+@click.command(
+    "gc",
+    epilog=terminal.examples(
+        "gc --dry-run", "gc --runs-older-than '30 days'", "gc --keep '90 days' --drop former_pipeline"
+    ),
+)
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option(
     "--keep", default="30 days", show_default=True, help="How long to keep versions that were never promoted."
+)
+@click.option(
+    "--runs-older-than",
+    "kept_runs",
+    metavar="AGE",
+    help="Age from which Dagster's records of a run go. Default: dagster.keep_runs of each pipeline.",
 )
 @click.option(
     "--drop",
@@ -30,19 +46,17 @@ from batch_platform.pipeline.rename import drop_pipelines, find_orphans
 )
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, keep: str, dropped: tuple[str, ...], *, dry_run: bool) -> None:
-    """Remove files that nothing refers to.
+def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tuple[str, ...], *, dry_run: bool) -> None:
+    """Remove files that nothing refers to, and Dagster's records of old runs.
 
-    These are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
-    left behind. Pipelines that nothing declares any more are listed, and removed only if --drop names them: their tables,
+    The files are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
+    left behind. Of an old run the newest materialization of each partition and the newest result of each check stay. Pipelines that nothing declares any more are listed, and removed only if --drop names them: their tables,
     ledgers, features and models.
     """
     project, now = find_project(folder), datetime.now(UTC)
-    try:
-        trained_before = parse_duration(keep).before(now, ZoneInfo("UTC"))
-    except ValueError as error:
-        msg = f"--keep: {error}."
-        raise WrongUseError(msg, hint="for example --keep '60 days'") from error
+    trained_before = _before(now, "--keep", keep)
+    wirings = project.pipelines.values()
+    ages = {it.spec.name: _before(now, "--runs-older-than", kept_runs or it.spec.dagster.keep_runs) for it in wirings}
     if not project.home.root.exists():
         terminal.report({"removed": not dry_run, "size": 0, "found": [], "orphans": []})
         terminal.say(f"Nothing to remove: {project.home.root} does not exist.")
@@ -55,12 +69,16 @@ def command(folder: Path | None, keep: str, dropped: tuple[str, ...], *, dry_run
     if not dry_run:
         garbage = remove_garbage(garbage, project.home, Stamp(run_id="gc", at=now))
         drop_pipelines(project.home, dropped)
-    size = sum(item.size for item in garbage)
-    terminal.report({"removed": not dry_run, "size": size, "found": garbage, "orphans": list(orphans.values())})
+    size, old = sum(item.size for item in garbage), _old_runs(project, ages, dry_run=dry_run)
+    report = {"removed": not dry_run, "size": size, "found": garbage, "orphans": list(orphans.values())}
+    terminal.report({**report, "old_runs": old})
     for item in garbage:
         terminal.say(f"{item.path.relative_to(project.home.root)}  {decimal(item.size)}  {item.reason}")
     verb = "could be removed" if dry_run else "removed"
-    terminal.say(f"{len(garbage)} {verb}, {decimal(size)}." if garbage else "Nothing to remove.")
+    if garbage or not old.runs:
+        terminal.say(f"{len(garbage)} {verb}, {decimal(size)}." if garbage else "Nothing to remove.")
+    if old.runs:
+        terminal.say(f"Records of {counted(old.runs, 'old run')} {verb}, {decimal(old.size)}.")
     for name, orphan in orphans.items():
         last = f", the last of {orphan.last_commit:%Y-%m-%d}" if orphan.last_commit else ""
         gone = " removed" if name in dropped and not dry_run else ""
@@ -73,3 +91,24 @@ def command(folder: Path | None, keep: str, dropped: tuple[str, ...], *, dry_run
             f"If one was renamed: batch-platform rename {kept[0]} NEW_NAME carries it over; batch-platform gc --drop "
             f"{kept[0]} removes it for good."
         )
+
+
+def _before(now: datetime, option: str, age: str) -> datetime:
+    try:
+        return parse_duration(age).before(now, ZoneInfo("UTC"))
+    except ValueError as error:
+        msg = f"{option}: {error}."
+        raise WrongUseError(msg, hint=f"for example {option} '60 days'") from error
+
+
+def _old_runs(project: Project, ages: Mapping[str, datetime], *, dry_run: bool) -> OldRecords:
+    """Remove the records of the runs of pipelines that ended before a time each; nothing where no run was recorded."""
+    if own_instance(project.home) is None and not (project.home.dagster / "dagster.yaml").exists():
+        return OldRecords(0, 0)
+    with dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance:
+        cleared = [
+            forget_runs(instance, PIPELINE_TAG, [name], before, dry_run=dry_run) for name, before in ages.items()
+        ]
+        if any(old.runs for old in cleared) and not dry_run:
+            compact(instance)
+    return OldRecords(sum(old.runs for old in cleared), sum(old.size for old in cleared))

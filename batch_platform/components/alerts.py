@@ -30,7 +30,7 @@ from batch_platform.components.incidents import (
     follow,
 )
 from batch_platform.components.receivers import Message, Receivers, identity
-from batch_platform.components.runs import Target, newest_ended
+from batch_platform.components.runs import Target, keys_of_range, newest_ended
 from batch_platform.components.schedules import MOST_BYTES
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Calendar
@@ -121,7 +121,7 @@ def look(
 ) -> Looked:
     """Look at what is wrong now; messages about what has changed since the last look wait to be sent."""
     dropped, failures = _published(wiring)
-    troubles, until = _of_checks(instance, checks, last, dropped)
+    troubles, until = _of_checks(instance, checks, wiring.spec.partitions.calendar, last, dropped)
     troubles |= _of_runs(wiring, instance, failures, at) | _of_freshness(wiring, at)
     changes = follow(last.incidents, troubles, at, lambda key: _before(wiring.spec.partitions.calendar, key))
     receivers = tuple(map(identity, wiring.spec.monitoring.notify))
@@ -144,6 +144,7 @@ def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
 def _of_checks(
     instance: dg.DagsterInstance,
     checks: Iterable[dg.AssetCheckKey],
+    calendar: Calendar,
     last: Looked,
     dropped: frozenset[str],
 ) -> tuple[dict[Subject, dict[str, Trouble]], int]:
@@ -163,10 +164,12 @@ def _of_checks(
             result = event.asset_check_evaluation if event else None
             if record.run_id in going_on:
                 unfinished.append(record.id)
-            elif result is not None and event is not None and (key := _partition_of(result)) is not None:
+            elif result is not None and event is not None and (keys := _partitions_of(result, calendar)):
                 seen.append(record.id)
                 since = datetime.fromtimestamp(event.timestamp, UTC)
-                newest.setdefault(key, None if result.passed else _failed(result, since, record.run_id))
+                trouble = None if result.passed else _failed(result, since, record.run_id)
+                for key in keys:
+                    newest.setdefault(key, trouble)
         passed = {key for key, trouble in newest.items() if trouble is None}
         failed = {key: trouble for key, trouble in newest.items() if trouble is not None}
         if first:  # what later partitions got over is history
@@ -177,13 +180,15 @@ def _of_checks(
     return troubles, min(max(seen), *(id_ - 1 for id_ in unfinished)) if unfinished else max(seen)
 
 
-def _partition_of(result: dg.AssetCheckEvaluation) -> str | None:
-    """Return the partition of a result; None for a result that only sums up or repeats those of partitions."""
+def _partitions_of(result: dg.AssetCheckEvaluation, calendar: Calendar) -> list[str]:
+    """Return the partitions of a result; none for a result that only sums up or repeats those of partitions."""
     if result.description == OF_THE_RUN:
-        return None
+        return []
     if result.check_name == UP_TO_DATE:  # about all partitions together
-        return None if result.partition == result.description else UNPARTITIONED
-    return result.partition or UNPARTITIONED
+        return [] if result.partition == result.description else [UNPARTITIONED]
+    if result.partition is None:
+        return [UNPARTITIONED]
+    return keys_of_range(calendar, result.partition) or [result.partition]
 
 
 def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Trouble:

@@ -9,9 +9,11 @@ import dagster as dg
 
 from batch_platform.components import describe
 from batch_platform.components.dagster_internals import StandingCheck, quick_event_log
+from batch_platform.components.dagster_records import forget_planned
 from batch_platform.components.processes import at_work
-from batch_platform.components.runs import targets
+from batch_platform.components.runs import shown_range, targets
 from batch_platform.components.wiring import Wiring, clear_failures, now
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import MOST_LISTED, counted, listed
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks
@@ -21,10 +23,12 @@ from batch_platform.monitoring.measures.challengers import NONE_FAILS
 from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
+MOST_TOGETHER = 500  # passes of partitions that share a result
 OF_THE_RUN = "the run as a whole"  # says a result that sums up those of the partitions
 Checked = TypeVar("Checked")
 
@@ -44,6 +48,7 @@ class RunCheck(Generic[Checked]):
         [Sequence[Checked], Sequence[Checked]], Mapping[str, Any]
     ]  # takes the values of all partitions and of those that failed
     blocking: bool = False  # an error that stops what depends on the asset, rather than a warning
+    together: bool = True  # partitions that pass in one run share a result
     # Whether a failure is an error all the same, which stops nothing.
     is_error: Callable[[Checked], bool] = lambda _: False
 
@@ -93,6 +98,60 @@ def evaluation(
     )
 
 
+class CheckLog:
+    """Logs the results of checks on the partitions of one asset: every warning and failure by itself, and passes together.
+
+    Dagster stores a result three times. Passes wait until the log is flushed, and then are one result for each range of
+    partitions, with the numbers of each. Its partition and description are the range as people read it.
+    """
+
+    def __init__(
+        self,
+        asset: dg.AssetKey,
+        calendar: Calendar,
+        log: Callable[[Any], object],
+        forget: Callable[[dg.AssetCheckKey, Sequence[str]], bool] = lambda *_: True,
+    ) -> None:
+        """Log results on the partitions of a calendar with `log`.
+
+        `forget` takes back that Dagster awaits results of some partitions, or returns False: then each gets its own.
+        """
+        self._asset, self._calendar, self._log, self._forget = asset, calendar, log, forget
+        self._waiting: dict[str, dict[str, Any]] = {}  # logged later: by check and partition, the metadata of a pass
+
+    def add(self, check: RunCheck[Checked], partition_key: str | None, checked: Checked) -> None:
+        """Log the result of a check on one partition, now or later."""
+        passed, metadata = check.passed(checked), check.metadata(checked)
+        if not passed or partition_key is None or not check.together:
+            key, severity = check.key(self._asset), check.severity(checked)
+            self._log(evaluation(key, partition_key, passed=passed, metadata=metadata, severity=severity))
+            return
+        waiting = self._waiting.setdefault(check.name, {})
+        waiting[partition_key] = metadata
+        if len(waiting) >= MOST_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Log the passes that wait."""
+        for name, waiting in self._waiting.items():
+            check = dg.AssetCheckKey(self._asset, name)
+            for partitions in ranges(map(self._calendar.named, waiting)):
+                keys = [partition.key for partition in partitions]
+                if len(keys) > 1 and self._forget(check, keys):
+                    numbers = {key: _numbers(waiting[key]) for key in keys}
+                    together = {"partitions": _count(keys), **({"numbers": numbers} if any(numbers.values()) else {})}
+                    results = {shown_range(keys[0], keys[-1]): together}
+                else:
+                    results = {key: waiting[key] for key in keys}
+                for shown, metadata in results.items():
+                    self._log(evaluation(check, shown, passed=True, metadata=metadata))
+        self._waiting.clear()
+
+
+def _numbers(metadata: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metadata.items() if type(value) in (int, float)}
+
+
 def keys_of(wiring: Wiring, asset: str) -> list[dg.AssetCheckKey]:
     """The keys of all checks of an asset."""
     names = {
@@ -132,6 +191,7 @@ ROWS_BALANCE = RunCheck[Committed](
 )
 GATE = RunCheck[Trained](
     name="gate",
+    together=False,
     description="The trained version meets model.promote. A refused version is kept but never serves; the champion goes on serving.",
     passed=lambda trained: trained.decision.action == "approved",
     metadata=lambda trained: {
@@ -148,6 +208,7 @@ GATE = RunCheck[Trained](
 
 NO_SUSPECTED_LEAKS = RunCheck[Trained](
     name="no_suspected_leaks",
+    together=False,
     description=(
         "No feature tells the label so well that it may contain the outcome, and the model is not nearly perfect. A version "
         "with a suspected leak waits for promotion, unless model.allow_suspected_leaks names the columns."
@@ -172,6 +233,7 @@ def _challengers_trained(attempts: Sequence[Sequence[ChallengerTraining]], _: ob
 
 CHALLENGERS_TRAINED = RunCheck[Sequence[ChallengerTraining]](
     name="challengers",
+    together=False,
     description=NONE_FAILS,
     passed=lambda trainings: not any(training.failure for training in trainings),
     metadata=lambda trainings: {training.challenger: training.failure or training.version for training in trainings},
@@ -306,13 +368,20 @@ def _log_for_each(
     check: dg.AssetCheckKey,
     result: Callable[[str], tuple[bool, str]],
 ) -> None:
-    """Log whether each partition of the run passed, and the reason: Dagster expects a result for each."""
-    asset = check.asset_key.path[-1]
+    """Log each partition of the run that did not pass, with the reason. The result of the check stands for the others."""
+    asset, passing = check.asset_key.path[-1], list[str]()
     with quick_event_log(context.instance):
         for key in sorted({key for name, key in targets(wiring, context.run) if name == asset and key}):
             passed, reason = result(key)
-            logged = evaluation(check, key, passed=passed, metadata={"reason": reason})
-            context.op_execution_context.log_event(logged)
+            if passed:
+                passing.append(key)
+            else:
+                context.op_execution_context.log_event(
+                    evaluation(check, key, passed=False, metadata={"reason": reason})
+                )
+        if not forget_planned(context.instance, context.run.run_id, check, passing):
+            for key in passing:
+                context.op_execution_context.log_event(evaluation(check, key, passed=True, metadata={}))
 
 
 def _partitions(count: int) -> str:

@@ -1,13 +1,11 @@
 """Reports to Dagster of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import dagster as dg
-
 from batch_platform.components import checks, describe
-from batch_platform.components.checks import RunCheck, evaluation
+from batch_platform.components.checks import RunCheck
 from batch_platform.components.wiring import Wiring
 from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift
 from batch_platform.pipeline.build import Built
@@ -28,24 +26,23 @@ class Commit:
     metadata: Mapping[str, Any]
     checked: Mapping[RunCheck[Any], Any] = field(default_factory=dict[RunCheck[Any], Any])  # what each check looks at
 
-    def evaluations(self, asset: dg.AssetKey) -> list[Any]:
-        """The results of its checks."""
-        return [
-            evaluation(
-                dg.AssetCheckKey(asset, check.name),
-                self.partition_key,
-                passed=check.passed(value),
-                metadata=check.metadata(value),
-                severity=check.severity(value),
-            )
-            for check, value in self.checked.items()
-        ]
-
 
 def features(wiring: Wiring, built: Built) -> Commit:
     """Built features."""
     metadata = describe.built(built, wiring.pipeline().history.file(built.build))
     return Commit(built.partition.key, built.build.sha256[:16], built.build.rows, metadata)
+
+
+def features_in_turn(wiring: Wiring, builds: Iterable[Built], last: str) -> Iterator[tuple[Built, Commit]]:
+    """Built features with what is reported of each: the columns only where they change, and of the `last` partition.
+
+    The UI shows the columns of the newest partition; those of wide features are most of what Dagster stores of a partition.
+    """
+    columns = dict[str, str]()
+    for built in builds:
+        new = built.columns if built.columns != columns or built.partition.key == last else {}
+        columns = built.columns or columns
+        yield built, features(wiring, replace(built, columns=new))
 
 
 def model(wiring: Wiring, trained: Trained) -> Commit:

@@ -1,5 +1,7 @@
 """Every use of a private Dagster name, checked against Dagster 1.13.27. No other module may use one; a test sees to it.
 
+Only what removes rows from Dagster's own tables stands in `dagster_records.py`.
+
 Each use says which public alternative there is, or that there is none. Names that look private only because Dagster exports
 no type for them count as private. A test pins each use, so that an upgrade of Dagster that breaks one fails there first.
 What only a few commands need, Dagster's storage and its command line above all, is imported where it is used.
@@ -383,24 +385,6 @@ def open_without_capture(folder: Path) -> dg.DagsterInstance:
     Capturing starts two processes for every step. The public `dg.DagsterInstance.from_config` accepts no overrides.
     """
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides={"compute_logs": _NOOP}))
-
-
-def wipe_partitions(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequence[str]) -> None:
-    """Remove what Dagster recorded of partitions of an asset: materializations, observations and results of checks.
-
-    The public `instance.wipe_asset_partitions` is not implemented by the event logs of Dagster's open source.
-    """
-    try:
-        instance.wipe_asset_partitions(asset, keys)
-    except NotImplementedError:
-        from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
-
-        storage: Any = instance.event_log_storage
-        with storage.index_connection() as con:
-            for table in (SqlEventLogStorageTable, AssetCheckExecutionsTable):
-                of_asset = table.c.asset_key == asset.to_string()
-                con.execute(table.delete().where(of_asset, table.c.partition.in_(keys)))
-        instance.wipe_asset_cached_status([asset])
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
 import dagster as dg
 
 from batch_platform.components import commits
-from batch_platform.components.checks import Checked, RunCheck, evaluation
+from batch_platform.components.checks import Checked, CheckLog, RunCheck
 from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import (
     LOGGED_IN_THE_BODY,
@@ -24,10 +25,11 @@ from batch_platform.components.dagster_internals import (
     data_version_tags,
     quick_event_log,
 )
+from batch_platform.components.dagster_records import forget_planned
 from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.features import spark
 from batch_platform.features.spark.session import lent
 from batch_platform.pipeline.recorded import (
@@ -80,8 +82,8 @@ def cluster_heard(context: dg.AssetExecutionContext, wiring: Wiring) -> Generato
 class PartitionLog:
     """Logs the partitions of one asset in one step."""
 
-    def __init__(self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, total: int) -> None:
-        """Record the state of the upstream assets before the work begins; `total` partitions are to come.
+    def __init__(self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, calendar: Calendar, total: int) -> None:
+        """Record the state of the upstream assets before the work begins; `total` partitions of a calendar are to come.
 
         The asset may be another one than that of the step.
         """
@@ -92,6 +94,13 @@ class PartitionLog:
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
         self._provenance = Provenance(context, spec)
         self._checked = defaultdict[str, list[Any]](list)
+        self._results = CheckLog(
+            spec.key,
+            calendar,
+            context.op_execution_context.log_event,
+            partial(forget_planned, context.instance, context.run.run_id),
+        )
+        self.flush = self._results.flush
 
     def committed(
         self,
@@ -119,9 +128,7 @@ class PartitionLog:
             )
             self._report(replace(progress, findings=tuple(findings)))
         for check, checked in commit.checked.items():
-            self.count(check, checked)
-        for result in commit.evaluations(self._asset):
-            self._context.op_execution_context.log_event(result)
+            self.check(check, commit.partition_key, checked)
 
     def made_before(self, asset: dg.AssetKey, commit: Commit) -> None:
         """Record a partition of an upstream asset, which the same step has made, as an input of the next commit."""
@@ -152,14 +159,7 @@ class PartitionLog:
     def check(self, check: RunCheck[Checked], partition_key: str | None, checked: Checked) -> None:
         """Log the result of a check on one partition. Only the result for the whole step can block."""
         self.count(check, checked)
-        result = evaluation(
-            dg.AssetCheckKey(self._asset, check.name),
-            partition_key,
-            passed=check.passed(checked),
-            metadata=check.metadata(checked),
-            severity=check.severity(checked),
-        )
-        self._context.op_execution_context.log_event(result)
+        self._results.add(check, partition_key, checked)
 
     def count(self, check: RunCheck[Checked], checked: Checked) -> None:
         """Count a partition in the result of a check for the whole step, without a result of its own."""
@@ -192,7 +192,12 @@ def log_unknown_commits(
     if not any(unknown.values()):
         return
     unlogged: dict[str, Iterator[Commit]] = {
-        "features": (commits.features(wiring, it) for it in recorded_features(pipeline, state, unknown["features"])),
+        "features": (
+            commit
+            for _, commit in commits.features_in_turn(
+                wiring, recorded_features(pipeline, state, unknown["features"]), max(unknown["features"], default="")
+            )
+        ),
         "model": (commits.model(wiring, it) for it in recorded_models(state, unknown["model"])),
         "predictions": (
             commits.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])
@@ -204,9 +209,13 @@ def log_unknown_commits(
     }
     with quick_event_log(instance):
         for asset, commits_of_asset in unlogged.items():
+            results = CheckLog(wiring.key(asset), wiring.spec.partitions.calendar, instance.report_runless_asset_event)
             for commit in commits_of_asset:
                 run_id = runs[asset][commit.partition_key or unknown[asset][0]]
                 _log_in_place_of_run(instance, wiring.key(asset), commit, run_id)
+                for check, checked in commit.checked.items():
+                    results.add(check, commit.partition_key, checked)
+            results.flush()
 
 
 def _unknown(
@@ -228,5 +237,3 @@ def _log_in_place_of_run(instance: dg.DagsterInstance, asset: dg.AssetKey, commi
     tags = data_version_tags(commit.data_version)
     event = dg.AssetMaterialization(asset, partition=commit.partition_key, metadata=metadata, tags=tags)
     instance.report_runless_asset_event(event)
-    for result in commit.evaluations(asset):
-        instance.report_runless_asset_event(result)

@@ -2,8 +2,8 @@
 
 import traceback
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 
 import dagster as dg
@@ -33,6 +33,7 @@ class RunStep:
     context: dg.AssetExecutionContext
     wiring: Wiring
     made: Mapping[str, dg.AssetsDefinition]  # assets of the pipeline, by name
+    _logs: list[PartitionLog] = field(default_factory=list[PartitionLog], init=False, repr=False, compare=False)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -66,9 +67,15 @@ class RunStep:
         """The stamp of work that begins now."""
         return stamp_of(self.run_id)
 
-    def at_work(self, *, last: bool = True) -> AbstractContextManager[Pipeline]:
-        """The pipeline for the length of the step; see `Wiring.step`."""
-        return self.wiring.step(self.context, last=last)
+    @contextmanager
+    def at_work(self, *, last: bool = True) -> Generator[Pipeline]:
+        """The pipeline for the length of the step, also of one that fails, whose results of checks are logged at its end; see `Wiring.step`."""
+        with self.wiring.step(self.context, last=last) as pipeline:
+            try:
+                yield pipeline
+            finally:
+                for log in self._logs:
+                    log.flush()
 
     def spec(self, asset: str) -> dg.AssetSpec:
         """The spec of an asset: of the step itself as its definition stands in the run."""
@@ -78,7 +85,9 @@ class RunStep:
 
     def log(self, asset: str, total: int) -> PartitionLog:
         """A log of so many partitions of an asset."""
-        return PartitionLog(self.context, self.spec(asset), total)
+        log = PartitionLog(self.context, self.spec(asset), self.wiring.spec.partitions.calendar, total)
+        self._logs.append(log)
+        return log
 
     @contextmanager
     def failing_later(self, *, later: bool = True) -> Generator[None]:
@@ -101,9 +110,10 @@ class RunStep:
         observe_sources(self.context, self.wiring, partitions)
         log = self.log("features", len(partitions))
         with cluster_heard(self.context, self.wiring):
-            for built in self.pipeline.build_features(partitions, self.stamp(), force=force):
+            builds = self.pipeline.build_features(partitions, self.stamp(), force=force)
+            for built, commit in commits.features_in_turn(self.wiring, builds, partitions[-1].key):
                 read_from = lineage.built(self.wiring, built, partitions[-1])
-                log.committed(commits.features(self.wiring, built), metadata=read_from, findings=built.findings)
+                log.committed(commit, metadata=read_from, findings=built.findings)
 
     def build_lacking(self, partitions: Sequence[Partition]) -> None:
         """Build the features that partitions lack. What fails on its own is left to the end of the step."""

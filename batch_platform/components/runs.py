@@ -18,6 +18,7 @@ from batch_platform.components.jobs import MAKES, MAKES_ALL, assets_of, is_of_jo
 from batch_platform.components.processes import dead_runs
 from batch_platform.components.reporting import REPORT
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_calendar, training_window
 
@@ -25,6 +26,7 @@ RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
     "batch_platform/partitions"  # shown in the list of runs, where Dagster's own tags of a range are hidden
 )
+_TO = "..."  # between the first and the last partition of a range
 # Asset and partition key; the key is "" if a run leaves it open, or if the asset has no partitions.
 Target = tuple[str, str]
 
@@ -109,7 +111,17 @@ def range_tag(context: dg.AssetExecutionContext) -> dict[str, str]:
 
 def shown_range(first: str, last: str) -> str:
     """A range as people read it; a tick's requests are told apart by it."""
-    return first if first == last else f"{first}...{last}"
+    return first if first == last else f"{first}{_TO}{last}"
+
+
+def keys_of_range(calendar: Calendar, shown: str) -> list[str]:
+    """The keys of a shown range; empty if it was shown while other partitions were declared."""
+    first, _, last = shown.partition(_TO)
+    try:
+        begin, end = calendar.named(first), calendar.named(last or first)
+    except WrongUseError:
+        return []
+    return [partition.key for partition in calendar.within(begin.start, end.end)]
 
 
 def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
@@ -136,7 +148,4 @@ def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:
     calendar = wiring.spec.partitions.calendar
     if asset == "model":
         calendar = serving_calendar(wiring.spec) or calendar
-    try:
-        return [partition.key for partition in calendar.within(calendar.named(first).start, calendar.named(last).end)]
-    except WrongUseError:  # partitions as they were declared when the run began
-        return []
+    return keys_of_range(calendar, shown_range(first, last))

@@ -12,6 +12,8 @@ nothing: only a real tick closes the runs whose process died, and tells Dagster 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from threading import Lock
 
 import dagster as dg
 
@@ -27,6 +29,7 @@ from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.marks import current_copy
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}
@@ -36,11 +39,12 @@ _OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"model", "predictions"})  # each 
 
 def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefinition]) -> list[dg.ScheduleDefinition]:
     """The schedules of a pipeline, stopped until they are switched on."""
-    return [_schedule(wiring, duty, jobs[duty]) for duty in SCHEDULED]
+    looks = _Looks(wiring)
+    return [_schedule(looks, duty, jobs[duty]) for duty in SCHEDULED]
 
 
-def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
-    spec = wiring.spec
+def _schedule(looks: "_Looks", duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+    spec = looks.wiring.spec
     calendar = spec.partitions.calendar
     cron = spec.predictions.schedule or _DEFAULT_CRONS[calendar.every].format(weekday=calendar.cron_weekday)
     known = f"labels are known ({spec.labels.delay} after its end)" if spec.labels else "end has passed"
@@ -62,7 +66,7 @@ def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> 
         tags={PIPELINE_TAG: spec.name},
     )
     def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        look = _look_at(wiring, context)
+        look = _look_at(looks, duty, context)
         ranges = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
         due = [part for request in ranges for part in _parts(request, spec.dagster.max_partitions_per_run)]
         for request in due:
@@ -86,22 +90,49 @@ class _Tick:
     evaluated_at: str
 
 
-def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
+class _Looks:
+    """The newest look at a published copy and the files of sources, which serves each schedule of a pipeline once.
+
+    Schedules that tick at the same time wait for one look, which takes most of a tick. It is made anew once another copy is
+    published, and for a schedule that has used it.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        """Begin without a look at the pipeline."""
+        self.wiring, self._lock = wiring, Lock()
+        self._of: object = None  # copy, time and kind of tick of the look
+        self._seen: tuple[State, Plan] | None = None
+        self._served = set[Duty]()
+
+    def at(self, duty: Duty, now: datetime, *, preview: bool) -> tuple[State, Plan, bool]:
+        """The state and the plan by it for a schedule at a time, and whether the look was made for this schedule."""
+        with self._lock:
+            pipeline = self.wiring.pipeline()
+            of = (current_copy(pipeline.home), now, preview)
+            seen = None if of != self._of or duty in self._served else self._seen
+            if is_new := seen is None:
+                self._seen, self._served = None, set()
+                state = pipeline.published_state(most_bytes=MOST_BYTES)
+                seen = state, make_plan(self.wiring.spec, state, PlanRequest(now))
+            self._served.add(duty)
+            self._of, self._seen = of, None if self._served == {*SCHEDULED} else seen
+            return *seen, is_new
+
+
+def _look_at(looks: _Looks, duty: Duty, context: dg.ScheduleEvaluationContext) -> _Tick:
     """Look at what is due at a tick's own time.
 
     A model whose training failed is requested again by the schedule of training. The predictions do not wait for it:
     the previous model serves.
     """
-    preview = is_preview(context)
+    wiring, preview, now = looks.wiring, is_preview(context), context.scheduled_execution_time
     if not preview:
         close_dead_runs(context.instance)
     held = runs.held(wiring, context.instance)  # before the state: a run that ends in between is then seen as done
     failed = frozenset(runs.failures(wiring, context.instance))
-    state = wiring.pipeline().published_state(most_bytes=MOST_BYTES)
-    if not preview:
+    state, retried, is_new = looks.at(duty, now, preview=preview)
+    if is_new and not preview:
         log_unknown_commits(wiring, context.instance, state, held)
-    now = context.scheduled_execution_time
-    retried = make_plan(wiring.spec, state, PlanRequest(now))
     failed_models = frozenset(key for asset, key in failed if asset == "model") | _without_history(
         wiring, state, retried
     )

@@ -354,8 +354,14 @@ class Execution(Block):
     max_partitions_per_run: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of partitions of one run, in backfills and schedules. Left out: a whole range in one run.",
+        description="Maximum number of partitions of one run. Left out: a whole range in one run, and at most 1,000 partitions in "
+        "a run of `batch-platform run`.",
         examples=[31],
+    )
+    keep_runs: DurationText = Field(
+        default="90 days",
+        description="How long Dagster's records of a run are kept. The newest materialization of each partition stays for good.",
+        examples=["30 days"],
     )
 
     @field_validator("pool")

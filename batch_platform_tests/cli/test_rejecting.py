@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -121,6 +122,16 @@ def test_gc_lists_and_then_removes_what_nothing_refers_to(cli, project):
     assert (report["removed"], len(report["found"])) == (True, 1)
     assert not orphan.exists()
     assert cli(project, "gc").out == "Nothing to remove.\n"
+
+
+def test_gc_says_how_many_runs_and_bytes_it_removes(cli, project):
+    assert cli(project, "gc").out == "Nothing to remove.\n", "no run is 90 days old"
+    listed = json.loads(cli(project, "gc", "--runs-older-than", "0 days", "--dry-run", "--json").out)["old_runs"]
+    assert listed["runs"] > 0
+    home = Path(project, ".batch_platform", "dagster", "history")
+    size = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+    assert " old run" in cli(project, "gc", "--runs-older-than", "0 days").out
+    assert size - sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) > listed["size"] / 2
 
 
 def test_gc_with_an_invalid_duration_is_wrong_use(cli, fresh):

@@ -18,14 +18,15 @@ import pytest
 
 from batch_platform_tests.harness.command_line import (
     COMMAND,
+    OVERRIDES,
     clean_environment,
     published,
     run_command,
     start_command,
     write_project,
 )
-from batch_platform_tests.harness.dagster_project import pipeline_folder
-from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_events
 
 DAY = "2024-02-10"
 PROGRESS = re.compile(r"(features|model|predictions|performance): [0-9]+ of ")  # only where a run takes ten seconds
@@ -128,6 +129,16 @@ def test_one_partition_is_one_run_of_the_job_that_brings_it_up_to_date(cli, proj
     assert cli(project, "run", "small", "--partition", DAY).code == 0
     new = [run for run in runs_of(project, monkeypatch) if run.run_id not in earlier]
     assert [(run.job_name, run.status.value) for run in new] == [("small_bring_up_to_date", "SUCCESS")]
+
+
+def test_a_long_range_is_divided_into_runs_that_train_once_and_leave_nothing_to_do(cli, fresh, monkeypatch):
+    write_defs_yaml(fresh, small_declaration(**{**OVERRIDES, "dagster": {"max_partitions_per_run": 2}}))
+    assert cli(fresh, "run", "small", "--from", "2024-02-01", "--to", "2024-02-05", "--retrain").code == 0
+    ranges = [run.tags["batch_platform/partitions"] for run in reversed(runs_of(fresh, monkeypatch))]
+    assert ranges == ["2024-02-01...2024-02-02", "2024-02-03...2024-02-04", "2024-02-05"]
+    assert len(published(fresh, "FROM batch_platform.model_versions")) == 1
+    again = cli(fresh, "run", "small", "--from", "2024-02-01", "--to", "2024-02-05")
+    assert again.out.splitlines()[0] == "small: everything asked for is up to date."
 
 
 def test_run_reports_as_json(cli, project):

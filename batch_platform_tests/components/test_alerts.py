@@ -144,6 +144,18 @@ def test_a_failed_backfill_is_one_incident_that_names_what_is_left_undone(deploy
         ]
 
 
+def test_a_partition_that_passes_together_with_others_is_over(deployed, hook):
+    alerts, day = Alerts(deployed), BROKEN["amount"][0]
+    broken_events("amount").write_parquet(deployed.pipeline.folder / "events.parquet")
+    with hook.up():
+        assert deployed.run("features", "predictions", first=day).success
+        assert alerts.tick() == "1 incident going on. Messages: 1 sent, none waiting."
+        small_events().write_parquet(deployed.pipeline.folder / "events.parquet")
+        assert deployed.run("features", "predictions", first="2024-02-06", last=day).success
+        assert alerts.tick() == "0 incidents going on. Messages: 1 sent, none waiting."
+        assert hook.messages[-1]["title"] == f"small: over: the check drift on drift failed ({day})"
+
+
 def test_a_pipeline_that_is_late_is_told_once_until_it_has_caught_up(tmp_path, monkeypatch):
     deployed = deploy_trained(tmp_path, monkeypatch, monitoring={"fresh_by": "07:00", "notify": ["json://127.0.0.1/"]})
     looked = Looked()

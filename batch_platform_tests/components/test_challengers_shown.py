@@ -46,7 +46,7 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
         assert value(entry, "linear_rows_rejected") == 0
         assert "| linear | 2024-02-01-" in value(entry, "challengers")
     results = evaluations(deployment, "predictions", "challengers")
-    assert results[FIRST].passed
+    assert results[f"{FIRST}...{LAST}"].passed
     assert results[None].metadata["scored"].value == "3"
     assert deployment.run("performance", first=FIRST, last=LAST).success
     (entry, *_) = deployment.materializations("performance")

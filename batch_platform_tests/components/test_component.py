@@ -260,7 +260,7 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     monkeypatch.chdir(pipeline_folder(project))
     assert by_yaml == by_component == directly == shown(dg.build_defs_for_component(alone))
     assert len(by_yaml["assets"]) == 5
-    assert len(by_yaml["schedules"]) == 3
+    assert len(by_yaml["schedules"]) == 4
 
 
 def test_every_key_reaches_the_specification(project):

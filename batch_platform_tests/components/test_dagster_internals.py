@@ -25,6 +25,7 @@ from dagster_webserver.webserver import DagsterWebserver
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
+from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.dagster_project import write_dagster_project
 from batch_platform_tests.harness.deployment import deploy_trained
@@ -287,7 +288,7 @@ def test_wiped_partitions_are_no_longer_materialized_and_the_others_are(instance
     report(instance, "a", "b", "c")
     with pytest.raises(NotImplementedError):  # else the public way is to be used alone
         instance.wipe_asset_partitions(KEY, ["a"])
-    internals.wipe_partitions(instance, KEY, ["a", "c"])
+    wipe_partitions(instance, KEY, ["a", "c"])
     assert instance.get_materialized_partitions(KEY) == {"b"}
     (record,) = instance.fetch_materializations(KEY, limit=5).records
     assert record.partition_key == "b"

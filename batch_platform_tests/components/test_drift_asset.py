@@ -43,7 +43,7 @@ def test_the_step_that_scores_makes_the_drift_of_each_partition(deployment):
     alone = deployment.run("features", "predictions", first="2024-02-01", last="2024-02-02")
     days = ["2024-02-01", "2024-02-02"]
     assert keys(deployment, "predictions", alone.run_id) == keys(deployment, "drift", alone.run_id) == days
-    assert results(deployment, alone.run_id) == dict.fromkeys(days, True)
+    assert results(deployment, alone.run_id) == {"...".join(days): True}
 
     whole = bring(deployment, "2024-02-02", "2024-02-04")
     assert whole.success, [event.event_specific_data for event in whole.all_events if event.is_failure]

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from batch_platform.components.events import log_unknown_commits
+from batch_platform.components.runs import keys_of_range
 from batch_platform_tests.harness.deployment import Deployment, deploy
 from batch_platform_tests.harness.small_pipeline import small_events
 
@@ -23,14 +24,16 @@ ONLY_OF_A_RUN = {  # measured or looked up while the run works
 def said(deployment: Deployment, asset: str) -> dict[str | None, tuple[dict[str, Any], dict[str, Any]]]:
     """The metadata and the data version of each partition's newest event, and the results of its checks."""
     checks: dict[str | None, dict[str, Any]] = {}
+    calendar = deployment.pipeline.spec.partitions.calendar
     for key in deployment.definitions.resolve_asset_graph().asset_check_keys:
         if key.asset_key == deployment.key(asset) and key.name != "up_to_date":
             for record in reversed(
                 deployment.instance.event_log_storage.get_asset_check_execution_history(key, limit=50)
             ):
                 data = record.event.dagster_event.asset_check_evaluation_data
-                if data.partition is not None:
-                    checks.setdefault(data.partition, {})[key.name] = (data.passed, data.severity, dict(data.metadata))
+                for partition in (data.partition or "") and keys_of_range(calendar, data.partition):
+                    result = (data.partition, data.passed, data.severity, dict(data.metadata))
+                    checks.setdefault(partition, {})[key.name] = result
     return {
         entry.asset_materialization.partition: (
             {

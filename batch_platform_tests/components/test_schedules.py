@@ -19,6 +19,7 @@ from batch_platform.components import processes, runs
 from batch_platform.components.processes import PROCESS_TAG, this_process
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
+from batch_platform.pipeline.keeping import StateKeeper
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_after, deploy_trained, range_tags
 from batch_platform_tests.harness.small_pipeline import LABELS_BY_DAY, small_events, write_labels_by_day
@@ -68,6 +69,22 @@ def execute(deployment: Deployment, schedule: str, request: dg.RunRequest) -> dg
         run_config={**request.run_config, "loggers": QUIET},
         raise_on_error=False,
     )
+
+
+def test_schedules_that_tick_at_the_same_time_share_one_look_at_the_published_copy(trained, monkeypatch):
+    looks, look_at = [], StateKeeper.published
+    monkeypatch.setattr(StateKeeper, "published", lambda keeper: looks.append(keeper) or look_at(keeper))
+    one_by_one = [
+        requested(trained, schedule, at(f"2024-02-0{4 + day}T05:00")) for day, schedule in enumerate(SCHEDULES)
+    ]
+    assert len(looks) == len(one_by_one), "a tick at another time looks anew"
+    assert all(isinstance(requested(trained, schedule, at("2024-02-08T05:00")), list) for schedule in SCHEDULES)
+    assert len(looks) == len(one_by_one) + 1
+    requested(trained, "predictions", at("2024-02-08T05:00"))
+    assert len(looks) == len(one_by_one) + 2, "a schedule that asks again at the same time sees what is there now"
+    trained.score("2024-02-01", "2024-02-02")
+    (scored,) = requested(trained, "performance", at("2024-02-08T05:00"))
+    assert scored[1:] == ("2024-02-01", "2024-02-02"), "what was published meanwhile is seen"
 
 
 def tick(deployment: Deployment, schedule: str, when: datetime) -> list[bool]:
@@ -130,7 +147,8 @@ def recorded(deployment: Deployment) -> dict[str, int]:
 def test_each_pipeline_has_three_schedules_in_its_own_time_zone(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"schedule": "15 3 * * *"}})
     schedules = {schedule.name: schedule for schedule in deployment.definitions.schedules or []}
-    assert set(schedules) == {f"small_{name}_when_due" for name in SCHEDULES.values()}
+    when_due = {f"small_{name}_when_due" for name in SCHEDULES.values()}
+    assert set(schedules) == when_due | {"small_remove_old_runs_every_week"}
     assert {schedule.execution_timezone for schedule in schedules.values()} == {"Europe/Berlin"}
     assert {schedule.default_status for schedule in schedules.values()} == {dg.DefaultScheduleStatus.STOPPED}
     crons = [schedules[f"small_{name}_when_due"].cron_schedule for name in SCHEDULES.values()]

@@ -227,6 +227,7 @@ def test_the_code_location_loads(ui):
         "small_score_when_due",
         "small_train_when_due",
         "small_evaluate_when_due",
+        "small_remove_old_runs_every_week",
     }
 
 
@@ -340,8 +341,7 @@ def test_checks_are_seen_for_each_partition(dagster):
         dagster.sees("Passed")
         dagster.tab("Execution history")
         table = page.get_by_role("table").last
-        for key in ("2024-03-31", "2024-03-30", "2024-03-29"):
-            expect(table.get_by_text(key).first).to_be_visible()
+        expect(table.get_by_text("2024-03-31").first).to_be_visible()  # partitions that pass share a result
     dagster.words("up_to_date").first.click()
     dagster.sees("31 partitions: a newer model is due")  # March was scored by February's
     dagster.open("/assets/small/performance?view=checks")
@@ -487,7 +487,7 @@ query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNod
 """
 CHECKS = """
 query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows_balance", limit: 500) {
-  status evaluation { success partition metadataEntries { label ... on IntMetadataEntry { intValue } } }
+  status evaluation { success partition metadataEntries { label ... on JsonMetadataEntry { jsonString } } }
 } }
 """
 
@@ -505,9 +505,10 @@ def test_clients_read_where_columns_come_from(ui):
 def test_clients_read_the_check_of_each_partition(ui):
     done = ui.ask(CHECKS, key={"path": ["small", "predictions"]})
     evaluations = [execution["evaluation"] for execution in done if execution["evaluation"]]  # a failed run has none
-    results = {evaluation["partition"]: evaluation for evaluation in evaluations}
+    results = {(evaluation["partition"] or "").partition("...")[0]: evaluation for evaluation in evaluations}
     assert results["2024-02-01"]["success"]
-    values = {entry["label"]: entry.get("intValue") for entry in results["2024-02-01"]["metadataEntries"]}
+    entries = {entry["label"]: entry.get("jsonString") for entry in results["2024-02-01"]["metadataEntries"]}
+    values = json.loads(entries["numbers"])["2024-02-01"]
     assert (values["rows_in"], values["rows_scored"], values["rows_rejected"]) == (40, 40, 0)
 
 
