@@ -7,7 +7,7 @@ replaced meanwhile.
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,19 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
     compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
     by_column: dict[str, Any] = {"compression": compression, "use_dictionary": repeating}  # the stubs allow neither
     return pq.ParquetWriter(path, schema, **by_column, store_schema=lasting, write_statistics=lasting)
+
+
+def of_full_size(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Cut and join batches so that each has BATCH_ROWS rows, but for the last."""
+    held = list[pa.RecordBatch]()
+    for batch in batches:
+        held.append(batch)
+        while sum(part.num_rows for part in held) >= BATCH_ROWS:
+            rows = pa.Table.from_batches(held)
+            yield from rows.slice(0, BATCH_ROWS).combine_chunks().to_batches()
+            held = rows.slice(BATCH_ROWS).to_batches()
+    if held:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
 
 
 class Digests:

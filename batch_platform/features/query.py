@@ -147,8 +147,12 @@ class Query(SqlFile):
             raise SourceError(msg, hint=ONE_SELECT)
         return frozenset(statements[0].named_parameters)
 
-    def run(self, con: SourceConnection, partition: Partition, order_by: list[str]) -> duckdb.DuckDBPyRelation:
+    def run(
+        self, con: SourceConnection, partition: Partition, columns: list[str], *, sort: bool = True
+    ) -> duckdb.DuckDBPyRelation:
         """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
+
+        Without `sort` the columns are only required.
 
         Raises:
             SourceError: The SQL fails or does not return these columns; the message names file and line.
@@ -157,9 +161,28 @@ class Query(SqlFile):
         with self.explained(partition):
             if self._columns is None:
                 self._columns = con.duckdb.sql(self._select, params=bound).columns
-            self.require_columns(self._columns, order_by)
-            order = ", ".join(quoted(column) for column in order_by)
-            return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
+            self.require_columns(self._columns, columns)
+            order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
+            return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=bound)
+
+    def comes_in_order(self, con: SourceConnection, partition: Partition, column: str) -> bool:
+        """Return whether the rows ascend in a column without being sorted; only what that column needs is read."""
+        with self.limited(con), self.explained(partition):
+            key = quoted(column)
+            rows = self.run(con, partition, [column], sort=False).project(
+                f"{key} AS here, lag({key}) OVER () AS before"
+            )
+            ((ascends,),) = rows.aggregate("count_if(here > before) = count(*) - 1").fetchall()
+        return bool(ascends)
+
+    @cached_property
+    def keeps_order(self) -> bool:
+        """True if the query computes each row from one row of one table, as far as its text tells."""
+        node = self._tree["statements"][0]["node"] if isinstance(self._tree, dict) else {}
+        if node.get("type") != "SELECT_NODE" or node["from_table"]["type"] != "BASE_TABLE" or node["cte_map"]["map"]:
+            return False
+        beyond = any(node[part] for part in ("modifiers", "group_expressions", "having", "qualify", "sample"))
+        return not beyond and not any([*_nodes(node, kind, "class")] for kind in ("COLLATE", "SUBQUERY", "WINDOW"))
 
     @cached_property
     def statement(self) -> str:
@@ -234,14 +257,21 @@ def _without_position(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return {name: value for name, value in pairs if name not in ("query_location", "query_location_length")}
 
 
-def _nodes(node: object, kind: str) -> Iterator[dict[str, Any]]:
+def _nodes(node: object, kind: str, named: str = "type") -> Iterator[dict[str, Any]]:
     if isinstance(node, dict):
-        if node.get("type") == kind:
+        if node.get(named) == kind:
             yield node
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _nodes(child, kind)
+            yield from _nodes(child, kind, named)
+
+
+@lru_cache(maxsize=256)
+def _statement(text: str) -> duckdb.Statement:
+    """A parsed SELECT, so that it is not parsed for each partition again."""
+    with in_memory() as con:
+        return con.extract_statements(text)[0]
 
 
 def _without_end(text: str) -> str:
