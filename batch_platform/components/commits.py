@@ -1,7 +1,7 @@
 """Reports to Dagster of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -61,7 +61,7 @@ def model(wiring: Wiring, trained: Trained) -> Commit:
 def predictions(wiring: Wiring, committed: Committed) -> Commit:
     """Committed predictions."""
     key = committed.partition.key
-    checked = {checks.ROWS_BALANCE: committed} | checks.judge(
+    checked = {checks.ROWS_BALANCE: replace(committed, measures={})} | checks.judge(
         wiring, "predictions", key, committed.measures, committed.task
     )
     version = describe.rows_version(committed)
