@@ -58,7 +58,7 @@ def model(wiring: Wiring, trained: Trained) -> Commit:
 def predictions(wiring: Wiring, committed: Committed) -> Commit:
     """Committed predictions."""
     key = committed.partition.key
-    checked = {checks.ROWS_BALANCE: committed} | checks.judge(
+    checked = {checks.ROWS_BALANCE: replace(committed, measures={})} | checks.judge(
         wiring, "predictions", key, committed.measures, committed.task
     )
     version = describe.rows_version(committed)

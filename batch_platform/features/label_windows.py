@@ -8,6 +8,7 @@ reads, and the time of that row says in which partition it is.
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -21,21 +22,24 @@ from batch_platform.warehouse.sql import quoted
 LABEL_BYTES = 64 << 20  # bytes of labels that are read together
 _TIME, _AT = "__time_of_row", "__partition"
 _COMPARED = {"partition_start": "COMPARE_GREATERTHANOREQUALTO", "partition_end": "COMPARE_LESSTHAN"}
-_OF_MANY_ROWS = ("group_expressions", "group_sets", "having", "sample", "qualify")  # parts of a SELECT
+_OF_MANY_ROWS = ("group_expressions", "group_sets", "having", "qualify")  # parts of a SELECT
 _INSTANTS = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # types that DuckDB compares with an instant as instants
 
 
 def labels_within(
     query: Query, con: SourceConnection, partitions: Sequence[Partition], columns: Sequence[str]
 ) -> list[pl.DataFrame] | None:
-    """Read columns of a query's rows for partitions, which are in order of time, as `Query.run` gives them for each.
+    """Read columns of a query's rows for partitions as `Query.run` gives them for each.
 
-    None where nothing proves that one query gives the same. Raises what `Query.run` raises.
+    None where nothing proves that one query gives the same, or the partitions are not in order of time. Raises what
+    `Query.run` raises.
     """
-    select = _with_time(query.text)
-    if select is None or any(
-        con.sources.kind(name).takes_partition(con.table(name, partitions[0])) for name in con.names
-    ):
+    select, tables = (
+        _with_time(query.text),
+        [(con.sources.kind(name), con.table(name, partitions[0])) for name in con.names],
+    )
+    in_order = all(before.end <= after.start for before, after in pairwise(partitions))
+    if select is None or not in_order or any(kind.takes_partition(table) for kind, table in tables):
         return None
     window = Partition(f"{partitions[0].key} to {partitions[-1].key}", partitions[0].start, partitions[-1].end)
     with query.limited(con), query.explained(window):
@@ -58,8 +62,8 @@ def labels_within(
 @lru_cache(maxsize=64)
 def _with_time(text: str) -> str | None:
     """A SELECT with the time of each row as a last column; None where the proof fails."""
-    tree: Any = parsed(text)
-    node = {} if tree is None else tree["statements"][0]["node"]
+    tree: Any = parsed(text) or {"statements": [{"node": {}}]}
+    node = tree["statements"][0]["node"]
     if node.get("type") != "SELECT_NODE" or node["aggregate_handling"] != "STANDARD_HANDLING":
         return None
     times = [
@@ -79,6 +83,7 @@ def _with_time(text: str) -> str | None:
         or any(item["alias"].lower() in names for item in node["select_list"])  # WHERE may name a column of the result
         or any(modifier["type"] != "ORDER_MODIFIER" for modifier in node["modifiers"])
         or any(node[part] for part in _OF_MANY_ROWS)
+        or any(it.get("sample") for it in _nodes(tree))
         or not all(map(_is_of_one_row, _nodes(of_rows, within_subqueries=False)))
     ):
         return None

@@ -126,9 +126,8 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
         rows = list[PeriodMetric]()
         for (name, start), seq in sorted(stale.items()):
             last = start.replace(month=start.month + PERIODS[name] - 1)
-            measured = _measured(
-                con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~"
-            )  # no key is greater than its month with ~
+            # A key begins with its year and month, and no other character of a key is as great as ~.
+            measured = _measured(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
             keys = [key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key)]
             rows += [
                 PeriodMetric(**vars(row), period=name, period_start=start, evaluation_seq=seq, run_id=stamp.run_id)
@@ -155,9 +154,7 @@ def _stale_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> dict[t
         WHERE pipeline = $pipeline GROUP BY ALL
     """
     newest = dict[tuple[str, date], int]()
-    for month, seq in con.execute(
-        query, {"pipeline": spec.name}
-    ).fetchall():  # a key begins with the year and the month
+    for month, seq in con.execute(query, {"pipeline": spec.name}).fetchall():
         for period in _periods_with(month):
             newest[period] = max(seq, newest.get(period, 0))
     pooled = dict[tuple[str, date], int]()

@@ -19,7 +19,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import read_failures
-from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
+from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -142,16 +142,18 @@ class StateKeeper:
 
         Returns the state and the plan for it. If a whole ledger changed meanwhile, both are made anew.
         """
-        name, plan = self.history.spec.name, make_plan(self.history.spec, state, PlanRequest(now))
-        rows = {row.partition_key: row for row in status_rows(state, plan, now)}
-        with self.warehouse.transaction() as con:
-            others = _changed_since(con, name, state)
-            if others is not None:
-                _record_fingerprints(con, name, state)
-                own = [row for key, row in rows.items() if key not in others]
-                replace_statuses(con, name, own, rows.keys() - others if others else None)
-        if others is None:  # what was planned is out of date
-            return self.conclude(self.state(), now)
+        name = self.history.spec.name
+        while True:
+            plan = make_plan(self.history.spec, state, PlanRequest(now))
+            rows = {row.partition_key: row for row in status_rows(state, plan, now)}
+            with self.warehouse.transaction() as con:
+                others = _changed_since(con, name, state)
+                if others is not None:
+                    _record_fingerprints(con, name, state)
+                    own = [row for key, row in rows.items() if key not in others]
+                    replace_statuses(con, name, own, rows.keys() - others if others else None)
+                    break
+            state = self.state()  # what was planned is out of date
         publish(self.history.home)
         return state, plan
 
@@ -179,10 +181,10 @@ def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -
 
 def _record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, state: State) -> None:
     """Record what a state found in sources whose version is not known yet, within the caller's transaction."""
-    known = recorded_fingerprints(con, pipeline)
+    known = {(row.read_by, row.source): row.version for row in read_fingerprints(con, pipeline)}
     looked_at = [
         SourceFingerprints(*of, held.version, held.as_json())
         for of, held in state.fingerprints.items()
-        if of not in known or known[of].version != held.version
+        if known.get(of) != held.version
     ]
     replace_fingerprints(con, pipeline, looked_at)

@@ -106,6 +106,7 @@ def test_one_query_gives_the_labels_of_many_partitions_as_a_query_for_each_does(
         f"SELECT max(id) AS id, true AS returned FROM events WHERE {WITHIN}",
         f"SELECT id, row_number() OVER (ORDER BY id) AS returned FROM events WHERE {WITHIN}",
         f"SELECT id, returned FROM events WHERE {WITHIN} QUALIFY rank() OVER (ORDER BY amount) < 9",
+        f"SELECT id, returned FROM events TABLESAMPLE reservoir(900 ROWS) REPEATABLE (1) WHERE {WITHIN}",
         f"SELECT DISTINCT id, returned FROM events WHERE {WITHIN}",
         f"SELECT id, returned FROM events WHERE {WITHIN} ORDER BY id LIMIT 3",
         f"SELECT id, returned FROM events WHERE {WITHIN} UNION ALL SELECT -1, true",
@@ -203,3 +204,10 @@ def test_reading_the_labels_of_a_window_takes_hardly_more_queries_for_a_longer_h
         asked.append(read.queries)
     assert asked == [6, 10]
     assert not read.alone
+
+
+def test_partitions_out_of_order_are_read_one_by_one(labels):
+    read = labels()
+    read.partitions.reverse()
+    assert same(read.together(), read.one_by_one())
+    assert not read.queries
