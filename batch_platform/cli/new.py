@@ -14,7 +14,7 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, explained, find_or_create_project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import Asked, likely_times, propose
+from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.course import with_usual_course
 from batch_platform.cli.proposal.dated import layout
@@ -116,15 +116,13 @@ def command(  # noqa: PLR0913 - the options of the command
         origin, second = _two_files({"--from": file, "--table": table}, train, score, encoding, asked)
     with survey(origin, timezone, date_order, score=second, label=label) as table_survey:
         if second is None and terminal.can_ask() and not yes:
-            table_survey = _with_date_order(table_survey, asked)  # noqa: PLW2901 - the same table
             asked = _answered(table_survey, asked)
         proposal = with_usual_course(table_survey, propose(table_survey, asked))
         reading = layout(table_survey, proposal)
     project, created = find_or_create_project(folder)
     target = (project.declarations or project.root) / name
-    reading = reading.relative_to(project.root, target)
     _require_new(name, target, project)
-    _write(target, files_of(name, proposal, reading), project, now)
+    _write(target, files_of(name, proposal, reading, project.root, target), project, now)
     report = report_of(name, target, table_survey, proposal, reading)
     terminal.report(report | {"project": str(project.root), "project_made": created})
     if created:
@@ -154,18 +152,6 @@ def _two_files(
         msg = "--train and --score go together: the rows to learn from, and the rows to score."
         raise WrongUseError(msg, hint="name both files, or a single one with --from.")
     return locate(train, None, encoding), locate(score, None, encoding)
-
-
-def _with_date_order(table_survey: Survey, asked: Asked) -> Survey:
-    """Ask for the order of day and month if the dates in the likeliest time column leave it open."""
-    time = next(iter(likely_times(table_survey, asked)), None)
-    if time is None or time.reading is None or not time.reading.undecided:
-        return table_survey
-    orders = time.reading.undecided
-    meanings = ", ".join(f"{order}: {ORDERS[order]}" for order in orders)
-    question = f"Order of the dates in {time.name}, such as {table_survey.example(time.name)} ({meanings})"
-    answer = terminal.ask(question, None, orders)
-    return table_survey.with_date_order(next(order for order in orders if order == answer))
 
 
 def _answered(table_survey: Survey, asked: Asked) -> Asked:

@@ -291,7 +291,7 @@ def test_commas_between_thousands_are_not_taken_for_decimals(tmp_path):
     lines = [f"{at};2026-01-{at + 1:02d};{1 + at},{100 + at};{at}.5" for at in range(30)]
     (tmp_path / "english.csv").write_text("\n".join(["id;day;people;share", *lines]) + "\n", encoding="utf-8")
     origin = locate(str(tmp_path / "english.csv"), None)
-    assert (origin.delimiter, origin.decimal) == (";", None)
+    assert origin.options == {"delimiter": ";"}
 
 
 def test_a_folder_is_read_beside_files_that_are_no_tables(tmp_path):

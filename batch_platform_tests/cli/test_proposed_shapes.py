@@ -164,7 +164,7 @@ def test_a_sensor_with_the_same_day_every_day_ends_in_predictions_though_its_hou
     rows.write_parquet(tmp_path / "sensor.parquet")
     answer = cli(tmp_path, "new", "sensor", "--from", "sensor.parquet", "--label", "level")
     assert answer.code == 0, answer.err
-    assert "the mean by hour one of" in answer.out
+    assert "what the mean by hour leaves of them is not related to the day before" in answer.out
     newest = str(rows["at"].max().date())
     ran = cli(tmp_path, "run", "sensor", "--partition", newest)
     assert ran.code == 0, ran.err
@@ -182,7 +182,9 @@ COURSES: dict[
 ] = {  # the level by position, hour, weekday and noise; what is proposed
     "hour": (lambda _, hour, __, noise: 3.0 * hour + noise, ("hour",)),
     "hour and weekday": (lambda _, hour, day, noise: np.where(day > 5, 8.0, 2.0) * hour + noise, ("hour", "isodow")),
-    "beside": (lambda _, hour, __, noise: 3.0 * hour + noise, ("hour",)),
+    "weekday": (lambda _, __, day, noise: 2.0 * day + noise, ("isodow",)),
+    "with a memory": (lambda _, hour, __, noise: 3.0 * hour + noise + np.repeat(noise[::48], 48)[: len(noise)], None),
+    "beside": (lambda _, hour, __, noise: 3.0 * hour + noise, None),
     "trend": (lambda at, hour, __, noise: 3.0 * hour + at / 50 + noise, None),
     "other column": (lambda _, hour, __, noise: 3.0 * hour + 9 * noise, None),
     "short": (lambda _, hour, __, noise: 3.0 * hour + noise, None),
@@ -190,8 +192,7 @@ COURSES: dict[
 
 
 @pytest.mark.parametrize("series", COURSES)
-@pytest.mark.full
-def test_a_series_has_its_usual_course_for_a_model_where_nothing_predicts_it_better(tmp_path, series):
+def test_a_series_without_other_columns_has_its_usual_course_for_a_model_where_its_past_says_no_more(tmp_path, series):
     level, expected = COURSES[series]
     table = readings(24 * (70 if series != "short" else 8))
     at, noise = np.arange(table.height), np.random.default_rng(2).normal(0, 1, table.height)
@@ -211,8 +212,7 @@ def test_a_series_has_its_usual_course_for_a_model_where_nothing_predicts_it_bet
         assert chosen is proposal
         return
     assert (chosen.estimator, chosen.windows.calendar, chosen.windows.past) == (MEANS, expected, None)
-    assert chosen.features == chosen.keep == ()
-    assert chosen.left_out.keys() == {"earlier values of level", *columns}
+    assert chosen.left_out.keys() == {"earlier values of level"}
     assert pipeline_of(files_of("sensor", chosen, Layout(seen.origin)), tmp_path).spec.model.estimator == MEANS
 
 
@@ -387,16 +387,6 @@ def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
         declared({"defs.yaml": (tmp_path / "pipelines/defs/two/defs.yaml").read_text()})["labels"]["column"] == "plan"
     )
     assert "Column to predict" not in answered(tmp_path, "new", "three", "--from", "customers.csv", "--yes", answers={})
-
-
-def test_on_a_terminal_it_asks_for_the_order_of_dates_that_their_values_leave_open(tmp_path):
-    days = [f"{at % 12 + 1:02d}/{at // 12 % 12 + 1:02d}/2025" for at in range(400)]
-    customers(400, at=days).write_csv(tmp_path / "customers.csv")
-    question = "Order of the dates in at, such as 12/12/2025 (dmy: day first, mdy: month first)"
-    answers = {"Column to predict": "", question: "day first", "'day first' is not possible": "mdy"}
-    shown = answered(tmp_path, "new", "orders", "--from", "customers.csv", answers=answers)
-    assert "text as %m/%d/%Y" in shown
-    assert "%m/%d/%Y" in (tmp_path / "pipelines/defs/orders/features.sql").read_text()
 
 
 def test_a_proposal_that_would_not_run_is_not_written(cli, tmp_path, monkeypatch):

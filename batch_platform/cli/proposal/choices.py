@@ -19,7 +19,6 @@ from batch_platform.cli.proposal.columns import (
     feature_reasons,
     is_part_of_time,
     label_evidence,
-    labels_of_one_value,
     last_word,
     require_values_to_learn,
     target_of,
@@ -27,7 +26,7 @@ from batch_platform.cli.proposal.columns import (
 from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import NEARLY, PART, Survey, TableColumn, TimeRange
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
-from batch_platform.declaration.errors import WrongUseError, first_few, listed
+from batch_platform.declaration.errors import WrongUseError, counted, first_few, listed, shortened
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.models.fitting import LEAST_ROWS
@@ -119,6 +118,12 @@ class Windows:
     delay: Duration  # time until labels are known: the length of the end of the table in which none are
     calendar: tuple[str, ...] = ()  # parts of the time that are features
     past: PastFeatures | None = None
+
+    @property
+    def without_time(self) -> str:
+        """The rows that belong to no partition, and why."""
+        far_off = f", or far from all others, such as {self.span.far_off:%Y-%m-%d}" if self.span.far_off else ""
+        return f"{counted(self.timeless, 'row')} whose {shortened(self.time.name)} is not a time{far_off}"
 
 
 @dataclass(frozen=True)
@@ -307,8 +312,6 @@ def _label(
     likely = [evidence.column.name for evidence in able if evidence.points]
     possible = f"; it could be {', '.join(likely[:5])}" if likely else ""
     msg = f"It is not clear which column of {survey.origin.path} to predict{possible}."
-    if constant := labels_of_one_value(survey):
-        msg += f" It cannot be {listed(column.name for column in constant)}: all values there are the same."
     example = quote((likely or ["COLUMN"])[0])
     raise WrongUseError(msg, hint=f"name it, such as --label {example}; --cluster groups similar rows instead.")
 
@@ -427,6 +430,7 @@ def _windows(
     length = end - first - delay.nominal
     rows = max(1, int(span.rows * (length / (end - first))))
     evaluate, train_every = _training(every, length, rows, is_sparse=is_sparse)
+    names = {column.name.lower() for column in survey.columns}
     windows = Windows(
         time=times.column,
         timeless=survey.rows - span.rows,
@@ -437,7 +441,9 @@ def _windows(
         train_start=None,
         delay=delay,
         calendar=tuple(
-            part for part, (least, starts) in _PARTS.items() if span.length >= least and not starts & span.starts
+            part
+            for part, (least, starts) in _PARTS.items()
+            if span.length >= least and not starts & span.starts and PART_NAMES[part] not in names
         ),
     )
     if train_every is not None:

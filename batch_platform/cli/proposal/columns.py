@@ -68,20 +68,11 @@ def _most_classes(survey: Survey, label: TableColumn) -> float:
     return (survey.rows - label.nulls) / 2
 
 
-def labels_of_one_value(survey: Survey) -> list[TableColumn]:
-    """The columns that are called like a label, and have the same value in every row that has one."""
-    return [column for column in survey.columns if column.distinct == 1 and _is_called_label(column)]
-
-
-def _is_called_label(column: TableColumn) -> bool:
-    return _LABEL_NAME.fullmatch("_".join(words(column.name))) is not None
-
-
 def _weighed(
     survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn], nulls_last: Collection[str]
 ) -> Evidence:
     facts = {
-        "its name": 2 * _is_called_label(column),
+        "its name": 2 * (_LABEL_NAME.fullmatch("_".join(words(column.name))) is not None),
         "it is the last column": column.position == len(survey.columns),
         "it has two values": column.distinct == 2,  # noqa: PLR2004 - yes and no
         "it is the only column with nulls": with_nulls == [column],

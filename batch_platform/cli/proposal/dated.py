@@ -34,20 +34,6 @@ class Layout:
     past: Origin | None = None  # all files together, if each partition reads its own and its features also earlier ones
     pair: Pair | None = None  # the second file, of rows to score
 
-    def relative_to(self, root: Path, folder: Path) -> "Layout":
-        """The same, with the paths within a root relative to a folder."""
-
-        def relative(origin: Origin) -> Origin:
-            inside = origin.path.is_relative_to(root)
-            return replace(origin, path=Path(os.path.relpath(origin.path, folder))) if inside else origin
-
-        return replace(
-            self,
-            origin=relative(self.origin),
-            past=None if self.past is None else relative(self.past),
-            pair=None if self.pair is None else replace(self.pair, score=relative(self.pair.score)),
-        )
-
 
 def layout(survey: Survey, proposal: Proposal) -> Layout:
     """Read each partition's own file where the names allow it and hold what they say, else all files together."""
@@ -62,7 +48,7 @@ def layout(survey: Survey, proposal: Proposal) -> Layout:
 def _of_files(survey: Survey, proposal: Proposal) -> Layout:
     origin, windows = survey.origin, proposal.windows
     if not proposal.key and windows is None and not origin.is_one_file:
-        origin = replace(origin, number_rows=True)
+        origin = origin.read_with(number_rows=True)
     files = files_of(origin.as_table("rows")) if origin.is_files else []
     if len(files) <= 1:
         return Layout(origin)
@@ -80,7 +66,7 @@ def _of_files(survey: Survey, proposal: Proposal) -> Layout:
     missing = {partition.key for partition in within} - set(key_of.values())
     if len(missing) > len(within) * MOST_MISSING:
         return Layout(origin, f"{together}: there is no file for {listed(missing)}")
-    one_each = replace(origin, types=_types(survey, proposal))
+    one_each = origin.read_with(types=_types(survey, proposal))
     if (outside := _outside(survey, windows.time.name, one_each, own)) is not None:
         return Layout(origin, f"{together}: {outside}")
     lacking = f", and fails for {listed(missing)} until there is a file" if missing else ""

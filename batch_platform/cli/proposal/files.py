@@ -6,6 +6,7 @@ The names come from the user's table: they are quoted identifiers in SQL, quoted
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 import yaml
 
@@ -66,9 +67,13 @@ attributes:
 """
 
 
-def files_of(name: str, proposal: Proposal, reading: Layout) -> dict[str, str]:
-    """The text of each file of a pipeline, by file name; paths are relative to the folder of the pipeline."""
+def files_of(
+    name: str, proposal: Proposal, reading: Layout, root: Path | None = None, folder: Path = Path()
+) -> dict[str, str]:
+    """The text of each file of a pipeline, by file name; paths within a root are relative to the folder of the pipeline."""
     sources, rows, places = _read(proposal, reading)
+    if root is not None:
+        sources = {source: origin.relative_to(root, folder) for source, origin in sources.items()}
     earlier = _past([*sources][-1], proposal)
     files = {
         "defs.yaml": _yaml(name, proposal, sources, places, [*earlier]),
@@ -94,7 +99,7 @@ def _read(proposal: Proposal, reading: Layout) -> tuple[dict[str, Origin], str, 
     if proposal.key or proposal.key_holds == BY_CONTENT:
         alias = f" AS {THIS}" if proposal.windows and proposal.windows.past else ""
         return sources, f"{table}{alias}", () if proposal.key else (ROW_HASH, ROW_COPY)
-    if origin.number_rows:
+    if "number_rows" in origin.options:
         return sources, f"{table} AS {THIS}", (FILE, ROW_IN_FILE)
     return sources, f"(SELECT row_number() OVER () AS {ROW_IN_FILE}, * FROM {table}) AS {THIS}", (ROW_IN_FILE,)
 
@@ -154,17 +159,12 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
         instant = _instant(windows.time)
         if windows.time not in proposal.key:
             columns.append((_as(instant, windows.time, _stored(windows.time)), "the time"))
-        columns += [
-            (f"extract({part} FROM {instant}) AS {_part_name(proposal, part)}", "") for part in windows.calendar
-        ]
+        columns += [(f"extract({part} FROM {instant}) AS {PART_NAMES[part]}", "") for part in windows.calendar]
     columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in earlier.items()]
     columns += [(_as(_value(column), column, _name(column)), "") for column in proposal.features]
     notes: list[str] = []
     if windows is not None and windows.timeless:
-        far = windows.span.far_off
-        far_off = f", or lies far from all others, such as {far[0]:%Y-%m-%d}" if far else ""
-        own = f"their {shortened(windows.time.name)} is not a time{far_off}"
-        notes = [f"-- {windows.timeless:,} rows belong to no partition: {own}."]
+        notes = [f"-- In no partition: {windows.without_time}."]
     if proposal.left_out:
         reasons = (f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items())
         notes += ["-- Left out:", *reasons]
@@ -245,21 +245,9 @@ def _past(source: str, proposal: Proposal) -> dict[str, str]:
         of_hour = mean(f"{within(past.day)} AND {same_hour}")
         made[f"{name}_of_hour_{past.day}"] = f"{of_hour}\n        - {mean(within(past.day))}"
     made |= {f"{name}_{lag}_before": mean(f"{at} = {row_at} - INTERVAL '{lag}'") for lag in past.lags}
-    named, taken = {own.replace(" ", "_"): sql for own, sql in made.items()}, _taken(proposal)
+    named = {own.replace(" ", "_"): sql for own, sql in made.items()}
+    taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
     return {own: sql for own, sql in named.items() if own.lower() not in taken}
-
-
-def _taken(proposal: Proposal) -> set[str]:
-    """The names of the key and the features, in lower case."""
-    return {_name(column).lower() for column in (*proposal.features, *proposal.key)}
-
-
-def _part_name(proposal: Proposal, part: str) -> str:
-    """The name of a part of the time as a feature, which no other column has."""
-    name, taken = PART_NAMES[part], _taken(proposal) | TAKEN_NAMES
-    taken |= {_stored(proposal.time).lower()} if proposal.time else set()
-    taken |= {_name(proposal.label).lower()} if proposal.label else set()
-    return f"{name}_of_time" if name in taken else name
 
 
 def _instant(column: TableColumn, qualifier: str = "") -> str:
@@ -333,7 +321,7 @@ def _source_name(origin: Origin) -> str:
     file, folders = origin.path.name, [path.name for path in origin.path.parents if not varies(path.name)]
     for placeholder in PLACEHOLDERS:
         file = file.replace(placeholder, "")
-    names = [origin.table.rpartition(".")[2]] if origin.table else [file.partition(".")[0]]
+    names = [origin.options["table"].rpartition(".")[2] if "table" in origin.options else file.partition(".")[0]]
     names += folders[:1] if "*" in file or varies(str(origin.path)) else []
     for own in names:
         name = name_of(own.strip("0123456789"))

@@ -1,12 +1,13 @@
 """Locate the table that a user names: a file, a folder, a glob, a table of a DuckDB file, or a Delta table."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape, has_magic
 from pathlib import Path
 from shlex import quote
-from typing import Literal
+from typing import Any
 
 import duckdb
 
@@ -35,12 +36,9 @@ class Origin:
 
     kind: str  # kind of the source that reads it
     path: Path  # absolute; may be a glob
-    table: str | None = None  # table of a DuckDB file
-    delimiter: str | None = None  # delimiter of a CSV file; None for a comma
-    decimal: Literal[","] | None = None  # decimal sign of a CSV file; None for a point
-    encoding: Encoding | None = None  # encoding of a CSV file; None for UTF-8
-    types: dict[str, str] = field(default_factory=dict[str, str])  # DuckDB types of columns of a CSV file
-    number_rows: bool = False  # each row gets the name of its file and its place there
+    options: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # further keys of its source block, such as delimiter
 
     @property
     def declared(self) -> Source:
@@ -50,21 +48,23 @@ class Origin:
     @property
     def block(self) -> Mapping[str, object]:
         """The source block as it is written in YAML."""
-        optional = {
-            "table": self.table,
-            "delimiter": self.delimiter,
-            "decimal": self.decimal,
-            "encoding": self.encoding,
-            "types": self.types,
-            "number_rows": self.number_rows,
-        }
-        return {self.kind: str(self.path)} | {key: value for key, value in optional.items() if value}
+        return {self.kind: str(self.path), **self.options}
+
+    def read_with(self, **options: object) -> "Origin":
+        """The same with further keys in its source block; those without a value are left out."""
+        return replace(self, options={**self.options, **{key: value for key, value in options.items() if value}})
+
+    def relative_to(self, root: Path, folder: Path) -> "Origin":
+        """The same, with a path within a root relative to a folder."""
+        inside = self.path.is_relative_to(root)
+        return replace(self, path=Path(os.path.relpath(self.path, folder))) if inside else self
 
     @property
     def notation(self) -> str:
         """The unusual part of the notation of a CSV file, for people."""
-        delimiter = {None: "", "\t": "tabs between values"}.get(self.delimiter, f"{self.delimiter} between values")
-        return ", ".join(filter(None, [delimiter, "decimal commas" if self.decimal else ""]))
+        delimiter = self.options.get("delimiter")
+        between = {None: "", "\t": "tabs between values"}.get(delimiter, f"{delimiter} between values")
+        return ", ".join(filter(None, [between, "decimal commas" if "decimal" in self.options else ""]))
 
     @property
     def is_files(self) -> bool:
@@ -120,11 +120,11 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
         msg = f"{path} is not a CSV file."
         raise WrongUseError(msg, hint="give --encoding with CSV files, and only with them.")
     if kind == "duckdb":
-        return Origin(kind, path, _table_of(path, table))
+        return Origin(kind, path, {"table": _table_of(path, table)})
     if table is not None:
         msg = f"{path} is not a DuckDB file."
         raise WrongUseError(msg, hint="give --table with a DuckDB file, and only with one.")
-    return _with_dialect(Origin(kind, path, encoding=encoding)) if kind == "csv" else Origin(kind, path)
+    return _with_dialect(Origin(kind, path).read_with(encoding=encoding)) if kind == "csv" else Origin(kind, path)
 
 
 def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> SourceError:
@@ -212,7 +212,7 @@ def _table_of(path: Path, table: str | None) -> str:
 def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
     files = [duckdb_path(path) for path in files_of(origin.as_table("rows"))]
-    notation = [] if origin.encoding is None else [f"encoding = {literal(origin.encoding)}"]
+    notation = [f"{option} = {literal(value)}" for option, value in origin.options.items()]
     try:
         with connect() as con:
             admit_archives(con)
@@ -248,7 +248,7 @@ def _with_dialect(origin: Origin) -> Origin:
             decimal = "," if with_comma and not has_column(_POINT_NUMBER, _is(_NO_GROUPS)) else None
     except duckdb.Error as error:
         raise unreadable(origin.path, error) from error
-    return replace(origin, delimiter=delimiter, decimal=decimal)
+    return origin.read_with(delimiter=delimiter, decimal=decimal)
 
 
 def _is(pattern: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from batch_platform.cli.proposal.choices import BY_CONTENT, PART_NAMES, Proposal, Windows, local_key
 from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.survey import Survey
-from batch_platform.declaration.errors import counted, first_few, listed
+from batch_platform.declaration.errors import first_few, listed
 
 
 def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, reading: Layout) -> dict[str, Any]:
@@ -21,8 +21,7 @@ def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, readi
         "snapshot": windows is None,
         "time": windows and windows.time.name,
         "time_read": _time_read(windows) if windows else "",
-        "rows_without_time": windows.timeless - len(windows.span.far_off) if windows else 0,
-        "times_far_off": list(windows.span.far_off) if windows else [],
+        "rows_without_time": windows.timeless if windows else 0,
         "first": windows and windows.span.first,
         "last": windows and windows.span.last,
         "every": proposal.every,
@@ -41,7 +40,6 @@ def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, readi
         "others": proposal.others,
         "source": {**reading.origin.block},
         "source_read": reading.note,
-        "one_file": reading.pair is None and not reading.origin.number_rows,
     }
 
 
@@ -74,16 +72,15 @@ def _time_read(windows: Windows) -> str:
 def _place(proposal: Proposal, reading: Layout) -> str:
     if proposal.key_holds == BY_CONTENT:
         return "what a row holds"
-    return "a row's file and its place there" if reading.origin.number_rows else "the place of a row in its file"
+    numbered = "number_rows" in reading.origin.options
+    return "a row's file and its place there" if numbered else "the place of a row in its file"
 
 
 def _time(windows: Windows) -> str:
     read = f" ({_time_read(windows)})" if _time_read(windows) else ""
-    far_off = windows.span.far_off
-    lost = windows.timeless - len(far_off)
-    timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
-    if far_off:
-        timeless += f"; left out: {counted(len(far_off), 'row')} far from all others, such as {far_off[0]:%Y-%m-%d}"
+    timeless = ""
+    if windows.timeless:
+        timeless = f"; in no partition: {windows.without_time}"
     return f"{windows.time.name}{read}, {windows.span.first:%Y-%m-%d %H:%M} to {windows.span.last:%Y-%m-%d %H:%M} UTC{timeless}"
 
 

@@ -7,9 +7,9 @@ one to score.
 import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import ceil
+from math import ceil, inf, nan
 from shlex import quote
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided, reads_as_time
 from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
-from batch_platform.declaration.calendar import Duration, Every, Partition
+from batch_platform.declaration.calendar import Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed, named, shortened
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.features.sources.opening import create_view_of
@@ -95,12 +95,23 @@ class TimeRange:
     rows: int  # rows with such a time
     filled: dict[Every, int]  # number of windows of each length that contain a row
     starts: frozenset[Every | Literal["year"]]  # windows at whose start every time lies
-    far_off: tuple[datetime, ...] = ()  # the few times far from all others, such as 2099-12-31, which are left out
+    far_off: datetime | None = (
+        None  # example of the few times far from all others, such as 2099-12-31, which are left out
+    )
 
     @property
     def length(self) -> timedelta:
         """Time between the first and the last instant."""
         return self.last - self.first
+
+
+@dataclass(frozen=True)
+class Course:
+    """The mean of a series by some parts of the time, and what it leaves of the values."""
+
+    rows: int
+    error: float  # mean squared error to expect of later rows, by generalized cross-validation
+    memory: float  # correlation of what the mean leaves with what it left a day before; nan if there are no such pairs
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,6 @@ class Survey:
     columns: tuple[TableColumn, ...]
     pair: Pair | None  # the second file, where the rows are those of two
     con: duckdb.DuckDBPyConnection
-
-    def with_date_order(self, order: DateOrder) -> "Survey":
-        """The same table, with this order of day, month and year where the values of a column leave it open."""
-        return _look(self.con, self.origin, order, self.pair)
 
     def column(self, name: str) -> TableColumn:
         """The column with a name; a WrongUseError if there is none."""
@@ -193,15 +200,20 @@ class Survey:
         where = "" if known is None else f"WHERE {quoted(known.name)} IS NOT NULL"
         return self.con.sql(f"SELECT {names} FROM seen {where} QUALIFY row_number() OVER () % {step} = 0").pl()
 
-    def built(
-        self, name: str, queries: Sequence[str], partitions: Iterable[Partition]
-    ) -> Generator[tuple[pl.DataFrame, ...]]:
-        """For each partition, the rows of queries that read the table under a name and take the bounds of the partition."""
-        self.con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM seen")
-        for partition in partitions:
-            bounds = {"partition_start": partition.start, "partition_end": partition.end}
-            yield tuple(self.con.sql(query, params=bounds).pl() for query in queries)
-        self.con.execute(f"DROP TABLE {quoted(name)}")
+    def course(self, label: str, time: str, parts: Sequence[str], until: datetime) -> Course:
+        """The mean of a column of numbers by some parts of the time, over the rows before an instant."""
+        at = self._instant(time)
+        by = ", ".join(f"extract({part} FROM {at})" for part in parts)
+        query = f"""
+            WITH known AS (
+                SELECT {at} AS at, ({by}) AS part, {quoted(label)} - avg({quoted(label)}) OVER (PARTITION BY {by}) AS rest
+                FROM seen WHERE {quoted(label)} IS NOT NULL AND {at} < $until)
+            SELECT count(*), sum(rest ** 2) * count(*) / (count(*) - count(DISTINCT part)) ** 2,
+                (SELECT corr(later.rest, known.rest) FROM known AS later JOIN known ON later.at = known.at + INTERVAL 1 DAY)
+            FROM known
+        """
+        ((rows, error, memory),) = self.con.execute(query, {"until": until}).fetchall()
+        return Course(rows, inf if error is None else error, nan if memory is None else memory)
 
     def is_series(self, time: str, span: TimeRange) -> bool:
         """Return whether each time has one row, and times lie on whole hours or mostly follow each other at the same interval."""
@@ -264,17 +276,19 @@ class Survey:
             far_off,
         )
 
-    def _without_far_off(self, at: str) -> tuple[datetime, datetime, tuple[datetime, ...]]:
-        """The bounds of the times without the few that are a year, and further than these from each other, away from all others."""
+    def _without_far_off(self, at: str) -> tuple[datetime, datetime, datetime | None]:
+        """The bounds of the times without the few that are far from all others, and one of these.
+
+        Far is a year, or as much as the others are apart.
+        """
         few = max(MOST_FAR_OFF, self.rows // 1_000)
         query = f"SELECT min({at}, {few + 1}), max({at}, {few + 1}) FROM seen WHERE {at} BETWEEN $low AND $high"
         ((least, greatest),) = self.con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
         if self.rows < LEAST_ROWS or not least or len(least) <= few:
-            return EARLIEST, LATEST, ()
+            return EARLIEST, LATEST, None
         away = max(FAR, greatest[-1] - least[-1])
         low, high = max(EARLIEST, least[-1] - away), min(LATEST, greatest[-1] + away)
-        ends = [moment.astimezone(UTC) for moment in (*least[:-1], *reversed(greatest[:-1]))]
-        return low, high, tuple(moment for moment in ends if not low <= moment <= high)
+        return low, high, next((moment for moment in (*greatest, *least) if not low <= moment <= high), None)
 
     def bounds_of_file(self, file: Origin, time: str) -> tuple[datetime, datetime] | None:
         """The first and the last instant in another file with the same columns; None if it has no times.
@@ -384,7 +398,7 @@ def _with_short_years_as_text(con: duckdb.DuckDBPyConnection, origin: Origin) ->
     (years,) = con.execute(f"SELECT {', '.join(f'max(year({quoted(name)}))' for name in times)} FROM seen").fetchall()
     texts = {name: "VARCHAR" for name, year in zip(times, years, strict=True) if year is not None and year < 100}  # noqa: PLR2004 - two digits
     if texts:
-        origin = replace(origin, types=texts)
+        origin = origin.read_with(types=texts)
         create_view_of(con, origin.as_table("seen"))
     return origin
 
@@ -408,7 +422,7 @@ def _look(
         )
     facts = dict(zip(types, zip(*(answers[fact::4] for fact in range(4)), strict=True), strict=True))
     extremes = {name: (low, high) for name, (*_, low, high) in facts.items()}
-    readings, grouped = _notations(con, types, extremes, with_commas=origin.decimal is not None)
+    readings, grouped = _notations(con, types, extremes, with_commas="decimal" in origin.options)
     whole = {name for name, (present, distinct, *_) in facts.items() if present == rows and distinct > rows * NEARLY}
     unique = _unique(con, [name for name in types if name in whole and _stored_as(types[name]) in _NAMING], rows)
     columns: list[TableColumn] = []
