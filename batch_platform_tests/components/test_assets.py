@@ -20,7 +20,7 @@ from batch_platform.declaration.errors import DataError, WarehouseBusyError
 from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
 from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
-from batch_platform.models.forest import arrays
+from batch_platform.models.forest import arrays, compiled
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.harness.small_pipeline import (
@@ -438,6 +438,7 @@ def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path
 
     monkeypatch.setattr(arrays, "flatten", wrong)
     monkeypatch.setattr(bundle, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(compiled, "MOST_VISITS", 0)
     again = deploy(tmp_path, monkeypatch)  # as another process, which has loaded no model yet
     assert again.run("features", "predictions", first="2024-02-02").success
     as_ever, native = again.materializations("predictions")

@@ -117,6 +117,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},
         "max_partitions_per_run": 31,
+        "keep_runs": "30 days",
     },
     "engine": {
         "name": "spark",

@@ -112,6 +112,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},
         "max_partitions_per_run": 31,
+        "keep_runs": "30 days",
     },
     "engine": {
         "name": "spark",

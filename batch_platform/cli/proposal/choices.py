@@ -446,10 +446,13 @@ def _windows(
             if span.length >= least and not starts & span.starts and PART_NAMES[part] not in names
         ),
     )
-    if train_every is not None:
-        serving = Calendar(train_every, zone, first).within(*bounds)
-        windows = replace(windows, train_start=_first_serving(windows, Calendar(every, zone, first), serving))
-    return replace(windows, past=_past(survey, windows, every, key, label)), train_every
+    if train_every is None:
+        return replace(windows, past=_past(survey, windows, every, key, label)), None
+    serving = Calendar(train_every, zone, first)
+    windows = replace(
+        windows, train_start=_first_serving(windows, Calendar(every, zone, first), serving.within(*bounds))
+    )
+    return _with_past(windows, _past(survey, windows, every, key, label), serving), train_every
 
 
 def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
@@ -479,6 +482,21 @@ def _first_serving(windows: Windows, calendar: Calendar, periods: Sequence[Parti
     # As much to learn from as to evaluate on
     is_enough = known and evaluate.before(evaluate.before(known[-1].end, zone), zone) >= calendar.first_start
     return begins.astimezone(zone).replace(tzinfo=None) if is_enough else None
+
+
+def _with_past(windows: Windows, past: PastFeatures | None, serving: Calendar) -> Windows:
+    """Windows with earlier values of the label as features; the first model serves once it has learned from rows that have them.
+
+    Where labels are late, rows have earlier values only after the delay, and their own labels are known after another one.
+    Without a period that begins so late, there are no such features.
+    """
+    if past is None or not windows.delay.nominal:
+        return replace(windows, past=past)
+    least = windows.start + 2 * windows.delay.nominal + 2 * windows.evaluate.nominal
+    periods = serving.within(serving.first_start, serving.around(windows.span.last).end)
+    starts = [period.start.astimezone(serving.zone).replace(tzinfo=None) for period in periods]
+    late_enough = [start for start in starts if start >= max(least, windows.train_start or least)]
+    return replace(windows, past=past, train_start=late_enough[0]) if late_enough else windows
 
 
 def _past(
