@@ -197,11 +197,11 @@ class Warehouse:
                 predictions = [file for scores in new for file in scores.predictions]
                 files = [file for scores in new for file in scores.files or ()] if new[0].files is not None else None
                 scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, NewRows(keys, predictions, files))
-                deleted, rejected = _replace_rejected(con, pipeline, new)
+                rejected = _replace_rejected(con, pipeline, new)
                 _require_balance(new, scored, rejected)
                 now = clock()
                 runs = [replace(scores.run, committed_at=now) for scores in new]
-                seqs = append(con, runs, "predictions", *([_REJECTED] if deleted or rejected else []))
+                seqs = append(con, runs, "predictions", _REJECTED)
                 runs = [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
                 if in_transaction is not None:
                     in_transaction(con, runs)
@@ -333,17 +333,16 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, ValueError) or (of_storage and _CORRUPT.search(str(error)) is not None)
 
 
-def _replace_rejected(con: duckdb.DuckDBPyConnection, pipeline: str, staged: Sequence[StagedScores]) -> tuple[int, int]:
-    """Replace the rejected rows of partitions; returns how many were deleted, and how many inserted."""
-    deleted, keys = 0, [scores.run.partition_key for scores in staged]
+def _replace_rejected(con: duckdb.DuckDBPyConnection, pipeline: str, staged: Sequence[StagedScores]) -> int:
+    """Replace the rejected rows of partitions; returns how many were inserted."""
+    keys = [scores.run.partition_key for scores in staged]
     files = [file for scores in staged for file in scores.rejected]
     if has_table(con, pipeline, _REJECTED):
-        where = f"{quoted(pipeline)}.{_REJECTED} WHERE partition_key IN $keys"
-        ((deleted,),) = con.execute(f"DELETE FROM {where}", {"keys": keys}).fetchall()
         counted = "SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata($paths)"
         if con.execute(counted, {"paths": [str(file) for file in files]}).fetchall() == [(0,)]:
-            return deleted, 0
-    return deleted, replace_rows(con, pipeline, _REJECTED, keys, files)
+            con.execute(f"DELETE FROM {quoted(pipeline)}.{_REJECTED} WHERE partition_key IN $keys", {"keys": keys})
+            return 0
+    return replace_rows(con, pipeline, _REJECTED, keys, files)
 
 
 def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:
