@@ -115,8 +115,6 @@ class PartitionLog:
 
         A `trained` model is reported by its version; the findings on a partition of features are warnings. A partition that is `retold` was committed before and is no progress.
         """
-        # What is logged is stored. Dagster would hold it in memory until the step ends.
-        list(self._context.op_execution_context.consume_events())
         tags = data_version_tags(commit.data_version) | self._provenance.tags(commit.partition_key)
         event = dg.AssetMaterialization(
             self._asset, partition=commit.partition_key, metadata={**commit.metadata, **(metadata or {})}, tags=tags

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,20 +25,17 @@ from batch_platform.declaration.errors import (
     WrongUseError,
     did_you_mean,
     listed,
-    threads_explained,
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.threads import threads
 from batch_platform.features.fingerprints import DatedSources, instant
 from batch_platform.features.label_windows import LABEL_BYTES, labels_within
 from batch_platform.features.lake import (
     BATCH_ROWS,
-    Digests,
+    FileWriter,
     left_aside,
     of_full_size,
-    parquet_writer,
     remove_unlocked,
     written_aside,
 )
@@ -427,34 +423,15 @@ class FeatureSession:
         return self._write_rows(partition, aside)
 
     def _write_rows(self, partition: Partition, aside: Path, *, sort: bool = True) -> FeatureFile:
-        """Write the rows of a partition batch by batch.
-
-        A full batch is written on a second thread, while the rows that follow are computed and checked, and the bytes
-        before it are hashed.
-        """
-        rows, writing = 0, Future[None]()
-        writing.set_result(None)
-        with (
-            self.batches(partition, sort=sort) as (batches, schema),
-            parquet_writer(aside, schema) as writer,
-            Digests(aside) as digests,
-        ):
+        """Write the rows of a partition batch by batch; the next ones are computed while a full batch is written."""
+        with self.batches(partition, sort=sort) as (batches, schema), FileWriter(aside, schema) as writer:
             checks = RowChecks(self._builder.spec, partition, schema, sorted_by_key=sort)
-            with ThreadPoolExecutor(1, "write") as second, threads_explained():
-                for batch in batches:
-                    checks.see(batch)
-                    writing.result()
-                    if batch.num_rows == BATCH_ROWS and threads() > 1:
-                        writing = second.submit(writer.write_batch, batch)
-                    else:
-                        writer.write_batch(batch)
-                    digests.catch_up()
-                    rows += batch.num_rows
-                writing.result()
-            writer.close()
-            sha256, xxh3 = digests.catch_up()
+            for batch in batches:
+                checks.see(batch)
+                writer.write(batch)
+            sha256, xxh3 = writer.complete()
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
-        return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
+        return FeatureFile(path=aside, rows=writer.rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
     @contextmanager
     def batches(

@@ -8,7 +8,8 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -19,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import DamagedFeaturesError
+from batch_platform.declaration.errors import DamagedFeaturesError, threads_explained
+from batch_platform.declaration.threads import threads
 from batch_platform.warehouse.staging import if_free
 
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores batches of this size unchanged, which is fastest
@@ -118,6 +120,48 @@ class Digests:
                 digest.update(block)
         sha256, xxh3 = (digest.hexdigest() for digest in self._digests)
         return sha256, xxh3
+
+
+class FileWriter:
+    """Writes batches of rows to a Parquet file, and hashes it as it grows. Use it in a `with` statement.
+
+    A full batch is written on a second thread, if there may be one, while the caller makes the next batch.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Begin a file of some columns."""
+        self.rows = 0
+        self._writing = Future[None]()
+        self._writing.set_result(None)
+        self._stack = ExitStack()
+        self._writer = self._stack.enter_context(parquet_writer(path, schema))
+        self._digests = self._stack.enter_context(Digests(path))
+        self._second = self._stack.enter_context(ThreadPoolExecutor(1, "write"))
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file, which is complete only after `complete`."""
+        self._stack.close()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write a batch, behind all others."""
+        self._writing.result()
+        if batch.num_rows == BATCH_ROWS and threads() > 1:
+            with threads_explained():
+                self._writing = self._second.submit(self._writer.write_batch, batch)
+        else:
+            self._writer.write_batch(batch)
+        self._digests.catch_up()
+        self.rows += batch.num_rows
+
+    def complete(self) -> tuple[str, str]:
+        """Write the end of the file; returns its SHA-256 and XXH3 (128 bits) in hexadecimal."""
+        self._writing.result()
+        self._writer.close()
+        return self._digests.catch_up()
 
 
 def file_digests(path: Path) -> tuple[str, str]:

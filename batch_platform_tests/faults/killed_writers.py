@@ -68,7 +68,7 @@ class KilledWriters:
         self.projects = [pipeline, Pipeline(pipeline.spec, project, pipeline.home)]
         self._contents = [self._content_of(pipeline) for pipeline in reversed(self.projects)][::-1]
         self._spans = dict.fromkeys(MOMENTS, 0.1)
-        self._count = 0
+        self._count, self._by_changes = 0, True
         with ExitStack() as stack:
             self._nursery = stack.enter_context(Nursery())
             allowed = {key: {content[key] for content in self._contents} for key in SCORED}
@@ -84,7 +84,7 @@ class KilledWriters:
         """Kill a write after a mark, within the time that it takes to the next mark or a little longer."""
         self._count += 1
         moment = self._random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        before = self._last
+        before, self._by_changes = self._last, self._count % 2 == 0
         which, keys, child = self._begin_write()
         for passed in list(MOMENTS)[: list(MOMENTS).index(moment) + 1]:
             child.wait_for(passed)
@@ -177,7 +177,7 @@ class KilledWriters:
         self._count += 1
         pipeline = self.projects[which]
         name = f"killed-{self._count}"
-        job = Job(str(pipeline.home.root), str(pipeline.folder), name, NOW.isoformat(), self.declared)
+        job = Job(str(pipeline.home.root), str(pipeline.folder), name, NOW.isoformat(), self.declared, self._by_changes)
         return asdict(job)
 
     def _steps(self, task: str, **arguments: Any) -> list[str]:

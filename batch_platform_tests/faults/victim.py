@@ -47,6 +47,9 @@ class Job:
     run_id: str
     at: str
     declared: dict[str, Any] = field(default_factory=dict[str, Any])  # overrides as for `small_spec`
+    by_changes: bool = (
+        False  # publish by statements for what changed, as a large warehouse is, not by a copy of its bytes
+    )
 
     @property
     def pipeline(self) -> Pipeline:
@@ -79,6 +82,8 @@ def write(  # noqa: PLR0913 - what is written, and how it ends
         die_at: As for `die_at_step`.
     """
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    if Job(**job).by_changes:
+        published.SMALL_BYTES = 0
     if die_at:
         die_at_step(die_at)
     _mark_commits(pause=pause)
