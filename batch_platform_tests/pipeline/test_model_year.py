@@ -253,4 +253,10 @@ def passed(ui: Ui, asset: str, check: str, partition: str) -> bool:
     """Whether the newest evaluation of a check passed, according to the UI."""
     executions = ui.ask(CHECKED, key={"path": [NAME, asset]}, check=check)
     evaluations = [evaluation["evaluation"] for evaluation in executions if evaluation["evaluation"]]
-    return next(evaluation["success"] for evaluation in evaluations if evaluation["partition"] == partition)
+    return next(evaluation["success"] for evaluation in evaluations if covers(evaluation["partition"], partition))
+
+
+def covers(shown: str | None, partition: str) -> bool:
+    """Whether a result is of a partition; partitions that pass in one run share a result, shown as FIRST...LAST."""
+    first, _, last = (shown or "").partition("...")
+    return first <= partition <= (last or first)
