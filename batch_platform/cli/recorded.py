@@ -1,4 +1,4 @@
-"""What Dagster recorded of a pipeline, read from the SQLite files of the home's own instance without importing Dagster.
+"""The partitions that Dagster recorded as materialized, read from the SQLite files of the home's own instance without importing Dagster.
 
 A test compares it with what Dagster answers. Wherever the files are not as Dagster makes them by default, or a run is not finished,
 Dagster itself is asked.

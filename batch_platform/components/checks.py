@@ -246,7 +246,7 @@ class JudgedValue:
     """The value of a measure of one partition, as its check judges it."""
 
     partition_key: str
-    value: Any  # as far as the summary of the check looks at it
+    value: Any  # the part of the value that the summary of the check looks at
     judgement: Judged
 
 

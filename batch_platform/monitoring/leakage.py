@@ -195,7 +195,7 @@ def _adding_up(columns: Values, target: Values) -> Iterator[tuple[int, int, str]
     signs = {(1, 1): "add up to", (1, -1): "differ by", (-1, 1): "differ by"}
     likely = [
         are_target(first * part[:, :, None], second * part[:, None, :], few) for first, second in signs
-    ]  # by all pairs
+    ]  # combinations of all pairs
     for left, right in np.argwhere(np.triu(np.any(likely, axis=0), 1)):
         pair = columns[:, varied[left]], columns[:, varied[right]]
         for (first, second), how, of_few in zip(signs, signs.values(), likely, strict=True):

@@ -368,7 +368,7 @@ def _where_unique(survey: Survey, times: _Times | None, key: Sequence[TableColum
         return WITHIN_FILE if survey.unique(names, PART) else None
     if times is None or not times.are_partitioned:
         return None
-    windows = 2 * times.span.filled[times.every]  # with those of times far off
+    windows = 2 * times.span.filled[times.every]  # windows with a row, those of times far off included
     within = most * windows >= survey.rows and survey.unique_within(names, times.column.name, times.every)
     return f"within a {times.every}" if within else None
 

@@ -97,7 +97,7 @@ class Linear:
     of one sum, `shares` those of more classes, each by its own logistic function; `softmax`.
     """
 
-    columns: int  # of the matrix
+    columns: int  # number of columns of the matrix
     terms: Sequence[Term]
     intercepts: Sequence[float]  # one for each output
     link: LinkName
@@ -200,7 +200,7 @@ def exponentials(values: Column) -> Column:
 _LEAST, _MOST = -746.0, 710.0  # beyond them the exponential is 0 or infinite
 _DOUBLINGS = float.fromhex("0x1.71547652b82fep0")  # 1 / ln 2
 _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
-_SERIES = (  # of a power series in the square, the highest power first
+_SERIES = (  # coefficients of a power series in the square, the highest power first
     *(4.13813679705723846039e-08, -1.65339022054652515390e-06, 6.61375632143793436117e-05),
     *(-2.77777777770155933842e-03, 1.66666666666666019037e-01),
 )

@@ -18,7 +18,7 @@ from batch_platform.models.forest.ensembles import NotCompilableError, require
 from batch_platform.models.linear.arrays import Linear, LinkName, Step, StepName, Term
 from batch_platform.models.native_threads import one_thread
 
-TOLERANCE = 1e-12  # of the largest of the scores that are compared
+TOLERANCE = 1e-12  # largest difference, as a share of the largest score that is compared
 _ROWS = 256  # generated for a comparison
 _ODD_SHARE = 0.1  # share of missing or infinite values in the odd matrices
 
@@ -30,7 +30,7 @@ def as_linear(estimator: Any, native: Predictor) -> Linear | None:
     except (NotCompilableError, AttributeError, LookupError, TypeError, ValueError):  # a damaged file may lack anything
         return None
     with one_thread(), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of categories that are not known
+        warnings.simplefilter("ignore")  # categories that are not known are expected
         agrees = all(_agrees(linear.predict(matrix), native, matrix) for matrix in generated_rows(linear))
     return linear if agrees else None
 
