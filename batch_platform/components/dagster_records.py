@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _AT_ONCE = 5_000  # runs that one transaction clears
+EMPTY_BYTES = 16_384  # size of a log without events, at most
 _UNFINISHED = dg.RunsFilter(statuses=[*NOT_FINISHED_STATUSES])
 
 
@@ -101,17 +102,15 @@ def forget_runs(
             removed, kept = _clear(con, some, dry_run=dry_run)
         for run in some:
             log = [] if not storage.is_run_sharded else [*_files(Path(storage.path_for_shard(run.run_id)))]
-            cleared += run.run_id in removed or bool(log)
-            size += removed.get(run.run_id, 0) + sum(file.stat().st_size for file in log)
+            of_log = sum(file.stat().st_size for file in log)
+            cleared += run.run_id in removed or of_log > EMPTY_BYTES
+            size += removed.get(run.run_id, 0) + (of_log if of_log > EMPTY_BYTES else 0)
             if dry_run:
                 continue
             if run.run_id not in kept:
                 instance.delete_run(run.run_id)
-            if (
-                storage.is_run_sharded
-            ):  # Dagster makes an empty database where it removes the events of a run without one
-                for file in _files(Path(storage.path_for_shard(run.run_id))):
-                    file.unlink(missing_ok=True)
+            if storage.is_run_sharded:
+                _empty(Path(storage.path_for_shard(run.run_id)), keep=run.run_id in kept)
             with suppress(NotImplementedError):
                 instance.compute_log_manager.delete_logs(prefix=[run.run_id])
     return OldRecords(cleared, size)
@@ -153,6 +152,28 @@ def _clear(con: "Connection", runs: Sequence[dg.DagsterRun], *, dry_run: bool) -
                 con.execute(Tags.delete().where(Tags.c.event_id.in_(select(Events.c.id).where(of_runs, ~stays))))
             con.execute(table.delete().where(of_runs, ~stays))
     return size, kept
+
+
+def _empty(shard: Path, *, keep: bool) -> None:
+    """Remove the log of a run; if the run is kept, leave one table without rows, which a webserver expects that has read the log.
+
+    Dagster makes an empty database where it removes the events of a run without one.
+    """
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
+    from sqlalchemy import NullPool, create_engine
+    from sqlalchemy.schema import CreateTable
+
+    if not keep:
+        for file in _files(shard):
+            file.unlink(missing_ok=True)
+        return
+    aside = shard.with_name(f".{shard.name}")
+    aside.unlink(missing_ok=True)
+    with create_engine(f"sqlite:///{aside}", poolclass=NullPool).begin() as con:
+        con.execute(CreateTable(Events))
+    aside.replace(shard)
+    for end in ("-wal", "-shm"):
+        shard.with_name(shard.name + end).unlink(missing_ok=True)
 
 
 def _files(shard: Path) -> Iterator[Path]:

@@ -3,9 +3,10 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import dagster as dg
 import pytest
 
-from batch_platform.components.dagster_records import OldRecords, compact, forget_runs
+from batch_platform.components.dagster_records import EMPTY_BYTES, OldRecords, compact, forget_runs
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform_tests.harness.deployment import Deployment, deploy_trained
@@ -38,9 +39,10 @@ def shown(deployment: Deployment) -> dict[str, dict[str | None, Any]]:
     return {**newest, "checks": {str(key): (it.run_id, it.status) for key, it in found.items()}}
 
 
-def logs_of_runs(deployment: Deployment) -> set[str]:
+def bytes_of_logs(deployment: Deployment) -> dict[str, int]:
+    """The bytes of the log of each run that has one."""
     folder = deployment.pipeline.home.dagster / "history" / "runs"
-    return {file.name.partition(".")[0] for file in folder.iterdir()} - {"index", ".nfs"}
+    return {file.name.partition(".")[0]: file.stat().st_size for file in folder.iterdir() if file.name != "index.db"}
 
 
 def test_what_the_ui_shows_of_partitions_and_checks_outlives_the_records_of_their_runs(trained):
@@ -66,7 +68,12 @@ def test_what_the_ui_shows_of_partitions_and_checks_outlives_the_records_of_thei
     assert shown(trained) == before
     runs = {run.run_id for run in trained.instance.get_runs()}
     assert runs == {newest.run_id, alone.run_id, failed.run_id, going_on.run_id}, "a run that shows nothing is gone"
-    assert logs_of_runs(trained) & {it.run_id for it in (superseded, newest, alone, failed)} == set()
+    logs = bytes_of_logs(trained)
+    assert superseded.run_id not in logs
+    assert all(logs[it.run_id] <= EMPTY_BYTES for it in (newest, alone, failed))
+    assert trained.instance.all_logs(newest.run_id) == [], "also for a webserver that has read the log before"
+    with dg.DagsterInstance.from_config(str(trained.pipeline.home.dagster)) as another:
+        assert another.all_logs(alone.run_id) == []
     assert trained.instance.all_logs(going_on.run_id)
     planned = trained.instance.event_log_storage.get_latest_planned_materialization_info(
         trained.key("predictions"), "2024-02-05"
