@@ -4,6 +4,8 @@ Dagster's parser silently accepts duplicate keys and aliases that multiply. They
 in time and memory that grow with the file alone.
 """
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from batch_platform.declaration.errors import Failed, WrongUseError
 TYPE = "batch_platform.components.BatchInference"  # type of a pipeline
 FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")  # names that Dagster looks for, in this order
 MOST_VALUES = 100_000  # maximum with every alias written out; a long declaration has some hundreds
+_VARIABLE = re.compile(r"\{\{\s*env\.([A-Za-z_]\w*)\s*\}\}")
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 
@@ -133,6 +136,9 @@ def _check_node(node: yaml.Node, at: str, path: Path) -> None:
     if node.tag not in _PLAIN:
         hint = "remove the tag: a declaration consists of texts, numbers, lists and blocks."
         raise _refusal(path, node, at, f"the tag {_short(node.tag)} creates an object", hint)
+    if isinstance(node, yaml.ScalarNode) and (unset := _unset_variable(str(node.value))) is not None:
+        hint = f"set it where this command and Dagster run, or write {{{{ env('{unset}', 'a default') }}}}."
+        raise _refusal(path, node, at, f"the environment variable {unset} is not set", hint)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -144,6 +150,11 @@ def _check_node(node: yaml.Node, at: str, path: Path) -> None:
             problem = f"the key {name!r} occurs twice, first in line {lines[name]}"
             raise _refusal(path, key, f"{at}.{name}".strip("."), problem, "remove one of the two.")
         lines[name] = line
+
+
+def _unset_variable(text: str) -> str | None:
+    """The first environment variable that a template names without a default and that is not set; Dagster would write `None`."""
+    return next((name for name in _VARIABLE.findall(text) if name not in os.environ), None)
 
 
 def _children(node: yaml.Node, at: str) -> Iterator[tuple[yaml.Node, str]]:

@@ -293,6 +293,16 @@ def test_templates_are_rendered(project, monkeypatch):
     assert loaded_spec(load(project)).owners == ["team:night"]
 
 
+def test_a_variable_that_is_not_set_is_named_with_its_place_instead_of_becoming_a_text(project, monkeypatch, caplog):
+    monkeypatch.delenv("SHOP_FOLDER", raising=False)
+    write_defs_yaml(project, small_declaration(description="Orders of {{ env.SHOP_FOLDER }}"))
+    load(project)
+    refusal = "defs.yaml:4: attributes.description: the environment variable SHOP_FOLDER is not set"
+    assert refusal in caplog.text
+    write_defs_yaml(project, small_declaration(description="Orders of {{ env('SHOP_FOLDER', 'a default') }}"))
+    assert loaded_spec(load(project)).description == "Orders of a default"
+
+
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
