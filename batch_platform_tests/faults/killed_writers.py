@@ -84,7 +84,7 @@ class KilledWriters:
         """Kill a write after a mark, within the time that it takes to the next mark or a little longer."""
         self._count += 1
         moment = self._random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        before, self._by_changes = self._last, self._count % 2 == 0
+        before, self._by_changes = self._last, not self._by_changes
         which, keys, child = self._begin_write()
         for passed in list(MOMENTS)[: list(MOMENTS).index(moment) + 1]:
             child.wait_for(passed)
