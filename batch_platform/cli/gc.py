@@ -50,8 +50,9 @@ def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tupl
     """Remove files that nothing refers to, and Dagster's records of old runs.
 
     The files are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
-    left behind. Of an old run the newest materialization of each partition and the newest result of each check stay. Pipelines that nothing declares any more are listed, and removed only if --drop names them: their tables,
-    ledgers, features and models.
+    left behind. Of an old run the newest materialization of each partition and the newest result of each check stay.
+    Pipelines that nothing declares any more are listed, and removed only if --drop names them: their tables, ledgers,
+    features and models.
     """
     project, now = find_project(folder), datetime.now(UTC)
     trained_before = _before(now, "--keep", keep)

@@ -246,7 +246,7 @@ class JudgedValue:
     """The value of a measure of one partition, as its check judges it."""
 
     partition_key: str
-    value: Any  # the part of the value that the summary of the check looks at
+    value: Any  # None for a check without a summary, which alone looks at it
     judgement: Judged
 
 
@@ -268,7 +268,7 @@ def judge(
     for name, check in declared_checks(wiring.spec, asset).items():
         judgement = check.judge(values[name], task) if name in values else None
         if judgement is not None:
-            value = None if check.summary is None else check.kept(values[name])
+            value = None if check.summary is None else values[name]
             judged[checks[name]] = JudgedValue(partition_key, value, judgement)
     return judged
 

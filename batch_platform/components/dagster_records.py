@@ -101,16 +101,16 @@ def forget_runs(
         with storage.index_connection() as con:
             removed, kept = _clear(con, some, dry_run=dry_run)
         for run in some:
-            log = [] if not storage.is_run_sharded else [*_files(Path(storage.path_for_shard(run.run_id)))]
-            of_log = sum(file.stat().st_size for file in log)
+            shard = Path(storage.path_for_shard(run.run_id)) if storage.is_run_sharded else None
+            of_log = sum(file.stat().st_size for file in _files(shard)) if shard else 0
             cleared += run.run_id in removed or of_log > EMPTY_BYTES
             size += removed.get(run.run_id, 0) + (of_log if of_log > EMPTY_BYTES else 0)
             if dry_run:
                 continue
             if run.run_id not in kept:
                 instance.delete_run(run.run_id)
-            if storage.is_run_sharded:
-                _empty(Path(storage.path_for_shard(run.run_id)), keep=run.run_id in kept)
+            if shard:
+                _empty(shard, keep=run.run_id in kept)
             with suppress(NotImplementedError):
                 instance.compute_log_manager.delete_logs(prefix=[run.run_id])
     return OldRecords(cleared, size)
@@ -155,9 +155,9 @@ def _clear(con: "Connection", runs: Sequence[dg.DagsterRun], *, dry_run: bool) -
 
 
 def _empty(shard: Path, *, keep: bool) -> None:
-    """Remove the log of a run; if the run is kept, leave one table without rows, which a webserver expects that has read the log.
+    """Remove the log of a run, also one that Dagster made without events when it deleted the run.
 
-    Dagster makes an empty database where it removes the events of a run without one.
+    If the run is kept, one table without rows stays: a webserver that has read the log expects it.
     """
     from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
     from sqlalchemy import NullPool, create_engine
@@ -171,9 +171,9 @@ def _empty(shard: Path, *, keep: bool) -> None:
     aside.unlink(missing_ok=True)
     with create_engine(f"sqlite:///{aside}", poolclass=NullPool).begin() as con:
         con.execute(CreateTable(Events))
-    aside.replace(shard)
-    for end in ("-wal", "-shm"):
+    for end in ("-wal", "-shm"):  # first, so that nothing of the former log is applied to the new one
         shard.with_name(shard.name + end).unlink(missing_ok=True)
+    aside.replace(shard)
 
 
 def _files(shard: Path) -> Iterator[Path]:

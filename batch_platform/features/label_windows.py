@@ -34,10 +34,8 @@ def labels_within(
     None where nothing proves that one query gives the same, or the partitions are not in order of time. Raises what
     `Query.run` raises.
     """
-    select, tables = (
-        _with_time(query.text),
-        [(con.sources.kind(name), con.table(name, partitions[0])) for name in con.names],
-    )
+    select = _with_time(query.text)
+    tables = [(con.sources.kind(name), con.table(name, partitions[0])) for name in con.names]
     in_order = all(before.end <= after.start for before, after in pairwise(partitions))
     if select is None or not in_order or any(kind.takes_partition(table) for kind, table in tables):
         return None

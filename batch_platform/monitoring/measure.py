@@ -184,7 +184,6 @@ class Check(Generic[Value]):
     # of both, and the worst numbers.
     summary: Callable[[Mapping[str, Value], Sequence[str]], Mapping[str, Any]] | None = None
     name: str = ""  # name in the UI; by default that of the measure
-    kept: Callable[[Value], Value] = lambda value: value  # the part of a value that the summary looks at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,13 +183,12 @@ def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str])
     """
     spec, state = question.spec, question.state
     knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
-    keys = (
-        state.scores if question.request.only is None else [it.key for it in question.wanted if it.key in state.scores]
-    )
+    scores = state.scores
+    if question.request.only is not None:
+        scores = {it.key: scores[it.key] for it in question.wanted if it.key in scores}
     remarks = state.gone | {
         key: remark_on(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
-        for key in keys
-        if (run := state.scores[key])
+        for key, run in scores.items()
     }
     return {key: remark for key, remark in remarks.items() if remark and key not in scoring.stale}
 

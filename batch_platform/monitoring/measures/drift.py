@@ -7,7 +7,7 @@ the table is at any time what the profiles say.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from math import isfinite
@@ -418,7 +418,6 @@ def _check(spec: PipelineSpec) -> Check[PartitionDrift] | None:
         ),
         judge=lambda drift, _: Finding(drift.level, _judged(drift, declared)),
         summary=_summary,
-        kept=_in_summary,
     )
 
 
@@ -437,12 +436,6 @@ def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
     if strange:
         metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"
     return metadata | rounded(numbers)
-
-
-def _in_summary(drift: PartitionDrift) -> PartitionDrift:
-    """The same drift without columns that no summary names: a run holds it for each of its partitions until it ends."""
-    named = (*drift.judged[:1], *drift.alarming)
-    return replace(drift, columns=tuple(row for row in drift.columns if row in named or row.role == "prediction"))
 
 
 def _summary(by_partition: Mapping[str, PartitionDrift], failed: Sequence[str]) -> dict[str, str]:
