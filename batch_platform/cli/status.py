@@ -61,7 +61,7 @@ def command(  # noqa: PLR0913 - the options
         states = [item.published_state(recheck=recheck) for item in pipelines]
         materialized = {} if untouched else _materialized(project, pipelines, states)  # a report creates no home
         statuses = [
-            _status(item, state, materialized.get(item.spec.name), now)
+            _status(item, state, materialized.get(item.spec.name), PlanRequest(now, recheck=recheck))
             for item, state in zip(pipelines, states, strict=True)
         ]
     try:
@@ -95,10 +95,10 @@ def command(  # noqa: PLR0913 - the options
         raise click.exceptions.Exit(UNHEALTHY)
 
 
-def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, now: datetime) -> PipelineStatus:
-    plan = make_plan(pipeline.spec, state, PlanRequest(now))
+def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, request: PlanRequest) -> PipelineStatus:
+    plan = make_plan(pipeline.spec, state, request)
     measured = newest_measured(pipeline.home, pipeline.spec, state)
-    return status_of(pipeline.spec, state, plan, now, materialized, measured)
+    return status_of(pipeline.spec, state, plan, request.now, materialized, measured)
 
 
 def _materialized(project: Project, pipelines: Sequence[Pipeline], states: Sequence[State]) -> dict[str, set[str]]:

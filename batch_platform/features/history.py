@@ -5,7 +5,7 @@ Reads the lake and the label query, and writes nothing.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime, timedelta
@@ -259,11 +259,13 @@ class History:
         *,
         recheck: bool = False,
         most_bytes: int | None = None,
+        scored: Collection[str],
     ) -> SourceChanges:
         """Compare the sources with those that builds were made from, by version and, where versions differ, by rows.
 
         Of sources with the rows of many partitions, only as many of the newest partitions are looked at as `late` says, and
-        those without rows; with `recheck`, all. Fingerprints are taken unless they are `recorded` of the present version. A
+        those without rows; with `recheck`, all. Partitions that are not `scored` are only learned from, perhaps much later:
+        unless `late` is declared, they are looked at however old they are. Fingerprints are taken unless they are `recorded` of the present version. A
         source of more than `most_bytes` is not read: it is held to be as it is recorded.
         """
         versions, gone = self._own_versions(builds)
@@ -289,7 +291,12 @@ class History:
                         continue
                     if then.rows and not now.rows:
                         gone[key] = f"source {name!r} no longer holds its rows"
-                    elif recheck or not then.rows or _is_recent(lateness, partitions[key].end, newest):
+                    elif (
+                        recheck
+                        or not then.rows
+                        or _is_recent(lateness, partitions[key].end, newest)
+                        or (self.spec.sources[name].late is None and key not in scored)
+                    ):
                         changed[key] = _change(name, then, now)
         return SourceChanges(versions, changed, gone, taken)
 

@@ -140,10 +140,16 @@ def _due_models(question: Question) -> _Models:
 
 
 def _due_features(question: Question, learning: Sequence[Item], scoring: _Scoring) -> list[Item]:
-    """The partitions whose features are due: to learn from, to score, or to make again what was dropped and is named."""
+    """The partitions whose features are due: to learn from, to score, or to make again what was dropped and is named.
+
+    With `recheck`, also those that no model scores and whose sources changed: the next model learns from them.
+    """
     spec, state = question.spec, question.state
     windows = [training_window(spec, item.partition.start, state.dropped) for item in learning]
     windows.append([partition for partition in question.wanted if partition.key in state.dropped])
+    if question.request.recheck:
+        current = {key for key, build in state.features.items() if build.code_version == state.features_code_version}
+        windows.append([it for it in question.wanted if it.key in current - state.scores.keys()])
     needed = {partition.key: partition for window in windows for partition in window}
     forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
     needed |= forced | {item.partition.key: item.partition for item in scoring.due}

@@ -105,7 +105,9 @@ def features_due(state: State, partition: Partition) -> str | None:
 def checked(history: History, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
     """A recorded state, checked against the files of features, sources and labels."""
     features = history.recorded(recorded.features)
-    sources = history.source_changes(recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes)
+    sources = history.source_changes(
+        recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes, scored=recorded.scores
+    )
     labels = history.label_changes(
         recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
     )

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from deltalake import write_deltalake
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features import fingerprints
@@ -18,6 +19,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
@@ -314,16 +316,33 @@ def test_a_corrected_row_is_found_in_files_of_any_kind_and_an_appended_day_conce
     assert rebuilt(pipeline) == {}, "neither the order of rows nor a column that the features do not read matters"
 
 
-def test_a_correction_of_an_old_row_is_found_only_on_demand_or_if_late_is_always(tmp_path):
-    pipeline = only_built(tmp_path)
-    rows = orders().with_columns(
-        amount=pl.when(pl.Series(local_day(orders()) == "2024-02-06")).then(1.0).otherwise("amount")
-    )
-    write(pipeline, rows)
+def corrected_on(day: str) -> pl.DataFrame:
+    """The rows that are there at NOW, with other amounts on a day."""
+    rows = orders()
+    return rows.with_columns(amount=pl.when(pl.Series(local_day(rows) == day)).then(1.0).otherwise("amount"))
+
+
+def test_a_correction_of_a_row_that_was_learned_from_and_never_scored_reaches_the_next_model(pipeline):
+    write(pipeline, corrected_on("2024-01-22"))
+    partition = pipeline.spec.partitions.calendar.named("2024-01-22")
+    plain = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
+    assert plain.items == [], "no schedule builds features alone: the next training does"
+    period = Partition("2024-03-01", NOW, NOW)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW, (), train=period))
+    changed = Item("features", partition, "rows of source 'events' changed")
+    assert plan.of("features") == [changed]
+    rechecked = PlanRequest(NOW, recheck=True)
+    assert make_plan(pipeline.spec, pipeline.state(recheck=True), rechecked).items == [changed]
+    list(pipeline.build_features([partition], Stamp("run", NOW)))
+    assert make_plan(pipeline.spec, pipeline.state(recheck=True), rechecked).items == []
+
+
+def test_a_correction_of_an_old_scored_row_is_found_only_on_demand_or_if_late_is_always(pipeline, tmp_path):
+    write(pipeline, corrected_on("2024-02-06"))
     assert rebuilt(pipeline) == {}
     assert rebuilt(pipeline, recheck=True) == {"2024-02-06": "rows of source 'events' changed"}
     for late, found in (("always", True), ("11 days", True), ("2 weeks", True), ("10 days", False), ("never", False)):
-        other = declared(tmp_path, sources={"events": {"late": late}}, partitions={"start": "2024-02-05", "end": None})
+        other = declared(tmp_path, sources={"events": {"late": late}})
         assert bool(rebuilt(other)) == found, late
     assert list(build(pipeline)) == ["2024-02-06"], "a run compares the partitions that it is given"
     assert rebuilt(pipeline, recheck=True) == {}
