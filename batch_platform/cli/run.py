@@ -219,10 +219,13 @@ def _without_dropped(wiring: Wiring, request: PlanRequest, state: State) -> Plan
 
 def _unserved(state: State, request: PlanRequest, left: Plan, *, named: bool) -> BatchPlatformError | None:
     """The error that no model serves a partition if the user named it, or if nothing is scored though warm-up is over."""
-    blocked = [item.partition for item in left.blocked if named or not item.warm_up]
+    blocked = [item for item in left.blocked if named or not item.warm_up]
     if not blocked or not (named or not any(item.key in state.scores for item in request.named)):
         return None
-    first = blocked[0]
+    first, pipeline = blocked[0].partition, state.registry.pipeline
+    if first.key in state.scores:
+        msg = f"{pipeline}, partition {first.key}: its predictions stay as they were scored; {blocked[0].reason}."
+        return NoChampionError(msg, hint=f"batch-platform drop {pipeline} --partition {first.key} removes them.")
     try:
         state.registry.require_champion(first.start, first.key)
     except NoChampionError as error:
@@ -244,6 +247,8 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
         terminal.say(f"{name}: to do")
     elif len(plan.blocked) == len(request.named):
         terminal.say(f"{name}: nothing can be scored")
+    elif any(not item.warm_up for item in plan.blocked):
+        terminal.say(f"{name}: everything that a model serves is up to date.")
     else:
         terminal.say(f"{name}: everything asked for is up to date.")
         if request.named[-1].end == wiring.spec.partitions.calendar.last_end:

@@ -92,7 +92,8 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     """Sum up what runs did."""
     pipeline = wiring.pipeline()
     name, home = pipeline.spec.name, pipeline.home
-    runs = [state.scores[partition.key] for partition in asked if partition.key in state.scores]
+    unserved = {item.partition.key for item in left.blocked}  # scored before, perhaps, and out of date now
+    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - unserved]
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
@@ -107,7 +108,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         partitions=len(asked),
         scored=len(runs),
         scored_now=sum(run.run_id in run_ids for run in runs),
-        unserved=len(left.blocked),
+        unserved=len(unserved),
         rows_in=sum(run.rows_in for run in runs),
         rows_scored=sum(run.rows_scored for run in runs),
         rows_rejected=rejected,

@@ -142,14 +142,14 @@ def _due_models(question: Question) -> _Models:
 def _due_features(question: Question, learning: Sequence[Item], scoring: _Scoring) -> list[Item]:
     """The partitions whose features are due: to learn from, to score, or to make again what was dropped and is named.
 
-    With `recheck`, also those that no model scores and whose sources changed: the next model learns from them.
+    With `recheck`, also those that no model serves and whose sources changed: the next model learns from them.
     """
     spec, state = question.spec, question.state
     windows = [training_window(spec, item.partition.start, state.dropped) for item in learning]
     windows.append([partition for partition in question.wanted if partition.key in state.dropped])
     if question.request.recheck:
         current = {key for key, build in state.features.items() if build.code_version == state.features_code_version}
-        windows.append([it for it in question.wanted if it.key in current - state.scores.keys()])
+        windows.append([partition for partition in question.wanted if partition.key in current])
     needed = {partition.key: partition for window in windows for partition in window}
     forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
     needed |= forced | {item.partition.key: item.partition for item in scoring.due}
@@ -277,10 +277,13 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
     due, blocked, stale = list[Item](), list[Item](), dict[str, str]()
     rescore = named is not None or spec.predictions.rescore != "never"
     starts = sorted(item.partition.start for item in models)
-    for partition in _servable(question):
-        run = state.scores.get(partition.key)
-        stretch = state.registry.timeline.at(partition.start)
-        champion = named or (None if stretch is None else stretch.version)
+    served_from = served_calendar(spec).first_start
+    for partition in question.wanted:  # also those that were scored when serving periods began earlier
+        run, is_served = state.scores.get(partition.key), partition.start >= served_from
+        if run is None and not is_served:
+            continue
+        stretch = state.registry.timeline.at(partition.start) if is_served else None
+        champion = (named if is_served else None) or (None if stretch is None else stretch.version)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
         awaits = newest is not None and (stretch is None or stretch.approved_from <= newest)
         reason = "missing"
@@ -288,10 +291,13 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
             reason = _stale_reason(state, run, champion)
             if partition.key in state.features:
                 reason = reason or features_due(state, partition)
+            if not is_served and run.code_version != state.scoring_code_version:  # what is declared now is not about it
+                reason = None
             if awaits:
                 reason = reason or "a newer model is due"
             if reason is not None:
-                stale[partition.key] = reason
+                unserved = "" if champion or awaits else f"; {_unserved(spec, state.registry, partition)}"
+                stale[partition.key] = reason + unserved
             if not rescore and partition.key not in state.incomplete:
                 reason = None
         if question.request.force:
@@ -299,14 +305,18 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
         if reason is None:
             continue
         if champion is None and not awaits:
-            blocked.append(Item("predictions", partition, _unserved(state.registry, partition)))
+            blocked.append(Item("predictions", partition, _unserved(spec, state.registry, partition)))
         else:
             due.append(Item("predictions", partition, reason, awaits_model=awaits))
     return _Scoring(due, blocked, stale)
 
 
-def _unserved(registry: Registry, partition: Partition) -> str:
-    """Say that no model serves a partition, and what was decided of the newest version that could."""
+def _unserved(spec: PipelineSpec, registry: Registry, partition: Partition) -> str:
+    """Say that no model serves a partition, and since when, or what was decided of the newest version that could."""
+    served_from = served_calendar(spec).first_start
+    if partition.start < served_from:
+        first = spec.partitions.calendar.around(served_from).key
+        return f"no model serves it, since predictions begin with {first} now (an earlier model.train.start changes that)"
     newest = registry.newest_at(partition.start)
     decision = registry.last_decision(newest.version) if newest else None
     if decision is not None and decision.action == "refused":
@@ -340,7 +350,7 @@ def _with_warm_up(question: Question, models: Sequence[Item], blocked: Sequence[
         return blocked
     return [
         replace(item, reason=f"the first model serves from {first.key}", warm_up=True)
-        if item.partition.start < first.start
+        if item.partition.start < first.start and item.partition.key not in state.scores
         else item
         for item in blocked
     ]

@@ -123,6 +123,20 @@ def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
     assert published(fresh, SCORED) == before
 
 
+def test_partitions_that_no_model_serves_any_more_are_told_and_not_counted_as_scored(cli, project):
+    train = {"every": "week", "start": "2024-02-15"}
+    write_defs_yaml(project, small_declaration(**OVERRIDES, model={"train": train}))
+    answer = cli(project, "run", "small", "--partition", DAY, "--force", "--json")
+    assert answer.code == 1
+    outcome = json.loads(answer.out)
+    assert (outcome["scored"], outcome["unserved"]) == (0, 1)
+    assert answer.err.splitlines()[-1] == (
+        "Error: small, partition 2024-02-10: its predictions stay as they were scored; no model serves it, since predictions "
+        "begin with 2024-02-15 now (an earlier model.train.start changes that). Hint: batch-platform drop small --partition "
+        "2024-02-10 removes them."
+    )
+
+
 def test_one_partition_is_one_run_of_the_job_that_brings_it_up_to_date(cli, project, monkeypatch):
     append(project, "AND id % 2 = 0\n")
     earlier = {run.run_id for run in runs_of(project, monkeypatch)}

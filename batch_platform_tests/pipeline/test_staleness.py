@@ -235,6 +235,26 @@ def test_stale_predictions_are_reported_even_if_they_are_never_scored_again(depl
     assert requested(changed, "predictions", NOW) == []
 
 
+def test_scored_partitions_that_no_model_serves_any_more_are_never_called_up_to_date(deployment):
+    later = redeclared(deployment, model={"train": OVERRIDES["model"]["train"] | {"start": "2024-02-11"}}).pipeline
+    served, reason = "2024-02-11", "no model serves it, since predictions begin with 2024-02-11 now"
+
+    def blocked(*, force: bool) -> dict[str, str]:
+        plan = make_plan(later.spec, later.state(), PlanRequest(NOW, force=force))
+        assert all(item.partition.key >= served for item in plan.of("predictions"))
+        return {item.partition.key: item.reason for item in plan.blocked if not item.warm_up}
+
+    assert blocked(force=False) == {}
+    assert list(blocked(force=True)) == [key for key in ALL if key < served]
+    rewrite(deployment, "days", "2024-02-05", pl.lit(1.0).alias("amount"))
+    (told,) = blocked(force=False).items()
+    assert told[0] == "2024-02-05"
+    assert told[1].startswith(reason)
+    state = later.state()
+    stale = make_plan(later.spec, state, PlanRequest(NOW)).stale
+    assert {key: text.partition(reason)[0] for key, text in stale.items()} == {"2024-02-05": "a source file changed; "}
+
+
 def test_predictions_that_wait_for_a_newer_model_are_reported(deployment):
     later = datetime(2024, 2, 20, 12, tzinfo=UTC)
     pipeline = deployment.pipeline
