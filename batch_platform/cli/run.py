@@ -247,10 +247,9 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
         terminal.say(f"{name}: to do")
     elif len(plan.blocked) == len(request.named):
         terminal.say(f"{name}: nothing can be scored")
-    elif any(not item.warm_up for item in plan.blocked):
-        terminal.say(f"{name}: everything that a model serves is up to date.")
     else:
-        terminal.say(f"{name}: everything asked for is up to date.")
+        unserved = any(not item.warm_up for item in plan.blocked)
+        terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date.")
         if request.named[-1].end == wiring.spec.partitions.calendar.last_end:
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")

@@ -110,7 +110,7 @@ def _model(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Assets
         config_schema=training_schema(wiring),
         required_resource_keys=wiring.resource_keys,
     )
-    def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
         step = RunStep(context, wiring, made)
         config, builds = training_config(wiring, context.op_execution_context.op_config), step.is_of("train")
         with step.at_work():
@@ -122,7 +122,7 @@ def _model(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Assets
                 step.train([(period, config) for period in due], log)
             if builds:
                 step.require_nothing_failed()
-        return log.finish(checks.GATE, checks.NO_SUSPECTED_LEAKS, *of_challengers)
+        yield from log.finish(checks.GATE, checks.NO_SUSPECTED_LEAKS, *of_challengers)
 
     return model
 
@@ -200,7 +200,7 @@ def _predictions(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
     )
     def predictions(
         context: dg.AssetExecutionContext, config: PredictionsConfig
-    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult | dg.Output[None]]:
         step = RunStep(context, wiring, made)
         if key not in context.selected_asset_keys:
             yield from told_as_recorded(step)
@@ -240,10 +240,10 @@ def _performance(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
         required_resource_keys=wiring.resource_keys,
         check_specs=[check.spec(key) for check in measures.values()],
     )
-    def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def performance(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
         step = RunStep(context, wiring, made)
         with step.at_work():
             log = (evaluate_what_is_due if step.of_whole_job else evaluate)(step)
-        return log.finish(*measures.values())
+        yield from log.finish(*measures.values())
 
     return performance

@@ -51,9 +51,11 @@ def wipe_partitions(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequ
 
 
 def forget_planned(
-    instance: dg.DagsterInstance, run_id: str, check: dg.AssetCheckKey, partition_keys: Sequence[str]
+    instance: dg.DagsterInstance, run_id: str, check: dg.AssetCheckKey, partition_keys: Sequence[str] | None = None
 ) -> bool:
     """Remove the announcements that a run will check some partitions, which results of their own would otherwise have to replace.
+
+    Without `partition_keys`, all announcements of the check by the run.
 
     Dagster announces every check for each partition of a run, and shows an announcement without a result as a skipped check.
     Returns False, and removes nothing, where the event log is no SQL database of Dagster's own. No public alternative.
@@ -67,7 +69,7 @@ def forget_planned(
         Results.c.check_name == check.name,
         Results.c.run_id == run_id,
         Results.c.execution_status == "PLANNED",
-        Results.c.partition.in_(partition_keys),
+        *([] if partition_keys is None else [Results.c.partition.in_(partition_keys)]),
     )
     with storage.index_connection() as con:
         con.execute(Results.delete().where(*planned))

@@ -94,12 +94,8 @@ class PartitionLog:
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
         self._provenance = Provenance(context, spec)
         self._checked = defaultdict[str, list[Any]](list)
-        self._results = CheckLog(
-            spec.key,
-            calendar,
-            context.op_execution_context.log_event,
-            partial(forget_planned, context.instance, context.run.run_id),
-        )
+        self._forget = partial(forget_planned, context.instance, context.run.run_id)
+        self._results = CheckLog(spec.key, calendar, context.op_execution_context.log_event, self._forget)
         self.flush = self._results.flush
 
     def committed(
@@ -165,11 +161,19 @@ class PartitionLog:
         """Count a partition in the result of a check for the whole step, without a result of its own."""
         self._checked[check.name].append(checked)
 
-    def finish(self, *checks: RunCheck[Any]) -> dg.MaterializeResult:
-        """Return the output of the step with the results of its checks, once every partition is logged."""
+    def finish(self, *checks: RunCheck[Any]) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
+        """Yield the outputs of the step with the results of its checks, once every partition is logged.
+
+        A check that judged nothing gives no result, so that its last one stands.
+        """
         selected = {key.name for key in self._context.selected_asset_check_keys if key.asset_key == self._asset}
-        results = [check.result(self._checked[check.name], self._asset) for check in checks if check.name in selected]
-        return dg.MaterializeResult(asset_key=self._asset, metadata=LOGGED_IN_THE_BODY, check_results=results)
+        asked = [check for check in checks if check.name in selected]
+        results = [check.result(self._checked[check.name], self._asset) for check in asked if self._checked[check.name]]
+        yield dg.MaterializeResult(asset_key=self._asset, metadata=LOGGED_IN_THE_BODY, check_results=results)
+        for check in asked:
+            if not self._checked[check.name]:
+                self._forget(check.key(self._asset))
+                yield dg.Output(None, check.spec(self._asset).get_python_identifier())
 
 
 def log_unknown_commits(

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
+from batch_platform.components.dagster_records import forget_planned
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import PredictionsConfig, name_of_whole
 from batch_platform.components.making import RunStep
@@ -46,13 +47,13 @@ class ScoringLog:
             whole = commits.stored_table(self._wiring, "drift") if last and commit.rows else {}
             self._drift.committed(commit, metadata=whole, retold=True)
 
-    def finish(self) -> Iterator[dg.MaterializeResult]:
+    def finish(self) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
         """The outputs of the step that the run asks for."""
         wiring = self._wiring
         if wiring.key("predictions") in self._selected:
-            yield self._predictions.finish(*checks.predictions(wiring))
+            yield from self._predictions.finish(*checks.predictions(wiring))
         if self._drift is not None and wiring.key("drift") in self._selected:
-            yield self._drift.finish(*checks.of_measures(wiring, "drift").values())
+            yield from self._drift.finish(*checks.of_measures(wiring, "drift").values())
 
 
 def score(step: RunStep, config: PredictionsConfig) -> ScoringLog:
@@ -131,7 +132,7 @@ def _up_to_date(step: RunStep, due: Sequence[Partition]) -> tuple[State, list[st
     return state, [key for key in step.context.partition_keys if key not in left_out]
 
 
-def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult | dg.Output[None]]:
     """Log the drift of partitions, or the results of checks alone, from what is recorded; nothing is scored.
 
     A run of checks alone may name no partition: then it is about all of them. Raises DataError if a partition is not scored.
@@ -149,7 +150,7 @@ def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetC
             for scored in recorded:
                 log.committed(commits.drift(wiring, scored))
     if wiring.key("drift") in context.selected_asset_keys:
-        yield log.finish(*checks.of_measures(wiring, "drift").values())
+        yield from log.finish(*checks.of_measures(wiring, "drift").values())
     for check, asset in {
         **dict.fromkeys(checks.predictions(wiring), "predictions"),
         **dict.fromkeys(checks.of_measures(wiring, "drift").values(), "drift"),
@@ -158,7 +159,10 @@ def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetC
         if key not in context.selected_asset_keys and check.key(key) in context.selected_asset_check_keys:
             made = [(commits.drift if asset == "drift" else commits.predictions)(wiring, it) for it in recorded]
             looked_at = [value for it in made for known, value in it.checked.items() if known.name == check.name]
-            yield check.result(looked_at, key)
+            if looked_at:
+                yield check.result(looked_at, key)
+            else:
+                forget_planned(context.instance, step.run_id, check.key(key))
 
 
 def evaluate(step: RunStep) -> PartitionLog:

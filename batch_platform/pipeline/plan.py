@@ -257,8 +257,8 @@ def superseded(run: ScoreRun, champion: Version | None) -> str | None:
     return f"scored by {run.model_version}, the champion is {champion.version}"
 
 
-def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
-    """Say why committed predictions are out of date by what is recorded; None if they are not."""
+def _stale_reason(state: State, partition: Partition, run: ScoreRun, champion: Version | None) -> str | None:
+    """Say why committed predictions are out of date by what is recorded and by the sources; None if they are not."""
     if table := state.incomplete.get(run.partition_key):
         return f"a file of its {table} is gone or changed"
     if (reason := superseded(run, champion)) is not None:
@@ -268,7 +268,7 @@ def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str 
         return "its features changed"
     if run.code_version != state.scoring_code_version:
         return "its declaration or the scoring code changed"
-    return None
+    return None if build is None else features_due(state, partition)
 
 
 def _due_predictions(question: Question, models: Sequence[Item], named: Version | None) -> _Scoring:
@@ -288,13 +288,9 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
         awaits = newest is not None and (stretch is None or stretch.approved_from <= newest)
         reason = "missing"
         if run is not None:
-            reason = _stale_reason(state, run, champion)
-            if partition.key in state.features:
-                reason = reason or features_due(state, partition)
-            if not is_served and run.code_version != state.scoring_code_version:  # what is declared now is not about it
-                reason = None
-            if awaits:
-                reason = reason or "a newer model is due"
+            comparable = is_served or run.code_version == state.scoring_code_version
+            reason = _stale_reason(state, partition, run, champion) if comparable else None
+            reason = reason or ("a newer model is due" if awaits else None)
             if reason is not None:
                 unserved = "" if champion or awaits else f"; {_unserved(spec, state.registry, partition)}"
                 stale[partition.key] = reason + unserved
@@ -316,7 +312,9 @@ def _unserved(spec: PipelineSpec, registry: Registry, partition: Partition) -> s
     served_from = served_calendar(spec).first_start
     if partition.start < served_from:
         first = spec.partitions.calendar.around(served_from).key
-        return f"no model serves it, since predictions begin with {first} now (an earlier model.train.start changes that)"
+        return (
+            f"no model serves it, since predictions begin with {first} now (an earlier model.train.start changes that)"
+        )
     newest = registry.newest_at(partition.start)
     decision = registry.last_decision(newest.version) if newest else None
     if decision is not None and decision.action == "refused":

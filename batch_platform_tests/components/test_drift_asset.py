@@ -1,5 +1,7 @@
 """The asset of the drift: made by the step that scores, told again from what is recorded, never made alone."""
 
+from datetime import timedelta
+
 import dagster as dg
 import polars as pl
 import pytest
@@ -62,6 +64,24 @@ def test_the_step_that_scores_makes_the_drift_of_each_partition(deployment):
     (told,) = (it.asset_materialization for it in deployment.materializations("drift", again.run_id))
     version = "dagster/input_data_version/small/predictions"
     assert last.tags[version] == told.tags[version], "the predictions of the same step, not those before it"
+
+
+def test_a_run_that_scores_nothing_gives_no_verdict_and_the_last_one_stands(deployment):
+    assert bring(deployment, BROKEN, BROKEN).success
+    source, fifth = deployment.pipeline.folder / "events.parquet", at("2024-02-05T00:00")
+    events = pl.read_parquet(source)
+    of_day = events.filter(pl.col("ts").is_between(fifth, fifth + timedelta(days=1), closed="left"))
+    pl.concat([events, of_day]).write_parquet(source)
+    failed = bring(deployment, "2024-02-05", "2024-02-05")
+    assert not failed.success
+    logged = deployment.instance.all_logs(failed.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    judged = {entry.dagster_event.asset_check_evaluation_data.check_name for entry in logged}
+    assert judged <= {"rows_balance", "up_to_date"}, (
+        "no row is neither scored nor rejected, and nothing else is measured"
+    )
+    summary = deployment.instance.event_log_storage.get_asset_check_summary_records([CHECK])[CHECK]
+    newest = summary.last_check_execution_record
+    assert (newest.run_id != failed.run_id, newest.event.asset_check_evaluation.passed) == (True, False)
 
 
 def test_the_drift_and_its_check_are_told_again_from_what_is_recorded(deployment):
