@@ -142,14 +142,20 @@ class Runs:
                     raise_on_error=terminal.debugging(),
                     run_id=run_id,
                 )
-        except dg.DagsterExecutionInterruptedError as interruption:
-            raise self._termination(run_id) or KeyboardInterrupt from interruption
+        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interruption:
+            raise self._termination(run_id) or self._canceled(run_id) from interruption
         except dg.Failure as failure:  # raised only for debugging
             if SET_APART not in failure.metadata:
                 raise
             return
         if not result.success and (error := self._termination(run_id) or _failure(result)) is not None:
-            raise error
+            raise self._canceled(run_id) if isinstance(error, KeyboardInterrupt) else error
+
+    def _canceled(self, run_id: str) -> KeyboardInterrupt:
+        """Record a run that was interrupted in the terminal as canceled: as a failure, its planned partitions would count as failed."""
+        if (run := self.instance.get_run_by_id(run_id)) is not None:
+            self.instance.report_run_canceled(run, message="Interrupted in the terminal.")
+        return KeyboardInterrupt()
 
     def _termination(self, run_id: str) -> RunFailedError | None:
         """The error that a run was terminated in Dagster; None if it was not."""

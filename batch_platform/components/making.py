@@ -20,7 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan, remaining
-from batch_platform.pipeline.set_apart import error_of, setting_apart
+from batch_platform.pipeline.set_apart import error_of, failures_of, setting_apart
 from batch_platform.pipeline.state import features_due, with_snapshots_over
 from batch_platform.pipeline.train import Trained
 from batch_platform.pipeline.wanted import PlanRequest
@@ -91,11 +91,12 @@ class RunStep:
 
     @contextmanager
     def failing_later(self, *, later: bool = True) -> Generator[None]:
-        """Warn of partitions that are set apart, where a later step of the run fails in their place."""
+        """Warn of partitions that are set apart, where a later step of the run fails in their place by what is recorded."""
         try:
             yield
         except BatchPlatformError as error:
-            if not (later and error.set_apart):
+            recorded = {failure.partition_key for failure in failures_of(self.pipeline.state(), {self.run_id})}
+            if not (later and error.set_apart and recorded.issuperset(error.set_apart)):
                 raise
             self.context.log.debug(redact("".join(traceback.format_exception(error))))
             self.context.log.warning("%s The other partitions go on; then this run fails.", error)

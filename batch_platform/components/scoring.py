@@ -59,7 +59,8 @@ class ScoringLog:
 def score(step: RunStep, config: PredictionsConfig) -> ScoringLog:
     """Score the partitions of the run with the features that there are."""
     log = ScoringLog(step, len(step.partitions))
-    _score(step, log, step.partitions, config)
+    with step.failing_later(later=step.is_followed_by("performance")):
+        _score(step, log, step.partitions, config)
     return log
 
 
@@ -75,7 +76,8 @@ def replay_rejected(step: RunStep, config: PredictionsConfig) -> ScoringLog:
         msg = f"{step.wiring.spec.name}: `replay` goes with neither `force` nor `model`."
         raise BatchPlatformError(msg, hint="leave `replay` out to score whole partitions.")
     log = ScoringLog(step, len(step.partitions))
-    _log_scored(step, log, step.partitions, replay(step.pipeline, step.partitions, step.stamp()))
+    with step.failing_later(later=step.is_followed_by("performance")):
+        _log_scored(step, log, step.partitions, replay(step.pipeline, step.partitions, step.stamp()))
     return log
 
 
@@ -166,9 +168,12 @@ def told_as_recorded(step: RunStep) -> Iterator[dg.MaterializeResult | dg.AssetC
 
 
 def evaluate(step: RunStep) -> PartitionLog:
-    """Evaluate the partitions of the run whose labels are known."""
-    log, due = _log_of_evaluations(step, step.partitions)
-    _evaluate(step, log, due)
+    """Evaluate the partitions of the run whose labels are known, and fail if something failed in the run."""
+    failed = {failure.partition_key for failure in failures_of(step.pipeline.state(), {step.run_id})}
+    log, due = _log_of_evaluations(step, [partition for partition in step.partitions if partition.key not in failed])
+    with step.failing_later(later=bool(failed)):
+        _evaluate(step, log, due)
+    step.require_nothing_failed()
     return log
 
 

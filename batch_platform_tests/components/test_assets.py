@@ -640,6 +640,17 @@ def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other
     assert published(trained, status) == [("2024-02-02", result.run_id)]
 
 
+def test_a_refused_partition_does_not_hold_up_the_evaluation_of_others_in_a_run_of_chosen_assets(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, features={"columns": {"items": {"max": 8}}, "max_rejected": 0})
+    wrong = pl.when(pl.col("id") == 1300).then(pl.lit(9, pl.Int32)).otherwise("items").alias("items")
+    small_events().with_columns(wrong).write_parquet(trained.pipeline.folder / "events.parquet")
+    result = trained.run("features", "predictions", "performance", first="2024-02-01", last="2024-02-03")
+    assert failure(result).startswith("small, partition 2024-02-02: 1 of 40 rows ")
+    assert [event.step_key for event in result.all_events if event.is_step_failure] == ["small__performance"]
+    for asset in ("predictions", "performance"):
+        assert partitions_of(trained.materializations(asset, result.run_id)) == ["2024-02-01", "2024-02-03"]
+
+
 def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
     deployment = deploy(
         tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
