@@ -315,6 +315,19 @@ def test_the_notation_of_csv_files_can_be_declared(folder):
         seen(declared(folder, {"csv": "a.csv", "types": {"cod": "VARCHAR"}}))
 
 
+@pytest.mark.parametrize(("wrong", "told"), [("12,5x", "'12,5x'"), ("1.250", r"'1\.250'")])
+def test_a_value_that_is_no_number_with_a_decimal_comma_is_named_and_blames_no_other(folder, wrong, told):
+    rows = [f"{at};{at},5;{at},5" for at in range(5)] + [f"5;{wrong};x", "6;7;y", "7;;"]
+    (folder / "a.csv").write_text("\n".join(["x;price;code", *rows]) + "\n")
+    notation = {"csv": "a.csv", "delimiter": ";", "decimal": ",", "types": {"code": "VARCHAR"}}
+    message = rf"column 'price' holds numbers with decimal ',', but 1 of 7 values is none: {told} in row 6\. Hint: .*price: VARCHAR"
+    with pytest.raises(SourceError, match=message):
+        seen(declared(folder, notation))
+    as_text = declared(folder, notation | {"types": {"code": "VARCHAR", "price": "VARCHAR"}})
+    with as_text.connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT price FROM a WHERE x = 5").fetchall() == [(wrong,)]
+
+
 def test_a_file_in_latin_1_is_named_with_what_to_declare_and_then_read(folder):
     (folder / "a.csv").write_text("x,town\n" + "1,Ulm\n" * 30_000 + "2,Zürich\n", encoding="latin-1")
     (folder / "b.csv").write_text("x,town\n1,Ulm\n")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.errors import MOST_LISTED, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import PARQUET, admit_files, files_of, numbered
@@ -88,6 +88,7 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
             raise
         raise _of_another_encoding(table, str(error)) from error
     relation = _READERS[table.source.kind].function
+    _require_numbers(con, table, f"{relation}({typed})")
     if not table.source.number_rows:
         return f"{relation}({typed})"
     return numbered(con, table, f"{relation}({typed}, filename = '__file')")
@@ -141,6 +142,36 @@ def _files(con: duckdb.DuckDBPyConnection, table: SourceTable, paths: Sequence[s
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
     options = ", ".join(filter(None, [*arguments, line_end]))
     return f"{options}, {reader.types} = {{{_listed(types)}}}"
+
+
+def _require_numbers(con: duckdb.DuckDBPyConnection, table: SourceTable, relation: str) -> None:
+    """Refuse a column of which most values, but not all, are numbers with a declared decimal comma; raises SourceError.
+
+    As text every one of them would break the contract, though only few are wrong.
+    """
+    decimal, declared = table.source.decimal, {folded(name) for name in table.source.types or {}}
+    if decimal in (None, ".") or not table.pipeline:
+        return
+    pattern = rf"[+-]?(\d+|\d*{re.escape(decimal)}\d+)([eE][+-]?\d+)?"
+    rows = con.sql(f"FROM {relation}")
+    for name, dtype in zip(rows.columns, rows.types, strict=True):
+        if str(dtype) != "VARCHAR" or folded(name) in declared:
+            continue
+        column, other = quoted(name), f"NOT regexp_full_match(trim({quoted(name)}), {literal(pattern)})"
+        ((values, others, decimals),) = con.execute(
+            f"SELECT count({column}), count({column}) FILTER ({other}), "
+            f"count({column}) FILTER (NOT {other} AND contains({column}, {literal(decimal)})) FROM {relation}"
+        ).fetchall()
+        if decimals and 0 < others < values / 2:
+            numbered_rows = f"SELECT row_number() OVER () AS at, {column} FROM {relation}"
+            wrong = con.execute(f"FROM ({numbered_rows}) WHERE {other} LIMIT {MOST_LISTED}").fetchall()
+            cells = ", ".join(f"{text!r} in row {at:,}" for at, text in wrong)
+            cells += f" and {others - len(wrong):,} more" if others > len(wrong) else ""
+            problem = (
+                f": column {name!r} holds numbers with decimal {decimal!r}, but {others:,} of {values:,} values "
+                f"{'is' if others == 1 else 'are'} none: {cells}."
+            )
+            raise table.error(problem, f"correct them, or declare sources.{table.name}.types: {{{name}: VARCHAR}}.")
 
 
 def _listed(types: Mapping[str, str]) -> str:
