@@ -92,12 +92,14 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     """Sum up what runs did."""
     pipeline = wiring.pipeline()
     name, home = pipeline.spec.name, pipeline.home
-    unserved = {item.partition.key for item in left.blocked}  # scored before, perhaps, and out of date now
-    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - unserved]
+    failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
+    unserved = {item.partition.key for item in left.blocked}
+    failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
+    outdated = unserved | failed  # what was scored before, perhaps, is not what was asked for
+    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - outdated]
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
-    failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
     odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
         partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
@@ -203,10 +205,11 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
         _show_model(model)
     if more := len(outcome.models[:-MOST_SHOWN]):
         terminal.say(f"and {counted(more, 'more model')}; batch-platform models {outcome.pipeline} lists them.")
-    if outcome.scored:
+    failed = len({it.partition_key for it in outcome.failures if it.step in ("features", "predictions")})
+    if outcome.scored or failed:
         terminal.say(
-            f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
-            f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
+            f"{outcome.scored} of {outcome.partitions} partitions scored{f', {failed} failed' if failed else ''}: "
+            f"{outcome.rows_in:,} rows in, {outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
         )
     for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
         terminal.say(f"  rejected {counted(count, 'row')}: {reason}")

@@ -137,6 +137,16 @@ def test_partitions_that_no_model_serves_any_more_are_told_and_not_counted_as_sc
     )
 
 
+def test_a_partition_that_failed_is_not_counted_as_scored_because_it_was_scored_before(cli, project):
+    source = pipeline_folder(project) / "events.parquet"
+    events = pl.read_parquet(source)
+    of_day = events["ts"].dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == DAY
+    events.with_columns(amount=pl.when(pl.Series(of_day)).then(-1.0).otherwise("amount")).write_parquet(source)
+    answer = cli(project, "run", "small", "--from", "2024-02-09", "--to", "2024-02-11", "--force")
+    assert answer.code == 1
+    assert "2 of 3 partitions scored, 1 failed: 80 rows in, 80 scored, 0 rejected." in answer.out
+
+
 def test_one_partition_is_one_run_of_the_job_that_brings_it_up_to_date(cli, project, monkeypatch):
     append(project, "AND id % 2 = 0\n")
     earlier = {run.run_id for run in runs_of(project, monkeypatch)}
