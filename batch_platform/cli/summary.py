@@ -12,7 +12,7 @@ from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.contract import ClassLabel, Contract
+from batch_platform.models.contract import ClassLabel
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
@@ -41,8 +41,6 @@ class TrainedModel:
     days_trained: float | None  # None for a snapshot
     positive: ClassLabel | None  # class whose probability the score is; None for a model without two classes
     suspected_leaks: list[SuspectedLeak]
-    new_columns: list[str]  # columns that it learned from and the version before it did not
-    gone_columns: list[str]  # columns that only the version before it learned from
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
     spec, decision = wiring.spec, state.registry.last_decision(version.version)
     metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
     manifest = read_manifest(wiring.pipeline().home.bundle(spec.name, version.version), version.sha256)
-    baseline, columns = manifest.evaluation.baseline, _columns(wiring, version)
-    own = [other for other in state.registry.of_model if other.seq < version.seq]
-    before = _columns(wiring, own[-1]) if own and version in state.registry.of_model else columns
+    baseline = manifest.evaluation.baseline
     return TrainedModel(
         version=version.version,
         challenger=state.registry.challengers.get(version.version),
@@ -147,15 +143,7 @@ def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
         days_trained=None if spec.partitions.snapshot else version.days_trained,
         positive=manifest.positive,
         suspected_leaks=state.registry.suspected_leaks(version.version),
-        new_columns=[name for name in columns if name not in before],
-        gone_columns=[name for name in before if name not in columns],
     )
-
-
-def _columns(wiring: Wiring, version: Version) -> list[str]:
-    """The feature columns that a version learned from; none if its bundle was removed."""
-    folder = wiring.pipeline().home.bundle(wiring.spec.name, version.version)
-    return Contract.from_json(read_manifest(folder, version.sha256).contract).names if folder.is_dir() else []
 
 
 def _left_out(left: Plan) -> list[LeftOut]:
@@ -253,9 +241,6 @@ def _show_model(model: TrainedModel) -> None:
         value += f", {model.baseline} {model.baseline_value:.4f}"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
-    changes = {"now": model.new_columns, "no longer": model.gone_columns}
-    if changed := [f"{when} from {listed(names)}" for when, names in changes.items() if names]:
-        terminal.say(f"  learned {' and '.join(changed)}")
     if isinstance(model.positive, str):
         terminal.say(f"  score is for {model.positive!r}: labels.positive names the other class instead")
     if any(not leak.allowed for leak in model.suspected_leaks):

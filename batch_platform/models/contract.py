@@ -85,6 +85,19 @@ class Contract:
         columns = tuple(_under(column, declared[column.name]) for column in self.columns)
         return Contract(columns, tuple(renamed.items()))
 
+    def changes_since(self, former: "Contract") -> list[str]:
+        """Say which columns are new or gone since a former model, and which turned from numbers into text or back."""
+        renamed = dict(former.renamed)
+        before = {renamed.get(column.name, column.name): column.type for column in former.columns}
+        now = {column.name: column.type for column in self.columns}
+        new, gone = listed(now.keys() - before.keys()), listed(before.keys() - now.keys())
+        turned = [
+            f"{name} was {'text' if before[name] == 'category' else 'a number'} and is {'text' if kind == 'category' else 'a number'} now"
+            for name, kind in now.items()
+            if name in before and (kind == "category") != (before[name] == "category")
+        ]
+        return [*turned, *([f"learned now from {new}"] if new else []), *([f"no longer from {gone}"] if gone else [])]
+
     def lacking(self, present: Collection[str]) -> list[str]:
         """The columns that are not among those present, neither by their names nor by their new ones."""
         new = dict(self.renamed)

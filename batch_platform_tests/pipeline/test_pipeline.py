@@ -8,10 +8,12 @@ from pathlib import Path
 import polars as pl
 
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_periods
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
+    FEATURES_SQL,
     carry_out,
     feature_file,
     finished_pipeline,
@@ -74,6 +76,19 @@ def test_features_are_recognized_by_the_name_and_size_of_their_file(tmp_path):
         file.truncate(100)
     files[gone].unlink()
     assert pipeline.state().features.keys() & set(days) == {kept, touched, linked}
+
+
+def test_a_training_says_which_features_are_new_gone_or_of_another_kind(tmp_path):
+    now = datetime(2024, 2, 2, 12, tzinfo=UTC)
+    pipeline = finished_pipeline(tmp_path, now)
+    other = FEATURES_SQL.replace("amount, items", "amount || ' EUR' AS amount, items AS pieces")
+    (pipeline.folder / "features.sql").write_text(other, encoding="utf-8")
+    changed = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
+    window = changed.spec.partitions.calendar.due(now)
+    list(changed.build_features(window, Stamp("again", now)))
+    trained = changed.train(serving_periods(changed.spec, now)[-1], Stamp("again", now))
+    told = "amount was a number and is text now; learned now from pieces; no longer from items"
+    assert trained.decision.reason.endswith(told)
 
 
 def test_the_ledger_says_when_each_thing_really_happened(tmp_path):
