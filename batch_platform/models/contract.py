@@ -112,10 +112,7 @@ class Contract:
         if missing := self.lacking(present):
             free = [name for name in present if name not in self.names]
             msg = f"The features lack the columns {listed(missing)}; there are {listed(present)}."
-            hint = (
-                "if one was renamed, write its former name under features.columns.NEW_NAME.formerly; if the features have "
-                "changed, train again."
-            )
+            hint = "if one was renamed, write its former name under features.columns.NEW_NAME.formerly."
             raise DataError(msg, hint=nearest_names(missing, free) or hint)
         rows = rows.with_columns(rows[new].alias(old) for old, new in self.renamed if old not in present)
         dtypes = rows.schema

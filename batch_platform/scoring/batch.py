@@ -61,7 +61,12 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
     Raises:
         DataError: A column of the contract, a key column or a kept column is missing.
     """
-    split = bundle.contract.split(rows)
+    try:
+        split = bundle.contract.split(rows)
+    except DataError as error:
+        again = f"batch-platform train {spec.name} --period {bundle.manifest.serving_period}"
+        hint = f"{error.hint} If it was removed, {again} trains the model of that serving period without it."
+        raise DataError(error.message, hint=hint) from error
     predictor = predictor or bundle.predictor
     matrix = bundle.contract.encode(split.kept)
     unseen = bundle.contract.unseen(split.kept, matrix)

@@ -156,7 +156,8 @@ def test_an_error_in_the_data_names_pipeline_and_partition(tmp_path, monkeypatch
     monkeypatch.setattr(local, "BATCH_ROWS", batch)
     frame = table().rename({"amount": "amout"})
     with pytest.raises(
-        DataError, match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'"
+        DataError,
+        match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'.* --period 2024-02-01 trains the model",
     ):
         staged([order(tmp_path, frame=frame)], tmp_path / "out")
 
