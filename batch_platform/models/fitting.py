@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import TrainingRefusedError, listed
+from batch_platform.declaration.errors import TrainingRefusedError, first_few, listed
 from batch_platform.declaration.spec import Features, Model
 from batch_platform.features.history import GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
@@ -357,7 +357,13 @@ def _without_values(contract: Contract) -> list[str]:
 def _hint(contract: Contract) -> str:
     """Explain what may keep an estimator from learning: some cannot take a number that is always null."""
     if not (empty := _without_values(contract)):
-        return "check model.params, the features and the labels."
+        columns = [
+            f"{at} {it.name}{' (text)' if it.type == 'category' else ''}" for at, it in enumerate(contract.columns)
+        ]
+        return (
+            f"check model.params, the features and the labels. An estimator is given a float64 matrix without names, with the "
+            f"columns {first_few(columns)}; text as the number of its category, null as NaN."
+        )
     return (
         f"{listed(empty)} has no values: leave it out of the features, or set features.columns.<name>.feature: false."
     )

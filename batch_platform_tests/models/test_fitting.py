@@ -431,6 +431,15 @@ def calibrated(C: float = 1.0):  # noqa: N803 - scikit-learn's name
     return make_pipeline(SimpleImputer(), MaxAbsScaler(), LogisticRegression(C=C))
 
 
+def by_name():
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    return make_pipeline(make_column_transformer((OneHotEncoder(), ["shop"])), LogisticRegression())
+
+
 def nothing() -> str:
     return "no estimator"
 
@@ -440,6 +449,11 @@ def test_a_function_may_build_the_estimator_with_its_own_preprocessing():
     assert model.estimator[-1].C == 0.5
     with pytest.raises(WrongUseError, match="returned str, which is not an estimator"):
         check_estimator_exists(Model(build=f"{__name__}.nothing"))
+
+
+def test_an_estimator_that_asks_for_columns_by_name_is_told_what_it_is_given():
+    with pytest.raises(TrainingRefusedError, match=r"float64 matrix without names, with the columns 0 .*\(text\)"):
+        fit(Model(build=f"{__name__}.by_name"), FEATURES, data(), {})
 
 
 @pytest.mark.parametrize(
