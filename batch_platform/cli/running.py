@@ -74,7 +74,7 @@ class Runs:
     instance: dg.DagsterInstance
     listener: Listener
     run_ids: set[str] = field(default_factory=set[str])  # runs so far
-    findings: dict[str, Sequence[str]] = field(  # what is odd about the sources, by partition of features
+    findings: dict[str, Sequence[str]] = field(  # what is odd about the sources or the labels, by partition
         default_factory=dict[str, Sequence[str]]
     )
 
@@ -118,7 +118,7 @@ class Runs:
     def _hear(self, progress: RunProgress) -> None:
         """Take note of what was found in sources, and pass the progress on."""
         if progress.findings:
-            self.findings[progress.partition_key] = progress.findings
+            self.findings[progress.partition_key] = [*self.findings.get(progress.partition_key, ()), *progress.findings]
         self.listener(progress)
 
     def _run(self, launch: Launch) -> None:

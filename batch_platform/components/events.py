@@ -109,7 +109,7 @@ class PartitionLog:
     ) -> None:
         """Log a committed partition and the results of its checks, with further metadata that only the run knows.
 
-        A `trained` model is reported by its version; the findings on a partition of features are warnings. A partition that is `retold` was committed before and is no progress.
+        A `trained` model is reported by its version; the findings on a partition are warnings. A partition that is `retold` was committed before and is no progress.
         """
         tags = data_version_tags(commit.data_version) | self._provenance.tags(commit.partition_key)
         event = dg.AssetMaterialization(

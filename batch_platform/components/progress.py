@@ -21,7 +21,7 @@ class RunProgress:
     of: int | None = None  # rows of a partition that is on its way; None once it is finished
     rows_per_second: float | None = None  # mean of the run so far; None if unknown
     seconds_per_partition: float | None = None  # likewise
-    findings: tuple[str, ...] = ()  # what is odd about the sources of a partition of features
+    findings: tuple[str, ...] = ()  # what is odd about the sources or the labels of a partition
 
     @property
     def part(self) -> float:

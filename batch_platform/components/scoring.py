@@ -221,7 +221,7 @@ def _evaluate(step: RunStep, log: PartitionLog, partitions: Sequence[Partition])
 def _log_evaluated(step: RunStep, log: PartitionLog, evaluated: Evaluated, *, last: bool, retold: bool = False) -> None:
     commit = commits.performance(step.wiring, evaluated)
     whole = commits.stored_table(step.wiring, "performance") if last else None
-    log.committed(commit, metadata=whole, retold=retold)
+    log.committed(commit, metadata=whole, findings=evaluated.findings, retold=retold)
 
 
 def _rechecks(step: RunStep) -> bool:

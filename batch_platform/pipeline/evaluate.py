@@ -6,12 +6,12 @@ Reads the published copy, the lake and the label query.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, SourceError
+from batch_platform.declaration.errors import DataError, SourceError, counted
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, recorded_fingerprints
@@ -36,6 +36,7 @@ class Evaluated:
     run: EvaluationRun
     served: MeasuredModel
     challengers: tuple[MeasuredModel, ...] = ()  # every challenger that scored it, whether or not it is still declared
+    findings: tuple[str, ...] = ()  # what is odd about its labels and no reason to fail
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class EvaluationStep:
             for run in read_challenger_runs(con, name, keys):
                 challengers[run.partition_key].append(run)
             registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name, keys)
+            before = read_latest(con, EvaluationRun, name, keys)
             with history.builder.session(labels=True) as session:
                 taken = recorded_fingerprints(con, name)
                 measuring = Measuring(history, con, registry, builds, challengers)
@@ -81,7 +83,8 @@ class EvaluationStep:
                         label_sources = versions.get(partition.key) or history.label_versions(partition, taken)
                         run = runs[partition.key]
                         known = None if history.spec.labels is None else labels()
-                        yield self._evaluation(partition, run, label_sources, measuring, known)
+                        evaluated = self._evaluation(partition, run, label_sources, measuring, known)
+                        yield replace(evaluated, findings=_lost_labels(evaluated.run, before.get(partition.key)))
 
     def _label_versions(self, partitions: Sequence[Partition], taken: Taken) -> dict[str, str]:
         """The present versions of the labels of partitions by key; those whose file is missing are left out."""
@@ -116,6 +119,14 @@ class EvaluationStep:
         keys, further = [run.partition_key for run in runs], _rows_beside(group)
         tables = _measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
         self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
+
+
+def _lost_labels(now: EvaluationRun, before: EvaluationRun | None) -> tuple[str, ...]:
+    """Say that fewer labels are known than at the last evaluation of at most as many rows."""
+    if before is None or before.rows_scored > now.rows_scored or before.rows_labelled <= now.rows_labelled:
+        return ()
+    lost = counted(before.rows_labelled - now.rows_labelled, "label")
+    return (f"{lost} of {before.rows_labelled:,} that were known at its last evaluation are gone",)
 
 
 def _measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:

@@ -67,6 +67,21 @@ def test_corrected_labels_change_the_metrics_of_their_own_partition_only(tmp_pat
     assert performance(fresh, "2024-02-04") == before[1]
 
 
+def test_labels_that_are_gone_since_the_last_evaluation_are_told(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW)
+    known = small_events().filter(pl.col("returned").is_not_null())["id"]
+    lost = pl.when(~pl.col("id").is_in(known.filter(known.is_between(1321, 1330)).to_list())).then("returned")
+    small_events().with_columns(returned=lost).write_parquet(tmp_path / "project" / "events.parquet")
+    labelled = pipeline.state().evaluations["2024-02-03"].rows_labelled
+    days = [day(pipeline), day(pipeline, "2024-02-04")]
+    first, second = pipeline.evaluate(days, Stamp("again", NOW))
+    gone = labelled - first.run.rows_labelled
+    assert first.findings == (f"{gone} labels of {labelled} that were known at its last evaluation are gone",)
+    assert (gone, second.findings) == (10, ())
+    (again,) = pipeline.evaluate(days[:1], Stamp("once more", NOW))
+    assert again.findings == ()
+
+
 def test_labels_are_read_again_in_every_run_of_one_process(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW)
     before = performance(pipeline)
