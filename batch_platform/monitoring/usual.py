@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import exp, expm1, hypot, inf, log, log1p, sqrt
 from statistics import median
@@ -13,6 +13,7 @@ from batch_platform.warehouse.ledger import ScoreRun
 
 LEAST_HISTORY = 6  # partitions; with fewer, nothing is unusual
 MOST_COMPARED = 12  # partitions of the same weekday, the newest
+DAYS_OF_WEEK = 7
 MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
 _STEADY = 0.05  # relative spread that is taken to be usual, however steady the history is
 _SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance
@@ -36,23 +37,24 @@ class Past:
     def add(self, run: ScoreRun) -> None:
         """Take account of a commit, which replaces an earlier one of the same partition."""
         if run.partition_start not in self._runs:
-            for rhythm in (None, self._rhythm(run)):
+            for rhythm in {None, self._rhythm(run), self._rhythm(run, weekday=False)}:
                 insort(self._starts[rhythm], run.partition_start)
         self._runs[run.partition_start] = run
 
-    def before(self, run: ScoreRun, most: int, *, alike: bool) -> list[ScoreRun]:
-        """The newest commits before a partition, oldest first; if `alike`, of its weekday, and of its hour if it is one."""
-        starts = self._starts[self._rhythm(run) if alike else None]
+    def before(self, run: ScoreRun, most: int, *, alike: bool, weekday: bool = True) -> list[ScoreRun]:
+        """The newest commits before a partition, oldest first; if `alike`, of its hour if it is one, and of its `weekday`."""
+        starts = self._starts[self._rhythm(run, weekday=weekday) if alike else None]
         end = bisect_left(starts, run.partition_start)
         return [self._runs[start] for start in starts[max(0, end - most) : end]]
 
-    def _rhythm(self, run: ScoreRun) -> _Rhythm:
+    def _rhythm(self, run: ScoreRun, *, weekday: bool = True) -> _Rhythm:
         local = run.partition_start.astimezone(self._calendar.zone)
+        day = (local.weekday(),) if weekday else ()
         match self._calendar.every:
             case "hour":
-                return local.weekday(), local.hour
+                return *day, local.hour
             case "day":
-                return (local.weekday(),)
+                return day
             case "week" | "month":
                 return ()
 
@@ -90,6 +92,20 @@ def usual_rows(history: Sequence[int]) -> UsualRows | None:
     reach = _STUDENT[count - 1] * spread * sqrt(1 + 1 / count)
     high = inf if middle + reach > 700 else expm1(middle + reach)  # noqa: PLR2004 - beyond the range of a float
     return UsualRows(expm1(max(0.0, middle - reach)), expm1(middle), high, count)
+
+
+def usual_rows_of_first_weeks(history: Sequence[int]) -> UsualRows | None:
+    """The usual number of rows while too few partitions of a weekday are known; None in the first week.
+
+    Takes those of all weekdays together. As a weekend may differ, and only one is known, all between half of the fewest and
+    twice the most is usual, chance aside.
+    """
+    usual, compared = usual_rows(history), history[-MOST_COMPARED:]
+    if usual is None or len(history) < DAYS_OF_WEEK:
+        return None
+    fewest, most = min(compared), max(compared)
+    low, high = fewest / 2 - 3 * sqrt(fewest), 2 * most + 3 * sqrt(most)
+    return replace(usual, low=max(0.0, min(usual.low, low)), high=max(usual.high, high))
 
 
 def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:

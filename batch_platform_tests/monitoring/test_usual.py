@@ -1,9 +1,20 @@
 """What is usual for the rows of a partition: chance and a short history raise no alarm, and a real change does."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.usual import LEAST_HISTORY, unusually_many, usual_rows
+from batch_platform.monitoring.usual import (
+    DAYS_OF_WEEK,
+    LEAST_HISTORY,
+    Past,
+    unusually_many,
+    usual_rows,
+    usual_rows_of_first_weeks,
+)
+from batch_platform_tests.harness.small_pipeline import small_spec
+from batch_platform_tests.pipeline.test_plan import scored
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +35,40 @@ def test_half_of_the_rows_none_and_twice_as_many_are_unusual_also_after_a_day_of
     assert usual.partitions == len(steady)
     assert usual_rows([0] * 8).holds(0)
     assert usual_rows(steady[: LEAST_HISTORY - 1]) is None
+
+
+@pytest.mark.parametrize("weekend", [1.0, 0.3, 0.02])
+def test_in_the_first_weeks_a_weekend_is_no_surprise_and_a_failure_is(weekend):
+    random = np.random.default_rng(3)
+    week = np.array([1, 1, 1, 1, 1, weekend, weekend])
+    outside, judged = 0, 0
+    for begins in range(DAYS_OF_WEEK):
+        days = random.poisson(
+            500 * np.exp(0.1 * random.standard_normal((200, 42))) * np.resize(np.roll(week, begins), 42)
+        )
+        for rows in days.tolist():
+            for at in range(DAYS_OF_WEEK, len(rows)):
+                usual = usual_rows_of_first_weeks(rows[:at])
+                assert not usual.holds(5_000_000)
+                assert usual.holds(0) == (weekend * 500 < 40)
+                outside, judged = outside + (not usual.holds(rows[at])), judged + 1
+            assert usual_rows_of_first_weeks(rows[: DAYS_OF_WEEK - 1]) is None
+    assert outside < judged / 100
+
+
+def test_an_hour_is_compared_with_its_hour_of_the_week_or_of_any_day():
+    calendar = small_spec(partitions={"every": "hour", "start": "2024-01-01-00:00", "end": None}).partitions.calendar
+    hours = calendar.due(datetime(2024, 1, 22, tzinfo=UTC))
+    runs = [scored(partition, "version", "hash") for partition in hours]
+    past, last = Past(calendar, runs), runs[-1]
+    assert [run.partition_key[:10] for run in past.before(last, 12, alike=True)] == [
+        "2024-01-01",
+        "2024-01-08",
+        "2024-01-15",
+    ]
+    of_any_day = past.before(last, 12, alike=True, weekday=False)
+    assert {(run.partition_start - last.partition_start).total_seconds() % 86400 for run in of_any_day} == {0}
+    assert len(of_any_day) == 12
 
 
 def test_rejected_rows_are_unusual_only_beyond_chance_and_beyond_every_partition_before():

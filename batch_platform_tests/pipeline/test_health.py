@@ -51,7 +51,7 @@ def test_every_aspect_of_the_newest_partitions_is_judged(odd):
     aspects = health(odd)
     assert {name: aspect.level for name, aspect in aspects.items()} == {
         "fresh": "none",
-        "volume": None,
+        "volume": "warn",
         "rejected_share": "warn",
         "drift": "none",
         "performance": "warn",

@@ -17,12 +17,14 @@ from batch_platform.declaration.windows import oldest_champion
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, rounded
 from batch_platform.monitoring.usual import (
+    DAYS_OF_WEEK,
     LEAST_HISTORY,
     MOST_COMPARED,
     MOST_REJECTING,
     Past,
     unusually_many,
     usual_rows,
+    usual_rows_of_first_weeks,
 )
 from batch_platform.warehouse.ledger import ScoreRun, Version
 
@@ -45,6 +47,9 @@ class JudgedRun:
 def volume(past: Past, run: ScoreRun) -> Aspect:
     """Judge whether a partition has as many rows as is usual for its weekday (of an hour, for its hour of the week)."""
     usual = usual_rows([before.rows_in for before in past.before(run, MOST_COMPARED, alike=True)])
+    if usual is None:
+        first_weeks = past.before(run, MOST_COMPARED, alike=True, weekday=False)
+        usual = usual_rows_of_first_weeks([before.rows_in for before in first_weeks])
     numbers: dict[str, float] = {"rows": run.rows_in}
     if usual is None:
         return Aspect("volume", None, f"{run.rows_in:,} rows", run.partition_key, numbers)
@@ -128,8 +133,8 @@ def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
 def _check_volume(_: PipelineSpec) -> Check[JudgedRun]:
     return _judged_alone(
         f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
-        f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} nothing is judged. Its "
-        "limits are plotted.",
+        f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} it is compared with the last of "
+        f"all weekdays together, from {DAYS_OF_WEEK} of them on; before that nothing is judged. Its limits are plotted.",
         failed_as="unusual",
     )
 
