@@ -391,7 +391,7 @@ def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_
     assert "with a label" not in summary
 
 
-@pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
+@pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1900, 1, 1), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
 def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     lacking = [stand_in if at % 10 == 0 else time for at, time in enumerate(orders()["at"])]
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")

@@ -287,6 +287,39 @@ def test_the_only_table_of_a_duckdb_file_needs_no_name(cli, tmp_path):
     assert report["source"]["table"] == "shop.orders"
 
 
+def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tmp_path):
+    table = orders()
+    amounts = [
+        ["NA", "?", None][at // 9 % 3] if at % 9 == 0 else f"{value or 1:.2f}"
+        for at, value in enumerate(table["amount"])
+    ]
+    items = ["-" if at % 10 == 0 else str(value) for at, value in enumerate(table["items"])]
+    days = ["N/A" if at % 10 == 0 else f"{value:%d.%m.%Y}" for at, value in enumerate(table["at"])]
+    orders(amount=amounts, items=items, at=days, level=["none", "1", "high"] * 300).write_csv(tmp_path / "orders.csv")
+    answer = cli(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "returned")
+    assert "amount: no value where it is '?' or 'NA'" in answer.out
+    proposal, files = proposed(tmp_path / "orders.csv", label="returned")
+    assert {column.name: column.holds for column in proposal.features} == {
+        "amount": "number",
+        "items": "integer",
+        "level": "text",
+        "shop": "text",
+    }
+    assert proposal.windows.timeless == 90
+    assert "CAST(nullif(nullif(amount, '?'), 'NA') AS DOUBLE) AS amount" in files["features.sql"]
+    assert cli(tmp_path, "run", "orders").code == 0
+
+
+def test_rows_of_a_duckdb_table_without_a_key_are_named_like_those_of_a_file(cli, tmp_path):
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as con:
+        con.register("frame", orders(300, id=None, at=None).to_arrow())
+        con.execute("CREATE TABLE orders AS FROM frame")
+    assert cli(tmp_path, "new", "orders", "--from", "shop.duckdb", "--label", "returned").code == 0
+    assert cli(tmp_path, "run", "orders").code == 0
+    ((rows, last),) = published(tmp_path, "SELECT count(*), max(row_in_file) FROM orders.predictions")
+    assert rows == last == 300
+
+
 def test_commas_between_thousands_are_not_taken_for_decimals(tmp_path):
     lines = [f"{at};2026-01-{at + 1:02d};{1 + at},{100 + at};{at}.5" for at in range(30)]
     (tmp_path / "english.csv").write_text("\n".join(["id;day;people;share", *lines]) + "\n", encoding="utf-8")

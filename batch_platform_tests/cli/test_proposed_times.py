@@ -158,6 +158,68 @@ def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, nota
     assert times.dt.convert_time_zone("UTC").to_list() == instants
 
 
+def parts(*names: str) -> dict[str, list[int]]:
+    return {name: [getattr(clock, name) for clock in CLOCKS] for name in names}
+
+
+# The columns that tell a time together, the instants, and what the SQL makes of them.
+TOGETHER: dict[str, tuple[dict[str, Any], list[datetime], str]] = {
+    "year month day hour minute": (
+        parts("year", "month", "day", "hour", "minute"),
+        [*map(local, CLOCKS)],
+        'make_timestamptz("year", "month", "day", "hour", "minute", 0) AS year_month_day_hour_minute',
+    ),
+    "year month day": (
+        parts("year", "month", "day"),
+        [local(clock.replace(hour=0, minute=0)) for clock in CLOCKS],
+        'make_timestamptz("year", "month", "day", 0, 0, 0)',
+    ),
+    "Yr Mo": (
+        {"Yr": [month.year for month in MONTHS], "Mo": [month.month for month in MONTHS]},
+        [*map(local, MONTHS)],
+        "make_timestamptz(Yr, Mo, 1, 0, 0, 0)",
+    ),
+    "date hour": (
+        {"date": [clock.date() for clock in CLOCKS], **parts("hour")},
+        [local(clock.replace(minute=0)) for clock in CLOCKS],
+        'CAST("date" + to_hours("hour") AS TIMESTAMPTZ)',
+    ),
+    "day time": (
+        {"day": [f"{clock:%d.%m.%Y}" for clock in CLOCKS], "time": [f"{clock:%H:%M}" for clock in CLOCKS]},
+        [*map(local, CLOCKS)],
+        'AS DATE) + CAST("time" AS TIME) AS TIMESTAMPTZ)',
+    ),
+}
+
+
+@pytest.mark.parametrize("names", TOGETHER)
+def test_columns_that_tell_a_time_together_are_composed(tmp_path, names):
+    columns, instants, sql = TOGETHER[names]
+    orders(ROWS, id=range(ROWS), at=None, **columns).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet", timezone=ZONE.key, key=("id",))
+    assert sql.replace('"', "") in files["features.sql"].replace('"', "")
+    assert proposal.windows.time.made_of == tuple(columns)
+    rows = built(pipeline_of(files, tmp_path), instants)
+    assert rows["id"].to_list() == [*range(ROWS)]
+    assert rows["_".join(columns)].dt.convert_time_zone("UTC").to_list() == instants
+
+
+def test_parts_of_a_time_are_not_composed_beside_a_time_or_out_of_their_range(tmp_path):
+    orders(ROWS, **parts("year", "month")).write_parquet(tmp_path / "orders.parquet")
+    assert proposed(tmp_path / "orders.parquet")[0].windows.time.name == "at"
+    months = {"year": [month.year for month in MONTHS], "month": [month.month for month in MONTHS]}
+    orders(ROWS, at=None, **months, day=[at % 32 + 1 for at in range(ROWS)]).write_parquet(tmp_path / "orders.parquet")
+    assert proposed(tmp_path / "orders.parquet")[0].windows.time.name == "year_month"
+
+
+def test_dates_of_the_eighteenth_century_are_times(cli, tmp_path):
+    days = [START.replace(year=1750) + timedelta(days=40 * at) for at in range(900)]
+    orders(at=days).write_parquet(tmp_path / "orders.parquet")
+    made = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
+    assert (made["time"], made["rows_without_time"], made["first"][:10]) == ("at", 0, "1750-01-01")
+    assert cli(tmp_path, "run", "orders").code == 0
+
+
 AMBIGUOUS = [f"{at % 12 + 1:02d}/{at // 12 % 12 + 1:02d}/2025" for at in range(ROWS)]
 
 

@@ -268,7 +268,7 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
                 every,
                 are_partitioned=asked.time is not None or not is_snapshot,
                 name_rows=survey.is_series(column.name, span),
-                others=[other for other in ranked if other is not column],
+                others=[other for other in ranked if other is not column and other.name not in column.made_of],
             )
     if asked.time is not None:
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
@@ -283,6 +283,7 @@ def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
     return sorted(
         (column for column in survey.columns if column.is_likely_time),
         key=lambda column: (
+            not column.made_of,
             column.holds != "time",  # numbers last
             column.nulls > 0,
             any(word.startswith(_BORN) for word in words(column.name)),

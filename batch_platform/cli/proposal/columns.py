@@ -182,8 +182,8 @@ def _known_with_the_label(survey: Survey, label: TableColumn, able: Sequence[Tab
         return ties
     rows = survey.sample([*plain, label], MAX_ROWS, label)
     ties |= {column: f"tells the value of {name}" for column in plain if _tells(rows, column, label)}
-    suspected = {column.name: column for column in plain if column not in ties and not column.groups_digits}
-    if label.groups_digits or not suspected:
+    suspected = {column.name: column for column in plain if column not in ties}
+    if not suspected:
         return ties
     contract, classes = infer_contract(rows[[*suspected]], {}), target_of(survey, label) == "classes"
     kept = contract.split(rows[[*suspected, label.name]]).kept

@@ -23,7 +23,7 @@ def with_usual_course(survey: Survey, proposal: Proposal) -> Proposal:
     The rows that the last model is evaluated on are not looked at. Any other proposal is returned as it is.
     """
     windows, label = proposal.windows, proposal.label
-    if windows is None or windows.past is None or label is None or proposal.target != "numbers" or label.groups_digits:
+    if windows is None or windows.past is None or label is None or proposal.target != "numbers":
         return proposal
     courses = [parts for parts in COURSES if {*parts} <= {*windows.calendar}]
     if windows.past.entity or proposal.features or not courses:

@@ -99,8 +99,10 @@ def _types(survey: Survey, proposal: Proposal) -> dict[str, str]:
     """The types of the columns of CSV and JSON files that the values of one day need not tell."""
     if survey.origin.kind not in ("csv", "json"):
         return {}
-    used = [*proposal.key, proposal.time, *proposal.features, proposal.label]
-    return {column.name: column.dtype for column in used if column is not None and column.holds != "integer"}
+    made_of = [survey.column(name) for name in proposal.time.made_of] if proposal.time else []
+    used = [*proposal.key, proposal.time, *made_of, *proposal.features, proposal.label]
+    stored = (column for column in used if column is not None and not column.made_of)
+    return {column.name: column.dtype for column in stored if column.holds != "integer" or column.sql}
 
 
 def _outside(survey: Survey, time: str, origin: Origin, own: Mapping[Path, Partition]) -> str | None:

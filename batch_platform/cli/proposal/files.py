@@ -179,7 +179,7 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
 def _labels(rows: str, places: Sequence[str], proposal: Proposal, label: TableColumn) -> str:
     columns = _keys(proposal, places, f" ORDER BY {_value(label)}")
     columns.append((_as(_value(label), label, _name(label)), "the true outcome"))
-    conditions = [*_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]
+    conditions = [*_within(proposal), f"{_value(label)} IS NOT NULL"]
     return _select("Key and true outcome of the rows whose outcome is known.", columns, rows, conditions)
 
 
@@ -199,7 +199,7 @@ def _keys(proposal: Proposal, places: Sequence[str], order: str) -> list[tuple[s
     if ROW_HASH in places:
         # A column of integers may be read as one of other numbers once later rows are.
         held = [column for column in (time, *proposal.features) if column is not None]
-        names = [(_identifier(column.name), column.holds) for column in held]
+        names = [(_instant(column) if column.made_of else _value(column), column.holds) for column in held]
         values = ", ".join(f"CAST({name} AS DOUBLE)" if holds == "integer" else name for name, holds in names)
         return [
             (f"md5(CAST(ROW({values}) AS VARCHAR)) AS {ROW_HASH}", "names a row by what is known about it, and"),
@@ -251,15 +251,16 @@ def _past(source: str, proposal: Proposal) -> dict[str, str]:
 
 
 def _instant(column: TableColumn, qualifier: str = "") -> str:
-    name = f"{qualifier}{_identifier(column.name)}"
-    return name if column.reading is None else column.reading.of(name)
+    value = _value(column, qualifier)
+    parts = (f"{qualifier}{_identifier(name)}" for name in column.made_of)
+    return value if column.reading is None else column.reading.of(value, *parts)
 
 
 def _value(column: TableColumn, qualifier: str = "") -> str:
     """SQL for a column, cast to a type that features can have."""
     name = f"{qualifier}{_identifier(column.name)}"
-    if column.groups_digits:
-        return f"CAST(replace(replace({name}, '.', ''), ',', '.') AS DOUBLE)"
+    if column.sql:
+        return column.sql.replace("{}", name)
     if column.dtype == "UUID":
         return f"CAST({name} AS VARCHAR)"
     if column.dtype in ("HUGEINT", "UHUGEINT"):

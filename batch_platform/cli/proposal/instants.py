@@ -4,8 +4,9 @@ A reading is proposed from two values of a column and kept only if every value o
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from batch_platform.warehouse.sql import literal
@@ -42,11 +43,20 @@ _CLOCK = re.compile(
     r"(?P<gap>,? |T)\d{1,2}:\d{2}(?P<seconds>:\d{2})?(?P<fraction>\.\d{1,9})?(?P<half> ?[AaPp][Mm])?(?P<zone>[+-]\d{2}:?\d{2})?"
 )
 _NUMBERS = {  # smallest and largest value of a number that stands for a time, and its format
-    "%Y": (1900, 2199),
-    "%Y%m": (1900_01, 2199_12),
-    "%Y%m%d": (1900_01_01, 2199_12_31),
-    "%Y%m%d%H%M%S": (1900_01_01_00_00_00, 2199_12_31_23_59_59),
+    "%Y": (1000, 2199),
+    "%Y%m": (1000_01, 2199_12),
+    "%Y%m%d": (1000_01_01, 2199_12_31),
+    "%Y%m%d%H%M%S": (1000_01_01_00_00_00, 2199_12_31_23_59_59),
 }
+_PARTS = {  # names of a column with a part of a time, the smallest and the largest value, and its value where there is none
+    "year": (re.compile("year|yr|y{4}|jahr"), 1000, 2199, "1"),
+    "month": (re.compile("month|mon|mnth|mo|mm|monat"), 1, 12, "1"),
+    "day": (re.compile("day|mday|dd|tag|(day of (the )?month)"), 1, 31, "1"),
+    "hour": (re.compile("hour|hr|hh|stunde"), 0, 23, "0"),
+    "minute": (re.compile("minute|min|mi"), 0, 59, "0"),
+}
+_TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})?")
+_CLOCK_NAME = re.compile("(.* )?(time|clock|uhrzeit|zeit|hours?)( of (the )?day)?")
 _COARSE = ("%Y", "%Y%m")  # other numbers look alike, so that the whole name must speak of a time
 _YEARS_1990_TO_2100 = (631_152_000, 4_102_444_800)  # seconds since 1970
 _SINCE_1970 = {  # number per second, and the SQL of an instant
@@ -66,7 +76,7 @@ _BESIDE_TIME = re.compile("[mun]?s|sec(onds)?|of|the|fiscal|calendar|event|order
 class Reading:
     """A way to read the values of a column as instants."""
 
-    sql: str  # expression for an instant, in which {} stands for the column
+    sql: str  # expression for an instant, in which {} stands for the column, or {0}, {1}, … for those that tell it together
     note: str = ""  # the notation, for people; empty for a column that is stored as a time
     fits: str = "true"  # SQL condition, in which {} stands for the column: this value can be read so
     likely: bool = True  # name and values suggest a time; else it is read so only if the user names the column
@@ -74,9 +84,9 @@ class Reading:
     order: DateOrder | None = None  # order of day and month, where other orders are possible
     undecided: tuple[DateOrder, ...] = ()  # orders that fit every value; the user must choose
 
-    def of(self, column: str) -> str:
-        """The SQL for a column, given as an SQL identifier."""
-        return self.sql.replace("{}", column)
+    def of(self, column: str, *parts: str) -> str:
+        """The SQL for a column, or for those that tell a time together, given as SQL identifiers."""
+        return self.sql.format(*parts) if parts else self.sql.replace("{}", column)
 
 
 def candidates(dtype: str, name: str, low: object, high: object) -> list[Reading]:
@@ -105,6 +115,46 @@ def decided(readings: list[Reading], order: DateOrder | None) -> Reading | None:
         return readings[0] if readings else None
     chosen = next((reading for reading in readings if reading.order == order), None)
     return chosen or Reading("NULL", "dates whose order of day and month is not certain", undecided=orders)
+
+
+def composed(
+    types: Mapping[str, str], extremes: Mapping[str, tuple[object, object]], times: Mapping[str, Reading]
+) -> tuple[tuple[str, ...], Reading] | None:
+    """The columns that tell a time together, and their reading; None if there are none.
+
+    They are year, month, and as many of day, hour and minute as there are, if no column is a time; or else the only time, if it is
+    a date, and its hour or clock.
+    """
+    parts: dict[str, str] = {}
+    for name, (low, high) in extremes.items():
+        for part, (spelling, least, most, _) in _PARTS.items():
+            is_part = isinstance(low, int) and isinstance(high, int) and least <= low <= high <= most
+            if is_part and spelling.fullmatch(" ".join(words(name))):
+                parts.setdefault(part, name)
+    if not times and {"year", "month"} <= parts.keys():
+        of = [parts[part] for part in takewhile(parts.__contains__, _PARTS)]
+        values = [f"{{{at}}}" for at in range(len(of))] + [absent for *_, absent in [*_PARTS.values()][len(of) :]]
+        return tuple(of), Reading(f"make_timestamptz({', '.join(values)}, 0)", f"from {', '.join(of)}")
+    dates = {name: reading for name, reading in times.items() if types[name] == "DATE" or _are_dates(extremes[name])}
+    clocks = {name: "to_hours({1})" for part, name in parts.items() if part == "hour"}
+    clocks |= {
+        name: "{1}" if dtype == "TIME" else "CAST({1} AS TIME)"
+        for name, dtype in types.items()
+        if _CLOCK_NAME.fullmatch(" ".join(words(name)))
+        and (dtype == "TIME" or all(isinstance(text, str) and _TIME_OF_DAY.fullmatch(text) for text in extremes[name]))
+    }
+    if len(dates) != 1 or len(times) != 1 or not clocks:
+        return None
+    ((date, reading),), (clock, *_) = dates.items(), clocks
+    day = "{0}" if types[date] == "DATE" else f"CAST({reading.sql.replace('{}', '{0}')} AS DATE)"
+    sql = f"CAST({day} + {clocks[clock]} AS TIMESTAMPTZ)"
+    fits = f"{{1}} IS NULL OR {clocks[clock].replace('CAST', 'TRY_CAST')} IS NOT NULL"
+    return (date, clock), replace(reading, sql=sql, fits=fits, note=f"from {date}, {clock}")
+
+
+def _are_dates(bounds: tuple[object, object]) -> bool:
+    """Return whether texts have no time of the day."""
+    return all(isinstance(text, str) and ":" not in text for text in bounds)
 
 
 def _of_texts(low: str, high: str, name: str) -> Iterator[Reading]:

@@ -73,8 +73,8 @@ class Origin:
 
     @property
     def is_one_file(self) -> bool:
-        """Return whether it is a single file whose rows have a place, not a glob and not a table of a database."""
-        return self.is_files and not has_magic(_ESCAPED.sub("", str(self.path)))
+        """Return whether it is a single file whose rows have a place, or a table of one, not a glob and not a Delta table."""
+        return self.kind != "delta" and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""

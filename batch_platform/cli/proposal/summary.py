@@ -5,8 +5,8 @@ from typing import Any
 
 from batch_platform.cli.proposal.choices import BY_CONTENT, PART_NAMES, Proposal, Windows, local_key
 from batch_platform.cli.proposal.dated import Layout
-from batch_platform.cli.proposal.survey import Survey
-from batch_platform.declaration.errors import first_few, listed
+from batch_platform.cli.proposal.survey import Survey, TableColumn
+from batch_platform.declaration.errors import first_few, listed, shortened
 
 
 def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, reading: Layout) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, readi
         "calendar_features": [PART_NAMES[part] for part in windows.calendar] if windows else [],
         "history_features": windows is not None and windows.past is not None,
         "left_out": proposal.left_out,
+        "no_value": {column.name: column.missing for column in _with_words(proposal)},
         "others": proposal.others,
         "source": {**reading.origin.block},
         "source_read": reading.note,
@@ -48,6 +49,10 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
     windows = proposal.windows
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in proposal.others.items()}
     source = {"source": reading.note} if reading.note else {}
+    words = {
+        shortened(column.name): f"no value where it is {' or '.join(map(repr, column.missing))}"
+        for column in _with_words(proposal)
+    }
     named = ", ".join(column.name for column in proposal.key) or _place(proposal, reading)
     often = f"once a {proposal.train_every}" if proposal.train_every else "once"
     return {
@@ -61,8 +66,15 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
         "model": f"{proposal.estimator}, trained {often}",
         "learns from": _learns_from(proposal),
         "features": _features(proposal),
+        **({"read as": words} if words else {}),
         "left out": proposal.left_out or "nothing",
     }
+
+
+def _with_words(proposal: Proposal) -> list[TableColumn]:
+    """The columns in which some texts stand for no value."""
+    used = dict.fromkeys([*proposal.key, proposal.time, *proposal.features, proposal.label])
+    return [column for column in used if column is not None and column.missing]
 
 
 def _time_read(windows: Windows) -> str:

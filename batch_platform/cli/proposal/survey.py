@@ -1,11 +1,11 @@
 """Survey a table that nobody has described: its columns, what they hold, and what is unique in it.
 
 Each question is one scan by DuckDB of the view `seen`: the rows of one table, or of two files, one with a label to learn from and
-one to score.
+one to score. In it, texts that are numbers are numbers, and a time that is spread over several columns is one more column.
 """
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided, reads_as_time
+from batch_platform.cli.proposal.instants import (
+    ORDERS,
+    DateOrder,
+    Reading,
+    candidates,
+    composed,
+    decided,
+    reads_as_time,
+)
 from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
 from batch_platform.declaration.calendar import Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed, named, shortened
@@ -35,7 +43,8 @@ LEAST_ROWS = 20  # number of rows from which equal values are no accident
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 HARDLY = 0.1  # share of the usual share of labelled rows, below which labels are stray ones
 SURELY = 7.0  # logarithm of how much likelier labels are missing on purpose than by accident: one to a thousand
-EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
+EARLIEST, LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
+STAND_IN = datetime(1900, 1, 1, tzinfo=UTC)  # stands for no time too, if it is far from all others
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
     "number": "FLOAT DOUBLE DECIMAL HUGEINT UHUGEINT",
@@ -51,6 +60,10 @@ _PANDAS_INDEX = re.compile(
 _AT_ONCE = 500  # columns about which one query asks
 _MOST_VALUES = 20_000_000  # distinct values that one query holds in memory
 _MOST_CELLS = 4_000_000  # values of a sample
+_NO_VALUE = ("", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "-", "--", "?", ".")  # words for a missing value
+_IS_NO_VALUE = f"lower(trim({{}})) IN ({', '.join(map(literal, _NO_VALUE))})"
+_WHOLE, _NUMBER = "[-+]?[0-9]{1,18}", "[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"  # regular expressions
+_GROUPED = "CAST(replace(replace({}, '.', ''), ',', '.') AS DOUBLE)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -67,7 +80,9 @@ class TableColumn:
     unique: bool  # an integer, a text or a stored time in every row, and no two rows have the same
     counts_rows: bool  # integers that number the rows without a gap
     reading: Reading | None = None  # way to read the values as instants; None if they cannot be times
-    groups_digits: bool = False  # the values are texts such as 1.234,56, which are numbers
+    sql: str = ""  # expression for a value, in which {} stands for the column, if texts are numbers such as 1.234,56
+    missing: tuple[str, ...] = ()  # texts among them that stand for no value, such as NA
+    made_of: tuple[str, ...] = ()  # the columns that tell a time together; the table has no column of this name
     some_times: bool = False  # the first or last text reads as a time, though not all do in one notation
 
     @property
@@ -78,12 +93,12 @@ class TableColumn:
     @property
     def is_number(self) -> bool:
         """Return whether the column is stored as numbers."""
-        return self.holds in ("integer", "number") and not self.groups_digits
+        return self.holds in ("integer", "number")
 
     @property
     def is_text(self) -> bool:
         """Return whether the column is stored as text, also if the text reads as a time, but not if it is a number."""
-        return _stored_as(self.dtype) == "text" and not self.groups_digits
+        return _stored_as(self.dtype) == "text" and not self.is_number
 
 
 @dataclass(frozen=True)
@@ -282,12 +297,17 @@ class Survey:
         Far is a year, or as much as the others are apart.
         """
         few = max(MOST_FAR_OFF, self.rows // 1_000)
+        is_stand_in = f"abs(epoch({at}) - {STAND_IN.timestamp()}) <= 86400"  # in any zone
+        query = f"SELECT min({at}) FILTER (NOT {is_stand_in}), bool_or({is_stand_in}) FROM seen WHERE {at} >= $low"
+        ((earliest, stand_ins),) = self.con.execute(query, {"low": EARLIEST}).fetchall()
+        if not stand_ins or earliest is None or earliest < STAND_IN + FAR:
+            earliest = EARLIEST
         query = f"SELECT min({at}, {few + 1}), max({at}, {few + 1}) FROM seen WHERE {at} BETWEEN $low AND $high"
-        ((least, greatest),) = self.con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
+        ((least, greatest),) = self.con.execute(query, {"low": earliest, "high": LATEST}).fetchall()
         if self.rows < LEAST_ROWS or not least or len(least) <= few:
-            return EARLIEST, LATEST, None
+            return earliest, LATEST, None
         away = max(FAR, greatest[-1] - least[-1])
-        low, high = max(EARLIEST, least[-1] - away), min(LATEST, greatest[-1] + away)
+        low, high = max(earliest, least[-1] - away), min(LATEST, greatest[-1] + away)
         return low, high, next((moment for moment in (*greatest, *least) if not low <= moment <= high), None)
 
     def bounds_of_file(self, file: Origin, time: str) -> tuple[datetime, datetime] | None:
@@ -314,7 +334,7 @@ class Survey:
             msg = f"{time!r} of {self.origin.path} holds dates such as {self.example(time)!r}, which fit {readings}."
             options = " or ".join(f"--date-order {order}" for order in orders)
             raise WrongUseError(msg, hint=f"say which it is with {options}, or name another column with --time.")
-        return f"CAST({reading.of(quoted(time))} AS TIMESTAMPTZ)"
+        return f"CAST({reading.of(quoted(time), *map(quoted, self.column(time).made_of))} AS TIMESTAMPTZ)"
 
     def _answer(self, query: str) -> Any:  # noqa: ANN401 - a value of any type
         """The only value that a query gives."""
@@ -420,25 +440,38 @@ def _look(
         raise WrongUseError(
             msg, hint="write one object for each row; with pandas: to_json(orient='records', lines=True)."
         )
-    facts = dict(zip(types, zip(*(answers[fact::4] for fact in range(4)), strict=True), strict=True))
+    facts = _by_column(types, answers)
+    numbers = _numbers_in_texts(
+        con,
+        {name: facts[name][2:] for name in types if types[name] == "VARCHAR"},
+        with_commas="decimal" in origin.options,
+    )
+    stored = dict(types)
+    if numbers:
+        replaced = (f"{sql.replace('{}', quoted(name))} AS {quoted(name)}" for name, (sql, _) in numbers.items())
+        _see(con, "texts", f"* REPLACE ({', '.join(replaced)})")
+        stored |= {
+            name: (re.findall(r"AS (BIGINT|DOUBLE)\)$", sql) or ["VARCHAR"])[0] for name, (sql, _) in numbers.items()
+        }
+        read = {name: stored[name] for name in numbers}
+        facts |= _by_column(read, _answers(con, (fact for column in read.items() for fact in _facts(*column))))
     extremes = {name: (low, high) for name, (*_, low, high) in facts.items()}
-    readings, grouped = _notations(con, types, extremes, with_commas="decimal" in origin.options)
+    readings = _readings(con, stored, extremes)
     whole = {name for name, (present, distinct, *_) in facts.items() if present == rows and distinct > rows * NEARLY}
-    unique = _unique(con, [name for name in types if name in whole and _stored_as(types[name]) in _NAMING], rows)
+    unique = _unique(con, [name for name in types if name in whole and _stored_as(stored[name]) in _NAMING], rows)
     columns: list[TableColumn] = []
     for name, (present, distinct, low, high) in facts.items():
         reading = decided(readings[name], date_order)
         is_index = _PANDAS_INDEX.fullmatch(name) is not None and "column1" not in types
-        holds: Holds = _stored_as(types[name])
-        numbers = holds == "integer" and name in unique and high - low + 1 == rows
+        holds: Holds = _stored_as(stored[name])
+        counts = holds == "integer" and name in unique and high - low + 1 == rows
         if not present:
             holds = "nothing"
-        elif name in grouped:
-            holds = "number"
         elif reading is not None and reading.is_time:
             holds = "time"
         elif holds == "integer" and is_index:
             holds = "row number"
+        sql, missing = numbers.get(name, ("", ()))
         columns.append(
             TableColumn(
                 position=len(columns) + 1,
@@ -448,13 +481,25 @@ def _look(
                 nulls=rows - present,
                 distinct=distinct,
                 unique=name in unique,
-                counts_rows=numbers,
+                counts_rows=counts,
                 reading=reading,
-                groups_digits=name in grouped,
-                some_times=reading is None and any(map(reads_as_time, extremes[name])),
+                sql=sql,
+                missing=missing,
+                some_times=reading is None and any(map(reads_as_time, (low, high))),
             )
         )
-    return Survey(origin, rows, tuple(columns), pair, con)
+    return Survey(origin, rows, (*columns, *([] if pair else _composed(con, columns, extremes))), pair, con)
+
+
+def _see(con: duckdb.DuckDBPyConnection, inner: str, columns: str) -> None:
+    """Have the view `seen` select some columns, given as SQL, from what it was so far, which gets another name."""
+    con.execute(f"ALTER VIEW seen RENAME TO {inner}")
+    con.execute(f"CREATE TEMP VIEW seen AS SELECT {columns} FROM {inner}")
+
+
+def _by_column(names: Iterable[str], answers: Sequence[Any], each: int = 4) -> dict[str, tuple[Any, ...]]:
+    """So many facts on each column, where `answers` are those on all of them."""
+    return dict(zip(names, zip(*(answers[fact::each] for fact in range(each)), strict=True), strict=True))
 
 
 def _answers(
@@ -481,32 +526,87 @@ def _unique(con: duckdb.DuckDBPyConnection, names: Sequence[str], rows: int) -> 
     return {name for name, number in zip(names, distinct, strict=True) if number == rows}
 
 
-def _notations(
-    con: duckdb.DuckDBPyConnection,
-    types: dict[str, str],
-    extremes: dict[str, tuple[object, object]],
-    *,
-    with_commas: bool,
-) -> tuple[dict[str, list[Reading]], set[str]]:
-    """The readings by which every value of a column is a time, and the columns of texts that are numbers such as 1.234,56."""
-    possible = [(name, reading) for name in types for reading in candidates(types[name], name, *extremes[name])]
-    texts = [
-        name for name, (low, _) in extremes.items() if with_commas and types[name] == "VARCHAR" and low is not None
+def _numbers_in_texts(
+    con: duckdb.DuckDBPyConnection, extremes: Mapping[str, tuple[object, object]], *, with_commas: bool
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The SQL that reads texts as numbers, such as 1.234,56, or without words for no value, and these words, by column.
+
+    Texts that are times beside such words stay texts, without the words.
+    """
+    texts = [name for name, (low, _) in extremes.items() if low is not None]
+    groups = (f"bool_and(regexp_full_match(trim({quoted(name)}), '{COMMA_NUMBER}'))" for name in texts if with_commas)
+    grouped = zip(texts, _answers(con, groups), strict=False)
+    numbers: dict[str, tuple[str, tuple[str, ...]]] = {name: (_GROUPED, ()) for name, fits in grouped if fits}
+    worded = [name for name in texts if {str(text).strip().lower() for text in extremes[name]} & {*_NO_VALUE}]
+    facts = [fact for name in worded for fact in _worded_facts(name)]
+    for name, (words, low, high, are_numbers, are_whole) in _by_column(worded, _answers(con, facts), 5).items():
+        text = "{}"
+        for word in (absent := tuple(sorted(words or ()))):
+            text = f"nullif({text}, {literal(word)})"
+        if are_numbers:
+            numbers[name] = f"CAST({text} AS {'BIGINT' if are_whole else 'DOUBLE'})", absent
+        elif low is not None and candidates("VARCHAR", name, low, high):
+            numbers[name] = text, absent
+    return numbers
+
+
+def _worded_facts(name: str) -> tuple[str, ...]:
+    """SQL for the words for no value in a column of texts, the extremes of the others, and whether these are numbers, or whole ones."""
+    column = quoted(name)
+    none = _IS_NO_VALUE.replace("{}", column)
+    others = [
+        f"min({column})",
+        f"max({column})",
+        *(f"bool_and(regexp_full_match(trim({column}), '{kind}'))" for kind in (_NUMBER, _WHOLE)),
     ]
-    fit = [(name, reading.fits.replace("{}", quoted(name))) for name, reading in possible]
-    fit += [(name, f"regexp_full_match(trim({quoted(name)}), '{COMMA_NUMBER}')") for name in texts]
+    return f"list(DISTINCT {column}) FILTER ({none})", *(f"{fact} FILTER (NOT {none})" for fact in others)
+
+
+def _readings(
+    con: duckdb.DuckDBPyConnection, types: Mapping[str, str], extremes: Mapping[str, tuple[object, object]]
+) -> dict[str, list[Reading]]:
+    """The readings by which every value of a column is a time."""
+    possible = [(name, reading) for name in types for reading in candidates(types[name], name, *extremes[name])]
+    fit = ((quoted(name), reading.fits.replace("{}", quoted(name))) for name, reading in possible)
     fits_all = _answers(
         con,
-        (
-            f"coalesce(bool_and(coalesce({fits}, false)) FILTER ({quoted(name)} IS NOT NULL), true)"
-            for name, fits in fit
-        ),
+        (f"coalesce(bool_and(coalesce({fits}, false)) FILTER ({name} IS NOT NULL), true)" for name, fits in fit),
     )
     readings: dict[str, list[Reading]] = {name: [] for name in types}
-    for (name, reading), fits in zip(possible, fits_all, strict=False):
+    for (name, reading), fits in zip(possible, fits_all, strict=True):
         if fits:
             readings[name].append(reading)
-    return readings, {name for name, fits in zip(texts, fits_all[len(possible) :], strict=True) if fits}
+    return readings
+
+
+def _composed(
+    con: duckdb.DuckDBPyConnection, columns: Sequence[TableColumn], extremes: Mapping[str, tuple[object, object]]
+) -> list[TableColumn]:
+    """The time that several columns tell together, as a further column of the view `seen`; none if there is no such time."""
+    times = {column.name: column.reading for column in columns if column.holds == "time" and column.reading}
+    parts, reading = composed({column.name: column.dtype for column in columns}, extremes, times) or ((), None)
+    name = "_".join(parts)
+    if reading is None or name in extremes:
+        return []
+    sql, fits = (text.format(*map(quoted, parts)) for text in (reading.sql, reading.fits))
+    if not all(_answers(con, [f"bool_and({fits})"])):
+        return []
+    rows, present, distinct = _answers(con, ["count(*)", f"count({sql})", f"count(DISTINCT {sql})"])
+    _see(con, "parts", f"*, {sql} AS {quoted(name)}")
+    return [
+        TableColumn(
+            position=0,
+            name=name,
+            dtype="TIMESTAMP WITH TIME ZONE",
+            holds="time",
+            nulls=rows - present,
+            distinct=distinct,
+            unique=distinct == rows,
+            counts_rows=False,
+            reading=reading,
+            made_of=parts,
+        )
+    ]
 
 
 def _stored_as(dtype: str) -> Holds:
