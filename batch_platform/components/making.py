@@ -163,8 +163,10 @@ class RunStep:
         """
         state = self.pipeline.state(recheck=request.recheck)
         plan = announced() or make_plan(self.wiring.spec, state, request)
-        for item in (*plan.of("model"), *plan.blocked):
-            self.context.log.info("%s %s: %s", item.step, item.partition.key, item.reason)
+        for item in plan.of("model"):
+            self.context.log.info("model %s is due: %s", item.partition.key, item.reason)
+        for item in plan.blocked:
+            self.context.log.info("predictions %s are left out: %s", item.partition.key, item.reason)
         if partitions := [item.partition for item in plan.of("features")]:
             with self.failing_later():
                 self.build(partitions, force=request.force)

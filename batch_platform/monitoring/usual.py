@@ -103,9 +103,9 @@ def usual_rows_of_first_weeks(history: Sequence[int]) -> UsualRows | None:
     usual, compared = usual_rows(history), history[-MOST_COMPARED:]
     if usual is None or len(history) < DAYS_OF_WEEK:
         return None
-    fewest, most = min(compared), max(compared)
-    low, high = fewest / 2 - 3 * sqrt(fewest), 2 * most + 3 * sqrt(most)
-    return replace(usual, low=max(0.0, min(usual.low, low)), high=max(usual.high, high))
+    half, twice = min(compared) / 2, 2 * max(compared)
+    low, high = max(0.0, half - 3 * sqrt(half)), twice + 3 * sqrt(twice)
+    return replace(usual, low=min(usual.low, low), high=max(usual.high, high))
 
 
 def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:

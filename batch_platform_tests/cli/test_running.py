@@ -450,6 +450,18 @@ def test_output_may_be_cut_off_by_its_reader(project):
     assert (done.stdout, done.stderr) == ("[\n", "")
 
 
+def test_status_says_that_a_killed_run_did_more_than_is_published(cli, project):
+    warehouse = project / ".batch_platform" / "warehouse.duckdb"
+    assert "As published at" not in cli(project, "status", "small").out
+    later = warehouse.stat().st_mtime + 60
+    os.utime(warehouse, (later, later))
+    answer = cli(project, "status", "small")
+    assert re.match(
+        r"As published at \d{4}-.* UTC\. What was done since then, by a run that goes on or was killed, ", answer.out
+    )
+    assert cli(project, "run", "small").code == 0
+
+
 def test_interruption_outside_of_a_run_is_one_line(fresh):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -44,13 +44,13 @@ def test_in_the_first_weeks_a_weekend_is_no_surprise_and_a_failure_is(weekend):
     outside, judged = 0, 0
     for begins in range(DAYS_OF_WEEK):
         days = random.poisson(
-            500 * np.exp(0.1 * random.standard_normal((200, 42))) * np.resize(np.roll(week, begins), 42)
+            500 * np.exp(0.1 * random.standard_normal((50, 42))) * np.resize(np.roll(week, begins), 42)
         )
         for rows in days.tolist():
             for at in range(DAYS_OF_WEEK, len(rows)):
                 usual = usual_rows_of_first_weeks(rows[:at])
                 assert not usual.holds(5_000_000)
-                assert usual.holds(0) == (weekend * 500 < 40)
+                assert weekend < 0.1 or not usual.holds(0)
                 outside, judged = outside + (not usual.holds(rows[at])), judged + 1
             assert usual_rows_of_first_weeks(rows[: DAYS_OF_WEEK - 1]) is None
     assert outside < judged / 100
