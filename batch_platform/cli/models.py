@@ -13,12 +13,14 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean
-from batch_platform.models.bundle import compared, read_manifest
+from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean, listed
+from batch_platform.models.bundle import Manifest, compared, read_judged, read_manifest
 from batch_platform.models.gate import MEETS
+from batch_platform.models.judged import verdict_on_shared_rows
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.metrics import without_details
+from batch_platform.monitoring.metrics import default_metric, without_details
+from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import PlanRequest
@@ -201,18 +203,41 @@ def show_version(target: _Target, version: str) -> None:
 @terminal.reports
 @click.pass_obj
 def compare_versions(target: _Target, left: str, right: str) -> None:
-    """Compare two versions side by side: metrics, data windows, and what else differs."""
+    """Compare two versions side by side: metrics, data windows, what else differs, and which is better on the same rows.
+
+    Better or worse is said from one paired interval of the gate's metric, on the evaluation rows of both, for the fits that the
+    gate judged.
+    """
     pipeline = target.declared()
     registry = pipeline.published_state().registry
     manifests = [
         read_manifest(pipeline.home.bundle(target.pipeline, name), registry.present(name).sha256)
         for name in (left, right)
     ]
-    values = compared(*manifests)
-    terminal.report({name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()})
+    values, verdict = compared(*manifests), _verdict(pipeline, left, right, *manifests)
+    facts = {name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()}
+    told = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
+    terminal.report({**facts, "verdict": told})
     known = {name: pair for name, pair in values.items() if any(value not in (None, "") for value in pair)}
     rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)
+    if isinstance(verdict, Verdict):
+        terminal.say(f"{left} is judged {verdict.beside(right)}.")
+        return
+    terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
+    terminal.say(
+        f"  batch-platform backtest {target.pipeline} --model VERSION   measures any version on any partitions"
+    )
+
+
+def _verdict(pipeline: Pipeline, left: str, right: str, first: Manifest, second: Manifest) -> Verdict | str:
+    """Hold a version against another one on the rows that both were judged on; or say why they cannot be compared."""
+    folders = (pipeline.home.bundle(pipeline.spec.name, name) for name in (left, right))
+    judged = [read_judged(folder, manifest) for folder, manifest in zip(folders, (first, second), strict=True)]
+    if lacking := [name for name, scores in zip((left, right), judged, strict=True) if scores is None]:
+        return f"the bundle of {listed(lacking)} holds no scores of evaluation rows"
+    metric = pipeline.spec.model.promote.metric or default_metric(first.task)
+    return verdict_on_shared_rows(metric, *(scores for scores in judged if scores is not None))
 
 
 def _shortened(name: str, value: object) -> object:

@@ -192,17 +192,22 @@ ROWS_BALANCE = RunCheck[Committed](
 GATE = RunCheck[Trained](
     name="gate",
     together=False,
-    description="The trained version meets model.promote. A refused version is kept but never serves; the champion goes on serving.",
-    passed=lambda trained: trained.decision.action == "approved",
+    description=(
+        "The trained version meets model.promote, and is better than guessing beyond chance. A refused version is kept but never "
+        "serves; the champion goes on serving."
+    ),
+    passed=lambda trained: trained.decision.action == "approved" and not trained.guesses,
     metadata=lambda trained: {
         "version": trained.version.version,
         "decision": trained.decision.action,
         "reason": trained.decision.reason,
         **rounded(trained.version.metric_values),
     },
-    summary=lambda trained, refused: {
+    summary=lambda trained, _: {
         "trained": f"{len(trained)}",
-        "refused": ", ".join(version.version.version for version in refused) or "none",
+        "refused": ", ".join(model.version.version for model in trained if model.decision.action != "approved")
+        or "none",
+        "not_better_than_guessing": ", ".join(model.version.version for model in trained if model.guesses) or "none",
     },
 )
 

@@ -79,8 +79,8 @@ def model(wiring: Wiring) -> str:
     conditions = ["not worse than a trivial baseline"] if promote.baseline and not promote.manual else []
     conditions += [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
     if promote.tolerance is not None or not promote.manual:
-        by = f"by more than {promote.tolerance:g} and " if promote.tolerance else ""
-        conditions.append(f"not worse than the champion {by}beyond chance")
+        by = f", or by less than {promote.tolerance:g} beyond chance" if promote.tolerance else " beyond chance"
+        conditions.append(f"not worse than the champion{by}")
     gate = f" ({', '.join(conditions)})" if conditions else ""
     refit = " One that passes is fitted again on the whole window." if declared.refit else ""
     window = "all history" if train.window == "all" else f"the {train.window}"

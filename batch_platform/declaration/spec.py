@@ -238,7 +238,7 @@ class Promote(Block):
     tolerance: float | None = Field(
         default=None,
         ge=0,
-        description="How much worse than the champion, beyond chance, a version may be and still be approved. Left out: not at all.",
+        description="By how much a version may be worse than the champion and still be approved: the whole 95% interval of the difference must lie within it. Left out: not at all.",
         examples=[0.02],
     )
     baseline: bool = Field(

@@ -33,8 +33,9 @@ MOST_LABEL_BYTES = 256 << 20  # limit for the labels kept in memory
 _HELD_OUT = "__held_out"
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
 # `features.time` there is none), a hash of its key without dates and times, the start of its partition and, in snapshots, a
-# hash of what is held out together with it.
-ROW_TIME, ENTITY, PARTITION_START, GROUP = "__row_time", "__entity", "__partition_start", "__group"
+# hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too, the same wherever
+# and whenever it is computed.
+ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW = "__row_time", "__entity", "__partition_start", "__group", "__row"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TrainingData:
         Of balanced data, the rows of each class are.
         """
         rows, later = max(self.rows_before_cap, self.fit.height), self.evaluate.height
-        parts, by = [self.fit, self.evaluate], self.label if stratified else None
+        parts, by = [self.fit, self.evaluate.drop(ROW, strict=False)], self.label if stratified else None
         classes = Counter(self.classes_before_cap)
         of_evaluate = Counter[str]() if by is None else class_counts(self.evaluate, by)
         classes.update(of_evaluate)
@@ -75,20 +76,22 @@ class TrainingData:
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
     """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
-    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP}
+    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW}
     left_out = beside | {name for name, rule in features.columns.items() if not rule.feature}
     return [name for name in present if name not in left_out]
 
 
 def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame) -> pl.Series:
     """Mark the rows of a snapshot that training holds out, by a hash of their group or key: the same in every snapshot."""
-    text = pl.concat_str(
-        pl.col(spec.model.train.group or spec.features.key).cast(pl.String).fill_null(""), separator="\0"
-    )
-    below = spec.model.train.held_out * 2**64
-    return pl.Series(
-        [xxh3_64_intdigest(value, SEED) < below for value in rows.select(text).to_series()], dtype=pl.Boolean
-    )
+    group = rows.select(spec.model.train.group or spec.features.key)
+    return _hashes(group, SEED) < int(spec.model.train.held_out * 2**64)
+
+
+def _hashes(values: pl.DataFrame, seed: int) -> pl.Series:
+    """A hash of each row, which no version of a library changes."""
+    texts = pl.exclude(pl.Binary).cast(pl.String).fill_null("")
+    text = pl.concat_str(texts, pl.col(pl.Binary).bin.encode("hex"), separator="\0")
+    return pl.Series([xxh3_64_intdigest(value, seed) for value in values.select(text).to_series()], dtype=pl.UInt64)
 
 
 class _RecentLabels:
@@ -208,7 +211,7 @@ class History:
         most = self.spec.model.train.max_rows
         balanced = stratified and self.spec.model.train.sample == "balanced"
         fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
-        rows_unlabelled, nulls = 0, Counter[str]()
+        rows_unlabelled, nulls, keys = 0, Counter[str](), list[pl.Series]()
         with self.builder.session(labels=True) as session:
             labels = self.labels_of(session, window, stamp)
             for build, partition in zip(self.require(builds, *window), window, strict=True):
@@ -223,6 +226,8 @@ class History:
                     held_out = never_learned_from(self.spec, rows)
                 else:
                     held_out = pl.repeat(partition.start >= boundary, rows.height, eager=True)
+                key = rows.select(self.spec.features.key).filter(held_out)
+                keys.append(_hashes(key, xxh3_64_intdigest(partition.key, SEED)))
                 rows = self._beside_features(rows, partition).with_columns(held_out.alias(_HELD_OUT))
                 fit.add(rows.filter(~held_out))
                 later.append(rows.filter(held_out))
@@ -231,7 +236,7 @@ class History:
         rows = rows.drop(_HELD_OUT)
         return TrainingData(
             fit=rows.filter(~held_out),
-            evaluate=rows.filter(held_out),
+            evaluate=rows.filter(held_out).with_columns(pl.concat(keys).alias(ROW)),
             label=label,
             rows_before_cap=fit.seen,
             balanced=balanced,

@@ -13,9 +13,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.features.history import ENTITY, ROW_TIME
-from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.metrics import as_truth, is_worse, measure
 from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.verdict import Verdict
 
 LEAST_PER_SEASON = 10  # rows, on average
 LEAST_KNOWN = 0.5  # share of the evaluation rows whose entity has an earlier value
@@ -35,7 +35,7 @@ class AgainstBaseline:
     """A model beside the strongest trivial one, on the same rows."""
 
     baseline: Baseline
-    difference: Difference | None  # model minus baseline, in the metric by which the baseline was chosen
+    verdict: Verdict | None  # in the metric by which the baseline was chosen
 
 
 def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns from
@@ -57,7 +57,7 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
             strongest = Baseline(name, metrics)
     if strongest is None:
         return None
-    return AgainstBaseline(strongest, paired_difference(metric, outcomes, trivial[strongest.name]))
+    return AgainstBaseline(strongest, Verdict.on(metric, outcomes, trivial[strongest.name]))
 
 
 def _predictions(

@@ -37,6 +37,7 @@ from batch_platform.models.forest.compiled import (
     proven_predictor,
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
+from batch_platform.models.judged import SCORES_FILE, JudgedScores
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
 from batch_platform.models.refinements.prior import corrected
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -177,6 +178,12 @@ class Bundle:
     reference: ReferenceProfile
     other_libraries: str = ""  # libraries that differ from training, which the user allowed; with both versions
     trees: bytes = b""  # the file of its trees; empty if there is none
+    judged_scores: bytes = field(default=b"", repr=False)  # the file of its judged scores; empty if there is none
+
+    @property
+    def judged(self) -> JudgedScores | None:
+        """The scores that its judged fit gave the evaluation rows; None without labels, and in a bundle of an earlier build."""
+        return _judged(self.judged_scores, self.manifest)
 
     @property
     def signature(self) -> Signature:
@@ -245,6 +252,7 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     models: Path,
     reference: ReferenceProfile,
     trees: bytes = b"",
+    judged_scores: bytes = b"",
 ) -> tuple[str, str, Manifest]:
     """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
@@ -254,7 +262,8 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     """
     models.mkdir(parents=True, exist_ok=True)
     kind = flavour(manifest.flavour)
-    files = kind.save(model) | ({TREES_FILE: trees} if trees else {}) | {REFERENCE_FILE: reference.to_json()}
+    optional = {name: data for name, data in ((TREES_FILE, trees), (SCORES_FILE, judged_scores)) if data}
+    files = kind.save(model) | optional | {REFERENCE_FILE: reference.to_json()}
     complete = replace(
         manifest,
         details={**kind.details, **manifest.details},
@@ -313,13 +322,7 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
     training (unless BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES=1), the flavour is unknown, or loading may run code without permission.
     """
     manifest = read_manifest(folder, sha256)
-    files: dict[str, bytes] = {}
-    for name, expected in manifest.files.items():
-        path = folder / Path(name).name
-        files[name] = path.read_bytes() if path.is_file() else b""
-        if sha256_of(files[name]).hexdigest() != expected:
-            msg = f"{name} of the bundle {folder.name} is not the one that was trained; the bundle is not loaded."
-            raise IntegrityError(msg, hint=_RESTORE)
+    files = {name: _file(folder, name, manifest) for name in manifest.files}
     try:
         kind = flavour(manifest.flavour)
     except WrongUseError as error:
@@ -333,11 +336,12 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
         _log.warning("%s: model.allow_pickle is set.", risk)
     others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
     contract = Contract.from_json(manifest.contract)
-    trees, reference = files.pop(TREES_FILE, b""), ReferenceProfile.from_json(files.pop(REFERENCE_FILE))
+    trees, judged_scores = files.pop(TREES_FILE, b""), files.pop(SCORES_FILE, b"")
+    reference = ReferenceProfile.from_json(files.pop(REFERENCE_FILE))
     native = Native(partial(kind.load, files, Signature(manifest.task, manifest.classes, contract)))
     if not trees:
         native.loaded()
-    return Bundle(folder.name, sha256, manifest, contract, native, reference, others, trees)
+    return Bundle(folder.name, sha256, manifest, contract, native, reference, others, trees, judged_scores)
 
 
 def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
@@ -345,13 +349,29 @@ def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
 
     Raises IntegrityError if the manifest or the file is not the one that was registered.
     """
-    expected = read_manifest(folder, sha256).files[REFERENCE_FILE]
-    path = folder / REFERENCE_FILE
-    text = path.read_bytes() if path.is_file() else b""
-    if sha256_of(text).hexdigest() != expected:
-        msg = f"{REFERENCE_FILE} of the bundle {folder.name} is not the one that was trained."
+    return ReferenceProfile.from_json(_file(folder, REFERENCE_FILE, read_manifest(folder, sha256)))
+
+
+def read_judged(folder: Path, manifest: Manifest) -> JudgedScores | None:
+    """Read the judged scores of a bundle without its model; see `Bundle.judged`.
+
+    Raises IntegrityError if the file is not the one that was registered.
+    """
+    return _judged(_file(folder, SCORES_FILE, manifest) if SCORES_FILE in manifest.files else b"", manifest)
+
+
+def _judged(content: bytes, manifest: Manifest) -> JudgedScores | None:
+    return JudgedScores.from_parquet(content, manifest.task, manifest.classes) if content else None
+
+
+def _file(folder: Path, name: str, manifest: Manifest) -> bytes:
+    """Read a file of a bundle; raises IntegrityError if a byte of it differs from what was trained."""
+    path = folder / Path(name).name
+    content = path.read_bytes() if path.is_file() else b""
+    if sha256_of(content).hexdigest() != manifest.files[name]:
+        msg = f"{name} of the bundle {folder.name} is not the one that was trained; the bundle is not loaded."
         raise IntegrityError(msg, hint=_RESTORE)
-    return ReferenceProfile.from_json(text)
+    return content
 
 
 def compared(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:

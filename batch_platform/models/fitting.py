@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, first_few, listed
 from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.history import GROUP, PARTITION_START, TrainingData, feature_columns
+from batch_platform.features.history import GROUP, PARTITION_START, ROW, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
@@ -35,6 +35,7 @@ from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
+from batch_platform.models.judged import JudgedScores
 from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import reference_of
@@ -72,6 +73,7 @@ class Fitted:
     predictor: Predictor
     reference: ReferenceProfile  # profile of the rows that the model learned from
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
+    judged: JudgedScores | None = None  # scores of the evaluation rows, by the fit that is judged
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
     remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
     rates: tuple[float, ...] = ()  # sampling rate of each class; empty if all are alike
@@ -135,7 +137,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     with _refusals_explained(estimator, contract):
         predictor, remarks = _learn(kind, estimator, signature, matrix, truth)
         scorer = corrected(predictor, rates)
-        metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates)
+        judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates)
     return Fitted(
         estimator=estimator,
         signature=signature,
@@ -144,11 +146,12 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         rows_evaluated=evaluated.kept.height,
         rows_rejected=rejected + evaluated.rejected.height,
         leaks=_leaks(signature, matrix, truth, data, metrics, evaluated.kept),
-        held_out=contract.encode(evaluated.kept),
+        held_out=contract.encode(evaluated.kept) if judged is None else np.asarray(judged.outcomes.matrix),
         held_out_rows=evaluated.kept,
         flavour=kind,
         predictor=predictor,
         reference=reference_of(contract, in_proportion((kept, matrix), data.label, classes, rates), former),
+        judged=judged,
         trivial=trivial,
         remarks=(*remarks, *_few_of_a_class(data)),
         rates=rates,
@@ -200,20 +203,20 @@ def measured(  # noqa: PLR0913 - a model and its rows
     rows: tuple[pl.DataFrame, pl.DataFrame],
     label: str | None,
     rates: Sequence[float] = (),
-) -> tuple[dict[str, float], AgainstBaseline | None]:
-    """The metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
+) -> tuple[JudgedScores | None, dict[str, float], AgainstBaseline | None]:
+    """The scores and the metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
 
     `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
     of each class were sampled.
     """
     earlier, later = _known(signature, rows[0], label), rows[1]
-    outcomes = outcomes_of(predictor, signature, later, label)
-    if outcomes is None:
-        return {}, None
-    metric = model.promote.metric or default_metric(signature.task)
+    judged = scores_of(predictor, signature, later, label)
+    if judged is None:
+        return None, {}, None
+    metric, outcomes = model.promote.metric or default_metric(signature.task), judged.outcomes
     with one_thread():
         trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
-        return measure(outcomes), trivial
+        return judged, measure(outcomes), trivial
 
 
 def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, int]:
@@ -324,6 +327,15 @@ def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, 
         predicted = predictor.predict(matrix)
     truth = None if label is None else as_truth(rows[label])
     return Outcomes(signature.task, predicted, truth, signature.classes, matrix, *_groups(rows))
+
+
+def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
+    """The outcomes of a model for evaluation rows, which keep its contract, with the names of the rows; None without rows."""
+    outcomes = outcomes_of(predictor, signature, rows, label)
+    if outcomes is None:
+        return None
+    named = rows[ROW].to_numpy() if ROW in rows.columns else np.arange(rows.height, dtype=np.uint64)
+    return JudgedScores(outcomes, named)
 
 
 def _groups(rows: pl.DataFrame) -> tuple[NDArray[np.int64] | None, str]:

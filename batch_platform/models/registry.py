@@ -34,6 +34,7 @@ from batch_platform.warehouse.ledger import (
 )
 
 SUSPECTED_LEAKS = "suspected_leaks"
+NOT_BETTER = "not_better_than_guessing"  # entry of the evidence of a decision: says so in words, or is empty
 OF_PIPELINES[SUSPECTED_LEAKS] = Description(
     "a feature that tells the label of a version suspiciously well",
     {
@@ -133,6 +134,10 @@ class Registry:
         """The leaks that were suspected when a version was trained."""
         return next((leaks for event in self._decisions.get(version, ()) if (leaks := leaks_in(event.evidence))), [])
 
+    def not_better_than_guessing(self, version: str) -> str:
+        """That a version was not better than guessing when it was judged, in words; empty if it was, or if nobody knows."""
+        return next((text for event in self._decisions.get(version, ()) if (text := guesses_in(event.evidence))), "")
+
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
         return last is not None and last.action == action
@@ -225,6 +230,11 @@ def register(
 def leaks_in(evidence: str) -> list[SuspectedLeak]:
     """The suspected leaks in the evidence of a decision."""
     return [SuspectedLeak.from_json(leak) for leak in json.loads(evidence).get("suspected_leaks", ())]
+
+
+def guesses_in(evidence: str) -> str:
+    """That a version is not better than guessing, in words, by the evidence of a decision; empty if it is, or if nobody knows."""
+    return str(json.loads(evidence).get(NOT_BETTER, ""))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,15 @@ from typing import Literal, get_args
 from batch_platform.monitoring.drift import Level
 
 AspectName = Literal[
-    "failures", "fresh", "volume", "rejected_share", "drift", "performance", "estimated_performance", "champion_age"
+    "failures",
+    "fresh",
+    "volume",
+    "rejected_share",
+    "drift",
+    "performance",
+    "estimated_performance",
+    "champion_age",
+    "better_than_guessing",
 ]
 LEVELS: tuple[Level, ...] = get_args(Level)
 

@@ -81,6 +81,8 @@ def health_of(
     champion = state.registry.champion(now)
     if champion is not None:
         aspects.append(champion_age(spec, champion, now if last_end is None else min(now, last_end)))
+        if guesses := state.registry.not_better_than_guessing(champion.version):
+            aspects.append(Aspect("better_than_guessing", "warn", f"the model {champion.version} is {guesses}"))
     return Health.of(aspects)
 
 

@@ -39,7 +39,11 @@ class LearnedModel:
         if pickled is not None and allow_pickle:
             model = pickled(model)
         proven = replace(self.manifest, compiled=proof.compiled)
-        version, sha256, manifest = write_bundle(proven, model, staging, models, self.fitted.reference, proof.trees)
+        judged, labelled = self.fitted.judged, self.data is not None and self.data.label is not None
+        scores = judged.to_parquet() if judged is not None and labelled else b""
+        version, sha256, manifest = write_bundle(
+            proven, model, staging, models, self.fitted.reference, proof.trees, scores
+        )
         return as_record(
             Version,
             manifest,

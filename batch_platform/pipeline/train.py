@@ -26,12 +26,13 @@ from batch_platform.features.history import History, TrainingData
 from batch_platform.models.bundle import OpenVersion, read_manifest
 from batch_platform.models.clusters import Former
 from batch_platform.models.contract import Contract
-from batch_platform.models.gate import Verdict, accepted, pass_gate
+from batch_platform.models.gate import GateDecision, pass_gate, unjudged
 from batch_platform.models.registry import (
     ChallengerTraining,
     ModelTraining,
     Promotion,
     Version,
+    guesses_in,
     leaks_in,
     record_failure,
     register,
@@ -74,6 +75,11 @@ class Trained:
     def leaks(self) -> list[SuspectedLeak]:
         """The leaks that the gate suspects."""
         return leaks_in(self.decision.evidence)
+
+    @property
+    def guesses(self) -> str:
+        """That the version is not better than guessing, in words; empty if it is, or if nobody knows."""
+        return guesses_in(self.decision.evidence)
 
 
 @dataclass(frozen=True)
@@ -156,39 +162,37 @@ class TrainingStep:
             training = replace(training, former=Former(former, self.open_version))
         learned = training.learn(params)
         if learned.data is None:
-            verdict = accepted(model.promote, UNJUDGED)
+            judged = unjudged(model.promote, UNJUDGED)
         else:
-            period, knowing = training.period.key, champion and knows_too_much(self.history.spec, champion)
+            knowing = champion and knows_too_much(self.history.spec, champion)
             opponent = None if knowing else champion
-            verdict = pass_gate(
-                model.promote, features, learned.fitted, learned.data, period, opponent, self.open_version
-            )
+            judged = pass_gate(model.promote, features, learned.fitted, learned.data, opponent, self.open_version)
             if champion and knowing:
-                reason = f"{verdict.reason}; the champion {champion.version} was not compared: it {knowing}"
-                verdict = replace(verdict, reason=reason)
+                reason = f"{judged.reason}; the champion {champion.version} was not compared: it {knowing}"
+                judged = replace(judged, reason=reason)
         if former and (folder := self.history.home.bundle(former.pipeline, former.version)).is_dir():
             contract = Contract.from_json(read_manifest(folder, former.sha256).contract).under(features.columns)
             changes = learned.fitted.signature.contract.changes_since(contract)
-            verdict = replace(verdict, reason="; ".join([verdict.reason, *changes]))
-        final = learned if verdict.action == "refused" else training.refit(learned)
-        version, decision = self._written(training, final, verdict, actor="gate")
+            judged = replace(judged, reason="; ".join([judged.reason, *changes]))
+        final = learned if judged.action == "refused" else training.refit(learned)
+        version, decision = self._written(training, final, judged, actor="gate")
         return Trained(version, decision, learned.data if model.import_ is None else None)
 
     def _written(
-        self, training: Training, learned: LearnedModel, verdict: Verdict, *, actor: str
+        self, training: Training, learned: LearnedModel, judged: GateDecision, *, actor: str
     ) -> tuple[Version, Promotion]:
         """Write the bundle of a model; return its version and the decision on it, not registered yet."""
         home, spec, stamp = training.history.home, training.history.spec, training.stamp
-        evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
+        evaluation = replace(learned.manifest.evaluation, coverage=judged.coverage)
         learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
         with staging_folder(home, stamp.run_id) as staging:
             version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
         decision = Promotion(
             pipeline=version.pipeline,
             version=version.version,
-            action=verdict.action,
-            reason="; ".join([verdict.reason, *learned.manifest.remarks]),
-            evidence=verdict.evidence,
+            action=judged.action,
+            reason="; ".join([judged.reason, *learned.manifest.remarks]),
+            evidence=judged.evidence,
             actor=actor,
             decided_at=stamp.now(),
             run_id=stamp.run_id,
@@ -227,8 +231,8 @@ class TrainingStep:
             )
             try:
                 learned = challenged.learn(challenger.params, data=data, within=window)
-                verdict = self._verdict(challenger, challenged.history.spec, learned, opponent)
-                version, decision = self._written(challenged, challenged.refit(learned), verdict, actor="declaration")
+                judged = self._judged(challenger, challenged.history.spec, learned, opponent)
+                version, decision = self._written(challenged, challenged.refit(learned), judged, actor="declaration")
             except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
                 failure = with_own_keys(failure_of(error), challenger)
                 message = "%s: challenger %r could not be trained for %s: %s"
@@ -245,9 +249,9 @@ class TrainingStep:
                 trained.append(TrainedChallenger(result, version, decision))
         return tuple(trained)
 
-    def _verdict(
+    def _judged(
         self, challenger: Challenger, spec: PipelineSpec, learned: LearnedModel, opponent: Version | None
-    ) -> Verdict:
+    ) -> GateDecision:
         """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
         task = learned.fitted.signature.task
         if opponent is not None and opponent.task != task:
@@ -256,8 +260,7 @@ class TrainingStep:
         judgement, evidence = "there are no labels to judge it by", "{}"
         if learned.data is not None:
             gate = spec.model.promote.model_copy(update={"manual": False})
-            period = learned.manifest.serving_period
-            verdict = pass_gate(gate, spec.features, learned.fitted, learned.data, period, opponent, self.open_version)
-            evidence = verdict.evidence
-            judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
-        return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)
+            judged = pass_gate(gate, spec.features, learned.fitted, learned.data, opponent, self.open_version)
+            evidence = judged.evidence
+            judgement = judged.reason if judged.action == "approved" else f"would not pass the gate: {judged.reason}"
+        return GateDecision("challenger", f"{challenger.name}; {judgement}", evidence)

@@ -21,7 +21,7 @@ from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import is_classification, read_import
 from batch_platform.models.estimate_basis import basis_of
-from batch_platform.models.fitting import Fitted, fit, measured, outcomes_of, refit, suspiciously_good
+from batch_platform.models.fitting import Fitted, fit, measured, refit, suspiciously_good
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import after_refit, reference_of, with_prediction
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -161,9 +161,8 @@ class Training:
         if data is None or data.label is None:
             return fitted
         rows = fitted.signature.contract.split(data.evaluate).kept
-        outcomes = outcomes_of(fitted.scorer, fitted.signature, rows, data.label)
         segments = rows.select(name for name in self.history.spec.monitoring.segments if name in rows.columns)
-        basis = None if outcomes is None else basis_of(outcomes, segments)
+        basis = None if fitted.judged is None else basis_of(fitted.judged.outcomes, segments)
         return replace(fitted, reference=replace(fitted.reference, basis=basis))
 
     def _positive(self) -> Positive:
@@ -237,9 +236,9 @@ class Training:
         )
         signature = self._positive().of_import(signature, labels)
         rows = contract.split(seen.clear() if data is None else data.evaluate)
-        metrics, trivial = dict[str, float](), None
+        judged, metrics, trivial = None, dict[str, float](), None
         if data is not None:
-            metrics, trivial = measured(spec.model, predictor, signature, (data.fit, rows.kept), data.label)
+            judged, metrics, trivial = measured(spec.model, predictor, signature, (data.fit, rows.kept), data.label)
         fitted = Fitted(
             estimator=imported.source.model,
             signature=signature,
@@ -254,6 +253,7 @@ class Training:
             predictor=predictor,
             reference=reference_of(contract, (learned, contract.encode(learned)), self._former_reference),
             details=imported.source.details,
+            judged=judged,
             trivial=trivial,
         )
         return fitted, data if metrics else None

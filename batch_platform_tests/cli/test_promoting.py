@@ -2,6 +2,7 @@
 
 import pytest
 
+from batch_platform_tests.cli.test_training import redeclare
 from batch_platform_tests.harness.command_line import copy_of, published, run_command, write_project
 from batch_platform_tests.harness.starting_points import made_once
 
@@ -128,4 +129,23 @@ def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly
     assert lines[0].split() == [first, second]
     assert any(line.startswith("metrics.roc_auc") for line in lines)
     assert [line for line in lines if len(line.split()) == 1] == [], "what neither has is left out"
-    assert max(len(line.rstrip()) for line in lines) <= 100
+    *table, why, how = lines
+    assert max(len(line.rstrip()) for line in table) <= 100
+    reason = "there is no evaluation row that both have scored"
+    assert report["verdict"] == {"not_compared": reason}, "each was judged on the three days before it"
+    assert why == f"{first} cannot be compared with {second} on the same rows: {reason}."
+    assert how.endswith("measures any version on any partitions")
+
+
+def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_were_judged_on(cli, project):
+    (good,) = versions(project)
+    redeclare(project, params={"max_iter": 1, "max_leaf_nodes": 2, "early_stopping": False})
+    assert cli(project, "train", "small").code == 0
+    _, worse = versions(project)
+    verdict = cli(project, "models", "small", "compare", worse, good, "--json").json["verdict"]
+    assert (verdict["word"], verdict["metric"]) == ("worse", "roc_auc")
+    assert verdict["difference"]["high"] < 0
+    *_, said = cli(project, "models", "small", "compare", worse, good).out.splitlines()
+    assert said.startswith(f"{worse} is judged worse than {good}: roc_auc 0.")
+    *_, said = cli(project, "models", "small", "compare", good, worse).out.splitlines()
+    assert said.startswith(f"{good} is judged better than {worse}: roc_auc 0.")

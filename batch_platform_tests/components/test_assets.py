@@ -562,6 +562,24 @@ def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
     assert value(trained.materializations("predictions")[0], "model_version") == champion
 
 
+def test_an_approved_model_that_is_not_better_than_guessing_is_a_warning_too(tmp_path, monkeypatch):
+    guessing = {"estimator": "sklearn.dummy.DummyClassifier", "params": None}
+    trained = deploy(tmp_path, monkeypatch, model=guessing)
+    assert trained.run("features", first="2024-01-01", last="2024-01-30").success
+    assert trained.run("model", first="2024-02-01").success
+    gate = evaluations(trained, "model", "gate")["2024-02-01"]
+    assert (gate.passed, gate.metadata["decision"].value) == (False, "approved")
+    assert (
+        "; not better than guessing (class shares by weekday): roc_auc 0.500 against 0.510"
+        in gate.metadata["reason"].value
+    )
+    summary = evaluations(trained, "model", "gate")[None].metadata
+    assert (summary["refused"].value, summary["not_better_than_guessing"].value) == (
+        "none",
+        gate.metadata["version"].value,
+    )
+
+
 def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
     message = failure(deployment.run("model", config={"model": {"until": "2024-01-01"}}))

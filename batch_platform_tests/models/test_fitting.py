@@ -16,7 +16,7 @@ from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, T
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
-from batch_platform.models.gate import ChampionComparison, beside_champion, judge
+from batch_platform.models.gate import judge
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
@@ -261,33 +261,22 @@ def test_a_feature_that_alone_decides_the_label_is_flagged():
 
 
 GATE = [
-    ({}, {"roc_auc": 0.4}, None, None),
-    ({"at_least": 0.6}, {"roc_auc": 0.6}, None, None),
-    ({"at_least": 0.6}, {"roc_auc": 0.59}, None, "roc_auc 0.5900 is worse than the required 0.6"),
+    ({}, {"roc_auc": 0.4}, None),
+    ({"at_least": 0.6}, {"roc_auc": 0.6}, None),
+    ({"at_least": 0.6}, {"roc_auc": 0.59}, "roc_auc 0.5900 is worse than the required 0.6"),
     (
         {"metric": "log_loss", "at_least": 0.6},
         {"log_loss": 0.7},
-        None,
         "log_loss 0.7000 is worse than the required 0.6",
     ),
-    ({"metric": "log_loss", "at_least": 0.6}, {"log_loss": 0.5}, None, None),
-    ({"tolerance": 0.01}, {"roc_auc": 0.69}, {"roc_auc": 0.7}, None),
-    ({"tolerance": 0.01}, {"roc_auc": 0.68}, {"roc_auc": 0.7}, "worse than the champion's 0.7000 by more than 0.01"),
-    ({"metric": "mae", "tolerance": 0.5}, {"mae": 2.4}, {"mae": 2.0}, None),
-    ({"metric": "mae", "tolerance": 0.5}, {"mae": 2.6}, {"mae": 2.0}, "mae 2.6000 is worse than the champion's"),
-    ({"tolerance": 0.01}, {"roc_auc": 0.5}, None, None),
-    ({"tolerance": 0.01}, {"roc_auc": 0.5}, {"accuracy": 1.0}, None),
-    ({"metric": "brier"}, {"roc_auc": 0.9}, None, "brier cannot be measured"),
+    ({"metric": "log_loss", "at_least": 0.6}, {"log_loss": 0.5}, None),
+    ({"metric": "brier"}, {"roc_auc": 0.9}, "brier cannot be measured"),
 ]
 
 
-@pytest.mark.parametrize(("gate", "metrics", "champion", "refusal"), GATE)
-def test_the_gate(gate, metrics, champion, refusal):
-    rule = Promote.model_validate(gate)
-    metric = rule.metric or "roc_auc"
-    reason = judge(rule, "binary", metrics)
-    beside = beside_champion(rule, metric, ChampionComparison("2024-02-01-0000", metrics, champion or {}, None))
-    reason = reason or (beside.reason if beside is not None and beside.refuses else None)
+@pytest.mark.parametrize(("gate", "metrics", "refusal"), GATE)
+def test_the_rule_of_the_gate(gate, metrics, refusal):
+    reason = judge(Promote.model_validate(gate), "binary", metrics)
     assert (reason is None) if refusal is None else (refusal in reason)
 
 

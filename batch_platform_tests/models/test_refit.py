@@ -2,6 +2,8 @@
 
 import json
 from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
-from batch_platform.models.bundle import Manifest, read_manifest
+from batch_platform.models.bundle import MANIFEST, Manifest, read_judged, read_manifest
 from batch_platform.models.contract import Contract, infer_contract
 from batch_platform.models.fitting import fit, refit
+from batch_platform.models.judged import SCORES_FILE
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.harness.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
 from batch_platform_tests.models.test_fitting import FEATURES, data
@@ -186,24 +189,75 @@ def test_a_champion_is_compared_on_the_rows_that_it_has_not_learned_from(tmp_pat
     *_, champion, newest = registry.of_model
     comparison = json.loads(registry.last_decision(newest.version).evidence)["comparison"]
     assert comparison["champion"] == champion.version
-    assert not comparison["recorded"]
     unseen = labelled(champion.trained_until, newest.trained_until)
-    assert comparison["difference"]["rows"] == unseen.height < newest.rows_evaluated
+    assert comparison["verdict"]["rows"] == unseen.height < newest.rows_evaluated
 
 
-@pytest.mark.full
-def test_a_champion_of_the_same_serving_period_is_compared_by_what_its_own_gate_recorded(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}})
-    carry_out(pipeline, NOW)
-    (champion,) = pipeline.state().registry.versions
+def corrected(tmp_path: Path, every: int) -> Pipeline:
+    """A pipeline with a champion, after every so many labels of its evaluation rows were turned round: harder for all models."""
+    model = {"promote": {"tolerance": 0.0}}
+    carry_out(small_pipeline(tmp_path, model=model), NOW)
+    turned = (pl.col("ts") >= BOUNDARY) & (pl.col("id") % every == 0)
+    pipeline = small_pipeline(tmp_path, events=small_events().with_columns(pl.col("returned") ^ turned), model=model)
+    calendar = pipeline.spec.partitions.calendar
+    window = calendar.within(calendar.first_start, serving_calendar(pipeline.spec).named("2024-02-01").start)
+    list(pipeline.build_features(window, Stamp("again", NOW), force=True))
+    return pipeline
+
+
+def test_a_champion_that_was_refitted_on_the_evaluation_rows_is_compared_by_the_scores_of_its_judged_fit(tmp_path):
+    pipeline = corrected(tmp_path, every=6)
     period = serving_calendar(pipeline.spec).named("2024-02-01")
-    worse = pipeline.train(period, Stamp("again", NOW), params={"max_iter": 1}).decision
-    comparison = json.loads(worse.evidence)["comparison"]
-    assert (comparison["champion_metrics"], comparison["recorded"]) == (champion.metric_values, True)
-    difference = comparison["difference"]
-    assert 0 < difference["low"] < difference["estimate"] < difference["high"], "by the chance in the version alone"
-    assert worse.action == "refused"
-    assert f"worse than the champion's recorded {champion.metric_values['log_loss']:.4f} (difference +" in worse.reason
-    same = pipeline.train(period, Stamp("same", NOW)).decision
-    assert same.action == "approved"
-    assert "shows no clear difference from the champion's recorded" in same.reason
+    (champion,) = pipeline.state().registry.versions
+    same = pipeline.train(period, Stamp("again", NOW))
+    comparison = json.loads(same.decision.evidence)["comparison"]
+    verdict = comparison["verdict"]
+    assert same.version.metric_values["roc_auc"] < champion.metric_values["roc_auc"] - 0.05
+    assert verdict["value"] == verdict["other"] == same.version.metric_values["roc_auc"]
+    assert (same.decision.action, comparison["word"]) == ("approved", "cannot tell")
+    assert f"cannot tell from champion {champion.version}: roc_auc 0." in same.decision.reason
+    assert "may have changed" not in same.decision.reason
+    worse = pipeline.train(period, Stamp("once more", NOW), params={"max_iter": 1, "max_leaf_nodes": 2})
+    assert worse.decision.action == "refused"
+    assert worse.decision.reason.startswith(f"worse than champion {same.version.version}: roc_auc 0.")
+
+
+def test_a_version_far_below_what_was_recorded_for_the_champion_says_that_the_labels_may_have_changed(tmp_path):
+    pipeline = corrected(tmp_path, every=3)
+    (champion,) = pipeline.state().registry.versions
+    decision = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW)).decision
+    assert decision.action == "approved", "it is as good as the champion, and still better than guessing"
+    then = f"roc_auc was {champion.metric_values['roc_auc']:.4f} against 0."
+    assert f"; labels or data may have changed: {then}" in decision.reason
+    assert f" when the champion {champion.version} was judged, and is 0." in decision.reason
+
+
+def test_the_scores_of_the_judged_fit_are_those_of_the_evaluation_rows_and_stay_when_it_is_fitted_again(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, BEFORE_SCORING)
+    manifest = manifest_of(pipeline)
+    (version,) = pipeline.state().registry.of_model
+    judged = read_judged(pipeline.home.bundle("small", version.version), manifest)
+    rows = labelled(BOUNDARY, END)
+    contract, first = by_hand(labelled(None, BOUNDARY), **DECLARATION["model"]["params"])
+    assert manifest.refit
+    assert judged.outcomes.predicted.tolist() == first.predict_proba(contract.encode(rows)).tolist()
+    assert judged.outcomes.truth.tolist() == rows["returned"].to_list()
+    assert len(set(judged.outcomes.groups.tolist())) == 7
+
+
+def test_a_bundle_of_an_earlier_build_holds_no_scores_and_its_version_is_replaced_uncompared(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, BEFORE_SCORING)
+    (version,) = pipeline.state().registry.of_model
+    folder = pipeline.home.bundle("small", version.version)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["files"][SCORES_FILE]
+    (folder / MANIFEST).write_text(text := json.dumps(manifest))
+    with pipeline.warehouse.transaction() as con:
+        con.execute("UPDATE batch_platform.model_versions SET sha256 = ?", [sha256(text.encode()).hexdigest()])
+    again = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW))
+    assert again.decision.action == "approved"
+    assert "it has learned from the evaluation rows, and its bundle holds no scores that it gave them before" in (
+        again.decision.reason
+    )

@@ -14,7 +14,13 @@ from batch_platform.pipeline.health import freshness, newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
+    permuted_labels,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
 
 NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin
 DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
@@ -128,3 +134,16 @@ def test_the_worst_aspect_is_the_health():
     assert [Health.of(aspects[:count]).level for count in range(4)] == ["none", "none", "warn", "fail"]
     assert Health.of(aspects[:2]).reaches("warn")
     assert not Health.of(aspects[:2]).reaches("fail")
+
+
+def test_a_champion_that_is_not_better_than_guessing_is_worth_a_warning(tmp_path):
+    """The labels are those of other rows, from the first day on."""
+    events = permuted_labels(small_events(), datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 3, 2, tzinfo=UTC))
+    pipeline = small_pipeline(tmp_path, events=events)
+    carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
+    (decision,) = pipeline.state().registry.promotions
+    assert decision.action == "approved"
+    aspect = health(pipeline, datetime(2024, 2, 3, tzinfo=UTC))["better_than_guessing"]
+    assert aspect.level == "warn"
+    assert aspect.text.startswith(f"the model {decision.version} is not better than guessing (class shares")
+    assert aspect.text.removeprefix(f"the model {decision.version} is ") in decision.reason

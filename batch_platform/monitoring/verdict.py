@@ -1,0 +1,91 @@
+"""The verdict on a model beside another one on the same rows: better, worse, or cannot tell, from one paired interval."""
+
+from dataclasses import dataclass
+from math import floor, log10
+from typing import Literal
+
+from batch_platform.declaration.errors import counted
+from batch_platform.monitoring.comparison import ROUNDING, Difference, paired_difference
+from batch_platform.monitoring.metrics import METRICS, lower_is_better, measure
+from batch_platform.monitoring.outcomes import Outcomes
+
+Word = Literal["better", "worse", "cannot tell"]
+MOST_TIMES = 100  # times as many rows as there are, beyond which it says nothing how many would tell
+MOST_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A metric of a model beside that of another one, on the same rows."""
+
+    metric: str
+    value: float
+    other: float
+    rows: int
+    difference: Difference | None  # value minus other; None if no interval can be computed
+
+    @classmethod
+    def on(cls, metric: str, first: Outcomes, second: Outcomes) -> "Verdict | None":
+        """Hold a model against a second one on the same rows in the same order; None if the metric is not defined there."""
+        value, other = (measure(outcomes, only=[metric]).get(metric) for outcomes in (first, second))
+        if value is None or other is None:
+            return None
+        difference = None if first.truth is None else paired_difference(metric, first, second)
+        return cls(metric, value, other, len(first.predicted), difference)
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """The ends of the interval of the difference, turned so that what is above 0 is better; (-inf, inf) without one."""
+        if self.difference is None:
+            return -float("inf"), float("inf")
+        signed = self.metric in METRICS and METRICS[self.metric].signed  # an error of which 0 is best
+        turned = self.value + self.other > 0 if signed else lower_is_better(self.metric)
+        low, high = self.difference.low, self.difference.high
+        return (-high, -low) if turned else (low, high)
+
+    @property
+    def word(self) -> Word:
+        """The verdict: better or worse if the whole interval says so."""
+        low, high = self.gain
+        return "better" if low > ROUNDING else "worse" if high < -ROUNDING else "cannot tell"
+
+    @property
+    def would_tell(self) -> str:
+        """About how many independent units would tell a difference like this one from chance; empty if told, or far too many.
+
+        An interval is as wide as the root of their number is small, so they are n x (half its width / difference)².
+        """
+        difference = self.difference
+        if difference is None or self.word != "cannot tell" or abs(difference.estimate) <= ROUNDING:
+            return ""
+        times = ((difference.high - difference.low) / 2 / difference.estimate) ** 2
+        if not 1 < times < MOST_TIMES:
+            return ""
+        units = round(times * (difference.rows if difference.resampled_by == "row" else difference.groups))
+        return f"about {counted(round(units, -floor(log10(units))), difference.resampled_by)} would tell"
+
+    def beside(self, other: str, unclear: str = "cannot tell from") -> str:
+        """The verdict with its evidence, as a clause, e.g. `better than champion V: roc_auc 0.744 against 0.731 on 840 rows (…)`."""
+        relation = unclear if self.word == "cannot tell" else f"{self.word} than"
+        digits = f",.{self._decimals}f"
+        difference, rows = self.difference, counted(self.rows, "row")
+        if difference is None:
+            evidence = "no interval can be computed"
+        else:
+            ends = (difference.estimate, difference.low, difference.high)
+            estimate, low, high = (f"{round(number, self._decimals) + 0.0:{digits}}" for number in ends)  # never -0
+            evidence = f"difference {estimate}, between {low} and {high}"
+            if difference.resampled_by != "row":
+                rows += f" of {counted(difference.groups, difference.resampled_by)}"
+        values = f"{self.metric} {self.value:{digits}} against {self.other:{digits}}"
+        told = f"{relation} {other}: {values} on {rows} ({evidence})"
+        return f"{told}; {self.would_tell}" if self.would_tell else told
+
+    @property
+    def _decimals(self) -> int:
+        """Decimals that show three digits of the values, and one of half the width of the interval."""
+        largest = max(abs(self.value), abs(self.other))
+        needed = 3 if largest == 0 else 2 - floor(log10(largest))
+        if self.difference is not None and (width := self.difference.high - self.difference.low) > ROUNDING:
+            needed = max(needed, -floor(log10(width / 2)))
+        return min(max(needed, 0), MOST_DECIMALS)
