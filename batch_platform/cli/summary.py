@@ -244,7 +244,13 @@ def _show_model(model: TrainedModel) -> None:
     if isinstance(model.positive, str):
         terminal.say(f"  score is for {model.positive!r}: labels.positive names the other class instead")
     if any(not leak.allowed for leak in model.suspected_leaks):
-        columns = sorted({name for leak in model.suspected_leaks for name in leak.columns}) or ["'*'"]
+        columns = sorted({name for leak in model.suspected_leaks for name in leak.columns})
+        allowed = ", ".join(columns or ["'*'"])
         terminal.say(
-            f"  If that is known when a row is scored, promote it, or declare model.allow_suspected_leaks: [{', '.join(columns)}]."
+            f"  If that is known when a row is scored, promote it, or declare model.allow_suspected_leaks: [{allowed}]."
         )
+        if columns:
+            terminal.say(
+                f"  If not, take {'it' if len(columns) == 1 else 'them'} out of the features' SQL in the lines named above, "
+                f"or set features.columns.{columns[0]}.feature: false."
+            )

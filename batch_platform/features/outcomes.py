@@ -1,4 +1,4 @@
-"""Columns of the features that the SQL makes from what is known only with the label."""
+"""Columns of the features that the SQL makes from what is known only with the label, and the lines that make them."""
 
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.fingerprints import DatedSources
@@ -39,3 +39,14 @@ def _is_of_partition(builder: FeatureBuilder, dated: DatedSources, read: SourceC
     """Return whether a query reads only the partition's own rows of a source."""
     whole = builder.spec.partitions.snapshot or builder.spec.sources[read.source].by_partition
     return whole or not dated.rows_read(read.source).looks_back
+
+
+def place_in_sql(builder: FeatureBuilder, column: str) -> str:
+    """The file and the lines of the SQL that make a column of the features; empty if the text does not name it."""
+    from batch_platform.features.lineage.columns import lines_of
+
+    lines = [] if builder.query is None else lines_of(builder.query.text, column)
+    if builder.query is None or not lines:
+        return ""
+    first, last = min(lines), max(lines)
+    return f"{builder.query.path.name}, {f'line {first}' if first == last else f'lines {first} to {last}'}"

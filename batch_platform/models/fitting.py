@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, first_few, listed
 from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.history import GROUP, PARTITION_START, ROW, TrainingData, feature_columns
+from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
@@ -40,7 +40,13 @@ from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import reference_of
 from batch_platform.models.refinements.prior import corrected, in_proportion, sampling_rates
-from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
+from batch_platform.monitoring.leakage import (
+    SuspectedLeak,
+    nearly_perfect,
+    null_with_the_label,
+    on_both_sides,
+    suspected_leaks,
+)
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.reference import ReferenceProfile
@@ -145,7 +151,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         rows_fitted=kept.height,
         rows_evaluated=evaluated.kept.height,
         rows_rejected=rejected + evaluated.rejected.height,
-        leaks=_leaks(signature, matrix, truth, data, metrics, evaluated.kept),
+        leaks=_leaks(signature, (kept, matrix, truth), data, metrics, evaluated.kept),
         held_out=contract.encode(evaluated.kept) if judged is None else np.asarray(judged.outcomes.matrix),
         held_out_rows=evaluated.kept,
         flavour=kind,
@@ -381,25 +387,35 @@ def _hint(contract: Contract) -> str:
     )
 
 
-def _leaks(  # noqa: PLR0913 - what a model learned from, and how it did
+def _leaks(
     signature: Signature,
-    matrix: NDArray[np.float64],
-    truth: NDArray[Any] | None,
+    learned: tuple[pl.DataFrame, NDArray[np.float64], NDArray[Any] | None],
     data: TrainingData,
     metrics: dict[str, float],
     evaluated: pl.DataFrame,
 ) -> list[SuspectedLeak]:
-    """The suspected leaks of a model that learned from labels."""
-    contract, task = signature.contract, signature.task
-    if truth is None or task in ("clustering", "outliers"):
+    """The suspected leaks of a model that `learned` from rows, also encoded, and from their labels."""
+    (kept, matrix, truth), contract, task = learned, signature.contract, signature.task
+    if truth is None or data.label is None or task in ("clustering", "outliers"):
         return []
     categorical = [column.type == "category" for column in contract.columns]
     filled = [name for name in contract.names if not data.fit[name].null_count() + data.evaluate[name].null_count()]
-    leaks = suspected_leaks(matrix, contract.names, categorical, truth, classes=task != "regression")
+    blocks, entities = _groups(kept)[0], [kept[ENTITY].to_numpy()] if ENTITY in kept.columns else []
+    with one_thread():
+        leaks = suspected_leaks(
+            matrix,
+            contract.names,
+            categorical,
+            truth,
+            classes=task != "regression",
+            blocks=blocks,
+            entities=entities,
+        )
     named = {name for leak in leaks for name in leak.columns}
     by_nulls = null_with_the_label(data.nulls_unlabelled, data.rows_unlabelled, filled)
     leaks += [leak for leak in by_nulls if not named & {*leak.columns}]
-    return leaks or suspiciously_good(metrics, evaluated, data.label, task)
+    leaks = leaks or suspiciously_good(metrics, evaluated, data.label, task)
+    return leaks + on_both_sides(kept, evaluated, contract.names, data.label)
 
 
 def suspiciously_good(

@@ -1,31 +1,38 @@
 """Leakage: features that may contain the outcome, because they tell the label too well.
 
 A suspicion, not a proof: a person who knows when the values of a column become known has to decide. A column is judged by
-its order, by its categories, by whether it has a value, and by how nearly it repeats the classes; two numbers by their sum
-and difference.
+models of it alone, fitted and measured on different rows, beside models of all other columns: what tells a leak from a strong
+feature is that no other column comes near, and that earlier labels do not explain it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.monitoring.agreement import spearman
 from batch_platform.monitoring.metrics import weighted_area
 
 NEARLY = 0.999
-COPIED, COPIED_AT_LEAST = 0.94, 0.92  # share of a class that a noisy copy gets right: on average, and in every class
-MAX_ROWS = 20_000  # larger data are thinned to evenly spaced rows
+EXACT, COPIED, COPIED_AT_LEAST = 0.995, 0.925, 0.85  # shares of a class that a copy gets right: COPIED on average
+PURE, TELLS = 0.99, 0.3  # a column tells a class by values that nearly only this class has, in TELLS of its rows
+COMPLETE, TIMES = 0.965, 5  # area under the ROC curve with a leak; without it the distance from 1 is TIMES as large
+COMPLETE_NUMBER, TIMES_NUMBER, SLACK = 0.985, 10, 0.01  # the same of R2 of ranks; SLACK of an area of few rows
+APPROACHED = 0.95  # area of other columns that come near
+RARE, MIN_ROWS_OF_A_RARE = 0.1, 20  # rare events are often extremes: a number must tell a class of this share exactly
+EARLIER = 0.9  # a column that tells the label before with this share of its errors is no leak
+TWINS, MOSTLY, MINUTE = 0.5, 0.5, 1e-3  # shares: equal rows of two columns, nulls, part of a sum
+MAX_ROWS, SCREENED_ROWS = 10_000, 2_000  # larger data are thinned to evenly spaced rows
 MIN_ROWS = 20  # fewer may agree by chance
 MIN_ROWS_OF_A_CLASS = 5
-MIN_ROWS_OF_A_COPIED_CLASS = 20
 MIN_ROWS_OF_A_MODEL = 50  # a good model is perfect on a few rows
-MIN_SEEN_AGAIN = 0.5  # categories that rarely recur, such as names, say nothing about later rows
-MAX_BINS = 100
-MAX_CLASSES = 50
-MAX_ADDENDS = 200  # columns of which any two may add up to the label
+FOLDS, FEW_FOLDS = 5, 3  # for models of a column alone, and of many
+JUDGED, BESIDE, DROPPED = 6, 20, 2  # columns judged alone, given to a model of many, and left out of it in turn
+MAX_CLASSES = 8  # the most frequent ones are judged
+MAX_KINDS = 5  # different numbers that can mark rows; texts may have any number
+DECIDES = "alone nearly decides the label"
 Values = NDArray[np.float64]
 
 
@@ -47,24 +54,40 @@ class SuspectedLeak:
         return f"{' and '.join(self.columns) or 'the model'} {self.reason}"
 
 
-def suspected_leaks(
-    matrix: Values, names: Sequence[str], categorical: Sequence[bool], truth: NDArray[Any], *, classes: bool
+def suspected_leaks(  # noqa: PLR0913 - a table and its order
+    matrix: Values,
+    names: Sequence[str],
+    categorical: Sequence[bool],
+    truth: NDArray[Any],
+    *,
+    classes: bool,
+    blocks: NDArray[np.int64] | None = None,
+    entities: Iterable[NDArray[Any]] = (),
 ) -> list[SuspectedLeak]:
-    """The columns that tell the label too well, each once and with its strongest reason; arguments as for `nearly_deciding`."""
-    step = max(1, -(-len(matrix) // MAX_ROWS))
-    matrix, truth = matrix[::step], truth[::step]
-    reasons = dict.fromkeys(
-        nearly_deciding(matrix, categorical, truth, classes=classes), "alone nearly decides the label"
-    )
-    for position, values in enumerate(matrix.T if classes else ()):
-        if position not in reasons and (share := _copied(values, truth)) is not None:
-            reasons[position] = f"repeats the label with few exceptions ({share:.1%} of each class on average)"
-    leaks = [SuspectedLeak((names[at],), reasons[at]) for at in sorted(reasons)]
+    """The columns that tell the label too well, each once and with its strongest reason.
+
+    `matrix` holds encoded rows [n, columns] in order of time with NaN for missing values, `categorical` says for each column
+    whether its numbers are positions of categories, and `classes` whether the labels in `truth` [n] are classes rather than
+    numbers. Rows of one of the `blocks` [n], such as a group or a partition, are never on both sides of a fold; `entities`
+    [n] name those whose labels follow each other.
+    """
+    step = max(1, -(-len(truth) // MAX_ROWS))
+    columns, block = matrix[::step], np.zeros(len(truth), dtype=np.int64) if blocks is None else blocks
+    if len(columns) < MIN_ROWS:
+        return []
+    suspects = dict[tuple[int, ...], str]()
     if truth.dtype.kind in "biuf":
-        numeric = [at for at in range(len(names)) if not categorical[at] and at not in reasons][:MAX_ADDENDS]
-        pairs = _adding_up(matrix[:, numeric], truth.astype(np.float64))
-        leaks += [SuspectedLeak((names[numeric[left]], names[numeric[right]]), how) for left, right, how in pairs]
-    return leaks
+        suspects |= _adding_up(columns, np.flatnonzero(~np.asarray(categorical)), truth[::step].astype(np.float64))
+    named, block = {at for parts in suspects for at in parts}, np.unique(block[::step], return_inverse=True)[1]
+    fold = block * FOLDS // (block.max() + 1)
+    if block.max() + 1 < FOLDS:
+        fold = np.random.default_rng(0).permutation(len(columns)) % FOLDS
+    for target, before, of_many in _targets(truth, classes=classes, entities=[np.zeros(len(truth)), *entities]):
+        thinned = target[::step], fold, [earlier[::step] for earlier in before]
+        if not classes or thinned[0].sum() >= MIN_ROWS_OF_A_CLASS:
+            told = _Question(columns, categorical, *thinned, of_many).suspects()
+            suspects |= {parts: how for parts, how in told.items() if parts not in suspects and not named & {*parts}}
+    return [SuspectedLeak(tuple(names[at] for at in parts), suspects[parts]) for parts in sorted(suspects)]
 
 
 def null_with_the_label(nulls: Mapping[str, int], rows: int, filled: Sequence[str]) -> list[SuspectedLeak]:
@@ -86,122 +109,231 @@ def nearly_perfect(metrics: Mapping[str, float], rows: int) -> list[SuspectedLea
     return [SuspectedLeak((), f"is nearly perfect ({perfect[0]} {metrics[perfect[0]]:.4f} on {rows:,} rows)")]
 
 
-def nearly_deciding(matrix: Values, categorical: Sequence[bool], truth: NDArray[Any], *, classes: bool) -> list[int]:
-    """Positions of the columns that alone nearly decide the label.
+def on_both_sides(
+    learned: pl.DataFrame, judged: pl.DataFrame, features: Sequence[str], label: str
+) -> list[SuspectedLeak]:
+    """The model itself, if it is judged on rows that it has learned from: with all features and the label of another row.
 
-    A column decides between two classes by the area under its ROC curve, in either direction; it decides a number by its
-    rank correlation (Spearman), and many classes if it separates each class from all others. Categories, and numbers
-    where there are many classes, are replaced by the mean label in one half of the rows and judged on the other half.
-
-    `matrix` holds encoded rows [n, columns] with NaN for missing values, `categorical` says for each column whether its
-    numbers are positions of categories, and `classes` whether the labels in `truth` [n] are classes rather than numbers.
+    Rows that agree by chance, because the features have few values, are told by labels that differ or by how often they recur.
     """
-    step = max(1, -(-len(matrix) // MAX_ROWS))
-    matrix, truth = matrix[::step], truth[::step]
-    labels = np.unique(truth) if classes else np.empty(0)
-    many = len(labels) > 2  # noqa: PLR2004 - more than yes and no
-    targets = [(truth == label).astype(np.float64) for label in (labels if many else labels[1:])]
-    targets = targets or [truth.astype(np.float64)]
-    decides = _separates if classes else _orders
-    deciding: list[int] = []
-    for position, values in enumerate(matrix.T):
-        binned = values if categorical[position] else _bins(values) if many else None
-        if all(_decided(values, binned, target, decides) for target in targets):
-            deciding.append(position)
-    return deciding
+    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"))
+    again = judged.join(known, on=features, nulls_equal=True)
+    labels = again[label].value_counts()["count"].sort(descending=True)
+    many = again.height >= max(MIN_ROWS, judged.height / 20) and known.height >= learned.height / 2
+    if not many or len(labels) == 1 or (again[label] != again["__label"]).sum() > (1 - PURE) * again.height:
+        return []
+    rows = f"{again.height:,} of {judged.height:,} evaluation rows have the features and the label of a training row"
+    return [SuspectedLeak((), f"is judged on rows that it has learned from: {rows}")]
 
 
-def _decided(values: Values, binned: Values | None, target: Values, decides: Callable[[Values, Values], bool]) -> bool:
-    known = ~np.isnan(values)
-    predicted, actual = (values[known], target[known]) if binned is None else _by_category(binned, target)
-    return decides(predicted, actual) or decides(known.astype(np.float64), target)
+@dataclass(frozen=True)
+class _Question:
+    """A class to be told from all others, or the ranks of a number, and the columns that may tell it."""
 
+    columns: Values  # [n, columns]
+    texts: Sequence[bool]
+    target: NDArray[Any]  # [n], truth values or numbers
+    fold: NDArray[np.int64]
+    before: list[Values]  # the targets of earlier rows of the same entity; NaN where there is none
+    of_many: bool  # one of more than two classes
 
-def _by_category(values: Values, target: Values) -> tuple[Values, Values]:
-    """The mean target of each category in every other row, for the rows in between whose category occurred; and their target."""
-    learn, judge = values[::2], values[1::2]
-    count = int(np.nanmax(values)) + 1 if not np.isnan(values).all() else 0
-    known = ~np.isnan(learn)
-    categories = learn[known].astype(np.int64)
-    rows = np.bincount(categories, minlength=count)
-    sums = np.bincount(categories, weights=target[::2][known], minlength=count)
-    means = np.divide(sums, rows, out=np.full(count, np.nan), where=rows > 0)
-    judged = ~np.isnan(judge)
-    predicted = means[judge[judged].astype(np.int64)]
-    seen = ~np.isnan(predicted)
-    if seen.sum() < MIN_SEEN_AGAIN * len(seen):
-        return np.empty(0), np.empty(0)
-    return predicted[seen], target[1::2][judged][seen]
+    def suspects(self) -> dict[tuple[int, ...], str]:
+        """The columns that are suspected, by position, each with the reason; columns that hold the same numbers are one."""
+        ranked = self._screened()
+        alone = {at: self._told(_tree, [at], self._known(at)) for at in ranked[:JUDGED]}
+        marks = {at: how for at in alone if self._is_class and (how := self._marks(at))}
+        beside = [at for at in ranked[:BESIDE] if at not in marks]
+        reasons: dict[tuple[int, ...], str] = {(at,): self._reason((at,), beside, alone, marks[at]) for at in marks}
+        beside = [at for at in ranked[:BESIDE] if not reasons.get((at,))]
+        for columns in self._needed(alone, beside):
+            left = [at for at in beside if at not in columns]
+            reasons[columns] = self._reason(columns, left, alone)
+            beside = left if reasons[columns] else beside
+        return {columns: reason for columns, reason in reasons.items() if reason}
 
+    def _reason(
+        self, columns: tuple[int, ...], left: Sequence[int], alone: Mapping[int, "_Told"], marks: str = ""
+    ) -> str:
+        """The reason to suspect columns beside those that are left; empty if there is none."""
+        rows, is_single = self._known(columns[0]), len(columns) == 1
+        rest, every = self._told(_trees, left, rows).area, self._told(_trees, [*left, *columns], rows).area
+        every = max(every, *(alone[at].area for at in columns if at in alone), 0.0)
+        is_near = self._is_class and rest >= APPROACHED and (self.of_many or marks != DECIDES)
+        if is_near or not (marks or self._falls(every, rest)) or self._is_earlier(columns[0]):
+            return ""
+        how = marks or f"tell{'s' * is_single} too much of the label"
+        falls = f"the {'AUC' if self._is_class else 'R2 of ranks'} falls from {every:.2f} to {rest:.2f}"
+        return f"{how}: without {'it' if is_single else 'them'} {falls}"
 
-def _bins(values: Values) -> Values:
-    """Numbers as at most MAX_BINS categories, in their order."""
-    binned, known = np.full(len(values), np.nan), ~np.isnan(values)
-    if known.any():
-        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, MAX_BINS)))
-        binned[known] = np.searchsorted(edges, values[known])
-    return binned
+    @property
+    def _is_class(self) -> bool:
+        return self.target.dtype == np.bool_
 
+    @property
+    def _exactly(self) -> bool:
+        """Return whether a number must tell the class without an error: a rare class, or one of many, is often one of extremes."""
+        return self._is_class and (self.of_many or min(self.target.mean(), 1 - self.target.mean()) < RARE)
 
-def _separates(values: Values, positive: Values) -> bool:
-    of_a_class = min(positive.sum(), len(positive) - positive.sum())
-    if len(values) < MIN_ROWS or of_a_class < MIN_ROWS_OF_A_CLASS or np.ptp(values) == 0:
+    @property
+    def _complete(self) -> float:
+        return COMPLETE if self._is_class else COMPLETE_NUMBER
+
+    def _known(self, at: int) -> NDArray[np.bool_]:
+        """The rows by which a column is judged: those that have a value, unless most have none."""
+        known = ~np.isnan(self.columns[:, at])
+        return known if known.mean() > MOSTLY else np.ones(len(known), dtype=np.bool_)
+
+    def _told(self, model: Callable[[bool], Any], columns: Sequence[int], rows: NDArray[np.bool_]) -> "_Told":
+        fold = self.fold if model is _tree else self.fold % FEW_FOLDS
+        return _told(model, self.columns[rows][:, list(columns)], self.target[rows], fold[rows])
+
+    def _screened(self) -> list[int]:
+        """The columns that vary, those that tell most of the target first, as far as trees tell of rows that they have seen."""
+        some = slice(None, None, max(1, len(self.fold) // SCREENED_ROWS))
+        part, target, seen = self.columns[some], self.target[some], np.zeros(len(self.fold[some]), dtype=np.int64)
+        varied = [at for at, values in enumerate(part.T) if len(np.unique(values)) > 1]
+        return sorted(varied, key=lambda at: -_told(_tree, part[:, [at]], target, seen).area)
+
+    def _needed(self, alone: Mapping[int, "_Told"], beside: Sequence[int]) -> list[tuple[int, ...]]:
+        """The columns without which the others may tell much less, those that hold the same numbers together."""
+        if self._exactly:
+            exact = [at for at in beside if at in alone and alone[at].area >= NEARLY and alone[at].balanced >= EXACT]
+            return [(at,) for at in exact] if min(self.target.sum(), (~self.target).sum()) >= MIN_ROWS_OF_A_RARE else []
+        known = [(at,) for at in beside if at in alone and alone[at].area >= self._complete]
+        judged, columns = self.fold == 0, self.columns[:, beside]
+        if not beside or len(np.unique(self.target[judged])) == 1 or len(np.unique(self.target[~judged])) == 1:
+            return known
+        model, held = _trees(self._is_class).fit(columns[~judged], self.target[~judged]), columns[judged]
+        whole = _measured(_scores(model, held), self.target[judged]).area
+        if whole < self._complete - SLACK:
+            return known
+        moved, left = np.random.default_rng(0).permutation(len(held)), dict[tuple[int, ...], float]()
+        for values in columns.T:
+            twins = (columns == values[:, None]).mean(axis=0) >= (TWINS if len(np.unique(values)) > MAX_KINDS else 1)
+            mixed = np.where(twins, held[moved], held)
+            left[tuple(sorted(np.array(beside)[twins].tolist()))] = _measured(
+                _scores(model, mixed), self.target[judged]
+            ).area
+        needed = sorted((at for at in left if 1 - left[at] >= 2 * (1 - whole)), key=lambda at: left[at])[:DROPPED]
+        return [*needed, *(single for single in known if not any({*single} & {*columns} for columns in needed))]
+
+    def _falls(self, every: float, rest: float) -> bool:
+        """Return whether all columns tell nearly all, and those that are left much less."""
+        times = TIMES if self._is_class else TIMES_NUMBER
+        return self._exactly or (every >= self._complete and 1 - rest >= times * (1 - every))
+
+    def _is_earlier(self, at: int) -> bool:
+        """Return whether a column rather tells the target before, such as the state of a machine that seldom changes."""
+        column = self.columns[:, [at]]
+        wrong = 1 - _told(_tree, column, self.target, self.fold).balanced
+        for before in self.before:
+            known = ~np.isnan(before)
+            if 2 * known.sum() >= len(known) and np.ptp(before[known]) > 0:
+                earlier = before[known] > 0 if self._is_class else before[known]
+                if 1 - _told(_tree, column[known], earlier, self.fold[known]).balanced < EARLIER * wrong:
+                    return True
         return False
-    area = float(weighted_area(positive > 0, values)(np.ones(len(values))))
-    return max(area, 1 - area) >= NEARLY
+
+    def _marks(self, at: int) -> str:
+        """The way in which values of a column stand for the class; empty if they do not."""
+        values = self.columns[:, at]
+        kinds, kind = np.unique(values, return_inverse=True)  # NaN is a kind of its own
+        if len(kinds) > MAX_KINDS and not self.texts[at]:
+            kind = np.where(np.isnan(values), 0, np.where(kind == np.bincount(kind).argmax(), 1, 2))
+        counts = np.stack([np.bincount(kind, weights=self.target == is_class) for is_class in (False, True)], axis=1)
+        counts = counts[counts.sum(axis=1) > 0]
+        sizes = counts.sum(axis=0)
+        side = (counts / sizes).argmax(axis=1)
+        right = [counts[side == at, at].sum() / sizes[at] for at in (0, 1)]
+        if len(counts) <= MAX_KINDS and min(right) >= COPIED_AT_LEAST and sum(right) >= 2 * COPIED:
+            share = f"{sum(right) / 2:.1%} of each class on average"
+            return DECIDES if min(right) >= EXACT else f"repeats the label with few exceptions ({share})"
+        pure = (counts.max(axis=1) >= PURE * counts.sum(axis=1)) & (counts.sum(axis=1) >= MIN_ROWS_OF_A_CLASS)
+        tells = max(counts[pure & (side == at), at].sum() / sizes[at] for at in (0, 1) if 2 * sizes[at] <= sizes.sum())
+        return f"has values that only one class has ({tells:.0%} of its rows)" if tells >= TELLS else ""
 
 
-def _orders(values: Values, target: Values) -> bool:
-    coefficient = spearman(values, target) if len(values) >= MIN_ROWS else None
-    return coefficient is not None and abs(coefficient) >= NEARLY
+@dataclass(frozen=True)
+class _Told:
+    """How well a model tells a class or a number."""
+
+    area: float  # under the ROC curve; of numbers R2
+    balanced: float  # balanced accuracy; of numbers the share of the mean absolute deviation that is explained
 
 
-def _copied(values: Values, truth: NDArray[Any]) -> float | None:
-    """The mean share of each class that a column with one value per class gets right; None if it is no noisy copy."""
-    known = ~np.isnan(values)
-    labels, of_label = np.unique(truth[known], return_inverse=True)
-    distinct = np.unique(values[known])
-    if not 1 < len(labels) == len(distinct) <= MAX_CLASSES or known.sum() < len(values) / 2:
-        return None
-    counts = np.zeros((len(labels), len(distinct)))
-    np.add.at(counts, (of_label, np.searchsorted(distinct, values[known])), 1)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    best, right = shares.argmax(axis=1), shares.max(axis=1)
-    if len(set(best.tolist())) < len(labels) or counts.sum(axis=1).min() < MIN_ROWS_OF_A_COPIED_CLASS:
-        return None
-    return float(right.mean()) if right.mean() >= COPIED and right.min() >= COPIED_AT_LEAST else None
+def _told(model: Callable[[bool], Any], columns: Values, target: NDArray[Any], fold: NDArray[np.int64]) -> _Told:
+    """Measure a model on each fold after it was fitted on all others; on rows that it has seen if there is only one fold."""
+    scores, is_class = np.full(len(target), target.mean()), target.dtype == np.bool_
+    for at in np.unique(fold) if columns.shape[1] else ():
+        judged = fold == at
+        learned = judged if judged.all() else ~judged
+        if not is_class or 0 < target[learned].mean() < 1:
+            scores[judged] = _scores(model(is_class).fit(columns[learned], target[learned]), columns[judged])
+    return _measured(scores, target)
 
 
-def _adding_up(columns: Values, target: Values) -> Iterator[tuple[int, int, str]]:
-    """The pairs of columns whose sum or difference is the target, in its most frequent value and elsewhere, and how."""
-    values, counts = np.unique(target, return_counts=True)
-    usual = target == values[counts.argmax()]
-    if len(target) < MIN_ROWS or min((~usual).sum(), usual.sum() + len(values)) < MIN_ROWS_OF_A_CLASS:
-        return
-    rounding = 1e-9 * float(np.abs(target).max())
-    others = np.flatnonzero(~usual)
-    few = others[:: max(1, len(others) // MIN_ROWS)]
+def _measured(scores: Values, target: NDArray[Any]) -> _Told:
+    if len(np.unique(target)) == 1:
+        return _Told(0.5, 0.5)
+    if target.dtype == np.bool_:
+        area = float(weighted_area(target, scores)(np.ones(len(target))))
+        right = (scores >= target.mean()) == target
+        return _Told(area, float(right[target].mean() + right[~target].mean()) / 2)
+    wrong, spread = target - scores, target - target.mean()
+    return _Told(1 - float(wrong @ wrong / (spread @ spread)), 1 - float(np.abs(wrong).sum() / np.abs(spread).sum()))
 
-    def are_target(left: Values, right: Values, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return whether the sums of the first axis are the target of these rows, wherever they are known."""
-        sums = left + right
-        known, actual = ~np.isnan(sums), target[rows].reshape(-1, *[1] * (sums.ndim - 1))
-        count = known.sum(axis=0)
-        wrong = ((np.abs(sums - actual) > rounding) & known).sum(axis=0)
-        return (count > len(sums) / 2) & (wrong <= (1 - NEARLY) * count)
 
-    varied = [at for at, values in enumerate(columns.T) if len(np.unique(values[~np.isnan(values)])) > 1]
-    part = columns[few][:, varied]
-    signs = {(1, 1): "add up to", (1, -1): "differ by", (-1, 1): "differ by"}
-    likely = [
-        are_target(first * part[:, :, None], second * part[:, None, :], few) for first, second in signs
-    ]  # combinations of all pairs
-    for left, right in np.argwhere(np.triu(np.any(likely, axis=0), 1)):
-        pair = columns[:, varied[left]], columns[:, varied[right]]
-        for (first, second), how, of_few in zip(signs, signs.values(), likely, strict=True):
-            whole = (
-                are_target(first * pair[0][rows], second * pair[1][rows], rows)
-                for rows in (others, np.flatnonzero(usual))
-            )
-            if of_few[left, right] and all(whole):
-                yield varied[left], varied[right], f"{how} the label"
+def _scores(model: Any, rows: Values) -> Values:  # noqa: ANN401 - an estimator
+    return model.predict_proba(rows)[:, 1] if hasattr(model, "predict_proba") else model.predict(rows)
+
+
+def _tree(classes: bool) -> Any:  # noqa: ANN401 - an estimator
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    tree, leaves = (DecisionTreeClassifier, 16) if classes else (DecisionTreeRegressor, 256)
+    return tree(max_leaf_nodes=leaves, min_samples_leaf=5, random_state=0)
+
+
+def _trees(classes: bool) -> Any:  # noqa: ANN401 - an estimator
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    trees = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
+    return trees(max_iter=20, learning_rate=0.25, max_leaf_nodes=15, random_state=0)
+
+
+def _targets(
+    truth: NDArray[Any], *, classes: bool, entities: Sequence[NDArray[Any]]
+) -> Iterator[tuple[NDArray[Any], list[Values], bool]]:
+    """Each frequent class against the rest, or the ranks of numbers; with those of earlier rows, and whether there are many classes."""
+    _, codes, counts = np.unique(truth, return_inverse=True, return_counts=True)
+    often = np.argsort(-counts, kind="stable")[:MAX_CLASSES]
+    shares, of_many = counts / len(truth), classes and len(counts) > 2  # noqa: PLR2004 - yes and no
+    for kind in (often if of_many else often[1:]) if classes else [0]:
+        target = codes == kind if classes else (np.cumsum(shares) - shares / 2)[codes]
+        yield target, [_before(target, entity) for entity in entities], of_many
+
+
+def _before(target: NDArray[Any], entity: NDArray[Any]) -> Values:
+    """The target of the row before of the same entity; NaN where there is none."""
+    order = np.argsort(entity, kind="stable")
+    before = np.full(len(target), np.nan)
+    before[order[1:]] = np.where(entity[order[1:]] == entity[order[:-1]], target[order[:-1]], np.nan)
+    return before
+
+
+def _adding_up(matrix: Values, numeric: NDArray[np.int64], target: Values) -> dict[tuple[int, ...], str]:
+    """The numeric columns of which a weighted sum is the target, and how; empty if there are none."""
+    columns = matrix[:, numeric]
+    varied = (np.isnan(columns).mean(axis=0) < MOSTLY) & (columns != columns[0]).any(axis=0)
+    columns, numeric = columns[:, varied], numeric[varied]
+    rows = np.flatnonzero(~np.isnan(columns).any(axis=1))
+    rows = rows[:: max(1, len(rows) // max(SCREENED_ROWS, 3 * len(numeric)))]
+    if len(rows) < 2 * len(numeric) + MIN_ROWS or np.ptp(target[rows]) == 0:
+        return {}
+    part, wanted = columns[rows] - columns[rows].mean(axis=0), target[rows] - target[rows].mean()
+    weights = np.linalg.lstsq(part, wanted)[0]
+    shares = weights * part.std(axis=0) / wanted.std()
+    used = np.abs(shares) > MINUTE
+    if (wanted - part @ weights).std() > MINUTE / 10 * wanted.std() or used.sum() == 1:
+        return {}
+    return {tuple(numeric[used].tolist()): "add up to the label" if (shares[used] > 0).all() else "differ by the label"}

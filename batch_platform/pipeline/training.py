@@ -15,7 +15,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
-from batch_platform.features.outcomes import made_from_outcomes
+from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
@@ -172,7 +172,7 @@ class Training:
         return Positive(self.history.spec.positive, next((found[-1] for found in classes if found), None))
 
     def _suspected_leaks(self, fitted: Fitted) -> list[SuspectedLeak]:
-        """The leaks that the data suggest and those that the SQL shows, each with whether the declaration allows it."""
+        """The leaks that the data suggest and those that the SQL shows, each with its place in the SQL and whether it is allowed."""
         names, made = set(fitted.signature.contract.names), made_from_outcomes(self.history.builder)
         leaks = [
             SuspectedLeak((name,), f"is made from the outcome {outcome.source}.{outcome.column}")
@@ -180,11 +180,19 @@ class Training:
             if name in names
         ]
         shown = {name for leak in leaks for name in leak.columns}
-        leaks += [leak for leak in fitted.leaks if not shown & {*leak.columns} and (leak.columns or not leaks)]
+        leaks += [leak for leak in fitted.leaks if not shown & {*leak.columns}]
         allowed = {*self.history.spec.model.allow_suspected_leaks}
-        return [
-            replace(leak, allowed="*" in allowed or (bool(leak.columns) and allowed >= {*leak.columns}))
+        places = [
+            "; ".join(filter(None, (place_in_sql(self.history.builder, name) for name in leak.columns)))
             for leak in leaks
+        ]
+        return [
+            SuspectedLeak(
+                leak.columns,
+                f"{leak.reason} ({place})" if place else leak.reason,
+                allowed="*" in allowed or (bool(leak.columns) and allowed >= {*leak.columns}),
+            )
+            for leak, place in zip(leaks, places, strict=True)
         ]
 
     @contextmanager

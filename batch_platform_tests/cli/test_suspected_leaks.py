@@ -17,8 +17,8 @@ EVENTS = small_events().with_columns(
 )
 FEATURES = FEATURES_SQL.replace(" known", " known, handled_by, calls + 1 AS attention, amount / 2 AS half")
 LABELS = {"sql": "labels.sql", "outcomes": ["calls"]}
-MADE = "attention is made from the outcome events.calls"
-NULL = "handled_by is null exactly where the label is (48 rows)"
+MADE = "attention is made from the outcome events.calls (features.sql, line 1)"
+NULL = "handled_by is null exactly where the label is (48 rows) (features.sql, line 1)"
 
 
 def test_a_version_that_may_know_the_outcome_waits_and_every_command_says_why(cli, tmp_path):
@@ -30,6 +30,7 @@ def test_a_version_that_may_know_the_outcome_waits_and_every_command_says_why(cl
     reason = f"meets the gate; a leak is suspected: {MADE}; a leak is suspected: {NULL}; waits for promotion"
     assert f"waiting: {reason}" in run.out
     assert "declare model.allow_suspected_leaks: [attention, handled_by]" in run.out
+    assert "If not, take them out of the features' SQL in the lines named above" in run.out
     leaks = published(
         project, "SELECT model_version, column_name, reason, allowed FROM small.suspected_leaks ORDER BY 2"
     )

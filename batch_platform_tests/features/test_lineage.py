@@ -10,7 +10,7 @@ import yaml
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.defs.flight_delays import sources as shipped
-from batch_platform.features.lineage.columns import column_lineage
+from batch_platform.features.lineage.columns import column_lineage, lines_of
 from batch_platform.features.lineage.records import Lineage, SourceColumn
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
@@ -301,3 +301,16 @@ def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_listed_a
                 ], column
                 changes += bool(changed)
     assert changes >= 10
+
+
+def test_the_lines_that_make_a_column_are_those_of_its_expressions():
+    sql = """SELECT id,
+  total / 2 AS half,
+  CASE WHEN late THEN 1
+       ELSE other END AS mark
+FROM (SELECT id,
+  a + b AS total FROM t)"""
+    assert lines_of(sql, "half") == [2]
+    assert lines_of(sql, "MARK") == [3, 4]
+    assert lines_of(sql, "total") == [6]
+    assert lines_of(sql, "absent") == lines_of("not SQL (", "half") == []

@@ -1,11 +1,12 @@
 import numpy as np
+import polars as pl
 import pytest
 
 from batch_platform.monitoring.leakage import (
     MAX_ROWS,
-    nearly_deciding,
     nearly_perfect,
     null_with_the_label,
+    on_both_sides,
     suspected_leaks,
 )
 
@@ -21,10 +22,10 @@ AMOUNT = RANDOM.gamma(2.0, 40.0, N)
 
 def is_flagged(column: np.ndarray, truth: np.ndarray, *, categorical: bool = False, classes: bool = True) -> bool:
     """Whether a column is flagged beside one of noise, which never is."""
-    matrix = np.column_stack([NOISE, column.astype(np.float64)])
-    flagged = nearly_deciding(matrix, [False, categorical], truth, classes=classes)
-    assert flagged in ([], [1])
-    return flagged == [1]
+    matrix = np.column_stack([NOISE[: len(column)], column.astype(np.float64)])
+    leaks = suspected_leaks(matrix, ["noise", "column"], [False, categorical], truth, classes=classes)
+    assert [leak.columns for leak in leaks] in ([], [("column",)])
+    return bool(leaks)
 
 
 def test_a_number_that_separates_two_classes_is_flagged_in_either_direction():
@@ -43,8 +44,9 @@ def test_a_number_that_stands_for_one_of_many_classes_is_flagged():
     assert is_flagged((THREE * 7) % 3, np.array(["a", "b", "c"])[THREE])
 
 
-def test_a_column_that_separates_only_one_of_many_classes_is_not_flagged():
-    assert not is_flagged(THREE == 0, THREE)
+def test_a_column_that_separates_one_of_many_classes_is_flagged_if_no_other_does():
+    assert is_flagged(THREE == 0, THREE)
+    assert suspected(THREE, mark=THREE == 0, length=(THREE == 0) * 9 + NOISE) == []
 
 
 def test_a_column_that_has_a_value_only_after_the_outcome_is_flagged():
@@ -81,13 +83,13 @@ def test_an_honest_column_is_not_flagged(column, categorical):
 
 def test_too_few_rows_agree_by_chance():
     few = np.array([[0.0]] * 4 + [[1.0]] * 4)
-    assert nearly_deciding(few, [False], few[:, 0] > 0, classes=True) == []
-    assert nearly_deciding(few, [True], few[:, 0], classes=False) == []
+    assert not is_flagged(few[:, 0], few[:, 0] > 0)
+    assert not is_flagged(few[:, 0], few[:, 0], categorical=True, classes=False)
 
 
 def test_evenly_spaced_rows_of_many_are_used():
     many = np.arange(3.0 * MAX_ROWS + 1)
-    assert nearly_deciding(many[:, None], [False], many > MAX_ROWS, classes=True) == [0]
+    assert suspected_leaks(many[:, None], ["many"], [False], many > MAX_ROWS, classes=True)
 
 
 def suspected(truth: np.ndarray, *, classes: bool = True, **columns: np.ndarray) -> list[str]:
@@ -111,7 +113,12 @@ def test_honest_strong_columns_are_not_suspected():
     rare = RANDOM.random(N) < 0.03
     assert suspected(BINARY, score=score, flag=flag) == []
     assert suspected(rare, always=RANDOM.random(N) < 0.03, score=rare * 3.0 + RANDOM.normal(size=N)) == []
-    assert suspected(AMOUNT, classes=False, near=AMOUNT + RANDOM.normal(size=N) * 5, half=AMOUNT / 2 + 3 * NOISE) == []
+    assert (
+        suspected(
+            AMOUNT, classes=False, near=AMOUNT + RANDOM.normal(size=N) * 5, half=AMOUNT / 2 + 3 * RANDOM.normal(size=N)
+        )
+        == []
+    )
 
 
 def test_two_columns_that_add_up_to_the_label_or_differ_by_it_are_suspected_together():
@@ -136,3 +143,43 @@ def test_a_model_that_is_nearly_perfect_on_enough_rows_is_suspected():
     (leak,) = nearly_perfect({"roc_auc": 0.9995, "accuracy": 0.98}, 60)
     assert str(leak) == "the model is nearly perfect (roc_auc 0.9995 on 60 rows)"
     assert nearly_perfect({"roc_auc": 0.998}, 600) == nearly_perfect({"r2": 1.0}, 20) == []
+
+
+def test_columns_that_hold_the_same_numbers_are_left_out_together():
+    random = np.random.default_rng(3)
+    rows = 1500
+    start = random.integers(0, 2000, rows)
+    died = random.random(rows) < 0.6
+    time = np.where(died, random.random(rows) * (3000 - start), 3000 - start).round()
+    twin = np.where(random.random(rows) < 0.1, time - 5, time)
+    matrix = np.column_stack([start, time, twin, random.normal(size=rows)]).astype(np.float64)
+    (leak,) = suspected_leaks(matrix, ["start", "time", "twin", "noise"], [False] * 4, died, classes=True)
+    assert str(leak).startswith("time and twin tell too much of the label: without them the AUC falls from 0.9")
+
+
+def test_the_label_before_is_no_leak_and_a_copy_with_as_many_exceptions_is():
+    random = np.random.default_rng(4)
+    state = np.zeros((40, 50), dtype=np.int64)  # of a machine in each column
+    for at in range(1, 40):
+        state[at] = np.where(random.random(50) < 0.04, 1 - state[at - 1], state[at - 1])
+    before, truth, machine = np.roll(state, 1, axis=0).ravel(), state.ravel(), np.tile(np.arange(50), 40)
+    copy = np.where(random.random(2000) < 0.04, 1 - truth, truth)
+    for column, leaks in ((before, []), (copy, [("column",)])):
+        matrix = np.column_stack([random.normal(size=2000), column])
+        found = suspected_leaks(matrix, ["noise", "column"], [False] * 2, truth, classes=True, entities=[machine])
+        assert [leak.columns for leak in found] == leaks
+
+
+def test_rows_on_both_sides_of_the_split_are_a_finding_unless_they_agree_by_chance():
+    rows = pl.DataFrame({"amount": AMOUNT, "noise": NOISE, "label": BINARY})
+    learned, judged = rows[:300], pl.concat([rows[300:], rows[:25]])
+    (leak,) = on_both_sides(learned, judged, ["amount", "noise"], "label")
+    assert str(leak) == (
+        "the model is judged on rows that it has learned from: "
+        "25 of 125 evaluation rows have the features and the label of a training row"
+    )
+    assert on_both_sides(learned, rows[300:], ["amount", "noise"], "label") == []
+    other_labels = judged.with_columns(~pl.col("label"))
+    assert on_both_sides(learned, other_labels, ["amount", "noise"], "label") == []
+    few_values = rows.select(noise=pl.col("noise") > 0, label="noise").with_columns(pl.col("label") > 0)
+    assert on_both_sides(few_values[:300], few_values[300:], ["noise"], "label") == []

@@ -13,6 +13,7 @@ from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import LEAST_ROWS, NEARLY, Holds, Survey, TableColumn
 from batch_platform.declaration.errors import WrongUseError, counted, shortened
 from batch_platform.models.contract import MAX_CATEGORIES, infer_contract
+from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.leakage import MAX_ROWS, SuspectedLeak, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth
 
@@ -189,10 +190,9 @@ def _known_with_the_label(survey: Survey, label: TableColumn, able: Sequence[Tab
     kept = contract.split(rows[[*suspected, label.name]]).kept
     categorical = [column.type == "category" for column in contract.columns]
     matrix, truth = contract.encode(kept), as_truth(kept[label.name])
-    for leak in suspected_leaks(matrix, contract.names, categorical, truth, classes=classes):
-        for column in leak.columns:
-            ties[suspected[column]] = _of_one(leak, column, name)
-    return ties
+    with one_thread():
+        leaks = suspected_leaks(matrix, contract.names, categorical, truth, classes=classes)
+    return ties | {suspected[column]: _of_one(leak, column, name) for leak in leaks for column in leak.columns}
 
 
 def _tells(rows: pl.DataFrame, column: TableColumn, label: TableColumn) -> bool:
@@ -206,10 +206,13 @@ def _tells(rows: pl.DataFrame, column: TableColumn, label: TableColumn) -> bool:
 
 
 def _of_one(leak: SuspectedLeak, column: str, label: str) -> str:
-    """Say of one column of a leak what is suspicious; two columns add up to the label, or differ by it."""
-    others = [shortened(other) for other in leak.columns if other != column]
-    adding = leak.reason.replace("add up to the label", f"adds up to {label} with {''.join(others)}")
-    return adding.replace("differ by the label", f"differs by {label} from {''.join(others)}")
+    """Say of one column of a leak what is suspicious; several add up to the label, differ by it, or hold the same numbers."""
+    others = " and ".join(shortened(other) for other in leak.columns if other != column)
+    several = {
+        "add up to the label": f"adds up to {label} with {others}",
+        "differ by the label": f"differs by {label} from {others}",
+    }
+    return several.get(leak.reason, leak.reason.replace("tell too much", f"tells with {others} too much"))
 
 
 def last_word(name: str) -> str:

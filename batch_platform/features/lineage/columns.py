@@ -160,6 +160,17 @@ def column_lineage(
     )
 
 
+def lines_of(sql: str, column: str, dialect: str = DUCKDB) -> list[int]:
+    """The lines, from 1, of the expressions that a query gives this name; empty if the text does not tell."""
+    try:
+        tree = sqlglot.parse_one(sql, dialect=dialect)
+    except (SqlglotError, RecursionError):
+        return []
+    values = (value for select in tree.find_all(exp.Select) for value in select.expressions)
+    making = (value for value in values if value.alias_or_name.lower() == column.lower())
+    return sorted({node.meta["line"] for value in making for node in value.walk() if "line" in node.meta})
+
+
 def _unknown(sources: Iterable[str], columns: Sequence[str] | None, reason: str) -> Lineage:
     unknown = tuple(ColumnLineage(name, (), known=False) for name in columns or ())
     return Lineage(columns=unknown, sources=tuple(sources), reason=reason)
