@@ -32,6 +32,7 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
+from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext, DefinitionsLoadType
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
@@ -414,8 +415,13 @@ def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
             with storage._db_lock, held[shard].begin():  # noqa: SLF001 - as the storage does itself
                 yield held[shard]
 
-        # Dagster asks for tables with each event, too
-        replaced = {"_connect": connect, "has_table": cache(storage.has_table)}
+        # Dagster asks for tables and columns with each event, too
+        indexed = "_has_asset_key_index_cols_on_connection"
+        replaced = {
+            "_connect": connect,
+            "has_table": cache(storage.has_table),
+            indexed: cache(getattr(storage, indexed)),
+        }
         vars(storage).update(replaced)
         try:
             yield
@@ -478,6 +484,11 @@ def without_component_pages() -> Generator[None]:
         yield
     finally:
         load_defs.get_library_json_enriched_defs = describe
+
+
+def is_reconstruction() -> bool:
+    """Return whether a process loads definitions again to execute a run or a step, where no page is shown. No public alternative."""
+    return DefinitionsLoadContext.get().load_type == DefinitionsLoadType.RECONSTRUCTION
 
 
 @contextmanager

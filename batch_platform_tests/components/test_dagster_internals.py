@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext, DefinitionsLoadType
 from dagster._core.events import EngineEventData
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
@@ -24,6 +26,7 @@ from dagster_webserver.webserver import DagsterWebserver
 
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
+from batch_platform.components import load_from_defs_folder
 from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.warehouse.home import Home
@@ -231,6 +234,16 @@ def test_a_project_is_loaded_with_or_without_the_pages_on_installed_components(t
     assert loaded[0] == loaded[1] != set()
 
 
+def test_the_process_of_a_run_loads_a_project_without_the_pages_on_installed_components(tmp_path, monkeypatch):
+    project = write_dagster_project(tmp_path)
+    monkeypatch.syspath_prepend(str(project))
+    with DefinitionsLoadContext.scoped(DefinitionsLoadContext(DefinitionsLoadType.RECONSTRUCTION)):
+        in_run = load_from_defs_folder(path_within_project=project)
+    for_pages = load_from_defs_folder(path_within_project=project)
+    described = (bool(in_run.metadata), bool(for_pages.metadata))
+    assert described == (False, True), CHANGED.format("how it loads definitions again")
+
+
 def test_an_interrupted_step_is_distinguished_from_a_failed_one(instance):
     @dg.asset
     def broken():
@@ -313,6 +326,18 @@ def test_the_event_log_stays_open_until_the_outer_use_ends(instance):
             report(instance, "a")
         report(instance, "b")
     assert instance.get_materialized_partitions(KEY) == {"a", "b"}
+
+
+def test_dagster_looks_for_the_columns_of_its_tables_once_and_not_for_every_event(instance, monkeypatch):
+    asked, look = [], SqlEventLogStorage._has_asset_key_col_on_connection
+    monkeypatch.setattr(
+        SqlEventLogStorage, "_has_asset_key_col_on_connection", lambda *args: asked.append(args) or look(*args)
+    )
+    with quick_event_log(instance):
+        report(instance, "a", "b", "c")
+    assert len(asked) == 1, CHANGED.format("how its event log asks for columns")
+    (record,) = instance.get_asset_records([KEY])
+    assert record.asset_entry.last_materialization.asset_materialization.partition == "c"
 
 
 @pytest.mark.full
