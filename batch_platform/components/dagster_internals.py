@@ -109,6 +109,10 @@ LOGGED_IN_THE_BODY: dict[str, str] = {_Mark("events"): "logged above, one by one
 # The daemon. The public command `dagster-daemon` is not always installed beside the interpreter in use.
 DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
 
+# True in a process that executes a run or a step. Dagster loads definitions again there, and says so before it imports what
+# they need. A code server imports that first, and so serves the pages on components. No public alternative.
+EXECUTES_RUNS = DefinitionsLoadContext.get().load_type == DefinitionsLoadType.RECONSTRUCTION
+
 # Discards what a run prints. No public alternative except the user's own dagster.yaml.
 _NOOP = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager", "config": {}}
 _LOOKING = ContextVar("looking for resources", default=False)
@@ -484,11 +488,6 @@ def without_component_pages() -> Generator[None]:
         yield
     finally:
         load_defs.get_library_json_enriched_defs = describe
-
-
-def is_reconstruction() -> bool:
-    """Return whether a process loads definitions again to execute a run or a step, where no page is shown. No public alternative."""
-    return DefinitionsLoadContext.get().load_type == DefinitionsLoadType.RECONSTRUCTION
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext, DefinitionsLoadType
 from dagster._core.events import EngineEventData
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
@@ -26,11 +25,10 @@ from dagster_webserver.webserver import DagsterWebserver
 
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
-from batch_platform.components import load_from_defs_folder
 from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.dagster_project import write_dagster_project
+from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.harness.deployment import deploy_trained
 
 CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
@@ -234,14 +232,31 @@ def test_a_project_is_loaded_with_or_without_the_pages_on_installed_components(t
     assert loaded[0] == loaded[1] != set()
 
 
-def test_the_process_of_a_run_loads_a_project_without_the_pages_on_installed_components(tmp_path, monkeypatch):
+AS_A_RUN = """\
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+loaded = ReconstructableRepository(ModuleCodePointer("{package}.definitions", "defs", ".")).get_definition()
+"""
+AS_A_CODE_SERVER = """\
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._grpc.server import LoadedRepositories
+origin = LoadableTargetOrigin(module_name="{package}.definitions", working_directory=".", attribute={attribute!r})
+(loaded,) = LoadedRepositories(origin, None, [], None).definitions_by_name.values()
+"""
+
+
+@pytest.mark.parametrize(
+    ("process", "attribute", "described"),
+    [(AS_A_RUN, None, False), (AS_A_CODE_SERVER, None, True), (AS_A_CODE_SERVER, "defs", True)],
+    ids=["run", "server", "server of an attribute"],
+)
+def test_a_code_server_loads_the_pages_on_installed_components_and_the_process_of_a_run_does_not(
+    tmp_path, process, attribute, described
+):
     project = write_dagster_project(tmp_path)
-    monkeypatch.syspath_prepend(str(project))
-    with DefinitionsLoadContext.scoped(DefinitionsLoadContext(DefinitionsLoadType.RECONSTRUCTION)):
-        in_run = load_from_defs_folder(path_within_project=project)
-    for_pages = load_from_defs_folder(path_within_project=project)
-    described = (bool(in_run.metadata), bool(for_pages.metadata))
-    assert described == (False, True), CHANGED.format("how it loads definitions again")
+    code = process.format(package=PACKAGE, attribute=attribute) + "print(len(loaded.metadata))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert bool(int(printed.stdout)) == described, CHANGED.format("how a process loads definitions again")
 
 
 def test_an_interrupted_step_is_distinguished_from_a_failed_one(instance):
