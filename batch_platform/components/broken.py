@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from batch_platform.components.dagster_internals import leaving_out
+from batch_platform.components.dagster_internals import EXECUTES_RUNS, leaving_out, without_component_pages
 from batch_platform.components.held import held, hold
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.explaining import explained
@@ -171,7 +171,7 @@ def stopping_dagster(broken: BrokenPipeline, module: str) -> BrokenPipeline:
 
 def load_from_defs_folder(*, path_within_project: Path) -> dg.Definitions:
     """Load a project like Dagster's function of this name, and what can be loaded if a YAML file cannot be read."""
-    with unreadable_left_out() as broken:
+    with without_component_pages() if EXECUTES_RUNS else nullcontext(), unreadable_left_out() as broken:
         definitions = dg.load_from_defs_folder(path_within_project=path_within_project)
     return dg.Definitions.merge(definitions, *map(failing_asset, broken)) if broken else definitions
 

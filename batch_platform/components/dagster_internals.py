@@ -32,6 +32,7 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
+from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext, DefinitionsLoadType
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
@@ -107,6 +108,10 @@ LOGGED_IN_THE_BODY: dict[str, str] = {_Mark("events"): "logged above, one by one
 
 # The daemon. The public command `dagster-daemon` is not always installed beside the interpreter in use.
 DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
+
+# True in a process that executes a run or a step. Dagster loads definitions again there, and says so before it imports what
+# they need. A code server imports that first, and so serves the pages on components. No public alternative.
+EXECUTES_RUNS = DefinitionsLoadContext.get().load_type == DefinitionsLoadType.RECONSTRUCTION
 
 # Discards what a run prints. No public alternative except the user's own dagster.yaml.
 _NOOP = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager", "config": {}}
@@ -414,8 +419,13 @@ def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
             with storage._db_lock, held[shard].begin():  # noqa: SLF001 - as the storage does itself
                 yield held[shard]
 
-        # Dagster asks for tables with each event, too
-        replaced = {"_connect": connect, "has_table": cache(storage.has_table)}
+        # Dagster asks for tables and columns with each event, too
+        indexed = "_has_asset_key_index_cols_on_connection"
+        replaced = {
+            "_connect": connect,
+            "has_table": cache(storage.has_table),
+            indexed: cache(getattr(storage, indexed)),
+        }
         vars(storage).update(replaced)
         try:
             yield

@@ -233,10 +233,13 @@ class Calendar:
         return _midnight(local + timedelta(days=7 if self.every == "week" else 1), self.zone)
 
     def _windows_beyond(self, instant: datetime, *, more: int = 0) -> list[Partition]:
-        """The windows from the first one to the one that ends after an instant, and some more; each is made once."""
-        windows = self._windows
+        """The windows from the first one to the one that ends after an instant, and some more; each is made once.
+
+        However late the instant, the last one begins at the end of the calendar.
+        """
+        windows, until = self._windows, instant if self.last_end is None else min(instant, self.last_end)
         with _GROWING:
-            while len(windows) <= more or windows[-1 - more].end <= instant:
+            while len(windows) <= more or windows[-1 - more].end <= until:
                 start = windows[-1].end if windows else self.first_start
                 window = self._between(start, self._next(start))
                 windows.append(window)

@@ -50,13 +50,20 @@ def redacted(block: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def redacted_output() -> Generator[None]:
-    """Redact what Python code prints and logs, for the length of the block."""
-    make_record = logging.getLogRecordFactory()
+    """Redact what Python code prints and logs, for the length of the block.
+
+    Dagster makes several records of each message: what was logged just now is not looked at again.
+    """
+    make_record, last = logging.getLogRecordFactory(), ("", "")
 
     def make_redacted(*args: Any, **options: Any) -> logging.LogRecord:  # noqa: ANN401 - passed on as they are
+        nonlocal last
         record = make_record(*args, **options)
-        text = record.getMessage()
-        if (clean := redact(text)) != text:
+        text, (same, clean) = record.getMessage(), last
+        if text != same:
+            clean = redact(text)
+            last = text, clean
+        if clean != text:
             record.msg, record.args = clean, None
         if record.exc_info and record.exc_info[1]:
             record.exc_text = redact("".join(format_exception(record.exc_info[1])).rstrip("\n"))

@@ -29,7 +29,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.fingerprints import DatedSources, instant
+from batch_platform.features.fingerprints import DatedSources, Taken, instant
 from batch_platform.features.label_windows import LABEL_BYTES, labels_within
 from batch_platform.features.lake import (
     BATCH_ROWS,
@@ -144,6 +144,12 @@ class FeatureBuilder:
     def dated_labels(self) -> DatedSources:
         """The same sources, as far as their rows have a time."""
         return DatedSources(self.sources, "labels", self.labels_query, self.label_sources)
+
+    @property
+    def taken(self) -> Taken:
+        """The fingerprints that this process took last, by reader and source."""
+        dated = (self.dated, self.dated_labels)
+        return {(sources.read_by, name): held for sources in dated for name, held in sources.newest.items()}
 
     @cached_property
     def own_label_sources(self) -> list[str]:

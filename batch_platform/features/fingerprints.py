@@ -104,6 +104,9 @@ class DatedSources:
     read_by: ReadBy
     query: Query | SparkQuery | None  # None if a Python function reads the sources
     names: Sequence[str]  # names of the sources that are read
+    newest: dict[str, Fingerprints] = field(  # what was last taken, by source
+        default_factory=dict[str, Fingerprints], init=False, repr=False, compare=False
+    )
     _read: dict[str, RowsRead] = field(default_factory=dict[str, RowsRead], init=False, repr=False, compare=False)
 
     @property
@@ -166,7 +169,9 @@ class DatedSources:
             _remembered[key] = made
         if _remembered[key] is None and spec.sources[name].late is not None:
             return Fingerprints(key[2], looks_back=True, starts=(_NO_TIME,), fingerprints=(Fingerprint(0, version),))
-        return _remembered[key]
+        if (held := _remembered[key]) is not None:
+            self.newest[name] = held
+        return held
 
     def size(self, name: str) -> int:
         """The bytes of a source, roughly."""

@@ -377,7 +377,7 @@ class History:
             unlimited = {name for name in undated if name in recent or self.spec.sources[name].late is None}
             with suppress(SourceError):
                 then = json.loads(evaluation.label_sources)
-                now = then | json.loads(builder.label_versions(partition))
+                now = then | (json.loads(builder.label_versions(partition)) if builder.own_label_sources else {})
                 now |= {name: [held.rows, held.content] for name, held in dated.items() if name in then and held.rows}
                 now |= {name: undated[name] for name in unlimited if lacking}
                 versions[key] = evaluation.label_sources if now == then else json.dumps(now, sort_keys=True)

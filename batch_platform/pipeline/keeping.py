@@ -10,6 +10,7 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
+from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.pipeline.plan import Plan, make_plan
@@ -149,7 +150,7 @@ class StateKeeper:
             with self.warehouse.transaction() as con:
                 others = _changed_since(con, name, state)
                 if others is not None:
-                    _record_fingerprints(con, name, state)
+                    _record_fingerprints(con, name, {**state.fingerprints, **self.history.builder.taken})
                     own = [row for key, row in rows.items() if key not in others]
                     replace_statuses(con, name, own, rows.keys() - others if others else None)
                     break
@@ -179,12 +180,12 @@ def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -
     return None if any(schema == LEDGERS_SCHEMA for schema, _ in changes) else {key for _, key in changes}
 
 
-def _record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, state: State) -> None:
-    """Record what a state found in sources whose version is not known yet, within the caller's transaction."""
+def _record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, taken: Taken) -> None:
+    """Record what was found in sources whose version is not known yet, within the caller's transaction."""
     known = {(row.read_by, row.source): row.version for row in read_fingerprints(con, pipeline)}
     looked_at = [
         SourceFingerprints(*of, held.version, held.as_json())
-        for of, held in state.fingerprints.items()
+        for of, held in taken.items()
         if known.get(of) != held.version
     ]
     replace_fingerprints(con, pipeline, looked_at)

@@ -73,7 +73,7 @@ def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Par
 
 def require_takeable(spec: PipelineSpec, partitions: Iterable[Partition], now: datetime) -> None:
     """Refuse to take a snapshot of a past that no table holds any more; raises WrongUseError."""
-    due = spec.partitions.calendar.due(now)
+    due = spec.partitions.calendar.due(now) if spec.partitions.snapshot else []
     if spec.partitions.snapshot and (late := [partition.key for partition in partitions if partition not in due[-1:]]):
         msg = f"{spec.name}: the snapshot {listed(late)} can no longer be taken: its sources hold what they hold now."
         hint = f"take the newest one: batch-platform run {spec.name} --partition {due[-1].key}" if due else None

@@ -127,14 +127,14 @@ def _key(hour: datetime) -> str:
 def _measured(folder: Path, partitions: int, repeat: int) -> Iterator[Result]:
     project, hours = write_project(folder / "orders", partitions), BEFORE_ITS_MODEL + partitions
     home, ready, empty = (folder / name for name in ("home", "ready", "empty"))
-    last, before = (_key(START + timedelta(hours=hours - at)) for at in (1, 2))
+    first, before, last = (_key(START + timedelta(hours=at)) for at in (BEFORE_ITS_MODEL, hours - 2, hours - 1))
 
     def command(name: str, *options: str) -> Cost:
         return run(
             [COMMAND, "--project", str(project), name, PIPELINE, *options], project, **{HOME_VARIABLE: str(home)}
         )
 
-    backfill = command("run", "--to", before).result(BACKFILL, OURS, partitions)
+    backfill = command("run", "--from", first, "--to", before).result(BACKFILL, OURS, partitions)
     records = _mib(home / "dagster")
     yield Grown(**vars(backfill), records_mib=records, data_mib=_mib(home) - records)
     home.rename(ready)

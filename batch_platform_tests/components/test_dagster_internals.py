@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
@@ -27,7 +28,7 @@ from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.dagster_project import write_dagster_project
+from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.harness.deployment import deploy_trained
 
 CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
@@ -231,6 +232,33 @@ def test_a_project_is_loaded_with_or_without_the_pages_on_installed_components(t
     assert loaded[0] == loaded[1] != set()
 
 
+AS_A_RUN = """\
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+loaded = ReconstructableRepository(ModuleCodePointer("{package}.definitions", "defs", ".")).get_definition()
+"""
+AS_A_CODE_SERVER = """\
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._grpc.server import LoadedRepositories
+origin = LoadableTargetOrigin(module_name="{package}.definitions", working_directory=".", attribute={attribute!r})
+(loaded,) = LoadedRepositories(origin, None, [], None).definitions_by_name.values()
+"""
+
+
+@pytest.mark.parametrize(
+    ("process", "attribute", "described"),
+    [(AS_A_RUN, None, False), (AS_A_CODE_SERVER, None, True), (AS_A_CODE_SERVER, "defs", True)],
+    ids=["run", "server", "server of an attribute"],
+)
+def test_a_code_server_loads_the_pages_on_installed_components_and_the_process_of_a_run_does_not(
+    tmp_path, process, attribute, described
+):
+    project = write_dagster_project(tmp_path)
+    code = process.format(package=PACKAGE, attribute=attribute) + "print(len(loaded.metadata))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert bool(int(printed.stdout)) == described, CHANGED.format("how a process loads definitions again")
+
+
 def test_an_interrupted_step_is_distinguished_from_a_failed_one(instance):
     @dg.asset
     def broken():
@@ -313,6 +341,18 @@ def test_the_event_log_stays_open_until_the_outer_use_ends(instance):
             report(instance, "a")
         report(instance, "b")
     assert instance.get_materialized_partitions(KEY) == {"a", "b"}
+
+
+def test_dagster_looks_for_the_columns_of_its_tables_once_and_not_for_every_event(instance, monkeypatch):
+    asked, look = [], SqlEventLogStorage._has_asset_key_col_on_connection
+    monkeypatch.setattr(
+        SqlEventLogStorage, "_has_asset_key_col_on_connection", lambda *args: asked.append(args) or look(*args)
+    )
+    with quick_event_log(instance):
+        report(instance, "a", "b", "c")
+    assert len(asked) == 1, CHANGED.format("how its event log asks for columns")
+    (record,) = instance.get_asset_records([KEY])
+    assert record.asset_entry.last_materialization.asset_materialization.partition == "c"
 
 
 @pytest.mark.full

@@ -250,6 +250,14 @@ def test_the_window_that_holds_the_end_is_the_last_one(every, end, last):
     assert calendar.due(datetime(2025, 1, 1, tzinfo=UTC))[-1].end == calendar.last_end
 
 
+def test_a_calendar_that_has_ended_gives_the_same_partitions_however_long_ago_that_was():
+    calendar = Calendar("month", NEW_YORK, local("2013-01-01"), local("2014-01-01"))
+    at_the_end = calendar.due(datetime(2014, 1, 2, tzinfo=UTC))
+    assert len(at_the_end) == 12
+    assert calendar.due(datetime.max.replace(tzinfo=UTC)) == at_the_end
+    assert calendar.within(calendar.first_start, datetime.max.replace(tzinfo=UTC)) == at_the_end
+
+
 def test_a_partition_is_due_when_it_closes_or_with_an_offset_when_it_begins():
     midnight = datetime(2024, 1, 3, tzinfo=BERLIN)
     for offset, before, at in [(0, "2024-01-01", "2024-01-02"), (1, "2024-01-02", "2024-01-03")]:

@@ -123,6 +123,15 @@ def test_what_a_step_prints_and_logs_is_redacted(monkeypatch, capsys, caplog):
     assert MARKER not in caplog.text
 
 
+def test_a_secret_that_is_set_after_a_message_is_redacted_in_the_next(monkeypatch, caplog):
+    with redacted_output():
+        logging.getLogger("shop").error("no secret yet")
+        monkeypatch.setenv("A_TOKEN", MARKER)
+        for _ in range(2):
+            logging.getLogger("shop").error("it is %s", MARKER)
+    assert caplog.messages == ["no secret yet", "it is $A_TOKEN", "it is $A_TOKEN"]
+
+
 def test_a_secret_that_is_part_of_a_longer_secret_leaves_nothing_of_it_behind(monkeypatch):
     monkeypatch.setenv("A_TOKEN", MARKER)
     monkeypatch.setenv("B_TOKEN", f"{MARKER}-and-more")

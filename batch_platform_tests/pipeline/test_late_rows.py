@@ -396,6 +396,17 @@ def test_a_look_at_the_state_reads_a_source_once_per_version_and_writes_nothing(
     assert reads == [], "a run records what it found, so that another process need not read the source"
 
 
+def test_the_steps_of_a_first_run_record_what_they_found_so_that_the_next_run_need_not_read_the_sources_for_it(
+    pipeline,
+):
+    fingerprints._remembered.clear()
+    assert due(pipeline) == {}
+    newest = pipeline.spec.partitions.calendar.due(NOW)[-1]
+    assert len(list(pipeline.build_features([newest], Stamp("again", NOW), force=True))) == 1
+    assert len(list(pipeline.evaluate([newest], Stamp("again", NOW)))) == 1
+    assert fingerprints._remembered == {}
+
+
 def told(pipeline: Pipeline) -> dict[str, str]:
     """What a reader of `status` is told of partitions that are not due."""
     return dict(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).remarks)
