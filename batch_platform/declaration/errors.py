@@ -132,8 +132,9 @@ def first_few(names: Sequence[str], separator: str = ", ") -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun, such as "1 partition" or "2,000 rows"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A number with its noun, such as "1 partition" or "2,000 entities"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def in_short(pipeline: str, message: str) -> str:

@@ -18,6 +18,7 @@ from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.verdict import Verdict
 
 SCORES_FILE = "evaluation.parquet"
+UNIT = "unit_"  # begins the name of a column of numbers: rows with the same number are not independent
 MOST_ROWS = 100_000  # rows in the file of a bundle: those with the lowest hashes, which two versions share
 MOST_SCORES = 1_000_000  # scores in it: with more than ten classes, fewer rows
 
@@ -30,14 +31,14 @@ class JudgedScores:
     rows: NDArray[np.uint64]  # hash of each row's partition and key [n]
 
     def to_parquet(self) -> bytes:
-        """The content of the file of a bundle: columns row, truth, score_0 and so on, and the group of each row if it has one."""
+        """The content of the file of a bundle: columns row, truth, score_0 and so on, and e.g. unit_partition."""
         most = min(MOST_ROWS, MOST_SCORES // max(1, len(self.outcomes.classes)))
         kept = np.sort(np.argsort(self.rows)[:most])
         outcomes = self.outcomes.at(kept)
         scores = outcomes.predicted.reshape(len(kept), -1)
         columns = {"row": self.rows[kept], "truth": outcomes.labels.tolist()}
         if outcomes.groups is not None:
-            columns |= {"group": outcomes.groups, "grouped_by": [outcomes.grouped_by] * len(kept)}
+            columns[f"{UNIT}{outcomes.grouped_by}"] = outcomes.groups
         file = BytesIO()
         pl.DataFrame(columns | {f"score_{at}": scores[:, at] for at in range(scores.shape[1])}).write_parquet(file)
         return file.getvalue()
@@ -47,14 +48,12 @@ class JudgedScores:
         """Read the file of a bundle."""
         frame = pl.read_parquet(content)
         scores = frame.select(r"^score_\d+$").to_numpy()
-        groups, grouped_by = None, "row"
-        if "group" in frame.columns:
-            groups, grouped_by = frame["group"].to_numpy(), frame["grouped_by"][0]
         predicted = scores if task in CLASSIFICATION else scores[:, 0]
-        truth = as_truth(frame["truth"])
-        return cls(
-            Outcomes(task, predicted, truth, classes, groups=groups, grouped_by=grouped_by), frame["row"].to_numpy()
-        )
+        outcomes = Outcomes(task, predicted, as_truth(frame["truth"]), classes)
+        for name in frame.columns:
+            if name.startswith(UNIT):
+                outcomes = replace(outcomes, groups=frame[name].to_numpy(), grouped_by=name.removeprefix(UNIT))
+        return cls(outcomes, frame["row"].to_numpy())
 
 
 def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScores) -> Verdict | str:

@@ -28,15 +28,6 @@ class Difference:
     resampled_by: str = "row"  # what was drawn: "row", "partition", or "group" of a snapshot
     groups: int = 0  # their number
 
-    @property
-    def is_clear(self) -> bool:
-        """Return whether the models differ beyond chance: the whole interval is on one side of 0."""
-        return self.low > ROUNDING or self.high < -ROUNDING
-
-    def __str__(self) -> str:
-        """The difference and its interval, as part of a sentence."""
-        return f"difference {self.estimate:+.4f}, {self.level:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
-
 
 def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) -> Difference | None:
     """A metric of the first model minus that of the second, on the same rows in the same order.

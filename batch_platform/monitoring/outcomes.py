@@ -59,10 +59,16 @@ class Outcomes:
             return np.ones(len(self.predicted), dtype=np.bool_)
         return self.true_positions != UNKNOWN
 
-    @cached_property
+    @property
     def known(self) -> "Outcomes":
         """The rows whose true class the model knows."""
-        return self if self.of_known_class.all() else self.at(self.of_known_class)
+        return (
+            self if self.of_known_class.all() else self._known
+        )  # not kept in itself, or its arrays would not be freed
+
+    @cached_property
+    def _known(self) -> "Outcomes":
+        return self.at(self.of_known_class)
 
     def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""

@@ -98,8 +98,8 @@ def test_a_change_whose_model_is_refused_is_not_trained_again_and_status_says_wh
     redeclare(project, params=WORSE, promote={"metric": "log_loss", "tolerance": 0})
     assert cli(project, "run", "small").code == 0
     _, refused = versions(project)
-    said = f"  declared parameters differ from those of {before}: {refused}, trained with them, is refused: worse than champion {before}: log_loss 0."
-    assert said in cli(project, "status").out
+    differing = f"  declared parameters differ from those of {before}: {refused}, trained with them, is refused: "
+    assert f"{differing}worse than champion {before}: log_loss 0." in cli(project, "status").out
     assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
     assert len(versions(project)) == 2
     assert published(project, SERVING) == [(before,)]
