@@ -95,9 +95,13 @@ def is_classification(model: Model) -> bool:
 
 
 def _declared(model: Model, params: dict[str, Any]) -> Any:
-    if model.build is not None:
-        return _built(model.build, params)
-    return _constructed(model.estimator or "", params)
+    estimator = _built(model.build, params) if model.build is not None else _constructed(model.estimator or "", params)
+    last = last_of(estimator)
+    if type(last).__name__ == "StackingClassifier" and last.final_estimator is None:
+        from sklearn.linear_model import LogisticRegression
+
+        last.set_params(final_estimator=LogisticRegression())  # its default, which it makes only when it is fitted
+    return estimator
 
 
 def _built(path: str, params: dict[str, Any]) -> Any:

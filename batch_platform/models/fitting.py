@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import TrainingRefusedError, first_few, listed
+from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError, first_few, listed
 from batch_platform.declaration.spec import Features, Model
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
@@ -33,7 +33,7 @@ from batch_platform.models.contract import (
 from batch_platform.models.declared_model import make_estimator, name_of, task_of
 from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
-from batch_platform.models.flavours.sklearn import SklearnPredictor
+from batch_platform.models.flavours.sklearn import SklearnPredictor, last_of
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.judged import JudgedScores
 from batch_platform.models.native_threads import no_more_threads, one_thread
@@ -55,7 +55,9 @@ LEAST_ROWS = 20
 FEW_OF_A_CLASS = 100  # rows
 MANY_ROWS = 50_000  # above, several threads are faster than one; on fewer rows they mostly wait
 COMPARED_ROWS = 10_000  # rows for the comparison of a booster with its saved form
-_PLACE_IN_LIBRARY = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?")  # XGBoost's prefix of a reason
+_PLACE_IN_LIBRARY = re.compile(
+    r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?| at /\S+, line \d+ ?\.?$"
+)  # of XGBoost, LightGBM
 ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 
 
@@ -158,6 +160,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         predictor=predictor,
         reference=reference_of(contract, in_proportion((kept, matrix), data.label, classes, rates), former),
         judged=judged,
+        details=_stopped_at(estimator),
         trivial=trivial,
         remarks=(*remarks, *_few_of_a_class(data)),
         rates=rates,
@@ -191,6 +194,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         held_out=contract.encode(held_out),
         held_out_rows=held_out,
         predictor=predictor,
+        details=_stopped_at(estimator),
         reference=replace(
             judged.reference,
             features=whole_reference.features,
@@ -308,13 +312,33 @@ def _require_own_scores(
 
 @contextmanager
 def _refusals_explained(estimator: Any, contract: Contract) -> Generator[None]:
-    """Say which estimator rejects the training data."""
+    """Say which estimator rejects the training data; other errors than its own and those of its library are raised as they are."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except Exception as error:
+        own = type(error).__module__.partition(".")[0] == flavour_of(estimator).package
+        if isinstance(error, BatchPlatformError) or not (own or isinstance(error, ValueError | TypeError)):
+            raise
         text = " ".join(str(error).partition("Stack trace:")[0].split())
         msg = f"{name_of(estimator)} rejects the training data: {_PLACE_IN_LIBRARY.sub('', text)}"
-        raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
+        hint = _hint(contract)
+        if "dataframes" in text:  # asked for by a step that selects columns by name or type
+            hint = (
+                f"its rows have no column names: select columns by their positions among {', '.join(contract.names)}."
+            )
+        raise TrainingRefusedError(msg.rstrip(" .") + ".", hint=hint) from error
+
+
+def _stopped_at(estimator: Any) -> dict[str, int]:
+    """The iteration at which an estimator stopped early, from 1; empty for any other."""
+    last = last_of(estimator)
+    if best := getattr(last, "best_iteration_", 0):  # LightGBM
+        return {"best_iteration": int(best)}
+    if hasattr(last, "get_booster") and last.early_stopping_rounds:  # XGBoost, which counts from 0
+        return {"best_iteration": int(last.best_iteration) + 1}
+    if getattr(last, "do_early_stopping_", False):  # trees of scikit-learn, which keep those after the best one
+        return {"last_iteration": int(last.n_iter_)}
+    return {}
 
 
 def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.DataFrame:

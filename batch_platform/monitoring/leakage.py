@@ -331,6 +331,10 @@ def _adding_up(matrix: Values, numeric: NDArray[np.int64], target: Values) -> di
     if len(rows) < 2 * len(numeric) + MIN_ROWS or np.ptp(target[rows]) == 0:
         return {}
     part, wanted = columns[rows] - columns[rows].mean(axis=0), target[rows] - target[rows].mean()
+    size = np.linalg.norm(part, axis=0) * np.linalg.norm(wanted)
+    alike = (size > 0) & (np.abs(wanted @ part) >= (1 - MINUTE**3) * size)
+    if alike.any() and len(np.unique(wanted)) > 2:  # noqa: PLR2004 - a number, several copies of which would hide each other
+        return {(int(at),): DECIDES for at in numeric[alike]}
     weights = np.linalg.lstsq(part, wanted)[0]
     shares = weights * part.std(axis=0) / wanted.std()
     used = np.abs(shares) > MINUTE

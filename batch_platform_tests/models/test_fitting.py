@@ -8,6 +8,11 @@ from inspect import signature
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import Features, Model, Promote
@@ -17,6 +22,7 @@ from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.gate import judge
+from batch_platform.models.positive import Positive
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
@@ -250,6 +256,99 @@ def test_the_refusal_of_a_library_written_in_c_is_its_reason_without_its_stack()
         fit(Model(estimator="xgboost.XGBClassifier"), FEATURES, data(), {"booster": "gblinear"})
     reason = "XGBClassifier rejects the training data: `gblinear` doesn't support categorical features."
     assert refused.value.message == reason
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params", "reason"),
+    [
+        ("lightgbm.LGBMClassifier", {"num_leaves": 1}, "Check failed: (num_leaves) > (1)."),
+        ("lightgbm.LGBMClassifier", {"objective": "nonsense"}, "Unknown objective type name: nonsense."),
+    ],
+)
+def test_the_refusal_of_lightgbm_is_a_refusal_of_the_training(estimator, params, reason):
+    with pytest.raises(TrainingRefusedError) as refused:
+        fitted(estimator=estimator, params=params)
+    assert refused.value.message == f"LGBMClassifier rejects the training data: {reason}"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"objective": "reg:quantileerror", "quantile_alpha": 0.5},
+        {"objective": "reg:tweedie", "tweedie_variance_power": 1.3},
+        {"objective": "reg:pseudohubererror", "huber_slope": 1.3},
+        {"booster": "dart", "rate_drop": 0.1},
+    ],
+)
+def test_xgboost_is_given_parameters_that_only_its_library_names(params):
+    numbers = data(label=np.random.default_rng(0).gamma(2.0, 1.0, 200).tolist())
+    assert "rmse" in fitted(numbers, "xgboost.XGBRegressor", {"n_estimators": 5, **params}).metrics
+    with pytest.raises(WrongUseError, match="has no parameter quantile_alfa"):
+        fitted(numbers, "xgboost.XGBRegressor", {"quantile_alfa": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params"),
+    [
+        (HGB, {"max_iter": 60, "early_stopping": True, "n_iter_no_change": 2}),
+        ("lightgbm.LGBMClassifier", {"n_estimators": 60, "early_stopping_round": 2, "verbose": -1}),
+        ("xgboost.XGBClassifier", {"n_estimators": 60, "early_stopping_rounds": 2}),
+    ],
+)
+def test_the_iteration_at_which_a_model_stops_early_is_recorded(estimator, params):
+    (iteration,) = fitted(estimator=estimator, params=params).details.values()
+    assert 1 <= iteration < 60
+    endless = {name: value for name, value in params.items() if name in ("n_estimators", "verbose")}
+    assert fitted(estimator=estimator, params=endless).details == {}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params"),
+    [
+        ("sklearn.linear_model.LogisticRegression", {}),
+        ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10}),
+        ("lightgbm.LGBMClassifier", {"n_estimators": 60, "early_stopping_round": 3, "verbose": -1}),
+        ("xgboost.XGBClassifier", {"n_estimators": 60, "early_stopping_rounds": 3}),
+    ],
+)
+@pytest.mark.parametrize(
+    "namings", [[[0, 1], ["yes", "no"], [True, False]], [[0, 1, 2], ["b", "c", "a"], [30, 10, 20]]]
+)
+def test_renaming_or_reordering_labels_changes_no_probability(estimator, params, namings):
+    random = np.random.default_rng(1)
+    x = random.normal(size=400)
+    kinds = np.digitize(x + random.normal(size=400), [-0.5, 0.7][: len(namings[0]) - 1])
+    probabilities, iterations = [], set()
+    for names in namings:
+        training = data(400, label=[names[kind] for kind in kinds], y=x)
+        positive = Positive(names[1], None) if len(names) == 2 else None
+        model = fit(Model(estimator=estimator), FEATURES, training, params, positive)
+        columns = [model.signature.classes.index(name) for name in names]
+        probabilities.append(model.predictor.predict(model.held_out)[:, columns])
+        iterations.add(model.details.get("best_iteration"))
+    assert len(iterations) == 1
+    for other in probabilities[1:]:
+        assert np.allclose(other, probabilities[0], rtol=0, atol=1e-6)
+
+
+def test_stacking_works_with_its_default_and_columns_that_are_selected_by_name_are_refused_with_the_way_to_say_it():
+    stacked = fit(Model(build=f"{__name__}.stacked"), FEATURES, data(), {})
+    assert stacked.metrics["roc_auc"] > 0.5
+    assert stacked.flavour.save(stacked.estimator)
+    with pytest.raises(TrainingRefusedError) as refused:
+        fit(Model(build=f"{__name__}.selecting"), FEATURES, data(), {})
+    assert refused.value.hint == "its rows have no column names: select columns by their positions among x, shop, flag."
+
+
+def stacked() -> StackingClassifier:
+    return StackingClassifier(
+        [("few", HistGradientBoostingClassifier(max_iter=3)), ("more", HistGradientBoostingClassifier(max_iter=9))]
+    )
+
+
+def selecting() -> Pipeline:
+    numbers = make_column_selector(dtype_include=np.number)
+    return make_pipeline(make_column_transformer((StandardScaler(), numbers)), LogisticRegression())
 
 
 def test_a_feature_that_alone_decides_the_label_is_flagged():

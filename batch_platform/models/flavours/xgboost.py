@@ -25,6 +25,28 @@ from batch_platform.models.forest.structure import malformed
 MODEL_FILE = "model.ubj"
 _TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multiclass"}
 _NUMBERS = ("reg:", "count:", "survival:")
+_PARAMETERS = frozenset(  # parameters of the library that its estimators pass on but do not name
+    [
+        "quantile_alpha",
+        "expectile_alpha",
+        "tweedie_variance_power",
+        "huber_slope",
+        "aft_loss_distribution",
+        "aft_loss_distribution_scale",
+        "rate_drop",
+        "skip_drop",
+        "one_drop",
+        "sample_type",
+        "normalize_type",
+        "max_cached_hist_node",
+        "refresh_leaf",
+        "process_type",
+        "updater",
+        "feature_selector",
+        "top_k",
+        "seed_per_iteration",
+    ]
+)
 
 
 def _save(model: Any) -> dict[str, bytes]:
@@ -172,4 +194,5 @@ FLAVOUR = Flavour(
     package="xgboost",
     fit=_fit,
     accept_codes=_accept_codes,
+    parameters=lambda: {*_PARAMETERS},
 )
