@@ -23,9 +23,8 @@ from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData
-from batch_platform.models.bundle import OpenVersion, read_manifest
+from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.clusters import Former
-from batch_platform.models.contract import Contract
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import (
     ChallengerTraining,
@@ -166,9 +165,8 @@ class TrainingStep:
             if champion and knowing:
                 reason = f"{verdict.reason}; the champion {champion.version} was not compared: it {knowing}"
                 verdict = replace(verdict, reason=reason)
-        if former and (folder := self.history.home.bundle(former.pipeline, former.version)).is_dir():
-            contract = Contract.from_json(read_manifest(folder, former.sha256).contract).under(features.columns)
-            changes = learned.fitted.signature.contract.changes_since(contract)
+        if former:
+            changes = learned.changes_since(former, self.history.spec, self.history.home)
             verdict = replace(verdict, reason="; ".join([verdict.reason, *changes]))
         final = learned if verdict.action == "refused" else training.refit(learned)
         version, decision = self._written(training, final, verdict, actor="gate")
