@@ -43,6 +43,9 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     if file and file.suffix.lower() != ENDING:
         msg = f"{file}: a report is a web page, so the name of its file must end with {ENDING}."
         raise WrongUseError(msg, hint=f"--out {file.with_suffix(ENDING)}")
+    if file and not (parent := file.expanduser().absolute().parent).is_dir():
+        msg = f"{file}: {parent} is not a folder."
+        raise WrongUseError(msg, hint=f"mkdir -p {parent}")
     started = perf_counter()
     declared = find_project(folder).declared_as(pipeline)
     spec = declared.spec

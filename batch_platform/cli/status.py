@@ -22,10 +22,8 @@ from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import anew
-from batch_platform.warehouse.verify import Verified, verify
+from batch_platform.warehouse.verify import Verified, behind_since, verify
 
 UNHEALTHY = 3  # exit code
 # Where all is well.
@@ -73,7 +71,7 @@ def command(  # noqa: PLR0913 - the options
     left_out = [{"pipeline": item.name, "error": item.error.message, "hint": item.error.hint} for item in broken]
     readings = [verify(project.home)] if verified and not untouched else []
     terminal.report([*statuses, *left_out, *readings])
-    _say_if_behind(project.home)
+    _say_if_behind(project)
     briefly = len(statuses) + len(broken) > 1 and not every
     for status in statuses:
         if briefly:
@@ -98,16 +96,11 @@ def command(  # noqa: PLR0913 - the options
         raise click.exceptions.Exit(UNHEALTHY)
 
 
-def _say_if_behind(home: Home) -> None:
-    """Say that the warehouse was written after it was published, as while a run works and after it was killed."""
-    copy = current_copy(home)
-    if copy is None or not (copy.exists() and home.warehouse.exists()):
-        return
-    published = copy.stat().st_mtime
-    if home.warehouse.stat().st_mtime > published:
+def _say_if_behind(project: Project) -> None:
+    if (published := behind_since(project.home)) is not None:
         terminal.say(
-            f"As published at {datetime.fromtimestamp(published, UTC):%Y-%m-%d %H:%M:%S} UTC. What was done since then, by a run that "
-            "goes on or was killed, is shown once that run ends or the next one begins."
+            f"As published at {published:%Y-%m-%d %H:%M:%S} UTC. What was done since then, by a run that goes on or was killed, is "
+            "shown once that run ends or the next one begins."
         )
 
 

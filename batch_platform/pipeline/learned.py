@@ -11,7 +11,8 @@ from batch_platform.declaration.errors import PublishingError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.features.sample import SEED
-from batch_platform.models.bundle import Manifest, Sampled, Window, write_bundle
+from batch_platform.models.bundle import Manifest, Sampled, Window, read_manifest, write_bundle
+from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import is_classification
 from batch_platform.models.fitting import Fitted
 from batch_platform.models.registry import Promotion, Version
@@ -28,6 +29,14 @@ class LearnedModel:
     manifest: Manifest  # without what is known only once the files are written
     params: dict[str, Any]
     whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
+
+    def changes_since(self, former: Version, spec: PipelineSpec, home: Home) -> list[str]:
+        """Say which features changed since a former version; nothing if its bundle was removed. See `Contract.changes_since`."""
+        folder = home.bundle(former.pipeline, former.version)
+        if not folder.is_dir():
+            return []
+        contract = Contract.from_json(read_manifest(folder, former.sha256).contract)
+        return self.fitted.signature.contract.changes_since(contract.under(spec.features.columns))
 
     def write(self, staging: Path, models: Path, *, allow_pickle: bool) -> Version:
         """Write its bundle, wholly or not at all; see `write_bundle`.

@@ -23,9 +23,8 @@ from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData
-from batch_platform.models.bundle import OpenVersion, read_manifest
+from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.clusters import Former
-from batch_platform.models.contract import Contract
 from batch_platform.models.gate import GateDecision, pass_gate, unjudged
 from batch_platform.models.registry import (
     ChallengerTraining,
@@ -170,9 +169,8 @@ class TrainingStep:
             if champion and knowing:
                 reason = f"{judged.reason}; the champion {champion.version} was not compared: it {knowing}"
                 judged = replace(judged, reason=reason)
-        if former and (folder := self.history.home.bundle(former.pipeline, former.version)).is_dir():
-            contract = Contract.from_json(read_manifest(folder, former.sha256).contract).under(features.columns)
-            changes = learned.fitted.signature.contract.changes_since(contract)
+        if former:
+            changes = learned.changes_since(former, self.history.spec, self.history.home)
             judged = replace(judged, reason="; ".join([judged.reason, *changes]))
         final = learned if judged.action == "refused" else training.refit(learned)
         version, decision = self._written(training, final, judged, actor="gate")

@@ -1,6 +1,7 @@
 """Read the warehouse and its published copy as a whole: DuckDB checks the sum of every block that it reads."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -44,6 +45,15 @@ def verify(home: Home) -> Verified:
     differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} if is_newest else set()
     rows = sum(count for count, _ in ours.values()) + rows_in_files
     return Verified(len(ours), rows, copy, is_newest, tuple(sorted(map(".".join, differing))))
+
+
+def behind_since(home: Home) -> datetime | None:
+    """The time of publishing, in UTC, if the warehouse was written since: by a run that goes on or was killed. None otherwise."""
+    copy = current_copy(home)
+    if copy is None or not (copy.exists() and home.warehouse.exists()):
+        return None
+    published = copy.stat().st_mtime
+    return datetime.fromtimestamp(published, UTC) if home.warehouse.stat().st_mtime > published else None
 
 
 def _require_files(con: duckdb.DuckDBPyConnection, home: Home) -> int:

@@ -420,7 +420,7 @@ def test_a_report_with_alarms_does_not_say_that_all_is_well(figures):
     assert "No open issues and no alarms." in html(quiet, {}, BERLIN)
     text = html(figures, {}, BERLIN)
     assert "No open issues" not in text
-    assert "<strong>Alarms:</strong> drift in 1 column. The sections below explain them." in text
+    assert "<strong>Alarms:</strong> 1 unusual count of rows; drift in 1 column. The sections below explain them." in text
     assert html(replace(quiet, missed=["2024-02-12"]), {}, BERLIN).count("2024-02-12") > html(quiet, {}, BERLIN).count(
         "2024-02-12"
     )
@@ -534,6 +534,9 @@ def test_the_command_writes_the_file_and_says_where(cli, project):
     refused = cli(project, "report", "small", "--from", "2019-01-01", "--to", "2019-01-02")
     assert refused.code != 0
     assert "Hint:" in refused.err
+    missing = cli(project, "report", "small", "--out", str(project / "nowhere" / "for the boss.html"))
+    assert f"nowhere is not a folder. Hint: mkdir -p {project / 'nowhere'}" in missing.error
+    assert not (project / "nowhere").exists()
     for option, ours in (("--out", "must end with .html"), ("--to", "names the last partition")):
         refused = cli(project, "report", "small", option, "for the boss.xlsx")
         assert ours in refused.err
