@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.history import GROUP, PARTITION_START, TrainingData, feature_columns
+from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
@@ -41,7 +41,7 @@ from batch_platform.models.reference import reference_of
 from batch_platform.models.refinements.prior import corrected, in_proportion, sampling_rates
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
@@ -323,15 +323,16 @@ def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, 
     with one_thread():
         predicted = predictor.predict(matrix)
     truth = None if label is None else as_truth(rows[label])
-    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, *_groups(rows))
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows))
 
 
-def _groups(rows: pl.DataFrame) -> tuple[NDArray[np.int64] | None, str]:
-    """The number of each row's group [n], and what a group is: rows of two groups are held to be independent."""
-    for column, name in ((GROUP, "group"), (PARTITION_START, "partition")):
-        if column in rows.columns:
-            return rows[column].rank("dense").cast(pl.Int64).to_numpy(), name
-    return None, "row"
+def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
+    """The number of each row's unit [n], by the name of the unit: the declared one, otherwise its entity and its partition."""
+    columns = {"entity": ENTITY, PARTITION: PARTITION_START}
+    if GROUP in rows.columns:  # a declared unit stands alone
+        columns = {PARTITION if rows.schema[GROUP].is_temporal() else "group": GROUP}
+    present = {name: column for name, column in columns.items() if column in rows.columns}
+    return {name: rows[column].to_physical().to_numpy() for name, column in present.items()}
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:

@@ -207,7 +207,7 @@ class Beaten:
 def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: AgainstBaseline | None) -> Beaten | None:
     """Say that the trivial baseline is better than a model on the evaluation rows, and by how much; None if not, or if unknown.
 
-    It is better beyond chance if the whole interval of a paired bootstrap of the difference says so: on few rows it is wide.
+    It is better beyond chance if the whole interval of the paired difference says so: on few rows it is wide.
     """
     if trivial is None or metric not in metrics or metric not in trivial.baseline.metrics:
         return None
