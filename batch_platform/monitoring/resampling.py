@@ -29,7 +29,7 @@ SEED = 0
 GROUPS = 100  # most groups that are left out in turn; of more units, several make a group
 LEAST_UNITS = 3  # fewer do not tell how much they vary
 LEAST_SERIES = 10  # fewer partitions do not tell if they resemble their neighbours
-MAX_ROWS = 10_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
+MAX_ROWS = 5_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
 MAX_ROWS_IN_UNITS = 50_000  # of more, the rows of some units if these are many, otherwise evenly spaced ones
 _MOST_WEIGHTS = (
     400_000  # weights in memory at once: with ten times as many, an interval takes two to four times as long
