@@ -227,6 +227,7 @@ PLACES = {
     "rich": "cli",
     "skops": "models",
     "sklearn": "models|monitoring",
+    "scipy": "models|monitoring",
     "numba": r"models\.forest",
     "llvmlite": r"models\.forest",
     "threadpoolctl": r"models\.native_threads",
@@ -265,7 +266,6 @@ PARTS = {
     "dagster_shared",
     "joblib",
     "py4j",
-    "scipy",
     "starlette",
     "graphql",
 }  # of what brings them: dagster, scikit-learn, pyspark, the webserver

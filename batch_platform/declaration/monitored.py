@@ -94,6 +94,11 @@ class Monitoring(Block):
         description="Further metrics, each a function, as module.function, of batch_platform.monitoring.metrics.Outcomes.",
         examples=[["shop.metrics.cost_per_order"]],
     )
+    unit: str | None = Field(
+        default=None,
+        description="Rows that depend on each other, for every 95% interval: `row` (none do), `partition`, or a column of the key or of predictions.keep whose values share something, e.g. a household. Left out: the columns of model.train.group, otherwise the key without its times; beside it the partition, if several are measured together and vary by more than that explains.",
+        examples=["household"],
+    )
     segments: list[str] = Field(
         default_factory=list,
         description="Kept columns by whose values performance, its estimates and the scores are broken down.",

@@ -507,9 +507,12 @@ class PipelineSpec(Block):
         if drift is not None and drift.baseline == "week_before" and self.partitions.every == "month":
             msg = "monitoring.drift.baseline: a month has no week before it; use 'previous'"
             raise ValueError(msg)
-        if unkept := [name for name in self.monitoring.segments if name not in self.predictions.keep]:
+        unit = {self.monitoring.unit or "row": "unit"}
+        needed = dict.fromkeys(self.monitoring.segments, "segments") | unit
+        known = [*self.predictions.keep, *(name for name in ("row", "partition", *self.features.key) if name in unit)]
+        if unkept := [name for name in needed if name not in known]:
             advice = did_you_mean(unkept[0], self.predictions.keep) or "add it there"
-            msg = f"monitoring.segments: {listed(map(repr, unkept))} is not in predictions.keep; {advice}"
+            msg = f"monitoring.{needed[unkept[0]]}: {listed(map(repr, unkept))} is not in predictions.keep; {advice}"
             raise ValueError(msg)
         if self.features.spark_sql is not None and self.engine.name != SPARK:
             msg = "features.spark_sql runs on the cluster that `engine: {spark: {master: …}}` declares, "

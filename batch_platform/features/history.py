@@ -435,17 +435,24 @@ class History:
         path = self.file(build)
         present = pl.read_parquet_schema(path)
         columns = [*self.spec.features.key_and_time, *feature_columns(self.spec.features, present)]
-        return pl.read_parquet(path, columns=columns)
+        unit = [name for name in [self.spec.monitoring.unit] if name in present]
+        return pl.read_parquet(path, columns=[*dict.fromkeys([*columns, *unit])])
 
     def _beside_features(self, rows: pl.DataFrame, partition: Partition) -> pl.DataFrame:
-        """Replace the key and the time of rows by ROW_TIME, ENTITY and PARTITION_START."""
-        features, zone = self.spec.features, self.spec.partitions.timezone
+        """Replace the key and the time of rows by ROW_TIME, ENTITY, PARTITION_START and, if units are declared, GROUP."""
+        features, zone, unit = self.spec.features, self.spec.partitions.timezone, self.spec.monitoring.unit
         added: list[pl.Series | pl.Expr] = [entity_of(rows.select(features.key)), _starting(partition)]
-        if self.spec.partitions.snapshot:
-            added.append(rows.select(self.spec.model.train.group or features.key).hash_rows().alias(GROUP))
+        if unit == "row":
+            added.append(pl.struct(pl.int_range(pl.len()), _starting(partition)).hash().alias(GROUP))
+        elif unit == "partition":
+            added.append(_starting(partition).alias(GROUP))
+        elif unit is not None or self.spec.partitions.snapshot:
+            columns = [unit] if unit else self.spec.model.train.group or features.key
+            added.append(rows.select(columns).hash_rows().alias(GROUP))
         if features.time is not None:
             added.append(on_the_clock(rows[features.time], zone).alias(ROW_TIME))
-        return rows.with_columns(added).drop(features.key_and_time)
+        beside = [unit] if unit in rows.columns and unit not in feature_columns(features, rows.schema) else []
+        return rows.with_columns(added).drop(*dict.fromkeys([*features.key_and_time, *beside]))
 
     def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Concatenate frames; those without rows do not decide the types of the columns."""

@@ -14,9 +14,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.models.counting import counted_cells, counted_profile, numbered
-from batch_platform.monitoring.estimates import Expectation, MeanMetric, expected, isotonic_blocks
+from batch_platform.monitoring.estimates import TWO_SIDED, Expectation, MeanMetric, expected
 from batch_platform.monitoring.metrics import METRICS
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.profiles import Bins, Profile, number_bins
 from batch_platform.monitoring.reference import ErrorTree, EstimateBasis, Floats
 from batch_platform.monitoring.segments import Cells, Places
@@ -50,8 +50,12 @@ def basis_places(basis: EstimateBasis, values: Floats) -> Places:
     return counted_cells(values, basis.expectation.bins), basis.expectation.bins.cells
 
 
-def basis_of(outcomes: Outcomes, segments: pl.DataFrame | None = None) -> EstimateBasis | None:
+def basis_of(
+    outcomes: Outcomes, segments: pl.DataFrame | None = None, partitions: pl.Series | None = None
+) -> EstimateBasis | None:
     """Learn from rows that a model has not seen, with their truth and encoding, and the values of columns by which they are broken down.
+
+    `partitions` are the starts of their partitions; if left out, those that their units tell.
 
     None if they are too few, if the task has no truth, or if errors are too large to be squared. Rows without a finite score are
     left out, since they are rejected when they are scored.
@@ -59,6 +63,9 @@ def basis_of(outcomes: Outcomes, segments: pl.DataFrame | None = None) -> Estima
     if outcomes.task not in _NAMES or outcomes.truth is None:
         return None
     segments = pl.DataFrame() if segments is None else segments
+    if partitions is not None:
+        units = {**outcomes.units, PARTITION: partitions.to_physical().to_numpy()}
+        outcomes = replace(outcomes, units=units)
     kept = np.asarray(np.isfinite(outcomes.predicted).reshape(len(outcomes.predicted), -1).all(axis=1))
     if outcomes.task == "binary":
         kept &= outcomes.of_known_class
@@ -119,7 +126,7 @@ def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) 
     """Learn what came true in the cells of a probability: how often a row was positive, or the most probable class right."""
     cells = counted_cells(values, bins)
     rows, hits_of_cell = (np.bincount(cells, weights=of, minlength=bins.cells) for of in (np.ones(len(cells)), hits))
-    blocks = np.asarray(isotonic_blocks(hits_of_cell.tolist(), rows.tolist()))
+    blocks = rising_blocks(hits_of_cell, rows)
     rows_of_block, hits_of_block = (np.bincount(blocks, weights=of) for of in (rows, hits_of_cell))
     rate = (hits_of_block / rows_of_block)[blocks]
     smooth = (hits_of_block + 1) / (rows_of_block + 2)  # so that a block without positives is not held to be certain
@@ -151,6 +158,19 @@ def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) 
     )
 
 
+def rising_blocks(hits: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
+    """The block of each cell, so that the share of hits rises from block to block: isotonic regression.
+
+    A cell without rows belongs to the block before it.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    filled = np.flatnonzero(rows)
+    rates = isotonic_regression(hits[filled] / rows[filled], sample_weight=rows[filled])
+    blocks = np.cumsum(np.diff(rates, prepend=rates[:1]) > 0, dtype=np.int64)
+    return blocks[np.maximum(0, np.searchsorted(filled, np.arange(len(rows)), side="right") - 1)]
+
+
 def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
     """Learn the absolute error in the cells, each of which is a leaf of the tree."""
     cells = counted_cells(values, bins)
@@ -173,16 +193,46 @@ def _by_cell(bins: Bins, cells: Cells, values: Floats) -> Floats:
     return sums[nearest] / rows[nearest]
 
 
+def _clustered(expectation: Expectation, rows: Outcomes, cells: Cells) -> Expectation:
+    """The same with what rows of one entity or group share: by how much their sums vary more than those of independent rows.
+
+    The design effect (Kish, Survey Sampling, 1965), of units within partitions for chance, and of whole units for what was learned.
+    """
+    if rows.task == "regression":
+        beyond = np.abs(rows.labels - rows.predicted.reshape(-1)) - np.asarray(expectation.means["mae"].loss)[cells]
+    elif expectation.rate is not None:
+        beyond = (rows.true_positions == 1) - np.asarray(expectation.rate)[cells]
+    else:
+        beyond = (rows.predicted.argmax(axis=1) == rows.true_positions) - np.asarray(
+            expectation.means["accuracy"].loss
+        )[cells]
+
+    def effect(units: NDArray[np.int64], contrast: Floats) -> float:
+        sums = np.bincount(units, weights=beyond * contrast)
+        return max(1.0, float(sums @ sums) / max(float((beyond * contrast) @ (beyond * contrast)), _TINY))
+
+    of_rows = {name: np.unique(numbers, return_inverse=True)[1] for name, numbers in rows.units.items()}
+    partitions = of_rows.pop(PARTITION, np.zeros(len(cells), dtype=np.int64))
+    units = next(iter(of_rows.values()), partitions)
+    if not of_rows or units.max() < LEAST_PARTITIONS:
+        return expectation
+    within = np.unique(units * (partitions.max() + 1) + partitions, return_inverse=True)[1]
+    contrasts = {name: np.asarray(mean.contrast)[cells] for name, mean in expectation.means.items()}
+    effects = {name: (effect(within, of), effect(units, of)) for name, of in contrasts.items()}
+    return replace(expectation, clustered=effects)
+
+
 def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats, segments: pl.DataFrame) -> Expectation:
     """The same with how far the estimates of the partitions were off, beyond chance; as it is if they are not known."""
-    if rows.groups is None or rows.grouped_by != "partition":
+    cells, numbers = counted_cells(values, expectation.bins), rows.units.get(PARTITION)
+    expectation = _clustered(expectation, rows, cells)
+    if numbers is None:
         return expectation
-    partitions = np.unique(rows.groups)
+    partitions = np.unique(numbers)
     if len(partitions) < LEAST_PARTITIONS:
         return expectation
     chosen = partitions[:: -(-len(partitions) // MOST_PARTITIONS)]
-    cells = counted_cells(values, expectation.bins)
-    parts = [np.flatnonzero(rows.groups == partition) for partition in chosen]
+    parts = [np.flatnonzero(numbers == partition) for partition in chosen]
     of_segments = dict[str, Mapping[str, float]]()
     for column in segments.get_columns():
         if (by_value := numbered(column)) is not None:
@@ -196,7 +246,13 @@ def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats, segmen
 def _differences(
     expectation: Expectation, rows: Outcomes, cells: Cells, parts: Sequence[NDArray[np.int64]]
 ) -> dict[str, float]:
-    """The standard deviation of the estimates of parts of the rows from what came true, beyond chance, by metric."""
+    """The standard deviation of the estimates of parts of the rows from what came true, beyond chance, by metric.
+
+    It is that of a further part, of which the mean of these tells little if they are few, as far as Student's t is wider than the
+    normal distribution.
+    """
+    from scipy.special import stdtrit
+
     beyond = dict[str, list[float]]()
     for members in parts:
         if len(members) < _LEAST_PARTITION:
@@ -205,7 +261,13 @@ def _differences(
         for name, (value, variance) in expected(expectation, counts.tolist()).items():
             if (realised := METRICS[name](METRICS[name].rows_of(outcomes))) is not None:
                 beyond.setdefault(name, []).append((realised - value) ** 2 - variance)
-    return {name: float(np.sqrt(max(0.0, np.mean(of)))) for name, of in beyond.items() if len(of) >= LEAST_PARTITIONS}
+    return {
+        name: float(
+            np.sqrt(max(0.0, np.mean(of)) * (len(of) + 1) / (len(of) - 1)) * stdtrit(len(of) - 1, 0.975) / TWO_SIDED
+        )
+        for name, of in beyond.items()
+        if len(of) >= LEAST_PARTITIONS
+    }
 
 
 def _error_tree(matrix: Floats, predicted: Floats, errors: Floats) -> ErrorTree:

@@ -48,7 +48,7 @@ from batch_platform.monitoring.leakage import (
     suspected_leaks,
 )
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
@@ -356,7 +356,7 @@ def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, 
     with one_thread():
         predicted = predictor.predict(matrix)
     truth = None if label is None else as_truth(rows[label])
-    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, *_groups(rows))
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows))
 
 
 def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
@@ -368,12 +368,13 @@ def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, la
     return JudgedScores(outcomes, named)
 
 
-def _groups(rows: pl.DataFrame) -> tuple[NDArray[np.int64] | None, str]:
-    """The number of each row's group [n], and what a group is: rows of two groups are held to be independent."""
-    for column, name in ((GROUP, "group"), (PARTITION_START, "partition")):
-        if column in rows.columns:
-            return rows[column].rank("dense").cast(pl.Int64).to_numpy(), name
-    return None, "row"
+def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
+    """The number of each row's unit [n], by the name of the unit: the declared one, otherwise its entity and its partition."""
+    columns = {"entity": ENTITY, PARTITION: PARTITION_START}
+    if GROUP in rows.columns:  # a declared unit stands alone
+        columns = {PARTITION if rows.schema[GROUP].is_temporal() else "group": GROUP}
+    present = {name: column for name, column in columns.items() if column in rows.columns}
+    return {name: rows[column].to_physical().to_numpy() for name, column in present.items()}
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:

@@ -37,8 +37,7 @@ class JudgedScores:
         outcomes = self.outcomes.at(kept)
         scores = outcomes.predicted.reshape(len(kept), -1)
         columns = {"row": self.rows[kept], "truth": outcomes.labels.tolist()}
-        if outcomes.groups is not None:
-            columns[f"{UNIT}{outcomes.grouped_by}"] = outcomes.groups
+        columns |= {f"{UNIT}{unit}": numbers for unit, numbers in outcomes.units.items()}
         file = BytesIO()
         pl.DataFrame(columns | {f"score_{at}": scores[:, at] for at in range(scores.shape[1])}).write_parquet(file)
         return file.getvalue()
@@ -49,11 +48,8 @@ class JudgedScores:
         frame = pl.read_parquet(content)
         scores = frame.select(r"^score_\d+$").to_numpy()
         predicted = scores if task in CLASSIFICATION else scores[:, 0]
-        outcomes = Outcomes(task, predicted, as_truth(frame["truth"]), classes)
-        for name in frame.columns:
-            if name.startswith(UNIT):
-                outcomes = replace(outcomes, groups=frame[name].to_numpy(), grouped_by=name.removeprefix(UNIT))
-        return cls(outcomes, frame["row"].to_numpy())
+        units = {name.removeprefix(UNIT): frame[name].to_numpy() for name in frame.columns if name.startswith(UNIT)}
+        return cls(Outcomes(task, predicted, as_truth(frame["truth"]), classes, units=units), frame["row"].to_numpy())
 
 
 def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScores) -> Verdict | str:
@@ -67,7 +63,7 @@ def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScore
 def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes, Outcomes] | str:
     """The outcomes of two models on the rows that both have scored, among the classes that both know; or why there are none.
 
-    Labels and groups are those of the first.
+    Labels and units are those of the first.
     """
     own, other = first.outcomes, second.outcomes
     if reason := not_comparable((own.task, own.classes), (other.task, other.classes)):
@@ -75,7 +71,7 @@ def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes
     _, left, right = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     in_order = np.argsort(left)
     own, other = own.at(left[in_order]), other.at(right[in_order])
-    other = replace(other, truth=own.truth, groups=own.groups, grouped_by=own.grouped_by)
+    other = replace(other, truth=own.truth, units=own.units)
     if own.task in CLASSIFICATION and own.classes != other.classes:
         own, other = (_among(_shared(own.classes, other.classes), outcomes) for outcomes in (own, other))
     known = own.of_known_class

@@ -1,6 +1,6 @@
-"""The difference between two models on the same rows, with its uncertainty: a paired bootstrap of one metric.
+"""The difference between two models on the same rows, with its uncertainty.
 
-Both models are measured on the same resampled rows, so that what makes rows hard for both cancels out.
+Both models are measured again without the same units, so that what makes rows hard for both cancels out.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Floats, Outcomes
-from batch_platform.monitoring.resampling import LEVEL, ROUNDS, Resampled
+from batch_platform.monitoring.resampling import LEVEL, Resampled
 
 ROUNDING = 1e-9  # two ways to compute the same number may differ by as much
 
@@ -23,10 +23,10 @@ class Difference:
     low: float
     high: float
     level: float
-    rounds: int
+    rounds: int  # how often it was measured again
     rows: int
-    resampled_by: str = "row"  # what was drawn: "row", "partition", or "group" of a snapshot
-    groups: int = 0  # their number
+    resampled_by: str = "row"  # the unit: "row", "partition", "block" of partitions, "entity", "group", or a column
+    groups: int = 0  # number of units
 
 
 def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) -> Difference | None:
@@ -35,8 +35,8 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) ->
     The second may be a recorded value instead, of a model that cannot be measured again: then the interval is as wide as the
     chance in the first.
 
-    None if there are no rows, if the metric has no weighted form or measures other tasks, or if it is not defined on the
-    rows or on most of the samples.
+    None if there are no rows, if the metric has no weighted form or measures other tasks, if it is not defined on the rows or
+    without one of their units, and if there are too few units.
     """
     record = METRICS[metric]
     if not len(first.predicted) or record.weighted is None or first.task not in record.tasks:
@@ -45,30 +45,22 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) ->
     other = _value(record, second) if isinstance(second, Outcomes) else second
     if value is None or other is None:
         return None
-    resampled = Resampled.of(first)
-    of_first = resampled.weighted(record, resampled.rows)
+    resampled = Resampled.of(first, least=2)
+    of_first = resampled.weighted(record, resampled.rows, record.weighted)
     of_second = None
     if isinstance(second, Outcomes):
-        of_second = resampled.weighted(record, second.every(resampled.step))
+        of_second = resampled.weighted(record, second.at(resampled.kept), record.weighted)
 
     def difference(weights: Floats) -> Floats:
         return np.asarray(of_first(weights) - (other if of_second is None else of_second(weights)))
 
-    estimate = value - other
-    interval = resampled.ends({metric: difference}, {metric: estimate})[metric]
-    if interval is None:
+    reach = resampled.reaches({metric: difference}).get(metric)
+    if reach is None or np.isnan(reach.half):
         return None
-    return Difference(
-        metric,
-        estimate,
-        interval.low,
-        interval.high,
-        LEVEL,
-        ROUNDS,
-        len(first.predicted),
-        resampled.drawn,
-        resampled.count,
-    )
+    estimate = value - other
+    low, high = estimate - reach.half, estimate + reach.half
+    rounds = max(unit.count for unit in resampled.units)
+    return Difference(metric, estimate, low, high, LEVEL, rounds, len(first.predicted), reach.unit, reach.units)
 
 
 def _value(metric: Metric, outcomes: Outcomes) -> float | None:

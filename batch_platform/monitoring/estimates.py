@@ -11,8 +11,8 @@ Covariate Shift Without Labels, 2024), for a regression direct loss estimation w
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
-from math import inf, sqrt
+from math import sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from batch_platform.monitoring.profiles import Bins
 AREA = "roc_auc"
 ESTIMATED = (AREA, "accuracy", "brier", "log_loss", "mae")  # metrics that can be estimated
 _INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
-_TWO_SIDED = 1.959964  # quantile of the normal distribution for 95%
+TWO_SIDED = NormalDist().inv_cdf(0.975)  # for 95%
 _LEAST_OF_A_CLASS = 0.5  # expected rows without which the area is not defined
 
 Floats = NDArray[np.float64]
@@ -49,7 +49,10 @@ class Expectation:
     doubt: tuple[float, ...]  # variance of what was learned of each block
     means: Mapping[str, MeanMetric] = field(default_factory=dict[str, MeanMetric])  # means by metric
     rate: tuple[float, ...] | None = None  # share of positives of each cell; None unless there are two classes
-    # By metric, the standard deviation between the partitions of the evaluation window that chance does not explain.
+    # By metric, factors of the variance in the outcomes and in what was learned, since rows of a unit share what makes them hard.
+    clustered: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    # By metric, the standard deviation between the partitions of the evaluation window that chance does not explain, larger if
+    # these are few.
     usual: Mapping[str, float] = field(default_factory=dict[str, float])
     # The same between the segments of these partitions, by column and metric.
     usual_of_segments: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
@@ -71,6 +74,7 @@ class Expectation:
                 for name, mean in values["means"].items()
             },
             rate=None if rate is None else tuple(rate),
+            clustered={name: (chance, doubt) for name, (chance, doubt) in values.get("clustered", {}).items()},
             usual=values["usual"],
             usual_of_segments=values["usual_of_segments"],
         )
@@ -97,7 +101,7 @@ def estimates(expectation: Expectation, histogram: Sequence[int], segment_column
     made: list[Estimate] = []
     for name, (value, variance) in sorted(expected(expectation, histogram).items()):
         usual = max(expectation.usual.get(name, 0.0), of_segments.get(name, 0.0))
-        reach = _TWO_SIDED * sqrt(variance + usual**2)
+        reach = TWO_SIDED * sqrt(variance + usual**2)
         made.append(
             Estimate(name, value, max(METRICS[name].least, value - reach), min(METRICS[name].most, value + reach))
         )
@@ -113,8 +117,8 @@ def expected(expectation: Expectation, histogram: Sequence[int]) -> dict[str, tu
     values = dict[str, tuple[float, float]]()
     for name, mean in expectation.means.items():
         chance = float(counts @ np.asarray(mean.spread)) / rows**2
-        doubt = _doubt(expectation, counts * np.asarray(mean.contrast) / rows)
-        values[name] = float(counts @ np.asarray(mean.loss)) / rows, chance + doubt
+        variance = _variance(expectation, name, chance, counts * np.asarray(mean.contrast) / rows)
+        values[name] = float(counts @ np.asarray(mean.loss)) / rows, variance
     if expectation.rate is not None and (area := _area(expectation, np.asarray(expectation.rate), counts)) is not None:
         values[AREA] = area
     return values
@@ -135,13 +139,14 @@ def _area(expectation: Expectation, rate: Floats, counts: Floats) -> tuple[float
     value = float(positives @ below) / (hits * misses)
     change = (below - above) / (hits * misses) - value / hits + value / misses
     chance = float(counts @ (rate * (1 - rate) * change**2))
-    return value, chance + _doubt(expectation, counts * change)
+    return value, _variance(expectation, "log_loss", chance, counts * change)  # between units both vary alike
 
 
-def _doubt(expectation: Expectation, influence: Floats) -> float:
-    """The variance that comes from what was learned of the cells, given the influence of each cell."""
+def _variance(expectation: Expectation, metric: str, chance: float, influence: Floats) -> float:
+    """The variance by chance in the outcomes, and that from what was learned of the cells, given the influence of each cell."""
     by_block = np.bincount(expectation.blocks, weights=influence, minlength=len(expectation.doubt))
-    return float(by_block**2 @ np.asarray(expectation.doubt))
+    of_chance, of_doubt = expectation.clustered.get(metric, (1.0, 1.0))
+    return of_chance * chance + of_doubt * float(by_block**2 @ np.asarray(expectation.doubt))
 
 
 @dataclass(frozen=True)
@@ -167,23 +172,3 @@ class TrackRecord:
 def estimated_metric(judged_by: str, estimated: Collection[str]) -> str | None:
     """The estimated metric to show of a model that is judged by a metric: the same, or another; None where there is none."""
     return next((metric for metric in (judged_by, *_INSTEAD) if metric in estimated), None)
-
-
-def isotonic_blocks(positives: Sequence[float], rows: Sequence[float]) -> list[int]:
-    """The block of each cell, so that the share of positives rises from block to block.
-
-    Pool adjacent violators (Ayer and others, An Empirical Distribution Function for Sampling with Incomplete Information, 1955).
-    A cell without rows belongs to the block before it.
-    """
-    pools: list[tuple[float, float, int]] = []  # positives, rows and cells
-    for hits, count in zip(positives, rows, strict=True):
-        pool = (hits, count, 1)
-        while pools and _share(pools[-1], inf) >= _share(pool, -inf):
-            before = pools.pop()
-            pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])
-        pools.append(pool)
-    return list(chain.from_iterable([at] * cells for at, (_, _, cells) in enumerate(pools)))
-
-
-def _share(pool: tuple[float, float, int], without: float) -> float:
-    return pool[0] / pool[1] if pool[1] else without

@@ -25,6 +25,7 @@ from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.monitoring.segments import SegmentCounts
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.monitoring.usual import Past
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
 from batch_platform.warehouse.home import Home
@@ -99,8 +100,9 @@ class ScoredPartition:
     own_metrics: Sequence[Metric] = ()  # further metrics that the pipeline declares
     in_sample: bool = False  # whether the model has learned from the partition
     segments: Sequence[str] = ()  # columns of `monitoring.segments`
-    # The key of each row and as many of these columns as are stored; None if none of them is.
+    # The key of each row and as many of these columns, and that of `monitoring.unit`, as are stored; None if none of them is.
     read_segments: Callable[[], pl.DataFrame | None] = lambda: None
+    unit: UnitRule = field(default_factory=UnitRule)
 
     @cached_property
     def score_columns(self) -> list[str]:

@@ -27,6 +27,7 @@ from batch_platform.monitoring.outcomes import (
     Floats,
     Outcomes,
     Ranked,
+    Share,
     Weighted,
     columns,
     total,
@@ -35,6 +36,7 @@ from batch_platform.monitoring.outcomes import (
 
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
 LIFTS = (0.01, 0.05, 0.10)  # shares of the rows with the highest scores
+LEAST_HIGHEST = 10  # rows with the highest scores, without which a lift has no interval
 ERROR_QUANTILES = (0.1, 0.5, 0.9)
 _ROUNDING = 1e-12
 
@@ -49,10 +51,12 @@ class Metric:
     lower_is_better: bool = False  # whether it is an error rather than a score
     default_for: Sequence[str] = ()  # tasks whose models it judges when `model.promote.metric` names no metric
     weighted: Callable[[Outcomes], Weighted] | None = None  # prepares it for weighted rows, for intervals
+    share: Callable[[Outcomes], Share] | None = None  # the share of rows that it follows from
     of_decisions: bool = False  # whether rows of a class that the model does not know count as wrong
     in_detail: bool = False  # whether lists of models leave it out
     signed: bool = False  # whether it is an error with a sign, of which 0 is best
     neutral: bool = False  # whether neither direction is better; a bound is then the least that it may be
+    grows_on_few_rows: bool = False  # whether few rows make it larger than it is, so that it has no interval of its own
     least: float = -np.inf  # lowest possible value
     most: float = np.inf
 
@@ -155,13 +159,10 @@ def _require_finite(outcomes: Outcomes) -> None:
         raise ValueError(msg)
 
 
-def _accuracy(outcomes: Outcomes) -> float:
+def _accuracy(outcomes: Outcomes) -> Share:
     """Share of the rows whose most probable class is the true one (`sklearn.metrics.accuracy_score`)."""
-    return float(np.mean(_hits(outcomes)))
-
-
-def _hits(outcomes: Outcomes) -> NDArray[np.bool_]:
-    return outcomes.predicted.argmax(axis=1) == outcomes.true_positions
+    hits = outcomes.predicted.argmax(axis=1) == outcomes.true_positions
+    return Share(hits.astype(np.float64), np.ones(len(hits)))
 
 
 def _log_loss(outcomes: Outcomes) -> float:
@@ -204,17 +205,13 @@ def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[
     return prepare
 
 
-def _roc_auc(outcomes: Outcomes) -> float | None:
+def _roc_auc(outcomes: Outcomes) -> Weighted:
     """Area under the ROC curve: the chance that a positive row ranks before a negative one (`roc_auc_score`).
 
     For several classes, the mean over each class against all others, defined only if every class occurs. For outliers,
     how well the score separates the second of two labels from the first.
     """
     _require_finite(outcomes)
-    return unweighted(_weighted_roc_auc, outcomes)
-
-
-def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:
     if outcomes.task != "multiclass":
         return _area(outcomes.ranked)
     areas = [weighted_area(outcomes.true_positions == at, scores) for at, scores in enumerate(outcomes.predicted.T)]
@@ -236,15 +233,12 @@ def _area(ranked: Ranked) -> Weighted:
     return area
 
 
-def _average_precision(outcomes: Outcomes) -> float | None:
+def _average_precision(outcomes: Outcomes) -> Weighted:
     """Mean of the precision at each score, weighted by the growth of the recall (`sklearn.metrics.average_precision_score`).
 
     Not defined without positives.
     """
-    return unweighted(_weighted_average_precision, outcomes)
 
-
-def _weighted_average_precision(outcomes: Outcomes) -> Weighted:
     def value(weights: Floats) -> Floats:
         at = outcomes.ranked.counted(weights)
         precision = np.divide(at.found, at.held, out=np.zeros_like(at.found), where=at.held > 0)
@@ -253,15 +247,12 @@ def _weighted_average_precision(outcomes: Outcomes) -> Weighted:
     return value
 
 
-def _ks(outcomes: Outcomes) -> float | None:
+def _ks(outcomes: Outcomes) -> Weighted:
     """Kolmogorov and Smirnov's distance between the scores of positives and negatives (`scipy.stats.ks_2samp`).
 
     Not defined where only one class occurs.
     """
-    return unweighted(_weighted_ks, outcomes)
 
-
-def _weighted_ks(outcomes: Outcomes) -> Weighted:
     def value(weights: Floats) -> Floats:
         at, turns = outcomes.ranked.counted(weights), outcomes.ranked.turns
         found = columns(at.found, turns)
@@ -274,15 +265,13 @@ def _weighted_ks(outcomes: Outcomes) -> Weighted:
 def _lift(share: float) -> Metric:
     """Lift: positives among the rows with the highest scores, over those of the same number of random rows."""
 
-    def value(outcomes: Outcomes) -> float | None:
+    def weighted(outcomes: Outcomes) -> Weighted:
         """Rate of positives among the {share:.0%} of the rows with the highest scores, divided by the rate among all rows.
 
         Of rows with equal scores at the boundary, and of a fraction of a row, a share is taken. Not defined without
         positives, nor where the share is less than one row.
         """
-        return unweighted(weighted, outcomes)
 
-    def weighted(outcomes: Outcomes) -> Weighted:
         def value(weights: Floats) -> Floats:
             at = outcomes.ranked.counted(weights)
             most = share * at.held[..., -1:]
@@ -295,8 +284,16 @@ def _lift(share: float) -> Metric:
 
         return value
 
-    value.__doc__ = (value.__doc__ or "").replace("{share:.0%}", f"{share:.0%}")
-    return Metric(f"lift_at_{share * 100:g}", BINARY, value, weighted=weighted, least=0, in_detail=True)
+    def among_highest(outcomes: Outcomes) -> Share:
+        positive, score = outcomes.positive_and_score
+        highest, count = np.zeros(len(score)), round(share * len(score))
+        highest[np.argsort(-score, kind="stable")[:count]] = 1
+        rate_of_all = float(positive.mean()) if count >= LEAST_HIGHEST else np.nan
+        return Share(highest * positive, highest, lambda rate: rate / rate_of_all)
+
+    weighted.__doc__ = (weighted.__doc__ or "").replace("{share:.0%}", f"{share:.0%}")
+    name = f"lift_at_{share * 100:g}"
+    return _weighted(name, BINARY, weighted, share=among_highest, least=0, most=1 / share, in_detail=True)
 
 
 def _mae(outcomes: Outcomes) -> float:
@@ -352,15 +349,11 @@ def _bias(outcomes: Outcomes) -> float:
     return float(np.mean(_errors(outcomes)))
 
 
-def _mape(outcomes: Outcomes) -> float | None:
+def _mape(outcomes: Outcomes) -> Weighted:
     """Mean absolute error relative to the truth (`sklearn.metrics.mean_absolute_percentage_error`), as a share.
 
     Over the rows whose truth is not 0.
     """
-    return unweighted(_weighted_mape, outcomes)
-
-
-def _weighted_mape(outcomes: Outcomes) -> Weighted:
     size = np.abs(outcomes.labels)
     relative = np.divide(np.abs(_errors(outcomes)), size, out=np.zeros_like(size), where=size > 0)
     counted = (size > 0).astype(np.float64)
@@ -370,11 +363,8 @@ def _weighted_mape(outcomes: Outcomes) -> Weighted:
 def _error_quantile(share: float) -> Metric:
     """A quantile of the error with its sign."""
 
-    def value(outcomes: Outcomes) -> float | None:
-        """Quantile of prediction minus truth: a tenth of the rows is at most p10, half at most p50, nine tenths at most p90 (`numpy.quantile`, `inverted_cdf`)."""
-        return unweighted(weighted, outcomes)
-
     def weighted(outcomes: Outcomes) -> Weighted:
+        """Quantile of prediction minus truth: a tenth of the rows is at most p10, half at most p50, nine tenths at most p90 (`numpy.quantile`, `inverted_cdf`)."""
         errors = _errors(outcomes)
         order = np.argsort(errors, kind="stable")
         ranked = errors[order]
@@ -386,8 +376,18 @@ def _error_quantile(share: float) -> Metric:
 
         return value
 
+    def below(outcomes: Outcomes) -> Share:
+        errors = _errors(outcomes)
+        reached = (errors <= np.quantile(errors, share, method="inverted_cdf")).astype(np.float64)
+
+        def at(rate: float) -> float:  # beyond the lowest and the highest error nothing is known
+            inside = 1 <= rate * len(errors) <= len(errors) - 1
+            return float(np.quantile(errors, rate, method="inverted_cdf")) if inside else np.nan
+
+        return Share(reached, np.ones(len(errors)), at)
+
     name = f"error_p{share * 100:g}"
-    return Metric(name, REGRESSION, value, lower_is_better=True, weighted=weighted, signed=True, in_detail=True)
+    return _weighted(name, REGRESSION, weighted, lower_is_better=True, share=below, signed=True, in_detail=True)
 
 
 def _silhouette(outcomes: Outcomes) -> float | None:
@@ -415,86 +415,67 @@ def _outlier_share(outcomes: Outcomes) -> float:
     return float(np.mean(outcomes.predicted > 0))
 
 
+def _weighted(name: str, tasks: Sequence[str], weighted: Callable[[Outcomes], Weighted], **further: Any) -> Metric:  # noqa: ANN401 - fields
+    """A metric that is measured as its weighted form is, with rows that all weigh 1."""
+
+    def value(outcomes: Outcomes) -> float | None:
+        return unweighted(weighted, outcomes)
+
+    value.__doc__ = weighted.__doc__
+    return Metric(name, tasks, value, weighted=weighted, **further)
+
+
+def _of_decisions(
+    name: str,
+    share: Callable[[Outcomes], Share],
+    tasks: Sequence[str] = BINARY,
+    **further: Any,  # noqa: ANN401 - fields
+) -> Metric:
+    """A metric of decisions that is a share of rows."""
+
+    def weighted(outcomes: Outcomes) -> Weighted:
+        return share(outcomes).weighted
+
+    weighted.__doc__ = share.__doc__
+    return _weighted(name, tasks, weighted, share=share, of_decisions=True, least=0, most=1, **further)
+
+
+_SHARE: dict[str, Any] = {"least": 0, "most": 1, "in_detail": True}
+_ERROR: dict[str, Any] = {"lower_is_better": True, "least": 0}
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric(
-            "accuracy", CLASSIFICATION, _accuracy, weighted=_weighted_mean(_hits), of_decisions=True, least=0, most=1
-        ),
+        _of_decisions("accuracy", _accuracy, CLASSIFICATION),
         Metric(
             "log_loss",
             CLASSIFICATION,
             _log_loss,
-            lower_is_better=True,
             default_for=("multiclass",),
             weighted=_weighted_mean(_row_log_losses),
-            least=0,
+            **_ERROR,
         ),
-        Metric(
-            "brier", CLASSIFICATION, _brier, lower_is_better=True, weighted=_weighted_mean(_row_brier_scores), least=0
-        ),
-        Metric("mae", REGRESSION, _mae, lower_is_better=True, weighted=_weighted_mean(_absolute_errors), least=0),
-        Metric(
-            "rmse", REGRESSION, _rmse, lower_is_better=True, default_for=REGRESSION, weighted=_weighted_rmse, least=0
-        ),
+        Metric("brier", CLASSIFICATION, _brier, weighted=_weighted_mean(_row_brier_scores), **_ERROR),
+        Metric("mae", REGRESSION, _mae, weighted=_weighted_mean(_absolute_errors), **_ERROR),
+        Metric("rmse", REGRESSION, _rmse, default_for=REGRESSION, weighted=_weighted_rmse, **_ERROR),
         Metric("r2", REGRESSION, _r2, weighted=_weighted_r2, most=1),
         Metric("silhouette", ("clustering",), _silhouette, default_for=("clustering",)),
         Metric("outlier_share", ("outliers",), _outlier_share, lower_is_better=True, default_for=("outliers",)),
-        Metric(
-            "roc_auc",
-            (*CLASSIFICATION, "outliers"),
-            _roc_auc,
-            default_for=BINARY,
-            weighted=_weighted_roc_auc,
-            least=0,
-            most=1,
-        ),
-        *(
-            Metric(
-                name,
-                tasks,
-                value,
-                weighted=weighted,
-                lower_is_better=name == "false_positive_rate",
-                neutral=name == "selection_rate",
-                of_decisions=True,
-                least=0,
-                most=1,
-                in_detail=True,
-            )
-            for name, tasks, value, weighted in (
-                ("precision", BINARY, decisions.precision, decisions.weighted_precision),
-                ("recall", BINARY, decisions.recall, decisions.weighted_recall),
-                ("f1", CLASSIFICATION, decisions.f1, decisions.weighted_f1),
-                ("selection_rate", BINARY, decisions.selection_rate, decisions.weighted_selection_rate),
-                (
-                    "false_positive_rate",
-                    BINARY,
-                    decisions.false_positive_rate,
-                    decisions.weighted_false_positive_rate,
-                ),
-            )
-        ),
-        Metric(
+        _weighted("roc_auc", (*CLASSIFICATION, "outliers"), _roc_auc, default_for=BINARY, least=0, most=1),
+        _of_decisions("precision", decisions.precision, in_detail=True),
+        _of_decisions("recall", decisions.recall, in_detail=True),
+        _weighted("f1", CLASSIFICATION, decisions.f1, of_decisions=True, **_SHARE),
+        _of_decisions("selection_rate", decisions.selection_rate, in_detail=True, neutral=True),
+        _of_decisions("false_positive_rate", decisions.false_positive_rate, in_detail=True, lower_is_better=True),
+        _weighted(
             "calibration_error",
             BINARY,
             decisions.calibration_error,
             lower_is_better=True,
-            weighted=decisions.weighted_calibration_error,
-            least=0,
-            most=1,
-            in_detail=True,
+            grows_on_few_rows=True,
+            **_SHARE,
         ),
-        Metric(
-            "average_precision",
-            BINARY,
-            _average_precision,
-            weighted=_weighted_average_precision,
-            least=0,
-            most=1,
-            in_detail=True,
-        ),
-        Metric("ks", BINARY, _ks, weighted=_weighted_ks, least=0, most=1, in_detail=True),
+        _weighted("average_precision", BINARY, _average_precision, **_SHARE),
+        _weighted("ks", BINARY, _ks, grows_on_few_rows=True, **_SHARE),
         *map(_lift, LIFTS),
         Metric(
             "bias",
@@ -505,7 +486,7 @@ METRICS = {
             signed=True,
             in_detail=True,
         ),
-        Metric("mape", REGRESSION, _mape, lower_is_better=True, weighted=_weighted_mape, least=0, in_detail=True),
+        _weighted("mape", REGRESSION, _mape, in_detail=True, **_ERROR),
         *map(_error_quantile, ERROR_QUANTILES),
     )
 }

@@ -1,7 +1,7 @@
 """The output of a model for some rows beside the truth, on plain arrays: what metrics measure."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ BINARY = ("binary",)
 REGRESSION = ("regression",)
 UNSUPERVISED = ("clustering", "outliers")
 TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
+ENTITY, PARTITION = "entity", "partition"  # names of units that are not declared
 UNKNOWN = -1  # position of a class that the model does not know
 
 Floats = NDArray[np.float64]
@@ -32,8 +33,8 @@ class Outcomes:
     truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
     classes: Sequence[Any] = ()  # classes in the order of the columns; of two, and of outliers, the last is positive
     matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
-    groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
-    grouped_by: str = "row"  # what a group is, e.g. "partition"
+    # Number of each row's unit [n], by the name of the unit: rows that share one depend on each other. Partitions ascend in time.
+    units: Mapping[str, NDArray[np.integer]] = field(default_factory=dict[str, NDArray[np.integer]])
     positions: NDArray[np.int64] | None = None  # positions of the true classes [n], if they are known already
 
     @cached_property
@@ -72,9 +73,10 @@ class Outcomes:
 
     def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""
-        by_row = ("truth", "matrix", "groups", "positions")
-        present = {name: values for name in by_row if (values := getattr(self, name)) is not None}
-        return replace(self, predicted=self.predicted[rows], **{name: values[rows] for name, values in present.items()})
+        by_row = ("truth", "matrix", "positions")
+        present = {name: values[rows] for name in by_row if (values := getattr(self, name)) is not None}
+        units = {name: numbers[rows] for name, numbers in self.units.items()}
+        return replace(self, predicted=self.predicted[rows], units=units, **present)
 
     @cached_property
     def ranked(self) -> "Ranked":
@@ -106,6 +108,24 @@ class Outcomes:
         if len(labels) < 2 or (len(labels) > 2 and not self.classes):  # noqa: PLR2004 - two classes
             return np.zeros(len(self.predicted), dtype=np.bool_), self.predicted
         return self.labels == labels[-1], self.predicted
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """A metric that follows from the share of some rows among those that count."""
+
+    part: Floats  # 1 for the rows of the share, 0 for others [n]
+    whole: Floats  # 1 for the rows that count, 0 for others [n]
+    scaled: Callable[[float], float] = float  # the metric, given the share
+
+    @property
+    def value(self) -> float:
+        """The share; NaN if no row counts."""
+        return float(self.weighted(np.ones(len(self.whole))))
+
+    def weighted(self, weights: Floats) -> Floats:
+        """The share of weighted rows."""
+        return weights @ self.part / (weights @ self.whole)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Performance over many partitions: every metric of all their labelled rows together, not the mean of daily values.
 
 Computed from the published tables alone: `outcomes` holds the label of every row that was measured, so that each metric is
-exact for any window, segment and model. Intervals come from resampling whole partitions. Partitions that a model has
-learned from are left out, and those that were scored again and not measured since.
+exact for any window, segment and model. Partitions that a model has learned from are left out, and those that were scored
+again and not measured since.
 """
 
 import json
@@ -31,6 +31,7 @@ from batch_platform.monitoring.measures.performance import (
 )
 from batch_platform.monitoring.metrics import Metric, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, prediction_columns
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -48,7 +49,7 @@ MOST_ROWS = (
 )
 PERIODS = {"month": 1, "quarter": 3}  # months
 _PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", "run_id")
-_TRUTH, _VALUE, _GROUP = "__truth", "__value", "__group"
+_TRUTH, _VALUE, _UNIT = "__truth", "__value", "__unit_"  # the last is followed by the name of a unit
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     only: Collection[str] | None = None,
     of_segments: Collection[str] | None = None,
     by_version: bool = True,
+    unit: UnitRule = UnitRule(),  # noqa: B008 - immutable
 ) -> pl.DataFrame:
     """The metrics of partitions from `first` to `last`, both included; a row is a `PooledMetric`.
 
@@ -105,6 +107,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     `by_version` is false), for each challenger, and for each value of every column in `by`, which is a kept column of the
     predictions. Versions that know other classes are not measured together. `metrics` are measured beside the built-in ones.
     Most of the time goes into intervals: `only` names the metrics to measure, `of_segments` those of segments; None: all.
+    `unit` is what the pipeline declares of rows that depend on each other.
 
     Raises:
         DataError: Nothing was evaluated with labels, or the predictions have no column of `by`.
@@ -113,14 +116,14 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
     keys = _measured(con, pipeline, first, last)
-    rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, by_version=by_version))
+    rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, unit, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
 
 def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
     """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
     publish(warehouse.home)
-    by, metrics = spec.monitoring.segments, own_metrics(spec)
+    by, metrics, unit = spec.monitoring.segments, own_metrics(spec), UnitRule.of(spec)
     with reading_published(warehouse.home) as con:
         stale = _stale_periods(con, spec)
         rows = list[PeriodMetric]()
@@ -131,7 +134,7 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
             keys = [key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key)]
             rows += [
                 PeriodMetric(**vars(row), period=name, period_start=start, evaluation_seq=seq, run_id=stamp.run_id)
-                for row in _pooled(con, spec.name, keys, by, metrics)
+                for row in _pooled(con, spec.name, keys, by, metrics, unit=unit)
             ]
     if stale:
         with warehouse.transaction() as con:
@@ -233,16 +236,15 @@ class _Kind:
 
     def outcomes(self, rows: pl.DataFrame) -> Outcomes:
         """Rows of versions of this kind, as metrics take them."""
-        (truth, positions), groups = self.truth(rows), rows[_GROUP].rank("dense").cast(pl.Int64).to_numpy()
+        truth, positions = self.truth(rows)
+        units = {name.removeprefix(_UNIT): rows[name].to_numpy() for name in rows.columns if name.startswith(_UNIT)}
         columns = prediction_columns(self.task, self.classes)
         predicted = rows[columns[-1]].to_numpy()
         if self.task == "binary":
             predicted = np.column_stack([1 - predicted, predicted])
         elif self.task == "multiclass":
             predicted = rows.select(columns[1:]).to_numpy()
-        return Outcomes(
-            self.task, predicted, truth, self.classes, groups=groups, grouped_by="partition", positions=positions
-        )
+        return Outcomes(self.task, predicted, truth, self.classes, units=units, positions=positions)
 
 
 def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
@@ -253,6 +255,7 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
     metrics: Sequence[Metric],
     only: Collection[str] | None = None,
     of_segments: Collection[str] | None = None,
+    unit: UnitRule = UnitRule(),  # noqa: B008 - immutable
     *,
     by_version: bool = True,
 ) -> Iterator[PooledMetric]:
@@ -262,7 +265,7 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
         version: _Kind(task, tuple(json.loads(classes)))
         for version, task, classes in con.execute(query, {"pipeline": pipeline}).fetchall()
     }
-    for rows in _scored(con, pipeline, keys, by):
+    for rows in _scored(con, pipeline, keys, by, unit):
         challenger, versions = rows["challenger"][0], sorted(set(rows["model_version"]))
         common = {kinds[version] for version in versions}
         for version in versions if by_version and len(versions) > 1 else ():
@@ -285,7 +288,7 @@ def _of_rows(
 ) -> Iterator[PooledMetric]:
     outcomes = kind.outcomes(rows)
     strange = rows[_TRUTH].filter(~outcomes.of_known_class)
-    unknown, partitions = named_classes(strange), rows[_GROUP].n_unique()
+    unknown, partitions = named_classes(strange), rows[_PARTITION].n_unique()
     for name, value, low, high, measured, positives in metric_rows(outcomes, metrics, only):
         yield PooledMetric(
             **vars(pool),
@@ -303,9 +306,9 @@ def _of_rows(
 
 
 def _scored(
-    con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], by: Sequence[str]
+    con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], by: Sequence[str], unit: UnitRule
 ) -> Iterator[pl.DataFrame]:
-    """The labelled rows of some partitions, with the scores of the models that served and, in turn, of each challenger."""
+    """The labelled rows of some partitions and their units, with the scores of the models that served and, in turn, of each challenger."""
     schema, values = quoted(pipeline), {"keys": list(keys)}
     present = [name for name, _ in table_columns(con, pipeline, "predictions")]
     if unknown := [name for name in by if name not in present]:
@@ -318,7 +321,8 @@ def _scored(
     key = [
         name for name, count in zip(joined, filled, strict=True) if count == rows
     ]  # the columns of an earlier key are all null
-    on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in by if name not in key]
+    by = [*by, *(name for name in unit.column if name in present)]
+    on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in dict.fromkeys(by) if name not in key]
     needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score"}
     step = -(-rows // MOST_ROWS)
     chosen = f"partition_key IN $keys{f' AND hash({on}) % {step} = 0' if step > 1 else ''}"
@@ -339,10 +343,10 @@ def _scored(
             tables.append((scores, f"JOIN {kept} USING ({on})" if by else ""))
     for scores, further in tables:
         joined_rows = f"({scores}) {further} JOIN ({truth}) USING ({on})"
-        query = f"SELECT *, partition_key AS {_GROUP} FROM {joined_rows} WHERE {chosen} ORDER BY {on}"
-        rows_of_model = con.sql(query, params=values).pl()
+        rows_of_model = con.sql(f"FROM {joined_rows} WHERE {chosen} ORDER BY {on}", params=values).pl()
         if rows_of_model.height:
-            yield rows_of_model
+            units = unit.numbers(rows_of_model, key, partition=_PARTITION)
+            yield rows_of_model.with_columns(pl.Series(f"{_UNIT}{name}", of) for name, of in units.items())
 
 
 def _schema(record: type) -> dict[str, Any]:

@@ -1,93 +1,185 @@
-"""Intervals of metrics: how far each may be off by chance, from resampled groups of rows.
+"""Intervals of metrics: where a metric lies in the whole population that the rows stand for, as far as these rows can tell.
 
-Rows of one day share their weather, so resampling them one by one makes intervals too narrow: where the outcomes name
-groups, whole groups are drawn (Field and Welsh, Bootstrapping clustered data, 2007). Percentile intervals (Efron and
-Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13); with few groups they are widened as Student's distribution
-is wider than the normal one. Seeded, so that the same rows give the same interval.
+A 95% confidence interval: of many that are computed in this way, 95 in 100 hold that value, if the world stays the same. It
+is as wide as independent units make it. Rows of one entity, or of one day, resemble each other: each unit is left out in turn
+with all of its rows, and the metric measured again (the delete-a-group jackknife: Kott, 2001), with Student's t for few
+units (MacKinnon, Nielsen and Webb, Fast and Reliable Jackknife and Bootstrap Methods for Cluster-Robust Inference, 2023).
+Where rows share an entity and a partition, partitions count if the metric varies by more between them than entities explain
+(F test), otherwise entities.
+
+If partitions resemble their neighbours, blocks of them count: the variance of their mean is that of a few slow cosine waves
+(Lazarus, Lewis, Stock and Watson, HAR Inference: Recommendations for Practice, 2018), after the resemblance of neighbours is
+removed (Andrews and Monahan, 1992). Shares of rows, and what else lies between two bounds, have Wilson's interval (1927) for
+the number of independent rows that would vary as much (Dean and Pagano, 2015); quantiles have Woodruff's (1952). An error
+that is never negative varies on the scale of its logarithm.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.monitoring.metrics import Metric, Weighted, metrics_of
-from batch_platform.monitoring.outcomes import Floats, Outcomes
+from batch_platform.monitoring.metrics import Metric, metrics_of
+from batch_platform.monitoring.outcomes import CLASSIFICATION, ENTITY, PARTITION, Floats, Outcomes, Share, Weighted
 
-ROUNDS = 200
 LEVEL = 0.95
 SEED = 0
-MAX_ROWS = 5_000  # rows that are resampled; more are thinned to evenly spaced ones, and the interval is scaled to the size of all
-MAX_GROUPED_ROWS = (
-    50_000  # rows in groups; above, evenly spaced ones are resampled, which makes the interval a little wider
-)
-MANY_GROUPS = 200  # groups from which no interval is widened
+GROUPS = 100  # most groups that are left out in turn; of more units, several make a group
+LEAST_UNITS = 3  # fewer do not tell how much they vary
+LEAST_SERIES = 10  # fewer partitions do not tell if they resemble their neighbours
+MAX_ROWS = 5_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
+MAX_ROWS_IN_UNITS = 50_000  # of more, the rows of some units if these are many, otherwise evenly spaced ones
 _MOST_WEIGHTS = (
     400_000  # weights in memory at once: with ten times as many, an interval takes two to four times as long
 )
+_BY_CHANCE = 0.1  # probability that partitions seem to vary by more than entities explain
+_MOST_ALIKE = 0.97  # largest resemblance of neighbours that is removed
+_NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Between which values a metric would lie in 95% of repetitions, as far as these rows can tell."""
+    """The ends of a 95% confidence interval."""
 
     low: float
     high: float
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Half the width of an interval, and the units that it comes from."""
+
+    half: float
+    error: float  # standard error, if no unit resembles its neighbours
+    unit: str  # "row", "partition", "block" of partitions, "entity", "group", or a column
+    units: int
+
+
 def intervals(outcomes: Outcomes, values: dict[str, float], own: Sequence[Metric] = ()) -> dict[str, Interval]:
     """The intervals of metrics, given their values on all rows.
 
-    A metric without a weighted form has none, nor has one that is not defined on most of the samples.
+    A metric has none without a weighted form, if few rows make it too large, and if it is not defined without one of the
+    units. No metric has one if there are fewer than LEAST_UNITS units.
     """
     resampled = Resampled.of(outcomes)
     chosen = {
         name: metric
         for name, metric in metrics_of(outcomes, own).items()
-        if name in values and metric.weighted is not None
+        if name in values and metric.weighted is not None and not metric.grows_on_few_rows
     }
-    ends = resampled.ends({name: resampled.weighted(metric, resampled.rows) for name, metric in chosen.items()}, values)
-    return {
-        name: Interval(max(interval.low, chosen[name].least), min(interval.high, chosen[name].most))
-        for name, interval in ends.items()
-        if interval is not None
-    }
+    varying = (metric for metric in chosen.values() if metric.share is None or resampled.numbers)
+    reaches = resampled.reaches({metric.name: resampled.form(metric) for metric in varying})
+    ends = {name: resampled.interval(metric, values[name], reaches.get(name)) for name, metric in chosen.items()}
+    return {name: interval for name, interval in ends.items() if interval is not None}
+
+
+def wilson(share: float, rows: float) -> Interval:
+    """Wilson's interval of a share of so many independent rows (Probable Inference, 1927)."""
+    weight = _NORMAL**2 / rows
+    centre, half = (share + weight / 2) / (1 + weight), np.sqrt(weight * share * (1 - share) + weight**2 / 4)
+    return Interval(max(0.0, centre - half / (1 + weight)), min(1.0, centre + half / (1 + weight)))
+
+
+def reach_of(left: Floats, unit: str, units: int, scale: float = 1.0) -> Reach:
+    """The reach of a value, given the value without each of its units (or groups of them); NaN if one of these is.
+
+    The correlation of neighbours is corrected for its bias (Kendall, Note on Bias in the Estimation of Autocorrelation, 1954).
+    """
+    from scipy.special import stdtrit
+
+    count = len(left)
+    parts = scale * (count - 1) * (left.mean() - left)
+    squares = float(parts @ parts)
+    error = float(np.sqrt(squares / count / (count - 1)))
+    alike = 0.0
+    if unit == PARTITION and count >= LEAST_SERIES and squares > 0:
+        alike = float(parts[1:] @ parts[:-1]) / squares
+        alike = min(alike + (1 + 3 * alike) / count, _MOST_ALIKE)
+    if alike <= 0:
+        return Reach(float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error, error, unit, units)
+    news = parts[1:] - alike * parts[:-1]
+    waves = max(2, round(0.4 * len(news) ** (2 / 3)))
+    times = np.pi * (np.arange(len(news)) + 0.5) / len(news)
+    slow = np.mean((np.cos(np.outer(np.arange(1, waves + 1), times)) @ news) ** 2)
+    half = float(stdtrit(waves, (1 + LEVEL) / 2) * np.sqrt(2 * slow / len(news) / count) / (1 - alike))
+    return Reach(half, error, "block", units)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """Units of rows, in groups that are left out in turn."""
+
+    name: str
+    units: int
+    groups: NDArray[np.int64]  # group of each row [n]
+    count: int  # number of groups
+    scale: float = 1.0  # factor of the width, from the rows that are measured again to all rows
+
+    @classmethod
+    def of(cls, name: str, numbers: NDArray[np.integer], units: int, scale: float) -> "_Unit":
+        """Divide the units that are there, of so many in all, into groups: partitions in order of time, others at random."""
+        distinct, positions = np.unique(numbers, return_inverse=True)
+        present = len(distinct)
+        count = -(-present // -(-present // GROUPS))
+        groups = np.arange(present) * count // present
+        if name != PARTITION:
+            groups = np.random.default_rng(SEED).permutation(groups)
+        return cls(name, units, groups[positions], count, scale)
+
+    def weights(self) -> Iterator[Floats]:
+        """Weights of the rows [groups, n], for some groups at a time: 0 for the rows of the group that is left out."""
+        at_once = max(1, _MOST_WEIGHTS // len(self.groups))
+        for first in range(0, self.count, at_once):
+            left_out = np.arange(first, min(first + at_once, self.count))
+            yield (self.groups != left_out[:, None]).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Rows that are drawn again and again, in groups where they have some."""
+    """Rows that are measured again and again, each time without some of their units."""
 
-    rows: Outcomes
-    groups: NDArray[np.int64] | None  # position of each row's group; None if rows are drawn one by one
-    count: int  # number of groups, or of rows
-    scale: float  # factor of deviations
-    step: int  # between the rows that are drawn
+    whole: Outcomes
+    kept: slice | NDArray[np.bool_]  # places of the rows that are measured again
+    rows: Outcomes  # these rows
+    numbers: Mapping[str, NDArray[np.integer]]  # of the units of all rows, by name; empty if rows are the units
+    units: tuple[_Unit, ...]  # none if there are too few
 
     @classmethod
-    def of(cls, outcomes: Outcomes) -> "Resampled":
-        """The rows of some outcomes, or evenly spaced ones; a single group is no reason not to draw its rows."""
-        if outcomes.groups is not None:
-            step = _step(outcomes, MAX_GROUPED_ROWS)
-            rows = outcomes.every(step)
-            names, groups = np.unique(np.asarray(rows.groups), return_inverse=True)
-            if len(names) > 1:
-                return cls(rows, groups, len(names), widened(len(names)), step)
-        step = _step(outcomes, MAX_ROWS)
-        rows = outcomes.every(step)
-        count = len(rows.predicted)
-        return cls(rows, None, count, float(np.sqrt(count / max(1, len(outcomes.predicted)))), step)
+    def of(cls, outcomes: Outcomes, least: int = LEAST_UNITS) -> "Resampled":
+        """The rows of some outcomes with their units, of which there must be `least`; of many, some of them."""
+        count = len(outcomes.predicted)
+        sizes = {name: len(np.unique(numbers)) for name, numbers in outcomes.units.items()}
+        partitions = sizes.get(PARTITION, 0)
+        sizes = {
+            name: size
+            for name, size in sizes.items()
+            if size > 1 and (name == PARTITION or size < count) and (name != ENTITY or size >= partitions)
+        }
+        kept, scale = slice(None, None, max(1, -(-count // (MAX_ROWS_IN_UNITS if sizes else MAX_ROWS)))), 1.0
+        numbers = {name: outcomes.units[name] for name in sizes} or {"row": np.arange(count)}
+        many = next((name for name, size in sizes.items() if name != PARTITION and size > GROUPS * kept.step), None)
+        if many is not None and kept.step > 1:  # units are left out rather than rows of all units
+            kept = np.unique(numbers[many], return_inverse=True)[1] % kept.step == 0
+        rows = outcomes.every(kept.step) if isinstance(kept, slice) else outcomes.at(kept)
+        if many is not None or not sizes:
+            scale = float(np.sqrt(len(rows.predicted) / max(1, count)))
+        units = (
+            _Unit.of(name, of_rows[kept], sizes.get(name, count), 1.0 if name == PARTITION else scale)
+            for name, of_rows in sorted(numbers.items(), key=lambda item: item[0] == PARTITION)
+            if sizes.get(name, count) >= least
+        )
+        return cls(outcomes, kept, rows, numbers if sizes else {}, tuple(units))
 
-    @property
-    def drawn(self) -> str:
-        """The unit that is drawn."""
-        return "row" if self.groups is None else self.rows.grouped_by
+    def form(self, metric: Metric) -> Weighted:
+        """What varies of a metric, given weights of the rows: of a share, the share."""
+        share = metric.share
+        return self.weighted(metric, self.rows, metric.weighted if share is None else lambda kept: share(kept).weighted)
 
-    def weighted(self, metric: Metric, rows: Outcomes) -> Weighted:
-        """A metric of some outcomes of these rows, given weights of all of them."""
-        prepare, kept = metric.weighted, metric.rows_of(rows)
+    def weighted(self, metric: Metric, rows: Outcomes, prepare: Callable[[Outcomes], Weighted] | None) -> Weighted:
+        """What is prepared of the rows of some outcomes that a metric is measured on, given weights of all of these."""
+        kept = metric.rows_of(rows)
         if prepare is None:
             msg = f"{metric.name} has no weighted form"
             raise ValueError(msg)
@@ -97,59 +189,69 @@ class Resampled:
         known = rows.of_known_class
         return lambda weights: prepared(weights[..., known])
 
-    def ends(
-        self, forms: dict[str, Callable[[Floats], Floats]], values: dict[str, float]
-    ) -> dict[str, Interval | None]:
-        """The intervals of values, by name, given their forms for weighted rows; None where most samples have none."""
-        if not forms or not self.count:
-            return {}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            at_once = {name: float(form(np.ones(len(self.rows.predicted)))) for name, form in forms.items()}
-            sampled = {name: list[Floats]() for name in forms}
-            for weights in self._draws():
-                for name, form in forms.items():
-                    sampled[name].append(np.asarray(form(weights), dtype=np.float64))
-        return {
-            name: self._interval(np.concatenate(parts), at_once[name], values[name]) for name, parts in sampled.items()
-        }
+    def reaches(self, forms: Mapping[str, Weighted]) -> dict[str, Reach]:
+        """The reach of each value, by name, for the unit that counts; NaN where a value needs each unit."""
+        from scipy.special import fdtri
 
-    def _draws(self) -> Iterator[Floats]:
-        """Weights of the rows [rounds, rows], for some rounds at a time."""
-        generator = np.random.default_rng(SEED)
-        rounds = max(1, _MOST_WEIGHTS // max(1, len(self.rows.predicted)))
-        for first in range(0, ROUNDS, rounds):
-            at_once = min(rounds, ROUNDS - first)
-            drawn = generator.integers(0, self.count, (at_once, self.count)) + self.count * np.arange(at_once)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=at_once * self.count).astype(np.float64)
-            counts = counts.reshape(at_once, self.count)
-            yield counts if self.groups is None else counts[:, self.groups]
+        reaches = dict[str, Reach]()
+        for unit in self.units if forms else ():
+            more = float(np.sqrt(fdtri(unit.count - 1, self.units[0].count - 1, 1 - _BY_CHANCE)))
+            left = {name: list[Floats]() for name in forms}
+            with np.errstate(invalid="ignore", divide="ignore"):
+                for weights in unit.weights():
+                    for name, form in forms.items():
+                        left[name].append(np.asarray(form(weights), dtype=np.float64))
+                for name, parts in left.items():
+                    reach = reach_of(np.concatenate(parts), unit.name, unit.units, unit.scale)
+                    if name not in reaches or not reach.error <= reaches[name].error * more:
+                        reaches[name] = reach
+        return reaches
 
-    def _interval(self, sampled: Floats, centre: float, value: float) -> Interval | None:
-        """The interval about a value on all rows, from samples that deviate from a value on the resampled rows."""
-        sampled = sampled[np.isfinite(sampled)]
-        if not np.isfinite(centre) or len(sampled) < ROUNDS // 2:
+    def interval(self, metric: Metric, value: float, reach: Reach | None) -> Interval | None:
+        """The interval about the value of a metric, on the scale on which it varies evenly; None without one."""
+        least, most, outcomes = metric.least, metric.most, metric.rows_of(self.whole)
+        half = np.nan if reach is None else reach.half
+        if metric.share is not None and (self.units or not self.numbers):
+            share = metric.share(outcomes)
+            ends = wilson(share.value, self._rows_like(share, half, outcomes))
+            ends = Interval(share.scaled(ends.low), share.scaled(ends.high))
+        elif np.isnan(half):
             return None
-        low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - centre
-        return Interval(value + self.scale * min(float(low), 0.0), value + self.scale * max(float(high), 0.0))
+        elif np.isfinite(least) and np.isfinite(most):
+            wide, place = most - least, (value - least) / (most - least)
+            varies = place * (1 - place) * (_NORMAL * wide) ** 2
+            ends = wilson(place, varies / half**2 if varies * half else self._independent(outcomes, _rarest(outcomes)))
+            ends = Interval(least + wide * ends.low, least + wide * ends.high)
+        elif np.isinf(least) and np.isinf(most):
+            ends = Interval(value - half, value + half)
+        else:
+            bound = least if np.isfinite(least) else most
+            if value == bound or not half:
+                return None
+            factor = np.exp(min(half / abs(value - bound), 700.0))
+            ends = Interval(*sorted((bound + (value - bound) / factor, bound + (value - bound) * factor)))
+        if np.isnan(ends.low + ends.high):
+            return None
+        return Interval(max(least, min(value, ends.low)), min(most, max(value, ends.high)))
+
+    def _rows_like(self, share: Share, half: float, outcomes: Outcomes) -> float:
+        """The number of independent rows whose share varies as much; of a share of 0 or 1, that of the units that count."""
+        rows, varies = float(share.whole.sum()), share.value * (1 - share.value)
+        if not self.numbers:
+            return rows
+        known = varies > 0 and half > 0
+        return min(rows, varies * (_NORMAL / half) ** 2 if known else self._independent(outcomes, share.whole > 0))
+
+    def _independent(self, outcomes: Outcomes, rows: NDArray[np.bool_]) -> int:
+        """The number of independent ones among some rows: of their units, partitions aside."""
+        names = self.numbers.keys() - {PARTITION}
+        return min((len(np.unique(outcomes.units[name][rows])) for name in names), default=int(rows.sum()))
 
 
-def _step(outcomes: Outcomes, max_rows: int) -> int:
-    return max(1, -(-len(outcomes.predicted) // max_rows))
-
-
-def widened(groups: int) -> float:
-    """By how much an interval from few groups is wider than one from many.
-
-    Student's quantile by the series of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    if groups >= MANY_GROUPS:
-        return 1.0
-    z, free = NormalDist().inv_cdf((1 + LEVEL) / 2), groups - 1
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
-    )
-    student = z + sum(term / free**power for power, term in enumerate(terms, start=1))
-    return float(student / z * np.sqrt(groups / free))
+def _rarest(outcomes: Outcomes) -> NDArray[np.bool_]:
+    """Mask of the rows of the class that occurs least; of a task without classes, of all rows."""
+    if outcomes.task not in (*CLASSIFICATION, "outliers"):
+        return np.ones(len(outcomes.predicted), dtype=np.bool_)
+    classes = outcomes.positive_and_score[0] if outcomes.task == "outliers" else outcomes.true_positions
+    found, rows = np.unique(classes, return_counts=True)
+    return classes == found[rows.argmin()]

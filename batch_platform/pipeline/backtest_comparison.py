@@ -1,7 +1,8 @@
 """The measures of a backtest: each partition as the tested model and as production scored it, and all of them together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import duckdb
 import numpy as np
@@ -16,12 +17,14 @@ from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, has_seen
+from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.measures.performance import performance_of
+from batch_platform.monitoring.measures.performance import labelled_outcomes, performance_of, with_unit
 from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
-from batch_platform.monitoring.outcomes import CLASSIFICATION, prediction_columns
+from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, prediction_columns
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features
+from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features, segments_of
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
@@ -58,6 +61,8 @@ class Comparison:
     session: FeatureSession  # reads the labels
     runs: Mapping[str, ScoreRun]  # key: partition
     registry: Registry
+    # Of each partition that neither model has learned from: both on the same rows, and the keys of these.
+    pairs: list[tuple[Outcomes, Outcomes, pl.DataFrame]] = field(default_factory=list)
 
     def tested(self, partition: Partition, staged: Staged, *, registered: bool) -> TestedPartition:
         """Measure a partition that was scored."""
@@ -107,6 +112,11 @@ class Comparison:
                 if shared is not None and classes and version.task in CLASSIFICATION:
                     shared = shared.filter(known_to(classes, shared[shared.columns[-1]]))
             of_production = self._metrics(partition, served, committed, labels, shared)
+            if shared is not None and not (has_seen(version, partition) or has_seen(served, partition)):
+                models = ((version, predictions), (served, committed))
+                first, second = (self._scored(partition, model, rows, shared) for model, rows in models)
+                rows = with_unit(first, first.labelled.select(key)).with_columns(partition_key=pl.lit(partition.key))
+                self.pairs.append((labelled_outcomes(first), labelled_outcomes(second), rows))
         metrics = self._metrics(partition, version, predictions, labels, shared)
         rows_measured = predictions.height if labels is None else predictions.join(labels, on=key, how="semi").height
         return rows_measured, metrics, of_production
@@ -141,8 +151,35 @@ class Comparison:
             return encoded_features(self.pipeline.history, build, partition, predictions, contract)
 
         return ScoredPartition(
-            version.task, version.class_labels, spec.features.key, predictions, labels, read_features
+            version.task,
+            version.class_labels,
+            spec.features.key,
+            predictions,
+            labels,
+            read_features,
+            read_segments=partial(segments_of, self.con, spec, partition),
+            unit=UnitRule.of(spec),
         )
+
+    def difference(self, metric: str) -> Difference | None:
+        """The tested model's metric minus production's on all rows that both scored and neither has learned from.
+
+        None if there are none, if some models know other classes, and where `paired_difference` has none.
+        """
+        if len({(of.task, tuple(of.classes)) for *pair, _ in self.pairs for of in pair}) != 1:
+            return None
+        rows, spec = pl.concat([rows for *_, rows in self.pairs]), self.pipeline.spec
+        units = UnitRule.of(spec).numbers(rows, spec.features.key, "partition_key")
+        first, second = (
+            replace(
+                parts[0],
+                predicted=np.concatenate([part.predicted for part in parts]),
+                truth=np.concatenate([part.labels for part in parts]),
+                units=units,
+            )
+            for parts in ([pair[0] for pair in self.pairs], [pair[1] for pair in self.pairs])
+        )
+        return paired_difference(metric, first, second)
 
 
 @dataclass(frozen=True)

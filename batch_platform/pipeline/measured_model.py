@@ -22,6 +22,7 @@ from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
@@ -106,6 +107,7 @@ class Measuring:
             and has_seen(model, partition),  # only unseen rows of a snapshot count
             segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
+            unit=UnitRule.of(spec),
         )
         with one_thread():
             tables = {

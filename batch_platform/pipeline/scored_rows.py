@@ -83,9 +83,9 @@ def features_as_scored(  # noqa: PLR0913 - the rows, and what they were scored f
 
 
 def segments_of(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition: Partition) -> pl.DataFrame | None:
-    """The key of each published row of a partition, and its columns of `monitoring.segments`; None if it has none of them."""
+    """The key of each published row of a partition, and its columns of `monitoring.segments` and `unit`; None if it has none."""
     stored = {name for name, _ in table_columns(con, spec.name, PREDICTIONS.view)}
-    columns = [name for name in spec.monitoring.segments if name in stored]
+    columns = [name for name in [*spec.monitoring.segments, spec.monitoring.unit] if name in stored]
     if not columns:
         return None
     wanted = ", ".join(map(quoted, dict.fromkeys([*spec.features.key, *columns])))

@@ -14,7 +14,7 @@ from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
-from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
+from batch_platform.features.history import PARTITION_START, History, TrainingData, feature_columns, window_sha256
 from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
@@ -162,7 +162,8 @@ class Training:
             return fitted
         rows = fitted.signature.contract.split(data.evaluate).kept
         segments = rows.select(name for name in self.history.spec.monitoring.segments if name in rows.columns)
-        basis = None if fitted.judged is None else basis_of(fitted.judged.outcomes, segments)
+        partitions = rows.select(name for name in [PARTITION_START] if name in rows.columns).get_columns()
+        basis = None if fitted.judged is None else basis_of(fitted.judged.outcomes, segments, *partitions)
         return replace(fitted, reference=replace(fitted.reference, basis=basis))
 
     def _positive(self) -> Positive:

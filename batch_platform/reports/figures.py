@@ -21,6 +21,7 @@ from batch_platform.monitoring.measures.scores import ScoreDistribution, committ
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.units import CONFIDENCE, UnitRule
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
 from batch_platform.reports.issues import OpenIssue, open_issues, unusual_counts
@@ -106,6 +107,7 @@ class Figures:
     worst: pl.DataFrame  # worst rows of `performance`, worst first
     missed: list[str]  # partitions whose metric misses the declared bound by more than chance
     issues: list[OpenIssue]
+    confidence: str  # meaning of the intervals
     definitions: dict[str, str]  # a sentence for each metric, by name
 
     @property
@@ -189,6 +191,7 @@ def read_figures(
         worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
         missed=_missed(spec, performance, metric, task),
         issues=open_issues(con, spec, runs),
+        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}",
         definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
     )
 
@@ -243,6 +246,7 @@ def _measured(  # noqa: PLR0913 - the span, and what is measured of it
         only=None if whole else {metric},
         of_segments={metric, *RATES},
         by_version=False,
+        unit=UnitRule.of(spec),
     )
 
 

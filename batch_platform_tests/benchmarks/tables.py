@@ -35,7 +35,7 @@ from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import create_view_of
 from batch_platform.models.fitting import fit, outcomes_of
 from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.resampling import LEVEL, SEED, widened
+from batch_platform.monitoring.resampling import SEED, reach_of
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, Result, run
 from batch_platform_tests.benchmarks.options import Options
 
@@ -285,19 +285,17 @@ def _compared(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def worse_by(losses: NDArray[np.float64], drawn: Sequence[object], *, squared: bool) -> Worse:
-    """By how much the mean of the first losses is above that of the second [rows, 2], by a paired bootstrap of groups of rows."""
+    """By how much the mean of the first losses is above that of the second [rows, 2], without each group of rows in turn."""
     names, group = np.unique(np.array(drawn), return_inverse=True)
     sums = np.column_stack([np.bincount(group, column, len(names)) for column in losses.T])
-    generator, count = np.random.default_rng(SEED), len(names)
 
-    def share(totals: NDArray[np.float64]) -> float:
-        ratio = totals[0] / max(totals[1], _MINIMUM)
-        return float(np.sqrt(ratio) if squared else ratio) - 1
+    def share(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        ratio = totals[..., 0] / np.maximum(totals[..., 1], _MINIMUM)
+        return (np.sqrt(ratio) if squared else ratio) - 1
 
-    centre = share(sums.sum(axis=0))
-    samples = [share(sums[generator.integers(0, count, count)].sum(axis=0)) for _ in range(ROUNDS)]
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - centre
-    return Worse(centre, centre + widened(count) * float(low), centre + widened(count) * float(high))
+    centre = float(share(sums.sum(axis=0)))
+    half = reach_of(share(sums.sum(axis=0) - sums), "row", len(names)).half
+    return Worse(centre, centre - half, centre + half)
 
 
 def _in_turn(rows: pl.DataFrame, spec: PipelineSpec) -> NDArray[np.float64]:

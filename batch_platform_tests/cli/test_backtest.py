@@ -1,5 +1,7 @@
 """`backtest`: what it reports, what it stores, and what it refuses."""
 
+import re
+
 import pytest
 
 from batch_platform_tests.harness.command_line import published
@@ -23,6 +25,10 @@ def test_backtest_of_an_estimator_shows_each_partition_the_totals_and_the_table(
     assert row[1:4] == ["trained", "for", "2024-02-01"]
     (total,) = [line for line in lines if line.startswith("  roc_auc: ")]
     assert "over 11 partitions; production 0." in total
+    (difference,) = [line for line in lines if line.startswith("  roc_auc on the same ")]
+    assert re.fullmatch(
+        r"  roc_auc on the same \d+ rows: difference [+-]0.\d+, 95% interval [+-]0.\d+ to [+-]0.\d+", difference
+    )
     assert "table small.backtests, backtest_id 'backtest-" in lines[-1]
     assert published(project, "SELECT count(DISTINCT partition_key) FROM small.backtests") == [(11,)]
     assert published(project, "SELECT DISTINCT params FROM small.backtests") == [
@@ -43,6 +49,11 @@ def test_backtest_of_a_version_is_reported_as_json_and_stored_as_reported(cli, p
     assert {(key, metric): value for key, metric, value in rows} == reported
     (auc,) = [line for line in report["totals"] if line["metric"] == "roc_auc"]
     assert (auc["value"] == auc["production_value"], auc["better"], auc["worse"]) == (True, 0, 0)
+    assert (report["difference"]["metric"], report["difference"]["low"], report["difference"]["high"]) == (
+        "roc_auc",
+        0,
+        0,
+    )
     (selected,) = [line for line in report["totals"] if line["metric"] == "selection_rate"]
     assert (selected["better"], selected["worse"]) == (None, None), "neither more nor fewer is better"
     scored = "SELECT count(*) FROM small.backtest_scores AS b JOIN small.predictions AS p USING (id, shop, score)"

@@ -96,6 +96,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "performance": {"warn_below": 0.6},
         "metrics": ["shop.metrics.cost_per_order"],
         "segments": ["carrier"],
+        "unit": "carrier",
         "drift": {
             "warn": 0.1,
             "fail": 0.25,

@@ -243,7 +243,7 @@ def test_the_scores_of_the_judged_fit_are_those_of_the_evaluation_rows_and_stay_
     assert manifest.refit
     assert judged.outcomes.predicted.tolist() == first.predict_proba(contract.encode(rows)).tolist()
     assert judged.outcomes.truth.tolist() == rows["returned"].to_list()
-    assert len(set(judged.outcomes.groups.tolist())) == 7
+    assert len(set(judged.outcomes.units["partition"].tolist())) == 7
 
 
 def test_a_bundle_of_an_earlier_build_holds_no_scores_and_its_version_is_replaced_uncompared(tmp_path):

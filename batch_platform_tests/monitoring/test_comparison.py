@@ -60,7 +60,7 @@ def test_the_same_rows_give_the_same_interval_and_the_estimate_is_on_all_of_many
         paired_difference("log_loss", binary(score, truth), binary(np.full_like(score, 0.5), truth)) for _ in range(2)
     )
     assert first == second
-    assert (first.rows, first.resampled_by, first.groups) == (3 * MAX_ROWS, "row", MAX_ROWS)
+    assert (first.rows, first.resampled_by, first.groups) == (3 * MAX_ROWS, "row", 3 * MAX_ROWS)
     flat = metrics.log_loss(truth, np.full_like(score, 0.5))
     assert first.estimate == pytest.approx(metrics.log_loss(truth, score) - flat, rel=1e-12)
 

@@ -12,8 +12,8 @@ from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_auc_score
 
 from batch_platform.models.counting import counted_by_segment
-from batch_platform.models.estimate_basis import LEAST_ROWS, basis_of, basis_profile, basis_values
-from batch_platform.monitoring.estimates import estimates, isotonic_blocks
+from batch_platform.models.estimate_basis import LEAST_ROWS, basis_of, basis_profile, basis_values, rising_blocks
+from batch_platform.monitoring.estimates import estimates
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import merged_profiles
@@ -31,14 +31,16 @@ def drawn(task: str, rows: int, seed: int, shift: float = 0.0) -> Outcomes:
     matrix[random.random(matrix.shape) < 0.05] = np.nan
     if task == "regression":
         truth = feature + random.normal(0, np.exp(np.nan_to_num(matrix[:, 0]) / 2), rows)
-        return Outcomes(task, feature, truth, (), matrix, groups, "partition")
+        return Outcomes(task, feature, truth, (), matrix, {"partition": groups})
     score, true = (1 / (1 + np.exp(-steep * feature)) for steep in (2.5, 1.0))
     positive = random.random(rows) < true
     if task == "binary":
-        return Outcomes(task, np.column_stack([1 - score, score]), positive, [False, True], matrix, groups, "partition")
+        return Outcomes(
+            task, np.column_stack([1 - score, score]), positive, [False, True], matrix, {"partition": groups}
+        )
     shares = np.column_stack([score * 0.9, (1 - score) * 0.9, np.full(rows, 0.1)])
     truth = np.where(random.random(rows) < 0.05, 2, np.where(positive, 0, 1))
-    return Outcomes(task, shares, truth, [0, 1, 2], matrix, groups, "partition")
+    return Outcomes(task, shares, truth, [0, 1, 2], matrix, {"partition": groups})
 
 
 def profiled(basis: EstimateBasis, matrix, predicted):
@@ -130,7 +132,12 @@ def test_the_interval_of_a_segment_holds_what_comes_true_although_each_of_its_da
     score = random.beta(2, 3, len(days))
     truth = random.random(len(days)) < 1 / (1 + (1 - score) / score * np.exp(-difference))
     outcomes = Outcomes(
-        "binary", np.column_stack([1 - score, score]), truth, [False, True], np.zeros((len(days), 1)), days, "partition"
+        "binary",
+        np.column_stack([1 - score, score]),
+        truth,
+        [False, True],
+        np.zeros((len(days), 1)),
+        {"partition": days},
     )
     learned = days < 30
     basis = basis_of(outcomes.at(learned), pl.DataFrame({"shop": shops[learned]}))
@@ -161,17 +168,15 @@ def test_the_area_is_that_of_rows_with_the_expected_labels():
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
-def test_blocks_are_those_of_isotonic_regression(cells):
-    hits, rows = [min(cell) for cell in cells], [max(cell) for cell in cells]
-    blocks = np.asarray(isotonic_blocks(hits, rows))
-    assert blocks.tolist() == sorted(blocks)
-    sums, counts = (np.bincount(blocks, weights=of) for of in (hits, rows))
-    if not all(counts):
-        assert not any(rows)
+def test_blocks_rise_and_a_cell_without_rows_belongs_to_the_block_before_it(cells):
+    hits, rows = (np.array([of(cell) for cell in cells], dtype=np.float64) for of in (min, max))
+    if not rows.any():
         return
-    filled = np.flatnonzero(rows)
-    of_cells = [hits[at] / rows[at] for at in filled]
-    expected = isotonic_regression(of_cells, sample_weight=[rows[at] for at in filled])
+    blocks, filled = rising_blocks(hits, rows), rows > 0
+    assert blocks.tolist() == sorted(blocks)
+    assert all(blocks[at] == blocks[at - 1] for at in range(1, len(cells)) if not filled[at] and filled[:at].any())
+    sums, counts = (np.bincount(blocks, weights=of) for of in (hits, rows))
+    expected = isotonic_regression(hits[filled] / rows[filled], sample_weight=rows[filled])
     assert (sums / counts)[blocks[filled]] == pytest.approx(expected)
 
 
@@ -189,7 +194,7 @@ def test_rows_without_a_finite_score_teach_nothing(task):
     rows = drawn(task, 400, 9)
     broken = rows.predicted.copy()
     broken[::5] = np.nan
-    with_gaps = Outcomes(task, broken, rows.truth, rows.classes, rows.matrix, rows.groups, rows.grouped_by)
+    with_gaps = Outcomes(task, broken, rows.truth, rows.classes, rows.matrix, rows.units)
     assert basis_of(with_gaps) == basis_of(rows.at(np.arange(400) % 5 > 0))
     if task == "regression":
         assert basis_of(Outcomes(task, rows.predicted * 1e200, rows.truth, (), rows.matrix)) is None

@@ -9,7 +9,7 @@ from scipy import stats
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.resampling import MANY_GROUPS, MAX_ROWS, intervals, widened
+from batch_platform.monitoring.resampling import LEAST_UNITS, MAX_ROWS, intervals, reach_of, wilson
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
 
 pytestmark = pytest.mark.unit
@@ -22,57 +22,100 @@ def of(outcomes: Outcomes) -> dict:
 def days(random: np.random.Generator, number: int, rows: int, spread: float) -> Outcomes:
     """Errors of a regression whose mean is another one each day, but 1 in all."""
     errors = 1 + np.repeat(random.normal(scale=spread, size=number), rows) + random.normal(size=number * rows)
-    groups = np.repeat(np.arange(number), rows)
-    return Outcomes("regression", errors, np.zeros(number * rows), groups=groups, grouped_by="partition")
+    units = {"partition": np.repeat(np.arange(number), rows)}
+    return Outcomes("regression", errors, np.zeros(number * rows), units=units)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_metric_with_a_weighted_form_has_an_interval_about_its_value(task):
     outcomes, found = OUTCOMES[task], of(OUTCOMES[task])
-    assert set(found) == {name for name in measure(outcomes) if METRICS[name].weighted is not None}
+    measured = {name for name in measure(outcomes) if METRICS[name].weighted is not None}
+    assert measured - set(found) <= {"ks", "calibration_error", "lift_at_1"}, "few rows make these larger than they are"
     for name, value in measure(outcomes).items():
         if name in found:
             assert METRICS[name].least <= found[name].low <= value <= found[name].high <= METRICS[name].most
     assert found == of(outcomes), "the same rows give the same interval"
 
 
-def test_intervals_hold_the_true_value_about_as_often_as_they_say():
-    random, held = np.random.default_rng(3), 0
-    for _ in range(200):
-        interval = of(Outcomes("regression", 1 + random.normal(size=60), np.zeros(60)))["bias"]
-        held += interval.low <= 1 <= interval.high
-    assert 0.89 <= held / 200 <= 0.99
+@pytest.mark.parametrize("units", [3, 5, 30, 100])
+def test_an_interval_of_a_mean_is_students_whatever_the_number_of_units(units):
+    values = np.random.default_rng(7).normal(size=units)
+    left = (values.sum() - values) / (units - 1)
+    expected = stats.t.interval(0.95, units - 1, 0, stats.sem(values))[1]
+    assert reach_of(left, "row", units).half == pytest.approx(expected, rel=1e-9)
 
 
-def test_rows_of_one_day_are_drawn_together_and_few_days_make_a_wide_interval():
-    random, by_day, by_row = np.random.default_rng(4), 0, 0
-    for _ in range(100):
-        outcomes = days(random, 8, 30, spread=0.5)
-        grouped, single = of(outcomes)["bias"], of(replace(outcomes, groups=None))["bias"]
-        by_day += grouped.low <= 1 <= grouped.high
-        by_row += single.low <= 1 <= single.high
-    assert by_day / 100 >= 0.88
-    assert by_row / 100 < 0.7, "rows that are drawn one by one promise too much"
+@pytest.mark.parametrize(("hits", "rows"), [(0, 7), (7, 7), (1, 40), (13, 30)])
+def test_a_rate_has_wilsons_interval(hits, rows):
+    expected = stats.binomtest(hits, rows).proportion_ci(method="wilson")
+    interval = wilson(hits / rows, rows)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    truth, score = np.ones(rows), np.where(np.arange(rows) < hits, 0.9, 0.1)
+    found = of(Outcomes("binary", np.column_stack([1 - score, score]), truth, [0, 1]))["recall"]
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize("groups", [4, 8, 30, 120])
-def test_an_interval_from_few_groups_is_widened_as_students_distribution_is(groups):
-    ratio = stats.t.ppf(0.975, groups - 1) / stats.norm.ppf(0.975)
-    assert widened(groups) == pytest.approx(ratio * np.sqrt(groups / (groups - 1)), rel=0.01)
-    assert widened(MANY_GROUPS) == 1
+def test_a_rate_of_0_and_a_perfect_area_have_intervals_with_a_width_which_repeated_rows_do_not_narrow():
+    truth, score = np.arange(40) % 4 == 0, np.where(np.arange(40) % 4 == 0, 0.4, 0.1)
+    outcomes = Outcomes("binary", np.column_stack([1 - score, score]), truth, [False, True])
+    found = of(outcomes)
+    assert found["selection_rate"].low == 0 < found["selection_rate"].high
+    assert 0.6 < found["roc_auc"].low < found["roc_auc"].high == 1, "only ten rows are positive"
+    again = outcomes.at(np.tile(np.arange(40), 5))
+    repeated = of(replace(again, units={"entity": np.tile(np.arange(40), 5)}))
+    for name in ("selection_rate", "roc_auc", "log_loss"):
+        assert repeated[name].low == pytest.approx(found[name].low)
+        assert repeated[name].high == pytest.approx(found[name].high)
+
+
+def test_days_that_resemble_the_day_before_make_blocks():
+    noise = np.random.default_rng(8).normal(size=91)
+    for values, unit in ((np.diff(noise), "partition"), (np.convolve(noise[1:], np.ones(10), "same"), "block")):
+        outcomes = Outcomes("regression", values, np.zeros(90), units={"partition": np.arange(90)})
+        difference = paired_difference("bias", outcomes, replace(outcomes, predicted=np.zeros(90)))
+        assert (difference.resampled_by, difference.groups) == (unit, 90)
+
+
+def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():
+    outcomes = days(np.random.default_rng(9), LEAST_UNITS, 30, spread=0.5)
+    assert "bias" in of(outcomes)
+    two = outcomes.at(slice(60))
+    assert not of(two)
+    by_two = paired_difference("mae", two, replace(two, predicted=two.predicted + 1))
+    assert (by_two.resampled_by, by_two.groups) == ("partition", 2), (
+        "what is far worse than a champion shows on two days too"
+    )
+
+
+def test_entities_that_are_fewer_than_the_partitions_are_what_is_predicted_and_no_sample():
+    outcomes = days(np.random.default_rng(10), 30, 4, spread=0.5)
+    shops = replace(outcomes, units={**outcomes.units, "entity": np.tile(np.arange(4), 30)})
+    assert of(shops) == of(outcomes)
+
+
+@pytest.mark.parametrize("units", ["many", "few"])
+def test_of_very_many_rows_in_units_some_give_much_the_same_interval(units, monkeypatch):
+    random, count = np.random.default_rng(11), 6_000 if units == "many" else 150
+    entity = np.repeat(np.arange(count), 12_000 // count)
+    errors = random.normal(size=count)[entity] + random.normal(size=12_000)
+    outcomes = Outcomes("regression", errors, np.zeros(12_000), units={"entity": entity})
+    whole = of(outcomes)["bias"]
+    monkeypatch.setattr("batch_platform.monitoring.resampling.MAX_ROWS_IN_UNITS", 3_000)
+    some = of(outcomes)["bias"]
+    assert some.high - some.low == pytest.approx(whole.high - whole.low, rel=0.25)
 
 
 def test_a_difference_between_two_models_names_what_was_drawn():
-    first = days(np.random.default_rng(5), 8, 30, spread=0.5)
+    first = days(np.random.default_rng(6), 4, 60, spread=0.5)
     second = replace(first, predicted=first.predicted * 0.9)
     by_day = paired_difference("mae", first, second)
-    by_row = paired_difference("mae", replace(first, groups=None), second)
-    assert (by_day.resampled_by, by_day.groups, by_day.rows) == ("partition", 8, 240)
+    by_row = paired_difference("mae", replace(first, units={}), second)
+    assert (by_day.resampled_by, by_day.groups, by_day.rows) == ("partition", 4, 240)
     assert (by_row.resampled_by, by_row.groups, by_row.rows) == ("row", 240, 240)
     assert by_day.estimate == by_row.estimate
     assert by_day.high - by_day.low > 1.5 * (by_row.high - by_row.low)
-    one_day = replace(first, groups=np.zeros(240, dtype=np.int64))
-    assert paired_difference("mae", one_day, second) == by_row, "one day cannot be drawn again"
+    one_day = replace(first, units={"partition": np.zeros(240, dtype=np.int64)})
+    assert paired_difference("mae", one_day, second) == by_row, "one day is not left out"
 
 
 def test_the_interval_of_many_rows_is_as_narrow_as_their_number_makes_it():

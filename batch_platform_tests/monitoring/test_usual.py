@@ -4,8 +4,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from batch_platform.monitoring.usual import (
+    _STUDENT,
     DAYS_OF_WEEK,
     LEAST_HISTORY,
     Past,
@@ -82,3 +84,7 @@ def test_rejected_rows_are_unusual_only_beyond_chance_and_beyond_every_partition
     drawn = random.binomial(400, 0.02, (3000, 8)).tolist()
     alarms = sum(unusually_many(last, 400, [(rejected, 400) for rejected in before]) for *before, last in drawn)
     assert alarms < 3
+
+
+def test_the_quantiles_that_are_kept_so_that_status_need_not_import_scipy_are_those_of_scipy():
+    assert {degrees: round(float(stdtrit(degrees, 0.9995)), 3) for degrees in _STUDENT} == _STUDENT

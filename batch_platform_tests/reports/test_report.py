@@ -409,6 +409,8 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert set(figures.challengers["challenger"]) == {None, "tree"}
     assert figures.decisions.height >= 1
     assert set(figures.definitions) >= {"roc_auc", "brier", "log_loss"}
+    assert "of 100 such intervals, about 95 hold it" in figures.confidence
+    assert "Rows of one entity (with the same key, times aside) count as one." in figures.confidence
     assert figures.issues == []
     shares = {name: text.partition(" with")[0] for name, text in figures.definitions.items() if "lift" in name}
     assert shares == {f"lift_at_{share}": f"Rate of positives among the {share}% of the rows" for share in (1, 5, 10)}

@@ -61,13 +61,23 @@ def labelled_outcomes(partition: ScoredPartition) -> Outcomes:
         return Outcomes(task, rows["prediction"].to_numpy(), matrix=matrix)
     rows = partition.predictions if partition.labels is None else partition.labelled
     truth = None if partition.labels is None else as_truth(rows[TRUTH])
+    units = partition.unit.numbers(with_unit(partition, rows), partition.key)
     if task == "outliers":
-        return Outcomes(task, rows["score"].to_numpy(), truth, partition.classes)
+        return Outcomes(task, rows["score"].to_numpy(), truth, partition.classes, units=units)
     if task == "regression":
-        return Outcomes(task, rows["prediction"].to_numpy(), truth)
+        return Outcomes(task, rows["prediction"].to_numpy(), truth, units=units)
     scores = rows.select(partition.score_columns).to_numpy()
     shares = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if task == "binary" else scores
-    return Outcomes(task, shares, truth, partition.classes)
+    return Outcomes(task, shares, truth, partition.classes, units=units)
+
+
+def with_unit(partition: ScoredPartition, rows: pl.DataFrame) -> pl.DataFrame:
+    """Some rows of a partition with the column of `monitoring.unit`, if one is declared that is stored."""
+    declared = partition.unit.column
+    if declared and declared[0] not in partition.key and (stored := partition.read_segments()) is not None:
+        stored = stored.select(*partition.key, *(name for name in declared if name in stored.columns))
+        return rows.join(stored, on=list(partition.key), how="left", maintain_order="left")
+    return rows
 
 
 def metric_rows(
@@ -153,8 +163,8 @@ def _judged(row: Mapping[str, Any], bound: float) -> Judgement:
 INTERVAL = {
     "metric": "name of the metric",
     "value": "value of the metric",
-    "low": "start of its 95% interval, by resampling rows; null if it has none",
-    "high": "end of its 95% interval",
+    "low": "start of its 95% confidence interval; null if it has none",
+    "high": "end of the interval",
     "rows": "rows that it was measured on",
     "positives": "how many of the labelled rows are positive; null without a positive class",
     "rows_labelled": "rows whose label was known",
@@ -202,7 +212,6 @@ PERFORMANCE = Measure[pl.DataFrame](
                 "challenger": "challenger that was measured; null for the models that served",
                 "segment_column": "kept column by which it is broken down; null for all rows",
                 "segment": "value of that column",
-                "low": "start of its 95% interval, by resampling partitions; null if it has none",
                 "partitions": "number of measured partitions",
                 "evaluation_seq": "newest evaluation in it",
             },

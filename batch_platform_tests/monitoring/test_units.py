@@ -1,0 +1,85 @@
+"""The units of rows that intervals hold to be independent, from the declaration, the key and the partition."""
+
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+
+from batch_platform.monitoring.units import UnitRule
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline, small_spec
+from batch_platform_tests.pipeline.test_snapshots import FILES, MONDAY, SNAPSHOT, customers, days_later
+
+ROWS = pl.DataFrame(
+    {
+        "customer": [1, 1, 2, 2],
+        "month": [date(2026, 1, 1), date(2026, 2, 1)] * 2,
+        "household": ["a", "a", "a", "b"],
+        "partition_key": ["2026-01", "2026-02"] * 2,
+    }
+)
+KEY = ["customer", "month"]
+
+
+def alike(rule: UnitRule, key: list[str] = KEY, partition: str | None = "partition_key") -> dict[str, list[int]]:
+    """The units, numbered in the order in which they appear."""
+    numbers = rule.numbers(ROWS, key, partition)
+    return {name: [of.tolist().index(value) for value in of.tolist()] for name, of in numbers.items()}
+
+
+def test_an_entity_is_the_key_without_its_times_and_beside_it_stands_the_partition():
+    assert alike(UnitRule()) == {"entity": [0, 0, 2, 2], "partition": [0, 1, 0, 1]}
+    assert alike(UnitRule(), ["month"]) == {"partition": [0, 1, 0, 1]}
+    assert alike(UnitRule(), partition=None) == {"entity": [0, 0, 2, 2]}
+    assert alike(UnitRule(), ["customer", "household"], None) == {}, "each row of a partition has a key of its own"
+
+
+def test_what_is_declared_comes_before_what_the_key_tells():
+    assert alike(UnitRule(group=["household"])) == {"group": [0, 0, 0, 3], "partition": [0, 1, 0, 1]}
+    assert alike(UnitRule("household", ["customer"])) == {"household": [0, 0, 0, 3]}
+    assert alike(UnitRule("partition")) == {"partition": [0, 1, 0, 1]}
+    assert alike(UnitRule("row", ["household"])) == {}
+
+
+@pytest.mark.parametrize("unit", ["row", "partition", "id", "shop"])
+def test_a_unit_is_row_partition_or_a_column_that_is_stored(unit):
+    assert small_spec(monitoring={"unit": unit}).monitoring.unit == unit
+    with pytest.raises(ValueError, match=r"monitoring.unit: 'shops' is not in predictions.keep; did you mean 'shop'"):
+        small_spec(monitoring={"unit": "shops"})
+
+
+def widths(pipeline, table: str) -> dict[str, float]:
+    with duckdb.connect(str(pipeline.home.published.resolve()), read_only=True) as con:
+        query = (
+            f"SELECT metric, max(high - low) FROM small.{table} WHERE challenger IS NULL AND low IS NOT NULL GROUP BY 1"
+        )
+        return dict(con.execute(query).fetchall())
+
+
+def test_the_same_customers_on_two_days_tell_no_more_than_on_one(tmp_path):
+    pipeline = finished_pipeline(tmp_path, MONDAY, events=customers(), **FILES, **SNAPSHOT)
+    carry_out(pipeline, days_later(1))
+    daily, pooled = widths(pipeline, "performance"), widths(pipeline, "performance_pooled")
+    assert pooled.keys() == daily.keys()
+    for metric in ("log_loss", "brier", "roc_auc", "accuracy", "average_precision"):
+        assert pooled[metric] == pytest.approx(daily[metric], rel=0.15), "twice as many rows would make it 0.71"
+
+
+def test_a_declared_unit_counts_in_performance_months_and_the_gate(tmp_path: Path):
+    found = {}
+    for unit in ("row", "shop"):
+        pipeline = small_pipeline(tmp_path / unit, monitoring={"unit": unit})
+        carry_out(pipeline, datetime(2024, 2, 4, 12, tzinfo=UTC))
+        registry = pipeline.state().registry
+        evidence = json.loads(registry.last_decision(registry.versions[0].version).evidence)
+        difference = evidence["baseline"]["difference"]
+        found[unit] = (difference["resampled_by"], difference["groups"])
+        found[f"{unit} width"] = np.array(
+            [widths(pipeline, table)["log_loss"] for table in ("performance", "performance_pooled")]
+        )
+    assert found["shop"] == ("group", 6)
+    assert found["row"][0] == "row"
+    assert (found["shop width"] != found["row width"]).all()
