@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from typing import get_args
 
 import click
@@ -14,20 +15,21 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, explained, find_or_create_project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import Asked, propose
+from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.columns import label_evidence
-from batch_platform.cli.proposal.course import with_usual_course
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
 from batch_platform.cli.proposal.origin import Origin, locate
 from batch_platform.cli.proposal.summary import report_of, sentences
 from batch_platform.cli.proposal.survey import Survey, survey
-from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.cli.proposal.trial import SECONDS, Trial, candidates, past_of, require_fits, that_runs, tried
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError, listed
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
+from batch_platform.monitoring.comparison import ROUNDING
 from batch_platform.pipeline.pipeline import Pipeline
 
 
@@ -117,13 +119,15 @@ def command(  # noqa: PLR0913 - the options of the command
     with survey(origin, timezone, date_order, score=second, label=label) as table_survey:
         if second is None and terminal.can_ask() and not yes:
             asked = _answered(table_survey, asked)
-        proposal = with_usual_course(table_survey, propose(table_survey, asked))
+        proposal = propose(table_survey, asked)
+        proposal, trial = _tried(table_survey, proposal, now)
         reading = layout(table_survey, proposal)
     project, created = find_or_create_project(folder)
     target = (project.declarations or project.root) / name
     _require_new(name, target, project)
     _write(target, files_of(name, proposal, reading, project.root, target), project, now)
     report = report_of(name, target, table_survey, proposal, reading)
+    report["trial"] = None if trial is None else trial.as_record()
     terminal.report(report | {"project": str(project.root), "project_made": created})
     if created:
         terminal.say(f"{project.root} is now a Dagster project.")
@@ -131,6 +135,29 @@ def command(  # noqa: PLR0913 - the options of the command
     terminal.show_fields(sentences(proposal, reading), indent=2)
     terminal.say(f"Read and edit the files in {target}: a feature must be known when its partition starts. Then run")
     terminal.say(f"  batch-platform run {name}")
+
+
+def _tried(table_survey: Survey, proposal: Proposal, now: datetime) -> tuple[Proposal, Trial | None]:
+    """Have the past of the table choose among what can be proposed, and show how each did; require that it can be trained."""
+    past = past_of(table_survey, proposal)
+    if past is None:
+        return proposal, None
+    proposal, began = that_runs(proposal, past, now), monotonic()
+    terminal.say(f"Trying {len(candidates(proposal))} proposals on the past of the table, up to {SECONDS} s")
+    choice = tried(proposal, past, lambda: monotonic() - began)
+    if choice is None:
+        terminal.say("  none: the past is too short to learn from it and to predict the rest")
+    else:
+        terminal.show_table(*choice[1].as_table())
+    proposal, trial = choice or (proposal, None)
+    if trial is not None and trial.trivial is not None and trial.trivial < (1 - ROUNDING) * trial.chosen.value:
+        terminal.say("  The trivial model predicts at least as well: the columns may not tell the label")
+    try:
+        require_fits(proposal, past, now)
+    except TrainingRefusedError as error:
+        msg = f"What would be proposed for {table_survey.origin.path} cannot be trained: {error.message}"
+        raise WrongUseError(msg, hint="add rows with a label, or name another --label, --key or --time.") from error
+    return proposal, trial
 
 
 def _import_project(folder: Path | None) -> None:

@@ -425,7 +425,8 @@ def _leaks(
         return []
     categorical = [column.type == "category" for column in contract.columns]
     filled = [name for name in contract.names if not data.fit[name].null_count() + data.evaluate[name].null_count()]
-    blocks, entities = _groups(kept)[0], [kept[ENTITY].to_numpy()] if ENTITY in kept.columns else []
+    apart = [kept[name].rank("dense").cast(pl.Int64).to_numpy() for name in (GROUP, PARTITION_START) if name in kept]
+    entities = [kept[ENTITY].to_numpy()] if ENTITY in kept else []
     with one_thread():
         leaks = suspected_leaks(
             matrix,
@@ -433,7 +434,7 @@ def _leaks(
             categorical,
             truth,
             classes=task != "regression",
-            blocks=blocks,
+            blocks=next(iter(apart), None),
             entities=entities,
         )
     named = {name for leak in leaks for name in leak.columns}

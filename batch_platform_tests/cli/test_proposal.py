@@ -17,6 +17,7 @@ from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
+from batch_platform.cli.proposal.trial import past_of, that_runs
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
@@ -65,9 +66,11 @@ def orders(rows: int = ROWS, **columns: Any) -> pl.DataFrame:
 def proposed(
     file: Path, table: str | None = None, now: datetime = AFTER_ALL, **asked: Any
 ) -> tuple[Proposal, dict[str, str]]:
-    """What is proposed for a file, and the files of a pipeline `orders` in the same folder."""
+    """What is proposed for a file before its past is asked, and the files of a pipeline `orders` in the same folder."""
     with survey(locate(str(file), table), asked.get("timezone", "UTC")) as seen:
         proposal = propose(seen, Asked(now, **asked))
+        past = past_of(seen, proposal)
+        proposal = proposal if past is None else that_runs(proposal, past, now)
         reading = layout(seen, proposal)
     return proposal, files_of("orders", proposal, reading)
 

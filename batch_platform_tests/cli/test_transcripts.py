@@ -33,14 +33,18 @@ def clock_at_noon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shape(lines: list[str]) -> list[str]:
-    """Lines without their numbers, hashes and lengths of time; of the lines that tell of one model each, one is left.
+    """Lines without their numbers, hashes and lengths of time; of the lines that tell of one model or candidate each, one is left.
 
     Without the lines on progress, of which a slow machine prints more.
     """
     steady = [line for line in lines if not re.match(r"and \d+ more models|\w+: [\d,]+ of [\d,]+, ", line)]
     timeless = [re.sub(r"(?<=this takes )(a few seconds|about \d+ \w+)", "#", line) for line in steady]
     masked = [re.sub(r"[0-9a-f]*[0-9][0-9a-f,.]*", "#", line) for line in timeless]
-    return [line for line, _ in groupby("model …" if line.startswith("model #") else line for line in masked)]
+    alike = [
+        re.sub(r"(?s)^(model #|(columns|earlier labels|parts of the time)[ ,]).*", "one of them …", line)
+        for line in masked
+    ]
+    return [re.sub(r" {2,}", "  ", line).rstrip() for line, _ in groupby(alike)]
 
 
 @pytest.mark.usefixtures("few_trees")

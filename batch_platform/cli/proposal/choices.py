@@ -25,7 +25,7 @@ from batch_platform.cli.proposal.columns import (
 )
 from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import NEARLY, PART, Survey, TableColumn, TimeRange
-from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
+from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, counted, first_few, listed, shortened
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
@@ -38,11 +38,8 @@ ESTIMATORS = {
 }
 _BOOSTED = {"max_iter": 100, "early_stopping": False}
 PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
-# Measured on 15 small tables that packages ship: shallow trees of few columns each are surer of less than large ones.
-FEW_ROWS, SHALLOW = 1_500, {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_regularization": 1.0}
-# Of a series, the past says most of what there is to know: small trees that stop once they learn no more were best on the weather
-# of New York. They are still worse than a mean where nothing else can be learned; `course.py` looks for that.
-SERIES = {"max_iter": 300, "max_leaf_nodes": 8, "early_stopping": True}
+# Shallow trees of few columns each are surer of less: better than large ones on small tables and on noisy series.
+SMALL = {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_regularization": 1.0}
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
@@ -59,12 +56,14 @@ TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # columns that scoring 
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 PART_NAMES = {
+    "minute": "minute",
     "hour": "hour",
     "isodow": "weekday",
     "month": "month",
 }  # parts of a time by DuckDB's names, and the names of their features
 # How long a table must be for a part of its times to matter, and the windows at whose start that part tells nothing.
 _PARTS: dict[str, tuple[timedelta, frozenset[str]]] = {
+    "minute": (timedelta(hours=2), frozenset({"hour", "day"})),
     "hour": (timedelta(days=2), frozenset({"day"})),
     "isodow": (timedelta(days=14), frozenset({"week", "month"})),
     "month": (timedelta(days=2 * 365), frozenset({"year"})),
@@ -215,7 +214,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         left_out=left_out if survey.pair is None else left_out | survey.pair.left_out,
         keep=tuple(filter(_can_be_kept, features))[:_MOST_KEPT],
         train_every=train_every,
-        params=_params(survey, target, label, features, windows),
+        params=_params(survey, target, label, features),
         others={
             "key": [column.name for column in other_keys],
             "time": [] if times is None else [column.name for column in times.others],
@@ -229,18 +228,12 @@ def _can_be_kept(feature: TableColumn) -> bool:
     return feature.is_text and feature.distinct <= _MOST_KEPT_VALUES and feature.name.lower() not in TAKEN_NAMES
 
 
-def _params(
-    survey: Survey, target: str, label: TableColumn | None, features: Sequence[TableColumn], windows: Windows | None
-) -> dict[str, Any]:
-    """The parameters of the estimator: those for any table, for few rows, for a series, and for texts with few rows each."""
+def _params(survey: Survey, target: str, label: TableColumn | None, features: Sequence[TableColumn]) -> dict[str, Any]:
+    """The usual parameters of the estimator, and those for texts with few rows each."""
     params: dict[str, Any] = {**PARAMS[target]}
     if label is None:
         return params
     rows = survey.rows - label.nulls
-    if rows < FEW_ROWS:
-        params |= SHALLOW
-    elif target == "numbers" and windows is not None and windows.past is not None:
-        params |= SERIES
     if any(column.is_text and MANY_TEXTS < column.distinct > rows / ROWS_PER_TEXT for column in features):
         params["categorical_features"] = None
     return params
@@ -444,16 +437,16 @@ def _windows(
         calendar=tuple(
             part
             for part, (least, starts) in _PARTS.items()
-            if span.length >= least and not starts & span.starts and PART_NAMES[part] not in names
+            if span.length >= least
+            and not starts & span.starts
+            and PART_NAMES[part] not in names
+            and (part != "minute" or times.name_rows)  # events come at any minute
         ),
     )
-    if train_every is None:
-        return replace(windows, past=_past(survey, windows, every, key, label)), None
-    serving = Calendar(train_every, zone, first)
-    windows = replace(
-        windows, train_start=_first_serving(windows, Calendar(every, zone, first), serving.within(*bounds))
-    )
-    return _with_past(windows, _past(survey, windows, every, key, label), serving), train_every
+    periods = [] if train_every is None else Calendar(train_every, zone, first).within(*bounds)
+    if len(periods) > MOST_MODELS:
+        windows = replace(windows, train_start=periods[-MOST_MODELS].start.astimezone(zone).replace(tzinfo=None))
+    return replace(windows, past=_past(survey, windows, every, key, label)), train_every
 
 
 def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
@@ -469,35 +462,6 @@ def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) ->
         if length >= served * LONGEST[often].nominal + 2 * timedelta(days=days):
             return Duration(days=days), often
     return Duration(days=days), None
-
-
-def _first_serving(windows: Windows, calendar: Calendar, periods: Sequence[Partition]) -> datetime | None:
-    """The start of the serving period from which the past holds at most MOST_MODELS of them, in local time.
-
-    None if it holds no more, or if too little is known by then: the first period with enough data is the first one then.
-    """
-    if len(periods) <= MOST_MODELS:
-        return None
-    begins, zone, evaluate = periods[-MOST_MODELS].start, calendar.zone, windows.evaluate
-    known = calendar.within(calendar.first_start, windows.delay.before(begins, zone))
-    # As much to learn from as to evaluate on
-    is_enough = known and evaluate.before(evaluate.before(known[-1].end, zone), zone) >= calendar.first_start
-    return begins.astimezone(zone).replace(tzinfo=None) if is_enough else None
-
-
-def _with_past(windows: Windows, past: PastFeatures | None, serving: Calendar) -> Windows:
-    """Windows with earlier values of the label as features; the first model serves once it has learned from rows that have them.
-
-    Where labels are late, rows have earlier values only after the delay, and their own labels are known after another one.
-    Without a period that begins so late, there are no such features.
-    """
-    if past is None or not windows.delay.nominal:
-        return replace(windows, past=past)
-    least = windows.start + 2 * windows.delay.nominal + 2 * windows.evaluate.nominal
-    periods = serving.within(serving.first_start, serving.around(windows.span.last).end)
-    starts = [period.start.astimezone(serving.zone).replace(tzinfo=None) for period in periods]
-    late_enough = [start for start in starts if start >= max(least, windows.train_start or least)]
-    return replace(windows, past=past, train_start=late_enough[0]) if late_enough else windows
 
 
 def _past(

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import ceil, inf, nan
+from math import ceil
 from shlex import quote
 from typing import Any, Literal
 
@@ -121,15 +121,6 @@ class TimeRange:
 
 
 @dataclass(frozen=True)
-class Course:
-    """The mean of a series by some parts of the time, and what it leaves of the values."""
-
-    rows: int
-    error: float  # mean squared error to expect of later rows, by generalized cross-validation
-    memory: float  # correlation of what the mean leaves with what it left a day before; nan if there are no such pairs
-
-
-@dataclass(frozen=True)
 class Pair:
     """The file of the rows to score, and what it has in common with that of the rows to learn from."""
 
@@ -214,21 +205,6 @@ class Survey:
         step = -(-max(there, 1) // min(rows, max(_MOST_CELLS // len(columns), LEAST_ROWS)))
         where = "" if known is None else f"WHERE {quoted(known.name)} IS NOT NULL"
         return self.con.sql(f"SELECT {names} FROM seen {where} QUALIFY row_number() OVER () % {step} = 0").pl()
-
-    def course(self, label: str, time: str, parts: Sequence[str], until: datetime) -> Course:
-        """The mean of a column of numbers by some parts of the time, over the rows before an instant."""
-        at = self._instant(time)
-        by = ", ".join(f"extract({part} FROM {at})" for part in parts)
-        query = f"""
-            WITH known AS (
-                SELECT {at} AS at, ({by}) AS part, {quoted(label)} - avg({quoted(label)}) OVER (PARTITION BY {by}) AS rest
-                FROM seen WHERE {quoted(label)} IS NOT NULL AND {at} < $until)
-            SELECT count(*), sum(rest ** 2) * count(*) / (count(*) - count(DISTINCT part)) ** 2,
-                (SELECT corr(later.rest, known.rest) FROM known AS later JOIN known ON later.at = known.at + INTERVAL 1 DAY)
-            FROM known
-        """
-        ((rows, error, memory),) = self.con.execute(query, {"until": until}).fetchall()
-        return Course(rows, inf if error is None else error, nan if memory is None else memory)
 
     def is_series(self, time: str, span: TimeRange) -> bool:
         """Return whether each time has one row, and times lie on whole hours or mostly follow each other at the same interval."""

@@ -1,0 +1,227 @@
+"""`batch-platform new`: the past of a table chooses among what can be proposed, and what is proposed can be trained."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from batch_platform.cli.proposal import trial
+from batch_platform.cli.proposal.choices import Asked, Proposal, propose
+from batch_platform.cli.proposal.origin import locate
+from batch_platform.cli.proposal.survey import survey
+from batch_platform.cli.proposal.trial import COLUMNS, COURSE, EARLIER, Past, Trial, past_of, that_runs, tried
+from batch_platform.declaration.windows import serving_periods
+from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposed_shapes import customers, declared, readings, unlabelled
+from batch_platform_tests.harness.command_line import published
+
+DAYS = 70
+
+
+def seen_past(file: Path, **asked: Any) -> tuple[Proposal, Past]:
+    """What is proposed for a table, and the past that it is tried on."""
+    with survey(locate(str(file), None, None), asked.get("timezone", "UTC")) as seen:
+        proposal = propose(seen, Asked(AFTER_ALL, **asked))
+        past = past_of(seen, proposal)
+        assert past is not None
+        return that_runs(proposal, past, AFTER_ALL), past
+
+
+def chosen_for(table: pl.DataFrame, folder: Path, label: str) -> tuple[Proposal, Trial]:
+    table.write_parquet(folder / "table.parquet")
+    choice = tried(*seen_past(folder / "table.parquet", label=label), lambda: 0.0)
+    assert choice is not None
+    return choice
+
+
+def noise(rows: int, seed: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1, rows)
+
+
+def with_level(level: Any, **columns: Any) -> pl.DataFrame:
+    """Readings of every hour, whose level is a function of the hour and noise."""
+    table = readings(24 * DAYS)
+    hour = table["at"].dt.hour().to_numpy()
+    return table.with_columns(level=level(hour, noise(table.height)), **columns)
+
+
+@pytest.mark.parametrize(("label", "zone"), [("level", "UTC"), ("state", "America/New_York")])
+def test_the_features_that_are_tried_are_those_that_the_pipeline_builds(tmp_path, label, zone):
+    table = unlabelled(readings().with_columns(state=pl.col("level") > 10, wind=pl.int_range(pl.len()) % 7), label, 48)
+    table.write_parquet(tmp_path / "sensor.parquet")
+    _, past = seen_past(tmp_path / "sensor.parquet", label=label, timezone=zone)
+    _, files = proposed(tmp_path / "sensor.parquet", label=label, timezone=zone)
+    pipeline = pipeline_of(files, tmp_path)
+    names = [*past.course.values(), *past.earlier, *past.columns.values()]
+    assert len(past.earlier) >= 3
+    with pipeline.builder.session(labels=True) as session:
+        for partition in pipeline.spec.partitions.calendar.due(AFTER_ALL)[9:30:10]:
+            with session.batches(partition) as (batches, _):
+                built = pl.concat([pl.DataFrame(batch) for batch in batches])
+            rows = past.rows.filter(pl.col(trial.PARTITION_START) == partition.start)
+            assert_frame_equal(rows[names], built[names])
+            assert rows[label].equals(session.labels(partition)[label])
+
+
+def test_a_key_that_is_unique_within_its_partition_tries_each_row_once(tmp_path):
+    table = readings(24 * DAYS).with_columns(place=pl.int_range(pl.len()) % 24 + 1, wind=pl.int_range(pl.len()) % 7)
+    table.with_columns(place=pl.format("place {}", "place")).write_parquet(tmp_path / "sensors.parquet")
+    proposal, past = seen_past(tmp_path / "sensors.parquet", label="level", key=("place",))
+    assert proposal.key_holds == "within a day"
+    assert past.rows.height == table.height
+
+
+def test_no_fold_learns_from_labels_that_were_not_known_when_it_predicts(tmp_path):
+    unlabelled(readings(24 * DAYS), "level", 24 * 9).write_parquet(tmp_path / "sensor.parquet")
+    proposal, past = seen_past(tmp_path / "sensor.parquet", label="level")
+    folds = [*trial._folds(proposal, past)]
+    assert len(folds) > 1
+    for fitted, later in folds:
+        known = fitted[trial.PARTITION_START].max() + timedelta(days=1) + timedelta(days=9)
+        assert known <= later[trial.PARTITION_START].min()
+
+
+CHOICES: dict[
+    str, tuple[Any, dict[str, Any], set[str], set[str]]
+] = {  # the level, columns, and what is chosen and what is not
+    "an hour that says all": (lambda hour, noise: 3.0 * hour + noise, {}, {COURSE}, set()),
+    "a memory": (lambda _, noise: np.cumsum(noise), {}, {EARLIER}, set()),
+    "a column that says all, on thin evidence of a memory": (
+        lambda hour, noise: 3.0 * noise + hour % 2,
+        {"damp": pl.Series(noise(24 * DAYS))},
+        {COLUMNS},
+        {EARLIER},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_the_richest_features_that_are_as_good_as_the_best_are_chosen(tmp_path, case):
+    level, columns, needed, useless = CHOICES[case]
+    proposal, result = chosen_for(with_level(level, **columns), tmp_path, "level")
+    chosen = {*result.chosen.features}
+    assert needed <= chosen
+    assert not useless & chosen
+    least = min(tried.value for tried in result.candidates)
+    assert result.chosen.value <= least * (1 + trial.MOST_WORSE)
+    assert result.plain_trees is None or result.chosen.value <= result.plain_trees * (1 + trial.MOST_WORSE)
+    assert {EARLIER in chosen, proposal.windows.past is not None} in ({True}, {False})
+    assert {COURSE in chosen, bool(proposal.windows.calendar)} in ({True}, {False})
+
+
+def test_what_made_predictions_worse_is_left_out_with_the_errors(tmp_path):
+    level, columns, _, _ = CHOICES["a column that says all, on thin evidence of a memory"]
+    proposal, result = chosen_for(with_level(level, **columns), tmp_path, "level")
+    reason = proposal.left_out["earlier values of level"]
+    assert reason.startswith("made predictions of the past worse: rmse ")
+    assert reason.endswith(f"{result.chosen.value:.4g} without")
+
+
+def test_a_table_without_times_chooses_between_the_usual_and_small_trees(tmp_path):
+    few = customers(300, left=[bool(value > 0) for value in noise(300)])
+    _, result = chosen_for(few, tmp_path, "left")
+    assert [(tried.features, tried.trees) for tried in result.candidates] == [
+        ((COLUMNS,), "usual"),
+        ((COLUMNS,), "small"),
+    ]
+    assert (result.metric, result.chosen.trees) == ("log_loss", "small"), "large trees are sure of chance"
+    clear = customers(3_000).with_columns(left=(pl.col("months") % 7 < 3) ^ (pl.col("spend") < 40))
+    assert chosen_for(clear, tmp_path, "left")[1].chosen.trees == "usual"
+
+
+def test_the_budget_ends_the_trial_after_a_fold_or_within_the_first(tmp_path):
+    readings(24 * DAYS).write_parquet(tmp_path / "sensor.parquet")
+    proposal, past = seen_past(tmp_path / "sensor.parquet", label="level")
+
+    def after(seconds: float) -> Trial:
+        choice = tried(proposal, past, lambda: seconds)
+        assert choice is not None
+        return choice[1]
+
+    assert after(0).folds > 1
+    assert (after(trial.SECONDS - 1).folds, len(after(trial.SECONDS - 1).candidates)) == (1, len(after(0).candidates))
+    assert (after(2 * trial.SECONDS).folds, len(after(2 * trial.SECONDS).candidates)) == (1, 1)
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_the_candidates_are_shown_with_their_errors_and_stand_in_the_report(cli, tmp_path):
+    with_level(lambda hour, noise: 3.0 * hour + noise, damp=pl.Series(noise(24 * DAYS))).write_csv(
+        tmp_path / "sensor.csv"
+    )
+    shown = cli(tmp_path, "new", "one", "--from", "sensor.csv", "--label", "level")
+    assert shown.code == 0, shown.err
+    assert "Trying 17 proposals on the past of the table, up to 30 s" in shown.out
+    assert all(word in shown.out for word in ("plain trees", "trivial model", "proposed", "the best"))
+    record = json.loads(cli(tmp_path, "new", "two", "--from", "sensor.csv", "--label", "level", "--json").out)["trial"]
+    assert len(record["candidates"]) == 17
+    assert record["chosen"] in record["candidates"]
+    assert record["metric"] == "rmse"
+    assert record["chosen"]["value"] < record["trivial"]
+    assert record["rows"] > 0
+
+
+def test_a_column_without_values_until_late_is_left_out(tmp_path):
+    table = readings(24 * DAYS).with_columns(
+        late=pl.when(pl.int_range(pl.len()) > 24 * (DAYS - 9)).then(pl.int_range(pl.len()) % 5)
+    )
+    table.write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    assert proposal.left_out["late"].startswith("has no value in the ")
+    assert "late" not in [column.name for column in proposal.features]
+    assert '"late"' not in files["features.sql"].partition("FROM")[0]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+def test_no_model_is_declared_before_there_are_labels_to_learn_from(tmp_path, kind):
+    table = readings(24 * 300).with_columns(wind=pl.int_range(pl.len()) % 7)
+    known = pl.int_range(pl.len()) > 24 * 220
+    label = (
+        pl.col("level") if kind == "numbers" else pl.when(pl.col("level") > 20).then(pl.lit("a")).otherwise(pl.lit("b"))
+    )
+    table.with_columns(level=pl.when(known).then(label)).write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    pipeline = pipeline_of(files, tmp_path)
+    first = serving_periods(pipeline.spec, AFTER_ALL)[0]
+    assert declared(files)["model"]["train"]["start"] == first.key
+    assert first.start >= (START + timedelta(days=221)).replace(tzinfo=UTC)
+    assert proposal.train_every == "month"
+
+
+def test_a_table_whose_labels_are_too_few_for_any_period_is_trained_once(tmp_path):
+    table = readings(24 * DAYS).with_columns(
+        level=pl.when(pl.int_range(pl.len()) >= 24 * DAYS - 40).then(pl.col("level")), wind=pl.int_range(pl.len()) % 7
+    )
+    table.write_parquet(tmp_path / "sensor.parquet")
+    proposal, _ = proposed(tmp_path / "sensor.parquet", label="level")
+    assert proposal.train_every is None
+    assert proposal.windows.train_start is None
+
+
+@pytest.mark.full
+def test_every_model_of_a_table_with_late_columns_and_labels_is_trained(cli, tmp_path):
+    table = readings(24 * 300).with_columns(
+        wind=pl.int_range(pl.len()) % 7,
+        late=pl.when(pl.int_range(pl.len()) > 24 * 280).then(pl.int_range(pl.len()) % 5),
+        level=pl.when(pl.int_range(pl.len()) > 24 * 220).then(pl.col("level")),
+    )
+    table.write_parquet(tmp_path / "sensor.parquet")
+    assert cli(tmp_path, "new", "sensor", "--from", "sensor.parquet", "--label", "level").code == 0
+    ran = cli(tmp_path, "run", "sensor")
+    assert ran.code == 0, ran.err
+    assert "could not be trained" not in ran.out
+    assert published(tmp_path, "SELECT count(*) > 1 FROM batch_platform.model_versions") == [(True,)]
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_a_large_table_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "MOST_ROWS", 400)
+    readings(24 * DAYS).write_parquet(tmp_path / "sensor.parquet")
+    _, past = seen_past(tmp_path / "sensor.parquet", label="level")
+    assert 200 < past.rows.height < 600
+    assert past.rows["level_1_day_before"].null_count() < 30, "features look back at all rows"
+    assert datetime(2025, 1, 2, tzinfo=UTC) > past.rows[trial.PARTITION_START].min()
