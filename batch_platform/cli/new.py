@@ -1,11 +1,13 @@
 """The `new` command: propose a pipeline for a table and write it into a project, which is created if there is none."""
 
+import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from shlex import join
 from time import monotonic
 from typing import get_args
 
@@ -15,8 +17,7 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, explained, find_or_create_project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import Asked, Proposal, propose
-from batch_platform.cli.proposal.columns import label_evidence
+from batch_platform.cli.proposal.choices import MOST_LISTED, Asked, Proposal, likely_labels, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
@@ -31,6 +32,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.monitoring.comparison import ROUNDING
 from batch_platform.pipeline.pipeline import Pipeline
+
+_NONE = "none"  # answer to a question on a terminal
 
 
 @click.command(
@@ -69,6 +72,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 )
 @click.option("--label", metavar="COLUMN", help="Column to predict.")
 @click.option("--cluster", is_flag=True, help="Group similar rows instead of predicting a column.")
+@click.option("--snapshot", is_flag=True, help="Score the whole table every day, whatever times it has.")
 @click.option("--yes", is_flag=True, help="Take the proposal without asking.")
 @click.option(
     "--timezone", default="UTC", show_default=True, help="Time zone that defines when a day starts, e.g. Europe/Berlin."
@@ -90,6 +94,7 @@ def command(  # noqa: PLR0913 - the options of the command
     timezone: str,
     *,
     cluster: bool,
+    snapshot: bool,
     yes: bool,
 ) -> None:
     """Propose a pipeline NAME for a table, as files to read and edit.
@@ -108,7 +113,10 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint="leave one of them out.")
     _import_project(folder)
     now = datetime.now(UTC)
-    asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
+    if snapshot and time is not None:
+        msg = "--time and --snapshot exclude each other: without a time, the whole table is scored."
+        raise WrongUseError(msg, hint="leave one of them out.")
+    asked = Asked(now, key, time, label, cluster, snapshot, timezone, command=join(["batch-platform", *sys.argv[1:]]))
     if train is None and score is None:
         if file is None:
             msg = "No table is named."
@@ -116,10 +124,17 @@ def command(  # noqa: PLR0913 - the options of the command
         origin, second = locate(file, table, encoding), None
     else:
         origin, second = _two_files({"--from": file, "--table": table}, train, score, encoding, asked)
-    with survey(origin, timezone, date_order, score=second, label=label) as table_survey:
+    with (
+        terminal.err.status("Reading the table") as status,
+        survey(origin, timezone, date_order, score=second, label=label) as table_survey,
+    ):
         if second is None and terminal.can_ask() and not yes:
+            status.stop()
             asked = _answered(table_survey, asked)
+            status.start()
+        status.update(f"Comparing {len(table_survey.columns)} columns")
         proposal = propose(table_survey, asked)
+        status.stop()
         proposal, trial = _tried(table_survey, proposal, now)
         reading = layout(table_survey, proposal)
     project, created = find_or_create_project(folder)
@@ -185,19 +200,25 @@ def _answered(table_survey: Survey, asked: Asked) -> Asked:
     """Ask for the label, the time and the key, with the proposal as the default of each."""
     columns = [column.name for column in table_survey.columns]
     if asked.label is None and not asked.cluster:
-        likely = label_evidence(table_survey)
-        default = likely[0].column.name if likely and likely[0].points else ""
-        label = terminal.ask("Column to predict (empty: group similar rows)", default, columns)
-        asked = replace(asked, label=label or None, cluster=not label)
+        likely = likely_labels(table_survey, asked)[:MOST_LISTED]
+        for evidence in likely:
+            terminal.say(f"  {evidence.column.name}: {table_survey.shown(evidence.column)}")
+        default = likely[0].column.name if likely else _NONE
+        label = terminal.ask(f"Column to predict ({_NONE}: group similar rows)", default, [*columns, _NONE])
+        asked = replace(asked, label=None if label == _NONE else label, cluster=label == _NONE)
     proposal = propose(table_survey, asked)
-    if asked.time is None and proposal.time is not None and proposal.others["time"]:
-        time = terminal.ask("Time of a row", proposal.time.name, columns)
-        if time != proposal.time.name:
-            asked = replace(asked, time=time)
+    if asked.time is None and not asked.snapshot and any(column.reading for column in table_survey.columns):
+        default = proposal.time.name if proposal.time else _NONE
+        time = terminal.ask(f"Time of a row ({_NONE}: score the whole table every day)", default, [*columns, _NONE])
+        if time != default:
+            asked = replace(asked, time=None if time == _NONE else time, snapshot=time == _NONE)
             proposal = propose(table_survey, asked)
-    if not asked.key and len(proposal.key) == 1 and proposal.others["key"]:
-        key = terminal.ask("Column that identifies a row", proposal.key[0].name, columns)
-        asked = asked if key == proposal.key[0].name else replace(asked, key=(key,))
+    if not asked.key:
+        default = ", ".join(column.name for column in proposal.key)
+        key = terminal.ask(
+            "Column that identifies a row, or several with commas between", default, columns, several=True
+        )
+        asked = asked if key == default else replace(asked, key=tuple(name.strip() for name in key.split(",")))
     return asked
 
 

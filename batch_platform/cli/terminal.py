@@ -100,11 +100,15 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and out.file.isatty() and not is_json()
 
 
-def ask(question: str, default: str | None, allowed: Sequence[str]) -> str:
-    """Ask on the terminal until the answer is allowed; with the default "" it may be empty, without a default it may not."""
+def ask(question: str, default: str | None, allowed: Sequence[str], *, several: bool = False) -> str:
+    """Ask on the terminal until the answer is allowed; with the default "" it may be empty, without a default it may not.
+
+    The answer may name `several` with commas between.
+    """
     while True:
         answer = str(click.prompt(question, default=default, show_default=bool(default), err=True)).strip()
-        if answer in allowed or (not answer and default == ""):
+        names = [answer, *(answer.split(",") if several else [])]
+        if answer in allowed or answer == default or (several and all(name.strip() in allowed for name in names[1:])):
             return answer
         say(f"{answer!r} is not possible; choose from {listed(allowed)}.")
 

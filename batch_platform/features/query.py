@@ -34,6 +34,7 @@ ONE_SELECT = "write helper tables as WITH … AS (…) in front of the SELECT." 
 SQL_FAILS = "correct the SQL or its source; batch-platform check tries the SQL without reading a row."
 _INTERRUPTED = "INTERRUPT Error"
 _CANDIDATES = re.compile(r" Candidate functions: .*?(?= LINE \d+:|$)")  # every signature of the name, up to 60 of them
+_NO_COLUMN = re.compile(r'column (?:named )?"([^"]+)"')
 _SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
 
@@ -160,10 +161,30 @@ class Query(SqlFile):
         bound = self.bound(partition)
         with self.explained(partition):
             if self._columns is None:
-                self._columns = con.duckdb.sql(self._select, params=bound).columns
+                try:
+                    self._columns = con.duckdb.sql(self._select, params=bound).columns
+                except duckdb.BinderException as error:
+                    raise self._gone(con, partition, str(error)) or error from error
             self.require_columns(self._columns, columns)
             order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
             return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=bound)
+
+    def _gone(self, con: SourceConnection, partition: Partition, message: str) -> SourceError | None:
+        """The error for a column that a source has no more, while it has others that no SQL of the pipeline names; None for other errors."""
+        gone = _NO_COLUMN.search(message)
+        texts = " ".join(file.read_text(encoding="utf-8") for file in self.path.parent.glob("*.sql"))
+        named = {word.lower() for word in re.findall(r"\w+", texts)}
+        has = [column for name in self.reads(con.names) for column in con.duckdb.sql(f"FROM {quoted(name)}").columns]
+        new = [column for column in has if named.isdisjoint(re.findall(r"\w+", column.lower()))]
+        if gone is None or not new or gone[1] in has:
+            return None
+        msg = (
+            f"{self.pipeline}, partition {partition.key}: column {gone[1]!r}, which {self.path} reads, is gone; "
+            f"{listed(map(repr, new))} {'is' if len(new) == 1 else 'are'} new."
+        )
+        return SourceError(
+            msg, hint=f"if the column was renamed, write in the SQL: {quoted(new[0])} AS {quoted(gone[1])}."
+        )
 
     def comes_in_order(self, con: SourceConnection, partition: Partition, column: str) -> bool:
         """Return whether the rows ascend in a column without being sorted; only what that column needs is read."""

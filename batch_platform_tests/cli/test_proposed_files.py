@@ -310,6 +310,25 @@ def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tm
     assert cli(tmp_path, "run", "orders").code == 0
 
 
+@pytest.mark.parametrize("line", ["1,2", "1,2,3,4,5,6,7,8,9"])
+def test_a_malformed_csv_file_is_refused_with_the_line(cli, tmp_path, line):
+    lines = orders(300).write_csv().splitlines()
+    (tmp_path / "orders.csv").write_text("\n".join([*lines[:37], line, *lines[37:]]), encoding="utf-8")
+    refused = cli(tmp_path, "new", "orders", "--from", "orders.csv")
+    assert refused.code == 1
+    assert "orders.csv cannot be read: line 38 does not have 6 values as its header has." in refused.error
+
+
+def test_a_column_that_is_gone_is_told_beside_the_one_that_is_new(cli, tmp_path):
+    orders(at=None).write_parquet(tmp_path / "orders.parquet")
+    assert cli(tmp_path, "new", "orders", "--from", "orders.parquet").code == 0
+    orders(at=None).rename({"amount": "total"}).write_parquet(tmp_path / "orders.parquet")
+    failed = cli(tmp_path, "run", "orders")
+    assert failed.code == 1
+    assert "column 'amount', which" in failed.error
+    assert "features.sql reads, is gone; 'total' is new." in failed.error
+
+
 def test_rows_of_a_duckdb_table_without_a_key_are_named_like_those_of_a_file(cli, tmp_path):
     with duckdb.connect(str(tmp_path / "shop.duckdb")) as con:
         con.register("frame", orders(300, id=None, at=None).to_arrow())

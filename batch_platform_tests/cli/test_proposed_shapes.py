@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import shutil
 import time
@@ -15,9 +16,12 @@ import pytest
 import yaml
 
 from batch_platform.cli.proposal.choices import MOST_MODELS
+from batch_platform.cli.proposal.columns import feature_reasons, label_evidence
+from batch_platform.cli.proposal.origin import locate
+from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_periods
-from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, orders, pipeline_of, proposed
 from batch_platform_tests.harness.command_line import published, start_command
 from batch_platform_tests.harness.small_pipeline import carry_out
 
@@ -329,8 +333,11 @@ def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:
 
 def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
     customers().write_csv(tmp_path / "customers.csv")
-    shown = answered(tmp_path, "new", "one", "--from", "customers.csv", answers={"Column to predict": ""})
+    key = {"Column that identifies a row": ""}
+    shown = answered(tmp_path, "new", "one", "--from", "customers.csv", answers={"Column to predict": "", **key})
     assert "[left]" in shown, "the proposal is the default"
+    assert "  plan: basic, plus, pro" in shown
+    assert "  months: 1 to 69" in shown
     assert (
         declared({"defs.yaml": (tmp_path / "pipelines/defs/one/defs.yaml").read_text()})["labels"]["column"] == "left"
     )
@@ -340,12 +347,79 @@ def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
         "two",
         "--from",
         "customers.csv",
-        answers={"Column to predict": "pln", "'pln' is not possible; choose from": "plan"},
+        answers={"Column to predict": "pln", "'pln' is not possible; choose from": "plan", **key},
     )
     assert (
         declared({"defs.yaml": (tmp_path / "pipelines/defs/two/defs.yaml").read_text()})["labels"]["column"] == "plan"
     )
     assert "Column to predict" not in answered(tmp_path, "new", "three", "--from", "customers.csv", "--yes", answers={})
+
+
+def test_on_a_terminal_another_time_and_key_can_be_chosen_or_none(tmp_path):
+    table = orders().with_columns(created=pl.col("at") + timedelta(days=400))
+    table.write_parquet(tmp_path / "orders.parquet")
+    asked = ("--from", "orders.parquet", "--label", "returned")
+    answers = {"Time of a row": "created", "identifies a row": "id, at"}
+    answered(tmp_path, "new", "one", *asked, answers=answers)
+    one = (tmp_path / "pipelines/defs/one/defs.yaml").read_text()
+    assert "time: created" in one
+    assert 'key: [id, "at"]' in one.replace("at]", '"at"]').replace('""', '"')
+    answered(tmp_path, "new", "two", *asked, answers={"Time of a row": "none", "identifies a row": ""})
+    assert "snapshot: true" in (tmp_path / "pipelines/defs/two/defs.yaml").read_text()
+
+
+def labelled(rows: int, **columns: Any) -> pl.DataFrame:
+    """Five measurements of which `outcome_7` depends on two, and others as given."""
+    random = np.random.default_rng(11)
+    measured = {f"m{at}": random.normal(size=rows).round(3) for at in range(5)}
+    level = measured["m0"] + measured["m1"] + random.normal(0, 0.3, rows)
+    return pl.DataFrame({"site": random.integers(0, 4, rows), **measured, "level_2": level.round(3), **columns})
+
+
+def test_columns_that_can_be_learned_are_shown_first_with_their_values_and_the_command_to_repeat(tmp_path):
+    random = np.random.default_rng(12)
+    labelled(400, noise=random.normal(size=400)).write_csv(tmp_path / "table.csv")
+    with survey(locate(str(tmp_path / "table.csv"), None), "UTC") as seen:
+        points = {evidence.column.name: evidence.points for evidence in label_evidence(seen)}
+    assert points["level_2"] > points["m2"] > points["m3"] - 0.01, "what others tell comes before what they do not"
+    process = start_command(tmp_path, "new", "table", "--from", "table.csv", "--timezone", "Europe/Berlin")
+    _, errors = process.communicate(timeout=300)
+    assert "site (0, 1, 2, 3)" in errors
+    assert re.search(r"level_2 \(-\d\.\d+ to \d\.\d+\)", errors)
+    assert "Hint: name it: batch-platform new table --from table.csv --timezone Europe/Berlin --label " in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("Order", range(1, 401), "counts the rows"),
+        ("place", [*range(100, 300), *range(500, 700)], "counts the rows"),
+        ("entry", [at * 37 % 430 for at in range(400)], "counts the rows"),
+        ("PID", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
+        ("id_str", [f"c{at}" for at in range(400)], "is a text with about 400 distinct values"),
+        ("subject_id", [at // 8 for at in range(400)], "is called like an identifier, and has 50 values in 400 rows"),
+        ("Unnamed: 0", [at // 2 for at in range(400)], "is the number that pandas gave the row"),
+        ("store_id", [at % 5 for at in range(400)], None),
+        ("steps", [at * 7919 % 100_003 for at in range(400)], None),
+        ("paid", [at * at for at in range(400)], None),
+    ],
+)
+def test_identifiers_are_no_features_and_a_unique_quantity_is(tmp_path, name, values, reason):
+    labelled(400, **{name: values, "y": [at % 3 == 0 for at in range(400)]}).write_csv(tmp_path / "table.csv")
+    with survey(locate(str(tmp_path / "table.csv"), None), "UTC") as seen:
+        reasons = feature_reasons(seen, seen.column("y"), [seen.column("y")], None)
+    told = reasons[next(column for column in reasons if column.name == name)]
+    assert told is reason is None or (told or "").startswith(reason or "no reason")
+
+
+def test_a_table_with_times_is_scored_whole_if_that_is_asked_for(cli, tmp_path):
+    orders().write_parquet(tmp_path / "orders.parquet")
+    made = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--snapshot", "--json").json
+    assert (made["snapshot"], made["time"]) == (True, None)
+    assert cli(tmp_path, "run", "orders").code == 0
+    both = cli(tmp_path, "new", "two", "--from", "orders.parquet", "--snapshot", "--time", "at")
+    assert both.code == 2
+    assert "--time and --snapshot exclude each other" in both.error
 
 
 def test_a_proposal_that_would_not_run_is_not_written(cli, tmp_path, monkeypatch):

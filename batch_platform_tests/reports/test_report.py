@@ -422,7 +422,9 @@ def test_a_report_with_alarms_does_not_say_that_all_is_well(figures):
     assert "No open issues and no alarms." in html(quiet, {}, BERLIN)
     text = html(figures, {}, BERLIN)
     assert "No open issues" not in text
-    assert "<strong>Alarms:</strong> 1 unusual count of rows; drift in 1 column. The sections below explain them." in text
+    assert (
+        "<strong>Alarms:</strong> 1 unusual count of rows; drift in 1 column. The sections below explain them." in text
+    )
     assert html(replace(quiet, missed=["2024-02-12"]), {}, BERLIN).count("2024-02-12") > html(quiet, {}, BERLIN).count(
         "2024-02-12"
     )

@@ -13,6 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.columns import (
+    CLEARLY,
     ENOUGH,
     KEY_NAMES,
     Evidence,
@@ -43,6 +44,7 @@ SMALL = {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_r
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
+MANY_PER_WINDOW, MANY_WINDOWS = 20, 12  # enough rows for figures of each partition, if so many partitions remain
 FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
 WITHIN_FILE = "within its file"
 BY_PLACE = "as long as rows keep their place in the file"
@@ -53,6 +55,7 @@ MOST_MODELS = 6  # models of the past; earlier rows are learned from and not sco
 _MOST_PAIRS = 60  # pairs of columns that are tried as a key
 _FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a row: a measure is not so even by chance
 TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # columns that scoring adds, in lower case
+MOST_LISTED = 5  # columns that are shown where it is not clear which to predict
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 PART_NAMES = {
@@ -88,7 +91,9 @@ class Asked:
     time: str | None = None
     label: str | None = None
     cluster: bool = False  # propose groups of similar rows, without a label
+    snapshot: bool = False  # score the whole table every day, whatever its times
     timezone: str = "UTC"
+    command: str = "batch-platform new NAME --from FILE"  # as it was called, to repeat it
 
 
 @dataclass(frozen=True)
@@ -252,15 +257,16 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
     ranked = likely_times(survey, asked)
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
-            every = _every(survey.rows, span)
+            series = survey.is_series(column.name, span)
+            every = _every(survey.rows, span, series=series)
             # No partition is as long as a year.
             is_snapshot = span.filled[every] < FEWEST_WINDOWS or survey.pair is not None or "year" in span.starts
             return _Times(
                 column,
                 span,
                 every,
-                are_partitioned=asked.time is not None or not is_snapshot,
-                name_rows=survey.is_series(column.name, span),
+                are_partitioned=not asked.snapshot and (asked.time is not None or not is_snapshot),
+                name_rows=series,
                 others=[other for other in ranked if other is not column and other.name not in column.made_of],
             )
     if asked.time is not None:
@@ -297,17 +303,26 @@ def _label(
         return None, (), []
     if named := asked.label or (survey.pair and survey.pair.label):
         return survey.column(named), (), []
-    taken = [*map(survey.column, asked.key), *([] if times is None else [times.column])]
-    able = [evidence for evidence in label_evidence(survey) if evidence.column not in taken]
+    able = _likely_labels(survey, asked, times)
     if len(able) == 1:
         return able[0].column, ("no other column can be predicted",), []
-    if able and able[0].points >= ENOUGH and able[1].points < able[0].points:
-        return able[0].column, able[0].reasons, able[1:]
-    likely = [evidence.column.name for evidence in able if evidence.points]
-    possible = f"; it could be {', '.join(likely[:5])}" if likely else ""
-    msg = f"It is not clear which column of {survey.origin.path} to predict{possible}."
-    example = quote((likely or ["COLUMN"])[0])
-    raise WrongUseError(msg, hint=f"name it, such as --label {example}; --cluster groups similar rows instead.")
+    if able and able[0].points >= ENOUGH and able[1].points <= able[0].points - CLEARLY:
+        return able[0].column, able[0].reasons, able[1 : MOST_LISTED + 1]
+    likely = [evidence.column for evidence in able[:MOST_LISTED]]
+    possible = "; ".join(f"{column.name} ({survey.shown(column)})" for column in likely)
+    msg = f"It is not clear which column of {survey.origin.path} to predict. It could be {possible or 'none'}."
+    repeat = f"{asked.command} --label {quote(likely[0].name if likely else 'COLUMN')}"
+    raise WrongUseError(msg, hint=f"name it: {repeat}; --cluster groups similar rows instead.")
+
+
+def likely_labels(survey: Survey, asked: Asked) -> list[Evidence]:
+    """The columns that could be the label, the likeliest first; those with another role are not among them."""
+    return _likely_labels(survey, asked, _times(survey, asked))
+
+
+def _likely_labels(survey: Survey, asked: Asked, times: _Times | None) -> list[Evidence]:
+    time = [] if times is None else [times.column.name, *times.column.made_of]
+    return label_evidence(survey, [*asked.key, *time])
 
 
 def _key(
@@ -397,14 +412,17 @@ def _compound_keys(
     yield from pairs
 
 
-def _every(rows: int, span: TimeRange) -> Every:
-    """The shortest window length for which at least half of the windows have rows, and enough of them."""
-    for every, longest in LONGEST.items():
-        filled = span.filled[every]
-        windows = span.length / longest.nominal + 1
-        worth = filled * 2 >= windows and rows >= filled * ROWS_PER_WINDOW
-        if worth and (every != "hour" or span.length < timedelta(days=3)):
-            return every
+def _every(rows: int, span: TimeRange, *, series: bool) -> Every:
+    """The shortest window length for which at least half of the windows have rows, and enough of them.
+
+    Rows that are no series, and few in each window, get longer ones as long as there are many windows.
+    """
+    for least, windows in ((MANY_PER_WINDOW, MANY_WINDOWS), (ROWS_PER_WINDOW, 0))[series:]:
+        for every, longest in LONGEST.items():
+            filled = span.filled[every]
+            worth = filled * 2 >= span.length / longest.nominal + 1 and rows >= filled * least and filled >= windows
+            if worth and (every != "hour" or span.length < timedelta(days=3)):
+                return every
     return "month" if span.length > timedelta(days=60) else "day"
 
 

@@ -4,8 +4,8 @@ Evidence comes from names, positions, types, values and nulls. Nothing is writte
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -13,6 +13,7 @@ from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import LEAST_ROWS, NEARLY, Holds, Survey, TableColumn
 from batch_platform.declaration.errors import WrongUseError, counted, shortened
 from batch_platform.models.contract import MAX_CATEGORIES, infer_contract
+from batch_platform.models.learnable import share_told
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.leakage import MAX_ROWS, SuspectedLeak, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth
@@ -20,18 +21,37 @@ from batch_platform.monitoring.metrics import as_truth
 MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
 ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
 FEWEST_KNOWN = 0.5  # share of the rows whose text a model must know
-ENOUGH = 3  # points of evidence for a label that nobody named
+ENOUGH, CLEARLY = 4, 1  # points for a label that nobody named, and how many more than any other column has
+SURELY = 3  # points by which name and place decide, whatever can be learned
+MOST_TRIED, TRIED_ROWS = 15, 1_000  # columns that are learned on a sample, to see which can be
+NOTHING, COPY = (
+    0.02,
+    0.995,
+)  # share of a column that others tell, below which it cannot be learned, and above which it is a copy
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
     "row number": "is the number that pandas gave the row",
     "time": "is a time, from which a number could be computed as a feature, such as an age in days",
 }
 _LABEL_NAME = re.compile(
-    "label|target|y|outcome|class|churn(ed)?|(is_)?fraud|default(ed)?|converted|clicked|survived|returned|late|cancell?ed"
-    "|attrition|response|responder|passed|failed|failure|diagnosis|approved|price|sales|demand|salary|charges|cost|score|rating"
+    "label|target|y|outcome|class|churn|fraud|default|late|attrition|resp(onse)?|responder|fail(ure)?|diagnosis|price|sales|demand"
+    "|salary|wages?|charges|cost|score|rating|status|event|case|death|dead|result|decision|choice|vote|purchase|count|yield|close"
+    "|earnings|revenue|is|has|did|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
+)
+# Names of who, where and when, which are known rather than predicted.
+_GIVEN_NAME = re.compile(
+    "age|sex|gender|race|ethn(ic|icity)?|nation(ality)?|region|state|country|county|continent|city|town|district|zip|postcode|address"
+    "|lat(itude)?|long?(itude)?|year|yr|month|mon|day|week|hour|season|quarter|weekday|date|time|edu(c|cation)?|school(ing)?"
+    "|occupation|married|marital|religi(on|ous)|urban|rural|black|white|hispanic|asian|fe?male|group|treat(ment|ed)?|trt|arms?"
+    "|cent(er|re)|hospital|dose|subject|visit|stratum|brand|model|colou?r|category|language|north|south|east|west"
 )
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
+_ID_NAME = re.compile(
+    "(.* )?([pucho]?id|uuid|guid|row ?names?|subject|patient|respondent|seqno|id(case|num|no)"
+    "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num))( (str|no|nr))?"
+)
+ROWS_PER_ID = 20  # a column with such a name and more rows for each value may group them, as the number of a shop does
 _ID_NAMES = frozenset({*KEY_NAMES, "index", "row"})
 
 
@@ -40,24 +60,60 @@ class Evidence:
     """The case for a column as the label."""
 
     column: TableColumn
-    points: int
+    points: float
     reasons: tuple[str, ...]
 
 
-def label_evidence(survey: Survey) -> list[Evidence]:
-    """The columns that could be the label, the likeliest first."""
-    able = [column for column in survey.columns if _can_be_label(survey, column)]
-    with_nulls = [column for column in survey.columns if column.nulls]
-    nulls_last = survey.with_nulls_last(able)
-    weighed = [_weighed(survey, column, with_nulls, nulls_last) for column in able]
-    return sorted(weighed, key=lambda evidence: -evidence.points)
+def label_evidence(survey: Survey, taken: Collection[str] = ()) -> list[Evidence]:
+    """The columns that could be the label, the likeliest first, without some that are `taken` for other roles.
+
+    Name and place decide, and where they do not clearly, also how much of a column the others tell.
+    """
+    able = [column for column in survey.columns if column.name not in taken and _can_be_label(survey, column)]
+    weighed = sorted(_weighed(survey, able), key=lambda evidence: -evidence.points)
+    if len(weighed) < 2 or weighed[0].points - weighed[1].points >= SURELY:  # noqa: PLR2004 - nothing to choose from
+        return weighed
+    told = _told(survey, [evidence.column for evidence in weighed[:MOST_TRIED]])
+    learned = [
+        replace(evidence, points=evidence.points + _learning_points(told.get(evidence.column.name, 0)))
+        for evidence in weighed
+    ]
+    return sorted(learned, key=lambda evidence: -evidence.points)
+
+
+def _learning_points(share: float) -> float:
+    """The points of a column of which others tell a share: it can be learned, cannot, or is trivially a copy."""
+    return -1 if share < NOTHING else -0.5 if share > COPY else (1 + share) / 2
+
+
+def _told(survey: Survey, labels: Sequence[TableColumn]) -> dict[str, float]:
+    """The share of each column that the others tell, on a sample."""
+    able = [column for column in survey.columns if column.holds in ("integer", "number", "boolean", "text")]
+    names = [
+        column.name
+        for column in able
+        if not column.unique and not (column.is_text and column.distinct > MAX_CATEGORIES)
+    ]
+    rows, told = survey.sample([column for column in able if column in labels or column.name in names], TRIED_ROWS), {}
+    contract = infer_contract(rows[names], {})
+    rows = contract.split(rows).kept
+    matrix = contract.encode(rows)
+    for label in labels:
+        known, classes = rows[label.name].is_not_null().to_numpy(), target_of(survey, label) == "classes"
+        others = [at for at, name in enumerate(names) if name != label.name]
+        if known.sum() < LEAST_ROWS or not others or (classes and label.distinct > MAX_CATEGORIES):
+            continue
+        values = rows[label.name].cast(pl.String).rank("dense") if classes else rows[label.name].cast(pl.Float64)
+        truth = values.to_numpy()[known]
+        told[label.name] = share_told(matrix[known][:, others], truth, classes=classes)
+    return told
 
 
 def _can_be_label(survey: Survey, column: TableColumn) -> bool:
     """Return whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
     if column.holds not in ("boolean", "integer", "number", "text") or column.distinct <= 1:
         return False
-    if last_word(column.name) in _ID_NAMES:
+    if last_word(column.name) in _ID_NAMES or _ID_NAME.fullmatch(" ".join(words(column.name))):
         return False
     if column.holds == "integer":
         return not column.counts_rows
@@ -69,17 +125,26 @@ def _most_classes(survey: Survey, label: TableColumn) -> float:
     return (survey.rows - label.nulls) / 2
 
 
-def _weighed(
-    survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn], nulls_last: Collection[str]
-) -> Evidence:
-    facts = {
-        "its name": 2 * (_LABEL_NAME.fullmatch("_".join(words(column.name))) is not None),
-        "it is the last column": column.position == len(survey.columns),
-        "it has two values": column.distinct == 2,  # noqa: PLR2004 - yes and no
-        "it is the only column with nulls": with_nulls == [column],
-        "its nulls are the last rows": column.name in nulls_last,
-    }
-    return Evidence(column, sum(facts.values()), tuple(reason for reason, weight in facts.items() if weight))
+def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
+    """The case for each column by its name, its place and its values."""
+    with_nulls, nulls_last = [column for column in survey.columns if column.nulls], survey.with_nulls_last(able)
+    two_values = [column for column in able if column.distinct == 2]  # noqa: PLR2004 - yes and no
+    last = (
+        survey.columns[-1].position or len(survey.columns) - 1
+    )  # a composed time stands behind the columns of the table
+    for place, column in enumerate(able):
+        own = words(column.name)
+        is_given, is_named = any(map(_GIVEN_NAME.fullmatch, own)), any(map(_LABEL_NAME.fullmatch, own))
+        weights = {
+            "its name": 3 * (is_named and (len(own) == 1 or not is_given)),
+            "it is the last column": {0: 2, 1: 0.5}.get(last - column.position, 0),
+            "it is the first column": {0: 2, 1: 0.5}.get(place, 0),
+            "it has two values": two_values[:2] == two_values and column in two_values,  # where few columns have
+            "it is the only column with nulls": with_nulls == [column],
+            "its nulls are the last rows": column.name in nulls_last,
+        }
+        reasons = tuple(reason for reason, weight in weights.items() if weight >= 1)
+        yield Evidence(column, sum(weights.values()) - 2 * is_given, reasons)
 
 
 def target_of(survey: Survey, label: TableColumn) -> str:
@@ -142,19 +207,25 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
         return "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several"
     if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / 2):
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
-    return _names_rows(survey, column, series) if column.distinct > rows * NEARLY else None
+    return _names_rows(survey, column, series)
 
 
 def _names_rows(survey: Survey, column: TableColumn, series: TableColumn | None) -> str | None:
-    """The way in which a column of many values names rows: it counts those of a series, or is called like an identifier; else None."""
-    if series is not None and column.counts_rows and not is_part_of_time(column) and column != series:
+    """The way in which a column names rows: it counts them, differs in each, or is called like an identifier; None if it does not."""
+    rows = survey.rows
+    counts = column.counts_rows and rows >= LEAST_ROWS and not is_part_of_time(column) and column != series
+    if counts and series is not None:
         return f"counts the rows, which {shortened(series.name)} already identifies"
-    if last_word(column.name) not in _ID_NAMES:
-        return None
+    if column.unique and column.is_text:
+        return "is a text with another value in every row"
+    is_id = _ID_NAME.fullmatch(" ".join(words(column.name))) is not None
+    many = max(MOST_CLASSES, rows / ROWS_PER_ID) if is_id else rows * NEARLY
+    if column.distinct <= many or not (is_id or last_word(column.name) in _ID_NAMES):
+        return "counts the rows" if counts else None
     if column.unique:
         return "is an identifier, with another value in every row"
     values = survey.values(column.name)
-    return f"is called like an identifier, and has {values:,} values in {survey.rows:,} rows: some occur more than once"
+    return f"is called like an identifier, and has {values:,} values in {rows:,} rows: some occur more than once"
 
 
 def _hardly_known(survey: Survey, able: Sequence[TableColumn]) -> dict[TableColumn, str]:

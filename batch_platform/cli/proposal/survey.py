@@ -5,7 +5,7 @@ one to score. In it, texts that are numbers are numbers, and a time that is spre
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,8 @@ from batch_platform.cli.proposal.instants import (
     decided,
     reads_as_time,
 )
-from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
+from batch_platform.cli.proposal.origin import Origin, unreadable
+from batch_platform.cli.proposal.texts import ask, by_column, numbers_in_texts
 from batch_platform.declaration.calendar import Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed, named, shortened
 from batch_platform.declaration.inputs import ROW_IN_FILE
@@ -41,6 +42,7 @@ LENGTHS: tuple[Every, ...] = ("hour", "day", "week", "month")  # possible length
 MOST_FAR_OFF, FAR = 3, timedelta(days=365)  # times, or one in a thousand, that may lie so far from all others
 LEAST_ROWS = 20  # number of rows from which equal values are no accident
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
+GAPS = 0.1  # share of the rows that may be missing from numbers of rows
 HARDLY = 0.1  # share of the usual share of labelled rows, below which labels are stray ones
 SURELY = 7.0  # logarithm of how much likelier labels are missing on purpose than by accident: one to a thousand
 EARLIEST, LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
@@ -55,15 +57,10 @@ _TYPES: dict[Holds, str] = {
 _NAMING = ("integer", "text", "time")  # what is stored in columns that can name rows
 _HOLDS: dict[str, Holds] = {word: holds for holds, words in _TYPES.items() for word in words.split()}
 _PANDAS_INDEX = re.compile(
-    r"__index_level_\d+__|Unnamed: 0|column0"
+    r"__index_level_\d+__|Unnamed: 0(\.\d+)?|column0"
 )  # names of an index without a name; column0 in CSV
-_AT_ONCE = 500  # columns about which one query asks
 _MOST_VALUES = 20_000_000  # distinct values that one query holds in memory
 _MOST_CELLS = 4_000_000  # values of a sample
-_NO_VALUE = ("", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "-", "--", "?", ".")  # words for a missing value
-_IS_NO_VALUE = f"lower(trim({{}})) IN ({', '.join(map(literal, _NO_VALUE))})"
-_WHOLE, _NUMBER = "[-+]?[0-9]{1,18}", "[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"  # regular expressions
-_GROUPED = "CAST(replace(replace({}, '.', ''), ',', '.') AS DOUBLE)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -78,7 +75,7 @@ class TableColumn:
     nulls: int  # rows without a value
     distinct: int  # approximate number of distinct values; 0 if the column holds "other"
     unique: bool  # an integer, a text or a stored time in every row, and no two rows have the same
-    counts_rows: bool  # integers that number the rows without a gap
+    counts_rows: bool  # integers that number the rows, hardly with a gap, or in their order and mostly without one
     reading: Reading | None = None  # way to read the values as instants; None if they cannot be times
     sql: str = ""  # expression for a value, in which {} stands for the column, if texts are numbers such as 1.234,56
     missing: tuple[str, ...] = ()  # texts among them that stand for no value, such as NA
@@ -158,6 +155,16 @@ class Survey:
         """The largest value of a column, shortened."""
         return shortened(self._answer(f"SELECT max({quoted(name)}) FROM seen"))
 
+    def shown(self, column: TableColumn) -> str:
+        """Some values of a column, or its smallest and its largest number if there are more."""
+        name, few = quoted(column.name), 5
+        query = f"SELECT DISTINCT {name} FROM seen WHERE {name} IS NOT NULL ORDER BY 1 LIMIT {few + 1}"
+        values = [shortened(value) for (value,) in self.con.execute(query).fetchall()]
+        if len(values) > few and column.is_number:
+            low, high = self.con.execute(f"SELECT min({name}), max({name}) FROM seen").fetchall()[0]
+            return f"{low:.6g} to {high:.6g}"
+        return ", ".join([*values[:few], *(["…"] if len(values) > few else [])])
+
     def rarer(self, name: str) -> str:
         """The value that the fewest rows have; the last of those in order."""
         column = quoted(name)
@@ -188,7 +195,7 @@ class Survey:
         places = ", ".join(f"{quoted(column.name)} IS NULL AS n{column.position}" for column in with_nulls)
         firsts = [f"min(place) FILTER (n{column.position})" for column in with_nulls]
         rows = f"(SELECT row_number() OVER () AS place, {places} FROM seen)"
-        begins = _answers(self.con, firsts, rows)
+        begins = ask(self.con, firsts, rows)
         pairs = zip(with_nulls, begins, strict=True)
         return {column.name for column, first in pairs if self.rows - first + 1 == column.nulls}
 
@@ -196,7 +203,7 @@ class Survey:
         """The columns that are null in exactly the rows in which a column is, if there are any."""
         as_many = [column for column in columns if column.nulls == known.nulls > 0]
         same = (f"bool_and(({quoted(column.name)} IS NULL) = ({quoted(known.name)} IS NULL))" for column in as_many)
-        return [column for column, is_same in zip(as_many, _answers(self.con, same), strict=True) if is_same]
+        return [column for column, is_same in zip(as_many, ask(self.con, same), strict=True) if is_same]
 
     def sample(self, columns: Sequence[TableColumn], rows: int, known: TableColumn | None = None) -> pl.DataFrame:
         """At most so many rows, evenly spaced, and fewer of many columns; only those in which a column is `known`, if one is named."""
@@ -407,7 +414,7 @@ def _look(
     types = {
         name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True) if pair is None or name != PART
     }
-    rows, *answers = _answers(con, ["count(*)", *(fact for column in types.items() for fact in _facts(*column))])
+    rows, *answers = ask(con, ["count(*)", *(fact for column in types.items() for fact in _facts(*column))])
     if not rows:
         msg = f"{origin.path} has no rows."
         raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
@@ -416,8 +423,8 @@ def _look(
         raise WrongUseError(
             msg, hint="write one object for each row; with pandas: to_json(orient='records', lines=True)."
         )
-    facts = _by_column(types, answers)
-    numbers = _numbers_in_texts(
+    facts = by_column(types, answers)
+    numbers = numbers_in_texts(
         con,
         {name: facts[name][2:] for name in types if types[name] == "VARCHAR"},
         with_commas="decimal" in origin.options,
@@ -430,17 +437,19 @@ def _look(
             name: (re.findall(r"AS (BIGINT|DOUBLE)\)$", sql) or ["VARCHAR"])[0] for name, (sql, _) in numbers.items()
         }
         read = {name: stored[name] for name in numbers}
-        facts |= _by_column(read, _answers(con, (fact for column in read.items() for fact in _facts(*column))))
+        facts |= by_column(read, ask(con, (fact for column in read.items() for fact in _facts(*column))))
     extremes = {name: (low, high) for name, (*_, low, high) in facts.items()}
     readings = _readings(con, stored, extremes)
     whole = {name for name, (present, distinct, *_) in facts.items() if present == rows and distinct > rows * NEARLY}
     unique = _unique(con, [name for name in types if name in whole and _stored_as(stored[name]) in _NAMING], rows)
+    integers = [name for name in unique if _stored_as(stored[name]) == "integer"]
+    dense = {name for name in integers if facts[name][3] - facts[name][2] < rows * (1 + GAPS)}
+    counting = dense | _rising(con, [name for name in integers if name not in dense])
     columns: list[TableColumn] = []
     for name, (present, distinct, low, high) in facts.items():
         reading = decided(readings[name], date_order)
         is_index = _PANDAS_INDEX.fullmatch(name) is not None and "column1" not in types
         holds: Holds = _stored_as(stored[name])
-        counts = holds == "integer" and name in unique and high - low + 1 == rows
         if not present:
             holds = "nothing"
         elif reading is not None and reading.is_time:
@@ -457,7 +466,7 @@ def _look(
                 nulls=rows - present,
                 distinct=distinct,
                 unique=name in unique,
-                counts_rows=counts,
+                counts_rows=name in counting,
                 reading=reading,
                 sql=sql,
                 missing=missing,
@@ -467,24 +476,19 @@ def _look(
     return Survey(origin, rows, (*columns, *([] if pair else _composed(con, columns, extremes))), pair, con)
 
 
+def _rising(con: duckdb.DuckDBPyConnection, names: Sequence[str]) -> set[str]:
+    """Those of some columns of integers that rise from row to row, mostly by one."""
+    wide = [f"CAST({quoted(name)} AS HUGEINT)" for name in names]
+    steps = ", ".join(f"{value} - lag({value}) OVER () AS step_{at}" for at, value in enumerate(wide))
+    ones = "bool_and(step_{0} > 0) AND 2 * count(*) FILTER (step_{0} = 1) >= count(step_{0})"
+    answers = ask(con, (ones.format(at) for at in range(len(names))), f"(SELECT {steps} FROM seen)")
+    return {name for name, rises in zip(names, answers, strict=True) if rises}
+
+
 def _see(con: duckdb.DuckDBPyConnection, inner: str, columns: str) -> None:
     """Have the view `seen` select some columns, given as SQL, from what it was so far, which gets another name."""
     con.execute(f"ALTER VIEW seen RENAME TO {inner}")
     con.execute(f"CREATE TEMP VIEW seen AS SELECT {columns} FROM {inner}")
-
-
-def _by_column(names: Iterable[str], answers: Sequence[Any], each: int = 4) -> dict[str, tuple[Any, ...]]:
-    """So many facts on each column, where `answers` are those on all of them."""
-    return dict(zip(names, zip(*(answers[fact::each] for fact in range(each)), strict=True), strict=True))
-
-
-def _answers(
-    con: duckdb.DuckDBPyConnection, aggregates: Iterable[str], rows: str = "seen", at_once: int = _AT_ONCE
-) -> list[Any]:
-    """The value of each SQL aggregate over all rows, a number of them in each query."""
-    asked = [*aggregates]
-    parts = (asked[start : start + at_once] for start in range(0, len(asked), at_once))
-    return [value for part in parts for value in con.execute(f"SELECT {', '.join(part)} FROM {rows}").fetchall()[0]]
 
 
 def _facts(name: str, dtype: str) -> tuple[str, ...]:
@@ -498,44 +502,8 @@ def _facts(name: str, dtype: str) -> tuple[str, ...]:
 def _unique(con: duckdb.DuckDBPyConnection, names: Sequence[str], rows: int) -> set[str]:
     """Those of some columns without nulls in which no two rows have the same value."""
     counts = (f"count(DISTINCT {quoted(name)})" for name in names)
-    distinct = _answers(con, counts, at_once=max(_MOST_VALUES // rows, 1))
+    distinct = ask(con, counts, at_once=max(_MOST_VALUES // rows, 1))
     return {name for name, number in zip(names, distinct, strict=True) if number == rows}
-
-
-def _numbers_in_texts(
-    con: duckdb.DuckDBPyConnection, extremes: Mapping[str, tuple[object, object]], *, with_commas: bool
-) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The SQL that reads texts as numbers, such as 1.234,56, or without words for no value, and these words, by column.
-
-    Texts that are times beside such words stay texts, without the words.
-    """
-    texts = [name for name, (low, _) in extremes.items() if low is not None]
-    groups = (f"bool_and(regexp_full_match(trim({quoted(name)}), '{COMMA_NUMBER}'))" for name in texts if with_commas)
-    grouped = zip(texts, _answers(con, groups), strict=False)
-    numbers: dict[str, tuple[str, tuple[str, ...]]] = {name: (_GROUPED, ()) for name, fits in grouped if fits}
-    worded = [name for name in texts if {str(text).strip().lower() for text in extremes[name]} & {*_NO_VALUE}]
-    facts = [fact for name in worded for fact in _worded_facts(name)]
-    for name, (words, low, high, are_numbers, are_whole) in _by_column(worded, _answers(con, facts), 5).items():
-        text = "{}"
-        for word in (absent := tuple(sorted(words or ()))):
-            text = f"nullif({text}, {literal(word)})"
-        if are_numbers:
-            numbers[name] = f"CAST({text} AS {'BIGINT' if are_whole else 'DOUBLE'})", absent
-        elif low is not None and candidates("VARCHAR", name, low, high):
-            numbers[name] = text, absent
-    return numbers
-
-
-def _worded_facts(name: str) -> tuple[str, ...]:
-    """SQL for the words for no value in a column of texts, the extremes of the others, and whether these are numbers, or whole ones."""
-    column = quoted(name)
-    none = _IS_NO_VALUE.replace("{}", column)
-    others = [
-        f"min({column})",
-        f"max({column})",
-        *(f"bool_and(regexp_full_match(trim({column}), '{kind}'))" for kind in (_NUMBER, _WHOLE)),
-    ]
-    return f"list(DISTINCT {column}) FILTER ({none})", *(f"{fact} FILTER (NOT {none})" for fact in others)
 
 
 def _readings(
@@ -544,7 +512,7 @@ def _readings(
     """The readings by which every value of a column is a time."""
     possible = [(name, reading) for name in types for reading in candidates(types[name], name, *extremes[name])]
     fit = ((quoted(name), reading.fits.replace("{}", quoted(name))) for name, reading in possible)
-    fits_all = _answers(
+    fits_all = ask(
         con,
         (f"coalesce(bool_and(coalesce({fits}, false)) FILTER ({name} IS NOT NULL), true)" for name, fits in fit),
     )
@@ -565,9 +533,9 @@ def _composed(
     if reading is None or name in extremes:
         return []
     sql, fits = (text.format(*map(quoted, parts)) for text in (reading.sql, reading.fits))
-    if not all(_answers(con, [f"bool_and({fits})"])):
+    if not all(ask(con, [f"bool_and({fits})"])):
         return []
-    rows, present, distinct = _answers(con, ["count(*)", f"count({sql})", f"count(DISTINCT {sql})"])
+    rows, present, distinct = ask(con, ["count(*)", f"count({sql})", f"count(DISTINCT {sql})"])
     _see(con, "parts", f"*, {sql} AS {quoted(name)}")
     return [
         TableColumn(

@@ -28,6 +28,7 @@ from batch_platform.warehouse.sql import folded, literal, quoted
 
 _Answer = TypeVar("_Answer")
 _LINE_ENDS = (r"\r\n", r"\n")  # line breaks in the notation of DuckDB's option
+_DELIMITERS = ",;\t|"
 _NONE = "(empty)"  # DuckDB's word for a character that a CSV file does not use
 
 
@@ -107,6 +108,8 @@ def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str)
 
     seen, _ = with_line_end(see)
     types = {column["name"]: column["type"] for column in seen["Columns"]}
+    if len(types) == 1:
+        _require_even_lines(con, table, path, *types)
     names = {folded(name): name for name in types}
     declared = {names.get(folded(name), name): dtype for name, dtype in (table.source.types or {}).items()}
     if not declared.keys() <= types.keys():
@@ -127,6 +130,20 @@ def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str)
         f"columns = {{{_listed(types | declared)}}}",
     ]
     return ", ".join(arguments)
+
+
+def _require_even_lines(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str, header: str) -> None:
+    """Refuse a file that DuckDB takes for one column because a line has more or fewer values than the header; raises SourceError."""
+    delimiter = max(_DELIMITERS, key=header.count)
+    columns = {str(place): "VARCHAR" for place in range(header.count(delimiter) + 1)}
+    notation = f"auto_detect = false, header = true, delim = {literal(delimiter)}, columns = {{{_listed(columns)}}}"
+    try:
+        con.execute(f"SELECT count(*) FROM read_csv([{path}], {notation})")
+    except duckdb.InvalidInputException as error:
+        line = re.search(r"CSV Error on Line: (\d+)", str(error))
+        if line and int(line[1]) > 2 and len(columns) > 1:  # noqa: PLR2004 - the first line after the header fits it
+            problem = f" cannot be read: line {line[1]} does not have {len(columns)} values as its header has."
+            raise table.error(problem, "correct the line; a value that holds a delimiter needs quotes.") from error
 
 
 def _files(con: duckdb.DuckDBPyConnection, table: SourceTable, paths: Sequence[str]) -> str:
