@@ -198,11 +198,20 @@ def test_the_share_of_a_part_of_scoring_is_reported(tmp_path, workload, names, s
     results, text = benchmark(tmp_path, workload, "--rows=3000", "--repeat=1")
     scoring, part = results[:2]
     assert [scoring["workload"], part["workload"]] == names
-    assert f"{says} {part['seconds'] / scoring['seconds']:.1%} of the time of scoring" in text
+    assert f"{says} {part['core_seconds'] / scoring['core_seconds']:.1%} of the core-seconds of scoring" in text
     if workload == "profiles":
         scoring, part = results[2:]
         assert [scoring["workload"], part["workload"]] == [f"{name}, by two columns of segments" for name in names]
-        assert f", by two columns of segments {part['seconds'] / scoring['seconds']:.1%}." in text
+        assert f", by two columns of segments {part['core_seconds'] / scoring['core_seconds']:.1%}." in text
+
+
+def test_the_cost_on_more_cores_is_modelled_from_one_core_and_a_small_partition(tmp_path):
+    results, text = benchmark(tmp_path, "cores", "--rows=2000", "--repeat=1")
+    small, *_, large = (result for result in results if result["contender"].endswith("cores: 1"))
+    assert (small["rows"], large["rows"]) == (1000, 2000)
+    serial, whole = small["core_seconds"], large["core_seconds"]
+    assert f"Of {whole:.1f} core-seconds on one core, {serial:.1f} are serial" in text
+    assert f"{serial + (whole - serial) / 16:.1f} on 16 cores" in text
 
 
 def written(folder: Path, score: list[float]) -> Scores:

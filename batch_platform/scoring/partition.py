@@ -179,10 +179,14 @@ def scored_batch(
         rejected = pl.DataFrame(schema=dict.fromkeys(REJECTED, pl.String)).to_arrow()
         reasons, samples = {}, ()
     predictions = scored.predictions.to_arrow()
-    for name, text in (("partition_key", partition.key), ("model_version", bundle.version)):
-        predictions = predictions.append_column(name, repeated_text(text, len(predictions)))
-    predictions = predictions.append_column("scored_at", repeated_time(stamp.at, len(predictions)))
-    predictions = predictions.append_column("run_id", repeated_text(stamp.run_id, len(predictions)))
+    repeated = {
+        "partition_key": repeated_text(partition.key, len(predictions)),
+        "model_version": repeated_text(bundle.version, len(predictions)),
+        "scored_at": repeated_time(stamp.at, len(predictions)),
+        "run_id": repeated_text(stamp.run_id, len(predictions)),
+    }
+    for name, values in repeated.items():
+        predictions = predictions.append_column(pa.field(name, values.type, nullable=False), values)
     counts = Counts(
         rows_in=rows.height,
         rows_scored=len(predictions),

@@ -56,6 +56,8 @@ _STORAGE_ERRORS = (
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 _REJECTED = "rejected_rows"
+LARGE_ROWS = 5_000_000  # rows from which a commit bounds DuckDB's buffer
+BUFFER_BYTES = 128 * 2**20  # bound for each of DuckDB's threads
 
 _RESTORE = "restore the newest published copy: batch-platform restore --from-published; or a backup of the whole home."
 
@@ -196,7 +198,9 @@ class Warehouse:
                 keys = [scores.run.partition_key for scores in new]
                 predictions = [file for scores in new for file in scores.predictions]
                 files = [file for scores in new for file in scores.files or ()] if new[0].files is not None else None
-                scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, NewRows(keys, predictions, files))
+                rows = NewRows(keys, predictions, files, standing=[key for key in keys if key in standing])
+                with bounded_buffer(con, predictions, sum(scores.run.rows_scored for scores in new)):
+                    scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, rows)
                 rejected = _replace_rejected(con, pipeline, new)
                 _require_balance(new, scored, rejected)
                 now = clock()
@@ -274,6 +278,25 @@ class Warehouse:
         advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
         return WarehouseError(msg, hint=f"nothing was changed; {advice}, or {_RESTORE}")
+
+
+@contextmanager
+def bounded_buffer(con: duckdb.DuckDBPyConnection, staged: Sequence[Path], rows: int) -> Generator[None]:
+    """Bound the blocks that DuckDB keeps in memory once it has written them, which would grow with the partition.
+
+    Few rows need no bound, and wide rows need the memory while they are written.
+    """
+    million_rows = sum(file.stat().st_size for file in staged) / max(rows, 1) * 1_000_000
+    if rows < LARGE_ROWS or million_rows > BUFFER_BYTES:
+        yield
+        return
+    with con.cursor() as settings:  # outside the transaction, which an error may have ended
+        ((threads,),) = settings.execute("SELECT current_setting('threads')").fetchall()
+        settings.execute(f"SET GLOBAL memory_limit = '{threads * BUFFER_BYTES}B'")
+        try:
+            yield
+        finally:
+            settings.execute("RESET GLOBAL memory_limit")
 
 
 def require_not_lost(home: Home) -> None:

@@ -97,12 +97,15 @@ class NewRows:
     files: Sequence[StagedFile] | None  # files that are published as they are; None: their rows are copied
     # Partitions by challenger whose rows are replaced; None: all rows of the partitions.
     by_challenger: Mapping[str, Sequence[str]] | None = None
+    # Partitions that may have rows, which are then looked for among those of all partitions; None: any partition.
+    standing: Sequence[str] | None = None
 
     def delete_replaced(self, con: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         """Delete what these rows replace, in the caller's transaction."""
         where = f"{quoted(schema)}.{table} WHERE partition_key IN $keys"
         if self.by_challenger is None:
-            con.execute(f"DELETE FROM {where}", {"keys": list(self.keys)})
+            if keys := list(self.keys if self.standing is None else self.standing):
+                con.execute(f"DELETE FROM {where}", {"keys": keys})
             return
         for challenger, keys in self.by_challenger.items():
             values = {"keys": list(keys), "challenger": challenger}

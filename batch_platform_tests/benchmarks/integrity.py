@@ -24,8 +24,8 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """Say which share of the time the check takes."""
-    return f"The check takes {part_of_scoring.share(results, SCORING, CHECK):.1%} of the time of scoring."
+    """Say which share of the core-seconds the check takes."""
+    return f"The check takes {part_of_scoring.share(results, SCORING, CHECK):.1%} of the core-seconds of scoring."
 
 
 def _checked(job: Job, options: Options) -> Result:

@@ -1,4 +1,4 @@
-"""Measure a part of scoring, done alone, against all of scoring: the share of the time that it takes."""
+"""Measure a part of scoring, done alone, against all of scoring: the share of the core-seconds that it takes."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +34,9 @@ def measure(  # noqa: PLR0913 - two workloads, and what they work on
 
 
 def share(results: Sequence[Result], scoring: str, part: str) -> float:
-    """The time of the part as a share of that of scoring."""
-    seconds = {median.workload: median.seconds for median in medians(results).values()}
-    return seconds[part] / seconds[scoring]
+    """The core-seconds of the part as a share of those of scoring, which is on all cores where the part is alone on one."""
+    spent = {median.workload: median.core_seconds for median in medians(results).values()}
+    return spent[part] / spent[scoring]
 
 
 def _scored(name: str, job: Job, options: Options) -> Result:

@@ -41,11 +41,11 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """Say which share of the time the profiles take."""
+    """Say which share of the core-seconds the profiles take."""
     plain, by_segment = (
         part_of_scoring.share(results, SCORING + suffix, PROFILES + suffix) for suffix in ("", BY_SEGMENT)
     )
-    return f"The profiles take {plain:.1%} of the time of scoring{BY_SEGMENT} {by_segment:.1%}."
+    return f"The profiles take {plain:.1%} of the core-seconds of scoring{BY_SEGMENT} {by_segment:.1%}."
 
 
 def _profiled(job: Job, options: Options, *, segments: Sequence[str], suffix: str) -> Result:

@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.warehouse import ledger
-from batch_platform.warehouse.database import StagedScores, Warehouse
+from batch_platform.warehouse.database import BUFFER_BYTES, LARGE_ROWS, StagedScores, Warehouse, bounded_buffer
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     FORMAT,
@@ -136,6 +136,37 @@ def test_the_time_of_the_commit_is_recorded(warehouse, tmp_path):
     (run,) = commit(warehouse, staged(tmp_path))
     assert (run.started_at, run.committed_at) == (DAY, DAY + timedelta(hours=3))
     assert warehouse.latest(ScoreRun, "small")[KEYS[0]].committed_at == DAY + timedelta(hours=3)
+
+
+def test_the_buffer_is_bounded_while_many_rows_are_written_unless_they_are_wide(warehouse, tmp_path):
+    limit = "SELECT current_setting('memory_limit')"
+    few, wide = tmp_path / "few", tmp_path / "wide"
+    few.write_bytes(b"0123456789")
+    with wide.open("wb") as file:
+        file.truncate(LARGE_ROWS * (BUFFER_BYTES // 1_000_000 + 1))
+    with warehouse.open() as con:
+        before = con.execute(limit).fetchall()
+        for rows, file in ((LARGE_ROWS - 1, few), (LARGE_ROWS, wide)):
+            with bounded_buffer(con, [file], rows):
+                assert con.execute(limit).fetchall() == before
+        with bounded_buffer(con, [few], LARGE_ROWS):
+            assert con.execute(limit).fetchall() != before
+        con.execute("BEGIN")
+        with pytest.raises(duckdb.Error), bounded_buffer(con, [few], LARGE_ROWS):
+            con.execute("SELECT error('the transaction ends')")
+        con.execute("ROLLBACK")
+        assert con.execute(limit).fetchall() == before
+
+
+def test_only_partitions_that_stand_are_looked_for_among_the_rows(warehouse, tmp_path):
+    (first,) = commit(warehouse, staged(tmp_path))
+    fresh, again = staged(tmp_path, KEYS[1]), staged(tmp_path, seen=first.seq, run_id="again", id=[7], score=[0.75])
+    commit(warehouse, again, fresh)
+    assert sorted(row[:3] for row in held(warehouse)["small.predictions"]) == [
+        (1, 0.25, KEYS[1]),
+        (2, 0.5, KEYS[1]),
+        (7, 0.75, KEYS[0]),
+    ]
 
 
 def test_a_failed_insert_changes_nothing(warehouse, tmp_path):

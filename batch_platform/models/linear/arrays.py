@@ -18,7 +18,7 @@ from batch_platform.models.contract import Predictor
 from batch_platform.models.forest.ensembles import NotCompilableError, Parts
 
 LINEAR_FILE = "linear.json"
-BLOCK = 8192  # rows whose sums stay in the cache from term to term
+BLOCK = 20_480  # rows whose sums stay in the cache from term to term
 LinkName = Literal["value", "exponential", "probabilities", "shares", "softmax"]
 StepName = Literal["finite", "fill", "subtract", "divide", "multiply", "add", "lowest", "highest"]
 Column = NDArray[np.float64]  # [rows]

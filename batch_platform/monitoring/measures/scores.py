@@ -79,22 +79,27 @@ def _numeric(
 ) -> dict[str, ScoreDistribution]:
     scored = f"SELECT partition_key, {quoted(column)}::DOUBLE AS value FROM {rows}"
     if column == "score":
-        bins = _binned(con, f"SELECT *, 0::DOUBLE AS low, 1::DOUBLE AS high FROM ({scored})", values)
+        bins = _binned(con, scored, "value", values)
         if all(of_bin.lowest >= 0 and of_bin.highest <= 1 for filled in bins.values() for of_bin in filled):
-            return {key: _of_bins(column, filled) for key, filled in bins.items()}
+            return {key: _of_bins(column, filled, 0.0, 1.0) for key, filled in bins.items()}
     ranges = f"SELECT partition_key, min(value) AS low, max(value) AS high FROM ({scored}) GROUP BY partition_key"
-    bins = _binned(con, f"FROM ({scored}) JOIN ({ranges}) USING (partition_key)", values)
-    return {key: _of_bins(column, filled) for key, filled in bins.items()}
+    place = "CASE WHEN high > low THEN (value - low) / (high - low) ELSE 0 END"
+    bins = _binned(con, f"FROM ({scored}) JOIN ({ranges}) USING (partition_key)", place, values)
+    return {
+        key: _of_bins(column, filled, min(scores.lowest for scores in filled), max(scores.highest for scores in filled))
+        for key, filled in bins.items()
+    }
 
 
-def _binned(con: duckdb.DuckDBPyConnection, ranged: str, values: Mapping[str, list[str]]) -> dict[str, list["_Bin"]]:
-    """The ranges that are not empty, by partition key; `ranged` gives each value with the ends of all ranges."""
+def _binned(
+    con: duckdb.DuckDBPyConnection, scored: str, place: str, values: Mapping[str, list[str]]
+) -> dict[str, list["_Bin"]]:
+    """The ranges that are not empty, by partition key; `place` is where a value lies, from 0 to 1 in all ranges together."""
     query = f"""
         SELECT
-            partition_key, low, high,
-            CASE WHEN high > low THEN greatest(0, least(floor((value - low) / (high - low) * {BINS}), {BINS - 1})) ELSE 0 END::INT,
+            partition_key, greatest(0, least(floor({place} * {BINS}), {BINS - 1}))::UTINYINT,
             count(*), sum(value), min(value), max(value)
-        FROM ({ranged}) GROUP BY ALL ORDER BY ALL
+        FROM ({scored}) GROUP BY ALL ORDER BY ALL
     """
     bins: dict[str, list[_Bin]] = defaultdict(list)
     for key, *of_bin in con.execute(query, values).fetchall():
@@ -106,8 +111,6 @@ def _binned(con: duckdb.DuckDBPyConnection, ranged: str, values: Mapping[str, li
 class _Bin:
     """The scores of one range that is not empty."""
 
-    low: float  # start of the first range
-    high: float  # end of the last one
     at: int
     rows: int
     total: float
@@ -115,8 +118,9 @@ class _Bin:
     highest: float
 
 
-def _of_bins(column: str, filled: Sequence[_Bin]) -> ScoreDistribution:
-    counts, low, high = [0] * BINS, filled[0].low, filled[0].high
+def _of_bins(column: str, filled: Sequence[_Bin], low: float, high: float) -> ScoreDistribution:
+    """The distribution of a partition's scores over ranges that span two numbers."""
+    counts = [0] * BINS
     for scores in filled:
         counts[scores.at] = scores.rows
     rows, wide = sum(counts), (high - low) / BINS
