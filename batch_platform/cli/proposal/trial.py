@@ -42,7 +42,7 @@ from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import as_truth, measure
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.warehouse.sql import quoted
 
 SECONDS = 30  # budget: no further fold is begun that would take longer
@@ -303,10 +303,8 @@ def tried(proposal: Proposal, past: Past, seconds: Callable[[], float]) -> tuple
     if not folds:
         return None
     rows = pl.concat(folds)
-    groups, by = (
-        (None, "row") if proposal.windows is None else (rows[PARTITION_START].to_physical().to_numpy(), "partition")
-    )
-    outcomes = Outcomes(task, predicted[0][0], as_truth(rows[past.label]), classes, None, groups, by)
+    units = {} if proposal.windows is None else {PARTITION: rows[PARTITION_START].to_physical().to_numpy()}
+    outcomes = Outcomes(task, predicted[0][0], as_truth(rows[past.label]), classes, units=units)
     outcomes = [replace(outcomes, predicted=np.concatenate(values)) for values in zip(*predicted, strict=True)]
     errors = [measure(outcome, only=[metric])[metric] for outcome in outcomes]
     best, results = int(np.argmin(errors)), list[Tried]()
