@@ -161,30 +161,29 @@ class Query(SqlFile):
         bound = self.bound(partition)
         with self.explained(partition):
             if self._columns is None:
-                try:
-                    self._columns = con.duckdb.sql(self._select, params=bound).columns
-                except duckdb.BinderException as error:
-                    raise self._gone(con, partition, str(error)) or error from error
+                self._columns = self._columns_given(con, partition, bound)
             self.require_columns(self._columns, columns)
             order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
             return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=bound)
 
-    def _gone(self, con: SourceConnection, partition: Partition, message: str) -> SourceError | None:
-        """The error for a column that a source has no more, while it has others that no SQL of the pipeline names; None for other errors."""
-        gone = _NO_COLUMN.search(message)
-        texts = " ".join(file.read_text(encoding="utf-8") for file in self.path.parent.glob("*.sql"))
-        named = {word.lower() for word in re.findall(r"\w+", texts)}
-        has = [column for name in self.reads(con.names) for column in con.duckdb.sql(f"FROM {quoted(name)}").columns]
-        new = [column for column in has if named.isdisjoint(re.findall(r"\w+", column.lower()))]
-        if gone is None or not new or gone[1] in has:
-            return None
-        msg = (
-            f"{self.pipeline}, partition {partition.key}: column {gone[1]!r}, which {self.path} reads, is gone; "
-            f"{listed(map(repr, new))} {'is' if len(new) == 1 else 'are'} new."
-        )
-        return SourceError(
-            msg, hint=f"if the column was renamed, write in the SQL: {quoted(new[0])} AS {quoted(gone[1])}."
-        )
+    def _columns_given(self, con: SourceConnection, partition: Partition, bound: dict[str, object]) -> list[str]:
+        """The columns that the query gives; where it reads one that no source has, the error names those that no SQL reads."""
+        try:
+            with self.explained(partition):
+                return con.duckdb.sql(self._select, params=bound).columns
+        except SourceError as error:
+            gone = _NO_COLUMN.search(error.message)
+            texts = " ".join(file.read_text(encoding="utf-8") for file in self.path.parent.glob("*.sql"))
+            read = {word.lower() for word in re.findall(r"\w+", texts)}
+            has = [
+                column for name in self.reads(con.names) for column in con.duckdb.sql(f"FROM {quoted(name)}").columns
+            ]
+            unread = [column for column in has if read.isdisjoint(re.findall(r"\w+", column.lower()))]
+            if gone is None or not unread or gone[1] in has:
+                raise
+            msg = f"{error.message} No SQL of the pipeline reads {listed(map(repr, unread))}."
+            hint = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
+            raise SourceError(msg, hint=hint) from error
 
     def comes_in_order(self, con: SourceConnection, partition: Partition, column: str) -> bool:
         """Return whether the rows ascend in a column without being sorted; only what that column needs is read."""

@@ -321,12 +321,9 @@ def _refusals_explained(estimator: Any, contract: Contract) -> Generator[None]:
             raise
         text = " ".join(str(error).partition("Stack trace:")[0].split())
         msg = f"{name_of(estimator)} rejects the training data: {_PLACE_IN_LIBRARY.sub('', text)}"
-        hint = _hint(contract)
-        if "dataframes" in text:  # asked for by a step that selects columns by name or type
-            hint = (
-                f"its rows have no column names: select columns by their positions among {', '.join(contract.names)}."
-            )
-        raise TrainingRefusedError(msg.rstrip(" .") + ".", hint=hint) from error
+        # A step that selects columns by name or type asks for dataframes.
+        remedy = "select columns by their positions" if "dataframes" in text else "check model.params"
+        raise TrainingRefusedError(msg.rstrip(" .") + ".", hint=_hint(contract, remedy)) from error
 
 
 def _stopped_at(estimator: Any) -> dict[str, int]:
@@ -397,14 +394,14 @@ def _without_values(contract: Contract) -> list[str]:
     return [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
 
 
-def _hint(contract: Contract) -> str:
-    """Explain what may keep an estimator from learning: some cannot take a number that is always null."""
+def _hint(contract: Contract, remedy: str) -> str:
+    """Explain what may keep an estimator from learning: some cannot take a number that is always null; otherwise a remedy."""
     if not (empty := _without_values(contract)):
         columns = [
             f"{at} {it.name}{' (text)' if it.type == 'category' else ''}" for at, it in enumerate(contract.columns)
         ]
         return (
-            f"check model.params, the features and the labels. An estimator is given a float64 matrix without names, with the "
+            f"{remedy}, or check the features and the labels. An estimator is given a float64 matrix without names, with the "
             f"columns {first_few(columns)}; text as the number of its category, null as NaN."
         )
     return (

@@ -25,7 +25,7 @@ class Difference:
     level: float
     rounds: int  # how often it was measured again
     rows: int
-    resampled_by: str = "row"  # the unit: "row", "partition", "block" of partitions, "entity", "group", or a column
+    resampled_by: str = "row"  # the unit: "row", "partition", "entity", "group", or a column
     groups: int = 0  # number of units
 
 

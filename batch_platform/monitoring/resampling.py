@@ -7,11 +7,13 @@ units (MacKinnon, Nielsen and Webb, Fast and Reliable Jackknife and Bootstrap Me
 Where rows share an entity and a partition, partitions count if the metric varies by more between them than entities explain
 (F test), otherwise entities.
 
-If partitions resemble their neighbours, blocks of them count: the variance of their mean is that of a few slow cosine waves
-(Lazarus, Lewis, Stock and Watson, HAR Inference: Recommendations for Practice, 2018), after the resemblance of neighbours is
-removed (Andrews and Monahan, 1992). Shares of rows, and what else lies between two bounds, have Wilson's interval (1927) for
-the number of independent rows that would vary as much (Dean and Pagano, 2015); quantiles have Woodruff's (1952). An error
-that is never negative varies on the scale of its logarithm.
+Partitions that resemble their neighbours count as the fewer independent ones that tell as much: of n whose correlation with the
+one before is r, n (1 - r) / (1 + r) (Zwiers and von Storch, Taking Serial Correlation into Account in Tests of the Mean,
+Journal of Climate 8, 1995). In long series resemblance may last longer than r tells: the interval is as wide, too, as a few slow
+cosine waves are large (Lazarus, Lewis, Stock and Watson, HAR Inference: Recommendations for Practice, 2018), after r is removed
+(Andrews and Monahan, 1992). Shares of rows, and what else lies between two bounds, have Wilson's interval (1927) for the number
+of independent rows that would vary as much (Dean and Pagano, 2015); quantiles have Woodruff's (1952). An error that is never
+negative varies on the scale of its logarithm.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,14 +30,14 @@ LEVEL = 0.95
 SEED = 0
 GROUPS = 100  # most groups that are left out in turn; of more units, several make a group
 LEAST_UNITS = 3  # fewer do not tell how much they vary
-LEAST_SERIES = 10  # fewer partitions do not tell if they resemble their neighbours
+LEAST_SERIES, LEAST_WAVES = 10, 60  # fewer partitions do not tell if they resemble their neighbours, and for how long
 MAX_ROWS = 5_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
 MAX_ROWS_IN_UNITS = 50_000  # of more, the rows of some units if these are many, otherwise evenly spaced ones
 _MOST_WEIGHTS = (
     400_000  # weights in memory at once: with ten times as many, an interval takes two to four times as long
 )
 _BY_CHANCE = 0.1  # probability that partitions seem to vary by more than entities explain
-_MOST_ALIKE = 0.97  # largest resemblance of neighbours that is removed
+_MOST_ALIKE = 0.95  # largest correlation of neighbours that is taken for one
 _NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
@@ -53,7 +55,7 @@ class Reach:
 
     half: float
     error: float  # standard error, if no unit resembles its neighbours
-    unit: str  # "row", "partition", "block" of partitions, "entity", "group", or a column
+    unit: str  # "row", "partition", "entity", "group", or a column
     units: int
 
 
@@ -96,15 +98,18 @@ def reach_of(left: Floats, unit: str, units: int, scale: float = 1.0) -> Reach:
     alike = 0.0
     if unit == PARTITION and count >= LEAST_SERIES and squares > 0:
         alike = float(parts[1:] @ parts[:-1]) / squares
-        alike = min(alike + (1 + 3 * alike) / count, _MOST_ALIKE)
-    if alike <= 0:
-        return Reach(float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error, error, unit, units)
-    news = parts[1:] - alike * parts[:-1]
-    waves = max(2, round(0.4 * len(news) ** (2 / 3)))
-    times = np.pi * (np.arange(len(news)) + 0.5) / len(news)
-    slow = np.mean((np.cos(np.outer(np.arange(1, waves + 1), times)) @ news) ** 2)
-    half = float(stdtrit(waves, (1 + LEVEL) / 2) * np.sqrt(2 * slow / len(news) / count) / (1 - alike))
-    return Reach(half, error, "block", units)
+        alike = min(alike + (1 + 3 * alike) / count, _MOST_ALIKE) if alike > 0 else 0.0
+    # Neighbours that tell as much as one that is independent; what is alike also varies less within few partitions.
+    as_one = (1 + alike) / (1 - alike)
+    wider = np.sqrt(as_one * (count - 1) / max(count - as_one, 1.0))
+    freedom = count - 1 if alike == 0 else max(count / as_one - 1, 2.0)
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2) * wider) * error
+    if alike > 0 and count >= LEAST_WAVES:
+        news, waves = parts[1:] - alike * parts[:-1], round(0.3 * (count - 1) ** (2 / 3))
+        times = np.pi * (np.arange(len(news)) + 0.5) / len(news)
+        slow = np.mean((np.cos(np.outer(np.arange(1, waves + 1), times)) @ news) ** 2)
+        half = max(half, float(stdtrit(waves, (1 + LEVEL) / 2) * np.sqrt(2 * slow / len(news) / count) / (1 - alike)))
+    return Reach(half, error, unit, units)
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,6 +101,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "performance": {"warn_below": 0.6},
         "metrics": ["batch_platform_tests.monitoring.test_pooled.cost"],
         "segments": ["shop"],
+        "unit": "shop",
         "notify": ["json://127.0.0.1/alerts"],
         "drift": {
             "warn": 0.1,

@@ -337,7 +337,8 @@ def test_stacking_works_with_its_default_and_columns_that_are_selected_by_name_a
     assert stacked.flavour.save(stacked.estimator)
     with pytest.raises(TrainingRefusedError) as refused:
         fit(Model(build=f"{__name__}.selecting"), FEATURES, data(), {})
-    assert refused.value.hint == "its rows have no column names: select columns by their positions among x, shop, flag."
+    assert refused.value.hint.startswith("select columns by their positions, or check the features")
+    assert "with the columns 0 x, 1 shop (text), 2 flag" in refused.value.hint
 
 
 def stacked() -> StackingClassifier:

@@ -91,8 +91,8 @@ WORLDS = {
     "300 customers of a regression": (customers(regression), OF_NUMBERS),
     "80 groups": (groups(), OF_CLASSES),
     "80 groups of a regression": (groups(regression), OF_NUMBERS),
-    "30 independent days": (days(30, 0), OF_CLASSES[:5]),
-    "90 days like the day before": (days(90, 0.7), ("accuracy", "roc_auc", "f1")),
+    "30 independent days": (days(30, 0), OF_CLASSES),
+    "90 days like the day before": (days(90, 0.7), OF_CLASSES),
     "90 days of a regression": (days(90, 0.7, regression), OF_NUMBERS),
 }
 
@@ -126,8 +126,11 @@ def coverage_of_estimates(world: World, times: int, samples: int) -> dict[str, f
         assert basis is not None
         counts = basis_profile(basis, basis_values(basis, later.matrix, later.predicted)).histogram
         for estimate in estimates(basis.expectation, counts):
-            held[estimate.metric] += estimate.low <= METRICS[estimate.metric](later) <= estimate.high
-            made[estimate.metric] += 1
+            if (
+                realised := METRICS[estimate.metric](later)
+            ) is not None:  # precision of a partition without a predicted positive
+                held[estimate.metric] += estimate.low <= realised <= estimate.high
+                made[estimate.metric] += 1
     return {name: held[name] / made[name] for name in made}
 
 
@@ -158,8 +161,8 @@ ESTIMATED = {
 
 
 def outside(shares: dict[str, float]) -> dict[str, float]:
-    """The shares that are not between 93 and 97%."""
-    return {name: share for name, share in shares.items() if not 0.93 <= share <= 0.97}
+    """The shares that are not between 93 and 97%, give or take the half percent by which 1,000 samples err."""
+    return {name: share for name, share in shares.items() if not 0.925 <= share <= 0.975}
 
 
 @pytest.mark.full

@@ -75,7 +75,7 @@ def test_a_declared_unit_counts_in_performance_months_and_the_gate(tmp_path: Pat
         carry_out(pipeline, datetime(2024, 2, 4, 12, tzinfo=UTC))
         registry = pipeline.state().registry
         evidence = json.loads(registry.last_decision(registry.versions[0].version).evidence)
-        difference = evidence["baseline"]["difference"]
+        difference = evidence["baseline"]["verdict"]["difference"]
         found[unit] = (difference["resampled_by"], difference["groups"])
         found[f"{unit} width"] = np.array(
             [widths(pipeline, table)["log_loss"] for table in ("performance", "performance_pooled")]

@@ -156,7 +156,7 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
     windows = proposal.windows
     columns = _keys(proposal, places, "")
     if windows is not None:
-        instant = _instant(windows.time)
+        instant = instant_of(windows.time)
         if windows.time not in proposal.key:
             columns.append((_as(instant, windows.time, _stored(windows.time)), "the time"))
         columns += [(f"extract({part} FROM {instant}) AS {PART_NAMES[part]}", "") for part in windows.calendar]
@@ -199,14 +199,14 @@ def _keys(proposal: Proposal, places: Sequence[str], order: str) -> list[tuple[s
     if ROW_HASH in places:
         # A column of integers may be read as one of other numbers once later rows are.
         held = [column for column in (time, *proposal.features) if column is not None]
-        names = [(_instant(column) if column.made_of else _value(column), column.holds) for column in held]
+        names = [(instant_of(column) if column.made_of else _value(column), column.holds) for column in held]
         values = ", ".join(f"CAST({name} AS DOUBLE)" if holds == "integer" else name for name, holds in names)
         return [
             (f"md5(CAST(ROW({values}) AS VARCHAR)) AS {ROW_HASH}", "names a row by what is known about it, and"),
             (f"row_number() OVER (PARTITION BY {ROW_HASH}{order}) AS {ROW_COPY}", "tells equal rows apart"),
         ]
     own = [
-        (_as(_instant(column) if column == time else _value(column), column, _stored(column)), "the key")
+        (_as(instant_of(column) if column == time else _value(column), column, _stored(column)), "the key")
         for column in proposal.key
     ]
     return [(f"{THIS}.{place}", _NOTES[place]) for place in places] + own
@@ -216,7 +216,7 @@ def _within(proposal: Proposal) -> list[str]:
     """The conditions for a row of the partition."""
     if proposal.time is None:
         return []
-    at = _instant(proposal.time)
+    at = instant_of(proposal.time)
     return [f"{at} >= $partition_start", f"{at} < $partition_end"]
 
 
@@ -225,12 +225,12 @@ def _past(source: str, proposal: Proposal) -> dict[str, str]:
     windows, label = proposal.windows, proposal.label
     if windows is None or windows.past is None or label is None:
         return {}
-    past, at = windows.past, _instant(windows.time, "past.")
+    past, at = windows.past, instant_of(windows.time, "past.")
     value = _value(label, "past.")
     value = f"CAST({value} AS DOUBLE)" if label.holds == "boolean" else value
     same = [f"past.{_identifier(column.name)} = {THIS}.{_identifier(column.name)}" for column in past.entity]
     end = f"$partition_start - INTERVAL '{windows.delay}'" if windows.delay.nominal else "$partition_start"
-    name, row_at = _name(label), _instant(windows.time, f"{THIS}.")
+    name, row_at = _name(label), instant_of(windows.time, f"{THIS}.")
 
     def mean(condition: str) -> str:
         where = " AND ".join([*same, f"{at} < {end}", condition])
@@ -250,7 +250,8 @@ def _past(source: str, proposal: Proposal) -> dict[str, str]:
     return {own: sql for own, sql in named.items() if own.lower() not in taken}
 
 
-def _instant(column: TableColumn, qualifier: str = "") -> str:
+def instant_of(column: TableColumn, qualifier: str = "") -> str:
+    """SQL for the time of a row of the table, as `column` tells it."""
     value = _value(column, qualifier)
     parts = (f"{qualifier}{_identifier(name)}" for name in column.made_of)
     return value if column.reading is None else column.reading.of(value, *parts)

@@ -145,6 +145,7 @@ class Survey:
     columns: tuple[TableColumn, ...]
     pair: Pair | None  # the second file, where the rows are those of two
     con: duckdb.DuckDBPyConnection
+    stored: str  # the view of the rows as the table holds them, which SQL for the table can read
 
     def column(self, name: str) -> TableColumn:
         """The column with a name; a WrongUseError if there is none."""
@@ -473,7 +474,9 @@ def _look(
                 some_times=reading is None and any(map(reads_as_time, (low, high))),
             )
         )
-    return Survey(origin, rows, (*columns, *([] if pair else _composed(con, columns, extremes))), pair, con)
+    times = [] if pair else _composed(con, columns, extremes)
+    stored_view = "texts" if numbers else "parts" if times else "seen"
+    return Survey(origin, rows, (*columns, *times), pair, con, stored_view)
 
 
 def _rising(con: duckdb.DuckDBPyConnection, names: Sequence[str]) -> set[str]:

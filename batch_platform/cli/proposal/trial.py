@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from batch_platform.cli.proposal.choices import PART_NAMES, SMALL, Proposal, Windows
 from batch_platform.cli.proposal.dated import Layout
-from batch_platform.cli.proposal.files import THIS, files_of
+from batch_platform.cli.proposal.files import THIS, files_of, instant_of
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.survey import SCORE, TRAIN, Survey
 from batch_platform.declaration.calendar import LONGEST, Partition
@@ -164,14 +164,13 @@ def past_of(survey: Survey, proposal: Proposal) -> Past | None:
     step = max(1, -(-(survey.rows - proposal.label.nulls) // most))
     sampled, bounds = f"hash(row_number() OVER ()) % {step} = 0", (_START, _END)
     if windows is None:
-        table, span = f"FROM {'seen' if pair is None else TRAIN} QUALIFY {sampled}", {}
+        table, span = f"FROM {survey.stored if pair is None else TRAIN} QUALIFY {sampled}", {}
         if pair is not None:
             con.execute(f"CREATE OR REPLACE TEMP TABLE {_TO_SCORE} AS FROM {SCORE} LIMIT 0")
     else:
-        name = quoted(windows.time.name)
-        at = f"CAST({windows.time.reading.of(name) if windows.time.reading else name} AS TIMESTAMPTZ)"
+        at = f"CAST({instant_of(windows.time)} AS TIMESTAMPTZ)"
         window = f"CASE WHEN {sampled} THEN date_trunc('{every}', {at}) END AS {_START}, {_START} + INTERVAL 1 {every} AS {_END}"
-        table = f"SELECT *, {window} FROM seen WHERE {at} BETWEEN $first AND $last"
+        table = f"SELECT *, {window} FROM {survey.stored} WHERE {at} BETWEEN $first AND $last"
         table += "" if windows.past else f" QUALIFY {_START} IS NOT NULL"
         span = {"first": windows.span.first, "last": windows.span.last}
         bounds = bounds if windows.past is None else (f"{THIS}.{_START}", f"{THIS}.{_END}")

@@ -138,7 +138,7 @@ def _require_even_lines(con: duckdb.DuckDBPyConnection, table: SourceTable, path
     columns = {str(place): "VARCHAR" for place in range(header.count(delimiter) + 1)}
     notation = f"auto_detect = false, header = true, delim = {literal(delimiter)}, columns = {{{_listed(columns)}}}"
     try:
-        con.execute(f"SELECT count(*) FROM read_csv([{path}], {notation})")
+        con.execute(f"SELECT count(*) FROM read_csv([{path}], {notation})").fetchall()
     except duckdb.InvalidInputException as error:
         line = re.search(r"CSV Error on Line: (\d+)", str(error))
         if line and int(line[1]) > 2 and len(columns) > 1:  # noqa: PLR2004 - the first line after the header fits it
