@@ -40,14 +40,20 @@ def open_issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequen
     """
     issues: list[OpenIssue] = []
     query = f"""
-        SELECT reason, list(partition_key ORDER BY partition_start) FROM {LEDGERS_SCHEMA}.partition_status
-        WHERE pipeline = $pipeline AND condition = 'stale' GROUP BY reason ORDER BY count(*) DESC, reason
+        SELECT condition, reason, list(partition_key ORDER BY partition_start) FROM {LEDGERS_SCHEMA}.partition_status
+        WHERE pipeline = $pipeline AND condition IN ('scored', 'stale') GROUP BY ALL ORDER BY count(*) DESC, reason
     """
-    for reason, keys in con.execute(query, {"pipeline": spec.name}).fetchall():
-        issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
+    up_to_date = set[str]()  # whatever failed there before
+    for condition, reason, keys in con.execute(query, {"pipeline": spec.name}).fetchall():
+        if condition == "stale":
+            issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
+        else:
+            up_to_date.update(keys)
     failed: dict[tuple[str, str], dict[str, str]] = {}  # reasons by partition key, grouped by step and kind of reason
     for failure in read_failures(con, spec.name).values():
         key, reason = failure.partition_key, failure.reason
+        if failure.step in ("features", "predictions") and key in up_to_date:
+            continue
         failed.setdefault((failure.step, alike(key, in_short(spec.name, reason))), {})[key] = reason
     for (step, _), reasons in failed.items():
         key, reason = next(iter(reasons.items()))

@@ -68,12 +68,17 @@ def test_a_rate_of_0_and_a_perfect_area_have_intervals_with_a_width_which_repeat
         assert repeated[name].high == pytest.approx(found[name].high)
 
 
-def test_days_that_resemble_the_day_before_make_blocks():
-    noise = np.random.default_rng(8).normal(size=91)
-    for values, unit in ((np.diff(noise), "partition"), (np.convolve(noise[1:], np.ones(10), "same"), "block")):
-        outcomes = Outcomes("regression", values, np.zeros(90), units={"partition": np.arange(90)})
-        difference = paired_difference("bias", outcomes, replace(outcomes, predicted=np.zeros(90)))
-        assert (difference.resampled_by, difference.groups) == (unit, 90)
+@pytest.mark.parametrize("days_alike", [1, 5])
+@pytest.mark.parametrize("number", [14, 90])
+def test_days_that_resemble_the_day_before_count_as_fewer(number, days_alike):
+    noise = np.random.default_rng(8).normal(size=number + days_alike)
+    values = np.diff(noise) if days_alike == 1 else np.convolve(noise, np.ones(days_alike), "valid")[:number]
+    outcomes = Outcomes("regression", values[:number], np.zeros(number), units={"partition": np.arange(number)})
+    difference = paired_difference("bias", outcomes, replace(outcomes, predicted=np.zeros(number)))
+    independent = stats.t.ppf(0.975, number - 1) * values[:number].std(ddof=1) / np.sqrt(number)
+    assert (difference.resampled_by, difference.groups) == ("partition", number)
+    wider = (difference.high - difference.low) / 2 / independent
+    assert wider == pytest.approx(1) if days_alike == 1 else wider > 1.7
 
 
 def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():

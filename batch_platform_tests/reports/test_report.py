@@ -25,6 +25,7 @@ from batch_platform.reports.report import html
 from batch_platform.reports.segments import RATES, drift_levels, gaps_of, score_shifts
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
+from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.browsing import installed_browser
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
@@ -457,6 +458,15 @@ def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
     assert issue.why.startswith("2024-02-05: 20 of 40 rows break the contract")
     assert "Broken rules: items: no value where training always had one (20 rows). For example id=" in issue.why
     assert issue.why.count("(no items)") == 3
+
+
+def test_a_failure_at_a_partition_that_is_up_to_date_again_is_no_open_issue(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW)
+    failure = Failure("predictions", "2024-02-14", "The features lack a column.", None, "as then declared", NOW, "run")
+    pipeline.warehouse.record_failures("small", "predictions", [failure], refused={}, mended=())
+    pipeline.conclude(NOW)
+    with open_published(pipeline.home) as con:
+        assert read_figures(con, pipeline.spec, FIRST, LAST).issues == []
 
 
 def test_a_partition_that_was_dropped_is_no_open_issue(tmp_path):
