@@ -162,6 +162,8 @@ class _Question:
         if is_near or not (marks or self._falls(every, rest)) or self._is_earlier(columns[0]):
             return ""
         how = marks or f"tell{'s' * is_single} too much of the label"
+        if every - rest < SLACK:
+            return how
         falls = f"the {'AUC' if self._is_class else 'R2 of ranks'} falls from {every:.2f} to {rest:.2f}"
         return f"{how}: without {'it' if is_single else 'them'} {falls}"
 
@@ -248,8 +250,9 @@ class _Question:
         if len(counts) <= MAX_KINDS and min(right) >= COPIED_AT_LEAST and sum(right) >= 2 * COPIED:
             share = f"{sum(right) / 2:.1%} of each class on average"
             return DECIDES if min(right) >= EXACT else f"repeats the label with few exceptions ({share})"
-        pure = (counts.max(axis=1) >= PURE * counts.sum(axis=1)) & (counts.sum(axis=1) >= MIN_ROWS_OF_A_CLASS)
-        tells = max(counts[pure & (side == at), at].sum() / sizes[at] for at in (0, 1) if 2 * sizes[at] <= sizes.sum())
+        often, rows = counts.sum(axis=1) >= MIN_ROWS_OF_A_CLASS, counts.sum(axis=1)
+        rare = [at for at in (0, 1) if 2 * sizes[at] <= sizes.sum()]  # nearly all rows are of a frequent class anyway
+        tells = max(counts[often & (counts[:, at] >= PURE * rows), at].sum() / sizes[at] for at in rare)
         return f"has values that only one class has ({tells:.0%} of its rows)" if tells >= TELLS else ""
 
 
