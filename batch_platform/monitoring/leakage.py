@@ -115,12 +115,18 @@ def on_both_sides(
     """The model itself, if it is judged on rows that it has learned from: with all features and the label of another row.
 
     Rows that agree by chance, because the features have few values, are told by labels that differ or by how often they recur.
+    Where nearly all rows are of one class and labels seldom differ, evaluation rows must recur more often than training rows.
     """
-    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"))
+    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"), pl.len().alias("__rows"))
     again = judged.join(known, on=features, nulls_equal=True)
-    labels = again[label].value_counts()["count"].sort(descending=True)
     many = again.height >= max(MIN_ROWS, judged.height / 20) and known.height >= learned.height / 2
-    if not many or len(labels) == 1 or (again[label] != again["__label"]).sum() > (1 - PURE) * again.height:
+    if not many or again[label].n_unique() == 1:
+        return []
+    unlike = (again[label] != again["__label"]).sum()
+    by_chance = (again[label] != again["__label"].shuffle(seed=0)).sum()
+    recurring = known.filter(pl.col("__rows") > 1)["__rows"].sum() / learned.height
+    is_rarer = again.height / judged.height < recurring + 1 / 20
+    if unlike > (1 - PURE) * again.height or (by_chance < MIN_ROWS and is_rarer) or unlike > by_chance / 10:
         return []
     rows = f"{again.height:,} of {judged.height:,} evaluation rows have the features and the label of a training row"
     return [SuspectedLeak((), f"is judged on rows that it has learned from: {rows}")]

@@ -199,3 +199,16 @@ def test_no_column_marks_a_rare_class_because_nearly_all_rows_are_of_the_other_o
     )
     assert leak.columns == ("charged_back",)
     assert leak.reason.startswith("has values that only one class has (6")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.006, 0.02])
+def test_coarse_features_that_recur_by_chance_are_no_finding_however_rare_the_label_and_the_same_rows_are(share):
+    random, rows = np.random.default_rng(6), 4_000
+    values = {name: random.integers(0, many, rows) for name, many in (("weekday", 7), ("shop", 40), ("hour", 96))}
+    table = pl.DataFrame(values | {"label": random.random(rows) < share})
+    learned, judged = table[:2_500], table[2_500:]
+    again = judged.join(learned, on=[*values]).height
+    assert 0.05 < again / judged.height < 0.15
+    assert on_both_sides(learned, judged, [*values], "label") == []
+    copied = pl.concat([learned[::4], learned.filter("label")])
+    assert len(on_both_sides(learned, copied, [*values], "label")) == 1
