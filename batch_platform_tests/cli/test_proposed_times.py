@@ -262,7 +262,7 @@ def stamps(step: int) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("customer", stamps(1)),
+        ("customer", stamps(7)),
         ("year_built", [1950 + at % 70 for at in range(ROWS)]),
         ("cell", [200_001 + at % 12 for at in range(ROWS)]),
     ],
