@@ -92,7 +92,7 @@ def command(  # noqa: PLR0913 - the options of the command
         "candidate": {"version": model.version, "estimator": model.estimator, "params": model.params},
         "partitions": result.partitions,
         "totals": totals(result.partitions),
-        "difference": result.difference,
+        "difference": result.verdict and result.verdict.difference,
         "table": table,
         "published": published,
     }
@@ -139,8 +139,8 @@ def _show(result: Backtested, metric: str) -> None:
             text += f"; production {total.production_value:.4f}"
             text += "" if total.better is None else f"; better in {total.better}, worse in {total.worse}"
         terminal.say(text)
-    if result.difference is not None:
-        terminal.say(f"  {result.difference.metric} on the same {result.difference.rows:,} rows: {result.difference}")
+    if result.verdict is not None:
+        terminal.say(f"  {result.verdict.beside('production')}")
 
 
 def _metric_shown(wiring: Wiring, result: Backtested) -> str:

@@ -16,7 +16,14 @@ import yaml
 
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
-from batch_platform.cli.project import Project, explained, find_or_create_project, find_project, is_in_project
+from batch_platform.cli.project import (
+    Project,
+    explained,
+    find_or_create_project,
+    find_project,
+    is_in_project,
+    require_room,
+)
 from batch_platform.cli.proposal.choices import MOST_LISTED, Asked, Proposal, likely_labels, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
@@ -111,7 +118,7 @@ def command(  # noqa: PLR0913 - the options of the command
     if cluster and label is not None:
         msg = "--label and --cluster exclude each other: groups are found without a label."
         raise WrongUseError(msg, hint="leave one of them out.")
-    _import_project(folder)
+    _prepare(folder, name)
     now = datetime.now(UTC)
     if snapshot and time is not None:
         msg = "--time and --snapshot exclude each other: without a time, the whole table is scored."
@@ -139,7 +146,6 @@ def command(  # noqa: PLR0913 - the options of the command
         reading = layout(table_survey, proposal)
     project, created = find_or_create_project(folder)
     target = (project.declarations or project.root) / name
-    _require_new(name, target, project)
     _write(target, files_of(name, proposal, reading, project.root, target), project, now)
     report = report_of(name, target, table_survey, proposal, reading)
     report["trial"] = None if trial is None else trial.as_record()
@@ -175,10 +181,15 @@ def _tried(table_survey: Survey, proposal: Proposal, now: datetime) -> tuple[Pro
     return proposal, trial
 
 
-def _import_project(folder: Path | None) -> None:
-    """Import what the project defines, if there is one: it may register kinds of sources."""
+def _prepare(folder: Path | None, name: str) -> None:
+    """Import what the project defines, if there is one: it may register kinds of sources. Refuse a name that is taken there."""
     root = (folder or Path.cwd()).absolute()
-    if root.is_dir() and is_in_project(root) and not (project := find_project(root)).autoloaded:
+    if not root.is_dir() or not is_in_project(root):
+        require_room(root)
+        return
+    project = find_project(root)
+    _require_new(name, (project.declarations or project.root) / name, project)
+    if not project.autoloaded:
         import_module(project.module)
 
 

@@ -213,6 +213,17 @@ def find_or_create_project(folder: Path | None) -> tuple[Project, bool]:
     root = (folder or Path.cwd()).absolute()
     if not root.is_dir() or is_in_project(root):
         return find_project(root), False
+    require_room(root)
+    with explained(root):
+        for path, text in project_files(PACKAGE).items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text, encoding="utf-8")
+    importlib.invalidate_caches()
+    return find_project(root), True
+
+
+def require_room(root: Path) -> None:
+    """Refuse a folder in which no project can be created without changing what is there."""
     if (root / "pyproject.toml").exists():
         msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so Dagster would find no pipelines there."
         hint = 'add [tool.dg] directory_type = "project" and [tool.dg.project] root_module to it.'
@@ -220,12 +231,6 @@ def find_or_create_project(folder: Path | None) -> tuple[Project, bool]:
     if (root / PACKAGE).exists():
         msg = f"{root} is not a Dagster project and cannot become one: it already contains {PACKAGE!r}."
         raise WrongUseError(msg, hint="name another folder with --project.")
-    with explained(root):
-        for path, text in project_files(PACKAGE).items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(text, encoding="utf-8")
-    importlib.invalidate_caches()
-    return find_project(root), True
 
 
 def project_files(package: str) -> dict[str, str]:

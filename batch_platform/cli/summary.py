@@ -243,8 +243,8 @@ def _show_model(model: TrainedModel) -> None:
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
     if isinstance(model.positive, str):
         terminal.say(f"  score is for {model.positive!r}: labels.positive names the other class instead")
-    if any(not leak.allowed for leak in model.suspected_leaks):
-        columns = sorted({name for leak in model.suspected_leaks for name in leak.columns})
+    if leaks := [leak for leak in model.suspected_leaks if not leak.allowed]:
+        columns = sorted({name for leak in leaks for name in leak.columns})
         allowed = ", ".join(columns or ["'*'"])
         terminal.say(
             f"  If that is known when a row is scored, promote it, or declare model.allow_suspected_leaks: [{allowed}]."

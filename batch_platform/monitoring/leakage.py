@@ -115,12 +115,18 @@ def on_both_sides(
     """The model itself, if it is judged on rows that it has learned from: with all features and the label of another row.
 
     Rows that agree by chance, because the features have few values, are told by labels that differ or by how often they recur.
+    Where nearly all rows are of one class and labels seldom differ, evaluation rows must recur more often than training rows.
     """
-    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"))
+    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"), pl.len().alias("__rows"))
     again = judged.join(known, on=features, nulls_equal=True)
-    labels = again[label].value_counts()["count"].sort(descending=True)
     many = again.height >= max(MIN_ROWS, judged.height / 20) and known.height >= learned.height / 2
-    if not many or len(labels) == 1 or (again[label] != again["__label"]).sum() > (1 - PURE) * again.height:
+    if not many or again[label].n_unique() == 1:
+        return []
+    unlike = (again[label] != again["__label"]).sum()
+    by_chance = (again[label] != again["__label"].shuffle(seed=0)).sum()
+    recurring = known.filter(pl.col("__rows") > 1)["__rows"].sum() / learned.height
+    is_rarer = again.height / judged.height < recurring + 1 / 20
+    if unlike > (1 - PURE) * again.height or (by_chance < MIN_ROWS and is_rarer) or unlike > by_chance / 10:
         return []
     rows = f"{again.height:,} of {judged.height:,} evaluation rows have the features and the label of a training row"
     return [SuspectedLeak((), f"is judged on rows that it has learned from: {rows}")]
@@ -162,6 +168,8 @@ class _Question:
         if is_near or not (marks or self._falls(every, rest)) or self._is_earlier(columns[0]):
             return ""
         how = marks or f"tell{'s' * is_single} too much of the label"
+        if every - rest < SLACK:
+            return how
         falls = f"the {'AUC' if self._is_class else 'R2 of ranks'} falls from {every:.2f} to {rest:.2f}"
         return f"{how}: without {'it' if is_single else 'them'} {falls}"
 
@@ -248,8 +256,9 @@ class _Question:
         if len(counts) <= MAX_KINDS and min(right) >= COPIED_AT_LEAST and sum(right) >= 2 * COPIED:
             share = f"{sum(right) / 2:.1%} of each class on average"
             return DECIDES if min(right) >= EXACT else f"repeats the label with few exceptions ({share})"
-        pure = (counts.max(axis=1) >= PURE * counts.sum(axis=1)) & (counts.sum(axis=1) >= MIN_ROWS_OF_A_CLASS)
-        tells = max(counts[pure & (side == at), at].sum() / sizes[at] for at in (0, 1) if 2 * sizes[at] <= sizes.sum())
+        often, rows = counts.sum(axis=1) >= MIN_ROWS_OF_A_CLASS, counts.sum(axis=1)
+        rare = [at for at in (0, 1) if 2 * sizes[at] <= sizes.sum()]  # nearly all rows are of a frequent class anyway
+        tells = max(counts[often & (counts[:, at] >= PURE * rows), at].sum() / sizes[at] for at in rare)
         return f"has values that only one class has ({tells:.0%} of its rows)" if tells >= TELLS else ""
 
 

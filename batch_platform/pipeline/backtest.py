@@ -17,8 +17,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Version, read_registry
-from batch_platform.monitoring.comparison import Difference
 from batch_platform.monitoring.metrics import default_metric
+from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.backtest_comparison import Comparison, TestedPartition
 from batch_platform.pipeline.backtest_models import (
     BacktestModel,
@@ -50,7 +50,7 @@ class Backtested:
     partitions: list[TestedPartition]  # oldest first
     versions: Mapping[str, Version]  # version that scored each partition, by key
     registered: bool  # whether these are registered versions, and not trained for the backtest alone
-    difference: Difference | None  # tested model minus production, in the metric that judges the models
+    verdict: Verdict | None  # tested model beside production, in the metric that judges the models
 
     @property
     def task(self) -> str:
@@ -135,7 +135,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
                 for file in (*staged.rejected, *(() if keep_scores else staged.predictions)):
                     file.unlink()
         metric = spec.model.promote.metric or default_metric(next(iter(versions.values())).task)
-        result = Backtested(tested, versions, model.version is not None, run.difference(metric))
+        result = Backtested(tested, versions, model.version is not None, run.verdict(metric))
         _commit(pipeline.warehouse, spec.name, result, stamp, kept)
     pipeline.publish()
     return result

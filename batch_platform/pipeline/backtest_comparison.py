@@ -17,12 +17,12 @@ from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, has_seen
-from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.performance import labelled_outcomes, performance_of, with_unit
 from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
 from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, prediction_columns
 from batch_platform.monitoring.units import UnitRule
+from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features, segments_of
 from batch_platform.scoring.partition import Staged
@@ -161,10 +161,10 @@ class Comparison:
             unit=UnitRule.of(spec),
         )
 
-    def difference(self, metric: str) -> Difference | None:
-        """The tested model's metric minus production's on all rows that both scored and neither has learned from.
+    def verdict(self, metric: str) -> Verdict | None:
+        """The verdict on the tested model beside production, on all rows that both scored and neither has learned from.
 
-        None if there are none, if some models know other classes, and where `paired_difference` has none.
+        None if there are none, if some models know other classes, and where the metric is not defined.
         """
         if len({(of.task, tuple(of.classes)) for *pair, _ in self.pairs for of in pair}) != 1:
             return None
@@ -179,7 +179,7 @@ class Comparison:
             )
             for parts in ([pair[0] for pair in self.pairs], [pair[1] for pair in self.pairs])
         )
-        return paired_difference(metric, first, second)
+        return Verdict.on(metric, first, second)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ def test_backtest_of_an_estimator_shows_each_partition_the_totals_and_the_table(
     assert row[1:4] == ["trained", "for", "2024-02-01"]
     (total,) = [line for line in lines if line.startswith("  roc_auc: ")]
     assert "over 11 partitions; production 0." in total
-    (difference,) = [line for line in lines if line.startswith("  roc_auc on the same ")]
+    (verdict,) = [line for line in lines if " production: " in line]
     assert re.fullmatch(
-        r"  roc_auc on the same \d+ rows: difference [+-]0.\d+, 95% interval [+-]0.\d+ to [+-]0.\d+", difference
+        r"  (better than|worse than|cannot tell from) production: roc_auc 0\.\d+ against 0\.\d+ on \d+ rows( of \d+ \w+)? "
+        r"\(difference -?0\.\d+, between -?0\.\d+ and -?0\.\d+\)(; about [\d,]+ \w+ would tell)?",
+        verdict,
     )
     assert "table small.backtests, backtest_id 'backtest-" in lines[-1]
     assert published(project, "SELECT count(DISTINCT partition_key) FROM small.backtests") == [(11,)]

@@ -154,6 +154,8 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
     taken = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (taken.code, "already exists. Hint: choose another name, or delete the folder" in taken.error) == (2, True)
+    early = cli(tmp_path, "new", "orders", "--from", "missing.parquet")
+    assert "already exists" in early.error, "before the table is read"
     moved = Path(report["folder"]).rename(Path(report["folder"]).with_name("renamed"))
     declared = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (declared.code, f"{moved / 'defs.yaml'} declares a pipeline 'orders' already." in declared.error) == (
@@ -197,9 +199,10 @@ def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
 
 
 def noisy(values: int) -> list[int]:
-    """Which of some values in turn a row has, but for a tenth of the rows."""
-    wrong = np.random.default_rng(2).random(ROWS) < 0.1
-    return [0 if wrong[at] else at % values for at in range(ROWS)]
+    """The value, of some in turn, that a row has, but any of them in two fifths of the rows: less would be a copy of the label."""
+    random = np.random.default_rng(2)
+    wrong, other = random.random(ROWS) < 0.4, random.integers(0, values, ROWS)
+    return [int(other[at]) if wrong[at] else at % values for at in range(ROWS)]
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_columns(tmp_path
 
 
 def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):
-    pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 31 for at in range(12)}).write_csv(tmp_path / "wide.csv")
+    pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 29 for at in range(12)}).write_csv(tmp_path / "wide.csv")
     summary = cli(tmp_path, "new", "groups", "--from", "wide.csv", "--cluster").out
     assert "features: 12: x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 2 more" in summary
     assert "learns from: all rows but a fifth, drawn at random" in summary

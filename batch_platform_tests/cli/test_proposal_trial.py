@@ -130,7 +130,9 @@ def test_a_table_without_times_chooses_between_the_usual_and_small_trees(tmp_pat
         ((COLUMNS,), "small"),
     ]
     assert (result.metric, result.chosen.trees) == ("log_loss", "small"), "large trees are sure of chance"
-    clear = customers(3_000).with_columns(left=(pl.col("months") % 7 < 3) ^ (pl.col("spend") < 40))
+    clear = customers(3_000).with_columns(
+        left=(pl.col("months") % 7 < 3) ^ (pl.col("spend") < 40) ^ pl.Series(noise(3_000) > 1.5)
+    )
     assert chosen_for(clear, tmp_path, "left")[1].chosen.trees == "usual"
 
 

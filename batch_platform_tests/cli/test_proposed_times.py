@@ -1,7 +1,7 @@
 """`batch-platform new`: a time is found and read in every usual notation, and never guessed."""
 
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -262,7 +262,7 @@ def stamps(step: int) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("customer", stamps(1)),
+        ("customer", stamps(7)),
         ("year_built", [1950 + at % 70 for at in range(ROWS)]),
         ("cell", [200_001 + at % 12 for at in range(ROWS)]),
     ],
@@ -276,6 +276,21 @@ def test_numbers_are_times_only_if_their_name_says_so_or_the_user(tmp_path, name
     proposal, _ = proposed(tmp_path / "orders.parquet")
     assert proposal.windows.time.name == "when"
     assert f"{name}_time" in [column.name for column in proposal.features]
+
+
+def test_a_time_that_only_some_rows_have_gives_way_to_one_that_all_have(tmp_path):
+    refunded = [DAYS[at] if at % 100 == 0 else None for at in range(ROWS)]
+    table = orders(ROWS, at=None, refunded_on=refunded, paid_at=stamps(3_600), returned=None)
+    table = table.with_columns(fraud=pl.col("refunded_on").is_not_null())
+    table.write_parquet(tmp_path / "orders.parquet")
+    proposal, _ = proposed(tmp_path / "orders.parquet", label="fraud")
+    assert proposal.windows.time.name == "paid_at"
+    assert proposal.others["time"] == ["refunded_on"]
+    assert proposal.windows.timeless == 0
+    born = [date(1980, 1, 1) + timedelta(days=at) for at in range(ROWS)]
+    lacking = [None if at % 4 == 0 else day for at, day in enumerate(DAYS)]
+    orders(ROWS, at=None, birth_date=born, ordered=lacking).write_parquet(tmp_path / "orders.parquet")
+    assert proposed(tmp_path / "orders.parquet")[0].windows.time.name == "ordered"
 
 
 def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None:

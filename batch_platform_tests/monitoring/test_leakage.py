@@ -183,3 +183,32 @@ def test_rows_on_both_sides_of_the_split_are_a_finding_unless_they_agree_by_chan
     assert on_both_sides(learned, other_labels, ["amount", "noise"], "label") == []
     few_values = rows.select(noise=pl.col("noise") > 0, label="noise").with_columns(pl.col("label") > 0)
     assert on_both_sides(few_values[:300], few_values[300:], ["noise"], "label") == []
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5], ids=["at random", "more likely for large amounts"])
+def test_no_column_marks_a_rare_class_because_nearly_all_rows_are_of_the_other_one(slope):
+    random, rows = np.random.default_rng(5), 20_000
+    amount = random.lognormal(3.0, 1.0, rows)
+    kinds = [random.integers(0, many, rows) for many in (7, 12, 24)]  # weekdays, kinds of merchants, hours
+    truth = random.random(rows) < 0.006 * amount**slope / np.mean(amount**slope)
+    matrix, names = np.column_stack([amount, *kinds]), ["amount", "weekday", "merchant", "hour"]
+    assert suspected_leaks(matrix, names, [False, False, True, False], truth, classes=True) == []
+    charged_back = np.where(truth & (random.random(rows) < 0.6), random.integers(0, 2, rows), 2)
+    (leak,) = suspected_leaks(
+        np.column_stack([matrix, charged_back]), [*names, "charged_back"], [False] * 5, truth, classes=True
+    )
+    assert leak.columns == ("charged_back",)
+    assert leak.reason.startswith("has values that only one class has (6")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.006, 0.02])
+def test_coarse_features_that_recur_by_chance_are_no_finding_however_rare_the_label_and_the_same_rows_are(share):
+    random, rows = np.random.default_rng(6), 4_000
+    values = {name: random.integers(0, many, rows) for name, many in (("weekday", 7), ("shop", 40), ("hour", 96))}
+    table = pl.DataFrame(values | {"label": random.random(rows) < share})
+    learned, judged = table[:2_500], table[2_500:]
+    again = judged.join(learned, on=[*values]).height
+    assert 0.05 < again / judged.height < 0.15
+    assert on_both_sides(learned, judged, [*values], "label") == []
+    copied = pl.concat([learned[::4], learned.filter("label")])
+    assert len(on_both_sides(learned, copied, [*values], "label")) == 1

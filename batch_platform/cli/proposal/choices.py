@@ -79,6 +79,9 @@ _STEPS_BACK: dict[Every, tuple[tuple[Duration, ...], tuple[Duration, ...]]] = {
     "month": ((Duration(days=92), Duration(days=365)), ()),
 }
 _MONDAY = datetime(1900, 1, 1)  # noqa: DTZ001 - on any clock; weeks start on Monday
+_MANY_LACKING = (
+    0.1  # share of the rows; a time that more of them lack tells of something that happens to some, such as a refund
+)
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 
 
@@ -282,10 +285,11 @@ def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
     return sorted(
         (column for column in survey.columns if column.is_likely_time),
         key=lambda column: (
+            any(word.startswith(_BORN) for word in words(column.name)),
+            column.nulls > survey.rows * _MANY_LACKING,
             not column.made_of,
             column.holds != "time",  # numbers last
             column.nulls > 0,
-            any(word.startswith(_BORN) for word in words(column.name)),
             _rank(column, _TIME_NAMES),
         ),
     )
