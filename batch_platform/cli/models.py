@@ -222,7 +222,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)
     if isinstance(verdict, Verdict):
-        terminal.say(f"{left} is judged {verdict.beside(right)}.")
+        verb = "" if verdict.word == "cannot tell" else "is judged "
+        terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told from')}.")
         return
     terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
     terminal.say(

@@ -90,13 +90,15 @@ class Contract:
         renamed = dict(former.renamed)
         before = {renamed.get(column.name, column.name): column.type for column in former.columns}
         now = {column.name: column.type for column in self.columns}
-        new, gone = listed(now.keys() - before.keys()), listed(before.keys() - now.keys())
+        new, gone = now.keys() - before.keys(), before.keys() - now.keys()
         turned = [
             f"{name} was {'text' if before[name] == 'category' else 'a number'} and is {'text' if kind == 'category' else 'a number'} now"
             for name, kind in now.items()
             if name in before and (kind == "category") != (before[name] == "category")
         ]
-        return [*turned, *([f"learned now from {new}"] if new else []), *([f"no longer from {gone}"] if gone else [])]
+        added = f"{listed(new)} {'is a new feature' if len(new) == 1 else 'are new features'}"
+        removed = f"{listed(gone)} {'is no longer a feature' if len(gone) == 1 else 'are no longer features'}"
+        return [*turned, *([added] if new else []), *([removed] if gone else [])]
 
     def lacking(self, present: Collection[str]) -> list[str]:
         """The columns that are not among those present, neither by their names nor by their new ones."""
@@ -110,8 +112,9 @@ class Contract:
         """
         present = rows.columns
         if missing := self.lacking(present):
-            free = [name for name in present if name not in self.names]
-            msg = f"The features lack the columns {listed(missing)}; there are {listed(present)}."
+            own = [name for name in present if not name.startswith("__")]  # the others are of the platform
+            free = [name for name in own if name not in self.names]
+            msg = f"The features lack the columns {listed(missing)}; there are {listed(own)}."
             hint = "if one was renamed, write its former name under features.columns.NEW_NAME.formerly."
             raise DataError(msg, hint=nearest_names(missing, free) or hint)
         rows = rows.with_columns(rows[new].alias(old) for old, new in self.renamed if old not in present)

@@ -62,11 +62,13 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     data: TrainingData,
     champion: Version | None,
     open_version: OpenVersion,
+    *,
+    has_lead: bool = True,
 ) -> GateDecision:
     """Judge a fitted model by the declared rule and, on the evaluation rows, against a trivial model and the champion.
 
-    The champion is the version that serves where the model would. A gate that leaves the decision to a person says that a
-    trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
+    The champion is the version that serves where the model would; `has_lead` says whether it was better than guessing when it was
+    judged. A gate that leaves the decision to a person says that a trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
     version from replacing a champion that is worse. A version with a suspected leak that is not allowed waits for a person too.
     """
     task, metric = fitted.signature.task, gate.metric or default_metric(fitted.signature.task)
@@ -77,6 +79,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     comparison = None
     if champion is not None:
         comparison = _compared(metric, features, fitted, data, champion, open_version)
+        comparison = comparison if has_lead else replace(comparison, lost_lead="")
     beside, coverage = (None, None) if comparison is None else (comparison.verdict, comparison.coverage)
     evidence = {
         "metrics": fitted.metrics,
@@ -98,7 +101,9 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     worthless = lost_lead or (guessing is not None and guessing.word == "worse")
     replaces_worse = beside is not None and beside.word == "better"
     if (fit and is_refused(gate, beside)) or (worthless and not replaces_worse and not gate.manual):
-        return decision("refused", *reasons)
+        decides = comparison.lost_lead if lost_lead and comparison else guesses
+        first = [] if fit and is_refused(gate, beside) else [decides]
+        return decision("refused", *first, *(reason for reason in reasons if reason not in first))
     if gate.manual or not all(leak.allowed for leak in fitted.leaks):
         return decision("waiting", MEETS, *reasons, WAITS)
     return decision("approved", MEETS, *reasons)

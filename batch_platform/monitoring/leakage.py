@@ -117,14 +117,14 @@ def on_both_sides(
     Rows that agree by chance, because the features have few values, are told by labels that differ or by how often they recur.
     Where nearly all rows are of one class and labels seldom differ, evaluation rows must recur more often than training rows.
     """
-    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"), pl.len().alias("__rows"))
+    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"))
     again = judged.join(known, on=features, nulls_equal=True)
     many = again.height >= max(MIN_ROWS, judged.height / 20) and known.height >= learned.height / 2
     if not many or again[label].n_unique() == 1:
         return []
     unlike = (again[label] != again["__label"]).sum()
     by_chance = (again[label] != again["__label"].shuffle(seed=0)).sum()
-    recurring = known.filter(pl.col("__rows") > 1)["__rows"].sum() / learned.height
+    recurring = learned.select(pl.struct(features).is_duplicated().mean()).item()
     is_rarer = again.height / judged.height < recurring + 1 / 20
     if unlike > (1 - PURE) * again.height or (by_chance < MIN_ROWS and is_rarer) or unlike > by_chance / 10:
         return []

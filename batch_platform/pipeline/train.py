@@ -165,7 +165,16 @@ class TrainingStep:
         else:
             knowing = champion and knows_too_much(self.history.spec, champion)
             opponent = None if knowing else champion
-            judged = pass_gate(model.promote, features, learned.fitted, learned.data, opponent, self.open_version)
+            has_lead = opponent is not None and registry.was_better_than_guessing(opponent.version)
+            judged = pass_gate(
+                model.promote,
+                features,
+                learned.fitted,
+                learned.data,
+                opponent,
+                self.open_version,
+                has_lead=has_lead,
+            )
             if champion and knowing:
                 reason = f"{judged.reason}; the champion {champion.version} was not compared: it {knowing}"
                 judged = replace(judged, reason=reason)
@@ -258,7 +267,17 @@ class TrainingStep:
         judgement, evidence = "there are no labels to judge it by", "{}"
         if learned.data is not None:
             gate = spec.model.promote.model_copy(update={"manual": False})
-            judged = pass_gate(gate, spec.features, learned.fitted, learned.data, opponent, self.open_version)
+            registry = self.state.registry
+            has_lead = opponent is not None and registry.was_better_than_guessing(opponent.version)
+            judged = pass_gate(
+                gate,
+                spec.features,
+                learned.fitted,
+                learned.data,
+                opponent,
+                self.open_version,
+                has_lead=has_lead,
+            )
             evidence = judged.evidence
             judgement = judged.reason if judged.action == "approved" else f"would not pass the gate: {judged.reason}"
         return GateDecision("challenger", f"{challenger.name}; {judgement}", evidence)

@@ -123,7 +123,8 @@ def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) 
 def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
     carried = _carried_by(spec, keep)
     if missing := [name for name in carried if name not in kept.columns]:
-        msg = f"{spec.name}: the features lack the columns {listed(missing)}; they have {listed(kept.columns)}."
+        own = [name for name in kept.columns if not name.startswith("__")]  # the others are of the platform
+        msg = f"{spec.name}: the features lack the columns {listed(missing)}; they have {listed(own)}."
         raise DataError(msg, hint="correct features.key, features.time or predictions.keep.")
     added = {name.lower() for name in prediction_columns(bundle.manifest.task, bundle.manifest.classes)}
     if taken := [name for name in carried if name.lower() in added]:

@@ -149,3 +149,5 @@ def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_wer
     assert said.startswith(f"{worse} is judged worse than {good}: roc_auc 0.")
     *_, said = cli(project, "models", "small", "compare", good, worse).out.splitlines()
     assert said.startswith(f"{good} is judged better than {worse}: roc_auc 0.")
+    *_, said = cli(project, "models", "small", "compare", good, good).out.splitlines()
+    assert said.startswith(f"{good} cannot be told from {good}: roc_auc 0.")

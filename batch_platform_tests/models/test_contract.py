@@ -247,6 +247,12 @@ def test_rejected_rows_are_not_counted_as_unseen():
     assert unseen(CONTRACT, CONTRACT.split(rows)) == {}
 
 
+def test_the_platforms_own_columns_are_not_listed_where_one_is_missing():
+    rows = frame([]).drop("amount").with_columns(__row=pl.lit(1), __entity=pl.lit(1))
+    with pytest.raises(DataError, match=r"lack the columns amount; there are items, known, row, shop\."):
+        CONTRACT.split(rows)
+
+
 def test_a_missing_column_is_named_with_the_nearest_one():
     rows = frame([]).rename({"amount": "amuont"})
     with pytest.raises(DataError, match=r"lack the columns amount; there are .*'amount': did you mean 'amuont'\?"):

@@ -87,7 +87,7 @@ def test_a_training_says_which_features_are_new_gone_or_of_another_kind(tmp_path
     window = changed.spec.partitions.calendar.due(now)
     list(changed.build_features(window, Stamp("again", now)))
     trained = changed.train(serving_periods(changed.spec, now)[-1], Stamp("again", now))
-    told = "amount was a number and is text now; learned now from pieces; no longer from items"
+    told = "amount was a number and is text now; pieces is a new feature; items is no longer a feature"
     assert trained.decision.reason.endswith(told)
 
 
