@@ -31,6 +31,7 @@ SEED = 0
 GROUPS = 100  # most groups that are left out in turn; of more units, several make a group
 LEAST_UNITS = 3  # fewer do not tell how much they vary
 LEAST_SERIES, LEAST_WAVES = 10, 60  # fewer partitions do not tell if they resemble their neighbours, and for how long
+LEAST_ALIKE = 4  # independent partitions for which a series counts at least: a correlation of few is hardly known
 MAX_ROWS = 5_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
 MAX_ROWS_IN_UNITS = 50_000  # of more, the rows of some units if these are many, otherwise evenly spaced ones
 _MOST_WEIGHTS = (
@@ -100,9 +101,9 @@ def reach_of(left: Floats, unit: str, units: int, scale: float = 1.0) -> Reach:
         alike = float(parts[1:] @ parts[:-1]) / squares
         alike = min(alike + (1 + 3 * alike) / count, _MOST_ALIKE) if alike > 0 else 0.0
     # Neighbours that tell as much as one that is independent; what is alike also varies less within few partitions.
-    as_one = (1 + alike) / (1 - alike)
-    wider = np.sqrt(as_one * (count - 1) / max(count - as_one, 1.0))
-    freedom = count - 1 if alike == 0 else max(count / as_one - 1, 2.0)
+    as_one = min((1 + alike) / (1 - alike), max(1.0, count / LEAST_ALIKE))
+    wider = np.sqrt(as_one * (count - 1) / (count - as_one))
+    freedom = count / as_one - 1
     half = float(stdtrit(freedom, (1 + LEVEL) / 2) * wider) * error
     if alike > 0 and count >= LEAST_WAVES:
         news, waves = parts[1:] - alike * parts[:-1], round(0.3 * (count - 1) ** (2 / 3))
