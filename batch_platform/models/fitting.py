@@ -140,7 +140,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     empty = [name for name in _without_values(contract) if data.evaluate[name].is_null().all()]
     if empty and kind.name == "sklearn":
         msg = f"{name_of(estimator)} cannot learn from {listed(empty)}: no row of the window has a value there."
-        raise TrainingRefusedError(msg, hint=_hint(contract))
+        raise TrainingRefusedError(msg, hint=_hint(contract, "check model.params"))
     rates = sampling_rates(data, classes)
     with _refusals_explained(estimator, contract):
         predictor, remarks = _learn(kind, estimator, signature, matrix, truth)

@@ -31,6 +31,7 @@ SEED = 0
 GROUPS = 100  # most groups that are left out in turn; of more units, several make a group
 LEAST_UNITS = 3  # fewer do not tell how much they vary
 LEAST_SERIES, LEAST_WAVES = 10, 60  # fewer partitions do not tell if they resemble their neighbours, and for how long
+LEAST_MONTH = 30  # of fewer partitions, only a correlation that chance hardly explains counts
 LEAST_ALIKE = 4  # independent partitions for which a series counts at least: a correlation of few is hardly known
 MAX_ROWS = 5_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
 MAX_ROWS_IN_UNITS = 50_000  # of more, the rows of some units if these are many, otherwise evenly spaced ones
@@ -39,6 +40,7 @@ _MOST_WEIGHTS = (
 )
 _BY_CHANCE = 0.1  # probability that partitions seem to vary by more than entities explain
 _MOST_ALIKE = 0.95  # largest correlation of neighbours that is taken for one
+_CLEAR = NormalDist().inv_cdf(0.95)
 _NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
@@ -99,7 +101,8 @@ def reach_of(left: Floats, unit: str, units: int, scale: float = 1.0) -> Reach:
     alike = 0.0
     if unit == PARTITION and count >= LEAST_SERIES and squares > 0:
         alike = float(parts[1:] @ parts[:-1]) / squares
-        alike = min(alike + (1 + 3 * alike) / count, _MOST_ALIKE) if alike > 0 else 0.0
+        by_chance = _CLEAR / np.sqrt(count) if count < LEAST_MONTH else 0.0
+        alike = min(alike + (1 + 3 * alike) / count, _MOST_ALIKE) if alike > by_chance else 0.0
     # Neighbours that tell as much as one that is independent; what is alike also varies less within few partitions.
     as_one = min((1 + alike) / (1 - alike), max(1.0, count / LEAST_ALIKE))
     wider = np.sqrt(as_one * (count - 1) / (count - as_one))
