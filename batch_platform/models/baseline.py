@@ -35,7 +35,7 @@ class AgainstBaseline:
     """A model beside the strongest trivial one, on the same rows."""
 
     baseline: Baseline
-    verdict: Verdict | None  # in the metric by which the baseline was chosen
+    verdict: Verdict | None  # its metric is the one by which the baseline was chosen
 
 
 def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns from

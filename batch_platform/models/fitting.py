@@ -57,7 +57,7 @@ MANY_ROWS = 50_000  # above, several threads are faster than one; on fewer rows 
 COMPARED_ROWS = 10_000  # rows for the comparison of a booster with its saved form
 _PLACE_IN_LIBRARY = re.compile(
     r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?| at /\S+, line \d+ ?\.?$"
-)  # of XGBoost, LightGBM
+)  # names in XGBoost, LightGBM
 ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 
 

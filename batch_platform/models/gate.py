@@ -42,7 +42,7 @@ class ChampionComparison:
     verdict: Verdict | None = None
     coverage: Coverage | None = None  # evaluation rows that each can score; None if the champion cannot read them
     not_compared: str = ""  # the reason; empty if they were compared
-    lost_lead: str = ""  # that the version is far below what was recorded for the champion; empty if it is not
+    lost_lead: str = ""  # sentence: the version is far below what was recorded for the champion; empty if it is not
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much of a column others tell, by a few trees: a quick answer before there is a model."""
+"""The share of a column that others tell, by a few trees: a quick answer before there is a model."""
 
 from typing import Any
 from warnings import catch_warnings

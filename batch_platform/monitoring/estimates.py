@@ -25,7 +25,7 @@ from batch_platform.monitoring.profiles import Bins
 AREA = "roc_auc"
 ESTIMATED = (AREA, "accuracy", "brier", "log_loss", "mae")  # metrics that can be estimated
 _INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
-TWO_SIDED = NormalDist().inv_cdf(0.975)  # for 95%
+TWO_SIDED = NormalDist().inv_cdf(0.975)  # a 95% interval
 _LEAST_OF_A_CLASS = 0.5  # expected rows without which the area is not defined
 
 Floats = NDArray[np.float64]

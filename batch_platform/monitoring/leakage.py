@@ -28,7 +28,7 @@ MAX_ROWS, SCREENED_ROWS = 10_000, 2_000  # larger data are thinned to evenly spa
 MIN_ROWS = 20  # fewer may agree by chance
 MIN_ROWS_OF_A_CLASS = 5
 MIN_ROWS_OF_A_MODEL = 50  # a good model is perfect on a few rows
-FOLDS, FEW_FOLDS = 5, 3  # for models of a column alone, and of many
+FOLDS, FEW_FOLDS = 5, 3  # models of a column alone, models of many columns
 JUDGED, BESIDE, DROPPED = 6, 20, 2  # columns judged alone, given to a model of many, and left out of it in turn
 MAX_CLASSES = 8  # the most frequent ones are judged
 MAX_KINDS = 5  # different numbers that can mark rows; texts may have any number
@@ -264,7 +264,7 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Told:
-    """How well a model tells a class or a number."""
+    """Measures of how well a model tells a class or a number."""
 
     area: float  # under the ROC curve; of numbers R2
     balanced: float  # balanced accuracy; of numbers the share of the mean absolute deviation that is explained

@@ -31,10 +31,10 @@ SEED = 0
 GROUPS = 100  # most groups that are left out in turn; of more units, several make a group
 LEAST_UNITS = 3  # fewer do not tell how much they vary
 LEAST_SERIES, LEAST_WAVES = 10, 60  # fewer partitions do not tell if they resemble their neighbours, and for how long
-LEAST_MONTH = 30  # of fewer partitions, only a correlation that chance hardly explains counts
+LEAST_MONTH = 30  # fewer partitions: only a correlation that chance hardly explains counts
 LEAST_ALIKE = 4  # independent partitions for which a series counts at least: a correlation of few is hardly known
 MAX_ROWS = 5_000  # rows without units that are measured again; of more, evenly spaced ones, and the interval is scaled
-MAX_ROWS_IN_UNITS = 50_000  # of more, the rows of some units if these are many, otherwise evenly spaced ones
+MAX_ROWS_IN_UNITS = 50_000  # more rows: those of some units if these are many, otherwise evenly spaced ones
 _MOST_WEIGHTS = (
     400_000  # weights in memory at once: with ten times as many, an interval takes two to four times as long
 )
@@ -152,7 +152,7 @@ class Resampled:
     whole: Outcomes
     kept: slice | NDArray[np.bool_]  # places of the rows that are measured again
     rows: Outcomes  # these rows
-    numbers: Mapping[str, NDArray[np.integer]]  # of the units of all rows, by name; empty if rows are the units
+    numbers: Mapping[str, NDArray[np.integer]]  # numbers of the units of all rows, by name; empty if rows are the units
     units: tuple[_Unit, ...]  # none if there are too few
 
     @classmethod
@@ -182,12 +182,12 @@ class Resampled:
         return cls(outcomes, kept, rows, numbers if sizes else {}, tuple(units))
 
     def form(self, metric: Metric) -> Weighted:
-        """What varies of a metric, given weights of the rows: of a share, the share."""
+        """The part of a metric that varies, given weights of the rows: of a share, the share."""
         share = metric.share
         return self.weighted(metric, self.rows, metric.weighted if share is None else lambda kept: share(kept).weighted)
 
     def weighted(self, metric: Metric, rows: Outcomes, prepare: Callable[[Outcomes], Weighted] | None) -> Weighted:
-        """What is prepared of the rows of some outcomes that a metric is measured on, given weights of all of these."""
+        """A metric prepared on the rows of some outcomes that it is measured on, given weights of all of these."""
         kept = metric.rows_of(rows)
         if prepare is None:
             msg = f"{metric.name} has no weighted form"

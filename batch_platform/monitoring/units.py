@@ -19,7 +19,7 @@ CONFIDENCE = (
 
 @dataclass(frozen=True)
 class UnitRule:
-    """What makes rows depend on each other."""
+    """The rule by which rows depend on each other."""
 
     declared: str | None = None  # "row", "partition", or a column
     group: Sequence[str] = ()  # columns of the key that training holds out together

@@ -96,7 +96,7 @@ class Asked:
     cluster: bool = False  # propose groups of similar rows, without a label
     snapshot: bool = False  # score the whole table every day, whatever its times
     timezone: str = "UTC"
-    command: str = "batch-platform new NAME --from FILE"  # as it was called, to repeat it
+    command: str = "batch-platform new NAME --from FILE"  # the call, to be repeated
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
             "its name": 3 * (is_named and (len(own) == 1 or not is_given)),
             "it is the last column": {0: 2, 1: 0.5}.get(last - column.position, 0),
             "it is the first column": {0: 2, 1: 0.5}.get(place, 0),
-            "it has two values": two_values[:2] == two_values and column in two_values,  # where few columns have
+            "it has two values": two_values[:2] == two_values and column in two_values,  # few columns have two
             "it is the only column with nulls": with_nulls == [column],
             "its nulls are the last rows": column.name in nulls_last,
         }

@@ -281,7 +281,7 @@ class Survey:
         Far is a year, or as much as the others are apart.
         """
         few = max(MOST_FAR_OFF, self.rows // 1_000)
-        is_stand_in = f"abs(epoch({at}) - {STAND_IN.timestamp()}) <= 86400"  # in any zone
+        is_stand_in = f"abs(epoch({at}) - {STAND_IN.timestamp()}) <= 86400"  # a day, whatever the zone
         query = f"SELECT min({at}) FILTER (NOT {is_stand_in}), bool_or({is_stand_in}) FROM seen WHERE {at} >= $low"
         ((earliest, stand_ins),) = self.con.execute(query, {"low": EARLIEST}).fetchall()
         if not stand_ins or earliest is None or earliest < STAND_IN + FAR:

@@ -47,7 +47,7 @@ from batch_platform.warehouse.sql import quoted
 
 SECONDS = 30  # budget: no further fold is begun that would take longer
 COLUMNS, EARLIER, COURSE = "columns", "earlier labels", "parts of the time"
-PARTS = (  # of the features, the richest first
+PARTS = (  # sets of features, the richest first
     (COLUMNS, EARLIER, COURSE),
     (COLUMNS, COURSE),
     (COLUMNS, EARLIER),
@@ -60,7 +60,7 @@ MEANS, MEANS_BY = "sklearn.tree.DecisionTreeRegressor", (("hour", "isodow"), ("h
 MOST_WORSE = 0.02  # share by which the richest may be worse than the best, as far as chance explains it
 MOST_ROWS, MOST_CELLS = 50_000, 4_000_000  # rows of the table, and values in them: more are sampled
 MOST_FITTED = 20_000  # newest rows to fit on
-FOLDS, FEW_FOLDS, MANY_ROWS = 4, 2, 20_000  # of so many rows, fewer folds tell enough
+FOLDS, FEW_FOLDS, MANY_ROWS = 4, 2, 20_000  # fewer folds tell enough if there are so many rows
 HELD_OUT = 5  # folds of a table without times, each as large as the part that its model holds out
 _TABLE, _TO_SCORE = "tried_rows", "tried_rows_to_score"
 _START, _END = "__tried_start", "__tried_end"  # columns with the bounds of a row's window
@@ -119,13 +119,13 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was tried, the richest features first."""
+    """The candidates that were tried, the richest features first."""
 
     metric: str  # an error
     folds: int
     rows: int  # rows that were predicted
     trivial: float | None  # the error of the strongest trivial model
-    plain_trees: float | None  # that of the usual trees on the columns and the parts of the time
+    plain_trees: float | None  # error of the usual trees on the columns and the parts of the time
     candidates: list[Tried]
     chosen: Tried
 
@@ -249,7 +249,7 @@ def require_fits(proposal: Proposal, past: Past, now: datetime) -> None:
 
 
 def candidates(proposal: Proposal) -> list[tuple[tuple[str, ...], str, Proposal]]:
-    """What can be tried: the parts of the features alone and together, each with the usual and with small trees.
+    """The proposals that can be tried: parts of the features alone and together, each with the usual and with small trees.
 
     Of numbers also the mean by hour, by weekday and by both: a decision tree without limits has a leaf for each of them.
     """
@@ -342,7 +342,7 @@ def _folds(proposal: Proposal, past: Past) -> Iterator[tuple[pl.DataFrame, pl.Da
     label, most = past.label, FOLDS if past.rows.height <= MANY_ROWS else FEW_FOLDS
     windows = proposal.windows
     folds = _at_random(past.rows) if windows is None else _by_time(proposal, windows, past.rows, most)
-    trees = past.rows[label].n_unique() if proposal.target == "classes" else 1  # as many are learned in turn
+    trees = past.rows[label].n_unique() if proposal.target == "classes" else 1  # trees per iteration
     for before, rows in islice(folds, most):
         fitted = before.tail(MOST_FITTED // max(1, trees // 2))
         is_known = rows[label].is_in(fitted[label].unique().implode())
