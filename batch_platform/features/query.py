@@ -181,7 +181,7 @@ class Query(SqlFile):
             unread = [column for column in has if read.isdisjoint(re.findall(r"\w+", column.lower()))]
             if gone is None or not unread or gone[1] in has:
                 raise
-            msg = f"{error.message} No SQL of the pipeline reads {listed(map(repr, unread))}."
+            msg = f"{error.message.rstrip('.')}; no SQL of the pipeline reads {listed(map(repr, unread))}."
             hint = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
             raise SourceError(msg, hint=hint) from error
 
