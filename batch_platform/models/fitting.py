@@ -398,7 +398,8 @@ def _hint(contract: Contract, remedy: str) -> str:
     """Explain what may keep an estimator from learning: some cannot take a number that is always null; otherwise a remedy."""
     if not (empty := _without_values(contract)):
         columns = [
-            f"{at} {it.name}{' (text)' if it.type == 'category' else ''}" for at, it in enumerate(contract.columns)
+            f"{at} {column.name}{' (text)' if column.type == 'category' else ''}"
+            for at, column in enumerate(contract.columns)
         ]
         return (
             f"{remedy}, or check the features and the labels. An estimator is given a float64 matrix without names, with the "

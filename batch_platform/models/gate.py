@@ -100,9 +100,10 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     lost_lead = fit and comparison is not None and bool(comparison.lost_lead) and bool(guesses)
     worthless = lost_lead or (guessing is not None and guessing.word == "worse")
     replaces_worse = beside is not None and beside.word == "better"
-    if (fit and is_refused(gate, beside)) or (worthless and not replaces_worse and not gate.manual):
-        decides = comparison.lost_lead if lost_lead and comparison else guesses
-        first = [] if fit and is_refused(gate, beside) else [decides]
+    is_worse_than_champion = fit and is_refused(gate, beside)
+    if is_worse_than_champion or (worthless and not replaces_worse and not gate.manual):
+        # What decides comes first; where it is the champion, it does already.
+        first = [] if is_worse_than_champion else [comparison.lost_lead if lost_lead and comparison else guesses]
         return decision("refused", *first, *(reason for reason in reasons if reason not in first))
     if gate.manual or not all(leak.allowed for leak in fitted.leaks):
         return decision("waiting", MEETS, *reasons, WAITS)
@@ -111,8 +112,8 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
 
 def unjudged(gate: Promote, reason: str) -> GateDecision:
     """The decision on a model that no label can judge."""
-    action, told = ("waiting", f"{reason}; {WAITS}") if gate.manual else ("approved", reason)
-    return GateDecision(action, told, json.dumps({"metrics": {}, "comparison": None}))
+    action, stated = ("waiting", f"{reason}; {WAITS}") if gate.manual else ("approved", reason)
+    return GateDecision(action, stated, json.dumps({"metrics": {}, "comparison": None}))
 
 
 def judge(gate: Promote, task: Task, metrics: Mapping[str, float]) -> str | None:

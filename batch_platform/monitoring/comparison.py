@@ -29,11 +29,8 @@ class Difference:
     groups: int = 0  # number of units
 
 
-def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) -> Difference | None:
+def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Difference | None:
     """A metric of the first model minus that of the second, on the same rows in the same order.
-
-    The second may be a recorded value instead, of a model that cannot be measured again: then the interval is as wide as the
-    chance in the first.
 
     None if there are no rows, if the metric has no weighted form or measures other tasks, if it is not defined on the rows or
     without one of their units, and if there are too few units.
@@ -41,18 +38,15 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes | float) ->
     record = METRICS[metric]
     if not len(first.predicted) or record.weighted is None or first.task not in record.tasks:
         return None
-    value = _value(record, first)
-    other = _value(record, second) if isinstance(second, Outcomes) else second
+    value, other = _value(record, first), _value(record, second)
     if value is None or other is None:
         return None
     resampled = Resampled.of(first, least=2)
     of_first = resampled.weighted(record, resampled.rows, record.weighted)
-    of_second = None
-    if isinstance(second, Outcomes):
-        of_second = resampled.weighted(record, second.at(resampled.kept), record.weighted)
+    of_second = resampled.weighted(record, second.at(resampled.kept), record.weighted)
 
     def difference(weights: Floats) -> Floats:
-        return np.asarray(of_first(weights) - (other if of_second is None else of_second(weights)))
+        return np.asarray(of_first(weights) - of_second(weights))
 
     reach = resampled.reaches({metric: difference}).get(metric)
     if reach is None or np.isnan(reach.half):

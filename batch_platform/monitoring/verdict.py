@@ -78,8 +78,8 @@ class Verdict:
             if difference.resampled_by != "row":
                 rows += f" of {counted(difference.groups, difference.resampled_by)}"
         values = f"{self.metric} {self.value:{digits}} against {self.other:{digits}}"
-        told = f"{relation} {other}: {values} on {rows} ({evidence})"
-        return f"{told}; {self.would_tell}" if self.would_tell else told
+        clause = f"{relation} {other}: {values} on {rows} ({evidence})"
+        return f"{clause}; {self.would_tell}" if self.would_tell else clause
 
     @property
     def _decimals(self) -> int:
