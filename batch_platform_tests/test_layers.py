@@ -248,7 +248,7 @@ PLACES = {
     "apprise": r"components\.receivers",
     "pyspark": r"features\.spark",
     "py4j": r"features\.spark",
-    "jinja2": r"reports\.report|cli\.declared",
+    "jinja2": r"reports\.(report|card)|cli\.declared",
     "alembic": r"cli\.running",
     "altair": r"reports\.charts",
     "vl_convert": r"reports\.charts",

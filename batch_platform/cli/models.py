@@ -24,7 +24,9 @@ from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.card import card_of, since_it_serves
 from batch_platform.warehouse.ledger import as_record
+from batch_platform.warehouse.published import open_published
 
 HASH_DIGITS = 12  # digits of a hash in a table
 DECISION_WIDTH = 150  # characters of a decision in a table; `show` has it in full
@@ -189,6 +191,42 @@ def show_version(target: _Target, version: str) -> None:
     terminal.show_table(("column", "type", "nullable", *bounds, "categories"), rows)
     for event in decisions:
         terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {event.action} by {event.actor}: {event.reason}")
+
+
+@command.command(
+    "card",
+    epilog=terminal.examples(
+        "models churn card 2026-03-01-7e122641", "models churn card 2026-03-01-7e122641 --out card.html"
+    ),
+)
+@click.argument("version")
+@click.option(
+    "--out",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write, whose name ends with .md or .html. Default: print Markdown.",
+)
+@terminal.reports
+@click.pass_obj
+def write_card(target: _Target, version: str, file: Path | None) -> None:
+    """Write the model card of a version: one page with its purpose, data, metrics, features, limits and decisions."""
+    if file and file.suffix.lower() not in (".md", ".html"):
+        msg = f"{file}: a model card is Markdown or a web page."
+        raise WrongUseError(msg, hint=f"--out {file.with_suffix('.html')}")
+    pipeline = target.declared()
+    registry = pipeline.published_state().registry
+    registered, folder = registry.present(version), pipeline.home.bundle(target.pipeline, version)
+    manifest = read_manifest(folder, registered.sha256)
+    with open_published(pipeline.home) as con:
+        served = since_it_serves(con, pipeline.spec, registered)
+    card = card_of(pipeline.spec, registry, registered, manifest, read_judged(folder, manifest), served)
+    terminal.report({**asdict(card), "file": None if file is None else str(file)})
+    if file is None:
+        for line in card.to_markdown().splitlines():
+            terminal.say(line)
+        return
+    file.write_text(card.to_html() if file.suffix.lower() == ".html" else card.to_markdown(), encoding="utf-8")
+    terminal.say(f"The card of {version} is written to {file}")
 
 
 @command.command(

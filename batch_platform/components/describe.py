@@ -18,7 +18,8 @@ from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SOURCE_KINDS
-from batch_platform.models.bundle import Manifest, read_manifest
+from batch_platform.models.bundle import Manifest, read_judged, read_manifest
+from batch_platform.models.registry import Registry
 from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
 from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
 from batch_platform.monitoring.measure import Asset, rounded
@@ -27,6 +28,7 @@ from batch_platform.monitoring.measures.performance import asked_of
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
+from batch_platform.reports.card import card_of
 from batch_platform.scoring.run import Committed
 
 ROW_COUNT = "dagster/row_count"  # rows of a table
@@ -196,7 +198,8 @@ def built(features: Built, file: Path) -> dict[str, Any]:
 def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
     """Metadata of a trained version."""
     version = training.version
-    manifest = read_manifest(wiring.pipeline().home.bundle(version.pipeline, version.version), version.sha256)
+    folder = wiring.pipeline().home.bundle(version.pipeline, version.version)
+    manifest = read_manifest(folder, version.sha256)
     zone = wiring.spec.partitions.calendar.zone
     metadata: dict[str, Any] = {
         "version": version.version,
@@ -209,6 +212,9 @@ def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
         "trained_until": f"{version.trained_until.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         "params": dg.MetadataValue.md(_parameters(json.loads(version.params))),
     }
+    decided = Registry(version.pipeline, [version], [training.decision])
+    card = card_of(wiring.spec, decided, version, manifest, read_judged(folder, manifest))
+    metadata["model_card"] = dg.MetadataValue.md(card.to_markdown())
     if training.leaks:
         metadata["suspected_leaks"] = dg.MetadataValue.md(
             "\n".join(f"- {markdown(str(leak))}" for leak in training.leaks)

@@ -262,6 +262,21 @@ class Promote(Block):
 GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"}, Promote.model_json_schema()]})]
 
 
+class ModelCard(Block):
+    """What only people know of a model, for its card."""
+
+    intended_use: str = Field(
+        default="",
+        description="Who uses the scores, and for what.",
+        examples=["The service desk calls customers who are likely to leave."],
+    )
+    limits: str = Field(
+        default="",
+        description="What the scores must not be used for, and where they are known to be poor.",
+        examples=["Not for customers of less than three months."],
+    )
+
+
 class Model(Learner):
     """The model: its estimator, when it is trained, and what it must reach to serve."""
 
@@ -283,6 +298,11 @@ class Model(Learner):
         default_factory=list,
         description="Features that tell the label suspiciously well and are known when a row is scored; '*': whatever is suspected. A version with others waits for `batch-platform models PIPELINE promote VERSION`.",
         examples=[["deposit_paid"], ["*"]],
+    )
+    card: ModelCard | None = Field(
+        default=None,
+        description="Texts for the card that `batch-platform models PIPELINE card VERSION` writes.",
+        examples=[{"intended_use": "The service desk calls customers who are likely to leave."}],
     )
     publish: Literal["mlflow"] | None = Field(
         default=None, description="Where each version is also registered: MLflow, at MLFLOW_TRACKING_URI."

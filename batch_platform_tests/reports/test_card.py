@@ -1,0 +1,106 @@
+"""The model card: what it says is what was recorded, in Markdown and on a page, and no text of unknown origin becomes markup."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from batch_platform.declaration.spec import ModelCard
+from batch_platform.models.bundle import read_judged, read_manifest
+from batch_platform.models.registry import Registry
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.reports.card import Card, card_of, since_it_serves
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests.harness.command_line import copy_of_finished_project
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
+
+NOW = datetime(2024, 2, 25, 12, tzinfo=UTC)
+HOSTILE = "</p><script>document.title = 'taken'</script>"
+USE = "The warehouse prepares for returns."
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Three weeks of February, scored and measured by segment."""
+    made = small_pipeline(
+        tmp_path_factory.mktemp("card"),
+        description="Whether an order comes back.",
+        predictions={"keep": ["shop"]},
+        monitoring={"segments": ["shop"]},
+    )
+    carry_out(made, NOW)
+    return made
+
+
+def written(pipeline: Pipeline, texts: ModelCard | None = None) -> Card:
+    """The card of the champion."""
+    registry = pipeline.published_state().registry
+    version = registry.champion(NOW)
+    assert version is not None
+    folder = pipeline.home.bundle("small", version.version)
+    manifest = read_manifest(folder, version.sha256)
+    spec = pipeline.spec.model_copy(update={"model": pipeline.spec.model.model_copy(update={"card": texts})})
+    with open_published(pipeline.home) as con:
+        served = since_it_serves(con, spec, version)
+    return card_of(spec, registry, version, manifest, read_judged(folder, manifest), served)
+
+
+def test_every_figure_of_a_card_is_the_recorded_one(pipeline):
+    card = written(pipeline)
+    sections = {section.title: section for section in card.sections}
+    version = pipeline.published_state().registry.champion(NOW)
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    metrics = {row[0].replace(" ", "_"): row for row in sections["How good it is"].rows}
+    for name, (_, value, low, high, guessing) in metrics.items():
+        assert value == manifest.evaluation.metrics[name]
+        assert low is None or low <= value <= high
+        assert guessing == manifest.evaluation.baseline.metrics.get(name)
+    assert metrics["roc_auc"][2] is not None
+    assert sum(row[3] for row in sections["Calibration"].rows) == version.rows_evaluated
+    assert [row[0] for row in sections["Features"].rows] == [column["name"] for column in manifest.contract]
+    assert f"It learned from {version.rows_trained:,} rows" in sections["Data"].sentences[0]
+    decisions = [(event.action, event.actor, event.reason) for event in pipeline.published_state().registry.promotions]
+    assert [tuple(row[1:]) for row in sections["Decisions"].rows] == decisions
+
+
+def test_a_card_says_how_a_version_did_since_it_serves_by_segment(pipeline):
+    (section,) = [section for section in written(pipeline).sections if section.title.startswith("How it did")]
+    overall, *segments = section.rows
+    assert overall[0] == "all rows"
+    assert len(segments) > 1
+    assert all(row[0].startswith("shop: ") for row in segments)
+    assert sum(row[-1] for row in segments) == overall[-1]
+
+
+def test_a_version_that_served_nothing_has_a_card_too(pipeline):
+    registry = pipeline.published_state().registry
+    version = registry.champion(NOW)
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    refused = replace(registry.promotions[-1], action="refused", reason="it is worse")
+    card = card_of(pipeline.spec, Registry("small", [version], [refused]), version, manifest, None)
+    sections = {section.title: section for section in card.sections}
+    assert sections["Decisions"].sentences == ["It serves no partition."]
+    assert "Calibration" not in sections
+
+
+def test_declared_texts_are_shown_and_never_become_markup(pipeline):
+    card = written(pipeline, ModelCard(intended_use=USE, limits=f"Not for gifts. {HOSTILE}"))
+    page, text = card.to_html(), card.to_markdown()
+    assert USE in page
+    assert USE in text
+    assert "<script" not in page
+    assert "<script" not in text
+    assert "Not for gifts." in text
+
+
+def test_the_command_prints_a_card_and_writes_it_as_a_page(cli, tmp_path):
+    project = copy_of_finished_project(tmp_path)
+    (version,) = cli(project, "models", "small", "--json").json[:1]
+    printed = cli(project, "models", "small", "card", version["version"])
+    assert printed.out.startswith(f"# small: model {version['version']}\n")
+    page = tmp_path / "card.html"
+    answer = cli(project, "models", "small", "card", version["version"], "--out", str(page))
+    assert (answer.code, answer.out) == (0, f"The card of {version['version']} is written to {page}\n")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    refused = cli(project, "models", "small", "card", version["version"], "--out", "card.pdf")
+    assert (refused.code, "--out card.html" in refused.err) == (2, True)
