@@ -58,6 +58,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
+from dagster._utils.schedules import is_valid_cron_string
 from dagster.components.core import decl, load_defs
 from dagster.components.core.component_tree import TestComponentTree
 from dagster.components.core.context import ComponentDeclLoadContext
@@ -81,12 +82,14 @@ __all__ = [
     "PARTITION_NAME_TAG",
     "LazyDefinitions",
     "UnresolvedAssetJobDefinition",
+    "is_valid_cron_string",
 ]
 
 # Types and constants that other modules use as they are.
 # - UnresolvedAssetJobDefinition: what `dg.define_asset_job` returns. The type is not exported.
 # - LazyDefinitions: what the decorator `dg.definitions` returns. The type is not exported.
 # - FINISHED_STATUSES, NOT_FINISHED_STATUSES: a public alternative exists for a single run only, `DagsterRun.is_finished`.
+# - is_valid_cron_string: publicly, only a schedule that is built refuses an expression, and names no key of the YAML.
 # - Tags of a run's partitions: the documentation gives the text of the tags; no constant is exported.
 
 

@@ -142,6 +142,17 @@ def test_a_partition_names_the_versions_of_those_partitions_that_it_read_as_dags
     assert versions[0] != versions[1]
 
 
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        *((cron, True) for cron in ("0 5 * * *", "5,10-20/3 0-6 1 * *", "0 0 * jan,JUN-aug mon-fri", "0 0 29 2 *")),
+        *((cron, False) for cron in ("60 * * * *", "* * * * 8", "*/0 * * * *", "a * * * *", "0 0 31 apr,jun *")),
+    ],
+)
+def test_dagster_takes_cron_expressions_that_come_true(written, taken):
+    assert internals.is_valid_cron_string(written) is taken, CHANGED.format("is_valid_cron_string")
+
+
 def test_statuses_are_finished_or_not_as_each_run_says():
     finished = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
     assert {*internals.FINISHED_STATUSES} == finished, CHANGED.format("FINISHED_STATUSES")
