@@ -1,7 +1,6 @@
 """Texts of a pipeline for the UI: descriptions of its assets, and the metadata of each event."""
 
-import ast
-import importlib.util
+import inspect
 import json
 import resource
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
+from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SOURCE_KINDS
@@ -46,7 +46,8 @@ def source(wiring: Wiring, name: str) -> str:
     declared = wiring.spec.sources[name]
     kind = SOURCE_KINDS[declared.kind]
     function = kind.function(declared)
-    title = (docstring_of(function) if function else None) or f"The raw table `{name}`."
+    docstring = inspect.getdoc(import_function(function, f"sources.{name}.{declared.kind}")) if function else None
+    title = docstring or f"The raw table `{name}`."
     text = "observed, never changed. Its data version changes when its content may have changed."
     return f"{title}\n\nRead from {kind.description(declared)}; {text}"
 
@@ -55,7 +56,9 @@ def features(wiring: Wiring) -> str:
     """The description of the features: the opening comment of the SQL, what holds for every pipeline, and the SQL."""
     spec = wiring.spec
     query = wiring.pipeline().builder.query
-    comment, sql = opening_comment(query.text) if query else (docstring_of(spec.features.python or ""), "")
+    made_by = spec.features.python
+    docstring = inspect.getdoc(import_function(made_by, "features.python")) if made_by else None
+    comment, sql = opening_comment(query.text) if query else (docstring, "")
     text = (
         f"One row for each `{', '.join(spec.features.key)}`, built from the sources as they are known when the partition "
         "starts, and kept as one Parquet file per partition. Keys are unique, and times lie inside the partition."
@@ -363,18 +366,3 @@ def opening_comment(sql: str) -> tuple[str, str]:
     paragraph = list(takewhile(bool, (line.strip().removeprefix("--").strip() for line in comment)))
     rest = dropwhile(lambda line: line.strip() in ("", "--"), lines[len(paragraph) :])
     return " ".join(paragraph), "\n".join(rest)
-
-
-def docstring_of(function: str) -> str | None:
-    """The docstring of a function given by its import path, read without importing it; None if it has none or is not found."""
-    module, _, name = function.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module)
-        source_code = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-        tree = ast.parse(source_code)
-    except (ImportError, OSError, SyntaxError, ValueError):
-        return None
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name and (text := ast.get_docstring(node)):
-            return text
-    return None
