@@ -90,7 +90,7 @@ def _wrong_schedules(spec: PipelineSpec) -> dict[tuple[str | int, ...], ValueErr
     }
     wrong = {path: cron for path, cron in schedules.items() if cron and not is_valid_cron_string(cron)}
     return {
-        (*path, "schedule"): ValueError(f"{cron!r} is not a cron expression, or never comes true")
+        (*path, "schedule"): ValueError(f"{cron!r} is not a cron expression that Dagster takes")
         for path, cron in wrong.items()
     }
 

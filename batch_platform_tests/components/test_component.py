@@ -364,7 +364,7 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
         (changed("predictions", "schedule", "60 * * * *"), ["attributes.predictions.schedule at", "'60 * * * *'"]),
         (
             changed("model", "train", "schedule", "0 0 30 2 *"),
-            ["attributes.model.train.schedule at", "never comes true"],
+            ["attributes.model.train.schedule at", "is not a cron expression"],
         ),
         (changed("report", {"schedule": "a * * * *"}), ["attributes.report.schedule at", "is not a cron expression"]),
         (changed("labels", "delay", "soon"), ["attributes.labels.delay at", "'1 day'"]),

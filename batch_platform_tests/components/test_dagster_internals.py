@@ -143,10 +143,10 @@ def test_a_partition_names_the_versions_of_those_partitions_that_it_read_as_dags
     ("written", "taken"),
     [
         *((cron, True) for cron in ("0 5 * * *", "5,10-20/3 0-6 1 * *", "0 0 * jan,JUN-aug mon-fri", "0 0 29 2 *")),
-        *((cron, False) for cron in ("60 * * * *", "* * * * 8", "*/0 * * * *", "a * * * *", "0 0 31 apr,jun *")),
+        *((cron, False) for cron in ("60 * * * *", "* * * * 8", "*/0 * * * *", "a * * * *", "0 0 30 2 *")),
     ],
 )
-def test_dagster_takes_cron_expressions_that_come_true(written, taken):
+def test_dagster_tells_cron_expressions_from_others(written, taken):
     assert internals.is_valid_cron_string(written) is taken, CHANGED.format("is_valid_cron_string")
 
 

@@ -602,7 +602,7 @@ def test_a_first_serving_period_that_begins_within_a_period_is_refused_with_both
     assert [small_spec(model={"train": train | {"start": start}}).model.train.start for start in starts] == starts
 
 
-@pytest.mark.parametrize("written", ["", "daily", "@daily", "* * * *", "* * * * * *", "; rm -rf * *"])
+@pytest.mark.parametrize("written", ["", "daily", "@daily", "* * * *", "* * * * * *"])
 def test_a_schedule_that_has_not_five_fields_is_refused(written):
     assert "cron" in refusal(changed(("predictions", "schedule"), written))
     assert refusal(changed(("model", "train", "schedule"), written)).startswith("model.train.schedule: ")
