@@ -190,7 +190,7 @@ class Query(SqlFile):
         """Select the tables that the query names, by DuckDB's own parser; all of them where it cannot parse the query."""
         if self._tree is None:
             return list(names)
-        named = {str(table["table_name"]).lower() for table in _nodes(self._tree, "BASE_TABLE")}
+        named = {str(table["table_name"]).lower() for table in _of_type(self._tree, "BASE_TABLE")}
         return [name for name in names if name in named]
 
     @cached_property
@@ -207,9 +207,9 @@ class Query(SqlFile):
         A connection may read the files of all partitions, so that it need not be opened anew for each: that a partition reads
         only its own, the views of the sources see to.
         """
-        functions = {str(node["function"]["function_name"]).lower() for node in _nodes(self._tree, "TABLE_FUNCTION")}
+        functions = {str(node["function"]["function_name"]).lower() for node in _of_type(self._tree, "TABLE_FUNCTION")}
         outside = {f"{name}()" for name in functions - TABLE_FUNCTIONS}
-        for table in _nodes(self._tree, "BASE_TABLE"):
+        for table in _of_type(self._tree, "BASE_TABLE"):
             path = [str(table[part]) for part in ("catalog_name", "schema_name", "table_name") if table[part]]
             if len(path) > 1 or ("." in path[0] and path[0].lower() not in sources):  # a name with a dot may be a file
                 outside.add(".".join(path))
@@ -254,14 +254,17 @@ def _without_position(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return {name: value for name, value in pairs if name not in ("query_location", "query_location_length")}
 
 
-def _nodes(node: object, kind: str) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        if node.get("type") == kind:
-            yield node
-        node = list(node.values())
-    if isinstance(node, list):
-        for child in node:
-            yield from _nodes(child, kind)
+def nodes(tree: object, *, within_subqueries: bool = True) -> Iterator[dict[str, Any]]:
+    """Every node of a tree that `parsed` gives."""
+    if isinstance(tree, dict):
+        yield tree
+        tree = [child for name, child in tree.items() if within_subqueries or name != "subquery"]
+    for child in tree if isinstance(tree, list) else ():
+        yield from nodes(child, within_subqueries=within_subqueries)
+
+
+def _of_type(tree: object, kind: str) -> Iterator[dict[str, Any]]:
+    return (node for node in nodes(tree) if node.get("type") == kind)
 
 
 @lru_cache(maxsize=256)
