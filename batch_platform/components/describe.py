@@ -3,7 +3,7 @@
 import inspect
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -23,7 +23,6 @@ from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
 from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
 from batch_platform.monitoring.measure import Asset, rounded
 from batch_platform.monitoring.measures.drift import WORST_INDEX
-from batch_platform.monitoring.measures.performance import asked_of
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
@@ -68,41 +67,28 @@ def features(wiring: Wiring) -> str:
 
 
 def model(wiring: Wiring) -> str:
-    """The description of the model, with a table of its parameters."""
+    """The description of the model, with a table of all that is declared of it, defaults included."""
     declared = wiring.spec.model
-    train, promote = declared.train, declared.promote
-    period = f"for each {train.every}" if train.every else "for all partitions after its training"
-    challengers = _challengers(wiring)
-    if declared.import_ is not None:
-        return (
-            f"Imported from `{redact(declared.import_)}` {period}. Its contract is learned from the features before its "
-            "serving period. If labels are known by then, the gate judges it, and a version that fails never serves."
-            f"{challengers}"
-        )
-    conditions = ["not worse than a trivial baseline"] if promote.baseline and not promote.manual else []
-    conditions += [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
-    if promote.tolerance is not None or not promote.manual:
-        by = f", or by less than {promote.tolerance:g} beyond chance" if promote.tolerance else " beyond chance"
-        conditions.append(f"not worse than the champion{by}")
-    gate = f" ({', '.join(conditions)})" if conditions else ""
-    refit = " One that passes is fitted again on the whole window." if declared.refit else ""
-    window = "all history" if train.window == "all" else f"the {train.window}"
-    learned = (
-        f"It is trained on {window} before its serving period, with the labels known by then, and evaluated on the last "
-        f"{train.evaluate} of it."
+    period = f"for each {declared.train.every}" if declared.train.every else "for all partitions after its training"
+    if declared.import_ is None:
+        made = f"A {(declared.estimator or declared.build or '').rpartition('.')[2]}"
+        learned = "It learns from what was known before its serving period."
+    else:
+        made, learned = "Imported", "Its contract is learned from the features before its serving period."
+    keys = _flat(redacted(declared.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    return (
+        f"{made} {period}. {learned} A version that does not pass the gate (`promote`) is kept but never serves.\n\n"
+        f"{listing(('key', 'value'), dict(keys))}{_challengers(wiring)}"
     )
-    if wiring.spec.partitions.snapshot:
-        learned = (
-            "It is trained on the rows with a label in the snapshot that it serves first, and evaluated on "
-            f"{train.held_out:.0%} of them that no model learns from. A random split is optimistic where rows resemble each "
-            "other or the future differs from the past."
-        )
-    text = (
-        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. {learned} A version that does not pass "
-        f"the gate{gate} is kept but never serves.{refit}"
-    )
-    parameters = f"\n\n{_parameters(redacted(declared.params))}" if declared.params else ""
-    return f"{text}{parameters}{challengers}"
+
+
+def _flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a block and of the blocks within it, with their values as JSON."""
+    for key, value in block.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", json.dumps(value)
 
 
 def _challengers(wiring: Wiring) -> str:
