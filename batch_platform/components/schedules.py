@@ -17,7 +17,7 @@ from threading import Lock
 
 import dagster as dg
 
-from batch_platform.components import checks, runs
+from batch_platform.components import runs
 from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, launch_of, schedule_name
@@ -70,7 +70,7 @@ def _schedule(looks: "_Looks", duty: Duty, job: UnresolvedAssetJobDefinition) ->
         ranges = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
         due = [part for request in ranges for part in _parts(request, spec.dagster.max_partitions_per_run)]
         for request in due:
-            yield _run_request(look, request)
+            yield _run_request(look, request, context)
         if not due:
             yield dg.SkipReason(_skip_reason(duty, look))
 
@@ -167,12 +167,14 @@ def _parts(request: Request, most: int | None) -> Iterator[Request]:
         yield replace(request, partitions=request.partitions[at : at + size])
 
 
-def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:
+def _run_request(tick: _Tick, request: Request, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """A run of the job; it names every check on its assets, without which a preview launched in the UI would run none."""
     launch = launch_of(tick.wiring, request)
+    all_checks = context.repository_def.asset_graph.asset_check_keys if context.repository_def else ()
     return dg.RunRequest(
         run_key=f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}",
         asset_selection=launch.assets,
-        asset_check_keys=[check for key in launch.assets for check in checks.keys_of(tick.wiring, key.path[-1])],
+        asset_check_keys=sorted((key for key in all_checks if key.asset_key in launch.assets), key=str) or None,
         tags={**launch.tags, runs.PARTITIONS_TAG: runs.shown_range(request.first, request.last)}
         if launch.tags
         else None,

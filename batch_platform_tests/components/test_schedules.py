@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,11 @@ def look(deployment: Deployment, schedule: str, when: datetime) -> tuple[list[dg
     definition = deployment.definitions.resolve_schedule_def(
         f"{deployment.pipeline.spec.name}_{SCHEDULES[schedule]}_when_due"
     )
-    with dg.build_schedule_context(instance=deployment.instance, scheduled_execution_time=when) as context:
+    with dg.build_schedule_context(
+        instance=deployment.instance,
+        scheduled_execution_time=when,
+        repository_def=deployment.definitions.get_repository_def(),
+    ) as context:
         result = definition.evaluate_tick(context)
     return list(result.run_requests or []), result.skip_message
 
@@ -68,6 +73,19 @@ def execute(deployment: Deployment, schedule: str, request: dg.RunRequest) -> dg
         run_config={**request.run_config, "loggers": QUIET},
         raise_on_error=False,
     )
+
+
+def test_a_request_names_the_checks_of_the_user_too(trained):
+    @dg.asset_check(asset=trained.key("predictions"))
+    def nobody_is_certain() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True)
+
+    own = dg.Definitions(asset_checks=[nobody_is_certain])
+    deployment = replace(trained, definitions=dg.Definitions.merge(trained.definitions, own))
+    (request,), _ = look(deployment, "predictions", at("2024-02-02T05:00"))
+    named = {check.name for check in request.asset_check_keys}
+    assert {"nobody_is_certain", "rows_balance", "up_to_date"} <= named
+    assert not named & {"gate", "performance"}
 
 
 def test_schedules_that_tick_at_the_same_time_share_one_look_at_the_published_copy(trained, monkeypatch):
