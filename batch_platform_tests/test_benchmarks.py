@@ -15,15 +15,13 @@ import polars as pl
 import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
-from batch_platform_tests.benchmarks import environments, history, kernels, readme, tables
+from batch_platform_tests.benchmarks import history, readme, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
-from batch_platform_tests.benchmarks.contenders import CONTENDERS
-from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, days_of, spread, write_days
+from batch_platform_tests.benchmarks.data import days_of, spread, write_days
 from batch_platform_tests.benchmarks.environments import Environments
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, medians, run
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, medians, run
 from batch_platform_tests.benchmarks.options import Options
-from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
 
 pytestmark = pytest.mark.full
@@ -56,33 +54,6 @@ def test_every_contender_scores_all_rows_and_the_scores_agree(scoring):
     ], "the run itself ends where rows are missing or scores differ"
 
 
-def test_a_small_partition_and_a_month_are_scored_unless_sizes_are_named(tmp_path):
-    def sizes(*only: str) -> list[tuple[int, int]]:
-        return scoring_benchmark.sizes(Options(10_000_000, 1, frozenset(only), Environments(tmp_path), tmp_path))
-
-    small, large, huge = (1000, 1), (10_000_000, 30), (50_000_000, 30)
-    assert sizes("trees", "script") == [small, large]
-    assert sizes("trees", "huge") == [huge]
-    assert sizes("small", "huge") == [small, huge]
-
-
-def test_scores_must_agree_bit_for_bit_for_trees_and_closely_for_linear_models():
-    assert {name: kind.tolerance for name, kind in KINDS.items()} == {
-        "trees": 0.0,
-        "linear": 1e-9,
-        "forest": 1e-12,
-        "categorical": 0.0,
-    }
-
-
-def test_the_json_holds_one_object_for_each_measurement(scoring):
-    results, _ = scoring
-    assert {tuple(result) for result in results} == {
-        ("workload", "contender", "seconds", "rows", "peak_mib", "core_seconds")
-    }
-    assert all(result["seconds"] > 0 and result["core_seconds"] > 0 and result["peak_mib"] > 50 for result in results)
-
-
 def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
     _, text = scoring
     assert all(f"| {kind} | {ROWS:,} | {name} |" in text for kind in TRIED for name in HERE)
@@ -103,25 +74,14 @@ def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
-def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_others(tmp_path, monkeypatch):
-    """Of the others one, that cannot be installed."""
-    monkeypatch.setattr(kernels, "SIZES", [(10, 20)])
-    monkeypatch.setitem(environments.PINNED, "lignum", (f"pylignum @ file://{tmp_path}/missing.whl",))
-    here = (OURS, "its own library")
-    only = ",".join([*here, "lignum"])
-    arguments = "kernels", "--rows=20000", "--repeat=1", f"--only={only}", f"--environments={tmp_path}"
-    results, text = benchmark(tmp_path, *arguments)
+def test_compiled_trees_are_compared_with_the_library_that_grew_them(tmp_path):
+    results, text = benchmark(tmp_path, "kernels", "--rows=20000", "--repeat=1")
     kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
-    sized = ["LightGBM, 10 x 20", "XGBoost, 10 x 20"]
+    here = (OURS, "its own library")
     assert [(result["workload"], result["contender"]) for result in results] == [
-        *((kind, name) for kind in kinds for name in here),
-        *((kind, name) for kind in sized for name in (*here, "lignum")),
-    ]
-    assert (
-        text.count("| not measured | lignum cannot be installed; leave it out with --only. pip ended with: ERROR") == 2
-    )
-    same = [line for line in text.splitlines() if line.endswith(" | yes |")]
-    assert [line.split(" | ")[0] for line in same if OURS in line] == [f"| {kind}" for kind in [*kinds, *sized]]
+        (kind, name) for kind in kinds for name in here
+    ], "the run itself ends where a score differs"
+    assert all(f"| {kind} | {name} |" in text for kind in kinds for name in here)
 
 
 def grown(commits: dict[str, dict[str, list[float]]]) -> list[Result]:
@@ -187,24 +147,6 @@ def test_growth_says_what_each_further_partition_costs(tmp_path):
     assert float(records.split("|")[2]) > 0.1
 
 
-@pytest.mark.parametrize(
-    ("workload", "names", "says"),
-    [
-        ("integrity", ["scoring, with the check", "the check alone"], "The check takes"),
-        ("profiles", ["scoring, with profiles", "the profiles alone"], "The profiles take"),
-    ],
-)
-def test_the_share_of_a_part_of_scoring_is_reported(tmp_path, workload, names, says):
-    results, text = benchmark(tmp_path, workload, "--rows=3000", "--repeat=1")
-    scoring, part = results[:2]
-    assert [scoring["workload"], part["workload"]] == names
-    assert f"{says} {part['core_seconds'] / scoring['core_seconds']:.1%} of the core-seconds of scoring" in text
-    if workload == "profiles":
-        scoring, part = results[2:]
-        assert [scoring["workload"], part["workload"]] == [f"{name}, by two columns of segments" for name in names]
-        assert f", by two columns of segments {part['core_seconds'] / scoring['core_seconds']:.1%}." in text
-
-
 def test_the_cost_on_more_cores_is_modelled_from_one_core_and_a_small_partition(tmp_path):
     results, text = benchmark(tmp_path, "cores", "--rows=2000", "--repeat=1")
     small, *_, large = (result for result in results if result["contender"].endswith("cores: 1"))
@@ -249,13 +191,6 @@ def test_the_table_is_the_same_whenever_it_is_written_and_has_the_rows_asked_for
     assert pl.read_parquet(tmp_path / "one" / "labels.parquet").height == 400
 
 
-def test_measured_days_end_yesterday_and_only_training_days_have_known_labels():
-    days = days_of(spread(300, 30), TODAY)
-    assert (days.keys[0], days.keys[-1]) == ("2026-01-30", "2026-02-28")
-    assert (days.first - days.training[-1]).days == LABEL_DELAY_DAYS + 1
-    assert (TODAY - days.first).days < LABEL_DELAY_DAYS
-
-
 def test_the_peak_is_that_of_the_largest_process_even_if_nobody_waits_for_it(tmp_path):
     child = "import time; held = bytearray(300 * 2**20); print(len(held), flush=True); time.sleep(10)"
     parent = (
@@ -282,29 +217,12 @@ def test_core_seconds_are_those_of_all_processes_also_of_those_that_nobody_waits
     assert run([sys.executable, "-c", "import time; time.sleep(1)"], tmp_path).core_seconds < 0.5
 
 
-def test_a_command_that_fails_ends_the_run_with_its_output(tmp_path):
-    with pytest.raises(SystemExit, match=r"failed with 3:\n(.|\n)*no room"):
-        run([sys.executable, "-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)"], tmp_path)
-
-
-def test_settings_that_slow_a_machine_down_do_not_reach_a_contender(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "generic")
-    monkeypatch.setenv("OPENBLAS_L2_SIZE", "1")
-    printed = run([sys.executable, "-c", "import os; print(*os.environ)"], tmp_path).output
-    assert "OPENBLAS" not in printed
-
-
 def results_of(seconds: dict[str, list[float]]) -> list[Result]:
     return [
         Result("trees", name, measured, 100, 10.0, 2 * measured)
         for name, times in seconds.items()
         for measured in times
     ]
-
-
-def test_contenders_take_turns():
-    turns = {name: partial(Result, "trees", name, 1.0, 1, 1.0, 1.0) for name in "ABC"}
-    assert "".join(result.contender for result in in_turn(turns, 2)) == "ABCABC"
 
 
 def test_reports_show_medians_and_ratios_and_where_we_lose():
@@ -334,34 +252,6 @@ def test_the_figures_of_the_readme_are_written_between_their_marks(tmp_path):
     assert names.strip() == 'x-axis ["batch_platform", "hand-written script", "Spark local"]'
     assert bars.strip() == "bar [1.0, 2.5, 4.5]"
     assert readme.README.read_text(encoding="utf-8").count(readme.BEGIN) == 1
-
-
-def test_names_select_contenders_and_kinds_separately(tmp_path):
-    only = frozenset({"script", "linear"})
-    options = Options(1, 1, only, environments.Environments(tmp_path), tmp_path)
-    assert (options.chosen(CONTENDERS), options.chosen(list(KINDS))) == (["script"], ["linear"])
-
-
-def test_an_unknown_name_is_refused_with_the_known_names():
-    command = [sys.executable, "-m", "batch_platform_tests.benchmarks", "scoring", "--only=skript"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "unknown: skript; choose from " in done.stderr
-    assert {"batch_platform", "forest", "script"} <= set(done.stderr.rpartition("choose from ")[2].strip().split(", "))
-
-
-def test_peers_have_this_process_s_estimators_and_one_version_of_everything():
-    for name in environments.PINNED:
-        wanted = environments.requirements(name)
-        assert all("==" in requirement for requirement in wanted)
-        assert any(requirement.startswith("scikit-learn==") for requirement in wanted)
-
-
-def test_without_java_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    monkeypatch.setattr(environments, "USUAL_PLACES", (str(tmp_path),))
-    with pytest.raises(SystemExit, match=r"Spark needs Java 17 or 21.*leave spark out with --only"):
-        environments.java_home()
 
 
 def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(cli, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 It looks at the runs and at the results of checks that Dagster has recorded, and at what the published copy says failed. It reads
 no table that a writer could hold. Which incidents go on, which results it has seen, and which messages a receiver does
 not have yet stand in the cursor of the sensor, which Dagster stores when a tick ends. So each receiver gets each message once; it
-gets one twice only if the daemon or the code server dies, or the tick takes more than Dagster's minute, after the message was sent.
+gets one twice only if it answers later than Apprise waits, or if the daemon or the code server dies, or the tick takes more than
+Dagster's minute, after the message was sent.
 """
 
 import os
@@ -29,7 +30,7 @@ from batch_platform.components.incidents import (
     after_checks,
     follow,
 )
-from batch_platform.components.receivers import Message, Receivers, identity
+from batch_platform.components.receivers import Message, deliver, identity
 from batch_platform.components.runs import Target, keys_of_range, newest_ended
 from batch_platform.components.schedules import MOST_BYTES
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
@@ -74,7 +75,6 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
     urls = wiring.spec.monitoring.notify
     if not urls:
         return []
-    receivers = Receivers(urls)
 
     @dg.sensor(
         name=f"{wiring.spec.name}_alerts",
@@ -89,7 +89,7 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
         with clear_failures():
             last = _last_look(context)
             looked = look(wiring, context.instance, list(_checks_of(wiring, context)), last, now())
-            outcome = receivers.deliver(looked.waiting)
+            outcome = deliver(urls, looked.waiting)
             context.update_cursor(_CURSOR.dump_json(replace(looked, waiting=outcome.waiting)).decode())
         going_on = f"{counted(len(looked.incidents), 'incident')} going on"
         waiting = (

@@ -20,6 +20,7 @@ from batch_platform.components.alerts import build_sensors
 from batch_platform.components.assets import build_assets
 from batch_platform.components.broken import BrokenPipeline, failing_asset, set_apart, validating
 from batch_platform.components.dagster_internals import (
+    is_valid_cron_string,
     key_in_file,
     loaded_components,
     not_defined_elsewhere,
@@ -60,7 +61,7 @@ def _errors_kept(data: object, validate: ValidatorFunctionWrapHandler) -> BaseMo
 
 
 class DeclaredPipeline(PipelineSpec):
-    """A pipeline as YAML declares it. Its flavours are checked here, so that Dagster names the file and line of a wrong name."""
+    """A pipeline as YAML declares it. Flavours and schedules are checked here, so that Dagster names file and line of a wrong one."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> Any:  # noqa: ANN401 - pydantic exports no type for it
@@ -68,16 +69,30 @@ class DeclaredPipeline(PipelineSpec):
         return WrapValidator(_errors_kept).__get_pydantic_core_schema__(source, handler)
 
     @model_validator(mode="after")
-    def _flavours_exist(self) -> Self:
-        if unknown := unknown_flavours(self):
+    def _understood(self) -> Self:
+        if wrong := {**unknown_flavours(self), **_wrong_schedules(self)}:
             raise ValidationError.from_exception_data(
                 type(self).__name__,
                 [
                     {"type": "value_error", "loc": path, "input": None, "ctx": {"error": error}}
-                    for path, error in unknown.items()
+                    for path, error in wrong.items()
                 ],
             )
         return self
+
+
+def _wrong_schedules(spec: PipelineSpec) -> dict[tuple[str | int, ...], ValueError]:
+    """The declared schedules that Dagster does not take, by the path of their key."""
+    schedules = {
+        ("model", "train"): spec.model.train.schedule,
+        ("predictions",): spec.predictions.schedule,
+        ("report",): spec.report and spec.report.schedule,
+    }
+    wrong = {path: cron for path, cron in schedules.items() if cron and not is_valid_cron_string(cron)}
+    return {
+        (*path, "schedule"): ValueError(f"{cron!r} is not a cron expression that Dagster takes")
+        for path, cron in wrong.items()
+    }
 
 
 _PLACEHOLDER = "my_pipeline"  # the name in the files of `scaffold`

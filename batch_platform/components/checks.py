@@ -152,21 +152,6 @@ def _numbers(metadata: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metadata.items() if type(value) in (int, float)}
 
 
-def keys_of(wiring: Wiring, asset: str) -> list[dg.AssetCheckKey]:
-    """The keys of all checks of an asset."""
-    names = {
-        "model": [GATE.name, NO_SUSPECTED_LEAKS.name, *([CHALLENGERS_TRAINED.name] if wiring.spec.challengers else [])],
-        "predictions": [
-            *(check.name for check in predictions(wiring)),
-            UP_TO_DATE,
-            *([NEWEST_SCORED] if wiring.spec.monitoring.fresh_by else []),
-        ],
-        "drift": [check.name for check in of_measures(wiring, "drift").values()],
-        "performance": [check.name for check in of_measures(wiring, "performance").values()],
-    }
-    return [dg.AssetCheckKey(wiring.key(asset), name) for name in names.get(asset, [])]
-
-
 def _count(items: Sized) -> str:
     return f"{len(items):,}"
 

@@ -58,6 +58,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
+from dagster._utils.schedules import is_valid_cron_string
 from dagster.components.core import decl, load_defs
 from dagster.components.core.component_tree import TestComponentTree
 from dagster.components.core.context import ComponentDeclLoadContext
@@ -81,30 +82,19 @@ __all__ = [
     "PARTITION_NAME_TAG",
     "LazyDefinitions",
     "UnresolvedAssetJobDefinition",
+    "is_valid_cron_string",
 ]
 
 # Types and constants that other modules use as they are.
 # - UnresolvedAssetJobDefinition: what `dg.define_asset_job` returns. The type is not exported.
 # - LazyDefinitions: what the decorator `dg.definitions` returns. The type is not exported.
 # - FINISHED_STATUSES, NOT_FINISHED_STATUSES: a public alternative exists for a single run only, `DagsterRun.is_finished`.
+# - is_valid_cron_string: publicly, only a schedule that is built refuses an expression, and names no key of the YAML.
 # - Tags of a run's partitions: the documentation gives the text of the tags; no constant is exported.
-
-
-class _Mark(str):
-    """A key of metadata that people read as it is written, and that Dagster finds under its own name for it."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return other == SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION or str.__eq__(self, other)
-
-    def __hash__(self) -> int:
-        return hash(SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION)
-
 
 # Marks the output of a step whose events were logged in the step itself. Dagster then logs no second event for every
 # partition. Dagster uses the mark for observable source assets, and shows it with the output. No public alternative.
-LOGGED_IN_THE_BODY: dict[str, str] = {_Mark("events"): "logged above, one by one"}
+LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: "events: logged above, one by one"}
 
 # The daemon. The public command `dagster-daemon` is not always installed beside the interpreter in use.
 DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
@@ -552,12 +542,3 @@ def not_defined_elsewhere(context: dg.ComponentLoadContext, resources: Mapping[s
     finally:
         _LOOKING.reset(looking)
     return {key: resource for key, resource in resources.items() if key not in defined}
-
-
-def is_preview(context: dg.ScheduleEvaluationContext) -> bool:
-    """Return whether a tick is only tried out in the UI, where nothing that it requests is launched.
-
-    The daemon names the log of a tick after the number of the tick. A preview gives no name, and Dagster then makes one
-    of the time, in this form. No public alternative: a context does not say who evaluates it.
-    """
-    return bool(context.log_key) and context.log_key[-1] == context.scheduled_execution_time.strftime("%Y%m%d_%H%M%S")

@@ -1,10 +1,9 @@
 """Texts of a pipeline for the UI: descriptions of its assets, and the metadata of each event."""
 
-import ast
-import importlib.util
+import inspect
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -15,6 +14,7 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
+from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SOURCE_KINDS
@@ -24,7 +24,6 @@ from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
 from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
 from batch_platform.monitoring.measure import Asset, rounded
 from batch_platform.monitoring.measures.drift import WORST_INDEX
-from batch_platform.monitoring.measures.performance import asked_of
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
@@ -48,7 +47,8 @@ def source(wiring: Wiring, name: str) -> str:
     declared = wiring.spec.sources[name]
     kind = SOURCE_KINDS[declared.kind]
     function = kind.function(declared)
-    title = (docstring_of(function) if function else None) or f"The raw table `{name}`."
+    docstring = inspect.getdoc(import_function(function, f"sources.{name}.{declared.kind}")) if function else None
+    title = docstring or f"The raw table `{name}`."
     text = "observed, never changed. Its data version changes when its content may have changed."
     return f"{title}\n\nRead from {kind.description(declared)}; {text}"
 
@@ -57,7 +57,9 @@ def features(wiring: Wiring) -> str:
     """The description of the features: the opening comment of the SQL, what holds for every pipeline, and the SQL."""
     spec = wiring.spec
     query = wiring.pipeline().builder.query
-    comment, sql = opening_comment(query.text) if query else (docstring_of(spec.features.python or ""), "")
+    made_by = spec.features.python
+    docstring = inspect.getdoc(import_function(made_by, "features.python")) if made_by else None
+    comment, sql = opening_comment(query.text) if query else (docstring, "")
     text = (
         f"One row for each `{', '.join(spec.features.key)}`, built from the sources as they are known when the partition "
         "starts, and kept as one Parquet file per partition. Keys are unique, and times lie inside the partition."
@@ -67,41 +69,28 @@ def features(wiring: Wiring) -> str:
 
 
 def model(wiring: Wiring) -> str:
-    """The description of the model, with a table of its parameters."""
+    """The description of the model, with a table of all that is declared of it, defaults included."""
     declared = wiring.spec.model
-    train, promote = declared.train, declared.promote
-    period = f"for each {train.every}" if train.every else "for all partitions after its training"
-    challengers = _challengers(wiring)
-    if declared.import_ is not None:
-        return (
-            f"Imported from `{redact(declared.import_)}` {period}. Its contract is learned from the features before its "
-            "serving period. If labels are known by then, the gate judges it, and a version that fails never serves."
-            f"{challengers}"
-        )
-    conditions = ["not worse than a trivial baseline"] if promote.baseline and not promote.manual else []
-    conditions += [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
-    if promote.tolerance is not None or not promote.manual:
-        by = f", or by less than {promote.tolerance:g} beyond chance" if promote.tolerance else " beyond chance"
-        conditions.append(f"not worse than the champion{by}")
-    gate = f" ({', '.join(conditions)})" if conditions else ""
-    refit = " One that passes is fitted again on the whole window." if declared.refit else ""
-    window = "all history" if train.window == "all" else f"the {train.window}"
-    learned = (
-        f"It is trained on {window} before its serving period, with the labels known by then, and evaluated on the last "
-        f"{train.evaluate} of it."
+    period = f"for each {declared.train.every}" if declared.train.every else "for all partitions after its training"
+    if declared.import_ is None:
+        made = f"A {(declared.estimator or declared.build or '').rpartition('.')[2]}"
+        learned = "It learns from what was known before its serving period."
+    else:
+        made, learned = "Imported", "Its contract is learned from the features before its serving period."
+    keys = _flat(redacted(declared.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    return (
+        f"{made} {period}. {learned} A version that does not pass the gate (`promote`) is kept but never serves.\n\n"
+        f"{listing(('key', 'value'), dict(keys))}{_challengers(wiring)}"
     )
-    if wiring.spec.partitions.snapshot:
-        learned = (
-            "It is trained on the rows with a label in the snapshot that it serves first, and evaluated on "
-            f"{train.held_out:.0%} of them that no model learns from. A random split is optimistic where rows resemble each "
-            "other or the future differs from the past."
-        )
-    text = (
-        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. {learned} A version that does not pass "
-        f"the gate{gate} is kept but never serves.{refit}"
-    )
-    parameters = f"\n\n{_parameters(redacted(declared.params))}" if declared.params else ""
-    return f"{text}{parameters}{challengers}"
+
+
+def _flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a block and of the blocks within it, with their values as JSON."""
+    for key, value in block.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", json.dumps(value)
 
 
 def _challengers(wiring: Wiring) -> str:
@@ -369,18 +358,3 @@ def opening_comment(sql: str) -> tuple[str, str]:
     paragraph = list(takewhile(bool, (line.strip().removeprefix("--").strip() for line in comment)))
     rest = dropwhile(lambda line: line.strip() in ("", "--"), lines[len(paragraph) :])
     return " ".join(paragraph), "\n".join(rest)
-
-
-def docstring_of(function: str) -> str | None:
-    """The docstring of a function given by its import path, read without importing it; None if it has none or is not found."""
-    module, _, name = function.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module)
-        source_code = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-        tree = ast.parse(source_code)
-    except (ImportError, OSError, SyntaxError, ValueError):
-        return None
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name and (text := ast.get_docstring(node)):
-            return text
-    return None

@@ -6,8 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
 
-PAUSE = 0.5  # seconds without a report after which what was reported before is complete
-
 
 @dataclass(frozen=True)
 class RunProgress:
@@ -43,33 +41,24 @@ class RunProgress:
 
 
 class Pace:
-    """Adds up the rows of one run of an asset and measures its speed.
+    """Adds up the rows of one run of an asset and measures its mean speed.
 
-    Partitions that are committed together are reported together. The first of them comes when all are done, so it says
-    nothing of the speed: that is known once all have been reported, or if reports keep coming.
+    Partitions may be committed together, so the first of several says nothing of the time that each takes.
     """
 
     def __init__(self, asset: str, total: int, clock: Callable[[], float] = monotonic) -> None:
         """Start the clock; `total` partitions are to come."""
-        self._asset, self._total, self._clock = asset, total, clock
-        self._began = self._since = self._at = clock()  # times of the first and the last report since a pause
+        self._asset, self._total, self._clock, self._began = asset, total, clock, clock()
         self._rows: dict[str, int] = {}
         self._seen = self._done = 0
-        self._seconds = 0.0  # working time for the rows and partitions done so far
-        self._measured, self._latest = (0, 0.0), (0, 0.0)
 
     def reached(self, partition_key: str, rows: int, of: int | None = None) -> RunProgress:
         """The progress at so many rows of a partition: out of `of` rows, or of the whole partition if `of` is None."""
-        now = self._clock()
-        if now - self._at >= PAUSE:
-            self._seconds, self._measured, self._since = self._at - self._began, self._latest, now
         self._done += of is None
         self._seen += rows - self._rows.get(partition_key, 0)
         self._rows[partition_key] = rows
-        self._at, self._latest = now, (self._seen, self._done + (min(rows / of, 1.0) if of else 0.0))
-        if of is not None or now - self._since >= PAUSE or self._done == self._total:
-            self._seconds, self._measured = now - self._began, self._latest
-        seen, done = self._measured
+        seconds, done = self._clock() - self._began, self._done + (min(rows / of, 1.0) if of else 0.0)
+        tells = seconds > 0 and (done != 1 or self._total == 1)
         return RunProgress(
             asset=self._asset,
             partition_key=partition_key,
@@ -77,8 +66,8 @@ class Pace:
             total=self._total,
             rows=rows,
             of=of,
-            rows_per_second=seen / self._seconds if seen and self._seconds > 0 else None,
-            seconds_per_partition=self._seconds / done if done and self._seconds > 0 else None,
+            rows_per_second=self._seen / seconds if tells and self._seen else None,
+            seconds_per_partition=seconds / done if tells and done else None,
         )
 
 

@@ -6,8 +6,8 @@ fails on its own does not hold up its range. A range stops where a run ends earl
 tick requests that partition alone.
 
 A tick reads the published copy and never waits for a writer: what a run has committed is published when the run ends,
-and until then the tick sees that the run holds it. The preview of a tick in the UI shows the same requests and writes
-nothing: only a real tick closes the runs whose process died, and tells Dagster of their commits.
+and until then the tick sees that the run holds it. It also closes the runs whose process died, and tells Dagster of their
+commits.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +17,8 @@ from threading import Lock
 
 import dagster as dg
 
-from batch_platform.components import checks, runs
-from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition, is_preview
+from batch_platform.components import runs
+from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, launch_of, schedule_name
 from batch_platform.components.processes import close_dead_runs
@@ -70,7 +70,7 @@ def _schedule(looks: "_Looks", duty: Duty, job: UnresolvedAssetJobDefinition) ->
         ranges = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
         due = [part for request in ranges for part in _parts(request, spec.dagster.max_partitions_per_run)]
         for request in due:
-            yield _run_request(look, request)
+            yield _run_request(look, request, context)
         if not due:
             yield dg.SkipReason(_skip_reason(duty, look))
 
@@ -100,15 +100,15 @@ class _Looks:
     def __init__(self, wiring: Wiring) -> None:
         """Begin without a look at the pipeline."""
         self.wiring, self._lock = wiring, Lock()
-        self._of: object = None  # copy, time and kind of tick of the look
+        self._of: object = None  # copy and time of the look
         self._seen: tuple[State, Plan] | None = None
         self._served = set[Duty]()
 
-    def at(self, duty: Duty, now: datetime, *, preview: bool) -> tuple[State, Plan, bool]:
+    def at(self, duty: Duty, now: datetime) -> tuple[State, Plan, bool]:
         """The state and the plan by it for a schedule at a time, and whether the look was made for this schedule."""
         with self._lock:
             pipeline = self.wiring.pipeline()
-            of = (current_copy(pipeline.home), now, preview)
+            of = (current_copy(pipeline.home), now)
             seen = None if of != self._of or duty in self._served else self._seen
             if is_new := seen is None:
                 self._seen, self._served = None, set()
@@ -125,13 +125,12 @@ def _look_at(looks: _Looks, duty: Duty, context: dg.ScheduleEvaluationContext) -
     A model whose training failed is requested again by the schedule of training. The predictions do not wait for it:
     the previous model serves.
     """
-    wiring, preview, now = looks.wiring, is_preview(context), context.scheduled_execution_time
-    if not preview:
-        close_dead_runs(context.instance)
+    wiring, now = looks.wiring, context.scheduled_execution_time
+    close_dead_runs(context.instance)
     held = runs.held(wiring, context.instance)  # before the state: a run that ends in between is then seen as done
     failed = frozenset(runs.failures(wiring, context.instance))
-    state, retried, is_new = looks.at(duty, now, preview=preview)
-    if is_new and not preview:
+    state, retried, is_new = looks.at(duty, now)
+    if is_new:
         log_unknown_commits(wiring, context.instance, state, held)
     failed_models = frozenset(key for asset, key in failed if asset == "model") | _without_history(
         wiring, state, retried
@@ -168,12 +167,14 @@ def _parts(request: Request, most: int | None) -> Iterator[Request]:
         yield replace(request, partitions=request.partitions[at : at + size])
 
 
-def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:
+def _run_request(tick: _Tick, request: Request, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """A run of the job; it names every check on its assets, without which a preview launched in the UI would run none."""
     launch = launch_of(tick.wiring, request)
+    all_checks = context.repository_def.asset_graph.asset_check_keys if context.repository_def else ()
     return dg.RunRequest(
         run_key=f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}",
         asset_selection=launch.assets,
-        asset_check_keys=[check for key in launch.assets for check in checks.keys_of(tick.wiring, key.path[-1])],
+        asset_check_keys=sorted((key for key in all_checks if key.asset_key in launch.assets), key=str) or None,
         tags={**launch.tags, runs.PARTITIONS_TAG: runs.shown_range(request.first, request.last)}
         if launch.tags
         else None,

@@ -89,11 +89,7 @@ Taken = Mapping[tuple[ReadBy, str], Fingerprints]  # fingerprints by reader and 
 _remembered: dict[tuple[Path, str, str], Fingerprints | None] = {}  # None for a source whose rows have no time
 
 
-@dataclass(frozen=True)
-class _Bucket:
-    start: int  # seconds since 1970
-    rows: int
-    content: int
+_Bucket = tuple[int, int, int]  # start in seconds since 1970, rows, and the sum of their hashes
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ def _buckets(con: SourceConnection, name: str, read: RowsRead, length: int) -> l
         f"sum(hash({', '.join(hashed) or '0'})) FROM {quoted(name)} GROUP BY 1 ORDER BY 1 NULLS FIRST"
     )
     buckets = con.duckdb.execute(query).fetchall()
-    return [_Bucket(_NO_TIME if start is None else int(start), int(n), int(total)) for start, n, total in buckets]
+    return [(_NO_TIME if start is None else int(start), int(rows), int(total)) for start, rows, total in buckets]
 
 
 def _by_partition(version: str, buckets: Iterable[_Bucket], calendar: Calendar, *, looks_back: bool) -> Fingerprints:
@@ -234,18 +230,18 @@ def _joined(buckets: Iterable[_Bucket], calendar: Calendar) -> Iterator[tuple[in
     """Add up the buckets, which are in order, to windows of the calendar; those beyond the year 9999 belong to none."""
     start = end = _NO_TIME
     rows = content = 0
-    for bucket in buckets:
-        if bucket.start != _NO_TIME and bucket.start >= end:
+    for at, counted, total in buckets:
+        if at != _NO_TIME and at >= end:
             if rows:
                 yield start, rows, content
             rows = content = 0
             try:
-                window = calendar.around(datetime.fromtimestamp(bucket.start, UTC))
+                window = calendar.around(datetime.fromtimestamp(at, UTC))
             except (OverflowError, ValueError):
-                if bucket.start > 0:
+                if at > 0:
                     return
                 continue
             start, end = int(window.start.timestamp()), int(window.end.timestamp())
-        rows, content = rows + bucket.rows, content + bucket.content
+        rows, content = rows + counted, content + total
     if rows:
         yield start, rows, content

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.features.query import Query, parsed
+from batch_platform.features.query import Query, nodes, parsed
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
@@ -70,19 +70,19 @@ def _with_time(text: str) -> str | None:
         for part in _conjuncts(node["where_clause"])
         if part["type"] == comparison and part["right"].get("identifier") == name
     ]
-    parameters = [it for it in _nodes(tree) if it.get("class") == "PARAMETER"]
+    parameters = [it for it in nodes(tree) if it.get("class") == "PARAMETER"]
     of_rows = [node["select_list"], node["where_clause"], node["modifiers"]]
-    names = {it["column_names"][-1].lower() for it in _nodes(times) if it.get("class") == "COLUMN_REF"}
+    names = {it["column_names"][-1].lower() for it in nodes(times) if it.get("class") == "COLUMN_REF"}
     if (
         len(times) != len(_COMPARED)
         or len(parameters) != len(_COMPARED)
         or times[0] != times[1]
-        or any(it.get("class") == "SUBQUERY" for it in _nodes(times))
+        or any(it.get("class") == "SUBQUERY" for it in nodes(times))
         or any(item["alias"].lower() in names for item in node["select_list"])  # WHERE may name a column of the result
         or any(modifier["type"] != "ORDER_MODIFIER" for modifier in node["modifiers"])
         or any(node[part] for part in _OF_MANY_ROWS)
-        or any(it.get("sample") for it in _nodes(tree))
-        or not all(map(_is_of_one_row, _nodes(of_rows, within_subqueries=False)))
+        or any(it.get("sample") for it in nodes(tree))
+        or not all(map(_is_of_one_row, nodes(of_rows, within_subqueries=False)))
     ):
         return None
     with_time = {**node, "select_list": [*node["select_list"], {**times[0], "alias": _TIME}]}
@@ -98,14 +98,6 @@ def _conjuncts(condition: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
             yield from _conjuncts(child)
     elif condition is not None:
         yield condition
-
-
-def _nodes(tree: object, *, within_subqueries: bool = True) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        tree = [child for name, child in tree.items() if within_subqueries or name != "subquery"]
-    for child in tree if isinstance(tree, list) else ():
-        yield from _nodes(child, within_subqueries=within_subqueries)
 
 
 def _is_of_one_row(node: dict[str, Any]) -> bool:

@@ -148,12 +148,8 @@ class Query(SqlFile):
             raise SourceError(msg, hint=ONE_SELECT)
         return frozenset(statements[0].named_parameters)
 
-    def run(
-        self, con: SourceConnection, partition: Partition, columns: list[str], *, sort: bool = True
-    ) -> duckdb.DuckDBPyRelation:
+    def run(self, con: SourceConnection, partition: Partition, columns: list[str]) -> duckdb.DuckDBPyRelation:
         """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
-
-        Without `sort` the columns are only required.
 
         Raises:
             SourceError: The SQL fails or does not return these columns; the message names file and line.
@@ -163,8 +159,8 @@ class Query(SqlFile):
             if self._columns is None:
                 self._columns = self._columns_given(con, partition, bound)
             self.require_columns(self._columns, columns)
-            order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
-            return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=bound)
+            order = ", ".join(map(quoted, columns))
+            return con.duckdb.sql(_statement(f"FROM ({self._select}\n) ORDER BY {order}"), params=bound)
 
     def _columns_given(self, con: SourceConnection, partition: Partition, bound: dict[str, object]) -> list[str]:
         """The columns that the query gives; where it reads one that no source has, the error names those that no SQL reads."""
@@ -185,25 +181,6 @@ class Query(SqlFile):
             hint = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
             raise SourceError(msg, hint=hint) from error
 
-    def comes_in_order(self, con: SourceConnection, partition: Partition, column: str) -> bool:
-        """Return whether the rows ascend in a column without being sorted; only what that column needs is read."""
-        with self.limited(con), self.explained(partition):
-            key = quoted(column)
-            rows = self.run(con, partition, [column], sort=False).project(
-                f"{key} AS here, lag({key}) OVER () AS before"
-            )
-            ((ascends,),) = rows.aggregate("count_if(here > before) = count(*) - 1").fetchall()
-        return bool(ascends)
-
-    @cached_property
-    def keeps_order(self) -> bool:
-        """True if the query computes each row from one row of one table, as far as its text tells."""
-        node = self._tree["statements"][0]["node"] if isinstance(self._tree, dict) else {}
-        if node.get("type") != "SELECT_NODE" or node["from_table"]["type"] != "BASE_TABLE" or node["cte_map"]["map"]:
-            return False
-        beyond = any(node[part] for part in ("modifiers", "group_expressions", "having", "qualify", "sample"))
-        return not beyond and not any([*_nodes(node, kind, "class")] for kind in ("COLLATE", "SUBQUERY", "WINDOW"))
-
     @cached_property
     def statement(self) -> str:
         """The text without comments and with equal white space, so that equal ones state the same: see `statement_of`."""
@@ -213,7 +190,7 @@ class Query(SqlFile):
         """Select the tables that the query names, by DuckDB's own parser; all of them where it cannot parse the query."""
         if self._tree is None:
             return list(names)
-        named = {str(table["table_name"]).lower() for table in _nodes(self._tree, "BASE_TABLE")}
+        named = {str(table["table_name"]).lower() for table in _of_type(self._tree, "BASE_TABLE")}
         return [name for name in names if name in named]
 
     @cached_property
@@ -230,9 +207,9 @@ class Query(SqlFile):
         A connection may read the files of all partitions, so that it need not be opened anew for each: that a partition reads
         only its own, the views of the sources see to.
         """
-        functions = {str(node["function"]["function_name"]).lower() for node in _nodes(self._tree, "TABLE_FUNCTION")}
+        functions = {str(node["function"]["function_name"]).lower() for node in _of_type(self._tree, "TABLE_FUNCTION")}
         outside = {f"{name}()" for name in functions - TABLE_FUNCTIONS}
-        for table in _nodes(self._tree, "BASE_TABLE"):
+        for table in _of_type(self._tree, "BASE_TABLE"):
             path = [str(table[part]) for part in ("catalog_name", "schema_name", "table_name") if table[part]]
             if len(path) > 1 or ("." in path[0] and path[0].lower() not in sources):  # a name with a dot may be a file
                 outside.add(".".join(path))
@@ -277,14 +254,17 @@ def _without_position(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return {name: value for name, value in pairs if name not in ("query_location", "query_location_length")}
 
 
-def _nodes(node: object, kind: str, named: str = "type") -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        if node.get(named) == kind:
-            yield node
-        node = list(node.values())
-    if isinstance(node, list):
-        for child in node:
-            yield from _nodes(child, kind, named)
+def nodes(tree: object, *, within_subqueries: bool = True) -> Iterator[dict[str, Any]]:
+    """Every node of a tree that `parsed` gives."""
+    if isinstance(tree, dict):
+        yield tree
+        tree = [child for name, child in tree.items() if within_subqueries or name != "subquery"]
+    for child in tree if isinstance(tree, list) else ():
+        yield from nodes(child, within_subqueries=within_subqueries)
+
+
+def _of_type(tree: object, kind: str) -> Iterator[dict[str, Any]]:
+    return (node for node in nodes(tree) if node.get("type") == kind)
 
 
 @lru_cache(maxsize=256)

@@ -154,10 +154,9 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
     excluded = {current, *unfinished, *foreign}
     spares = [path for path in published_copies(home) if path.name in marks and path not in excluded]
-    by_bytes = _is_readable(con)
     try:
-        spare, read = _from_spares(con, home, spares, by_bytes=by_bytes)
-        copy = spare or _new_copy(con, home, by_bytes=by_bytes)
+        spare, read = _from_spares(con, home, spares)
+        copy = spare or copy_bytes(home, copy_of(home, uuid.uuid4().hex))
     except (duckdb.Error, OSError) as error:
         msg = f"{home.published} could not be brought up to date: {error}"
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
@@ -194,29 +193,14 @@ def _remove(copy: Path) -> None:
     log_of(copy).unlink(missing_ok=True)
 
 
-def _new_copy(con: duckdb.DuckDBPyConnection, home: Home, *, by_bytes: bool) -> Path:
-    path = copy_of(home, uuid.uuid4().hex)
-    if by_bytes:
-        copy_bytes(home, path)
-    else:
-        _write_rows(con, path)
-    return path
-
-
 def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     _attach(con, path)
     with _attached(con):
         _copy_changes(con, since=0)
 
 
-def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
-    """Return whether readers can read the storage version of the warehouse; a newer DuckDB may have raised it."""
-    query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
-    return con.execute(query).fetchall() == [(f"{READABLE_FROM}+",)]
-
-
-def copy_bytes(home: Home, path: Path) -> None:
-    """Copy the file of the warehouse, which is locked, under another name until it is complete; raises OSError."""
+def copy_bytes(home: Home, path: Path) -> Path:
+    """Copy the file of the warehouse, which is locked, to a path, under another name until it is complete; raises OSError."""
     for unfinished in home.root.glob(".published-*"):  # a killed process may have left some
         unfinished.unlink()
     aside = home.root / f".{path.name}"
@@ -226,18 +210,16 @@ def copy_bytes(home: Home, path: Path) -> None:
         aside.unlink(missing_ok=True)
         raise OSError(copied.stderr.strip() or f"cp ended with {copied.returncode}")
     sync(aside)
-    aside.rename(path)
+    return aside.rename(path)
 
 
-def _from_spares(
-    con: duckdb.DuckDBPyConnection, home: Home, spares: Iterable[Path], *, by_bytes: bool
-) -> tuple[Path | None, set[Path]]:
+def _from_spares(con: duckdb.DuckDBPyConnection, home: Home, spares: Iterable[Path]) -> tuple[Path | None, set[Path]]:
     """The first spare copy that could be made equal to the warehouse, if any, and those that a reader holds open.
 
-    A copy that cannot be opened is removed. None is made equal to a small warehouse whose bytes can be copied.
+    A copy that cannot be opened is removed. None is made equal to a small warehouse, whose bytes are copied.
     """
     equal, read = None, set[Path]()
-    small = by_bytes and home.warehouse.stat().st_size <= SMALL_BYTES
+    small = home.warehouse.stat().st_size <= SMALL_BYTES
     for path in spares:
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
         try:
@@ -251,20 +233,20 @@ def _from_spares(
             continue
         if small or equal is not None:
             con.execute("DETACH copy")
-        elif _brought_up_to_date(con, path, by_bytes=by_bytes):
+        elif _brought_up_to_date(con, path):
             equal = path
     return equal, read
 
 
-def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path, *, by_bytes: bool) -> bool:
-    """Make the attached copy equal to the warehouse and detach it; False if much has changed since and bytes can be copied.
+def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
+    """Make the attached copy equal to the warehouse and detach it; False if so much has changed that its bytes are copied.
 
     A copy with another history than the warehouse's is not used either. A damaged copy is written anew.
     """
     try:
         with _attached(con):
             since = _shared_past(con)
-            if since is None or (by_bytes and _much_changed(con, since)):
+            if since is None or _much_changed(con, since):
                 return False
             _copy_changes(con, since)
     except duckdb.Error as error:

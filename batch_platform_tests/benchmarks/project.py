@@ -169,18 +169,13 @@ class Project:
         return path
 
 
-def generated_project(
-    root: Path, kind: str, data: Path, days: Days, segments: Mapping[str, str] | None = None, **package: Any
-) -> Project:
+def generated_project(root: Path, kind: str, data: Path, days: Days, **package: Any) -> Project:
     """Write a project with one kind of model over the generated table. Runs nothing.
 
-    `segments` are kept columns, as SQL by name; `package` is what `Project` knows of the package that serves it.
+    `package` is what `Project` knows of the package that serves it.
     """
     project = Project(root, kind, **package)
-    segments = segments or {}
-    columns = ", ".join(
-        ["id", "ts", *KINDS[kind].features, *(f"{expression} AS {name}" for name, expression in segments.items())]
-    )
+    columns = ", ".join(["id", "ts", *KINDS[kind].features])
     attributes = {
         "name": kind,
         "partitions": {"every": "day", "start": days.training[0].isoformat(), "timezone": "UTC"},
@@ -192,9 +187,6 @@ def generated_project(
         "labels": {"sql": "labels.sql", "column": "label", "delay": f"{days.delay.days} days"},
         "model": {**KINDS[kind].model, "train": {"evaluate": "1 day"}},
     }
-    if segments:
-        attributes["features"]["columns"] = {name: {"feature": False} for name in segments}
-        attributes |= {"predictions": {"keep": list(segments)}, "monitoring": {"segments": list(segments)}}
     project.write(
         attributes,
         {

@@ -361,6 +361,12 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
         (changed("partitions", "every", "dy"), ["attributes.partitions.every at", "'hour', 'day', 'week' or 'month'"]),
         (changed("partitions", "start", "tomorrow"), ["attributes.partitions.start at", "is not a date"]),
         (changed("predictions", "schedule", "* * *"), ["attributes.predictions.schedule at", "cron"]),
+        (changed("predictions", "schedule", "60 * * * *"), ["attributes.predictions.schedule at", "'60 * * * *'"]),
+        (
+            changed("model", "train", "schedule", "0 0 30 2 *"),
+            ["attributes.model.train.schedule at", "is not a cron expression"],
+        ),
+        (changed("report", {"schedule": "a * * * *"}), ["attributes.report.schedule at", "is not a cron expression"]),
         (changed("labels", "delay", "soon"), ["attributes.labels.delay at", "'1 day'"]),
         (changed("name", "Small One"), ["attributes.name at", "is not a valid name"]),
         (changed("model", "promote", "metric", "auc"), ["attributes.model.promote.metric at", "roc_auc"]),

@@ -1,4 +1,4 @@
-"""*Preview tick result* of a schedule in the UI: it shows what a tick does, launches it, and writes nothing itself."""
+"""*Preview tick result* of a schedule in the UI: it shows what a tick does, and launches it."""
 
 from datetime import UTC, datetime
 from itertools import islice
@@ -7,14 +7,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from dagster._core.test_utils import create_run_for_test
 from dagster._grpc.impl import get_external_schedule_execution
 from dagster._utils.schedules import cron_string_iterator
 
-from batch_platform.components.processes import PROCESS_TAG
 from batch_platform.components.runs import PARTITIONS_TAG
-from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
 from batch_platform_tests.harness.workspace import REPOSITORY, Workspace, workspace
 
 WHEN = datetime(2024, 2, 5, 3, tzinfo=UTC)  # before the ticks of that morning in Berlin
@@ -93,32 +90,3 @@ def test_what_a_preview_shows_is_launched_from_it_and_is_what_a_tick_requests(tm
     records = deployment.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     found = [record.dagster_event.asset_check_evaluation_data for record in records]
     assert {f"{check.asset_key.path[1]}/{check.check_name}" for check in found} >= set(CHECKS_OF[duty])
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file() and "/dagster/" not in str(file)
-    }
-
-
-def test_a_preview_writes_nothing_to_dagster_or_the_home(tmp_path, monkeypatch):
-    deployment = deployed(tmp_path, monkeypatch, "score")
-    instance = deployment.instance
-    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("project"), "__repository__")
-    dead = create_run_for_test(
-        instance,
-        job_name="small_score",
-        status=dg.DagsterRunStatus.STARTED,
-        tags={PROCESS_TAG: "4194305 1", **range_tags("2024-02-03", "2024-02-04")},
-        remote_job_origin=RemoteJobOrigin(origin, "small_score"),
-    )
-    before = files_of(deployment.pipeline.home.root)
-    with workspace(deployment) as pipeline:
-        shown = preview(pipeline, "score")
-        assert instance.get_runs() == [dead]
-        assert deployment.materializations("predictions") == []
-        assert files_of(deployment.pipeline.home.root) == before
-    assert [request.run_key for request in ticked(deployment, "score")] == [request["runKey"] for request in shown]
-    assert len(shown) == 2, "what died is tried one partition at a time first"
-    assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert len(deployment.materializations("predictions")) == 2

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
-from dagster._grpc.impl import get_external_schedule_execution
 
 from batch_platform.components import processes, runs
 from batch_platform.components.processes import PROCESS_TAG, this_process
@@ -46,7 +46,11 @@ def look(deployment: Deployment, schedule: str, when: datetime) -> tuple[list[dg
     definition = deployment.definitions.resolve_schedule_def(
         f"{deployment.pipeline.spec.name}_{SCHEDULES[schedule]}_when_due"
     )
-    with dg.build_schedule_context(instance=deployment.instance, scheduled_execution_time=when) as context:
+    with dg.build_schedule_context(
+        instance=deployment.instance,
+        scheduled_execution_time=when,
+        repository_def=deployment.definitions.get_repository_def(),
+    ) as context:
         result = definition.evaluate_tick(context)
     return list(result.run_requests or []), result.skip_message
 
@@ -69,6 +73,19 @@ def execute(deployment: Deployment, schedule: str, request: dg.RunRequest) -> dg
         run_config={**request.run_config, "loggers": QUIET},
         raise_on_error=False,
     )
+
+
+def test_a_request_names_the_checks_of_the_user_too(trained):
+    @dg.asset_check(asset=trained.key("predictions"))
+    def nobody_is_certain() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True)
+
+    own = dg.Definitions(asset_checks=[nobody_is_certain])
+    deployment = replace(trained, definitions=dg.Definitions.merge(trained.definitions, own))
+    (request,), _ = look(deployment, "predictions", at("2024-02-02T05:00"))
+    named = {check.name for check in request.asset_check_keys}
+    assert {"nobody_is_certain", "rows_balance", "up_to_date"} <= named
+    assert not named & {"gate", "performance"}
 
 
 def test_schedules_that_tick_at_the_same_time_share_one_look_at_the_published_copy(trained, monkeypatch):
@@ -226,14 +243,10 @@ def test_a_run_of_features_alone_is_seen_by_the_next_tick(tmp_path, monkeypatch)
     assert deployment.pipeline.state().features == before
 
 
-@pytest.mark.parametrize(("log_key", "logged"), [(None, 0), (["__repository__", "small_score_when_due", "17"], 2)])
-def test_a_tick_of_the_daemon_logs_commits_that_dagster_does_not_know_and_a_preview_does_not(trained, log_key, logged):
+def test_a_tick_logs_commits_that_dagster_does_not_know(trained):
     trained.score("2024-02-01", "2024-02-02")
-    repository = trained.definitions.get_repository_def()
-    get_external_schedule_execution(
-        repository, trained.instance.get_ref(), "small_score_when_due", AFTER_ALL.timestamp(), "UTC", log_key
-    )
-    assert len(trained.materializations("predictions")) == logged
+    look(trained, "predictions", at("2024-02-03T05:00"))
+    assert len(trained.materializations("predictions")) == 2
 
 
 def test_three_days_of_down_time_are_one_range(trained):

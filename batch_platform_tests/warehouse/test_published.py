@@ -19,7 +19,6 @@ from batch_platform.declaration.errors import NothingPublishedError, WarehouseBu
 from batch_platform.warehouse import ledger, published
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
 from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, copy_bytes, open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
@@ -127,18 +126,6 @@ def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
         copy_bytes(home, home.root / "published-0.duckdb")
         stranger = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True, check=False)
     assert "Could not set lock" in stranger.stderr
-
-
-def test_a_warehouse_of_a_newer_form_is_copied_row_by_row_into_one_that_readers_can_open(home, tmp_path):
-    with duckdb.connect(str(home.warehouse)) as con:
-        con.execute("CREATE SCHEMA of_another_form")
-    write(home, tmp_path, KEYS[0], "r0")
-    publish(home)
-    assert shown(home.published) == held(Warehouse(home))
-    for file, form in ((home.warehouse, "v2.0.0+"), (home.published, f"{READABLE_FROM}+")):
-        with duckdb.connect(str(file), read_only=True) as con:
-            query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
-            assert con.execute(query).fetchall() == [(form,)]
 
 
 def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):

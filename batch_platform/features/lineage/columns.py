@@ -3,8 +3,8 @@
 Follows values through WITH tables, subqueries, joins, stars, windows and unions by DuckDB's rules of scope: a name is
 taken for a column of a table only if a valid query leaves no other choice. Tables whose columns are not known are open: a
 name is found in an open table only if nothing else could hold it. Where the text does not tell (a name that two tables
-could hold, a star over a table of unknown columns, syntax that the parser does not know), the result says so and never
-guesses.
+could hold, a star over a table of unknown columns, recursion, syntax that the parser does not know), the result says so and
+never guesses.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,6 @@ from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage
 
 OWN_SCHEMAS = ("", "main", "temp")
 DUCKDB = "duckdb"  # dialect of SQL
-_DEEPEST = 10
 
 
 @dataclass(frozen=True)
@@ -227,23 +226,14 @@ class Follower:
 
     def _cte(self, node: exp.Expr, ctes: Tables, outer: Scope | None, *, grows: bool) -> Table:
         inside, self._inside = self._inside, NOTHING
-        names, body = [name.name for name in node.args["alias"].columns], node.this
-        name = node.alias.lower()
-        recursive = grows and isinstance(body, exp.SetOperation) and _names_table(body.expression, name)
-        table = self._grown(body, name, names, ctes, outer) if recursive else self.query(body, ctes, outer).named(names)
+        name, body = node.alias.lower(), node.this
+        if grows and any(table.name.lower() == name for table in body.find_all(exp.Table)):
+            unknown = partial(Table, rest=not_known)
+            table = unknown(rows=self.query(body, {**ctes, name: unknown}, outer).rows)
+        else:
+            table = self.query(body, ctes, outer).named([column.name for column in node.args["alias"].columns])
         self._of_ctes, self._inside = self._of_ctes | self._inside, inside
         return table
-
-    def _grown(self, body: exp.Expr, name: str, names: Sequence[str], ctes: Tables, outer: Scope | None) -> Table:
-        """A recursive table, followed until its columns no longer change."""
-        table = self.query(body.this, ctes, outer).named(names)
-        for _ in range(_DEEPEST):
-            before = table
-            step = self.query(body.expression, {**ctes, name: lambda before=before: before}, outer)
-            table = self._combined(body, before, step)
-            if table.outputs == before.outputs:
-                return table
-        return Table(rest=not_known, rows=table.rows)
 
     def _combined(self, node: exp.Expr, left: Table, right: Table) -> Table:
         rows = left.rows | right.rows
@@ -465,7 +455,3 @@ def _name_of(node: exp.Expr) -> str:
 def _column_names(node: exp.Expr) -> list[str]:
     alias = node.args.get("alias")
     return [column.name for column in alias.columns] if isinstance(alias, exp.TableAlias) else []
-
-
-def _names_table(node: exp.Expr, name: str) -> bool:
-    return any(table.name.lower() == name for table in node.find_all(exp.Table))
