@@ -21,8 +21,8 @@ WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false
 def pages() -> dict[Path, str]:
     """The pages that end with tables of keys, a section for each block, as they should be."""
     sections = {path: _section(path, block, description) for path, block, description in _blocks(PipelineSpec)}
-    second = [*sections].index("model")  # the first block of the second page
-    parts = {"declaring": [*sections.values()][:second], "keys": [*sections.values()][second:]}
+    texts, (second, third) = [*sections.values()], ([*sections].index(first) for first in ("model", "monitoring"))
+    parts = {"declaring": texts[:second], "keys": texts[second:third], "more_keys": texts[third:]}
     return {FOLDER / f"{name}.md": _page(FOLDER / f"{name}.md", made) for name, made in parts.items()}
 
 
