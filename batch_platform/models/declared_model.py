@@ -40,6 +40,7 @@ from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, 
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless
 from batch_platform.monitoring.metrics import METRICS
+from batch_platform.monitoring.outcomes import CLASSIFICATION
 
 SEED = 0
 
@@ -289,15 +290,18 @@ def check_model(model: Model, folder: Path) -> None:
     """
     if model.import_ is None:
         estimator = _declared(model, model.params)
-        _check_metric(model, {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)})
+        _check_tasks(model, {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)})
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
-        _check_metric(model, {read_import(model, folder, model.params).task})
+        _check_tasks(model, {read_import(model, folder, model.params).task})
 
 
-def _check_metric(model: Model, tasks: Collection[Task]) -> None:
-    """Refuse a metric of the gate that measures none of the tasks that the model may have."""
+def _check_tasks(model: Model, tasks: Collection[Task]) -> None:
+    """Refuse a metric of the gate, and a calibration, that suits none of the tasks that the model may have."""
+    if model.calibrate is not None and not {*tasks} & {*CLASSIFICATION}:
+        msg = f"model.calibrate: {model.calibrate} is for the probabilities of classifiers, and this is a {listed(tasks)} model."
+        raise WrongUseError(msg, hint="leave model.calibrate out, or declare a classifier.")
     metric = model.promote.metric
     allowed = sorted(known.name for known in METRICS.values() if {*known.tasks} & {*tasks})
     if metric is not None and metric not in allowed:

@@ -12,9 +12,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.models.contract import BINARY, ClassLabel, Task
+from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW
+from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
+from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.metrics import CLASSIFICATION, as_truth
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.verdict import Verdict
 
 SCORES_FILE = "evaluation.parquet"
@@ -50,6 +52,35 @@ class JudgedScores:
         predicted = scores if task in CLASSIFICATION else scores[:, 0]
         units = {name.removeprefix(UNIT): frame[name].to_numpy() for name in frame.columns if name.startswith(UNIT)}
         return cls(Outcomes(task, predicted, as_truth(frame["truth"]), classes, units=units), frame["row"].to_numpy())
+
+
+def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
+    """Predictions of a model for rows that keep its contract, with their truth; None without rows."""
+    if not rows.height:
+        return None
+    matrix = signature.contract.encode(rows)
+    with one_thread():
+        predicted = predictor.predict(matrix)
+    truth = None if label is None else as_truth(rows[label])
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows))
+
+
+def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
+    """The outcomes of a model for evaluation rows, which keep its contract, with the names of the rows; None without rows."""
+    outcomes = outcomes_of(predictor, signature, rows, label)
+    if outcomes is None:
+        return None
+    named = rows[ROW].to_numpy() if ROW in rows.columns else np.arange(rows.height, dtype=np.uint64)
+    return JudgedScores(outcomes, named)
+
+
+def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
+    """The number of each row's unit [n], by the name of the unit: the declared one, otherwise its entity and its partition."""
+    columns = {"entity": ENTITY, PARTITION: PARTITION_START}
+    if GROUP in rows.columns:  # a declared unit stands alone
+        columns = {PARTITION if rows.schema[GROUP].is_temporal() else "group": GROUP}
+    present = {name: column for name, column in columns.items() if column in rows.columns}
+    return {name: rows[column].to_physical().to_numpy() for name, column in present.items()}
 
 
 def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScores) -> Verdict | str:

@@ -155,7 +155,7 @@ def test_a_row_has_the_same_contributions_in_every_batch(name: str):
 
 
 @pytest.mark.parametrize("most", [1 << 23, 1 << 16, 0])
-def test_contributions_are_the_same_however_much_room_there_is_for_tables(monkeypatch, most: int):
+def test_contributions_are_the_same_however_much_room_there_is_for_tables(monkeypatch: pytest.MonkeyPatch, most: int):
     shape = Shape(seed=10, rows=900, columns=12, trees=8, leaves=31, missing=0.1)
     of = learned("histogram", CLASSIFIERS["histogram"], shape, "multiclass").parts().ensemble
     rows = table(shape, 200)

@@ -164,7 +164,8 @@ def _add_lanes(_, out, to, values, at, now, before, both, lost):
 
     def generate(context, builder, signature, arguments):
         target, place, array, start, *chosen = arguments
-        factors = _chosen(builder, *chosen, ir.Constant(ir.DoubleType(), 0.0))
+        now, before, both, lost = chosen
+        factors = _chosen(builder, now, before, both, lost, ir.Constant(ir.DoubleType(), 0.0))
         loaded = builder.load(_pointer(context, builder, values, array, start, _VALUES), align=8)
         sums = _pointer(context, builder, out, target, place, _VALUES)
         builder.store(builder.fadd(builder.load(sums, align=8), builder.fmul(loaded, factors)), sums, align=8)

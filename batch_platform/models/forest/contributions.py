@@ -18,7 +18,7 @@ depend on more features, trees are walked, sixty-four rows of data together, in 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -203,14 +203,20 @@ def _padded(columns: int) -> int:
 def _grouped(nodes: Nodes, most: int) -> Groups:
     """Cut the trees into groups, of fewer conditions if the tables would grow too large otherwise."""
     places = nodes.owner // CHUNK * CHUNK
-    for bits in range(BITS, -1, -1):
+    bits, cut, walked, chunks, sizes = (
+        BITS + 1,
+        list[list[_Group]](),
+        np.empty(0, np.bool_),
+        list[list[int]](),
+        [most + 1],
+    )
+    while sum(sizes) > most:
+        bits -= 1
         walked = np.zeros(len(nodes.left), np.bool_)
         cut = [_cut(nodes, int(root), int(end), bits, walked) for root, end in pairwise(nodes.first)]
-        groups = [group for tree in cut for group in tree]
-        chunks = [np.unique(places[group.features(nodes)]).tolist() for group in groups]
-        sizes = [CHUNK * len(own) << group.bits for group, own in zip(groups, chunks, strict=True)]
-        if sum(sizes) <= most:
-            break
+        chunks = [np.unique(places[group.features(nodes)]).tolist() for tree in cut for group in tree]
+        sizes = [CHUNK * len(own) << group.bits for group, own in zip(chain(*cut), chunks, strict=True)]
+    groups = list(chain(*cut))
     conditions = [group.conditions for group in groups]
     tests = [test for of_group in conditions for of_condition in of_group for test in of_condition]
     tables = np.cumsum([0, *sizes])
