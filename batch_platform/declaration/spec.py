@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.engine import SPARK, DeclaredEngine
@@ -322,6 +322,24 @@ class Model(Learner):
         return {"manual": True} if value == "manual" else value
 
 
+class Reasons(Block):
+    """The columns that moved a score most, and the rows that are given them."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "integer"]})
+
+    count: int = Field(ge=1, description="Number of columns.", examples=[3])
+    above: float | None = Field(
+        default=None,
+        description="Only rows that score higher have reasons. Left out: all rows.",
+        examples=[0.5],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: object) -> object:
+        return {"count": data} if isinstance(data, int) and not isinstance(data, bool) else data
+
+
 class Predictions(Block):
     """The table that users read, and when it is updated."""
 
@@ -347,6 +365,11 @@ class Predictions(Block):
     )
     limit: int = Field(
         default=400, ge=1, description="Maximum number of partitions a schedule requests per tick.", examples=[400]
+    )
+    reasons: Reasons | None = Field(
+        default=None,
+        description="Adds the columns that moved each score most, with their values and contributions. `3` is short for `{count: 3}`.",
+        examples=[3, {"count": 3, "above": 0.5}],
     )
 
     @property
@@ -473,6 +496,7 @@ class PipelineSpec(Block):
     def _check_columns(self) -> None:
         stored = {*self.features.key_and_time, *self.predictions.keep}
         added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
+        added |= {"reasons"} if self.predictions.reasons else set()
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)
