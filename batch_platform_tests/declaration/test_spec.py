@@ -65,6 +65,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
+        "calibrate": "isotonic",
         "allow_pickle": False,
         "publish": "mlflow",
         "train": {
@@ -82,7 +83,12 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "allow_suspected_leaks": ["deposit_paid"],
     },
     "challengers": [
-        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {
+            "name": "linear",
+            "estimator": "sklearn.linear_model.LogisticRegression",
+            "params": {"C": 0.5},
+            "calibrate": "sigmoid",
+        },
         {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
     ],
     "predictions": {
@@ -90,6 +96,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "keep": ["carrier"],
         "schedule": "0 5 * * *",
         "store": "parquet",
+        "refine": ["shop.pricing.rounded"],
         "rescore": "when_stale",
         "limit": 100,
     },
