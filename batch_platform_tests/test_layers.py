@@ -245,6 +245,7 @@ PLACES = {
     "keras": r"models\.flavours\.keras",
     "mlflow": r"models\.flavours\.mlflow",
     "pandas": r"models\.flavours\.mlflow",
+    "crepes": r"models\.refinements\.interval",
     "apprise": r"components\.receivers",
     "pyspark": r"features\.spark",
     "py4j": r"features\.spark",

@@ -30,7 +30,13 @@ from batch_platform_tests.harness.checkout import (
     copy_checkout,
     shell,
 )
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_SQL,
+    carry_out,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 2, 10, 12, tzinfo=UTC)
 TREE = "sklearn.tree.DecisionTreeClassifier"
@@ -114,9 +120,20 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     with pytest.raises(DataError):
         list(strict.score([strict.spec.partitions.calendar.named("2024-02-03")], Stamp("s", NOW)))
     drop_partitions(pipeline, ["2024-02-03"], "alice", Stamp("d", NOW))
+    regression = {
+        "features_sql": FEATURES_SQL.replace("amount, ", ""),
+        "labels_sql": LABELS_SQL.replace("returned", "amount"),
+        "labels": {"column": "amount"},
+        "model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"},
+        "predictions": {"interval": "90%"},
+    }
+    intervals = small_pipeline(tmp_path / "intervals", **regression)
+    carry_out(intervals, NOW)
     columns = "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE NOT internal"
-    with duckdb.connect(str(pipeline.home.warehouse), read_only=True) as con:
-        described = [*query(clone, columns), *con.execute(columns).fetchall()]
+    described = query(clone, columns)
+    for home in (pipeline.home, intervals.home):
+        with duckdb.connect(str(home.warehouse), read_only=True) as con:
+            described += con.execute(columns).fetchall()
     present: dict[str, set[str]] = {}
     for schema, table, column in described:
         name = re.sub(r"^(flight_delays|small)\.", "<pipeline>.", f"{schema}.{table}")

@@ -139,7 +139,7 @@ def evaluation(wiring: Wiring) -> str:
     labels = wiring.spec.labels
     when = f"{labels.delay} after the end of a partition, when its labels are known" if labels else "once it is scored"
     text = (
-        f"{' '.join(measure.description for measure in evaluated_measures().values())} A partition is measured {when}. "
+        f"{' '.join(measure.description for measure in evaluated_measures(wiring.spec).values())} A partition is measured {when}. "
         "*Metadata → Plots → Events* plots each number, event by event."
     )
     challengers = " Rows of a challenger have its name in `challenger`; it is null for the model that serves."

@@ -15,6 +15,7 @@ from batch_platform.components.describe import table
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.spec import ENDS
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.bundle import read_manifest
@@ -90,6 +91,7 @@ def performance(wiring: Wiring) -> dict[str, Any]:
 
 def _of_predictions(wiring: Wiring, reads: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
     spec, source = wiring.spec, wiring.key("features")
+    scores = [*scores, *(ENDS if spec.predictions.interval is not None else ())]
     taken = [*spec.features.key_and_time, *spec.predictions.keep]
     deps = {name: [dg.TableColumnDep(source, name)] for name in taken}
     deps |= {name: [dg.TableColumnDep(source, column) for column in reads] for name in scores}

@@ -34,6 +34,7 @@ _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 MINUTES_A_DAY = 24 * 60
 _PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
 _CRON_FIELDS = 5
+COVERAGES = (0.01, 0.999)  # the least and the greatest share of true values that an interval is made to hold
 
 
 class Block(BaseModel):
@@ -221,6 +222,18 @@ def _share(value: object) -> object:
     return float(Decimal(percent[1]) / 100) if percent else value
 
 
+def _coverage(value: object) -> float:
+    """Read a share of true values that an interval can hold."""
+    share, (least, most) = _share(value), COVERAGES
+    if isinstance(share, int | float) and least <= share <= most:
+        return float(share)
+    msg = f"{value!r} is not a share of the true values that an interval can hold: write {least:.0%} to {most:.1%}"
+    if isinstance(share, int | float) and not isinstance(share, bool):
+        nearest = share / 100 if 1 < share <= 100 * most else min(max(least, share), most)
+        msg = f"{msg}; did you mean {100 * nearest:g}%?"
+    raise ValueError(msg)
+
+
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
 DurationText = Annotated[str, AfterValidator(_duration)]
 DeadlineText = Annotated[str, BeforeValidator(_written_time), AfterValidator(_deadline)]
@@ -231,8 +244,6 @@ AssetPath = Annotated[str, AfterValidator(check_asset)]
 Timezone = Annotated[str, AfterValidator(check_timezone)]
 ImportPath = Annotated[str, AfterValidator(check_dotted)]
 FileBelow = Annotated[str, AfterValidator(check_inside)]
-Share = Annotated[
-    float,
-    BeforeValidator(_share),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]}),
-]
+_SHARE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]})
+Share = Annotated[float, BeforeValidator(_share), _SHARE_SCHEMA]
+Coverage = Annotated[float, BeforeValidator(_coverage), _SHARE_SCHEMA]

@@ -21,6 +21,7 @@ from batch_platform.declaration.inputs import Features, Labels, Partitions, Sour
 from batch_platform.declaration.monitored import METRICS, Monitoring
 from batch_platform.declaration.notation import (
     Block,
+    Coverage,
     Cron,
     DurationText,
     ImportPath,
@@ -37,6 +38,7 @@ Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 DUCKDB, PARQUET = "duckdb", "parquet"  # places in which a partition of predictions is kept
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
+ENDS = ("prediction_low", "prediction_high")  # columns with the ends of intervals
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
 
 
@@ -355,6 +357,11 @@ class Predictions(Block):
         default=DUCKDB,
         description="Where predictions and challengers' scores are kept: `duckdb` copies the rows of a partition into the database, `parquet` publishes the files that scoring wrote. Both are read as one table. It holds for partitions that are scored from now on.",
     )
+    interval: Coverage | None = Field(
+        default=None,
+        description="Share of a regression's true values between `prediction_low` and `prediction_high`, two further columns.",
+        examples=["90%"],
+    )
     refine: list[ImportPath] = Field(
         default_factory=list,
         description="Refinements of your own, as module.NAME, in order: they change the model's output or add columns.",
@@ -497,6 +504,7 @@ class PipelineSpec(Block):
         stored = {*self.features.key_and_time, *self.predictions.keep}
         added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
         added |= {"reasons"} if self.predictions.reasons else set()
+        added |= {*(ENDS if self.predictions.interval is not None else [])}
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)
@@ -543,6 +551,9 @@ class PipelineSpec(Block):
         }
         if self.labels is None and (keys := [f"{key}.calibrate" for key, value in calibrated.items() if value]):
             msg = f"{listed(keys)}: a calibration is learned from labels, and this pipeline has no `labels`"
+            raise ValueError(msg)
+        if self.labels is None and self.predictions.interval is not None:
+            msg = "predictions.interval: an interval is learned from labels, and this pipeline has no `labels`"
             raise ValueError(msg)
 
     def _check_snapshot(self) -> None:

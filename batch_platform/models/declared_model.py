@@ -280,8 +280,10 @@ def check_flavours(spec: PipelineSpec) -> None:
         raise WrongUseError(msg, hint=error.hint) from error
 
 
-def check_model(model: Model, folder: Path) -> None:
+def check_model(model: Model, folder: Path, interval: float | None = None) -> None:
     """Check, without data and without a server, that a model could be trained or imported, and judged by the declared metric.
+
+    `interval` is what `predictions.interval` declares.
 
     Raises:
         WrongUseError: It could not.
@@ -290,15 +292,20 @@ def check_model(model: Model, folder: Path) -> None:
     """
     if model.import_ is None:
         estimator = _declared(model, model.params)
-        _check_tasks(model, {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)})
+        _check_tasks(model, {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)}, interval)
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
-        _check_tasks(model, {read_import(model, folder, model.params).task})
+        _check_tasks(model, {read_import(model, folder, model.params).task}, interval)
 
 
-def _check_tasks(model: Model, tasks: Collection[Task]) -> None:
-    """Refuse a metric of the gate, and a calibration, that suits none of the tasks that the model may have."""
+def _check_tasks(model: Model, tasks: Collection[Task], interval: float | None) -> None:
+    """Refuse a metric of the gate, a calibration and an interval that suit none of the tasks that the model may have."""
+    if interval is not None and "regression" not in tasks:
+        msg = (
+            f"predictions.interval: only a regression has intervals, and this is a {' or '.join(sorted(tasks))} model."
+        )
+        raise WrongUseError(msg, hint="leave predictions.interval out, or declare a regression.")
     if model.calibrate is not None and not {*tasks} & {*CLASSIFICATION}:
         msg = f"model.calibrate: {model.calibrate} is for the probabilities of classifiers, and this is a {listed(tasks)} model."
         raise WrongUseError(msg, hint="leave model.calibrate out, or declare a classifier.")

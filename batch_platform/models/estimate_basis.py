@@ -101,7 +101,7 @@ def _of_regression(rows: Outcomes, matrix: Floats, segments: pl.DataFrame) -> Es
             return None
     split = np.flatnonzero(~honest)
     split = split[:: -(-len(split) // MOST_SPLIT_BY)]
-    tree = _error_tree(matrix[split], predicted[split], errors[split])
+    tree = error_tree(matrix[split], predicted[split], errors[split])
     leaves = tree.leaves(matrix, predicted)
     sums, count = (
         np.bincount(leaves[honest], weights=of, minlength=len(tree.error)) for of in (errors[honest], honest[honest])
@@ -270,13 +270,15 @@ def _differences(
     }
 
 
-def _error_tree(matrix: Floats, predicted: Floats, errors: Floats) -> ErrorTree:
+def error_tree(
+    matrix: Floats, predicted: Floats, errors: Floats, leaves: int = LEAVES, rows_per_leaf: int = ROWS_PER_LEAF
+) -> ErrorTree:
     """Fit a tree for the absolute error to encoded rows and their predictions; its leaves have no error yet."""
     from sklearn.tree import DecisionTreeRegressor
 
     table = np.clip(np.column_stack([matrix, predicted]), -_LARGEST, _LARGEST)
-    smallest = max(ROWS_PER_LEAF, len(predicted) // (4 * LEAVES))
-    learner = DecisionTreeRegressor(max_leaf_nodes=LEAVES, min_samples_leaf=smallest, random_state=0)
+    smallest = max(rows_per_leaf, len(predicted) // (4 * leaves))
+    learner = DecisionTreeRegressor(max_leaf_nodes=leaves, min_samples_leaf=smallest, random_state=0)
     nodes: Any = learner.fit(table, errors).tree_
     return ErrorTree(
         feature=tuple(max(-1, feature) for feature in nodes.feature.tolist()),

@@ -16,6 +16,7 @@ from batch_platform.monitoring.measures.challengers import CHALLENGERS
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, REJECTED_SHARE, VOLUME
+from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.measures.profiles import PROFILES
 from batch_platform.monitoring.measures.rejections import REJECTIONS
@@ -28,7 +29,7 @@ MEASURES: dict[str, Measure[Any]] = {
     measure.name: measure
     for measure in (
         *(REJECTIONS, REJECTED_SHARE, VOLUME, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES, DRIFT),
-        PERFORMANCE,
+        *(PERFORMANCE, INTERVAL_COVERAGE),
     )
 }
 
@@ -38,9 +39,10 @@ def scored_measures() -> dict[str, Measure[Any]]:
     return {name: measure for name, measure in MEASURES.items() if measure.compute is None}
 
 
-def evaluated_measures() -> dict[str, Measure[Any]]:
-    """The measures that are computed when a partition is evaluated."""
-    return {name: measure for name, measure in MEASURES.items() if measure.compute is not None}
+def evaluated_measures(spec: PipelineSpec | None = None) -> dict[str, Measure[Any]]:
+    """The measures that are computed when a partition is evaluated; of a pipeline, those that it asks for."""
+    measures = {name: measure for name, measure in MEASURES.items() if measure.compute is not None}
+    return {name: measure for name, measure in measures.items() if spec is None or measure.declared(spec)}
 
 
 def measures_on(asset: Asset) -> dict[str, Measure[Any]]:

@@ -85,6 +85,14 @@ class Commits:
         return [run.partition_key for run in self.runs]
 
 
+@dataclass(frozen=True)
+class Intervals:
+    """The intervals of a version's predictions."""
+
+    level: float  # share of the true values that they are made to hold
+    correlation: float  # that of two rows of one partition in whether their intervals hold
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredPartition:
     """One partition as one model scored it, with its labels as known now: all that a measure of evaluation may look at."""
@@ -92,7 +100,7 @@ class ScoredPartition:
     task: str  # task of the model
     classes: Sequence[Any]  # classes in the order of the model's probabilities; empty unless it is a classification
     key: Sequence[str]  # names of the key columns
-    predictions: pl.DataFrame  # key columns, `prediction` and the score columns
+    predictions: pl.DataFrame  # key columns, `prediction` and the score columns, or the ends of an interval
     labels: pl.DataFrame | None  # key columns and, last, the label, without nulls; None if no labels are declared
     # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
     # DataError or IntegrityError if they are no longer available.
@@ -103,6 +111,7 @@ class ScoredPartition:
     # The key of each row and as many of these columns, and that of `monitoring.unit`, as are stored; None if none of them is.
     read_segments: Callable[[], pl.DataFrame | None] = lambda: None
     unit: UnitRule = field(default_factory=UnitRule)
+    intervals: Intervals | None = None  # None if no interval is declared, or none is known of the version
 
     @cached_property
     def score_columns(self) -> list[str]:
@@ -216,6 +225,7 @@ class Measure(Generic[Value]):
     numbers: Callable[[Value], Mapping[str, float]] | None = None  # numbers to show and to plot
     shown: Callable[[Value], Mapping[str, Any]] | None = None  # metadata for the UI; by default the numbers
     check: Callable[[PipelineSpec], Check[Value] | None] = lambda _: None  # None if the pipeline declares nothing
+    declared: Callable[[PipelineSpec], bool] = lambda _: True  # whether a pipeline asks for what it measures
     has_section: bool = False  # whether the report lays it out by itself; others are listed with their numbers
     on: Asset | None = None  # the asset that shows it; by default that of the step that computes it
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batch_platform.declaration.spec import ENDS
+
 CLASSIFICATION = ("binary", "multiclass")
 BINARY = ("binary",)
 REGRESSION = ("regression",)
@@ -15,6 +17,7 @@ UNSUPERVISED = ("clustering", "outliers")
 TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
 ENTITY, PARTITION = "entity", "partition"  # names of units that are not declared
 UNKNOWN = -1  # position of a class that the model does not know
+LOW, HIGH = ENDS
 
 Floats = NDArray[np.float64]
 Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [..., rows]; NaN where it is not defined

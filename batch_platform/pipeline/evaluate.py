@@ -17,7 +17,7 @@ from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import read_registry
-from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, is_table, settle_measures
+from batch_platform.monitoring.catalogue import MEASURES, is_table, settle_measures
 from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
 from batch_platform.monitoring.pooled import pool
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
@@ -131,7 +131,7 @@ def _lost_labels(now: EvaluationRun, before: EvaluationRun | None) -> tuple[str,
 
 def _measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
     """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores."""
-    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in evaluated_measures()}
+    tables: dict[str, list[pl.DataFrame]] = defaultdict(list)
     for partition in group:
         for model in (partition.served, *partition.challengers):
             for name, rows in model.tables.items():

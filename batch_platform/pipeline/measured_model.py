@@ -5,6 +5,7 @@ A model that is no longer on disk can still be measured, unless a measure needs 
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -15,10 +16,12 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.features.history import History, never_learned_from
 from batch_platform.features.row_checks import with_keys_of
+from batch_platform.models.bundle import read_manifest
 from batch_platform.models.native_threads import one_thread
+from batch_platform.models.refinements.interval import INTERVAL
 from batch_platform.models.registry import Registry, Version, has_seen
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
-from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.measure import Intervals, ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import own_metrics
@@ -108,10 +111,19 @@ class Measuring:
             segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
             unit=UnitRule.of(spec),
+            intervals=None if spec.predictions.interval is None else self._intervals(model),
         )
         with one_thread():
             tables = {
-                name: measure.compute(scored) for name, measure in evaluated_measures().items() if measure.compute
+                name: measure.compute(scored) for name, measure in evaluated_measures(spec).items() if measure.compute
             }
             beside = {} if labels is None or challenger else further_rows(scored)
         return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)
+
+    def _intervals(self, model: Version) -> Intervals | None:
+        """The intervals of a version; None if it has none, or is no longer on disk."""
+        with suppress(IntegrityError):
+            manifest = read_manifest(self.history.home.bundle(model.pipeline, model.version), model.sha256)
+            facts = manifest.refinements.get(INTERVAL.name)
+            return None if facts is None else Intervals(facts["level"], facts["correlation"])
+        return None

@@ -16,7 +16,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.measures.challengers import SCORES
-from batch_platform.monitoring.outcomes import prediction_columns
+from batch_platform.monitoring.outcomes import HIGH, LOW, prediction_columns
 from batch_platform.pipeline.stored_key import require_key
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.sql import quoted, table_columns
@@ -30,13 +30,16 @@ def committed_predictions(
     model: Version,
     challenger: str | None = None,
 ) -> pl.DataFrame:
-    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model.
+    """The published predictions of a partition, or scores of a challenger: key columns, the columns of the model, and the ends of intervals.
 
     Raises:
         DataError: The rows are stored under another key than the declared one.
     """
-    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
     table = SCORES if challenger else PREDICTIONS.view
+    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
+    if spec.predictions.interval is not None:
+        stored = {name for name, _ in table_columns(con, spec.name, table)}
+        columns += [name for name in (LOW, HIGH) if name in stored]
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
     require_key(con, spec, table, [partition.key])

@@ -21,6 +21,8 @@ SEGMENT = {"segment_column": "kept column by which it is broken down", "segment"
 SCORES = {
     "prediction": "predicted value or class",
     "score": "probability of the positive class, or how unusual a row is",
+    "prediction_low": "start of the interval of the true value",
+    "prediction_high": "end of that interval",
     "reasons": "columns that moved the raw score most, the largest contribution first, in the unit that the version's manifest names "
     "(log-odds, probability or the label's own); calibration comes after the raw score",
 }

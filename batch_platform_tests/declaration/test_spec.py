@@ -89,6 +89,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
     ],
     "predictions": {
+        "interval": "90%",
         "keep": ["carrier"],
         "schedule": "0 5 * * *",
         "store": "parquet",

@@ -11,6 +11,7 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.refinements.calibration import CALIBRATION
+from batch_platform.models.refinements.interval import INTERVAL
 from batch_platform.models.refinements.learning import Declared
 from batch_platform.models.refinements.prior import PRIOR
 from batch_platform.models.refinements.reasons import REASONS
@@ -18,7 +19,9 @@ from batch_platform.models.refinements.refinement import Refinement
 
 _KEY = "predictions.refine"
 # In the order of application: those that change the output come before those that add columns, and a pipeline's own between them.
-REFINEMENTS: dict[str, Refinement] = {refinement.name: refinement for refinement in (PRIOR, CALIBRATION, REASONS)}
+REFINEMENTS: dict[str, Refinement] = {
+    refinement.name: refinement for refinement in (PRIOR, CALIBRATION, INTERVAL, REASONS)
+}
 
 
 def declared(spec: PipelineSpec) -> tuple[Declared, ...]:
