@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 import batch_platform
 from batch_platform.declaration.notation import Block
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Learner, PipelineSpec
 
 FOLDER = Path(batch_platform.__file__).parent / "guide"
 BEGIN = "<!-- Everything below is made by `python -m batch_platform_tests.make_reference`. -->\n"
@@ -54,8 +54,14 @@ def _inner_blocks(annotation: Any) -> list[type[Block]]:
 
 
 def _section(path: str, block: type[Block], description: str) -> str:
+    """A table of the keys of a block; those that a challenger shares with the model are only named."""
+    shared = [field.alias or name for name, field in Learner.model_fields.items()] if path == "challengers" else []
     title = f"### `{path}`\n\n{description}\n" if path else "### The pipeline\n"
-    rows = [f"| `{key}` | {_type(field)} | {_default(field)} | {_meaning(field)} |\n" for key, field in _fields(block)]
+    title += (
+        f"\nBeside these keys, those of [`model`](#model): {', '.join(map('`{}`'.format, shared))}.\n" if shared else ""
+    )
+    own = [(key, field) for key, field in _fields(block) if key not in shared]
+    rows = [f"| `{key}` | {_type(field)} | {_default(field)} | {_meaning(field)} |\n" for key, field in own]
     return f"{title}\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n{''.join(rows)}"
 
 

@@ -152,7 +152,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
             if str(error) not in map(str, errors):  # a source that cannot be read fails every query over it
                 errors.append(error)
 
-    attempt(lambda: check_model(spec.model, builder.sources.folder))
+    attempt(lambda: check_model(spec.model, builder.sources.folder, spec.predictions.decide))
     attempt(lambda: check_challengers(spec, builder.sources.folder))
     attempt(lambda: own_metrics(spec))
     attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))

@@ -247,7 +247,7 @@ def _lateness(value: str) -> str:
     return value
 
 
-def _share(value: object) -> object:
+def as_share(value: object) -> object:
     """Read '1%' as 0.01. Decimal reads '0.7%' as exactly 0.007, which dividing a float would not."""
     percent = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     return float(Decimal(percent[1]) / 100) if percent else value
@@ -265,6 +265,6 @@ ImportPath = Annotated[str, AfterValidator(check_dotted)]
 FileBelow = Annotated[str, AfterValidator(check_inside)]
 Share = Annotated[
     float,
-    BeforeValidator(_share),
+    BeforeValidator(as_share),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]}),
 ]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
+from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.engine import SPARK, DeclaredEngine
 from batch_platform.declaration.errors import did_you_mean, listed
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
@@ -227,7 +228,7 @@ class Promote(Block):
 
     metric: str | None = Field(
         default=None,
-        description=f"Metric to judge by: {', '.join(METRICS)}. Left out: the default of the task.",
+        description="Metric to judge by, of those that the guide's page `monitoring` lists. Left out: the default of the task.",
         examples=[*METRICS],
     )
     at_least: float | None = Field(
@@ -299,6 +300,11 @@ class Predictions(Block):
 
     keep: list[str] = Field(
         default_factory=list, description="Feature columns to store with the predictions.", examples=[["country"]]
+    )
+    decide: Decide | None = Field(
+        default=None,
+        description="Rule that adds the column `decision`.",
+        examples=[{"costs": {"false_positive": 1, "false_negative": 8}}],
     )
     schedule: Cron | None = Field(
         default=None,
@@ -489,7 +495,7 @@ class PipelineSpec(Block):
 
     def _check_columns(self) -> None:
         stored = {*self.features.key_and_time, *self.predictions.keep}
-        added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
+        added = {*ADDED_COLUMNS, *["challenger"][: len(self.challengers)], *[DECISION][: bool(self.predictions.decide)]}
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import Level
@@ -92,7 +93,7 @@ class ScoredPartition:
     task: str  # task of the model
     classes: Sequence[Any]  # classes in the order of the model's probabilities; empty unless it is a classification
     key: Sequence[str]  # names of the key columns
-    predictions: pl.DataFrame  # key columns, `prediction` and the score columns
+    predictions: pl.DataFrame  # key columns, `prediction`, the score columns, and `decision` if a rule decided
     labels: pl.DataFrame | None  # key columns and, last, the label, without nulls; None if no labels are declared
     # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
     # DataError or IntegrityError if they are no longer available.
@@ -103,11 +104,12 @@ class ScoredPartition:
     # The key of each row and as many of these columns, and that of `monitoring.unit`, as are stored; None if none of them is.
     read_segments: Callable[[], pl.DataFrame | None] = lambda: None
     unit: UnitRule = field(default_factory=UnitRule)
+    decide: Decide | None = None  # the rule by which the rows were decided
 
     @cached_property
     def score_columns(self) -> list[str]:
         """Names of the score columns, in the order of the classes."""
-        return [name for name in self.predictions.columns if name not in {*self.key, "prediction"}]
+        return [name for name in self.predictions.columns if name not in {*self.key, "prediction", DECISION}]
 
     @cached_property
     def labelled(self) -> pl.DataFrame:

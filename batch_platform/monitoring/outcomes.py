@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 CLASSIFICATION = ("binary", "multiclass")
@@ -36,6 +37,8 @@ class Outcomes:
     # Number of each row's unit [n], by the name of the unit: rows that share one depend on each other. Partitions ascend in time.
     units: Mapping[str, NDArray[np.integer]] = field(default_factory=dict[str, NDArray[np.integer]])
     positions: NDArray[np.int64] | None = None  # positions of the true classes [n], if they are known already
+    decided: NDArray[np.int64] | None = None  # positions of the classes that a declared rule decides [n]
+    costs: Floats | None = None  # what the rule costs where a class is true and one is decided [true, decided]
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
@@ -44,6 +47,11 @@ class Outcomes:
             return self.positions
         positions = {label: position for position, label in enumerate(self.classes)}
         return np.array([positions.get(label, UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
+
+    @cached_property
+    def decisions(self) -> NDArray[np.int64]:
+        """Position of the class that was decided for each row [n]: by the declared rule, otherwise the most probable one."""
+        return self.predicted.argmax(axis=1) if self.decided is None else self.decided
 
     @cached_property
     def labels(self) -> NDArray[Any]:
@@ -73,7 +81,7 @@ class Outcomes:
 
     def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""
-        by_row = ("truth", "matrix", "positions")
+        by_row = ("truth", "matrix", "positions", "decided")
         present = {name: values[rows] for name in by_row if (values := getattr(self, name)) is not None}
         units = {name: numbers[rows] for name, numbers in self.units.items()}
         return replace(self, predicted=self.predicted[rows], units=units, **present)
@@ -187,6 +195,11 @@ def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> f
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(prepare(outcomes)(outcomes.alike))
     return value if np.isfinite(value) else None
+
+
+def class_texts(classes: Sequence[Any]) -> list[str]:
+    """Classes as text."""
+    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:

@@ -12,6 +12,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import rule_in
 from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.features.history import History, never_learned_from
 from batch_platform.features.row_checks import with_keys_of
@@ -108,6 +109,7 @@ class Measuring:
             segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
             unit=UnitRule.of(spec),
+            decide=rule_in(run.decision_rule),
         )
         with one_thread():
             tables = {

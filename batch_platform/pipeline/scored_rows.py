@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import History
@@ -30,13 +31,14 @@ def committed_predictions(
     model: Version,
     challenger: str | None = None,
 ) -> pl.DataFrame:
-    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model.
+    """The published predictions of a partition, or scores of a challenger: key columns, the columns of the model, and the decision if one is stored.
 
     Raises:
         DataError: The rows are stored under another key than the declared one.
     """
-    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
     table = SCORES if challenger else PREDICTIONS.view
+    decision = {DECISION} & {name for name, _ in table_columns(con, spec.name, table)}
+    columns = dict.fromkeys([*spec.features.key, *prediction_columns(model.task, model.class_labels), *decision])
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
     require_key(con, spec, table, [partition.key])

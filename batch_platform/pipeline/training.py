@@ -19,7 +19,7 @@ from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
-from batch_platform.models.declared_model import is_classification, read_import
+from batch_platform.models.declared_model import is_classification, read_import, require_rule
 from batch_platform.models.estimate_basis import basis_of
 from batch_platform.models.fitting import Fitted, fit, measured, refit, suspiciously_good
 from batch_platform.models.positive import Positive
@@ -80,6 +80,7 @@ class Training:
                 fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
+            require_rule(spec.predictions.decide, fitted.signature.task, fitted.signature.classes)
             fitted = self._with_estimates(self._with_prediction(fitted), data)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
         manifest = Manifest(

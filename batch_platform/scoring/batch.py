@@ -20,6 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import BINARY, OFFENDER, REASON
 from batch_platform.models.reference import profiled
+from batch_platform.models.refinements.decision import decision_column
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
@@ -74,6 +75,10 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
         raw = predictor.predict(matrix) if len(matrix) else None
     carried = _carried(split.kept, bundle, spec, spec.predictions.keep if keep is None else keep)
     predictions = _predictions(split.kept.select(carried), raw, bundle)
+    if (declared := spec.predictions.decide) is not None:
+        of_classes = raw if raw is not None else np.empty((0, len(bundle.manifest.classes)))
+        decided = decision_column(declared, of_classes, bundle.manifest.task, bundle.manifest.classes)
+        predictions = predictions.with_columns(decided)
     if raw is None or np.isfinite(raw).all():
         counted = _profiled(bundle, spec, (split.kept, matrix), raw, split.rejected) if profile else _NOT_PROFILED
         return Scored(predictions, split.rejected, unseen, *counted)

@@ -21,6 +21,7 @@ SEGMENT = {"segment_column": "kept column by which it is broken down", "segment"
 SCORES = {
     "prediction": "predicted value or class",
     "score": "probability of the positive class, or how unusual a row is",
+    "decision": "whether to act on the row, or the decided class, by the rule in score_runs; null without a rule",
 }
 _PREDICTIONS = {
     **SCORES,
@@ -127,6 +128,7 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
             "input_hash": "hash of the features",
             "in_sample": IN_SAMPLE,
             "decision_seq": "seq of the row of promotions by which the version served; null if it was named for the run",
+            "decision_rule": "rule of predictions.decide by which its rows are decided, as JSON; null without one",
             "hindsight": "whether that was decided after the partition had ended, or the version was named for the run",
         },
     ),
