@@ -186,6 +186,9 @@ def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registe
     metrics = ModuleType("example_metrics")
     metrics.cost = next(names["cost"] for names in registered if "cost" in names)
     monkeypatch.setitem(sys.modules, "example_metrics", metrics)
+    refinements = ModuleType("example_refinements")
+    refinements.banded = next(names["banded"] for names in registered if "banded" in names)
+    monkeypatch.setitem(sys.modules, "example_refinements", refinements)
     pipeline = small_pipeline(
         tmp_path,
         events=small_events().filter(pl.col("ts") < NOW),
@@ -194,6 +197,7 @@ def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registe
         " WHERE ts >= $partition_start AND ts < $partition_end",
         model={"estimator": None, "params": None, "import": "rule.ini"},
         monitoring={"metrics": ["example_metrics.cost"]},
+        predictions={"refine": ["example_refinements.banded"]},
         engine="logged",
     )
     folder = pipeline.builder.sources.folder
@@ -205,10 +209,13 @@ def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registe
         carry_out(pipeline, NOW)
     with open_published(pipeline.home) as con:
         scores = con.sql("SELECT DISTINCT score FROM small.predictions ORDER BY ALL").fetchall()
+        banded = con.sql("SELECT DISTINCT score, band FROM small.predictions ORDER BY ALL").fetchall()
         runs = con.sql("SELECT DISTINCT engine FROM batch_platform.score_runs").fetchall()
         costs = con.sql("SELECT value FROM small.performance WHERE metric = 'cost'").fetchall()
         ranges = con.sql("SELECT DISTINCT low, high FROM small.score_range").fetchall()
     assert scores == [(0.25,), (0.75,)]
+    assert [score for score, _ in banded] == [0.25, 0.75]
+    assert all(band in range(1, 5) for _, band in banded)
     assert runs == [("logged",)]
     assert costs
     assert all(0 < cost < 8 for (cost,) in costs)

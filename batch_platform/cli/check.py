@@ -19,6 +19,7 @@ from batch_platform.declaration.yaml_file import with_place
 from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
+from batch_platform.models.refinements.known import declared
 from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
@@ -155,6 +156,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     attempt(lambda: check_model(spec.model, builder.sources.folder, spec.predictions.decide))
     attempt(lambda: check_challengers(spec, builder.sources.folder))
     attempt(lambda: own_metrics(spec))
+    attempt(lambda: declared(spec))
     attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))

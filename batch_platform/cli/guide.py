@@ -15,6 +15,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "features": "How do I keep the future out of my features? What if my table has no time?",
     "sources": "Which files and tables can be read, and how? Where can scores be delivered?",
     "models": "Which models can I use? Which one serves, and how do I go back?",
+    "refinements": "Can I trust a probability?",
     "monitoring": "How good were the scores? Who is told of trouble? What do I send to my boss?",
     "drift": "Have features or scores moved? How good are scores without labels?",
     "acting": "How do I use the scores in SQL, in files, in assets and alerts of my own?",

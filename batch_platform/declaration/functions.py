@@ -10,16 +10,19 @@ from typing import Any
 from batch_platform.declaration.errors import WrongUseError, did_you_mean
 
 
-def import_function(dotted: str, key: str) -> Callable[..., Any]:
-    """Import `module.function`; raises WrongUseError, which names the key of the YAML, if it does not exist."""
+def import_function(dotted: str, key: str, kind: type | tuple[()] = ()) -> Callable[..., Any]:
+    """Import `module.function`, or `module.NAME` of a record of some kind.
+
+    Raises WrongUseError, which names the key of the YAML, if it does not exist.
+    """
     module_name, _, name = dotted.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         msg = f"{key}: the module {module_name!r} cannot be imported ({error})."
         raise WrongUseError(msg, hint="write it as 'package.module.function', importable from the project.") from error
-    function = getattr(module, name, None)
-    if not callable(function):
+    function: Any = getattr(module, name, None)
+    if not callable(function) and not isinstance(function, kind):
         public = [member for member in vars(module) if not member.startswith("_")]
         msg = f"{key}: {module_name!r} has no class or function {name!r}."
         raise WrongUseError(msg, hint=did_you_mean(name, public))

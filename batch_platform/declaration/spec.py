@@ -17,6 +17,7 @@ from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts
 from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.engine import SPARK, DeclaredEngine
 from batch_platform.declaration.errors import did_you_mean, listed
+from batch_platform.declaration.execution import Execution
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.monitored import METRICS, Monitoring
 from batch_platform.declaration.notation import (
@@ -80,6 +81,12 @@ class Learner(Block):
         default_factory=dict, description="Parameters of the estimator.", examples=[{"max_iter": 200}]
     )
 
+    calibrate: Literal["isotonic", "sigmoid"] | None = Field(
+        default=None,
+        description="Calibration of a classifier's probabilities, learned on the first half of the evaluation window. Left out: none.",
+        examples=["isotonic"],
+    )
+
     @property
     def kinds(self) -> dict[str, str | None]:
         """The keys of which exactly one must be set, with their values."""
@@ -103,7 +110,8 @@ class Learner(Block):
     @property
     def fingerprint(self) -> str:
         """A hash that changes when another model would be trained."""
-        declared = self.model_dump(include={*Learner.model_fields} - {"allow_pickle"})
+        left_out = {"allow_pickle", *(["calibrate"] if self.calibrate is None else [])}
+        declared = self.model_dump(include={*Learner.model_fields} - left_out)
         return sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:12]
 
     @field_validator("params")
@@ -143,8 +151,8 @@ class Challenger(Learner):
 
     @model_validator(mode="after")
     def _finished(self) -> Self:
-        if self.version is not None and self.params:
-            msg = f"`params` cannot be given to the version {self.version}, which is already trained"
+        if self.version is not None and (given := [key for key in ("params", "calibrate") if getattr(self, key)]):
+            msg = f"`{given[0]}` cannot be given to the version {self.version}, which is already trained"
             raise ValueError(msg)
         return self
 
@@ -315,6 +323,11 @@ class Predictions(Block):
         default=DUCKDB,
         description="Where predictions and challengers' scores are kept: `duckdb` copies the rows of a partition into the database, `parquet` publishes the files that scoring wrote. Both are read as one table. It holds for partitions that are scored from now on.",
     )
+    refine: list[ImportPath] = Field(
+        default_factory=list,
+        description="Refinements of your own, as module.NAME, in order: they change the model's output or add columns.",
+        examples=[["shop.pricing.rounded"]],
+    )
     rescore: Literal["when_stale", "never"] = Field(
         default="when_stale", description="Whether the schedule scores partitions again whose predictions are stale."
     )
@@ -326,57 +339,6 @@ class Predictions(Block):
     def in_files(self) -> bool:
         """True if the files that scoring writes are published as they are."""
         return self.store == PARQUET
-
-
-class Retry(Block):
-    """Retries of a step that another process kept from the warehouse."""
-
-    times: int = Field(default=2, ge=0, description="How often a step begins again before it fails.", examples=[2])
-    delay: DurationText = Field(
-        default="30 seconds",
-        description="How long it pauses first. It has then already waited BATCH_PLATFORM_LOCK_TIMEOUT seconds.",
-        examples=["30 seconds"],
-    )
-
-    @property
-    def seconds(self) -> float:
-        """Length of the pause."""
-        return parse_duration(self.delay).nominal.total_seconds()
-
-
-class Execution(Block):
-    """Options of the steps in Dagster."""
-
-    pool: str | None = Field(
-        default=None,
-        description="Dagster's concurrency pool of every step: a limit that several pipelines can share.",
-        examples=["warehouse"],
-    )
-    retry: Retry = Field(
-        default_factory=Retry,
-        description="What a step does when another process holds the warehouse. No other failure is tried again.",
-        examples=[{"times": 2, "delay": "30 seconds"}],
-    )
-    max_partitions_per_run: int | None = Field(
-        default=None,
-        ge=1,
-        description="Maximum number of partitions of one run. Left out: a whole range in one run, and at most 1,000 partitions in "
-        "a run of `batch-platform run`.",
-        examples=[31],
-    )
-    keep_runs: DurationText = Field(
-        default="90 days",
-        description="How long Dagster's records of a run are kept. The newest materialization of each partition stays for good.",
-        examples=["30 days"],
-    )
-
-    @field_validator("pool")
-    @classmethod
-    def _pool(cls, value: str | None) -> str | None:
-        if value is not None and value.split() != [value]:
-            msg = f"{value!r} is not the name of a pool; write it without spaces"
-            raise ValueError(msg)
-        return value
 
 
 class PipelineSpec(Block):
@@ -480,6 +442,7 @@ class PipelineSpec(Block):
     def _consistent(self) -> Self:
         self._check_assets()
         self._check_columns()
+        self._check_refinements()
         self._check_snapshot()
         self._check_lengths()
         return self
@@ -533,6 +496,16 @@ class PipelineSpec(Block):
         if driving is not None and driving.source not in self.sources:
             msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"
             raise ValueError(with_guess(msg, driving.source, self.sources))
+
+    def _check_refinements(self) -> None:
+        """Refuse refinements that cannot be learned from what is declared."""
+        calibrated = {
+            "model": self.model.calibrate,
+            **{f"challengers.{at.name}": at.calibrate for at in self.challengers},
+        }
+        if self.labels is None and (keys := [f"{key}.calibrate" for key, value in calibrated.items() if value]):
+            msg = f"{listed(keys)}: a calibration is learned from labels, and this pipeline has no `labels`"
+            raise ValueError(msg)
 
     def _check_snapshot(self) -> None:
         """Refuse keys that have no meaning for a snapshot, and those that have one only there."""

@@ -34,8 +34,9 @@ _HELD_OUT = "__held_out"
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
 # `features.time` there is none), a hash of its key without dates and times, the start of its partition and, in snapshots, a
 # hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too, the same wherever
-# and whenever it is computed.
+# and whenever it is computed; in snapshots they say whether they are in the first half of the rows held out.
 ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW = "__row_time", "__entity", "__partition_start", "__group", "__row"
+FIRST_HALF = "__first_half"
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,45 @@ class TrainingData:
     classes_before_cap: Mapping[str, int] = field(default_factory=dict[str, int])  # rows by class, as text
     rows_unlabelled: int = 0  # rows of the window whose label is not known, and the nulls in them by column
     nulls_unlabelled: Mapping[str, int] = field(default_factory=dict[str, int])
+    # The first part of the end of the window, which refinements learn from; None unless it is divided.
+    first_part: pl.DataFrame | None = None
+
+    @property
+    def unseen(self) -> pl.DataFrame:
+        """The rows that neither a fit nor the evaluation sees; none unless the end of the window is divided."""
+        return self.evaluate.clear() if self.first_part is None else self.first_part
+
+    def divided(self) -> "TrainingData":
+        """The same data with the end of the window divided in two: by partitions in time, of a snapshot by a hash of group or key.
+
+        The first part is empty if all rows are of one partition.
+        """
+        if self.first_part is not None:
+            return self
+        rows = self.evaluate
+        if FIRST_HALF in rows.columns:
+            first = rows[FIRST_HALF]
+        else:
+            starts = rows[PARTITION_START].unique().sort()
+            first = rows[PARTITION_START] < starts[len(starts) // 2] if len(starts) else pl.Series(dtype=pl.Boolean)
+        return replace(self, first_part=rows.filter(first), evaluate=rows.filter(~first))
+
+    def undivided(self) -> "TrainingData":
+        """The same data with the end of the window in one part."""
+        if self.first_part is None:
+            return self
+        return replace(self, first_part=None, evaluate=pl.concat([self.first_part, self.evaluate]))
 
     def whole(self, max_rows: int | None, *, stratified: bool) -> "TrainingData":
         """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion.
 
         Of balanced data, the rows of each class are.
         """
-        rows, later = max(self.rows_before_cap, self.fit.height), self.evaluate.height
-        parts, by = [self.fit, self.evaluate.drop(ROW, strict=False)], self.label if stratified else None
+        evaluated = self.undivided().evaluate
+        rows, later = max(self.rows_before_cap, self.fit.height), evaluated.height
+        parts, by = [self.fit, evaluated.drop(ROW, FIRST_HALF, strict=False)], self.label if stratified else None
         classes = Counter(self.classes_before_cap)
-        of_evaluate = Counter[str]() if by is None else class_counts(self.evaluate, by)
+        of_evaluate = Counter[str]() if by is None else class_counts(evaluated, by)
         classes.update(of_evaluate)
         if self.balanced and by is not None:
             quotas = equal_shares(classes, max_rows)
@@ -76,15 +106,18 @@ class TrainingData:
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
     """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
-    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW}
+    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW, FIRST_HALF}
     left_out = beside | {name for name, rule in features.columns.items() if not rule.feature}
     return [name for name in present if name not in left_out]
 
 
-def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame) -> pl.Series:
-    """Mark the rows of a snapshot that training holds out, by a hash of their group or key: the same in every snapshot."""
+def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame, part: float = 1.0) -> pl.Series:
+    """Mark the rows of a snapshot that training holds out, by a hash of their group or key: the same in every snapshot.
+
+    Only the first `part` of them are marked; it is a share.
+    """
     group = rows.select(spec.model.train.group or spec.features.key)
-    return _hashes(group, SEED) < int(spec.model.train.held_out * 2**64)
+    return _hashes(group, SEED) < int(spec.model.train.held_out * part * 2**64)
 
 
 def _hashes(values: pl.DataFrame, seed: int) -> pl.Series:
@@ -211,7 +244,7 @@ class History:
         most = self.spec.model.train.max_rows
         balanced = stratified and self.spec.model.train.sample == "balanced"
         fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
-        rows_unlabelled, nulls, keys = 0, Counter[str](), list[pl.Series]()
+        rows_unlabelled, nulls, keys, halves = 0, Counter[str](), list[pl.Series](), list[pl.Series]()
         with self.builder.session(labels=True) as session:
             labels = self.labels_of(session, window, stamp)
             for build, partition in zip(self.require(builds, *window), window, strict=True):
@@ -224,6 +257,7 @@ class History:
                     rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
                 if self.spec.partitions.snapshot:
                     held_out = never_learned_from(self.spec, rows)
+                    halves.append(never_learned_from(self.spec, rows.filter(held_out), 0.5))
                 else:
                     held_out = pl.repeat(partition.start >= boundary, rows.height, eager=True)
                 key = rows.select(self.spec.features.key).filter(held_out)
@@ -234,9 +268,10 @@ class History:
         rows = self._joined([*fit.frames(), *later])
         held_out = rows[_HELD_OUT]
         rows = rows.drop(_HELD_OUT)
+        beside = [pl.concat(keys).alias(ROW), *([pl.concat(halves).alias(FIRST_HALF)] if halves else [])]
         return TrainingData(
             fit=rows.filter(~held_out),
-            evaluate=rows.filter(held_out).with_columns(pl.concat(keys).alias(ROW)),
+            evaluate=rows.filter(held_out).with_columns(beside),
             label=label,
             rows_before_cap=fit.seen,
             balanced=balanced,

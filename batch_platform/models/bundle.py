@@ -7,7 +7,7 @@ manifest those of the other files, so one changed byte anywhere is refused.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
 from batch_platform.declaration.extras import installed, missing
 from batch_platform.models.baseline import Baseline
-from batch_platform.models.contract import ClassLabel, Contract, Predictor, Signature, Task
+from batch_platform.models.contract import ClassLabel, Contract, Predictor, Signature, Task, decisions
 from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour
 from batch_platform.models.flavours.sklearn import STEPS_FILE
@@ -39,12 +39,19 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.judged import SCORES_FILE, JudgedScores
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
-from batch_platform.models.refinements.prior import corrected
+from batch_platform.models.refinements.known import refinement_named
+from batch_platform.models.refinements.refinement import (
+    REFINEMENTS_FILE,
+    Applied,
+    read_refinements,
+    refined,
+    refinements_file,
+)
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.warehouse.ledger import Version
 
-FORMAT = 4  # greater than every number that a build has used: numbers only grow
+FORMAT = 5  # greater than every number that a build has used: numbers only grow
 MANIFEST = "manifest.json"
 REFERENCE_FILE = "profile.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
@@ -74,9 +81,6 @@ class Sampled:
     rows_after: int
     stratified: bool  # whether each class kept its share
     seed: int
-    # Of a balanced sample: the share of its rows with which each class is in it, in the order of the classes. The
-    # probabilities are corrected for it; see `prior`.
-    rates: list[float] = field(default_factory=list[float])
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Coverage:
 class Evaluation:
     """The metrics on the end of the window, of a model that was not fitted on it.
 
+    Where a refinement learns from rows that the model has not seen, it is the second part of that end, and `start` is its start.
     A model that was refitted has the metrics of the fit that the gate judged.
     """
 
@@ -108,6 +113,7 @@ class Evaluation:
     metrics: dict[str, float]
     baseline: Baseline | None = None  # None if the task has none, or there is nothing to learn it from
     coverage: Coverage | None = None  # None if there was no champion that could read the rows
+    rows_refined: int = 0  # rows of the first part, which refinements learned from
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ class Manifest:
     positive: ClassLabel | None = None
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
     remarks: list[str] = field(default_factory=list[str])  # remarks on the fit, e.g. that it did not converge
+    # Facts on the refinements of the judged fit, applied or not, by name.
+    refinements: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     imported_from: str = ""  # origin of an imported model; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
     libraries: dict[str, str] = field(default_factory=dict[str, str])  # this and the rest: set when it is written
@@ -165,6 +173,12 @@ class Native:
         hold_loaded_libraries()  # another thread may have loaded them
         return predictor.predict(matrix)
 
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Evaluate the library's decision function; None if it has none."""
+        predictor = self.loaded()
+        hold_loaded_libraries()
+        return decisions(predictor, matrix)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -179,6 +193,7 @@ class Bundle:
     other_libraries: str = ""  # libraries that differ from training, which the user allowed; with both versions
     trees: bytes = b""  # the file of its trees; empty if there is none
     judged_scores: bytes = field(default=b"", repr=False)  # the file of its judged scores; empty if there is none
+    refinements: tuple[Applied, ...] = ()  # order of application
 
     @property
     def judged(self) -> JudgedScores | None:
@@ -192,8 +207,8 @@ class Bundle:
 
     @property
     def predictor(self) -> Predictor:
-        """The library's own predictor, with what the sample calls for; the first call may wait until the library is loaded."""
-        return self._with_prior(self.native.loaded())
+        """The library's own predictor, refined; the first call may wait until the library is loaded."""
+        return refined(self.native.loaded(), self.refinements)
 
     def for_rows(self, rows: int) -> Predictor:
         """The fastest predictor for a number of rows; all of them return the same bits.
@@ -205,11 +220,8 @@ class Bundle:
         if compilation.kernel is None or (not self.trees and rows * compilation.trees < WORTH_COMPILING):
             return self.predictor
         if self.trees and is_few(rows, compilation.trees) and self._plain is not None:
-            return self._with_prior(self._plain)
-        return self.predictor if isinstance(self._compiled, str) else self._with_prior(self._compiled)
-
-    def _with_prior(self, predictor: Predictor) -> Predictor:
-        return corrected(predictor, () if self.manifest.sampled is None else self.manifest.sampled.rates)
+            return refined(self._plain, self.refinements)
+        return self.predictor if isinstance(self._compiled, str) else refined(self._compiled, self.refinements)
 
     @property
     def not_compiled(self) -> str:
@@ -253,6 +265,7 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     reference: ReferenceProfile,
     trees: bytes = b"",
     judged_scores: bytes = b"",
+    refinements: Sequence[Applied] = (),
 ) -> tuple[str, str, Manifest]:
     """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
@@ -262,7 +275,9 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     """
     models.mkdir(parents=True, exist_ok=True)
     kind = flavour(manifest.flavour)
-    optional = {name: data for name, data in ((TREES_FILE, trees), (SCORES_FILE, judged_scores)) if data}
+    applied = refinements_file(refinements)
+    parts = ((TREES_FILE, trees), (SCORES_FILE, judged_scores), (REFINEMENTS_FILE, applied))
+    optional = {name: data for name, data in parts if data}
     files = kind.save(model) | optional | {REFERENCE_FILE: reference.to_json()}
     complete = replace(
         manifest,
@@ -338,10 +353,11 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
     contract = Contract.from_json(manifest.contract)
     trees, judged_scores = files.pop(TREES_FILE, b""), files.pop(SCORES_FILE, b"")
     reference = ReferenceProfile.from_json(files.pop(REFERENCE_FILE))
+    refinements = read_refinements(files.pop(REFINEMENTS_FILE, b""), refinement_named)
     native = Native(partial(kind.load, files, Signature(manifest.task, manifest.classes, contract)))
     if not trees:
         native.loaded()
-    return Bundle(folder.name, sha256, manifest, contract, native, reference, others, trees, judged_scores)
+    return Bundle(folder.name, sha256, manifest, contract, native, reference, others, trees, judged_scores, refinements)
 
 
 def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
@@ -400,6 +416,8 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     coverage = values["evaluation"].pop("coverage") or {}
     facts |= {f"coverage.{name}": value for name, value in coverage.items()}
     facts["suspected_leaks"] = "; ".join(map(str, manifest.suspected_leaks))
+    for name, recorded in values["refinements"].items():
+        facts |= {f"refinements.{name}.{key}": value for key, value in recorded.items()}
     facts["refit"] = values["refit"]
     facts["remarks"] = "; ".join(values["remarks"])
     facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}

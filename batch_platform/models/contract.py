@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -201,6 +201,20 @@ class Predictor(Protocol):
         For outliers, return how odd each row is [rows]: above 0 it is an outlier.
         """
         ...
+
+
+@runtime_checkable
+class DecidingPredictor(Predictor, Protocol):
+    """A predictor of a library whose classifiers may have a decision function."""
+
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the decision function [rows] of two classes or [rows, classes] of more; None if the model has none."""
+        ...
+
+
+def decisions(predictor: Predictor, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The decision function of a classifier for rows; None if it has none."""
+    return predictor.decide(matrix) if isinstance(predictor, DecidingPredictor) else None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, 
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless
 from batch_platform.monitoring.decisions import rule_of
-from batch_platform.monitoring.metrics import CLASSIFICATION, METRICS
+from batch_platform.monitoring.metrics import METRICS
+from batch_platform.monitoring.outcomes import CLASSIFICATION, Rule
 
 SEED = 0
 
@@ -292,28 +293,30 @@ def check_model(model: Model, folder: Path, decide: Decide | None = None) -> Non
     if model.import_ is None:
         estimator = _declared(model, model.params)
         tasks: set[Task] = {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)}
-        _check_metric(model, tasks)
+        _check_tasks(model, tasks)
         if not tasks & {*CLASSIFICATION}:  # the classes are known only once labels are
             require_rule(decide, min(tasks), ())
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
         imported = read_import(model, folder, model.params)
-        _check_metric(model, {imported.task})
+        _check_tasks(model, {imported.task})
         require_rule(decide, imported.task, imported.classes)
 
 
-def require_rule(decide: Decide | None, task: str, classes: Sequence[ClassLabel]) -> None:
-    """Raise TrainingRefusedError if a declared rule of decision does not fit a model of a task, with its classes."""
+def require_rule(decide: Decide | None, task: str, classes: Sequence[ClassLabel]) -> Rule | None:
+    """A declared rule of decision for a model of a task, with its classes; raises TrainingRefusedError if it does not fit."""
     try:
-        if decide is not None:
-            rule_of(decide, task, classes)
+        return None if decide is None else rule_of(decide, task, classes)
     except DataError as error:
         raise TrainingRefusedError(error.message, hint=error.hint) from error
 
 
-def _check_metric(model: Model, tasks: Collection[Task]) -> None:
-    """Refuse a metric of the gate that measures none of the tasks that the model may have."""
+def _check_tasks(model: Model, tasks: Collection[Task]) -> None:
+    """Refuse a metric of the gate, and a calibration, that suits none of the tasks that the model may have."""
+    if model.calibrate is not None and not {*tasks} & {*CLASSIFICATION}:
+        msg = f"model.calibrate: {model.calibrate} is for the probabilities of classifiers, and this is a {listed(tasks)} model."
+        raise WrongUseError(msg, hint="leave model.calibrate out, or declare a classifier.")
     metric = model.promote.metric
     allowed = sorted(known.name for known in METRICS.values() if {*known.tasks} & {*tasks})
     if metric is not None and metric not in allowed:

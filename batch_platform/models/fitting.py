@@ -16,8 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError, first_few, listed
-from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW, TrainingData, feature_columns
+from batch_platform.declaration.spec import Decide, Features, Model
+from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
@@ -30,16 +30,17 @@ from batch_platform.models.contract import (
     classes_of_one_name,
     infer_contract,
 )
-from batch_platform.models.declared_model import make_estimator, name_of, task_of
+from batch_platform.models.declared_model import make_estimator, name_of, require_rule, task_of
 from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor, last_of
 from batch_platform.models.forest.compiled import Proof, prove
-from batch_platform.models.judged import JudgedScores
+from batch_platform.models.judged import JudgedScores, outcomes_of, scores_of
 from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import reference_of
-from batch_platform.models.refinements.prior import corrected, in_proportion, sampling_rates
+from batch_platform.models.refinements.learning import Declared, Learner, Refinements
+from batch_platform.models.refinements.prior import PRIOR, in_proportion
 from batch_platform.monitoring.leakage import (
     SuspectedLeak,
     nearly_perfect,
@@ -48,7 +49,6 @@ from batch_platform.monitoring.leakage import (
     suspected_leaks,
 )
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
-from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
@@ -84,12 +84,12 @@ class Fitted:
     judged: JudgedScores | None = None  # scores of the evaluation rows, by the fit that is judged
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
     remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
-    rates: tuple[float, ...] = ()  # sampling rate of each class; empty if all are alike
+    refinements: Refinements = field(default_factory=Refinements)
 
     @property
     def scorer(self) -> Predictor:
-        """The predictor with what the sample calls for, as it will score."""
-        return corrected(self.predictor, self.rates)
+        """The predictor with its refinements, as it will score."""
+        return self.refinements.around(self.predictor)
 
     @property
     def positive(self) -> ClassLabel | None:
@@ -100,7 +100,8 @@ class Fitted:
     @cached_property
     def proof(self) -> Proof:
         """The proof that the compiled form of the model, if it has one, gives the bits of its library."""
-        return prove(self.predictor, self.held_out)
+        decides = any(each.learned.get("decides") for each in self.refinements.applied)
+        return prove(self.predictor, self.held_out, decides=decides)
 
 
 def fit(  # noqa: PLR0913 - what is declared, and what is known of the version before
@@ -110,14 +111,19 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     params: dict[str, Any],
     positive: Positive | None = None,
     former: ReferenceProfile | None = None,
+    declared: Sequence[Declared] = (Declared(PRIOR, "proportional"),),
+    decide: Decide | None = None,
 ) -> Fitted:
-    """Fit the declared estimator and evaluate it; `former` is the reference profile of the version before.
+    """Fit the declared estimator and its declared refinements, and evaluate them.
+
+    `former` is the reference profile of the version before. If a refinement learns from rows that the model has not seen, the data
+    are to be divided; see `TrainingData.divided`.
 
     Raises TrainingRefusedError for too few rows, a single class, or an estimator that cannot serve; DataError for a column that
     cannot be a feature; WrongUseError for an unknown estimator or parameter.
     """
     contract, kept, rejected = _checked(features, data)
-    evaluated = contract.split(data.evaluate)
+    evaluated, unseen = contract.split(data.evaluate), contract.split(data.unseen)
     if kept.height < LEAST_ROWS:
         msg = f"There are {kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
         raise TrainingRefusedError(msg, hint="train a later serving period, or declare a longer model.train.window.")
@@ -137,22 +143,22 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     if truth is not None and task in ("binary", "outliers"):
         classes = positive.last(classes, truth) if task == "binary" else positive.of_outliers(truth)
     signature = Signature(task, classes, contract)
-    empty = [name for name in _without_values(contract) if data.evaluate[name].is_null().all()]
+    empty = [name for name in _without_values(contract) if data.undivided().evaluate[name].is_null().all()]
     if empty and kind.name == "sklearn":
         msg = f"{name_of(estimator)} cannot learn from {listed(empty)}: no row of the window has a value there."
         raise TrainingRefusedError(msg, hint=_hint(contract, "check model.params"))
-    rates = sampling_rates(data, classes)
     with _refusals_explained(estimator, contract):
         predictor, remarks = _learn(kind, estimator, signature, matrix, truth)
-        scorer = corrected(predictor, rates)
-        judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates)
+        refinements = learner_of(kind, predictor, signature, data, matrix, unseen.kept, evaluated.kept).learn(declared)
+        rates, scorer = _rates(refinements), refinements.around(predictor)
+        judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates, decide)
     return Fitted(
         estimator=estimator,
         signature=signature,
         metrics=metrics,
         rows_fitted=kept.height,
         rows_evaluated=evaluated.kept.height,
-        rows_rejected=rejected + evaluated.rejected.height,
+        rows_rejected=rejected + evaluated.rejected.height + unseen.rejected.height,
         leaks=_leaks(signature, (kept, matrix, truth), data, metrics, evaluated.kept),
         held_out=contract.encode(evaluated.kept) if judged is None else np.asarray(judged.outcomes.matrix),
         held_out_rows=evaluated.kept,
@@ -162,8 +168,8 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         judged=judged,
         details=_stopped_at(estimator),
         trivial=trivial,
-        remarks=(*remarks, *_few_of_a_class(data)),
-        rates=rates,
+        remarks=(*remarks, *_few_of_a_class(data), *refinements.remarks),
+        refinements=refinements,
     )
 
 
@@ -182,8 +188,9 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     with _refusals_explained(estimator, contract):
         truth = None if whole.label is None else as_truth(kept[whole.label])
         predictor, remarks = _learn(judged.flavour, estimator, signature, matrix, truth)
-    rates = sampling_rates(whole, signature.classes)
-    learned = in_proportion((kept, matrix), whole.label, signature.classes, rates)
+    learner = learner_of(judged.flavour, predictor, signature, whole, matrix, kept.clear(), held_out)
+    refinements = learner.learn(judged.refinements.declared, judged.refinements)
+    learned = in_proportion((kept, matrix), whole.label, signature.classes, _rates(refinements))
     whole_reference = reference_of(contract, learned, judged.reference)
     return replace(
         judged,
@@ -201,8 +208,8 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
             usual=whole_reference.usual,
             moves=whole_reference.moves,
         ),
-        remarks=(*remarks, *_few_of_a_class(whole)),
-        rates=rates,
+        remarks=(*remarks, *_few_of_a_class(whole), *refinements.remarks),
+        refinements=refinements,
     )
 
 
@@ -213,20 +220,60 @@ def measured(  # noqa: PLR0913 - a model and its rows
     rows: tuple[pl.DataFrame, pl.DataFrame],
     label: str | None,
     rates: Sequence[float] = (),
+    decide: Decide | None = None,
 ) -> tuple[JudgedScores | None, dict[str, float], AgainstBaseline | None]:
     """The scores and the metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
 
     `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
-    of each class were sampled.
+    of each class were sampled. Metrics of decisions are those of the rule, if one is declared.
     """
+    rule = require_rule(decide, signature.task, signature.classes)
     earlier, later = _known(signature, rows[0], label), rows[1]
     judged = scores_of(predictor, signature, later, label)
     if judged is None:
         return None, {}, None
-    metric, outcomes = model.promote.metric or default_metric(signature.task), judged.outcomes
+    metric, outcomes = model.promote.metric or default_metric(signature.task), replace(judged.outcomes, rule=rule)
+    judged = replace(judged, outcomes=outcomes)
     with one_thread():
         trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
         return judged, measure(outcomes), trivial
+
+
+def learner_of(  # noqa: PLR0913 - a fitted model, and the rows for its refinements
+    kind: Flavour,
+    predictor: Predictor,
+    signature: Signature,
+    data: TrainingData,
+    matrix: NDArray[np.float64],
+    unseen: pl.DataFrame,
+    judged: pl.DataFrame,
+) -> Learner:
+    """A fitted model with what its refinements are learned from and tried on.
+
+    Args:
+        kind: Flavour of the model.
+        predictor: The model.
+        signature: Of the model.
+        data: The rows that it learned from.
+        matrix: Those of them that keep the contract, encoded.
+        unseen: The rows held out for refinements that keep the contract.
+        judged: The rows that the gate judges that keep the contract.
+    """
+    single = kind.details.get("precision") == "float32"
+    return Learner(
+        predictor,
+        signature,
+        data,
+        matrix,
+        unseen,
+        lambda scorer: outcomes_of(scorer, signature, judged, data.label),
+        single=single,
+    )
+
+
+def _rates(refinements: Refinements) -> list[float]:
+    """The rate at which each class was sampled; empty if all are alike."""
+    return list(refinements.of(PRIOR.name).get("rates", ()))
 
 
 def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, int]:
@@ -343,35 +390,6 @@ def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.Da
     if label is None or signature.task not in ("binary", "multiclass"):
         return rows
     return rows.filter(known_to(signature.classes, rows[label]))
-
-
-def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
-    """Predictions of a model for rows that keep its contract, with their truth; None without rows."""
-    if not rows.height:
-        return None
-    matrix = signature.contract.encode(rows)
-    with one_thread():
-        predicted = predictor.predict(matrix)
-    truth = None if label is None else as_truth(rows[label])
-    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows))
-
-
-def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
-    """The outcomes of a model for evaluation rows, which keep its contract, with the names of the rows; None without rows."""
-    outcomes = outcomes_of(predictor, signature, rows, label)
-    if outcomes is None:
-        return None
-    named = rows[ROW].to_numpy() if ROW in rows.columns else np.arange(rows.height, dtype=np.uint64)
-    return JudgedScores(outcomes, named)
-
-
-def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
-    """The number of each row's unit [n], by the name of the unit: the declared one, otherwise its entity and its partition."""
-    columns = {"entity": ENTITY, PARTITION: PARTITION_START}
-    if GROUP in rows.columns:  # a declared unit stands alone
-        columns = {PARTITION if rows.schema[GROUP].is_temporal() else "group": GROUP}
-    present = {name: column for name, column in columns.items() if column in rows.columns}
-    return {name: rows[column].to_physical().to_numpy() for name, column in present.items()}
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:

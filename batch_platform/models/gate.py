@@ -21,8 +21,8 @@ from batch_platform.declaration.spec import Features, Promote
 from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.bundle import Coverage, Manifest, OpenVersion
 from batch_platform.models.contract import Signature, Task
-from batch_platform.models.fitting import Fitted, scores_of
-from batch_platform.models.judged import not_comparable, verdict_on_shared_rows
+from batch_platform.models.fitting import Fitted
+from batch_platform.models.judged import not_comparable, scores_of, verdict_on_shared_rows
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import NOT_BETTER
 from batch_platform.monitoring.metrics import CLASSIFICATION, default_metric, is_worse, known_to
@@ -250,7 +250,10 @@ def _coverage(budget: RejectedBudget, version: _Scored, champion: _Scored) -> Co
 
 
 def _not_learned_from(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
-    """The rows of partitions that a model has not learned from."""
-    if manifest.imported_from or PARTITION_START not in rows.columns:
+    """The rows of partitions that neither a model nor its refinements have learned from."""
+    refined = manifest.evaluation.rows_refined > 0
+    if PARTITION_START not in rows.columns or (manifest.imported_from and not refined):
         return rows
-    return rows.filter(pl.col(PARTITION_START) >= datetime.fromisoformat(manifest.training.end))
+    known = [] if manifest.imported_from else [manifest.training.end]
+    known += [manifest.evaluation.start] if refined else []
+    return rows.filter(pl.col(PARTITION_START) >= max(map(datetime.fromisoformat, known)))

@@ -12,9 +12,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.models.contract import BINARY, ClassLabel, Task
+from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW
+from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
+from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.metrics import CLASSIFICATION, as_truth
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.verdict import Verdict
 
 SCORES_FILE = "evaluation.parquet"
@@ -52,6 +54,35 @@ class JudgedScores:
         return cls(Outcomes(task, predicted, as_truth(frame["truth"]), classes, units=units), frame["row"].to_numpy())
 
 
+def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
+    """Predictions of a model for rows that keep its contract, with their truth; None without rows."""
+    if not rows.height:
+        return None
+    matrix = signature.contract.encode(rows)
+    with one_thread():
+        predicted = predictor.predict(matrix)
+    truth = None if label is None else as_truth(rows[label])
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows))
+
+
+def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
+    """The outcomes of a model for evaluation rows, which keep its contract, with the names of the rows; None without rows."""
+    outcomes = outcomes_of(predictor, signature, rows, label)
+    if outcomes is None:
+        return None
+    named = rows[ROW].to_numpy() if ROW in rows.columns else np.arange(rows.height, dtype=np.uint64)
+    return JudgedScores(outcomes, named)
+
+
+def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
+    """The number of each row's unit [n], by the name of the unit: the declared one, otherwise its entity and its partition."""
+    columns = {"entity": ENTITY, PARTITION: PARTITION_START}
+    if GROUP in rows.columns:  # a declared unit stands alone
+        columns = {PARTITION if rows.schema[GROUP].is_temporal() else "group": GROUP}
+    present = {name: column for name, column in columns.items() if column in rows.columns}
+    return {name: rows[column].to_physical().to_numpy() for name, column in present.items()}
+
+
 def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScores) -> Verdict | str:
     """Hold a model against a second one on the rows that both have scored; or say why they cannot be compared."""
     outcomes = _on_shared_rows(first, second)
@@ -71,7 +102,7 @@ def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes
     _, left, right = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     in_order = np.argsort(left)
     own, other = own.at(left[in_order]), other.at(right[in_order])
-    other = replace(other, truth=own.truth, units=own.units)
+    other = replace(other, truth=own.truth, units=own.units, rule=own.rule)
     if own.task in CLASSIFICATION and own.classes != other.classes:
         own, other = (_among(_shared(own.classes, other.classes), outcomes) for outcomes in (own, other))
     known = own.of_known_class
@@ -95,5 +126,9 @@ def _among(classes: list[ClassLabel], outcomes: Outcomes) -> Outcomes:
     sums = chosen.sum(axis=1, keepdims=True)
     scaled = np.divide(chosen, sums, out=np.full_like(chosen, 1 / len(classes)), where=sums > 0)
     return replace(
-        outcomes, task="binary" if len(classes) == BINARY else "multiclass", predicted=scaled, classes=classes
+        outcomes,
+        task="binary" if len(classes) == BINARY else "multiclass",
+        predicted=scaled,
+        classes=classes,
+        rule=None,  # it is one for other classes
     )

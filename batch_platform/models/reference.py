@@ -20,9 +20,10 @@ from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Predictor, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
-from batch_platform.models.estimate_basis import basis_places, basis_profile, basis_values
+from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import Moves, beyond_chance, divergences
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import (
     Bins,
     Profile,
@@ -313,6 +314,15 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         segment_distances=segment_distances,
         by_segment=by_segment,
     )
+
+
+def with_basis(
+    reference: ReferenceProfile, outcomes: Outcomes | None, rows: pl.DataFrame, segments: Sequence[str]
+) -> ReferenceProfile:
+    """The reference with what estimates of performance are based on: the outcomes of rows that the model has not learned from."""
+    of_segments = rows.select(name for name in segments if name in rows.columns)
+    partitions = rows.select(name for name in [PARTITION_START] if name in rows.columns).get_columns()
+    return replace(reference, basis=None if outcomes is None else basis_of(outcomes, of_segments, *partitions))
 
 
 def _newest(known: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ of Opportunity in Supervised Learning, 2016).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from batch_platform.monitoring.outcomes import (
     CLASSIFICATION,
     Floats,
     Outcomes,
+    Rule,
     Share,
     Weighted,
     class_texts,
@@ -35,36 +36,6 @@ from batch_platform.monitoring.outcomes import (
 
 CELLS = 10  # cells of equal width in which calibration is measured
 _NUMBER = "__number"
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """A declared rule, made out for the classes of one model."""
-
-    probability: float | None = None  # of the positive class, from which a row is acted on; None for other rules
-    costs: Floats | None = None  # cost where a class is true and one is decided [true, decided]; None without costs
-
-    def decided(self, probabilities: NDArray[Any]) -> NDArray[np.int64] | None:
-        """Position of the decided class of each row [n], given class probabilities [n, classes]; None for `top`.
-
-        Of classes that cost the same, the first is decided. Each row is added up by itself, so that a decision does not depend on
-        the other rows of a batch, by its last bit either.
-        """
-        scores = probabilities.astype(np.float64, copy=False)
-        if self.probability is not None:
-            return (scores[:, 1] >= self.probability).astype(np.int64)
-        if self.costs is None:
-            return None
-        expected = np.zeros(scores.shape)
-        for true, of_true in enumerate(self.costs):
-            for decided, cost in enumerate(of_true):
-                expected[:, decided] += scores[:, true] * cost
-        return expected.argmin(axis=1)
-
-    def on(self, outcomes: Outcomes, decided: NDArray[np.int64] | None = None) -> Outcomes:
-        """Outcomes with the decisions on them, by default those of the rule."""
-        decided = self.decided(outcomes.predicted) if decided is None else decided
-        return replace(outcomes, decided=decided, costs=self.costs)
 
 
 def rule_of(declared: Decide, task: str, classes: Sequence[Any]) -> Rule:
@@ -112,7 +83,7 @@ def as_decided(outcomes: Outcomes, rows: pl.DataFrame, declared: Decide | None) 
     places = {text: at for at, text in enumerate(names)}
     stored = rows[DECISION].cast(pl.String).replace_strict(places, default=None, return_dtype=pl.Int64)
     decided = stored.fill_null(pl.Series(outcomes.predicted.argmax(axis=1))).to_numpy()
-    return rule_of(declared, outcomes.task, outcomes.classes).on(outcomes, decided)
+    return replace(outcomes, rule=rule_of(declared, outcomes.task, outcomes.classes), decided=decided)
 
 
 def fits(declared: Decide, task: str, classes: Sequence[Any]) -> bool:
@@ -162,7 +133,7 @@ def of_never(outcomes: Outcomes) -> Weighted:
 
 def in_hindsight(outcomes: Outcomes) -> Weighted:
     """Mean cost per row with the probability to act from that would have been best for these rows: lower than can be known before."""
-    costs = outcomes.costs
+    costs = None if outcomes.rule is None else outcomes.rule.costs
     if costs is None:
         return _not_defined
 
@@ -177,9 +148,9 @@ def in_hindsight(outcomes: Outcomes) -> Weighted:
 
 def _per_row(outcomes: Outcomes, decided: NDArray[np.int64]) -> Weighted:
     """The mean cost of decisions; not defined without costs."""
-    if outcomes.costs is None:
+    if outcomes.rule is None or outcomes.rule.costs is None:
         return _not_defined
-    costs = outcomes.costs[outcomes.true_positions, decided]
+    costs = outcomes.rule.costs[outcomes.true_positions, decided]
     return lambda weights: weights @ costs / total(weights)
 
 

@@ -22,6 +22,31 @@ Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [.
 
 
 @dataclass(frozen=True, eq=False)
+class Rule:
+    """A declared rule, made out for the classes of one model."""
+
+    probability: float | None = None  # of the positive class, from which a row is acted on; None for other rules
+    costs: Floats | None = None  # cost where a class is true and one is decided [true, decided]; None without costs
+
+    def decided(self, probabilities: NDArray[Any]) -> NDArray[np.int64] | None:
+        """Position of the decided class of each row [n], given class probabilities [n, classes]; None for `top`.
+
+        Of classes that cost the same, the first is decided. Each row is added up by itself, so that a decision does not depend on
+        the other rows of a batch, by its last bit either.
+        """
+        scores = probabilities.astype(np.float64, copy=False)
+        if self.probability is not None:
+            return (scores[:, 1] >= self.probability).astype(np.int64)
+        if self.costs is None:
+            return None
+        expected = np.zeros(scores.shape)
+        for true, of_true in enumerate(self.costs):
+            for decided, cost in enumerate(of_true):
+                expected[:, decided] += scores[:, true] * cost
+        return expected.argmin(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
 class Outcomes:
     """The output of a model for some rows, and the truth.
 
@@ -37,8 +62,8 @@ class Outcomes:
     # Number of each row's unit [n], by the name of the unit: rows that share one depend on each other. Partitions ascend in time.
     units: Mapping[str, NDArray[np.integer]] = field(default_factory=dict[str, NDArray[np.integer]])
     positions: NDArray[np.int64] | None = None  # positions of the true classes [n], if they are known already
-    decided: NDArray[np.int64] | None = None  # positions of the classes that a declared rule decides [n]
-    costs: Floats | None = None  # what the rule costs where a class is true and one is decided [true, decided]
+    rule: Rule | None = None  # the declared rule of decision
+    decided: NDArray[np.int64] | None = None  # positions of the decided classes [n], where they are stored
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
@@ -51,7 +76,10 @@ class Outcomes:
     @cached_property
     def decisions(self) -> NDArray[np.int64]:
         """Position of the class that was decided for each row [n]: by the declared rule, otherwise the most probable one."""
-        return self.predicted.argmax(axis=1) if self.decided is None else self.decided
+        decided = self.decided
+        if decided is None and self.rule is not None:
+            decided = self.rule.decided(self.predicted)
+        return self.predicted.argmax(axis=1) if decided is None else decided
 
     @cached_property
     def labels(self) -> NDArray[Any]:

@@ -1,7 +1,6 @@
 """A model that was learned or imported for a serving period, until its bundle is written."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ class LearnedModel:
     """A fitted or imported model and its manifest, not written to disk yet."""
 
     fitted: Fitted
-    data: TrainingData | None  # None if no label is known to judge it by
+    data: TrainingData | None  # divided if its refinements hold rows out; None if no label is known to judge it by
     manifest: Manifest  # without what is known only once the files are written
     params: dict[str, Any]
     whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
@@ -51,7 +50,14 @@ class LearnedModel:
         judged, labelled = self.fitted.judged, self.data is not None and self.data.label is not None
         scores = judged.to_parquet() if judged is not None and labelled else b""
         version, sha256, manifest = write_bundle(
-            proven, model, staging, models, self.fitted.reference, proof.trees, scores
+            proven,
+            model,
+            staging,
+            models,
+            self.fitted.reference,
+            proof.trees,
+            scores,
+            self.fitted.refinements.applied,
         )
         return as_record(
             Version,
@@ -71,7 +77,7 @@ class LearnedModel:
         )
 
 
-def sample_of(spec: PipelineSpec, data: TrainingData, rates: Sequence[float]) -> Sampled | None:
+def sample_of(spec: PipelineSpec, data: TrainingData) -> Sampled | None:
     """Describe how the rows to learn from were sampled; None if all of them were used."""
     before, after = data.rows_before_cap, data.fit.height
     if before == after:
@@ -82,7 +88,6 @@ def sample_of(spec: PipelineSpec, data: TrainingData, rates: Sequence[float]) ->
         rows_after=after,
         stratified=is_classification(spec.model) and not data.balanced,
         seed=SEED,
-        rates=list(rates),
     )
 
 

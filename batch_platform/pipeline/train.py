@@ -183,7 +183,8 @@ class TrainingStep:
             judged = replace(judged, reason="; ".join([judged.reason, *changes]))
         final = learned if judged.action == "refused" else training.refit(learned)
         version, decision = self._written(training, final, judged, actor="gate")
-        return Trained(version, decision, learned.data if model.import_ is None else None)
+        rows = None if learned.data is None or model.import_ is not None else learned.data.undivided()
+        return Trained(version, decision, rows)
 
     def _written(
         self, training: Training, learned: LearnedModel, judged: GateDecision, *, actor: str

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -14,16 +15,23 @@ from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
-from batch_platform.features.history import PARTITION_START, History, TrainingData, feature_columns, window_sha256
+from batch_platform.features.history import (
+    FIRST_HALF,
+    PARTITION_START,
+    History,
+    TrainingData,
+    feature_columns,
+    window_sha256,
+)
 from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import is_classification, read_import, require_rule
-from batch_platform.models.estimate_basis import basis_of
-from batch_platform.models.fitting import Fitted, fit, measured, refit, suspiciously_good
+from batch_platform.models.fitting import Fitted, fit, learner_of, measured, refit, suspiciously_good
 from batch_platform.models.positive import Positive
-from batch_platform.models.reference import after_refit, reference_of, with_prediction
+from batch_platform.models.reference import after_refit, reference_of, with_basis, with_prediction
+from batch_platform.models.refinements.known import declared, holds_out
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.learned import LearnedModel, sample_of
@@ -76,7 +84,11 @@ class Training:
         with self._located():
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
-                fitted = fit(spec.model, spec.features, data, params, self._positive(), self._former_reference)
+                refinements = declared(spec)
+                data = data.divided() if holds_out(refinements) else data.undivided()
+                positive, former = self._positive(), self._former_reference
+                decide = spec.predictions.decide
+                fitted = fit(spec.model, spec.features, data, params, positive, former, refinements, decide)
                 fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
@@ -95,21 +107,23 @@ class Training:
             contract=fitted.signature.contract.to_json(),
             training=replace(training, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
             evaluation=Evaluation(
-                start=boundary.isoformat(),
+                start=_judged_from(data, boundary).isoformat(),
                 end=window[-1].end.isoformat(),
                 rows=fitted.rows_evaluated,
                 metrics=fitted.metrics,
                 baseline=None if fitted.trivial is None else fitted.trivial.baseline,
+                rows_refined=0 if data is None else data.unseen.height,
             ),
             features_code_version=self.state.features_code_version,
             created_at=self.stamp.now().isoformat(),
             run_id=self.stamp.run_id,
             imported_from=redact(spec.model.import_ or ""),
             details=redacted(fitted.details),
-            sampled=None if data is None or spec.model.import_ else sample_of(spec, data, fitted.rates),
+            sampled=None if data is None or spec.model.import_ else sample_of(spec, data),
             positive=fitted.positive,
             suspected_leaks=fitted.leaks,
             remarks=list(fitted.remarks),
+            refinements=fitted.refinements.facts,
         )
         return LearnedModel(fitted, data, manifest, params, whole)
 
@@ -133,7 +147,7 @@ class Training:
             learned.manifest,
             contract=fitted.signature.contract.to_json(),
             training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
-            sampled=sample_of(spec, whole, fitted.rates),
+            sampled=sample_of(spec, whole),
             refit=True,
             remarks=list(fitted.remarks),
         )
@@ -161,11 +175,9 @@ class Training:
         """The same model with what estimates of its performance are based on, as far as labels are known."""
         if data is None or data.label is None:
             return fitted
-        rows = fitted.signature.contract.split(data.evaluate).kept
-        segments = rows.select(name for name in self.history.spec.monitoring.segments if name in rows.columns)
-        partitions = rows.select(name for name in [PARTITION_START] if name in rows.columns).get_columns()
-        basis = None if fitted.judged is None else basis_of(fitted.judged.outcomes, segments, *partitions)
-        return replace(fitted, reference=replace(fitted.reference, basis=basis))
+        rows, outcomes = fitted.signature.contract.split(data.evaluate).kept, fitted.judged and fitted.judged.outcomes
+        segments = self.history.spec.monitoring.segments
+        return replace(fitted, reference=with_basis(fitted.reference, outcomes, rows, segments))
 
     def _positive(self) -> Positive:
         """The declared positive class, and that of the newest version with two classes."""
@@ -245,26 +257,36 @@ class Training:
             None if data is None or data.label is None else pl.concat([data.fit[data.label], data.evaluate[data.label]])
         )
         signature = self._positive().of_import(signature, labels)
-        rows = contract.split(seen.clear() if data is None else data.evaluate)
+        wanted = declared(spec)
+        data = data.divided() if data is not None and holds_out(wanted) else data
+        known = TrainingData(seen.clear(), seen.clear(), None) if data is None else data
+        rows, unseen = contract.split(known.evaluate), contract.split(known.unseen)
+        learned_matrix = contract.encode(learned)
+        learner = learner_of(imported.flavour, predictor, signature, known, learned_matrix, unseen.kept, rows.kept)
+        refinements = learner.learn(wanted)
         judged, metrics, trivial = None, dict[str, float](), None
         if data is not None:
-            judged, metrics, trivial = measured(spec.model, predictor, signature, (data.fit, rows.kept), data.label)
+            scorer = refinements.around(predictor)
+            rows_of_both, decide = (data.fit, rows.kept), spec.predictions.decide
+            judged, metrics, trivial = measured(spec.model, scorer, signature, rows_of_both, data.label, decide=decide)
         fitted = Fitted(
             estimator=imported.source.model,
             signature=signature,
             metrics=metrics,
             rows_fitted=0,
             rows_evaluated=rows.kept.height,
-            rows_rejected=rows.rejected.height,
+            rows_rejected=rows.rejected.height + unseen.rejected.height,
             leaks=suspiciously_good(metrics, rows.kept, data.label, signature.task) if data is not None else [],
             held_out=matrix,
             held_out_rows=held_out,
             flavour=imported.flavour,
             predictor=predictor,
-            reference=reference_of(contract, (learned, contract.encode(learned)), self._former_reference),
+            reference=reference_of(contract, (learned, learned_matrix), self._former_reference),
             details=imported.source.details,
             judged=judged,
             trivial=trivial,
+            refinements=refinements,
+            remarks=refinements.remarks,
         )
         return fitted, data if metrics else None
 
@@ -280,6 +302,13 @@ class Training:
         boundary = evaluation_start(spec, known)
         held_out = [partition for partition in known if partition.start >= boundary] or known[-1:]
         return self.history.training_data(self.state.features, known, held_out[0].start, self.stamp)
+
+
+def _judged_from(data: TrainingData | None, boundary: datetime) -> datetime:
+    """The start of the rows that judge a model, given that of its evaluation window."""
+    if data is None or not data.unseen.height or FIRST_HALF in data.evaluate.columns:
+        return boundary
+    return min(data.evaluate[PARTITION_START])
 
 
 def require_trainable(spec: PipelineSpec, period: Partition, window: Sequence[Partition]) -> None:

@@ -20,6 +20,7 @@ from batch_platform.declaration.windows import (
     serving_periods,
     training_window,
 )
+from batch_platform.models.refinements.known import fingerprint
 from batch_platform.models.registry import ModelTraining, Registry, Version, positive_class
 from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item
@@ -44,9 +45,10 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
 
 def declared_now(spec: PipelineSpec, state: State) -> str:
-    """Hashes of the declared model and of the features, and the positive class: another model would be trained if one changes."""
+    """Hashes of the declared model, of the features and of refinements, and the positive class: what another model would be trained for."""
     positive = "" if spec.positive is None else f"-{spec.positive!r}"
-    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}"
+    refinements = f"-{hashed}" if (hashed := fingerprint(spec)) else ""
+    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}{refinements}"
 
 
 def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:

@@ -21,6 +21,7 @@ from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import BINARY, OFFENDER, REASON
 from batch_platform.models.reference import profiled
 from batch_platform.models.refinements.decision import decision_column
+from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
@@ -75,21 +76,34 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
         raw = predictor.predict(matrix) if len(matrix) else None
     carried = _carried(split.kept, bundle, spec, spec.predictions.keep if keep is None else keep)
     predictions = _predictions(split.kept.select(carried), raw, bundle)
-    if (declared := spec.predictions.decide) is not None:
-        of_classes = raw if raw is not None else np.empty((0, len(bundle.manifest.classes)))
-        decided = decision_column(declared, of_classes, bundle.manifest.task, bundle.manifest.classes)
-        predictions = predictions.with_columns(decided)
-    if raw is None or np.isfinite(raw).all():
-        counted = _profiled(bundle, spec, (split.kept, matrix), raw, split.rejected) if profile else _NOT_PROFILED
-        return Scored(predictions, split.rejected, unseen, *counted)
-    finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
-    scored = pl.Series(values=finite, dtype=pl.Boolean)
-    broken = split.kept.filter(~scored).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
-    broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
-    rejected = pl.concat([split.rejected, broken])
-    kept = (split.kept.filter(scored), matrix[finite])
-    counted = _profiled(bundle, spec, kept, raw[finite], rejected) if profile else _NOT_PROFILED
-    return Scored(predictions.filter(scored), rejected, unseen, *counted)
+    kept, rejected = split.kept, split.rejected
+    if raw is not None and not np.isfinite(raw).all():
+        finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
+        scored = pl.Series(values=finite, dtype=pl.Boolean)
+        broken = kept.filter(~scored).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
+        broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
+        rejected = pl.concat([rejected, broken])
+        predictions, kept, matrix, raw = predictions.filter(scored), kept.filter(scored), matrix[finite], raw[finite]
+    output = empty_output(bundle.signature) if raw is None else raw
+    batch = Batch(kept, matrix, output, bundle.signature, model_of(predictor))
+    added = added_columns(predictor, batch)
+    if (decide := spec.predictions.decide) is not None:
+        added.append(decision_column(decide, output, bundle.manifest.task, bundle.manifest.classes))
+    predictions = _with_added(predictions, added, spec)
+    counted = _profiled(bundle, spec, (kept, matrix), raw, rejected) if profile else _NOT_PROFILED
+    return Scored(predictions, rejected, unseen, *counted)
+
+
+def _with_added(predictions: pl.DataFrame, added: Sequence[pl.Series], spec: PipelineSpec) -> pl.DataFrame:
+    """Predictions with the columns of refinements."""
+    taken = {name.lower() for name in predictions.columns}
+    if wrong := [column.name for column in added if column.name.lower() in taken or len(column) != predictions.height]:
+        msg = f"{spec.name}: a refinement adds the columns {listed(wrong)}, which exist already or have too many or too few values."
+        raise DataError(
+            msg,
+            hint="a refinement adds one value per row, in columns of new names: rename the kept column, or correct the refinement.",
+        )
+    return predictions.with_columns(added)
 
 
 def _profiled(

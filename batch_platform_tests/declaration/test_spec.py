@@ -79,10 +79,16 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         },
         "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "baseline": True, "manual": False},
         "refit": True,
+        "calibrate": "isotonic",
         "allow_suspected_leaks": ["deposit_paid"],
     },
     "challengers": [
-        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {
+            "name": "linear",
+            "estimator": "sklearn.linear_model.LogisticRegression",
+            "params": {"C": 0.5},
+            "calibrate": "sigmoid",
+        },
         {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
     ],
     "predictions": {
@@ -90,6 +96,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "schedule": "0 5 * * *",
         "store": "parquet",
         "decide": {"costs": {"false_positive": 1, "false_negative": 8}},
+        "refine": ["shop.pricing.rounded"],
         "rescore": "when_stale",
         "limit": 100,
     },

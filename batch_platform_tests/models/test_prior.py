@@ -15,7 +15,8 @@ from batch_platform.features.sample import Sample
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.forest.compiled import CompiledPredictor
-from batch_platform.models.refinements.prior import Corrected
+from batch_platform.models.refinements.prior import PRIOR
+from batch_platform.models.refinements.refinement import Applied, Refined, refined
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
@@ -41,7 +42,8 @@ def test_the_correction_undoes_what_sampling_does_to_the_probability_of_a_class(
         def predict(self, matrix):
             return np.tile(sampled / sampled.sum(), (len(matrix), 1))
 
-    shown = Corrected(InSample(), tuple(rates[: len(truth)])).predict(np.zeros((3, 1)))
+    learned = {"rates": np.array(rates[: len(truth)])}
+    shown = refined(InSample(), [Applied(PRIOR, learned)]).predict(np.zeros((3, 1)))
     np.testing.assert_allclose(shown, np.tile(truth, (3, 1)), rtol=1e-12)
     odds = np.log(shown[0, 1] / shown[0, 0]) - np.log(sampled[1] / sampled[0])
     assert odds == pytest.approx(np.log(rates[0] / rates[1]), abs=1e-9), "a shift of the log-odds"
@@ -102,8 +104,8 @@ def test_law_4_a_balanced_model_scores_alike_on_every_path_and_says_how_it_was_s
     sampled = read_manifest(pipeline.home.bundle("small", version.version), version.sha256).sampled
     bundle = pipeline.bundle(version)
     native, compiled = bundle.predictor, bundle.for_rows(10**12)
-    assert isinstance(native, Corrected)
-    assert isinstance(compiled.predictor, CompiledPredictor)
+    assert isinstance(native, Refined)
+    assert isinstance(compiled.model, CompiledPredictor)
     features = pl.concat(
         pipeline.history.features(build).select(bundle.contract.names) for build in pipeline.state().features.values()
     )
@@ -120,10 +122,9 @@ def test_law_4_a_balanced_model_scores_alike_on_every_path_and_says_how_it_was_s
         labels = pipeline.history.spec.labels.column
     assert set(scores) <= set(whole[:, 1]), "what is stored is what both paths give"
     assert labels == "returned"
-    assert sampled == Sampled(
-        max_rows=200, rows_before=sampled.rows_before, rows_after=200, stratified=False, seed=0, rates=sampled.rates
-    )
-    negatives, positives = sampled.rates
+    assert sampled == Sampled(max_rows=200, rows_before=sampled.rows_before, rows_after=200, stratified=False, seed=0)
+    (prior,) = bundle.refinements
+    negatives, positives = prior.learned["rates"]
     assert positives == 1 > negatives, "all of the rare class are kept, also in the second fit on the whole window"
 
 

@@ -1,5 +1,7 @@
 """Rules of decision on plain arrays: thresholds that follow from costs, classes of least cost, and the highest scores."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -29,6 +31,11 @@ def draws(rows: int = 20_000) -> Outcomes:
     return Outcomes("binary", np.column_stack([1 - score, score]), random.random(rows) < score, [False, True])
 
 
+def under(declared: Decide) -> Outcomes:
+    """The same rows, decided by a rule."""
+    return replace(draws(), rule=rule_of(declared, "binary", [False, True]))
+
+
 @pytest.mark.parametrize(
     ("declared", "threshold"),
     [
@@ -49,14 +56,14 @@ def test_a_row_is_acted_on_from_the_threshold_that_a_rule_means(declared, thresh
 
 def test_the_threshold_that_follows_from_costs_costs_least_on_calibrated_probabilities():
     for declared in (rule(costs={"false_positive": 1, "false_negative": 8}), rule(benefit=40, cost=2)):
-        measured = measure(rule_of(declared, "binary", [False, True]).on(draws()))
+        measured = measure(under(declared))
         cost, hindsight = measured["decision_cost"], measured["decision_cost_in_hindsight"]
         assert cost < min(measured["decision_cost_always"], measured["decision_cost_never"])
         assert hindsight <= cost <= hindsight + 0.01 * abs(hindsight)
 
 
 def test_costs_are_those_of_the_decisions_and_of_what_came_true():
-    outcomes = rule_of(rule(benefit=40, cost=2), "binary", [False, True]).on(draws())
+    outcomes = under(rule(benefit=40, cost=2))
     acted, hit = outcomes.decisions == 1, outcomes.labels.astype(bool)
     measured = measure(outcomes)
     assert measured["decision_cost"] == pytest.approx((2 * acted.sum() - 40 * (acted & hit).sum()) / len(acted))
@@ -68,7 +75,7 @@ def test_costs_are_those_of_the_decisions_and_of_what_came_true():
 
 @pytest.mark.parametrize("declared", [rule(threshold=0.3), rule(top=500)])
 def test_a_rule_without_costs_has_none(declared):
-    assert not [name for name in measure(rule_of(declared, "binary", [False, True]).on(draws())) if "cost" in name]
+    assert not [name for name in measure(under(declared)) if "cost" in name]
 
 
 def test_of_several_classes_the_one_of_least_expected_cost_is_decided_and_the_first_of_equal_ones():

@@ -20,6 +20,7 @@ from batch_platform.monitoring.metrics import (
     lower_is_better,
     measure,
 )
+from batch_platform.monitoring.outcomes import Rule
 
 pytestmark = pytest.mark.unit
 
@@ -35,8 +36,8 @@ def random_outcomes(task: str) -> Outcomes:
         classes = LABELS[task]
         shares = RANDOM.dirichlet([1] * len(classes), ROWS).round(2) + 1e-3
         shares /= shares.sum(axis=1, keepdims=True)
-        costs = 1 - np.eye(len(classes))
-        return Outcomes(task, shares, np.array(classes)[RANDOM.integers(0, len(classes), ROWS)], classes, costs=costs)
+        truth = np.array(classes)[RANDOM.integers(0, len(classes), ROWS)]
+        return Outcomes(task, shares, truth, classes, rule=Rule(costs=1 - np.eye(len(classes))))
     if task == "clustering":
         segments = RANDOM.integers(0, 3, ROWS)
         return Outcomes(task, segments, matrix=RANDOM.normal(size=(ROWS, 2)) + segments[:, None])
@@ -273,7 +274,7 @@ def test_classes_of_any_type_are_known_by_their_value(classes):
 
 def test_a_metric_that_is_not_defined_is_left_out():
     some_classes = rows_of(OUTCOMES["multiclass"], OUTCOMES["multiclass"].truth != "c")
-    assert set(measure(replace(some_classes, costs=None))) == {"accuracy", "log_loss", "brier", "f1"}
+    assert set(measure(replace(some_classes, rule=None))) == {"accuracy", "log_loss", "brier", "f1"}
     errors = {"mae", "rmse", "mape", "bias", "error_p10", "error_p50", "error_p90"}
     for truth, predicted in (([1.0], [2.0]), ([1.0, 1.0], [2.0, 0.0])):
         assert set(measure(Outcomes("regression", np.array(predicted), np.array(truth)))) == errors

@@ -12,6 +12,7 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, OvertakenError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
@@ -327,3 +328,24 @@ def test_no_model_is_trained_that_a_rule_does_not_fit(tmp_path, estimator, rule,
         pipeline.train(period, Stamp("train", NOW))
     assert f"serving period {period.key}: predictions.decide" in error.value.message
     assert refusal in error.value.message
+
+
+def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
+    pipeline = decided(tmp_path, COSTS, model={"promote": {"metric": "decision_cost"}})
+    version = pipeline.state().registry.of_model[0]
+    judged = pipeline.bundle(version).judged
+    assert judged is not None
+    act, hit = judged.outcomes.predicted[:, 1] >= 1 / 3, judged.outcomes.labels.astype(bool)
+    assert version.metric_values["decision_cost"] == pytest.approx((act & ~hit).mean() + 2 * (hit & ~act).mean())
+    assert version.metric_values["recall"] == pytest.approx((act & hit).sum() / hit.sum())
+    decision = pipeline.state().registry.last_decision(version.version)
+    assert decision is not None
+    assert decision.action == "approved"
+    assert "decision_cost" in decision.evidence
+    stricter = {"promote": {"metric": "decision_cost", "at_least": 0.01}}
+    calendar = serving_calendar(pipeline.spec)
+    assert calendar is not None
+    period = calendar.named(version.serving_period)
+    refused = declared(tmp_path, COSTS, model=stricter).train(period, Stamp("again", NOW)).decision
+    assert refused.action == "refused"
+    assert "is worse than the required 0.01" in refused.reason

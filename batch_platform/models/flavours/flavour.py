@@ -116,12 +116,19 @@ class BoosterPredictor:
     read: Callable[[Mapping[int, int]], Ensemble]  # reads its trees, given the number of categories by column
     transform: Transform | None  # the preprocessing; None if there is none
     signature: Signature
+    margins: Callable[[Any], Any] | None = None  # the library's decision function for a matrix; None if it has none
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return class probabilities [rows, classes] or values [rows]."""
+        return as_scores(self._answer(self.run, matrix), len(matrix), self.signature)
+
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the decision function [rows] of two classes or [rows, classes] of more; None if the library has none."""
+        return None if self.margins is None else np.asarray(self._answer(self.margins, matrix), dtype=np.float64)
+
+    def _answer(self, run: Callable[[Any], Any], matrix: NDArray[np.float64]) -> Any:
         transform = self.transform
-        raw = self.run(matrix) if transform is None else in_blocks(matrix, lambda block: self.run(transform(block)))
-        return as_scores(raw, len(matrix), self.signature)
+        return run(matrix) if transform is None else in_blocks(matrix, lambda block: run(transform(block)))
 
     def parts(self) -> Parts:
         """Return preprocessing and trees, with a finish that returns scores; raise NotCompilableError for an unknown booster."""

@@ -32,6 +32,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
         read=lambda categories: read_lightgbm(booster.model_to_string(), categories),
         transform=load_steps(files),
         signature=signature,
+        margins=partial(booster.predict, num_threads=1, raw_score=True),
     )
 
 

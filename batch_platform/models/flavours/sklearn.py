@@ -10,7 +10,7 @@ A linear model is kept as plain numbers beside the file of skops. They give its 
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -65,11 +65,20 @@ class SklearnPredictor:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return class probabilities [rows, classes], or values or segments [rows], on as many threads as the caller allows."""
+        return self._by_row(matrix, self.answer)
+
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the decision function [rows] of two classes or [rows, classes] of more; None if the estimator has none."""
+        return self._by_row(matrix, self.decision) if hasattr(self.estimator, "decision_function") else None
+
+    def _by_row(
+        self, matrix: NDArray[np.float64], answer: Callable[[NDArray[np.float64]], NDArray[Any]]
+    ) -> NDArray[Any]:
         if not type(self.estimator).__module__.startswith(ROW_BY_ROW):
-            return in_blocks(matrix, self.answer)
+            return in_blocks(matrix, answer)
         if len(matrix) == 1:  # alone, its sums over classes would be added in another order than among others
-            return self.answer(np.repeat(matrix, 2, axis=0))[:1]
-        return self.answer(matrix)
+            return answer(np.repeat(matrix, 2, axis=0))[:1]
+        return answer(matrix)
 
     def parts(self) -> Parts:
         """Return preprocessing and trees; raises NotCompilableError if the estimator is not a known tree ensemble."""
@@ -86,8 +95,12 @@ class SklearnPredictor:
         if self.task in ("binary", "multiclass"):
             return np.asarray(self.estimator.predict_proba(table), dtype=np.float64)
         if self.task == "outliers":  # scikit-learn's score is lower for odder rows, and below 0 for an outlier
-            return -np.asarray(self.estimator.decision_function(table), dtype=np.float64)
+            return -self.decision(table)
         return np.asarray(self.estimator.predict(table))
+
+    def decision(self, table: NDArray[np.float64] | pl.DataFrame) -> NDArray[np.float64]:
+        """Call its decision function once on a table."""
+        return np.asarray(self.estimator.decision_function(table), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,11 @@ class _NamedPredictor:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         return in_blocks(matrix, lambda block: self.by_table.answer(decoded(block, self.contract)))
+
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        if not hasattr(self.by_table.estimator, "decision_function"):
+            return None
+        return in_blocks(matrix, lambda block: self.by_table.decision(decoded(block, self.contract)))
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,20 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.models.blocks import in_blocks
-from batch_platform.models.contract import Predictor
+from batch_platform.models.contract import Predictor, decisions
 from batch_platform.models.forest.ensembles import (
     Ensemble,
     NotCompilableError,
     Parts,
     StoredTrees,
+    as_decisions,
     read_trees,
     require,
     trees_file,
@@ -66,14 +68,23 @@ class CompiledPredictor:
         scores = self.evaluated(matrix)
         return self.native.predict(matrix) if scores is None else scores
 
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the decision function of a classifier that has one: the sums of its trees."""
+        sums = self._sums(matrix)
+        return decisions(self.native, matrix) if sums is None else as_decisions(sums, self.parts.ensemble.finish)
+
     def evaluated(self, matrix: NDArray[np.float64]) -> NDArray[Any] | None:
         """Evaluate the compiled trees; None for a matrix that they leave to the library."""
+        sums = self._sums(matrix)
+        return None if sums is None else np.asarray(self.parts.ensemble.finish(sums))
+
+    def _sums(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
         steps, ensemble = self.parts.steps, self.parts.ensemble
         inputs = in_blocks(matrix, self._prepared) if steps else matrix
         if inputs.dtype != np.float64 or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
         sums = ensemble.start(inputs)
-        return np.asarray(ensemble.finish(sums)) if self.flat.add(inputs, sums) else None
+        return sums if self.flat.add(inputs, sums) else None
 
     def _prepared(self, block: NDArray[np.float64]) -> NDArray[Any]:
         inputs: Any = block
@@ -156,8 +167,8 @@ def is_few(rows: int, trees: int) -> bool:
     return (rows + 2 * GENERATED_ROWS) * trees <= MOST_VISITS
 
 
-def prove(native: Predictor, held_out: NDArray[np.float64]) -> Proof:
-    """Compare the compiled form of a fitted model with the native one, bit for bit.
+def prove(native: Predictor, held_out: NDArray[np.float64], *, decides: bool = False) -> Proof:
+    """Compare the compiled form of a fitted model with the native one, bit for bit; the decision function too if it `decides`.
 
     Compares on rows that the model was not fitted on [rows, columns], and on generated ones: missing values, unseen
     categories, infinities, values at thresholds.
@@ -173,8 +184,9 @@ def prove(native: Predictor, held_out: NDArray[np.float64]) -> Proof:
     compared, digests = 0, list[str]()
     for matrix in (spaced, *generated_rows(predictor.parts)):
         with _quiet():
-            outcome, compiled = _outcome(native, matrix), _outcome(predictor, matrix)
-        if outcome != compiled:
+            outcome, compiled = _outcome(native.predict, matrix), _outcome(predictor.predict, matrix)
+            same = not decides or _outcome(partial(decisions, native), matrix) == _outcome(predictor.decide, matrix)
+        if outcome != compiled or not same:
             return Proof(Compilation(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix))))
         compared += len(matrix)
         digests.append(_digest(outcome))
@@ -189,7 +201,7 @@ def _differs(rows: int) -> str:
 def same_outcome(first: Predictor, second: Predictor, matrix: NDArray[np.float64]) -> bool:
     """Return whether two predictors return the same bits, or raise the same error."""
     with _quiet():
-        return _outcome(first, matrix) == _outcome(second, matrix)
+        return _outcome(first.predict, matrix) == _outcome(second.predict, matrix)
 
 
 @contextmanager
@@ -198,10 +210,10 @@ def _quiet() -> Generator[None]:
         yield
 
 
-def _outcome(predictor: Predictor, matrix: NDArray[np.float64]) -> bytes | str:
+def _outcome(predict: Callable[[NDArray[np.float64]], Any], matrix: NDArray[np.float64]) -> bytes | str:
     """The type, shape and bits of a prediction, or the message of an error."""
     try:
-        return _bits(predictor.predict(matrix))
+        return _bits(predict(matrix))
     except ValueError as error:
         return str(error)
 

@@ -143,7 +143,7 @@ class Link:
 
 
 def _probability(sums: Sums, steepness: float) -> Sums:
-    return 1 / (1 + _c_exponentials(-(steepness * sums))[:, 0])
+    return 1 / (1 + c_exponentials(-(steepness * sums))[:, 0])
 
 
 def _softmax(sums: Sums) -> Sums:
@@ -156,11 +156,12 @@ def _softmax(sums: Sums) -> Sums:
 
 def _c_softmax(sums: Sums) -> Sums:
     """As LightGBM computes it: class after class."""
-    parts = _c_exponentials(sums - sums.max(axis=1, keepdims=True))
+    parts = c_exponentials(sums - sums.max(axis=1, keepdims=True))
     return parts / reduce(np.add, parts.T)[:, None]
 
 
-def _c_exponentials(values: Sums) -> Sums:
+def c_exponentials(values: Sums) -> Sums:
+    """The exponential of each number, as the C library rounds it."""
     if values.size <= FEW:  # Python's own come from the C library, too
         return np.reshape([_c_exponential(value) for value in values.ravel().tolist()], values.shape)
     from batch_platform.models.forest.kernels import exponentials  # imports numba
@@ -181,8 +182,15 @@ _LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
     "softmax": _softmax,
     "C softmax": _c_softmax,
     "exponential": lambda sums: np.exp(sums[:, 0]),
-    "C exponential": lambda sums: _c_exponentials(sums)[:, 0],
+    "C exponential": lambda sums: c_exponentials(sums)[:, 0],
 }
+
+
+def as_decisions(sums: Sums, finish: Finish | None = None) -> Sums:
+    """Sums [rows, outputs] before a finish as a decision function: [rows] of one output."""
+    if isinstance(finish, Link) and finish.divisor != 1:
+        sums /= finish.divisor
+    return sums[:, 0] if sums.shape[1] == 1 else sums
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.contract import Predictor
-from batch_platform.models.forest.ensembles import LEAF, MOST_CATEGORIES, Ensemble, Tree
+from batch_platform.models.contract import Predictor, decisions
+from batch_platform.models.forest.ensembles import LEAF, MOST_CATEGORIES, Ensemble, Tree, as_decisions
 from batch_platform.models.forest.structure import require_sound
 
 # Rows times trees up to which NumPy is quicker. It needs 0.15 µs for each; importing numba and loading a kernel takes 0.7 s of one core.
@@ -32,8 +32,17 @@ class PlainPredictor:
         scores = self.evaluated(matrix)
         return self.native.predict(matrix) if scores is None else scores
 
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the decision function of a classifier that has one: the sums of its trees."""
+        sums = self._sums(matrix)
+        return decisions(self.native, matrix) if sums is None else as_decisions(sums, self.ensemble.finish)
+
     def evaluated(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Evaluate the trees; None for a matrix that they leave to the library."""
+        sums = self._sums(matrix)
+        return None if sums is None else np.asarray(self.ensemble.finish(sums))
+
+    def _sums(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
         ensemble = self.ensemble
         if matrix.dtype != np.float64 or matrix.shape[1:] != (ensemble.features,) or len(matrix) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
@@ -46,7 +55,7 @@ class PlainPredictor:
                 part += self.nodes.value[leaves]
                 if ensemble.single_sums:
                     part[:] = part.astype(np.float32)
-        return np.asarray(ensemble.finish(sums))
+        return sums
 
     def _coded(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The values as the trees compare them, categories as their codes; None if the library might refuse a row."""

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.contract import Predictor
-from batch_platform.models.forest.ensembles import NotCompilableError, Parts
+from batch_platform.models.contract import Predictor, decisions
+from batch_platform.models.forest.ensembles import NotCompilableError, Parts, as_decisions
 
 LINEAR_FILE = "linear.json"
 BLOCK = 20_480  # rows whose sums stay in the cache from term to term
@@ -104,19 +104,28 @@ class Linear:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any] | None:
         """Return class probabilities [rows, classes] or values [rows]; None for a matrix that scikit-learn refuses."""
+        scores = self._evaluated(matrix, self.link)
+        return scores[:, 0] if scores is not None and self.link in ("value", "exponential") else scores
+
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the sums, [rows] of two classes or [rows, classes]; None for a matrix that scikit-learn refuses."""
+        sums = self._evaluated(matrix, "value")
+        return None if sums is None else as_decisions(sums)
+
+    def _evaluated(self, matrix: NDArray[np.float64], link: LinkName) -> NDArray[np.float64] | None:
         if matrix.dtype != np.float64 or matrix.shape[1:] != (self.columns,):
             return None
-        outputs = max(2, len(self.intercepts)) if self.link == "probabilities" else len(self.intercepts)
+        outputs = max(2, len(self.intercepts)) if link == "probabilities" else len(self.intercepts)
         scores = np.empty((len(matrix), outputs), order="F")
         try:
             with np.errstate(all="ignore"):  # a sum may overflow, and a row without a finite score is rejected later
                 for start in range(0, len(matrix), BLOCK):
                     sums = self._sums(matrix[start : start + BLOCK])
-                    for output, column in enumerate(_LINKS[self.link](sums)):
+                    for output, column in enumerate(_LINKS[link](sums)):
                         scores[start : start + BLOCK, output] = column
         except RefusedError:
             return None
-        return scores[:, 0] if self.link in ("value", "exponential") else scores
+        return scores
 
     def _sums(self, block: NDArray[np.float64]) -> list[Column]:
         sums = [np.zeros(len(block)) for _ in self.intercepts]
@@ -145,6 +154,11 @@ class LinearPredictor:
         """Return class probabilities [rows, classes] or values [rows]."""
         scores = self.linear.predict(matrix)
         return self.native().predict(matrix) if scores is None else scores
+
+    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the decision function of a classifier, [rows] of two classes or [rows, classes]."""
+        decided = self.linear.decide(matrix)
+        return decisions(self.native(), matrix) if decided is None else decided
 
     def parts(self) -> Parts:
         """Raise NotCompilableError: it has no trees."""

@@ -15,8 +15,6 @@ before it gives the same bits after it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,29 +22,29 @@ from numpy.typing import NDArray
 
 from batch_platform.features.history import TrainingData
 from batch_platform.models.contract import ClassLabel, Predictor
+from batch_platform.models.refinements.refinement import Learned, Refinement, Unseen
 from batch_platform.monitoring.metrics import as_truth
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """A classifier with corrected probabilities; as safe to call from several threads as the classifier."""
-
-    predictor: Predictor
-    rates: tuple[float, ...]  # sampling rate of each class, in the order of the probabilities; above 0, at most 1
-
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return probabilities [rows, classes] under the shares of all rows."""
-        probabilities: NDArray[np.float64] = self.predictor.predict(matrix)
-        weighted = [probabilities[:, position] / rate for position, rate in enumerate(self.rates)]
-        total = weighted[0]
-        for column in weighted[1:]:  # each row is added in this order, however the matrix lies in memory
-            total = total + column
-        return np.column_stack([column / total for column in weighted])
+def _learned(_: object, unseen: Unseen) -> Learned | None:
+    rates = sampling_rates(unseen.data, unseen.signature.classes)
+    return {"rates": np.array(rates)} if rates else None
 
 
-def corrected(predictor: Predictor, rates: Sequence[float]) -> Predictor:
-    """A classifier with probabilities that are corrected for the rates at which its classes were sampled; none: as it is."""
-    return Corrected(predictor, tuple(rates)) if rates else predictor
+def _corrected(learned: Learned, predictor: Predictor, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities [rows, classes] under the shares of all rows."""
+    probabilities: NDArray[np.float64] = predictor.predict(matrix)
+    weighted = [probabilities[:, position] / rate for position, rate in enumerate(learned["rates"].tolist())]
+    total = weighted[0]
+    for column in weighted[1:]:  # each row is added in this order, however the matrix lies in memory
+        total = total + column
+    return np.column_stack([column / total for column in weighted])
+
+
+# Declared by every pipeline: a sample is corrected for wherever it is not in proportion.
+PRIOR = Refinement(
+    "prior", fit=_learned, refine=_corrected, declared=lambda spec: spec.model.train.sample, retrains=False
+)
 
 
 def sampling_rates(data: TrainingData, classes: Sequence[ClassLabel]) -> tuple[float, ...]:

@@ -1,0 +1,180 @@
+"""Calibration: a classifier's scores turned into probabilities that come true as often as they say.
+
+`sigmoid` fits a logistic curve (Platt, "Probabilistic Outputs for Support Vector Machines", 1999), `isotonic` a rising line of many pieces
+(Zadrozny and Elkan, "Transforming Classifier Scores into Accurate Multiclass Probability Estimates", KDD 2002); of more than two classes
+each against the rest, scaled to a sum of 1. scikit-learn fits both on rows that the model has not seen; its numbers are kept, and give the bits of its
+`CalibratedClassifierCV(FrozenEstimator(estimator), method=…)`: from the decision function of a model that has one, otherwise from its
+probabilities.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.declaration.errors import TrainingRefusedError, counted, listed
+from batch_platform.models.contract import BINARY, Predictor, decisions
+from batch_platform.models.forest.ensembles import c_exponentials
+from batch_platform.models.refinements.refinement import (
+    Check,
+    Learned,
+    NotAppliedError,
+    Refined,
+    Refinement,
+    Unseen,
+)
+from batch_platform.monitoring.metrics import measure
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes
+from batch_platform.monitoring.verdict import Verdict
+
+LEAST_OF_A_CLASS = 10  # rows; scikit-learn itself needs five
+METRICS = ("brier", "log_loss", "calibration_error")
+JUDGED_BY = "brier"  # a proper score, and finite where a probability is 0
+Values = NDArray[np.float64]
+
+
+def _learned(method: str, unseen: Unseen) -> Learned:
+    """Fit a calibrator for each class; of two classes, for the second."""
+    signature, not_applied = unseen.signature, f"its probabilities are not calibrated (model.calibrate: {method})"
+    if signature.task not in CLASSIFICATION or unseen.truth is None:
+        what = "has no labels to learn from" if signature.task in CLASSIFICATION else f"is a {signature.task} model"
+        msg = f"model.calibrate: only the probabilities of a classifier can be calibrated, and this {what}."
+        raise TrainingRefusedError(msg, hint="leave model.calibrate out, or declare a classifier with `labels`.")
+    positions = Outcomes(signature.task, unseen.raw, unseen.truth, signature.classes).true_positions
+    counts = np.bincount(positions[positions != UNKNOWN], minlength=len(signature.classes)).tolist()
+    if rare := [
+        f"{name}: {rows}" for name, rows in zip(signature.classes, counts, strict=True) if rows < LEAST_OF_A_CLASS
+    ]:
+        rows = counted(unseen.rows.height, "row")
+        few = f"the {rows} in the first half of the evaluation window hold too few of the classes {listed(rare)}"
+        msg = f"{not_applied}: {few}; a longer model.train.evaluate has more"
+        raise NotAppliedError(msg)
+    decided = decisions(unseen.predictor, unseen.matrix)
+    inputs = _inputs(unseen.raw if decided is None else decided, decides=decided is not None)
+    inputs, positions = inputs[positions != UNKNOWN], positions[positions != UNKNOWN]
+    if not np.isfinite(inputs).all():
+        msg = f"{not_applied}: some scores of the first half of the evaluation window are not finite"
+        raise NotAppliedError(msg)
+    single = unseen.single and decided is None and not isinstance(unseen.predictor, Refined)
+    calibrators = _fitted(method, inputs.astype(np.float32) if single else inputs, positions)
+    return {
+        "method": method,
+        "decides": decided is not None,
+        "single": single,
+        "rows": len(inputs),
+        "calibrators": [
+            {"scores": each.X_thresholds_, "probabilities": each.y_thresholds_}
+            if method == "isotonic"
+            else {"slope": float(each.a_), "offset": float(each.b_)}
+            for each in calibrators
+        ],
+    }
+
+
+def _fitted(method: str, inputs: NDArray[Any], positions: NDArray[np.int64]) -> list[Any]:
+    """scikit-learn's calibrators for scores [rows, 1] of two classes or [rows, classes]."""
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    class Scored(ClassifierMixin, BaseEstimator):
+        """A fitted classifier whose features are its scores."""
+
+        def __init__(self) -> None:
+            self.classes_ = np.unique(positions)
+
+        def fit(self, X: Values, y: object) -> "Scored":  # noqa: ARG002, N803 - scikit-learn's names
+            return self
+
+        def decision_function(self, X: Values) -> Values:  # noqa: N803 - scikit-learn's name
+            return X[:, 0] if X.shape[1] == 1 else X
+
+        predict = decision_function  # which scikit-learn asks for, and does not call
+
+    calibrated: Any = CalibratedClassifierCV(FrozenEstimator(Scored()), method=method).fit(inputs, positions)
+    return calibrated.calibrated_classifiers_[0].calibrators
+
+
+def _inputs(values: NDArray[Any], *, decides: bool) -> Values:
+    """What calibrators are given: the decision function, or the probability of the second of two classes, [rows, 1 or classes]."""
+    if values.ndim == 1:
+        return values[:, None]
+    return values[:, 1:] if not decides and values.shape[1] == BINARY else values
+
+
+def _calibrated(learned: Learned, predictor: Predictor, matrix: Values) -> Values:
+    """Return calibrated probabilities [rows, classes]."""
+    decides = learned["decides"]
+    inputs = _inputs(np.asarray((decisions if decides else _predicted)(predictor, matrix)), decides=decides)
+    if learned["single"]:
+        inputs = inputs.astype(np.float32)
+    apply = _CALIBRATORS[learned["method"]]
+    columns = [apply(each, inputs[:, at]) for at, each in enumerate(learned["calibrators"])]
+    if len(columns) == 1:
+        second = np.asarray(columns[0], np.float64)
+        probabilities = np.column_stack([1.0 - second, second])
+    else:
+        parts = np.column_stack(columns).astype(np.float64, copy=False)
+        whole = np.sum(parts, axis=1)[:, None]
+        uniform = np.full_like(parts, 1 / parts.shape[1])  # for a row of which no class is probable
+        probabilities = np.divide(parts, whole, out=uniform, where=whole != 0)
+    probabilities[(probabilities > 1.0) & (probabilities <= 1.0 + 1e-5)] = 1.0  # as scikit-learn rounds
+    return probabilities
+
+
+def _predicted(predictor: Predictor, matrix: Values) -> NDArray[Any]:
+    return predictor.predict(matrix)
+
+
+def _isotonic(learned: Learned, scores: NDArray[Any]) -> NDArray[Any]:
+    known, probabilities = learned["scores"], learned["probabilities"]
+    if scores.dtype == np.float64 or len(known) == 1:
+        return np.interp(scores, known, probabilities)
+    # With 32 bits, SciPy's line through two neighbours is computed in them.
+    known, probabilities = known.astype(np.float32), probabilities.astype(np.float32)
+    scores = np.clip(scores, known[0], known[-1])
+    high = np.searchsorted(known, scores).clip(1, len(known) - 1)
+    slope = (probabilities[high] - probabilities[high - 1]) / (known[high] - known[high - 1])
+    return slope * (scores - known[high - 1]) + probabilities[high - 1]
+
+
+def _sigmoid(learned: Learned, scores: NDArray[Any]) -> NDArray[Any]:
+    return 1.0 / (1.0 + c_exponentials(learned["slope"] * scores.astype(np.float64, copy=False) + learned["offset"]))
+
+
+_CALIBRATORS: dict[str, Callable[[Learned, NDArray[Any]], NDArray[Any]]] = {"isotonic": _isotonic, "sigmoid": _sigmoid}
+
+
+def _measured(outcomes: Outcomes) -> dict[str, float]:
+    """The metrics of probabilities; the calibration error of more than two classes is that of the most probable one."""
+    known = outcomes.known
+    metrics = measure(known, only=METRICS)
+    if known.task == "multiclass" and len(known.predicted):
+        best, surest = known.predicted.argmax(axis=1), known.predicted.max(axis=1)
+        hit = Outcomes("binary", np.column_stack([1 - surest, surest]), best == known.true_positions, [False, True])
+        metrics |= measure(hit, only=["calibration_error"])
+    return metrics
+
+
+def _checked(learned: Learned, before: Outcomes, after: Outcomes) -> Check:
+    """Refuse a calibration that is worse than none, beyond chance, on rows that it has not learned from."""
+    method, measured = learned["method"], {"before": _measured(before), "after": _measured(after)}
+    verdict = Verdict.on(JUDGED_BY, after.known, before.known)
+    worse = verdict is not None and verdict.word == "worse"
+    facts: dict[str, Any] = {"method": method, "rows": learned["rows"], "applied": not worse}
+    facts |= {f"{name}_{when}": values[name] for name in METRICS for when, values in measured.items() if name in values}
+    if verdict is None or not worse:
+        return Check(facts)
+    return Check(facts, f"it is not calibrated: with model.calibrate: {method} it is {verdict.beside('without')}")
+
+
+CALIBRATION = Refinement(
+    "calibration",
+    fit=_learned,
+    refine=_calibrated,
+    check=_checked,
+    declared=lambda spec: spec.model.calibrate,
+    holds_out=True,
+    retrains=False,  # `Learner.fingerprint` says when
+)

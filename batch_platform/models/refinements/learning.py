@@ -1,0 +1,123 @@
+"""The fit of the declared refinements of a model, one on top of the other, each tried on the rows that the gate judges."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError
+from batch_platform.features.history import TrainingData
+from batch_platform.models.contract import Predictor, Signature
+from batch_platform.models.native_threads import one_thread
+from batch_platform.models.refinements.refinement import (
+    Applied,
+    Check,
+    NotAppliedError,
+    Refinement,
+    Unseen,
+    empty_output,
+    refined,
+)
+from batch_platform.monitoring.metrics import as_truth
+from batch_platform.monitoring.outcomes import Outcomes
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A refinement that a pipeline declares."""
+
+    refinement: Refinement
+    settings: Any
+
+
+@dataclass(frozen=True)
+class Refinements:
+    """The refinements of a version, and what is known of those that it declares."""
+
+    declared: tuple[Declared, ...] = ()
+    applied: tuple[Applied, ...] = ()
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # by name, for the manifest
+    remarks: tuple[str, ...] = ()  # the reason for each that is not applied
+
+    def around(self, model: Predictor) -> Predictor:
+        """The model as it will score."""
+        return refined(model, self.applied)
+
+    def of(self, name: str) -> dict[str, Any]:
+        """What a refinement has learned; empty if it is not applied."""
+        return next((each.learned for each in self.applied if each.refinement.name == name), {})
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A fitted model, and the rows that its refinements are learned from and tried on."""
+
+    model: Predictor
+    signature: Signature
+    data: TrainingData  # the rows that the model learned from
+    learned_from: NDArray[np.float64]  # those of them that keep the contract, encoded
+    unseen: pl.DataFrame  # the rows held out for refinements that keep the contract
+    # Outcomes of a predictor on the rows that the gate judges; None without any.
+    judged: Callable[[Predictor], Outcomes | None] = lambda _: None
+    single: bool = False  # whether the model's own library returns numbers of 32 bits
+
+    def learn(self, declared: Sequence[Declared], judged: Refinements | None = None) -> Refinements:
+        """Learn declared refinements, each on top of those before it.
+
+        If the model was fitted again, `judged` are the refinements of the fit that was judged: what they learned from rows held
+        out stays. Raises TrainingRefusedError if no model can be trained as declared.
+        """
+        first = judged or Refinements()
+        stays = {each.refinement.name: each for each in first.applied}
+        applied, facts, remarks = list[Applied](), {**first.facts}, list(first.remarks)
+        for each in declared:
+            name = each.refinement.name
+            if judged is not None and each.refinement.holds_out:
+                applied += [stays[name]] if name in stays else []
+                continue
+            unseen = self._unseen(each, refined(self.model, applied))
+            try:
+                learned = each.refinement.fit(each.settings, unseen)
+            except NotAppliedError as error:
+                remarks.append(str(error))
+                continue
+            except Exception as error:
+                if isinstance(error, BatchPlatformError) or not each.refinement.source:
+                    raise
+                msg = f"predictions.refine: {name} raised {type(error).__name__}: {error}"
+                raise TrainingRefusedError(msg.rstrip(".") + ".", hint="correct its function `fit`.") from error
+            if learned is None:
+                continue
+            candidate = Applied(each.refinement, learned)
+            check = self._checked(candidate, applied)
+            facts |= {name: check.facts} if check.facts else {}
+            if check.objection:
+                remarks.append(check.objection)
+            else:
+                applied.append(candidate)
+        return Refinements(tuple(declared), tuple(applied), facts, tuple(dict.fromkeys(remarks)))
+
+    def _unseen(self, declared: Declared, predictor: Predictor) -> Unseen:
+        rows = self.unseen if declared.refinement.holds_out else self.unseen.clear()
+        matrix, label = self.signature.contract.encode(rows), self.data.label
+        with one_thread():
+            raw = predictor.predict(matrix) if rows.height else empty_output(self.signature)
+        truth = None if label is None else as_truth(rows[label])
+        return Unseen(
+            rows, matrix, raw, truth, self.signature, predictor, self.data, self.learned_from, single=self.single
+        )
+
+    def _checked(self, candidate: Applied, applied: Sequence[Applied]) -> Check:
+        check, refine, name = candidate.refinement.check, candidate.refinement.refine, candidate.refinement.name
+        tried = check is not None or (refine is not None and candidate.refinement.source)
+        if not tried or (before := self.judged(refined(self.model, applied))) is None:
+            return Check()
+        after = before if refine is None else self.judged(refined(self.model, [*applied, candidate])) or before
+        if after.predicted.shape != before.predicted.shape:
+            msg = f"predictions.refine: {name} returned {[*after.predicted.shape]} in place of {[*before.predicted.shape]}."
+            hint = "it returns what takes the place of the predictor's output, of the same shape."
+            raise TrainingRefusedError(msg, hint=hint)
+        return Check() if check is None else check(candidate.learned, before, after)

@@ -1,0 +1,413 @@
+"""Calibrated probabilities: scikit-learn's own, on every path alike, learned from rows that neither the model nor the gate has seen."""
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
+from xxhash import xxh3_64_intdigest
+
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
+from batch_platform.declaration.spec import Features, Model
+from batch_platform.features.history import PARTITION_START, TrainingData
+from batch_platform.models.bundle import Bundle, Manifest, read_manifest
+from batch_platform.models.declared_model import check_model
+from batch_platform.models.fitting import Fitted, fit
+from batch_platform.models.forest.compiled import (
+    CompilablePredictor,
+    CompiledPredictor,
+    plain_from_file,
+    proven_from_file,
+    proven_predictor,
+)
+from batch_platform.models.linear.arrays import LinearPredictor
+from batch_platform.models.refinements.calibration import CALIBRATION
+from batch_platform.models.refinements.known import refinement_named
+from batch_platform.models.refinements.learning import Declared
+from batch_platform.models.refinements.prior import PRIOR
+from batch_platform.models.refinements.refinement import (
+    Applied,
+    Refined,
+    read_refinements,
+    refined,
+    refinements_file,
+)
+from batch_platform.pipeline.challengers import check_challengers
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
+from batch_platform_tests.models.test_prior import drawn
+from batch_platform_tests.pipeline.test_snapshots import MONDAY, snapshots
+
+NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
+FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
+FOREST = "sklearn.ensemble.RandomForestClassifier"
+LINEAR = "sklearn.linear_model.LogisticRegression"
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "sklearn.ensemble.HistGradientBoostingClassifier": {"max_iter": 20},
+    "sklearn.ensemble.GradientBoostingClassifier": {"n_estimators": 10},
+    FOREST: {"n_estimators": 10},
+    LINEAR: {},
+    "sklearn.naive_bayes.GaussianNB": {},
+    "lightgbm.LGBMClassifier": {"n_estimators": 10, "verbosity": -1},
+    "xgboost.XGBClassifier": {"n_estimators": 10, "max_depth": 3},
+}
+OWN_SUMS = 1e-11  # linear models are added up in another order than by scikit-learn
+
+
+def rows(count: int, classes: int, seed: int, days: int = 10) -> pl.DataFrame:
+    """Rows of some days, whose class follows the columns."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(count, 3))
+    odds = np.column_stack([np.zeros(count), *(2 * x[:, at % 3] + x[:, (at + 1) % 3] for at in range(1, classes))])
+    shares = np.exp(odds) / np.exp(odds).sum(axis=1, keepdims=True)
+    label = (shares.cumsum(axis=1) < random.random((count, 1))).sum(axis=1)
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    starts = [start + timedelta(days=at * days // count) for at in range(count)]
+    return pl.DataFrame(
+        {
+            **{name: x[:, at] for at, name in enumerate("abc")},
+            "label": label if classes > 2 else label.astype(bool),
+            PARTITION_START: pl.Series(starts, dtype=pl.Datetime("us", "UTC")),
+        }
+    )
+
+
+@cache
+def data(classes: int) -> TrainingData:
+    return TrainingData(rows(1_500, classes, 1), rows(400 * classes, classes, 2), "label").divided()
+
+
+def declared(method: str, *, checked: bool = True) -> tuple[Declared, ...]:
+    """The refinements of a pipeline that calibrates; unless it is checked, a calibration is applied however good it is."""
+    calibration = CALIBRATION if checked else replace(CALIBRATION, check=None)
+    return Declared(PRIOR, "proportional"), Declared(calibration, method)
+
+
+@cache
+def calibrated(estimator: str, classes: int, method: str) -> Fitted:
+    model = Model(estimator=estimator)
+    return fit(model, FEATURES, data(classes), ESTIMATORS[estimator], declared=declared(method, checked=False))
+
+
+class OwnSums(ClassifierMixin, BaseEstimator):
+    """A linear model whose decision function is added up as scoring does."""
+
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted, self.classes_ = fitted, np.array(fitted.signature.classes)
+
+    def fit(self, X, y):  # noqa: ARG002, N803 - scikit-learn's names
+        return self
+
+    def decision_function(self, X):  # noqa: N803 - scikit-learn's name
+        return self.fitted.predictor.decide(X)
+
+    predict = decision_function
+
+
+def by_scikit_learn(fitted: Fitted, method: str, matrix: NDArray[np.float64]) -> NDArray[Any]:
+    """The probabilities of scikit-learn, calibrated on the first part of the evaluation window."""
+    first, contract = data(len(fitted.signature.classes)).unseen, fitted.signature.contract
+    labels = first["label"].to_numpy()
+    if "XGB" in type(fitted.estimator).__name__:  # knows classes by their positions
+        labels = np.searchsorted(fitted.signature.classes, labels)
+    estimator = OwnSums(fitted) if isinstance(fitted.predictor, LinearPredictor) else fitted.estimator
+    frozen = CalibratedClassifierCV(FrozenEstimator(estimator), method=method)
+    return frozen.fit(contract.encode(first), labels).predict_proba(matrix)
+
+
+@pytest.mark.parametrize("method", ["isotonic", "sigmoid"])
+@pytest.mark.parametrize("classes", [2, 3, 9])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_calibrated_probabilities_are_those_of_scikit_learn_to_the_last_bit(estimator, classes, method):
+    fitted = calibrated(estimator, classes, method)
+    assert [each.refinement.name for each in fitted.refinements.applied] == ["calibration"]
+    matrix = fitted.signature.contract.encode(data(classes).evaluate)
+    np.testing.assert_array_equal(fitted.scorer.predict(matrix), by_scikit_learn(fitted, method, matrix))
+    if isinstance(fitted.predictor, LinearPredictor):
+        expected = fitted.estimator.decision_function(matrix)
+        np.testing.assert_allclose(fitted.predictor.decide(matrix), expected, rtol=0, atol=OWN_SUMS)
+
+
+@pytest.mark.parametrize("method", ["isotonic", "sigmoid"])
+@pytest.mark.parametrize("classes", [2, 9])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_law_4_compiled_trees_batch_sizes_and_the_file_change_no_bit_of_a_calibrated_score(estimator, classes, method):
+    fitted = calibrated(estimator, classes, method)
+    kept = read_refinements(refinements_file(fitted.refinements.applied), refinement_named)
+    matrix = fitted.signature.contract.encode(data(classes).evaluate)
+    whole = fitted.scorer.predict(matrix)
+    paths, proof = [fitted.predictor], fitted.proof
+    if isinstance(fitted.predictor, CompilablePredictor) and proof.compiled.kernel:
+        paths.append(proven_predictor(fitted.predictor))
+    if proof.trees:
+        paths += [form(proof.trees, fitted.predictor) for form in (proven_from_file, plain_from_file)]
+    assert len(paths) > 1 or estimator in (LINEAR, "sklearn.naive_bayes.GaussianNB"), proof.compiled.reason
+    for path in paths:
+        scorer = refined(path, kept)
+        for size in (1, 7, len(matrix)):
+            parts = [scorer.predict(matrix[at : at + size]) for at in range(0, min(5 * size, len(matrix)), size)]
+            assert np.concatenate(parts).tobytes() == np.ascontiguousarray(whole[: 5 * size]).tobytes()
+
+
+def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_applied():
+    smooth = TrainingData(rows(1_500, 2, 1), rows(1_200, 2, 2), "label").divided()
+    fine = fit(Model(estimator=LINEAR), FEATURES, smooth, {}, declared=declared("isotonic"))
+    (remark,) = fine.remarks
+    assert remark.startswith(
+        "it is not calibrated: with model.calibrate: isotonic it is worse than without: brier 0.149 against 0.146 on 600 rows"
+    )
+    assert fine.refinements.applied == ()
+    facts = fine.refinements.facts["calibration"]
+    assert facts["applied"] is False
+    assert facts["brier_after"] > facts["brier_before"] == fine.metrics["brier"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_calibration_of_a_forest_makes_its_probabilities_come_true(classes):
+    fitted = fit(Model(estimator=FOREST), FEATURES, data(classes), ESTIMATORS[FOREST], declared=declared("isotonic"))
+    facts = fitted.refinements.facts["calibration"]
+    assert facts["applied"] is True
+    assert facts["rows"] == data(classes).unseen.height
+    for metric in ("brier", "log_loss", "calibration_error"):
+        assert facts[f"{metric}_after"] < facts[f"{metric}_before"]
+    assert facts["brier_after"] == fitted.metrics["brier"], "it is measured where the gate measures"
+
+
+def test_a_class_with_few_rows_in_the_first_half_leaves_the_model_uncalibrated_with_a_remark():
+    few = data(2)
+    first = few.unseen.with_columns(label=pl.int_range(pl.len()) < 9)
+    fitted = fit(Model(estimator=LINEAR), FEATURES, replace(few, first_part=first), {}, declared=declared("sigmoid"))
+    assert fitted.remarks == (
+        (
+            "its probabilities are not calibrated (model.calibrate: sigmoid): the 400 rows in the first half of the evaluation window "
+            "hold too few of the classes True: 9; a longer model.train.evaluate has more"
+        ),
+    )
+    assert fitted.refinements.applied == ()
+
+
+def test_rows_of_a_class_that_the_model_does_not_know_are_left_out():
+    known = data(3)
+    odd = pl.concat([known.unseen, known.unseen.head(50).with_columns(label=pl.lit(7, pl.Int64))])
+    plain, fitted = (
+        fit(
+            Model(estimator=FOREST),
+            FEATURES,
+            replace(known, first_part=first),
+            ESTIMATORS[FOREST],
+            declared=declared("isotonic"),
+        )
+        for first in (known.unseen, odd)
+    )
+    matrix = plain.signature.contract.encode(known.evaluate)
+    np.testing.assert_array_equal(plain.scorer.predict(matrix), fitted.scorer.predict(matrix))
+
+
+def test_a_row_of_which_no_class_is_probable_gets_equal_shares():
+    calibrators = [{"scores": np.array([0.0, 1.0]), "probabilities": np.array([0.0, top])} for top in (1.0, 0.5, 0.0)]
+    learned = {"method": "isotonic", "decides": False, "single": False, "calibrators": calibrators}
+
+    class Given:
+        def predict(self, matrix):
+            return matrix
+
+    shown = refined(Given(), [Applied(CALIBRATION, learned)]).predict(np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
+    np.testing.assert_array_equal(shown, [[1 / 3, 1 / 3, 1 / 3], [2 / 3, 1 / 3, 0]])
+
+
+def test_a_balanced_sample_is_corrected_before_it_is_calibrated():
+    starts = rows(20_000, 2, 1)[PARTITION_START]
+    sample = drawn(2)
+    sample = replace(sample, evaluate=sample.evaluate.with_columns(starts)).divided()
+    model = Model(estimator=FOREST, params={"n_estimators": 30, "min_samples_leaf": 30})
+    fitted = fit(
+        model, FEATURES, sample, {**model.params, "random_state": 1}, declared=declared("sigmoid", checked=False)
+    )
+    assert [each.refinement.name for each in fitted.refinements.applied] == ["prior", "calibration"]
+    matrix = fitted.signature.contract.encode(sample.evaluate)
+    share = sample.evaluate["label"].mean()
+    assert fitted.scorer.predict(matrix)[:, 1].mean() == pytest.approx(share, rel=0.2)
+
+
+def of_february(tmp_path: Path, **overrides: Any) -> Pipeline:
+    """A calibrated pipeline with two scored days."""
+    model = {"calibrate": "isotonic", "train": {"evaluate": "14 days"}, **overrides}
+    return finished_pipeline(tmp_path, NOW, model=model)
+
+
+def manifest_of(pipeline: Pipeline) -> Manifest:
+    (version,) = pipeline.state().registry.of_model
+    return read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+
+
+def bundle_of(pipeline: Pipeline) -> Bundle:
+    (version,) = pipeline.state().registry.of_model
+    return pipeline.bundle(version)
+
+
+def test_the_gate_sees_the_second_half_of_the_window_only_and_the_calibration_the_first(tmp_path):
+    pipeline = of_february(tmp_path)
+    manifest, bundle = manifest_of(pipeline), bundle_of(pipeline)
+    labelled = small_events().filter(pl.col("returned").is_not_null())
+    bounds = [datetime(2024, 1, day, 23, tzinfo=UTC) for day in (16, 23, 30)]
+    first, second = (
+        labelled.filter(pl.col("ts").is_between(since, until, closed="left"))
+        for since, until in itertools.pairwise(bounds)
+    )
+    evaluation = manifest.evaluation
+    assert (evaluation.start, evaluation.end) == (bounds[1].isoformat(), bounds[2].isoformat())
+    assert (evaluation.rows, evaluation.rows_refined) == (second.height, first.height)
+    assert manifest.refinements["calibration"]["rows"] == first.height
+    assert manifest.refinements["calibration"]["brier_after"] == evaluation.metrics["brier"]
+    assert len(bundle.judged.rows) == second.height
+    assert manifest.training.rows == labelled.filter(pl.col("ts") < bounds[2]).height, "the second fit learns from all"
+
+
+def test_what_is_committed_is_what_every_path_gives(tmp_path):
+    pipeline = of_february(tmp_path)
+    bundle = bundle_of(pipeline)
+    native, compiled = bundle.predictor, bundle.for_rows(10**12)
+    assert isinstance(native, Refined)
+    assert isinstance(compiled, Refined)
+    assert isinstance(compiled.model, CompiledPredictor)
+    features = pl.concat(pipeline.history.features(build) for build in pipeline.state().features.values())
+    matrix = bundle.contract.encode(bundle.contract.split(features).kept)
+    assert native.predict(matrix).tobytes() == compiled.predict(matrix).tobytes()
+    with pipeline.warehouse.open() as con:
+        stored = con.sql("SELECT id, score FROM small.predictions").pl()
+    expected = dict(zip(features["id"].to_list(), native.predict(matrix)[:, 1].tolist(), strict=True))
+    assert stored.height == 80
+    assert all(expected[row] == score for row, score in stored.iter_rows())
+
+
+def test_the_second_fit_keeps_the_calibration_of_the_first(tmp_path):
+    (tmp_path / "judged").mkdir()
+    judged = of_february(tmp_path / "judged", refit=False)
+    served = of_february(tmp_path)
+    first, second = (bundle_of(pipeline).refinements for pipeline in (judged, served))
+    assert refinements_file(first) == refinements_file(second) != b""
+    assert manifest_of(judged).refinements == manifest_of(served).refinements
+
+
+def test_a_window_of_one_partition_cannot_be_divided_and_leaves_the_model_uncalibrated(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"calibrate": "isotonic", "train": {"evaluate": "1 day"}})
+    carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
+    manifest = manifest_of(pipeline)
+    (remark,) = manifest.remarks
+    assert remark.startswith("its probabilities are not calibrated (model.calibrate: isotonic): the 0 rows")
+    assert (manifest.evaluation.rows_refined, manifest.refinements) == (0, {})
+
+
+def test_the_rows_held_out_of_a_snapshot_are_divided_by_the_hash_of_their_key(tmp_path):
+    pipeline = snapshots(
+        tmp_path,
+        model={"calibrate": "sigmoid", "train": {"every": None, "window": None, "evaluate": None, "held_out": "40%"}},
+    )
+    carry_out(pipeline, MONDAY)
+    manifest = manifest_of(pipeline)
+    known = small_events().head(2_000).filter(pl.col("returned").is_not_null())
+    places = [xxh3_64_intdigest(f"{row}\0{shop}", 0) / 2**64 for row, shop in known.select("id", "shop").iter_rows()]
+    assert manifest.evaluation.rows_refined == sum(place < 0.2 for place in places)
+    assert manifest.evaluation.rows == sum(0.2 <= place < 0.4 for place in places)
+    assert manifest.refinements["calibration"]["rows"] == manifest.evaluation.rows_refined
+
+
+def test_a_challenger_is_calibrated_by_itself_and_leaves_the_window_of_the_model_undivided(tmp_path):
+    forest = {"name": "forest", "estimator": FOREST, "params": {"n_estimators": 5}, "calibrate": "sigmoid"}
+    plain = {"name": "plain", "estimator": FOREST, "params": {"n_estimators": 5}}
+    pipeline = small_pipeline(tmp_path, challengers=[forest, plain], model={"train": {"evaluate": "14 days"}})
+    carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    manifests = {
+        name: read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+        for name in ("forest", "plain")
+        if (version := registry.challenger_at(name, NOW)) is not None
+    }
+    assert manifest_of(pipeline).evaluation.rows_refined == 0
+    assert manifests["plain"].evaluation.rows == manifest_of(pipeline).evaluation.rows
+    divided = manifests["forest"].evaluation
+    assert divided.rows + divided.rows_refined == manifests["plain"].evaluation.rows
+    with pipeline.warehouse.open() as con:
+        scores = con.sql(
+            "SELECT challenger, count(DISTINCT score) FROM small.challenger_scores GROUP BY ALL"
+        ).fetchall()
+    assert {name for name, _ in scores} == {"forest", "plain"}
+
+
+def test_scoring_with_calibrated_trees_imports_no_scikit_learn(tmp_path):
+    pipeline = of_february(tmp_path)
+    (version,) = pipeline.state().registry.of_model
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from batch_platform.models.bundle import open_bundle
+bundle = open_bundle(Path({str(pipeline.home.bundle("small", version.version))!r}), {version.sha256!r})
+for rows, absent in ((10, ("sklearn", "scipy", "numba")), (10**12, ("sklearn",))):  # numba imports SciPy by itself
+    bundle.for_rows(rows).predict(np.zeros((10, len(bundle.contract.columns))))
+    print([name for name in absent if name in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n[]\n"
+
+
+def test_a_calibration_of_anything_but_a_classifier_is_refused_with_its_key(tmp_path):
+    for estimator, task in (
+        ("sklearn.linear_model.Ridge", "regression"),
+        ("sklearn.cluster.KMeans", "clustering"),
+        ("sklearn.ensemble.IsolationForest", "outliers"),
+    ):
+        with pytest.raises(
+            WrongUseError, match=f"model.calibrate: isotonic is for .* classifiers, and this is a {task} model"
+        ):
+            check_model(Model(estimator=estimator, calibrate="isotonic"), tmp_path)
+        with pytest.raises(
+            TrainingRefusedError, match=r"model\.calibrate: only the probabilities of a classifier"
+        ) as refused:
+            fit(Model(estimator=estimator), FEATURES, numbers(data(2)), {}, declared=declared("isotonic"))
+        assert "leave model.calibrate out" in str(refused.value.hint)
+    challenger = {"name": "ridge", "estimator": "sklearn.linear_model.Ridge", "calibrate": "sigmoid"}
+    with pytest.raises(WrongUseError, match=r"challengers\.ridge\.calibrate: sigmoid is for"):
+        check_challengers(small_spec(challengers=[challenger]), tmp_path)
+
+
+def numbers(classes: TrainingData) -> TrainingData:
+    """The same rows with numbers as labels."""
+    parts = {
+        name: getattr(classes, name).with_columns(pl.col("label").cast(pl.Float64))
+        for name in ("fit", "evaluate", "first_part")
+    }
+    return replace(classes, **parts)
+
+
+def test_a_calibration_without_labels_and_one_of_a_finished_version_are_refused_at_load():
+    with pytest.raises(ValidationError, match=r"model\.calibrate: a calibration is learned from labels"):
+        small_spec(labels=None, model={"calibrate": "sigmoid"})
+    with pytest.raises(ValidationError, match="`calibrate` cannot be given to the version"):
+        small_spec(challengers=[{"name": "old", "version": "2024-01-01-3f9c1a2b", "calibrate": "sigmoid"}])
+    with pytest.raises(ValidationError, match="'isotonic' or 'sigmoid'"):
+        small_spec(model={"calibrate": "platt"})
+
+
+def test_a_changed_calibration_makes_the_newest_model_due_and_leaving_it_out_changes_no_fingerprint():
+    plain, fitted, other = (small_spec(model={"calibrate": each}).model for each in (None, "isotonic", "sigmoid"))
+    assert plain.fingerprint == small_spec().model.fingerprint == "638740407324"
+    assert len({plain.fingerprint, fitted.fingerprint, other.fingerprint}) == 3
