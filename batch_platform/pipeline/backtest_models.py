@@ -62,7 +62,7 @@ def with_model(spec: PipelineSpec, tested: BacktestModel) -> PipelineSpec:
         msg = f"the estimator: {error}."
         raise WrongUseError(msg, hint="write it as 'package.module.Class'.") from error
     kind = "estimator" if inspect.isclass(import_function(path, "the estimator")) else "build"
-    declared = {name: getattr(spec.model, name) for name in ("train", "promote", "refit", "allow_pickle")}
+    declared = {name: getattr(spec.model, name) for name in ("train", "promote", "refit", "allow_pickle", "calibrate")}
     model = Model.model_validate({kind: path, "params": tested.params, **declared})
     check_estimator_exists(model)
     return spec.model_copy(update={"model": model})

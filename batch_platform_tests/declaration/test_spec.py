@@ -65,6 +65,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
+        "calibrate": "isotonic",
         "allow_pickle": False,
         "publish": "mlflow",
         "train": {

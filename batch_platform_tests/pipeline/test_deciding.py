@@ -23,7 +23,9 @@ from batch_platform.pipeline.score import ScoringStep
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines import local
+from batch_platform.scoring.partition import Counts, Staged
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
@@ -276,6 +278,19 @@ def test_ties_at_the_last_place_are_broken_by_the_key(tmp_path):
     assert scores.group_by("partition_key").agg(pl.col("score").n_unique())["score"].max() == 2
     assert scores["decision"].to_list() == acted(scores, {"top": 7})
     assert scores.group_by("partition_key").agg(pl.col("decision").sum())["decision"].to_list() == [7, 7, 7]
+
+
+def test_the_highest_scores_are_those_of_a_partition_that_was_staged_in_several_parts(tmp_path):
+    """Tasks of Spark stage a part each."""
+    pipeline = decided(tmp_path, {"top": 7})
+    expected = rows(pipeline).filter(partition_key=SCORED[0])
+    parts = list[Path]()
+    for part in expected.with_columns(decision=pl.lit(None, pl.Boolean)).iter_slices(11):
+        parts.append(tmp_path / f"{len(parts)}.predictions.parquet")
+        part.write_parquet(parts[-1])
+    calendar = pipeline.spec.partitions.calendar
+    staged = Staged(calendar.named(SCORED[0]), tuple(parts), (), Counts(), NOW)
+    assert pl.read_parquet(list(with_whole(staged, pipeline.spec).predictions)).equals(expected)
 
 
 def three_classes(tmp_path: Path, costs: dict[str, Any] | None) -> Pipeline:

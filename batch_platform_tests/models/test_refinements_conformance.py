@@ -1,0 +1,312 @@
+"""Laws that every refinement keeps, on every path that scores: the platform's own, and those that a pipeline names."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, IntegrityError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.bundle import Bundle
+from batch_platform.models.refinements.known import REFINEMENTS, declared
+from batch_platform.models.refinements.refinement import REFINEMENTS_FILE, Refinement, model_of
+from batch_platform.models.registry import Version
+from batch_platform.pipeline.backtest import backtest
+from batch_platform.pipeline.backtest_models import BacktestModel
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.trainings_due import declared_now
+from batch_platform.scoring.batch import score_batch
+from batch_platform_tests.harness import own_refinements
+from batch_platform_tests.harness.small_pipeline import (
+    FILES,
+    carry_out,
+    finished_pipeline,
+    small_declaration,
+    small_pipeline,
+    small_spec,
+)
+
+NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)  # the model of February is due, and three days that it serves
+OWN = "batch_platform_tests.harness.own_refinements"
+LINEAR = "sklearn.linear_model.LogisticRegression"
+PARAMS = dict.fromkeys(("max_iter", "max_leaf_nodes", "early_stopping"))  # of the small pipeline's model
+VALUES = "SELECT id, amount AS returned FROM events WHERE ts >= $partition_start AND ts < $partition_end AND amount IS NOT NULL"
+GRADES = VALUES.replace("amount AS", "shop AS")
+REGRESSION: dict[str, Any] = {
+    "labels_sql": VALUES,
+    "features": {"columns": {"amount": {"feature": False}}},
+    "model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "promote": {"baseline": False}},
+}
+MULTICLASS: dict[str, Any] = {
+    "labels_sql": GRADES,
+    "features": {"columns": {"shop": {"feature": False}}},
+    "model": {"promote": {"baseline": False}},
+    "predictions": {"keep": None},
+}
+BALANCED = {"train": {"sample": "balanced", "max_rows": 200}}
+
+
+def changed(*overrides: dict[str, Any]) -> dict[str, Any]:
+    """Several overrides of the small pipeline as one; blocks of the same name are merged."""
+    merged: dict[str, Any] = {}
+    for each in overrides:
+        for key, value in each.items():
+            held = merged.get(key)
+            merged[key] = changed(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def of_flavour(estimator: str, **params: Any) -> dict[str, Any]:
+    return {"model": {"estimator": estimator, "params": {**PARAMS, **params}}}
+
+
+def own(*names: str) -> dict[str, Any]:
+    return {"predictions": {"refine": [f"{OWN}.{name}" for name in names]}}
+
+
+CALIBRATED: dict[str, Any] = {"model": {"calibrate": "sigmoid"}}
+FLAVOURS = {
+    "trees": {},
+    "forest": of_flavour("sklearn.ensemble.RandomForestClassifier", n_estimators=5),
+    "linear": of_flavour(LINEAR),
+    "lightgbm": of_flavour("lightgbm.LGBMClassifier", n_estimators=5, num_leaves=7, verbose=-1),
+    "xgboost": of_flavour("xgboost.XGBClassifier", n_estimators=5, max_depth=3),
+    "network": of_flavour("sklearn.neural_network.MLPClassifier", hidden_layer_sizes=[4], max_iter=300, tol=0.01),
+    "import": {
+        "model": {
+            "estimator": None,
+            "params": None,
+            "import": f"{__name__}.Rule",
+            "task": "binary",
+            "classes": [False, True],
+        }
+    },
+}
+# For each refinement, by its name or as `own`: what declares it, by the task and flavours that it is for.
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "prior": {"multiclass": changed(MULTICLASS, {"model": BALANCED})}
+    | {name: changed(flavour, {"model": BALANCED}) for name, flavour in FLAVOURS.items() if name != "import"},
+    "calibration": {"multiclass": changed(MULTICLASS, CALIBRATED)}
+    | {name: changed(flavour, CALIBRATED) for name, flavour in FLAVOURS.items()},
+    "own": {
+        "regression": changed(REGRESSION, own("BOUNDED", "BANDED")),
+        "multiclass": changed(MULTICLASS, own("BOUNDED", "BANDED")),
+        "all of them": changed(CALIBRATED, {"model": BALANCED}, own("BANDED", "BOUNDED")),
+        "clusters": changed(of_flavour("sklearn.cluster.KMeans", n_clusters=3), {"labels": None}, own("BANDED")),
+        "outliers": changed(
+            of_flavour("sklearn.ensemble.IsolationForest", n_estimators=5), {"labels": None}, own("BANDED")
+        ),
+    }
+    | {name: changed(flavour, own("BOUNDED", "BANDED")) for name, flavour in FLAVOURS.items()},
+}
+EVERYDAY = {
+    ("prior", "trees"),
+    ("calibration", "trees"),
+    ("calibration", "import"),
+    ("own", "all of them"),
+    ("own", "regression"),
+}
+
+
+class Rule:
+    """A model of the user's own, which is far from calibrated."""
+
+    def __init__(self, highest: float = 0.6) -> None:
+        self.highest = highest
+
+    def predict(self, batch: pl.DataFrame) -> pl.Series:
+        return (batch["amount"].fill_null(50.0) / 400).clip(0.01, self.highest)
+
+
+LEARNER = ("estimator", "import", "task", "classes", "params", "calibrate")
+
+
+def made(tmp_path: Path, refinement: str, case: str) -> Pipeline:
+    """A pipeline that declares a refinement, with a challenger like its model and rules that some rows break; it has scored three days."""
+    rules = {"features": {"max_rejected": "50%", "columns": {"items": {"max": 7}}}}
+    whole = changed({"model": {"train": {"evaluate": "14 days"}}}, rules, CASES[refinement][case])
+    model = small_declaration(**{name: value for name, value in whole.items() if name not in FILES})["model"]
+    twin = {"name": "twin", **{key: model[key] for key in LEARNER if key in model}}
+    twin |= {"params": {"highest": 0.5}} if "import" in model else {}
+    return finished_pipeline(tmp_path, NOW, **whole, challengers=[twin])
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((name, case), id=f"{name}-{case}", marks=() if (name, case) in EVERYDAY else pytest.mark.full)
+        for name, cases in CASES.items()
+        for case in cases
+    ]
+)
+def refining(request, tmp_path) -> Pipeline:
+    return made(tmp_path, *request.param)
+
+
+def champion(pipeline: Pipeline) -> Version:
+    (version,) = pipeline.state().registry.of_model
+    return version
+
+
+def stored(pipeline: Pipeline, query: str) -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        return con.sql(query).pl()
+
+
+def quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def features(pipeline: Pipeline) -> pl.DataFrame:
+    """The features of the scored days, in order."""
+    state = pipeline.state()
+    return pl.concat(pipeline.history.features(state.features[key]) for key in sorted(state.scores))
+
+
+def in_parts(pipeline: Pipeline, bundle: Bundle, rows: pl.DataFrame, size: int, run: int) -> pl.DataFrame:
+    """Predictions of batches of a size, by the form of the model that suits a number of rows in the whole run."""
+    parts = [rows[at : at + size] for at in range(0, rows.height, size)]
+    return pl.concat(score_batch(part, bundle, pipeline.spec, bundle.for_rows(run)).predictions for part in parts)
+
+
+def same(first: pl.DataFrame, second: pl.DataFrame) -> None:
+    """Compare columns, types, and every bit."""
+    assert first.schema == second.schema
+    assert first.equals(second, null_equal=True)
+    for name in first.select(pl.selectors.float()).columns:
+        assert first[name].to_numpy().tobytes() == second[name].to_numpy().tobytes()
+
+
+def test_every_refinement_has_cases():
+    assert set(CASES) == {*REFINEMENTS, "own"}
+
+
+def test_law_4_batches_of_any_size_and_native_or_compiled_models_give_the_same_bits(refining):
+    bundle, rows = refining.bundle(champion(refining)), features(refining)
+    assert bundle.refinements, bundle.manifest.remarks
+    whole = score_batch(rows, bundle, refining.spec)
+    assert 0 < whole.rejected.height < rows.height
+    for size, run in ((1, 1), (7, 1), (1_000, 1), (7, 10**12), (1_000, 10**12)):
+        same(in_parts(refining, bundle, rows, size, run), whole.predictions)
+
+
+def test_a_batch_without_rows_and_one_of_rejected_rows_have_the_same_columns(refining):
+    bundle, rows = refining.bundle(champion(refining)), features(refining)
+    whole = score_batch(rows, bundle, refining.spec)
+    broken = rows.filter(pl.col("items") > 7)
+    for few in (rows.clear(), broken):
+        scored = score_batch(few, bundle, refining.spec)
+        assert scored.predictions.schema == whole.predictions.schema
+        assert (scored.predictions.height, scored.rejected.height) == (0, few.height)
+
+
+def test_the_champion_and_a_challenger_have_stored_the_same_columns_as_one_batch_gives(refining):
+    registry, rows = refining.state().registry, features(refining)
+    challenger = registry.challenger_at("twin", NOW)
+    assert challenger is not None
+    for version, table in ((champion(refining), "predictions"), (challenger, "challenger_scores")):
+        whole = score_batch(rows, refining.bundle(version), refining.spec, keep=[]).predictions.drop("ts")
+        columns = ", ".join(quoted(name) for name in whole.columns)
+        same(stored(refining, f"SELECT {columns} FROM small.{table} ORDER BY id"), whole.sort("id"))
+
+
+def test_a_backtest_of_the_version_gives_what_is_stored(refining):
+    if refining.spec.labels is None:
+        return  # there is nothing to measure
+    days = [day for day in refining.spec.partitions.calendar.due(NOW) if day.key in refining.state().scores]
+    model = BacktestModel(version=champion(refining).version)
+    backtest(refining, days, model, Stamp("again", NOW), keep_scores=True)
+    tables = [f"DESCRIBE small.{table}" for table in ("predictions", "backtest_scores")]
+    columns = [set(stored(refining, query)["column_name"]) for query in tables]
+    names = ", ".join(quoted(name) for name in sorted(columns[0] & columns[1] - {"run_id", "scored_at"}))
+    assert columns[0] <= columns[1] | {"run_id", "scored_at"}
+    first, second = (
+        stored(refining, f"SELECT {names} FROM small.{table} ORDER BY id")
+        for table in ("predictions", "backtest_scores")
+    )
+    same(first, second)
+
+
+def test_what_was_learned_is_plain_text_in_the_bundle_and_protected_by_its_hash(refining):
+    version = champion(refining)
+    file = refining.home.bundle("small", version.version) / REFINEMENTS_FILE
+    content = json.loads(file.read_text())
+    assert [each["name"] for each in content] == [each.refinement.name for each in refining.bundle(version).refinements]
+    file.write_text(file.read_text().replace("0", "1", 1))
+    with pytest.raises(IntegrityError, match=f"{REFINEMENTS_FILE} of the bundle"):
+        small_again(refining).bundle(version)
+
+
+def small_again(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline as another process opens it."""
+    return Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
+
+
+def test_what_is_not_declared_leaves_no_file_and_wraps_no_model(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW)
+    bundle = pipeline.bundle(champion(pipeline))
+    assert REFINEMENTS_FILE not in bundle.manifest.files
+    assert bundle.predictor is model_of(bundle.predictor)
+    assert bundle.manifest.evaluation.rows_refined == 0
+
+
+def test_refinements_are_applied_in_the_order_of_the_list_and_a_pipelines_own_after_calibration(tmp_path):
+    bundle = made(tmp_path, "own", "all of them")
+    names = [each.refinement.name for each in bundle.bundle(champion(bundle)).refinements]
+    assert names == ["prior", "calibration", f"{OWN}.BANDED", f"{OWN}.BOUNDED"]
+
+
+def test_a_changed_module_of_a_refinement_makes_a_training_due_and_is_not_used_until_then(tmp_path, monkeypatch):
+    pipeline = made(tmp_path, "own", "trees")
+    version, before = champion(pipeline), declared_now(pipeline.spec, pipeline.state())
+    copy = tmp_path / "changed.py"
+    copy.write_text("# changed\n" + Path(own_refinements.__file__).read_text())
+    monkeypatch.setattr(own_refinements, "__file__", str(copy))
+    assert declared_now(pipeline.spec, pipeline.state()) != before
+    with pytest.raises(
+        IntegrityError, match=r"The source of .*BOUNDED has changed since the model was trained; it is not used\."
+    ):
+        small_again(pipeline).bundle(version)
+
+
+def broken(monkeypatch, **parts: Any) -> dict[str, Any]:
+    monkeypatch.setattr(own_refinements, "BROKEN", Refinement("broken", **parts), raising=False)
+    return {"predictions": {"refine": [f"{OWN}.BROKEN"]}, "model": {"train": {"evaluate": "14 days"}}}
+
+
+def raises(*_: object) -> Any:
+    msg = "no such price"
+    raise KeyError(msg)
+
+
+def test_a_refinement_that_fails_or_returns_another_shape_is_refused_at_training_with_its_name(tmp_path, monkeypatch):
+    cases = {
+        r"predictions\.refine: .*BROKEN raised KeyError: 'no such price'\.": {"fit": raises},
+        r"predictions\.refine: .*BROKEN returned \[\d+\] in place of \[\d+, 2\]\.": {
+            "refine": lambda _, predictor, matrix: predictor.predict(matrix)[:, 1]
+        },
+    }
+    for at, (message, parts) in enumerate(cases.items()):
+        pipeline = small_pipeline(tmp_path / str(at), **broken(monkeypatch, **parts))
+        with pytest.raises(TrainingRefusedError, match=message):
+            carry_out(pipeline, NOW)
+
+
+def test_a_column_that_exists_or_has_too_few_values_stops_the_scoring_and_names_it(tmp_path, monkeypatch):
+    for at, column in enumerate((pl.Series("Score", [1.0] * 40), pl.Series("odd", [1.0]))):
+        given = broken(monkeypatch, columns=lambda *_, column=column: [column])
+        with pytest.raises(DataError, match=f"a refinement adds the columns {column.name}, which exist already or"):
+            carry_out(small_pipeline(tmp_path / str(at), **given), NOW)
+
+
+def test_a_refinement_that_does_not_exist_is_refused_with_its_key():
+    for path, message in {
+        f"{OWN}.BANDS": rf"predictions\.refine: '{OWN}' has no class or function 'BANDS'",
+        f"{OWN}.described": "is not a Refinement",
+        "shop.pricing.rounded": r"predictions\.refine: the module 'shop.pricing' cannot be imported",
+    }.items():
+        with pytest.raises(WrongUseError, match=message):
+            declared(small_spec(predictions={"refine": [path]}))
