@@ -10,6 +10,7 @@ from batch_platform.declaration.notation import Block, DeadlineText, DurationTex
 METRICS = (
     *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "f1", "selection_rate", "false_positive_rate"),
     *("average_precision", "ks", "calibration_error"),
+    *("decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"),
     *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
     *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
 )

@@ -216,7 +216,7 @@ def _lateness(value: str) -> str:
     return value
 
 
-def _share(value: object) -> object:
+def as_share(value: object) -> object:
     """Read '1%' as 0.01. Decimal reads '0.7%' as exactly 0.007, which dividing a float would not."""
     percent = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     return float(Decimal(percent[1]) / 100) if percent else value
@@ -224,7 +224,7 @@ def _share(value: object) -> object:
 
 def _coverage(value: object) -> float:
     """Read a share of true values that an interval can hold."""
-    share, (least, most) = _share(value), COVERAGES
+    share, (least, most) = as_share(value), COVERAGES
     if isinstance(share, int | float) and least <= share <= most:
         return float(share)
     msg = f"{value!r} is not a share of the true values that an interval can hold: write {least:.0%} to {most:.1%}"
@@ -245,5 +245,5 @@ Timezone = Annotated[str, AfterValidator(check_timezone)]
 ImportPath = Annotated[str, AfterValidator(check_dotted)]
 FileBelow = Annotated[str, AfterValidator(check_inside)]
 _SHARE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]})
-Share = Annotated[float, BeforeValidator(_share), _SHARE_SCHEMA]
+Share = Annotated[float, BeforeValidator(as_share), _SHARE_SCHEMA]
 Coverage = Annotated[float, BeforeValidator(_coverage), _SHARE_SCHEMA]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
+from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.engine import SPARK, DeclaredEngine
 from batch_platform.declaration.errors import did_you_mean, listed
 from batch_platform.declaration.execution import Execution
@@ -237,7 +238,7 @@ class Promote(Block):
 
     metric: str | None = Field(
         default=None,
-        description=f"Metric to judge by: {', '.join(METRICS)}. Left out: the default of the task.",
+        description="Metric to judge by, of those that the guide's page `monitoring` lists. Left out: the default of the task.",
         examples=[*METRICS],
     )
     at_least: float | None = Field(
@@ -347,6 +348,11 @@ class Predictions(Block):
 
     keep: list[str] = Field(
         default_factory=list, description="Feature columns to store with the predictions.", examples=[["country"]]
+    )
+    decide: Decide | None = Field(
+        default=None,
+        description="Rule that adds the column `decision`.",
+        examples=[{"costs": {"false_positive": 1, "false_negative": 8}}],
     )
     schedule: Cron | None = Field(
         default=None,
@@ -505,6 +511,7 @@ class PipelineSpec(Block):
         added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
         added |= {"reasons"} if self.predictions.reasons else set()
         added |= {*(ENDS if self.predictions.interval is not None else [])}
+        added |= {DECISION} if self.predictions.decide else set()
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)

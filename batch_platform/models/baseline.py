@@ -47,7 +47,7 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
     which the rows of each class were sampled; none: all alike.
     """
     trivial = {
-        name: Outcomes(outcomes.task, predicted, outcomes.truth, outcomes.classes)
+        name: Outcomes(outcomes.task, predicted, outcomes.truth, outcomes.classes, rule=outcomes.rule)
         for name, predicted in _predictions(outcomes, fitted, rows, label, rates)
     }
     strongest: Baseline | None = None

@@ -6,13 +6,14 @@ learns is saved in the bundle. A model made elsewhere states its task, its class
 """
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.errors import (
     DataError,
     TrainingRefusedError,
@@ -39,8 +40,9 @@ from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, flavour_of_class, flavour_of_import
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless
+from batch_platform.monitoring.decisions import rule_of
 from batch_platform.monitoring.metrics import METRICS
-from batch_platform.monitoring.outcomes import CLASSIFICATION
+from batch_platform.monitoring.outcomes import CLASSIFICATION, Rule
 
 SEED = 0
 
@@ -280,23 +282,36 @@ def check_flavours(spec: PipelineSpec) -> None:
         raise WrongUseError(msg, hint=error.hint) from error
 
 
-def check_model(model: Model, folder: Path, interval: float | None = None) -> None:
-    """Check, without data and without a server, that a model could be trained or imported, and judged by the declared metric.
+def check_model(model: Model, folder: Path, interval: float | None = None, decide: Decide | None = None) -> None:
+    """Check, without data and without a server, that a model could be trained or imported, judged by the declared metric, and decide.
 
     `interval` is what `predictions.interval` declares.
 
     Raises:
         WrongUseError: It could not.
-        TrainingRefusedError: Its estimator does none of the known tasks, or returns no probabilities.
+        TrainingRefusedError: Its estimator does none of the known tasks, or returns no probabilities, or the rule does not fit.
         DataError: The file of an import is not of its flavour.
     """
     if model.import_ is None:
         estimator = _declared(model, model.params)
-        _check_tasks(model, {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)}, interval)
+        tasks: set[Task] = {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)}
+        _check_tasks(model, tasks, interval)
+        if not tasks & {*CLASSIFICATION}:  # the classes are known only once labels are
+            require_rule(decide, min(tasks), ())
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
-        _check_tasks(model, {read_import(model, folder, model.params).task}, interval)
+        imported = read_import(model, folder, model.params)
+        _check_tasks(model, {imported.task}, interval)
+        require_rule(decide, imported.task, imported.classes)
+
+
+def require_rule(decide: Decide | None, task: str, classes: Sequence[ClassLabel]) -> Rule | None:
+    """A declared rule of decision for a model of a task, with its classes; raises TrainingRefusedError if it does not fit."""
+    try:
+        return None if decide is None else rule_of(decide, task, classes)
+    except DataError as error:
+        raise TrainingRefusedError(error.message, hint=error.hint) from error
 
 
 def _check_tasks(model: Model, tasks: Collection[Task], interval: float | None) -> None:

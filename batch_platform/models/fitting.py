@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError, first_few, listed
-from batch_platform.declaration.spec import Features, Model
+from batch_platform.declaration.spec import Decide, Features, Model
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
@@ -30,7 +30,7 @@ from batch_platform.models.contract import (
     classes_of_one_name,
     infer_contract,
 )
-from batch_platform.models.declared_model import make_estimator, name_of, task_of
+from batch_platform.models.declared_model import make_estimator, name_of, require_rule, task_of
 from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor, last_of
@@ -112,6 +112,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     positive: Positive | None = None,
     former: ReferenceProfile | None = None,
     declared: Sequence[Declared] = (Declared(PRIOR, "proportional"),),
+    decide: Decide | None = None,
 ) -> Fitted:
     """Fit the declared estimator and its declared refinements, and evaluate them.
 
@@ -150,7 +151,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         predictor, remarks = _learn(kind, estimator, signature, matrix, truth)
         refinements = learner_of(kind, predictor, signature, data, matrix, unseen.kept, evaluated.kept).learn(declared)
         rates, scorer = _rates(refinements), refinements.around(predictor)
-        judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates)
+        judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates, decide)
     return Fitted(
         estimator=estimator,
         signature=signature,
@@ -219,17 +220,20 @@ def measured(  # noqa: PLR0913 - a model and its rows
     rows: tuple[pl.DataFrame, pl.DataFrame],
     label: str | None,
     rates: Sequence[float] = (),
+    decide: Decide | None = None,
 ) -> tuple[JudgedScores | None, dict[str, float], AgainstBaseline | None]:
     """The scores and the metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
 
     `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
-    of each class were sampled.
+    of each class were sampled. Metrics of decisions are those of the rule, if one is declared.
     """
+    rule = require_rule(decide, signature.task, signature.classes)
     earlier, later = _known(signature, rows[0], label), rows[1]
     judged = scores_of(predictor, signature, later, label)
     if judged is None:
         return None, {}, None
-    metric, outcomes = model.promote.metric or default_metric(signature.task), judged.outcomes
+    metric, outcomes = model.promote.metric or default_metric(signature.task), replace(judged.outcomes, rule=rule)
+    judged = replace(judged, outcomes=outcomes)
     with one_thread():
         trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
         return judged, measure(outcomes), trivial

@@ -102,7 +102,7 @@ def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes
     _, left, right = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     in_order = np.argsort(left)
     own, other = own.at(left[in_order]), other.at(right[in_order])
-    other = replace(other, truth=own.truth, units=own.units)
+    other = replace(other, truth=own.truth, units=own.units, rule=own.rule)
     if own.task in CLASSIFICATION and own.classes != other.classes:
         own, other = (_among(_shared(own.classes, other.classes), outcomes) for outcomes in (own, other))
     known = own.of_known_class
@@ -126,5 +126,9 @@ def _among(classes: list[ClassLabel], outcomes: Outcomes) -> Outcomes:
     sums = chosen.sum(axis=1, keepdims=True)
     scaled = np.divide(chosen, sums, out=np.full_like(chosen, 1 / len(classes)), where=sums > 0)
     return replace(
-        outcomes, task="binary" if len(classes) == BINARY else "multiclass", predicted=scaled, classes=classes
+        outcomes,
+        task="binary" if len(classes) == BINARY else "multiclass",
+        predicted=scaled,
+        classes=classes,
+        rule=None,  # it is one for other classes
     )

@@ -1,8 +1,10 @@
-"""Metrics of decisions: what becomes of rows that are held to be positive, and rates by which groups are compared.
+"""Decisions: the rule that a pipeline declares, made out for the classes of one model, and metrics of the decisions.
 
-A row is held to be of its most probable class; of two classes, to be positive from a probability of more than one half. No other
-threshold can be declared: it would also be that of the stored predictions, of challengers' agreement with them and of estimated
-accuracy, or else the metrics would be of decisions that no table holds.
+Without a rule, a row is decided to be of its most probable class; of two classes, to be positive from a probability of more than
+one half. With `predictions.decide`, precision, recall and every other metric of decisions are those of the declared rule, as it
+stands in the column `decision`: where its classes cost something, the expected cost of each row is lowest (Elkan, The Foundations
+of Cost-Sensitive Learning, 2001). `top` needs a whole partition, so that only stored decisions can be measured under it: the gate
+judges by the most probable class then.
 
 With the selection rate and the rates of true and false positives of each segment, a segment can be compared with the others: equal
 selection rates are demographic parity (Calders and Verwer, Three naive Bayes approaches for discrimination-free classification,
@@ -10,11 +12,150 @@ selection rates are demographic parity (Calders and Verwer, Three naive Bayes ap
 of Opportunity in Supervised Learning, 2016).
 """
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-from batch_platform.monitoring.outcomes import Floats, Outcomes, Share, Weighted, columns, total
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.declaration.deciding import DECISION, Decide
+from batch_platform.declaration.errors import DataError, did_you_mean, listed
+from batch_platform.monitoring.outcomes import (
+    CLASSIFICATION,
+    Floats,
+    Outcomes,
+    Rule,
+    Share,
+    Weighted,
+    class_texts,
+    columns,
+    total,
+)
 
 CELLS = 10  # cells of equal width in which calibration is measured
+_NUMBER = "__number"
+
+
+def rule_of(declared: Decide, task: str, classes: Sequence[Any]) -> Rule:
+    """The declared rule for a model of a task, with its classes in the order of its probabilities.
+
+    Raises:
+        DataError: The model has no probabilities, or the costs are not those of its classes.
+    """
+    if task not in CLASSIFICATION:
+        msg = f"predictions.decide needs probabilities of classes, and the model is of the task {task}."
+        raise DataError(msg, hint="leave predictions.decide out, or train a classifier.")
+    names, by_class = class_texts(classes), declared.by_class
+    if by_class is None and task != "binary":
+        msg = f"predictions.decide: the model has {len(names)} classes ({listed(names)}), among which only `costs` by class can decide."
+        raise DataError(msg, hint=f"predictions.decide.costs: {{{names[0]}: {{{names[1]}: 1, …}}, …}}.")
+    if by_class is None:
+        costs = None
+        if declared.of_errors is not None:
+            costs = np.array([[0.0, declared.of_errors[0]], [declared.of_errors[1], 0.0]])
+        elif declared.benefit is not None and declared.cost is not None:
+            costs = np.array([[0.0, declared.cost], [0.0, declared.cost - declared.benefit]])
+        return Rule(declared.probability, costs)
+    named = {*by_class, *(name for row in by_class.values() for name in row)}
+    if unknown := sorted(named - {*names}):
+        msg = f"predictions.decide.costs: the model has no class {listed(map(repr, unknown))}; its classes are {listed(names)}."
+        raise DataError(msg, hint=did_you_mean(unknown[0], names) or "name the classes as the labels write them.")
+    lacking = [
+        f"{true}.{name}" for true in names for name in names if (name in by_class.get(true, {})) == (name == true)
+    ]
+    if lacking:
+        msg = f"predictions.decide.costs must name the cost of every wrong decision and of no right one; correct {listed(lacking)}."
+        raise DataError(msg, hint="under each true class, give the cost of deciding each other class.")
+    costs = np.array([[by_class[true].get(name, 0.0) for name in names] for true in names])
+    return Rule(costs[0, 1] / (costs[0, 1] + costs[1, 0]) if task == "binary" else None, costs)
+
+
+def as_decided(outcomes: Outcomes, rows: pl.DataFrame, declared: Decide | None) -> Outcomes:
+    """Outcomes of stored rows with the decisions that are stored with them, and what the rule that made them costs.
+
+    A row without a decision is decided to be of its most probable class. Nothing changes where no rule fits the model.
+    """
+    if declared is None or DECISION not in rows.columns or not fits(declared, outcomes.task, outcomes.classes):
+        return outcomes
+    names = ["false", "true"] if outcomes.task == "binary" else class_texts(outcomes.classes)
+    places = {text: at for at, text in enumerate(names)}
+    stored = rows[DECISION].cast(pl.String).replace_strict(places, default=None, return_dtype=pl.Int64)
+    decided = stored.fill_null(pl.Series(outcomes.predicted.argmax(axis=1))).to_numpy()
+    return replace(outcomes, rule=rule_of(declared, outcomes.task, outcomes.classes), decided=decided)
+
+
+def fits(declared: Decide, task: str, classes: Sequence[Any]) -> bool:
+    """Return whether a rule fits a model of a task, with its classes."""
+    try:
+        rule_of(declared, task, classes)
+    except DataError:
+        return False
+    return True
+
+
+def highest(scores: Floats, count: int, keys: Callable[[NDArray[np.int64]], pl.DataFrame]) -> NDArray[np.bool_]:
+    """Mask of so many rows with the highest scores [n]; of rows with the last score among them, those with the lowest keys.
+
+    `keys` gives the keys of rows, by their positions.
+    """
+    if not 0 < count < len(scores):
+        return np.full(len(scores), count > 0)
+    last = np.partition(scores, len(scores) - count)[len(scores) - count]
+    chosen, tied = scores > last, np.flatnonzero(scores == last)
+    missing = count - int(chosen.sum())
+    if missing < len(tied):
+        of_tied = keys(tied)
+        order = of_tied.with_row_index(_NUMBER).sort(of_tied.columns)[_NUMBER].to_numpy()
+        tied = tied[order[:missing]]
+    chosen[tied] = True
+    return chosen
+
+
+def realised(outcomes: Outcomes) -> Weighted:
+    """Mean cost per row of the decisions, by the declared costs and what came true; with a declared benefit, below 0 for a gain."""
+    return _per_row(outcomes, outcomes.decisions)
+
+
+def of_always(outcomes: Outcomes) -> Weighted:
+    """Mean cost per row if every row were acted on; of several classes, if the same class were decided for all, the cheapest one."""
+    if outcomes.task == "binary":
+        return _per_row(outcomes, np.ones_like(outcomes.decisions))
+    each = [_per_row(outcomes, np.full_like(outcomes.decisions, at)) for at in range(len(outcomes.classes))]
+    return lambda weights: np.min([of_class(weights) for of_class in each], axis=0)
+
+
+def of_never(outcomes: Outcomes) -> Weighted:
+    """Mean cost per row if no row were acted on."""
+    return _per_row(outcomes, np.zeros_like(outcomes.decisions))
+
+
+def in_hindsight(outcomes: Outcomes) -> Weighted:
+    """Mean cost per row with the probability to act from that would have been best for these rows: lower than can be known before."""
+    costs = None if outcomes.rule is None else outcomes.rule.costs
+    if costs is None:
+        return _not_defined
+
+    def value(weights: Floats) -> Floats:
+        at = outcomes.ranked.counted(weights)
+        positives = at.found[..., -1:]
+        acted = costs[1, 1] * at.found + costs[0, 1] * (at.held - at.found) + costs[1, 0] * (positives - at.found)
+        return np.minimum(acted.min(axis=-1), costs[1, 0] * positives[..., 0]) / total(weights)
+
+    return value
+
+
+def _per_row(outcomes: Outcomes, decided: NDArray[np.int64]) -> Weighted:
+    """The mean cost of decisions; not defined without costs."""
+    if outcomes.rule is None or outcomes.rule.costs is None:
+        return _not_defined
+    costs = outcomes.rule.costs[outcomes.true_positions, decided]
+    return lambda weights: weights @ costs / total(weights)
+
+
+def _not_defined(weights: Floats) -> Floats:
+    return np.full(weights.shape[:-1], np.nan)
 
 
 def precision(outcomes: Outcomes) -> Share:
@@ -52,7 +193,7 @@ def f1(outcomes: Outcomes) -> Weighted:
 
     Not defined for a class that neither came true nor was predicted, which the mean leaves out.
     """
-    decided, true = outcomes.predicted.argmax(axis=1), outcomes.true_positions
+    decided, true = outcomes.decisions, outcomes.true_positions
     classes = [1] if outcomes.task == "binary" else range(len(outcomes.classes))
     held = np.stack([decided == at for at in classes], axis=1).astype(np.float64)
     real = np.stack([true == at for at in classes], axis=1).astype(np.float64)
@@ -83,5 +224,5 @@ def calibration_error(outcomes: Outcomes) -> Weighted:
 
 def _held_and_positive(outcomes: Outcomes) -> tuple[Floats, Floats]:
     """The decision on each row and its outcome [n]: 1 for positive, 0 for negative."""
-    held = (outcomes.predicted.argmax(axis=1) == 1).astype(np.float64)
+    held = (outcomes.decisions == 1).astype(np.float64)
     return held, outcomes.positive_and_score[0].astype(np.float64)

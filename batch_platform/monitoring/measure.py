@@ -17,11 +17,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import Metric, known_to
-from batch_platform.monitoring.outcomes import CLASSIFICATION
+from batch_platform.monitoring.outcomes import CLASSIFICATION, HIGH, LOW
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.monitoring.segments import SegmentCounts
@@ -100,7 +101,8 @@ class ScoredPartition:
     task: str  # task of the model
     classes: Sequence[Any]  # classes in the order of the model's probabilities; empty unless it is a classification
     key: Sequence[str]  # names of the key columns
-    predictions: pl.DataFrame  # key columns, `prediction` and the score columns, or the ends of an interval
+    # Key columns, `prediction`, the score columns or the ends of an interval, and `decision` if a rule decided.
+    predictions: pl.DataFrame
     labels: pl.DataFrame | None  # key columns and, last, the label, without nulls; None if no labels are declared
     # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
     # DataError or IntegrityError if they are no longer available.
@@ -112,11 +114,13 @@ class ScoredPartition:
     read_segments: Callable[[], pl.DataFrame | None] = lambda: None
     unit: UnitRule = field(default_factory=UnitRule)
     intervals: Intervals | None = None  # None if no interval is declared, or none is known of the version
+    decide: Decide | None = None  # the rule by which the rows were decided
 
     @cached_property
     def score_columns(self) -> list[str]:
         """Names of the score columns, in the order of the classes."""
-        return [name for name in self.predictions.columns if name not in {*self.key, "prediction"}]
+        beside = {*self.key, "prediction", LOW, HIGH, DECISION}
+        return [name for name in self.predictions.columns if name not in beside]
 
     @cached_property
     def labelled(self) -> pl.DataFrame:

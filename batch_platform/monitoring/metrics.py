@@ -442,6 +442,7 @@ def _of_decisions(
 
 _SHARE: dict[str, Any] = {"least": 0, "most": 1, "in_detail": True}
 _ERROR: dict[str, Any] = {"lower_is_better": True, "least": 0}
+_COST: dict[str, Any] = {"lower_is_better": True, "in_detail": True}
 METRICS = {
     metric.name: metric
     for metric in (
@@ -464,6 +465,10 @@ METRICS = {
         _of_decisions("precision", decisions.precision, in_detail=True),
         _of_decisions("recall", decisions.recall, in_detail=True),
         _weighted("f1", CLASSIFICATION, decisions.f1, of_decisions=True, **_SHARE),
+        _weighted("decision_cost", CLASSIFICATION, decisions.realised, lower_is_better=True),
+        _weighted("decision_cost_always", CLASSIFICATION, decisions.of_always, **_COST),
+        _weighted("decision_cost_never", BINARY, decisions.of_never, **_COST),
+        _weighted("decision_cost_in_hindsight", BINARY, decisions.in_hindsight, grows_on_few_rows=True, **_COST),
         _of_decisions("selection_rate", decisions.selection_rate, in_detail=True, neutral=True),
         _of_decisions("false_positive_rate", decisions.false_positive_rate, in_detail=True, lower_is_better=True),
         _weighted(

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.spec import ENDS
@@ -24,6 +25,31 @@ Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [.
 
 
 @dataclass(frozen=True, eq=False)
+class Rule:
+    """A declared rule, made out for the classes of one model."""
+
+    probability: float | None = None  # of the positive class, from which a row is acted on; None for other rules
+    costs: Floats | None = None  # cost where a class is true and one is decided [true, decided]; None without costs
+
+    def decided(self, probabilities: NDArray[Any]) -> NDArray[np.int64] | None:
+        """Position of the decided class of each row [n], given class probabilities [n, classes]; None for `top`.
+
+        Of classes that cost the same, the first is decided. Each row is added up by itself, so that a decision does not depend on
+        the other rows of a batch, by its last bit either.
+        """
+        scores = probabilities.astype(np.float64, copy=False)
+        if self.probability is not None:
+            return (scores[:, 1] >= self.probability).astype(np.int64)
+        if self.costs is None:
+            return None
+        expected = np.zeros(scores.shape)
+        for true, of_true in enumerate(self.costs):
+            for decided, cost in enumerate(of_true):
+                expected[:, decided] += scores[:, true] * cost
+        return expected.argmin(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
 class Outcomes:
     """The output of a model for some rows, and the truth.
 
@@ -39,6 +65,8 @@ class Outcomes:
     # Number of each row's unit [n], by the name of the unit: rows that share one depend on each other. Partitions ascend in time.
     units: Mapping[str, NDArray[np.integer]] = field(default_factory=dict[str, NDArray[np.integer]])
     positions: NDArray[np.int64] | None = None  # positions of the true classes [n], if they are known already
+    rule: Rule | None = None  # the declared rule of decision
+    decided: NDArray[np.int64] | None = None  # positions of the decided classes [n], where they are stored
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
@@ -47,6 +75,14 @@ class Outcomes:
             return self.positions
         positions = {label: position for position, label in enumerate(self.classes)}
         return np.array([positions.get(label, UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
+
+    @cached_property
+    def decisions(self) -> NDArray[np.int64]:
+        """Position of the class that was decided for each row [n]: by the declared rule, otherwise the most probable one."""
+        decided = self.decided
+        if decided is None and self.rule is not None:
+            decided = self.rule.decided(self.predicted)
+        return self.predicted.argmax(axis=1) if decided is None else decided
 
     @cached_property
     def labels(self) -> NDArray[Any]:
@@ -76,7 +112,7 @@ class Outcomes:
 
     def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""
-        by_row = ("truth", "matrix", "positions")
+        by_row = ("truth", "matrix", "positions", "decided")
         present = {name: values[rows] for name in by_row if (values := getattr(self, name)) is not None}
         units = {name: numbers[rows] for name, numbers in self.units.items()}
         return replace(self, predicted=self.predicted[rows], units=units, **present)
@@ -190,6 +226,11 @@ def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> f
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(prepare(outcomes)(outcomes.alike))
     return value if np.isfinite(value) else None
+
+
+def class_texts(classes: Sequence[Any]) -> list[str]:
+    """Classes as text."""
+    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:

@@ -17,29 +17,32 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Calendar
+from batch_platform.declaration.deciding import DECISION, rule_in
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
 from batch_platform.monitoring.measures.performance import (
     OUTCOMES,
     PERFORMANCE,
     POOLED,
-    class_texts,
     metric_rows,
     named_classes,
 )
 from batch_platform.monitoring.metrics import Metric, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, prediction_columns
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, class_texts, prediction_columns
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Change,
+    ScoreRun,
     create_table,
     insert,
     next_numbers,
     note,
+    read_latest,
 )
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
@@ -221,6 +224,7 @@ class _Kind:
 
     task: str
     classes: tuple[Any, ...]
+    rule: str | None  # rule of decision of the newest partition, by which the costs of all are measured
 
     def truth(self, rows: pl.DataFrame) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """The true values, or the true classes as the model writes them, and of these the positions; of other classes, the text."""
@@ -244,7 +248,8 @@ class _Kind:
             predicted = np.column_stack([1 - predicted, predicted])
         elif self.task == "multiclass":
             predicted = rows.select(columns[1:]).to_numpy()
-        return Outcomes(self.task, predicted, truth, self.classes, units=units, positions=positions)
+        outcomes = Outcomes(self.task, predicted, truth, self.classes, units=units, positions=positions)
+        return as_decided(outcomes, rows, rule_in(self.rule))
 
 
 def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
@@ -261,8 +266,10 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
 ) -> Iterator[PooledMetric]:
     """The metrics of some partitions: of all models that served, of each version, and of each challenger."""
     query = f"SELECT version, task, classes FROM {LEDGERS_SCHEMA}.model_versions WHERE pipeline = $pipeline"
+    newest = read_latest(con, ScoreRun, pipeline, keys[-1:]).values()
+    rule = next((run.decision_rule for run in newest), None)
     kinds = {
-        version: _Kind(task, tuple(json.loads(classes)))
+        version: _Kind(task, tuple(json.loads(classes)), rule)
         for version, task, classes in con.execute(query, {"pipeline": pipeline}).fetchall()
     }
     for rows in _scored(con, pipeline, keys, by, unit):
@@ -323,7 +330,7 @@ def _scored(
     ]  # the columns of an earlier key are all null
     by = [*by, *(name for name in unit.column if name in present)]
     on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in dict.fromkeys(by) if name not in key]
-    needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score"}
+    needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score", DECISION}
     step = -(-rows // MOST_ROWS)
     chosen = f"partition_key IN $keys{f' AND hash({on}) % {step} = 0' if step > 1 else ''}"
     truth = f"SELECT {on}, outcome AS {_TRUTH}, outcome_value AS {_VALUE} FROM {schema}.{OUTCOMES} WHERE {chosen}"

@@ -31,7 +31,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.score import BACKTEST_TABLES
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import Watch
-from batch_platform.scoring.run import BundleOf, Due, orders_of
+from batch_platform.scoring.run import BundleOf, Due, orders_of, staged_whole
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun, as_record, create_table, insert, note_partitions, read_latest
@@ -125,7 +125,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
             reading_published(pipeline.home) as con,
             pipeline.builder.session(labels=True) as session,
             make_engine(spec, folder, stamp, watch=watch) as engine,
-            closing(engine.staged(orders_of(due, pipeline.history, bundle_folder))) as results,
+            closing(staged_whole(engine, orders_of(due, pipeline.history, bundle_folder), pipeline.history)) as results,
         ):
             runs, registry = read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name)
             run = Comparison(pipeline, versions, bundle_folder, stamp, state.features, con, session, runs, registry)

@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import matures
 from batch_platform.features.build import FeatureSession
@@ -97,6 +98,7 @@ class Comparison:
         """The measured rows, the metrics of the tested model and, on the same rows, those of production if it scored them."""
         history, version, key = self.pipeline.history, self.versions[partition.key], self.pipeline.spec.features.key
         columns = [*key, *prediction_columns(version.task, version.class_labels)]
+        columns += [] if history.spec.predictions.decide is None else [DECISION]
         predictions = pl.read_parquet(list(staged.predictions), columns=columns)
         labels = None if history.spec.labels is None else history.labels(self.session, partition, self.stamp)
         if labels is not None:
@@ -159,6 +161,7 @@ class Comparison:
             read_features,
             read_segments=partial(segments_of, self.con, spec, partition),
             unit=UnitRule.of(spec),
+            decide=spec.predictions.decide,
         )
 
     def verdict(self, metric: str) -> Verdict | None:
@@ -176,6 +179,7 @@ class Comparison:
                 predicted=np.concatenate([part.predicted for part in parts]),
                 truth=np.concatenate([part.labels for part in parts]),
                 units=units,
+                decided=np.concatenate([part.decisions for part in parts]) if parts[0].task in CLASSIFICATION else None,
             )
             for parts in ([pair[0] for pair in self.pairs], [pair[1] for pair in self.pairs])
         )

@@ -8,6 +8,7 @@ from datetime import datetime
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
 from batch_platform.features.fingerprints import Taken
@@ -117,6 +118,7 @@ class StateKeeper:
             refused_on=read_features_of(con, registry.fruitless.values()),
             features_code_version=self.history.builder.code_version,
             scoring_code_version=self.scoring_code_version,
+            decision_rule=rule_text(self.history.spec.predictions.decide),
             failures=read_failures(con, name),
             fingerprints=recorded_fingerprints(con, name) if seen is None else seen.fingerprints,
             files=named_files(con, self.history.home, pipeline=name),

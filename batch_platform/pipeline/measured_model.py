@@ -13,6 +13,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import rule_in
 from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.features.history import History, never_learned_from
 from batch_platform.features.row_checks import with_keys_of
@@ -112,6 +113,7 @@ class Measuring:
             read_segments=partial(segments_of, self.con, spec, partition),
             unit=UnitRule.of(spec),
             intervals=None if spec.predictions.interval is None else self._intervals(model),
+            decide=rule_in(run.decision_rule),
         )
         with one_thread():
             tables = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION_CHANGED
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import (
@@ -152,7 +153,8 @@ def _due_features(question: Question, learning: Sequence[Item], scoring: _Scorin
         windows.append([partition for partition in question.wanted if partition.key in current])
     needed = {partition.key: partition for window in windows for partition in window}
     forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
-    needed |= forced | {item.partition.key: item.partition for item in scoring.due}
+    scored = [item for item in scoring.due if item.reason != DECISION_CHANGED]  # others need no features
+    needed |= forced | {item.partition.key: item.partition for item in scored}
     reasons = {key: features_due(state, needed[key]) or ("forced" if key in forced else None) for key in needed}
     due = [Item("features", needed[key], reason) for key, reason in reasons.items() if reason is not None]
     return sorted(due, key=_start)
@@ -268,7 +270,9 @@ def _stale_reason(state: State, partition: Partition, run: ScoreRun, champion: V
         return "its features changed"
     if run.code_version != state.scoring_code_version:
         return "its declaration or the scoring code changed"
-    return None if build is None else features_due(state, partition)
+    if build is not None and (reason := features_due(state, partition)) is not None:
+        return reason
+    return None if run.decision_rule == state.decision_rule else DECISION_CHANGED
 
 
 def _due_predictions(question: Question, models: Sequence[Item], named: Version | None) -> _Scoring:

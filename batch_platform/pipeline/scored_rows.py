@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import History
@@ -30,16 +31,17 @@ def committed_predictions(
     model: Version,
     challenger: str | None = None,
 ) -> pl.DataFrame:
-    """The published predictions of a partition, or scores of a challenger: key columns, the columns of the model, and the ends of intervals.
+    """The published predictions of a partition, or scores of a challenger: the key, the model's columns, and what stands beside them.
+
+    That is the ends of intervals and the decision, where they are stored.
 
     Raises:
         DataError: The rows are stored under another key than the declared one.
     """
     table = SCORES if challenger else PREDICTIONS.view
-    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    if spec.predictions.interval is not None:
-        stored = {name for name, _ in table_columns(con, spec.name, table)}
-        columns += [name for name in (LOW, HIGH) if name in stored]
+    stored = {name for name, _ in table_columns(con, spec.name, table)}
+    beside = [name for name in (LOW, HIGH, DECISION) if name in stored]
+    columns = dict.fromkeys([*spec.features.key, *prediction_columns(model.task, model.class_labels), *beside])
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
     require_key(con, spec, table, [partition.key])

@@ -36,6 +36,7 @@ class State:
     registry: Registry
     features_code_version: str  # version of the present declaration
     scoring_code_version: str  # version of the present declaration
+    decision_rule: str | None = None  # rule of the present declaration
     lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
     source_versions: dict[str, str] = field(default_factory=dict[str, str])

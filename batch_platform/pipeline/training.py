@@ -27,7 +27,7 @@ from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
-from batch_platform.models.declared_model import is_classification, read_import
+from batch_platform.models.declared_model import is_classification, read_import, require_rule
 from batch_platform.models.fitting import Fitted, fit, learner_of, measured, refit, suspiciously_good
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import after_refit, reference_of, with_basis, with_prediction
@@ -87,10 +87,12 @@ class Training:
                 refinements = declared(spec)
                 data = data.divided() if holds_out(refinements) else data.undivided()
                 positive, former = self._positive(), self._former_reference
-                fitted = fit(spec.model, spec.features, data, params, positive, former, refinements)
+                decide = spec.predictions.decide
+                fitted = fit(spec.model, spec.features, data, params, positive, former, refinements, decide)
                 fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
+            require_rule(spec.predictions.decide, fitted.signature.task, fitted.signature.classes)
             fitted = self._with_estimates(self._with_prediction(fitted), data)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
         manifest = Manifest(
@@ -265,7 +267,8 @@ class Training:
         judged, metrics, trivial = None, dict[str, float](), None
         if data is not None:
             scorer = refinements.around(predictor)
-            judged, metrics, trivial = measured(spec.model, scorer, signature, (data.fit, rows.kept), data.label)
+            rows_of_both, decide = (data.fit, rows.kept), spec.predictions.decide
+            judged, metrics, trivial = measured(spec.model, scorer, signature, rows_of_both, data.label, decide=decide)
         fitted = Fitted(
             estimator=imported.source.model,
             signature=signature,

@@ -15,11 +15,11 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED, class_texts
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION
+from batch_platform.monitoring.outcomes import CLASSIFICATION, class_texts
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.units import CONFIDENCE, UnitRule
 from batch_platform.reports.drift import DriftFigures, read_drift_figures

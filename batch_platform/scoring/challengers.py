@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, WrongUseError, failure_of
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
@@ -138,12 +139,13 @@ def _agreement(
         scored = scored.with_columns(1 - pl.col("score"))
     present = prediction_columns(task, challenger.manifest.classes)
     shared = [name for name in prediction_columns(task, champion.manifest.classes) if name in present]
+    decision = DECISION if DECISION in {*served.columns} & {*scored.columns} else "prediction"
     columns = shared if task == "regression" else shared[1:]  # none for a clustering, whose clusters have no order
     return Agreement.of(
         scored[_ROW].to_numpy().astype("int64") + first_row,
         columns_of(served, columns),
         columns_of(scored, columns),
-        (served["prediction"] != scored["prediction"]).to_numpy() if task in _DECIDING else None,
+        served[decision].ne_missing(scored[decision]).to_numpy() if task in _DECIDING else None,
     )
 
 

@@ -31,12 +31,13 @@ from batch_platform.monitoring.measures.challengers import ChallengerRun, Staged
 from batch_platform.monitoring.measures.rejections import REJECTIONS
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.scoring.challengers import ChallengerScores
+from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, staged_files
+from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, StagedFile, staged_files
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
@@ -127,6 +128,7 @@ class ScoringRun:
     commits: Commits  # the pipeline as it was committed before
     settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
     clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None  # called first in the transaction of each commit
+    decision_rule: str | None = None  # rule by which rows are decided, as the ledger holds it
 
     def committed(self, due: Sequence[Due]) -> Generator[Committed | Unscored]:
         """Score partitions and commit them in groups, except those that fail alone.
@@ -145,7 +147,7 @@ class ScoringRun:
         orders, at = list(orders_of(due, self.history, self.bundle_folder)), 0
         while at < len(due):
             try:
-                with closing(self.engine.staged(orders[at:])) as results:
+                with closing(staged_whole(self.engine, orders[at:], self.history)) as results:
                     for item, staged in zip(due[at:], results, strict=True):
                         at += 1
                         yield item, self._within_budget(staged)
@@ -213,18 +215,24 @@ class ScoringRun:
             run_id=self.stamp.run_id,
             decision_seq=None if due.service is None else due.service.decision.seq,
             hindsight=due.service is None or due.service.is_hindsight(partition),
+            decision_rule=self.decision_rule,
         )
 
     def _scores(self, due: Due, staged: Staged) -> StagedScores:
         """The rows and files of a scored partition that the warehouse commits."""
-        run, in_files = self._run(due, staged), self.history.spec.predictions.in_files
+        run = self._run(due, staged)
         return StagedScores(
             predictions=staged.predictions,
             rejected=staged.rejected,
             run=run,
             seen_seq=0 if due.standing is None else due.standing.seq,
-            files=staged_files(run, PREDICTIONS, staged.predictions, staged.hashes) if in_files else None,
+            files=self.in_files(run, PREDICTIONS, staged.predictions, staged.hashes),
         )
+
+    def in_files(self, run: ScoreRun, *table_and_files: Any, challenger: str | None = None) -> list[StagedFile] | None:  # noqa: ANN401 - see `staged_files`
+        """Files of a partition that are published as they are; None if their rows are copied."""
+        in_files = self.history.spec.predictions.in_files
+        return staged_files(run, *table_and_files, challenger=challenger) if in_files else None
 
     def _challenger(self, scores: ChallengerScores, due: Due, staged: Staged) -> StagedChallenger:
         """The part of the commit that a challenger adds; a failure is logged."""
@@ -249,9 +257,7 @@ class ScoringRun:
             scored_at=run.started_at,
             run_id=run.run_id,
         )
-        if not self.history.spec.predictions.in_files:
-            return StagedChallenger(made, scores.files, None)
-        files = staged_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
+        files = self.in_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
         return StagedChallenger(made, scores.files, files)
 
     def _reference(self, run: ScoreRun) -> ReferenceProfile:
@@ -259,17 +265,10 @@ class ScoringRun:
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
 
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:
-        """Commit a group; if one of its partitions cannot be committed, each by itself."""
-        try:
-            return [*self._commit_together(group)] if group else []
-        except BatchPlatformError as error:
-            if not error.of_one_partition:
-                raise
-            if len(group) == 1:
-                return [Unscored(group[0][0].partition, error)]
-        return [outcome for member in group for outcome in self._commit([member])]
+        return one_by_one_at_need(group, self._commit_together, lambda member: member[0].partition)
 
-    def _commits(self, runs: Sequence[ScoreRun]) -> Commits:
+    def commits_of(self, runs: Sequence[ScoreRun]) -> Commits:
+        """Committed partitions, and what is known beside them."""
         return replace(self.commits, runs=runs, reference_of=self._reference)
 
     def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
@@ -278,7 +277,7 @@ class ScoringRun:
         began = perf_counter()
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            commits = self._commits(runs)
+            commits = self.commits_of(runs)
             replace_measures(con, commits, parts)
             values.update(read_values(con, commits, known))
             self.settle(con, runs)
@@ -293,7 +292,7 @@ class ScoringRun:
         )
         if others := [run for run in runs if run.partition_key not in values]:
             with self.warehouse.open() as con:
-                values.update(read_values(con, self._commits(others)))
+                values.update(read_values(con, self.commits_of(others)))
         seconds = (perf_counter() - began) / len(group)
         for _, staged in group:
             for file in staged.files:
@@ -343,6 +342,13 @@ def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> 
         )
 
 
+def staged_whole(engine: Engine, orders: Iterable[ScoringOrder], history: History) -> Generator[Staged]:
+    """Score partitions into files, as the engine does, with the decisions that need a whole partition."""
+    with closing(engine.staged(orders)) as results:
+        for staged in results:
+            yield with_whole(staged, history.spec)
+
+
 _read_once = lru_cache(maxsize=64)(read_reference)
 
 
@@ -373,6 +379,22 @@ def in_groups(
     if group:
         commit(group)
         yield from group
+
+
+def one_by_one_at_need(
+    group: Sequence[Member],
+    together: Callable[[Sequence[Member]], list[Committed]],
+    partition_of: Callable[[Member], Partition],
+) -> list[Committed | Unscored]:
+    """Commit a group; if one of its partitions cannot be committed, each by itself."""
+    try:
+        return [*together(group)] if group else []
+    except BatchPlatformError as error:
+        if not error.of_one_partition:
+            raise
+        if len(group) == 1:
+            return [Unscored(partition_of(group[0]), error)]
+    return [outcome for member in group for outcome in one_by_one_at_need([member], together, partition_of)]
 
 
 def _is_full(partitions: int, rows: int) -> bool:

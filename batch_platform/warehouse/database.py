@@ -385,7 +385,8 @@ def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
 
 
 def _outcome(run: ScoreRun) -> tuple[object, ...]:
-    return (run.model_sha256, run.input_hash, run.code_version, run.rows_in, run.rows_scored, run.rows_rejected)
+    inputs = (run.model_sha256, run.input_hash, run.code_version, run.decision_rule)
+    return (*inputs, run.rows_in, run.rows_scored, run.rows_rejected)
 
 
 def _require_replaceable(scores: StagedScores, standing: ScoreRun | None, *, may_empty: bool) -> None:

@@ -25,6 +25,7 @@ SCORES = {
     "prediction_high": "end of that interval",
     "reasons": "columns that moved the raw score most, the largest contribution first, in the unit that the version's manifest names "
     "(log-odds, probability or the label's own); calibration comes after the raw score",
+    "decision": "whether to act on the row, or the decided class, by the rule in score_runs; null without a rule",
 }
 _PREDICTIONS = {
     **SCORES,
@@ -131,6 +132,7 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
             "input_hash": "hash of the features",
             "in_sample": IN_SAMPLE,
             "decision_seq": "seq of the row of promotions by which the version served; null if it was named for the run",
+            "decision_rule": "rule of predictions.decide by which its rows are decided, as JSON; null without one",
             "hindsight": "whether that was decided after the partition had ended, or the version was named for the run",
         },
     ),

@@ -61,6 +61,7 @@ class ScoreRun:
     seq: int = 0
     decision_seq: int | None = None  # number of the promotion of the version; None: it was named for the run
     hindsight: bool = False  # whether the decision was made after the partition had ended, or there was none
+    decision_rule: str | None = None  # JSON: `predictions.decide` as it decided the rows; None: no rule
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,17 @@ _TABLES: dict[type, str] = {
     ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
-FORMAT = 6  # greater than every number that a build has used: numbers only grow
+
+
+def _add_decision_rule(con: duckdb.DuckDBPyConnection) -> None:
+    """Add the rule of decision to the ledger of scores; every partition was scored without one."""
+    con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.score_runs ADD COLUMN decision_rule VARCHAR")
+    write_comments(con, LEDGERS_SCHEMA, "score_runs")
+
+
+FORMAT = 7  # greater than every number that a build has used: numbers only grow
 # Upgrades of a warehouse to the next format, by the number of its own; each runs within a transaction.
-UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {}
+UPGRADES: dict[int, Callable[[duckdb.DuckDBPyConnection], None]] = {6: _add_decision_rule}
 STATUS_TABLE = "partition_status"
 
 

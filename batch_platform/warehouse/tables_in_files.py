@@ -138,7 +138,7 @@ def staged_files(
         WarehouseError: The disk does not take the files.
     """
     columns, staged = dict[str, str](), list[StagedFile]()  # the first by Arrow's schema
-    with _storage_explained(run.pipeline, table, [run.partition_key]):
+    with storage_explained(run.pipeline, table, [run.partition_key]):
         for path, xxh3 in zip(paths, hashes or map(file_xxh3, paths), strict=True):
             with pq.ParquetFile(path) as parquet:
                 rows, schema = parquet.metadata.num_rows, parquet.schema_arrow.to_string(show_schema_metadata=False)
@@ -386,7 +386,7 @@ def _make_room(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFile
 def _bring_in(home: Home, pipeline: str, table: TableInFiles, files: Sequence[StagedFile]) -> None:
     """Link staged files into the lake. They also stay where they are, so that a commit can be tried again."""
     folders = set[Path]()
-    with _storage_explained(pipeline, table, {staged.row.partition_key for staged in files}):
+    with storage_explained(pipeline, table, {staged.row.partition_key for staged in files}):
         for staged in files:
             target = home.table_file(pipeline, table.view, staged.row.partition_key, staged.row.file)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -397,7 +397,7 @@ def _bring_in(home: Home, pipeline: str, table: TableInFiles, files: Sequence[St
 
 
 @contextmanager
-def _storage_explained(pipeline: str, table: TableInFiles, keys: Collection[str]) -> Generator[None]:
+def storage_explained(pipeline: str, table: TableInFiles, keys: Collection[str]) -> Generator[None]:
     """Raise WarehouseError with the partitions named for an error of the disk."""
     try:
         yield

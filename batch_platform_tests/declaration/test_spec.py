@@ -93,6 +93,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "keep": ["carrier"],
         "schedule": "0 5 * * *",
         "store": "parquet",
+        "decide": {"costs": {"false_positive": 1, "false_negative": 8}},
         "refine": ["shop.pricing.rounded"],
         "rescore": "when_stale",
         "limit": 100,
@@ -144,6 +145,7 @@ BLOCKS = [
     ("model", "promote"),
     ("challengers", 0),
     ("predictions",),
+    ("predictions", "decide"),
     ("monitoring",),
     ("monitoring", "performance"),
     ("dagster",),
@@ -268,6 +270,7 @@ def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
         (("partitions", "end_offset"), True, "partitions.end_offset: Input should be a valid integer"),
         (("features", "columns", "distance", "nullable"), "yes", "nullable: Input should be a valid boolean"),
         (("predictions", "store"), "lake", "predictions.store: Input should be 'duckdb' or 'parquet'"),
+        (("predictions", "decide", "costs"), True, "predictions.decide.costs: Input should be a valid dictionary"),
         (("predictions", "rescore"), False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
     ],
 )
@@ -614,3 +617,37 @@ def test_a_first_serving_period_that_begins_within_a_period_is_refused_with_both
 def test_a_schedule_that_has_not_five_fields_is_refused(written):
     assert "cron" in refusal(changed(("predictions", "schedule"), written))
     assert refusal(changed(("model", "train", "schedule"), written)).startswith("model.train.schedule: ")
+
+
+@pytest.mark.parametrize(
+    ("decide", "message"),
+    [
+        ({"threshold": 30}, "predictions.decide.threshold: 30 is not a probability above 0 and below 1; did you mean 0.3?"),
+        ({"threshold": 1.0}, "threshold: 1 is not a probability above 0 and below 1; did you mean 0.99?"),
+        ({"threshold": 0}, "threshold: 0 is not a probability above 0 and below 1; did you mean 0.01?"),
+        ({"top": 0}, "top: 0 is neither a number of rows above 0 nor a share above 0% and at most 100%; write for example 1"),
+        ({"top": "101%"}, "top: '101%' is neither a number of rows above 0 nor a share above 0% and at most 100%; write for example 100%"),
+        ({"top": 0.05}, "top: 0.05 is neither a number of rows above 0 nor a share above 0% and at most 100%; write for example 5%"),
+        ({"costs": {"false_positive": 0, "false_negative": 8}}, "costs: false_positive (0) must be above 0"),
+        ({"costs": {"a": {"b": -1}}}, "costs: a.b (-1) must be above 0"),
+        ({"costs": {"false_positiv": 1, "false_negative": 8}}, "did you mean 'false_positive'?"),
+        ({"costs": {"false_positive": 1}}, "costs: has 'false_positive'; give a number as false_positive and false_negative"),
+        ({"costs": {}}, "costs: has no costs"),
+        ({"benefit": 0, "cost": 1}, "benefit: 0 is not above 0"),
+        ({"benefit": 2, "cost": 2}, "acting on a row would never pay: `cost` (2) must be below `benefit` (2)"),
+        ({"benefit": 2}, "`benefit` and `cost` belong together"),
+        ({"threshold": 0.3, "top": 5}, "give exactly one of `threshold`, `costs`, `benefit` (with `cost`) and `top`; there are threshold, top"),
+        ({}, "give exactly one of `threshold`, `costs`, `benefit` (with `cost`) and `top`; there are none"),
+        ({"treshold": 0.3}, "unknown key 'treshold'; allowed are benefit, cost, costs, threshold, top; did you mean 'threshold'?"),
+    ],
+)  # fmt: skip
+def test_a_decision_rule_that_means_nothing_is_refused_with_the_nearest_one_that_does(decide, message):
+    with pytest.raises(ValidationError) as error:
+        small_spec(predictions={"decide": decide})
+    assert message.rpartition("predictions.decide.")[2] in str(error.value).replace("\n  Value error, ", ": ")
+
+
+def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is_declared():
+    assert small_spec(predictions={"keep": ["decision"]}).predictions.keep == ["decision"]
+    with pytest.raises(ValidationError, match="'decision' cannot be a key, the time or a kept column"):
+        small_spec(predictions={"keep": ["decision"], "decide": {"top": 5}})

@@ -13,6 +13,7 @@ OTHER_OF_TWO = {  # the other of two or three keys of which one is given, and wh
     "partitions.snapshot",  # goes with neither features.time nor features.driving
     "model.train.held_out",
     "model.train.group",
+    *(f"predictions.decide.{key}" for key in ("threshold", "benefit", "cost", "top")),
     *(f"{of}.{key}" for of in ("model", "challengers") for key in ("build", "import", "flavour", "task", "classes")),
 }
 
@@ -44,6 +45,6 @@ def given_keys(declared: dict[str, Any], path: str = "") -> set[str]:
     for key, value in declared.items():
         blocks = [*value.values()] if key in ("sources", "columns") else value if key == "challengers" else [value]
         for block in blocks:
-            deeper = isinstance(block, dict) and key not in ("params", "types", "conf")
+            deeper = isinstance(block, dict) and key not in ("params", "types", "conf", "costs")
             keys |= given_keys(block, f"{path}{key}.") if deeper else {f"{path}{key}"}
     return keys

@@ -20,6 +20,7 @@ from batch_platform.monitoring.metrics import (
     lower_is_better,
     measure,
 )
+from batch_platform.monitoring.outcomes import Rule
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +36,8 @@ def random_outcomes(task: str) -> Outcomes:
         classes = LABELS[task]
         shares = RANDOM.dirichlet([1] * len(classes), ROWS).round(2) + 1e-3
         shares /= shares.sum(axis=1, keepdims=True)
-        return Outcomes(task, shares, np.array(classes)[RANDOM.integers(0, len(classes), ROWS)], classes)
+        truth = np.array(classes)[RANDOM.integers(0, len(classes), ROWS)]
+        return Outcomes(task, shares, truth, classes, rule=Rule(costs=1 - np.eye(len(classes))))
     if task == "clustering":
         segments = RANDOM.integers(0, 3, ROWS)
         return Outcomes(task, segments, matrix=RANDOM.normal(size=(ROWS, 2)) + segments[:, None])
@@ -114,6 +116,14 @@ SKLEARN = {
     ("recall", "binary"): lambda o: metrics.recall_score(o.true_positions, o.predicted.argmax(axis=1)),
     ("f1", "binary"): lambda o: metrics.f1_score(o.true_positions, o.predicted.argmax(axis=1)),
     ("f1", "multiclass"): lambda o: metrics.f1_score(o.true_positions, o.predicted.argmax(axis=1), average="macro"),
+    ("decision_cost", "binary"): lambda o: (o.true_positions != o.predicted.argmax(axis=1)).mean(),
+    ("decision_cost", "multiclass"): lambda o: (o.true_positions != o.predicted.argmax(axis=1)).mean(),
+    ("decision_cost_always", "binary"): lambda o: (o.true_positions == 0).mean(),
+    ("decision_cost_always", "multiclass"): lambda o: 1 - np.bincount(o.true_positions).max() / ROWS,
+    ("decision_cost_never", "binary"): lambda o: o.true_positions.mean(),
+    ("decision_cost_in_hindsight", "binary"): lambda o: min(
+        (o.true_positions != (o.predicted[:, 1] >= least)).mean() for least in [*o.predicted[:, 1], 2]
+    ),
     ("selection_rate", "binary"): lambda o: (o.predicted[:, 1] > 0.5).mean(),
     ("false_positive_rate", "binary"): lambda o: (
         1 - metrics.recall_score(o.true_positions, o.predicted.argmax(axis=1), pos_label=0)
@@ -168,6 +178,7 @@ def test_every_metric_can_be_declared_and_every_task_has_a_default():
     assert {name for name in METRICS if lower_is_better(name)} == {
         *("log_loss", "brier", "mae", "rmse", "outlier_share", "false_positive_rate", "calibration_error"),
         *("mape", "bias", "error_p10", "error_p50", "error_p90"),
+        *("decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"),
     }
     assert {task: default_metric(task) for task in TASKS} == {
         "binary": "roc_auc",
@@ -263,7 +274,7 @@ def test_classes_of_any_type_are_known_by_their_value(classes):
 
 def test_a_metric_that_is_not_defined_is_left_out():
     some_classes = rows_of(OUTCOMES["multiclass"], OUTCOMES["multiclass"].truth != "c")
-    assert set(measure(some_classes)) == {"accuracy", "log_loss", "brier", "f1"}
+    assert set(measure(replace(some_classes, rule=None))) == {"accuracy", "log_loss", "brier", "f1"}
     errors = {"mae", "rmse", "mape", "bias", "error_p10", "error_p50", "error_p90"}
     for truth, predicted in (([1.0], [2.0]), ([1.0, 1.0], [2.0, 0.0])):
         assert set(measure(Outcomes("regression", np.array(predicted), np.array(truth)))) == errors

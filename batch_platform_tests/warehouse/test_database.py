@@ -392,7 +392,7 @@ def test_the_lock_is_free_after_an_error(warehouse):
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT - 1, FORMAT + 1, 99])
+@pytest.mark.parametrize("version", [0, min(ledger.UPGRADES) - 1, FORMAT + 1, 99])
 def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, version):
     with warehouse.open() as con:
         con.execute(f"UPDATE batch_platform.meta SET format = {version}")
@@ -410,7 +410,7 @@ def test_the_tables_of_the_ledgers_are_those_of_the_format(warehouse):
     query = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema ORDER BY ALL"
     with warehouse.open() as con:
         columns = con.execute(query, {"schema": "batch_platform"}).fetchall()
-    assert (FORMAT, hashlib.sha256(repr(columns).encode()).hexdigest()[:12]) == (6, "cfef223cbd5d")
+    assert (FORMAT, hashlib.sha256(repr(columns).encode()).hexdigest()[:12]) == (7, "9b5157c97483")
 
 
 def test_a_warehouse_of_an_earlier_format_is_upgraded_step_by_step_and_keeps_its_rows(warehouse, tmp_path, monkeypatch):
@@ -433,6 +433,22 @@ def test_a_warehouse_of_an_earlier_format_is_upgraded_step_by_step_and_keeps_its
     with open_published(warehouse.home) as con:
         assert con.execute("SELECT area FROM batch_platform.score_runs").fetchall() == [("north",)]
     assert warehouse.latest(ScoreRun, "small") == before
+
+
+def test_a_warehouse_of_format_6_learns_which_rule_decided_and_keeps_its_rows(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path))
+    before = warehouse.latest(ScoreRun, "small")
+    with warehouse.open() as con:
+        con.execute("ALTER TABLE batch_platform.score_runs DROP COLUMN decision_rule")
+        con.execute("UPDATE batch_platform.meta SET format = 6")
+    assert warehouse.latest(ScoreRun, "small") == before
+    publish(warehouse.home)
+    with open_published(warehouse.home) as con:
+        assert con.execute("SELECT decision_rule FROM batch_platform.score_runs").fetchall() == [(None,)]
+        query = "SELECT comment FROM duckdb_columns() WHERE column_name = 'decision_rule'"
+        assert con.execute(query).fetchall() == [
+            ("rule of predictions.decide by which its rows are decided, as JSON; null without one",)
+        ]
 
 
 def test_an_upgrade_that_fails_leaves_the_warehouse_in_its_former_format(warehouse, monkeypatch):

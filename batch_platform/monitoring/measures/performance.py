@@ -8,6 +8,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measure import TRUTH, Check, Column, Judgement, Measure, ScoredPartition
 from batch_platform.monitoring.metrics import (
     CLASSIFICATION,
@@ -20,6 +21,7 @@ from batch_platform.monitoring.metrics import (
     measure,
     metrics_of,
 )
+from batch_platform.monitoring.outcomes import class_texts
 from batch_platform.monitoring.resampling import intervals
 from batch_platform.warehouse.descriptions import IN_SAMPLE, OF_PARTITION, RUN, Description
 
@@ -68,7 +70,7 @@ def labelled_outcomes(partition: ScoredPartition) -> Outcomes:
         return Outcomes(task, rows["prediction"].to_numpy(), truth, units=units)
     scores = rows.select(partition.score_columns).to_numpy()
     shares = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if task == "binary" else scores
-    return Outcomes(task, shares, truth, partition.classes, units=units)
+    return as_decided(Outcomes(task, shares, truth, partition.classes, units=units), rows, partition.decide)
 
 
 def with_unit(partition: ScoredPartition, rows: pl.DataFrame) -> pl.DataFrame:
@@ -113,11 +115,6 @@ def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
         )
         value = pl.lit(None, pl.Float64)
     return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
-
-
-def class_texts(classes: Sequence[Any]) -> list[str]:
-    """Classes as text."""
-    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
 
 
 def _compute(partition: ScoredPartition) -> pl.DataFrame:

@@ -1,0 +1,152 @@
+"""Rules of decision on plain arrays: thresholds that follow from costs, classes of least cost, and the highest scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_platform.declaration.deciding import Decide, rule_in, rule_text
+from batch_platform.declaration.errors import DataError
+from batch_platform.monitoring.decisions import as_decided, highest, rule_of
+from batch_platform.monitoring.metrics import measure
+from batch_platform.monitoring.outcomes import Outcomes
+
+pytestmark = pytest.mark.unit
+
+CLASSES = ["a", "b", "c"]
+COSTS = {"a": {"b": 1, "c": 2}, "b": {"a": 5, "c": 1}, "c": {"a": 3, "b": 1}}
+
+
+def rule(**declared: object) -> Decide:
+    return Decide.model_validate(declared)
+
+
+def draws(rows: int = 20_000) -> Outcomes:
+    """Calibrated probabilities of a class that a quarter of the rows have."""
+    random = np.random.default_rng(0)
+    score = random.beta(1, 3, rows)
+    return Outcomes("binary", np.column_stack([1 - score, score]), random.random(rows) < score, [False, True])
+
+
+def under(declared: Decide) -> Outcomes:
+    """The same rows, decided by a rule."""
+    return replace(draws(), rule=rule_of(declared, "binary", [False, True]))
+
+
+@pytest.mark.parametrize(
+    ("declared", "threshold"),
+    [
+        (rule(threshold=0.3), 0.3),
+        (rule(costs={"false_positive": 1, "false_negative": 8}), 1 / 9),
+        (rule(costs={True: {False: 8}, False: {True: 1}}), 1 / 9),
+        (rule(benefit=40, cost=2), 0.05),
+    ],
+)
+def test_a_row_is_acted_on_from_the_threshold_that_a_rule_means(declared, threshold):
+    made_out = rule_of(declared, "binary", [False, True])
+    score = np.array([0, np.nextafter(threshold, 0), threshold, np.nextafter(threshold, 1), 1])
+    assert made_out.decided(np.column_stack([1 - score, score])).tolist() == [0, 0, 1, 1, 1]
+    single = score.astype(np.float32)
+    decided = made_out.decided(np.column_stack([1 - single, single])).tolist()
+    assert decided == (single.astype(np.float64) >= threshold).astype(int).tolist()
+
+
+def test_the_threshold_that_follows_from_costs_costs_least_on_calibrated_probabilities():
+    for declared in (rule(costs={"false_positive": 1, "false_negative": 8}), rule(benefit=40, cost=2)):
+        measured = measure(under(declared))
+        cost, hindsight = measured["decision_cost"], measured["decision_cost_in_hindsight"]
+        assert cost < min(measured["decision_cost_always"], measured["decision_cost_never"])
+        assert hindsight <= cost <= hindsight + 0.01 * abs(hindsight)
+
+
+def test_costs_are_those_of_the_decisions_and_of_what_came_true():
+    outcomes = under(rule(benefit=40, cost=2))
+    acted, hit = outcomes.decisions == 1, outcomes.labels.astype(bool)
+    measured = measure(outcomes)
+    assert measured["decision_cost"] == pytest.approx((2 * acted.sum() - 40 * (acted & hit).sum()) / len(acted))
+    assert measured["decision_cost_never"] == 0
+    assert measured["precision"] == (acted & hit).sum() / acted.sum()
+    assert measured["recall"] == (acted & hit).sum() / hit.sum()
+    assert measured["selection_rate"] == acted.mean()
+
+
+@pytest.mark.parametrize("declared", [rule(threshold=0.3), rule(top=500)])
+def test_a_rule_without_costs_has_none(declared):
+    assert not [name for name in measure(under(declared)) if "cost" in name]
+
+
+def test_of_several_classes_the_one_of_least_expected_cost_is_decided_and_the_first_of_equal_ones():
+    shares = np.random.default_rng(0).dirichlet([1, 1, 1], 1000)
+    made_out = rule_of(rule(costs=COSTS), "multiclass", CLASSES)
+    matrix = np.array([[0, 1, 2], [5, 0, 1], [3, 1, 0]])
+    assert made_out.decided(shares).tolist() == (shares @ matrix).argmin(axis=1).tolist()
+    alike = rule(costs={name: dict.fromkeys(set(CLASSES) - {name}, 1) for name in CLASSES})
+    assert rule_of(alike, "multiclass", CLASSES).decided(np.full((1, 3), 1 / 3)).tolist() == [0]
+
+
+def test_a_decision_does_not_depend_on_the_other_rows_of_a_batch():
+    shares = np.random.default_rng(1).dirichlet([1, 1, 1], 997)
+    made_out = rule_of(rule(costs=COSTS), "multiclass", CLASSES)
+    one_by_one = [int(made_out.decided(row[None])[0]) for row in shares]
+    assert made_out.decided(shares).tolist() == made_out.decided(np.asfortranarray(shares)).tolist() == one_by_one
+
+
+@given(scores=st.lists(st.integers(0, 5), max_size=40), count=st.integers(0, 45), seed=st.integers(0, 99))
+def test_the_highest_scores_are_taken_and_of_equal_ones_the_lowest_keys_in_any_order_of_the_rows(scores, count, seed):
+    table = pl.DataFrame({"score": pl.Series(scores, dtype=pl.Float64), "key": range(len(scores))})
+    table = table.sample(fraction=1, shuffle=True, seed=seed)
+    chosen = highest(table["score"].to_numpy(), count, lambda at: table.select("key")[at])
+    expected = table.sort("score", "key", descending=[True, False]).head(count)["key"].to_list()
+    assert set(table.filter(pl.Series(chosen, dtype=pl.Boolean))["key"]) == set(expected)
+
+
+def test_a_share_of_the_rows_is_rounded_down():
+    assert [rule(top="29%").most(rows) for rows in (0, 3, 100, 101)] == [0, 0, 29, 29]
+    assert [rule(top=500).most(rows) for rows in (0, 499, 501)] == [0, 499, 500]
+    assert rule(top="100%").most(7) == 7
+
+
+def test_stored_decisions_are_measured_whatever_the_rule_would_decide():
+    outcomes = Outcomes("binary", np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]), np.array([1, 0, 1]), [0, 1])
+    rows = pl.DataFrame({"decision": [True, False, None]})
+    assert as_decided(outcomes, rows, rule(top=1)).decisions.tolist() == [1, 0, 1]
+    assert as_decided(outcomes, rows, None).decisions.tolist() == [0, 1, 1]
+    by_class = Outcomes("multiclass", np.eye(3), np.array(CLASSES), CLASSES)
+    decided = as_decided(by_class, pl.DataFrame({"decision": ["c", "a", "b"]}), rule(costs=COSTS))
+    assert decided.decisions.tolist() == [2, 0, 1]
+    assert measure(decided)["decision_cost"] == pytest.approx((2 + 5 + 1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("declared", "task", "classes", "refusal"),
+    [
+        (
+            rule(threshold=0.3),
+            "regression",
+            [],
+            "needs probabilities of classes, and the model is of the task regression",
+        ),
+        (rule(top=3), "outliers", [], "needs probabilities of classes"),
+        (rule(top=3), "multiclass", CLASSES, "has 3 classes (a, b, c), among which only `costs` by class can decide"),
+        (rule(costs={**COSTS, "C": {"a": 1}}), "multiclass", CLASSES, "the model has no class 'C'"),
+        (rule(costs={**COSTS, "c": {"a": 1}}), "multiclass", CLASSES, "correct c.b"),
+        (rule(costs={**COSTS, "c": {"a": 1, "b": 1, "c": 1}}), "multiclass", CLASSES, "correct c.c"),
+    ],
+)
+def test_a_rule_that_does_not_fit_a_model_is_refused_with_its_key(declared, task, classes, refusal):
+    with pytest.raises(DataError) as error:
+        rule_of(declared, task, classes)
+    assert refusal in error.value.message
+    assert "predictions.decide" in error.value.message
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "declared", [rule(threshold="30%"), rule(costs=COSTS), rule(benefit=40, cost=2), rule(top="5%")]
+)
+def test_the_text_of_a_rule_gives_the_rule_back(declared):
+    assert rule_in(rule_text(declared)) == declared
+    assert rule_text(rule(costs=dict(reversed(COSTS.items())))) == rule_text(rule(costs=COSTS))
