@@ -116,19 +116,6 @@ def test_partition_before_every_model_names_the_earliest_one(cli, project):
     assert "--model VERSION" in answer.error
 
 
-def test_missing_source_file_is_named(cli, project):
-    before = everything(project)
-    (pipeline_folder(project) / "events.parquet").rename(pipeline_folder(project) / "event.parquet")
-    for args in (("run", "small", "--partition", DAY, "--force"), ("check",)):
-        answer = cli(project, *args)
-        assert answer.code == 1
-        assert (
-            f"there is no file {pipeline_folder(project) / 'events.parquet'}. Hint: did you mean 'event.parquet'?"
-            in answer.error
-        )
-    assert everything(project) == before
-
-
 @pytest.mark.parametrize(
     ("sql", "line", "says"),
     [
@@ -156,33 +143,6 @@ def test_sql_that_fails_on_a_row_names_partition_and_file(cli, project):
     assert answer.code == 1
     assert answer.error.startswith(f"small, partition {DAY}: the SQL of {file}")
     assert "Could not convert string" in answer.error
-
-
-def test_keys_that_are_not_unique_are_named(cli, project):
-    before = everything(project)
-    (pipeline_folder(project) / "features.sql").write_text(
-        FEATURES_SQL.replace("SELECT id", "SELECT 7 AS id"), encoding="utf-8"
-    )
-    answer = cli(project, "run", "small", "--partition", DAY)
-    assert answer.code == 1
-    assert answer.error.startswith(f"small, partition {DAY}: keys occur more than once in the features: id=7 shop=")
-    assert everything(project) == before
-
-
-def test_label_among_the_features_is_refused(cli, project):
-    (pipeline_folder(project) / "features.sql").write_text(
-        FEATURES_SQL.replace("known", "known, returned"), encoding="utf-8"
-    )
-    answer = cli(project, "run", "small", "--partition", DAY)
-    assert answer.code == 1
-    assert answer.error.startswith(f"small, partition {DAY}: the label 'returned' is among the features.")
-
-
-def test_label_declared_as_a_feature_is_refused(cli, tmp_path):
-    folder = write_project(tmp_path / "project", predictions={"keep": ["returned"]})
-    answer = cli(folder, "check")
-    assert answer.code == 2
-    assert "the label 'returned' cannot be a feature, a key or a kept column" in answer.error
 
 
 @pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])

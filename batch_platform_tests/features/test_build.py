@@ -225,35 +225,12 @@ def test_a_window_holds_its_start_and_not_its_end(project, ts, key):
         small.write(wrong_key)
 
 
-def test_a_row_outside_is_named_with_its_key_and_time(project):
-    events = orders({}, {"id": 17, "ts": NOON + timedelta(days=1)})
-    message = project(events, sql="SELECT * EXCLUDE returned FROM events").refusal()
-    assert "1 rows lie outside the partition (2024-01-01 00:00:00+01:00 to 2024-01-02 00:00:00+01:00)" in message
-    assert "id=17 at 2024-01-02 12:00:00+01:00" in message
-    assert "Hint: filter on $partition_start and $partition_end" in message
-
-
-def test_a_null_time_is_refused(project):
-    message = project(orders({}, {"ts": None}), sql="SELECT * EXCLUDE returned FROM events").refusal()
-    assert "small, partition 2024-01-01: 1 rows have no 'ts'." in message
-
-
-def test_a_null_key_is_refused(project):
-    message = project(orders({}, {"id": None})).refusal()
-    assert "small, partition 2024-01-01: the key has nulls in id." in message
-
-
 @pytest.mark.parametrize("extra", [[], ["shop"]])
 def test_keys_that_occur_twice_are_named(project, extra):
     events = orders({"id": 1}, {"id": 1}, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3})
     message = project(events, features={"key": ["id", *extra]}, predictions=None).refusal()
     named = [f"id={at} shop=a" if extra else f"id={at}" for at in (1, 3)]
     assert f"keys occur more than once in the features: {', '.join(named)}." in message
-
-
-def test_at_most_ten_keys_are_named_and_the_rest_is_counted(project):
-    message = project(orders(*({"id": at // 2} for at in range(30)))).refusal()
-    assert "and 5 more" in message
 
 
 def test_a_key_of_two_columns_is_unique_as_a_pair(project):
@@ -557,11 +534,6 @@ def test_labels_are_the_keys_and_the_label_without_nulls(project):
     labels = project(events, labels_sql="SELECT amount, returned, id FROM events ORDER BY id DESC").labels()
     assert labels.columns == ["id", "returned"]
     assert labels.rows() == [(0, True), (2, False)]
-
-
-def test_labels_whose_keys_occur_twice_are_refused(project):
-    with pytest.raises(DataError, match="keys occur more than once in the labels: id=1"):
-        project(orders({"id": 1}, {"id": 1})).labels()
 
 
 def test_labels_that_lack_a_column_or_fail_are_named_with_their_file(project):
