@@ -19,7 +19,7 @@ from batch_platform.models.gate import MEETS
 from batch_platform.models.judged import verdict_on_shared_rows
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.metrics import default_metric, without_details
+from batch_platform.monitoring.metrics import default_metric, lower_is_better, without_details
 from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import relabelled
@@ -180,9 +180,12 @@ def show_version(target: _Target, version: str) -> None:
     leaks = state.registry.suspected_leaks(version)
     manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)
     manifest["remarks"] = "; ".join(manifest["remarks"])
+    search = manifest.pop("search")
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
     show_metrics(metrics, baseline, refit=manifest["refit"])
+    if search:
+        _show_search(search)
     bounds = ("min", "max", "lowest", "highest")
     rows: list[tuple[object, ...]] = []
     for column in contract:
@@ -390,6 +393,16 @@ def show_metrics(metrics: Mapping[str, float], baseline: Mapping[str, Any] | Non
         ("metric", "value", "baseline"),
         [(metric, value, of_baseline.get(metric)) for metric, value in sorted(metrics.items())],
     )
+
+
+def _show_search(search: Mapping[str, Any]) -> None:
+    """Print each trial of a search with its mean score and that of each fold, the best first."""
+    metric, trials = search["metric"], search["trials"]
+    trials = sorted(trials, key=lambda trial: trial["score"], reverse=not lower_is_better(metric))
+    terminal.say(f"search: {counted(len(trials), 'trial')}, scored within the rows to learn from; the best is used")
+    names, folds = [*search["best"]], [f"fold {at}" for at, _ in enumerate(trials[0]["folds"], start=1)]
+    rows = [(*(str(trial["params"][name]) for name in names), trial["score"], *trial["folds"]) for trial in trials]
+    terminal.show_table((*names, metric, *folds), rows)
 
 
 def _maker(reason: str) -> Maker:

@@ -29,6 +29,7 @@ SOURCE_KEYS: dict[str, type] = {
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
 Encoding = Literal["utf-8", "utf-16", "latin-1"]  # encodings of CSV files
+WEIGHT = "__weight"  # column with the weight of a row, where `labels.weight` declares one
 NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names and reads in order
 _KEYS_OF_KINDS = {
     **dict.fromkeys(("delimiter", "decimal", "encoding"), ("csv",)),
@@ -463,16 +464,33 @@ class Labels(Block):
         description="Class of two whose probability `score` is, and label of the outliers. Left out: that of the version before, else true, 1, or the rarer text.",
         examples=["left"],
     )
+    weight: str | None = Field(
+        default=None,
+        description="Column of labels.sql with the weight of each row, 0 or more: in training, in metrics and in their intervals. Left out: all rows count alike.",
+        examples=["exposure"],
+    )
     outcomes: list[str] = Field(
         default_factory=list,
         description="Columns that become known with the label; like the label, they may not be features.",
         examples=[["returned_at"]],
     )
 
+    @model_validator(mode="after")
+    def _another_column(self) -> Self:
+        if self.weight == self.column:
+            msg = f"`weight` is {self.weight!r}, which is the label; name another column of labels.sql"
+            raise ValueError(msg)
+        return self
+
     @cached_property
     def maturity(self) -> Duration:
         """The delay as a duration."""
         return parse_duration(self.delay)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of labels.sql beside the key; the label is the last."""
+        return [*([] if self.weight is None else [self.weight]), self.column]
 
     @property
     def too_late(self) -> list[str]:

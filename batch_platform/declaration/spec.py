@@ -34,6 +34,7 @@ from batch_platform.declaration.notation import (
     with_guess,
 )
 from batch_platform.declaration.reporting import Report
+from batch_platform.declaration.search import Search, plain_parameters
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 DUCKDB, PARQUET = "duckdb", "parquet"  # places in which a partition of predictions is kept
@@ -82,6 +83,11 @@ class Learner(Block):
     params: dict[str, Any] = Field(
         default_factory=dict, description="Parameters of the estimator.", examples=[{"max_iter": 200}]
     )
+    search: Search | None = Field(
+        default=None,
+        description="Further parameters, whose values are searched for within the rows to learn from.",
+        examples=[{"params": {"learning_rate": [0.03, 0.1]}, "trials": 20}],
+    )
 
     calibrate: Literal["isotonic", "sigmoid"] | None = Field(
         default=None,
@@ -101,6 +107,12 @@ class Learner(Block):
             msg = f"give one of {', '.join(names)} and {last}"
             raise ValueError(msg)
         misplaced = [key for key in ("flavour", "task", "classes") if getattr(self, key) is not None]
+        if self.search is not None and self.estimator is None and self.build is None:
+            msg = "`search` needs an `estimator` or a `build` to train"
+            raise ValueError(msg)
+        if self.search is not None and (twice := {*self.params} & {*self.search.params}):
+            msg = f"{listed(map(repr, twice))} is in `params` and in `search.params`; give it in one of them"
+            raise ValueError(msg)
         if self.import_ is None and misplaced:
             msg = f"{listed(map(repr, misplaced))} can only describe an import"
             raise ValueError(msg)
@@ -110,22 +122,22 @@ class Learner(Block):
         return self
 
     @property
+    def tried_params(self) -> dict[str, Any]:
+        """The parameters, with the first value of each that is searched for."""
+        return {**({} if self.search is None else self.search.first), **self.params}
+
+    @property
     def fingerprint(self) -> str:
         """A hash that changes when another model would be trained."""
-        left_out = {"allow_pickle", *(["calibrate"] if self.calibrate is None else [])}
+        undeclared = {name for name in ("calibrate", "search") if getattr(self, name) is None}
+        left_out = {"allow_pickle", *undeclared}
         declared = self.model_dump(include={*Learner.model_fields} - left_out)
         return sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:12]
 
     @field_validator("params")
     @classmethod
     def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, parameter in value.items():
-            try:
-                json.dumps(parameter, sort_keys=True)
-            except TypeError as error:
-                msg = f"{name!r} is {parameter!r}, which is not a plain value; put dates and times in quotes"
-                raise ValueError(msg) from error
-        return value
+        return plain_parameters(value)
 
 
 class Challenger(Learner):
@@ -190,7 +202,7 @@ class Train(Block):
     )
     group: list[str] = Field(
         default_factory=list,
-        description="Columns of the key: rows of a snapshot that are equal in them are held out together. Left out: the whole key.",
+        description="Columns of the key or, of tables with a time, of the features: rows that are equal in them are never on both sides of the evaluation. Left out: of a snapshot the whole key, otherwise rows are divided by time alone.",
         examples=[["patient_id"]],
     )
     max_rows: int | None = Field(
@@ -515,7 +527,7 @@ class PipelineSpec(Block):
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)
-        if self.labels is not None and (taken := {*self.features.key} & {"outcome", "outcome_value"}):
+        if self.labels is not None and (taken := {*self.features.key} & {"outcome", "outcome_value", "outcome_weight"}):
             msg = f"{listed(map(repr, taken))} cannot be a key: evaluation adds a column of that name"
             raise ValueError(msg)
         for at, name in enumerate([] if self.labels is None else self.labels.too_late):
@@ -567,7 +579,7 @@ class PipelineSpec(Block):
         """Refuse keys that have no meaning for a snapshot, and those that have one only there."""
         train = self.model.train
         if not self.partitions.snapshot:
-            if misplaced := _not_default(train, "held_out", "group"):
+            if misplaced := _not_default(train, "held_out"):
                 msg = f"model.train: {listed(misplaced)} needs partitions.snapshot: other pipelines evaluate on the newest partitions"
                 raise ValueError(msg)
             return

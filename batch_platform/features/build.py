@@ -27,7 +27,7 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
-from batch_platform.declaration.inputs import Driving
+from batch_platform.declaration.inputs import WEIGHT, Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import DatedSources, Taken, instant
 from batch_platform.features.label_windows import LABEL_BYTES, labels_within
@@ -298,18 +298,18 @@ class FeatureSession:
             raise BatchPlatformError(msg, hint=hint) from error
 
     def labels(self, partition: Partition) -> pl.DataFrame:
-        """Read the labels of a partition: key columns and the label, which is never null or NaN.
+        """Read the labels of a partition: key columns, WEIGHT if it is declared, and the label, which is never null or NaN.
 
         Raises:
             SourceError: The SQL fails.
-            DataError: Keys are not unique.
+            DataError: Keys are not unique, or a weight is null or negative, or all are 0.
         """
         spec, query = self._builder.spec, self._builder.labels_query
         if query is None or spec.labels is None:
             msg = f"{spec.name} declares no labels."
             raise DataError(msg, hint="add `labels` to its YAML.")
         con = self._moved(partition)
-        columns = [*spec.features.key, spec.labels.column]
+        columns = [*spec.features.key, *spec.labels.columns]
         with query.limited(con), query.explained(partition):
             return self._known(partition, query.run(con, partition, columns).pl().select(columns))
 
@@ -325,7 +325,7 @@ class FeatureSession:
         while query is not None and spec.labels is not None and at < len(partitions):
             some, frames = partitions[at : at + several], None
             with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
-                frames = labels_within(query, self._moved(some[0]), some, [*spec.features.key, spec.labels.column])
+                frames = labels_within(query, self._moved(some[0]), some, [*spec.features.key, *spec.labels.columns])
             if frames is None:
                 break
             size = sum(frame.estimated_size() for frame in frames)
@@ -334,13 +334,14 @@ class FeatureSession:
         yield from map(partial(partial, alone), partitions[at:])
 
     def _known(self, partition: Partition, frame: pl.DataFrame) -> pl.DataFrame:
-        """The labels of a partition that are known; raises DataError if keys are not unique."""
-        label = frame.columns[-1]
+        """The labels of a partition that are known; raises DataError if keys are not unique, or weights are none."""
+        spec, label = self._builder.spec, frame.columns[-1]
         frame = frame.drop_nulls(label)
         if frame[label].dtype.is_float():
             frame = frame.drop_nans(label)
-        require_unique(self._builder.spec, partition, frame, what="labels")
-        return frame
+        require_unique(spec, partition, frame, what="labels")
+        weight = None if spec.labels is None else spec.labels.weight
+        return frame if weight is None else _weighted(frame, weight, f"{spec.name}, partition {partition.key}")
 
     def label_type(self, partition: Partition) -> str | None:
         """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row.
@@ -515,3 +516,16 @@ def _lineage(
     from batch_platform.features.lineage.columns import column_lineage  # imports sqlglot, which takes its time
 
     return column_lineage(query.text, sources, columns, query.dialect)
+
+
+def _weighted(labels: pl.DataFrame, column: str, where: str) -> pl.DataFrame:
+    """Labels with their weights as WEIGHT; raises DataError for a weight that is none, and if all are 0."""
+    weights = labels[column].cast(pl.Float64, strict=False)
+    wrong = labels.height - int((weights.is_finite() & (weights >= 0)).sum())
+    if wrong or (labels.height and not weights.sum()):
+        counted_rows = (
+            f"null, negative or not a number in {wrong:,} of {labels.height:,} rows" if wrong else "0 in all rows"
+        )
+        msg = f"{where}: the weight {column!r} (labels.weight) is {counted_rows}."
+        raise DataError(msg, hint="give each label a weight of 0 or more in labels.sql, and some a weight above 0.")
+    return labels.with_columns(weights).rename({column: WEIGHT})

@@ -17,7 +17,8 @@ import polars as pl
 from xxhash import xxh3_64_intdigest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, SourceError, WrongUseError, listed
+from batch_platform.declaration.errors import DataError, SourceError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
@@ -32,9 +33,10 @@ from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 MOST_LABEL_BYTES = 256 << 20  # limit for the labels kept in memory
 _HELD_OUT = "__held_out"
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
-# `features.time` there is none), a hash of its key without dates and times, the start of its partition and, in snapshots, a
-# hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too, the same wherever
-# and whenever it is computed; in snapshots they say whether they are in the first half of the rows held out.
+# `features.time` there is none), a hash of its group, otherwise of its key without dates and times, the start of its partition
+# and, in snapshots, a hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too,
+# the same wherever and whenever it is computed; in snapshots they say whether they are in the first half of the rows held out.
+# Where `labels.weight` is declared, there is a WEIGHT.
 ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW = "__row_time", "__entity", "__partition_start", "__group", "__row"
 FIRST_HALF = "__first_half"
 
@@ -80,14 +82,18 @@ class TrainingData:
             return self
         return replace(self, first_part=None, evaluate=pl.concat([self.first_part, self.evaluate]))
 
+    by_entity: bool = False  # whether other entities are evaluated, of the same times, rather than later rows
+    rows_apart: int = 0  # rows that were left out of `fit`, because rows of their group are evaluated
+    earlier: pl.DataFrame | None = None  # `fit` with these rows; None if there are none
+
     def whole(self, max_rows: int | None, *, stratified: bool) -> "TrainingData":
         """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion.
 
         Of balanced data, the rows of each class are.
         """
-        evaluated = self.undivided().evaluate
-        rows, later = max(self.rows_before_cap, self.fit.height), evaluated.height
-        parts, by = [self.fit, evaluated.drop(ROW, FIRST_HALF, strict=False)], self.label if stratified else None
+        evaluated, before = self.undivided().evaluate, self.fit if self.earlier is None else self.earlier
+        rows, later = max(self.rows_before_cap + self.rows_apart, before.height), evaluated.height
+        parts, by = [before, evaluated.drop(ROW, FIRST_HALF, strict=False)], self.label if stratified else None
         classes = Counter(self.classes_before_cap)
         of_evaluate = Counter[str]() if by is None else class_counts(evaluated, by)
         classes.update(of_evaluate)
@@ -101,12 +107,12 @@ class TrainingData:
             quotas = (max_rows - of_later, of_later)
             parts = [sampled(part, quota, by) for part, quota in zip(parts, quotas, strict=True)]
         fit = pl.concat([part for part in parts if part.height] or parts[:1], how="vertical_relaxed", rechunk=False)
-        return replace(self, fit=fit, rows_before_cap=rows + later, classes_before_cap=classes)
+        return replace(self, fit=fit, rows_before_cap=rows + later, classes_before_cap=classes, earlier=None)
 
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
     """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
-    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW, FIRST_HALF}
+    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW, FIRST_HALF, WEIGHT}
     left_out = beside | {name for name, rule in features.columns.items() if not rule.feature}
     return [name for name in present if name not in left_out]
 
@@ -234,10 +240,11 @@ class History:
 
         With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
         `stratified`; with `model.train.sample: balanced` they are a balanced one. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out.
+        Of other tables with `model.train.group`, no group that is evaluated is among the rows to fit on.
 
         Raises:
             DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
-                partitions differ.
+                partitions differ, or there is no column of `model.train.group`.
             IntegrityError: The bytes of a feature file are not those recorded.
         """
         label = None if self.spec.labels is None else self.spec.labels.column
@@ -269,15 +276,22 @@ class History:
         held_out = rows[_HELD_OUT]
         rows = rows.drop(_HELD_OUT)
         beside = [pl.concat(keys).alias(ROW), *([pl.concat(halves).alias(FIRST_HALF)] if halves else [])]
+        earlier, evaluate = rows.filter(~held_out), rows.filter(held_out).with_columns(beside)
+        grouped = bool(self.spec.model.train.group) and not self.spec.partitions.snapshot
+        unseen = earlier.filter(~pl.col(ENTITY).is_in(evaluate[ENTITY].implode())) if grouped else earlier
+        apart = earlier.height - unseen.height
         return TrainingData(
-            fit=rows.filter(~held_out),
-            evaluate=rows.filter(held_out).with_columns(beside),
+            fit=unseen,
+            evaluate=evaluate,
             label=label,
-            rows_before_cap=fit.seen,
+            rows_before_cap=fit.seen - apart,
             balanced=balanced,
             classes_before_cap=fit.counts if stratified else {},
             rows_unlabelled=rows_unlabelled,
             nulls_unlabelled=nulls,
+            by_entity=self.spec.partitions.snapshot,
+            rows_apart=apart,
+            earlier=earlier if apart else None,
         )
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
@@ -470,23 +484,33 @@ class History:
         path = self.file(build)
         present = pl.read_parquet_schema(path)
         columns = [*self.spec.features.key_and_time, *feature_columns(self.spec.features, present)]
-        unit = [name for name in [self.spec.monitoring.unit] if name in present]
-        return pl.read_parquet(path, columns=[*dict.fromkeys([*columns, *unit])])
+        beside = [name for name in [self.spec.monitoring.unit] if name in present]
+        for name in self.spec.model.train.group:
+            if name not in present:
+                msg = f"{self.spec.name}, partition {build.partition_key}: model.train.group: the features have no column {name!r}."
+                raise DataError(
+                    msg, hint=did_you_mean(name, present) or f"name columns of the features: {listed(present)}"
+                )
+            beside.append(name)
+        return pl.read_parquet(path, columns=[*dict.fromkeys([*columns, *beside])])
 
     def _beside_features(self, rows: pl.DataFrame, partition: Partition) -> pl.DataFrame:
         """Replace the key and the time of rows by ROW_TIME, ENTITY, PARTITION_START and, if units are declared, GROUP."""
         features, zone, unit = self.spec.features, self.spec.partitions.timezone, self.spec.monitoring.unit
-        added: list[pl.Series | pl.Expr] = [entity_of(rows.select(features.key)), _starting(partition)]
+        group = self.spec.model.train.group
+        entity = rows.select(group).hash_rows().alias(ENTITY) if group else entity_of(rows.select(features.key))
+        added: list[pl.Series | pl.Expr] = [entity, _starting(partition)]
         if unit == "row":
             added.append(pl.struct(pl.int_range(pl.len()), _starting(partition)).hash().alias(GROUP))
         elif unit == "partition":
             added.append(_starting(partition).alias(GROUP))
         elif unit is not None or self.spec.partitions.snapshot:
-            columns = [unit] if unit else self.spec.model.train.group or features.key
+            columns = [unit] if unit else group or features.key
             added.append(rows.select(columns).hash_rows().alias(GROUP))
         if features.time is not None:
             added.append(on_the_clock(rows[features.time], zone).alias(ROW_TIME))
-        beside = [unit] if unit in rows.columns and unit not in feature_columns(features, rows.schema) else []
+        given = feature_columns(features, rows.schema)
+        beside = [name for name in (unit, *group) if name in rows.columns and name not in given]
         return rows.with_columns(added).drop(*dict.fromkeys([*features.key_and_time, *beside]))
 
     def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from batch_platform.features.history import ENTITY, ROW_TIME
 from batch_platform.monitoring.metrics import as_truth, is_worse, measure
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import Outcomes, weights_of
 from batch_platform.monitoring.verdict import Verdict
 
 LEAST_PER_SEASON = 10  # rows, on average
@@ -47,7 +47,14 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
     which the rows of each class were sampled; none: all alike.
     """
     trivial = {
-        name: Outcomes(outcomes.task, predicted, outcomes.truth, outcomes.classes, rule=outcomes.rule)
+        name: Outcomes(
+            outcomes.task,
+            predicted,
+            outcomes.truth,
+            outcomes.classes,
+            rule=outcomes.rule,
+            weights=outcomes.weights,
+        )
         for name, predicted in _predictions(outcomes, fitted, rows, label, rates)
     }
     strongest: Baseline | None = None
@@ -71,8 +78,14 @@ def _predictions(
     if not fitted.height or task not in ("binary", "multiclass", "regression"):
         return
     truth = as_truth(fitted[label])
+    weights = weights_of(fitted)
+    weights = np.ones(len(truth)) if weights is None else weights / weights.mean()
     regression = task == "regression"
-    seasonal = _RegressionMeans(truth.astype(np.float64)) if regression else _ClassShares(truth, classes, rates)
+    seasonal = (
+        _RegressionMeans(truth.astype(np.float64), weights)
+        if regression
+        else _ClassShares(truth, classes, weights, rates)
+    )
     everywhere = np.zeros(rows.height, dtype=np.int64)
     yield seasonal.name, seasonal.of(np.zeros(fitted.height, dtype=np.int64), 1)[everywhere]
     if ROW_TIME in fitted.columns and ROW_TIME in rows.columns:
@@ -91,16 +104,21 @@ class _RegressionMeans:
     """Means of the values that were learned from."""
 
     values: NDArray[np.float64]
+    weights: NDArray[np.float64]
     name: str = "mean"
 
     def of(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         """The mean of each group [count]; that of all values for a group without any."""
-        sums, rows = np.bincount(groups, self.values, count), np.bincount(groups, minlength=count)
-        return np.where(rows > 0, sums / np.maximum(rows, 1), self.values.mean())
+        sums, rows = (np.bincount(groups, of, count) for of in (self.values * self.weights, self.weights))
+        return np.where(rows > 0, sums / np.where(rows > 0, rows, 1), self._mean)
 
     def at(self, positions: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
         """The values at positions; their mean where a position is not known."""
-        return np.where(known, self.values[np.where(known, positions, 0).astype(np.int64)], self.values.mean())
+        return np.where(known, self.values[np.where(known, positions, 0).astype(np.int64)], self._mean)
+
+    @property
+    def _mean(self) -> float:
+        return float(np.average(self.values, weights=self.weights))
 
 
 class _ClassShares:
@@ -108,10 +126,12 @@ class _ClassShares:
 
     name = "class shares"
 
-    def __init__(self, truth: NDArray[Any], classes: Sequence[Any], rates: Sequence[float] = ()) -> None:
+    def __init__(
+        self, truth: NDArray[Any], classes: Sequence[Any], weights: NDArray[np.float64], rates: Sequence[float] = ()
+    ) -> None:
         positions = {label: position for position, label in enumerate(classes)}
         self._classes = np.array([positions[label] for label in truth.tolist()], dtype=np.int64)
-        self._weights = 1 / np.array(rates or [1.0] * len(classes))[self._classes]
+        self._weights = weights / np.array(rates or [1.0] * len(classes))[self._classes]
         self._shares = np.bincount(self._classes, self._weights, len(classes)) / self._weights.sum()
 
     def of(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:

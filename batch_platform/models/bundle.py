@@ -143,6 +143,7 @@ class Manifest:
     remarks: list[str] = field(default_factory=list[str])  # remarks on the fit, e.g. that it did not converge
     # Facts on the refinements of the judged fit, applied or not, by name.
     refinements: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    search: dict[str, Any] = field(default_factory=dict[str, Any])  # the search for its parameters; empty without one
     imported_from: str = ""  # origin of an imported model; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
     libraries: dict[str, str] = field(default_factory=dict[str, str])  # this and the rest: set when it is written

@@ -57,7 +57,18 @@ def check_estimator_exists(model: Model) -> None:
 
     Raises WrongUseError if the path cannot be imported or is not an estimator, or if a parameter does not exist.
     """
-    _declared(model, model.params)
+    _declared(model, model.tried_params)
+
+
+def check_search(model: Model) -> None:
+    """Try each value that is searched for, without fitting; raises WrongUseError for one that the estimator does not take."""
+    for name, values in ({} if model.search is None else model.search.params).items():
+        for value in values:
+            try:
+                _declared(model, {**model.tried_params, name: value})
+            except WrongUseError as error:
+                msg = error.message.replace("model.params", "model.search.params")
+                raise WrongUseError(msg, hint=error.hint) from error
 
 
 def task_of(estimator: Any, classes: int) -> Task:
@@ -94,7 +105,7 @@ def is_classification(model: Model) -> bool:
     """Return whether the declared estimator learns classes."""
     from sklearn.base import is_classifier
 
-    return is_classifier(_declared(model, model.params))
+    return is_classifier(_declared(model, model.tried_params))
 
 
 def _declared(model: Model, params: dict[str, Any]) -> Any:
@@ -113,22 +124,33 @@ def _built(path: str, params: dict[str, Any]) -> Any:
     for kind in FLAVOURS.values():  # the function may import any library
         kind.set_environment()
     build = import_function(path, "model.build")
+    parameters = inspect.signature(build).parameters
+    own = {name: value for name, value in params.items() if "__" not in name or name in parameters}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        own = params
     try:
-        inspect.signature(build).bind(**params)
+        inspect.signature(build).bind(**own)
     except TypeError as error:
-        accepted = list(inspect.signature(build).parameters)
+        accepted = list(parameters)
         guesses = nearest_names([name for name in params if name not in accepted], accepted)
         msg = f"model.params: {path} takes {listed(accepted) or 'no parameters'}, but got {listed(params) or 'none'}: {error}."
         raise WrongUseError(msg, hint=guesses or "name the function's own parameters.") from error
     try:
-        estimator = build(**params)
+        estimator = build(**own)
     except Exception as error:  # a user's own code may raise anything
         msg = f"model.build: {path} raised {type(error).__name__}: {' '.join(str(error).split())}"
         raise WrongUseError(msg.rstrip(".") + ".", hint="check the function and model.params.") from error
     if not isinstance(estimator, BaseEstimator):
         msg = f"model.build: {path} returned {type(estimator).__name__}, which is not an estimator."
         raise WrongUseError(msg, hint="return an unfitted scikit-learn-compatible estimator.")
-    return estimator
+    nested, allowed = {name: params[name] for name in params if name not in own}, estimator.get_params()
+    if unknown := [name for name in nested if name not in allowed]:
+        msg = f"model.params: {type(estimator).__name__}, which {path} returns, has no parameter {listed(unknown)}."
+        hint = (
+            nearest_names(unknown, allowed) or "name a step of the pipeline and a parameter of it, as step__parameter."
+        )
+        raise WrongUseError(msg, hint=hint)
+    return estimator.set_params(**nested) if nested else estimator
 
 
 def _constructed(path: str, params: dict[str, Any]) -> Any:
@@ -293,7 +315,8 @@ def check_model(model: Model, folder: Path, interval: float | None = None, decid
         DataError: The file of an import is not of its flavour.
     """
     if model.import_ is None:
-        estimator = _declared(model, model.params)
+        check_search(model)
+        estimator = _declared(model, model.tried_params)
         tasks: set[Task] = {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)}
         _check_tasks(model, tasks, interval)
         if not tasks & {*CLASSIFICATION}:  # the classes are known only once labels are

@@ -3,10 +3,7 @@
 Rows are in order of time and are never shuffled between the two parts. Nothing here knows where rows come from or where the model goes.
 """
 
-import re
-import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError, first_few, listed
+from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Decide, Features, Model
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
@@ -31,16 +28,24 @@ from batch_platform.models.contract import (
     infer_contract,
 )
 from batch_platform.models.declared_model import make_estimator, name_of, require_rule, task_of
-from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
-from batch_platform.models.flavours.known import flavour_of
-from batch_platform.models.flavours.sklearn import SklearnPredictor, last_of
+from batch_platform.models.estimator_fit import (
+    EncodedRows,
+    draws_by_class,
+    fit_estimator,
+    refusals_explained,
+    stopped_at,
+    what_may_keep_it,
+    without_values,
+)
+from batch_platform.models.flavours.known import Flavour, flavour_of
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.judged import JudgedScores, outcomes_of, scores_of
-from batch_platform.models.native_threads import no_more_threads, one_thread
+from batch_platform.models.native_threads import one_thread
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import reference_of
 from batch_platform.models.refinements.learning import Declared, Learner, Refinements
 from batch_platform.models.refinements.prior import PRIOR, in_proportion
+from batch_platform.models.search import Searched, search
 from batch_platform.monitoring.leakage import (
     SuspectedLeak,
     nearly_perfect,
@@ -48,17 +53,11 @@ from batch_platform.monitoring.leakage import (
     on_both_sides,
     suspected_leaks,
 )
-from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
+from batch_platform.monitoring.metrics import default_metric, known_to, measure
 from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
 FEW_OF_A_CLASS = 100  # rows
-MANY_ROWS = 50_000  # above, several threads are faster than one; on fewer rows they mostly wait
-COMPARED_ROWS = 10_000  # rows for the comparison of a booster with its saved form
-_PLACE_IN_LIBRARY = re.compile(
-    r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?| at /\S+, line \d+ ?\.?$"
-)  # names in XGBoost, LightGBM
-ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class Fitted:
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
     remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
     refinements: Refinements = field(default_factory=Refinements)
+    search: Searched | None = None  # how the parameters were found; None if no search is declared
 
     @property
     def scorer(self) -> Predictor:
@@ -125,11 +125,12 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     contract, kept, rejected = _checked(features, data)
     evaluated, unseen = contract.split(data.evaluate), contract.split(data.unseen)
     if kept.height < LEAST_ROWS:
-        msg = f"There are {kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
+        apart = f", beside {data.rows_apart:,} of groups that are evaluated" if data.rows_apart else ""
+        msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
         raise TrainingRefusedError(msg, hint="train a later serving period, or declare a longer model.train.window.")
-    matrix = contract.encode(kept)
-    truth = None if data.label is None else as_truth(kept[data.label])
-    estimator = make_estimator(model, params, contract)
+    rows = EncodedRows.of(kept, contract, data.label)
+    matrix, truth = rows.matrix, rows.truth
+    estimator = make_estimator(model, {**model.tried_params, **params}, contract)
     kind = flavour_of(estimator)
     classes = _classes(estimator, truth)
     task = task_of(estimator, len(classes))
@@ -142,13 +143,19 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     positive = positive or Positive()
     if truth is not None and task in ("binary", "outliers"):
         classes = positive.last(classes, truth) if task == "binary" else positive.of_outliers(truth)
+    drawn = model.search is not None or draws_by_class(estimator, kept.height + evaluated.kept.height)
+    if truth is not None and task == "multiclass" and drawn:
+        classes = list(dict.fromkeys(truth.tolist()))  # as they first occur, whatever their names
     signature = Signature(task, classes, contract)
-    empty = [name for name in _without_values(contract) if data.undivided().evaluate[name].is_null().all()]
+    empty = [name for name in without_values(contract) if data.undivided().evaluate[name].is_null().all()]
     if empty and kind.name == "sklearn":
         msg = f"{name_of(estimator)} cannot learn from {listed(empty)}: no row of the window has a value there."
-        raise TrainingRefusedError(msg, hint=_hint(contract, "check model.params"))
-    with _refusals_explained(estimator, contract):
-        predictor, remarks = _learn(kind, estimator, signature, matrix, truth)
+        raise TrainingRefusedError(msg, hint=what_may_keep_it(contract, "check model.params"))
+    searched = search(model, params, data, kept, signature, rows)
+    if searched is not None:
+        estimator = make_estimator(model, {**params, **searched.best}, contract)
+    with refusals_explained(estimator, contract):
+        predictor, remarks = fit_estimator(kind, estimator, signature, rows)
         refinements = learner_of(kind, predictor, signature, data, matrix, unseen.kept, evaluated.kept).learn(declared)
         rates, scorer = _rates(refinements), refinements.around(predictor)
         judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates, decide)
@@ -166,10 +173,11 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         predictor=predictor,
         reference=reference_of(contract, in_proportion((kept, matrix), data.label, classes, rates), former),
         judged=judged,
-        details=_stopped_at(estimator),
+        details=stopped_at(estimator),
         trivial=trivial,
-        remarks=(*remarks, *_few_of_a_class(data), *refinements.remarks),
+        remarks=(*remarks, *_few_of_a_class(data), *_apart(data), *refinements.remarks),
         refinements=refinements,
+        search=searched,
     )
 
 
@@ -183,14 +191,13 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     contract, kept, rejected = _checked(features, whole)
     kept = _known(judged.signature, kept, whole.label)
     signature = replace(judged.signature, contract=contract)
-    estimator, matrix = make_estimator(model, params, contract), contract.encode(kept)
+    estimator, rows = make_estimator(model, params, contract), EncodedRows.of(kept, contract, whole.label)
     held_out = contract.split(whole.evaluate).kept
-    with _refusals_explained(estimator, contract):
-        truth = None if whole.label is None else as_truth(kept[whole.label])
-        predictor, remarks = _learn(judged.flavour, estimator, signature, matrix, truth)
-    learner = learner_of(judged.flavour, predictor, signature, whole, matrix, kept.clear(), held_out)
+    with refusals_explained(estimator, contract):
+        predictor, remarks = fit_estimator(judged.flavour, estimator, signature, rows)
+    learner = learner_of(judged.flavour, predictor, signature, whole, rows.matrix, kept.clear(), held_out)
     refinements = learner.learn(judged.refinements.declared, judged.refinements)
-    learned = in_proportion((kept, matrix), whole.label, signature.classes, _rates(refinements))
+    learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
     whole_reference = reference_of(contract, learned, judged.reference)
     return replace(
         judged,
@@ -201,14 +208,14 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         held_out=contract.encode(held_out),
         held_out_rows=held_out,
         predictor=predictor,
-        details=_stopped_at(estimator),
+        details=stopped_at(estimator),
         reference=replace(
             judged.reference,
             features=whole_reference.features,
             usual=whole_reference.usual,
             moves=whole_reference.moves,
         ),
-        remarks=(*remarks, *_few_of_a_class(whole), *refinements.remarks),
+        remarks=(*remarks, *_few_of_a_class(whole), *_apart(whole), *refinements.remarks),
         refinements=refinements,
     )
 
@@ -287,29 +294,6 @@ def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataF
     return contract, split.kept, split.rejected.height
 
 
-def _learn(
-    kind: Flavour, estimator: Any, signature: Signature, matrix: NDArray[np.float64], truth: NDArray[Any] | None
-) -> tuple[Predictor, tuple[str, ...]]:
-    """Fit an estimator; returns its predictor, and what it says of the fit.
-
-    If its own order of two classes is another, it learns their positions.
-    """
-    if truth is not None and signature.task == "binary" and signature.classes != np.unique(truth).tolist():
-        positions = {label: at for at, label in enumerate(signature.classes)}
-        truth = np.array([positions[label] for label in truth.tolist()])
-        for name, weights in estimator.get_params().items():
-            if name.endswith("class_weight") and isinstance(weights, dict):
-                estimator.set_params(**{name: {positions.get(label, label): weights[label] for label in weights}})
-    with one_thread() if len(matrix) < MANY_ROWS else no_more_threads(), _convergence_recorded() as remarks:
-        kind.fit(estimator, matrix, truth, signature.contract)
-    if kind.predictor is not None:
-        return kind.predictor(estimator, signature), tuple(remarks)
-    predictor = kind.reloaded(estimator, signature)
-    if isinstance(predictor, BoosterPredictor):
-        _require_own_scores(estimator, predictor, signature, matrix)
-    return predictor, tuple(remarks)
-
-
 def _few_of_a_class(data: TrainingData) -> Iterator[str]:
     """The classes of which a sample in proportion holds few rows, where a balanced one would hold at least twice as many."""
     if data.balanced or data.label is None or data.fit.height == data.rows_before_cap:
@@ -321,68 +305,10 @@ def _few_of_a_class(data: TrainingData) -> Iterator[str]:
             yield f"{rows}; model.train.sample: balanced keeps {balanced[name]:,}"
 
 
-@contextmanager
-def _convergence_recorded() -> Generator[list[str]]:
-    """Collect scikit-learn's warnings that an estimator did not converge, as one remark; other warnings are warned of."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    remarks: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        yield remarks
-    reasons: set[str] = set()
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            reasons.add(str(warning.message).strip().partition("\n")[0].partition(". ")[0].rstrip(" .:"))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if reasons:
-        remarks.append(f"it did not converge: {listed(reasons)}")
-
-
-def _require_own_scores(
-    estimator: Any, predictor: BoosterPredictor, signature: Signature, matrix: NDArray[np.float64]
-) -> None:
-    """Refuse a booster whose file scores differently than its estimator: what only the estimator does would be lost."""
-    sample = matrix[:: -(-len(matrix) // COMPARED_ROWS)]
-    with one_thread():
-        own, saved = SklearnPredictor(estimator, signature.task).predict(sample), predictor.predict(sample)
-    same = own.shape == saved.shape and np.isclose(own, saved, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
-    if not np.all(same):
-        differing = (
-            "" if own.shape != saved.shape else f" in {(~np.asarray(same)).reshape(len(own), -1).any(axis=1).sum()}"
-        )
-        msg = f"{name_of(estimator)} scores differently once it is saved{differing} of {len(sample)} rows."
-        hint = "leave out of model.params what acts outside of the booster, and do it in the features' SQL."
-        raise TrainingRefusedError(msg, hint=hint)
-
-
-@contextmanager
-def _refusals_explained(estimator: Any, contract: Contract) -> Generator[None]:
-    """Say which estimator rejects the training data; other errors than its own and those of its library are raised as they are."""
-    try:
-        yield
-    except Exception as error:
-        own = type(error).__module__.partition(".")[0] == flavour_of(estimator).package
-        if isinstance(error, BatchPlatformError) or not (own or isinstance(error, ValueError | TypeError)):
-            raise
-        text = " ".join(str(error).partition("Stack trace:")[0].split())
-        msg = f"{name_of(estimator)} rejects the training data: {_PLACE_IN_LIBRARY.sub('', text)}"
-        # A step that selects columns by name or type asks for dataframes.
-        remedy = "select columns by their positions" if "dataframes" in text else "check model.params"
-        raise TrainingRefusedError(msg.rstrip(" .") + ".", hint=_hint(contract, remedy)) from error
-
-
-def _stopped_at(estimator: Any) -> dict[str, int]:
-    """The iteration at which an estimator stopped early, from 1; empty for any other."""
-    last = last_of(estimator)
-    if best := getattr(last, "best_iteration_", 0):  # LightGBM
-        return {"best_iteration": int(best)}
-    if hasattr(last, "get_booster") and last.early_stopping_rounds:  # XGBoost, which counts from 0
-        return {"best_iteration": int(last.best_iteration) + 1}
-    if getattr(last, "do_early_stopping_", False):  # trees of scikit-learn, which keep those after the best one
-        return {"last_iteration": int(last.n_iter_)}
-    return {}
+def _apart(data: TrainingData) -> Iterator[str]:
+    """The number of rows that the judged fit did not learn from because their group is evaluated; nothing if there are none."""
+    if data.rows_apart:
+        yield f"{data.rows_apart:,} earlier rows of the groups in the evaluation rows are left out of the fit that is judged"
 
 
 def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.DataFrame:
@@ -405,27 +331,6 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
         msg = f"The classes {listed(map(repr, alike))} differ only by case, so their score columns would have one name."
         raise TrainingRefusedError(msg, hint="write each class in one way, or rename one of them, in labels.sql.")
     return classes
-
-
-def _without_values(contract: Contract) -> list[str]:
-    """The numbers that are null in every row that is fitted."""
-    return [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
-
-
-def _hint(contract: Contract, remedy: str) -> str:
-    """Explain what may keep an estimator from learning: some cannot take a number that is always null; otherwise a remedy."""
-    if not (empty := _without_values(contract)):
-        columns = [
-            f"{at} {column.name}{' (text)' if column.type == 'category' else ''}"
-            for at, column in enumerate(contract.columns)
-        ]
-        return (
-            f"{remedy}, or check the features and the labels. An estimator is given a float64 matrix without names, with the "
-            f"columns {first_few(columns)}; text as the number of its category, null as NaN."
-        )
-    return (
-        f"{listed(empty)} has no values: leave it out of the features, or set features.columns.<name>.feature: false."
-    )
 
 
 def _leaks(

@@ -18,7 +18,7 @@ import polars as pl
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
 from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.spec import Features, Promote
-from batch_platform.features.history import PARTITION_START, TrainingData
+from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
 from batch_platform.models.bundle import Coverage, Manifest, OpenVersion
 from batch_platform.models.contract import Signature, Task
 from batch_platform.models.fitting import Fitted
@@ -178,7 +178,7 @@ def _compared(  # noqa: PLR0913 - two models and their rows
             return replace(comparison, not_compared=reason)
         scored = [_scored(data.evaluate, signature, data.label) for signature in (own, standing)]
         comparison = replace(comparison, coverage=_coverage(features.rejected_budget, *scored))
-        unseen = _not_learned_from(data.evaluate, manifest)
+        unseen = _not_learned_from(data, manifest)
         if unseen.height:
             judged = scores_of(bundle.predictor, standing, contract.split(unseen).kept, data.label)
         elif (judged := bundle.judged) is None:
@@ -249,11 +249,15 @@ def _coverage(budget: RejectedBudget, version: _Scored, champion: _Scored) -> Co
     )
 
 
-def _not_learned_from(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
-    """The rows of partitions that neither a model nor its refinements have learned from."""
-    refined = manifest.evaluation.rows_refined > 0
+def _not_learned_from(data: TrainingData, manifest: Manifest) -> pl.DataFrame:
+    """The evaluation rows that neither a model nor its refinements have learned from, nor from earlier rows of their group."""
+    rows, refined = data.evaluate, manifest.evaluation.rows_refined > 0
     if PARTITION_START not in rows.columns or (manifest.imported_from and not refined):
         return rows
     known = [] if manifest.imported_from else [manifest.training.end]
     known += [manifest.evaluation.start] if refined else []
-    return rows.filter(pl.col(PARTITION_START) >= max(map(datetime.fromisoformat, known)))
+    end = max(map(datetime.fromisoformat, known))
+    if data.earlier is not None:
+        learned = data.earlier.filter(pl.col(PARTITION_START) < end)
+        rows = rows.filter(~pl.col(ENTITY).is_in(learned[ENTITY].implode()))
+    return rows.filter(pl.col(PARTITION_START) >= end)

@@ -16,7 +16,7 @@ from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW
 from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.metrics import CLASSIFICATION, as_truth
-from batch_platform.monitoring.outcomes import PARTITION, Outcomes
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes, weights_of
 from batch_platform.monitoring.verdict import Verdict
 
 SCORES_FILE = "evaluation.parquet"
@@ -33,12 +33,13 @@ class JudgedScores:
     rows: NDArray[np.uint64]  # hash of each row's partition and key [n]
 
     def to_parquet(self) -> bytes:
-        """The content of the file of a bundle: columns row, truth, score_0 and so on, and e.g. unit_partition."""
+        """The content of the file of a bundle: columns row, truth, score_0 and so on, e.g. unit_partition, and weight."""
         most = min(MOST_ROWS, MOST_SCORES // max(1, len(self.outcomes.classes)))
         kept = np.sort(np.argsort(self.rows)[:most])
         outcomes = self.outcomes.at(kept)
         scores = outcomes.predicted.reshape(len(kept), -1)
         columns = {"row": self.rows[kept], "truth": outcomes.labels.tolist()}
+        columns |= {} if outcomes.weights is None else {"weight": outcomes.weights}
         columns |= {f"{UNIT}{unit}": numbers for unit, numbers in outcomes.units.items()}
         file = BytesIO()
         pl.DataFrame(columns | {f"score_{at}": scores[:, at] for at in range(scores.shape[1])}).write_parquet(file)
@@ -51,7 +52,9 @@ class JudgedScores:
         scores = frame.select(r"^score_\d+$").to_numpy()
         predicted = scores if task in CLASSIFICATION else scores[:, 0]
         units = {name.removeprefix(UNIT): frame[name].to_numpy() for name in frame.columns if name.startswith(UNIT)}
-        return cls(Outcomes(task, predicted, as_truth(frame["truth"]), classes, units=units), frame["row"].to_numpy())
+        weights = frame["weight"].to_numpy() if "weight" in frame.columns else None
+        outcomes = Outcomes(task, predicted, as_truth(frame["truth"]), classes, units=units, weights=weights)
+        return cls(outcomes, frame["row"].to_numpy())
 
 
 def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
@@ -62,7 +65,7 @@ def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, 
     with one_thread():
         predicted = predictor.predict(matrix)
     truth = None if label is None else as_truth(rows[label])
-    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows))
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, _units(rows), weights=weights_of(rows))
 
 
 def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
@@ -94,7 +97,7 @@ def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScore
 def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes, Outcomes] | str:
     """The outcomes of two models on the rows that both have scored, among the classes that both know; or why there are none.
 
-    Labels and units are those of the first.
+    Labels, weights and units are those of the first.
     """
     own, other = first.outcomes, second.outcomes
     if reason := not_comparable((own.task, own.classes), (other.task, other.classes)):
@@ -102,7 +105,7 @@ def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes
     _, left, right = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     in_order = np.argsort(left)
     own, other = own.at(left[in_order]), other.at(right[in_order])
-    other = replace(other, truth=own.truth, units=own.units, rule=own.rule)
+    other = replace(other, truth=own.truth, units=own.units, weights=own.weights, rule=own.rule)
     if own.task in CLASSIFICATION and own.classes != other.classes:
         own, other = (_among(_shared(own.classes, other.classes), outcomes) for outcomes in (own, other))
     known = own.of_known_class

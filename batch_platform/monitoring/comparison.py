@@ -59,4 +59,4 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Differe
 
 def _value(metric: Metric, outcomes: Outcomes) -> float | None:
     rows = metric.rows_of(outcomes)
-    return metric.value(rows) if len(rows.predicted) else None
+    return metric(rows) if len(rows.predicted) else None

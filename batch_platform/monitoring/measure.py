@@ -110,7 +110,7 @@ class ScoredPartition:
     own_metrics: Sequence[Metric] = ()  # further metrics that the pipeline declares
     in_sample: bool = False  # whether the model has learned from the partition
     segments: Sequence[str] = ()  # columns of `monitoring.segments`
-    # The key of each row and as many of these columns, and that of `monitoring.unit`, as are stored; None if none of them is.
+    # The key of each row and as many of these columns, and those that tell its unit, as are stored; None if none of them is.
     read_segments: Callable[[], pl.DataFrame | None] = lambda: None
     unit: UnitRule = field(default_factory=UnitRule)
     intervals: Intervals | None = None  # None if no interval is declared, or none is known of the version

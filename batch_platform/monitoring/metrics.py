@@ -30,8 +30,8 @@ from batch_platform.monitoring.outcomes import (
     Share,
     Weighted,
     columns,
+    over_all_rows,
     total,
-    unweighted,
 )
 
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
@@ -61,8 +61,10 @@ class Metric:
     most: float = np.inf
 
     def __call__(self, outcomes: Outcomes) -> float | None:
-        """The metric of all of these rows."""
-        return self.value(outcomes)
+        """The metric of all of these rows, which weigh what is declared; one without a weighted form counts them alike."""
+        if outcomes.weights is None or self.weighted is None:
+            return self.value(outcomes)
+        return over_all_rows(self.weighted, outcomes)
 
     def rows_of(self, outcomes: Outcomes) -> Outcomes:
         """The rows that it is measured on."""
@@ -86,7 +88,7 @@ def measure(outcomes: Outcomes, own: Sequence[Metric] = (), only: Collection[str
         if only is not None and name not in only:
             continue
         rows = metric.rows_of(outcomes)
-        values[name] = metric.value(rows) if len(rows.predicted) else None
+        values[name] = metric(rows) if len(rows.predicted) else None
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -111,7 +113,10 @@ def _own(path: str) -> Metric:
         rows = np.arange(len(outcomes.predicted))
 
         def repeated(weights: Floats) -> float:
-            number = value(outcomes.at(np.repeat(rows, weights.astype(np.int64))))
+            if outcomes.weights is None:
+                number = value(outcomes.at(np.repeat(rows, weights.astype(np.int64))))
+            else:
+                number = value(replace(outcomes, weights=weights).at(weights > 0))
             return np.nan if number is None else number
 
         return lambda weights: np.apply_along_axis(repeated, -1, weights)
@@ -419,7 +424,7 @@ def _weighted(name: str, tasks: Sequence[str], weighted: Callable[[Outcomes], We
     """A metric that is measured as its weighted form is, with rows that all weigh 1."""
 
     def value(outcomes: Outcomes) -> float | None:
-        return unweighted(weighted, outcomes)
+        return over_all_rows(weighted, outcomes)
 
     value.__doc__ = weighted.__doc__
     return Metric(name, tasks, value, weighted=weighted, **further)

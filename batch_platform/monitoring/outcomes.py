@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import ENDS
 
 CLASSIFICATION = ("binary", "multiclass")
@@ -67,6 +68,7 @@ class Outcomes:
     positions: NDArray[np.int64] | None = None  # positions of the true classes [n], if they are known already
     rule: Rule | None = None  # the declared rule of decision
     decided: NDArray[np.int64] | None = None  # positions of the decided classes [n], where they are stored
+    weights: Floats | None = None  # declared weight of each row [n]; None: all count alike
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
@@ -112,7 +114,7 @@ class Outcomes:
 
     def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""
-        by_row = ("truth", "matrix", "positions", "decided")
+        by_row = ("truth", "matrix", "positions", "weights", "decided")
         present = {name: values[rows] for name in by_row if (values := getattr(self, name)) is not None}
         units = {name: numbers[rows] for name, numbers in self.units.items()}
         return replace(self, predicted=self.predicted[rows], units=units, **present)
@@ -123,9 +125,9 @@ class Outcomes:
         return Ranked(*self.positive_and_score)
 
     @cached_property
-    def alike(self) -> Floats:
-        """Weights of 1 [n]; what several metrics count with them is counted once."""
-        return np.ones(len(self.predicted))
+    def row_weights(self) -> Floats:
+        """Weights of the rows, of mean 1 [n]; what several metrics count with them is counted once."""
+        return np.ones(len(self.predicted)) if self.weights is None else self.weights / self.weights.mean()
 
     @cached_property
     def positives(self) -> int | None:
@@ -149,6 +151,11 @@ class Outcomes:
         return self.labels == labels[-1], self.predicted
 
 
+def weights_of(rows: pl.DataFrame) -> Floats | None:
+    """The weights of some rows [n]; None where none are declared."""
+    return rows[WEIGHT].to_numpy() if WEIGHT in rows.columns else None
+
+
 @dataclass(frozen=True, eq=False)
 class Share:
     """A metric that follows from the share of some rows among those that count."""
@@ -156,11 +163,6 @@ class Share:
     part: Floats  # 1 for the rows of the share, 0 for others [n]
     whole: Floats  # 1 for the rows that count, 0 for others [n]
     scaled: Callable[[float], float] = float  # the metric, given the share
-
-    @property
-    def value(self) -> float:
-        """The share; NaN if no row counts."""
-        return float(self.weighted(np.ones(len(self.whole))))
 
     def weighted(self, weights: Floats) -> Floats:
         """The share of weighted rows."""
@@ -221,10 +223,10 @@ def total(weights: Floats) -> Floats:
     return weights @ np.ones(weights.shape[-1])
 
 
-def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
-    """A metric of rows that all weigh 1; None where it is not defined."""
+def over_all_rows(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
+    """A metric of rows that weigh what is declared, else 1; None where it is not defined."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(prepare(outcomes)(outcomes.alike))
+        value = float(prepare(outcomes)(outcomes.row_weights))
     return value if np.isfinite(value) else None
 
 

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.deciding import DECISION, rule_in
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
 from batch_platform.monitoring.measures.performance import (
+    OUTCOME_WEIGHT,
     OUTCOMES,
     PERFORMANCE,
     POOLED,
@@ -51,7 +53,7 @@ MOST_ROWS = (
     2_000_000  # rows of a window that are measured; of more, those with a hash of their key in reach are measured
 )
 PERIODS = {"month": 1, "quarter": 3}  # months
-_PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", "run_id")
+_PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", OUTCOME_WEIGHT, "run_id")
 _TRUTH, _VALUE, _UNIT = "__truth", "__value", "__unit_"  # the last is followed by the name of a unit
 
 
@@ -248,7 +250,12 @@ class _Kind:
             predicted = np.column_stack([1 - predicted, predicted])
         elif self.task == "multiclass":
             predicted = rows.select(columns[1:]).to_numpy()
-        outcomes = Outcomes(self.task, predicted, truth, self.classes, units=units, positions=positions)
+        # Rows that were measured before a weight was declared have none: then all count alike.
+        weighted = WEIGHT in rows.columns and not rows[WEIGHT].null_count()
+        weights = rows[WEIGHT].to_numpy() if weighted else None
+        outcomes = Outcomes(
+            self.task, predicted, truth, self.classes, units=units, positions=positions, weights=weights
+        )
         return as_decided(outcomes, rows, rule_in(self.rule))
 
 
@@ -321,19 +328,23 @@ def _scored(
     if unknown := [name for name in by if name not in present]:
         msg = f"{pipeline}.predictions has no column {listed(map(repr, unknown))}; it has {listed(present)}."
         raise DataError(msg, hint=did_you_mean(unknown[0], present))
-    joined = [name for name, _ in table_columns(con, pipeline, OUTCOMES) if name not in (*_OF_OUTCOMES, _PARTITION)]
+    recorded = [name for name, _ in table_columns(con, pipeline, OUTCOMES)]
+    joined = [name for name in recorded if name not in (*_OF_OUTCOMES, _PARTITION)]
     counts = ", ".join(f"count({quoted(name)})" for name in joined)
     counted = con.execute(f"SELECT count(*), {counts} FROM {schema}.{OUTCOMES} WHERE partition_key IN $keys", values)
     ((rows, *filled),) = counted.fetchall()
     key = [
         name for name, count in zip(joined, filled, strict=True) if count == rows
     ]  # the columns of an earlier key are all null
-    by = [*by, *(name for name in unit.column if name in present)]
+    by = [*by, *(name for name in unit.columns if name in present)]
     on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in dict.fromkeys(by) if name not in key]
     needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score", DECISION}
     step = -(-rows // MOST_ROWS)
     chosen = f"partition_key IN $keys{f' AND hash({on}) % {step} = 0' if step > 1 else ''}"
-    truth = f"SELECT {on}, outcome AS {_TRUTH}, outcome_value AS {_VALUE} FROM {schema}.{OUTCOMES} WHERE {chosen}"
+    weight = f", {OUTCOME_WEIGHT} AS {WEIGHT}" if OUTCOME_WEIGHT in recorded else ""
+    truth = (
+        f"SELECT {on}, outcome AS {_TRUTH}, outcome_value AS {_VALUE}{weight} FROM {schema}.{OUTCOMES} WHERE {chosen}"
+    )
     segments = "".join(f", {quoted(name)}" for name in by)
     columns = ", ".join(quoted(name) for name in present if name in needed or name.startswith("score_"))
     served = f"SELECT {columns}, NULL::VARCHAR AS challenger FROM {schema}.predictions"

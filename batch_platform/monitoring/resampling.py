@@ -74,7 +74,7 @@ def intervals(outcomes: Outcomes, values: dict[str, float], own: Sequence[Metric
         for name, metric in metrics_of(outcomes, own).items()
         if name in values and metric.weighted is not None and not metric.grows_on_few_rows
     }
-    varying = (metric for metric in chosen.values() if metric.share is None or resampled.numbers)
+    varying = (metric for metric in chosen.values() if resampled.share_of(metric) is None or resampled.numbers)
     reaches = resampled.reaches({metric.name: resampled.form(metric) for metric in varying})
     ends = {name: resampled.interval(metric, values[name], reaches.get(name)) for name, metric in chosen.items()}
     return {name: interval for name, interval in ends.items() if interval is not None}
@@ -181,9 +181,13 @@ class Resampled:
         )
         return cls(outcomes, kept, rows, numbers if sizes else {}, tuple(units))
 
+    def share_of(self, metric: Metric) -> Callable[[Outcomes], Share] | None:
+        """The share that a metric follows from; of weighted rows, only where it is nothing but a share."""
+        return metric.share if self.whole.weights is None or metric.of_decisions else None
+
     def form(self, metric: Metric) -> Weighted:
         """The part of a metric that varies, given weights of the rows: of a share, the share."""
-        share = metric.share
+        share = self.share_of(metric)
         return self.weighted(metric, self.rows, metric.weighted if share is None else lambda kept: share(kept).weighted)
 
     def weighted(self, metric: Metric, rows: Outcomes, prepare: Callable[[Outcomes], Weighted] | None) -> Weighted:
@@ -207,7 +211,8 @@ class Resampled:
             more = float(np.sqrt(fdtri(unit.count - 1, self.units[0].count - 1, 1 - _BY_CHANCE)))
             left = {name: list[Floats]() for name in forms}
             with np.errstate(invalid="ignore", divide="ignore"):
-                for weights in unit.weights():
+                for kept in unit.weights():
+                    weights = kept if self.rows.weights is None else kept * self.rows.row_weights
                     for name, form in forms.items():
                         left[name].append(np.asarray(form(weights), dtype=np.float64))
                 for name, parts in left.items():
@@ -220,9 +225,10 @@ class Resampled:
         """The interval about the value of a metric, on the scale on which it varies evenly; None without one."""
         least, most, outcomes = metric.least, metric.most, metric.rows_of(self.whole)
         half = np.nan if reach is None else reach.half
-        if metric.share is not None and (self.units or not self.numbers):
-            share = metric.share(outcomes)
-            ends = wilson(share.value, self._rows_like(share, half, outcomes))
+        if (share_of := self.share_of(metric)) is not None and (self.units or not self.numbers):
+            share = share_of(outcomes)
+            rate = float(share.weighted(outcomes.row_weights))
+            ends = wilson(rate, self._rows_like(share, rate, half, outcomes))
             ends = Interval(share.scaled(ends.low), share.scaled(ends.high))
         elif np.isnan(half):
             return None
@@ -243,11 +249,19 @@ class Resampled:
             return None
         return Interval(max(least, min(value, ends.low)), min(most, max(value, ends.high)))
 
-    def _rows_like(self, share: Share, half: float, outcomes: Outcomes) -> float:
-        """The number of independent rows whose share varies as much; of a share of 0 or 1, that of the units that count."""
-        rows, varies = float(share.whole.sum()), share.value * (1 - share.value)
+    def _rows_like(self, share: Share, rate: float, half: float, outcomes: Outcomes) -> float:
+        """The number of independent rows whose share varies as much; of a share of 0 or 1, that of the units that count.
+
+        Rows that do not weigh alike tell as much as fewer that do (Kish, Survey Sampling, 1965), or as the residuals of the
+        share say, if rows are the units (Taylor linearization: Woodruff, 1971).
+        """
+        weights, varies = outcomes.row_weights, rate * (1 - rate)
+        counted = weights * share.whole
+        rows = float(counted.sum() ** 2 / (counted @ counted))
         if not self.numbers:
-            return rows
+            residuals = weights * (share.part - rate * share.whole)
+            weighted = outcomes.weights is not None and varies > 0
+            return varies * float(counted.sum() ** 2 / (residuals @ residuals)) if weighted else rows
         known = varies > 0 and half > 0
         return min(rows, varies * (_NORMAL / half) ** 2 if known else self._independent(outcomes, share.whole > 0))
 

@@ -22,7 +22,7 @@ class UnitRule:
     """The rule by which rows depend on each other."""
 
     declared: str | None = None  # "row", "partition", or a column
-    group: Sequence[str] = ()  # columns of the key that training holds out together
+    group: Sequence[str] = ()  # columns by which training holds out rows together
 
     @classmethod
     def of(cls, spec: PipelineSpec) -> "UnitRule":
@@ -46,6 +46,11 @@ class UnitRule:
         """The declared column, if there is one."""
         return [self.declared] if self.declared and self.declared not in ("row", PARTITION) else []
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that tell the unit of a row, unless its key does."""
+        return self.column or ([] if self.declared else [*self.group])
+
     def numbers(
         self, rows: pl.DataFrame, key: Sequence[str], partition: str | None = None
     ) -> dict[str, NDArray[np.integer]]:
@@ -59,7 +64,8 @@ class UnitRule:
         elif self.declared is None:
             lasting = [name for name in key if not rows.schema[name].is_temporal()]
             recurs = partition is not None or len(lasting) < len(key)
-            units = {"group": self.group} if self.group else {ENTITY: lasting if recurs else ()}
+            grouped = self.group and {*self.group} <= {*rows.columns}  # a feature that is not kept is not known
+            units = {"group": self.group} if grouped else {ENTITY: lasting if recurs else ()}
         numbers = {
             name: rows.select(columns).hash_rows().to_numpy()
             for name, columns in units.items()

@@ -178,6 +178,7 @@ class Comparison:
                 parts[0],
                 predicted=np.concatenate([part.predicted for part in parts]),
                 truth=np.concatenate([part.labels for part in parts]),
+                weights=None if parts[0].weights is None else np.concatenate([part.weights for part in parts]),
                 units=units,
                 decided=np.concatenate([part.decisions for part in parts]) if parts[0].task in CLASSIFICATION else None,
             )

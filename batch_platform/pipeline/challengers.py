@@ -7,7 +7,9 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.declared_model import check_model
 
-_MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|calibrate|flavour|task|classes|allow_pickle)\b")
+_MODEL_KEY = re.compile(
+    r"\bmodel\.(estimator|build|import|params|search|calibrate|flavour|task|classes|allow_pickle)\b"
+)
 
 
 def with_own_keys(text: str, challenger: Challenger) -> str:

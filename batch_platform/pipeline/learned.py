@@ -59,6 +59,9 @@ class LearnedModel:
             scores,
             self.fitted.refinements.applied,
         )
+        # Scores are found by the names of their columns: with one order of classes, any two versions are measured together.
+        trained_classes = manifest.task == "multiclass" and not manifest.imported_from
+        classes = sorted(manifest.classes) if trained_classes else manifest.classes
         return as_record(
             Version,
             manifest,
@@ -72,7 +75,7 @@ class LearnedModel:
             rows_evaluated=manifest.evaluation.rows,
             metrics=json.dumps(manifest.evaluation.metrics, sort_keys=True),
             created_at=datetime.fromisoformat(manifest.created_at),
-            classes=json.dumps(manifest.classes),
+            classes=json.dumps(classes),
             label_sources=manifest.training.label_sources,
         )
 

@@ -18,6 +18,7 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.measures.challengers import SCORES
 from batch_platform.monitoring.outcomes import HIGH, LOW, prediction_columns
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.stored_key import require_key
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.sql import quoted, table_columns
@@ -88,9 +89,10 @@ def features_as_scored(  # noqa: PLR0913 - the rows, and what they were scored f
 
 
 def segments_of(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition: Partition) -> pl.DataFrame | None:
-    """The key of each published row of a partition, and its columns of `monitoring.segments` and `unit`; None if it has none."""
+    """The key of each published row of a partition, and its columns of segments and of units; None if it has none."""
     stored = {name for name, _ in table_columns(con, spec.name, PREDICTIONS.view)}
-    columns = [name for name in [*spec.monitoring.segments, spec.monitoring.unit] if name in stored]
+    of_units = [name for name in UnitRule.of(spec).columns if name not in spec.features.key]
+    columns = [name for name in [*spec.monitoring.segments, *of_units] if name in stored]
     if not columns:
         return None
     wanted = ", ".join(map(quoted, dict.fromkeys([*spec.features.key, *columns])))

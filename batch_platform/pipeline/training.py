@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -95,6 +95,7 @@ class Training:
             require_rule(spec.predictions.decide, fitted.signature.task, fitted.signature.classes)
             fitted = self._with_estimates(self._with_prediction(fitted), data)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
+        params = params if fitted.search is None else {**params, **fitted.search.best}
         manifest = Manifest(
             pipeline=spec.name,
             serving_period=period.key,
@@ -104,6 +105,7 @@ class Training:
             classes=fitted.signature.classes,
             estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
             params=redacted(params),
+            search={} if fitted.search is None else redacted(asdict(fitted.search)),
             contract=fitted.signature.contract.to_json(),
             training=replace(training, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
             evaluation=Evaluation(
@@ -173,7 +175,8 @@ class Training:
 
     def _with_estimates(self, fitted: Fitted, data: TrainingData | None) -> Fitted:
         """The same model with what estimates of its performance are based on, as far as labels are known."""
-        if data is None or data.label is None:
+        labels = self.history.spec.labels
+        if data is None or labels is None or labels.weight is not None:  # rows without a label have no weight either
             return fitted
         rows, outcomes = fitted.signature.contract.split(data.evaluate).kept, fitted.judged and fitted.judged.outcomes
         segments = self.history.spec.monitoring.segments

@@ -45,17 +45,20 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
 
 def declared_now(spec: PipelineSpec, state: State) -> str:
-    """Hashes of the declared model, of the features and of refinements, and the positive class: what another model would be trained for."""
+    """Hashes of the declared model, the features, the positive class, the weight and refinements: another model is due if one changes."""
     positive = "" if spec.positive is None else f"-{spec.positive!r}"
+    weight = "" if spec.labels is None or spec.labels.weight is None else f"-weight {spec.labels.weight!r}"
     refinements = f"-{hashed}" if (hashed := fingerprint(spec)) else ""
-    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}{refinements}"
+    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}{weight}{refinements}"
 
 
 def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
     """Name what is declared now and differs from what a version of the model was trained with."""
+    searched = {} if spec.model.search is None else spec.model.search.params
+    params = {name: value for name, value in json.loads(version.params).items() if name not in searched}
     declared: dict[str, tuple[object, object]] = {
         "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
-        "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), version.params),
+        "parameters": tuple(json.dumps(given, sort_keys=True) for given in (redacted(spec.model.params), params)),
         "features": (state.features_code_version, version.features_code_version),
         "positive class": (spec.positive, positive_class(version) if spec.positive is not None else None),
     }

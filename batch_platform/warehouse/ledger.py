@@ -118,7 +118,7 @@ class Version:
     features_code_version: str
     created_at: datetime
     run_id: str
-    classes: str = "[]"  # JSON: classes in the order of the model's probabilities
+    classes: str = "[]"  # JSON: classes, of two the positive one last; the manifest has them in the order of the model
     label_sources: str = ""  # hashes of the label files and of the labels that it learned; see `History`
     seq: int = 0
 

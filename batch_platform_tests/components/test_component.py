@@ -72,11 +72,13 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
     },
-    "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day", "outcomes": ["refunded"], "positive": True},
+    "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day", "outcomes": ["refunded"], "positive": True}
+    | {"weight": "worth"},
     "model": {
         "allow_suspected_leaks": ["items"],
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 5},
+        "search": {"params": {"learning_rate": [0.03, 0.1]}, "trials": 2},
         "allow_pickle": False,
         "publish": "mlflow",
         "train": {
@@ -86,6 +88,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "max_rows": 100_000,
             "sample": "balanced",
             "evaluate": "7 days",
+            "group": ["shop"],
             "schedule": "15 * * * *",
             "retrain": "never",
         },
@@ -93,7 +96,12 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "refit": True,
     },
     "challengers": [
-        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {
+            "name": "linear",
+            "estimator": "sklearn.linear_model.LogisticRegression",
+            "params": {"max_iter": 200},
+            "search": {"params": {"C": [0.5, 1.0]}, "trials": 2},
+        },
         {"name": "previous", "version": "2024-02-01-3f9c1a2b", "allow_pickle": False},
     ],
     "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "store": "parquet", "rescore": "never", "limit": 10},

@@ -58,11 +58,13 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
     },
-    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "positive": True, "outcomes": ["arr_time"]},
+    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "positive": True, "outcomes": ["arr_time"]}
+    | {"weight": "passengers"},
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
         "calibrate": "isotonic",
+        "search": {"params": {"learning_rate": [0.03, 0.1]}, "trials": 2},
         "allow_pickle": False,
         "publish": "mlflow",
         "train": {
@@ -70,6 +72,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "start": "2013-03-01",
             "window": "60 days",
             "evaluate": "14 days",
+            "group": ["carrier"],
             "max_rows": 100_000,
             "sample": "balanced",
             "schedule": "30 * * * *",
@@ -83,7 +86,8 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         {
             "name": "linear",
             "estimator": "sklearn.linear_model.LogisticRegression",
-            "params": {"C": 0.5},
+            "params": {"max_iter": 200},
+            "search": {"params": {"C": [0.5, 1.0]}, "trials": 2},
             "calibrate": "sigmoid",
         },
         {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
@@ -141,6 +145,7 @@ BLOCKS = [
     ("features", "driving"),
     ("labels",),
     ("model",),
+    ("model", "search"),
     ("model", "train"),
     ("model", "promote"),
     ("challengers", 0),

@@ -11,10 +11,12 @@ import pytest
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, Model, Promote
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData, feature_columns
@@ -22,6 +24,7 @@ from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.gate import judge
+from batch_platform.models.judged import JudgedScores
 from batch_platform.models.positive import Positive
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
@@ -307,6 +310,8 @@ def test_the_iteration_at_which_a_model_stops_early_is_recorded(estimator, param
     [
         ("sklearn.linear_model.LogisticRegression", {}),
         ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10}),
+        ("sklearn.neural_network.MLPClassifier", {"max_iter": 20}),
+        (HGB, {"max_iter": 60, "early_stopping": True, "n_iter_no_change": 3}),
         ("lightgbm.LGBMClassifier", {"n_estimators": 60, "early_stopping_round": 3, "verbose": -1}),
         ("xgboost.XGBClassifier", {"n_estimators": 60, "early_stopping_rounds": 3}),
     ],
@@ -325,10 +330,48 @@ def test_renaming_or_reordering_labels_changes_no_probability(estimator, params,
         model = fit(Model(estimator=estimator), FEATURES, training, params, positive)
         columns = [model.signature.classes.index(name) for name in names]
         probabilities.append(model.predictor.predict(model.held_out)[:, columns])
-        iterations.add(model.details.get("best_iteration"))
+        iterations.add(str(model.details))
     assert len(iterations) == 1
     for other in probabilities[1:]:
         assert np.allclose(other, probabilities[0], rtol=0, atol=1e-6)
+
+
+def weighted_data(weight: float, n: int = 400) -> TrainingData:
+    """Rows whose label the features do not tell; those with a late one have a weight."""
+    random = np.random.default_rng(1)
+    late = random.random(n) < 0.3
+    frame = pl.DataFrame({"x": random.normal(size=n), "z": random.normal(size=n), "late": late})
+    frame = frame.with_columns(pl.Series(WEIGHT, np.where(late, weight, 1.0)))
+    return TrainingData(fit=frame.head(300), evaluate=frame.tail(100), label="late")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params"),
+    [
+        ("sklearn.linear_model.LogisticRegression", {}),
+        (HGB, {"max_iter": 20, "early_stopping": True}),
+        ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10, "max_depth": 2}),
+        ("lightgbm.LGBMClassifier", {"n_estimators": 20, "early_stopping_round": 3, "verbose": -1}),
+        ("xgboost.XGBClassifier", {"n_estimators": 20, "early_stopping_rounds": 3}),
+        ("xgboost.XGBClassifier", {"n_estimators": 20}),
+    ],
+)
+def test_rows_of_more_weight_count_more_in_the_fit_in_the_trivial_model_and_in_the_metrics(estimator, params):
+    alike, heavy = (fitted(weighted_data(weight), estimator, params) for weight in (1, 7 / 3))
+    means = [model.predictor.predict(model.held_out)[:, 1].mean() for model in (alike, heavy)]
+    assert means[0] == pytest.approx(0.3, abs=0.08)
+    assert means[1] == pytest.approx(0.5, abs=0.08), "late rows weigh as much as the others together"
+    scores = heavy.predictor.predict(heavy.held_out)[:, 1]
+    rows = weighted_data(7 / 3).evaluate
+    assert heavy.metrics["brier"] == pytest.approx(brier_score_loss(rows["late"], scores, sample_weight=rows[WEIGHT]))
+    assert heavy.trivial.baseline.metrics["brier"] == pytest.approx(0.25, abs=0.01)
+    kept = JudgedScores.from_parquet(heavy.judged.to_parquet(), "binary", heavy.signature.classes)
+    assert np.array_equal(kept.outcomes.weights, rows[WEIGHT])
+
+
+def test_an_estimator_that_takes_no_weights_is_refused():
+    with pytest.raises(TrainingRefusedError, match=r"labels\.weight: KNeighborsClassifier cannot learn from rows of"):
+        fitted(weighted_data(2), "sklearn.neighbors.KNeighborsClassifier")
 
 
 def test_stacking_works_with_its_default_and_columns_that_are_selected_by_name_are_refused_with_the_way_to_say_it():

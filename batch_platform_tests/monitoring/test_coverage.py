@@ -83,6 +83,18 @@ def days(number: int, correlation: float, of=binary) -> World:
     return draw
 
 
+def weighted(world: World) -> World:
+    """The rows of a world with very different weights; those with a large weight are predicted worse."""
+
+    def draw(random: Random, times: int):
+        first, second = world(random, times)
+        error = np.abs(first.predicted.reshape(len(first.predicted), -1)[:, -1] - first.labels)
+        weights = np.exp(random.normal(scale=0.6, size=len(error)) + 0.3 * error)
+        return replace(first, weights=weights), replace(second, weights=weights)
+
+    return draw
+
+
 WORLDS = {
     "40 rows": (rows(40), ("accuracy", "roc_auc", "brier", "log_loss")),
     "200 rows": (rows(200), OF_CLASSES),
@@ -91,6 +103,9 @@ WORLDS = {
     "300 customers of a regression": (customers(regression), OF_NUMBERS),
     "80 groups": (groups(), OF_CLASSES),
     "80 groups of a regression": (groups(regression), OF_NUMBERS),
+    "400 weighted rows": (weighted(rows(400)), OF_CLASSES),
+    "400 weighted rows of a regression": (weighted(rows(400, regression)), ("mae", "rmse", "bias", "r2")),
+    "80 weighted groups": (weighted(groups()), OF_CLASSES),
     "30 independent days": (days(30, 0), OF_CLASSES),
     "90 days like the day before": (days(90, 0.7), OF_CLASSES),
     "90 days of a regression": (days(90, 0.7, regression), OF_NUMBERS),
@@ -182,7 +197,9 @@ def test_the_interval_of_a_rate_near_0_or_1_holds_it_in_93_to_97_of_100_samples(
     assert 0.93 <= coverage_of_rare(1_000, in_units=in_units) <= 0.97
 
 
-@pytest.mark.parametrize("name", ["200 rows", "300 customers of a regression", "80 groups", "90 days of a regression"])
+@pytest.mark.parametrize(
+    "name", ["200 rows", "300 customers of a regression", "80 groups", "90 days of a regression", "400 weighted rows"]
+)
 def test_a_few_samples_of_each_kind_of_world_are_held_about_as_often(name):
     world, metrics = WORLDS[name]
     shares = coverage(world, metrics[:2], 100, seed=1)

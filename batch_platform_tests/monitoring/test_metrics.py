@@ -95,6 +95,17 @@ def test_rows_of_weight_one_give_the_metric_and_weights_stand_for_repeated_rows(
     assert weighted(counts.astype(float)) == pytest.approx(metric.value(repeated), rel=1e-9)
 
 
+@every_metric
+def test_a_metric_of_weighted_rows_is_that_of_rows_that_occur_so_often_whatever_the_unit_of_the_weights(metric, task):
+    counts = RANDOM.integers(0, 4, ROWS)
+    weighted = replace(OUTCOMES[task], weights=counts / 100)
+    repeated = rows_of(OUTCOMES[task], np.repeat(np.arange(ROWS), counts))
+    if metric.weighted is None:
+        assert metric(weighted) == metric(OUTCOMES[task]), "it counts all rows alike"
+        return
+    assert metric(weighted) == pytest.approx(metric(repeated), rel=1e-9)
+
+
 SKLEARN = {
     ("accuracy", "binary"): lambda o: metrics.accuracy_score(o.true_positions, o.predicted.argmax(axis=1)),
     ("accuracy", "multiclass"): lambda o: metrics.accuracy_score(o.true_positions, o.predicted.argmax(axis=1)),

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean
+from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError, did_you_mean
 from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import Contract, ForeignModel, Predictor, Signature
 from batch_platform.models.forest.ensembles import Ensemble, Finish, Link, Parts
 from batch_platform.models.native_threads import one_thread
 
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model
+STOPPING = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")  # of any library
 STOPPING_SHARE = 0.2  # share of the rows to learn from, the newest, that tells a booster when to stop
 _TOLERANCE = 1e-4  # tolerance of probabilities in float32
 _EXPECTED = {
@@ -30,6 +31,24 @@ _EXPECTED = {
     "outliers": "an outlier model must return one anomaly score per row, [rows], above 0 for an outlier",
     "clustering": "a clustering must return one integer per row, [rows]",
 }
+
+
+def weight_option(estimator: Any, weights: NDArray[np.float64] | None) -> dict[str, NDArray[np.float64]]:
+    """The option of an estimator's `fit` that gives each row its weight, if there are weights [n].
+
+    Raises TrainingRefusedError for an estimator that does not take any.
+    """
+    from sklearn.utils.validation import has_fit_parameter
+
+    if weights is None:
+        return {}
+    name, last = estimator.steps[-1] if hasattr(estimator, "named_steps") else ("", estimator)
+    if not has_fit_parameter(last, "sample_weight"):
+        msg = f"labels.weight: {type(last).__name__} cannot learn from rows of different weight."
+        raise TrainingRefusedError(
+            msg, hint="declare an estimator whose fit takes sample_weight, or leave labels.weight out."
+        )
+    return {f"{name}__sample_weight" if name else "sample_weight": weights}
 
 
 def existing_file(folder: Path, reference: str) -> str:
@@ -71,8 +90,10 @@ class Flavour:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])  # variables for the import of its library
     # Training of the estimators of its library. The defaults suit an estimator that behaves like scikit-learn's.
     package: str = ""  # top-level package of the estimators, e.g. `lightgbm`; empty if the flavour is only imported
-    # Fits an estimator to a matrix and its labels (None: unsupervised).
-    fit: Callable[[Any, Any, Any, Contract], None] = lambda estimator, matrix, labels, _: estimator.fit(matrix, labels)
+    # Fits an estimator to a matrix, its labels (None: unsupervised) and the weights of its rows (None: all alike).
+    fit: Callable[[Any, Any, Any, Contract, Any], None] = lambda estimator, matrix, labels, _, weights: estimator.fit(
+        matrix, labels, **weight_option(estimator, weights)
+    )
     # Sets an unfitted estimator up to read category codes and NaN as the contract encodes them. None: it gets scaled numbers
     # and one-hot columns instead.
     accept_codes: Callable[[Any, Contract], None] | None = None
@@ -145,12 +166,13 @@ class BoosterPredictor:
         return Parts(steps, len(columns), replace(ensemble, finish=finish))
 
 
-def fit_booster(
+def fit_booster(  # noqa: PLR0913 - a booster, and what it learns from
     estimator: Any,
     matrix: NDArray[np.float64],
     labels: NDArray[Any] | None,
     options: Mapping[str, Any],
-    watching: Callable[[Any, Any], Mapping[str, Any]] | None,
+    watching: Callable[[Any, Any, Any], Mapping[str, Any]] | None,
+    weights: NDArray[np.float64] | None,
 ) -> None:
     """Fit a booster, alone or as the last step of a pipeline; one that stops early watches the newest of the rows.
 
@@ -159,13 +181,14 @@ def fit_booster(
         matrix: Encoded rows in order of time. The rows on which the model is evaluated are not among them.
         labels: One for each row.
         options: For the booster's own `fit`.
-        watching: The options that make the booster watch rows, given them and their labels, of a class its position among those
-            that are learned from; None if it does not stop early.
+        watching: The options that make the booster watch rows, given them, their labels, of a class its position among those
+            that are learned from, and their weights; None if it does not stop early.
+        weights: One for each row; None if all count alike.
     """
     from sklearn.base import is_classifier
 
     if watching is None or labels is None:
-        estimator.fit(matrix, labels, **options)
+        estimator.fit(matrix, labels, **options, **weight_option(estimator, weights))
         return
     count = len(matrix) - max(1, int(len(matrix) * STOPPING_SHARE))
     earlier, later = matrix[:count], matrix[count:]
@@ -177,7 +200,8 @@ def fit_booster(
         steps, booster = estimator[:-1], estimator.steps[-1][1]
         earlier = steps.fit_transform(earlier, labels[:count])
         later = steps.transform(later)
-    booster.fit(earlier, labels[:count], **options, **watching(later, watched))
+    of_earlier, of_later = (None, None) if weights is None else (weights[:count], weights[count:])
+    booster.fit(earlier, labels[:count], sample_weight=of_earlier, **options, **watching(later, watched, of_later))
 
 
 def _finished(finish: Finish, signature: Signature, sums: NDArray[np.float64]) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.extras import needed
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
-from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster
+from batch_platform.models.flavours.flavour import STOPPING, BoosterPredictor, Flavour, fit_booster
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import read_lightgbm
 from batch_platform.models.forest.structure import malformed
@@ -16,7 +16,6 @@ from batch_platform.models.forest.structure import malformed
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
 _NUMBERS = ("regression", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie", "cross_entropy")
-_STOPPING = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")
 _HINT = "give a file that Booster.save_model wrote."
 
 
@@ -51,17 +50,17 @@ def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     return ForeignModel(booster, _inputs(booster), task, classes, {"objective": objective})
 
 
-def _fit(estimator: Any, matrix: Any, labels: Any, contract: Contract) -> None:
+def _fit(estimator: Any, matrix: Any, labels: Any, contract: Contract, weights: Any) -> None:
     """Tell LightGBM which columns hold category codes, unless preprocessing stands in front of it."""
     as_they_are = contract.categorical and not hasattr(estimator, "named_steps")
     codes = {"categorical_feature": contract.categorical} if as_they_are else {}
     params = last_of(estimator).get_params()
-    rounds = next((params[name] for name in _STOPPING if params.get(name) is not None), 0)
-    fit_booster(estimator, matrix, labels, codes, _watching if int(rounds) > 0 else None)
+    rounds = next((params[name] for name in STOPPING if params.get(name) is not None), 0)
+    fit_booster(estimator, matrix, labels, codes, _watching if int(rounds) > 0 else None, weights)
 
 
-def _watching(matrix: Any, labels: Any) -> dict[str, Any]:
-    return {"eval_X": matrix, "eval_y": labels}
+def _watching(matrix: Any, labels: Any, weights: Any) -> dict[str, Any]:
+    return {"eval_X": matrix, "eval_y": labels, "eval_sample_weight": None if weights is None else [weights]}
 
 
 def _parameters() -> set[str]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import DataError, IntegrityError, TrainingRefusedError, listed
 from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import BINARY, Contract, ForeignModel, Input, Predictor, Signature, Task, decoded
-from batch_platform.models.flavours.flavour import Flavour, Transform
+from batch_platform.models.flavours.flavour import Flavour, Transform, weight_option
 from batch_platform.models.forest.ensembles import Parts
 from batch_platform.models.forest.estimators import read_estimator
 from batch_platform.models.forest.structure import malformed_estimator
@@ -284,10 +284,11 @@ def _untrusted_types(data: bytes) -> list[str]:
     return sorted(set(io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES))
 
 
-def _fit(estimator: Any, matrix: NDArray[np.float64], labels: Any, _: Contract) -> None:
+def _fit(estimator: Any, matrix: NDArray[np.float64], labels: Any, _: Contract, weights: Any) -> None:
     """Fit on rows in which a column may have no value at all, which histogram trees reject: as a constant it splits nothing."""
     empty = np.isnan(matrix).all(axis=0)
-    estimator.fit(np.where(empty, 0.0, matrix) if empty.any() else matrix, labels)
+    filled = np.where(empty, 0.0, matrix) if empty.any() else matrix
+    estimator.fit(filled, labels, **weight_option(estimator, weights))
 
 
 FLAVOUR = Flavour(

@@ -79,7 +79,7 @@ def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     return ForeignModel(booster, _inputs(booster), task, classes, {"objective": objective})
 
 
-def _fit(estimator: Any, matrix: Any, labels: Any, _contract: Contract) -> None:
+def _fit(estimator: Any, matrix: Any, labels: Any, _contract: Contract, weights: Any) -> None:
     """Fit an estimator; XGBoost takes classes only by their position.
 
     Raises:
@@ -95,11 +95,12 @@ def _fit(estimator: Any, matrix: Any, labels: Any, _contract: Contract) -> None:
     if labels is not None and is_classifier(estimator):
         labels = np.unique(labels, return_inverse=True)[1]
     stops_early = bool(booster.early_stopping_rounds)
-    fit_booster(estimator, matrix, labels, {}, _watching if stops_early else None)
+    fit_booster(estimator, matrix, labels, {}, _watching if stops_early else None, weights)
 
 
-def _watching(matrix: Any, labels: Any) -> dict[str, Any]:
-    return {"eval_set": [(matrix, labels)], "verbose": False}
+def _watching(matrix: Any, labels: Any, weights: Any) -> dict[str, Any]:
+    of_rows = None if weights is None else [weights]
+    return {"eval_set": [(matrix, labels)], "sample_weight_eval_set": of_rows, "verbose": False}
 
 
 def _accept_codes(estimator: Any, contract: Contract) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from batch_platform.declaration.errors import listed
+from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measure import TRUTH, Check, Column, Judgement, Measure, ScoredPartition
@@ -21,11 +22,12 @@ from batch_platform.monitoring.metrics import (
     measure,
     metrics_of,
 )
-from batch_platform.monitoring.outcomes import class_texts
+from batch_platform.monitoring.outcomes import class_texts, weights_of
 from batch_platform.monitoring.resampling import intervals
 from batch_platform.warehouse.descriptions import IN_SAMPLE, OF_PARTITION, RUN, Description
 
 OUTCOMES, POOLED = "outcomes", "performance_pooled"
+OUTCOME_WEIGHT = "outcome_weight"
 COVERAGE = "label_coverage"
 NOT_KNOWN_YET, UNKNOWN_CLASS = "label_not_known_yet", "label_class_unknown"
 
@@ -64,20 +66,19 @@ def labelled_outcomes(partition: ScoredPartition) -> Outcomes:
     rows = partition.predictions if partition.labels is None else partition.labelled
     truth = None if partition.labels is None else as_truth(rows[TRUTH])
     units = partition.unit.numbers(with_unit(partition, rows), partition.key)
-    if task == "outliers":
-        return Outcomes(task, rows["score"].to_numpy(), truth, partition.classes, units=units)
-    if task == "regression":
-        return Outcomes(task, rows["prediction"].to_numpy(), truth, units=units)
-    scores = rows.select(partition.score_columns).to_numpy()
-    shares = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if task == "binary" else scores
-    return as_decided(Outcomes(task, shares, truth, partition.classes, units=units), rows, partition.decide)
+    predicted = rows["score" if task == "outliers" else "prediction"].to_numpy()
+    if task in CLASSIFICATION:
+        scores = rows.select(partition.score_columns).to_numpy()
+        predicted = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if task == "binary" else scores
+    outcomes = Outcomes(task, predicted, truth, partition.classes, units=units, weights=weights_of(rows))
+    return as_decided(outcomes, rows, partition.decide) if task in CLASSIFICATION else outcomes
 
 
 def with_unit(partition: ScoredPartition, rows: pl.DataFrame) -> pl.DataFrame:
-    """Some rows of a partition with the column of `monitoring.unit`, if one is declared that is stored."""
-    declared = partition.unit.column
-    if declared and declared[0] not in partition.key and (stored := partition.read_segments()) is not None:
-        stored = stored.select(*partition.key, *(name for name in declared if name in stored.columns))
+    """Some rows of a partition with the columns that tell their unit, as far as these are stored."""
+    beside = [name for name in partition.unit.columns if name not in partition.key]
+    if beside and (stored := partition.read_segments()) is not None:
+        stored = stored.select(*partition.key, *(name for name in beside if name in stored.columns))
         return rows.join(stored, on=list(partition.key), how="left", maintain_order="left")
     return rows
 
@@ -114,7 +115,8 @@ def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
             pl.Series([text is not None for text in written], dtype=pl.Boolean), labels.cast(pl.String)
         )
         value = pl.lit(None, pl.Float64)
-    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
+    weight = {OUTCOME_WEIGHT: pl.col(WEIGHT)} if WEIGHT in partition.labelled.columns else {}
+    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value, **weight)
 
 
 def _compute(partition: ScoredPartition) -> pl.DataFrame:
@@ -196,6 +198,7 @@ PERFORMANCE = Measure[pl.DataFrame](
                 **OF_PARTITION,
                 "outcome": "true class, as text; null in a regression",
                 "outcome_value": "true value of a regression",
+                OUTCOME_WEIGHT: "weight of the label, where `labels.weight` declares one",
             },
         ),
         POOLED: Description(

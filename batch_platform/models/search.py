@@ -1,0 +1,148 @@
+"""The search for the parameters of an estimator, inside the rows to learn from: the evaluation rows are never seen.
+
+scikit-learn draws the trials and divides the rows. Each fold of a window in time is scored by a model of the partitions before
+it; a fold of snapshots holds other entities than its model has learned from. Each trial is fitted once for every fold.
+"""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.spec import Model
+from batch_platform.declaration.threads import threads
+from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
+from batch_platform.features.sample import SEED
+from batch_platform.models.contract import Signature
+from batch_platform.models.declared_model import check_search, make_estimator
+from batch_platform.models.estimator_fit import EncodedRows, fitted_predictor, refusals_explained
+from batch_platform.models.flavours.known import flavour_of
+from batch_platform.models.native_threads import one_thread, one_thread_here
+from batch_platform.monitoring.metrics import default_metric, is_worse, measure
+from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes
+
+FOLDS = 3
+LEAST_PARTITIONS = 3  # with fewer, only one of them could be scored
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Masks of the rows to learn from, and of the rows to score [n]."""
+
+    learned: NDArray[np.bool_]
+    scored: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Parameters that were tried."""
+
+    params: dict[str, Any]
+    score: float  # mean over the folds
+    folds: list[float]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The result of a search."""
+
+    metric: str
+    best: dict[str, Any]  # parameters of the best trial; of equal ones, the first
+    trials: list[Trial]
+
+
+def search(  # noqa: PLR0913 - what is declared, and the rows
+    model: Model,
+    params: dict[str, Any],
+    data: TrainingData,
+    kept: pl.DataFrame,
+    signature: Signature,
+    rows: EncodedRows,
+) -> Searched | None:
+    """Try the declared values of the parameters that are not among `params`, on all cores; None if there is nothing to try.
+
+    `kept` are the rows to learn from that keep the contract, and `rows` the same, encoded.
+
+    Raises:
+        TrainingRefusedError: The rows cannot be divided, the metric is not defined in any fold, or a trial cannot be fitted.
+        WrongUseError: The estimator does not take a value.
+    """
+    if model.search is None or not (values := {n: v for n, v in model.search.params.items() if n not in params}):
+        return None
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+    check_search(model)
+    metric = model.promote.metric or default_metric(signature.task)
+    folds = folds_of(kept, by_entity=data.by_entity, apart=bool(model.train.group))
+
+    def score(trial: dict[str, Any], fold: Fold) -> float | None:
+        """The metric in one fold; None where it is not defined, or a class or nothing would be learned."""
+        learned, scored = rows.at(fold.learned), rows.at(fold.scored)
+        classes = signature.classes if signature.task in CLASSIFICATION else [None]
+        known = [None] if learned.truth is None else np.unique(learned.truth)
+        if len(known) < len(classes) or not len(learned.matrix):
+            return None
+        estimator = make_estimator(model, {**params, **trial}, signature.contract)
+        one_job = {name: 1 for name in estimator.get_params() if name.rpartition("__")[2] == "n_jobs"}
+        with refusals_explained(estimator, signature.contract, f" with {trial}"):
+            predictor = fitted_predictor(flavour_of(estimator), estimator.set_params(**one_job), signature, learned)
+            predicted = predictor.predict(scored.matrix)
+        outcomes = Outcomes(signature.task, predicted, scored.truth, signature.classes, scored.matrix)
+        return measure(replace(outcomes, weights=scored.weights), only=[metric]).get(metric)
+
+    count = min(model.search.trials, len(ParameterGrid(values)))
+    trials = [dict(trial) for trial in ParameterSampler(values, count, random_state=SEED)]
+    with one_thread(), warnings.catch_warnings(), ThreadPoolExecutor(threads(), initializer=one_thread_here) as pool:
+        warnings.simplefilter("ignore")  # of each trial; the fit that follows says what there is to say
+        fits = [pool.submit(score, trial, fold) for trial, fold in product(trials, folds)]
+        try:
+            measured = [fit.result() for fit in fits]
+        finally:
+            pool.shutdown(cancel_futures=True)
+    scores = np.array(measured, dtype=np.float64).reshape(len(trials), -1)
+    scores = scores[:, np.isfinite(scores).all(axis=0)]
+    if not scores.size:
+        msg = f"model.search: {metric} cannot be measured in any of the {len(folds)} folds of the training window."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or leave model.search out.")
+    results = [Trial(trial, float(row.mean()), row.tolist()) for trial, row in zip(trials, scores, strict=True)]
+    best = results[0]
+    for result in results:
+        best = result if is_worse(metric, best.score, result.score) else best
+    return Searched(metric, best.params, results)
+
+
+def folds_of(rows: pl.DataFrame, *, by_entity: bool, apart: bool) -> list[Fold]:
+    """Divide rows, which are in order of time, into folds.
+
+    Args:
+        rows: The rows to learn from, with ENTITY and PARTITION_START.
+        by_entity: Whether a fold is made of entities, as it is of snapshots, instead of partitions.
+        apart: Whether a model learns from no entity of the partitions that it is scored on.
+
+    Raises:
+        TrainingRefusedError: There are too few partitions or entities.
+    """
+    from sklearn.model_selection import GroupKFold, TimeSeriesSplit
+
+    unit, column = ("entities", ENTITY) if by_entity else ("partitions", PARTITION_START)
+    numbers = rows[column].rank("dense").to_numpy().astype(np.int64) - 1
+    count = int(numbers.max(initial=-1)) + 1
+    if count < LEAST_PARTITIONS:
+        msg = f"model.search needs at least {LEAST_PARTITIONS} {unit} with labels to learn from; there are {count}."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or leave model.search out.")
+    if by_entity:
+        splits = GroupKFold(FOLDS).split(numbers, groups=numbers)
+        pairs = [(numbers[some], numbers[others]) for some, others in splits]
+    else:
+        pairs = list(TimeSeriesSplit(min(FOLDS, count - 1)).split(np.arange(count)))
+    folds = [Fold(np.isin(numbers, before), np.isin(numbers, after)) for before, after in pairs]
+    if apart:
+        entities = rows[ENTITY].to_numpy()
+        folds = [Fold(fold.learned & ~np.isin(entities, entities[fold.scored]), fold.scored) for fold in folds]
+    return folds

@@ -1,0 +1,151 @@
+"""Weights of labels and groups of rows, from the declaration to training, the gate and the tables."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from batch_platform.declaration.errors import DataError, TrainingRefusedError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.history import ENTITY
+from batch_platform.models.bundle import read_manifest
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.published import reading_published
+from batch_platform_tests.harness.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_SQL,
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+WEIGHTED = {
+    "labels": {"weight": "items"},  # a feature has the same name
+    "labels_sql": LABELS_SQL.replace("id, returned", "id, items, returned"),
+}
+GROUPED = {
+    "events": small_events().with_columns(customer=pl.col("id") * 7919 % 700),
+    "features_sql": FEATURES_SQL.replace("shop,", "shop, customer,"),
+    "features": {"columns": {"customer": {"feature": False}}},
+    "model": {"train": {"group": ["customer"]}},
+}
+
+
+def query(pipeline: Pipeline, sql: str) -> pl.DataFrame:
+    with reading_published(pipeline.home) as con:
+        return con.sql(sql).pl()
+
+
+def weighted_auc(scores: pl.DataFrame) -> float:
+    rows = scores.join(small_events().select("id", "items", "returned"), on="id").drop_nulls("returned")
+    return float(roc_auc_score(rows["returned"], rows["score"], sample_weight=rows["items"]))
+
+
+def test_metrics_of_partitions_and_months_count_rows_by_their_weight(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW, **WEIGHTED)
+    scores = query(pipeline, "SELECT partition_key, id, score FROM small.predictions")
+    measured = query(pipeline, "SELECT partition_key, value, low, high FROM small.performance WHERE metric = 'roc_auc'")
+    assert measured.height == 29
+    for key, value, low, high in measured.iter_rows():
+        assert value == pytest.approx(weighted_auc(scores.filter(pl.col("partition_key") == key)), abs=1e-12)
+        assert low < value <= high
+    pooled = query(pipeline, "SELECT value FROM small.performance_pooled WHERE metric = 'roc_auc' AND period = 'month'")
+    labelled = scores.join(measured.select("partition_key"), on="partition_key", how="semi")
+    assert pooled["value"].unique().to_list() == [pytest.approx(weighted_auc(labelled), abs=1e-12)]
+    weights = query(pipeline, "SELECT id, outcome_weight FROM small.outcomes").join(small_events(), on="id")
+    assert weights["outcome_weight"].to_list() == weights["items"].to_list()
+    assert query(pipeline, "FROM duckdb_tables() WHERE table_name = 'estimates'").is_empty(), (
+        "the weights of rows without labels are not known"
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        ("nullif(items, 3)", "null, negative or not a number in [0-9]+ of [0-9]+ rows"),
+        ("items - 2", "null, negative or not a number in [0-9]+ of [0-9]+ rows"),
+        ("'nan'::DOUBLE", "null, negative or not a number in [0-9]+ of [0-9]+ rows"),
+        ("0", "0 in all rows"),
+    ],
+)
+def test_weights_that_are_null_negative_or_all_zero_are_refused_with_partition_and_column(tmp_path, weight, says):
+    sql = LABELS_SQL.replace("id, returned", f"id, {weight} AS worth, returned")
+    pipeline = small_pipeline(tmp_path, labels={"weight": "worth"}, labels_sql=sql)
+    with pytest.raises(DataError, match=rf"partition 2024-01-01: the weight 'worth' \(labels\.weight\) is {says}"):
+        carry_out(pipeline, NOW)
+
+
+def test_another_weight_trains_the_newest_model_again(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW, **WEIGHTED)
+    labels = pipeline.spec.labels.model_copy(update={"weight": None})
+    unweighted = Pipeline(pipeline.spec.model_copy(update={"labels": labels}), pipeline.folder, pipeline.home)
+    assert [item.partition.key for item in carry_out(unweighted, NOW).of("model")] == ["2024-02-01"]
+
+
+def test_a_group_is_never_on_both_sides_of_the_evaluation_and_the_rows_left_out_are_counted(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW, **GROUPED)
+    calendar, registry = pipeline.spec.partitions.calendar, pipeline.state().registry
+    window = [calendar.named(f"2024-01-{day:02}") for day in range(1, 31)]
+    boundary = calendar.named("2024-01-24").start
+    data = pipeline.history.training_data(pipeline.state().features, window, boundary, Stamp("r", NOW))
+    assert not set(data.fit[ENTITY]) & set(data.evaluate[ENTITY])
+    rows = GROUPED["events"].filter(pl.col("returned").is_not_null(), pl.col("ts") < window[-1].end)
+    earlier, later = rows.filter(pl.col("ts") < boundary), rows.filter(pl.col("ts") >= boundary)
+    learned = earlier.filter(~pl.col("customer").is_in(later["customer"].implode()))
+    assert (data.fit.height, data.evaluate.height) == (learned.height, later.height)
+    assert data.rows_apart == earlier.height - learned.height > 100
+    version = registry.versions[0]
+    assert version.rows_trained == rows.height, "the version that serves was fitted again on all rows"
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    remark = (
+        f"{data.rows_apart} earlier rows of the groups in the evaluation rows are left out of the fit that is judged"
+    )
+    assert manifest.remarks == [remark]
+    assert remark in registry.last_decision(version.version).reason
+    assert manifest.sampled is None
+
+
+def test_a_champion_is_held_against_a_version_only_on_groups_that_neither_has_learned(tmp_path):
+    weekly = {"train": {"group": ["customer"], "every": "week"}}
+    pipeline = finished_pipeline(tmp_path, NOW, **GROUPED | {"model": weekly})
+    registry = pipeline.state().registry
+    first, later = registry.versions[:2]
+    comparison = json.loads(registry.last_decision(later.version).evidence)["comparison"]
+    rows = GROUPED["events"].filter(pl.col("returned").is_not_null())
+    learned = rows.filter(pl.col("ts") < first.trained_until)
+    start = later.trained_until - timedelta(days=7)
+    judged = rows.filter(pl.col("ts") >= start, pl.col("ts") < later.trained_until)
+    unseen = judged.filter(~pl.col("customer").is_in(learned["customer"].implode()))
+    assert comparison["champion"] == first.version
+    assert comparison["verdict"]["rows"] == unseen.height < judged.height
+
+
+def test_a_group_that_the_features_do_not_have_is_refused_with_the_nearest_name(tmp_path):
+    pipeline = small_pipeline(tmp_path, **GROUPED | {"model": {"train": {"group": ["custommer"]}}})
+    with pytest.raises(DataError, match=r"model\.train\.group: the features have no column 'custommer'") as refused:
+        carry_out(pipeline, NOW)
+    assert refused.value.hint == "did you mean 'customer'?"
+
+
+def test_groups_that_are_all_evaluated_leave_nothing_to_learn_from(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"group": ["shop"]}})
+    with pytest.raises(
+        TrainingRefusedError, match=r"There are 0 rows to learn from, beside [0-9,]+ of groups that are"
+    ):
+        carry_out(pipeline, NOW)
+
+
+def test_kept_groups_are_the_units_of_intervals(tmp_path):
+    kept, hidden = (
+        query(
+            finished_pipeline(tmp_path / name, NOW, **GROUPED, predictions={"keep": columns}),
+            "SELECT low, high FROM small.performance_pooled WHERE metric = 'accuracy' AND period = 'quarter'",
+        )
+        for name, columns in (("kept", ["shop", "customer"]), ("hidden", ["shop"]))
+    )
+    assert not np.array_equal(kept.to_numpy(), hidden.to_numpy())
