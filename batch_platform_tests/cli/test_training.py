@@ -149,6 +149,23 @@ def test_run_retrains_the_newest_model_and_scores_with_it(cli, project):
     assert both.error.startswith("--retrain trains a model, and --model scores with a version that exists.")
 
 
+def test_models_show_lists_the_trials_of_a_search_the_best_first(cli, project):
+    search = {"params": {"learning_rate": [0.001, 0.3], "max_leaf_nodes": [3, 7]}, "trials": 3}
+    redeclare(project, params={"max_iter": 5, "early_stopping": False}, search=search)
+    answer = cli(project, "train", "small")
+    assert answer.code == 0, answer.err
+    version = versions(project)[-1]
+    manifest = cli(project, "models", "small", "show", version, "--json").json["manifest"]
+    found = manifest["search"]
+    assert found["best"].items() <= manifest["params"].items()
+    lines = cli(project, "models", "small", "show", version).out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("search: 3 trials"))
+    assert lines[at + 1].split()[:3] == [*found["best"], "roc_auc"]
+    best = max(found["trials"], key=lambda trial: trial["score"])
+    assert lines[at + 2].split()[:3] == [*map(str, found["best"].values()), f"{best['score']:.4f}"]
+    assert cli(project, "status", "small").out.count("changed") == 0
+
+
 def test_models_show_puts_each_metric_beside_that_of_the_baseline(cli, project):
     (version,) = versions(project)
     lines = cli(project, "models", "small", "show", version).out.splitlines()
