@@ -173,12 +173,13 @@ class Comparison:
             return None
         rows, spec = pl.concat([rows for *_, rows in self.pairs]), self.pipeline.spec
         units = UnitRule.of(spec).numbers(rows, spec.features.key, "partition_key")
+        weights = [first.weights for first, *_ in self.pairs if first.weights is not None]
         first, second = (
             replace(
                 parts[0],
                 predicted=np.concatenate([part.predicted for part in parts]),
                 truth=np.concatenate([part.labels for part in parts]),
-                weights=None if parts[0].weights is None else np.concatenate([part.weights for part in parts]),
+                weights=np.concatenate(weights) if weights else None,
                 units=units,
                 decided=np.concatenate([part.decisions for part in parts]) if parts[0].task in CLASSIFICATION else None,
             )

@@ -58,7 +58,7 @@ def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]
     params = {name: value for name, value in json.loads(version.params).items() if name not in searched}
     declared: dict[str, tuple[object, object]] = {
         "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
-        "parameters": tuple(json.dumps(given, sort_keys=True) for given in (redacted(spec.model.params), params)),
+        "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), json.dumps(params, sort_keys=True)),
         "features": (state.features_code_version, version.features_code_version),
         "positive class": (spec.positive, positive_class(version) if spec.positive is not None else None),
     }
