@@ -1,4 +1,4 @@
-"""Weights of labels and groups of rows, from the declaration to training, the gate and the tables."""
+"""Weights of labels, groups of rows and the order of classes, from the declaration to training, the gate and the tables."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
@@ -78,6 +78,36 @@ def test_weights_that_are_null_negative_or_all_zero_are_refused_with_partition_a
     pipeline = small_pipeline(tmp_path, labels={"weight": "worth"}, labels_sql=sql)
     with pytest.raises(DataError, match=rf"partition 2024-01-01: the weight 'worth' \(labels\.weight\) is {says}"):
         carry_out(pipeline, NOW)
+
+
+def test_models_that_learned_the_classes_in_different_orders_are_scored_compared_and_measured_alike(tmp_path):
+    kind = pl.when(pl.col("items") > 6).then(pl.lit("b")).when("returned").then(pl.lit("c")).otherwise(pl.lit("a"))
+    sql = LABELS_SQL.replace(
+        "returned\nFROM", "CASE WHEN items > 6 THEN 'b' WHEN returned THEN 'c' ELSE 'a' END AS kind\nFROM"
+    )
+    pipeline = finished_pipeline(
+        tmp_path,
+        NOW,
+        labels_sql=sql,
+        labels={"column": "kind"},
+        model={"params": {"early_stopping": True}, "allow_suspected_leaks": ["*"]},
+        challengers=[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}],
+    )
+    registry = pipeline.state().registry
+    folders = [(pipeline.home.bundle("small", version.version), version.sha256) for version in registry.versions]
+    assert [read_manifest(*folder).classes for folder in folders] == [["c", "b", "a"], ["a", "b", "c"]]
+    rows = query(pipeline, "SELECT partition_key, id, prediction, score_a, score_b, score_c FROM small.predictions")
+    shares = rows.select("score_a", "score_b", "score_c").to_numpy()
+    assert rows["prediction"].to_list() == ["abc"[at] for at in shares.argmax(axis=1)]
+    rows = rows.join(small_events().drop_nulls("returned").select("id", kind=kind), on="id")
+    table = "SELECT challenger, value FROM small.performance_pooled WHERE metric = 'log_loss' AND period = 'month'"
+    pooled = query(pipeline, table)
+    assert {*pooled["challenger"]} == {None, "linear"}
+    shares = rows.select("score_a", "score_b", "score_c").to_numpy()
+    own = pooled.filter(pl.col("challenger").is_null())["value"].unique().to_list()
+    assert own == [pytest.approx(log_loss(rows["kind"], shares), abs=1e-12)]
+    challenger = registry.last_decision(registry.challenger_trainings[-1].version)
+    assert "from champion" in challenger.reason or "than champion" in challenger.reason
 
 
 def test_another_weight_trains_the_newest_model_again(tmp_path):
