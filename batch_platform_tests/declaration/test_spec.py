@@ -80,7 +80,6 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         },
         "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "baseline": True, "manual": False},
         "refit": True,
-        "calibrate": "isotonic",
         "allow_suspected_leaks": ["deposit_paid"],
     },
     "challengers": [
