@@ -165,7 +165,7 @@ def _data(spec: PipelineSpec, manifest: Manifest, zone: ZoneInfo) -> Section:
             "each class with its share"
             if sampled.stratified
             else "by class, and corrected for it"
-            if sampled.rates
+            if "prior" in manifest.refinements
             else "at random"
         )
         sentences.append(f"They are a sample of {counted(sampled.rows_before, 'row')}, {how}.")
