@@ -268,9 +268,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
         terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told from')}.")
         return
     terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
-    terminal.say(
-        f"  batch-platform backtest {target.pipeline} --model VERSION   measures any version on any partitions"
-    )
+    any_version = f"batch-platform backtest {target.pipeline} --from KEY --to KEY --model VERSION"
+    terminal.say(f"  {any_version}   measures any version on any partitions")
 
 
 def _verdict(pipeline: Pipeline, left: str, right: str, first: Manifest, second: Manifest) -> Verdict | str:

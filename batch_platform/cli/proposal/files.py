@@ -115,7 +115,7 @@ def _yaml(
         train: dict[str, object] = {"held_out": HELD_OUT}
     else:
         end = "" if windows.end is None else f", end: {_quoted(local_key(windows.end, every))}"
-        note = "   # remove `end` once new rows arrive" if end else ""
+        note = "   # move `end` on as rows arrive, and remove it once they reach the present" if end else ""
         start = _quoted(local_key(windows.start, every))
         partitions = f"{{every: {every}, start: {start}{end}, timezone: {proposal.timezone}}}{note}"
         begins = windows.train_start and proposal.train_every and local_key(windows.train_start, proposal.train_every)

@@ -100,7 +100,11 @@ def _partitions(proposal: Proposal) -> str:
     windows, every = proposal.windows, proposal.every
     if windows is None:
         return "snapshots of the whole table, from today on"
-    ends = f"; until {local_key(windows.end, every)}: remove `end` once new rows arrive" if windows.end else ""
+    ends = (
+        f"; until {local_key(windows.end, every)}: move `end` on as rows arrive, and remove it once they reach the present"
+        if windows.end
+        else ""
+    )
     return f"{every}, of which {windows.span.filled[every]:,} hold rows{ends}"
 
 
