@@ -212,3 +212,13 @@ def test_coarse_features_that_recur_by_chance_are_no_finding_however_rare_the_la
     assert on_both_sides(learned, judged, [*values], "label") == []
     copied = pl.concat([learned[::4], learned.filter("label")])
     assert len(on_both_sides(learned, copied, [*values], "label")) == 1
+
+
+@pytest.mark.parametrize("filled", [1, 60])
+def test_a_column_with_few_values_is_no_leak_and_no_obstacle(filled):
+    random = np.random.default_rng(4)
+    few, price = np.full(400, np.nan), random.normal(size=400)
+    few[:filled] = random.normal(size=filled)
+    columns = np.column_stack([few, price + random.normal(0, 0.02, 400), random.normal(size=400)])
+    leaks = suspected_leaks(columns, ["fee", "estimate", "noise"], [False] * 3, price, classes=False)
+    assert "fee" not in {column for leak in leaks for column in leak.columns}
