@@ -24,6 +24,7 @@ APPROACHED = 0.95  # area of other columns that come near
 RARE, MIN_ROWS_OF_A_RARE = 0.1, 20  # rare events are often extremes: a number must tell a class of this share exactly
 EARLIER = 0.9  # a column that tells the label before with this share of its errors is no leak
 TWINS, MOSTLY, MINUTE = 0.5, 0.5, 1e-3  # shares: equal rows of two columns, nulls, part of a sum
+FEWEST_VALUES = 10  # of a column; trees cannot learn a fold without any
 MAX_ROWS, SCREENED_ROWS = 10_000, 2_000  # larger data are thinned to evenly spaced rows
 MIN_ROWS = 20  # fewer may agree by chance
 MIN_ROWS_OF_A_CLASS = 5
@@ -232,7 +233,8 @@ class _Question:
         """The columns that vary, those that tell most of the target first, as far as trees tell of rows that they have seen."""
         some = slice(None, None, max(1, len(self.fold) // SCREENED_ROWS))
         part, target, seen = self.columns[some], self.target[some], np.zeros(len(self.fold[some]), dtype=np.int64)
-        varied = [at for at, values in enumerate(part.T) if len(np.unique(values)) > 1]
+        filled = np.isfinite(self.columns).sum(axis=0) >= FEWEST_VALUES
+        varied = [at for at, values in enumerate(part.T) if filled[at] and len(np.unique(values)) > 1]
         return sorted(varied, key=lambda at: -_strength_of(_tree, part[:, [at]], target, seen).area)
 
     def _needed(self, alone: Mapping[int, "_Strength"], beside: Sequence[int]) -> list[tuple[int, ...]]:
@@ -249,8 +251,9 @@ class _Question:
         if whole < self._complete - SLACK:
             return known
         moved, left = np.random.default_rng(0).permutation(len(held)), dict[tuple[int, ...], float]()
-        for values in columns.T:
+        for place, values in enumerate(columns.T):
             twins = (columns == values[:, None]).mean(axis=0) >= (TWINS if len(np.unique(values)) > MAX_KINDS else 1)
+            twins[place] = True  # nulls do not equal themselves
             mixed = np.where(twins, held[moved], held)
             left[tuple(sorted(np.array(beside)[twins].tolist()))] = _measured(
                 _scores(model, mixed), self.target[judged]

@@ -262,3 +262,13 @@ def test_strong_coarse_and_unique_features_of_rows_held_out_at_random_are_no_ent
     assert of_known_entities(learned, judged, features, "label") == []
     rare = table.with_columns(label=pl.col("strong") > 2.5)
     assert of_known_entities(rare.filter(~at_random), rare.filter(at_random), features, "label") == []
+
+
+@pytest.mark.parametrize("filled", [1, 60])
+def test_a_column_with_few_values_is_no_leak_and_no_obstacle(filled):
+    random = np.random.default_rng(4)
+    few, price = np.full(400, np.nan), random.normal(size=400)
+    few[:filled] = random.normal(size=filled)
+    columns = np.column_stack([few, price + random.normal(0, 0.02, 400), random.normal(size=400)])
+    leaks = suspected_leaks(columns, ["fee", "estimate", "noise"], [False] * 3, price, classes=False)
+    assert "fee" not in {column for leak in leaks for column in leak.columns}
