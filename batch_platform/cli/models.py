@@ -3,7 +3,7 @@
 import getpass
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import shorten
@@ -18,6 +18,7 @@ from batch_platform.models.bundle import Manifest, compared, read_judged, read_m
 from batch_platform.models.gate import MEETS
 from batch_platform.models.judged import verdict_on_shared_rows
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
+from batch_platform.monitoring.decisions import fitting_rule
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric, lower_is_better, without_details
 from batch_platform.monitoring.verdict import Verdict
@@ -267,9 +268,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
         terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told from')}.")
         return
     terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
-    terminal.say(
-        f"  batch-platform backtest {target.pipeline} --model VERSION   measures any version on any partitions"
-    )
+    any_version = f"batch-platform backtest {target.pipeline} --from KEY --to KEY --model VERSION"
+    terminal.say(f"  {any_version}   measures any version on any partitions")
 
 
 def _verdict(pipeline: Pipeline, left: str, right: str, first: Manifest, second: Manifest) -> Verdict | str:
@@ -279,7 +279,10 @@ def _verdict(pipeline: Pipeline, left: str, right: str, first: Manifest, second:
     if lacking := [name for name, scores in zip((left, right), judged, strict=True) if scores is None]:
         return f"the bundle of {listed(lacking)} holds no scores of evaluation rows"
     metric = pipeline.spec.model.promote.metric or default_metric(first.task)
-    return verdict_on_shared_rows(metric, *(scores for scores in judged if scores is not None))
+    rule = fitting_rule(pipeline.spec.predictions.decide, first.task, first.classes)
+    left_scores, right_scores = (scores for scores in judged if scores is not None)
+    decided = replace(left_scores, outcomes=replace(left_scores.outcomes, rule=rule))
+    return verdict_on_shared_rows(metric, decided, right_scores)
 
 
 def _shortened(name: str, value: object) -> object:

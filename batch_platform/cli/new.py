@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -28,11 +28,11 @@ from batch_platform.cli.proposal.choices import MOST_LISTED, Asked, Proposal, li
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
-from batch_platform.cli.proposal.origin import Origin, locate
+from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.summary import report_of, sentences
 from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.cli.proposal.trial import SECONDS, Trial, candidates, past_of, require_fits, that_runs, tried
-from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError, listed
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
@@ -55,12 +55,9 @@ _NONE = "none"  # answer to a question on a terminal
     "--from",
     "file",
     metavar="FILE",
+    required=True,
     help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, or quoted glob of files.",
 )
-@click.option(
-    "--train", metavar="FILE", help="File of rows with a label to learn from, if --score names the rows to score."
-)
-@click.option("--score", metavar="FILE", help="File of rows to score, which have no label.")
 @click.option(
     "--encoding", type=click.Choice([*get_args(Encoding)]), help="Character encoding of CSV files that are not UTF-8."
 )
@@ -89,9 +86,7 @@ _NONE = "none"  # answer to a question on a terminal
 def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     name: str,
-    file: str | None,
-    train: str | None,
-    score: str | None,
+    file: str,
     table: str | None,
     encoding: Encoding | None,
     key: tuple[str, ...],
@@ -115,27 +110,21 @@ def command(  # noqa: PLR0913 - the options of the command
     except ValueError as error:
         msg = f"{error}."
         raise WrongUseError(msg) from error
-    if cluster and label is not None:
-        msg = "--label and --cluster exclude each other: groups are found without a label."
-        raise WrongUseError(msg, hint="leave one of them out.")
+    for option, other, why in (
+        (label, cluster, "--label and --cluster exclude each other: groups are found without a label."),
+        (time, snapshot, "--time and --snapshot exclude each other: without a time, the whole table is scored."),
+    ):
+        if option is not None and other:
+            raise WrongUseError(why, hint="leave one of them out.")
     _prepare(folder, name)
     now = datetime.now(UTC)
-    if snapshot and time is not None:
-        msg = "--time and --snapshot exclude each other: without a time, the whole table is scored."
-        raise WrongUseError(msg, hint="leave one of them out.")
     asked = Asked(now, key, time, label, cluster, snapshot, timezone, command=join(["batch-platform", *sys.argv[1:]]))
-    if train is None and score is None:
-        if file is None:
-            msg = "No table is named."
-            raise WrongUseError(msg, hint="name it with --from FILE, or two with --train FILE --score FILE.")
-        origin, second = locate(file, table, encoding), None
-    else:
-        origin, second = _two_files({"--from": file, "--table": table}, train, score, encoding, asked)
+    origin = locate(file, table, encoding)
     with (
         terminal.err.status("Reading the table") as status,
-        survey(origin, timezone, date_order, score=second, label=label) as table_survey,
+        survey(origin, timezone, date_order) as table_survey,
     ):
-        if second is None and terminal.can_ask() and not yes:
+        if terminal.can_ask() and not yes:
             status.stop()
             asked = _answered(table_survey, asked)
             status.start()
@@ -148,7 +137,7 @@ def command(  # noqa: PLR0913 - the options of the command
     target = (project.declarations or project.root) / name
     _write(target, files_of(name, proposal, reading, project.root, target), project, now)
     report = report_of(name, target, table_survey, proposal, reading)
-    report["trial"] = None if trial is None else trial.as_record()
+    report["trial"] = None if trial is None else asdict(trial)
     terminal.report(report | {"project": str(project.root), "project_made": created})
     if created:
         terminal.say(f"{project.root} is now a Dagster project.")
@@ -170,6 +159,10 @@ def _tried(table_survey: Survey, proposal: Proposal, now: datetime) -> tuple[Pro
         terminal.say("  none: the past is too short to learn from it and to predict the rest")
     else:
         terminal.show_table(*choice[1].as_table())
+        if proposal.windows:  # other rows than those on which `run` and `status` measure
+            terminal.say(
+                f"  on {choice[1].rows:,} rows of the past; run and status measure each model on the end of what it had"
+            )
     proposal, trial = choice or (proposal, None)
     if trial is not None and trial.trivial is not None and trial.trivial < (1 - ROUNDING) * trial.chosen.value:
         terminal.say("  The trivial model predicts at least as well: the columns may not tell the label")
@@ -191,20 +184,6 @@ def _prepare(folder: Path | None, name: str) -> None:
     _require_new(name, (project.declarations or project.root) / name, project)
     if not project.autoloaded:
         import_module(project.module)
-
-
-def _two_files(
-    others: dict[str, str | None], train: str | None, score: str | None, encoding: Encoding | None, asked: Asked
-) -> tuple[Origin, Origin]:
-    """The files to learn from and to score; raises WrongUseError if one is missing, or other options exclude them."""
-    excluded = {**others, "--time": asked.time, "--cluster": asked.cluster or None}
-    if named := [option for option, value in excluded.items() if value is not None]:
-        msg = f"{listed(named)} cannot be given with --train and --score: the rows of both files are scored as they are then."
-        raise WrongUseError(msg, hint="leave it out.")
-    if train is None or score is None:
-        msg = "--train and --score go together: the rows to learn from, and the rows to score."
-        raise WrongUseError(msg, hint="name both files, or a single one with --from.")
-    return locate(train, None, encoding), locate(score, None, encoding)
 
 
 def _answered(table_survey: Survey, asked: Asked) -> Asked:

@@ -165,6 +165,8 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
         error = error_of(spec, state, runs.run_ids) or _unserved(state, request, plan, named=named)
+        if request.retrain and error is None:
+            error = state.registry.refusal({it.version for it in state.registry.of_model if it.run_id in runs.run_ids})
         outcome = summary_of(
             wiring,
             instance,

@@ -171,13 +171,13 @@ def _failure(result: dg.JobExecutionResult) -> BaseException | None:
 
     None if only partitions failed that were set apart, while all others were done.
     """
+    if was_interrupted(result.all_events):
+        return KeyboardInterrupt()
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     if not failures:
         msg = f"Run {result.run_id} failed before its first step."
         return RunFailedError(msg, hint="batch-platform ui shows the run.")
     failure = failures[0]
-    if was_interrupted(failure):
-        return KeyboardInterrupt()
     raised = failure.user_failure_data
     if raised is not None and SET_APART in raised.metadata:
         return None

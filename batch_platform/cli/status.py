@@ -10,7 +10,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.recorded import materialized_partitions
-from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
+from batch_platform.declaration.errors import WarehouseError, alike, counted, in_short, listed
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
@@ -26,6 +26,7 @@ from batch_platform.warehouse.published import anew
 from batch_platform.warehouse.verify import Verified, behind_since, verify
 
 UNHEALTHY = 3  # exit code
+MOST_REFUSED = 3  # serving periods whose refusal is shown
 # Where all is well.
 _SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "estimated_performance", "champion_age")
 
@@ -226,6 +227,10 @@ def _show_models(status: PipelineStatus) -> None:
         terminal.say(f"  {version}: {reason}; batch-platform models {status.pipeline} promote {version}")
     if (change := status.declaration_change) is not None:
         terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
+    for period, reason in list(status.refused.items())[:MOST_REFUSED]:
+        terminal.say(f"  model {period}: {reason}")
+    if (more := len(status.refused) - MOST_REFUSED) > 0:
+        terminal.say(f"  {counted(more, 'earlier model')} likewise; batch-platform models {status.pipeline} lists them")
     for period, reason in status.outdated.items():
         terminal.say(f"  model {period}: {reason}")
     for challenger in status.challengers:
@@ -246,4 +251,4 @@ def _challenger_line(challenger: ChallengerStatus) -> str:
 
 def _in_brackets(metrics: Mapping[str, float]) -> str:
     text = ", ".join(f"{name} {value:.4f}" for name, value in without_details(metrics).items())
-    return f" ({text})" if text else ""
+    return f" ({text} on its evaluation rows)" if text else ""

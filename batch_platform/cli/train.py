@@ -1,6 +1,7 @@
 """The `train` command: train the model of a serving period, and build the features of its window first."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,13 @@ from batch_platform.cli.project import find_project
 from batch_platform.cli.run import TASKS
 from batch_platform.cli.running import Runs, open_instance
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import training_window
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
-from batch_platform.pipeline.plan import make_plan, training_asked_for
+from batch_platform.pipeline.plan import make_plan, training_asked_for, trainings_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.training import require_trainable
@@ -47,28 +50,29 @@ class TrainingOutcome:
 )
 @click.argument("pipeline")
 @click.option("--period", "key", metavar="KEY", help="Serving period. Default: the newest one that has begun.")
+@click.option("--all", "every", is_flag=True, help="Every serving period that has begun, not only the newest.")
 @click.option("--force", is_flag=True, help="Train again even if nothing has changed.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool) -> None:
+def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool, force: bool) -> None:
     """Train the model of a serving period of PIPELINE if it has none or its declaration changed.
 
-    Builds the features of its training window first, and scores nothing.
+    Builds the features of its training window first, and scores nothing. Ends with exit code 1 if the gate refuses the model.
     """
+    if key and every:
+        msg = "--period names one serving period, and --all means every one."
+        raise WrongUseError(msg, hint="leave one of the two out.")
     with terminal.uncollected():
         project = replace(find_project(folder), only=pipeline)
         wiring = project.pipeline(pipeline)
     now, spec = datetime.now(UTC), wiring.spec
     with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         state = wiring.pipeline().state()
-        period, reason = training_asked_for(spec, state, now, key, force=force)
-        if period is None:
-            msg = f"{spec.name}: no serving period that has begun has enough history before it."
-            raise TrainingRefusedError(msg, hint="wait for more history, or give a shorter model.train.evaluate.")
-        require_trainable(spec, period, training_window(spec, period.start))
-        if reason is not None:
-            plan = make_plan(spec, state, PlanRequest(now, (), train=period))
-            terminal.say(f"{spec.name}, serving period {period.key}: {reason}")
+        asked = _asked(spec, state, now, key, every=every, force=force)
+        if due := {period: reason for period, reason in asked if reason is not None}:
+            plan = make_plan(spec, state, PlanRequest(now, (), train=list(due)))
+            for period, reason in due.items():
+                terminal.say(f"{spec.name}, serving period {period.key}: {reason}")
             for step in ("features", "model"):
                 for partitions in ranges(item.partition for item in plan.of(step)):
                     terminal.say(f"  {TASKS[step][0]} {terminal.span([partition.key for partition in partitions])}")
@@ -78,9 +82,26 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
             if error := runs.error():
                 raise error
             state = wiring.pipeline().state()
-    outcome = _outcome(wiring, state, period.key, trained=reason is not None)
-    terminal.report(outcome)
-    _show(outcome)
+    outcomes = [_outcome(wiring, state, period.key, trained=period in due) for period, _ in asked]
+    terminal.report(outcomes if every else outcomes[0])
+    for outcome in [outcome for outcome in outcomes if outcome.trained] or outcomes[-1:]:
+        _show(outcome)
+    if error := state.registry.refusal({outcome.version for outcome in outcomes if outcome.trained}):
+        raise error
+
+
+def _asked(  # noqa: PLR0913 - the options of the command
+    spec: PipelineSpec, state: State, now: datetime, key: str | None, *, every: bool, force: bool
+) -> Sequence[tuple[Partition, str | None]]:
+    """The serving periods that the options name, and why the model of each is to be trained; raises TrainingRefusedError."""
+    period, reason = training_asked_for(spec, state, now, key, force=force)
+    if period is None:
+        msg = f"{spec.name}: no serving period that has begun has enough history before it."
+        raise TrainingRefusedError(msg, hint="wait for more history, or give a shorter model.train.evaluate.")
+    asked = trainings_asked_for(spec, state, now, force=force) if every else [(period, reason)]
+    for period, _ in asked:
+        require_trainable(spec, period, training_window(spec, period.start))
+    return asked
 
 
 def _outcome(wiring: Wiring, state: State, period: str, *, trained: bool) -> TrainingOutcome:
@@ -110,12 +131,14 @@ def _outcome(wiring: Wiring, state: State, period: str, *, trained: bool) -> Tra
 def _show(outcome: TrainingOutcome) -> None:
     name, version = outcome.pipeline, outcome.version
     if not outcome.trained:
+        standing = "" if outcome.decision == "approved" else f", which is {outcome.decision}: {outcome.reason}"
         terminal.say(
-            f"{name}, serving period {outcome.serving_period}: nothing is due; the newest version is {version}."
+            f"{name}, serving period {outcome.serving_period}: nothing is due; the newest version is {version}{standing}."
         )
         terminal.say(f"  batch-platform train {name} --force   trains again")
         return
-    terminal.say(f"{version} is {outcome.decision}: {outcome.reason}.")
+    if outcome.decision != "refused":  # otherwise the error at the end says so
+        terminal.say(f"{version} is {outcome.decision}: {outcome.reason}.")
     if learned := terminal.learned_from(outcome.rows_trained, outcome.days_trained):
         terminal.say(f"  {learned}")
     baseline = outcome.baseline and {"name": outcome.baseline.name, "metrics": outcome.baseline.metrics}

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,8 +37,9 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.events import RunFailureReason
 from dagster._core.execution.api import execute_run
-from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
+from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -253,11 +254,22 @@ def check_results(
         before = new[-1].id
 
 
-def was_interrupted(failure: StepFailureData) -> bool:
-    """Return whether a step failed because its process was interrupted, also within a query. The enumeration is not exported."""
-    error = failure.error and (failure.error.cause or failure.error)
-    within_query = error is not None and error.message.strip() == f"RuntimeError: {INTERRUPTED_QUERY}"
-    return failure.error_source == ErrorSource.INTERRUPT or within_query
+def was_interrupted(events: Iterable[dg.DagsterEvent]) -> bool:
+    """Return whether a run ended because its process was interrupted: in a step, within a query, or between two steps.
+
+    The enumerations are not exported.
+    """
+    for event in events:
+        if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+            if event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION:
+                return True
+        elif event.is_step_failure:
+            failure = event.step_failure_data
+            error = failure.error and (failure.error.cause or failure.error)
+            within_query = error is not None and error.message.strip() == f"RuntimeError: {INTERRUPTED_QUERY}"
+            if failure.error_source == ErrorSource.INTERRUPT or within_query:
+                return True
+    return False
 
 
 def interrupted_by_dagster(run: dg.DagsterRun) -> bool:

@@ -14,6 +14,7 @@ import dagster as dg
 from batch_platform.components.describe import table
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.spec import ENDS
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
@@ -74,7 +75,8 @@ def scored(wiring: Wiring, pipeline: Pipeline, committed: Committed, newest: Par
     run = committed.run
     model = read_manifest(pipeline.home.bundle(wiring.spec.name, run.model_version), run.model_sha256)
     reads = [str(column["name"]) for column in model.contract]
-    return _of_predictions(wiring, reads, prediction_columns(model.task, model.classes))
+    decided = [DECISION] if wiring.spec.predictions.decide else []
+    return _of_predictions(wiring, reads, [*prediction_columns(model.task, model.classes), *decided])
 
 
 def performance(wiring: Wiring) -> dict[str, Any]:

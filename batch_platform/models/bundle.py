@@ -183,9 +183,9 @@ class Native:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose hashes were checked."""
+    """A bundle whose hashes were checked, but for that of its judged scores, which are read when they are needed."""
 
-    version: str
+    folder: Path
     sha256: str
     manifest: Manifest
     contract: Contract
@@ -193,13 +193,17 @@ class Bundle:
     reference: ReferenceProfile
     other_libraries: str = ""  # libraries that differ from training, which the user allowed; with both versions
     trees: bytes = b""  # the file of its trees; empty if there is none
-    judged_scores: bytes = field(default=b"", repr=False)  # the file of its judged scores; empty if there is none
     refinements: tuple[Applied, ...] = ()  # order of application
 
     @property
+    def version(self) -> str:
+        """Its name in the registry."""
+        return self.folder.name
+
+    @property
     def judged(self) -> JudgedScores | None:
-        """The scores that its judged fit gave the evaluation rows; None without labels, and in a bundle of an earlier build."""
-        return _judged(self.judged_scores, self.manifest)
+        """The scores that its judged fit gave the evaluation rows; see `read_judged`."""
+        return read_judged(self.folder, self.manifest)
 
     @property
     def signature(self) -> Signature:
@@ -332,13 +336,13 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
 
 
 def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bundle:
-    """Load a bundle after checking every byte of it. `allow_pickle`: whether the declaration trusts its files to run code.
+    """Load a bundle after checking every byte of what is loaded. `allow_pickle`: whether the declaration trusts its files to run code.
 
     Raises IntegrityError if a byte differs from what was registered, and WrongUseError if a library is missing or differs from
     training (unless BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES=1), the flavour is unknown, or loading may run code without permission.
     """
     manifest = read_manifest(folder, sha256)
-    files = {name: _file(folder, name, manifest) for name in manifest.files}
+    files = {name: _file(folder, name, manifest) for name in manifest.files if name != SCORES_FILE}
     try:
         kind = flavour(manifest.flavour)
     except WrongUseError as error:
@@ -352,13 +356,13 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
         _log.warning("%s: model.allow_pickle is set.", risk)
     others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
     contract = Contract.from_json(manifest.contract)
-    trees, judged_scores = files.pop(TREES_FILE, b""), files.pop(SCORES_FILE, b"")
+    trees = files.pop(TREES_FILE, b"")
     reference = ReferenceProfile.from_json(files.pop(REFERENCE_FILE))
     refinements = read_refinements(files.pop(REFINEMENTS_FILE, b""), refinement_named)
     native = Native(partial(kind.load, files, Signature(manifest.task, manifest.classes, contract)))
     if not trees:
         native.loaded()
-    return Bundle(folder.name, sha256, manifest, contract, native, reference, others, trees, judged_scores, refinements)
+    return Bundle(folder, sha256, manifest, contract, native, reference, others, trees, refinements)
 
 
 def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
@@ -370,15 +374,13 @@ def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
 
 
 def read_judged(folder: Path, manifest: Manifest) -> JudgedScores | None:
-    """Read the judged scores of a bundle without its model; see `Bundle.judged`.
+    """Read the scores that the judged fit of a bundle gave the evaluation rows, without its model.
 
-    Raises IntegrityError if the file is not the one that was registered.
+    None without labels, and in a bundle of an earlier build. Raises IntegrityError if the file is not the one that was registered.
     """
-    return _judged(_file(folder, SCORES_FILE, manifest) if SCORES_FILE in manifest.files else b"", manifest)
-
-
-def _judged(content: bytes, manifest: Manifest) -> JudgedScores | None:
-    return JudgedScores.from_parquet(content, manifest.task, manifest.classes) if content else None
+    if SCORES_FILE not in manifest.files:
+        return None
+    return JudgedScores.from_parquet(_file(folder, SCORES_FILE, manifest), manifest.task, manifest.classes)
 
 
 def _file(folder: Path, name: str, manifest: Manifest) -> bytes:

@@ -3,7 +3,7 @@
 Rows are in order of time and are never shuffled between the two parts. Nothing here knows where rows come from or where the model goes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,7 @@ from batch_platform.monitoring.leakage import (
     SuspectedLeak,
     nearly_perfect,
     null_with_the_label,
+    of_known_entities,
     on_both_sides,
     suspected_leaks,
 )
@@ -175,7 +176,13 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         judged=judged,
         details=stopped_at(estimator),
         trivial=trivial,
-        remarks=(*remarks, *_few_of_a_class(data), *_apart(data), *refinements.remarks),
+        remarks=(
+            *remarks,
+            *_diverged(signature, metrics, trivial, kept, data.label),
+            *_few_of_a_class(data),
+            *_apart(data),
+            *refinements.remarks,
+        ),
         refinements=refinements,
         search=searched,
     )
@@ -215,7 +222,13 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
             usual=whole_reference.usual,
             moves=whole_reference.moves,
         ),
-        remarks=(*remarks, *_few_of_a_class(whole), *_apart(whole), *refinements.remarks),
+        remarks=(
+            *remarks,
+            *_diverged(signature, judged.metrics, judged.trivial, kept, whole.label),
+            *_few_of_a_class(whole),
+            *_apart(whole),
+            *refinements.remarks,
+        ),
         refinements=refinements,
     )
 
@@ -294,6 +307,26 @@ def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataF
     return contract, split.kept, split.rejected.height
 
 
+def _diverged(
+    signature: Signature,
+    metrics: Mapping[str, float],
+    trivial: AgainstBaseline | None,
+    kept: pl.DataFrame,
+    label: str | None,
+) -> Iterator[str]:
+    """The remark that probabilities of many classes, some of them rare, are worse than the shares of the classes."""
+    own, other = metrics.get("log_loss"), None if trivial is None else trivial.baseline.metrics.get("log_loss")
+    if signature.task != "multiclass" or label is None or own is None or other is None or own <= other:
+        return
+    rare = sum(count < FEW_OF_A_CLASS for count in class_counts(kept, label).values())
+    if rare:
+        yield (
+            f"its probabilities are worse than the shares of the classes (log_loss {own:.2f} against {other:.2f}), which boosted "
+            f"trees run into where classes are rare ({rare} of {len(signature.classes)} have fewer than {FEW_OF_A_CLASS} rows): "
+            "try a smaller learning_rate, or join rare classes in labels.sql"
+        )
+
+
 def _few_of_a_class(data: TrainingData) -> Iterator[str]:
     """The classes of which a sample in proportion holds few rows, where a balanced one would hold at least twice as many."""
     if data.balanced or data.label is None or data.fit.height == data.rows_before_cap:
@@ -362,7 +395,10 @@ def _leaks(
     by_nulls = null_with_the_label(data.nulls_unlabelled, data.rows_unlabelled, filled)
     leaks += [leak for leak in by_nulls if not named & {*leak.columns}]
     leaks = leaks or suspiciously_good(metrics, evaluated, data.label, task)
-    return leaks + on_both_sides(kept, evaluated, contract.names, data.label)
+    leaks += on_both_sides(kept, evaluated, contract.names, data.label)
+    if PARTITION_START in kept and pl.concat([kept[PARTITION_START], evaluated[PARTITION_START]]).n_unique() == 1:
+        leaks += of_known_entities(kept, evaluated, contract.names, data.label)  # a snapshot is divided by row
+    return leaks
 
 
 def suspiciously_good(

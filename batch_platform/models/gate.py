@@ -75,7 +75,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     trivial = fitted.trivial if gate.baseline else None
     guessing, guesses = None if trivial is None else trivial.verdict, ""
     if trivial is not None and guessing is not None and guessing.word != "better":
-        guesses = guessing.beside(f"guessing ({trivial.baseline.name})", unclear="not better than")
+        guesses = guessing.beside(f"guessing ({trivial.baseline.name})", unclear="not clearly better than")
     comparison = None
     if champion is not None:
         comparison = _compared(metric, features, fitted, data, champion, open_version)

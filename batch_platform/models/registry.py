@@ -6,7 +6,7 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import NoChampionError, WrongUseError, named
+from batch_platform.declaration.errors import NoChampionError, TrainingRefusedError, WrongUseError, listed, named
 from batch_platform.models.timeline import Timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.warehouse.descriptions import OF_PIPELINES, RUN, Description
@@ -184,6 +184,18 @@ class Registry:
         elif refused := [version.version for version in could_serve if self._was(version, "refused")]:
             hint = f"give the model better features, or take {refused[-1]} although it was refused: {promote} {refused[-1]}"
         raise NoChampionError(msg, hint=hint)
+
+    def refusal(self, versions: Collection[str]) -> TrainingRefusedError | None:
+        """The error that the gate refused some of these versions of the model; None if it refused none of them."""
+        refused = [it for it in self.of_model if it.version in versions and self._was(it, "refused")]
+        if not refused:
+            return None
+        first, decision = refused[0], self.last_decision(refused[0].version)
+        msg = f"{self.pipeline}, serving period {first.serving_period}: {first.version} is refused: {decision and decision.reason}."
+        if others := listed(version.version for version in refused[1:]):
+            msg += f" So are {others}."
+        hint = "what served before goes on. Give the model better features or other parameters, or let it serve all the same: "
+        return TrainingRefusedError(msg, hint=f"{hint}batch-platform models {self.pipeline} promote {first.version}")
 
     def named(self, version: str) -> Version:
         """Look up a version by name, approved or not; raises WrongUseError if there is no such version."""

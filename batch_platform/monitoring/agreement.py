@@ -1,11 +1,11 @@
 """Agreement of two models on the same rows: by how they rank the rows, and by what they decide.
 
 Mergeable: the agreement on a whole is the merge of the agreements on its parts, bit for bit, whatever the parts. Memory
-is bounded: of very many rows, evenly spaced rows are ranked, fewer of them the more score columns there are.
+is bounded: of a whole of very many rows, evenly spaced ones are ranked, fewer of them the more score columns there are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -28,53 +28,29 @@ class Agreement:
 
     rows: int = 0
     flipped: int | None = None  # number of rows whose decisions differ; None if nothing is decided
-    places: tuple[NDArray[np.int64], ...] = ()  # position of each ranked row in the whole, a multiple of `step`
+    places: tuple[NDArray[np.int64], ...] = ()  # position of each ranked row in the whole
     scores: tuple[NDArray[np.float64], ...] = ()  # scores of both models for the ranked rows [2, n, columns]
-    step: int = 1  # distance between ranked rows, a power of two
-    most_rows: int = MOST_SCORES  # maximum number of ranked rows
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - the outputs of two models, and their place in the whole
         cls,
         places: NDArray[np.int64],
         first: NDArray[np.float64],
         second: NDArray[np.float64],
         flipped: NDArray[np.bool_] | None,
+        whole: int,
         most_scores: int = MOST_SCORES,
     ) -> "Agreement":
-        """Take the scores [n, columns] of both models for some rows, and where their decisions differ [n]."""
-        most_rows = most_scores // max(1, first.shape[1])
+        """Take the scores [n, columns] of both models for some rows of a whole of so many, and where their decisions differ [n]."""
+        ranked = places % max(1, -(-whole * first.shape[1] // most_scores)) == 0
         count = None if flipped is None else int(flipped.sum())
-        agreement = cls(len(places), count, (places,), (np.stack([first, second]),), most_rows=most_rows)
-        return agreement + cls(most_rows=most_rows)
+        return cls(len(places), count, (places[ranked],), (np.stack([first[ranked], second[ranked]]),))
 
     def __add__(self, further: "Agreement") -> "Agreement":
         """The agreement on the rows of both, in either order."""
         flipped = [count for count in (self.flipped, further.flipped) if count is not None]
-        step = max(self.step, further.step)
         places, scores = self.places + further.places, self.scores + further.scores
-        if self.step != further.step:
-            places, scores = _thinned(places, scores, step)
-        most_rows = min(self.most_rows, further.most_rows)
-        while sum(map(len, places)) > most_rows:
-            step *= 2
-            places, scores = _thinned(places, scores, step)
-        rows = self.rows + further.rows
-        return Agreement(rows, sum(flipped) if flipped else None, places, scores, step, most_rows)
-
-    def within(self, rows: int) -> "Agreement":
-        """The agreement on these rows as a part of so many rows in all: without the rows that the whole will not rank.
-
-        Memory for the parts of a whole is then bounded too. The whole ranks the same rows unless more than half of them have no
-        score of either model.
-        """
-        step = self.step
-        while rows // (2 * step) >= 2 * self.most_rows:
-            step *= 2
-        if step == self.step:
-            return self
-        places, scores = _thinned(self.places, self.scores, step)
-        return replace(self, places=places, scores=scores, step=step)
+        return Agreement(self.rows + further.rows, sum(flipped) if flipped else None, places, scores)
 
     def result(self) -> Agreed:
         """The agreement on all of these rows."""
@@ -95,16 +71,6 @@ class Agreement:
 def columns_of(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
     """Some columns as a matrix [n, columns]."""
     return np.column_stack([frame[name].to_numpy() for name in columns]) if columns else np.empty((frame.height, 0))
-
-
-def _thinned(
-    places: tuple[NDArray[np.int64], ...], scores: tuple[NDArray[np.float64], ...], step: int
-) -> tuple[tuple[NDArray[np.int64], ...], tuple[NDArray[np.float64], ...]]:
-    kept = [part % step == 0 for part in places]
-    return (
-        tuple(part[keep] for part, keep in zip(places, kept, strict=True)),
-        tuple(part[:, keep] for part, keep in zip(scores, kept, strict=True)),
-    )
 
 
 def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:

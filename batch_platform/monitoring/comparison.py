@@ -9,21 +9,19 @@ import numpy as np
 
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Floats, Outcomes
-from batch_platform.monitoring.resampling import LEVEL, Resampled
+from batch_platform.monitoring.resampling import Resampled
 
 ROUNDING = 1e-9  # two ways to compute the same number may differ by as much
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of one model minus the metric of another, on the same rows."""
+    """A metric of one model minus the metric of another, on the same rows, with its 95% interval."""
 
     metric: str
     estimate: float  # value on all rows
     low: float
     high: float
-    level: float
-    rounds: int  # how often it was measured again
     rows: int
     resampled_by: str = "row"  # the unit: "row", "partition", "entity", "group", or a column
     groups: int = 0  # number of units
@@ -53,8 +51,7 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Differe
         return None
     estimate = value - other
     low, high = estimate - reach.half, estimate + reach.half
-    rounds = max(unit.count for unit in resampled.units)
-    return Difference(metric, estimate, low, high, LEVEL, rounds, len(first.predicted), reach.unit, reach.units)
+    return Difference(metric, estimate, low, high, len(first.predicted), reach.unit, reach.units)
 
 
 def _value(metric: Metric, outcomes: Outcomes) -> float | None:

@@ -72,27 +72,27 @@ def rule_of(declared: Decide, task: str, classes: Sequence[Any]) -> Rule:
     return Rule(costs[0, 1] / (costs[0, 1] + costs[1, 0]) if task == "binary" else None, costs)
 
 
+def fitting_rule(declared: Decide | None, task: str, classes: Sequence[Any]) -> Rule | None:
+    """The declared rule for a model; None without one, and where it does not fit the model."""
+    try:
+        return None if declared is None else rule_of(declared, task, classes)
+    except DataError:
+        return None
+
+
 def as_decided(outcomes: Outcomes, rows: pl.DataFrame, declared: Decide | None) -> Outcomes:
     """Outcomes of stored rows with the decisions that are stored with them, and what the rule that made them costs.
 
     A row without a decision is decided to be of its most probable class. Nothing changes where no rule fits the model.
     """
-    if declared is None or DECISION not in rows.columns or not fits(declared, outcomes.task, outcomes.classes):
+    rule = fitting_rule(declared, outcomes.task, outcomes.classes)
+    if rule is None or DECISION not in rows.columns:
         return outcomes
     names = ["false", "true"] if outcomes.task == "binary" else class_texts(outcomes.classes)
     places = {text: at for at, text in enumerate(names)}
     stored = rows[DECISION].cast(pl.String).replace_strict(places, default=None, return_dtype=pl.Int64)
     decided = stored.fill_null(pl.Series(outcomes.predicted.argmax(axis=1))).to_numpy()
-    return replace(outcomes, rule=rule_of(declared, outcomes.task, outcomes.classes), decided=decided)
-
-
-def fits(declared: Decide, task: str, classes: Sequence[Any]) -> bool:
-    """Return whether a rule fits a model of a task, with its classes."""
-    try:
-        rule_of(declared, task, classes)
-    except DataError:
-        return False
-    return True
+    return replace(outcomes, rule=rule, decided=decided)
 
 
 def highest(scores: Floats, count: int, keys: Callable[[NDArray[np.int64]], pl.DataFrame]) -> NDArray[np.bool_]:

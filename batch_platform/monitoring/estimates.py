@@ -12,7 +12,6 @@ Covariate Shift Without Labels, 2024), for a regression direct loss estimation w
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import counted
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.profiles import Bins
+from batch_platform.monitoring.resampling import TWO_SIDED
 
 AREA = "roc_auc"
 ESTIMATED = (AREA, "accuracy", "brier", "log_loss", "mae")  # metrics that can be estimated
 _INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
-TWO_SIDED = NormalDist().inv_cdf(0.975)  # a 95% interval
 _LEAST_OF_A_CLASS = 0.5  # expected rows without which the area is not defined
 
 Floats = NDArray[np.float64]

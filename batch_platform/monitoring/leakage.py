@@ -24,6 +24,7 @@ APPROACHED = 0.95  # area of other columns that come near
 RARE, MIN_ROWS_OF_A_RARE = 0.1, 20  # rare events are often extremes: a number must tell a class of this share exactly
 EARLIER = 0.9  # a column that tells the label before with this share of its errors is no leak
 TWINS, MOSTLY, MINUTE = 0.5, 0.5, 1e-3  # shares: equal rows of two columns, nulls, part of a sum
+FEWEST_VALUES = 10  # of a column; trees cannot learn a fold without any
 MAX_ROWS, SCREENED_ROWS = 10_000, 2_000  # larger data are thinned to evenly spaced rows
 MIN_ROWS = 20  # fewer may agree by chance
 MIN_ROWS_OF_A_CLASS = 5
@@ -85,8 +86,10 @@ def suspected_leaks(  # noqa: PLR0913 - a table and its order
     for target, before, of_many in _targets(truth, classes=classes, entities=[np.zeros(len(truth)), *entities]):
         thinned = target[::step], fold, [earlier[::step] for earlier in before]
         if not classes or thinned[0].sum() >= MIN_ROWS_OF_A_CLASS:
-            told = _Question(columns, categorical, *thinned, of_many).suspects()
-            suspects |= {parts: how for parts, how in told.items() if parts not in suspects and not named & {*parts}}
+            of_target = _Question(columns, categorical, *thinned, of_many).suspects()
+            suspects |= {
+                parts: how for parts, how in of_target.items() if parts not in suspects and not named & {*parts}
+            }
     return [SuspectedLeak(tuple(names[at] for at in parts), suspects[parts]) for parts in sorted(suspects)]
 
 
@@ -132,6 +135,37 @@ def on_both_sides(
     return [SuspectedLeak((), f"is judged on rows that it has learned from: {rows}")]
 
 
+def of_known_entities(
+    learned: pl.DataFrame, judged: pl.DataFrame, features: Sequence[str], label: str
+) -> list[SuspectedLeak]:
+    """The model itself, if rows held out at random are of entities that it has learned from, such as visits of one patient.
+
+    An entity is found by a feature of which each value has one label, while that of the next value is another as often as chance.
+    """
+    for name in features:
+        known = learned.group_by(name).agg(pl.col(label).first().alias("__label")).drop_nulls().sort(name)
+        again = judged.join(known, on=name)
+        if known.height < MIN_ROWS or known.height > learned.height / 2 or again.height < judged.height / 2:
+            continue
+        unlike, by_chance, next_to_it = (
+            (own != other).sum() / len(own)
+            for own, other in (
+                (again[label], again["__label"]),
+                (again[label], again["__label"].shuffle(seed=0)),
+                (known["__label"], known["__label"].shift()),
+            )
+        )
+        is_chance = by_chance * again.height < MIN_ROWS or next_to_it < by_chance / 2
+        if is_chance or unlike > min(1 - PURE, by_chance / 10):
+            continue
+        rows = (
+            f"{again.height:,} of {judged.height:,} evaluation rows have a value of {name} that training rows have too"
+        )
+        reason = f"is judged on entities that it has learned from: {rows}, with the same label"
+        return [SuspectedLeak((), f"{reason}. A column that names them belongs in features.key and model.train.group")]
+    return []
+
+
 @dataclass(frozen=True)
 class _Question:
     """A class to be told from all others, or the ranks of a number, and the columns that may tell it."""
@@ -146,7 +180,7 @@ class _Question:
     def suspects(self) -> dict[tuple[int, ...], str]:
         """The columns that are suspected, by position, each with the reason; columns that hold the same numbers are one."""
         ranked = self._screened()
-        alone = {at: self._told(_tree, [at], self._known(at)) for at in ranked[:JUDGED]}
+        alone = {at: self._strength(_tree, [at], self._known(at)) for at in ranked[:JUDGED]}
         marks = {at: how for at in alone if self._is_class and (how := self._marks(at))}
         beside = [at for at in ranked[:BESIDE] if at not in marks]
         reasons: dict[tuple[int, ...], str] = {(at,): self._reason((at,), beside, alone, marks[at]) for at in marks}
@@ -158,11 +192,11 @@ class _Question:
         return {columns: reason for columns, reason in reasons.items() if reason}
 
     def _reason(
-        self, columns: tuple[int, ...], left: Sequence[int], alone: Mapping[int, "_Told"], marks: str = ""
+        self, columns: tuple[int, ...], left: Sequence[int], alone: Mapping[int, "_Strength"], marks: str = ""
     ) -> str:
         """The reason to suspect columns beside those that are left; empty if there is none."""
         rows, is_single = self._known(columns[0]), len(columns) == 1
-        rest, every = self._told(_trees, left, rows).area, self._told(_trees, [*left, *columns], rows).area
+        rest, every = self._strength(_trees, left, rows).area, self._strength(_trees, [*left, *columns], rows).area
         every = max(every, *(alone[at].area for at in columns if at in alone), 0.0)
         is_near = self._is_class and rest >= APPROACHED and (self.of_many or marks != DECIDES)
         if is_near or not (marks or self._falls(every, rest)) or self._is_earlier(columns[0]):
@@ -191,18 +225,19 @@ class _Question:
         known = ~np.isnan(self.columns[:, at])
         return known if known.mean() > MOSTLY else np.ones(len(known), dtype=np.bool_)
 
-    def _told(self, model: Callable[[bool], Any], columns: Sequence[int], rows: NDArray[np.bool_]) -> "_Told":
+    def _strength(self, model: Callable[[bool], Any], columns: Sequence[int], rows: NDArray[np.bool_]) -> "_Strength":
         fold = self.fold if model is _tree else self.fold % FEW_FOLDS
-        return _told(model, self.columns[rows][:, list(columns)], self.target[rows], fold[rows])
+        return _strength_of(model, self.columns[rows][:, list(columns)], self.target[rows], fold[rows])
 
     def _screened(self) -> list[int]:
         """The columns that vary, those that tell most of the target first, as far as trees tell of rows that they have seen."""
         some = slice(None, None, max(1, len(self.fold) // SCREENED_ROWS))
         part, target, seen = self.columns[some], self.target[some], np.zeros(len(self.fold[some]), dtype=np.int64)
-        varied = [at for at, values in enumerate(part.T) if len(np.unique(values)) > 1]
-        return sorted(varied, key=lambda at: -_told(_tree, part[:, [at]], target, seen).area)
+        filled = np.isfinite(self.columns).sum(axis=0) >= FEWEST_VALUES
+        varied = [at for at, values in enumerate(part.T) if filled[at] and len(np.unique(values)) > 1]
+        return sorted(varied, key=lambda at: -_strength_of(_tree, part[:, [at]], target, seen).area)
 
-    def _needed(self, alone: Mapping[int, "_Told"], beside: Sequence[int]) -> list[tuple[int, ...]]:
+    def _needed(self, alone: Mapping[int, "_Strength"], beside: Sequence[int]) -> list[tuple[int, ...]]:
         """The columns without which the others may tell much less, those that hold the same numbers together."""
         if self._exactly:
             exact = [at for at in beside if at in alone and alone[at].area >= NEARLY and alone[at].balanced >= EXACT]
@@ -216,8 +251,9 @@ class _Question:
         if whole < self._complete - SLACK:
             return known
         moved, left = np.random.default_rng(0).permutation(len(held)), dict[tuple[int, ...], float]()
-        for values in columns.T:
+        for place, values in enumerate(columns.T):
             twins = (columns == values[:, None]).mean(axis=0) >= (TWINS if len(np.unique(values)) > MAX_KINDS else 1)
+            twins[place] = True  # nulls do not equal themselves
             mixed = np.where(twins, held[moved], held)
             left[tuple(sorted(np.array(beside)[twins].tolist()))] = _measured(
                 _scores(model, mixed), self.target[judged]
@@ -233,12 +269,12 @@ class _Question:
     def _is_earlier(self, at: int) -> bool:
         """Return whether a column rather tells the target before, such as the state of a machine that seldom changes."""
         column = self.columns[:, [at]]
-        wrong = 1 - _told(_tree, column, self.target, self.fold).balanced
+        wrong = 1 - _strength_of(_tree, column, self.target, self.fold).balanced
         for before in self.before:
             known = ~np.isnan(before)
             if 2 * known.sum() >= len(known) and np.ptp(before[known]) > 0:
                 earlier = before[known] > 0 if self._is_class else before[known]
-                if 1 - _told(_tree, column[known], earlier, self.fold[known]).balanced < EARLIER * wrong:
+                if 1 - _strength_of(_tree, column[known], earlier, self.fold[known]).balanced < EARLIER * wrong:
                     return True
         return False
 
@@ -263,14 +299,16 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Strength:
     """Measures of how well a model tells a class or a number."""
 
     area: float  # under the ROC curve; of numbers R2
     balanced: float  # balanced accuracy; of numbers the share of the mean absolute deviation that is explained
 
 
-def _told(model: Callable[[bool], Any], columns: Values, target: NDArray[Any], fold: NDArray[np.int64]) -> _Told:
+def _strength_of(
+    model: Callable[[bool], Any], columns: Values, target: NDArray[Any], fold: NDArray[np.int64]
+) -> _Strength:
     """Measure a model on each fold after it was fitted on all others; on rows that it has seen if there is only one fold."""
     scores, is_class = np.full(len(target), target.mean()), target.dtype == np.bool_
     for at in np.unique(fold) if columns.shape[1] else ():
@@ -281,15 +319,17 @@ def _told(model: Callable[[bool], Any], columns: Values, target: NDArray[Any], f
     return _measured(scores, target)
 
 
-def _measured(scores: Values, target: NDArray[Any]) -> _Told:
+def _measured(scores: Values, target: NDArray[Any]) -> _Strength:
     if len(np.unique(target)) == 1:
-        return _Told(0.5, 0.5)
+        return _Strength(0.5, 0.5)
     if target.dtype == np.bool_:
         area = float(weighted_area(target, scores)(np.ones(len(target))))
         right = (scores >= target.mean()) == target
-        return _Told(area, float(right[target].mean() + right[~target].mean()) / 2)
+        return _Strength(area, float(right[target].mean() + right[~target].mean()) / 2)
     wrong, spread = target - scores, target - target.mean()
-    return _Told(1 - float(wrong @ wrong / (spread @ spread)), 1 - float(np.abs(wrong).sum() / np.abs(spread).sum()))
+    return _Strength(
+        1 - float(wrong @ wrong / (spread @ spread)), 1 - float(np.abs(wrong).sum() / np.abs(spread).sum())
+    )
 
 
 def _scores(model: Any, rows: Values) -> Values:  # noqa: ANN401 - an estimator

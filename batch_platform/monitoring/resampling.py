@@ -41,7 +41,7 @@ _MOST_WEIGHTS = (
 _BY_CHANCE = 0.1  # probability that partitions seem to vary by more than entities explain
 _MOST_ALIKE = 0.95  # largest correlation of neighbours that is taken for one
 _CLEAR = NormalDist().inv_cdf(0.95)
-_NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
+TWO_SIDED = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def intervals(outcomes: Outcomes, values: dict[str, float], own: Sequence[Metric
 
 def wilson(share: float, rows: float) -> Interval:
     """Wilson's interval of a share of so many independent rows (Probable Inference, 1927)."""
-    weight = _NORMAL**2 / rows
+    weight = TWO_SIDED**2 / rows
     centre, half = (share + weight / 2) / (1 + weight), np.sqrt(weight * share * (1 - share) + weight**2 / 4)
     return Interval(max(0.0, centre - half / (1 + weight)), min(1.0, centre + half / (1 + weight)))
 
@@ -234,7 +234,7 @@ class Resampled:
             return None
         elif np.isfinite(least) and np.isfinite(most):
             wide, place = most - least, (value - least) / (most - least)
-            varies = place * (1 - place) * (_NORMAL * wide) ** 2
+            varies = place * (1 - place) * (TWO_SIDED * wide) ** 2
             ends = wilson(place, varies / half**2 if varies * half else self._independent(outcomes, _rarest(outcomes)))
             ends = Interval(least + wide * ends.low, least + wide * ends.high)
         elif np.isinf(least) and np.isinf(most):
@@ -263,7 +263,7 @@ class Resampled:
             weighted = outcomes.weights is not None and varies > 0
             return varies * float(counted.sum() ** 2 / (residuals @ residuals)) if weighted else rows
         known = varies > 0 and half > 0
-        return min(rows, varies * (_NORMAL / half) ** 2 if known else self._independent(outcomes, share.whole > 0))
+        return min(rows, varies * (TWO_SIDED / half) ** 2 if known else self._independent(outcomes, share.whole > 0))
 
     def _independent(self, outcomes: Outcomes, rows: NDArray[np.bool_]) -> int:
         """The number of independent ones among some rows: of their units, partitions aside."""

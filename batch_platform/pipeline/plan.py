@@ -133,11 +133,10 @@ def _due_models(question: Question) -> _Models:
     }
     if spec.model.train.retrain == "never":
         due = [item for item in due if not item.again]
-    train = training_asked_for(spec, state, request.now, force=True)[0] if request.retrain else request.train
-    if train is not None:
-        due = [item for item in due if item.partition.key != train.key]
-        due = sorted([*due, Item("model", train, "asked for")], key=_start)
-    return _Models(due, outdated)
+    train = [training_asked_for(spec, state, request.now, force=True)[0]] if request.retrain else request.train
+    asked = [Item("model", period, "asked for") for period in train if period is not None]
+    keys = {item.partition.key for item in asked}
+    return _Models(sorted([*(item for item in due if item.partition.key not in keys), *asked], key=_start), outdated)
 
 
 def _due_features(question: Question, learning: Sequence[Item], scoring: _Scoring) -> list[Item]:
@@ -247,9 +246,24 @@ def training_asked_for(
     else:
         items = due_single_model(question)
         return (items[0].partition, items[0].reason) if items else (single_period(state, now), None)
-    if period is None or force:
-        return period, "asked for"
-    return period, "not trained" if state.registry.newest_of(period.key) is None else why_again(spec, state, period)
+    return period, "asked for" if period is None or force else _why_trained(spec, state, period)
+
+
+def trainings_asked_for(
+    spec: PipelineSpec, state: State, now: datetime, *, force: bool
+) -> list[tuple[Partition, str | None]]:
+    """Every serving period that has begun, and why its model is to be trained; see `training_asked_for`."""
+    if serving_calendar(spec) is None:
+        period, reason = training_asked_for(spec, state, now, force=force)
+        return [] if period is None else [(period, reason)]
+    return [
+        (period, "asked for" if force else _why_trained(spec, state, period)) for period in serving_periods(spec, now)
+    ]
+
+
+def _why_trained(spec: PipelineSpec, state: State, period: Partition) -> str | None:
+    """Say why the model of a serving period is to be trained, for the first time or again; None if it is not."""
+    return "not trained" if state.registry.newest_of(period.key) is None else why_again(spec, state, period)
 
 
 def superseded(run: ScoreRun, champion: Version | None) -> str | None:

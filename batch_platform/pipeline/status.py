@@ -6,22 +6,22 @@ corrected does not make its predictions stale, since scoring them again would ch
 """
 
 from collections import Counter
+from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import Measured, health_of
-from batch_platform.pipeline.plan import Plan, remark_on, superseded
+from batch_platform.pipeline.plan import Plan, remark_on, superseded, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
-from batch_platform.pipeline.trainings_due import changed, declared_now, differences, knows_too_much, trainings_of
+from batch_platform.pipeline.trainings_due import declared_now, differences, knows_too_much, trainings_of
 from batch_platform.pipeline.wanted import open_partitions
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import ScoreRun, StatusRow, as_record
@@ -77,6 +77,8 @@ class PipelineStatus:
     champion_days_trained: float | None  # None for a snapshot
     champion_leaks: list[str]  # suspected leaks
     waiting: dict[str, str]  # newer versions that wait for a decision, with the reason
+    # Why the models of serving periods were refused, or could not be trained, since the champion was trained, newest first.
+    refused: dict[str, str]
     declaration_change: DeclarationChange | None
     outdated: dict[str, str]  # why models that are declared as before are to be trained again, by serving period
     challengers: list[ChallengerStatus]
@@ -136,7 +138,8 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         champion_days_trained=champion.days_trained if champion and not spec.partitions.snapshot else None,
         champion_leaks=list(map(str, state.registry.suspected_leaks(champion.version))) if champion else [],
         waiting=state.registry.waiting(champion),
-        declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion),
+        refused=_refused(state.registry, champion, {it.partition_key for it in failures if it.step == "model"}),
+        declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion, now),
         outdated=_outdated(spec, plan),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
         last_commit=last.committed_at if last else None,
@@ -166,24 +169,44 @@ def _standing_failures(state: State, plan: Plan) -> list[Failure]:
     )
 
 
-def _declaration_change(spec: PipelineSpec, state: State, plan: Plan, champion: Version) -> DeclarationChange | None:
+def _refused(registry: Registry, champion: Version | None, failing: Collection[str]) -> dict[str, str]:
+    """Say why the models trained after the champion do not serve, by serving period; those that fail at what is due are left out."""
+    reasons = dict[str, str]()
+    for training in registry.model_trainings:
+        decision = None if training.version is None else registry.last_decision(training.version)
+        reasons.pop(training.serving_period, None)
+        if (champion is not None and training.seq <= champion.seq) or training.serving_period in failing:
+            continue
+        if training.failure is not None:
+            reasons[training.serving_period] = f"could not be trained: {training.failure}"
+        elif decision is not None and decision.action == "refused":
+            promote = f"batch-platform models {registry.pipeline} promote {training.version} lets it serve all the same"
+            reasons[training.serving_period] = f"{training.version} is refused: {decision.reason}; {promote}"
+    return dict(reversed(reasons.items()))
+
+
+def _declaration_change(
+    spec: PipelineSpec, state: State, plan: Plan, champion: Version, now: datetime
+) -> DeclarationChange | None:
     """Compare the declaration with what the champion was trained with; None if they agree."""
     differs = differences(spec, state, champion)
     if not differs:
         return None
-    trainings = trainings_of(spec, state.registry, champion.serving_period)
+    period, reason = training_asked_for(spec, state, now, force=False)  # what `train` would do
+    trainings = [] if period is None else trainings_of(spec, state.registry, period.key)
     last = trainings[-1] if trainings else None
     newest = state.registry.named(last.version) if last is not None and last.version is not None else None
     decision = None if newest is None else state.registry.last_decision(newest.version)
-    period = Partition(champion.serving_period, champion.serving_start, champion.serving_start)
-    period_changed = changed(spec, state, period) is not None
     if any(item.partition.start >= champion.serving_start for item in plan.of("model")):
         note = "a training is due"
     elif last is not None and last.failure is not None and last.declared == declared_now(spec, state):
-        note = f"the training with them failed: {last.failure}"
+        note = "the training with them failed"
     elif newest is not None and newest != champion and decision is not None and not differences(spec, state, newest):
-        note = f"{newest.version}, trained with them, is {decision.action}: {decision.reason}"
-    elif period_changed:
+        said = (
+            "" if decision.action in ("refused", "waiting") else f": {decision.reason}"
+        )  # these are told with their reason
+        note = f"{newest.version}, trained with them, is {decision.action}{said}"
+    elif reason is not None:
         note = f"batch-platform train {spec.name} trains with them"
     else:
         note = f"batch-platform train {spec.name} --force trains with them"

@@ -21,7 +21,7 @@ class PlanRequest:
     model: str | None = None  # version that scores in place of the champions; no model is trained then
     recheck: bool = False  # the state is compared with the sources of all partitions, however old
     retrain: bool = False  # the model of the newest serving period is due even if nothing changed
-    train: Partition | None = None  # serving period whose model is due in any case
+    train: Sequence[Partition] = ()  # serving periods whose models are due in any case
     # A pipeline's only model has to serve the oldest partition of `only` that has enough history before it. Otherwise it is
     # trained on all that is mature.
     serve_all: bool = False

@@ -24,6 +24,7 @@ from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.decisions import CELLS
 from batch_platform.monitoring.markdown import Markdown, markdown, table
 from batch_platform.monitoring.metrics import default_metric, without_details
+from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.resampling import Interval, intervals
 from batch_platform.monitoring.units import UnitRule
@@ -165,7 +166,7 @@ def _data(spec: PipelineSpec, manifest: Manifest, zone: ZoneInfo) -> Section:
             "each class with its share"
             if sampled.stratified
             else "by class, and corrected for it"
-            if sampled.rates
+            if manifest.task in CLASSIFICATION
             else "at random"
         )
         sentences.append(f"They are a sample of {counted(sampled.rows_before, 'row')}, {how}.")

@@ -66,8 +66,8 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
     try:
         split = bundle.contract.split(rows)
     except DataError as error:
-        again = f"batch-platform train {spec.name} --period {bundle.manifest.serving_period}"
-        hint = f"{error.hint} If it was removed, {again} trains the model of that serving period without it."
+        again = f"batch-platform train {spec.name} --all"
+        hint = f"{error.hint} If it was removed, {again} trains the models of all serving periods without it."
         raise DataError(error.message, hint=hint) from error
     predictor = predictor or bundle.predictor
     matrix = bundle.contract.encode(split.kept)

@@ -113,7 +113,7 @@ def score_beside(
             continue
         try:
             challenged = score_batch(scored_rows, challenger.bundle, spec, challenger.predictor, keep=[_ROW])
-            agreement = _agreement(challenged.predictions, served, challenger.bundle, models.model.bundle, first_row)
+            agreement = _agreement(challenged.predictions, served, challenger.bundle, models, first_row)
             reasons = reasons_of(challenged.rejected) if challenged.rejected.height else {}
             scores = ChallengerScores(name, served.height, challenged.predictions.height, reasons, agreement)
             table = _stored(name, challenged.predictions, challenger.bundle, spec, models.order.partition, stamp)
@@ -125,9 +125,9 @@ def score_beside(
 
 
 def _agreement(
-    scored: pl.DataFrame, served: pl.DataFrame, challenger: Bundle, champion: Bundle, first_row: int
+    scored: pl.DataFrame, served: pl.DataFrame, challenger: Bundle, models: OpenOrder, first_row: int
 ) -> Agreement:
-    task = challenger.manifest.task
+    task, champion = challenger.manifest.task, models.model.bundle
     if task != champion.manifest.task:
         msg = (
             f"{challenger.version} is a {task} model, and the champion {champion.version} is {champion.manifest.task}."
@@ -146,6 +146,7 @@ def _agreement(
         columns_of(served, columns),
         columns_of(scored, columns),
         served[decision].ne_missing(scored[decision]).to_numpy() if task in _DECIDING else None,
+        models.order.rows,
     )
 
 

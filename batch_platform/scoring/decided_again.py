@@ -22,7 +22,7 @@ from batch_platform.features.lake import BATCH_ROWS, parquet_writer
 from batch_platform.models.refinements.decision import decision_column
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.catalogue import read_values
-from batch_platform.monitoring.decisions import fits
+from batch_platform.monitoring.decisions import fitting_rule
 from batch_platform.monitoring.measure import ScoredPart
 from batch_platform.monitoring.measures.challengers import (
     CHALLENGERS,
@@ -95,8 +95,7 @@ class DecidingRun:
                     if scored.failure is None and scored.model_version is not None:
                         files = [self.folder / f"{key}.{scored.challenger}.challenger.parquet"]
                         version = versions[scored.model_version]
-                        fitting = declared is not None and fits(declared, version.task, version.class_labels)
-                        own = declared if fitting else None
+                        own = declared if fitting_rule(declared, version.task, version.class_labels) else None
                         self._write(con, files[0], SCORES, key, own, version, challenger=scored.challenger)
                         if scored.decisions_flipped is not None and scored.rows_scored:
                             column = "prediction" if own is None else DECISION

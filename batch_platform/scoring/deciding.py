@@ -45,7 +45,7 @@ def with_whole(staged: Staged, spec: PipelineSpec) -> Staged:
 
 def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpec) -> tuple[str, ...]:
     """Decide on the rows of the files of a partition by their rank; returns the hashes of the files, if they are published."""
-    scores = np.concatenate([pq.read_table(file, columns=["score"])["score"].to_numpy() for file in files])
+    scores = np.concatenate([pq.ParquetFile(file).read(["score"])["score"].to_numpy() for file in files])
     chosen = highest(scores.astype(np.float64), declared.most(len(scores)), lambda rows: _keys(files, spec, rows))
     first = 0
     for file in files:
@@ -66,7 +66,7 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
 
 def _keys(files: Sequence[Path], spec: PipelineSpec, rows: np.ndarray[Any, np.dtype[np.int64]]) -> pl.DataFrame:
     """The keys of some rows of files, of types that are ordered by their values."""
-    keys = pl.concat([pl.DataFrame(pq.read_table(file, columns=spec.features.key)) for file in files])[rows]
+    keys = pl.concat([pl.DataFrame(pq.ParquetFile(file).read(spec.features.key)) for file in files])[rows]
     return keys.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
 

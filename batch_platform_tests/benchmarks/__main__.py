@@ -27,6 +27,7 @@ from batch_platform_tests.benchmarks import (
     memory,
     project,
     publish,
+    refinements,
     report,
     scoring,
     spark,
@@ -48,6 +49,7 @@ WORKLOADS = {
     "commit": commit,
     "publish": publish,
     "growth": growth,
+    "refinements": refinements,
     "report": report,
     "spark": spark,
     "stores": stores,
@@ -60,6 +62,7 @@ NAMES = {
     *tables.TABLES,
     *history.LINES,
     *scoring.SIZES,
+    *refinements.DECLARED,
 }
 
 

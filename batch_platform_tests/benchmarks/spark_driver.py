@@ -40,14 +40,13 @@ def summaries(tasks: int, columns: int, folder: Path) -> list[bytes]:
     bins = number_bins(values)
     stretch = {(0, 100): "footer"}
     hashed = Summary(stretches=stretch | {(at, at + 1): f"{at}" for at in range(1000, 1000 + 4 * tasks)})
-    result, step = [pickle.dumps(hashed)], Agreement().within(tasks * ROWS_PER_TASK).step
+    result, whole = [pickle.dumps(hashed)], tasks * ROWS_PER_TASK
     for number in range(tasks):
         files = tuple(folder / f"{DAY.key}.{number}.{kind}.parquet" for kind in ("predictions", "rejected", "linear"))
         for file in files:
             file.touch()
-        places = number * ROWS_PER_TASK + np.arange(0, ROWS_PER_TASK, step)
-        scores = random.random((2, len(places), 1))
-        agreement = Agreement(ROWS_PER_TASK, 1, (places,), (scores,), step)
+        places = number * ROWS_PER_TASK + np.arange(ROWS_PER_TASK)
+        agreement = Agreement.of(places, *random.random((2, ROWS_PER_TASK, 1)), np.arange(ROWS_PER_TASK) == 0, whole)
         agreements = folder / f"{DAY.key}.{number}.agreements"
         agreements.write_bytes(pickle.dumps([agreement]))
         challenger = ChallengerScores("linear", ROWS_PER_TASK, ROWS_PER_TASK, files=files[2:])

@@ -140,7 +140,7 @@ def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly
 def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_were_judged_on(cli, project):
     (good,) = versions(project)
     redeclare(project, params={"max_iter": 1, "max_leaf_nodes": 2, "early_stopping": False})
-    assert cli(project, "train", "small").code == 0
+    assert cli(project, "train", "small").code == 1, "it is refused"
     _, worse = versions(project)
     verdict = cli(project, "models", "small", "compare", worse, good, "--json").json["verdict"]
     assert (verdict["word"], verdict["metric"]) == ("worse", "roc_auc")
@@ -151,3 +151,18 @@ def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_wer
     assert said.startswith(f"{good} is judged better than {worse}: roc_auc 0.")
     *_, said = cli(project, "models", "small", "compare", good, good).out.splitlines()
     assert said.startswith(f"{good} cannot be told from {good}: roc_auc 0.")
+
+
+def test_status_and_train_agree_on_declared_parameters_once_their_version_is_withdrawn(cli, weekly):
+    assert cli(weekly, "run", "small").code == 0
+    redeclare(weekly, params={"max_iter": 6, "max_leaf_nodes": 7, "early_stopping": False})
+    assert cli(weekly, "run", "small").code == 0
+    *_, tuned = versions(weekly)
+    for _ in range(2):
+        assert cli(weekly, "models", "small", "rollback").code == 0
+    status = cli(weekly, "status", "small", "--json").json[0]
+    assert status["champion"].startswith("2024-02-18")
+    note = f"{tuned}, trained with them, is withdrawn: rolled back by hand"
+    assert status["declaration_change"]["note"] == note
+    nothing = f"nothing is due; the newest version is {tuned}, which is withdrawn: rolled back by hand."
+    assert nothing in cli(weekly, "train", "small").out

@@ -1,5 +1,6 @@
 """`batch-platform new`: from somebody's table to scores, whatever its columns are called and hold."""
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -166,15 +167,12 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
 
 
-def test_an_identifier_that_repeats_and_times_in_several_notations_are_left_out_with_the_reason(cli, tmp_path):
-    notations = ("%Y-%m-%d %H:%M", "%d.%m.%Y %H:%M", "%b %d, %Y %H:%M")
-    times = [f"{START + timedelta(hours=row):{notations[row % 3]}}" for row in range(ROWS)]
-    table = orders(opened=times).drop("at").with_columns(id=pl.int_range(ROWS) // 10 * 10 + pl.int_range(ROWS) % 10 % 9)
+def test_an_identifier_that_repeats_is_left_out_with_the_reason(cli, tmp_path):
+    table = orders().drop("at").with_columns(id=pl.int_range(ROWS) // 10 * 10 + pl.int_range(ROWS) % 10 % 9)
     table.write_parquet(tmp_path / "orders.parquet")
     report = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--label", "returned", "--json").json
     assert report["left_out"] == {
         "id": f"is called like an identifier, and has {ROWS // 10 * 9:,} values in {ROWS:,} rows: some occur more than once",
-        "opened": "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several",
     }
 
 
@@ -368,8 +366,10 @@ def test_a_text_of_which_a_model_would_not_know_most_rows_is_left_out_with_the_r
     proposal, _ = proposed(tmp_path / "large.parquet", label="y")
     assert names(proposal.features) == ["city"], "the most frequent cities are in nine of ten rows"
     assert proposal.left_out.keys() == {"street"}
-    assert "distinct values, and the 254 that a model keeps are in " in proposal.left_out["street"]
-    assert "of the rows: features.sql could group them" in proposal.left_out["street"]
+    assert re.fullmatch(
+        r"is a text with about 4\d,\d+ distinct values in 120,000 rows: features.sql could group them",
+        proposal.left_out["street"],
+    )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
@@ -403,9 +403,11 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert (proposal.windows.timeless, proposal.every, proposal.windows.span.filled["day"]) == (ROWS // 10, "day", DAYS)
-    assert f"-- In no partition: {ROWS // 10} rows whose at is not a time." in files["features.sql"]
+    far_off = ", or far from all others, such as 1900-01-01" if stand_in and stand_in.year == 1900 else ""
+    why = f"{ROWS // 10} rows whose at is not a time{far_off}"
+    assert f"-- In no partition: {why}." in files["features.sql"]
     answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
-    assert f"; in no partition: {ROWS // 10} rows whose at is not a time" in answer.out
+    assert f"; in no partition: {why}" in answer.out
 
 
 @pytest.mark.parametrize(
@@ -433,11 +435,6 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
             {"house": [f"house {at % 450}" if at > 0 else None for at in range(ROWS)]},
             {"label": "house"},
             "'house' of .* holds 450 distinct texts in 899 rows; texts can be predicted only if each is in two rows",
-        ),
-        (
-            {"returned": [1] * (ROWS - 1) + [None]},
-            {"label": "returned"},
-            "Every 'returned' of .* is 1 \\(899 rows\\), so there is nothing to learn",
         ),
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],

@@ -14,7 +14,7 @@ from batch_platform.cli.proposal import trial
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform.cli.proposal.trial import COLUMNS, COURSE, EARLIER, Past, Trial, past_of, that_runs, tried
+from batch_platform.cli.proposal.trial import COLUMNS, COURSE, EARLIER, TREND, Past, Trial, past_of, that_runs, tried
 from batch_platform.declaration.windows import serving_periods
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_shapes import customers, declared, readings, unlabelled
@@ -54,10 +54,10 @@ def with_level(level: Any, **columns: Any) -> pl.DataFrame:
 def test_the_features_that_are_tried_are_those_that_the_pipeline_builds(tmp_path, label, zone):
     table = unlabelled(readings().with_columns(state=pl.col("level") > 10, wind=pl.int_range(pl.len()) % 7), label, 48)
     table.write_parquet(tmp_path / "sensor.parquet")
-    _, past = seen_past(tmp_path / "sensor.parquet", label=label, timezone=zone)
+    proposal, past = seen_past(tmp_path / "sensor.parquet", label=label, timezone=zone)
     _, files = proposed(tmp_path / "sensor.parquet", label=label, timezone=zone)
     pipeline = pipeline_of(files, tmp_path)
-    names = [*past.course.values(), *past.earlier, *past.columns.values()]
+    names = past.names(proposal)
     assert len(past.earlier) >= 3
     with pipeline.builder.session(labels=True) as session:
         for partition in pipeline.spec.partitions.calendar.due(AFTER_ALL)[9:30:10]:
@@ -114,6 +114,21 @@ def test_the_richest_features_that_are_as_good_as_the_best_are_chosen(tmp_path, 
     assert {COURSE in chosen, bool(proposal.windows.calendar)} in ({True}, {False})
 
 
+GROWTH = {
+    "a trend": (lambda hour, noise: np.arange(len(hour)) / 24 + hour % 5 + noise, True),
+    "a course": (lambda hour, noise: 3.0 * (hour % 5) + noise, False),
+}
+
+
+@pytest.mark.parametrize("case", GROWTH)
+def test_a_trend_is_followed_only_where_nothing_without_it_is_as_good(tmp_path, case):
+    level, has_trend = GROWTH[case]
+    mix = np.random.default_rng(3).normal(0, 40, 24 * DAYS)  # hides the level of the days before
+    table = with_level(level, mix=pl.Series(mix)).with_columns(level=pl.col("level") + pl.col("mix"))
+    proposal, result = chosen_for(table, tmp_path, "level")
+    assert (TREND in result.chosen.features) == ("julian" in proposal.windows.calendar) == has_trend
+
+
 def test_what_made_predictions_worse_is_left_out_with_the_errors(tmp_path):
     level, columns, _, _ = CHOICES["a column that says all, on thin evidence of a memory"]
     proposal, result = chosen_for(with_level(level, **columns), tmp_path, "level")
@@ -157,10 +172,10 @@ def test_the_candidates_are_shown_with_their_errors_and_stand_in_the_report(cli,
     )
     shown = cli(tmp_path, "new", "one", "--from", "sensor.csv", "--label", "level")
     assert shown.code == 0, shown.err
-    assert "Trying 17 proposals on the past of the table, up to 30 s" in shown.out
+    assert "Trying 21 proposals on the past of the table, up to 30 s" in shown.out
     assert all(word in shown.out for word in ("plain trees", "trivial model", "proposed", "the best"))
     record = json.loads(cli(tmp_path, "new", "two", "--from", "sensor.csv", "--label", "level", "--json").out)["trial"]
-    assert len(record["candidates"]) == 17
+    assert len(record["candidates"]) == 21
     assert record["chosen"] in record["candidates"]
     assert record["metric"] == "rmse"
     assert record["chosen"]["value"] < record["trivial"]

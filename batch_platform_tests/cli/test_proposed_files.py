@@ -424,6 +424,12 @@ def stream(folder: Path) -> None:
             "This file is not utf-8 encoded. Hint: name its encoding, such as --encoding latin-1, or convert it: iconv",
         ),
         (
+            lambda folder: (folder / "win.csv").write_bytes("ware;preis\nÄpfel;5 €\n".encode("cp1252")),
+            ("win.csv", "--encoding", "latin-1"),
+            1,
+            "File is not latin-1 encoded. Hint: convert it: iconv -f WINDOWS-1252 -t UTF-8 ",
+        ),
+        (
             lambda folder: (folder / "cut.csv").write_text("id,height\nin cm,y\n" + "1,2,a\n2,3,b\n" * 50),
             ("cut.csv",),
             1,
@@ -433,7 +439,7 @@ def stream(folder: Path) -> None:
             lambda folder: (folder / "mixed.csv").write_bytes(b'id,"x\nin cm",y\r\n' + b'1,"2",a\n2,"3",b\r\n' * 50),
             ("mixed.csv",),
             1,
-            "mixed.csv cannot be read: its rows are not all made of the same number of values, or do not all end with the same kind of line break. Hint: look",
+            "mixed.csv cannot be read: its rows do not all have the same number of values, or do not all end with the same kind of line break. Hint: look",
         ),
         (
             lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),

@@ -16,7 +16,7 @@ from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.cli.test_proposal import START, orders, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, orders, pipeline_of, proposed
 from batch_platform_tests.harness.command_line import published
 
 pytestmark = pytest.mark.usefixtures("few_trees")
@@ -112,6 +112,11 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
         INSTANTS,
         'make_timestamptz(CAST("at" AS BIGINT) // 1000)',
     ),
+    "days of a spreadsheet": (
+        [(clock - datetime(1899, 12, 30)) / timedelta(days=1) for clock in CLOCKS],  # noqa: DTZ001 - as START
+        [*map(local, CLOCKS)],
+        'make_timestamp(CAST(round(("at" - 25569) * 86400) AS BIGINT) * 1000000)',
+    ),
     "year-months": (
         [month.year * 100 + month.month for month in MONTHS],
         [*map(local, MONTHS)],
@@ -156,6 +161,22 @@ def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, nota
     times = times if times.dtype.time_zone else times.dt.replace_time_zone(ZONE.key)  # pyright: ignore[reportAttributeAccessIssue] - a Datetime
     assert rows["id"].to_list() == [*range(ROWS)]
     assert times.dt.convert_time_zone("UTC").to_list() == instants
+
+
+def test_a_time_that_names_no_row_where_clocks_are_set_forward_is_no_key(tmp_path):
+    clocks = [datetime(2025, 3, 1) + timedelta(hours=at) for at in range(24 * 60)]  # noqa: DTZ001 - 02:30 on 30 March is none
+    table = pl.DataFrame({"at": [f"{at:%Y-%m-%d %H:%M}" for at in clocks], "x": range(24 * 60)})
+    table.with_columns(y=pl.col("x") % 24 * 1.5, x=pl.col("x") % 7).write_parquet(tmp_path / "sensor.parquet")
+    in_utc, _ = proposed(tmp_path / "sensor.parquet", label="y")
+    assert [column.name for column in in_utc.key] == ["at"]
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="y", timezone=ZONE.key)
+    assert [column.name for column in proposal.key] == []
+    pipeline = pipeline_of(files, tmp_path)
+    (day,) = [
+        partition for partition in pipeline.spec.partitions.calendar.due(AFTER_ALL) if partition.key == "2025-03-30"
+    ]
+    with pipeline.builder.session() as session:
+        assert session.write(day, tmp_path / "built").rows == 24
 
 
 def parts(*names: str) -> dict[str, list[int]]:

@@ -98,8 +98,10 @@ def test_a_change_whose_model_is_refused_is_not_trained_again_and_status_says_wh
     redeclare(project, params=WORSE, promote={"metric": "log_loss", "tolerance": 0})
     assert cli(project, "run", "small").code == 0
     _, refused = versions(project)
-    differing = f"  declared parameters differ from those of {before}: {refused}, trained with them, is refused: "
-    assert f"{differing}worse than champion {before}: log_loss 0." in cli(project, "status").out
+    said = cli(project, "status").out
+    assert f"  declared parameters differ from those of {before}: {refused}, trained with them, is refused\n" in said
+    assert f"  model 2024-02-01: {refused} is refused: worse than champion {before}: log_loss 0." in said
+    assert f"batch-platform models small promote {refused} lets it serve all the same\n" in said
     assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
     assert len(versions(project)) == 2
     assert published(project, SERVING) == [(before,)]
@@ -112,9 +114,9 @@ def test_a_change_that_cannot_be_trained_is_tried_once_and_the_champion_goes_on(
     assert failed.code == 1
     assert "learning_rate" in failed.error
     assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
-    assert (
-        "the training with them failed: model.params.learning_rate: -1.0 is not allowed" in cli(project, "status").out
-    )
+    said = cli(project, "status").out
+    assert f"  declared parameters differ from those of {before}: the training with them failed\n" in said
+    assert "  model 2024-02-01: could not be trained: model.params.learning_rate: -1.0 is not allowed" in said
     assert versions(project) == [before]
     trainings = (
         "SELECT version IS NULL, failure LIKE '%learning_rate%' FROM batch_platform.model_trainings ORDER BY seq"
@@ -220,3 +222,53 @@ def test_a_model_without_a_period_learns_from_all_that_is_known_and_an_earlier_o
     assert hint not in past.out
     refused = cli(folder, "run", "small", "--partition", "2024-01-04")
     assert "small, partition 2024-01-04: no model serves it" in refused.error
+
+
+def test_a_refused_training_that_was_asked_for_ends_with_exit_code_1_and_says_what_to_do(cli, project):
+    (before,) = versions(project)
+    redeclare(project, params=WORSE, promote={"metric": "log_loss", "tolerance": 0})
+    answer = cli(project, "train", "small")
+    _, refused = versions(project)
+    assert answer.code == 1
+    assert answer.error.startswith(
+        f"small, serving period 2024-02-01: {refused} is refused: worse than champion {before}: log_loss 0."
+    )
+    assert answer.error.endswith(f"batch-platform models small promote {refused}")
+    again = cli(project, "train", "small")
+    assert again.code == 0
+    assert f"nothing is due; the newest version is {refused}, which is refused: worse than champion" in again.out
+    retrained = cli(project, "run", "small", "--retrain")
+    assert retrained.code == 1
+    assert f"serving period 2024-02-01: {versions(project)[-1]} is refused: " in retrained.error
+    assert published(project, SERVING) == [(before,)]
+
+
+def test_a_removed_feature_is_mended_for_every_serving_period_by_the_one_command_that_the_error_names(cli, tmp_path):
+    train = {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}
+    folder = write_project(tmp_path / "project", model={"train": train})
+    assert cli(folder, "run", "small", "--to", "2024-02-24").code == 0
+    sql = pipeline_folder(folder) / "features.sql"
+    sql.write_text(sql.read_text().replace(" items,", ""))
+    redeclare_kept(folder, "known")
+    broken = cli(folder, "run", "small", "--to", "2024-02-24")
+    assert broken.code == 1
+    assert "The features lack the columns items;" in broken.error
+    assert "partitions failed the same way: 2024-02-05, " in broken.error
+    assert broken.error.endswith(
+        "batch-platform train small --all trains the models of all serving periods without it."
+    )
+    trained = cli(folder, "train", "small", "--all", "--json").json
+    assert [(it["serving_period"], it["trained"]) for it in trained][:3] == [
+        (f"2024-02-{day}", True) for day in ("04", "11", "18")
+    ]
+    assert cli(folder, "run", "small", "--to", "2024-02-24").code == 0
+    both = cli(folder, "train", "small", "--all", "--period", "2024-02-04")
+    assert both.error.startswith("--period names one serving period, and --all means every one.")
+
+
+def redeclare_kept(folder: Path, *columns: str) -> None:
+    """Keep other columns of the features with the predictions."""
+    file = pipeline_folder(folder) / "defs.yaml"
+    declared = yaml.safe_load(file.read_text(encoding="utf-8"))
+    declared["attributes"]["predictions"]["keep"] = [*columns]
+    file.write_text(yaml.safe_dump(declared, allow_unicode=True), encoding="utf-8")

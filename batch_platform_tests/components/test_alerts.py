@@ -23,8 +23,6 @@ from batch_platform_tests.harness.small_pipeline import small_events
 DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
 BROKEN = {  # which feature is broken, on which day and how
     "items": ("2024-02-05", (pl.col("items") * 100).cast(pl.Int32)),  # another unit
-    "shop": ("2024-02-06", pl.col("shop").replace("O'Brien", "OBrien")),  # one category renamed
-    "known": ("2024-02-07", pl.lit(value=True)),  # constant
     "amount": ("2024-02-08", pl.lit(None, pl.Float64)),  # all null
 }
 SECRET = "k9-never-to-be-seen"

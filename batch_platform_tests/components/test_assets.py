@@ -555,7 +555,7 @@ def test_an_approved_model_that_is_not_better_than_guessing_is_a_warning_too(tmp
     gate = evaluations(trained, "model", "gate")["2024-02-01"]
     assert (gate.passed, gate.metadata["decision"].value) == (False, "approved")
     assert (
-        "; not better than guessing (class shares by weekday): roc_auc 0.500 against 0.510"
+        "; not clearly better than guessing (class shares by weekday): roc_auc 0.500 against 0.510"
         in gate.metadata["reason"].value
     )
     summary = evaluations(trained, "model", "gate")[None].metadata

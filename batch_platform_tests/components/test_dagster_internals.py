@@ -14,7 +14,10 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData
+from dagster._core.execution.api import execute_run
+from dagster._core.execution.retries import RetryMode
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.test_utils import create_run_for_test
@@ -23,6 +26,7 @@ from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._grpc import impl as run_in_subprocess
 from dagster_webserver.webserver import DagsterWebserver
 
+from batch_platform.cli import running
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
@@ -272,11 +276,30 @@ def test_an_interrupted_step_is_distinguished_from_a_failed_one(instance):
     def broken():
         raise ZeroDivisionError
 
-    (event,) = (event for event in run(instance, broken, raise_on_error=False).all_events if event.is_step_failure)
+    events = run(instance, broken, raise_on_error=False).all_events
+    assert not internals.was_interrupted(events)
+    (event,) = (event for event in events if event.is_step_failure)
     failure = event.step_failure_data
-    assert not internals.was_interrupted(failure)
     interrupted = failure._replace(error_source=type(failure.error_source)["INTERRUPT"])
-    assert internals.was_interrupted(interrupted), CHANGED.format("ErrorSource")
+    assert internals.was_interrupted([event._replace(event_specific_data=interrupted)]), CHANGED.format("ErrorSource")
+
+
+def test_a_run_that_is_interrupted_between_two_steps_is_no_failure(instance):
+    class Interrupted(dg.Executor):
+        retries = RetryMode.DISABLED
+
+        def execute(self, *_):
+            yield from ()
+            raise KeyboardInterrupt
+
+    @dg.job(executor_def=dg.ExecutorDefinition("interrupted", executor_creation_fn=lambda _: Interrupted()))
+    def job():
+        dg.op(name="nothing")(lambda: None)()
+
+    made = instance.create_run_for_job(job)
+    result = execute_run(InMemoryJob(job), made, instance, raise_on_error=False)
+    assert internals.was_interrupted(result.all_events), CHANGED.format("what it logs of an interrupted run")
+    assert isinstance(running._failure(result), KeyboardInterrupt)
 
 
 def test_the_instance_of_the_command_line_captures_no_output_and_keeps_the_rest(tmp_path, monkeypatch):

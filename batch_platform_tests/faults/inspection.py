@@ -168,7 +168,7 @@ def inspect_files(
 
 def _unopened(home: Home, pipeline: str, version: str, sha256: str) -> list[str]:
     try:
-        open_bundle(home.bundle(pipeline, version), sha256)
+        _ = open_bundle(home.bundle(pipeline, version), sha256).judged
     except Exception as error:  # noqa: BLE001 - whatever it is, it is listed
         return [f"{pipeline} {version}: {error}"]
     return []

@@ -328,6 +328,25 @@ def test_a_value_that_is_no_number_with_a_decimal_comma_is_named_and_blames_no_o
         assert con.duckdb.execute("SELECT price FROM a WHERE x = 5").fetchall() == [(wrong,)]
 
 
+def test_numbers_with_a_decimal_comma_are_looked_through_once_for_each_version_of_a_file(folder):
+    source = declared(folder, {"csv": "a.csv", "delimiter": ";", "decimal": ","})
+    path, header = folder / "a.csv", "x;price\n0;1,5\n1;2,5\n2;3,5\n"
+    path.write_text(header + "3;four\n")
+    with pytest.raises(SourceError, match="'four' in row 4"):
+        seen(source)
+    with pytest.raises(SourceError, match="'four' in row 4"):
+        seen(source)
+    path.write_text(header + "3;text\n" * 3)
+    seen(source)
+    before = path.stat()
+    path.write_text(header + "3;4,25\n" * 2 + "3;more\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    seen(source)
+    os.utime(path)
+    with pytest.raises(SourceError, match="'more' in row 6"):
+        seen(source)
+
+
 def test_a_file_in_latin_1_is_named_with_what_to_declare_and_then_read(folder):
     (folder / "a.csv").write_text("x,town\n" + "1,Ulm\n" * 30_000 + "2,Zürich\n", encoding="latin-1")
     (folder / "b.csv").write_text("x,town\n1,Ulm\n")

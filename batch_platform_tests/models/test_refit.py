@@ -11,6 +11,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
+from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import MANIFEST, Manifest, read_judged, read_manifest
@@ -244,6 +245,21 @@ def test_the_scores_of_the_judged_fit_are_those_of_the_evaluation_rows_and_stay_
     assert judged.outcomes.predicted.tolist() == first.predict_proba(contract.encode(rows)).tolist()
     assert judged.outcomes.truth.tolist() == rows["returned"].to_list()
     assert len(set(judged.outcomes.units["partition"].tolist())) == 7
+
+
+def test_scores_of_the_judged_fit_that_changed_are_refused_when_they_are_read_and_hold_up_no_scoring(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, BEFORE_SCORING)
+    (version,) = pipeline.state().registry.of_model
+    file = pipeline.home.bundle("small", version.version) / SCORES_FILE
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    file.write_bytes(changed)
+    bundle = pipeline.bundle(version)
+    with pytest.raises(IntegrityError, match=r"evaluation\.parquet of the bundle .* is not the one that was trained"):
+        _ = bundle.judged
+    again = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW))
+    assert f"the champion {version.version} was not compared: {SCORES_FILE} of the bundle" in again.decision.reason
 
 
 def test_a_bundle_of_an_earlier_build_holds_no_scores_and_its_version_is_replaced_uncompared(tmp_path):

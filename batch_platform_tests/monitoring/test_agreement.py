@@ -15,11 +15,11 @@ pytestmark = pytest.mark.unit
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=60)
 
 
-def agreement(pairs, start: int = 0, most: int = 500_000) -> Agreement:
-    """Of some pairs of scores, the first of them at a place of the whole; a positive score is a decision."""
+def agreement(pairs, start: int = 0, whole: int = 60, most: int = 500_000) -> Agreement:
+    """Of some pairs of scores, the first of them at a place of a whole; a positive score is a decision."""
     first, second = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     places = np.arange(start, start + len(first))
-    return Agreement.of(places, first[:, None], second[:, None], (first > 0) != (second > 0), most)
+    return Agreement.of(places, first[:, None], second[:, None], (first > 0) != (second > 0), whole, most)
 
 
 @given(SCORES)
@@ -36,10 +36,10 @@ def test_ties_have_their_mean_rank_and_constant_scores_have_no_coefficient(pairs
 @given(SCORES, st.lists(st.integers(0, 60), max_size=4), st.integers(1, 20), st.randoms())
 def test_the_agreement_on_a_whole_is_the_merge_of_its_parts_in_any_order(pairs, cuts, most, random):
     bounds = [0, *sorted(min(cut, len(pairs)) for cut in cuts), len(pairs)]
-    parts = [agreement(pairs[start:end], start, most) for start, end in pairwise(bounds)]
+    parts = [agreement(pairs[start:end], start, len(pairs), most) for start, end in pairwise(bounds)]
     random.shuffle(parts)
-    merged = sum(parts, Agreement(most_rows=most))
-    assert merged.result() == agreement(pairs, most=most).result()
+    merged = sum(parts, Agreement())
+    assert merged.result() == agreement(pairs, whole=len(pairs), most=most).result()
     assert sum(map(len, merged.places)) <= most
 
 
@@ -48,13 +48,12 @@ def test_evenly_spaced_rows_of_many_are_ranked_and_all_are_counted():
     first = random.normal(size=10_000)
     second = first + random.normal(size=10_000)
     pairs = np.column_stack([first, second])
-    merged = Agreement(most_rows=1_000)
-    for at in range(0, 10_000, 777):
-        merged += agreement(pairs[at : at + 777], at, 1_000)
-        assert sum(map(len, merged.places)) <= 1_000
+    parts = [agreement(pairs[at : at + 777], at, 10_000, 1_000) for at in range(0, 10_000, 777)]
+    merged = sum(parts, Agreement())
+    assert sum(map(len, merged.places)) == 1_000
     result = merged.result()
     assert result.rank_correlation == pytest.approx(spearmanr(first, second).statistic, abs=0.05)
-    assert result.rank_correlation == pytest.approx(spearmanr(first[::16], second[::16]).statistic, abs=1e-12)
+    assert result.rank_correlation == pytest.approx(spearmanr(first[::10], second[::10]).statistic, abs=1e-12)
     assert result.decisions_flipped == np.mean((first > 0) != (second > 0))
 
 
@@ -63,19 +62,19 @@ def test_the_coefficient_of_several_columns_is_their_mean_and_unknown_if_any_is_
     first, second = random.normal(size=(2, 50, 3))
     places, constant = np.arange(50), np.zeros(50)
     expected = np.mean([spearmanr(first[:, at], second[:, at]).statistic for at in range(3)])
-    assert Agreement.of(places, first, second, None).result() == Agreed(pytest.approx(expected, abs=1e-12), None)
+    assert Agreement.of(places, first, second, None, 50).result() == Agreed(pytest.approx(expected, abs=1e-12), None)
     with_constant = (np.column_stack([scores, constant]) for scores in (first, second))
-    assert Agreement.of(places, *with_constant, None).result() == Agreed(None, None)
+    assert Agreement.of(places, *with_constant, None, 50).result() == Agreed(None, None)
 
 
 def test_the_more_score_columns_there_are_the_fewer_rows_are_ranked():
     columns = np.random.default_rng(1).random((2, 1_000, 5))
-    parts = [Agreement.of(np.arange(at, at + 500), *columns[:, at : at + 500], None, 1_000) for at in (0, 500)]
-    assert sum(map(len, sum(parts, Agreement()).places)) == 125, "1,000 scores of five columns are 200 rows"
+    parts = [Agreement.of(np.arange(at, at + 500), *columns[:, at : at + 500], None, 1_000, 1_000) for at in (0, 500)]
+    assert sum(map(len, sum(parts, Agreement()).places)) == 200, "1,000 scores of five columns"
 
 
 def test_models_without_scores_agree_by_their_decisions_alone():
     none = np.empty((4, 0))
     flipped = np.array([True, False, False, False])
-    assert Agreement.of(np.arange(4), none, none, flipped).result() == Agreed(None, 0.25)
+    assert Agreement.of(np.arange(4), none, none, flipped, 4).result() == Agreed(None, 0.25)
     assert Agreement().result() == Agreed(None, None)

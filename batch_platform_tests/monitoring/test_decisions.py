@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.deciding import Decide, rule_in, rule_text
 from batch_platform.declaration.errors import DataError
+from batch_platform.models.refinements.decision import may_be_selected
 from batch_platform.monitoring.decisions import as_decided, highest, rule_of
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
@@ -150,3 +151,16 @@ def test_a_rule_that_does_not_fit_a_model_is_refused_with_its_key(declared, task
 def test_the_text_of_a_rule_gives_the_rule_back(declared):
     assert rule_in(rule_text(declared)) == declared
     assert rule_text(rule(costs=dict(reversed(COSTS.items())))) == rule_text(rule(costs=COSTS))
+
+
+def test_the_rows_that_may_be_selected_hold_those_that_are():
+    score = np.random.default_rng(0).random(1000).round(2)
+    probabilities = np.column_stack([1 - score, score])
+    for declared, most in ((rule(threshold=0.9), 120), (rule(top=30), 60), (rule(top="3%"), 1000)):
+        maybe = may_be_selected(declared, probabilities, "binary", [False, True]).to_numpy()
+        assert maybe.sum() <= most
+        made_out = rule_of(declared, "binary", [False, True]).decided(probabilities)
+        selected = score >= np.sort(score)[-30] if made_out is None else made_out == 1
+        assert not (selected & ~maybe).any()
+    assert len(may_be_selected(rule(top=30), np.empty((0, 2)), "binary", [False, True])) == 0
+    assert may_be_selected(rule(costs=COSTS), np.eye(3), "multiclass", CLASSES).all()

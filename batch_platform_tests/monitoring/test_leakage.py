@@ -6,6 +6,7 @@ from batch_platform.monitoring.leakage import (
     MAX_ROWS,
     nearly_perfect,
     null_with_the_label,
+    of_known_entities,
     on_both_sides,
     suspected_leaks,
 )
@@ -212,3 +213,62 @@ def test_coarse_features_that_recur_by_chance_are_no_finding_however_rare_the_la
     assert on_both_sides(learned, judged, [*values], "label") == []
     copied = pl.concat([learned[::4], learned.filter("label")])
     assert len(on_both_sides(learned, copied, [*values], "label")) == 1
+
+
+def visits(patients: int = 300, each: int = 6) -> pl.DataFrame:
+    """Visits of patients, whose age and outcome are the same at each, as far as a table of follow-ups says."""
+    random = np.random.default_rng(7)
+    of_patient = np.repeat(np.arange(patients), each)
+    severity = random.normal(size=patients)
+    return pl.DataFrame(
+        {
+            "age": random.normal(50, 10, patients).round(3)[of_patient],
+            "sex": random.integers(0, 2, patients)[of_patient],
+            "bilirubin": (severity[of_patient] + random.normal(size=len(of_patient))).round(1),
+            "label": (severity + random.normal(size=patients) > 0.5)[of_patient],
+            "patient": of_patient,
+        }
+    )
+
+
+def test_rows_of_one_entity_on_both_sides_of_a_split_by_row_are_a_finding_though_measurements_differ():
+    rows, features = visits(), ["age", "sex", "bilirubin"]
+    at_random = np.random.default_rng(8).random(rows.height) < 0.2
+    learned, judged = rows.filter(~at_random), rows.filter(at_random)
+    assert on_both_sides(learned, judged, features, "label") == []
+    (leak,) = of_known_entities(learned, judged, features, "label")
+    assert leak.reason.startswith("is judged on entities that it has learned from: ")
+    assert "evaluation rows have a value of age that training rows have too, with the same label." in leak.reason
+    assert leak.reason.endswith("belongs in features.key and model.train.group")
+    by_patient = rows["patient"] % 5 == 0
+    assert of_known_entities(rows.filter(~by_patient), rows.filter(by_patient), features, "label") == []
+
+
+def test_strong_coarse_and_unique_features_of_rows_held_out_at_random_are_no_entities():
+    random, rows = np.random.default_rng(9), 3_000
+    strong = random.normal(size=rows)
+    table = pl.DataFrame(
+        {
+            "strong": strong.round(2),
+            "shop": random.integers(0, 200, rows),
+            "city": [f"city {number}" for number in random.integers(0, 60, rows)],
+            "unique": random.normal(size=rows),
+            "label": strong > 0.3,
+        }
+    )
+    at_random = random.random(rows) < 0.2
+    learned, judged = table.filter(~at_random), table.filter(at_random)
+    features = ["strong", "shop", "city", "unique"]
+    assert of_known_entities(learned, judged, features, "label") == []
+    rare = table.with_columns(label=pl.col("strong") > 2.5)
+    assert of_known_entities(rare.filter(~at_random), rare.filter(at_random), features, "label") == []
+
+
+@pytest.mark.parametrize("filled", [1, 60])
+def test_a_column_with_few_values_is_no_leak_and_no_obstacle(filled):
+    random = np.random.default_rng(4)
+    few, price = np.full(400, np.nan), random.normal(size=400)
+    few[:filled] = random.normal(size=filled)
+    columns = np.column_stack([few, price + random.normal(0, 0.02, 400), random.normal(size=400)])
+    leaks = suspected_leaks(columns, ["fee", "estimate", "noise"], [False] * 3, price, classes=False)
+    assert "fee" not in {column for leak in leaks for column in leak.columns}

@@ -21,7 +21,7 @@ VERDICTS = [  # metric, value, other, ends of the interval, the verdict
 
 
 def verdict(metric="roc_auc", value=0.744, other=0.731, ends=(0.008, 0.018), **drawn) -> Verdict:
-    difference = Difference(metric, value - other, *ends, 0.95, 200, 12_030, **drawn)
+    difference = Difference(metric, value - other, *ends, 12_030, **drawn)
     return Verdict(metric, value, other, 12_030, difference)
 
 

@@ -13,6 +13,7 @@ import pytest
 from batch_platform.declaration.errors import DataError, OvertakenError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
+from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
@@ -23,6 +24,7 @@ from batch_platform.pipeline.score import ScoringStep
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.report import write_report
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.partition import Counts, Staged
@@ -242,6 +244,22 @@ def test_performance_is_that_of_the_stored_decisions_with_their_costs(tmp_path):
     with open_published(pipeline.home) as con:
         query = "SELECT count(*) FROM small.performance WHERE metric = 'decision_cost' AND low < value AND value < high"
         assert con.sql(query).fetchall() == [(4,)]
+
+
+def test_the_check_and_the_report_show_what_the_decisions_cost(tmp_path):
+    pipeline = decided(tmp_path, COSTS, monitoring={"performance": {"warn_below": 0.1}})
+    check = PERFORMANCE.check(pipeline.spec)
+    assert check is not None
+    assert "act on a row from a probability of 0.3333 on" in check.description
+    with open_published(pipeline.home) as con:
+        measured = PERFORMANCE.served_rows(con, "small", SCORED[:1])[SCORED[0]]
+    judged = check.judge(measured, "binary")
+    assert judged is not None
+    shown = {"decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"}
+    assert shown <= judged.shown.keys()
+    report = tmp_path / "report.html"
+    write_report(pipeline.home, pipeline.spec, file=report)
+    assert "Mean cost per row of the decisions" in report.read_text(encoding="utf-8")
 
 
 def test_precision_under_top_is_that_of_the_rows_that_were_selected(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from batch_platform.declaration.windows import deadline, oldest_champion
 from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.monitoring.measures.health import partition_aspects
+from batch_platform.monitoring.measures.health import VOLUME, JudgedRun, partition_aspects, volume
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.health import freshness, newest_measured
 from batch_platform.pipeline.plan import make_plan
@@ -145,5 +145,13 @@ def test_a_champion_that_is_not_better_than_guessing_is_worth_a_warning(tmp_path
     assert decision.action == "approved"
     aspect = health(pipeline, datetime(2024, 2, 3, tzinfo=UTC))["better_than_guessing"]
     assert aspect.level == "warn"
-    assert aspect.text.startswith(f"the model {decision.version} is not better than guessing (class shares")
+    assert aspect.text.startswith(f"the model {decision.version} is not clearly better than guessing (class shares")
     assert aspect.text.removeprefix(f"the model {decision.version} is ") in decision.reason
+
+
+def test_the_volume_of_a_partition_is_not_judged_before_a_week_is_known(odd):
+    runs, check = odd.published_ledgers().scores, VOLUME.check(odd.spec)
+    past = Past(odd.spec.partitions.calendar, runs.values())
+    early, late = (JudgedRun(runs[key], volume(past, runs[key])) for key in ("2024-02-03", "2024-02-28"))
+    assert check.judge(early, "binary") is None, "a result would say that it passed"
+    assert check.judge(late, "binary").level == "warn"

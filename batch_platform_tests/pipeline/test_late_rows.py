@@ -328,7 +328,7 @@ def test_a_correction_of_a_row_that_was_learned_from_and_never_scored_reaches_th
     plain = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert plain.items == [], "no schedule builds features alone: the next training does"
     period = Partition("2024-03-01", NOW, NOW)
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW, (), train=period))
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW, (), train=[period]))
     changed = Item("features", partition, "rows of source 'events' changed")
     assert plan.of("features") == [changed]
     rechecked = PlanRequest(NOW, recheck=True)

@@ -675,7 +675,7 @@ def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_i
     period, _ = training_asked_for(spec, state, NOW, force=True)
     assert period.key == "2024-02-01"
     lost = replace(state, features={key: build for key, build in state.features.items() if key != "2024-01-10"})
-    plan = make_plan(spec, lost, PlanRequest(NOW, (), train=period))
+    plan = make_plan(spec, lost, PlanRequest(NOW, (), train=[period]))
     assert [(item.step, item.partition.key) for item in plan.items] == [
         ("features", "2024-01-10"),
         ("model", "2024-02-01"),
@@ -714,7 +714,7 @@ def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_i
     drops = {key: DroppedPartition(key, 1, "alice", NOW, "drop", 9) for key in gone}
     state = replace(state, **kept, dropped=drops)
     assert make_plan(spec, state, PlanRequest(NOW)).items == []
-    retrained = make_plan(spec, state, PlanRequest(NOW, train=calendar.named("2024-02-01")))
+    retrained = make_plan(spec, state, PlanRequest(NOW, train=[calendar.named("2024-02-01")]))
     assert {item.step for item in retrained.items} >= {"model", "predictions"}
     assert not {item.partition.key for item in retrained.items} & {*gone}
     named = make_plan(spec, state, PlanRequest(NOW, [calendar.named("2024-02-10")]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import WarehouseError, WrongUseError
+from batch_platform.declaration.errors import DataError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
@@ -201,3 +201,13 @@ def test_features_made_by_a_function_are_traced_by_the_name_of_the_key(tmp_path,
     assert (events.columns, events.rows_of_key) == (None, 1)
     assert events.rows[0]["ts"].astimezone(BERLIN).date().isoformat() == "2024-02-07"
     assert len(dependents(made.builder, made.home, "events", None).partitions) == 10
+
+
+def test_a_row_of_warm_up_is_said_to_be_no_score_and_a_row_that_is_nowhere_is_not_found(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW)
+    first = "It is warm-up, which models only learn from: the first model serves from 2024-02-01."
+    with pytest.raises(DataError) as early:
+        trace(pipeline.spec, pipeline.home, {"id": "41"})
+    assert early.value.message == f"small, partition 2024-01-02: the row with id=41 is not scored. {first}"
+    with pytest.raises(DataError, match="small: no scored or rejected row has id=999999"):
+        trace(pipeline.spec, pipeline.home, {"id": "999999"})

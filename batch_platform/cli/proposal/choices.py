@@ -18,19 +18,19 @@ from batch_platform.cli.proposal.columns import (
     KEY_NAMES,
     Evidence,
     feature_reasons,
+    is_called_like_an_identifier,
     is_part_of_time,
     label_evidence,
     last_word,
-    require_values_to_learn,
+    require_repeating_texts,
     target_of,
 )
 from batch_platform.cli.proposal.instants import words
-from batch_platform.cli.proposal.survey import NEARLY, PART, Survey, TableColumn, TimeRange
+from batch_platform.cli.proposal.survey import NEARLY, Survey, TableColumn, TimeRange
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, counted, first_few, listed, shortened
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
-from batch_platform.models.fitting import LEAST_ROWS
 
 ESTIMATORS = {
     "classes": "sklearn.ensemble.HistGradientBoostingClassifier",
@@ -46,7 +46,6 @@ MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 MANY_PER_WINDOW, MANY_WINDOWS = 20, 12  # enough rows for figures of each partition, if so many partitions remain
 FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
-WITHIN_FILE = "within its file"
 BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
 ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
@@ -58,11 +57,13 @@ TAKEN_NAMES = frozenset({*ADDED_COLUMNS, "challenger"})  # columns that scoring 
 MOST_LISTED = 5  # columns that are shown where it is not clear which to predict
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
+DAY_NUMBER = "julian"  # part of a time by which trees follow a trend
 PART_NAMES = {
     "minute": "minute",
     "hour": "hour",
     "isodow": "weekday",
     "month": "month",
+    DAY_NUMBER: "julian_day",
 }  # parts of a time by DuckDB's names, and the names of their features
 # How long a table must be for a part of its times to matter, and the windows at whose start that part tells nothing.
 _PARTS: dict[str, tuple[timedelta, frozenset[str]]] = {
@@ -119,9 +120,7 @@ class Windows:
     start: datetime  # start of the first partition, in local time
     end: datetime | None  # end of the last partition that has a row, in local time; None if more rows are expected
     evaluate: Duration  # the end of the training window, used for evaluation
-    train_start: (
-        datetime | None
-    )  # start of the first serving period, in local time; None for the first one with enough data
+    train_start: datetime | None  # local start of the first serving period; None for the first one with enough data
     delay: Duration  # time until labels are known: the length of the end of the table in which none are
     calendar: tuple[str, ...] = ()  # parts of the time that are features
     past: PastFeatures | None = None
@@ -187,7 +186,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     target = "none"
     if label is not None:
         target = target_of(survey, label)
-        require_values_to_learn(survey, label)
+        require_repeating_texts(survey, label)
     time = None if partitioned is None else partitioned.column
     series = times.column if times is not None and times.name_rows else None
     reasons = feature_reasons(survey, label, [*key, time, label], series)
@@ -199,13 +198,10 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     if partitioned is not None:
         windows, train_every = _windows(survey, asked, partitioned, key, label)
         holds = holds if key else BY_CONTENT  # rows that come later may stand above the others
-    elif label is not None:
-        _require_rows(survey, label)
     if not features and (windows is None or windows.past is None):
         why = first_few(sorted(f"{column.name} {reason}" for column, reason in reasons.items()), "; ")
         msg = f"No column of {survey.origin.path} is left to learn from: {why or 'there are no others'}."
         raise WrongUseError(msg, hint="add columns, or name another --label, --key or --time.")
-    left_out = {column.name: reason for column, reason in reasons.items() if reason is not None}
     return Proposal(
         key=key,
         key_holds=holds,
@@ -219,8 +215,12 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         estimator=ESTIMATORS[target],
         positive=survey.rarer(label.name) if label and label.is_text and survey.values(label.name) == 2 else None,  # noqa: PLR2004 - two classes
         features=features,
-        left_out=left_out if survey.pair is None else left_out | survey.pair.left_out,
-        keep=tuple(filter(_can_be_kept, features))[:_MOST_KEPT],
+        left_out={column.name: reason for column, reason in reasons.items() if reason is not None},
+        keep=tuple(
+            column
+            for column in features
+            if column.is_text and column.distinct <= _MOST_KEPT_VALUES and column.name.lower() not in TAKEN_NAMES
+        )[:_MOST_KEPT],
         train_every=train_every,
         params=_params(survey, target, label, features),
         others={
@@ -229,11 +229,6 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
             "label": [other.column.name for other in other_labels],
         },
     )
-
-
-def _can_be_kept(feature: TableColumn) -> bool:
-    """Return whether predictions can be grouped by a feature: a text of few values, with a name that scoring does not add."""
-    return feature.is_text and feature.distinct <= _MOST_KEPT_VALUES and feature.name.lower() not in TAKEN_NAMES
 
 
 def _params(survey: Survey, target: str, label: TableColumn | None, features: Sequence[TableColumn]) -> dict[str, Any]:
@@ -247,14 +242,6 @@ def _params(survey: Survey, target: str, label: TableColumn | None, features: Se
     return params
 
 
-def _require_rows(survey: Survey, label: TableColumn) -> None:
-    """Refuse a table of which too few rows have a label to learn from."""
-    known, least = survey.rows - label.nulls, ceil(LEAST_ROWS / (1 - HELD_OUT))
-    if known < least:
-        msg = f"{known} rows of {survey.origin.path} have a {label.name}; at least {least} are needed to learn from some and judge by others."
-        raise WrongUseError(msg, hint="add rows, or name another --label.")
-
-
 def _times(survey: Survey, asked: Asked) -> _Times | None:
     """The likeliest time of a row and what follows from it; None for a table without times."""
     ranked = likely_times(survey, asked)
@@ -263,7 +250,7 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
             series = survey.is_series(column.name, span)
             every = _every(survey.rows, span, series=series)
             # No partition is as long as a year.
-            is_snapshot = span.filled[every] < FEWEST_WINDOWS or survey.pair is not None or "year" in span.starts
+            is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts
             return _Times(
                 column,
                 span,
@@ -274,7 +261,9 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
             )
     if asked.time is not None:
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
-        raise WrongUseError(msg, hint="name another column with --time, or write times as 2026-01-31 12:00.")
+        raise WrongUseError(
+            msg, hint="name another --time, or write times as 2026-01-31 12:00, no years with decimals or before 1000."
+        )
     return None
 
 
@@ -305,9 +294,9 @@ def _label(
     """
     if asked.cluster:
         return None, (), []
-    if named := asked.label or (survey.pair and survey.pair.label):
-        return survey.column(named), (), []
-    able = _likely_labels(survey, asked, times)
+    if asked.label is not None:
+        return survey.column(asked.label), (), []
+    able = likely_labels(survey, asked, times)
     if len(able) == 1:
         return able[0].column, ("no other column can be predicted",), []
     if able and able[0].points >= ENOUGH and able[1].points <= able[0].points - CLEARLY:
@@ -319,12 +308,9 @@ def _label(
     raise WrongUseError(msg, hint=f"name it: {repeat}; --cluster groups similar rows instead.")
 
 
-def likely_labels(survey: Survey, asked: Asked) -> list[Evidence]:
+def likely_labels(survey: Survey, asked: Asked, times: "_Times | None" = None) -> list[Evidence]:
     """The columns that could be the label, the likeliest first; those with another role are not among them."""
-    return _likely_labels(survey, asked, _times(survey, asked))
-
-
-def _likely_labels(survey: Survey, asked: Asked, times: _Times | None) -> list[Evidence]:
+    times = times or _times(survey, asked)
     time = [] if times is None else [times.column.name, *times.column.made_of]
     return label_evidence(survey, [*asked.key, *time])
 
@@ -363,34 +349,29 @@ def _key(
     if survey.origin.kind in NUMBERED_KINDS and not taken:
         return (), "as long as files keep their names and rows their place in them", []
     msg = f"No column of {survey.origin.path} identifies its rows, nor do two or three together."
-    hint = (
-        "name the columns that identify a row together, such as --key customer --key product, or write a single file."
-    )
-    raise WrongUseError(msg, hint=hint)
+    raise WrongUseError(msg, hint="name those that do together, such as --key shop --key day, or write a single file.")
 
 
 def _where_unique(survey: Survey, times: _Times | None, key: Sequence[TableColumn]) -> str | None:
-    """The range in which some columns identify a row: everywhere, its file, or a window; None if they do not.
+    """The range in which some columns identify a row: everywhere, or a window; None if they do not.
 
     No query is made where the estimated numbers of distinct values, which may be too low, have fewer combinations than rows.
     """
     names, most = [column.name for column in key], prod(column.distinct / NEARLY for column in key)
     if most >= survey.rows and survey.unique(names):
         return "everywhere"
-    if survey.pair is not None:
-        return WITHIN_FILE if survey.unique(names, PART) else None
     if times is None or not times.are_partitioned:
         return None
     windows = 2 * times.span.filled[times.every]  # windows with a row, those of times far off included
-    within = most * windows >= survey.rows and survey.unique_within(names, times.column.name, times.every)
+    within = most * windows >= survey.rows and survey.unique(names, times.column.name, times.every)
     return f"within a {times.every}" if within else None
 
 
 def _may_name_rows(column: TableColumn) -> bool:
     """Return whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
-    if column.holds != "integer":
-        return column.is_text and not column.some_times
-    return last_word(column.name) in KEY_NAMES or column.counts_rows
+    return column.is_text or (
+        column.holds == "integer" and (is_called_like_an_identifier(column) or column.counts_rows)
+    )
 
 
 def _compound_keys(

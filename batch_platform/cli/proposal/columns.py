@@ -11,7 +11,7 @@ import polars as pl
 
 from batch_platform.cli.proposal.instants import words
 from batch_platform.cli.proposal.survey import LEAST_ROWS, NEARLY, Holds, Survey, TableColumn
-from batch_platform.declaration.errors import WrongUseError, counted, shortened
+from batch_platform.declaration.errors import WrongUseError, shortened
 from batch_platform.models.contract import MAX_CATEGORIES, infer_contract
 from batch_platform.models.learnable import share_told
 from batch_platform.models.native_threads import one_thread
@@ -20,14 +20,13 @@ from batch_platform.monitoring.metrics import as_truth
 
 MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
 ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
-FEWEST_KNOWN = 0.5  # share of the rows whose text a model must know
+ROWS_PER_TEXT = (
+    20  # a model keeps the most frequent texts of a column, which are few of the rows of one with rarer texts
+)
 ENOUGH, CLEARLY = 4, 1  # points for a label that nobody named, and how many more than any other column has
 SURELY = 3  # points by which name and place decide, whatever can be learned
 MOST_TRIED, TRIED_ROWS = 15, 1_000  # columns that are learned on a sample, to see which can be
-NOTHING, COPY = (
-    0.02,
-    0.995,
-)  # share of a column that others tell, below which it cannot be learned, and above which it is a copy
+NOTHING, COPY = 0.02, 0.995  # share that others tell of a column that cannot be learned, and of one that is a copy
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
     "row number": "is the number that pandas gave the row",
@@ -36,7 +35,7 @@ _NO_FEATURE: dict[Holds, str] = {
 _LABEL_NAME = re.compile(
     "label|target|y|outcome|class|churn|fraud|default|late|attrition|resp(onse)?|responder|fail(ure)?|diagnosis|price|sales|demand"
     "|salary|wages?|charges|cost|score|rating|status|event|case|death|dead|result|decision|choice|vote|purchase|count|yield|close"
-    "|earnings|revenue|is|has|did|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
+    "|earnings|revenue|profit|loss|value|rate|quality|answer|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
 )
 # Names of who, where and when, which are known rather than predicted.
 _GIVEN_NAME = re.compile(
@@ -45,10 +44,11 @@ _GIVEN_NAME = re.compile(
     "|occupation|married|marital|religi(on|ous)|urban|rural|black|white|hispanic|asian|fe?male|group|treat(ment|ed)?|trt|arms?"
     "|cent(er|re)|hospital|dose|subject|visit|stratum|brand|model|colou?r|category|language|north|south|east|west"
 )
+_UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 _ID_NAME = re.compile(
-    "(.* )?([pucho]?id|uuid|guid|row ?names?|subject|patient|respondent|seqno|id(case|num|no)"
+    "(.* )?([pucho]?id|uuid|guid|mrn|ssn|iban|isbn|vin|imei|sku|ean|row ?names?|subject|patient|respondent|seqno|id(case|num|no)"
     "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num))( (str|no|nr))?"
 )
 ROWS_PER_ID = 20  # a column with such a name and more rows for each value may group them, as the number of a shop does
@@ -75,7 +75,7 @@ def label_evidence(survey: Survey, taken: Collection[str] = ()) -> list[Evidence
         return weighed
     told = _told(survey, [evidence.column for evidence in weighed[:MOST_TRIED]])
     learned = [
-        replace(evidence, points=evidence.points + _learning_points(told.get(evidence.column.name, 0)))
+        replace(evidence, points=evidence.points + _learning_points(told.get(evidence.column.name, NOTHING)))
         for evidence in weighed
     ]
     return sorted(learned, key=lambda evidence: -evidence.points)
@@ -113,7 +113,7 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
     """Return whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
     if column.holds not in ("boolean", "integer", "number", "text") or column.distinct <= 1:
         return False
-    if last_word(column.name) in _ID_NAMES or _ID_NAME.fullmatch(" ".join(words(column.name))):
+    if is_called_like_an_identifier(column):
         return False
     if column.holds == "integer":
         return not column.counts_rows
@@ -129,12 +129,10 @@ def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
     """The case for each column by its name, its place and its values."""
     with_nulls, nulls_last = [column for column in survey.columns if column.nulls], survey.with_nulls_last(able)
     two_values = [column for column in able if column.distinct == 2]  # noqa: PLR2004 - yes and no
-    last = (
-        survey.columns[-1].position or len(survey.columns) - 1
-    )  # a composed time stands behind the columns of the table
+    last = max(column.position for column in survey.columns)
     for place, column in enumerate(able):
         own = words(column.name)
-        is_given, is_named = any(map(_GIVEN_NAME.fullmatch, own)), any(map(_LABEL_NAME.fullmatch, own))
+        is_given, is_named = any(map(_GIVEN_NAME.fullmatch, own)), _is_called_like_a_label(own)
         weights = {
             "its name": 3 * (is_named and (len(own) == 1 or not is_given)),
             "it is the last column": {0: 2, 1: 0.5}.get(last - column.position, 0),
@@ -145,6 +143,12 @@ def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
         }
         reasons = tuple(reason for reason, weight in weights.items() if weight >= 1)
         yield Evidence(column, sum(weights.values()) - 2 * is_given, reasons)
+
+
+def _is_called_like_a_label(own: Sequence[str]) -> bool:
+    """Return whether the last word of a name, which says what the column is, or a question says that it is an outcome."""
+    said = [word for word in own if not _UNIT.fullmatch(word)]
+    return bool(said) and (_LABEL_NAME.fullmatch(said[-1]) is not None or said[0] in ("is", "has", "did"))
 
 
 def target_of(survey: Survey, label: TableColumn) -> str:
@@ -160,22 +164,15 @@ def target_of(survey: Survey, label: TableColumn) -> str:
     raise WrongUseError(msg, hint="name a column of numbers, truth values or class names with --label.")
 
 
-def require_values_to_learn(survey: Survey, label: TableColumn) -> None:
-    """Refuse a label with the same value in every row that has one, and a label of texts that hardly repeat."""
-    known, values = survey.rows - label.nulls, survey.values(label.name)
-    if values == 1:
+def require_repeating_texts(survey: Survey, label: TableColumn) -> None:
+    """Refuse a label of texts that hardly repeat."""
+    values = survey.values(label.name) if label.is_text else 0
+    if values > _most_classes(survey, label):
         msg = (
-            f"Every {label.name!r} of {survey.origin.path} is {survey.example(label.name)} ({counted(known, 'row')}), "
-            "so there is nothing to learn."
-        )
-        raise WrongUseError(msg, hint="add rows with other values, or name another --label.")
-    if label.is_text and values > _most_classes(survey, label):
-        msg = (
-            f"{label.name!r} of {survey.origin.path} holds {values:,} distinct texts in {known:,} rows; "
+            f"{label.name!r} of {survey.origin.path} holds {values:,} distinct texts in {survey.rows - label.nulls:,} rows; "
             "texts can be predicted only if each is in two rows on average."
         )
-        hint = "a column whose values hardly repeat is an identifier, not something to predict; name another --label."
-        raise WrongUseError(msg, hint=hint)
+        raise WrongUseError(msg, hint="name another --label: values that hardly repeat are names of rows.")
 
 
 def feature_reasons(
@@ -186,7 +183,6 @@ def feature_reasons(
     Of a `series`, the time of each row is unique: a counter of its rows tells no more.
     """
     reasons = {column: _no_feature(survey, column, series) for column in survey.columns if column not in taken}
-    reasons |= _hardly_known(survey, [column for column, reason in reasons.items() if reason is None])
     if label is not None:
         able = [column for column, reason in reasons.items() if reason is None]
         known_too_late = _known_with_the_label(survey, label, able)
@@ -203,10 +199,8 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
         return f"has type {column.dtype}, from which a number or a text could be computed as a feature"
     if column.distinct <= 1 and not column.nulls:
         return "has the same value in every row"
-    if column.some_times:
-        return "holds texts that look like times, though not all in one notation: try_strptime in features.sql reads several"
-    if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / 2):
-        return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
+    if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / ROWS_PER_TEXT):
+        return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows: features.sql could group them"
     return _names_rows(survey, column, series)
 
 
@@ -220,29 +214,12 @@ def _names_rows(survey: Survey, column: TableColumn, series: TableColumn | None)
         return "is a text with another value in every row"
     is_id = _ID_NAME.fullmatch(" ".join(words(column.name))) is not None
     many = max(MOST_CLASSES, rows / ROWS_PER_ID) if is_id else rows * NEARLY
-    if column.distinct <= many or not (is_id or last_word(column.name) in _ID_NAMES):
+    if column.distinct <= many or not is_called_like_an_identifier(column):
         return "counts the rows" if counts else None
     if column.unique:
         return "is an identifier, with another value in every row"
     values = survey.values(column.name)
     return f"is called like an identifier, and has {values:,} values in {rows:,} rows: some occur more than once"
-
-
-def _hardly_known(survey: Survey, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
-    """The texts of which a model, which keeps the most frequent ones, would not know those of most rows, each with the reason."""
-    texts = [column for column in able if column.is_text and column.distinct > MAX_CATEGORIES * NEARLY]
-    if not texts:
-        return {}
-    rows, reasons = survey.sample(texts, MAX_ROWS), dict[TableColumn, str]()
-    for column in texts:
-        known = rows[column.name].drop_nulls()
-        share = known.value_counts()["count"].top_k(MAX_CATEGORIES).sum() / max(known.len(), 1)
-        if share < FEWEST_KNOWN:
-            reasons[column] = (
-                f"is a text with about {column.distinct:,} distinct values, and the {MAX_CATEGORIES} that a model keeps are in "
-                f"{share:.1%} of the rows: features.sql could group them, or count how often each occurs"
-            )
-    return reasons
 
 
 def _known_with_the_label(survey: Survey, label: TableColumn, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
@@ -294,3 +271,8 @@ def last_word(name: str) -> str:
 def is_part_of_time(column: TableColumn) -> bool:
     """Return whether a column is called like a part of a time, such as the year of yearly rows."""
     return last_word(column.name) in PARTS_OF_TIME
+
+
+def is_called_like_an_identifier(column: TableColumn) -> bool:
+    """Return whether the name of a column says that it names things, as an id or a number does."""
+    return last_word(column.name) in _ID_NAMES or _ID_NAME.fullmatch(" ".join(words(column.name))) is not None

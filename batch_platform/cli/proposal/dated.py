@@ -10,14 +10,12 @@ from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.choices import Proposal
 from batch_platform.cli.proposal.origin import Origin, ending_of
-from batch_platform.cli.proposal.survey import Pair, Survey
+from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.features.sources.files import files_of
 
-MOST_MISSING = (
-    0.1  # share of the partitions; if more have no file, files are made only on some days, such as working days
-)
+MOST_MISSING = 0.1  # share of the partitions; if more have no file, files are made on some days only
 _DATES = {  # how a date in a path is written, by the placeholder for it, and the key that it stands for
     "{partition_key}": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda date: date),
     "{partition_date}": (r"(?:19|20)[0-9]{6}", lambda date: f"{date[:4]}-{date[4:6]}-{date[6:]}"),
@@ -32,24 +30,19 @@ class Layout:
     origin: Origin
     note: str = ""  # remark for people; empty for one file in the usual notation
     past: Origin | None = None  # all files together, if each partition reads its own and its features also earlier ones
-    pair: Pair | None = None  # the second file, of rows to score
 
 
 def layout(survey: Survey, proposal: Proposal) -> Layout:
     """Read each partition's own file where the names allow it and hold what they say, else all files together."""
-    origin, pair = survey.origin, survey.pair
-    if pair is not None:
-        files = f"rows to learn from in {origin.path.name}, rows to score in {pair.score.path.name}"
-        return Layout(origin, f"{files}; both are scored", pair=pair)
     chosen = _of_files(survey, proposal)
-    return replace(chosen, note="; ".join(filter(None, [origin.notation, chosen.note])))
+    return replace(chosen, note="; ".join(filter(None, [survey.origin.notation, chosen.note])))
 
 
 def _of_files(survey: Survey, proposal: Proposal) -> Layout:
     origin, windows = survey.origin, proposal.windows
     if not proposal.key and windows is None and not origin.is_one_file:
         origin = origin.read_with(number_rows=True)
-    files = files_of(origin.as_table("rows")) if origin.is_files else []
+    files = files_of(origin.as_table("rows")) if origin.kind not in ("duckdb", "delta") else []
     if len(files) <= 1:
         return Layout(origin)
     together = f"{len(files)} files, read together"

@@ -12,16 +12,16 @@ import yaml
 
 from batch_platform.cli.proposal.choices import (
     BY_CONTENT,
+    DAY_NUMBER,
     HELD_OUT,
     PART_NAMES,
     TAKEN_NAMES,
-    WITHIN_FILE,
     Proposal,
     local_key,
 )
 from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.origin import Origin
-from batch_platform.cli.proposal.survey import PART, TableColumn
+from batch_platform.cli.proposal.survey import TableColumn
 from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
@@ -37,7 +37,6 @@ THIS = "this"  # alias of the table
 ROW_HASH, ROW_COPY = "row_hash", "row_copy"  # name a row by what it holds
 _ROWS = "rows"  # source name of a table whose own name is not valid
 _NOTES = {  # notes on columns of the key that the table itself does not have
-    PART: "the file of the row: the one to learn from, or the one to score",
     FILE: "the file of the row, and",
     ROW_IN_FILE: "the place of the row in the file, which must not change",
 }
@@ -64,6 +63,7 @@ attributes:
     train: {{{train}}}
 {allowed}
 {predictions}
+{monitoring}
 """
 
 
@@ -86,15 +86,9 @@ def files_of(
 
 def _read(proposal: Proposal, reading: Layout) -> tuple[dict[str, Origin], str, tuple[str, ...]]:
     """The sources by name, the FROM clause that reads them, and the columns of the key that the table itself does not have."""
-    origin, pair = reading.origin, reading.pair
+    origin = reading.origin
     source = _source_name(origin)
     table = _identifier(source)
-    if pair is not None:
-        second = _source_name(pair.score)
-        second = f"{second}_to_score" if second == source else second
-        rows = pair.rows(table, _identifier(second), numbered=not proposal.key)
-        places = (PART, ROW_IN_FILE) if not proposal.key else (PART,) if proposal.key_holds == WITHIN_FILE else ()
-        return {source: origin, second: pair.score}, f"(\n    {rows}\n) AS {THIS}", places
     sources = {source: origin} | ({} if reading.past is None else {f"{source}_past": reading.past})
     if proposal.key or proposal.key_holds == BY_CONTENT:
         alias = f" AS {THIS}" if proposal.windows and proposal.windows.past else ""
@@ -115,7 +109,7 @@ def _yaml(
         train: dict[str, object] = {"held_out": HELD_OUT}
     else:
         end = "" if windows.end is None else f", end: {_quoted(local_key(windows.end, every))}"
-        note = "   # remove `end` once new rows arrive" if end else ""
+        note = "   # move `end` on as rows arrive, and remove it once they reach the present" if end else ""
         start = _quoted(local_key(windows.start, every))
         partitions = f"{{every: {every}, start: {start}{end}, timezone: {proposal.timezone}}}{note}"
         begins = windows.train_start and proposal.train_every and local_key(windows.train_start, proposal.train_every)
@@ -130,6 +124,7 @@ def _yaml(
     nullable = [*(_name(column) for column in proposal.features if column.nulls), *earlier]
     columns = ["    columns:   # null in some rows", *(f"      {_scalar(own)}: {{nullable: true}}" for own in nullable)]
     known = f"   # from earlier labels, known when the partition starts as long as labels.delay is {delay}"
+    trend = ", ".join(PART_NAMES[part] for part in (windows.calendar if windows else ()) if part == DAY_NUMBER)
     keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
     text = _YAML.format(
         file=shortened(next(iter(sources.values())).path.name),
@@ -148,6 +143,7 @@ def _yaml(
         train=_flow({**often, **train})[1:-1] + (f", evaluate: {windows.evaluate}" if windows else ""),
         allowed=f"    allow_suspected_leaks: [{', '.join(map(_scalar, earlier))}]{known}" if earlier else "",
         predictions=f"  predictions: {{keep: [{keep}]}}" if keep else "",
+        monitoring=f"  monitoring: {{drift: {{ignore: [{trend}]}}}}" if trend else "",
     )
     return re.sub(r"\n{2,}", "\n", text)
 

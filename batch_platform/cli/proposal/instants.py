@@ -13,15 +13,12 @@ from batch_platform.warehouse.sql import literal
 
 DateOrder = Literal["dmy", "mdy", "ymd"]
 ORDERS: dict[DateOrder, str] = {"dmy": "day first", "mdy": "month first", "ymd": "year first"}
-_COMPARABLE = frozenset(
-    {"DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"}
-)  # types that compare with a parameter of type TIMESTAMPTZ
+_COMPARABLE = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # types that compare with one of type TIMESTAMPTZ
 _STORED = re.compile(r"DATE|TIMESTAMP(TZ)?(_S|_MS|_NS)?( WITH TIME ZONE)?")
 _ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}(?!\d).*")
 _DAY_AND_MONTH: dict[DateOrder, str] = {"dmy": "%d/%m", "mdy": "%m/%d"}
-_DATES: list[
-    tuple[DateOrder | None, str, tuple[str, ...]]
-] = [  # the order of day and month where it may be another one, how a date is written, and its formats
+# The order of day and month where it may be another one, how a date is written, and its formats.
+_DATES: list[tuple[DateOrder | None, str, tuple[str, ...]]] = [
     (None, r"\d{4}-\d{1,2}", ("%Y-%m",)),
     (None, r"\d{4}/\d{1,2}", ("%Y/%m",)),
     (None, r"\d{14}", ("%Y%m%d%H%M%S",)),
@@ -65,6 +62,7 @@ _SINCE_1970 = {  # number per second, and the SQL of an instant
     "microseconds": (1_000_000, "make_timestamptz(CAST({} AS BIGINT))"),
     "nanoseconds": (1_000_000_000, "make_timestamptz(CAST({} AS BIGINT) // 1000)"),
 }
+_SPREADSHEET_DAYS, _DAY_1970 = (32_874, 73_051), 25_569  # days since 1899-12-30: from 1990 to 2100, and 1970-01-01
 _TIME_WORD = re.compile(
     "time|timestamp|datetime|date|ts|at|on|day|month|year|yr|when|period|epoch|unix|unixtime|y{2,4}m{1,2}(d{1,2})?|yyyy|ym|"
     "yearmonth|utc|created|updated|modified|datum|jahr|monat|zeit"
@@ -103,11 +101,6 @@ def candidates(dtype: str, name: str, low: object, high: object) -> list[Reading
     return []
 
 
-def reads_as_time(value: object) -> bool:
-    """Return whether a text is written as a time; digits alone may be anything."""
-    return isinstance(value, str) and not value.isdigit() and any(_of_texts(value.strip(), value.strip(), ""))
-
-
 def decided(readings: list[Reading], order: DateOrder | None) -> Reading | None:
     """Choose among readings that all fit every value: by the order that the user gave, else none if they contradict."""
     orders: tuple[DateOrder, ...] = tuple(reading.order for reading in readings if reading.order is not None)
@@ -135,7 +128,11 @@ def composed(
         of = [parts[part] for part in takewhile(parts.__contains__, _PARTS)]
         values = [f"{{{at}}}" for at in range(len(of))] + [absent for *_, absent in [*_PARTS.values()][len(of) :]]
         return tuple(of), Reading(f"make_timestamptz({', '.join(values)}, 0)", f"from {', '.join(of)}")
-    dates = {name: reading for name, reading in times.items() if types[name] == "DATE" or _are_dates(extremes[name])}
+    dates = {
+        name: reading
+        for name, reading in times.items()
+        if types[name] == "DATE" or all(isinstance(text, str) and ":" not in text for text in extremes[name])
+    }
     clocks = {name: "to_hours({1})" for part, name in parts.items() if part == "hour"}
     clocks |= {
         name: "{1}" if dtype == "TIME" else "CAST({1} AS TIME)"
@@ -150,11 +147,6 @@ def composed(
     sql = f"CAST({day} + {clocks[clock]} AS TIMESTAMPTZ)"
     fits = f"{{1}} IS NULL OR {clocks[clock].replace('CAST', 'TRY_CAST')} IS NOT NULL"
     return (date, clock), replace(reading, sql=sql, fits=fits, note=f"from {date}, {clock}")
-
-
-def _are_dates(bounds: tuple[object, object]) -> bool:
-    """Return whether texts have no time of the day."""
-    return all(isinstance(text, str) and ":" not in text for text in bounds)
 
 
 def _of_texts(low: str, high: str, name: str) -> Iterator[Reading]:
@@ -181,6 +173,9 @@ def _of_numbers(  # noqa: PLR0913 - how numbers are read
             likely = every if time_format in _COARSE else some
             dates = _parsed([time_format], digits, "number")
             yield replace(dates, fits=f"{dates.fits}{whole}", likely=likely, is_time=False)
+    if _SPREADSHEET_DAYS[0] <= low <= high < _SPREADSHEET_DAYS[1]:
+        sql = f"CAST(make_timestamp(CAST(round(({number} - {_DAY_1970}) * 86400) AS BIGINT) * 1000000) AS TIMESTAMPTZ)"
+        yield Reading(sql, "days since 1899-12-30, as spreadsheets count", likely=every, is_time=False)
     first, last = _YEARS_1990_TO_2100
     for unit, (per_second, sql) in _SINCE_1970.items():
         if first * per_second <= low <= high <= last * per_second:

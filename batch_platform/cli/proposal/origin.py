@@ -36,14 +36,7 @@ class Origin:
 
     kind: str  # kind of the source that reads it
     path: Path  # absolute; may be a glob
-    options: Mapping[str, Any] = field(
-        default_factory=dict[str, Any]
-    )  # further keys of its source block, such as delimiter
-
-    @property
-    def declared(self) -> Source:
-        """The source block that reads it."""
-        return Source.model_validate(self.block)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # further keys of its block, such as delimiter
 
     @property
     def block(self) -> Mapping[str, object]:
@@ -67,18 +60,13 @@ class Origin:
         return ", ".join(filter(None, [between, "decimal commas" if "decimal" in self.options else ""]))
 
     @property
-    def is_files(self) -> bool:
-        """Return whether the rows are those of files which the path names, not of a table of a database or of a Delta table."""
-        return self.kind not in ("duckdb", "delta")
-
-    @property
     def is_one_file(self) -> bool:
         """Return whether it is a single file whose rows have a place, or a table of one, not a glob and not a Delta table."""
         return self.kind != "delta" and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""
-        return SourceTable("", name, self.declared, Path(self.path.anchor))
+        return SourceTable("", name, Source.model_validate(self.block), Path(self.path.anchor))
 
 
 def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Origin:
@@ -97,9 +85,7 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
     path = Path(file).expanduser().absolute()
     if _MEANT.search(str(path)):
         msg = f"{path} contains brackets that have a meaning in a declaration."
-        raise WrongUseError(
-            msg, hint="rename the file without {{, {%, {# and names in brackets such as {partition_key}."
-        )
+        raise WrongUseError(msg, hint="rename the file without {{, {%, {# and names such as {partition_key}.")
     if is_delta_table(path):
         kind = "delta"
     elif path.is_dir():
@@ -113,9 +99,7 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
         if not any(match.is_file() for match in matches):
             near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
             msg = f"There is no file {path}."
-            raise WrongUseError(
-                msg, hint=near or f"--from names a file ({listed(_endings())}), a folder or a quoted glob."
-            )
+            raise WrongUseError(msg, hint=near or f"name a file ({listed(_endings())}), a folder or a quoted glob.")
     if encoding is not None and kind != "csv":
         msg = f"{path} is not a CSV file."
         raise WrongUseError(msg, hint="give --encoding with CSV files, and only with them.")
@@ -133,11 +117,12 @@ def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> Sour
     reason = message.partition(" Possible ")[0].partition(" The search space used was:")[0]
     if "sniffing file" in reason:
         reason = (
-            "its rows are not all made of the same number of values, or do not all end with the same kind of line break"
+            "its rows do not all have the same number of values, or do not all end with the same kind of line break"
         )
         hint = hint or "look for quotes that are not closed, and line breaks or delimiters in values without quotes."
-    if "not utf-8" in reason:
-        hint = "name its encoding, such as --encoding latin-1, or convert it: iconv -f WINDOWS-1252 -t UTF-8."
+    if " encoded" in reason:  # an encoding of Windows has signs such as € where latin-1 has none
+        name = "name its encoding, such as --encoding latin-1, or " if "not utf-8" in reason else ""
+        hint = f"{name}convert it: iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} > utf8.csv."
     msg = f"{path} cannot be read: {reason.rstrip('.')}."
     return SourceError(msg, hint=hint or "correct the file, or write the table as Parquet.")
 
@@ -171,9 +156,7 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
         tables = {ending: file for file in visible if (ending := ending_of(file)) is not None}
         if len(tables) > 1:
             msg = f"{folder} holds files of several kinds: {listed(tables)}."
-            raise WrongUseError(
-                msg, hint=f"name those that belong together, such as {quote(f'{folder}/*{min(tables)}')}."
-            )
+            raise WrongUseError(msg, hint=f"name those of one kind, such as {quote(f'{folder}/*{min(tables)}')}.")
         for ending, file in tables.items():
             start = pattern if len(visible) == len(every) else f"{pattern[:-1]}[!._]*"
             return _kind_of(file), Path(escape(str(folder))) / f"{start}{ending}"
@@ -204,9 +187,8 @@ def _table_of(path: Path, table: str | None) -> str:
     if len(tables) == 1:
         return next(iter(tables))
     msg = f"{path} has {len(tables)} tables: {listed(tables) or 'none'}."
-    raise WrongUseError(
-        msg, hint=f"name the table, such as --table {quote(next(iter(tables)))}." if tables else "name another file."
-    )
+    hints = [f"name the table, such as --table {quote(name)}." for name in tables]
+    raise WrongUseError(msg, hint=hints[0] if hints else "name another file.")
 
 
 def _with_dialect(origin: Origin) -> Origin:

@@ -46,29 +46,37 @@ def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, readi
 
 def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
     """The proposal and its reasons, in a sentence on each part."""
-    windows = proposal.windows
+    windows, names = proposal.windows, [column.name for column in proposal.features]
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in proposal.others.items()}
-    source = {"source": reading.note} if reading.note else {}
+    place = (
+        "a row's file and its place there"
+        if "number_rows" in reading.origin.options
+        else "the place of a row in its file"
+    )
+    unnamed = "what a row holds" if proposal.key_holds == BY_CONTENT else place
+    key = ", ".join(column.name for column in proposal.key) or unnamed
+    made = [PART_NAMES[part] for part in windows.calendar] if windows else []
+    made += ["earlier values of the label"] if windows and windows.past else []
+    features = [f"{len(names)}: {first_few(names)}"] if names else []
     words = {
         shortened(column.name): f"no value where it is {' or '.join(map(repr, column.missing))}"
         for column in _with_words(proposal)
     }
-    named = ", ".join(column.name for column in proposal.key) or _place(proposal, reading)
-    often = f"once a {proposal.train_every}" if proposal.train_every else "once"
-    return {
-        **source,
-        "key": f"{named}, unique {proposal.key_holds}{others['key']}",
+    lines = {
+        "source": reading.note,
+        "key": f"{key}, unique {proposal.key_holds}{others['key']}",
         "time": _time(windows) + others["time"]
         if windows
         else "none: every day the whole table is scored as it is then",
-        "partitions": _partitions(proposal),
+        "partitions": _partitions(proposal, windows) if windows else "snapshots of the whole table, from today on",
         "label": _label(proposal) + others["label"] if proposal.label else "none: similar rows are grouped",
-        "model": f"{proposal.estimator}, trained {often}",
+        "model": f"{proposal.estimator}, trained {f'once a {proposal.train_every}' if proposal.train_every else 'once'}",
         "learns from": _learns_from(proposal),
-        "features": _features(proposal),
-        **({"read as": words} if words else {}),
+        "features": "; ".join(features + ([f"from the time: {', '.join(made)}"] if made else [])),
+        "read as": words,
         "left out": proposal.left_out or "nothing",
     }
+    return {part: text for part, text in lines.items() if text}
 
 
 def _with_words(proposal: Proposal) -> list[TableColumn]:
@@ -81,27 +89,19 @@ def _time_read(windows: Windows) -> str:
     return windows.time.reading.note if windows.time.reading else ""
 
 
-def _place(proposal: Proposal, reading: Layout) -> str:
-    if proposal.key_holds == BY_CONTENT:
-        return "what a row holds"
-    numbered = "number_rows" in reading.origin.options
-    return "a row's file and its place there" if numbered else "the place of a row in its file"
-
-
 def _time(windows: Windows) -> str:
     read = f" ({_time_read(windows)})" if _time_read(windows) else ""
-    timeless = ""
-    if windows.timeless:
-        timeless = f"; in no partition: {windows.without_time}"
+    timeless = f"; in no partition: {windows.without_time}" if windows.timeless else ""
     return f"{windows.time.name}{read}, {windows.span.first:%Y-%m-%d %H:%M} to {windows.span.last:%Y-%m-%d %H:%M} UTC{timeless}"
 
 
-def _partitions(proposal: Proposal) -> str:
-    windows, every = proposal.windows, proposal.every
-    if windows is None:
-        return "snapshots of the whole table, from today on"
-    ends = f"; until {local_key(windows.end, every)}: remove `end` once new rows arrive" if windows.end else ""
-    return f"{every}, of which {windows.span.filled[every]:,} hold rows{ends}"
+def _partitions(proposal: Proposal, windows: Windows) -> str:
+    ends = (
+        f"; until {local_key(windows.end, proposal.every)}: move `end` on as rows arrive, and remove it once they reach the present"
+        if windows.end
+        else ""
+    )
+    return f"{proposal.every}, of which {windows.span.filled[proposal.every]:,} hold rows{ends}"
 
 
 def _label(proposal: Proposal) -> str:
@@ -119,11 +119,3 @@ def _learns_from(proposal: Proposal) -> str:
     if proposal.label is None:
         return "all rows but a fifth, drawn at random, which is held out to judge the groups by"
     return "its rows with a label; a fifth of them, drawn at random, is held out, which is optimistic about the future"
-
-
-def _features(proposal: Proposal) -> str:
-    windows, names = proposal.windows, [column.name for column in proposal.features]
-    made = [PART_NAMES[part] for part in windows.calendar] if windows else []
-    made += ["earlier values of the label"] if windows and windows.past else []
-    own = [f"{len(names)}: {first_few(names)}"] if names else []
-    return "; ".join([*own, *([f"from the time: {', '.join(made)}"] if made else [])])

@@ -1,16 +1,14 @@
 """Survey a table that nobody has described: its columns, what they hold, and what is unique in it.
 
-Each question is one scan by DuckDB of the view `seen`: the rows of one table, or of two files, one with a label to learn from and
-one to score. In it, texts that are numbers are numbers, and a time that is spread over several columns is one more column.
+Each question is one scan by DuckDB of the view `seen`: the rows of the table. In it, texts that are numbers are numbers, and a time that is spread over several columns is one more column.
 """
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from shlex import quote
 from typing import Any, Literal
 
 import duckdb
@@ -25,28 +23,22 @@ from batch_platform.cli.proposal.instants import (
     candidates,
     composed,
     decided,
-    reads_as_time,
 )
-from batch_platform.cli.proposal.origin import Origin, unreadable
-from batch_platform.cli.proposal.texts import ask, by_column, numbers_in_texts
+from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
 from batch_platform.declaration.calendar import Duration, Every
-from batch_platform.declaration.errors import WrongUseError, listed, named, shortened
-from batch_platform.declaration.inputs import ROW_IN_FILE
+from batch_platform.declaration.errors import WrongUseError, named, shortened
 from batch_platform.features.sources.opening import create_view_of
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
-PART = "part"  # column that tells of which of two files a row is, by one of these values
-TRAIN, SCORE = "train", "score"
 LENGTHS: tuple[Every, ...] = ("hour", "day", "week", "month")  # possible lengths of partitions
-MOST_FAR_OFF, FAR = 3, timedelta(days=365)  # times, or one in a thousand, that may lie so far from all others
+FAR = 10  # times that are so many times as far from most others as these are apart belong to no partition
 LEAST_ROWS = 20  # number of rows from which equal values are no accident
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 GAPS = 0.1  # share of the rows that may be missing from numbers of rows
 HARDLY = 0.1  # share of the usual share of labelled rows, below which labels are stray ones
 SURELY = 7.0  # logarithm of how much likelier labels are missing on purpose than by accident: one to a thousand
 EARLIEST, LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
-STAND_IN = datetime(1900, 1, 1, tzinfo=UTC)  # stands for no time too, if it is far from all others
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
     "number": "FLOAT DOUBLE DECIMAL HUGEINT UHUGEINT",
@@ -56,12 +48,15 @@ _TYPES: dict[Holds, str] = {
 }
 _NAMING = ("integer", "text", "time")  # what is stored in columns that can name rows
 _HOLDS: dict[str, Holds] = {word: holds for holds, words in _TYPES.items() for word in words.split()}
-_PANDAS_INDEX = re.compile(
-    r"__index_level_\d+__|Unnamed: 0(\.\d+)?|column0"
-)  # names of an index without a name; column0 in CSV
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0(\.\d+)?|column0")  # an index without a name; column0 in CSV
 _MOST_VALUES = 20_000_000  # distinct values that one query holds in memory
 _MOST_CELLS = 4_000_000  # values of a sample
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AT_ONCE = 500  # columns about which one query asks
+_NO_VALUE = ("", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "-", "--", "?", ".")  # words for a missing value
+_IS_NO_VALUE = f"lower(trim({{}})) IN ({', '.join(map(literal, _NO_VALUE))})"
+_WHOLE, _NUMBER = "[-+]?[0-9]{1,18}", "[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"  # regular expressions
+_GROUPED = "CAST(replace(replace({}, '.', ''), ',', '.') AS DOUBLE)"
 
 
 @dataclass(frozen=True)
@@ -74,13 +69,12 @@ class TableColumn:
     holds: Holds  # use of the values; "time" also for texts that read as times
     nulls: int  # rows without a value
     distinct: int  # approximate number of distinct values; 0 if the column holds "other"
-    unique: bool  # an integer, a text or a stored time in every row, and no two rows have the same
-    counts_rows: bool  # integers that number the rows, hardly with a gap, or in their order and mostly without one
+    unique: bool  # an integer, a text or a time in every row, and no two rows have the same value or instant
+    counts_rows: bool  # integers that number the rows, hardly with a gap
     reading: Reading | None = None  # way to read the values as instants; None if they cannot be times
     sql: str = ""  # expression for a value, in which {} stands for the column, if texts are numbers such as 1.234,56
     missing: tuple[str, ...] = ()  # texts among them that stand for no value, such as NA
     made_of: tuple[str, ...] = ()  # the columns that tell a time together; the table has no column of this name
-    some_times: bool = False  # the first or last text reads as a time, though not all do in one notation
 
     @property
     def is_likely_time(self) -> bool:
@@ -107,33 +101,12 @@ class TimeRange:
     rows: int  # rows with such a time
     filled: dict[Every, int]  # number of windows of each length that contain a row
     starts: frozenset[Every | Literal["year"]]  # windows at whose start every time lies
-    far_off: datetime | None = (
-        None  # example of the few times far from all others, such as 2099-12-31, which are left out
-    )
+    far_off: datetime | None = None  # example of the few times far from all others, which are left out
 
     @property
     def length(self) -> timedelta:
         """Time between the first and the last instant."""
         return self.last - self.first
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The file of the rows to score, and what it has in common with that of the rows to learn from."""
-
-    score: Origin
-    columns: tuple[str, ...]  # columns of both
-    label: str  # label of the first
-    left_out: dict[str, str]  # columns of one file only, with the reason
-
-    def rows(self, train: str, score: str, *, numbered: bool) -> str:
-        """SQL for the rows of both, given the names of two tables as SQL identifiers."""
-        place = f"row_number() OVER () AS {ROW_IN_FILE}, " if numbered else ""
-        shared = ", ".join(map(quoted, self.columns))
-        return (
-            f"SELECT {literal(TRAIN)} AS {PART}, {place}{shared}, {quoted(self.label)} FROM {train}\n"
-            f"    UNION ALL BY NAME SELECT {literal(SCORE)} AS {PART}, {place}{shared} FROM {score}"
-        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +116,6 @@ class Survey:
     origin: Origin
     rows: int
     columns: tuple[TableColumn, ...]
-    pair: Pair | None  # the second file, where the rows are those of two
     con: duckdb.DuckDBPyConnection
     stored: str  # the view of the rows as the table holds them, which SQL for the table can read
 
@@ -176,27 +148,23 @@ class Survey:
         """The exact number of distinct values in a column."""
         return self._answer(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")
 
-    def unique(self, names: Sequence[str], *within: str) -> bool:
-        """Return whether some columns are never null and no two rows have equal values in them, and in further SQL expressions."""
+    def unique(self, names: Sequence[str], time: str | None = None, every: Every | None = None) -> bool:
+        """Return whether some columns are never null and no two rows, or of those in the same window of a time, have equal values."""
         columns = [self.column(name) for name in names]
         if any(column.nulls for column in columns):
             return False
-        if len(columns) == 1 and not within and columns[0].holds != "number":
+        if len(columns) == 1 and time is None and columns[0].holds != "number":
             return columns[0].unique
-        by = ", ".join([*map(quoted, names), *within])
+        own = (_instant_of_clock(column.name, None if column.made_of else column.reading) for column in columns)
+        by = ", ".join([*own, *([f"date_trunc('{every}', {self._instant(time)})"] if time else [])])
         return not self._answer(f"SELECT count(*) FROM (FROM seen SELECT 1 GROUP BY {by} HAVING count(*) > 1 LIMIT 1)")
-
-    def unique_within(self, names: Sequence[str], time: str, every: Every) -> bool:
-        """Return whether some columns identify a row among those whose times lie in the same window."""
-        return self.unique(names, f"date_trunc('{every}', {self._instant(time)})")
 
     def with_nulls_last(self, columns: Sequence[TableColumn]) -> set[str]:
         """The names of the columns in which every row after the first null is null too, in the order of the file."""
         with_nulls = [column for column in columns if column.nulls]
         places = ", ".join(f"{quoted(column.name)} IS NULL AS n{column.position}" for column in with_nulls)
         firsts = [f"min(place) FILTER (n{column.position})" for column in with_nulls]
-        rows = f"(SELECT row_number() OVER () AS place, {places} FROM seen)"
-        begins = ask(self.con, firsts, rows)
+        begins = _ask(self.con, firsts, f"(SELECT row_number() OVER () AS place, {places} FROM seen)")
         pairs = zip(with_nulls, begins, strict=True)
         return {column.name for column, first in pairs if self.rows - first + 1 == column.nulls}
 
@@ -204,7 +172,7 @@ class Survey:
         """The columns that are null in exactly the rows in which a column is, if there are any."""
         as_many = [column for column in columns if column.nulls == known.nulls > 0]
         same = (f"bool_and(({quoted(column.name)} IS NULL) = ({quoted(known.name)} IS NULL))" for column in as_many)
-        return [column for column, is_same in zip(as_many, ask(self.con, same), strict=True) if is_same]
+        return [column for column, is_same in zip(as_many, _ask(self.con, same), strict=True) if is_same]
 
     def sample(self, columns: Sequence[TableColumn], rows: int, known: TableColumn | None = None) -> pl.DataFrame:
         """At most so many rows, evenly spaced, and fewer of many columns; only those in which a column is `known`, if one is named."""
@@ -257,10 +225,10 @@ class Survey:
         if self.column(time).reading is None:
             return None
         at = self._instant(time)
-        low, high, far_off = self._without_far_off(at)
         starts = (*LENGTHS, "year")
         facts = [f"count(DISTINCT date_trunc('{every}', {at}))" for every in LENGTHS]
         facts += [f"bool_and({at} = date_trunc('{every}', {at}))" for every in starts]
+        low, high, far_off = self._without_far_off(at)
         query = f"SELECT epoch_us(min({at})), epoch_us(max({at})), count(*), {', '.join(facts)} FROM seen WHERE {at} BETWEEN $low AND $high"
         ((first, last, rows, *answers),) = self.con.execute(query, {"low": low, "high": high}).fetchall()
         if first is None:
@@ -276,23 +244,21 @@ class Survey:
         )
 
     def _without_far_off(self, at: str) -> tuple[datetime, datetime, datetime | None]:
-        """The bounds of the times without the few that are far from all others, and one of these.
+        """The bounds of the times without those that are far from most others, and the last of these.
 
-        Far is a year, or as much as the others are apart.
+        Far is a year and ten times as much as the middle seven of ten times are apart.
         """
-        few = max(MOST_FAR_OFF, self.rows // 1_000)
-        is_stand_in = f"abs(epoch({at}) - {STAND_IN.timestamp()}) <= 86400"  # a day, whatever the zone
-        query = f"SELECT min({at}) FILTER (NOT {is_stand_in}), bool_or({is_stand_in}) FROM seen WHERE {at} >= $low"
-        ((earliest, stand_ins),) = self.con.execute(query, {"low": EARLIEST}).fetchall()
-        if not stand_ins or earliest is None or earliest < STAND_IN + FAR:
-            earliest = EARLIEST
-        query = f"SELECT min({at}, {few + 1}), max({at}, {few + 1}) FROM seen WHERE {at} BETWEEN $low AND $high"
-        ((least, greatest),) = self.con.execute(query, {"low": earliest, "high": LATEST}).fetchall()
-        if self.rows < LEAST_ROWS or not least or len(least) <= few:
-            return earliest, LATEST, None
-        away = max(FAR, greatest[-1] - least[-1])
-        low, high = max(earliest, least[-1] - away), min(LATEST, greatest[-1] + away)
-        return low, high, next((moment for moment in (*greatest, *least) if not low <= moment <= high), None)
+        query = f"""
+            WITH possible AS (SELECT {at} AS moment FROM seen WHERE moment BETWEEN $earliest AND $latest),
+                most AS (SELECT quantile_disc(moment, 0.15) AS low, quantile_disc(moment, 0.85) AS high FROM possible),
+                near AS (SELECT low - {FAR} * (high - low) - INTERVAL 1 YEAR AS low, high + {FAR} * (high - low) + INTERVAL 1 YEAR AS high FROM most)
+            SELECT epoch_us(greatest(any_value(low), $earliest)), epoch_us(least(any_value(high), $latest)),
+                epoch_us(max(moment) FILTER (moment NOT BETWEEN low AND high)) FROM possible, near
+        """
+        ((low, high, far_off),) = self.con.execute(query, {"earliest": EARLIEST, "latest": LATEST}).fetchall()
+        if low is None:
+            return EARLIEST, LATEST, None
+        return _instant_of(low), _instant_of(high), None if far_off is None else _instant_of(far_off)
 
     def bounds_of_file(self, file: Origin, time: str) -> tuple[datetime, datetime] | None:
         """The first and the last instant in another file with the same columns; None if it has no times.
@@ -303,8 +269,9 @@ class Survey:
         at = self._instant(time)
         try:
             create_view_of(self.con, file.as_table("one_file"))
-            query = f"SELECT epoch_us(min({at})), epoch_us(max({at})) FROM one_file"
-            ((first, last),) = self.con.execute(query).fetchall()
+            ((first, last),) = self.con.execute(
+                f"SELECT epoch_us(min({at})), epoch_us(max({at})) FROM one_file"
+            ).fetchall()
         except duckdb.Error as error:
             raise unreadable(file.path, error) from error
         return None if first is None else (_instant_of(first), _instant_of(last))
@@ -337,66 +304,25 @@ def _instant_of(microseconds: int) -> datetime:
 
 
 @contextmanager
-def survey(
-    origin: Origin,
-    timezone: str,
-    date_order: DateOrder | None = None,
-    *,
-    score: Origin | None = None,
-    label: str | None = None,
-) -> Generator[Survey]:
+def survey(origin: Origin, timezone: str, date_order: DateOrder | None = None) -> Generator[Survey]:
     """Open a table and survey its columns; `date_order` decides where the values of a column do not.
-
-    With a second file to `score`, the rows are those of both, and only the first has the `label`.
 
     Raises:
         SourceError: A file cannot be read.
-        WrongUseError: The table has no rows, or two files have no columns in common or no clear label.
+        WrongUseError: The table has no rows.
     """
     try:
         with connect() as con:
             con.execute(f"SET TimeZone = {literal(timezone)}")
-            pair = None
-            if score is None:
-                create_view_of(con, origin.as_table("seen"))
-                origin = _with_short_years_as_text(con, origin)
-            else:
-                create_view_of(con, origin.as_table(TRAIN))
-                create_view_of(con, score.as_table(SCORE))
-                columns = [con.sql(f"FROM {part}").columns for part in (TRAIN, SCORE)]
-                pair = _paired(origin, score, label, *columns)
-                con.execute(f"CREATE TEMP VIEW seen AS {pair.rows(TRAIN, SCORE, numbered=False)}")
-            yield _look(con, origin, date_order, pair)
+            create_view_of(con, origin.as_table("seen"))
+            yield _look(con, _with_short_years_as_text(con, origin), date_order)
     except duckdb.Error as error:
         raise unreadable(origin.path, error) from error
 
 
-def _paired(train: Origin, score: Origin, label: str | None, first: Sequence[str], second: Sequence[str]) -> Pair:
-    have = {name.lower() for name in second}
-    alone = [name for name in first if name.lower() not in have]
-    if label is not None:
-        named(label, dict.fromkeys(first), f"{train.path} has no column {label!r}; it has")
-    elif len(alone) != 1:
-        msg = f"It is not clear which column of {train.path} to predict: {score.path.name} lacks {listed(alone) or 'none'} of them."
-        raise WrongUseError(msg, hint=f"name it, such as --label {quote((alone or first)[-1])}.")
-    label = label or alone[0]
-    shared = tuple(name for name in first if name.lower() in have and name != label)
-    if not shared:
-        msg = f"{train.path} and {score.path} have no columns in common to learn from."
-        raise WrongUseError(msg, hint="name two files with the same columns, of which only the first has the label.")
-    if taken := {name for name in (*shared, label) if name.lower() in (PART, ROW_IN_FILE)}:
-        msg = f"{train.path} has a column {listed(map(repr, taken))}, which the pipeline would add."
-        raise WrongUseError(msg, hint="rename the column.")
-    known = {name.lower() for name in first}
-    left_out = {name: f"only {train.path.name} has it" for name in alone if name != label}
-    left_out |= {name: f"only {score.path.name} has it" for name in second if name.lower() not in known}
-    return Pair(score, shared, label, left_out)
-
-
 def _with_short_years_as_text(con: duckdb.DuckDBPyConnection, origin: Origin) -> Origin:
     """Have dates of a CSV file read as text if DuckDB takes 31-01-26 for a day in the year 31."""
-    view = con.sql("FROM seen")
-    times = [name for name, dtype in zip(view.columns, view.types, strict=True) if _stored_as(str(dtype)) == "time"]
+    times = [name for name, dtype in _types(con).items() if _stored_as(dtype) == "time"]
     if origin.kind != "csv" or not times:
         return origin
     (years,) = con.execute(f"SELECT {', '.join(f'max(year({quoted(name)}))' for name in times)} FROM seen").fetchall()
@@ -407,55 +333,49 @@ def _with_short_years_as_text(con: duckdb.DuckDBPyConnection, origin: Origin) ->
     return origin
 
 
-def _look(
-    con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder | None, pair: Pair | None = None
-) -> Survey:
+def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder | None) -> Survey:
     """Survey the columns of the view `seen`; raises WrongUseError if it has no rows."""
-    view = con.sql("FROM seen")
-    types = {
-        name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True) if pair is None or name != PART
-    }
-    rows, *answers = ask(con, ["count(*)", *(fact for column in types.items() for fact in _facts(*column))])
+    types = _types(con)
+    rows, *answers = _ask(con, ["count(*)", *(fact for column in types.items() for fact in _facts(*column))])
     if not rows:
         msg = f"{origin.path} has no rows."
         raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
     if origin.kind == "json" and all(dtype.startswith(("STRUCT", "MAP")) for dtype in types.values()):
         msg = f"{origin.path} holds an object for each column instead of one for each row."
         raise WrongUseError(
-            msg, hint="write one object for each row; with pandas: to_json(orient='records', lines=True)."
+            msg, hint="write one object for each row; in pandas: to_json(orient='records', lines=True)."
         )
-    facts = by_column(types, answers)
-    numbers = numbers_in_texts(
+    facts = _by_column(types, answers)
+    numbers = _numbers_in_texts(
         con,
         {name: facts[name][2:] for name in types if types[name] == "VARCHAR"},
         with_commas="decimal" in origin.options,
     )
-    stored = dict(types)
+    stored = types
     if numbers:
         replaced = (f"{sql.replace('{}', quoted(name))} AS {quoted(name)}" for name, (sql, _) in numbers.items())
         _see(con, "texts", f"* REPLACE ({', '.join(replaced)})")
-        stored |= {
-            name: (re.findall(r"AS (BIGINT|DOUBLE)\)$", sql) or ["VARCHAR"])[0] for name, (sql, _) in numbers.items()
-        }
+        stored = _types(con)
         read = {name: stored[name] for name in numbers}
-        facts |= by_column(read, ask(con, (fact for column in read.items() for fact in _facts(*column))))
+        facts |= _by_column(read, _ask(con, (fact for column in read.items() for fact in _facts(*column))))
     extremes = {name: (low, high) for name, (*_, low, high) in facts.items()}
-    readings = _readings(con, stored, extremes)
-    whole = {name for name, (present, distinct, *_) in facts.items() if present == rows and distinct > rows * NEARLY}
-    unique = _unique(con, [name for name in types if name in whole and _stored_as(stored[name]) in _NAMING], rows)
-    integers = [name for name in unique if _stored_as(stored[name]) == "integer"]
-    dense = {name for name in integers if facts[name][3] - facts[name][2] < rows * (1 + GAPS)}
-    counting = dense | _rising(con, [name for name in integers if name not in dense])
+    readings = {name: decided(each, date_order) for name, each in _readings(con, stored, extremes).items()}
+    may_name = {
+        name: _instant_of_clock(name, readings[name])
+        for name, (present, distinct, *_) in facts.items()
+        if present == rows and distinct > rows * NEARLY and _stored_as(stored[name]) in _NAMING
+    }
+    unique = _unique(con, may_name, rows)
+    is_index = {name for name in types if _PANDAS_INDEX.fullmatch(name) and "column1" not in types}
     columns: list[TableColumn] = []
     for name, (present, distinct, low, high) in facts.items():
-        reading = decided(readings[name], date_order)
-        is_index = _PANDAS_INDEX.fullmatch(name) is not None and "column1" not in types
-        holds: Holds = _stored_as(stored[name])
+        reading, holds = readings[name], _stored_as(stored[name])
+        numbered = holds == "integer" and name in unique and high - low < rows * (1 + GAPS)
         if not present:
             holds = "nothing"
         elif reading is not None and reading.is_time:
             holds = "time"
-        elif holds == "integer" and is_index:
+        elif holds == "integer" and name in is_index:
             holds = "row number"
         sql, missing = numbers.get(name, ("", ()))
         columns.append(
@@ -467,25 +387,27 @@ def _look(
                 nulls=rows - present,
                 distinct=distinct,
                 unique=name in unique,
-                counts_rows=name in counting,
+                counts_rows=numbered,
                 reading=reading,
                 sql=sql,
                 missing=missing,
-                some_times=reading is None and any(map(reads_as_time, (low, high))),
             )
         )
-    times = [] if pair else _composed(con, columns, extremes)
+    times = _composed(con, columns, extremes)
     stored_view = "texts" if numbers else "parts" if times else "seen"
-    return Survey(origin, rows, (*columns, *times), pair, con, stored_view)
+    return Survey(origin, rows, (*columns, *times), con, stored_view)
 
 
-def _rising(con: duckdb.DuckDBPyConnection, names: Sequence[str]) -> set[str]:
-    """Those of some columns of integers that rise from row to row, mostly by one."""
-    wide = [f"CAST({quoted(name)} AS HUGEINT)" for name in names]
-    steps = ", ".join(f"{value} - lag({value}) OVER () AS step_{at}" for at, value in enumerate(wide))
-    ones = "bool_and(step_{0} > 0) AND 2 * count(*) FILTER (step_{0} = 1) >= count(step_{0})"
-    answers = ask(con, (ones.format(at) for at in range(len(names))), f"(SELECT {steps} FROM seen)")
-    return {name for name, rises in zip(names, answers, strict=True) if rises}
+def _types(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    view = con.sql("FROM seen")
+    return dict(zip(view.columns, map(str, view.types), strict=True))
+
+
+def _instant_of_clock(name: str, reading: Reading | None) -> str:
+    """SQL of a column, of times as instants: two clocks are the same instant where the clocks are set forward."""
+    if reading is None or reading.undecided or not reading.is_time:
+        return quoted(name)
+    return f"CAST({reading.of(quoted(name))} AS TIMESTAMPTZ)"
 
 
 def _see(con: duckdb.DuckDBPyConnection, inner: str, columns: str) -> None:
@@ -502,11 +424,11 @@ def _facts(name: str, dtype: str) -> tuple[str, ...]:
     return f"count({column})", distinct, f"min({compared})", f"max({compared})"
 
 
-def _unique(con: duckdb.DuckDBPyConnection, names: Sequence[str], rows: int) -> set[str]:
-    """Those of some columns without nulls in which no two rows have the same value."""
-    counts = (f"count(DISTINCT {quoted(name)})" for name in names)
-    distinct = ask(con, counts, at_once=max(_MOST_VALUES // rows, 1))
-    return {name for name, number in zip(names, distinct, strict=True) if number == rows}
+def _unique(con: duckdb.DuckDBPyConnection, columns: Mapping[str, str], rows: int) -> set[str]:
+    """Those of some columns without nulls, given as SQL by name, in which no two rows have the same value."""
+    counts = (f"count(DISTINCT {sql})" for sql in columns.values())
+    distinct = _ask(con, counts, at_once=max(_MOST_VALUES // rows, 1))
+    return {name for name, number in zip(columns, distinct, strict=True) if number == rows}
 
 
 def _readings(
@@ -515,7 +437,7 @@ def _readings(
     """The readings by which every value of a column is a time."""
     possible = [(name, reading) for name in types for reading in candidates(types[name], name, *extremes[name])]
     fit = ((quoted(name), reading.fits.replace("{}", quoted(name))) for name, reading in possible)
-    fits_all = ask(
+    fits_all = _ask(
         con,
         (f"coalesce(bool_and(coalesce({fits}, false)) FILTER ({name} IS NOT NULL), true)" for name, fits in fit),
     )
@@ -536,9 +458,9 @@ def _composed(
     if reading is None or name in extremes:
         return []
     sql, fits = (text.format(*map(quoted, parts)) for text in (reading.sql, reading.fits))
-    if not all(ask(con, [f"bool_and({fits})"])):
+    if not all(_ask(con, [f"bool_and({fits})"])):
         return []
-    rows, present, distinct = ask(con, ["count(*)", f"count({sql})", f"count(DISTINCT {sql})"])
+    rows, present, distinct = _ask(con, ["count(*)", f"count({sql})", f"count(DISTINCT {sql})"])
     _see(con, "parts", f"*, {sql} AS {quoted(name)}")
     return [
         TableColumn(
@@ -560,3 +482,53 @@ def _stored_as(dtype: str) -> Holds:
     """The use of the values of a type; lists and the like are "other"."""
     word = re.match(r"\w+", dtype)
     return "other" if dtype.endswith("]") or word is None else _HOLDS.get(word[0], "other")
+
+
+def _numbers_in_texts(
+    con: duckdb.DuckDBPyConnection, extremes: Mapping[str, tuple[object, object]], *, with_commas: bool
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The SQL that reads texts as numbers, such as 1.234,56, or without words for no value, and these words, by column.
+
+    Texts that are times beside such words stay texts, without the words.
+    """
+    texts = [name for name, (low, _) in extremes.items() if low is not None]
+    groups = (f"bool_and(regexp_full_match(trim({quoted(name)}), '{COMMA_NUMBER}'))" for name in texts if with_commas)
+    grouped = zip(texts, _ask(con, groups), strict=False)
+    numbers: dict[str, tuple[str, tuple[str, ...]]] = {name: (_GROUPED, ()) for name, fits in grouped if fits}
+    worded = [name for name in texts if {str(text).strip().lower() for text in extremes[name]} & {*_NO_VALUE}]
+    facts = [fact for name in worded for fact in _worded_facts(name)]
+    for name, (words, low, high, are_numbers, are_whole) in _by_column(worded, _ask(con, facts), 5).items():
+        text = "{}"
+        for word in (absent := tuple(sorted(words or ()))):
+            text = f"nullif({text}, {literal(word)})"
+        if are_numbers:
+            numbers[name] = f"CAST({text} AS {'BIGINT' if are_whole else 'DOUBLE'})", absent
+        elif low is not None and candidates("VARCHAR", name, low, high):
+            numbers[name] = text, absent
+    return numbers
+
+
+def _worded_facts(name: str) -> tuple[str, ...]:
+    """SQL for the words for no value in a column of texts, the extremes of the others, and whether these are numbers, or whole ones."""
+    column = quoted(name)
+    none = _IS_NO_VALUE.replace("{}", column)
+    others = [
+        f"min({column})",
+        f"max({column})",
+        *(f"bool_and(regexp_full_match(trim({column}), '{kind}'))" for kind in (_NUMBER, _WHOLE)),
+    ]
+    return f"list(DISTINCT {column}) FILTER ({none})", *(f"{fact} FILTER (NOT {none})" for fact in others)
+
+
+def _by_column(names: Iterable[str], answers: Sequence[Any], each: int = 4) -> dict[str, tuple[Any, ...]]:
+    """So many facts on each column, where `answers` are those on all of them."""
+    return dict(zip(names, zip(*(answers[fact::each] for fact in range(each)), strict=True), strict=True))
+
+
+def _ask(
+    con: duckdb.DuckDBPyConnection, aggregates: Iterable[str], rows: str = "seen", at_once: int = _AT_ONCE
+) -> list[Any]:
+    """The value of each SQL aggregate over all rows, a number of them in each query."""
+    asked = [*aggregates]
+    parts = (asked[start : start + at_once] for start in range(0, len(asked), at_once))
+    return [value for part in parts for value in con.execute(f"SELECT {', '.join(part)} FROM {rows}").fetchall()[0]]

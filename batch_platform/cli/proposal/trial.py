@@ -4,7 +4,7 @@ The features are computed by the SQL that is written, in all windows at once. A 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,11 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from batch_platform.cli.proposal.choices import PART_NAMES, SMALL, Proposal, Windows
+from batch_platform.cli.proposal.choices import DAY_NUMBER, PART_NAMES, SMALL, Proposal, Windows
 from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.files import THIS, files_of, instant_of
 from batch_platform.cli.proposal.origin import Origin
-from batch_platform.cli.proposal.survey import SCORE, TRAIN, Survey
+from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import Model, PipelineSpec
@@ -46,23 +46,24 @@ from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.warehouse.sql import quoted
 
 SECONDS = 30  # budget: no further fold is begun that would take longer
-COLUMNS, EARLIER, COURSE = "columns", "earlier labels", "parts of the time"
+COLUMNS, EARLIER, COURSE, TREND = "columns", "earlier labels", "parts of the time", "trend"
 PARTS = (  # sets of features, the richest first
     (COLUMNS, EARLIER, COURSE),
     (COLUMNS, COURSE),
     (COLUMNS, EARLIER),
     (EARLIER, COURSE),
     (COLUMNS,),
-    (EARLIER,),
     (COURSE,),
+    (EARLIER,),
 )
+WITH_TREND = 2  # so many of the sets that a table has are also tried with a trend, which is chosen only if nothing without is as good
 MEANS, MEANS_BY = "sklearn.tree.DecisionTreeRegressor", (("hour", "isodow"), ("hour",), ("isodow",))
 MOST_WORSE = 0.02  # share by which the richest may be worse than the best, as far as chance explains it
 MOST_ROWS, MOST_CELLS = 50_000, 4_000_000  # rows of the table, and values in them: more are sampled
 MOST_FITTED = 20_000  # newest rows to fit on
 FOLDS, FEW_FOLDS, MANY_ROWS = 4, 2, 20_000  # fewer folds tell enough if there are so many rows
 HELD_OUT = 5  # folds of a table without times, each as large as the part that its model holds out
-_TABLE, _TO_SCORE = "tried_rows", "tried_rows_to_score"
+_TABLE = "tried_rows"
 _START, _END = "__tried_start", "__tried_end"  # columns with the bounds of a row's window
 
 
@@ -129,10 +130,6 @@ class Trial:
     candidates: list[Tried]
     chosen: Tried
 
-    def as_record(self) -> dict[str, Any]:
-        """The trial as plain values."""
-        return asdict(self)
-
     def as_table(self) -> tuple[list[str], list[list[object]]]:
         """The names of the columns, and a row for each candidate and for the trivial model."""
         lines = list[list[object]]()
@@ -155,18 +152,17 @@ def past_of(survey: Survey, proposal: Proposal) -> Past | None:
     """
     if proposal.label is None:
         return None
-    pair = survey.pair and replace(survey.pair, score=Origin("parquet", Path(_TO_SCORE)))
-    reading = Layout(Origin("parquet", Path(_TABLE)), pair=pair)
-    files = files_of("tried", proposal, reading)
+    reading = Layout(Origin("parquet", Path(_TABLE)))
+    windows = proposal.windows
+    windows = windows and replace(windows, calendar=(*windows.calendar, *_trend(proposal)))
+    files = files_of("tried", replace(proposal, windows=windows), reading)
     spec = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
-    con, windows, every = survey.con, proposal.windows, proposal.every
+    con, every = survey.con, proposal.every
     most = min(MOST_ROWS, max(MOST_CELLS // (len(proposal.features) + 1), LEAST_ROWS))
     step = max(1, -(-(survey.rows - proposal.label.nulls) // most))
     sampled, bounds = f"hash(row_number() OVER ()) % {step} = 0", (_START, _END)
     if windows is None:
-        table, span = f"FROM {survey.stored if pair is None else TRAIN} QUALIFY {sampled}", {}
-        if pair is not None:
-            con.execute(f"CREATE OR REPLACE TEMP TABLE {_TO_SCORE} AS FROM {SCORE} LIMIT 0")
+        table, span = f"FROM {survey.stored} QUALIFY {sampled}", {}
     else:
         at = f"CAST({instant_of(windows.time)} AS TIMESTAMPTZ)"
         window = f"CASE WHEN {sampled} THEN date_trunc('{every}', {at}) END AS {_START}, {_START} + INTERVAL 1 {every} AS {_END}"
@@ -256,12 +252,18 @@ def candidates(proposal: Proposal) -> list[tuple[tuple[str, ...], str, Proposal]
     windows = proposal.windows
     calendar, past = (windows.calendar, windows.past) if windows else ((), None)
     there = {COLUMNS: bool(proposal.features), EARLIER: past is not None, COURSE: bool(calendar)}
+    sets = [parts for parts in PARTS if all(there[part] for part in parts)]
+    sets += [(*parts, TREND) for parts in sets[:WITH_TREND] if _trend(proposal)]
     made = list[tuple[tuple[str, ...], str, Proposal]]()
-    for parts in (parts for parts in PARTS if all(there[part] for part in parts)):
+    for parts in sets:
         of_parts = replace(
             proposal,
             windows=windows
-            and replace(windows, calendar=calendar if COURSE in parts else (), past=past if EARLIER in parts else None),
+            and replace(
+                windows,
+                calendar=(*(calendar if COURSE in parts else ()), *(_trend(proposal) if TREND in parts else ())),
+                past=past if EARLIER in parts else None,
+            ),
             features=proposal.features if COLUMNS in parts else (),
             keep=proposal.keep if COLUMNS in parts else (),
         )
@@ -274,6 +276,12 @@ def candidates(proposal: Proposal) -> list[tuple[tuple[str, ...], str, Proposal]
             mean = replace(proposal, windows=of_course, features=(), keep=(), estimator=MEANS, params={})
             made.append(((COURSE,), by, mean))
     return made
+
+
+def _trend(proposal: Proposal) -> tuple[str, ...]:
+    """The part of the time that tells a trend; none of a table without times, or with a column of that name."""
+    is_taken = PART_NAMES[DAY_NUMBER] in {column.name.lower() for column in proposal.features}
+    return (DAY_NUMBER,) if proposal.windows and not is_taken else ()
 
 
 def tried(proposal: Proposal, past: Past, seconds: Callable[[], float]) -> tuple[Proposal, Trial] | None:

@@ -21,8 +21,8 @@ import polars as pl
 from batch_platform.declaration.errors import MOST_LISTED, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.files import PARQUET, admit_files, files_of, numbered
-from batch_platform.features.sources.kind import SourceTable, create_view
+from batch_platform.features.sources.files import PARQUET, admit_files, files_of, files_version, numbered
+from batch_platform.features.sources.kind import SourceTable, create_view, digest
 from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import folded, literal, quoted
 
@@ -30,6 +30,7 @@ _Answer = TypeVar("_Answer")
 _LINE_ENDS = (r"\r\n", r"\n")  # line breaks in the notation of DuckDB's option
 _DELIMITERS = ",;\t|"
 _NONE = "(empty)"  # DuckDB's word for a character that a CSV file does not use
+_with_numbers = set[str]()  # versions of files whose columns were seen to hold numbers or text throughout
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
             raise
         raise _of_another_encoding(table, str(error)) from error
     relation = _READERS[table.source.kind].function
-    _require_numbers(con, table, f"{relation}({typed})")
+    if (files := digest(typed, files_version(table))) not in _with_numbers:
+        _require_numbers(con, table, f"{relation}({typed})")
+        _with_numbers.add(files)
     if not table.source.number_rows:
         return f"{relation}({typed})"
     return numbered(con, table, f"{relation}({typed}, filename = '__file')")

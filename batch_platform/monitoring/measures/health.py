@@ -122,10 +122,18 @@ def _shown(judged: JudgedRun) -> dict[str, Any]:
 
 
 def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
-    """The check of an aspect that passed or gives a warning; the summary lists the partitions with a warning as `failed_as`."""
+    """The check of an aspect that passed or gives a warning; the summary lists the partitions with a warning as `failed_as`.
+
+    A partition whose aspect is not judged has no result.
+    """
+
+    def judge(judged: JudgedRun, _: str) -> Finding | None:
+        passed = judged.aspect.passed
+        return None if judged.aspect.level is None else Finding("none" if passed else "warn", _shown(judged))
+
     return Check(
         description=description,
-        judge=lambda judged, _: Finding("none" if judged.aspect.passed else "warn", _shown(judged)),
+        judge=judge,
         summary=lambda judged, failed: {"partitions": f"{len(judged):,}", failed_as: listed(failed) or "none"},
     )
 

@@ -1,6 +1,7 @@
 """The measure `performance`: every metric of a partition's predictions, against the labels known now."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from batch_platform.warehouse.descriptions import IN_SAMPLE, OF_PARTITION, RUN, 
 
 OUTCOMES, POOLED = "outcomes", "performance_pooled"
 OUTCOME_WEIGHT = "outcome_weight"
+COST = "decision_cost"  # begins the names of the metrics of what decisions cost
 COVERAGE = "label_coverage"
 NOT_KNOWN_YET, UNKNOWN_CLASS = "label_not_known_yet", "label_class_unknown"
 
@@ -136,12 +138,16 @@ def _check(spec: PipelineSpec) -> Check | None:
     def judge(rows: pl.DataFrame, task: str) -> Judgement | None:
         name = metric or default_metric(task)
         found = rows.filter(pl.col("metric") == name).row(0, named=True) if name in rows["metric"] else None
-        return None if found is None or found["in_sample"] else _judged(found, rule.warn_below)
+        if found is None or found["in_sample"]:
+            return None
+        judged, costs = _judged(found, rule.warn_below), rows.filter(pl.col("metric").str.starts_with(COST))
+        return replace(judged, remarks={**judged.remarks, **dict(costs.select("metric", "value").rows())})
 
     return Check(
         description=f"Measured against its labels, each partition has {asked_of(metric, rule.warn_below)}. "
         "A partition that misses this by more than chance, so that its whole 95% interval does, gets a warning; its "
-        "predictions stay. A partition that its model has learned from is not judged.",
+        "predictions stay. A partition that its model has learned from is not judged."
+        + ("" if spec.predictions.decide is None else f" The decisions: {spec.predictions.decide}."),
         judge=judge,
     )
 

@@ -161,8 +161,7 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
             stretches = reader.hashes
         summary = Summary(staged, stretches=stretches)
         if staged.challengers:
-            # Thin what a partition of so many rows would thin anyway, so that the driver can read all of them at once.
-            agreements = [scores.agreement.within(order.rows) for scores in staged.challengers]
+            agreements = [scores.agreement for scores in staged.challengers]
             kept = job.folder / f"{name}.agreements"
             kept.write_bytes(pickle.dumps(agreements))
             scores = tuple(replace(scores, agreement=Agreement()) for scores in staged.challengers)
