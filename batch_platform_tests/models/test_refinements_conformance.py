@@ -68,6 +68,7 @@ def own(*names: str) -> dict[str, Any]:
 
 
 CALIBRATED: dict[str, Any] = {"model": {"calibrate": "sigmoid"}}
+REASONS: dict[str, Any] = {"predictions": {"reasons": 3}}
 FLAVOURS = {
     "trees": {},
     "forest": of_flavour("sklearn.ensemble.RandomForestClassifier", n_estimators=5),
@@ -91,6 +92,12 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     | {name: changed(flavour, {"model": BALANCED}) for name, flavour in FLAVOURS.items() if name != "import"},
     "calibration": {"multiclass": changed(MULTICLASS, CALIBRATED)}
     | {name: changed(flavour, CALIBRATED) for name, flavour in FLAVOURS.items()},
+    "reasons": {
+        "multiclass": changed(MULTICLASS, REASONS),
+        "regression": changed(REGRESSION, REASONS),
+        "calibrated, of some rows": changed(CALIBRATED, {"predictions": {"reasons": {"count": 2, "above": 0.4}}}),
+    }
+    | {name: changed(flavour, REASONS) for name, flavour in FLAVOURS.items() if name not in ("network", "import")},
     "own": {
         "regression": changed(REGRESSION, own("BOUNDED", "BANDED")),
         "multiclass": changed(MULTICLASS, own("BOUNDED", "BANDED")),
@@ -106,6 +113,8 @@ EVERYDAY = {
     ("prior", "trees"),
     ("calibration", "trees"),
     ("calibration", "import"),
+    ("reasons", "calibrated, of some rows"),
+    ("reasons", "linear"),
     ("own", "all of them"),
     ("own", "regression"),
 }
