@@ -59,6 +59,7 @@ from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
 FEW_OF_A_CLASS = 100  # rows
+DIVERGED = 1.25  # times as large as that of class shares is a log loss of which chance is not to blame
 
 
 @dataclass(frozen=True)
@@ -314,9 +315,9 @@ def _diverged(
     kept: pl.DataFrame,
     label: str | None,
 ) -> Iterator[str]:
-    """The remark that probabilities of many classes, some of them rare, are worse than the shares of the classes."""
+    """The remark that probabilities of many classes, some of them rare, are far worse than the shares of the classes."""
     own, other = metrics.get("log_loss"), None if trivial is None else trivial.baseline.metrics.get("log_loss")
-    if signature.task != "multiclass" or label is None or own is None or other is None or own <= other:
+    if signature.task != "multiclass" or label is None or own is None or other is None or own < DIVERGED * other:
         return
     rare = sum(count < FEW_OF_A_CLASS for count in class_counts(kept, label).values())
     if rare:

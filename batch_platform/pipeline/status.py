@@ -192,7 +192,7 @@ def _declaration_change(
     differs = differences(spec, state, champion)
     if not differs:
         return None
-    period, reason = training_asked_for(spec, state, now, force=False)  # what `train` would do
+    period, reason = training_asked_for(spec, state, now, force=False)  # the training that `train` would start
     trainings = [] if period is None else trainings_of(spec, state.registry, period.key)
     last = trainings[-1] if trainings else None
     newest = state.registry.named(last.version) if last is not None and last.version is not None else None
@@ -202,10 +202,8 @@ def _declaration_change(
     elif last is not None and last.failure is not None and last.declared == declared_now(spec, state):
         note = "the training with them failed"
     elif newest is not None and newest != champion and decision is not None and not differences(spec, state, newest):
-        said = (
-            "" if decision.action in ("refused", "waiting") else f": {decision.reason}"
-        )  # these are told with their reason
-        note = f"{newest.version}, trained with them, is {decision.action}{said}"
+        is_listed = decision.action in ("refused", "waiting")  # with its reason
+        note = f"{newest.version}, trained with them, is {decision.action}{'' if is_listed else f': {decision.reason}'}"
     elif reason is not None:
         note = f"batch-platform train {spec.name} trains with them"
     else:

@@ -634,3 +634,17 @@ def test_a_column_that_has_values_only_after_the_rows_that_are_fitted_decides_no
     with_column, without = fitted(data(new=new), estimator, features=nullable), fitted(data(), estimator)
     assert with_column.rows_evaluated == without.rows_evaluated == 50
     assert with_column.metrics == pytest.approx(without.metrics)
+
+
+def test_boosted_trees_that_are_worse_than_class_shares_where_classes_are_rare_are_remarked_on():
+    shares = 1 / np.arange(1, 31)
+    label = [f"kind {at}" for at in np.random.default_rng(3).choice(30, 800, p=shares / shares.sum())]
+    diverged = fitted(data(800, label))
+    (remark,) = diverged.remarks
+    figures = (diverged.metrics["log_loss"], diverged.trivial.baseline.metrics["log_loss"])
+    assert figures[0] > figures[1]
+    assert remark.startswith(
+        f"its probabilities are worse than the shares of the classes (log_loss {figures[0]:.2f} against {figures[1]:.2f})"
+    )
+    assert remark.endswith("try a smaller learning_rate, or join rare classes in labels.sql")
+    assert fitted(data(800, label), params={"learning_rate": 0.001, "max_iter": 5}).remarks == ()

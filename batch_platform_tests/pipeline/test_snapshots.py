@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import NoChampionError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.pipeline import Pipeline
@@ -255,3 +255,35 @@ def test_a_changed_model_of_snapshots_that_cannot_be_trained_is_not_tried_again_
     with pytest.raises(WrongUseError, match=r"model\.params\.max_iter: -1 is not allowed"):
         carry_out(changed, days_later(1))
     assert make_plan(changed.spec, changed.state(), PlanRequest(days_later(1))).of("model") == []
+
+
+def test_visits_of_one_customer_on_both_sides_of_a_split_by_row_are_suspected_until_they_are_held_out_together(
+    tmp_path,
+):
+    customer = pl.int_range(pl.len()) // 6
+    age, returns = ((customer.hash(seed) % 1_000_003) / 1_000_003 for seed in (1, 2))
+    visits = customers(0).with_columns(
+        id=customer, visit=pl.int_range(pl.len()), amount=20 + age * 60, returned=returns < 0.4
+    )
+    declared = {
+        "features": {"time": None, "key": ["id", "visit"]},
+        "features_sql": "SELECT id, visit, shop, amount, items, known FROM events",
+        "labels_sql": "SELECT id, visit, returned FROM events",
+    }
+    model = {**SNAPSHOT["model"], "params": {"max_iter": 60, "learning_rate": 0.3, "max_leaf_nodes": 63}}
+    pipeline = small_pipeline(tmp_path / "by row", events=visits, **SNAPSHOT | declared | {"model": model})
+    with pytest.raises(NoChampionError, match="waits for a decision"):
+        carry_out(pipeline, MONDAY)
+    (version,) = pipeline.state().registry.versions
+    decision = pipeline.state().registry.last_decision(version.version)
+    assert version.metric_values["roc_auc"] > 0.75
+    assert decision.action == "waiting"
+    assert "the model is judged on entities that it has learned from: " in decision.reason
+    assert "belongs in features.key and model.train.group" in decision.reason
+    model |= {"train": {**SNAPSHOT["model"]["train"], "group": ["id"]}, "promote": "manual"}
+    together = small_pipeline(tmp_path / "together", events=visits, **SNAPSHOT | declared | {"model": model})
+    with pytest.raises(NoChampionError):
+        carry_out(together, MONDAY)
+    (version,) = together.state().registry.versions
+    assert version.metric_values["roc_auc"] < 0.65, "a return is a matter of chance"
+    assert "entities" not in together.state().registry.last_decision(version.version).reason
