@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
+from batch_platform.cli.proposal import choices
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
@@ -387,6 +388,15 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_columns(tmp_path
             propose(seen, Asked(AFTER_ALL, label="y"))
             ((queries[columns],),) = seen.con.execute("SELECT count(*) FROM duckdb_logs").fetchall()
     assert 0 < queries[10] == queries[200] < 20
+
+
+def test_models_of_a_large_table_learn_from_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(choices, "MOST_LEARNED", ROWS - 1)
+    orders().write_parquet(tmp_path / "orders.parquet")
+    _, files = proposed(tmp_path / "orders.parquet")
+    pipeline = pipeline_of(files, tmp_path)
+    assert pipeline.spec.model.train.max_rows == ROWS - 1
+    assert_all_scored_from_the_first_model_on(pipeline)
 
 
 def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):

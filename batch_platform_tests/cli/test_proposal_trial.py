@@ -12,6 +12,8 @@ from polars.testing import assert_frame_equal
 
 from batch_platform.cli.proposal import trial
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
+from batch_platform.cli.proposal.dated import Layout
+from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.cli.proposal.trial import COLUMNS, COURSE, EARLIER, TREND, Past, Trial, past_of, that_runs, tried
@@ -127,6 +129,9 @@ def test_a_trend_is_followed_only_where_nothing_without_it_is_as_good(tmp_path, 
     table = with_level(level, mix=pl.Series(mix)).with_columns(level=pl.col("level") + pl.col("mix"))
     proposal, result = chosen_for(table, tmp_path, "level")
     assert (TREND in result.chosen.features) == ("julian" in proposal.windows.calendar) == has_trend
+    files = files_of("sensor", proposal, Layout(locate(str(tmp_path / "table.parquet"), None)))
+    assert ("extract(julian FROM" in files["features.sql"]) == has_trend
+    assert declared(files).get("monitoring") == ({"drift": {"ignore": ["julian_day"]}} if has_trend else None)
 
 
 def test_what_made_predictions_worse_is_left_out_with_the_errors(tmp_path):

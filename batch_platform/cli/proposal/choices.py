@@ -50,6 +50,7 @@ BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
 ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
 HELD_OUT = 0.2  # share of the rows of a snapshot with a label
+MOST_LEARNED = 200_000  # rows that a model learns from: more of them make it slower and hardly better
 MOST_MODELS = 6  # models of the past; earlier rows are learned from and not scored
 _MOST_PAIRS = 60  # pairs of columns that are tried as a key
 _FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a row: a measure is not so even by chance
@@ -152,6 +153,7 @@ class Proposal:
     keep: tuple[TableColumn, ...]  # features to store with the predictions
     train_every: Every | None  # None for a single model
     params: dict[str, Any]  # parameters of the estimator
+    max_rows: int | None  # number of rows that a model learns from; None for all
     others: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # other possible columns by role
 
     @property
@@ -223,6 +225,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         )[:_MOST_KEPT],
         train_every=train_every,
         params=_params(survey, target, label, features),
+        max_rows=MOST_LEARNED if survey.rows > MOST_LEARNED else None,
         others={
             "key": [column.name for column in other_keys],
             "time": [] if times is None else [column.name for column in times.others],
@@ -262,7 +265,7 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
     if asked.time is not None:
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
         raise WrongUseError(
-            msg, hint="name another --time, or write times as 2026-01-31 12:00, no years with decimals or before 1000."
+            msg, hint="name another --time, or write dates as 2026-01-31, neither with decimals nor before 1000."
         )
     return None
 
@@ -309,7 +312,7 @@ def _label(
 
 
 def likely_labels(survey: Survey, asked: Asked, times: "_Times | None" = None) -> list[Evidence]:
-    """The columns that could be the label, the likeliest first; those with another role are not among them."""
+    """The columns that could be the label, the likeliest first; those with another role, such as `times`, are not among them."""
     times = times or _times(survey, asked)
     time = [] if times is None else [times.column.name, *times.column.made_of]
     return label_evidence(survey, [*asked.key, *time])

@@ -20,13 +20,16 @@ from batch_platform.monitoring.metrics import as_truth
 
 MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
 ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
-ROWS_PER_TEXT = (
-    20  # a model keeps the most frequent texts of a column, which are few of the rows of one with rarer texts
+ROWS_PER_NAME = (
+    5  # texts with fewer rows each are names, of which the most frequent ones that a model keeps are in few rows
 )
 ENOUGH, CLEARLY = 4, 1  # points for a label that nobody named, and how many more than any other column has
 SURELY = 3  # points by which name and place decide, whatever can be learned
 MOST_TRIED, TRIED_ROWS = 15, 1_000  # columns that are learned on a sample, to see which can be
-NOTHING, COPY = 0.02, 0.995  # share that others tell of a column that cannot be learned, and of one that is a copy
+NOTHING, COPY = (
+    0.02,
+    0.975,
+)  # share that others tell of a column that cannot be learned, and of one that is derived from them
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
     "row number": "is the number that pandas gave the row",
@@ -35,7 +38,7 @@ _NO_FEATURE: dict[Holds, str] = {
 _LABEL_NAME = re.compile(
     "label|target|y|outcome|class|churn|fraud|default|late|attrition|resp(onse)?|responder|fail(ure)?|diagnosis|price|sales|demand"
     "|salary|wages?|charges|cost|score|rating|status|event|case|death|dead|result|decision|choice|vote|purchase|count|yield|close"
-    "|earnings|revenue|profit|loss|value|rate|quality|answer|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
+    "|earnings|revenue|profit|loss|value|rate|answer|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
 )
 # Names of who, where and when, which are known rather than predicted.
 _GIVEN_NAME = re.compile(
@@ -44,7 +47,7 @@ _GIVEN_NAME = re.compile(
     "|occupation|married|marital|religi(on|ous)|urban|rural|black|white|hispanic|asian|fe?male|group|treat(ment|ed)?|trt|arms?"
     "|cent(er|re)|hospital|dose|subject|visit|stratum|brand|model|colou?r|category|language|north|south|east|west"
 )
-_UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")
+_UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")  # behind the noun of a name
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 _ID_NAME = re.compile(
@@ -82,7 +85,7 @@ def label_evidence(survey: Survey, taken: Collection[str] = ()) -> list[Evidence
 
 
 def _learning_points(share: float) -> float:
-    """The points of a column of which others tell a share: it can be learned, cannot, or is trivially a copy."""
+    """The points of a column of which others tell a share: it can be learned, cannot, or is derived from them."""
     return -1 if share < NOTHING else -0.5 if share > COPY else (1 + share) / 2
 
 
@@ -147,8 +150,8 @@ def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
 
 def _is_called_like_a_label(own: Sequence[str]) -> bool:
     """Return whether the last word of a name, which says what the column is, or a question says that it is an outcome."""
-    said = [word for word in own if not _UNIT.fullmatch(word)]
-    return bool(said) and (_LABEL_NAME.fullmatch(said[-1]) is not None or said[0] in ("is", "has", "did"))
+    nouns = [word for word in own if not _UNIT.fullmatch(word)]
+    return bool(nouns) and (_LABEL_NAME.fullmatch(nouns[-1]) is not None or nouns[0] in ("is", "has", "did"))
 
 
 def target_of(survey: Survey, label: TableColumn) -> str:
@@ -199,7 +202,7 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
         return f"has type {column.dtype}, from which a number or a text could be computed as a feature"
     if column.distinct <= 1 and not column.nulls:
         return "has the same value in every row"
-    if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / ROWS_PER_TEXT):
+    if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / ROWS_PER_NAME):
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows: features.sql could group them"
     return _names_rows(survey, column, series)
 

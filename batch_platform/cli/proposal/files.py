@@ -115,6 +115,7 @@ def _yaml(
         begins = windows.train_start and proposal.train_every and local_key(windows.train_start, proposal.train_every)
         train = {**({"start": begins} if begins else {}), "window": "all"}
     often = {} if proposal.train_every is None else {"every": proposal.train_every}
+    train |= {} if proposal.max_rows is None else {"max_rows": proposal.max_rows}
     labels = ""
     if label is not None:
         positive = "" if proposal.positive is None else f", positive: {_scalar(proposal.positive)}"
