@@ -35,12 +35,14 @@ from batch_platform.features.lake import (
     BATCH_ROWS,
     FileWriter,
     left_aside,
+    of_full_size,
     remove_unlocked,
     written_aside,
 )
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
 from batch_platform.features.row_checks import (
+    OutOfOrderError,
     RepeatedKeysError,
     RowChecks,
     keys_repeated_in,
@@ -48,6 +50,7 @@ from batch_platform.features.row_checks import (
     require_unique,
     rows_outside,
 )
+from batch_platform.features.sources.files import files_size
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.sources.spark_table import only_spark_reads
@@ -55,6 +58,8 @@ from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
+
+LARGE_BYTES = 1 << 26  # bytes of a file from which a look at its keys alone costs little beside sorting its rows
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,14 @@ class FeatureBuilder:
         driving = self.spec.features.driving
         counted = [] if driving is None or driving.source in self.feature_sources else [driving.source]
         return [*self.feature_sources, *counted]
+
+    def query_of_large_file(self, partition: Partition) -> Query | None:
+        """The query, if it passes on rows of a large Parquet file of the partition's own, which may be in order already."""
+        if not isinstance(self.query, Query) or len(self.spec.features.key) > 1 or not self.query.keeps_order:
+            return None
+        tables = [self.sources.table(name, partition) for name in self.own_feature_sources]
+        large = any(table.source.kind == "parquet" and files_size(table) > LARGE_BYTES for table in tables)
+        return self.query if large else None
 
     @cached_property
     def dated(self) -> DatedSources:
@@ -282,7 +295,7 @@ class FeatureSession:
             self._sweep(folder)
             with written_aside(folder) as aside:
                 try:
-                    written = self._write_rows(partition, aside)
+                    written = self._write_aside(partition, aside)
                 except RepeatedKeysError as error:
                     message = " ".join([error.message, *self._repeated_in_sources(partition)])
                     raise RepeatedKeysError(message, hint=error.hint) from error
@@ -404,10 +417,22 @@ class FeatureSession:
             remove_unlocked(aside)
         self._swept = True
 
-    def _write_rows(self, partition: Partition, aside: Path) -> FeatureFile:
+    def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
+        """Write the rows of a partition in the order of the key; those that come in it are not sorted.
+
+        Their keys are looked at first, as rows that turn out to be in another order are computed again and sorted.
+        """
+        key = self._builder.spec.features.key
+        query = self._builder.query_of_large_file(partition)
+        if query is not None and query.comes_in_order(self._moved(partition), partition, key[0]):
+            with suppress(OutOfOrderError):
+                return self._write_rows(partition, aside, sort=False)
+        return self._write_rows(partition, aside)
+
+    def _write_rows(self, partition: Partition, aside: Path, *, sort: bool = True) -> FeatureFile:
         """Write the rows of a partition batch by batch; the next ones are computed while a full batch is written."""
-        with self.batches(partition) as (batches, schema), FileWriter(aside, schema) as writer:
-            checks = RowChecks(self._builder.spec, partition, schema)
+        with self.batches(partition, sort=sort) as (batches, schema), FileWriter(aside, schema) as writer:
+            checks = RowChecks(self._builder.spec, partition, schema, sorted_by_key=sort)
             for batch in batches:
                 checks.see(batch)
                 writer.write(batch)
@@ -416,8 +441,10 @@ class FeatureSession:
         return FeatureFile(path=aside, rows=writer.rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
     @contextmanager
-    def batches(self, partition: Partition) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
-        """The rows of a partition in the order of the key, and their columns.
+    def batches(
+        self, partition: Partition, *, sort: bool = True
+    ) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
+        """The rows of a partition in the order of the key, and their columns; without `sort`, as DuckDB computes them.
 
         However few rows are read, the result is closed at the end: DuckDB refuses further queries while one is open.
         """
@@ -434,9 +461,10 @@ class FeatureSession:
         with ExitStack() as stack:
             stack.enter_context(query.limited(con))
             with query.explained(partition):
-                relation = query.run(con, partition, self._builder.spec.features.key)
+                relation = query.run(con, partition, self._builder.spec.features.key, sort=sort)
                 reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
-            yield _explained(reader, query, partition), reader.schema
+            rows = _explained(reader, query, partition)
+            yield rows if sort else of_full_size(rows), reader.schema
 
     def require_valid(self, partition: Partition, columns: Sequence[str]) -> None:
         """Let Spark try its SQL for a partition without reading a row; it must give these columns.

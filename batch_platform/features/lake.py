@@ -7,7 +7,7 @@ replaced meanwhile.
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -85,6 +85,19 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
     return pq.ParquetWriter(
         path, schema, **by_column, store_schema=lasting, write_statistics=lasting, write_batch_size=at_once
     )
+
+
+def of_full_size(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Cut and join batches so that each has BATCH_ROWS rows, but for the last."""
+    held = list[pa.RecordBatch]()
+    for batch in batches:
+        held.append(batch)
+        while sum(part.num_rows for part in held) >= BATCH_ROWS:
+            rows = pa.Table.from_batches(held)
+            yield from rows.slice(0, BATCH_ROWS).combine_chunks().to_batches()
+            held = rows.slice(BATCH_ROWS).to_batches()
+    if held:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
 
 
 class Digests:

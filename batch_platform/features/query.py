@@ -148,8 +148,12 @@ class Query(SqlFile):
             raise SourceError(msg, hint=ONE_SELECT)
         return frozenset(statements[0].named_parameters)
 
-    def run(self, con: SourceConnection, partition: Partition, columns: list[str]) -> duckdb.DuckDBPyRelation:
+    def run(
+        self, con: SourceConnection, partition: Partition, columns: list[str], *, sort: bool = True
+    ) -> duckdb.DuckDBPyRelation:
         """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
+
+        Without `sort` the columns are only required.
 
         Raises:
             SourceError: The SQL fails or does not return these columns; the message names file and line.
@@ -159,8 +163,8 @@ class Query(SqlFile):
             if self._columns is None:
                 self._columns = self._columns_given(con, partition, bound)
             self.require_columns(self._columns, columns)
-            order = ", ".join(map(quoted, columns))
-            return con.duckdb.sql(_statement(f"FROM ({self._select}\n) ORDER BY {order}"), params=bound)
+            order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
+            return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=bound)
 
     def _columns_given(self, con: SourceConnection, partition: Partition, bound: dict[str, object]) -> list[str]:
         """The columns that the query gives; where it reads one that no source has, the error names those that no SQL reads."""
@@ -180,6 +184,25 @@ class Query(SqlFile):
             msg = f"{error.message.rstrip('.')}; no SQL of the pipeline reads {listed(map(repr, unread))}."
             hint = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
             raise SourceError(msg, hint=hint) from error
+
+    def comes_in_order(self, con: SourceConnection, partition: Partition, column: str) -> bool:
+        """Return whether the rows ascend in a column without being sorted; only what that column needs is read."""
+        with self.limited(con), self.explained(partition):
+            key = quoted(column)
+            rows = self.run(con, partition, [column], sort=False).project(
+                f"{key} AS here, lag({key}) OVER () AS before"
+            )
+            ((ascends,),) = rows.aggregate("count_if(here > before) = count(*) - 1").fetchall()
+        return bool(ascends)
+
+    @cached_property
+    def keeps_order(self) -> bool:
+        """True if the query computes each row from one row of one table, as far as its text tells."""
+        node = self._tree["statements"][0]["node"] if isinstance(self._tree, dict) else {}
+        if node.get("type") != "SELECT_NODE" or node["from_table"]["type"] != "BASE_TABLE" or node["cte_map"]["map"]:
+            return False
+        beyond = any(node[part] for part in ("modifiers", "group_expressions", "having", "qualify", "sample"))
+        return not beyond and not any(child.get("class") in ("COLLATE", "SUBQUERY", "WINDOW") for child in nodes(node))
 
     @cached_property
     def statement(self) -> str:

@@ -30,15 +30,26 @@ class RepeatedKeysError(DataError):
     """A key occurs more than once in a partition."""
 
 
+class OutOfOrderError(Exception):
+    """Rows do not come in the order of their key."""
+
+
 class RowChecks:
     """Checks the rows of a partition batch by batch; they must come in the order of their key."""
 
-    def __init__(self, spec: PipelineSpec, partition: Partition, schema: pa.Schema) -> None:
-        """Check the columns; raises DataError if key or time is missing, the label is present or a column cannot be stored."""
+    def __init__(
+        self, spec: PipelineSpec, partition: Partition, schema: pa.Schema, *, sorted_by_key: bool = True
+    ) -> None:
+        """Check the columns; raises DataError if key or time is missing, the label is present or a column cannot be stored.
+
+        Rows that were not sorted by their key are let through as long as they come in its order: see `see`.
+        """
         self._spec, self._partition = spec, partition
         self._where = f"{spec.name}, partition {partition.key}"
         self._zone = ZoneInfo(spec.partitions.timezone)
         self._last: tuple[object, ...] | None = None
+        self._sorted = sorted_by_key
+        self._highest: pl.Series | None = None  # key of the last row, if rows were not sorted
         self._named = spec.features.key_and_time
         self._check_columns(schema.names)
         self._check_types(schema)
@@ -47,13 +58,26 @@ class RowChecks:
         ]
 
     def see(self, batch: pa.RecordBatch) -> None:
-        """Check one batch; raises DataError for a null or repeated key and for a time that is null or out of range."""
+        """Check one batch; raises DataError for a null or repeated key and for a time that is null or out of range.
+
+        Raises OutOfOrderError before that if rows that were not sorted do not ascend in the one column of their key.
+        """
         named = list(dict.fromkeys([*self._named, *self._temporal]))
         frame = pl.DataFrame(pa.Table.from_batches([batch.select(named)]))
+        if not self._sorted:
+            self._require_order(frame[self._spec.features.key[0]])
         self._check_calendar(frame)
         self._check_keys(frame)
         if self._spec.features.time is not None:
             self._check_times(frame, self._spec.features.time)
+
+    def _require_order(self, keys: pl.Series) -> None:
+        """Raise OutOfOrderError unless keys ascend behind those before; only of types that Polars and DuckDB order alike."""
+        alike = keys.dtype.is_integer() or isinstance(keys.dtype, pl.Datetime | pl.Date | pl.String)
+        up_to_here = keys if self._highest is None else self._highest.append(keys)
+        if not alike or keys.null_count() or not up_to_here.is_sorted():
+            raise OutOfOrderError
+        self._highest = keys.tail(1)
 
     def _check_columns(self, present: list[str]) -> None:
         spec = self._spec
