@@ -16,6 +16,7 @@ from batch_platform.monitoring.measures.challengers import CHALLENGERS
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, REJECTED_SHARE, VOLUME
+from batch_platform.monitoring.measures.importance import IMPORTANCE
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.measures.profiles import PROFILES
 from batch_platform.monitoring.measures.rejections import REJECTIONS
@@ -28,6 +29,7 @@ MEASURES: dict[str, Measure[Any]] = {
     measure.name: measure
     for measure in (
         *(REJECTIONS, REJECTED_SHARE, VOLUME, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES, DRIFT),
+        IMPORTANCE,
         PERFORMANCE,
     )
 }
