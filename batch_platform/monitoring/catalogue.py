@@ -16,6 +16,7 @@ from batch_platform.monitoring.measures.challengers import CHALLENGERS
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, REJECTED_SHARE, VOLUME
+from batch_platform.monitoring.measures.importance import IMPORTANCE
 from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.measures.profiles import PROFILES
@@ -29,7 +30,7 @@ MEASURES: dict[str, Measure[Any]] = {
     measure.name: measure
     for measure in (
         *(REJECTIONS, REJECTED_SHARE, VOLUME, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES, DRIFT),
-        *(PERFORMANCE, INTERVAL_COVERAGE),
+        *(IMPORTANCE, PERFORMANCE, INTERVAL_COVERAGE),
     )
 }
 

@@ -215,6 +215,7 @@ class Measure(Generic[Value]):
     # The rows of its table for one partition, with these columns: when it is scored, or when it is evaluated.
     score: Callable[[ScoreRun, ScoredPart], pl.DataFrame] | None = None
     compute: Callable[[ScoredPartition], pl.DataFrame] | None = None
+    declared: Callable[[PipelineSpec], bool] = lambda _: True  # whether a pipeline has rows of `score` at all
     # Further rows of a partition that was evaluated with labels, of the model that serves: in tables of `tables`, or to settle.
     beside: Callable[[ScoredPartition], Mapping[str, pl.DataFrame]] | None = None
     # Complete other rows of evaluated partitions, by such further rows, once the tables are replaced.
@@ -274,7 +275,10 @@ class Measure(Generic[Value]):
         changes = [] if self.replace is None else self.replace(con, commits, parts)
         if self.score is None:
             return changes
-        rows = [self._scored(self.score(run, parts[run.partition_key]), run) for run in commits.runs]
+        has_rows, none = self.declared(commits.spec), pl.DataFrame(schema=self.types)
+        rows = [
+            self._scored(self.score(run, parts[run.partition_key]) if has_rows else none, run) for run in commits.runs
+        ]
         if not any(frame.height for frame in rows) and not has_table(con, commits.pipeline, self.name):
             return changes
         con.register("new_rows", pl.concat(rows))

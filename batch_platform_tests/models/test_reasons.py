@@ -1,10 +1,13 @@
 """Reasons for a score: the columns that moved it most, under the user's names, with the user's values."""
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 
 from batch_platform.declaration.errors import TrainingRefusedError
@@ -15,6 +18,9 @@ from batch_platform.models.refinements.explained import explainer_of
 from batch_platform.models.refinements.learning import Declared
 from batch_platform.models.refinements.reasons import REASONS, STRUCT
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
+from batch_platform.pipeline.trace import trace
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests.harness.small_pipeline import finished_pipeline
 
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
 HISTOGRAM, FOREST = "sklearn.ensemble.HistGradientBoosting", "sklearn.ensemble.RandomForest"
@@ -205,3 +211,17 @@ def test_more_reasons_than_columns_are_refused_with_the_highest_number():
 def test_a_wrong_declaration_of_reasons_is_refused_at_load(wrong: object):
     with pytest.raises(ValidationError, match="reasons"):
         Predictions.model_validate({"reasons": wrong})
+
+
+def test_a_trace_shows_the_reasons_of_a_row_and_the_importance_of_a_partition_is_their_mean(tmp_path: Path):
+    pipeline = finished_pipeline(tmp_path, datetime(2024, 2, 4, 12, tzinfo=UTC), predictions={"reasons": 2})
+    pipeline.publish()
+    with open_published(pipeline.home) as con:
+        rows = con.sql("FROM small.predictions WHERE partition_key = '2024-02-02' ORDER BY id").pl()
+        importance = con.sql("FROM small.importance WHERE partition_key = '2024-02-02'").pl()
+    (traced,) = trace(pipeline.spec, pipeline.home, {"id": str(rows["id"][0])})
+    assert traced.row["reasons"] == rows["reasons"][0].to_list()
+    each = rows["reasons"].explode().struct.unnest().with_columns(pl.col("contribution").abs())
+    expected = each.group_by("feature").agg(pl.col("contribution").sum() / rows.height, pl.len() / rows.height)
+    shown = importance.select("feature", contribution="mean_contribution", len="share")
+    assert_frame_equal(shown.sort("feature"), expected.sort("feature"))

@@ -70,6 +70,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
         "monitoring": {"segments": ["shop"], "drift": {"warn": 0.01}, "performance": {"warn_below": 0.9}},
         "model": {"refit": False},  # the predictions have a baseline, by segment too
         "features": {"columns": {"amount": {"nullable": True, "min": 20}}, "max_rejected": "50%"},
+        "predictions": {"reasons": 2},
     }
     pipeline = small_pipeline(tmp_path_factory.mktemp("measures"), events=events, challengers=[LINEAR], **declared)
     carry_out(pipeline, NOW)
