@@ -30,6 +30,7 @@ from batch_platform_tests.benchmarks import (
     profiles,
     project,
     publish,
+    refinements,
     report,
     scoring,
     spark,
@@ -53,6 +54,7 @@ WORKLOADS = {
     "commit": commit,
     "publish": publish,
     "growth": growth,
+    "refinements": refinements,
     "report": report,
     "pooling": pooling,
     "spark": spark,
@@ -67,6 +69,7 @@ NAMES = {
     *tables.TABLES,
     *history.LINES,
     *scoring.SIZES,
+    *refinements.DECLARED,
 }
 
 

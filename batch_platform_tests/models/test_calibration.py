@@ -32,6 +32,7 @@ from batch_platform.models.forest.compiled import (
     proven_from_file,
     proven_predictor,
 )
+from batch_platform.models.forest.ensembles import FEW
 from batch_platform.models.linear.arrays import LinearPredictor
 from batch_platform.models.refinements.calibration import CALIBRATION
 from batch_platform.models.refinements.known import refinement_named
@@ -165,6 +166,16 @@ def test_law_4_compiled_trees_batch_sizes_and_the_file_change_no_bit_of_a_calibr
         for size in (1, 7, len(matrix)):
             parts = [scorer.predict(matrix[at : at + size]) for at in range(0, min(5 * size, len(matrix)), size)]
             assert np.concatenate(parts).tobytes() == np.ascontiguousarray(whole[: 5 * size]).tobytes()
+
+
+@pytest.mark.parametrize("method", ["isotonic", "sigmoid"])
+def test_large_batches_have_the_bits_of_small_ones(method):
+    fitted = calibrated(FOREST, 2, method)
+    matrix = np.tile(fitted.signature.contract.encode(data(2).evaluate), (30, 1))
+    whole = fitted.scorer.predict(matrix)
+    parts = [fitted.scorer.predict(matrix[at : at + 400]) for at in range(0, len(matrix), 400)]
+    assert len(matrix) > FEW, "so many are computed in another way"
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
 def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_applied():

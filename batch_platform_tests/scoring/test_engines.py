@@ -107,7 +107,12 @@ MODELS["onnx"] = {
     "challengers": None,
     "labels": None,
 }
-QUICK = ("trees", "linear")  # models of the everyday tier
+OWN = "batch_platform_tests.harness.own_refinements"
+MODELS["refined"] = {
+    "model": {"calibrate": "sigmoid", "train": {"evaluate": "14 days"}},
+    "predictions": {"refine": [f"{OWN}.BOUNDED", f"{OWN}.BANDED"]},
+}
+QUICK = ("trees", "linear", "refined")  # models of the everyday tier
 CHALLENGERS = [
     {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}},
     {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"},
@@ -272,7 +277,7 @@ def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
     for order, staged in zip(orders(pipeline), stage(pipeline, orders(pipeline), tmp_path / "out"), strict=True):
         whole = score_batch(pl.read_parquet(order.features), pipeline.bundle(champion(pipeline)), pipeline.spec)
         predictions = frame(staged.predictions)
-        same = ["id", pl.col("ts").dt.epoch("us"), "shop", "prediction", "score"]
+        same = [pl.col("ts").dt.epoch("us"), *(name for name in whole.predictions.columns if name != "ts")]
         assert predictions.select(same).equals(whole.predictions.select(same))
         marks = predictions.select("partition_key", "model_version", "scored_at", "run_id").unique()
         expected = (order.partition.key, champion(pipeline).version, NOW, "engine")

@@ -140,7 +140,8 @@ def _isotonic(learned: Learned, scores: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sigmoid(learned: Learned, scores: NDArray[Any]) -> NDArray[Any]:
-    return 1.0 / (1.0 + c_exponentials(learned["slope"] * scores.astype(np.float64, copy=False) + learned["offset"]))
+    lines = learned["slope"] * scores.astype(np.float64, copy=False) + learned["offset"]
+    return 1.0 / (1.0 + c_exponentials(lines[:, None])[:, 0])
 
 
 _CALIBRATORS: dict[str, Callable[[Learned, NDArray[Any]], NDArray[Any]]] = {"isotonic": _isotonic, "sigmoid": _sigmoid}
