@@ -230,7 +230,6 @@ class Measure(Generic[Value]):
     numbers: Callable[[Value], Mapping[str, float]] | None = None  # numbers to show and to plot
     shown: Callable[[Value], Mapping[str, Any]] | None = None  # metadata for the UI; by default the numbers
     check: Callable[[PipelineSpec], Check[Value] | None] = lambda _: None  # None if the pipeline declares nothing
-    declared: Callable[[PipelineSpec], bool] = lambda _: True  # whether a pipeline asks for what it measures
     has_section: bool = False  # whether the report lays it out by itself; others are listed with their numbers
     on: Asset | None = None  # the asset that shows it; by default that of the step that computes it
 

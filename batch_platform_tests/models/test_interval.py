@@ -163,7 +163,7 @@ def shares_outside(*, days_differ: float, noise: float, worlds: int = 100) -> fl
     for _ in range(worlds):
         learned = fit_interval(0.9, *days(7))
         judged = held(learned, *days(7))
-        correlation = correlation_within(0.9, judged, np.repeat(np.arange(7), rows), learned["rows"])
+        correlation = correlation_within(judged, np.repeat(np.arange(7), rows), learned["rows"])
         covered = held(learned, *days(5, noise)).reshape(5, rows).sum(axis=1)
         low, high = binomial_interval(covered, np.full(5, rows), correlation)
         outside += ((high < 0.9) | (low > 0.9)).tolist()

@@ -92,6 +92,18 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     | {name: changed(flavour, {"model": BALANCED}) for name, flavour in FLAVOURS.items() if name != "import"},
     "calibration": {"multiclass": changed(MULTICLASS, CALIBRATED)}
     | {name: changed(flavour, CALIBRATED) for name, flavour in FLAVOURS.items()},
+    "interval": {
+        name: changed(REGRESSION, flavour, {"predictions": {"interval": "50%"}})
+        for name, flavour in {
+            "trees": {},
+            "forest": of_flavour("sklearn.ensemble.RandomForestRegressor", n_estimators=5),
+            "linear": of_flavour("sklearn.linear_model.Ridge"),
+            "lightgbm": of_flavour("lightgbm.LGBMRegressor", n_estimators=5, num_leaves=7, verbose=-1),
+            "xgboost": of_flavour("xgboost.XGBRegressor", n_estimators=5, max_depth=3),
+            "import": {"model": {**FLAVOURS["import"]["model"], "task": "regression", "classes": None}},
+            "all of them": own("BANDED"),
+        }.items()
+    },
     "reasons": {
         "multiclass": changed(MULTICLASS, REASONS),
         "regression": changed(REGRESSION, REASONS),
@@ -113,6 +125,7 @@ EVERYDAY = {
     ("prior", "trees"),
     ("calibration", "trees"),
     ("calibration", "import"),
+    ("interval", "trees"),
     ("reasons", "calibrated, of some rows"),
     ("reasons", "linear"),
     ("own", "all of them"),

@@ -73,34 +73,32 @@ def half_widths(level: float, errors: Floats, leaves: NDArray[np.int64], nodes: 
     return half
 
 
-def correlation_within(
-    level: float, held: NDArray[np.bool_], partitions: NDArray[np.integer] | None, rows: int
-) -> float:
-    """The correlation of two rows of a partition in whether their intervals hold, by the method of moments.
+def correlation_within(held: NDArray[np.bool_], partitions: NDArray[np.integer] | None, rows: int) -> float:
+    """The correlation of two rows of a partition to come in whether their intervals hold, by the method of moments.
 
     `held` tells it of rows [n] that neither the model nor the widths were learned from, and `partitions` numbers their
     partitions, if they are known. At least that of intervals whose width `rows` independent rows gave: some hold more than the
     level in all partitions, and some less.
     """
-    least = 1 / (rows + 2)
-    if partitions is None:
+    least, share = 1 / (rows + 2), held.mean()
+    if partitions is None or not 0 < share < 1:
         return least
-    numbers, chance = np.unique(partitions, return_inverse=True)[1], level * (1 - level)
+    numbers, chance = np.unique(partitions, return_inverse=True)[1], share * (1 - share)
     counts, of_partition = np.bincount(numbers), np.bincount(numbers, weights=held)
-    pairs = float((counts * (counts - 1)).sum())
-    if len(counts) < LEAST_PARTITIONS or not pairs:
+    pairs, known = float((counts * (counts - 1)).sum()), len(counts)
+    if known < LEAST_PARTITIONS or not pairs:
         return least
-    beyond = ((of_partition - counts * level) ** 2 - counts * chance).sum()
-    return float(np.clip(beyond / (pairs * chance), least, 1))
+    beyond = ((of_partition - counts * share) ** 2 - counts * chance).sum() / (pairs * chance)
+    return float(
+        np.clip(beyond * (known + 1) / (known - 1), least, 1)
+    )  # of one more, beside the mean of the known ones
 
 
 def interval_ends(learned: Learned, matrix: Floats, predicted: Floats) -> tuple[Floats, Floats]:
     """The ends [n] of the intervals of encoded rows [n, columns] with their predictions [n]; infinite if the width is."""
     tree = {name: np.asarray(nodes) for name, nodes in learned["tree"].items()}
-    whole = {name: tree[name].astype(np.int64) for name in ("feature", "left", "right")}
-    half = ErrorTree(**{name: tuple(nodes.tolist()) for name, nodes in (tree | whole).items()}).errors(
-        matrix, predicted
-    )
+    tree |= {name: tree[name].astype(np.int64) for name in ("feature", "left", "right")}
+    half = ErrorTree(**{name: tuple(nodes.tolist()) for name, nodes in tree.items()}).errors(matrix, predicted)
     return predicted - half, predicted + half
 
 
@@ -132,7 +130,7 @@ def _check(learned: Learned, _: Outcomes, outcomes: Outcomes) -> Check:
         {
             "level": level,
             "rows": rows,
-            "correlation": correlation_within(level, held, outcomes.units.get(PARTITION), rows),
+            "correlation": correlation_within(held, outcomes.units.get(PARTITION), rows),
             "rows_judged": len(held),
             "coverage": float(held.mean()),
             "mean_width": width if isfinite(width) else "infinite",
