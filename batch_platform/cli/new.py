@@ -165,7 +165,9 @@ def _tried(table_survey: Survey, proposal: Proposal, now: datetime) -> tuple[Pro
             )
     proposal, trial = choice or (proposal, None)
     if trial is not None and trial.trivial is not None and trial.trivial < (1 - ROUNDING) * trial.chosen.value:
-        terminal.say("  The trivial model predicts at least as well: the columns may not tell the label")
+        terminal.say(
+            "  The trivial model predicts at least as well: the columns may not tell the label, and run may refuse its models"
+        )
     try:
         require_fits(proposal, past, now)
     except TrainingRefusedError as error:
