@@ -81,6 +81,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "baseline": True, "manual": False},
         "refit": True,
         "allow_suspected_leaks": ["deposit_paid"],
+        "card": {"intended_use": "The gates are planned by it.", "limits": "Not for cancelled flights."},
     },
     "challengers": [
         {
@@ -99,6 +100,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "store": "parquet",
         "decide": {"costs": {"false_positive": 1, "false_negative": 8}},
         "refine": ["shop.pricing.rounded"],
+        "reasons": {"count": 3, "above": 0.5},
         "rescore": "when_stale",
         "limit": 100,
     },
