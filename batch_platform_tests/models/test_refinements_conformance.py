@@ -34,7 +34,7 @@ OWN = "batch_platform_tests.harness.own_refinements"
 LINEAR = "sklearn.linear_model.LogisticRegression"
 PARAMS = dict.fromkeys(("max_iter", "max_leaf_nodes", "early_stopping"))  # of the small pipeline's model
 VALUES = "SELECT id, amount AS returned FROM events WHERE ts >= $partition_start AND ts < $partition_end AND amount IS NOT NULL"
-GRADES = VALUES.replace("amount AS", "shop AS")
+GRADES = VALUES.replace("amount AS", "shop AS").replace(" AND amount IS NOT NULL", "")
 REGRESSION: dict[str, Any] = {
     "labels_sql": VALUES,
     "features": {"columns": {"amount": {"feature": False}}},
@@ -143,7 +143,10 @@ def made(tmp_path: Path, refinement: str, case: str) -> Pipeline:
     whole = changed({"model": {"train": {"evaluate": "14 days"}}}, rules, CASES[refinement][case])
     model = small_declaration(**{name: value for name, value in whole.items() if name not in FILES})["model"]
     twin = {"name": "twin", **{key: model[key] for key in LEARNER if key in model}}
-    twin |= {"params": {"highest": 0.5}} if "import" in model else {}
+    if "import" in model:
+        twin["params"] = {"highest": 0.5}
+    elif "xgboost" in model["estimator"]:  # an equal model would be the same version
+        twin["params"] = {**model["params"], "max_depth": 2}
     return finished_pipeline(tmp_path, NOW, **whole, challengers=[twin])
 
 
