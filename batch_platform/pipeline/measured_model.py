@@ -14,7 +14,7 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import rule_in
-from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.features.history import History, never_learned_from
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
@@ -123,8 +123,8 @@ class Measuring:
         return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)
 
     def _intervals(self, model: Version) -> Intervals | None:
-        """The intervals of a version; None if it has none, or is no longer on disk."""
-        with suppress(IntegrityError):
+        """The intervals of a version; None if it has none, or cannot be read any more."""
+        with suppress(IntegrityError, WrongUseError):
             manifest = read_manifest(self.history.home.bundle(model.pipeline, model.version), model.sha256)
             facts = manifest.refinements.get(INTERVAL.name)
             return None if facts is None else Intervals(facts["level"], facts["correlation"])
