@@ -414,6 +414,33 @@ def test_law_10_no_reader_can_block_a_write(pipeline):
         assert reader.execute("SELECT count(*) FROM batch_platform.score_runs").fetchall() == [(before[0][0] + 1,)]
 
 
+@pytest.mark.parametrize(
+    ("estimator", "raw"),
+    [
+        ("sklearn.ensemble.HistGradientBoostingClassifier", lambda score: np.log(score / (1 - score))),
+        ("sklearn.ensemble.ExtraTreesClassifier", lambda score: score),
+        ("sklearn.linear_model.LogisticRegression", lambda score: np.log(score / (1 - score))),
+        ("lightgbm.LGBMClassifier", lambda score: np.log(score / (1 - score))),
+    ],
+)
+@pytest.mark.parametrize("store", [DUCKDB, PARQUET])
+def test_law_11_reasons_and_the_base_value_add_up_to_the_raw_score(tmp_path, estimator, raw, store):
+    pipeline = finished_pipeline(
+        tmp_path,
+        datetime(2024, 2, 5, 12, tzinfo=UTC),
+        model={"estimator": estimator, "params": None},
+        predictions={"reasons": 4, "store": store},
+    )
+    with pipeline.warehouse.open() as con:
+        rows = con.sql("FROM small.predictions").pl()
+    (version,) = pipeline.state().registry.of_model
+    (applied,) = [each for each in pipeline.bundle(version).refinements if each.refinement.name == "reasons"]
+    assert rows["reasons"].list.len().unique().to_list() == [4] == [len(applied.learned["importance"])]
+    sums = applied.learned["base"][0] + rows["reasons"].list.eval(pl.element().struct["contribution"]).list.sum()
+    np.testing.assert_allclose(sums.to_numpy(), raw(rows["score"].to_numpy()), rtol=0, atol=1e-9)
+    assert rows.height > 100
+
+
 def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_them(pipeline, tmp_path):
     days = [partition.key for partition in pipeline.spec.partitions.calendar.due(NOW) if partition.key >= "2024-02-01"]
     with pipeline.warehouse.open() as con:

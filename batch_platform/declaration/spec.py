@@ -32,6 +32,7 @@ from batch_platform.declaration.notation import (
     parse_duration,
     with_guess,
 )
+from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.reporting import Report
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
@@ -334,6 +335,23 @@ class Predictions(Block):
     limit: int = Field(
         default=400, ge=1, description="Maximum number of partitions a schedule requests per tick.", examples=[400]
     )
+    reasons: Reasons | None = Field(
+        default=None,
+        description="Adds the columns that moved each score most, with their values and contributions. `3` is short for `{count: 3}`.",
+        examples=[3, {"count": 3, "above": 0.5}],
+    )
+
+    @property
+    def explains_decisions(self) -> bool:
+        """True if only the rows that a rule selects have reasons."""
+        return self.reasons is not None and self.reasons.of == "decisions"
+
+    @model_validator(mode="after")
+    def _explained(self) -> Self:
+        if self.explains_decisions and self.decide is None:
+            msg = "`reasons.of: decisions` needs `decide`, the rule that selects the rows"
+            raise ValueError(msg)
+        return self
 
     @property
     def in_files(self) -> bool:
@@ -459,6 +477,7 @@ class PipelineSpec(Block):
     def _check_columns(self) -> None:
         stored = {*self.features.key_and_time, *self.predictions.keep}
         added = {*ADDED_COLUMNS, *["challenger"][: len(self.challengers)], *[DECISION][: bool(self.predictions.decide)]}
+        added |= {"reasons"} if self.predictions.reasons else set()
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)

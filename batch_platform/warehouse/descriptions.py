@@ -22,6 +22,8 @@ SCORES = {
     "prediction": "predicted value or class",
     "score": "probability of the positive class, or how unusual a row is",
     "decision": "whether to act on the row, or the decided class, by the rule in score_runs; null without a rule",
+    "reasons": "columns that moved the raw score most, the largest contribution first, in the unit that the version's manifest names "
+    "(log-odds, probability or the label's own); calibration comes after the raw score",
 }
 _PREDICTIONS = {
     **SCORES,

@@ -97,6 +97,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "store": "parquet",
         "decide": {"costs": {"false_positive": 1, "false_negative": 8}},
         "refine": ["shop.pricing.rounded"],
+        "reasons": {"count": 3, "above": 0.5},
         "rescore": "when_stale",
         "limit": 100,
     },
@@ -705,6 +706,18 @@ def test_a_decision_rule_that_means_nothing_is_refused_with_the_nearest_one_that
     with pytest.raises(ValidationError) as error:
         small_spec(predictions={"decide": decide})
     assert message.rpartition("predictions.decide.")[2] in str(error.value).replace("\n  Value error, ", ": ")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ({"reasons": {"count": 3, "of": "decisions"}}, "`reasons.of: decisions` needs `decide`"),
+        ({"reasons": {"count": 3, "of": "decisions", "above": 0.5}, "decide": {"top": 5}}, "give one of `above` and `of`"),
+    ],
+)  # fmt: skip
+def test_reasons_of_decisions_need_a_rule_and_no_other_choice_of_rows(predictions, message):
+    with pytest.raises(ValidationError, match=message):
+        small_spec(predictions=predictions)
 
 
 def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is_declared():

@@ -153,6 +153,8 @@ def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
     require_agreement(in_order and (threshold[by_set] >= 0).all(), "a tree splits by sets that it does not hold")
     value = np.zeros((len(inner), 1))
     value[~inner, 0] = tree["leaf_value"].split()
+    cover = numbers("internal_count", np.float64)
+    cover[~inner] = tree["leaf_count"].split() if "leaf_count" in tree else 0.0
     return Tree(
         feature=numbers("split_feature", np.int64),
         threshold=_beside_zero(threshold),
@@ -162,6 +164,7 @@ def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
         value=value,
         left_set=np.where(by_set, threshold, -1).astype(np.int64),
         left_sets=_stacked([_members(_bits(words[at:end])) for at, end in pairwise(bounds)]),
+        cover=cover,
         output=output,
     )
 
@@ -195,6 +198,7 @@ def _xgboost_tree(tree: Mapping[str, Any], output: int) -> Tree:
         value=condition.astype(np.float64)[:, None],  # a leaf has its value there
         left_set=left_set,
         left_sets=_stacked(sets),
+        cover=np.array(tree["sum_hessian"], np.float64),
         output=output,
     )
 

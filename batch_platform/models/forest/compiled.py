@@ -79,18 +79,22 @@ class CompiledPredictor:
         return None if sums is None else np.asarray(self.parts.ensemble.finish(sums))
 
     def _sums(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        steps, ensemble = self.parts.steps, self.parts.ensemble
-        inputs = in_blocks(matrix, self._prepared) if steps else matrix
+        ensemble, inputs = self.parts.ensemble, inputs_of(self.parts, matrix)
         if inputs.dtype != np.float64 or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
         sums = ensemble.start(inputs)
         return sums if self.flat.add(inputs, sums) else None
 
-    def _prepared(self, block: NDArray[np.float64]) -> NDArray[Any]:
-        inputs: Any = block
-        for step in self.parts.steps:
-            inputs = step(inputs)
-        return inputs.toarray() if hasattr(inputs, "toarray") else inputs  # an encoder may return a sparse matrix
+
+def inputs_of(parts: Parts, matrix: NDArray[np.float64]) -> NDArray[Any]:
+    """The columns that trees are given [rows, features], made by the preprocessing in front of them."""
+
+    def prepared(block: Any) -> Any:
+        for step in parts.steps:
+            block = step(block)
+        return block.toarray() if hasattr(block, "toarray") else block  # an encoder may return a sparse matrix
+
+    return in_blocks(matrix, prepared) if parts.steps else matrix
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ MOST_CATEGORIES = 255  # per column
 FEW = 10_000  # exponentials that are sooner computed one by one than a compiler is imported
 LEAF = -1  # stands for the children of a leaf
 TREES_FILE = "trees.npz"
-_BY_NODE = ("feature", "threshold", "left", "right", "missing_left", "left_set", "value")
+_BY_NODE = ("feature", "threshold", "left", "right", "missing_left", "left_set", "value", "cover")
 _STORED = {"feature": np.int32, "left": np.int32, "right": np.int32, "left_set": np.int32}
 _FLAGS = ("single", "single_sums", "nan_refused", "unknown_refused")
 
@@ -65,6 +65,7 @@ class Tree:
     value: NDArray[np.float64]  # what a leaf adds to each output of the tree, [nodes, outputs]
     left_set: NDArray[np.int64]  # the node's row of `left_sets`; below zero if it compares with its threshold
     left_sets: NDArray[np.bool_]  # the categories that go left, by code, [sets, 256]; the last: missing and unknown
+    cover: NDArray[np.float64]  # number or weight of the training rows that reached a node
     output: int = 0  # the first output that the tree adds to
 
 

@@ -73,6 +73,7 @@ def _histogram(estimator: Any) -> Ensemble:
                 value=nodes["value"].astype(np.float64)[:, None],
                 left_set=left_set,
                 left_sets=sets,
+                cover=nodes["count"].astype(np.float64),
                 output=output,
             )
             agree = (np.isin(tree.feature, categorical) == by_set)[inner].all()
@@ -190,6 +191,7 @@ def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
                 value=np.array(value, dtype=np.float64),
                 left_set=np.full(len(inner), -1),
                 left_sets=np.empty((0, MOST_CATEGORIES + 1), np.bool_),
+                cover=tree.weighted_n_node_samples.astype(np.float64),
                 output=0 if outputs is None else outputs[at],
             )
         )

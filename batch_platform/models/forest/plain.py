@@ -3,7 +3,7 @@
 The bits are those of the library, as the digests in the file of the trees prove in every process.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class PlainPredictor:
         if matrix.dtype != np.float64 or matrix.shape[1:] != (ensemble.features,) or len(matrix) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
         with np.errstate(over="ignore"):  # a value too large for 32 bits is infinite, as in the library
-            if (values := self._coded(matrix)) is None:
+            if (values := coded(ensemble, matrix)) is None:
                 return None
             sums = ensemble.start(matrix)
             for tree, leaves in zip(ensemble.trees, self._leaves(values), strict=True):
@@ -56,21 +56,6 @@ class PlainPredictor:
                 if ensemble.single_sums:
                     part[:] = part.astype(np.float32)
         return sums
-
-    def _coded(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """The values as the trees compare them, categories as their codes; None if the library might refuse a row."""
-        ensemble = self.ensemble
-        values = matrix.astype(np.float32).astype(np.float64) if ensemble.single else matrix.copy()
-        infinite = np.isinf(values[:, ensemble.infinity_refused]).any()
-        if infinite or (ensemble.nan_refused and np.isnan(values).any()):
-            return None
-        for at, known in ensemble.categories.items():
-            codes = np.minimum(np.searchsorted(known, values[:, at]), len(known) - 1)
-            unknown = known[codes] != values[:, at]
-            if ensemble.unknown_refused and (unknown & ~np.isnan(values[:, at])).any():
-                return None
-            values[:, at] = np.where(unknown, MOST_CATEGORIES, codes)
-        return values
 
     def _leaves(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """The leaf that each row reaches [trees, rows], as a node among those of all trees."""
@@ -92,26 +77,46 @@ class PlainPredictor:
 def lay_out(ensemble: Ensemble, native: Predictor) -> PlainPredictor:
     """Join the trees of an ensemble; raises MalformedError if its nodes form no trees."""
     require_sound(ensemble)
-    trees = ensemble.trees
+    return PlainPredictor(native, ensemble, *joined(ensemble.trees))
+
+
+def joined(trees: Sequence[Tree]) -> tuple[Tree, NDArray[np.int64]]:
+    """The nodes of all trees in one list, and the place of each root."""
     roots, sets = _starts(len(tree.left) for tree in trees), _starts(len(tree.left_sets) for tree in trees)
 
-    def joined(name: str, starts: NDArray[np.int64] | None = None) -> NDArray[Any]:
+    def together(name: str, starts: NDArray[np.int64] | None = None) -> NDArray[Any]:
         parts = [getattr(tree, name) for tree in trees]
         if starts is not None:  # a number below zero stands for none
             parts = [np.where(part >= 0, part + start, LEAF) for part, start in zip(parts, starts, strict=True)]
         return np.concatenate(parts)
 
     nodes = Tree(
-        feature=joined("feature"),
-        threshold=joined("threshold"),
-        left=joined("left", roots),
-        right=joined("right", roots),
-        missing_left=joined("missing_left"),
-        value=joined("value"),
-        left_set=joined("left_set", sets),
-        left_sets=joined("left_sets"),
+        feature=together("feature"),
+        threshold=together("threshold"),
+        left=together("left", roots),
+        right=together("right", roots),
+        missing_left=together("missing_left"),
+        value=together("value"),
+        left_set=together("left_set", sets),
+        left_sets=together("left_sets"),
+        cover=together("cover"),
     )
-    return PlainPredictor(native, ensemble, nodes, roots)
+    return nodes, roots
+
+
+def coded(ensemble: Ensemble, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The values as the trees compare them, categories as their codes; None if the library might refuse a row."""
+    values = matrix.astype(np.float32).astype(np.float64) if ensemble.single else matrix.copy()
+    infinite = np.isinf(values[:, ensemble.infinity_refused]).any()
+    if infinite or (ensemble.nan_refused and np.isnan(values).any()):
+        return None
+    for at, known in ensemble.categories.items():
+        codes = np.minimum(np.searchsorted(known, values[:, at]), len(known) - 1)
+        unknown = known[codes] != values[:, at]
+        if ensemble.unknown_refused and (unknown & ~np.isnan(values[:, at])).any():
+            return None
+        values[:, at] = np.where(unknown, MOST_CATEGORIES, codes)
+    return values
 
 
 def _starts(lengths: Iterable[int]) -> NDArray[np.int64]:

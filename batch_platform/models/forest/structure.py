@@ -43,7 +43,7 @@ def malformed_estimator(estimator: object) -> str | None:
 
 def _problem(tree: Tree, features: int, outputs: int) -> str | None:
     inner = tree.left >= 0
-    by_node = (tree.feature, tree.threshold, tree.right, tree.missing_left, tree.value, tree.left_set)
+    by_node = (tree.feature, tree.threshold, tree.right, tree.missing_left, tree.value, tree.left_set, tree.cover)
     if any(len(values) != len(tree.left) for values in by_node):
         return "has lists of different lengths"
     if (tree.left < LEAF).any() or not _forms_tree(tree.left, tree.right, inner):

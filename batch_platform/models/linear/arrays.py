@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -126,6 +127,16 @@ class Linear:
         except RefusedError:
             return None
         return scores
+
+    def amounts(self, matrix: NDArray[np.float64], output: int) -> NDArray[np.float64]:
+        """What each column adds to an output [rows, columns]; raises RefusedError for a matrix that scikit-learn refuses."""
+        added = np.zeros(matrix.shape)
+        for start in range(0, len(matrix), BLOCK):
+            block, to = matrix[start : start + BLOCK], added[start : start + BLOCK]
+            out = np.empty(len(block))
+            for term in self.terms:
+                to[:, term.column] += next(islice(term.amounts(block, out), output, None))
+        return added
 
     def _sums(self, block: NDArray[np.float64]) -> list[Column]:
         sums = [np.zeros(len(block)) for _ in self.intercepts]

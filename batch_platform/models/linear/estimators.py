@@ -111,6 +111,11 @@ def _read(estimator: Any) -> Linear:
     return Linear(columns, list(_terms(made, weights.T)), intercepts.tolist(), link)
 
 
+def sources_of(transformers: Sequence[Any], columns: int) -> list[int]:
+    """The column of the matrix that each column after fitted transformers was made of; raises NotCompilableError if they are not known."""
+    return [made.source for made in reduce(_after, transformers, [_Made(at) for at in range(columns)])]
+
+
 def _terms(made: Sequence[_Made], weights: NDArray[np.float64]) -> Iterator[Term]:
     """The terms of columns with their weights [columns, outputs]; adjacent marks of one column become one term."""
     pairs = zip(made, weights, strict=True)

@@ -13,11 +13,12 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.refinements.calibration import CALIBRATION
 from batch_platform.models.refinements.learning import Declared
 from batch_platform.models.refinements.prior import PRIOR
+from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.refinements.refinement import Refinement
 
 _KEY = "predictions.refine"
 # In the order of application: those that change the output come before those that add columns, and a pipeline's own between them.
-REFINEMENTS: dict[str, Refinement] = {refinement.name: refinement for refinement in (PRIOR, CALIBRATION)}
+REFINEMENTS: dict[str, Refinement] = {refinement.name: refinement for refinement in (PRIOR, CALIBRATION, REASONS)}
 
 
 def declared(spec: PipelineSpec) -> tuple[Declared, ...]:

@@ -1,0 +1,110 @@
+"""The refinement `reasons`: for each row the columns that moved its score most, under the user's names and with the user's values.
+
+Only the means of a linear model are learned; the contributions are computed with the score. They explain the raw score, before the link,
+the correction for sampled classes and calibration: of two classes that of the positive one, of more that of the predicted one.
+"""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.declaration.errors import TrainingRefusedError, listed
+from batch_platform.declaration.reasons import Reasons
+from batch_platform.models.contract import Contract
+from batch_platform.models.forest.ensembles import NotCompilableError
+from batch_platform.models.refinements.explained import explainer_of, linear_means
+from batch_platform.models.refinements.refinement import Batch, Check, Learned, Refinement, Unseen, model_of
+
+COLUMN = "reasons"
+STRUCT = pl.Struct({"feature": pl.String, "value": pl.String, "contribution": pl.Float64})
+IMPORTANCE_ROWS = 10_000  # rows over which contributions are averaged, the newest that the model learned from
+
+
+def _learned(settings: Reasons, unseen: Unseen) -> Learned:
+    names, model = unseen.signature.contract.names, model_of(unseen.predictor)
+    if settings.count > len(names):
+        msg = f"predictions.reasons: {settings.count} reasons are declared, but the model has only {len(names)} columns: {listed(names)}."
+        raise TrainingRefusedError(msg, hint=f"set predictions.reasons to {len(names)} or less.")
+    means = linear_means(model, unseen.learned_from)
+    try:
+        explainer = explainer_of(model, unseen.signature, means)
+    except NotCompilableError as error:
+        msg = f"predictions.reasons: this model has no reasons: {error}."
+        hint = (
+            "use trees (scikit-learn, LightGBM, XGBoost) or a linear model, behind nothing but imputers, scalers and one-hot "
+            "encoders; or remove predictions.reasons."
+        )
+        raise TrainingRefusedError(msg, hint=hint) from error
+    newest = unseen.learned_from[-IMPORTANCE_ROWS:]
+    sizes = np.abs(explainer.of(newest, explained_outputs(model.predict(newest)))).mean(axis=0)
+    return {
+        "count": settings.count,
+        "above": settings.above,
+        "of": settings.of,
+        "unit": explainer.unit,
+        "base": list(explainer.bases),
+        "means": means,
+        "importance": dict(zip(names, sizes.tolist(), strict=True)),
+    }
+
+
+def explained_outputs(raw: NDArray[Any]) -> NDArray[np.int64]:
+    """The position of the explained output of each row: that of the most probable class, if there are several."""
+    return raw.argmax(axis=1) if raw.ndim > 1 else np.zeros(len(raw), np.int64)
+
+
+def _columns(learned: Learned, batch: Batch) -> list[pl.Series]:
+    explainer = explainer_of(batch.model, batch.signature, learned["means"])
+    rows, matrix, raw = batch.rows, batch.matrix, batch.raw
+    above = learned["above"]
+    if learned.get("of") == "decisions":
+        wanted = np.zeros(len(matrix), dtype=np.bool_) if batch.selected is None else batch.selected
+    elif above is None:
+        wanted = None
+    else:  # of two classes the score is the probability of the second
+        scores = raw if raw.ndim == 1 else raw[:, 1] if batch.signature.task == "binary" else raw.max(axis=1)
+        wanted = scores > above
+    if wanted is not None:
+        rows, matrix, raw = rows.filter(pl.Series(wanted)), matrix[wanted], raw[wanted]
+    contributions = explainer.of(matrix, explained_outputs(raw))
+    reasons = reasons_of(rows, contributions, batch.signature.contract, learned["count"])
+    if wanted is not None:
+        places = np.where(wanted, np.cumsum(wanted) - 1, -1)
+        reasons = reasons.gather(pl.Series(places).replace(-1, None))
+    return [reasons]
+
+
+def reasons_of(rows: pl.DataFrame, contributions: NDArray[np.float64], contract: Contract, count: int) -> pl.Series:
+    """The largest contributions of each row [rows, columns], with the values of their columns as text."""
+    from batch_platform.models.forest.contributions import largest  # imports numba
+
+    places = largest(contributions, count)
+    flat = places.ravel()
+    order = np.argsort(flat.astype(np.uint16), kind="stable")
+    starts = np.searchsorted(flat[order], np.arange(len(contract.columns) + 1))
+    renamed = dict(contract.renamed)
+    texts = [
+        rows[name].gather(order[start:end] // count).cast(pl.String).alias("value")
+        for name, start, end in zip(contract.names, starts[:-1], starts[1:], strict=True)
+    ]
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    reasons = pl.DataFrame(
+        {
+            "feature": pl.Series([renamed.get(name, name) for name in contract.names], dtype=pl.String).gather(flat),
+            "value": pl.concat(texts).gather(place),
+            "contribution": np.take_along_axis(contributions, places, axis=1).ravel(),
+        }
+    )
+    return reasons.to_struct(COLUMN).cast(STRUCT).reshape((len(rows), count)).arr.to_list()
+
+
+REASONS = Refinement(
+    COLUMN,
+    fit=_learned,
+    columns=_columns,
+    check=lambda learned, _before, _after: Check({name: learned[name] for name in ("unit", "base", "importance")}),
+    declared=lambda spec: spec.predictions.reasons,
+)

@@ -1,0 +1,193 @@
+"""The contributions of columns to the sum of trees: the Shapley values of their definition, and those of the boosters' own code."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from math import factorial
+from typing import Any
+
+import numpy as np
+import pytest
+import xgboost
+
+from batch_platform.models.forest import contributions
+from batch_platform.models.forest.contributions import TreeContributions, contributions_to, largest
+from batch_platform.models.forest.ensembles import Constant, Ensemble, Link, NotCompilableError, Tree
+from batch_platform.models.forest.plain import coded
+from batch_platform.models.native_threads import one_thread
+from batch_platform_tests.models import test_boosters
+from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learned, table
+
+EXACT = 1e-9
+SHAPES = [
+    Shape(seed=1, columns=5, classes=3, trees=4, missing=0.2, categories=5),
+    Shape(seed=2, columns=4, classes=2, trees=3, leaves=200, depth=20, missing=0.2, rows=250),
+    Shape(seed=3, columns=3, classes=2, trees=6, leaves=2, depth=1),
+    Shape(seed=4, columns=1, classes=2, trees=2, depth=3, missing=0.2),
+    Shape(seed=5, columns=5, classes=2, trees=3, leaves=31, depth=5, categories=200),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def explained(of: Ensemble, output: int) -> TreeContributions:
+    return contributions_to(of, output, range(of.features), of.features)
+
+
+def expected(tree: Tree, output: int, row: np.ndarray, known: frozenset[int], node: int = 0) -> float:
+    """The mean of a tree over the training rows that follow a row in the known columns, as its covers tell it."""
+    if tree.left[node] < 0:
+        return float(tree.value[node, output - tree.output])
+    left, right, feature = int(tree.left[node]), int(tree.right[node]), int(tree.feature[node])
+    if feature not in known:
+        shares = tree.cover[[left, right]] / (tree.cover[node] or 1.0)  # XGBoost may grow nodes of no weight
+        return sum(
+            share * expected(tree, output, row, known, child)
+            for share, child in zip(shares.tolist(), (left, right), strict=True)
+        )
+    value = row[feature]
+    if tree.left_set[node] >= 0:
+        goes_left = tree.left_sets[tree.left_set[node], int(value)]
+    else:
+        goes_left = tree.missing_left[node] if np.isnan(value) else value <= tree.threshold[node]
+    return expected(tree, output, row, known, left if goes_left else right)
+
+
+def by_definition(of: Ensemble, output: int, row: np.ndarray) -> np.ndarray:
+    """The Shapley values [columns] of a row, summed over all sets of columns."""
+    trees = [tree for tree in of.trees if tree.output <= output < tree.output + tree.value.shape[1]]
+    columns, divisor = range(of.features), getattr(of.finish, "divisor", 1)
+    worth = {
+        known: sum(expected(tree, output, row, known) for tree in trees) / divisor
+        for size in range(of.features + 1)
+        for known in map(frozenset, combinations(columns, size))
+    }
+    values = np.zeros(of.features)
+    for known, without in worth.items():
+        weight = (
+            factorial(len(known)) * factorial(of.features - len(known) - 1) / factorial(of.features)
+            if len(known) < of.features
+            else 0
+        )
+        for column in set(columns) - known:
+            values[column] += weight * (worth[known | {column}] - without)
+    return values
+
+
+def require_exact(of: Ensemble, matrix: np.ndarray) -> None:
+    """Compare the contributions with their definition, and their sum with that of the trees."""
+    sums = of.start(matrix)
+    rows = coded(of, matrix)
+    assert rows is not None
+    for output in range(len(of.start.row)):
+        by_tree = explained(of, output)
+        found = by_tree.of(matrix)
+        defined = np.array([by_definition(of, output, row) for row in rows])
+        np.testing.assert_allclose(found, defined, rtol=0, atol=EXACT)
+        every = frozenset(range(of.features))
+        trees = [tree for tree in of.trees if tree.output <= output < tree.output + tree.value.shape[1]]
+        total = [sum(expected(tree, output, row, every) for tree in trees) for row in rows]
+        raw = (sums[:, output] + total) / getattr(of.finish, "divisor", 1)
+        np.testing.assert_allclose(by_tree.base + found.sum(axis=1), raw, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.seed}")
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSIFIERS if " histogram" not in name and name != "imputed forest"]
+)
+def test_contributions_to_a_class_are_shapley_values(name: str, shape: Shape):
+    of = learned(name, CLASSIFIERS[name], shape, "multiclass").parts().ensemble
+    require_exact(of, table(shape, 4, missing=not of.nan_refused))
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=lambda shape: f"{shape.seed}")
+@pytest.mark.parametrize("name", list(REGRESSORS))
+def test_contributions_to_a_value_are_shapley_values(name: str, shape: Shape):
+    of = learned(name, REGRESSORS[name], shape, "regression").parts().ensemble
+    require_exact(of, table(shape, 4, missing=not of.nan_refused))
+
+
+@pytest.mark.parametrize("name", list(test_boosters.BOOSTERS))
+def test_contributions_of_boosters_are_shapley_values(name: str):
+    shape = SHAPES[0]
+    parts = test_boosters.learned(name, shape).parts()
+    if not parts.steps:
+        require_exact(parts.ensemble, table(shape, 4))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("categories", [0, 70])
+def test_contributions_equal_those_of_lightgbm(classes: int, categories: int):
+    shape = Shape(seed=7, rows=900, columns=9, classes=classes, trees=20, missing=0.1, categories=categories)
+    predictor: Any = test_boosters.learned("lightgbm, classes", shape)
+    of, rows = predictor.parts().ensemble, table(shape, 300)
+    own = predictor.run(rows, pred_contrib=True).reshape(len(rows), -1, shape.columns + 1)
+    for output in range(own.shape[1]):
+        by_tree = explained(of, output)
+        np.testing.assert_allclose(by_tree.of(rows), own[:, output, :-1], rtol=0, atol=EXACT)
+        np.testing.assert_allclose(by_tree.base, own[:, output, -1], rtol=0, atol=EXACT)
+
+
+def test_contributions_equal_those_of_xgboost_as_far_as_its_32_bits_tell():
+    shape = Shape(seed=8, rows=900, columns=9, trees=20, depth=6, missing=0.1)
+    predictor: Any = test_boosters.learned("xgboost, values", shape)
+    of, rows = predictor.parts().ensemble, table(shape, 300)
+    own = predictor.run.func.__self__.predict(xgboost.DMatrix(rows), pred_contribs=True)
+    by_tree = explained(of, 0)
+    np.testing.assert_allclose(by_tree.of(rows), own[:, :-1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(by_tree.base, own[:, -1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["histogram", "random forest"])
+def test_a_row_has_the_same_contributions_in_every_batch(name: str):
+    """The tables and the walk give the same bits whatever rows lie beside a row."""
+    shape = Shape(seed=9, rows=900, columns=12, trees=8, leaves=200, depth=12, missing=0.1)
+    of = learned(name, CLASSIFIERS[name], shape, "multiclass").parts().ensemble
+    by_tree, rows = explained(of, 0), table(shape, 1500)
+    whole = by_tree.of(rows)
+    assert whole[700:765].tobytes() == by_tree.of(rows[700:765]).tobytes()
+    assert whole[3:4].tobytes() == by_tree.of(rows[3:4]).tobytes()
+    assert by_tree.of(rows[:0]).shape == (0, 12)
+
+
+@pytest.mark.parametrize("most", [1 << 23, 1 << 16, 0])
+def test_contributions_are_the_same_however_much_room_there_is_for_tables(monkeypatch: pytest.MonkeyPatch, most: int):
+    shape = Shape(seed=10, rows=900, columns=12, trees=8, leaves=31, missing=0.1)
+    of = learned("histogram", CLASSIFIERS["histogram"], shape, "multiclass").parts().ensemble
+    rows = table(shape, 200)
+    expected_of = explained(of, 0).of(rows)
+    monkeypatch.setattr(contributions, "MOST_ENTRIES", most)
+    np.testing.assert_allclose(explained(of, 0).of(rows), expected_of, rtol=0, atol=EXACT)
+
+
+def test_a_constant_tree_contributes_nothing_but_its_value():
+    constant = Tree(
+        feature=np.zeros(1, np.int64),
+        threshold=np.zeros(1),
+        left=np.full(1, -1),
+        right=np.full(1, -1),
+        missing_left=np.zeros(1, np.bool_),
+        value=np.array([[3.0]]),
+        left_set=np.full(1, -1),
+        left_sets=np.zeros((0, 256), np.bool_),
+        cover=np.zeros(1),
+    )
+    of = Ensemble(2, [constant], Constant(np.ones(1)), Link("value"), False, False, np.zeros(2, np.bool_))
+    by_tree = explained(of, 0)
+    assert (by_tree.base, by_tree.of(np.ones((5, 2))).tolist()) == (4.0, [[0.0, 0.0]] * 5)
+
+
+def test_trees_without_covers_have_no_contributions():
+    of = learned("histogram", CLASSIFIERS["histogram"], SHAPES[0], "multiclass").parts().ensemble
+    with pytest.raises(NotCompilableError, match="how many training rows"):
+        explained(replace(of, trees=[replace(tree, cover=np.zeros_like(tree.cover)) for tree in of.trees]), 0)
+
+
+def test_the_largest_contributions_come_first_and_of_equal_ones_the_first_column():
+    rows = np.array([[1.0, -3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0], [-1.0, 1.0, 5.0, -5.0]])
+    assert largest(rows, 3).tolist() == [[1, 3, 2], [0, 1, 2], [2, 3, 0]]
+    assert largest(rows, 4).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3], [2, 3, 0, 1]]

@@ -1,0 +1,207 @@
+"""Reasons for a score: the columns that moved it most, under the user's names, with the user's values."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.spec import Features, Model, Predictions, Reasons
+from batch_platform.features.history import TrainingData
+from batch_platform.models.fitting import Fitted, fit
+from batch_platform.models.refinements.explained import explainer_of
+from batch_platform.models.refinements.learning import Declared
+from batch_platform.models.refinements.reasons import REASONS, STRUCT
+from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
+
+FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
+HISTOGRAM, FOREST = "sklearn.ensemble.HistGradientBoosting", "sklearn.ensemble.RandomForest"
+SMALL: dict[str, dict[str, Any]] = {
+    "sklearn.ensemble": {"max_iter": 10, "max_leaf_nodes": 7},
+    "sklearn.linear_model": {},
+    "sklearn.neighbors": {},
+    "lightgbm": {"n_estimators": 10, "num_leaves": 7, "verbosity": -1},
+    "xgboost": {"n_estimators": 10, "max_depth": 3},
+}
+
+
+def rows(count: int, task: str, seed: int) -> pl.DataFrame:
+    """Rows whose label follows two numbers and a text, all with nulls."""
+    random = np.random.default_rng(seed)
+    x, town = random.normal(size=(count, 3)), random.integers(0, 4, count)
+    signal = 2 * x[:, 0] - x[:, 1] + np.array([-2.0, 0.0, 1.0, 3.0])[town] + random.normal(size=count)
+    classes = np.digitize(signal, [-1, 1])
+    labels = {
+        "binary": signal > 0,
+        "multiclass": np.array(["low", "mid", "top"])[classes],
+        "regression": np.exp(signal),
+    }
+    nulls = random.random((count, 3)) < 0.1
+    return pl.DataFrame(
+        {
+            "amount": pl.Series(x[:, 0]).set(pl.Series(nulls[:, 0]), None),
+            "items": pl.Series(np.round(10 * x[:, 1]).astype(int)).set(pl.Series(nulls[:, 1]), None),
+            "town": pl.Series(np.array(["Zürich", "O'Brien", " ", "متجر"])[town]).set(pl.Series(nulls[:, 2]), None),
+            "known": x[:, 2] > 0,
+            "label": labels[task],
+        }
+    )
+
+
+def fitted(estimator: str, task: str, reasons: int | dict[str, Any] = 4, **params: Any) -> Fitted:
+    package = next(package for package in SMALL if estimator.startswith(package))
+    settings = SMALL[package] if "Hist" in estimator or package != "sklearn.ensemble" else {"n_estimators": 10}
+    declared = Declared(REASONS, Reasons.model_validate(reasons))
+    data = TrainingData(rows(1_000, task, 1), rows(300, task, 2), "label")
+    return fit(Model(estimator=estimator), FEATURES, data, settings | params, declared=(declared,))
+
+
+def batch_of(model: Fitted, frame: pl.DataFrame) -> Batch:
+    matrix = model.signature.contract.encode(frame)
+    raw = model.scorer.predict(matrix) if len(matrix) else empty_output(model.signature)
+    return Batch(frame, matrix, raw, model.signature, model_of(model.scorer))
+
+
+def reasons_of(model: Fitted, frame: pl.DataFrame) -> pl.Series:
+    (reasons,) = added_columns(model.scorer, batch_of(model, frame))
+    return reasons
+
+
+CASES = [
+    (HISTOGRAM + "Classifier", "binary", "log-odds"),
+    (HISTOGRAM + "Classifier", "multiclass", "log-probability, up to a term that all classes share"),
+    (HISTOGRAM + "Regressor", "regression", "unit of the label"),
+    ("sklearn.ensemble.GradientBoostingRegressor", "regression", "unit of the label"),
+    (FOREST + "Classifier", "binary", "probability"),
+    (FOREST + "Classifier", "multiclass", "probability"),
+    (FOREST + "Regressor", "regression", "unit of the label"),
+    ("lightgbm.LGBMClassifier", "binary", "log-odds"),
+    ("lightgbm.LGBMClassifier", "multiclass", "log-probability, up to a term that all classes share"),
+    ("lightgbm.LGBMRegressor", "regression", "unit of the label"),
+    ("xgboost.XGBClassifier", "binary", "log-odds"),
+    ("xgboost.XGBClassifier", "multiclass", "log-probability, up to a term that all classes share"),
+    ("xgboost.XGBRegressor", "regression", "unit of the label"),
+    ("sklearn.linear_model.LogisticRegression", "binary", "log-odds"),
+    ("sklearn.linear_model.LogisticRegression", "multiclass", "log-probability, up to a term that all classes share"),
+    ("sklearn.linear_model.Ridge", "regression", "unit of the label"),
+    ("sklearn.linear_model.PoissonRegressor", "regression", "logarithm of the label"),
+]
+
+
+def raw_of(scores: np.ndarray, unit: str) -> np.ndarray:
+    """The explained raw score of each row, as far as the scores tell: of several classes the log-probability."""
+    if unit == "log-odds":
+        return np.log(scores[:, 1] / scores[:, 0])
+    if unit == "logarithm of the label":
+        return np.log(scores)
+    if scores.ndim == 1:
+        return scores
+    return scores[:, 1] if scores.shape[1] == 2 else scores.max(axis=1)
+
+
+@pytest.mark.parametrize(("estimator", "task", "unit"), CASES)
+def test_all_contributions_of_a_row_and_the_base_value_add_up_to_the_raw_score(estimator: str, task: str, unit: str):
+    model = fitted(estimator, task)
+    learned = model.refinements.of("reasons")
+    assert learned["unit"] == unit
+    frame = rows(200, task, 3).drop("label")
+    batch = batch_of(model, frame)
+    explainer = explainer_of(batch.model, batch.signature, learned["means"])
+    if unit.startswith("log-probability"):  # the difference of two classes says what the shared term is not
+        sums = [
+            base + explainer.of(batch.matrix, np.full(200, output)).sum(axis=1)
+            for output, base in enumerate(explainer.bases)
+        ]
+        found, expected = sums[2] - sums[0], np.log(batch.raw[:, 2] / batch.raw[:, 0])
+    else:
+        chosen = batch.raw.argmax(axis=1) if batch.raw.ndim > 1 else np.zeros(200, int)
+        bases = np.array(explainer.bases)[chosen if len(explainer.bases) > 1 else 0]
+        found, expected = bases + explainer.of(batch.matrix, chosen).sum(axis=1), raw_of(batch.raw, unit)
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-6 if "xgboost" in estimator else 0, atol=1e-5 if "xgboost" in estimator else 1e-9
+    )
+    reasons = reasons_of(model, frame)
+    assert reasons.dtype == pl.List(STRUCT)
+    sizes = reasons.list.eval(pl.element().struct["contribution"].abs())
+    assert all(values == sorted(values, reverse=True) and len(values) == 4 for values in sizes.to_list())
+    assert list(learned["importance"]) == ["amount", "items", "town", "known"]
+    assert max(learned["importance"], key=learned["importance"].get) in ("amount", "town")
+
+
+@pytest.mark.parametrize(
+    "estimator", [HISTOGRAM + "Classifier", "sklearn.linear_model.LogisticRegression", FOREST + "Classifier"]
+)
+def test_reasons_have_the_users_names_and_values_whatever_preprocessing_makes_of_them(estimator: str):
+    frame = pl.DataFrame(
+        {
+            "amount": [1.5, None, -2.0],
+            "items": [-12, 3, None],
+            "town": ["Zürich", None, "a town that nobody knew"],
+            "known": [True, False, True],
+        }
+    )
+    found = [
+        {reason["feature"]: reason["value"] for reason in row} for row in reasons_of(fitted(estimator, "binary"), frame)
+    ]
+    assert found == [
+        {"amount": "1.5", "items": "-12", "town": "Zürich", "known": "true"},
+        {"amount": None, "items": "3", "town": None, "known": "false"},
+        {"amount": "-2.0", "items": None, "town": "a town that nobody knew", "known": "true"},
+    ]
+
+
+@pytest.mark.parametrize(("task", "above"), [("binary", 0.7), ("multiclass", 0.7), ("regression", 40.0)])
+def test_only_rows_that_score_higher_have_reasons(task: str, above: float):
+    kind = "Regressor" if task == "regression" else "Classifier"
+    every, some = (fitted(HISTOGRAM + kind, task, wanted) for wanted in (2, {"count": 2, "above": above}))
+    frame = rows(200, task, 3).drop("label")
+    raw = batch_of(some, frame).raw
+    scores = raw if task == "regression" else raw[:, 1] if task == "binary" else raw.max(axis=1)
+    expected, found = reasons_of(every, frame), reasons_of(some, frame)
+    assert 20 < (scores > above).sum() < 180
+    assert found.is_not_null().to_list() == (scores > above).tolist()
+    assert found.drop_nulls().to_list() == expected.filter(pl.Series(scores > above)).to_list()
+    for none in (frame.clear(), frame.filter(pl.Series(scores <= above))):
+        assert reasons_of(some, none).to_list() == [None] * none.height
+        assert reasons_of(some, none).dtype == pl.List(STRUCT)
+
+
+@pytest.mark.parametrize("estimator", [HISTOGRAM + "Classifier", "sklearn.linear_model.LogisticRegression"])
+def test_a_row_has_the_same_reasons_in_every_batch(estimator: str):
+    model, frame = fitted(estimator, "multiclass", 3), rows(500, "multiclass", 3).drop("label")
+    whole = reasons_of(model, frame)
+    assert whole[100:165].to_list() == reasons_of(model, frame[100:165]).to_list()
+    assert whole[7:8].to_list() == reasons_of(model, frame[7:8]).to_list()
+
+
+def test_a_reason_of_a_renamed_column_has_its_new_name():
+    model = fitted(HISTOGRAM + "Classifier", "binary")
+    rules = Features.model_validate({"sql": "f.sql", "key": ["id"], "columns": {"place": {"formerly": "town"}}}).columns
+    batch = batch_of(model, rows(5, "binary", 3).drop("label"))
+    contract = model.signature.contract.under(rules)
+    renamed = Batch(
+        batch.rows, batch.matrix, batch.raw, type(model.signature)("binary", [False, True], contract), batch.model
+    )
+    (reasons,) = added_columns(model.scorer, renamed)
+    assert {reason["feature"] for reason in reasons[0]} == {"amount", "items", "place", "known"}
+
+
+def test_a_model_without_reasons_is_refused_with_the_key():
+    with pytest.raises(
+        TrainingRefusedError, match=r"^predictions\.reasons: this model has no reasons: .*remove"
+    ) as refused:
+        fitted("sklearn.neighbors.KNeighborsClassifier", "binary")
+    assert "linear model" in str(refused.value)
+
+
+def test_more_reasons_than_columns_are_refused_with_the_highest_number():
+    with pytest.raises(TrainingRefusedError, match=r"set predictions\.reasons to 4 or less"):
+        fitted(HISTOGRAM + "Classifier", "binary", 5)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "3", {"count": 0}, {"above": 0.5}, {"count": 3, "abov": 1.0}])
+def test_a_wrong_declaration_of_reasons_is_refused_at_load(wrong: object):
+    with pytest.raises(ValidationError, match="reasons"):
+        Predictions.model_validate({"reasons": wrong})
