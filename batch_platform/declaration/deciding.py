@@ -38,7 +38,7 @@ class Decide(Block):
     )
     costs: Costs | None = Field(
         default=None,
-        description="Cost of each wrong decision: of two classes `false_positive` and `false_negative`, of several, under each true class, of deciding each other one.",
+        description="Cost of each wrong decision: `false_positive` and `false_negative`; of several classes, under each true one, of each other.",
         examples=[{"false_positive": 1, "false_negative": 8}],
     )
     benefit: float | None = Field(default=None, description="What acting on a positive row earns.", examples=[40])

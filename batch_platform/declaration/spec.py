@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.deciding import DECISION, Decide
@@ -33,6 +33,7 @@ from batch_platform.declaration.notation import (
     parse_duration,
     with_guess,
 )
+from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.reporting import Report
 from batch_platform.declaration.search import Search, plain_parameters
 
@@ -337,24 +338,6 @@ class Model(Learner):
         return {"manual": True} if value == "manual" else value
 
 
-class Reasons(Block):
-    """The columns that moved a score most, and the rows that are given them."""
-
-    model_config = ConfigDict(json_schema_extra={"type": ["object", "integer"]})
-
-    count: int = Field(ge=1, description="Number of columns.", examples=[3])
-    above: float | None = Field(
-        default=None,
-        description="Only rows that score higher have reasons. Left out: all rows.",
-        examples=[0.5],
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, data: object) -> object:
-        return {"count": data} if isinstance(data, int) and not isinstance(data, bool) else data
-
-
 class Predictions(Block):
     """The table that users read, and when it is updated."""
 
@@ -396,6 +379,18 @@ class Predictions(Block):
         description="Adds the columns that moved each score most, with their values and contributions. `3` is short for `{count: 3}`.",
         examples=[3, {"count": 3, "above": 0.5}],
     )
+
+    @property
+    def explains_decisions(self) -> bool:
+        """True if only the rows that a rule selects have reasons."""
+        return self.reasons is not None and self.reasons.of == "decisions"
+
+    @model_validator(mode="after")
+    def _explained(self) -> Self:
+        if self.explains_decisions and self.decide is None:
+            msg = "`reasons.of: decisions` needs `decide`, the rule that selects the rows"
+            raise ValueError(msg)
+        return self
 
     @property
     def in_files(self) -> bool:

@@ -152,7 +152,9 @@ def _due_features(question: Question, learning: Sequence[Item], scoring: _Scorin
         windows.append([partition for partition in question.wanted if partition.key in current])
     needed = {partition.key: partition for window in windows for partition in window}
     forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
-    scored = [item for item in scoring.due if item.reason != DECISION_CHANGED]  # others need no features
+    # Without reasons for them, decisions on scores that stand need no features.
+    stand = "" if spec.predictions.explains_decisions else DECISION_CHANGED
+    scored = [item for item in scoring.due if item.reason != stand]
     needed |= forced | {item.partition.key: item.partition for item in scored}
     reasons = {key: features_due(state, needed[key]) or ("forced" if key in forced else None) for key in needed}
     due = [Item("features", needed[key], reason) for key, reason in reasons.items() if reason is not None]

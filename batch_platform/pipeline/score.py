@@ -61,7 +61,11 @@ class ScoringStep:
                     continue
                 with apart.attempt(partition.key, tried=False):
                     item = self._due(partition, named)
-                    is_held = not force and partition.key not in state.incomplete and item.is_held(code_version)
+                    is_held = (
+                        not force
+                        and partition.key not in state.incomplete
+                        and item.is_held(code_version, state.decision_rule)
+                    )
                     (held if is_held else due).append(item)
             apart.up_to_date.update(
                 item.partition.key for item in held if ("predictions", item.partition.key) in state.failures
@@ -99,6 +103,8 @@ class ScoringStep:
         """The committed scores of a partition that stand, while the rule by which its rows are decided changed; None if there are none."""
         state, run = self.state, self.state.scores.get(partition.key)
         if run is None or run.decision_rule == state.decision_rule or partition.key in state.incomplete:
+            return None
+        if self.history.spec.predictions.explains_decisions:  # other rows have reasons now
             return None
         stretch, build = state.registry.timeline.at(partition.start), state.features.get(partition.key)
         model = named or (None if stretch is None else stretch.version)

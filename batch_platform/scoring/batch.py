@@ -20,7 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import BINARY, OFFENDER, REASON
 from batch_platform.models.reference import profiled
-from batch_platform.models.refinements.decision import decision_column
+from batch_platform.models.refinements.decision import decision_column, may_be_selected
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile
@@ -85,9 +85,12 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
         rejected = pl.concat([rejected, broken])
         predictions, kept, matrix, raw = predictions.filter(scored), kept.filter(scored), matrix[finite], raw[finite]
     output = empty_output(bundle.signature) if raw is None else raw
-    batch = Batch(kept, matrix, output, bundle.signature, model_of(predictor))
+    decide, selected = spec.predictions.decide, None
+    if decide is not None and spec.predictions.explains_decisions:
+        selected = may_be_selected(decide, output, bundle.manifest.task, bundle.manifest.classes).to_numpy()
+    batch = Batch(kept, matrix, output, bundle.signature, model_of(predictor), selected)
     added = added_columns(predictor, batch)
-    if (decide := spec.predictions.decide) is not None:
+    if decide is not None:
         added.append(decision_column(decide, output, bundle.manifest.task, bundle.manifest.classes))
     predictions = _with_added(predictions, added, spec)
     counted = _profiled(bundle, spec, (kept, matrix), raw, rejected) if profile else _NOT_PROFILED

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import parquet_writer
+from batch_platform.models.refinements.reasons import COLUMN as REASONS
 from batch_platform.monitoring.decisions import highest
 from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.partition import Staged
@@ -44,7 +45,10 @@ def with_whole(staged: Staged, spec: PipelineSpec) -> Staged:
 
 
 def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpec) -> tuple[str, ...]:
-    """Decide on the rows of the files of a partition by their rank; returns the hashes of the files, if they are published."""
+    """Decide on the rows of the files of a partition by their rank; returns the hashes of the files, if they are published.
+
+    Reasons of decisions, which were computed for rows that might be selected, stay with those that are.
+    """
     scores = np.concatenate([pq.ParquetFile(file).read(["score"])["score"].to_numpy() for file in files])
     chosen = highest(scores.astype(np.float64), declared.most(len(scores)), lambda rows: _keys(files, spec, rows))
     first = 0
@@ -55,10 +59,12 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
             with parquet_writer(aside, schema, lasting=spec.predictions.in_files) as writer:
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group)
-                    decided = pa.array(chosen[first : first + len(table)])
-                    writer.write_table(
-                        table.set_column(schema.get_field_index(DECISION), schema.field(DECISION), decided)
-                    )
+                    decided = chosen[first : first + len(table)]
+                    if spec.predictions.explains_decisions and (at := schema.get_field_index(REASONS)) >= 0:
+                        explained = table[REASONS].take(pa.array(np.arange(len(table)), mask=~decided))
+                        table = table.set_column(at, schema.field(REASONS), explained)
+                    at = schema.get_field_index(DECISION)
+                    writer.write_table(table.set_column(at, schema.field(DECISION), pa.array(decided)))
                     first += len(table)
         aside.replace(file)
     return tuple(map(file_xxh3, files)) if spec.predictions.in_files else ()

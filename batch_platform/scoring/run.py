@@ -107,11 +107,11 @@ class Due:
     # The versions that score it too, by name of the challenger; or why a challenger cannot.
     challengers: Mapping[str, Version | str] = field(default_factory=dict[str, Version | str])
 
-    def is_held(self, code_version: str) -> bool:
+    def is_held(self, code_version: str, decision_rule: str | None) -> bool:
         """Return whether the warehouse already holds what scoring would give."""
-        inputs = (self.model.sha256, self.build.sha256, code_version)
+        inputs = (self.model.sha256, self.build.sha256, code_version, decision_rule)
         run = self.standing
-        return run is not None and (run.model_sha256, run.input_hash, run.code_version) == inputs
+        return run is not None and (run.model_sha256, run.input_hash, run.code_version, run.decision_rule) == inputs
 
 
 @dataclass(frozen=True)

@@ -654,6 +654,18 @@ def test_a_decision_rule_that_means_nothing_is_refused_with_the_nearest_one_that
     assert message.rpartition("predictions.decide.")[2] in str(error.value).replace("\n  Value error, ", ": ")
 
 
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ({"reasons": {"count": 3, "of": "decisions"}}, "`reasons.of: decisions` needs `decide`"),
+        ({"reasons": {"count": 3, "of": "decisions", "above": 0.5}, "decide": {"top": 5}}, "give one of `above` and `of`"),
+    ],
+)  # fmt: skip
+def test_reasons_of_decisions_need_a_rule_and_no_other_choice_of_rows(predictions, message):
+    with pytest.raises(ValidationError, match=message):
+        small_spec(predictions=predictions)
+
+
 def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is_declared():
     assert small_spec(predictions={"keep": ["decision"]}).predictions.keep == ["decision"]
     with pytest.raises(ValidationError, match="'decision' cannot be a key, the time or a kept column"):

@@ -12,6 +12,7 @@ OTHER_OF_TWO = {  # the other of two or three keys of which one is given, and wh
     "sources.spark_table",  # goes with features.spark_sql
     "partitions.snapshot",  # goes with neither features.time nor features.driving
     "model.train.held_out",
+    "predictions.reasons.of",
     *(f"predictions.decide.{key}" for key in ("threshold", "benefit", "cost", "top")),
     *(f"{of}.{key}" for of in ("model", "challengers") for key in ("build", "import", "flavour", "task", "classes")),
 }

@@ -311,6 +311,26 @@ def test_the_highest_scores_are_those_of_a_partition_that_was_staged_in_several_
     assert pl.read_parquet(list(with_whole(staged, pipeline.spec).predictions)).equals(expected)
 
 
+@pytest.mark.parametrize("store", ["duckdb", "parquet"])
+def test_the_rows_that_are_selected_have_reasons_and_no_others_also_under_another_rule(tmp_path, store):
+    everywhere = small_pipeline(tmp_path / "all", predictions={"reasons": 2})
+    carry_out(everywhere, NOW)
+    expected = rows(everywhere)
+    for rule in ({"top": 7}, COSTS, {"top": "5%"}):
+        further = {"store": store, "decide": rule, "reasons": {"count": 2, "of": "decisions"}}
+        pipeline = small_pipeline(tmp_path / store, predictions=further, **CHALLENGED)
+        assert set(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).stale.values()) <= {CHANGED}
+        carry_out(pipeline, NOW, str(rule))
+        scores = rows(pipeline)
+        assert scores["decision"].to_list() == acted(scores, rule)
+        assert scores["reasons"].is_not_null().to_list() == scores["decision"].to_list()
+        selected = scores["decision"]
+        assert scores.filter(selected)["reasons"].to_list() == expected.filter(selected)["reasons"].to_list()
+        challenged = rows(pipeline, "challenger_scores")
+        assert challenged["reasons"].is_not_null().to_list() == challenged["decision"].to_list()
+        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
+
+
 def three_classes(tmp_path: Path, costs: dict[str, Any] | None) -> Pipeline:
     labels = "SELECT id, CASE WHEN returned THEN 'back' WHEN items > 4 THEN 'kept' ELSE 'lost' END AS fate FROM events WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL"
     rule = {} if costs is None else {"decide": {"costs": costs}}

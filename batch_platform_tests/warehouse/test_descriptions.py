@@ -35,7 +35,8 @@ def test_every_table_of_the_guide_is_described():
 
 @pytest.fixture
 def deployment(tmp_path, monkeypatch):
-    deployed = deploy(tmp_path, monkeypatch, challengers=[LINEAR])
+    added = {"decide": {"threshold": 0.5}, "reasons": 1}
+    deployed = deploy(tmp_path, monkeypatch, challengers=[LINEAR], predictions=added)
     assert deployed.run("features", first="2024-01-01", last="2024-02-01").success
     assert deployed.run("model", first="2024-02-01").success
     assert deployed.run("predictions", "performance", first="2024-02-01").success

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
-from batch_platform.declaration.spec import Reasons
+from batch_platform.declaration.reasons import Reasons
 from batch_platform.models.contract import Contract
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.refinements.explained import explainer_of, linear_means
@@ -42,6 +42,7 @@ def _learned(settings: Reasons, unseen: Unseen) -> Learned:
     return {
         "count": settings.count,
         "above": settings.above,
+        "of": settings.of,
         "unit": explainer.unit,
         "base": list(explainer.bases),
         "means": means,
@@ -58,11 +59,14 @@ def _columns(learned: Learned, batch: Batch) -> list[pl.Series]:
     explainer = explainer_of(batch.model, batch.signature, learned["means"])
     rows, matrix, raw = batch.rows, batch.matrix, batch.raw
     above = learned["above"]
-    if above is None:
+    if learned.get("of") == "decisions":
+        wanted = np.zeros(len(matrix), dtype=np.bool_) if batch.selected is None else batch.selected
+    elif above is None:
         wanted = None
     else:  # of two classes the score is the probability of the second
         scores = raw if raw.ndim == 1 else raw[:, 1] if batch.signature.task == "binary" else raw.max(axis=1)
         wanted = scores > above
+    if wanted is not None:
         rows, matrix, raw = rows.filter(pl.Series(wanted)), matrix[wanted], raw[wanted]
     contributions = explainer.of(matrix, explained_outputs(raw))
     reasons = reasons_of(rows, contributions, batch.signature.contract, learned["count"])

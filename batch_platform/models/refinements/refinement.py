@@ -54,6 +54,8 @@ class Batch:
     raw: NDArray[Any]  # refined output: probabilities [n, classes], otherwise values [n]
     signature: Signature
     model: Predictor  # the model without refinements: the library's own, compiled trees, or linear numbers
+    # Mask of the rows that a declared rule selects, or may select once the partition is whole [n]; None if nothing asks for it.
+    selected: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
