@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import batch_platform
+from batch_platform.declaration.model import Learner
 from batch_platform.declaration.notation import Block
-from batch_platform.declaration.spec import Learner, PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
 
 FOLDER = Path(batch_platform.__file__).parent / "guide"
 BEGIN = "<!-- Everything below is made by `python -m batch_platform_tests.make_reference`. -->\n"

@@ -31,7 +31,9 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
-from batch_platform.declaration.spec import DUCKDB, PARQUET, Features, Model, PipelineSpec, Predictions
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.predictions import DUCKDB, PARQUET, Predictions
+from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, training_window
 from batch_platform.features.history import TrainingData

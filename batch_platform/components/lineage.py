@@ -16,7 +16,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.functions import import_function
-from batch_platform.declaration.spec import ENDS
+from batch_platform.declaration.predictions import ENDS
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.bundle import read_manifest

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, listed, nearest_names
 from batch_platform.declaration.inputs import ColumnRule, ColumnType
-from batch_platform.declaration.spec import Task
+from batch_platform.declaration.model import Task
 from batch_platform.warehouse.sql import folded
 
 ClassLabel = bool | int | float | str

@@ -25,7 +25,8 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.extras import installed, missing
 from batch_platform.declaration.functions import import_function
-from batch_platform.declaration.spec import Model, PipelineSpec
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.contract import (
     BINARY,
     ClassLabel,

@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.errors import TrainingRefusedError, listed
-from batch_platform.declaration.spec import Decide, Features, Model
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline

@@ -17,7 +17,8 @@ import polars as pl
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
 from batch_platform.declaration.inputs import RejectedBudget
-from batch_platform.declaration.spec import Features, Promote
+from batch_platform.declaration.model import Promote
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
 from batch_platform.models.bundle import Coverage, Manifest, OpenVersion
 from batch_platform.models.contract import Signature, Task

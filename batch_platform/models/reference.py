@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.model import Task
 from batch_platform.declaration.monitored import Baseline
-from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Predictor, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.declaration.threads import threads
 from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
 from batch_platform.features.sample import SEED

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.inputs import WEIGHT
-from batch_platform.declaration.spec import ENDS
+from batch_platform.declaration.predictions import ENDS
 
 CLASSIFICATION = ("binary", "multiclass")
 BINARY = ("binary",)

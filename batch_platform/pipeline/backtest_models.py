@@ -10,8 +10,9 @@ from typing import Any
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
 from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.model import Model
 from batch_platform.declaration.notation import check_dotted
-from batch_platform.declaration.spec import Model, PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, serving_periods, training_window
 from batch_platform.features.history import materialize_hint

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.spec import Challenger, PipelineSpec
+from batch_platform.declaration.model import Challenger
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.declared_model import check_model
 
 _MODEL_KEY = re.compile(

@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Literal
 
 from batch_platform.declaration.errors import in_short
-from batch_platform.declaration.spec import Challenger, PipelineSpec
+from batch_platform.declaration.model import Challenger
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions

@@ -11,8 +11,9 @@ from datetime import datetime
 
 from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.redaction import redact, redacted
-from batch_platform.declaration.spec import Challenger, PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import (
     can_train,
     matures,

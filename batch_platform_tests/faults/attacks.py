@@ -24,7 +24,7 @@ import pytest
 
 from batch_platform.cli import guard
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.features.sources import opening
 from batch_platform.models import trial
 from batch_platform.models.declared_model import read_import

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from batch_platform.declaration.spec import Features, Model
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import Evaluation, Manifest, Window, write_bundle
 from batch_platform.models.contract import Signature, infer_contract

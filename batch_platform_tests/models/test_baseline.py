@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.declaration.spec import Features, Model, Promote
+from batch_platform.declaration.model import Model, Promote
+from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData

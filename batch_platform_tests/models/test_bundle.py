@@ -16,7 +16,7 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.models.bundle import (
     FORMAT,
     REFERENCE_FILE,

@@ -20,7 +20,8 @@ from sklearn.frozen import FrozenEstimator
 from xxhash import xxh3_64_intdigest
 
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
-from batch_platform.declaration.spec import Features, Model
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.bundle import Bundle, Manifest, read_manifest
 from batch_platform.models.declared_model import check_model

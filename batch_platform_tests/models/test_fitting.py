@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.inputs import WEIGHT
-from batch_platform.declaration.spec import Features, Model, Promote
+from batch_platform.declaration.model import Model, Promote
+from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest

@@ -13,7 +13,7 @@ from scipy.special import expit
 
 import batch_platform
 from batch_platform.declaration.errors import NoChampionError
-from batch_platform.declaration.spec import Promote
+from batch_platform.declaration.model import Promote
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import read_manifest

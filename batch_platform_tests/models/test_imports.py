@@ -18,7 +18,7 @@ from batch_platform.declaration.errors import (
     TrainingRefusedError,
     WrongUseError,
 )
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.contract import Input, decoded, matched_contract
 from batch_platform.models.declared_model import check_estimator_exists, check_model, read_import

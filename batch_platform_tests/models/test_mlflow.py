@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import DataError, PublishingError, WrongUseError
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.declared_model import read_import

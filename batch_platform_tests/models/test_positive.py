@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import TrainingRefusedError
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.positive import Positive

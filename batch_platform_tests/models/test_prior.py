@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.spec import Features, Model
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.features.sample import Sample
 from batch_platform.models.bundle import Sampled, read_manifest

@@ -11,7 +11,10 @@ from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 
 from batch_platform.declaration.errors import TrainingRefusedError
-from batch_platform.declaration.spec import Features, Model, Predictions, Reasons
+from batch_platform.declaration.model import Model
+from batch_platform.declaration.predictions import Predictions
+from batch_platform.declaration.reasons import Reasons
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.fitting import Fitted, fit
 from batch_platform.models.refinements.explained import explainer_of

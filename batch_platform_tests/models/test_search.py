@@ -14,8 +14,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.inputs import WEIGHT
+from batch_platform.declaration.model import Model
 from batch_platform.declaration.search import Search
-from batch_platform.declaration.spec import Features, Model
+from batch_platform.declaration.spec import Features
 from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.declared_model import check_model, make_estimator

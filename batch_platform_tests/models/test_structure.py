@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from skops import io
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.model import Model
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.forest.structure import malformed_estimator
 

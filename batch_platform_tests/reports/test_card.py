@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from batch_platform.declaration.spec import ModelCard
+from batch_platform.declaration.model import ModelCard
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry
 from batch_platform.pipeline.pipeline import Pipeline

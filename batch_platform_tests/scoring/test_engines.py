@@ -25,7 +25,8 @@ from batch_platform.declaration import engine as declaration
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import LOCAL, SPARK
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
-from batch_platform.declaration.spec import DUCKDB, PARQUET, PipelineSpec
+from batch_platform.declaration.predictions import DUCKDB, PARQUET
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle
