@@ -52,6 +52,7 @@ from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.warehouse.ledger import Version
 
 FORMAT = 5  # greater than every number that a build has used: numbers only grow
+FORMER = 4  # read too, unless the version corrects its probabilities for a balanced sample
 MANIFEST = "manifest.json"
 REFERENCE_FILE = "profile.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
@@ -316,6 +317,8 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         msg = f"The manifest of {folder.name} is not the one that was registered; the bundle is not loaded."
         raise IntegrityError(msg, hint=_RESTORE)
     values: dict[str, Any] = json.loads(text)
+    if values["format"] == FORMER and not (values["sampled"] or {}).pop("rates", []):
+        values["format"] = FORMAT  # such a version has no refinements, and differs in nothing else
     if values["format"] != FORMAT:
         msg = f"The bundle {folder.name} has format {values['format']}; this version reads format {FORMAT}."
         raise WrongUseError(msg, hint="use the version that wrote it, or train the serving period again.")

@@ -19,9 +19,11 @@ from batch_platform.declaration.errors import IntegrityError, TrainingRefusedErr
 from batch_platform.declaration.model import Model
 from batch_platform.models.bundle import (
     FORMAT,
+    FORMER,
     REFERENCE_FILE,
     Evaluation,
     Manifest,
+    Sampled,
     Window,
     libraries,
     open_bundle,
@@ -213,6 +215,16 @@ def test_the_list_of_trusted_types_holds_nothing_that_runs_commands():
     assert all(name.startswith(("sklearn.", "numpy.", "functools.partial")) for name in TRUSTED_TYPES)
 
 
+BALANCED = {
+    "max_rows": 100,
+    "rows_before": 200,
+    "rows_after": 100,
+    "stratified": False,
+    "seed": 1,
+    "rates": [1.0, 0.5],
+}  # a record of the former format
+
+
 @pytest.mark.parametrize("library", ["scikit-learn", "skops", "numpy"])
 def test_other_libraries_than_in_training_are_refused(tmp_path, library):
     _, folder, _ = written(tmp_path)
@@ -232,7 +244,8 @@ def test_another_patch_release_is_accepted(tmp_path):
     ("changes", "message"),
     [
         ({"format": FORMAT + 1}, f"has format {FORMAT + 1}.*use the version that wrote it"),
-        ({"format": FORMAT - 1}, f"has format {FORMAT - 1}.*train the serving period again"),
+        ({"format": FORMER - 1}, f"has format {FORMER - 1}.*train the serving period again"),
+        ({"format": FORMER, "sampled": BALANCED}, f"has format {FORMER}.*train the serving period again"),
         ({"flavour": "magic"}, "'magic' is not a flavour.*upgrade batch-platform"),
     ],
 )
@@ -241,6 +254,15 @@ def test_a_bundle_that_another_version_wrote_is_refused(tmp_path, changes, messa
     sha256 = restated(folder, **changes)
     with pytest.raises(WrongUseError, match=message):
         open_bundle(folder, sha256)
+
+
+def test_a_bundle_of_the_former_format_scores_as_it_did(tmp_path):
+    _, folder, sha256 = written(tmp_path)
+    matrix, _ = rows()
+    now = open_bundle(folder, sha256).predictor.predict(matrix)
+    former = open_bundle(folder, restated(folder, format=FORMER, sampled={**BALANCED, "rates": []}))
+    assert former.manifest.sampled == Sampled(100, 200, 100, stratified=False, seed=1)
+    assert former.predictor.predict(matrix).tobytes() == now.tobytes()
 
 
 @pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if "ensemble.Hist" in name or "RandomF" in name])

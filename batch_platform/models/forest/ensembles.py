@@ -239,6 +239,7 @@ def read_trees(data: bytes) -> StoredTrees:
     """Read a file whose hash was checked."""
     with np.load(BytesIO(data), allow_pickle=False) as file:
         arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
+    arrays.setdefault("cover", np.full(len(arrays["feature"]), np.nan))  # bundles of format 4 do not have it
     header = json.loads(arrays["header"].tobytes())
     counts = np.cumsum(arrays["category_count"])[:-1]
     columns = arrays["category_column"].tolist()
