@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from batch_platform.declaration import spec
+from batch_platform.declaration import monitored
 from batch_platform.monitoring.metrics import (
     METRICS,
     SILHOUETTE_ROWS,
@@ -185,7 +185,7 @@ def test_the_docstring_gives_the_formula_and_a_value_is_worse_on_its_worse_side(
 
 
 def test_every_metric_can_be_declared_and_every_task_has_a_default():
-    assert set(spec.METRICS) == set(METRICS)
+    assert set(monitored.METRICS) == set(METRICS)
     assert {name for name in METRICS if lower_is_better(name)} == {
         *("log_loss", "brier", "mae", "rmse", "outlier_share", "false_positive_rate", "calibration_error"),
         *("mape", "bias", "error_p10", "error_p50", "error_p90"),
