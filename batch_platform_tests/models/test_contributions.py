@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import xgboost
 
-from batch_platform.models.forest.contributions import TreeContributions, contributions_to, largest
+from batch_platform.models.forest.contributions import TreeContributions, contributions_to
 from batch_platform.models.forest.ensembles import Constant, Ensemble, Link, NotCompilableError, Tree
 from batch_platform.models.forest.plain import coded
 from batch_platform.models.native_threads import one_thread
+from batch_platform.models.refinements.reasons import largest
 from batch_platform_tests.models import test_boosters
 from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learned, table
 

@@ -23,7 +23,6 @@ LINE = 8  # numbers in a line of the cache
 EVERY, NONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
 intrinsic: Any = numba_intrinsic  # called without its first argument, which a checker cannot know
 _NUMBERS = types.Array(types.float64, 1, "C")
-_CHOSEN = types.Array(types.int64, 2, "C")
 _VALUES = ir.VectorType(ir.DoubleType(), LANES)
 
 
@@ -247,27 +246,6 @@ def contribute(values, nodes, points, weights, width, sums):
             _walk(held, tree, nodes, left, width, own, points, weights, path)
 
 
-@numba.njit(**OPTIONS)
-def choose_largest(contributions, places):
-    """Write the places [rows, count] of the columns with the largest contributions [rows, columns], the largest first."""
-    rows, columns = contributions.shape
-    count = places.shape[1]
-    for row in range(rows):
-        for column in range(columns):
-            size, at = abs(contributions[row, column]), min(column, count)
-            while at > 0 and size > abs(contributions[row, places[row, at - 1]]):
-                if at < count:
-                    places[row, at] = places[row, at - 1]
-                at -= 1
-            if at < count:
-                places[row, at] = column
-
-
 def ready_to_contribute(nodes: Nodes) -> None:
     """Compile `contribute` or load it."""
     make_ready(contribute, MATRIX, typeof(nodes), _NUMBERS, _NUMBERS, types.int64, _NUMBERS)
-
-
-def ready_to_choose() -> None:
-    """Compile `choose_largest` or load it."""
-    make_ready(choose_largest, MATRIX, _CHOSEN)

@@ -20,13 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.contribution_kernels import (
-    Nodes,
-    choose_largest,
-    contribute,
-    ready_to_choose,
-    ready_to_contribute,
-)
+from batch_platform.models.forest.contribution_kernels import Nodes, contribute, ready_to_contribute
 from batch_platform.models.forest.ensembles import Ensemble, Tree, require
 from batch_platform.models.forest.plain import coded, joined
 
@@ -114,11 +108,3 @@ def _quadrature(features: int) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Points and weights of Gauss-Legendre quadrature on [0, 1], exact for paths with so many features."""
     points, weights = np.polynomial.legendre.leggauss(max(1, -(-features // 2)))
     return (points + 1) / 2, weights / 2
-
-
-def largest(contributions: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """The columns [rows, count] with the largest contributions [rows, columns] by absolute value; the first of equal ones."""
-    ready_to_choose()
-    places = np.zeros((len(contributions), count), np.int64)
-    choose_largest(contributions, places)
-    return places
