@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import xgboost
 
-from batch_platform.models.forest import contributions
-from batch_platform.models.forest.contributions import TreeContributions, contributions_to, largest
+from batch_platform.models.forest.contributions import TreeContributions, contributions_to
 from batch_platform.models.forest.ensembles import Constant, Ensemble, Link, NotCompilableError, Tree
 from batch_platform.models.forest.plain import coded
 from batch_platform.models.native_threads import one_thread
+from batch_platform.models.refinements.reasons import largest
 from batch_platform_tests.models import test_boosters
 from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learned, table
 
@@ -144,7 +144,6 @@ def test_contributions_equal_those_of_xgboost_as_far_as_its_32_bits_tell():
 
 @pytest.mark.parametrize("name", ["histogram", "random forest"])
 def test_a_row_has_the_same_contributions_in_every_batch(name: str):
-    """The tables and the walk give the same bits whatever rows lie beside a row."""
     shape = Shape(seed=9, rows=900, columns=12, trees=8, leaves=200, depth=12, missing=0.1)
     of = learned(name, CLASSIFIERS[name], shape, "multiclass").parts().ensemble
     by_tree, rows = explained(of, 0), table(shape, 1500)
@@ -152,16 +151,6 @@ def test_a_row_has_the_same_contributions_in_every_batch(name: str):
     assert whole[700:765].tobytes() == by_tree.of(rows[700:765]).tobytes()
     assert whole[3:4].tobytes() == by_tree.of(rows[3:4]).tobytes()
     assert by_tree.of(rows[:0]).shape == (0, 12)
-
-
-@pytest.mark.parametrize("most", [1 << 23, 1 << 16, 0])
-def test_contributions_are_the_same_however_much_room_there_is_for_tables(monkeypatch: pytest.MonkeyPatch, most: int):
-    shape = Shape(seed=10, rows=900, columns=12, trees=8, leaves=31, missing=0.1)
-    of = learned("histogram", CLASSIFIERS["histogram"], shape, "multiclass").parts().ensemble
-    rows = table(shape, 200)
-    expected_of = explained(of, 0).of(rows)
-    monkeypatch.setattr(contributions, "MOST_ENTRIES", most)
-    np.testing.assert_allclose(explained(of, 0).of(rows), expected_of, rtol=0, atol=EXACT)
 
 
 def test_a_constant_tree_contributes_nothing_but_its_value():

@@ -18,16 +18,12 @@ from numpy.typing import NDArray
 from batch_platform.models.forest.kernels import MATRIX, OPTIONS, make_ready
 
 LANES = 64  # rows that go through a tree together
-BLOCK = 1024  # rows that go through one tree before the next, a multiple of LANES: tables and sums stay in the cache
-CHUNK = 8  # columns that are added together
-MOST_LEAVES = 64  # of a tree with tables
+BLOCK = 1024  # rows that go through one tree before the next, a multiple of LANES: the sums stay in the cache
+LINE = 8  # numbers in a line of the cache
 EVERY, NONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
 intrinsic: Any = numba_intrinsic  # called without its first argument, which a checker cannot know
-_NUMBERS, _PLACES = types.Array(types.float64, 1, "C"), types.Array(types.int64, 1, "C")
-_TABLE, _CHOSEN = types.Array(types.float64, 2, "C"), types.Array(types.int64, 2, "C")
+_NUMBERS = types.Array(types.float64, 1, "C")
 _VALUES = ir.VectorType(ir.DoubleType(), LANES)
-_OUTCOMES = ir.VectorType(ir.IntType(16), LANES)
-_CHUNK = ir.VectorType(ir.DoubleType(), CHUNK)
 
 
 class Nodes(NamedTuple):
@@ -45,21 +41,6 @@ class Nodes(NamedTuple):
     first: NDArray[np.int64]  # [trees + 1]: the first node of a tree is its root
     depth: NDArray[np.int64]  # [trees]
     owner: NDArray[np.int64]  # [features]: the column that a feature counts for
-
-
-class Groups(NamedTuple):
-    """Groups of leaves, with their contributions for each outcome of the conditions that they depend on."""
-
-    first: NDArray[np.int64]  # [trees + 1]: first group of a tree
-    first_test: NDArray[np.int64]  # [groups + 1]
-    node: NDArray[np.int64]  # of a test
-    against: NDArray[np.uint64]  # all bits if a test holds for the rows that go right
-    complete: NDArray[np.bool_]  # whether a test is the last of a condition, which holds if all of its tests do
-    first_chunk: NDArray[np.int64]  # [groups + 1]
-    chunk: NDArray[np.int64]  # the first of CHUNK columns that a group contributes to
-    table: NDArray[np.int64]  # [groups]: place of the first entry
-    entries: NDArray[np.float64]  # by group, by outcome, by chunk
-    walked: NDArray[np.bool_]  # [nodes]: whether a leaf that is in no group lies below a node, or is it
 
 
 class _Walked(NamedTuple):
@@ -104,36 +85,6 @@ def _at_most(_, tile, at, threshold, missing):
     return types.uint64(tile, types.uintp, types.float64, types.uint64), generate
 
 
-@intrinsic
-def _mark(_, outcomes, lanes, bit):
-    """Set a bit of the outcomes [LANES] in some lanes."""
-
-    def generate(context, builder, signature, arguments):
-        array, mask, scalar = arguments
-        place = _pointer(context, builder, outcomes, array, ir.IntType(64)(0), _OUTCOMES)
-        before = builder.load(place, align=2)
-        after = builder.or_(before, _everywhere(builder, scalar, LANES))
-        chosen = builder.bitcast(mask, ir.VectorType(ir.IntType(1), LANES))
-        builder.store(builder.select(chosen, after, before), place, align=2)
-        return context.get_dummy_value()
-
-    return types.void(outcomes, types.uint64, types.uint16), generate
-
-
-@intrinsic
-def _add_chunk(_, sums, at, entries, entry):
-    """Add CHUNK entries to sums."""
-
-    def generate(context, builder, signature, arguments):
-        to, place, source, start = arguments
-        target = _pointer(context, builder, sums, to, place, _CHUNK)
-        added = builder.load(_pointer(context, builder, entries, source, start, _CHUNK), align=8)
-        builder.store(builder.fadd(builder.load(target, align=8), added), target, align=8)
-        return context.get_dummy_value()
-
-    return types.void(sums, types.uintp, entries, types.uintp), generate
-
-
 def _chosen(builder, now, before, both, lost, neither):
     """A vector of one of three numbers: for lanes in both masks, in the former one only, and in neither."""
     bits = ir.VectorType(ir.IntType(1), LANES)
@@ -176,28 +127,6 @@ def _add_lanes(_, out, to, values, at, now, before, both, lost):
 
 
 @numba.njit(**OPTIONS)
-def fill(entries, place, share, asked, wanted, value, points, weights):
-    """Add the contributions to a leaf to a table [outcomes, entries]; the other arguments are by feature of the leaf."""
-    features = len(place)
-    own = np.zeros((1 << features, features))
-    for reached in range(1 << features):
-        for point in range(len(points)):
-            t = points[point]
-            for mine in range(features):
-                product = weights[point] * value
-                for other in range(features):
-                    if other != mine:
-                        product *= t * (reached >> other & 1) + (1 - t) * share[other]
-                own[reached, mine] += ((reached >> mine & 1) - share[mine]) * product
-    for outcome in range(len(entries)):
-        reached = 0
-        for feature in range(features):
-            reached |= np.int64(outcome & asked[feature] == wanted[feature]) << feature
-        for feature in range(features):
-            entries[outcome, place[feature]] += own[reached, feature]
-
-
-@numba.njit(**OPTIONS)
 def _sides(tiles, rows, features, tree, nodes, left):
     """Write the lanes that go left at each node of a tree, tile by tile."""
     root = nodes.first[tree]
@@ -218,33 +147,8 @@ def _sides(tiles, rows, features, tree, nodes, left):
 
 
 @numba.njit(**OPTIONS)
-def _look_up(rows, tree, nodes, groups, left, width, sums, outcomes):
-    """Add the contributions of the leaves of a tree that are in groups, from tables."""
-    root = nodes.first[tree]
-    count = nodes.first[tree + 1] - root
-    for begin in range(0, rows, LANES):
-        sides = begin // LANES * count - root
-        for group in range(groups.first[tree], groups.first[tree + 1]):
-            outcomes[:] = 0
-            bit, lanes = np.uint16(1), EVERY
-            for test in range(np.uintp(groups.first_test[group]), np.uintp(groups.first_test[group + 1])):
-                lanes &= left[np.uintp(sides + groups.node[test])] ^ groups.against[test]
-                if groups.complete[test]:
-                    _mark(outcomes, lanes, bit)
-                    bit, lanes = np.uint16(bit << 1), EVERY
-            first, end = groups.first_chunk[group], groups.first_chunk[group + 1]
-            size = np.uintp((end - first) * CHUNK)
-            for chunk in range(first, end):
-                place = np.uintp(begin * width + groups.chunk[chunk])
-                entry = np.uintp(groups.table[group] + (chunk - first) * CHUNK)
-                for row in range(np.uintp(min(LANES, rows - begin))):
-                    _add_chunk(sums, place, groups.entries, entry + np.uintp(outcomes[row]) * size)
-                    place += np.uintp(width)
-
-
-@numba.njit(**OPTIONS)
-def _walk(rows, tree, nodes, groups, left, width, sums, points, weights, path):
-    """Add the contributions of the other leaves of a tree, node by node.
+def _walk(rows, tree, nodes, left, width, sums, points, weights, path):
+    """Add the contributions of the leaves of a tree, node by node.
 
     A leaf adds its value times the product over the features of t o + (1 - t) z, at each point t. On the way up, each edge has
     the sum of that over the leaves below it. Where it is the last edge of its feature above a leaf, division by the factor of the
@@ -274,8 +178,6 @@ def _walk(rows, tree, nodes, groups, left, width, sums, points, weights, path):
                 child = nodes.right[at] if step[depth] else nodes.left[at]
                 lanes = left[sides + at] ^ (EVERY if step[depth] else NONE)
                 step[depth] += 1
-                if not groups.walked[child]:
-                    continue
                 node[below], step[below], before[below], last[feature] = child, 0, former, below
                 z_old = share[former]
                 z = z_old * nodes.share[child]
@@ -307,19 +209,19 @@ def _walk(rows, tree, nodes, groups, left, width, sums, points, weights, path):
 
 
 @numba.njit(**OPTIONS)
-def aligned(count):
+def _aligned(count):
     """Zeros that begin where a vector does: one that lies across two lines of the cache takes twice as long."""
-    zeros = np.zeros(count + CHUNK)
-    first = -(zeros.ctypes.data // zeros.itemsize) % CHUNK
+    zeros = np.zeros(count + LINE)
+    first = -(zeros.ctypes.data // zeros.itemsize) % LINE
     return zeros[first : first + count]
 
 
 @numba.njit(**OPTIONS)
-def contribute(values, nodes, groups, points, weights, width, sums):
+def contribute(values, nodes, points, weights, width, sums):
     """Add the contributions of coded values [rows, features] to the sums, of which each row has `width`."""
     rows, features = values.shape
     depths, most = nodes.depth.max() + 1, np.diff(nodes.first).max()
-    tiles, outcomes = aligned(features * BLOCK), np.zeros(LANES, np.uint16)
+    tiles = _aligned(features * BLOCK)
     left = np.zeros(most * (BLOCK // LANES), np.uint64)
     path = _Walked(
         node=np.zeros(depths, np.int64),
@@ -328,9 +230,9 @@ def contribute(values, nodes, groups, points, weights, width, sums):
         last=np.zeros(features, np.int64),
         share=np.ones(depths),
         holds=np.zeros(depths, np.uint64),
-        product=aligned(depths * len(points) * LANES),
-        total=aligned(depths * len(points) * LANES),
-        added=aligned(width * LANES),
+        product=_aligned(depths * len(points) * LANES),
+        total=_aligned(depths * len(points) * LANES),
+        added=_aligned(width * LANES),
     )
     for start in range(0, rows, BLOCK):
         held = min(BLOCK, rows - start)
@@ -341,38 +243,9 @@ def contribute(values, nodes, groups, points, weights, width, sums):
         own = sums[start * width :]
         for tree in range(len(nodes.depth)):
             _sides(tiles, held, features, tree, nodes, left)
-            if groups.first[tree] < groups.first[tree + 1]:
-                _look_up(held, tree, nodes, groups, left, width, own, outcomes)
-            if groups.walked[nodes.first[tree]]:
-                _walk(held, tree, nodes, groups, left, width, own, points, weights, path)
+            _walk(held, tree, nodes, left, width, own, points, weights, path)
 
 
-@numba.njit(**OPTIONS)
-def choose_largest(contributions, places):
-    """Write the places [rows, count] of the columns with the largest contributions [rows, columns], the largest first."""
-    rows, columns = contributions.shape
-    count = places.shape[1]
-    for row in range(rows):
-        for column in range(columns):
-            size, at = abs(contributions[row, column]), min(column, count)
-            while at > 0 and size > abs(contributions[row, places[row, at - 1]]):
-                if at < count:
-                    places[row, at] = places[row, at - 1]
-                at -= 1
-            if at < count:
-                places[row, at] = column
-
-
-def ready_to_fill() -> None:
-    """Compile `fill` or load it, on any thread."""
-    make_ready(fill, _TABLE, _PLACES, _NUMBERS, _PLACES, _PLACES, types.float64, _NUMBERS, _NUMBERS)
-
-
-def ready_to_contribute(nodes: Nodes, groups: Groups) -> None:
+def ready_to_contribute(nodes: Nodes) -> None:
     """Compile `contribute` or load it."""
-    make_ready(contribute, MATRIX, typeof(nodes), typeof(groups), _NUMBERS, _NUMBERS, types.int64, _NUMBERS)
-
-
-def ready_to_choose() -> None:
-    """Compile `choose_largest` or load it."""
-    make_ready(choose_largest, MATRIX, _CHOSEN)
+    make_ready(contribute, MATRIX, typeof(nodes), _NUMBERS, _NUMBERS, types.int64, _NUMBERS)

@@ -94,7 +94,7 @@ def _of_trees(parts: Parts, signature: Signature) -> Explainer:
     owners = sources_of([getattr(step, "__self__", step) for step in parts.steps], columns)
     outputs = range(len(ensemble.start.row))
     explained = outputs if signature.task == "multiclass" else outputs[-1:]
-    trees = [contributions_to(ensemble, output, owners, columns, len(explained)) for output in explained]
+    trees = [contributions_to(ensemble, output, owners, columns) for output in explained]
     return Explainer(
         unit=_unit(ensemble.finish, len(outputs), signature),
         bases=[of_output.base for of_output in trees],

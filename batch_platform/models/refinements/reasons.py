@@ -76,10 +76,17 @@ def _columns(learned: Learned, batch: Batch) -> list[pl.Series]:
     return [reasons]
 
 
+def largest(contributions: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """The columns [rows, count] with the largest contributions [rows, columns] by absolute value; the first of equal ones."""
+    sizes, places = np.abs(contributions), np.empty((len(contributions), count), np.intp)
+    for at in range(count):
+        places[:, at] = sizes.argmax(axis=1)
+        np.put_along_axis(sizes, places[:, at : at + 1], -1.0, axis=1)
+    return places
+
+
 def reasons_of(rows: pl.DataFrame, contributions: NDArray[np.float64], contract: Contract, count: int) -> pl.Series:
     """The largest contributions of each row [rows, columns], with the values of their columns as text."""
-    from batch_platform.models.forest.contributions import largest  # imports numba
-
     places = largest(contributions, count)
     flat = places.ravel()
     order = np.argsort(flat.astype(np.uint16), kind="stable")
