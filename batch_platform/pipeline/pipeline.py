@@ -70,7 +70,8 @@ class Pipeline:
         """
         form = self.spec.model_dump_json(include={"features": {"key", "time"}, "predictions": {"keep"}})
         bounds = {"columns": {"__all__": {"nullable", "min", "max"}}}
-        rules = self.spec.model_dump_json(include={"features": bounds})
+        asked = {} if self.spec.predictions.reasons is None else {"predictions": {"reasons"}}
+        rules = self.spec.model_dump_json(include={"features": bounds, **asked})
         return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
     @cached_property

@@ -88,7 +88,8 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
     decide, selected = spec.predictions.decide, None
     if decide is not None and spec.predictions.explains_decisions:
         selected = may_be_selected(decide, output, bundle.manifest.task, bundle.manifest.classes).to_numpy()
-    batch = Batch(kept, matrix, output, bundle.signature, model_of(predictor), selected)
+    model, reasons = model_of(predictor), spec.predictions.reasons
+    batch = Batch(kept, matrix, output, bundle.signature, model, selected, reasons)
     added = added_columns(predictor, batch)
     if decide is not None:
         added.append(decision_column(decide, output, bundle.manifest.task, bundle.manifest.classes))

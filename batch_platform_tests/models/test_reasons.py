@@ -1,5 +1,6 @@
 """Reasons for a score: the columns that moved it most, under the user's names, with the user's values."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from batch_platform.declaration.predictions import Predictions
 from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
+from batch_platform.models.contract import Signature
 from batch_platform.models.fitting import Fitted, fit
 from batch_platform.models.refinements.explained import explainer_of
 from batch_platform.models.refinements.learning import Declared
@@ -62,19 +64,20 @@ def rows(count: int, task: str, seed: int) -> pl.DataFrame:
 def fitted(estimator: str, task: str, reasons: int | dict[str, Any] = 4, **params: Any) -> Fitted:
     package = next(package for package in SMALL if estimator.startswith(package))
     settings = SMALL[package] if "Hist" in estimator or package != "sklearn.ensemble" else {"n_estimators": 10}
-    declared = Declared(REASONS, Reasons.model_validate(reasons))
+    declared = Declared(REASONS, Reasons.model_validate(reasons).count)
     data = TrainingData(rows(1_000, task, 1), rows(300, task, 2), "label")
     return fit(Model(estimator=estimator), FEATURES, data, settings | params, declared=(declared,))
 
 
-def batch_of(model: Fitted, frame: pl.DataFrame) -> Batch:
+def batch_of(model: Fitted, frame: pl.DataFrame, reasons: int | dict[str, Any] = 4) -> Batch:
     matrix = model.signature.contract.encode(frame)
     raw = model.scorer.predict(matrix) if len(matrix) else empty_output(model.signature)
-    return Batch(frame, matrix, raw, model.signature, model_of(model.scorer))
+    declared = Reasons.model_validate(reasons)
+    return Batch(frame, matrix, raw, model.signature, model_of(model.scorer), reasons=declared)
 
 
-def reasons_of(model: Fitted, frame: pl.DataFrame) -> pl.Series:
-    (reasons,) = added_columns(model.scorer, batch_of(model, frame))
+def reasons_of(model: Fitted, frame: pl.DataFrame, declared: int | dict[str, Any] = 4) -> pl.Series:
+    (reasons,) = added_columns(model.scorer, batch_of(model, frame, declared))
     return reasons
 
 
@@ -164,17 +167,17 @@ def test_reasons_have_the_users_names_and_values_whatever_preprocessing_makes_of
 @pytest.mark.parametrize(("task", "above"), [("binary", 0.7), ("multiclass", 0.7), ("regression", 40.0)])
 def test_only_rows_that_score_higher_have_reasons(task: str, above: float):
     kind = "Regressor" if task == "regression" else "Classifier"
-    every, some = (fitted(HISTOGRAM + kind, task, wanted) for wanted in (2, {"count": 2, "above": above}))
+    model, some = fitted(HISTOGRAM + kind, task, 2), {"count": 2, "above": above}
     frame = rows(200, task, 3).drop("label")
-    raw = batch_of(some, frame).raw
+    raw = batch_of(model, frame).raw
     scores = raw if task == "regression" else raw[:, 1] if task == "binary" else raw.max(axis=1)
-    expected, found = reasons_of(every, frame), reasons_of(some, frame)
+    expected, found = reasons_of(model, frame, 2), reasons_of(model, frame, some)
     assert 20 < (scores > above).sum() < 180
     assert found.is_not_null().to_list() == (scores > above).tolist()
     assert found.drop_nulls().to_list() == expected.filter(pl.Series(scores > above)).to_list()
     for none in (frame.clear(), frame.filter(pl.Series(scores <= above))):
-        assert reasons_of(some, none).to_list() == [None] * none.height
-        assert reasons_of(some, none).dtype == pl.List(STRUCT)
+        assert reasons_of(model, none, some).to_list() == [None] * none.height
+        assert reasons_of(model, none, some).dtype == pl.List(STRUCT)
 
 
 @pytest.mark.parametrize("estimator", [HISTOGRAM + "Classifier", "sklearn.linear_model.LogisticRegression"])
@@ -190,9 +193,7 @@ def test_a_reason_of_a_renamed_column_has_its_new_name():
     rules = Features.model_validate({"sql": "f.sql", "key": ["id"], "columns": {"place": {"formerly": "town"}}}).columns
     batch = batch_of(model, rows(5, "binary", 3).drop("label"))
     contract = model.signature.contract.under(rules)
-    renamed = Batch(
-        batch.rows, batch.matrix, batch.raw, type(model.signature)("binary", [False, True], contract), batch.model
-    )
+    renamed = replace(batch, signature=Signature("binary", [False, True], contract))
     (reasons,) = added_columns(model.scorer, renamed)
     assert {reason["feature"] for reason in reasons[0]} == {"amount", "items", "place", "known"}
 

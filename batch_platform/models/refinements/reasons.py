@@ -1,6 +1,7 @@
 """The refinement `reasons`: for each row the columns that moved its score most, under the user's names and with the user's values.
 
-Only the means of a linear model are learned; the contributions are computed with the score. They explain the raw score, before the link,
+Only the means of a linear model are learned; the contributions are computed with the score, for the rows and in the number that the
+pipeline declares now. They explain the raw score, before the link,
 the correction for sampled classes and calibration: of two classes that of the positive one, of more that of the predicted one.
 """
 
@@ -11,7 +12,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
-from batch_platform.declaration.reasons import Reasons
 from batch_platform.models.contract import Contract
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.refinements.explained import explainer_of, linear_means
@@ -22,10 +22,10 @@ STRUCT = pl.Struct({"feature": pl.String, "value": pl.String, "contribution": pl
 IMPORTANCE_ROWS = 10_000  # rows over which contributions are averaged, the newest that the model learned from
 
 
-def _learned(settings: Reasons, unseen: Unseen) -> Learned:
+def _learned(count: int, unseen: Unseen) -> Learned:
     names, model = unseen.signature.contract.names, model_of(unseen.predictor)
-    if settings.count > len(names):
-        msg = f"predictions.reasons: {settings.count} reasons are declared, but the model has only {len(names)} columns: {listed(names)}."
+    if count > len(names):
+        msg = f"predictions.reasons: {count} reasons are declared, but the model has only {len(names)} columns: {listed(names)}."
         raise TrainingRefusedError(msg, hint=f"set predictions.reasons to {len(names)} or less.")
     means = linear_means(model, unseen.learned_from)
     try:
@@ -40,9 +40,6 @@ def _learned(settings: Reasons, unseen: Unseen) -> Learned:
     newest = unseen.learned_from[-IMPORTANCE_ROWS:]
     sizes = np.abs(explainer.of(newest, explained_outputs(model.predict(newest)))).mean(axis=0)
     return {
-        "count": settings.count,
-        "above": settings.above,
-        "of": settings.of,
         "unit": explainer.unit,
         "base": list(explainer.bases),
         "means": means,
@@ -56,20 +53,21 @@ def explained_outputs(raw: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _columns(learned: Learned, batch: Batch) -> list[pl.Series]:
+    if (declared := batch.reasons) is None:  # the pipeline asked for them when the model was trained
+        return []
     explainer = explainer_of(batch.model, batch.signature, learned["means"])
     rows, matrix, raw = batch.rows, batch.matrix, batch.raw
-    above = learned["above"]
-    if learned.get("of") == "decisions":
+    if declared.of == "decisions":
         wanted = np.zeros(len(matrix), dtype=np.bool_) if batch.selected is None else batch.selected
-    elif above is None:
+    elif declared.above is None:
         wanted = None
     else:  # of two classes the score is the probability of the second
         scores = raw if raw.ndim == 1 else raw[:, 1] if batch.signature.task == "binary" else raw.max(axis=1)
-        wanted = scores > above
+        wanted = scores > declared.above
     if wanted is not None:
         rows, matrix, raw = rows.filter(pl.Series(wanted)), matrix[wanted], raw[wanted]
     contributions = explainer.of(matrix, explained_outputs(raw))
-    reasons = reasons_of(rows, contributions, batch.signature.contract, learned["count"])
+    reasons = reasons_of(rows, contributions, batch.signature.contract, min(declared.count, matrix.shape[1]))
     if wanted is not None:
         places = np.where(wanted, np.cumsum(wanted) - 1, -1)
         reasons = reasons.gather(pl.Series(places).replace(-1, None))
@@ -113,5 +111,5 @@ REASONS = Refinement(
     fit=_learned,
     columns=_columns,
     check=lambda learned, _before, _after: Check({name: learned[name] for name in ("unit", "base", "importance")}),
-    declared=lambda spec: spec.predictions.reasons,
+    declared=lambda spec: spec.predictions.reasons and spec.predictions.reasons.count,
 )

@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError
+from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.models.contract import Predictor, Signature
@@ -56,6 +57,7 @@ class Batch:
     model: Predictor  # the model without refinements: the library's own, compiled trees, or linear numbers
     # Mask of the rows that a declared rule selects, or may select once the partition is whole [n]; None if nothing asks for it.
     selected: NDArray[np.bool_] | None = None
+    reasons: Reasons | None = None  # the declared number of reasons, and the rows that have some
 
 
 @dataclass(frozen=True)
