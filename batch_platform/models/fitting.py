@@ -12,10 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.errors import TrainingRefusedError, listed
-from batch_platform.declaration.model import Model
-from batch_platform.declaration.spec import Features
+from batch_platform.declaration.spec import Features, Model, Predictions
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
@@ -116,7 +114,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     positive: Positive | None = None,
     former: ReferenceProfile | None = None,
     declared: Sequence[Declared] = (Declared(PRIOR, "proportional"),),
-    decide: Decide | None = None,
+    predictions: Predictions | None = None,
 ) -> Fitted:
     """Fit the declared estimator and its declared refinements, and evaluate them.
 
@@ -162,7 +160,9 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         predictor, remarks = fit_estimator(kind, estimator, signature, rows)
         refinements = learner_of(kind, predictor, signature, data, matrix, unseen.kept, evaluated.kept).learn(declared)
         rates, scorer = _rates(refinements), refinements.around(predictor)
-        judged, metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates, decide)
+        judged, metrics, trivial = measured(
+            model, scorer, signature, (kept, evaluated.kept), data.label, rates, predictions
+        )
     return Fitted(
         estimator=estimator,
         signature=signature,
@@ -243,14 +243,14 @@ def measured(  # noqa: PLR0913 - a model and its rows
     rows: tuple[pl.DataFrame, pl.DataFrame],
     label: str | None,
     rates: Sequence[float] = (),
-    decide: Decide | None = None,
+    predictions: Predictions | None = None,
 ) -> tuple[JudgedScores | None, dict[str, float], AgainstBaseline | None]:
     """The scores and the metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
 
     `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
     of each class were sampled. Metrics of decisions are those of the rule, if one is declared.
     """
-    rule = require_rule(decide, signature.task, signature.classes)
+    rule = require_rule(predictions and predictions.decide, signature.task, signature.classes)
     earlier, later = _known(signature, rows[0], label), rows[1]
     judged = scores_of(predictor, signature, later, label)
     if judged is None:

@@ -19,8 +19,7 @@ from batch_platform.declaration.errors import (
     failure_of,
     listed,
 )
-from batch_platform.declaration.model import Challenger
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData

@@ -87,8 +87,7 @@ class Training:
                 refinements = declared(spec)
                 data = data.divided() if holds_out(refinements) else data.undivided()
                 positive, former = self._positive(), self._former_reference
-                decide = spec.predictions.decide
-                fitted = fit(spec.model, spec.features, data, params, positive, former, refinements, decide)
+                fitted = fit(spec.model, spec.features, data, params, positive, former, refinements, spec.predictions)
                 fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
@@ -270,8 +269,9 @@ class Training:
         judged, metrics, trivial = None, dict[str, float](), None
         if data is not None:
             scorer = refinements.around(predictor)
-            rows_of_both, decide = (data.fit, rows.kept), spec.predictions.decide
-            judged, metrics, trivial = measured(spec.model, scorer, signature, rows_of_both, data.label, decide=decide)
+            judged, metrics, trivial = measured(
+                spec.model, scorer, signature, (data.fit, rows.kept), data.label, predictions=spec.predictions
+            )
         fitted = Fitted(
             estimator=imported.source.model,
             signature=signature,

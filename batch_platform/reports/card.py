@@ -4,7 +4,7 @@ The sections follow Mitchell and others, Model Cards for Model Reporting (FAT* 2
 left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
@@ -91,6 +91,7 @@ def card_of(  # noqa: PLR0913 - a version, and what is known of it
         _data(spec, manifest, zone),
         *_metrics(manifest, judged),
         *_calibration(judged),
+        *_refinements(spec, manifest),
         *([served] if served else []),
         _features(manifest),
         _limits(spec, registry, version, manifest),
@@ -228,12 +229,40 @@ def _calibration(judged: JudgedScores | None) -> Iterator[Section]:
     yield Section("Calibration", [sentence], ("score", "mean score", "came true", "rows"), rows)
 
 
-def _features(manifest: Manifest) -> Section:
+def _refinements(spec: PipelineSpec, manifest: Manifest) -> Iterator[Section]:
+    """The facts that were recorded of refinements, and the rule by which rows are decided now."""
     rows = [
-        (column["name"], column["type"], "yes" if column["nullable"] else "no", _values(column))
-        for column in manifest.contract
+        (f"{name}: {words(fact)}", str(value) if isinstance(value, bool) else value)
+        for name, facts in manifest.refinements.items()
+        for fact, value in facts.items()
+        if not isinstance(value, Mapping)
     ]
-    return Section("Features", (), ("feature", "type", "may be missing", "values in training"), rows)
+    rule = spec.predictions.decide
+    sentences = [f"{str(rule)[:1].upper()}{str(rule)[1:]}."] if rule else []
+    if rows or sentences:
+        yield Section("From score to decision", sentences, ("refinement", "value"), rows)
+
+
+def _features(manifest: Manifest) -> Section:
+    """The columns that the model takes; those that move its raw score most come first, if that was measured."""
+    moved: dict[str, float] = manifest.refinements.get("reasons", {}).get("importance", {})
+    columns = sorted(manifest.contract, key=lambda column: -moved.get(column["name"], 0.0))
+    rows = [
+        (
+            column["name"],
+            column["type"],
+            "yes" if column["nullable"] else "no",
+            _values(column),
+            moved.get(column["name"]),
+        )
+        for column in columns
+    ]
+    titles = ("feature", "type", "may be missing", "values in training", "moves the raw score by, on average")
+    return (
+        Section("Features", (), titles, rows)
+        if moved
+        else Section("Features", (), titles[:4], [row[:4] for row in rows])
+    )
 
 
 def _values(column: dict[str, object]) -> str:

@@ -163,7 +163,7 @@ def compile_trees() -> None:
 
     none, leaf = np.zeros(1, np.int64), np.full(1, -1)
     sets = np.zeros((0, 256), np.bool_)
-    tree = Tree(none, np.zeros(1), leaf, leaf, np.zeros(1, np.bool_), np.zeros((1, 1)), leaf, sets)
+    tree = Tree(none, np.zeros(1), leaf, leaf, np.zeros(1, np.bool_), np.zeros((1, 1)), leaf, sets, np.ones(1))
     refused = np.zeros(1, np.bool_)
     flatten(Ensemble(1, [tree], Constant(np.zeros(1)), lambda sums: sums, False, False, refused)).prepare()
     exponentials(np.zeros((1, 1)))  # of its probabilities

@@ -83,6 +83,25 @@ def test_a_version_that_served_nothing_has_a_card_too(pipeline):
     assert "Calibration" not in sections
 
 
+def test_a_card_shows_what_moves_the_score_how_it_is_calibrated_and_how_rows_are_decided(tmp_path):
+    made = small_pipeline(
+        tmp_path,
+        predictions={"reasons": 2, "decide": {"threshold": 0.3}},
+        model={"calibrate": "sigmoid"},
+    )
+    carry_out(made, NOW)
+    sections = {section.title: section for section in written(made).sections}
+    version = made.published_state().registry.champion(NOW)
+    facts = read_manifest(made.home.bundle("small", version.version), version.sha256).refinements
+    importance = facts["reasons"]["importance"]
+    moves = {row[0]: row[-1] for row in sections["Features"].rows}
+    assert moves == importance
+    assert list(moves.values()) == sorted(moves.values(), reverse=True)
+    shown = dict(sections["From score to decision"].rows)
+    assert shown["calibration: brier after"] == facts["calibration"]["brier_after"]
+    assert "0.3" in sections["From score to decision"].sentences[0]
+
+
 def test_declared_texts_are_shown_and_never_become_markup(pipeline):
     card = written(pipeline, ModelCard(intended_use=USE, limits=f"Not for gifts. {HOSTILE}"))
     page, text = card.to_html(), card.to_markdown()

@@ -62,7 +62,9 @@ class Sum:
 
 def bundle(task: str = "binary", classes=(False, True)) -> Bundle:
     described = manifest(task, classes=list(classes))
-    return Bundle("2024-02-01-0a0a0a0a", "ab", described, CONTRACT, Native(partial(Sum, task, len(classes))), REFERENCE)
+    return Bundle(
+        Path("2024-02-01-0a0a0a0a"), "ab", described, CONTRACT, Native(partial(Sum, task, len(classes))), REFERENCE
+    )
 
 
 def rows(amount, items=None, shop=None) -> pl.DataFrame:

@@ -330,6 +330,7 @@ def test_challengers_score_what_the_champion_scored_and_one_that_cannot_says_why
             served.select("score").to_numpy(),
             scored.select("score").to_numpy(),
             (served["prediction"] != scored["prediction"]).to_numpy(),
+            served.height,
         )
         assert scores.agreement.result() == whole.result()
 
@@ -502,7 +503,10 @@ def test_counts_of_a_whole_are_the_merge_of_those_of_its_parts(parts, cut):
     assert whole.samples == tuple(sample for part in parts for sample in part.samples)[:SAMPLES]
 
 
-ROWS_OF_CHALLENGER = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.booleans()), min_size=1, max_size=30)
+MOST_ROWS = 30
+ROWS_OF_CHALLENGER = st.lists(
+    st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.booleans()), min_size=1, max_size=MOST_ROWS
+)
 
 
 def challenger(rows: Sequence[tuple[int, int, bool]], start: int, failure: str = "") -> ChallengerScores:
@@ -511,7 +515,7 @@ def challenger(rows: Sequence[tuple[int, int, bool]], start: int, failure: str =
         return ChallengerScores("linear", len(rows), failure=failure)
     pairs = np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2)
     places = start + np.array([at for at, row in enumerate(rows) if row[2]], dtype=np.int64)
-    agreement = Agreement.of(places, pairs[:, :1], pairs[:, 1:], pairs[:, 0] != pairs[:, 1])
+    agreement = Agreement.of(places, pairs[:, :1], pairs[:, 1:], pairs[:, 0] != pairs[:, 1], MOST_ROWS)
     rejected = len(rows) - len(pairs)
     reasons = {"shop: never seen": rejected} if rejected else {}
     return ChallengerScores("linear", len(rows), len(pairs), reasons, agreement, files=(Path(f"{start}.parquet"),))

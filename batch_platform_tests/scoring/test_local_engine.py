@@ -51,7 +51,7 @@ MODELS: dict[str, Bundle] = {}  # those that are open, by version
 
 def opened(model: Bundle, version: str) -> BundleFolder:
     """A bundle that an engine need not open."""
-    MODELS[version] = replace(model, version=version)
+    MODELS[version] = replace(model, folder=Path(version))
     return BundleFolder(version, Path("no-bundle"), model.sha256, ROWS)
 
 
@@ -157,7 +157,7 @@ def test_an_error_in_the_data_names_pipeline_and_partition(tmp_path, monkeypatch
     frame = table().rename({"amount": "amout"})
     with pytest.raises(
         DataError,
-        match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'.* --period 2024-02-01 trains the model",
+        match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'.*train small --all trains the models",
     ):
         staged([order(tmp_path, frame=frame)], tmp_path / "out")
 

@@ -23,8 +23,7 @@ from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.declaration.model import Model
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Model, PipelineSpec
 from batch_platform.declaration.windows import evaluation_start, serving_periods, training_window
 from batch_platform.features.history import (
     ENTITY,
