@@ -41,9 +41,9 @@ class Decide(Block):
         description="Cost of each wrong decision: `false_positive` and `false_negative`; of several classes, under each true one, of each other.",
         examples=[{"false_positive": 1, "false_negative": 8}],
     )
-    benefit: float | None = Field(default=None, description="What acting on a positive row earns.", examples=[40])
+    benefit: float | None = Field(default=None, gt=0, description="What acting on a positive row earns.", examples=[40])
     cost: float | None = Field(
-        default=None, description="What acting on a row costs. Goes with `benefit`.", examples=[2]
+        default=None, gt=0, description="What acting on a row costs. Goes with `benefit`.", examples=[2]
     )
     top: int | str | None = Field(
         default=None,
@@ -57,14 +57,6 @@ class Decide(Block):
         if value is not None and not 0 < value < 1:
             meant = value / 100 if 2 <= value < 100 else 0.99 if value >= 1 else 0.01  # noqa: PLR2004 - percent
             msg = f"{value:g} is not a probability above 0 and below 1; did you mean {meant:g}?"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("benefit", "cost")
-    @classmethod
-    def _above_zero(cls, value: float | None) -> float | None:
-        if value is not None and value <= 0:
-            msg = f"{value:g} is not above 0"
             raise ValueError(msg)
         return value
 

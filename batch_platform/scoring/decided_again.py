@@ -9,7 +9,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -21,13 +20,11 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
 from batch_platform.models.refinements.decision import decision_column
 from batch_platform.models.registry import Version
-from batch_platform.monitoring.catalogue import read_values
 from batch_platform.monitoring.decisions import fitting_rule
 from batch_platform.monitoring.measure import ScoredPart
 from batch_platform.monitoring.measures.challengers import (
     CHALLENGERS,
     SCORES,
-    ChallengerRun,
     StagedChallenger,
     read_challenger_runs,
 )
@@ -47,11 +44,8 @@ class DecidedAgain:
     """A partition whose scores stand, and its staged rows with the decisions of the present rule."""
 
     partition: Partition
-    standing: ScoreRun
-    run: ScoreRun  # row of the ledger that takes its place
-    predictions: Path
-    rejected: Path
-    challengers: Sequence[tuple[ChallengerRun, Sequence[Path]]]  # without files where it failed
+    scores: StagedScores
+    challengers: Sequence[StagedChallenger]  # without files where it failed
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,9 @@ class DecidingRun:
                 members = [member for member in group if isinstance(member, DecidedAgain)]
                 outcomes.extend(one_by_one_at_need(members, self._commit, attrgetter("partition")))
 
-            for member in in_groups(staged, lambda it: None if isinstance(it, Unscored) else it.run.rows_in, commit):
+            for member in in_groups(
+                staged, lambda it: None if isinstance(it, Unscored) else it.scores.run.rows_in, commit
+            ):
                 yield member if isinstance(member, Unscored) else outcomes.popleft()
 
     def _staged(
@@ -85,7 +81,7 @@ class DecidingRun:
         declared, versions = spec.predictions.decide, self.of.commits.versions
         run = replace(standing, decision_rule=self.of.decision_rule, run_id=stamp.run_id, started_at=stamp.now())
         predictions, rejected = self.folder / f"{key}.predictions.parquet", self.folder / f"{key}.rejected.parquet"
-        challengers = list[tuple[ChallengerRun, Sequence[Path]]]()
+        challengers, in_files = list[StagedChallenger](), self.of.in_files
         try:
             with storage_explained(spec.name, PREDICTIONS, [key]):
                 self._write(con, predictions, PREDICTIONS.view, key, declared, versions[run.model_version])
@@ -101,12 +97,15 @@ class DecidingRun:
                             column = "prediction" if own is None else DECISION
                             flipped = differing([predictions], files, spec.features.key, column)
                             again = replace(again, decisions_flipped=flipped / scored.rows_scored)
-                    challengers.append((again, files))
+                    of_table = in_files(run, CHALLENGER_SCORES, files, challenger=scored.challenger)
+                    challengers.append(StagedChallenger(again, files, of_table))
+                of_table = in_files(run, PREDICTIONS, [predictions])
+                scores = StagedScores([predictions], [rejected], run, standing.seq, of_table)
         except BatchPlatformError as error:
             if not error.of_one_partition:
                 raise
             return Unscored(partition, error)
-        return DecidedAgain(partition, standing, run, predictions, rejected, challengers)
+        return DecidedAgain(partition, scores, challengers)
 
     def _write(  # noqa: PLR0913 - the rows, and how they are decided
         self,
@@ -138,58 +137,21 @@ class DecidingRun:
 
     def _commit(self, group: Sequence[DecidedAgain]) -> list[Committed]:
         """Commit partitions together with the scores of their challengers; what was measured of the scores stays."""
-        run, values = self.of, dict[str, dict[str, Any]]()
-        parts = {member.run.partition_key: ScoredPart(challengers=self._challengers(member)) for member in group}
-
-        def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            commits = run.commits_of(runs)
-            note(con, CHALLENGERS.replace_in(con, commits, parts))
-            values.update(read_values(con, commits))
-            run.settle(con, runs)
-
-        scores = [
-            StagedScores(
-                predictions=[member.predictions],
-                rejected=[member.rejected],
-                run=member.run,
-                seen_seq=member.standing.seq,
-                files=run.in_files(member.run, PREDICTIONS, [member.predictions]),
-            )
-            for member in group
-        ]
-        runs = run.warehouse.commit_scores(
-            run.history.spec.name,
-            scores,
+        parts = {member.partition.key: ScoredPart(challengers=member.challengers) for member in group}
+        runs, values = self.of.commit(
+            [member.scores for member in group],
+            lambda con, commits: note(con, CHALLENGERS.replace_in(con, commits, parts)),
             may_empty=True,
-            clock=run.stamp.now,
-            clear=run.clear,
-            in_transaction=in_transaction,
         )
-        for member in group:
-            for file in (
-                member.predictions,
-                member.rejected,
-                *(file for _, files in member.challengers for file in files),
-            ):
+        tasks = {name: version.task for name, version in self.of.commits.versions.items()}
+        committed = list[Committed]()
+        for member, run in zip(group, runs, strict=True):
+            beside = (file for challenger in member.challengers for file in challenger.paths)
+            for file in (*member.scores.predictions, *member.scores.rejected, *beside):
                 file.unlink()
-        tasks = {name: version.task for name, version in run.commits.versions.items()}
-        return [
-            Committed(
-                member.partition,
-                committed,
-                skipped=False,
-                measures=values.get(committed.partition_key, {}),
-                task=tasks[committed.model_version],
-            )
-            for member, committed in zip(group, runs, strict=True)
-        ]
-
-    def _challengers(self, member: DecidedAgain) -> list[StagedChallenger]:
-        in_files, run = self.of.in_files, member.run
-        return [
-            StagedChallenger(scored, files, in_files(run, CHALLENGER_SCORES, files, challenger=scored.challenger))
-            for scored, files in member.challengers
-        ]
+            measures, task = values[run.partition_key], tasks[run.model_version]
+            committed.append(Committed(member.partition, run, skipped=False, measures=measures, task=task))
+        return committed
 
 
 def _with_decisions(rows: pa.Table, declared: Decide, version: Version) -> pa.Table:

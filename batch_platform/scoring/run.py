@@ -267,32 +267,51 @@ class ScoringRun:
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:
         return one_by_one_at_need(group, self._commit_together, lambda member: member[0].partition)
 
-    def commits_of(self, runs: Sequence[ScoreRun]) -> Commits:
-        """Committed partitions, and what is known beside them."""
-        return replace(self.commits, runs=runs, reference_of=self._reference)
+    def commit(
+        self,
+        scores: Sequence[StagedScores],
+        measure: Callable[[duckdb.DuckDBPyConnection, Commits], None],
+        known: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        may_empty: bool,
+    ) -> tuple[list[ScoreRun], dict[str, dict[str, Any]]]:
+        """Commit staged rows and what is measured of them in one transaction.
 
-    def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
-        parts = {due.partition.key: self._part(due, staged) for due, staged in group}
-        values, known = dict[str, dict[str, Any]](), staged_values(parts)
-        began = perf_counter()
+        Returns:
+            The ledger rows that stand, and the values of the measures by partition key; `known` are the values known before.
+        """
+        values = dict[str, dict[str, Any]]()
+
+        def commits_of(runs: Sequence[ScoreRun]) -> Commits:
+            return replace(self.commits, runs=runs, reference_of=self._reference)
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-            commits = self.commits_of(runs)
-            replace_measures(con, commits, parts)
+            commits = commits_of(runs)
+            measure(con, commits)
             values.update(read_values(con, commits, known))
             self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
-            [self._scores(due, staged) for due, staged in group],
-            may_empty=self.force,
+            scores,
+            may_empty=may_empty,
             clock=self.stamp.now,
             clear=self.clear,
             in_transaction=in_transaction,
         )
         if others := [run for run in runs if run.partition_key not in values]:
             with self.warehouse.open() as con:
-                values.update(read_values(con, self.commits_of(others)))
+                values.update(read_values(con, commits_of(others)))
+        return runs, values
+
+    def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
+        parts, began = {due.partition.key: self._part(due, staged) for due, staged in group}, perf_counter()
+        runs, values = self.commit(
+            [self._scores(due, staged) for due, staged in group],
+            lambda con, commits: replace_measures(con, commits, parts),
+            staged_values(parts),
+            may_empty=self.force,
+        )
         seconds = (perf_counter() - began) / len(group)
         for _, staged in group:
             for file in staged.files:

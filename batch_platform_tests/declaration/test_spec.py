@@ -640,7 +640,7 @@ def test_a_schedule_that_has_not_five_fields_is_refused(written):
         ({"costs": {"false_positiv": 1, "false_negative": 8}}, "did you mean 'false_positive'?"),
         ({"costs": {"false_positive": 1}}, "costs: has 'false_positive'; give a number as false_positive and false_negative"),
         ({"costs": {}}, "costs: has no costs"),
-        ({"benefit": 0, "cost": 1}, "benefit: 0 is not above 0"),
+        ({"benefit": 0, "cost": 1}, "benefit\n  Input should be greater than 0"),
         ({"benefit": 2, "cost": 2}, "acting on a row would never pay: `cost` (2) must be below `benefit` (2)"),
         ({"benefit": 2}, "`benefit` and `cost` belong together"),
         ({"threshold": 0.3, "top": 5}, "give exactly one of `threshold`, `costs`, `benefit` (with `cost`) and `top`; there are threshold, top"),

@@ -8,7 +8,6 @@ depend on the other rows. Every engine does so in the same place, so that champi
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -106,29 +105,17 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A predictor with one refinement more."""
-
-    predictor: Predictor
-    applied: Applied
-
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        refine = self.applied.refinement.refine
-        predictor = self.predictor
-        return predictor.predict(matrix) if refine is None else refine(self.applied.learned, predictor, matrix)
-
-
-@dataclass(frozen=True)
 class Refined:
-    """A model with its refinements; as safe to call from several threads as the model."""
+    """A model with its refinements, at least one; as safe to call from several threads as the model."""
 
     model: Predictor
     applied: tuple[Applied, ...]
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return the refined output: probabilities [rows, classes], otherwise values [rows]."""
-        refining = (applied for applied in self.applied if applied.refinement.refine is not None)
-        return reduce(_Step, refining, self.model).predict(matrix)
+        *before, last = self.applied
+        predictor, refine = refined(self.model, before), last.refinement.refine
+        return predictor.predict(matrix) if refine is None else refine(last.learned, predictor, matrix)
 
 
 def refined(model: Predictor, applied: Sequence[Applied]) -> Predictor:
