@@ -30,7 +30,6 @@ from batch_platform.declaration.functions import import_function, parameters_of,
 from batch_platform.declaration.inputs import WEIGHT, Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import DatedSources, Taken, instant
-from batch_platform.features.label_windows import LABEL_BYTES, labels_within
 from batch_platform.features.lake import (
     BATCH_ROWS,
     FileWriter,
@@ -56,6 +55,7 @@ from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.sources.spark_table import only_spark_reads
 from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.windows import WINDOW_BYTES, rows_within
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
@@ -245,9 +245,12 @@ class FeatureBuilder:
         return [name for name in self.sources.in_duckdb if not names or name in names]
 
     @contextmanager
-    def session(self, *, spill: Path | None = None, labels: bool = False) -> Generator["FeatureSession"]:
+    def session(
+        self, *, spill: Path | None = None, labels: bool = False, ahead: Sequence[Partition] = ()
+    ) -> Generator["FeatureSession"]:
         """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
 
+        The partitions that will be built, oldest first, are `ahead`: one query reads many of them where `rows_within` can.
         Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see
         `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
         """
@@ -257,7 +260,10 @@ class FeatureBuilder:
                 on_spark = stack.enter_context(SparkFeatures(self.spec, self.sources, self.query, spill))
             names = self.opened(self.label_sources if labels else self.built_from)
             yield FeatureSession(
-                self, lambda first: stack.enter_context(self.sources.connect(first, names=names, spill=spill)), on_spark
+                self,
+                lambda first: stack.enter_context(self.sources.connect(first, names=names, spill=spill)),
+                on_spark,
+                ahead,
             )
 
 
@@ -269,13 +275,18 @@ class FeatureSession:
         builder: FeatureBuilder,
         connect: Callable[[Partition], SourceConnection],
         on_spark: SparkFeatures | None = None,
+        ahead: Sequence[Partition] = (),
     ) -> None:
-        """Open nothing yet; `connect` opens the sources, whose views first show a partition."""
+        """Open nothing yet; `connect` opens the sources, whose views first show a partition. For `ahead` see `session`."""
         self._builder, self._connect, self._on_spark = builder, connect, on_spark
         self._con: SourceConnection | None = None
         self._at: Partition | None = None  # what the views show; None if they may show several partitions
         self._read_last: Partition | None = None
         self._swept = False
+        self._ahead, self._several = ahead if len(ahead) > 1 else (), 2
+        # Rows that were read together, by partition, and what they were read from.
+        self._held: dict[str, pa.Table] = {}
+        self._held_from: tuple[dict[str, str], SourceConnection] | None = None
 
     @property
     def engine_page(self) -> str:
@@ -331,19 +342,18 @@ class FeatureSession:
     ) -> Iterator[Callable[[], pl.DataFrame]]:
         """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
 
-        One query reads many of them where `labels_within` can, up to LABEL_BYTES if they resemble those before. Others are
+        One query reads many of them where `rows_within` can, up to WINDOW_BYTES if they resemble those before. Others are
         read by `alone`.
         """
         spec, query, at, several = self._builder.spec, self._builder.labels_query, 0, 2
         while query is not None and spec.labels is not None and at < len(partitions):
-            some, frames = partitions[at : at + several], None
+            some, tables, columns = partitions[at : at + several], None, [*spec.features.key, *spec.labels.columns]
             with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
-                frames = labels_within(query, self._moved(some[0]), some, [*spec.features.key, *spec.labels.columns])
-            if frames is None:
+                tables = rows_within(query, self._moved(some[0]), some, columns, columns)
+            if tables is None:
                 break
-            size = sum(frame.estimated_size() for frame in frames)
-            yield from map(partial(partial, self._known), some, frames)
-            at, several = at + len(some), 2 * several if 2 * size <= LABEL_BYTES else max(1, several // 2)
+            yield from map(partial(partial, self._known), some, map(pl.DataFrame, tables))
+            at, several = at + len(some), _how_many_next(several, tables)
         yield from map(partial(partial, alone), partitions[at:])
 
     def _known(self, partition: Partition, frame: pl.DataFrame) -> pl.DataFrame:
@@ -457,6 +467,9 @@ class FeatureSession:
             with self._spark.batches(partition, lambda: self._moved(partition)) as made:
                 yield made
             return
+        if sort and (held := self._read_together(query, partition)) is not None:
+            yield of_full_size(iter(held.to_batches())), held.schema
+            return
         con = self._moved(partition)
         with ExitStack() as stack:
             stack.enter_context(query.limited(con))
@@ -465,6 +478,28 @@ class FeatureSession:
                 reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
             rows = _explained(reader, query, partition)
             yield rows if sort else of_full_size(rows), reader.schema
+
+    def _read_together(self, query: Query, partition: Partition) -> pa.Table | None:
+        """The rows of a partition by a query for many of those ahead; None if they have to be read alone.
+
+        Rows from before a source changed are read again: a build never records a newer version than that of its rows.
+        """
+        if partition not in self._ahead:
+            return None
+        with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
+            # The versions are read before the rows, which may be newer than their version and never older.
+            held_from = self._builder.sources.versions(partition, self._builder.built_from), self._opened(partition)
+            if partition.key in self._held and held_from == self._held_from:
+                return self._held.pop(partition.key)
+            start = self._ahead.index(partition)
+            some = self._ahead[start : start + self._several]
+            tables = rows_within(query, self._moved(partition), some, self._builder.spec.features.key)
+            if tables:
+                self._held_from, self._several = held_from, _how_many_next(len(tables), tables)
+                self._held = {ahead.key: table for ahead, table in zip(some, tables, strict=False)}
+                return self._held.pop(partition.key)
+        self._ahead, self._held = (), {}
+        return None
 
     def require_valid(self, partition: Partition, columns: Sequence[str]) -> None:
         """Let Spark try its SQL for a partition without reading a row; it must give these columns.
@@ -530,6 +565,11 @@ class FeatureSession:
             con.move(partition)
             self._at = partition
         return con
+
+
+def _how_many_next(several: int, tables: Sequence[pa.Table]) -> int:
+    """The number of partitions to read together after these, if the next ones resemble them."""
+    return 2 * several if 2 * sum(table.nbytes for table in tables) <= WINDOW_BYTES else max(1, several // 2)
 
 
 def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:

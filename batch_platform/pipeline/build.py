@@ -69,7 +69,8 @@ class FeatureStep:
         What does not fit into memory is put into the folder `spill`.
         """
         taken: dict[str, Fingerprints] | None = None  # before the first build, so that they hold no row that it lacks
-        with self.history.builder.session(spill=spill) as session:
+        ahead = [partition for partition in partitions if partition.key in due]
+        with self.history.builder.session(spill=spill, ahead=ahead) as session:
             for partition in partitions:
                 if partition.key not in due:
                     if ("features", partition.key) in self.state.failures:

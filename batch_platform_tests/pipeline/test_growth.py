@@ -21,19 +21,19 @@ LENGTHS = (12, 36)  # hours that are scored before
 def counted(monkeypatch):
     """Counts the rows of the ledgers that become objects, the comparisons of these, and the queries of labels."""
     counts = Counter[str]()
-    read, query = ledger.read_records, build.labels_within
+    read, query = ledger.read_records, build.rows_within
 
     def read_records(con, record, rows, values):
         records = read(con, record, rows, values)
         counts[record.__name__] += len(records)
         return records
 
-    def labels_within(*arguments):
+    def rows_within(*arguments):
         counts["labels"] += 1
         return query(*arguments)
 
     monkeypatch.setattr(ledger, "read_records", read_records)
-    monkeypatch.setattr(build, "labels_within", labels_within)
+    monkeypatch.setattr(build, "rows_within", rows_within)
     for record in LEDGERS:
         same = record.__eq__
 

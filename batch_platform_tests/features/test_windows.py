@@ -1,4 +1,4 @@
-"""Labels read for many partitions at once: the same rows as a query for each partition gives, or a query for each."""
+"""Rows read for many partitions at once: the same as a query for each partition gives, or a query for each."""
 
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -7,11 +7,17 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import DataError, SourceError
-from batch_platform.features import build
+from batch_platform.features import build, windows
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.small_pipeline import LABELS_SQL, small_events, small_spec, write_small_project
+from batch_platform_tests.harness.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_SQL,
+    small_events,
+    small_spec,
+    write_small_project,
+)
 
 WITHIN = "ts >= $partition_start AND ts < $partition_end"
 DAYS = 20
@@ -27,7 +33,7 @@ class Labels:
         calendar = self.spec.partitions.calendar
         self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
         self.queries, self.alone = 0, list[str]()
-        monkeypatch.setattr(build, "labels_within", self._counted(build.labels_within))
+        monkeypatch.setattr(build, "rows_within", self._counted(build.rows_within))
 
     def _counted(self, read):
         def counted(*arguments):
@@ -178,7 +184,7 @@ def test_a_query_that_fails_for_a_partition_is_told_of_that_partition(labels):
 
 
 def test_memory_bounds_how_many_partitions_are_read_together(labels, monkeypatch):
-    monkeypatch.setattr(build, "LABEL_BYTES", 40 * 8 * 5)  # less than five days take
+    monkeypatch.setattr(build, "WINDOW_BYTES", 40 * 8 * 5)  # less than five days take
     read = labels()
     assert same(read.together(), read.one_by_one())
     assert DAYS // 5 < read.queries < DAYS
@@ -211,3 +217,116 @@ def test_partitions_out_of_order_are_read_one_by_one(labels):
     read.partitions.reverse()
     assert same(read.together(), read.one_by_one())
     assert not read.queries
+
+
+class Features:
+    """The feature files of days, by one query for many of them and by one for each."""
+
+    def __init__(self, folder, monkeypatch, sql=FEATURES_SQL, events=None, **spec):
+        write_small_project(folder, events=events, features_sql=sql)
+        self.spec, self.folder = small_spec(**spec), folder
+        self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
+        calendar = self.spec.partitions.calendar
+        self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
+        self.queries = 0
+        monkeypatch.setattr(build, "rows_within", self._counted(build.rows_within))
+
+    def _counted(self, read):
+        def counted(*arguments):
+            tables = read(*arguments)
+            self.queries += bool(tables)
+            return tables
+
+        return counted
+
+    def together(self, before=lambda _: None):
+        """The bytes of the file of each partition, or the error; `before` is called with each partition ahead of it."""
+        with self.builder.session(ahead=self.partitions) as session:
+            return [self._written(session, day, before) for day in self.partitions]
+
+    def one_by_one(self):
+        """The same by a query for each."""
+        with self.builder.session() as session:
+            return [self._written(session, day, lambda _: None) for day in self.partitions]
+
+    def _written(self, session, partition, before):
+        before(partition)
+        written = _outcome(lambda: session.write(partition, self.folder / "lake"))
+        return written if isinstance(written, str) else (written.sha256, written.columns)
+
+
+@pytest.fixture
+def features(tmp_path, monkeypatch):
+    return lambda *args, **spec: Features(tmp_path, monkeypatch, *args, **spec)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        FEATURES_SQL,
+        f"SELECT * EXCLUDE (returned) FROM events WHERE {WITHIN} ORDER BY amount DESC;",
+        f"""SELECT id, ts, extract(hour FROM ts) AS hour, amount::DECIMAL(9, 2) AS amount, [items, 1] AS list, NULL AS nothing,
+        {{'shop': shop, 'items': items}} AS place, encode(shop) AS bytes
+        FROM events WHERE {WITHIN}""",
+        f"""WITH shops AS (SELECT shop, max(amount) AS most FROM events GROUP BY shop)
+        SELECT id, ts, amount / most AS part FROM events LEFT JOIN shops USING (shop) WHERE {WITHIN}""",
+        f"SELECT id, ts, amount FROM events WHERE {WITHIN} AND extract(day FROM ts) % 3 > 0",
+    ],
+)
+def test_one_query_writes_the_features_of_many_partitions_byte_for_byte_as_a_query_for_each_does(features, sql):
+    read = features(sql)
+    written = read.together()
+    assert written == read.one_by_one()
+    assert not any(isinstance(outcome, str) for outcome in written)
+    assert read.queries == 4  # of 2, 4, 8 and 6 partitions
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"SELECT id, ts, lag(amount) OVER (ORDER BY ts) AS before FROM events WHERE {WITHIN}",
+        f"SELECT id, ts, (SELECT count(*) FROM events WHERE ts < $partition_start) AS n FROM events WHERE {WITHIN}",
+        f"SELECT id, any_value(ts) AS ts, sum(items) AS items FROM events WHERE {WITHIN} GROUP BY id",
+    ],
+)
+def test_where_the_sql_proves_nothing_the_features_of_each_partition_have_their_own_query(features, sql):
+    read = features(sql)
+    assert read.together() == read.one_by_one()
+    assert not read.queries
+
+
+def test_an_error_in_the_features_of_a_partition_names_it_and_leaves_the_others(features):
+    events = small_events()
+    read = features(events=pl.concat([events, events.filter(pl.col("id") == 130)]))
+    outcomes = read.together()
+    assert outcomes == read.one_by_one()
+    assert [at for at, outcome in enumerate(outcomes) if isinstance(outcome, str)] == [3]
+    assert "partition 2024-01-04: keys occur more than once" in outcomes[3]
+
+
+def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features, tmp_path):
+    read, changed = features(), small_events().with_columns(pl.col("amount") * 2)
+
+    def before(partition):
+        if partition == read.partitions[9]:
+            changed.write_parquet(tmp_path / "events.parquet")
+
+    outcomes, as_changed = read.together(before), read.one_by_one()
+    assert outcomes[9:] == as_changed[9:]
+    assert all(outcome != other for outcome, other in zip(outcomes[:9], as_changed[:9], strict=True))
+
+
+@pytest.mark.parametrize(("most", "queries"), [(3 * 40, 10), (40, 20), (39, 0)])
+def test_features_read_together_have_no_more_rows_than_a_batch(features, monkeypatch, most, queries):
+    monkeypatch.setattr(windows, "BATCH_ROWS", most)
+    read = features()
+    assert read.together() == read.one_by_one()
+    assert read.queries == queries
+
+
+def test_a_partition_that_is_left_out_leaves_the_features_of_those_read_with_it(features):
+    read = features()
+    with read.builder.session(ahead=read.partitions) as session:
+        written = [session.write(day, read.folder / "lake").sha256 for day in read.partitions[::3]]
+    assert written == [sha256 for sha256, _ in read.one_by_one()][::3]
+    assert read.queries == 4

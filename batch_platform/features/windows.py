@@ -1,6 +1,6 @@
-"""The labels of many partitions by one query, where the SQL proves that it gives what one query for each partition gives.
+"""The rows of many partitions by one query, where the SQL proves that it gives what one query for each partition gives.
 
-It does where `labels.sql` is one plain SELECT whose parameters only filter its rows by one time, `time >= $partition_start
+It does where the SQL is one plain SELECT whose parameters only filter its rows by one time, `time >= $partition_start
 AND time < $partition_end`: what it reads is then the same for every partition, each of its rows is made from one row that it
 reads, and the time of that row says in which partition it is.
 """
@@ -11,28 +11,37 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import polars as pl
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.features.lake import BATCH_ROWS
 from batch_platform.features.query import Query, nodes, parsed
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 
-LABEL_BYTES = 64 << 20  # bytes of labels that are read together
-_TIME, _AT = "__time_of_row", "__partition"
+WINDOW_BYTES = 64 << 20  # bytes of rows that are read together
+_TIME = "__time_of_row"
 _COMPARED = {"partition_start": "COMPARE_GREATERTHANOREQUALTO", "partition_end": "COMPARE_LESSTHAN"}
 _OF_MANY_ROWS = ("group_expressions", "group_sets", "having", "qualify")  # parts of a SELECT
 _INSTANTS = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # types that DuckDB compares with an instant as instants
 
 
-def labels_within(
-    query: Query, con: SourceConnection, partitions: Sequence[Partition], columns: Sequence[str]
-) -> list[pl.DataFrame] | None:
-    """Read columns of a query's rows for partitions as `Query.run` gives them for each.
+def rows_within(
+    query: Query,
+    con: SourceConnection,
+    partitions: Sequence[Partition],
+    order: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> list[pa.Table] | None:
+    """Read a query's rows for partitions as `Query.run` gives them for each, in the order of some columns.
 
-    None where nothing proves that one query gives the same, or the partitions are not in order of time. Raises what
-    `Query.run` raises.
+    Without `columns` all are read, but only of so many of the first partitions that they have no more rows than a batch, and
+    so need no more memory: perhaps of none. None where nothing proves that one query gives the same, or the partitions are
+    not in order of time. Raises what `Query.run` raises.
     """
     select = _with_time(query.text)
     tables = [(con.sources.kind(name), con.table(name, partitions[0])) for name in con.names]
@@ -42,19 +51,31 @@ def labels_within(
     window = Partition(f"{partitions[0].key} to {partitions[-1].key}", partitions[0].start, partitions[-1].end)
     with query.limited(con), query.explained(window):
         rows = con.duckdb.sql(f"FROM ({select})", params=query.bound(window))
-        query.require_columns(rows.columns, columns)
+        query.require_columns(rows.columns, order)
         if str(rows.types[-1]) not in _INSTANTS:
             return None
-        named = ", ".join(map(quoted, columns))
-        at = f"epoch_us(CAST({_TIME} AS TIMESTAMPTZ)) AS {_TIME}"
-        frame = rows.select(f"{named}, {at}").order(named).pl()
+        if columns is not None or _count(rows) <= BATCH_ROWS:
+            named = ", ".join(map(quoted, columns or rows.columns[:-1]))
+            at = f"epoch_us(CAST({_TIME} AS TIMESTAMPTZ)) AS {_TIME}"
+            table = rows.select(f"{named}, {at}").order(", ".join(map(quoted, order))).to_arrow_table()
+            return _divided(table.drop_columns(_TIME), table[_TIME].to_numpy(), partitions)
+    return rows_within(query, con, partitions[: len(partitions) // 2], order) if len(partitions) > 1 else []
+
+
+def _count(rows: duckdb.DuckDBPyRelation) -> int:
+    ((count,),) = rows.aggregate("count(*)").fetchall()
+    return int(count)
+
+
+def _divided(table: pa.Table, times: NDArray[np.int64], partitions: Sequence[Partition]) -> list[pa.Table]:
+    """Divide rows by their times, in microseconds since 1970, among partitions; rows between these are in none."""
     bounds = [(partition.start.timestamp(), partition.end.timestamp()) for partition in partitions]
-    starts, ends = (pl.Series([round(bound * 1e6) for bound in side]) for side in zip(*bounds, strict=True))
-    at = (starts.search_sorted(frame[_TIME], side="right").cast(pl.Int64) - 1).alias(_AT)
-    frame = frame.select(*columns, at).filter(frame[_TIME] < ends.gather(at))  # rows between partitions are in none
-    of_partition = frame.partition_by(_AT, as_dict=True, maintain_order=True, include_key=False)
-    nothing = frame.drop(_AT).clear()
-    return [of_partition.get((number,), nothing) for number in range(len(partitions))]
+    starts, ends = (np.array([round(bound * 1e6) for bound in side]) for side in zip(*bounds, strict=True))
+    at = np.searchsorted(starts, times, side="right") - 1
+    at[times >= ends[at]] = len(partitions)
+    table = table.take(np.argsort(at, kind="stable"))
+    counts = np.bincount(at, minlength=len(partitions) + 1)[:-1]
+    return [table.slice(end - rows, rows) for end, rows in zip(np.cumsum(counts), counts, strict=True)]
 
 
 @lru_cache(maxsize=64)
