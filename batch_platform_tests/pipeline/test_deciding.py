@@ -331,6 +331,23 @@ def test_the_rows_that_are_selected_have_reasons_and_no_others_also_under_anothe
         assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
+def test_reasons_follow_the_declaration_of_now_whatever_it_was_when_the_model_was_trained(tmp_path):
+    weekly = {"model": {"train": {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}}}
+    later = datetime(2024, 2, 20, 12, tzinfo=UTC)
+    of_decisions = {"decide": {"top": 5}, "reasons": {"count": 2, "of": "decisions"}}
+    carry_out(small_pipeline(tmp_path, predictions=of_decisions, **weekly), later)
+    above = {"decide": {"threshold": 0.3}, "reasons": {"count": 1, "above": 0.5}}
+    pipeline = small_pipeline(tmp_path, predictions=above, **weekly)
+    stale = make_plan(pipeline.spec, pipeline.state(), PlanRequest(later)).stale
+    assert set(stale) == set(pipeline.state().scores)
+    carry_out(pipeline, later, "again")
+    scores = rows(pipeline)
+    assert scores["model_version"].n_unique() > 1
+    assert scores["reasons"].is_not_null().to_list() == (scores["score"] > 0.5).to_list()
+    assert set(scores["reasons"].drop_nulls().list.len()) == {1}
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(later)).items == []
+
+
 def three_classes(tmp_path: Path, costs: dict[str, Any] | None) -> Pipeline:
     labels = "SELECT id, CASE WHEN returned THEN 'back' WHEN items > 4 THEN 'kept' ELSE 'lost' END AS fate FROM events WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL"
     rule = {} if costs is None else {"decide": {"costs": costs}}
