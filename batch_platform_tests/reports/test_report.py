@@ -19,10 +19,10 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import Chart, charts_of
+from batch_platform.reports.drift import read_drift_figures
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.report import html
-from batch_platform.reports.drift import read_drift_figures
 from batch_platform.reports.segments import RATES, drift_levels, gaps_of, score_shifts
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
@@ -236,7 +236,9 @@ def test_drift_that_was_not_judged_is_no_alarm(pipeline):
     monitoring = pipeline.spec.monitoring.model_copy(update={"drift": None})
     with open_published(pipeline.home) as published, duckdb.connect() as con:
         con.execute("CREATE SCHEMA small")
-        con.register("measured", published.sql("SELECT * REPLACE (NULL::TEXT AS level) FROM small.drift").to_arrow_table())
+        con.register(
+            "measured", published.sql("SELECT * REPLACE (NULL::TEXT AS level) FROM small.drift").to_arrow_table()
+        )
         con.execute("CREATE TABLE small.drift AS FROM measured")
         window = read_figures(published, pipeline.spec, FIRST, LAST).window
         drift = read_drift_figures(con, "small", monitoring.drift, window, BERLIN)
