@@ -172,8 +172,8 @@ def _check_labels(pipeline: Pipeline, due: Sequence[Partition], now: datetime) -
     spec, builder = pipeline.spec, pipeline.builder
     labelled = [partition for partition in due if not builder.awaited_label_sources(partition)][-1:]
     for partition in labelled or [partition for partition in due if matures(spec, partition) <= now][-1:]:
-        label = [spec.labels.column] if spec.labels else []
-        _try_query(pipeline, builder.labels_query, partition, builder.label_sources, label)
+        columns = spec.labels.columns if spec.labels else []
+        _try_query(pipeline, builder.labels_query, partition, builder.label_sources, columns)
 
 
 def _without_sources(pipeline: Pipeline, due: Sequence[Partition]) -> dict[str, SourceError]:

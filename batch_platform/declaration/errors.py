@@ -133,7 +133,7 @@ def first_few(names: Sequence[str], separator: str = ", ") -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun, such as "1 partition" or "2,000 entities"."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith(("ty", "ry")) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

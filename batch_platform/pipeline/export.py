@@ -23,7 +23,9 @@ from batch_platform.warehouse.sql import folded, literal, quoted
 from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 # How DuckDB writes a file, by its ending.
-FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", ".csv": "FORMAT csv, HEADER"}
+CSV = ".csv"
+FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", CSV: "FORMAT csv, HEADER"}
+NESTED = {"list", "array", "struct", "map"}  # types of DuckDB that CSV lacks
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def export(
         aside = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
             con.execute(f"SET temp_directory = {literal(str(aside) + '.spill')}")
+            query = _flat(con, query) if path.suffix.lower() == CSV else query
             copied = f"COPY ({query}) TO {literal(str(aside))} ({FORMATS[path.suffix.lower()]})"
             ((rows,),) = con.execute(copied).fetchall()
             aside.replace(path)
@@ -96,6 +99,14 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         msg = f"{path} exists already."
         raise WrongUseError(msg, hint="--overwrite replaces it, or choose another name.")
+
+
+def _flat(con: duckdb.DuckDBPyConnection, query: str) -> str:
+    """A query whose lists and structs are JSON, which CSV has no types for."""
+    rows = con.sql(query)
+    nested = [name for name, type_ in zip(rows.columns, rows.types, strict=True) if type_.id in NESTED]
+    replaced = ", ".join(f"to_json({quoted(name)}) AS {quoted(name)}" for name in nested)
+    return f"SELECT * REPLACE ({replaced}) FROM ({query})" if nested else query
 
 
 def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, ScoreRun], *, features: bool) -> str:

@@ -19,7 +19,7 @@ from batch_platform.features.history import History, never_learned_from
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.refinements.interval import INTERVAL
+from batch_platform.models.refinements.interval import INTERVAL, correlation_by_widths
 from batch_platform.models.registry import Registry, Version, has_seen
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
 from batch_platform.monitoring.measure import Intervals, ScoredPartition
@@ -127,5 +127,7 @@ class Measuring:
         with suppress(IntegrityError, WrongUseError):
             manifest = read_manifest(self.history.home.bundle(model.pipeline, model.version), model.sha256)
             facts = manifest.refinements.get(INTERVAL.name)
-            return None if facts is None else Intervals(facts["level"], facts["correlation"])
+            if facts is not None:
+                correlation = max(facts["correlation"], correlation_by_widths(facts["rows"]))
+                return Intervals(facts["level"], correlation)
         return None

@@ -9,7 +9,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
-from batch_platform.monitoring.drift import OUTSIDE_MATTERS, SURPRISE, UNUSUAL, ColumnDrift
+from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
 from batch_platform.monitoring.measures.drift import COLUMNS
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
@@ -49,10 +49,10 @@ def read_drift_figures(
     con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, span: Span, zone: ZoneInfo
 ) -> DriftFigures | None:
     """Read the drift of a span from the baseline that is judged; None where it was not measured."""
-    bounds = declared or Drift()
+    baseline = (declared or Drift()).baseline
     if not has_table(con, pipeline, COLUMNS):
         return None
-    rows = _rows(con, pipeline, declared, bounds, span)
+    rows = _rows(con, pipeline, baseline, span)
     if not rows.height:
         return None
     every, periods = _periods(span, zone)
@@ -83,29 +83,17 @@ def read_drift_figures(
         worst.append(Drifted(name, row["partition_key"], _sentence(row, count, partitions)))
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
-    return DriftFigures(bounds.baseline, every, cells, worst, of_columns.height, alarming.height, unjudged)
+    return DriftFigures(baseline, every, cells, worst, of_columns.height, alarming.height, unjudged)
 
 
-def _rows(
-    con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, bounds: Drift, span: Span
-) -> pl.DataFrame:
-    """Read each column of each partition beside the baseline, with its alarm as it was judged, else by the defaults."""
+def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, baseline: Baseline, span: Span) -> pl.DataFrame:
+    """Read each column of each partition beside the baseline, with its alarm; a column that was not judged has none."""
     query = f"""
-        SELECT *, CASE WHEN $judged THEN coalesce(level IN ('warn', 'fail'), false)
-            ELSE unusual >= $warn AND p_value < {SURPRISE} END AS alarm
-        FROM (
-            SELECT {selected(ColumnDrift)},
-                greatest(0, {UNUSUAL}) AS unusual
-            FROM {quoted(pipeline)}.{COLUMNS} WHERE baseline = $baseline AND partition_key IN $keys
-        ) ORDER BY partition_key, column_name
+        SELECT {selected(ColumnDrift)}, greatest(0, {UNUSUAL}) AS unusual, coalesce(level IN ('warn', 'fail'), false) AS alarm
+        FROM {quoted(pipeline)}.{COLUMNS} WHERE baseline = $baseline AND partition_key IN $keys
+        ORDER BY partition_key, column_name
     """
-    values = {
-        "judged": declared is not None,
-        "warn": bounds.warn,
-        "baseline": bounds.baseline,
-        "keys": span.keys,
-    }
-    return con.sql(query, params=values).pl()
+    return con.sql(query, params={"baseline": baseline, "keys": span.keys}).pl()
 
 
 def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:

@@ -1,5 +1,6 @@
 """`export`: the file holds what is published, is complete or absent, and waits for no run."""
 
+import json
 from datetime import UTC, datetime
 
 import polars as pl
@@ -44,6 +45,19 @@ def test_everything_is_exported_as_csv_with_the_same_values(cli, project):
     frame = pl.read_csv(project / "scores.csv")
     scores = published(project, "SELECT id, score FROM small.predictions ORDER BY partition_key, id")
     assert frame.select("id", "score").rows() == scores
+
+
+def test_reasons_are_json_in_csv_and_lists_in_parquet(tmp_path):
+    pipeline = small_pipeline(tmp_path, predictions={"reasons": {"count": 2, "above": 0.5}})
+    carry_out(pipeline, datetime(2024, 2, 5, tzinfo=UTC))
+    for suffix in ("csv", "parquet"):
+        export(pipeline, tmp_path / f"scores.{suffix}")
+    table, frame = pl.read_parquet(tmp_path / "scores.parquet"), pl.read_csv(tmp_path / "scores.csv")
+    assert isinstance(table["reasons"].dtype, pl.List)
+    assert frame["id"].equals(table["id"])
+    read = [None if text is None else json.loads(text) for text in frame["reasons"]]
+    assert read == table["reasons"].to_list()
+    assert 0 < frame["reasons"].null_count() < frame.height
 
 
 def test_features_are_those_that_each_row_was_scored_from(cli, project):

@@ -9,7 +9,12 @@ import pytest
 from scipy.stats import spearmanr
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.models.refinements.interval import correlation_within, fit_interval, interval_ends
+from batch_platform.models.refinements.interval import (
+    correlation_by_widths,
+    correlation_within,
+    fit_interval,
+    interval_ends,
+)
 from batch_platform.monitoring.measures.interval_coverage import binomial_interval
 from batch_platform.monitoring.reference import ErrorTree
 
@@ -163,7 +168,7 @@ def shares_outside(*, days_differ: float, noise: float, worlds: int = 100) -> fl
     for _ in range(worlds):
         learned = fit_interval(0.9, *days(7))
         judged = held(learned, *days(7))
-        correlation = correlation_within(judged, np.repeat(np.arange(7), rows), learned["rows"])
+        correlation = correlation_within(judged, np.repeat(np.arange(7), rows))
         covered = held(learned, *days(5, noise)).reshape(5, rows).sum(axis=1)
         low, high = binomial_interval(covered, np.full(5, rows), correlation)
         outside += ((high < 0.9) | (low > 0.9)).tolist()
@@ -178,6 +183,37 @@ def test_an_unchanged_world_seldom_leaves_the_band(days_differ, at_most):
 def test_a_world_that_became_noisier_or_quieter_leaves_the_band():
     assert shares_outside(days_differ=0, noise=1.5, worlds=40) > 0.9
     assert shares_outside(days_differ=0, noise=0.5, worlds=40) > 0.9
+
+
+@pytest.mark.parametrize(
+    "partitions",
+    [
+        pytest.param(None, id="unknown"),
+        pytest.param(np.zeros(400, np.int64), id="a snapshot"),
+        pytest.param(np.repeat(np.arange(4), 100), id="four that differ"),
+        pytest.param(np.arange(400) % 8, id="eight alike"),
+        pytest.param(np.arange(400), id="a row in each"),
+    ],
+)
+def test_rows_are_independent_unless_five_partitions_differ_by_more_than_chance(partitions):
+    judged = np.repeat([True, False, True, True], 100)
+    assert correlation_within(judged, partitions) == 0
+    assert correlation_within(judged, np.repeat(np.arange(8), 50)) > 0.5
+
+
+def test_widths_learned_from_few_rows_give_no_false_alarms():
+    random, rows = np.random.default_rng(8), 100
+    covered = random.binomial(1_000, random.beta(91, 10, size=2_000))
+    low, high = binomial_interval(covered, np.full(2_000, 1_000), correlation_by_widths(rows))
+    assert np.mean((high < 0.9) | (low > 0.9)) < 0.005
+
+
+def test_a_handful_of_rows_shows_no_correlation():
+    correlations = [
+        correlation_within(np.random.default_rng(seed).random(12) < 0.8, np.repeat(np.arange(6), 2))
+        for seed in range(200)
+    ]
+    assert np.mean(np.array(correlations) > 0) < 0.1
 
 
 def test_the_band_of_independent_rows_is_the_exact_binomial_one():

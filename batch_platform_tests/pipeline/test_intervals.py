@@ -95,6 +95,7 @@ def test_the_coverage_of_rows_that_nothing_was_learned_from_is_recorded_with_the
     assert facts["rows_judged"] == manifest.evaluation.rows == 7 * 200
     assert 0.86 < facts["coverage"] < 0.94
     assert 10 < facts["mean_width"] < 100
+    assert not [remark for remark in manifest.remarks if "infinite" in remark]
     assert manifest.refit, "and the intervals are those of the fit that was judged"
 
 
@@ -146,7 +147,11 @@ def test_infinite_intervals_are_stored_and_said_to_be(tmp_path):
         pipeline, "SELECT DISTINCT prediction_low AS low, prediction_high AS high FROM small.predictions"
     ).rows() == [(-np.inf, np.inf)]
     (version,) = pipeline.state().registry.of_model
-    facts = read_manifest(pipeline.home.bundle("small", version.version), version.sha256).refinements["interval"]
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    remark = "the interval is infinite: 700 rows to learn its width from, at least 999 are needed"
+    assert manifest.remarks.count(remark) == 1
+    assert remark in pipeline.state().registry.last_decision(version.version).reason
+    facts = manifest.refinements["interval"]
     assert (facts["coverage"], facts["mean_width"]) == (1.0, "infinite")
     table = rows(pipeline, "FROM small.interval_coverage WHERE partition_key = '2024-02-01' AND challenger IS NULL")
     table = table.select(*INTERVAL_COVERAGE.columns)

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+from batch_platform.cli.check import check_declared
 from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY
@@ -153,6 +154,14 @@ def test_a_champion_is_held_against_a_version_only_on_groups_that_neither_has_le
     unseen = judged.filter(~pl.col("customer").is_in(learned["customer"].implode()))
     assert comparison["champion"] == first.version
     assert comparison["verdict"]["rows"] == unseen.height < judged.height
+
+
+def test_a_weight_that_the_labels_do_not_have_is_refused_by_check_with_the_nearest_name(tmp_path):
+    pipeline = small_pipeline(tmp_path, **WEIGHTED | {"labels": {"weight": "itms"}})
+    (problem,) = check_declared(pipeline, NOW)[0]
+    assert "labels.sql gives no column 'itms'; it gives id, items, returned" in problem.message
+    assert "items" in problem.hint
+    assert check_declared(small_pipeline(tmp_path / "right", **WEIGHTED), NOW)[0] == []
 
 
 def test_a_group_that_the_features_do_not_have_is_refused_with_the_nearest_name(tmp_path):

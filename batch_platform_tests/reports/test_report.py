@@ -19,6 +19,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import Chart, charts_of
+from batch_platform.reports.drift import read_drift_figures
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.report import html
@@ -52,7 +53,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         events=events.filter(day != "2024-02-14"),
         description=f"Whether an order comes back. {HOSTILE}",
         features={"columns": {"amount": {"min": 0}}, "max_rejected": "50%"},
-        monitoring={"segments": ["shop"]},
+        monitoring={"segments": ["shop"], "drift": {}},
         challengers=[{"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 2}}],
     )
     carry_out(made, NOW)
@@ -229,6 +230,21 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
     assert "; 100.0% of the values lie outside the range seen in training, 0.0% expected (index" in worst.sentence
     assert mean > 50 * usual
     assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} partitions."), "a day has no rows"
+
+
+def test_drift_that_was_not_judged_is_no_alarm(pipeline):
+    monitoring = pipeline.spec.monitoring.model_copy(update={"drift": None})
+    with open_published(pipeline.home) as published, duckdb.connect() as con:
+        con.execute("CREATE SCHEMA small")
+        con.register(
+            "measured", published.sql("SELECT * REPLACE (NULL::TEXT AS level) FROM small.drift").to_arrow_table()
+        )
+        con.execute("CREATE TABLE small.drift AS FROM measured")
+        window = read_figures(published, pipeline.spec, FIRST, LAST).window
+        drift = read_drift_figures(con, "small", monitoring.drift, window, BERLIN)
+    assert drift is not None
+    assert drift.cells["index"].max() > 1, "the strange day is far from the baseline"
+    assert (drift.drifted, drift.worst, drift.cells["alarms"].sum()) == (0, [], 0)
 
 
 def assert_estimates_are_those_of_the_tables(figures, con, metric):

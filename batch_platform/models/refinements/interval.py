@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.errors import TrainingRefusedError, counted
 from batch_platform.declaration.extras import needed
 from batch_platform.models.estimate_basis import error_tree
 from batch_platform.models.refinements.refinement import Batch, Check, Learned, Refinement, Unseen
@@ -28,6 +28,7 @@ from batch_platform.monitoring.reference import ErrorTree, Floats
 MOST_LEAVES, MOST_SPLIT_BY = 32, 50_000  # bounds of the tree: leaves, and rows that it grows from, evenly spaced
 BEYOND = 25  # rows of a leaf, at least, whose error is expected to be beyond half the width
 LEAST_PARTITIONS = 5  # partitions that show how much coverage differs between them
+BY_CHANCE = 0.05  # p-value from which chance explains the difference
 
 
 def fit_interval(level: float, matrix: Floats, predicted: Floats, truth: Floats) -> Learned:
@@ -73,25 +74,33 @@ def half_widths(level: float, errors: Floats, leaves: NDArray[np.int64], nodes: 
     return half
 
 
-def correlation_within(held: NDArray[np.bool_], partitions: NDArray[np.integer] | None, rows: int) -> float:
+def correlation_within(held: NDArray[np.bool_], partitions: NDArray[np.integer] | None) -> float:
     """The correlation of two rows of a partition to come in whether their intervals hold, by the method of moments.
 
     `held` tells it of rows [n] that neither the model nor the widths were learned from, and `partitions` numbers their
-    partitions, if they are known. At least that of intervals whose width `rows` independent rows gave: some hold more than the
-    level in all partitions, and some less.
+    partitions, if they are known. 0 unless at least LEAST_PARTITIONS differ by more than chance explains (chi-square test of
+    homogeneity).
     """
-    least, share = 1 / (rows + 2), held.mean()
+    from scipy.special import chdtrc
+
+    share = held.mean()
     if partitions is None or not 0 < share < 1:
-        return least
+        return 0.0
     numbers, chance = np.unique(partitions, return_inverse=True)[1], share * (1 - share)
     counts, of_partition = np.bincount(numbers), np.bincount(numbers, weights=held)
-    pairs, known = float((counts * (counts - 1)).sum()), len(counts)
-    if known < LEAST_PARTITIONS or not pairs:
-        return least
-    beyond = ((of_partition - counts * share) ** 2 - counts * chance).sum() / (pairs * chance)
-    return float(
-        np.clip(beyond * (known + 1) / (known - 1), least, 1)
-    )  # of one more, beside the mean of the known ones
+    pairs, known, squares = float((counts * (counts - 1)).sum()), len(counts), (of_partition - counts * share) ** 2
+    if known < LEAST_PARTITIONS or not pairs or chdtrc(known - 1, (squares / counts).sum() / chance) >= BY_CHANCE:
+        return 0.0
+    beyond = (squares - counts * chance).sum() / (pairs * chance)
+    return float(np.clip(beyond * (known + 1) / (known - 1), 0, 1))  # of one more, beside the mean of the known ones
+
+
+def correlation_by_widths(rows: int) -> float:
+    """The correlation of rows to come, in whether intervals hold that share a width which `rows` independent rows gave.
+
+    Such a width holds more than the level in all partitions, or less: the share of all true values has a beta distribution.
+    """
+    return 1 / (rows + 2)
 
 
 def interval_ends(learned: Learned, matrix: Floats, predicted: Floats) -> tuple[Floats, Floats]:
@@ -130,12 +139,22 @@ def _check(learned: Learned, _: Outcomes, outcomes: Outcomes) -> Check:
         {
             "level": level,
             "rows": rows,
-            "correlation": correlation_within(held, outcomes.units.get(PARTITION), rows),
+            "correlation": correlation_within(held, outcomes.units.get(PARTITION)),
             "rows_judged": len(held),
             "coverage": float(held.mean()),
             "mean_width": width if isfinite(width) else "infinite",
         }
     )
+
+
+def _remark(learned: Learned) -> str:
+    """Say that all intervals are infinite, and how many rows would have given them a width."""
+    feature, half = (np.asarray(learned["tree"][name], dtype=np.float64) for name in ("feature", "error"))
+    if np.isfinite(half[feature < 0]).any():
+        return ""
+    level, rows = learned["level"], counted(learned["rows"], "row")
+    least = ceil(round(level / (1 - level), 6))
+    return f"the interval is infinite: {rows} to learn its width from, at least {least:,} are needed"
 
 
 INTERVAL = Refinement(
@@ -144,5 +163,6 @@ INTERVAL = Refinement(
     fit=_fit,
     columns=_columns,
     check=_check,
+    remark=_remark,
     holds_out=True,
 )

@@ -40,7 +40,7 @@ class Refinements:
     declared: tuple[Declared, ...] = ()
     applied: tuple[Applied, ...] = ()
     facts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # by name, for the manifest
-    remarks: tuple[str, ...] = ()  # the reason for each that is not applied
+    remarks: tuple[str, ...] = ()  # the reason for each that is not applied, and what to know of those that are
 
     def around(self, model: Predictor) -> Predictor:
         """The model as it will score."""
@@ -98,6 +98,7 @@ class Learner:
                 remarks.append(check.objection)
             else:
                 applied.append(candidate)
+                remarks += filter(None, [each.refinement.remark(learned)])
         return Refinements(tuple(declared), tuple(applied), facts, tuple(dict.fromkeys(remarks)))
 
     def _unseen(self, declared: Declared, predictor: Predictor) -> Unseen:

@@ -87,6 +87,8 @@ class Refinement:
     columns: Callable[[Learned, Batch], Sequence[pl.Series]] | None = None
     # Tries it on the rows that the gate judges, given the outcomes before and after it.
     check: Callable[[Learned, Outcomes, Outcomes], Check] | None = None
+    # Says as a clause what whoever uses the version should know of what it learned; empty if nothing.
+    remark: Callable[[Learned], str] = lambda _learned: ""
     # What a pipeline declares for it; None if it does not declare it. Only of the platform's own refinements.
     declared: Callable[[PipelineSpec], Any] = lambda _spec: None
     # Whether it learns from rows that the model has not seen, so that the evaluation window is divided. What it learned is kept
