@@ -148,8 +148,8 @@ class Challenger(Learner):
 
     @model_validator(mode="after")
     def _finished(self) -> Self:
-        if self.version is not None and (given := [key for key in ("params", "calibrate") if getattr(self, key)]):
-            msg = f"`{given[0]}` cannot be given to the version {self.version}, which is already trained"
+        if self.version is not None and (changing := [key for key in ("params", "calibrate") if getattr(self, key)]):
+            msg = f"`{changing[0]}` cannot be given to the version {self.version}, which is already trained"
             raise ValueError(msg)
         return self
 
@@ -269,7 +269,7 @@ GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"},
 
 
 class ModelCard(Block):
-    """What only people know of a model, for its card."""
+    """Texts of a model card that only people know."""
 
     intended_use: str = Field(
         default="",

@@ -509,8 +509,8 @@ class History:
             added.append(rows.select(columns).hash_rows().alias(GROUP))
         if features.time is not None:
             added.append(on_the_clock(rows[features.time], zone).alias(ROW_TIME))
-        given = feature_columns(features, rows.schema)
-        beside = [name for name in (unit, *group) if name in rows.columns and name not in given]
+        inputs = feature_columns(features, rows.schema)
+        beside = [name for name in (unit, *group) if name in rows.columns and name not in inputs]
         return rows.with_columns(added).drop(*dict.fromkeys([*features.key_and_time, *beside]))
 
     def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

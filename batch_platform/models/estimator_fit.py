@@ -22,7 +22,7 @@ from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.monitoring.outcomes import CLASSIFICATION, weights_of
 
-AUTO_ROWS = 10_000  # on more, scikit-learn's histogram trees stop early unless they are told otherwise
+AUTO_ROWS = 10_000  # scikit-learn's histogram trees stop early on more rows, unless a parameter says otherwise
 MANY_ROWS = 50_000  # above, several threads are faster than one; on fewer rows they mostly wait
 COMPARED_ROWS = 10_000  # rows for the comparison of a booster with its saved form
 _PLACE_IN_LIBRARY = re.compile(

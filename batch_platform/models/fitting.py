@@ -147,7 +147,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         classes = positive.last(classes, truth) if task == "binary" else positive.of_outliers(truth)
     drawn = model.search is not None or draws_by_class(estimator, kept.height + evaluated.kept.height)
     if truth is not None and task == "multiclass" and drawn:
-        classes = list(dict.fromkeys(truth.tolist()))  # as they first occur, whatever their names
+        classes = list(dict.fromkeys(truth.tolist()))  # the order in which they first occur, whatever their names
     signature = Signature(task, classes, contract)
     empty = [name for name in without_values(contract) if data.undivided().evaluate[name].is_null().all()]
     if empty and kind.name == "sklearn":

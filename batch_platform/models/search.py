@@ -28,7 +28,7 @@ from batch_platform.monitoring.metrics import default_metric, is_worse, measure
 from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes
 
 FOLDS = 3
-LEAST_PARTITIONS = 3  # with fewer, only one of them could be scored
+LEAST_PARTITIONS = 3  # fewer would leave only one to be scored
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
     count = min(model.search.trials, len(ParameterGrid(values)))
     trials = [dict(trial) for trial in ParameterSampler(values, count, random_state=SEED)]
     with one_thread(), warnings.catch_warnings(), ThreadPoolExecutor(threads(), initializer=one_thread_here) as pool:
-        warnings.simplefilter("ignore")  # of each trial; the fit that follows says what there is to say
+        warnings.simplefilter("ignore")  # the fit that follows says what there is to say
         fits = [pool.submit(score, trial, fold) for trial, fold in product(trials, folds)]
         try:
             measured = [fit.result() for fit in fits]

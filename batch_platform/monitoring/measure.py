@@ -91,7 +91,7 @@ class Intervals:
     """The intervals of a version's predictions."""
 
     level: float  # share of the true values that they are made to hold
-    correlation: float  # that of two rows of one partition in whether their intervals hold
+    correlation: float  # correlation of two rows of a partition in whether their intervals hold
 
 
 @dataclass(frozen=True, eq=False)

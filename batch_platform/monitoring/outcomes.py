@@ -29,7 +29,7 @@ Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [.
 class Rule:
     """A declared rule, made out for the classes of one model."""
 
-    probability: float | None = None  # of the positive class, from which a row is acted on; None for other rules
+    probability: float | None = None  # least probability of the positive class to act on; None for other rules
     costs: Floats | None = None  # cost where a class is true and one is decided [true, decided]; None without costs
 
     def decided(self, probabilities: NDArray[Any]) -> NDArray[np.int64] | None:

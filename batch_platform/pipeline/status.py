@@ -203,7 +203,7 @@ def _declaration_change(
     elif last is not None and last.failure is not None and last.declared == declared_now(spec, state):
         note = "the training with them failed"
     elif newest is not None and newest != champion and decision is not None and not differences(spec, state, newest):
-        is_listed = decision.action in ("refused", "waiting")  # with its reason
+        is_listed = decision.action in ("refused", "waiting")  # such decisions are listed with their reasons
         note = f"{newest.version}, trained with them, is {decision.action}{'' if is_listed else f': {decision.reason}'}"
     elif reason is not None:
         note = f"batch-platform train {spec.name} trains with them"

@@ -53,7 +53,7 @@ class DecidingRun:
     """The decisions on partitions whose scores stand, as a part of a scoring run."""
 
     of: ScoringRun
-    folder: Path  # for staged files
+    folder: Path  # folder of staged files
 
     def committed(self, standing: Sequence[tuple[Partition, ScoreRun]]) -> Generator[Committed | Unscored]:
         """Decide on the rows of partitions by the present rule, or on none without a rule, and commit them in groups."""

@@ -21,7 +21,12 @@ from batch_platform.models.forest.ensembles import Ensemble, Finish, Link, Parts
 from batch_platform.models.native_threads import one_thread
 
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model
-STOPPING = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")  # of any library
+STOPPING = (
+    "early_stopping_round",
+    "early_stopping_rounds",
+    "early_stopping",
+    "n_iter_no_change",
+)  # parameters of all libraries
 STOPPING_SHARE = 0.2  # share of the rows to learn from, the newest, that tells a booster when to stop
 _TOLERANCE = 1e-4  # tolerance of probabilities in float32
 _EXPECTED = {

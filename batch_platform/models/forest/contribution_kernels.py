@@ -52,9 +52,9 @@ class _Walked(NamedTuple):
     last: NDArray[np.int64]  # [features]: depth of the last edge that tests a feature
     share: NDArray[np.float64]
     holds: NDArray[np.uint64]  # the lanes that pass all tests of the edge's feature so far
-    product: NDArray[np.float64]  # by depth, by point, LANES
+    product: NDArray[np.float64]  # [depth, point, LANES]
     total: NDArray[np.float64]  # likewise
-    added: NDArray[np.float64]  # by column, LANES
+    added: NDArray[np.float64]  # [column, LANES]
 
 
 def _everywhere(builder: Any, scalar: Any, lanes: int) -> Any:

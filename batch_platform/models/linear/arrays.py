@@ -129,7 +129,7 @@ class Linear:
         return scores
 
     def amounts(self, matrix: NDArray[np.float64], output: int) -> NDArray[np.float64]:
-        """What each column adds to an output [rows, columns]; raises RefusedError for a matrix that scikit-learn refuses."""
+        """The contribution of each column to an output [rows, columns]; raises RefusedError for a matrix that scikit-learn refuses."""
         added = np.zeros(matrix.shape)
         for start in range(0, len(matrix), BLOCK):
             block, to = matrix[start : start + BLOCK], added[start : start + BLOCK]

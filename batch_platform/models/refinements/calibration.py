@@ -90,14 +90,14 @@ def _fitted(method: str, inputs: NDArray[Any], positions: NDArray[np.int64]) -> 
         def decision_function(self, X: Values) -> Values:  # noqa: N803 - scikit-learn's name
             return X[:, 0] if X.shape[1] == 1 else X
 
-        predict = decision_function  # which scikit-learn asks for, and does not call
+        predict = decision_function  # scikit-learn asks for it, and does not call it
 
     calibrated: Any = CalibratedClassifierCV(FrozenEstimator(Scored()), method=method).fit(inputs, positions)
     return calibrated.calibrated_classifiers_[0].calibrators
 
 
 def _inputs(values: NDArray[Any], *, decides: bool) -> Values:
-    """What calibrators are given: the decision function, or the probability of the second of two classes, [rows, 1 or classes]."""
+    """The input of calibrators: the decision function, or the probability of the second of two classes, [rows, 1 or classes]."""
     if values.ndim == 1:
         return values[:, None]
     return values[:, 1:] if not decides and values.shape[1] == BINARY else values
@@ -117,9 +117,9 @@ def _calibrated(learned: Learned, predictor: Predictor, matrix: Values) -> Value
     else:
         parts = np.column_stack(columns).astype(np.float64, copy=False)
         whole = np.sum(parts, axis=1)[:, None]
-        uniform = np.full_like(parts, 1 / parts.shape[1])  # for a row of which no class is probable
+        uniform = np.full_like(parts, 1 / parts.shape[1])  # the answer for a row of which no class is probable
         probabilities = np.divide(parts, whole, out=uniform, where=whole != 0)
-    probabilities[(probabilities > 1.0) & (probabilities <= 1.0 + 1e-5)] = 1.0  # as scikit-learn rounds
+    probabilities[(probabilities > 1.0) & (probabilities <= 1.0 + 1e-5)] = 1.0  # scikit-learn rounds so
     return probabilities
 
 

@@ -36,7 +36,7 @@ _PROBE = 0.25  # a sum by which a link is recognised
 class Explainer:
     """The contributions to each output that is explained; safe to use from several threads at once."""
 
-    unit: str  # of the raw score
+    unit: str  # unit of the raw score
     bases: Sequence[float]  # base value of each output
     parts: Sequence[Callable[[Matrix], Matrix]]  # contributions [rows, columns] to each output, given encoded rows
 

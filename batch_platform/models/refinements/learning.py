@@ -39,7 +39,9 @@ class Refinements:
 
     declared: tuple[Declared, ...] = ()
     applied: tuple[Applied, ...] = ()
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # by name, for the manifest
+    facts: dict[str, dict[str, Any]] = field(
+        default_factory=dict[str, dict[str, Any]]
+    )  # facts for the manifest, by name of the refinement
     remarks: tuple[str, ...] = ()  # the reason for each that is not applied, and what to know of those that are
 
     def around(self, model: Predictor) -> Predictor:
@@ -47,7 +49,7 @@ class Refinements:
         return refined(model, self.applied)
 
     def of(self, name: str) -> dict[str, Any]:
-        """What a refinement has learned; empty if it is not applied."""
+        """The learned values of a refinement; empty if it is not applied."""
         return next((each.learned for each in self.applied if each.refinement.name == name), {})
 
 

@@ -61,7 +61,7 @@ def _columns(learned: Learned, batch: Batch) -> list[pl.Series]:
         wanted = np.zeros(len(matrix), dtype=np.bool_) if batch.selected is None else batch.selected
     elif declared.above is None:
         wanted = None
-    else:  # of two classes the score is the probability of the second
+    else:  # the score of two classes is the probability of the second
         scores = raw if raw.ndim == 1 else raw[:, 1] if batch.signature.task == "binary" else raw.max(axis=1)
         wanted = scores > declared.above
     if wanted is not None:

@@ -95,7 +95,7 @@ class Refinement:
     # when the model is fitted again; any other refinement is learned again with the model.
     holds_out: bool = False
     retrains: bool = True  # whether a model is due for training when what is declared for it changes
-    source: str = ""  # of a pipeline's own: hash of the file of its module
+    source: str = ""  # hash of the module's file, if it is a pipeline's own
 
 
 @dataclass(frozen=True)
