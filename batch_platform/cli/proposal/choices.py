@@ -80,6 +80,10 @@ _STEPS_BACK: dict[Every, tuple[tuple[Duration, ...], tuple[Duration, ...]]] = {
     "week": ((Duration(days=28), Duration(days=84)), (Duration(days=7), Duration(days=364))),
     "month": ((Duration(days=92), Duration(days=365)), ()),
 }
+_MEANS_OF_YEARS = (
+    Duration(days=366),
+    Duration(days=1096),
+)  # where each time is the start of a year: one of them and three
 _MONDAY = datetime(1900, 1, 1)  # noqa: DTZ001 - on any clock; weeks start on Monday
 _MANY_LACKING = (
     0.1  # share of the rows; a time that more of them lack tells of something that happens to some, such as a refund
@@ -483,6 +487,7 @@ def _past(
     if windows.time not in key and (not key or survey.unique([column.name for column in key])):
         return None
     means, lags = _STEPS_BACK[every]
+    means = _MEANS_OF_YEARS if "year" in windows.span.starts else means
     delay, learned = windows.delay.nominal, 2 * windows.evaluate.nominal  # data that the first model needs at least
     if windows.train_start is not None:
         learned = windows.train_start - windows.start - delay
