@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from shlex import join
+from shlex import join, quote
 from time import monotonic
 from typing import get_args
 
@@ -131,7 +131,7 @@ def command(  # noqa: PLR0913 - the options of the command
         status.update(f"Comparing {len(table_survey.columns)} columns")
         proposal = propose(table_survey, asked)
         status.stop()
-        proposal, trial = _tried(table_survey, proposal, now)
+        proposal, trial = _tried(table_survey, proposal, asked)
         reading = layout(table_survey, proposal)
     project, created = find_or_create_project(folder)
     target = (project.declarations or project.root) / name
@@ -147,12 +147,17 @@ def command(  # noqa: PLR0913 - the options of the command
     terminal.say(f"  batch-platform run {name}")
 
 
-def _tried(table_survey: Survey, proposal: Proposal, now: datetime) -> tuple[Proposal, Trial | None]:
+def _tried(table_survey: Survey, proposal: Proposal, asked: Asked) -> tuple[Proposal, Trial | None]:
     """Have the past of the table choose among what can be proposed, and show how each did; require that it can be trained."""
+    now = asked.now
     past = past_of(table_survey, proposal)
     if past is None:
         return proposal, None
     proposal, began = that_runs(proposal, past, now), monotonic()
+    if proposal.time is not None and not candidates(proposal):
+        msg = f"{table_survey.origin.path} has too few rows for a model to learn from earlier labels, and no other column to learn from."
+        instead = f"score the whole table with --snapshot instead of --time {quote(proposal.time.name)}, or "
+        raise WrongUseError(msg, hint=f"{instead if proposal.time.is_number else ''}add rows or columns.")
     terminal.say(f"Trying {len(candidates(proposal))} proposals on the past of the table, up to {SECONDS} s")
     choice = tried(proposal, past, lambda: monotonic() - began)
     if choice is None:

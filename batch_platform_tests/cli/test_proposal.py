@@ -294,10 +294,23 @@ def test_a_key_of_two_columns_is_found_by_their_names_and_can_be_named(tmp_path)
 
 
 def test_a_part_of_the_time_whose_name_a_column_has_is_no_feature(tmp_path):
-    orders().rename({"at": "Hour"}).write_parquet(tmp_path / "orders.parquet")
+    orders(Hour=pl.int_range(ROWS, eager=True) % 24).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert (names(proposal.key), proposal.windows.calendar) == (["id"], ("isodow",))
-    assert "extract(isodow FROM Hour) AS weekday" in files["features.sql"]
+    assert 'extract(isodow FROM "at") AS weekday' in files["features.sql"]
+
+
+@pytest.mark.parametrize("name", ["Hour", "weekday"])
+def test_a_part_of_a_time_that_has_its_name_gets_another(tmp_path, name):
+    orders().write_parquet(tmp_path / "orders.parquet")
+    orders().rename({"at": name}).write_parquet(tmp_path / "renamed.parquet")
+    usual, _ = proposed(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "renamed.parquet", time=name)
+    assert proposal.windows.calendar == usual.windows.calendar == ("hour", "isodow")
+    renamed = (
+        "extract(hour FROM Hour) AS hour_of_day" if name == "Hour" else "extract(isodow FROM weekday) AS day_of_week"
+    )
+    assert renamed in files["features.sql"]
 
 
 def test_names_that_scoring_takes_for_itself_give_way(tmp_path):

@@ -247,3 +247,39 @@ def test_a_large_table_is_sampled(tmp_path, monkeypatch):
     assert 200 < past.rows.height < 600
     assert past.rows["level_1_day_before"].null_count() < 30, "features look back at all rows"
     assert datetime(2025, 1, 2, tzinfo=UTC) > past.rows[trial.PARTITION_START].min()
+
+
+def test_a_time_that_is_called_like_its_part_has_the_candidates_of_any_other_name(tmp_path):
+    months = pl.datetime_range(datetime(2004, 1, 1), datetime(2023, 12, 1), "1mo", eager=True).dt.date()  # noqa: DTZ001 - dates
+    demand = pl.Series(np.cos(np.arange(240) / 6 * np.pi) + noise(240) / 9)
+    tried_parts = []
+    for name in ("month", "period"):
+        pl.DataFrame({name: months, "gas_demand": demand}).write_csv(tmp_path / f"{name}.csv")
+        proposal, past = seen_past(tmp_path / f"{name}.csv", label="gas_demand")
+        assert proposal.windows is not None
+        names = past.names(proposal)
+        assert ("month_of_year" in names, "month" in names) == (name == "month", name != "month")
+        tried_parts.append([parts for parts, *_ in trial.candidates(proposal)])
+    assert tried_parts[0] == tried_parts[1]
+    assert len(tried_parts[0]) == 10
+
+
+def yearly(rows: int, file: Path) -> tuple[str, ...]:
+    """Write a row a year; the arguments that propose a pipeline for it."""
+    pl.DataFrame({"year": range(1966, 1966 + rows), "energy_use": noise(rows)}).write_csv(file)
+    return "new", "use", "--from", file.name, "--label", "energy_use", "--time", "year"
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_a_yearly_series_learns_from_its_earlier_years(cli, tmp_path):
+    answer = cli(tmp_path, *yearly(55, tmp_path / "yearly.csv"), "--json")
+    report = json.loads(answer.out)
+    assert (report["every"], report["history_features"], report["features"]) == ("month", True, [])
+    assert report["trial"]["rows"] > 0
+
+
+def test_a_table_with_nothing_to_learn_from_is_refused_with_what_would_help(cli, tmp_path):
+    answer = cli(tmp_path, *yearly(15, tmp_path / "yearly.csv"))
+    assert answer.code == 2
+    assert "too few rows for a model to learn from earlier labels" in answer.error
+    assert "--snapshot instead of --time year" in answer.error

@@ -415,6 +415,15 @@ def test_the_last_word_of_a_name_says_whether_a_column_is_called_like_a_label(tm
         ("store_id", [at % 5 for at in range(400)], None),
         ("steps", [at * 7919 % 100_003 for at in range(400)], None),
         ("paid", [at * at for at in range(400)], None),
+        ("price_index", [100 + at / 7 for at in range(400)], None),
+        ("consumerIndex", [at * at * 3 for at in range(400)], None),
+        ("index", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
+        ("order_no", [at * at * 0.25 for at in range(400)], None),
+        (
+            "order_no",
+            [None, *(at * 3.0 for at in range(399))],
+            "is an identifier, with another value in every row that has one",
+        ),
     ],
 )
 def test_identifiers_are_no_features_and_a_unique_quantity_is(tmp_path, name, values, reason):

@@ -3,7 +3,7 @@
 Every choice is a guess from what the table holds, unless the user made it. Nothing is written here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import combinations
@@ -66,6 +66,13 @@ PART_NAMES = {
     "month": "month",
     DAY_NUMBER: "julian_day",
 }  # parts of a time by DuckDB's names, and the names of their features
+_PARTS_OF = {
+    "minute": "minute_of_hour",
+    "hour": "hour_of_day",
+    "isodow": "day_of_week",
+    "month": "month_of_year",
+    DAY_NUMBER: "day_number",
+}  # the names where a time of the table has the usual one
 # How long a table must be for a part of its times to matter, and the windows at whose start that part tells nothing.
 _PARTS: dict[str, tuple[timedelta, frozenset[str]]] = {
     "minute": (timedelta(hours=2), frozenset({"hour", "day"})),
@@ -80,6 +87,10 @@ _STEPS_BACK: dict[Every, tuple[tuple[Duration, ...], tuple[Duration, ...]]] = {
     "week": ((Duration(days=28), Duration(days=84)), (Duration(days=7), Duration(days=364))),
     "month": ((Duration(days=92), Duration(days=365)), ()),
 }
+_MEANS_OF_YEARS = (
+    Duration(days=366),
+    Duration(days=1096),
+)  # where each time is the start of a year: one of them and three
 _MONDAY = datetime(1900, 1, 1)  # noqa: DTZ001 - on any clock; weeks start on Monday
 _MANY_LACKING = (
     0.1  # share of the rows; a time that more of them lack tells of something that happens to some, such as a refund
@@ -124,6 +135,7 @@ class Windows:
     train_start: datetime | None  # local start of the first serving period; None for the first one with enough data
     delay: Duration  # time until labels are known: the length of the end of the table in which none are
     calendar: tuple[str, ...] = ()  # parts of the time that are features
+    part_names: Mapping[str, str] = field(default_factory=lambda: PART_NAMES)  # names of these features, by part
     past: PastFeatures | None = None
 
     @property
@@ -431,6 +443,8 @@ def _windows(
     rows = max(1, int(span.rows * (length / (end - first))))
     evaluate, train_every = _training(every, length, rows, is_sparse=is_sparse)
     names = {column.name.lower() for column in survey.columns}
+    clocks = {column.name.lower() for column in survey.columns if column in (times.column, *times.others)}
+    part_names = {part: _PARTS_OF[part] if name in clocks else name for part, name in PART_NAMES.items()}
     windows = Windows(
         time=times.column,
         timeless=survey.rows - span.rows,
@@ -445,9 +459,10 @@ def _windows(
             for part, (least, starts) in _PARTS.items()
             if span.length >= least
             and not starts & span.starts
-            and PART_NAMES[part] not in names
+            and part_names[part] not in names
             and (part != "minute" or times.name_rows)  # events come at any minute
         ),
+        part_names=part_names,
     )
     periods = [] if train_every is None else Calendar(train_every, zone, first).within(*bounds)
     if len(periods) > MOST_MODELS:
@@ -483,6 +498,7 @@ def _past(
     if windows.time not in key and (not key or survey.unique([column.name for column in key])):
         return None
     means, lags = _STEPS_BACK[every]
+    means = _MEANS_OF_YEARS if "year" in windows.span.starts else means
     delay, learned = windows.delay.nominal, 2 * windows.evaluate.nominal  # data that the first model needs at least
     if windows.train_start is not None:
         learned = windows.train_start - windows.start - delay

@@ -55,7 +55,8 @@ _ID_NAME = re.compile(
     "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num))( (str|no|nr))?"
 )
 ROWS_PER_ID = 20  # a column with such a name and more rows for each value may group them, as the number of a shop does
-_ID_NAMES = frozenset({*KEY_NAMES, "index", "row"})
+_ID_NAMES = frozenset({*KEY_NAMES, "row"})
+_INDEX_NAME = re.compile("(row ?)?index")  # the index of something else, such as that of prices, is a quantity
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
     """Return whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
     if column.holds not in ("boolean", "integer", "number", "text") or column.distinct <= 1:
         return False
-    if is_called_like_an_identifier(column):
+    if _is_an_identifier(survey, column):
         return False
     if column.holds == "integer":
         return not column.counts_rows
@@ -217,11 +218,11 @@ def _names_rows(survey: Survey, column: TableColumn, series: TableColumn | None)
         return "is a text with another value in every row"
     is_id = _ID_NAME.fullmatch(" ".join(words(column.name))) is not None
     many = max(MOST_CLASSES, rows / ROWS_PER_ID) if is_id else rows * NEARLY
-    if column.distinct <= many or not is_called_like_an_identifier(column):
+    if column.distinct <= many or not _is_an_identifier(survey, column):
         return "counts the rows" if counts else None
-    if column.unique:
-        return "is an identifier, with another value in every row"
     values = survey.values(column.name)
+    if values == rows - column.nulls:
+        return f"is an identifier, with another value in every row{' that has one' if column.nulls else ''}"
     return f"is called like an identifier, and has {values:,} values in {rows:,} rows: some occur more than once"
 
 
@@ -278,4 +279,10 @@ def is_part_of_time(column: TableColumn) -> bool:
 
 def is_called_like_an_identifier(column: TableColumn) -> bool:
     """Return whether the name of a column says that it names things, as an id or a number does."""
-    return last_word(column.name) in _ID_NAMES or _ID_NAME.fullmatch(" ".join(words(column.name))) is not None
+    name = " ".join(words(column.name))
+    return last_word(column.name) in _ID_NAMES or any(each.fullmatch(name) for each in (_ID_NAME, _INDEX_NAME))
+
+
+def _is_an_identifier(survey: Survey, column: TableColumn) -> bool:
+    """Return whether a column is called like an identifier and holds no numbers with decimals."""
+    return is_called_like_an_identifier(column) and not (column.holds == "number" and survey.has_decimals(column.name))

@@ -14,7 +14,6 @@ from batch_platform.cli.proposal.choices import (
     BY_CONTENT,
     DAY_NUMBER,
     HELD_OUT,
-    PART_NAMES,
     TAKEN_NAMES,
     Proposal,
     local_key,
@@ -125,7 +124,7 @@ def _yaml(
     nullable = [*(_name(column) for column in proposal.features if column.nulls), *earlier]
     columns = ["    columns:   # null in some rows", *(f"      {_scalar(own)}: {{nullable: true}}" for own in nullable)]
     known = f"   # from earlier labels, known when the partition starts as long as labels.delay is {delay}"
-    trend = ", ".join(PART_NAMES[part] for part in (windows.calendar if windows else ()) if part == DAY_NUMBER)
+    trend = windows.part_names[DAY_NUMBER] if windows and DAY_NUMBER in windows.calendar else ""
     keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
     text = _YAML.format(
         file=shortened(next(iter(sources.values())).path.name),
@@ -156,7 +155,7 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
         instant = instant_of(windows.time)
         if windows.time not in proposal.key:
             columns.append((_as(instant, windows.time, _stored(windows.time)), "the time"))
-        columns += [(f"extract({part} FROM {instant}) AS {PART_NAMES[part]}", "") for part in windows.calendar]
+        columns += [(f"extract({part} FROM {instant}) AS {windows.part_names[part]}", "") for part in windows.calendar]
     columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in earlier.items()]
     columns += [(_as(_value(column), column, _name(column)), "") for column in proposal.features]
     notes: list[str] = []

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from batch_platform.cli.proposal.choices import BY_CONTENT, PART_NAMES, Proposal, Windows, local_key
+from batch_platform.cli.proposal.choices import BY_CONTENT, Proposal, Windows, local_key
 from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.survey import Survey, TableColumn
 from batch_platform.declaration.errors import first_few, listed, shortened
@@ -34,7 +34,7 @@ def report_of(name: str, folder: Path, survey: Survey, proposal: Proposal, readi
         "estimator": proposal.estimator,
         "train_every": proposal.train_every,
         "features": [column.name for column in proposal.features],
-        "calendar_features": [PART_NAMES[part] for part in windows.calendar] if windows else [],
+        "calendar_features": [windows.part_names[part] for part in windows.calendar] if windows else [],
         "history_features": windows is not None and windows.past is not None,
         "left_out": proposal.left_out,
         "no_value": {column.name: column.missing for column in _with_words(proposal)},
@@ -55,7 +55,7 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
     )
     unnamed = "what a row holds" if proposal.key_holds == BY_CONTENT else place
     key = ", ".join(column.name for column in proposal.key) or unnamed
-    made = [PART_NAMES[part] for part in windows.calendar] if windows else []
+    made = [windows.part_names[part] for part in windows.calendar] if windows else []
     made += ["earlier values of the label"] if windows and windows.past else []
     features = [f"{len(names)}: {first_few(names)}"] if names else []
     words = {

@@ -148,6 +148,10 @@ class Survey:
         """The exact number of distinct values in a column."""
         return self._answer(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")
 
+    def has_decimals(self, name: str) -> bool:
+        """Return whether a value of a column of numbers is not whole."""
+        return bool(self._answer(f"SELECT bool_or({quoted(name)} <> trunc({quoted(name)})) FROM seen"))
+
     def unique(self, names: Sequence[str], time: str | None = None, every: Every | None = None) -> bool:
         """Return whether some columns are never null and no two rows, or of those in the same window of a time, have equal values."""
         columns = [self.column(name) for name in names]

@@ -16,7 +16,7 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from batch_platform.cli.proposal.choices import DAY_NUMBER, PART_NAMES, SMALL, Proposal, Windows
+from batch_platform.cli.proposal.choices import DAY_NUMBER, SMALL, Proposal, Windows
 from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.files import THIS, files_of, instant_of
 from batch_platform.cli.proposal.origin import Origin
@@ -269,9 +269,9 @@ def candidates(proposal: Proposal) -> list[tuple[tuple[str, ...], str, Proposal]
         )
         made.append((parts, "usual", of_parts))
         made.append((parts, "small", replace(of_parts, params=proposal.params | SMALL)))
-    for course in MEANS_BY if proposal.target == "numbers" and windows else ():
+    for course in MEANS_BY if windows and proposal.target == "numbers" else ():
         if {*course} <= {*calendar}:
-            by = f"mean by {' and '.join(PART_NAMES[part] for part in course)}"
+            by = f"mean by {' and '.join(windows.part_names[part] for part in course)}"
             of_course = replace(windows, calendar=course, past=None) if windows else None
             mean = replace(proposal, windows=of_course, features=(), keep=(), estimator=MEANS, params={})
             made.append(((COURSE,), by, mean))
@@ -280,8 +280,10 @@ def candidates(proposal: Proposal) -> list[tuple[tuple[str, ...], str, Proposal]
 
 def _trend(proposal: Proposal) -> tuple[str, ...]:
     """The part of the time that tells a trend; none of a table without times, or with a column of that name."""
-    is_taken = PART_NAMES[DAY_NUMBER] in {column.name.lower() for column in proposal.features}
-    return (DAY_NUMBER,) if proposal.windows and not is_taken else ()
+    if proposal.windows is None:
+        return ()
+    name = proposal.windows.part_names[DAY_NUMBER]
+    return () if name in {column.name.lower() for column in proposal.features} else (DAY_NUMBER,)
 
 
 def tried(proposal: Proposal, past: Past, seconds: Callable[[], float]) -> tuple[Proposal, Trial] | None:
