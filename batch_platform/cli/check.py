@@ -153,8 +153,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
             if str(error) not in map(str, errors):  # a source that cannot be read fails every query over it
                 errors.append(error)
 
-    predictions = spec.predictions
-    attempt(lambda: check_model(spec.model, builder.sources.folder, predictions.interval, predictions.decide))
+    attempt(lambda: check_model(spec.model, builder.sources.folder, spec.predictions))
     attempt(lambda: check_challengers(spec, builder.sources.folder))
     attempt(lambda: own_metrics(spec))
     attempt(lambda: declared(spec))

@@ -26,6 +26,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.extras import installed, missing
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.model import Model
+from batch_platform.declaration.predictions import Predictions
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.contract import (
     BINARY,
@@ -305,28 +306,28 @@ def check_flavours(spec: PipelineSpec) -> None:
         raise WrongUseError(msg, hint=error.hint) from error
 
 
-def check_model(model: Model, folder: Path, interval: float | None = None, decide: Decide | None = None) -> None:
-    """Check, without data and without a server, that a model could be trained or imported, judged by the declared metric, and decide.
-
-    `interval` is what `predictions.interval` declares.
+def check_model(model: Model, folder: Path, predictions: Predictions | None = None) -> None:
+    """Check, without data and without a server, that a model could be trained or imported and judged, and give the declared predictions.
 
     Raises:
         WrongUseError: It could not.
         TrainingRefusedError: Its estimator does none of the known tasks, or returns no probabilities, or the rule does not fit.
         DataError: The file of an import is not of its flavour.
     """
+    predictions = predictions or Predictions()
+    decide = predictions.decide
     if model.import_ is None:
         check_search(model)
         estimator = _declared(model, model.tried_params)
         tasks: set[Task] = {task_of(estimator, classes) for classes in (BINARY, BINARY + 1)}
-        _check_tasks(model, tasks, interval)
+        _check_tasks(model, tasks, predictions)
         if not tasks & {*CLASSIFICATION}:  # the classes are known only once labels are
             require_rule(decide, min(tasks), ())
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
         imported = read_import(model, folder, model.params)
-        _check_tasks(model, {imported.task}, interval)
+        _check_tasks(model, {imported.task}, predictions)
         require_rule(decide, imported.task, imported.classes)
 
 
@@ -338,9 +339,15 @@ def require_rule(decide: Decide | None, task: str, classes: Sequence[ClassLabel]
         raise TrainingRefusedError(error.message, hint=error.hint) from error
 
 
-def _check_tasks(model: Model, tasks: Collection[Task], interval: float | None) -> None:
-    """Refuse a metric of the gate, a calibration and an interval that suit none of the tasks that the model may have."""
-    if interval is not None and "regression" not in tasks:
+def _check_tasks(model: Model, tasks: Collection[Task], predictions: Predictions) -> None:
+    """Refuse a metric of the gate, a calibration, an interval and reasons that suit none of the tasks that the model may have."""
+    above = predictions.reasons and predictions.reasons.above
+    if above is not None and above >= 1 and {*tasks} <= {*CLASSIFICATION}:
+        msg = (
+            f"predictions.reasons.above: {above:g} is never exceeded, since the score of a classifier is a probability."
+        )
+        raise WrongUseError(msg, hint="write a number below 1, for example 0.5.")
+    if predictions.interval is not None and "regression" not in tasks:
         msg = (
             f"predictions.interval: only a regression has intervals, and this is a {' or '.join(sorted(tasks))} model."
         )

@@ -33,11 +33,10 @@ def check_challengers(spec: PipelineSpec, folder: Path) -> None:
         WrongUseError: A challenger could not; the message names it.
         DataError: The file of an import is not of its flavour.
     """
-    predictions = spec.predictions
     for challenger in spec.challengers:
         if challenger.version is None:
             try:
-                check_model(as_model(spec, challenger).model, folder, predictions.interval, predictions.decide)
+                check_model(as_model(spec, challenger).model, folder, spec.predictions)
             except BatchPlatformError as error:
                 hint = None if error.hint is None else with_own_keys(error.hint, challenger)
                 raise type(error)(with_own_keys(error.message, challenger), hint=hint) from error

@@ -11,13 +11,14 @@ import pytest
 from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 
-from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.predictions import Predictions
 from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.contract import Signature
+from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit
 from batch_platform.models.refinements.explained import explainer_of
 from batch_platform.models.refinements.learning import Declared
@@ -209,6 +210,18 @@ def test_a_model_without_reasons_is_refused_with_the_key():
 def test_more_reasons_than_columns_are_refused_with_the_highest_number():
     with pytest.raises(TrainingRefusedError, match=r"set predictions\.reasons to 4 or less"):
         fitted(HISTOGRAM + "Classifier", "binary", 5)
+
+
+def test_reasons_above_a_score_that_no_classifier_gives_are_refused(tmp_path: Path):
+    classifier, regression = (
+        Model(estimator=f"sklearn.linear_model.{name}") for name in ("LogisticRegression", "Ridge")
+    )
+    for above in (1, 1.5):
+        never = Predictions.model_validate({"reasons": {"count": 2, "above": above}})
+        with pytest.raises(WrongUseError, match=rf"predictions\.reasons\.above: {above} is never exceeded"):
+            check_model(classifier, tmp_path, never)
+        check_model(regression, tmp_path, never)
+    check_model(classifier, tmp_path, Predictions.model_validate({"reasons": {"count": 2, "above": 0.99}}))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, "3", {"count": 0}, {"above": 0.5}, {"count": 3, "abov": 1.0}])

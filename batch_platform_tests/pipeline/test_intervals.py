@@ -179,7 +179,7 @@ def test_an_interval_of_another_model_than_a_regression_is_refused(tmp_path):
         carry_out(pipeline, NOW)
     assert refused.value.hint == "leave predictions.interval out, or declare a regression."
     with pytest.raises(WrongUseError, match=r"predictions\.interval"):
-        check_model(pipeline.spec.model, tmp_path, 0.9)
+        check_model(pipeline.spec.model, tmp_path, pipeline.spec.predictions)
 
 
 @pytest.mark.parametrize(
