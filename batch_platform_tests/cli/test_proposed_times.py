@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.calendar import LONGEST
@@ -392,3 +393,12 @@ def test_the_proposal_for_a_table_with_one_time_far_off_has_daily_partitions_and
     assert f"; in no partition: {why}" in answer.out
     assert f"-- In no partition: {why}." in (tmp_path / "pipelines/defs/table/features.sql").read_text()
     assert "  partitions: day, of which " in answer.out
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1041])
+def test_days_of_a_spreadsheet_in_a_column_that_says_what_happened_are_a_time_and_no_label(tmp_path, fraction):
+    table = pl.DataFrame({"posted": [45_500 + at // 5 + fraction for at in range(600)], "amount": range(600)})
+    table.write_csv(tmp_path / "table.csv")
+    with survey(locate(str(tmp_path / "table.csv"), None), "UTC") as seen:
+        assert seen.column("posted").is_likely_time
+        assert "posted" not in [evidence.column.name for evidence in label_evidence(seen)]

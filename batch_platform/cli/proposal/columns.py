@@ -114,10 +114,10 @@ def _told(survey: Survey, labels: Sequence[TableColumn]) -> dict[str, float]:
 
 
 def _can_be_label(survey: Survey, column: TableColumn) -> bool:
-    """Return whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
+    """Return whether values repeat or are numbers; a constant, a time, an identifier and a free text cannot be predicted."""
     if column.holds not in ("boolean", "integer", "number", "text") or column.distinct <= 1:
         return False
-    if _is_an_identifier(survey, column):
+    if column.is_likely_time or _is_an_identifier(survey, column):
         return False
     if column.holds == "integer":
         return not column.counts_rows

@@ -67,6 +67,9 @@ _TIME_WORD = re.compile(
     "time|timestamp|datetime|date|ts|at|on|day|month|year|yr|when|period|epoch|unix|unixtime|y{2,4}m{1,2}(d{1,2})?|yyyy|ym|"
     "yearmonth|utc|created|updated|modified|datum|jahr|monat|zeit"
 )
+_HAPPENED = re.compile(
+    "posted|booked|opened|closed|entered|submitted|logged|recorded|registered|signed|started|ended|shipped|ordered|delivered|issued"
+)
 _BESIDE_TIME = re.compile("[mun]?s|sec(onds)?|of|the|fiscal|calendar|event|order|start|end|first|last")
 
 
@@ -166,7 +169,10 @@ def _of_numbers(  # noqa: PLR0913 - how numbers are read
     """The readings of numbers between two values, given as SQL for their digits and for the number; dates are `whole` numbers."""
     own = words(re.sub(r"\d+", " ", name))
     some = any(_TIME_WORD.fullmatch(word) for word in own)
-    epoch = some or own == ["t"]  # a year or a date in such a column may as well be a temperature
+    happened = bool(own) and _HAPPENED.fullmatch(own[-1]) is not None
+    epoch = (
+        some or happened or own == ["t"]
+    )  # a year or a date in such a column may as well be a temperature or a count
     every = some and all(_TIME_WORD.fullmatch(word) or _BESIDE_TIME.fullmatch(word) for word in own)
     for time_format, (least, most) in _NUMBERS.items():
         if least <= low <= high <= most:
@@ -175,7 +181,7 @@ def _of_numbers(  # noqa: PLR0913 - how numbers are read
             yield replace(dates, fits=f"{dates.fits}{whole}", likely=likely, is_time=False)
     if _SPREADSHEET_DAYS[0] <= low <= high < _SPREADSHEET_DAYS[1]:
         sql = f"CAST(make_timestamp(CAST(round(({number} - {_DAY_1970}) * 86400) AS BIGINT) * 1000000) AS TIMESTAMPTZ)"
-        yield Reading(sql, "days since 1899-12-30, as spreadsheets count", likely=every, is_time=False)
+        yield Reading(sql, "days since 1899-12-30, as spreadsheets count", likely=every or happened, is_time=False)
     first, last = _YEARS_1990_TO_2100
     for unit, (per_second, sql) in _SINCE_1970.items():
         if first * per_second <= low <= high <= last * per_second:
