@@ -33,7 +33,7 @@ from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
-from batch_platform.pipeline.plan import Plan, make_plan, remaining
+from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remaining
 from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges
@@ -157,7 +157,8 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         if not (named and len(request.named) == 1):
             request = _without_dropped(wiring, request, state)
         plan = make_plan(spec, state, request)
-        _announce(wiring, request, plan, expected_seconds(state, plan.items, partial(_began, instance)))
+        working = [item for item in plan.items if not only_decides(spec, item)]
+        _announce(wiring, request, plan, expected_seconds(state, working, partial(_began, instance)))
         with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
             runs = Runs(wiring, project, instance, listener)
             runs.carry_out(request, plan)
@@ -256,7 +257,9 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
     for step in STEPS:
-        _say_ranges(*TASKS[step], plan.of(step))
+        decided = [item for item in plan.of(step) if only_decides(wiring.spec, item)]
+        _say_ranges(*TASKS[step], [item for item in plan.of(step) if item not in decided])
+        _say_ranges("decide again on", "partition", decided)
         for item in plan.of(step):
             if item.again:
                 terminal.say(f"    {item.partition.key} again: {item.reason}")

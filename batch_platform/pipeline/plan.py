@@ -152,13 +152,16 @@ def _due_features(question: Question, learning: Sequence[Item], scoring: _Scorin
         windows.append([partition for partition in question.wanted if partition.key in current])
     needed = {partition.key: partition for window in windows for partition in window}
     forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
-    # Without reasons for them, decisions on scores that stand need no features.
-    stand = "" if spec.predictions.explains_decisions else DECISION_CHANGED
-    scored = [item for item in scoring.due if item.reason != stand]
+    scored = [item for item in scoring.due if not only_decides(spec, item)]
     needed |= forced | {item.partition.key: item.partition for item in scored}
     reasons = {key: features_due(state, needed[key]) or ("forced" if key in forced else None) for key in needed}
     due = [Item("features", needed[key], reason) for key, reason in reasons.items() if reason is not None]
     return sorted(due, key=_start)
+
+
+def only_decides(spec: PipelineSpec, item: Item) -> bool:
+    """Whether the scores of due predictions stand: without reasons for them, new decisions need no features."""
+    return item.reason == DECISION_CHANGED and not spec.predictions.explains_decisions
 
 
 def _with_features_built_again(question: Question, scoring: _Scoring, features: Sequence[Item]) -> _Scoring:

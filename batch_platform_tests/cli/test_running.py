@@ -123,6 +123,19 @@ def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
     assert published(fresh, SCORED) == before
 
 
+def test_run_announces_decisions_by_a_changed_rule_and_no_scoring(cli, fresh):
+    for threshold in (0.5, 0.3):
+        predictions = {**OVERRIDES["predictions"], "decide": {"threshold": threshold}}
+        write_defs_yaml(fresh, small_declaration(**{**OVERRIDES, "predictions": predictions}))
+        answer = cli(fresh, "run", "small", "--to", "2024-02-03")
+        assert answer.code == 0
+    assert answer.out.splitlines()[:3] == [
+        "small: to do",
+        "  decide again on 3 partitions (2024-02-01 to 2024-02-03)",
+        "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
+    ]
+
+
 def test_partitions_that_no_model_serves_any_more_are_told_and_not_counted_as_scored(cli, project):
     train = {"every": "week", "start": "2024-02-15"}
     write_defs_yaml(project, small_declaration(**OVERRIDES, model={"train": train}))
