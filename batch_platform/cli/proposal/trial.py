@@ -269,10 +269,10 @@ def candidates(proposal: Proposal) -> list[tuple[tuple[str, ...], str, Proposal]
         )
         made.append((parts, "usual", of_parts))
         made.append((parts, "small", replace(of_parts, params=proposal.params | SMALL)))
-    for course in MEANS_BY if windows and proposal.target == "numbers" else ():
-        if {*course} <= {*calendar}:
+    for course in MEANS_BY if proposal.target == "numbers" else ():
+        if windows and {*course} <= {*calendar}:
             by = f"mean by {' and '.join(windows.part_names[part] for part in course)}"
-            of_course = replace(windows, calendar=course, past=None) if windows else None
+            of_course = replace(windows, calendar=course, past=None)
             mean = replace(proposal, windows=of_course, features=(), keep=(), estimator=MEANS, params={})
             made.append(((COURSE,), by, mean))
     return made
