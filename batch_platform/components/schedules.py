@@ -11,6 +11,7 @@ commits.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import Lock
@@ -169,8 +170,9 @@ def _parts(request: Request, most: int | None) -> Iterator[Request]:
 
 def _run_request(tick: _Tick, request: Request, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """A run of the job; it names every check on its assets, without which a preview launched in the UI would run none."""
-    launch = launch_of(tick.wiring, request)
-    all_checks = context.repository_def.asset_graph.asset_check_keys if context.repository_def else ()
+    launch, all_checks = launch_of(tick.wiring, request), set[dg.AssetCheckKey]()
+    with suppress(dg.DagsterInvariantViolationError):  # a context of `build_schedule_context` may have no repository
+        all_checks = context.repository_def.asset_graph.asset_check_keys
     return dg.RunRequest(
         run_key=f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}",
         asset_selection=launch.assets,

@@ -88,6 +88,13 @@ def test_a_request_names_the_checks_of_the_user_too(trained):
     assert not named & {"gate", "performance"}
 
 
+def test_a_schedule_can_be_evaluated_without_a_repository_as_dagsters_own_tests_do(trained):
+    definition = trained.definitions.resolve_schedule_def(f"{trained.pipeline.spec.name}_score_when_due")
+    with dg.build_schedule_context(trained.instance, at("2024-02-02T05:00")) as context:
+        (request,) = definition.evaluate_tick(context).run_requests
+    assert shown(request) == requested(trained, "predictions", at("2024-02-02T05:00"))[0]
+
+
 def test_schedules_that_tick_at_the_same_time_share_one_look_at_the_published_copy(trained, monkeypatch):
     looks, look_at = [], StateKeeper.published
     monkeypatch.setattr(StateKeeper, "published", lambda keeper: looks.append(keeper) or look_at(keeper))
