@@ -160,7 +160,7 @@ def _due_features(question: Question, learning: Sequence[Item], scoring: _Scorin
 
 
 def only_decides(spec: PipelineSpec, item: Item) -> bool:
-    """Whether the scores of due predictions stand: without reasons for them, new decisions need no features."""
+    """True if the scores of due predictions stand: without reasons for them, new decisions need no features."""
     return item.reason == DECISION_CHANGED and not spec.predictions.explains_decisions
 
 

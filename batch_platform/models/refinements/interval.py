@@ -92,9 +92,8 @@ def correlation_within(held: NDArray[np.bool_], partitions: NDArray[np.integer] 
     if known < LEAST_PARTITIONS or not pairs or chdtrc(known - 1, (squares / counts).sum() / chance) >= BY_CHANCE:
         return 0.0
     beyond = (squares - counts * chance).sum() / (pairs * chance)
-    return float(
-        np.clip(beyond * (known + 1) / (known - 1), 0, 1)
-    )  # the correlation of one more partition beside the mean of the known ones
+    # The correlation of one more partition beside the mean of the known ones.
+    return float(np.clip(beyond * (known + 1) / (known - 1), 0, 1))
 
 
 def correlation_by_widths(rows: int) -> float:

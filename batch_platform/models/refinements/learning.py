@@ -39,9 +39,8 @@ class Refinements:
 
     declared: tuple[Declared, ...] = ()
     applied: tuple[Applied, ...] = ()
-    facts: dict[str, dict[str, Any]] = field(
-        default_factory=dict[str, dict[str, Any]]
-    )  # facts for the manifest, by name of the refinement
+    # Facts for the manifest, by name of the refinement.
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     remarks: tuple[str, ...] = ()  # the reason for each that is not applied, and what to know of those that are
 
     def around(self, model: Predictor) -> Predictor:
