@@ -104,7 +104,7 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     model = {"allow_suspected_leaks": ["known"], "refit": False}  # scores of a second fit may have no reference
     further = {
         "challengers": [{"name": "tree", "estimator": TREE}],
-        "predictions": {"store": "parquet", "decide": {"threshold": 0.5}},
+        "predictions": {"store": "parquet", "decide": {"threshold": 0.5}, "reasons": 1},
         "monitoring": {"segments": ["shop"]},
     }
     pipeline = small_pipeline(tmp_path, events=leaky, model=model, **further)  # what the demo has no need of

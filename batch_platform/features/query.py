@@ -158,13 +158,17 @@ class Query(SqlFile):
         Raises:
             SourceError: The SQL fails or does not return these columns; the message names file and line.
         """
-        bound = self.bound(partition)
+        self.require_once(con, partition, columns)
+        with self.explained(partition):
+            order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
+            return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=self.bound(partition))
+
+    def require_once(self, con: SourceConnection, partition: Partition, wanted: Iterable[str]) -> None:
+        """Raise SourceError as `require_columns` does, by the columns of the first partition that is read."""
         with self.explained(partition):
             if self._columns is None:
-                self._columns = self._columns_given(con, partition, bound)
-            self.require_columns(self._columns, columns)
-            order = f" ORDER BY {', '.join(map(quoted, columns))}" if sort else ""
-            return con.duckdb.sql(_statement(f"FROM ({self._select}\n){order}"), params=bound)
+                self._columns = self._columns_given(con, partition, self.bound(partition))
+            self.require_columns(self._columns, wanted)
 
     def _columns_given(self, con: SourceConnection, partition: Partition, bound: dict[str, object]) -> list[str]:
         """The columns that the query gives; where it reads one that no source has, the error names those that no SQL reads."""

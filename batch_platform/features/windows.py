@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -49,16 +50,16 @@ def rows_within(
     if select is None or not in_order or any(kind.takes_partition(table) for kind, table in tables):
         return None
     window = Partition(f"{partitions[0].key} to {partitions[-1].key}", partitions[0].start, partitions[-1].end)
+    query.require_once(con, partitions[0], order)
     with query.limited(con), query.explained(window):
         rows = con.duckdb.sql(f"FROM ({select})", params=query.bound(window))
-        query.require_columns(rows.columns, order)
         if str(rows.types[-1]) not in _INSTANTS:
             return None
         if columns is not None or _count(rows) <= BATCH_ROWS:
             named = ", ".join(map(quoted, columns or rows.columns[:-1]))
             at = f"epoch_us(CAST({_TIME} AS TIMESTAMPTZ)) AS {_TIME}"
             table = rows.select(f"{named}, {at}").order(", ".join(map(quoted, order))).to_arrow_table()
-            return _divided(table.drop_columns(_TIME), table[_TIME].to_numpy(), partitions)
+            return _divided(table.drop_columns(_TIME), pl.Series(table[_TIME]).to_numpy(), partitions)
     return rows_within(query, con, partitions[: len(partitions) // 2], order) if len(partitions) > 1 else []
 
 
@@ -73,7 +74,7 @@ def _divided(table: pa.Table, times: NDArray[np.int64], partitions: Sequence[Par
     starts, ends = (np.array([round(bound * 1e6) for bound in side]) for side in zip(*bounds, strict=True))
     at = np.searchsorted(starts, times, side="right") - 1
     at[times >= ends[at]] = len(partitions)
-    table = table.take(np.argsort(at, kind="stable"))
+    table = table.take(pl.Series(np.argsort(at, kind="stable")).to_arrow())  # an array of NumPy's would import pandas
     counts = np.bincount(at, minlength=len(partitions) + 1)[:-1]
     return [table.slice(end - rows, rows) for end, rows in zip(np.cumsum(counts), counts, strict=True)]
 

@@ -154,7 +154,7 @@ def test_the_graph_shows_every_asset_and_says_what_each_is(dagster):
         expect(page.get_by_role("link", name=check)).to_be_visible()
     dagster.words("model").first.click()
     dagster.sees("A HistGradientBoostingClassifier for each month.", exact=False)
-    dagster.sees("max_leaf_nodes")
+    dagster.sees("params.max_leaf_nodes")
 
 
 def test_lineage_leads_from_a_raw_source_to_the_predictions(dagster):
