@@ -128,18 +128,18 @@ class Digests:
 class FileWriter:
     """Writes batches of rows to a Parquet file, and hashes it as it grows. Use it in a `with` statement.
 
-    A full batch is written on a second thread, if there may be one, while the caller makes the next batch.
+    A full batch is written on a second thread, and what is there already is hashed on a third, if there may be more than one,
+    while the caller makes the next batch.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         """Begin a file of some columns."""
         self.rows = 0
-        self._writing = Future[None]()
-        self._writing.set_result(None)
+        self._going_on = list[Future[Any]]()
         self._stack = ExitStack()
         self._writer = self._stack.enter_context(parquet_writer(path, schema))
         self._digests = self._stack.enter_context(Digests(path))
-        self._second = self._stack.enter_context(ThreadPoolExecutor(1, "write"))
+        self._others = self._stack.enter_context(ThreadPoolExecutor(2, "write"))
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -151,20 +151,26 @@ class FileWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write a batch, behind all others."""
-        self._writing.result()
+        self._finish()
         if batch.num_rows == BATCH_ROWS and threads() > 1:
             with threads_explained():
-                self._writing = self._second.submit(self._writer.write_batch, batch)
+                self._going_on.append(self._others.submit(self._writer.write_batch, batch))
+                self._going_on.append(self._others.submit(self._digests.catch_up))
         else:
             self._writer.write_batch(batch)
-        self._digests.catch_up()
+            self._digests.catch_up()
         self.rows += batch.num_rows
 
     def complete(self) -> tuple[str, str]:
         """Write the end of the file; returns its SHA-256 and XXH3 (128 bits) in hexadecimal."""
-        self._writing.result()
+        self._finish()
         self._writer.close()
         return self._digests.catch_up()
+
+    def _finish(self) -> None:
+        """Wait for what the other threads do; raises what they raise."""
+        while self._going_on:
+            self._going_on.pop().result()
 
 
 def file_digests(path: Path) -> tuple[str, str]:
