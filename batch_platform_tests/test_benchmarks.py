@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
-from batch_platform_tests.benchmarks import history, readme, tables
+from batch_platform_tests.benchmarks import environments, history, kernels, readme, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.data import days_of, spread, write_days
@@ -74,14 +74,25 @@ def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
-def test_compiled_trees_are_compared_with_the_library_that_grew_them(tmp_path):
-    results, text = benchmark(tmp_path, "kernels", "--rows=20000", "--repeat=1")
-    kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
+def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_others(tmp_path, monkeypatch):
+    """Of the others one, that cannot be installed."""
+    monkeypatch.setattr(kernels, "SIZES", [(10, 20)])
+    monkeypatch.setitem(environments.PINNED, "lignum", (f"pylignum @ file://{tmp_path}/missing.whl",))
     here = (OURS, "its own library")
+    only = ",".join([*here, "lignum"])
+    arguments = "kernels", "--rows=20000", "--repeat=1", f"--only={only}", f"--environments={tmp_path}"
+    results, text = benchmark(tmp_path, *arguments)
+    kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
+    sized = ["LightGBM, 10 x 20", "XGBoost, 10 x 20"]
     assert [(result["workload"], result["contender"]) for result in results] == [
-        (kind, name) for kind in kinds for name in here
-    ], "the run itself ends where a score differs"
-    assert all(f"| {kind} | {name} |" in text for kind in kinds for name in here)
+        *((kind, name) for kind in kinds for name in here),
+        *((kind, name) for kind in sized for name in (*here, "lignum")),
+    ]
+    assert (
+        text.count("| not measured | lignum cannot be installed; leave it out with --only. pip ended with: ERROR") == 2
+    )
+    same = [line for line in text.splitlines() if line.endswith(" | yes |")]
+    assert [line.split(" | ")[0] for line in same if OURS in line] == [f"| {kind}" for kind in [*kinds, *sized]]
 
 
 def grown(commits: dict[str, dict[str, list[float]]]) -> list[Result]:
@@ -145,6 +156,13 @@ def test_growth_says_what_each_further_partition_costs(tmp_path):
     assert f"| status | {seconds['status', 3]:.2f} | {seconds['status', 5]:.2f} | {slope:.2f} |" in text
     (records,) = (line for line in text.splitlines() if line.startswith("| MiB of Dagster's records |"))
     assert float(records.split("|")[2]) > 0.1
+
+
+def test_the_share_of_profiles_in_scoring_is_reported(tmp_path):
+    results, text = benchmark(tmp_path, "profiles", "--rows=3000", "--repeat=1")
+    scoring, part = results
+    assert [scoring["workload"], part["workload"]] == ["scoring, with profiles", "the profiles alone"]
+    assert f"The profiles take {part['core_seconds'] / scoring['core_seconds']:.1%} of the core-seconds" in text
 
 
 def test_the_cost_on_more_cores_is_modelled_from_one_core_and_a_small_partition(tmp_path):

@@ -25,6 +25,7 @@ from batch_platform_tests.benchmarks import (
     history,
     kernels,
     memory,
+    profiles,
     project,
     publish,
     refinements,
@@ -45,6 +46,7 @@ WORKLOADS = {
     "memory": memory,
     "cores": cores,
     "features": features,
+    "profiles": profiles,
     "kernels": kernels,
     "commit": commit,
     "publish": publish,
@@ -58,6 +60,7 @@ WORKLOADS = {
 }
 NAMES = {
     *contenders.CONTENDERS,
+    *kernels.NAMES,
     *project.KINDS,
     *tables.TABLES,
     *history.LINES,

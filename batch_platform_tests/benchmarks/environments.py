@@ -21,6 +21,10 @@ PINNED: dict[str, tuple[str, ...]] = {
     "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
     "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
     "spark": ("pyspark==4.3.0", "pandas==2.3.3"),
+    "lignum": ("pylignum==0.3.0",),
+    "lleaves": ("lleaves==1.3.0", "llvmlite==0.44.0"),  # lleaves calls what later releases of llvmlite lack
+    "tl2cgen": ("tl2cgen==1.0.0", "treelite==4.8.1"),
+    "onnxruntime": ("onnxruntime==1.32.0", "onnxmltools==1.16.0", "lightgbm==4.7.0", "xgboost-cpu==3.2.0"),
 }
 JAVA_VERSIONS = ("17", "21")
 USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
