@@ -1,4 +1,4 @@
-"""The `export` command: predictions, with their inputs if asked for, as a Parquet or CSV file."""
+"""The `export` command: predictions, with their inputs if asked for, as a Parquet, CSV or JSON file."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from batch_platform.pipeline.export import export
     "destinations",
     metavar="FILE|KEY",
     multiple=True,
-    help="File to write, whose name ends with .parquet or .csv. Given once more with the key of a partition, the last one.",
+    help="File to write, whose name ends with .parquet, .csv or .json. Given once more with the key of a partition, the last one.",
 )
 @click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one that is scored.")
 @click.option("--partition", "only", metavar="KEY", help="A single partition.")
@@ -70,6 +70,6 @@ def _file_and_last(destinations: Sequence[str]) -> tuple[Path, str | None]:
     files = [text for text in destinations if Path(text).suffix or "/" in text]
     keys = [text for text in destinations if text not in files]
     if len(files) != 1 or len(keys) > 1:
-        msg = "--to names one file, which ends with .parquet or .csv, and at most one partition."
+        msg = "--to names one file, which ends with .parquet, .csv or .json, and at most one partition."
         raise WrongUseError(msg, hint="--to scores.parquet --from 2026-01-01 --to 2026-01-31")
     return Path(files[0]).expanduser().absolute(), keys[0] if keys else None

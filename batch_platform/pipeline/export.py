@@ -24,7 +24,7 @@ from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 # How DuckDB writes a file, by its ending.
 CSV = ".csv"
-FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", CSV: "FORMAT csv, HEADER"}
+FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", CSV: "FORMAT csv, HEADER", ".json": "FORMAT json, ARRAY"}
 NESTED = {"list", "array", "struct", "map"}  # types of DuckDB that CSV lacks
 
 
@@ -49,7 +49,7 @@ def export(
     features: bool = False,
     overwrite: bool = False,
 ) -> Exported:
-    """Write predictions, of some partitions or of all, to a Parquet or CSV file, ordered by partition and key.
+    """Write predictions, of some partitions or of all, to a Parquet, CSV or JSON file, ordered by partition and key.
 
     With `features`, each row has the columns that it was scored from, too.
 
@@ -70,28 +70,37 @@ def export(
             asked = "" if not partition_keys else f" of {min(partition_keys)} to {max(partition_keys)}"
             msg = f"{name}: there are no published predictions{asked}."
             raise DataError(msg, hint=f"score them first: batch-platform run {name}")
-        query = _query(con, pipeline, runs, features=features)
-        aside = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            con.execute(f"SET temp_directory = {literal(str(aside) + '.spill')}")
-            query = _flat(con, query) if path.suffix.lower() == CSV else query
-            copied = f"COPY ({query}) TO {literal(str(aside))} ({FORMATS[path.suffix.lower()]})"
-            ((rows,),) = con.execute(copied).fetchall()
-            aside.replace(path)
-        except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            if LOST_FILE.search(str(error)):
-                raise
-            msg = f"{path} cannot be written: {error}"
-            raise BatchPlatformError(msg, hint="make room on the disk, or choose another folder.") from error
-        finally:
-            aside.unlink(missing_ok=True)
-    return Exported(name, str(path), int(rows), len(runs), min(runs), max(runs), features)
+        rows = write_query(con, _query(con, pipeline, runs, features=features), path)
+    return Exported(name, str(path), rows, len(runs), min(runs), max(runs), features)
+
+
+def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
+    """Write the rows of a SELECT to a file of one of FORMATS, which is complete or absent; returns their number.
+
+    Raises:
+        BatchPlatformError: The file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        con.execute(f"SET temp_directory = {literal(str(aside) + '.spill')}")
+        query = _flat(con, query) if path.suffix.lower() == CSV else query
+        copied = f"COPY ({query}) TO {literal(str(aside))} ({FORMATS[path.suffix.lower()]})"
+        ((rows,),) = con.execute(copied).fetchall()
+        aside.replace(path)
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        if LOST_FILE.search(str(error)):
+            raise
+        msg = f"{path} cannot be written: {error}"
+        raise BatchPlatformError(msg, hint="make room on the disk, or choose another folder.") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return int(rows)
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raise WrongUseError if a file cannot be written there."""
     if path.suffix.lower() not in FORMATS:
-        msg = f"{path}: the name of the file must end with {' or '.join(FORMATS)}."
+        msg = f"{path}: the name of the file must end with .parquet, .csv or .json."
         raise WrongUseError(msg, hint=f"--to {path.stem}.parquet")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         msg = f"{path}: {path.parent} is not a folder that can be written to."

@@ -30,6 +30,7 @@ REPORTS = (
     ("trace", "small", f"id={REJECTED_ID - 1}"),
     ("trace", "small", "--source", "events"),
     ("rejected", "small"),
+    ("sql", "small", "FROM predictions"),
 )
 AN_ASSET = "import dagster as dg\n@dg.asset\ndef other(): ...\n"
 A_COMPONENT = """\

@@ -112,11 +112,11 @@ def test_an_existing_file_is_replaced_only_on_demand(cli, project):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--to names one file, which ends with .parquet or .csv, and at most one partition."),
+        ((), "--to names one file, which ends with .parquet, .csv or .json, and at most one partition."),
         (("--to", "a.csv", "--to", "b.csv"), "--to names one file"),
         (("--to", "2024-02-18"), "--to names one file"),
-        (("--to", "folder/a.txt"), "the name of the file must end with .parquet or .csv."),
-        (("--to", "a.xlsx"), "the name of the file must end with .parquet or .csv."),
+        (("--to", "folder/a.txt"), "the name of the file must end with .parquet, .csv or .json."),
+        (("--to", "a.xlsx"), "the name of the file must end with .parquet, .csv or .json."),
         (("--to", "nowhere/a.csv"), "is not a folder that can be written to."),
         (("--to", "a.csv", "--to", "2024-02-30"), "'2024-02-30' is not the key of a partition"),
     ],

@@ -1,0 +1,69 @@
+"""`sql`: one SELECT over the published tables, shown or written, while a run holds the warehouse."""
+
+import polars as pl
+import pytest
+
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.harness.command_line import published
+
+BEST = (
+    "SELECT id, score, scored_at::DATE AS day FROM predictions WHERE partition_key = '2024-02-18' ORDER BY score DESC"
+)
+
+
+def test_a_query_is_answered_while_a_run_holds_the_warehouse(cli, project):
+    expected = published(project, BEST.replace("predictions", "small.predictions"))
+    with Warehouse(Home(project / ".batch_platform")).open():
+        shown = cli(project, "sql", "small", BEST, "--limit", "3")
+        rows = cli(project, "sql", "small", BEST, "--json").json
+    assert (shown.code, shown.err) == (0, "")
+    head, *lines, more = shown.out.splitlines()
+    assert head.split() == ["id", "score", "day"]
+    assert len(lines) == 3
+    assert more == "and more rows. Hint: --limit N shows more; --to scores.csv writes all of them."
+    assert [(row["id"], row["score"], row["day"]) for row in rows] == [(a, b, f"{day}") for a, b, day in expected]
+
+
+def test_tables_of_all_pipelines_need_no_schema_either(cli, project):
+    query = "SELECT count(*) AS runs FROM score_runs WHERE pipeline = 'small'"
+    ((runs,),) = published(project, query.replace("score_runs", "batch_platform.score_runs"))
+    assert cli(project, "sql", "small", query, "--json").json == [{"runs": runs}]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+def test_an_answer_is_written_whole_or_not_at_all(cli, project, tmp_path, suffix):
+    file = tmp_path / f"best.{suffix}"
+    answer = cli(project, "sql", "small", f"{BEST}; -- the best ones\n", "--to", str(file))
+    expected = published(project, BEST.replace("predictions", "small.predictions"))
+    assert answer.out == f"{len(expected)} rows written to {file}\n"
+    frame = {"csv": pl.read_csv, "parquet": pl.read_parquet, "json": pl.read_json}[suffix](file)
+    assert frame.select("id", "score").rows() == [row[:2] for row in expected]
+    again = cli(project, "sql", "small", "SELECT 1", "--to", str(file))
+    assert (again.code, again.error) == (
+        2,
+        f"{file} exists already. Hint: --overwrite replaces it, or choose another name.",
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "says"),
+    [
+        ("DELETE FROM predictions", 2, "The query must be one SELECT; the published tables cannot be changed."),
+        ("SELECT 1; SELECT 2", 2, "The query must be one SELECT; the published tables cannot be changed."),
+        ("SELECT scor FROM predictions", 1, 'small: the query fails: Binder Error: Referenced column "scor" not found'),
+        ("SELEC 1", 1, "small: the query fails: Parser Error: syntax error"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_is_refused_in_a_sentence(cli, project, query, code, says):
+    answer = cli(project, "sql", "small", query)
+    assert answer.code == code
+    assert says in answer.error
+    assert "Hint: " in answer.error
+
+
+def test_before_anything_is_published_the_command_says_what_to_do(cli, fresh):
+    answer = cli(fresh, "sql", "small", "FROM predictions")
+    assert answer.code == 1
+    assert "Nothing is published in" in answer.error
