@@ -11,7 +11,15 @@ from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.pipeline.steps import ranges
-from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, dependents, trace, with_source_rows
+from batch_platform.pipeline.trace import (
+    PARTITION,
+    Dependents,
+    TracedReasons,
+    TracedSource,
+    dependents,
+    trace,
+    with_source_rows,
+)
 
 
 @click.command(
@@ -31,7 +39,7 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
     """Show what produced a score of PIPELINE, or what depends on one of its sources.
 
     A row is given by its key as KEY=VALUE; if it occurs in several partitions, partition=K selects one of them. Shown are the row, the model and its training window, the feature file, the
-    rows of the sources, and the run.
+    rows of the sources, the run, and the columns that moved the score most, where the model can tell.
     """
     declared = find_project(folder).declared_as(pipeline)
     example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in declared.spec.features.key)}"
@@ -50,14 +58,29 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
         terminal.report(predictions)
         _show_dependents(predictions, declared.spec.partitions.calendar)
         return
-    rows = with_source_rows(builder, trace(declared.spec, home, dict(part.split("=", 1) for part in key)))
+    of_key = dict(part.split("=", 1) for part in key)
+    rows = with_source_rows(builder, trace(declared.spec, home, of_key, declared.bundle))
     terminal.report(rows)
     for row in rows:
         fields = asdict(row)
-        del fields["sources"]
+        del fields["sources"], fields["reasons"]
         terminal.show_fields(fields)
+        if row.reasons is not None:
+            _show_reasons(row.reasons)
         for traced in row.sources:
             _show_source(traced)
+
+
+def _show_reasons(reasons: TracedReasons) -> None:
+    if reasons.note:
+        terminal.say(f"reasons: {reasons.note}")
+        return
+    terminal.say(
+        f"reasons, computed now: what moved the raw score ({reasons.unit}) from its base value {reasons.base:.4g}:"
+    )
+    for reason in reasons.largest:
+        value = "missing" if reason["value"] is None else reason["value"]
+        terminal.say(f"  {reason['feature']} ({value}): {reason['contribution']:+.4g}")
 
 
 def _show_source(source: TracedSource) -> None:

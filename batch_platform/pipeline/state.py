@@ -14,6 +14,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.features.history import History
+from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
@@ -36,6 +37,9 @@ class State:
     registry: Registry
     features_code_version: str  # version of the present declaration
     scoring_code_version: str  # version of the present declaration
+    unexplained_code_version: str = (
+        ""  # the same of a model version that has no reasons to give, if there are declared ones
+    )
     decision_rule: str | None = None  # rule of the present declaration
     lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
@@ -62,6 +66,15 @@ class State:
     def incomplete(self) -> dict[str, str]:
         """The table that lacks a file, by partition key."""
         return {self.files[path].partition_key: path.parents[1].name for path in sorted(self.lost_files)}
+
+    def code_version_of(self, version: str) -> str:
+        """The code version with which a model version would score now."""
+        explained, unexplained = self.scoring_code_version, self.unexplained_code_version or self.scoring_code_version
+        if explained == unexplained or REASONS.name in self.registry.refinements(version).get(
+            "applied", [REASONS.name]
+        ):
+            return explained
+        return unexplained
 
     @property
     def scored_by_retired(self) -> list[str]:

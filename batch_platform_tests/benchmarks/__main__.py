@@ -62,7 +62,8 @@ NAMES = {
     *tables.TABLES,
     *history.LINES,
     *scoring.SIZES,
-    *refinements.DECLARED,
+    *refinements.CASES,
+    *refinements.EXPLAINERS,
 }
 
 

@@ -21,6 +21,7 @@ PINNED: dict[str, tuple[str, ...]] = {
     "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
     "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
     "spark": ("pyspark==4.3.0", "pandas==2.3.3"),
+    "shap": ("shap==0.51.0",),
 }
 JAVA_VERSIONS = ("17", "21")
 USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
