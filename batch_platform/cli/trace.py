@@ -25,7 +25,7 @@ from batch_platform.pipeline.trace import (
 @click.command(
     "trace",
     epilog=terminal.examples(
-        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-475-EWR",
+        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-475-EWR --reasons",
         "trace flight_delays --source weather --partition 2013-03-01",
     ),
 )
@@ -33,19 +33,25 @@ from batch_platform.pipeline.trace import (
 @click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
 @click.option("--source", metavar="SOURCE", help="List the predictions that depend on this source instead.")
 @click.option("--partition", "only", metavar="KEY", help="With --source: only this partition of the source.")
+@click.option("--reasons", "explained", is_flag=True, help="Compute what moved the score most, where it is not stored.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None) -> None:
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None, *, explained: bool
+) -> None:
     """Show what produced a score of PIPELINE, or what depends on one of its sources.
 
     A row is given by its key as KEY=VALUE; if it occurs in several partitions, partition=K selects one of them. Shown are the row, the model and its training window, the feature file, the
-    rows of the sources, the run, and the columns that moved the score most, where the model can tell.
+    rows of the sources, and the run; with --reasons the columns that moved the score most, where the model can tell.
     """
     declared = find_project(folder).declared_as(pipeline)
     example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in declared.spec.features.key)}"
     if bool(key) == bool(source) or (only and not source):
         msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
         raise WrongUseError(msg, hint=example)
+    if source and explained:
+        msg = "--reasons is for a row, not for --source."
+        raise WrongUseError(msg, hint=f"{example} --reasons")
     if wrong := [part for part in key if "=" not in part]:
         msg = f"{wrong[0]!r} is not KEY=VALUE."
         raise WrongUseError(msg, hint=example)
@@ -59,7 +65,8 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
         _show_dependents(predictions, declared.spec.partitions.calendar)
         return
     of_key = dict(part.split("=", 1) for part in key)
-    rows = with_source_rows(builder, trace(declared.spec, home, of_key, declared.bundle))
+    traces = trace(declared.spec, home, of_key, declared.bundle if explained else None)
+    rows = with_source_rows(builder, traces)
     terminal.report(rows)
     for row in rows:
         fields = asdict(row)

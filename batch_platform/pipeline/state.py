@@ -37,9 +37,7 @@ class State:
     registry: Registry
     features_code_version: str  # version of the present declaration
     scoring_code_version: str  # version of the present declaration
-    unexplained_code_version: str = (
-        ""  # the same of a model version that has no reasons to give, if there are declared ones
-    )
+    unexplained_code_version: str = ""  # the same of a model version without reasons; empty if none differs
     decision_rule: str | None = None  # rule of the present declaration
     lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
@@ -69,12 +67,11 @@ class State:
 
     def code_version_of(self, version: str) -> str:
         """The code version with which a model version would score now."""
-        explained, unexplained = self.scoring_code_version, self.unexplained_code_version or self.scoring_code_version
-        if explained == unexplained or REASONS.name in self.registry.refinements(version).get(
-            "applied", [REASONS.name]
-        ):
+        explained, unexplained = self.scoring_code_version, self.unexplained_code_version
+        if unexplained in ("", explained):
             return explained
-        return unexplained
+        known = self.registry.refinements(version)
+        return unexplained if known and REASONS.name not in known["applied"] else explained
 
     @property
     def scored_by_retired(self) -> list[str]:

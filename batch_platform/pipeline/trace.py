@@ -115,9 +115,7 @@ class Trace:
     commit: ScoreRun
     model: TracedModel
     features: TracedFeatures
-    reasons: TracedReasons | None = (
-        None  # None where they are stored in the row, of a rejected row, and where none were asked for
-    )
+    reasons: TracedReasons | None = None  # None of a rejected row, where the row holds them, and unless asked for
     sources: tuple[TracedSource, ...] = ()  # filled by `with_source_rows`
 
 
@@ -283,12 +281,15 @@ def _reasons(open_version: OpenVersion, version: Version, read: pl.DataFrame | N
         learned = next((it.learned for it in bundle.refinements if it.refinement.name == REASONS.name), {})
         explainer = explainer_of(model_of(predictor), bundle.signature, learned.get("means", ()))
         rows = contract.split(read).kept
+        if not rows.height:
+            return TracedReasons(note="the row that the model read breaks a rule that is declared now")
         matrix = contract.encode(rows)
         outputs = explained_outputs(predictor.predict(matrix))
         reasons = reasons_of(rows, explainer.of(matrix, outputs), contract, min(MOST_REASONS, matrix.shape[1]))
     except (NotCompilableError, DataError, IntegrityError, WrongUseError) as error:
         return TracedReasons(note=f"they cannot be computed: {error}")
-    return TracedReasons(explainer.unit, float(explainer.bases[outputs[0]]), tuple(reasons[0].to_list()))
+    base = explainer.bases[outputs[0] if len(explainer.bases) > 1 else 0]
+    return TracedReasons(explainer.unit, float(base), tuple(reasons[0].to_list()))
 
 
 def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> pl.DataFrame | None:
