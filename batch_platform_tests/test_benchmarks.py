@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
-from batch_platform_tests.benchmarks import environments, history, kernels, readme, tables
+from batch_platform_tests.benchmarks import environments, history, kernels, readme, refinements, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.data import days_of, spread, write_days
@@ -93,6 +93,20 @@ def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_ot
     )
     same = [line for line in text.splitlines() if line.endswith(" | yes |")]
     assert [line.split(" | ")[0] for line in same if OURS in line] == [f"| {kind}" for kind in [*kinds, *sized]]
+
+
+def test_each_refinement_is_compared_with_the_same_scoring_without_it_and_reasons_with_other_libraries(tmp_path):
+    names = [*refinements.CASES, "lightgbm", "xgboost"]
+    results, text = benchmark(tmp_path, "refinements", "--rows=4000", f"--only={','.join(names)}", "--repeat=1")
+    assert [result["workload"] for result in results if result["contender"] == OURS] == [*refinements.CASES]
+    assert [(result["contender"], result["rows"]) for result in results[-2:]] == [("lightgbm", 1000), ("xgboost", 1000)]
+    beside = {result["workload"]: result for result in results if result["contender"] == OURS}
+    for name, case in refinements.CASES.items():
+        if name != case.beside:
+            seconds, memory = (beside[name][of] / beside[case.beside][of] - 1 for of in ("core_seconds", "peak_mib"))
+            assert f"| {name} | {seconds:+.1%} | {memory:+.1%} |" in text
+    rate = results[-1]["rows"] / results[-1]["core_seconds"]
+    assert f"| xgboost | {rate:,.0f} |" in text
 
 
 def grown(commits: dict[str, dict[str, list[float]]]) -> list[Result]:

@@ -16,11 +16,12 @@ from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean, listed
 from batch_platform.models.bundle import Manifest, compared, read_judged, read_manifest
 from batch_platform.models.gate import MEETS
-from batch_platform.models.judged import verdict_on_shared_rows
+from batch_platform.models.judged import on_shared_rows
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.decisions import fitting_rule
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.metrics import default_metric, lower_is_better, without_details
+from batch_platform.monitoring.metrics import default_metric, lower_is_better, measure, without_details
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import relabelled
@@ -248,7 +249,7 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     """Compare two versions side by side: metrics, data windows, what else differs, and which is better on the same rows.
 
     Better or worse is said from one paired interval of the gate's metric, on the evaluation rows of both, for the fits that the
-    gate judged.
+    gate judged. The metrics are of the same rows if there are any, otherwise of the evaluation rows of each.
     """
     pipeline = target.declared()
     registry = pipeline.published_state().registry
@@ -256,13 +257,24 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
         read_manifest(pipeline.home.bundle(target.pipeline, name), registry.present(name).sha256)
         for name in (left, right)
     ]
-    values, verdict = compared(*manifests), _verdict(pipeline, left, right, *manifests)
+    values, shared = compared(*manifests), _on_shared_rows(pipeline, left, right, *manifests)
+    verdict: Verdict | str
+    if isinstance(shared, str):
+        verdict = shared
+    else:
+        metric = pipeline.spec.model.promote.metric or default_metric(manifests[0].task)
+        verdict = Verdict.on(metric, *shared) or f"{metric} cannot be measured on the rows that both can score"
+        first, second = map(measure, shared)
+        values |= {f"metrics.{name}": (first.get(name), second.get(name)) for name in first | second}
     facts = {name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()}
     told = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
     terminal.report({**facts, "verdict": told})
     known = {name: pair for name, pair in values.items() if any(value not in (None, "") for value in pair)}
     rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)
+    if not isinstance(shared, str):
+        same = counted(len(shared[0].predicted), "evaluation row")
+        terminal.say(f"The metrics are those of the {same} that both have scored.")
     if isinstance(verdict, Verdict):
         verb = "" if verdict.word == "cannot tell" else "is judged "
         terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told from')}.")
@@ -272,17 +284,18 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     terminal.say(f"  {any_version}   measures any version on any partitions")
 
 
-def _verdict(pipeline: Pipeline, left: str, right: str, first: Manifest, second: Manifest) -> Verdict | str:
-    """Hold a version against another one on the rows that both were judged on; or say why they cannot be compared."""
+def _on_shared_rows(
+    pipeline: Pipeline, left: str, right: str, first: Manifest, second: Manifest
+) -> tuple[Outcomes, Outcomes] | str:
+    """The outcomes of two versions on the rows that both were judged on; or why they cannot be compared."""
     folders = (pipeline.home.bundle(pipeline.spec.name, name) for name in (left, right))
     judged = [read_judged(folder, manifest) for folder, manifest in zip(folders, (first, second), strict=True)]
     if lacking := [name for name, scores in zip((left, right), judged, strict=True) if scores is None]:
         return f"the bundle of {listed(lacking)} holds no scores of evaluation rows"
-    metric = pipeline.spec.model.promote.metric or default_metric(first.task)
     rule = fitting_rule(pipeline.spec.predictions.decide, first.task, first.classes)
     left_scores, right_scores = (scores for scores in judged if scores is not None)
     decided = replace(left_scores, outcomes=replace(left_scores.outcomes, rule=rule))
-    return verdict_on_shared_rows(metric, decided, right_scores)
+    return on_shared_rows(decided, right_scores)
 
 
 def _shortened(name: str, value: object) -> object:

@@ -223,6 +223,8 @@ def _show_models(status: PipelineStatus) -> None:
     )
     if status.champion_leaks:
         terminal.say(f"  a leak is suspected: {'; '.join(status.champion_leaks)}")
+    for remark in status.champion_remarks:
+        terminal.say(f"  {status.champion}: {remark}")
     for version, reason in status.waiting.items():
         terminal.say(f"  {version}: {reason}; batch-platform models {status.pipeline} promote {version}")
     if (change := status.declaration_change) is not None:

@@ -11,13 +11,21 @@ from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.pipeline.steps import ranges
-from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, dependents, trace, with_source_rows
+from batch_platform.pipeline.trace import (
+    PARTITION,
+    Dependents,
+    TracedReasons,
+    TracedSource,
+    dependents,
+    trace,
+    with_source_rows,
+)
 
 
 @click.command(
     "trace",
     epilog=terminal.examples(
-        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-475-EWR",
+        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-475-EWR --reasons",
         "trace flight_delays --source weather --partition 2013-03-01",
     ),
 )
@@ -25,19 +33,25 @@ from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, d
 @click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
 @click.option("--source", metavar="SOURCE", help="List the predictions that depend on this source instead.")
 @click.option("--partition", "only", metavar="KEY", help="With --source: only this partition of the source.")
+@click.option("--reasons", "explained", is_flag=True, help="Compute what moved the score most, where it is not stored.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None) -> None:
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None, *, explained: bool
+) -> None:
     """Show what produced a score of PIPELINE, or what depends on one of its sources.
 
     A row is given by its key as KEY=VALUE; if it occurs in several partitions, partition=K selects one of them. Shown are the row, the model and its training window, the feature file, the
-    rows of the sources, and the run.
+    rows of the sources, and the run; with --reasons the columns that moved the score most, where the model can tell.
     """
     declared = find_project(folder).declared_as(pipeline)
     example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in declared.spec.features.key)}"
     if bool(key) == bool(source) or (only and not source):
         msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
         raise WrongUseError(msg, hint=example)
+    if source and explained:
+        msg = "--reasons is for a row, not for --source."
+        raise WrongUseError(msg, hint=f"{example} --reasons")
     if wrong := [part for part in key if "=" not in part]:
         msg = f"{wrong[0]!r} is not KEY=VALUE."
         raise WrongUseError(msg, hint=example)
@@ -50,14 +64,30 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
         terminal.report(predictions)
         _show_dependents(predictions, declared.spec.partitions.calendar)
         return
-    rows = with_source_rows(builder, trace(declared.spec, home, dict(part.split("=", 1) for part in key)))
+    of_key = dict(part.split("=", 1) for part in key)
+    traces = trace(declared.spec, home, of_key, declared.bundle if explained else None)
+    rows = with_source_rows(builder, traces)
     terminal.report(rows)
     for row in rows:
         fields = asdict(row)
-        del fields["sources"]
+        del fields["sources"], fields["reasons"]
         terminal.show_fields(fields)
+        if row.reasons is not None:
+            _show_reasons(row.reasons)
         for traced in row.sources:
             _show_source(traced)
+
+
+def _show_reasons(reasons: TracedReasons) -> None:
+    if reasons.note:
+        terminal.say(f"reasons: {reasons.note}")
+        return
+    terminal.say(
+        f"reasons, computed now: what moved the raw score ({reasons.unit}) from its base value {reasons.base:.4g}:"
+    )
+    for reason in reasons.largest:
+        value = "missing" if reason["value"] is None else reason["value"]
+        terminal.say(f"  {reason['feature']} ({value}): {reason['contribution']:+.4g}")
 
 
 def _show_source(source: TracedSource) -> None:

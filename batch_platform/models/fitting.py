@@ -39,11 +39,11 @@ from batch_platform.models.estimator_fit import (
 )
 from batch_platform.models.flavours.known import Flavour, flavour_of
 from batch_platform.models.forest.compiled import Proof, prove
-from batch_platform.models.judged import JudgedScores, outcomes_of, scores_of
+from batch_platform.models.judged import JudgedScores, scores_of
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import reference_of
-from batch_platform.models.refinements.learning import Declared, Learner, Refinements
+from batch_platform.models.refinements.learning import Declared, Refinements, Refining
 from batch_platform.models.refinements.prior import PRIOR, in_proportion
 from batch_platform.models.search import Searched, search
 from batch_platform.monitoring.leakage import (
@@ -158,7 +158,8 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         estimator = make_estimator(model, {**params, **searched.best}, contract)
     with refusals_explained(estimator, contract):
         predictor, remarks = fit_estimator(kind, estimator, signature, rows)
-        refinements = learner_of(kind, predictor, signature, data, matrix, unseen.kept, evaluated.kept).learn(declared)
+        refining = Refining(predictor, signature, data, matrix, unseen.kept, evaluated.kept, kind.single)
+        refinements = refining.learn(declared)
         rates, scorer = _rates(refinements), refinements.around(predictor)
         judged, metrics, trivial = measured(
             model, scorer, signature, (kept, evaluated.kept), data.label, rates, predictions
@@ -205,8 +206,8 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     held_out = contract.split(whole.evaluate).kept
     with refusals_explained(estimator, contract):
         predictor, remarks = fit_estimator(judged.flavour, estimator, signature, rows)
-    learner = learner_of(judged.flavour, predictor, signature, whole, rows.matrix, kept.clear(), held_out)
-    refinements = learner.learn(judged.refinements.declared, judged.refinements)
+    refining = Refining(predictor, signature, whole, rows.matrix, kept.clear(), held_out, judged.flavour.single)
+    refinements = refining.learn(judged.refinements.declared, judged.refinements)
     learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
     whole_reference = reference_of(contract, learned, judged.reference)
     return replace(
@@ -260,38 +261,6 @@ def measured(  # noqa: PLR0913 - a model and its rows
     with one_thread():
         trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
         return judged, measure(outcomes), trivial
-
-
-def learner_of(  # noqa: PLR0913 - a fitted model, and the rows for its refinements
-    kind: Flavour,
-    predictor: Predictor,
-    signature: Signature,
-    data: TrainingData,
-    matrix: NDArray[np.float64],
-    unseen: pl.DataFrame,
-    judged: pl.DataFrame,
-) -> Learner:
-    """A fitted model with what its refinements are learned from and tried on.
-
-    Args:
-        kind: Flavour of the model.
-        predictor: The model.
-        signature: Of the model.
-        data: The rows that it learned from.
-        matrix: Those of them that keep the contract, encoded.
-        unseen: The rows held out for refinements that keep the contract.
-        judged: The rows that the gate judges that keep the contract.
-    """
-    single = kind.details.get("precision") == "float32"
-    return Learner(
-        predictor,
-        signature,
-        data,
-        matrix,
-        unseen,
-        lambda scorer: outcomes_of(scorer, signature, judged, data.label),
-        single=single,
-    )
 
 
 def _rates(refinements: Refinements) -> list[float]:

@@ -57,10 +57,8 @@ class JudgedScores:
         return cls(outcomes, frame["row"].to_numpy())
 
 
-def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
-    """Predictions of a model for rows that keep its contract, with their truth; None without rows."""
-    if not rows.height:
-        return None
+def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes:
+    """Predictions of a model for rows that keep its contract, at least one, with their truth."""
     matrix = signature.contract.encode(rows)
     with one_thread():
         predicted = predictor.predict(matrix)
@@ -70,11 +68,10 @@ def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, 
 
 def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> JudgedScores | None:
     """The outcomes of a model for evaluation rows, which keep its contract, with the names of the rows; None without rows."""
-    outcomes = outcomes_of(predictor, signature, rows, label)
-    if outcomes is None:
+    if not rows.height:
         return None
     named = rows[ROW].to_numpy() if ROW in rows.columns else np.arange(rows.height, dtype=np.uint64)
-    return JudgedScores(outcomes, named)
+    return JudgedScores(outcomes_of(predictor, signature, rows, label), named)
 
 
 def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
@@ -88,13 +85,13 @@ def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:
 
 def verdict_on_shared_rows(metric: str, first: JudgedScores, second: JudgedScores) -> Verdict | str:
     """Hold a model against a second one on the rows that both have scored; or say why they cannot be compared."""
-    outcomes = _on_shared_rows(first, second)
+    outcomes = on_shared_rows(first, second)
     if isinstance(outcomes, str):
         return outcomes
     return Verdict.on(metric, *outcomes) or f"{metric} cannot be measured on the rows that both can score"
 
 
-def _on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes, Outcomes] | str:
+def on_shared_rows(first: JudgedScores, second: JudgedScores) -> tuple[Outcomes, Outcomes] | str:
     """The outcomes of two models on the rows that both have scored, among the classes that both know; or why there are none.
 
     Labels, weights and units are those of the first.

@@ -35,6 +35,7 @@ from batch_platform.warehouse.ledger import (
 
 SUSPECTED_LEAKS = "suspected_leaks"
 NOT_BETTER = "not_better_than_guessing"  # entry of the evidence of a decision: says so in words, or is empty
+REFINEMENTS = "refinements"  # entry of the evidence: the names of those applied, and remarks on them and on others
 OF_PIPELINES[SUSPECTED_LEAKS] = Description(
     "a feature that tells the label of a version suspiciously well",
     {
@@ -134,6 +135,10 @@ class Registry:
         """The leaks that were suspected when a version was trained."""
         return next((leaks for event in self._decisions.get(version, ()) if (leaks := leaks_in(event.evidence))), [])
 
+    def refinements(self, version: str) -> dict[str, list[str]]:
+        """The names of the `applied` refinements of a version, and the `remarks` on declared ones; empty if nobody knows."""
+        return self._refinements.get(version, {})
+
     def not_better_than_guessing(self, version: str) -> str:
         """That a version was not better than guessing when it was judged, in words; empty if it was, or if nobody knows."""
         return next((text for event in self._decisions.get(version, ()) if (text := guesses_in(event.evidence))), "")
@@ -146,6 +151,11 @@ class Registry:
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
         return last is not None and last.action == action
+
+    @cached_property
+    def _refinements(self) -> dict[str, dict[str, list[str]]]:
+        recorded = ((event.version, json.loads(event.evidence).get(REFINEMENTS)) for event in self.promotions)
+        return {version: of_version for version, of_version in recorded if of_version}
 
     @cached_property
     def _by_name(self) -> dict[str, Version]:

@@ -24,7 +24,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ErrorTree:
-    """A regression tree for the absolute error, by its nodes; the first one is the root, and a leaf has no feature (-1)."""
+    """A regression tree for the absolute error, by its nodes; the first one is the root, and a leaf has no feature (-1).
+
+    A refinement's file gives each sequence of numbers as an array of float64.
+    """
 
     feature: tuple[int, ...]  # column of the encoded row; the one after the last is the prediction
     threshold: tuple[float, ...]  # values up to this one go to the left
@@ -39,7 +42,7 @@ class ErrorTree:
         pending = [(0, np.arange(len(predicted)))]
         while pending:
             node, rows = pending.pop()
-            feature = self.feature[node]
+            feature = int(self.feature[node])
             if feature < 0:
                 leaves[rows] = node
                 continue
@@ -47,7 +50,7 @@ class ErrorTree:
             left = values <= self.threshold[node]
             if self.null_left[node]:
                 left |= np.isnan(values)
-            pending += [(self.left[node], rows[left]), (self.right[node], rows[~left])]
+            pending += [(int(self.left[node]), rows[left]), (int(self.right[node]), rows[~left])]
         return leaves
 
     def errors(self, matrix: Floats, predicted: Floats) -> Floats:

@@ -53,6 +53,7 @@ class StateKeeper:
     history: History
     warehouse: Warehouse
     scoring_code_version: str
+    unexplained_code_version: str  # see `State`
     declared: str  # hash of the whole declaration
     _carried: _Carried = field(default_factory=_Carried, init=False, repr=False, compare=False)
 
@@ -118,6 +119,7 @@ class StateKeeper:
             refused_on=read_features_of(con, registry.fruitless.values()),
             features_code_version=self.history.builder.code_version,
             scoring_code_version=self.scoring_code_version,
+            unexplained_code_version=self.unexplained_code_version,
             decision_rule=rule_text(self.history.spec.predictions.decide),
             failures=read_failures(con, name),
             fingerprints=recorded_fingerprints(con, name) if seen is None else seen.fingerprints,

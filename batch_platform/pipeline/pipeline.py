@@ -68,10 +68,13 @@ class Pipeline:
 
         How many rows may be rejected is no such rule: it decides only whether a partition is published.
         """
+        return self._code_version({"reasons"} if self.spec.predictions.reasons else set())
+
+    def _code_version(self, asked: set[str]) -> str:
+        """The same of the rules on rows and of what is `asked` under `predictions`."""
         form = self.spec.model_dump_json(include={"features": {"key", "time"}, "predictions": {"keep"}})
         bounds = {"columns": {"__all__": {"nullable", "min", "max"}}}
-        asked = {} if self.spec.predictions.reasons is None else {"predictions": {"reasons"}}
-        rules = self.spec.model_dump_json(include={"features": bounds, **asked})
+        rules = self.spec.model_dump_json(include={"features": bounds, **({"predictions": asked} if asked else {})})
         return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
     @cached_property
@@ -83,7 +86,8 @@ class Pipeline:
 
     @cached_property
     def _keeper(self) -> StateKeeper:
-        return StateKeeper(self.history, self.warehouse, self.scoring_code_version, self.declared)
+        versions = (self.scoring_code_version, self._code_version(set()))
+        return StateKeeper(self.history, self.warehouse, *versions, self.declared)
 
     def carrying(self, work: str) -> AbstractContextManager[None]:
         """Carry one state through a piece of work; see `StateKeeper.carrying`."""

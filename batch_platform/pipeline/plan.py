@@ -287,7 +287,7 @@ def _stale_reason(state: State, partition: Partition, run: ScoreRun, champion: V
     build = state.features.get(run.partition_key)
     if build is not None and build.sha256 != run.input_hash:
         return "its features changed"
-    if run.code_version != state.scoring_code_version:
+    if run.code_version != state.code_version_of(run.model_version):
         return "its declaration or the scoring code changed"
     if build is not None and (reason := features_due(state, partition)) is not None:
         return reason
@@ -311,7 +311,7 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
         awaits = newest is not None and (stretch is None or stretch.approved_from <= newest)
         reason = "missing"
         if run is not None:
-            comparable = is_served or run.code_version == state.scoring_code_version
+            comparable = is_served or run.code_version == state.code_version_of(run.model_version)
             reason = _stale_reason(state, partition, run, champion) if comparable else None
             reason = reason or ("a newer model is due" if awaits else None)
             if reason is not None:

@@ -45,7 +45,7 @@ class ScoringStep:
         self, partitions: Sequence[Partition], *, force: bool, version: str | None, watch: Watch | None
     ) -> Generator[Committed]:
         """Score partitions, oldest first, and yield those that are up to date before all others; see `Pipeline.score`."""
-        spec, state, stamp, code_version = self.history.spec, self.state, self.stamp, self.state.scoring_code_version
+        spec, state, stamp = self.history.spec, self.state, self.stamp
         require_no_former_partitions(spec, state.scores.values())
         named = state.registry.present(version) if version else None
         due, held, standing_scores = list[Due](), list[Due](), list[tuple[Partition, ScoreRun]]()
@@ -64,7 +64,7 @@ class ScoringStep:
                     is_held = (
                         not force
                         and partition.key not in state.incomplete
-                        and item.is_held(code_version, state.decision_rule)
+                        and item.is_held(state.code_version_of(item.model.version), state.decision_rule)
                     )
                     (held if is_held else due).append(item)
             apart.up_to_date.update(
@@ -81,7 +81,7 @@ class ScoringStep:
                 self.warehouse,
                 engine,
                 self.bundle_folder,
-                code_version,
+                state.code_version_of,
                 stamp,
                 force,
                 commits,
@@ -108,7 +108,7 @@ class ScoringStep:
             return None
         stretch, build = state.registry.timeline.at(partition.start), state.features.get(partition.key)
         model = named or (None if stretch is None else stretch.version)
-        inputs = (run.input_hash if build is None else build.sha256, state.scoring_code_version)
+        inputs = (run.input_hash if build is None else build.sha256, state.code_version_of(run.model_version))
         same = model is not None and run.model_sha256 == model.sha256 and (run.input_hash, run.code_version) == inputs
         return run if same else None
 

@@ -14,6 +14,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.features.history import History
+from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
@@ -36,6 +37,7 @@ class State:
     registry: Registry
     features_code_version: str  # version of the present declaration
     scoring_code_version: str  # version of the present declaration
+    unexplained_code_version: str = ""  # the same of a model version without reasons; empty if none differs
     decision_rule: str | None = None  # rule of the present declaration
     lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
@@ -62,6 +64,14 @@ class State:
     def incomplete(self) -> dict[str, str]:
         """The table that lacks a file, by partition key."""
         return {self.files[path].partition_key: path.parents[1].name for path in sorted(self.lost_files)}
+
+    def code_version_of(self, version: str) -> str:
+        """The code version with which a model version would score now."""
+        explained, unexplained = self.scoring_code_version, self.unexplained_code_version
+        if unexplained in ("", explained):
+            return explained
+        known = self.registry.refinements(version)
+        return unexplained if known and REASONS.name not in known["applied"] else explained
 
     @property
     def scored_by_retired(self) -> list[str]:

@@ -77,6 +77,7 @@ class PipelineStatus:
     champion_rows_trained: int
     champion_days_trained: float | None  # None for a snapshot
     champion_leaks: list[str]  # suspected leaks
+    champion_remarks: list[str]  # on its declared refinements, such as the reason why one is not applied
     waiting: dict[str, str]  # newer versions that wait for a decision, with the reason
     # Why the models of serving periods were refused, or could not be trained, since the champion was trained, newest first.
     refused: dict[str, str]
@@ -138,6 +139,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         champion_rows_trained=champion.rows_trained if champion else 0,
         champion_days_trained=champion.days_trained if champion and not spec.partitions.snapshot else None,
         champion_leaks=list(map(str, state.registry.suspected_leaks(champion.version))) if champion else [],
+        champion_remarks=state.registry.refinements(champion.version).get("remarks", []) if champion else [],
         waiting=state.registry.waiting(champion),
         refused=_refused(state.registry, champion, {it.partition_key for it in failures if it.step == "model"}),
         declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion, now),

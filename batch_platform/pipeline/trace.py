@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import duckdb
+import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
@@ -29,7 +30,12 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.sources.opening import SourceConnection
-from batch_platform.models.registry import has_seen, read_registry
+from batch_platform.models.bundle import OpenVersion
+from batch_platform.models.forest.ensembles import NotCompilableError
+from batch_platform.models.refinements.explained import explainer_of
+from batch_platform.models.refinements.reasons import REASONS, explained_outputs, reasons_of
+from batch_platform.models.refinements.refinement import model_of
+from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.pipeline.export import scored_file
 from batch_platform.pipeline.plan import first_served
 from batch_platform.warehouse.home import Home
@@ -37,7 +43,7 @@ from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreR
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.sql import connect, literal, quoted
 
-MOST_ROWS = 20
+MOST_ROWS, MOST_REASONS = 20, 10
 PARTITION = "partition"  # beside the columns of a key
 RowState = Literal["scored", "rejected"]
 Way = Literal["features", "model"]
@@ -91,6 +97,16 @@ class TracedSource:
 
 
 @dataclass(frozen=True)
+class TracedReasons:
+    """What moved a score that has no stored reasons, computed from the bundle that gave it and the row that it read."""
+
+    unit: str = ""  # unit of the raw score, which the base value and all contributions add up to
+    base: float | None = None
+    largest: tuple[dict[str, Any], ...] = ()  # at most MOST_REASONS: feature, value as text, contribution
+    note: str = ""  # why there are none
+
+
+@dataclass(frozen=True)
 class Trace:
     """The outcome of one row, and what produced it."""
 
@@ -99,6 +115,7 @@ class Trace:
     commit: ScoreRun
     model: TracedModel
     features: TracedFeatures
+    reasons: TracedReasons | None = None  # None of a rejected row, where the row holds them, and unless asked for
     sources: tuple[TracedSource, ...] = ()  # filled by `with_source_rows`
 
 
@@ -129,10 +146,13 @@ class Dependents:
     partitions: list[Dependent]
 
 
-def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]:
+def trace(
+    spec: PipelineSpec, home: Home, key: Mapping[str, str], open_version: OpenVersion | None = None
+) -> list[Trace]:
     """Trace the scored and rejected rows of a key, newest partition first; some columns of the key are enough.
 
     A key that occurs in several partitions is narrowed down by one of them, as `partition`, unless a column has that name.
+    With `open_version`, reasons that are not stored are computed.
 
     Raises:
         WrongUseError: A name is not a key column, or there is no such partition.
@@ -184,14 +204,18 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
             metrics=version.metric_values,
             decision="none" if decision is None else f"{decision.action} by {decision.actor}: {decision.reason}",
         )
+        read = _scored_row(home, run, {column: row[column] for column in known}) if outcome == "scored" else None
         features = as_record(
             TracedFeatures,
             build,
             file=str(home.feature_file(name, run.partition_key, build.sha256)),
             sources=json.loads(build.sources),
-            row=_scored_row(home, run, {column: row[column] for column in known}) if outcome == "scored" else None,
+            row=None if read is None or not read.height else read.row(0, named=True),
         )
-        traces.append(Trace(outcome, row, run, model, features))
+        reasons = None
+        if open_version is not None and outcome == "scored" and row.get(REASONS.name) is None:
+            reasons = _reasons(open_version, version, read)
+        traces.append(Trace(outcome, row, run, model, features, reasons))
     return sorted(traces, key=lambda trace: trace.commit.partition_start, reverse=True)
 
 
@@ -247,8 +271,29 @@ def _rows(
     return rows
 
 
-def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row of the features that a scored row was made from; None if its file is gone or damaged."""
+def _reasons(open_version: OpenVersion, version: Version, read: pl.DataFrame | None) -> TracedReasons:
+    """The largest contributions to the score of the row that a version has read."""
+    if read is None or not read.height:
+        return TracedReasons(note="the features that the model read are gone")
+    try:
+        bundle = open_version(version)
+        contract, predictor = bundle.contract, bundle.for_rows(read.height)
+        learned = next((it.learned for it in bundle.refinements if it.refinement.name == REASONS.name), {})
+        explainer = explainer_of(model_of(predictor), bundle.signature, learned.get("means", ()))
+        rows = contract.split(read).kept
+        if not rows.height:
+            return TracedReasons(note="the row that the model read breaks a rule that is declared now")
+        matrix = contract.encode(rows)
+        outputs = explained_outputs(predictor.predict(matrix))
+        reasons = reasons_of(rows, explainer.of(matrix, outputs), contract, min(MOST_REASONS, matrix.shape[1]))
+    except (NotCompilableError, DataError, IntegrityError, WrongUseError) as error:
+        return TracedReasons(note=f"they cannot be computed: {error}")
+    base = explainer.bases[outputs[0] if len(explainer.bases) > 1 else 0]
+    return TracedReasons(explainer.unit, float(base), tuple(reasons[0].to_list()))
+
+
+def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> pl.DataFrame | None:
+    """The row of the features that a scored row was made from, if it is there; None if its file is gone or damaged."""
     try:
         path = scored_file(home, run)
     except IntegrityError:
@@ -256,10 +301,8 @@ def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> dict[str, 
     same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
     with connect() as con:
         con.execute("SET TimeZone = 'UTC'")
-        query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same}"
-        rows = con.execute(query, [*key.values()])
-        columns, values = [column for column, *_ in rows.description or ()], rows.fetchone()
-    return None if values is None else dict(zip(columns, values, strict=True))
+        query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same} LIMIT 1"
+        return con.sql(query, params=[*key.values()]).pl()
 
 
 def _builds_scored(con: duckdb.DuckDBPyConnection, runs: Collection[ScoreRun]) -> dict[str, FeatureBuild]:

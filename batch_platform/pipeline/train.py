@@ -5,6 +5,7 @@ trace, and the champion continues to serve. Challengers train on the rows of the
 reason, and production goes on without it.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.clusters import Former
 from batch_platform.models.gate import GateDecision, pass_gate, unjudged
 from batch_platform.models.registry import (
+    REFINEMENTS,
     ChallengerTraining,
     ModelTraining,
     Promotion,
@@ -195,12 +197,14 @@ class TrainingStep:
         learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
         with staging_folder(home, stamp.run_id) as staging:
             version = learned.write(staging, home.bundles(spec.name), allow_pickle=spec.model.allow_pickle)
+        applied, remarks = learned.fitted.refinements.applied, learned.fitted.refinements.remarks
+        refinements = {"applied": [each.refinement.name for each in applied], "remarks": remarks}
         decision = Promotion(
             pipeline=version.pipeline,
             version=version.version,
             action=judged.action,
             reason="; ".join([judged.reason, *learned.manifest.remarks]),
-            evidence=judged.evidence,
+            evidence=json.dumps(json.loads(judged.evidence) | {REFINEMENTS: refinements}),
             actor=actor,
             decided_at=stamp.now(),
             run_id=stamp.run_id,
@@ -236,6 +240,7 @@ class TrainingStep:
                 training,
                 history=History(as_model(spec, challenger), history.home, history.builder),
                 former=None if opponent is None else Former(opponent, self.open_version),
+                divided=training.divides,
             )
             try:
                 learned = challenged.learn(challenger.params, data=data, within=window)

@@ -28,7 +28,7 @@ from batch_platform.models.bundle import Evaluation, Manifest, Window, read_refe
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import is_classification, read_import, require_rule
-from batch_platform.models.fitting import Fitted, fit, learner_of, measured, refit, suspiciously_good
+from batch_platform.models.fitting import Fitted, Refining, fit, measured, refit, suspiciously_good
 from batch_platform.models.positive import Positive
 from batch_platform.models.reference import after_refit, reference_of, with_basis, with_prediction
 from batch_platform.models.refinements.known import declared, holds_out
@@ -50,6 +50,12 @@ class Training:
     period: Partition  # a model learns only from what is known at its start
     stamp: Stamp
     former: Former | None = None  # the version whose clusters keep their numbers
+    divided: bool = False  # whether the gate judges by the second half of the evaluation window, whatever is declared
+
+    @property
+    def divides(self) -> bool:
+        """True if refinements learn from the first half of the evaluation window, and the gate judges by the second."""
+        return self.divided or holds_out(declared(self.history.spec))
 
     def learn(
         self,
@@ -85,7 +91,7 @@ class Training:
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
                 refinements = declared(spec)
-                data = data.divided() if holds_out(refinements) else data.undivided()
+                data = data.divided() if self.divides else data.undivided()
                 positive, former = self._positive(), self._former_reference
                 fitted = fit(spec.model, spec.features, data, params, positive, former, refinements, spec.predictions)
                 fitted = keep_numbers(fitted, data.fit, self.former)
@@ -113,7 +119,7 @@ class Training:
                 rows=fitted.rows_evaluated,
                 metrics=fitted.metrics,
                 baseline=None if fitted.trivial is None else fitted.trivial.baseline,
-                rows_refined=0 if data is None else data.unseen.height,
+                rows_refined=data.unseen.height if data is not None and holds_out(declared(spec)) else 0,
             ),
             features_code_version=self.state.features_code_version,
             created_at=self.stamp.now().isoformat(),
@@ -259,13 +265,13 @@ class Training:
             None if data is None or data.label is None else pl.concat([data.fit[data.label], data.evaluate[data.label]])
         )
         signature = self._positive().of_import(signature, labels)
-        wanted = declared(spec)
-        data = data.divided() if data is not None and holds_out(wanted) else data
+        data = data.divided() if data is not None and self.divides else data
         known = TrainingData(seen.clear(), seen.clear(), None) if data is None else data
         rows, unseen = contract.split(known.evaluate), contract.split(known.unseen)
         learned_matrix = contract.encode(learned)
-        learner = learner_of(imported.flavour, predictor, signature, known, learned_matrix, unseen.kept, rows.kept)
-        refinements = learner.learn(wanted)
+        single = imported.flavour.single
+        refining = Refining(predictor, signature, known, learned_matrix, unseen.kept, rows.kept, single)
+        refinements = refining.learn(declared(spec))
         judged, metrics, trivial = None, dict[str, float](), None
         if data is not None:
             scorer = refinements.around(predictor)

@@ -32,6 +32,7 @@ from batch_platform.reports.wording import number, words
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 
 TEMPLATE = "card.html"
+WEIGHTED = "Rows count by their declared weight."
 MOST_SEGMENTS = 12  # segments of a column that are shown, those with most rows
 
 
@@ -135,7 +136,10 @@ def since_it_serves(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, version:
     named = [("all rows" if column is None else f"{column}: {value}", *numbers) for column, value, *numbers in rows]
     return Section(
         "How it did since it serves",
-        [f"{words(metric)} on partitions that it scored and whose labels are known, with 95% intervals."],
+        [
+            f"{words(metric)} on partitions that it scored and whose labels are known, with 95% intervals.",
+            *([WEIGHTED] if spec.labels and spec.labels.weight else []),
+        ],
         ("rows of", words(metric), "low", "high", "rows"),
         named,
     )
@@ -194,7 +198,7 @@ def _metrics(manifest: Manifest, judged: JudgedScores | None) -> Iterator[Sectio
     metrics, baseline = without_details(manifest.evaluation.metrics), manifest.evaluation.baseline
     if not metrics:
         return
-    ends = dict[str, Interval]()
+    ends, weighted = dict[str, Interval](), judged is not None and judged.outcomes.weights is not None
     if judged is not None:
         with one_thread():
             ends = intervals(judged.outcomes, metrics)
@@ -204,6 +208,7 @@ def _metrics(manifest: Manifest, judged: JudgedScores | None) -> Iterator[Sectio
         for name, value in sorted(metrics.items())
     ]
     sentences = [f"On the {counted(manifest.evaluation.rows, 'evaluation row')}, with 95% intervals."]
+    sentences += [WEIGHTED] if weighted else []
     if baseline is not None:
         sentences.append(f"Guessing is a trivial model: {baseline.name}.")
     yield Section("How good it is", sentences, ("metric", "value", "low", "high", "guessing"), rows)
@@ -213,17 +218,17 @@ def _calibration(judged: JudgedScores | None) -> Iterator[Section]:
     """The mean probability beside the share of positives, in cells of equal width."""
     if judged is None or judged.outcomes.task != "binary":
         return
-    positive, score = judged.outcomes.positive_and_score
+    (positive, score), weights = judged.outcomes.positive_and_score, judged.outcomes.row_weights
     cells = np.clip((score * CELLS).astype(np.int64), 0, CELLS - 1)
     rows = [
         (
             f"{at / CELLS:.0%} to {(at + 1) / CELLS:.0%}",
-            float(score[here].mean()),
-            float(positive[here].mean()),
+            float(np.average(score[here], weights=weights[here])),
+            float(np.average(positive[here], weights=weights[here])),
             int(here.sum()),
         )
         for at in range(CELLS)
-        if (here := cells == at).any()
+        if weights[here := cells == at].any()
     ]
     sentence = "A well calibrated score of 30% comes true in 30% of the rows."
     yield Section("Calibration", [sentence], ("score", "mean score", "came true", "rows"), rows)

@@ -12,10 +12,10 @@ import polars as pl
 
 from batch_platform.declaration.errors import DataError, counted
 from batch_platform.declaration.reporting import ReportEvery
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED
+from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES, PERFORMANCE, POOLED
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
@@ -29,7 +29,7 @@ from batch_platform.reports.measures import FurtherMeasure, read_further_measure
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import PERIODS, Span, score_column
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.sql import has_table, quoted, table_columns
 
 MOST_PARTITIONS = 366  # the newest ones are reported where no window is named
 LONG = {"month": timedelta(days=62), "week": timedelta(days=14)}  # longer windows are summed up by the newest one
@@ -96,9 +96,9 @@ class Figures:
     gaps: list[Gap]  # differences between segments in the rates of binary decisions
     drift: DriftFigures | None
     measures: list[FurtherMeasure]  # measures without a section of their own
-    confusion: pl.DataFrame  # decisions of a classification: predicted, came_true, rows
-    calibration: pl.DataFrame  # groups of rows with similar scores: rows, mean_score, outcome
-    calibration_error: float | None  # mean distance between score and outcome, weighted by rows
+    confusion: pl.DataFrame  # decisions of a classification: decided, came_true, rows
+    calibration: pl.DataFrame  # groups of rows with similar scores: rows, weight, mean_score, outcome
+    calibration_error: float | None  # mean distance between score and outcome, by weight
     rejections: dict[str, int]  # rows by column and reason
     unusual: list[Aspect]  # volumes and rejected shares that earlier partitions do not explain, newest first
     services: list[Service]
@@ -191,7 +191,7 @@ def read_figures(
         worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
         missed=_missed(spec, performance, metric, task),
         issues=open_issues(con, spec, runs),
-        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}",
+        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}",
         definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
     )
 
@@ -337,12 +337,14 @@ def _calibration(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows with similar scores, and decisions beside what came true; neither where versions know other classes.
 
-    The mean score of rows with similar ones stands beside what came true, of binary models and regressions. Probabilities are
+    A row without a stored decision is decided to be of its most probable class. The mean score of rows with similar ones stands beside what came true, of binary models and regressions. Probabilities are
     grouped by tenths, values of a regression into ten groups of about equal size (DeGroot and Fienberg, The Comparison and
     Evaluation of Forecasters, 1983).
     """
-    of_bins = pl.DataFrame(schema={"bin": pl.Int64, "rows": pl.Int64, "mean_score": pl.Float64, "outcome": pl.Float64})
-    decided = pl.DataFrame(schema={"predicted": pl.String, "came_true": pl.String, "rows": pl.Int64})
+    of_bins = pl.DataFrame(
+        schema={"bin": pl.Int64, "rows": pl.Int64, **dict.fromkeys(("weight", "mean_score", "outcome"), pl.Float64)}
+    )
+    decided = pl.DataFrame(schema={"decided": pl.String, "came_true": pl.String, "rows": pl.Int64})
     kinds = {
         (version.task, tuple(version.class_labels))
         for version in map(registry.named, {run.model_version for run in span.runs})
@@ -355,25 +357,31 @@ def _calibration(
     scored = f"(SELECT * FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys)"
     key = ", ".join(map(quoted, ["partition_key", *spec.features.key]))
     joined = f"{scored} JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key})"
+    stored = {name for table in ("predictions", OUTCOMES) for name, _ in table_columns(con, spec.name, table)}
+    weight = f"coalesce({OUTCOME_WEIGHT}, 1)::DOUBLE" if OUTCOME_WEIGHT in stored else "1::DOUBLE"
     if task == "regression":
         edges = f"SELECT approx_quantile(prediction, {[at / BINS for at in range(1, BINS)]}) AS __edges FROM {scored}"
         query = f"""
-            SELECT len(list_filter(__edges, lambda edge: edge <= prediction)) AS bin, count(*) AS rows, avg(prediction) AS mean_score,
-                avg(outcome_value) AS outcome
-            FROM {joined}, ({edges}) GROUP BY bin ORDER BY bin
+            SELECT len(list_filter(__edges, lambda edge: edge <= prediction)) AS bin, count(*) AS rows, sum({weight}) AS weight,
+                sum({weight} * prediction) / sum({weight}) AS mean_score, sum({weight} * outcome_value) / sum({weight}) AS outcome
+            FROM {joined}, ({edges}) GROUP BY bin HAVING sum({weight}) > 0 ORDER BY bin
         """
         return con.sql(query, params=values).pl().cast(dict(of_bins.schema)), decided
     if task not in CLASSIFICATION:
         return of_bins, decided
-    score = "score" if task == "binary" else "NULL::DOUBLE"
+    score, decided_class = "score" if task == "binary" else "NULL::DOUBLE", "prediction::VARCHAR"
+    if DECISION in stored:
+        values |= {"negative": known[0], "positive": known[-1]} if task == "binary" else {}
+        of_rule = f"CASE {DECISION} WHEN true THEN $positive WHEN false THEN $negative END"
+        decided_class = f"coalesce({of_rule if task == 'binary' else f'{DECISION}::VARCHAR'}, {decided_class})"
     query = f"""
-        SELECT prediction::VARCHAR AS predicted, outcome AS came_true,
-            least(floor({score} * {BINS}), {BINS - 1})::BIGINT AS bin, count(*) AS rows, sum({score}) AS total
+        SELECT {decided_class} AS decided, outcome AS came_true, least(floor({score} * {BINS}), {BINS - 1})::BIGINT AS bin,
+            count(*) AS rows, sum({weight}) AS weight, sum({weight} * {score}) AS total
         FROM {joined} GROUP BY ALL ORDER BY ALL
     """
     counts = con.sql(query, params=values).pl()
     decided = (
-        counts.group_by("predicted", "came_true", maintain_order=True).agg(pl.sum("rows")).cast(dict(decided.schema))
+        counts.group_by("decided", "came_true", maintain_order=True).agg(pl.sum("rows")).cast(dict(decided.schema))
     )
     if task == "multiclass":
         return of_bins, decided
@@ -382,9 +390,11 @@ def _calibration(
         .group_by("bin")
         .agg(
             pl.sum("rows"),
-            (pl.sum("total") / pl.sum("rows")).alias("mean_score"),
-            (pl.col("rows").filter(pl.col("came_true") == known[-1]).sum() / pl.sum("rows")).alias("outcome"),
+            pl.sum("weight"),
+            (pl.sum("total") / pl.sum("weight")).alias("mean_score"),
+            (pl.col("weight").filter(pl.col("came_true") == known[-1]).sum() / pl.sum("weight")).alias("outcome"),
         )
+        .filter(pl.col("weight") > 0)
     )
     return of_known.sort("bin").cast(dict(of_bins.schema)), decided
 
@@ -394,7 +404,13 @@ def _calibration_error(calibration: pl.DataFrame) -> float | None:
     if not calibration.height:
         return None
     distance = (pl.col("mean_score") - pl.col("outcome")).abs()
-    return calibration.select((distance * pl.col("rows")).sum() / pl.col("rows").sum()).item()
+    return calibration.select((distance * pl.col("weight")).sum() / pl.col("weight").sum()).item()
+
+
+def _weighted(spec: PipelineSpec) -> str:
+    """A sentence on the weights of rows; empty without any."""
+    weight = spec.labels and spec.labels.weight
+    return f" Metrics count each row by its weight, {weight} (labels.weight)." if weight else ""
 
 
 def _rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> dict[str, int]:

@@ -122,7 +122,7 @@ class ScoringRun:
     warehouse: Warehouse
     engine: Engine
     bundle_folder: BundleOf
-    code_version: str  # version of the scoring and of the declared rules
+    code_version: Callable[[str], str]  # version of the scoring and of the declared rules, by model version
     stamp: Stamp
     force: bool  # whether a partition may become empty
     commits: Commits  # the pipeline as it was committed before
@@ -204,7 +204,7 @@ class ScoringRun:
             model_version=model.version,
             model_sha256=model.sha256,
             input_hash=due.build.sha256,
-            code_version=self.code_version,
+            code_version=self.code_version(model.version),
             engine="; ".join([self.engine.name, *staged.remarks]),
             rows_in=staged.counts.rows_in,
             rows_scored=staged.counts.rows_scored,

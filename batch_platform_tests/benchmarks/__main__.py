@@ -65,7 +65,8 @@ NAMES = {
     *tables.TABLES,
     *history.LINES,
     *scoring.SIZES,
-    *refinements.DECLARED,
+    *refinements.CASES,
+    *refinements.EXPLAINERS,
 }
 
 

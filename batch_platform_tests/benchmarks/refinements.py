@@ -1,61 +1,121 @@
-"""Score the same rows without and with each refinement: the core-seconds that it adds.
+"""Score the same rows without and with each refinement: the core-seconds and the memory that it adds.
 
-`DECLARED` names what is declared for each case; a case that needs another kind of model says so.
+Contributions, of which reasons are made, are computed by peers too, for a sample of the rows.
 """
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from batch_platform_tests.benchmarks import project
-from batch_platform_tests.benchmarks.contenders import Job
+from batch_platform_tests.benchmarks.contenders import PEERS, Job
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days
-from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians
+from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians, run
 from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Refining scores"
-NONE = "no refinement"
-DECLARED: dict[str, dict[str, dict[str, Any]]] = {  # blocks of the declaration by case
-    NONE: {},
-    "isotonic": {"model": {"calibrate": "isotonic"}},
-    "sigmoid": {"model": {"calibrate": "sigmoid"}},
-}
+NONE, NONE_OF_REGRESSION, REASONS = "no refinement", "no refinement of a regression", "reasons"
+EXPLAINERS = ("shap", "lightgbm", "xgboost")  # libraries that compute the contributions of a model of theirs
 KIND = "trees"
 DAYS = 4
-
-
-def measure(options: Options) -> Iterator[Result]:
-    """Score some days with each case in turn."""
-    days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
-    write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
-    jobs: dict[str, Job] = {}
-    for case in options.chosen(list(DECLARED)):
-        served = project.generated_project(options.folder / case.replace(" ", "-"), KIND, options.folder / "data", days)
-        attributes = yaml.safe_load((served.folder / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
-        for block, keys in {**DECLARED[case], "model": {**DECLARED[case].get("model", {}), **_DIVIDED}}.items():
-            attributes[block] = {**attributes.get(block, {}), **keys}
-        served.declare(attributes)
-        project.make_ready(served, days)
-        jobs[case] = Job(served, days.keys, options.folder / "none", options.environments)
-        _scored(case, jobs[case], options)
-    yield from in_turn({case: partial(_scored, case, job, options) for case, job in jobs.items()}, options.repeat)
-
-
+SAMPLE_ROWS = 10_000  # of which peers compute contributions
+_REGRESSION = {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}
 _DIVIDED = {"train": {"evaluate": "2 days"}}  # the least that can be divided; the same for every case
 
 
+@dataclass(frozen=True)
+class Case:
+    """A declaration, and the case that it is compared with."""
+
+    model: dict[str, Any] = field(default_factory=dict[str, Any])  # keys of these blocks
+    predictions: dict[str, Any] = field(default_factory=dict[str, Any])
+    beside: str = NONE
+
+
+CASES = {
+    NONE: Case(),
+    "isotonic": Case({"calibrate": "isotonic"}),
+    "sigmoid": Case({"calibrate": "sigmoid"}),
+    "threshold": Case(predictions={"decide": {"threshold": 0.3}}),
+    "top": Case(predictions={"decide": {"top": "5%"}}),
+    REASONS: Case(predictions={"reasons": 3}),
+    NONE_OF_REGRESSION: Case(_REGRESSION, beside=NONE_OF_REGRESSION),
+    "interval": Case(_REGRESSION, {"interval": "90%"}, beside=NONE_OF_REGRESSION),
+}
+
+
+def measure(options: Options) -> Iterator[Result]:
+    """Score some days with each case in turn, and let peers compute contributions."""
+    days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
+    write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
+    chosen = options.chosen([*CASES, *EXPLAINERS])
+    measured, jobs = dict[str, Callable[[], Result]](), dict[str, Job]()
+    for name in (name for name in CASES if name in chosen):
+        served = project.generated_project(options.folder / name.replace(" ", "-"), KIND, options.folder / "data", days)
+        _declare(served, CASES[name])
+        project.make_ready(served, days)
+        jobs[name] = Job(served, days.keys, options.folder / "none", options.environments)
+        measured[name] = partial(_scored, name, jobs[name], options)
+        measured[name]()
+    if NONE in jobs and (explainers := [name for name in EXPLAINERS if name in chosen]):
+        model = jobs[NONE].project.export_model(options.folder / "model.joblib")
+        job = replace(jobs[NONE], model=model)
+        measured |= {name: partial(_explained, name, job, options) for name in explainers}
+    yield from in_turn(measured, options.repeat)
+
+
 def conclude(results: Sequence[Result]) -> str:
-    """Say how many core-seconds each refinement adds."""
-    spent = {median.workload: median.core_seconds for median in medians(results).values()}
-    added = [f"{case} {seconds / spent[NONE] - 1:+.1%}" for case, seconds in spent.items() if case != NONE]
-    return f"Core-seconds beside {NONE}: {', '.join(added)}." if NONE in spent and added else ""
+    """Say how many core-seconds and how much memory each refinement adds, and how fast contributions are."""
+    ours = {median.workload: median for median in medians(results).values() if median.contender == OURS}
+    lines = ["| refinement | core-seconds added | memory added |", "| --- | ---: | ---: |"]
+    for name, median in ours.items():
+        base = ours.get(CASES[name].beside, median)
+        if base is not median:
+            seconds, memory = (
+                median.core_seconds / base.core_seconds - 1,
+                median.peak_mib / base.peak_mib - 1,
+            )
+            lines.append(f"| {name} | {seconds:+.1%} | {memory:+.1%} |")
+    if not {NONE, REASONS} <= ours.keys():
+        return "\n".join(lines)
+    added = max(ours[REASONS].core_seconds - ours[NONE].core_seconds, 1e-9)
+    lines += ["", "| contributions by | rows per core-second | ours, times as many |", "| --- | ---: | ---: |"]
+    lines.append(f"| {OURS} | {(own := ours[REASONS].rows / added):,.0f} | |")
+    for median in medians(results).values():
+        if median.contender != OURS and median.core_seconds:
+            rate = median.rows / median.core_seconds
+            lines.append(f"| {median.contender} | {rate:,.0f} | {own / rate:.1f} |")
+    return "\n".join(lines)
 
 
-def _scored(case: str, job: Job, options: Options) -> Result:
+def _declare(served: project.Project, case: Case) -> None:
+    declared = yaml.safe_load((served.folder / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+    declared["model"] |= case.model | _DIVIDED
+    declared["predictions"] = case.predictions
+    served.declare(declared)
+    if case.beside == NONE_OF_REGRESSION:
+        labels = served.folder / "labels.sql"
+        labels.write_text(labels.read_text(encoding="utf-8").replace("label\n", "label::DOUBLE AS label\n"), "utf-8")
+
+
+def _scored(name: str, job: Job, options: Options) -> Result:
     cost, _ = job.score(OURS, options.folder / "run")
     shutil.rmtree(options.folder / "run")
-    return cost.result(case, OURS, options.rows)
+    return cost.result(name, OURS, options.rows)
+
+
+def _explained(library: str, job: Job, options: Options) -> Result:
+    """Measure a peer, which reports its own time: reading, fitting and importing do not count."""
+    python = options.environments.python(library) if library == "shap" else options.environments.own()
+    rows = min(SAMPLE_ROWS, options.rows)
+    script = Path(PEERS, "contributions.py")
+    cost = run([str(python), str(script), library, str(job.model), job.files[-1], str(rows)], options.folder)
+    own = json.loads(cost.output)
+    return replace(cost, seconds=own["seconds"], core_seconds=own["core_seconds"]).result(REASONS, library, own["rows"])

@@ -310,7 +310,6 @@ def _in_turn(rows: pl.DataFrame, spec: PipelineSpec) -> NDArray[np.float64]:
         model = fit(spec.model, spec.features, data, spec.model.params)
         kept = model.signature.contract.split(held_out).kept
         outcomes = outcomes_of(model.predictor, model.signature, kept, "__label")
-        assert outcomes is not None
         if model.signature.task == "regression":
             losses.append(_errors_of_numbers(fitted, kept, outcomes.predicted))
         else:

@@ -142,7 +142,9 @@ def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_wer
     redeclare(project, params={"max_iter": 1, "max_leaf_nodes": 2, "early_stopping": False})
     assert cli(project, "train", "small").code == 1, "it is refused"
     _, worse = versions(project)
-    verdict = cli(project, "models", "small", "compare", worse, good, "--json").json["verdict"]
+    report = cli(project, "models", "small", "compare", worse, good, "--json").json
+    verdict = report["verdict"]
+    assert report["metrics.roc_auc"] == {worse: verdict["value"], good: verdict["other"]}
     assert (verdict["word"], verdict["metric"]) == ("worse", "roc_auc")
     assert verdict["difference"]["high"] < 0
     *_, said = cli(project, "models", "small", "compare", worse, good).out.splitlines()

@@ -185,7 +185,8 @@ def test_project_without_a_pipeline_says_so(cli, tmp_path):
 
 def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
     (traced,) = cli(project, "trace", "small", "id=1500", "--json").json
-    assert set(traced) == {"outcome", "row", "commit", "model", "features", "sources"}
+    assert set(traced) == {"outcome", "row", "commit", "model", "features", "reasons", "sources"}
+    assert traced["reasons"] is None
     assert traced["outcome"] == "scored"
     assert traced["row"]["id"] == 1500
     assert 0 < traced["row"]["score"] < 1
@@ -205,6 +206,15 @@ def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
         true["amount"],
         true["items"],
     ]
+    (explained,) = cli(project, "trace", "small", "id=1500", "--reasons", "--json").json
+    reasons = explained.pop("reasons")
+    assert explained == {name: value for name, value in traced.items() if name != "reasons"}
+    assert {reason["feature"] for reason in reasons["largest"]} == {"amount", "items", "known"}
+    lines = cli(project, "trace", "small", "id=1500", "--reasons").out.splitlines()
+    (head,) = (line for line in lines if line.startswith("reasons, computed now: "))
+    assert head.endswith(f"what moved the raw score (log-odds) from its base value {reasons['base']:.4g}:")
+    first = reasons["largest"][0]
+    assert lines[lines.index(head) + 1] == f"  {first['feature']} ({first['value']}): {first['contribution']:+.4g}"
     Path(traced["features"]["file"]).write_bytes(b"damaged")
     (traced,) = cli(project, "trace", "small", "id=1500", "--json").json
     assert (traced["features"]["row"], traced["row"]["id"]) == (None, 1500)

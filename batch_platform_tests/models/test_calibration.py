@@ -20,6 +20,7 @@ from sklearn.frozen import FrozenEstimator
 from xxhash import xxh3_64_intdigest
 
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
+from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import PARTITION_START, TrainingData
@@ -48,6 +49,9 @@ from batch_platform.models.refinements.refinement import (
 )
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
@@ -216,6 +220,23 @@ def test_a_class_with_few_rows_in_the_first_half_leaves_the_model_uncalibrated_w
     assert fitted.refinements.applied == ()
 
 
+@pytest.mark.parametrize("method", ["isotonic", "sigmoid"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_declared_weights_count_in_the_calibration_as_in_scikit_learn(classes, method):
+    weight = np.random.default_rng(3).integers(0, 9, data(classes).unseen.height) / 4
+    first = data(classes).unseen.with_columns(pl.Series(WEIGHT, weight))
+    weighed = replace(data(classes), first_part=first)
+    made = fit(
+        Model(estimator=FOREST), FEATURES, weighed, {"n_estimators": 10}, declared=declared(method, checked=False)
+    )
+    matrix = made.signature.contract.encode(data(classes).evaluate)
+    frozen = CalibratedClassifierCV(FrozenEstimator(made.estimator), method=method)
+    with pytest.warns(UserWarning, match="sample weights will only be used for the calibration itself"):
+        frozen.fit(made.signature.contract.encode(first), first["label"].to_numpy(), sample_weight=weight)
+    assert made.scorer.predict(matrix).tobytes() == frozen.predict_proba(matrix).tobytes()
+    assert (made.scorer.predict(matrix) != calibrated(FOREST, classes, method).scorer.predict(matrix)).any()
+
+
 def test_rows_of_a_class_that_the_model_does_not_know_are_left_out():
     known = data(3)
     odd = pl.concat([known.unseen, known.unseen.head(50).with_columns(label=pl.lit(7, pl.Int64))])
@@ -362,6 +383,29 @@ def test_a_challenger_is_calibrated_by_itself_and_leaves_the_window_of_the_model
             "SELECT challenger, count(DISTINCT score) FROM small.challenger_scores GROUP BY ALL"
         ).fetchall()
     assert {name for name, _ in scores} == {"forest", "plain"}
+
+
+def test_a_challenger_without_calibration_is_judged_by_the_rows_that_judge_a_calibrated_model(tmp_path):
+    plain = {"name": "plain", "estimator": FOREST, "params": {"n_estimators": 5}}
+    calibrating = {"train": {"evaluate": "14 days"}, "calibrate": "sigmoid"}
+    pipeline = small_pipeline(tmp_path, challengers=[plain], model=calibrating)
+    carry_out(pipeline, NOW)
+    challenger = pipeline.state().registry.challenger_at("plain", NOW)
+    assert challenger is not None
+    of_challenger = read_manifest(pipeline.home.bundle("small", challenger.version), challenger.sha256)
+    judged = [manifest.evaluation for manifest in (manifest_of(pipeline), of_challenger)]
+    assert len({(each.start, each.end, each.rows) for each in judged}) == 1
+    assert [each.rows_refined > 0 for each in judged] == [True, False]
+    assert of_challenger.refinements == {}
+
+
+def test_status_says_why_the_declared_calibration_of_the_champion_is_not_applied(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"calibrate": "isotonic", "train": {"evaluate": "1 day"}})
+    now = datetime(2024, 2, 1, 12, tzinfo=UTC)
+    carry_out(pipeline, now)
+    state = pipeline.state()
+    (remark,) = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(now)), now).champion_remarks
+    assert remark.startswith("its probabilities are not calibrated (model.calibrate: isotonic): the 0 rows")
 
 
 def test_scoring_with_calibrated_trees_imports_no_scikit_learn(tmp_path):

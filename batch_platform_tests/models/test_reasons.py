@@ -24,9 +24,11 @@ from batch_platform.models.refinements.explained import explainer_of
 from batch_platform.models.refinements.learning import Declared
 from batch_platform.models.refinements.reasons import REASONS, STRUCT
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
+from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.trace import trace
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import finished_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline
 
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
 HISTOGRAM, FOREST = "sklearn.ensemble.HistGradientBoosting", "sklearn.ensemble.RandomForest"
@@ -228,6 +230,64 @@ def test_reasons_above_a_score_that_no_classifier_gives_are_refused(tmp_path: Pa
 def test_a_wrong_declaration_of_reasons_is_refused_at_load(wrong: object):
     with pytest.raises(ValidationError, match="reasons"):
         Predictions.model_validate({"reasons": wrong})
+
+
+def test_a_trace_computes_reasons_that_are_not_stored_from_the_bundle_that_scored_the_row(tmp_path: Path):
+    now = datetime(2024, 2, 4, 12, tzinfo=UTC)
+    plain, explained = (
+        finished_pipeline(tmp_path / name, now, predictions={"reasons": reasons})
+        for name, reasons in (("plain", None), ("explained", 4))
+    )
+    for row in (1250, 1300, 1310):
+        key = {"id": str(row)}
+        (traced,) = trace(plain.spec, plain.home, key, plain.bundle)
+        (stored,) = trace(explained.spec, explained.home, key, explained.bundle)
+        assert stored.reasons is None, "they are in the row"
+        computed = traced.reasons
+        assert computed is not None
+        assert (computed.note, computed.unit) == ("", "log-odds")
+        assert list(computed.largest) == stored.row["reasons"]
+        total = sum(reason["contribution"] for reason in computed.largest) + computed.base
+        assert total == pytest.approx(np.log(traced.row["score"] / (1 - traced.row["score"])), abs=1e-9)
+    assert trace(plain.spec, plain.home, {"id": "1250"})[0].reasons is None, "nobody asked"
+
+
+def test_a_trace_says_why_a_score_has_no_reasons(tmp_path: Path):
+    linear = {"model": {"estimator": "sklearn.linear_model.LogisticRegression", "params": None}}
+    pipeline = finished_pipeline(tmp_path, datetime(2024, 2, 2, 12, tzinfo=UTC), **linear)
+    (traced,) = trace(pipeline.spec, pipeline.home, {"id": "1250"}, pipeline.bundle)
+    assert traced.reasons is not None
+    assert (traced.reasons.largest, traced.reasons.base) == ((), None)
+    assert "trained without predictions.reasons" in traced.reasons.note
+    damaged = finished_pipeline(tmp_path / "again", datetime(2024, 2, 2, 12, tzinfo=UTC))
+    for file in damaged.home.features("small").iterdir():
+        file.unlink()
+    (traced,) = trace(damaged.spec, damaged.home, {"id": "1250"}, damaged.bundle)
+    assert traced.reasons is not None
+    assert traced.reasons.note == "the features that the model read are gone"
+
+
+def test_newly_declared_reasons_make_no_partition_stale_that_would_gain_none(tmp_path: Path):
+    now = datetime(2024, 2, 8, 12, tzinfo=UTC)
+    weekly = {"model": {"train": {"every": "week", "start": "2024-01-21", "evaluate": "3 days"}}}
+    before = finished_pipeline(tmp_path, now, **weekly)
+    versions = {key: run.model_version for key, run in before.state().scores.items()}
+    pipeline = small_pipeline(tmp_path, predictions={"reasons": 2}, **weekly)
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(now))
+    (due,) = plan.of("model")
+    served_by_it = {key for key in versions if key >= due.partition.key}
+    assert set() < served_by_it < versions.keys()
+    assert set(plan.stale) == served_by_it
+    carry_out(pipeline, now, "again")
+    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(now)).items == []
+    with pipeline.warehouse.open() as con:
+        scores = con.sql("SELECT partition_key, model_version, reasons FROM small.predictions").pl()
+    explained = scores.filter(pl.col("reasons").is_not_null())
+    assert set(explained["partition_key"]) == served_by_it
+    for key, version in scores.select("partition_key", "model_version").unique().iter_rows():
+        assert (version == versions[key]) == (key not in served_by_it)
+    more = small_pipeline(tmp_path, predictions={"reasons": 3}, **weekly)
+    assert set(make_plan(more.spec, more.state(), PlanRequest(now)).stale) == served_by_it
 
 
 def test_a_trace_shows_the_reasons_of_a_row_and_the_importance_of_a_partition_is_their_mean(tmp_path: Path):

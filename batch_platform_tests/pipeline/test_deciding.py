@@ -24,6 +24,7 @@ from batch_platform.pipeline.score import ScoringStep
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.figures import read_figures
 from batch_platform.reports.report import write_report
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines import local
@@ -260,6 +261,18 @@ def test_the_check_and_the_report_show_what_the_decisions_cost(tmp_path):
     report = tmp_path / "report.html"
     write_report(pipeline.home, pipeline.spec, file=report)
     assert "Mean cost per row of the decisions" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rule", [None, COSTS, {"top": 7}], ids=str)
+def test_the_report_holds_the_stored_decisions_against_what_came_true(tmp_path, rule):
+    pipeline = decided(tmp_path, rule)
+    with open_published(pipeline.home) as con:
+        confusion = read_figures(con, pipeline.spec).confusion
+    scores = rows(pipeline).join(small_events().select("id", "returned").drop_nulls(), on="id")
+    scores = scores.filter(pl.col("partition_key").is_in(SCORED[:2]))
+    counted = scores.group_by("prediction" if rule is None else "decision", "returned").len()
+    expected = {(str(held).lower(), str(came).lower(), count) for held, came, count in counted.iter_rows()}
+    assert {*confusion.iter_rows()} == expected
 
 
 def test_precision_under_top_is_that_of_the_rows_that_were_selected(tmp_path):

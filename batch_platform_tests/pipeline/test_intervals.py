@@ -137,7 +137,9 @@ def test_the_check_warns_of_days_in_which_the_world_is_noisier_and_says_so(done)
     noisy = judged["2024-02-07"].shown["what"]
     assert "true values lie within their intervals, and 90% should: fewer than chance explains" in noisy
     shown = INTERVAL_COVERAGE.metadata(table.filter(partition_key="2024-02-01").select(*INTERVAL_COVERAGE.columns))
-    assert set(shown) == {"interval_coverage", "mean_interval_width", "median_interval_width"}
+    names = {"interval_coverage", "expected_interval_coverage", "mean_interval_width", "median_interval_width"}
+    assert set(shown) == names
+    assert shown["expected_interval_coverage"] == 0.9
 
 
 def test_infinite_intervals_are_stored_and_said_to_be(tmp_path):
@@ -158,7 +160,7 @@ def test_infinite_intervals_are_stored_and_said_to_be(tmp_path):
     finding = INTERVAL_COVERAGE.check(pipeline.spec).judge(table, "regression")
     assert finding.level == "none", "a hundred percent of so few rows may be chance"
     assert "Most intervals are infinite: training held out too few rows" in finding.shown["what"]
-    assert INTERVAL_COVERAGE.metadata(table) == {"interval_coverage": 1.0}
+    assert INTERVAL_COVERAGE.metadata(table) == {"interval_coverage": 1.0, "expected_interval_coverage": 0.999}
 
 
 def test_a_backtest_gives_the_same_intervals(done):

@@ -6,14 +6,17 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from sklearn.metrics import log_loss, roc_auc_score
 
 from batch_platform.cli.check import check_declared
 from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY
-from batch_platform.models.bundle import read_manifest
+from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.reports.card import card_of
+from batch_platform.reports.figures import read_figures
 from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
@@ -63,6 +66,40 @@ def test_metrics_of_partitions_and_months_count_rows_by_their_weight(tmp_path):
     assert query(pipeline, "FROM duckdb_tables() WHERE table_name = 'estimates'").is_empty(), (
         "the weights of rows without labels are not known"
     )
+
+
+def test_the_report_and_the_card_say_that_rows_are_weighed_and_calibrate_by_their_weight(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW, **WEIGHTED)
+    with reading_published(pipeline.home) as con:
+        figures = read_figures(con, pipeline.spec)
+    assert figures.confidence.endswith(" Metrics count each row by its weight, items (labels.weight).")
+    measured = query(pipeline, "SELECT id, score, outcome_weight FROM small.predictions JOIN small.outcomes USING (id)")
+    measured = measured.join(small_events().select("id", "returned"), on="id")
+    weight, bins = pl.col("outcome_weight"), (pl.col("score") * 10).floor().clip(upper_bound=9).cast(pl.Int64)
+    expected = measured.group_by(bin=bins).agg(
+        rows=pl.len().cast(pl.Int64),
+        weight=weight.sum(),
+        mean_score=(pl.col("score") * weight).sum() / weight.sum(),
+        outcome=(pl.col("returned") * weight).sum() / weight.sum(),
+    )
+    assert_frame_equal(figures.calibration, expected.sort("bin"))
+    (version,) = pipeline.state().registry.versions[-1:]
+    folder = pipeline.home.bundle("small", version.version)
+    manifest = read_manifest(folder, version.sha256)
+    judged = read_judged(folder, manifest)
+    assert judged is not None
+    card = card_of(pipeline.spec, pipeline.state().registry, version, manifest, judged)
+    sections = {section.title: section for section in card.sections}
+    assert "Rows count by their declared weight." in sections["How good it is"].sentences
+    positive, score = judged.outcomes.positive_and_score
+    in_bin = np.floor(score * 10).clip(max=9)
+    for text, mean, came_true, count in sections["Calibration"].rows:
+        here = in_bin == int(text.split("%")[0]) // 10
+        weights = judged.outcomes.weights[here]
+        assert count == here.sum()
+        assert (mean, came_true) == pytest.approx(
+            (np.average(score[here], weights=weights), np.average(positive[here], weights=weights))
+        )
 
 
 @pytest.mark.parametrize(

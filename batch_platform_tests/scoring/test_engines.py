@@ -37,6 +37,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.batch import SAMPLES, score_batch
 from batch_platform.scoring.challengers import ChallengerScores
+from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of
 from batch_platform.scoring.orders import OpenModels, ScoringOrder, Watch
 from batch_platform.scoring.partition import (
@@ -51,6 +52,7 @@ from batch_platform.scoring.partition import (
 from batch_platform.warehouse.tables_in_files import file_xxh3
 from batch_platform_tests.harness.flavour_cases import CASES
 from batch_platform_tests.harness.small_pipeline import (
+    LABELS_SQL,
     SHOPS,
     feature_file,
     finished_pipeline,
@@ -112,6 +114,19 @@ OWN = "batch_platform_tests.harness.own_refinements"
 MODELS["refined"] = {
     "model": {"calibrate": "sigmoid", "train": {"evaluate": "14 days"}},
     "predictions": {"refine": [f"{OWN}.BOUNDED", f"{OWN}.BANDED"]},
+}
+MODELS["explained"] = {"predictions": {"reasons": 2, "decide": {"costs": {"false_positive": 1, "false_negative": 2}}}}
+OF_THE_HIGHEST = "explained, of the highest"  # of which a batch cannot tell
+MODELS[OF_THE_HIGHEST] = {"predictions": {"reasons": {"count": 2, "of": "decisions"}, "decide": {"top": 3}}}
+MODELS["interval"] = {
+    "model": {
+        "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
+        "train": {"evaluate": "14 days"},
+        "promote": {"baseline": False},
+    },
+    "labels_sql": LABELS_SQL.replace("id, returned", "id, (hash(id) % 100)::DOUBLE AS returned"),
+    "predictions": {"interval": "50%", "reasons": 2},
+    "challengers": None,
 }
 QUICK = ("trees", "linear", "refined")  # models of the everyday tier
 CHALLENGERS = [
@@ -271,7 +286,12 @@ def champion(pipeline: Pipeline) -> Version:
 
 
 @pytest.mark.parametrize(
-    "model", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in MODELS]
+    "model",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.full)
+        for name in MODELS
+        if name != OF_THE_HIGHEST
+    ],
 )
 @pytest.mark.usefixtures("model")
 def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
@@ -283,6 +303,19 @@ def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
         marks = predictions.select("partition_key", "model_version", "scored_at", "run_id").unique()
         expected = (order.partition.key, champion(pipeline).version, NOW, "engine")
         assert marks.rows() == ([expected] if predictions.height else [])
+
+
+@pytest.mark.parametrize("model", [OF_THE_HIGHEST])
+@pytest.mark.usefixtures("model")
+def test_the_highest_scores_of_a_partition_and_their_reasons_are_those_of_the_local_engine(pipeline, tmp_path):
+    columns = ("id", "score", "decision", "reasons")
+    for staged in stage(pipeline, orders(pipeline), tmp_path / "out"):
+        decided = frame(with_whole(staged, pipeline.spec).predictions)
+        with pipeline.warehouse.open() as con:
+            query = f"SELECT {', '.join(columns)} FROM small.predictions WHERE partition_key = $key"
+            stored = con.sql(query, params={"key": staged.partition.key}).pl()
+        assert decided.select(columns).sort("id").equals(stored.sort("id"))
+        assert decided["decision"].sum() == min(3, decided.height)
 
 
 def test_rejected_rows_have_a_reason_and_the_counts_balance(pipeline, tmp_path):

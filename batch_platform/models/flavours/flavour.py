@@ -111,6 +111,11 @@ class Flavour:
         """Save a model and load it again, so that what is evaluated is exactly what will score."""
         return self.load(self.save(model), signature)
 
+    @property
+    def single(self) -> bool:
+        """True if its library returns numbers of 32 bits."""
+        return self.details.get("precision") == "float32"
+
     def set_environment(self) -> None:
         """Set the variables that the library reads when it is first imported, unless they are set already."""
         for name, value in self.environment.items():

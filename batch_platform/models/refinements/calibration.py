@@ -7,6 +7,7 @@ each against the rest, scaled to a sum of 1. scikit-learn fits both on rows that
 probabilities.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from batch_platform.models.refinements.refinement import (
     Unseen,
 )
 from batch_platform.monitoring.metrics import measure
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, weights_of
 from batch_platform.monitoring.verdict import Verdict
 
 LEAST_OF_A_CLASS = 10  # rows; scikit-learn itself needs five
@@ -52,12 +53,13 @@ def _learned(method: str, unseen: Unseen) -> Learned:
         raise NotAppliedError(msg)
     decided = decisions(unseen.predictor, unseen.matrix)
     inputs = _inputs(unseen.raw if decided is None else decided, decides=decided is not None)
-    inputs, positions = inputs[positions != UNKNOWN], positions[positions != UNKNOWN]
+    known, weights = positions != UNKNOWN, weights_of(unseen.rows)
+    inputs, positions, weights = inputs[known], positions[known], None if weights is None else weights[known]
     if not np.isfinite(inputs).all():
         msg = f"{not_applied}: some scores of the first half of the evaluation window are not finite"
         raise NotAppliedError(msg)
     single = unseen.single and decided is None and not isinstance(unseen.predictor, Refined)
-    calibrators = _fitted(method, inputs.astype(np.float32) if single else inputs, positions)
+    calibrators = _fitted(method, inputs.astype(np.float32) if single else inputs, positions, weights)
     return {
         "method": method,
         "decides": decided is not None,
@@ -72,8 +74,8 @@ def _learned(method: str, unseen: Unseen) -> Learned:
     }
 
 
-def _fitted(method: str, inputs: NDArray[Any], positions: NDArray[np.int64]) -> list[Any]:
-    """scikit-learn's calibrators for scores [rows, 1] of two classes or [rows, classes]."""
+def _fitted(method: str, inputs: NDArray[Any], positions: NDArray[np.int64], weights: Values | None) -> list[Any]:
+    """scikit-learn's calibrators for scores [rows, 1] of two classes or [rows, classes], which weigh what is declared."""
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
@@ -92,7 +94,10 @@ def _fitted(method: str, inputs: NDArray[Any], positions: NDArray[np.int64]) -> 
 
         predict = decision_function  # scikit-learn asks for it, and does not call it
 
-    calibrated: Any = CalibratedClassifierCV(FrozenEstimator(Scored()), method=method).fit(inputs, positions)
+    calibrated: Any = CalibratedClassifierCV(FrozenEstimator(Scored()), method=method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that the weights reach the calibrators only, as they should
+        calibrated.fit(inputs, positions, weights)
     return calibrated.calibrated_classifiers_[0].calibrators
 
 

@@ -58,7 +58,8 @@ def explainer_of(model: Predictor, signature: Signature, means: Sequence[Matrix]
     `means` are those that `linear_means` returned in training. What was made of a model is kept as long as the model.
 
     Raises:
-        NotCompilableError: The model is neither a sum of trees nor linear, or its preprocessing is not known.
+        NotCompilableError: The model is neither a sum of trees nor linear, its preprocessing is not known, or there are no
+            means of a linear model.
     """
     with _lock:
         if id(model) not in _kept:
@@ -76,6 +77,7 @@ def _made(model: Predictor, signature: Signature, means: Sequence[Matrix]) -> Ex
         f"a model for {signature.task} has no raw score to add up to",
     )
     if isinstance(model, LinearPredictor):
+        require(len(means) > 0, "it was trained without predictions.reasons, so the means of its columns are not known")
         return _of_linear(model.linear, means)
     if isinstance(model, PlainPredictor):
         return _of_trees(Parts([], model.ensemble.features, model.ensemble), signature)

@@ -106,9 +106,7 @@ def correlation_by_widths(rows: int) -> float:
 
 def interval_ends(learned: Learned, matrix: Floats, predicted: Floats) -> tuple[Floats, Floats]:
     """The ends [n] of the intervals of encoded rows [n, columns] with their predictions [n]; infinite if the width is."""
-    tree = {name: np.asarray(nodes) for name, nodes in learned["tree"].items()}
-    tree |= {name: tree[name].astype(np.int64) for name in ("feature", "left", "right")}
-    half = ErrorTree(**{name: tuple(nodes.tolist()) for name, nodes in tree.items()}).errors(matrix, predicted)
+    half = ErrorTree(**learned["tree"]).errors(matrix, predicted)
     return predicted - half, predicted + half
 
 

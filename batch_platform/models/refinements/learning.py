@@ -1,6 +1,6 @@
 """The fit of the declared refinements of a model, one on top of the other, each tried on the rows that the gate judges."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError
 from batch_platform.features.history import TrainingData
 from batch_platform.models.contract import Predictor, Signature
+from batch_platform.models.judged import outcomes_of
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.refinement import (
     Applied,
@@ -53,17 +54,16 @@ class Refinements:
 
 
 @dataclass(frozen=True)
-class Learner:
-    """A fitted model, and the rows that its refinements are learned from and tried on."""
+class Refining:
+    """The learning of refinements for a fitted model, from rows that it has not seen."""
 
     model: Predictor
     signature: Signature
     data: TrainingData  # the rows that the model learned from
     learned_from: NDArray[np.float64]  # those of them that keep the contract, encoded
     unseen: pl.DataFrame  # the rows held out for refinements that keep the contract
-    # Outcomes of a predictor on the rows that the gate judges; None without any.
-    judged: Callable[[Predictor], Outcomes | None] = lambda _: None
-    single: bool = False  # whether the model's own library returns numbers of 32 bits
+    judged: pl.DataFrame  # the rows that the gate judges that keep the contract
+    single: bool  # whether the model's own library returns numbers of 32 bits
 
     def learn(self, declared: Sequence[Declared], judged: Refinements | None = None) -> Refinements:
         """Learn declared refinements, each on top of those before it.
@@ -115,11 +115,16 @@ class Learner:
     def _checked(self, candidate: Applied, applied: Sequence[Applied]) -> Check:
         check, refine, name = candidate.refinement.check, candidate.refinement.refine, candidate.refinement.name
         tried = check is not None or (refine is not None and candidate.refinement.source)
-        if not tried or (before := self.judged(refined(self.model, applied))) is None:
+        if not tried or not self.judged.height:
             return Check()
-        after = before if refine is None else self.judged(refined(self.model, [*applied, candidate])) or before
+        before = after = self._outcomes(applied)
+        if refine is not None:
+            after = self._outcomes([*applied, candidate])
         if after.predicted.shape != before.predicted.shape:
             msg = f"predictions.refine: {name} returned {[*after.predicted.shape]} in place of {[*before.predicted.shape]}."
             hint = "it returns what takes the place of the predictor's output, of the same shape."
             raise TrainingRefusedError(msg, hint=hint)
         return Check() if check is None else check(candidate.learned, before, after)
+
+    def _outcomes(self, applied: Sequence[Applied]) -> Outcomes:
+        return outcomes_of(refined(self.model, applied), self.signature, self.judged, self.data.label)

@@ -78,10 +78,11 @@ def _whole(rows: pl.DataFrame) -> dict[str, Any] | None:
 
 
 def _numbers(rows: pl.DataFrame) -> dict[str, float]:
-    """The coverage and the width, where it is finite, of all rows."""
+    """The coverage of all rows, what it should be, and the width where it is finite."""
     whole = _whole(rows) or {}
     names = {
         "coverage": "interval_coverage",
+        "expected": "expected_interval_coverage",
         "mean_width": "mean_interval_width",
         "median_width": "median_interval_width",
     }
