@@ -30,6 +30,7 @@ from batch_platform_tests.benchmarks import (
     refinements,
     report,
     scoring,
+    sources,
     spark,
     stores,
     tables,
@@ -51,6 +52,7 @@ WORKLOADS = {
     "growth": growth,
     "refinements": refinements,
     "report": report,
+    "sources": sources,
     "spark": spark,
     "stores": stores,
     "tables": tables,
@@ -63,6 +65,7 @@ NAMES = {
     *history.LINES,
     *scoring.SIZES,
     *refinements.DECLARED,
+    *sources.SCRIPTS,
 }
 
 
