@@ -237,6 +237,7 @@ PLACES = {
     "graphql": r"cli\.guard",
     "fsspec": r"features\.sources\.zipped",
     "deltalake": r"features\.sources\.delta",
+    "adbc_driver_manager": r"features\.sources\.adbc",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",
@@ -270,7 +271,7 @@ PARTS = {
     "starlette",
     "graphql",
 }  # of what brings them: dagster, scikit-learn, pyspark, the webserver
-RUN_BY_NAME = {"tzdata"}
+RUN_BY_NAME = {"adbc_driver_postgresql", "adbc_driver_sqlite", "tzdata"}
 
 
 def libraries_of(module: str) -> set[str]:

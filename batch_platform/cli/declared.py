@@ -118,7 +118,7 @@ def _pipelines(file: Path) -> Iterator[Pipeline]:
         _require(document.keys() == {"type", "attributes"} and document["type"] in _TYPES)
         declared = PipelineSpec.model_validate(document["attributes"]).model_dump(exclude_unset=True, by_alias=True)
         protect(declared)
-        pipeline = Pipeline(PipelineSpec.model_validate(_rendered(declared)), file.parent, Home.from_environment())
+        pipeline = Pipeline(PipelineSpec.model_validate(rendered(declared)), file.parent, Home.from_environment())
         _check(pipeline)
         yield pipeline
 
@@ -136,12 +136,12 @@ def _check(pipeline: Pipeline) -> None:
     _ = builder.code_version, builder.feature_sources, builder.label_sources, pipeline.scoring_code_version
 
 
-def _rendered(value: Any) -> Any:  # noqa: ANN401 - a value of YAML
+def rendered(value: Any) -> Any:  # noqa: ANN401 - a value of YAML
     """A declared value with its templates rendered, as Dagster does with every text; refuses all but `{{ env.NAME }}`."""
     if isinstance(value, dict):
-        return {key: _rendered(item) for key, item in value.items()}
+        return {key: rendered(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rendered(item) for item in value]
+        return [rendered(item) for item in value]
     if not isinstance(value, str) or not value:
         return value
     if re.search(r"\{[{%#]|[\r\n]", value) is None:

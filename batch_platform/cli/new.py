@@ -16,6 +16,7 @@ import yaml
 
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
+from batch_platform.cli.declared import rendered
 from batch_platform.cli.project import (
     Project,
     explained,
@@ -56,12 +57,12 @@ _NONE = "none"  # answer to a question on a terminal
     "file",
     metavar="FILE",
     required=True,
-    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, or quoted glob of files.",
+    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, quoted glob of files, or address of a database.",
 )
 @click.option(
     "--encoding", type=click.Choice([*get_args(Encoding)]), help="Character encoding of CSV files that are not UTF-8."
 )
-@click.option("--table", metavar="TABLE", help="Table of a DuckDB file that has several.")
+@click.option("--table", metavar="TABLE", help="Table of a database, or of a DuckDB file that has several.")
 @click.option(
     "--key",
     multiple=True,
@@ -249,7 +250,7 @@ def _write(target: Path, files: dict[str, str], project: Project, now: datetime)
 def _require_sound(folder: Path, project: Project, now: datetime) -> None:
     """Raise what would make every run of a written pipeline fail."""
     declared = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
-    pipeline = Pipeline(PipelineSpec.model_validate(declared["attributes"]), folder, project.home)
+    pipeline = Pipeline(PipelineSpec.model_validate(rendered(declared["attributes"])), folder, project.home)
     problems, _ = check_declared(pipeline, now)
     if problems:
         raise all_of(problems)

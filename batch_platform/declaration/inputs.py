@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
+from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.notation import (
     AssetPath,
@@ -25,6 +26,7 @@ from batch_platform.declaration.notation import (
 
 SOURCE_KEYS: dict[str, type] = {
     **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
+    "sql": DatabaseTable,
     "asset": str,  # beside another kind, it names the writer of what is read there
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
@@ -188,6 +190,11 @@ class Source(Block):
         description="Version of the Delta table that is always read. Left out: the newest one.",
         examples=[12],
     )
+    sql: DatabaseTable | None = Field(
+        default=None,
+        description="Table or query of a database. Needs the extra `sql`.",
+        examples=[{"uri": "{{ env.SHOP_URI }}", "table": "sales.orders"}],
+    )
     spark_table: str | None = Field(
         default=None,
         pattern=r"^[^.`{}]+(\.[^.`{}]+)*$",
@@ -242,8 +249,8 @@ class Source(Block):
         if not self._declared(kinds[0]):
             msg = f"{kinds[0]} is empty"
             raise ValueError(msg)
-        for kind, what in (("duckdb", "file"), ("delta", "table")):
-            if varies(getattr(self, kind) or ""):
+        for kind, what in (("duckdb", "file"), ("delta", "table"), ("sql", "table")):
+            if varies(str(getattr(self, kind) or "")):
                 msg = f"{kind} names one {what} for all partitions: {listed(PLACEHOLDERS)} are not replaced"
                 raise ValueError(msg)
         if (self.duckdb is not None and self.table is None) or (

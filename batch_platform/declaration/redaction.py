@@ -1,7 +1,7 @@
 """Keep secrets out of everything shown and recorded: the value of a secret is replaced by the name of its variable.
 
 Secrets come only from environment variables: those whose name suggests a secret, those that a declaration names, whatever their
-length, and the passwords in URLs. A value is recognised in a few forms (`_forms`), and not once it is cut, so redact before a text
+length, and the passwords in URLs; what a declaration itself holds can be protected beside them. A value is recognised in a few forms (`_forms`), and not once it is cut, so redact before a text
 is cut.
 """
 
@@ -19,12 +19,13 @@ from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
 SHORTEST = 4  # a shorter value would also replace innocent text: if declared, it is replaced where it stands alone
-_SAYS_SO = re.compile(
+SAYS_SECRET = re.compile(
     r"secret|token|passw|passphrase|credential|private|apikey|dsn|_pwd$|(^|_)(key|auth|pat)($|_)", re.IGNORECASE
 )
 _NAMED = re.compile(r"\benv(?:\.|\(\s*['\"]|\[\s*['\"])([A-Za-z_][A-Za-z0-9_]*)")
 _URL_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@\s:]*:([^/@\s]+)@")
 _named: set[str] = set()
+_values: set[tuple[str, str]] = set()  # names and values
 
 
 def protect(declared: object) -> None:
@@ -32,6 +33,11 @@ def protect(declared: object) -> None:
     for text in _texts(declared):
         if "{{" in text:
             _named.update(_NAMED.findall(text))
+
+
+def protect_value(name: str, value: str) -> None:
+    """Treat a value as secret from now on, to be shown as `$NAME`."""
+    _values.add((name, value))
 
 
 def redact(text: str) -> str:
@@ -117,10 +123,10 @@ def _redacted(value: object) -> object:
 
 def _secrets() -> list[tuple[str, str]]:
     """Names and values."""
-    secrets = set[tuple[str, str]]()
+    secrets = set(_values)
     for name, whole in os.environ.items():
         value = whole.strip()
-        if value and (name in _named or (len(value) >= SHORTEST and _SAYS_SO.search(name))):
+        if value and (name in _named or (len(value) >= SHORTEST and SAYS_SECRET.search(name))):
             secrets.add((name, value))
         if password := _URL_PASSWORD.match(value):
             secrets |= {(name, password[1]), (name, unquote(password[1]).strip() or password[1])}

@@ -27,9 +27,9 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
-from batch_platform.declaration.inputs import WEIGHT, Driving
+from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.fingerprints import DatedSources, Taken, instant
+from batch_platform.features.fingerprints import DatedSources, Fingerprint, Taken, fingerprint_of, instant
 from batch_platform.features.lake import (
     BATCH_ROWS,
     FileWriter,
@@ -48,6 +48,7 @@ from batch_platform.features.row_checks import (
     require_every_row,
     require_unique,
     rows_outside,
+    with_weights,
 )
 from batch_platform.features.sources.files import files_size
 from batch_platform.features.sources.kind import SourceState
@@ -210,11 +211,13 @@ class FeatureBuilder:
 
     def _hashed(self, code: str) -> str:
         read = {"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python", "driving"}}
-        left_out = {"sources": {"__all__": {"time", "late", "asset"}}}  # when to look, and who writes the file
+        # Left out is when to look, and who writes the file.
+        left_out = {"sources": {"__all__": {"time": True, "late": True, "asset": True, "sql": {"version"}}}}
         # Without defaults, a key that this package learns later changes no version.
         declared = self.spec.model_dump_json(include=read, exclude=left_out, exclude_defaults=True)
         assets = ((name, source.asset) for name, source in self.spec.sources.items() if source.kind == "asset")
         declared += "".join(f"\0{name}: {asset}" for name, asset in assets)
+        declared += "".join(f"\0{name}: {text}" for name, text in self.sources.statements().items())
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def source_state(self, name: str, partition: Partition | None) -> SourceState:
@@ -364,7 +367,7 @@ class FeatureSession:
             frame = frame.drop_nans(label)
         require_unique(spec, partition, frame, what="labels")
         weight = None if spec.labels is None else spec.labels.weight
-        return frame if weight is None else _weighted(frame, weight, f"{spec.name}, partition {partition.key}")
+        return frame if weight is None else with_weights(frame, weight, f"{spec.name}, partition {partition.key}")
 
     def label_type(self, partition: Partition) -> str | None:
         """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row.
@@ -488,7 +491,7 @@ class FeatureSession:
             return None
         with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
             # The versions are read before the rows, which may be newer than their version and never older.
-            held_from = self._builder.sources.versions(partition, self._builder.built_from), self._opened(partition)
+            held_from = self.versions(partition), self._opened(partition)
             if partition.key in self._held and held_from == self._held_from:
                 return self._held.pop(partition.key)
             start = self._ahead.index(partition)
@@ -547,6 +550,17 @@ class FeatureSession:
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")
         return frame.sort([name for name in key if name in frame.columns]).to_arrow()
 
+    def versions(self, partition: Partition) -> dict[str, str]:
+        """The versions of the sources of a partition, whose rows may be newer and never older; may raise SourceError."""
+        sources, names = self._builder.sources, self._builder.built_from
+        held = [name for name in names if sources.kind(name).session is not None]
+        versions = sources.versions(partition, [name for name in names if name not in held])
+        return versions | (self._opened(partition).versions(partition, held) if held else {})
+
+    def selected(self, partition: Partition) -> dict[str, Fingerprint]:
+        """The fingerprints of the sources of which a query selects the rows of a partition, as the session reads them."""
+        return {name: fingerprint_of(self._moved(partition), name, partition) for name in self._builder.dated.selected}
+
     def _opened(self, partition: Partition) -> SourceConnection:
         """The connection, whose views show whichever partition they show; opened anew where it would show a source as it was before.
 
@@ -584,16 +598,3 @@ def _lineage(
     from batch_platform.features.lineage.columns import column_lineage  # imports sqlglot, which takes its time
 
     return column_lineage(query.text, sources, columns, query.dialect)
-
-
-def _weighted(labels: pl.DataFrame, column: str, where: str) -> pl.DataFrame:
-    """Labels with their weights as WEIGHT; raises DataError for a weight that is none, and if all are 0."""
-    weights = labels[column].cast(pl.Float64, strict=False)
-    wrong = labels.height - int((weights.is_finite() & (weights >= 0)).sum())
-    if wrong or (labels.height and not weights.sum()):
-        counted_rows = (
-            f"null, negative or not a number in {wrong:,} of {labels.height:,} rows" if wrong else "0 in all rows"
-        )
-        msg = f"{where}: the weight {column!r} (labels.weight) is {counted_rows}."
-        raise DataError(msg, hint="give each label a weight of 0 or more in labels.sql, and some a weight above 0.")
-    return labels.with_columns(weights).rename({column: WEIGHT})

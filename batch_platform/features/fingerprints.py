@@ -12,8 +12,9 @@ late row makes the features of every partition behind it due; those that come ou
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +23,11 @@ import duckdb
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.query import Query
-from batch_platform.features.sources.kind import digest
+from batch_platform.features.sources.kind import SourceTable, digest
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.spark.query import SparkQuery
+from batch_platform.warehouse.fingerprints import read_fingerprints
+from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.sql import quoted
 
 _NO_TIME = -(2**62)  # start of the bucket of rows without a time, before all others
@@ -38,6 +41,14 @@ class Fingerprint:
 
     rows: int  # number of rows dated inside the partition
     content: str  # hash over the rows that the query may read
+
+    def change_since(self, then: "Fingerprint", source: str) -> str:
+        """Say how the rows of a source changed."""
+        if then.rows and not self.rows:
+            return f"source {source!r} no longer holds its rows"
+        if then.rows == self.rows:
+            return f"rows of source {source!r} changed"
+        return f"source {source!r} holds {self.rows:,} rows of it, and held {then.rows:,}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,8 @@ class DatedSources:
     _read: dict[str, RowsRead] = field(default_factory=dict[str, RowsRead], init=False, repr=False, compare=False)
 
     @property
-    def shared(self) -> list[str]:
-        """The sources that are files with the rows of many partitions, and whose changes are looked for."""
+    def watched(self) -> list[str]:
+        """The sources without a file for each partition whose changes are looked for."""
         spec = self.sources.spec
         if spec.partitions.snapshot:
             return []
@@ -118,6 +129,46 @@ class DatedSources:
             and spec.sources[name].late != "never"
             and self.sources.kind(name).version_fixes_rows
         ]
+
+    @property
+    def shared(self) -> list[str]:
+        """Those of which every partition reads the same rows."""
+        return [name for name in self.watched if name not in self.selected]
+
+    @property
+    def selected(self) -> list[str]:
+        """Those of which a query selects the rows of each partition, so that these are compared, partition by partition."""
+        return [name for name in self.watched if self.takes_partition(name)]
+
+    def takes_partition(self, name: str) -> bool:
+        """True if partitions read different rows of a source, whatever their SQL selects."""
+        return self.sources.kind(name).takes_partition(self._first(name))
+
+    def rows_now(
+        self, name: str, partitions: Iterable[Partition], versions: Mapping[str, str | None]
+    ) -> Iterator[tuple[str, Fingerprint]]:
+        """The fingerprints of partitions in a source that a query selects, by key, as the source is now.
+
+        Left out are those that have the same version still; `versions` are by key. May raise SourceError.
+        """
+        with ExitStack() as stack:
+            con: SourceConnection | None = None
+            for partition in partitions:
+                if con is None:
+                    con = stack.enter_context(self.sources.connect(partition, names=[name]))
+                if con.versions(partition, [name])[name] != versions.get(partition.key):
+                    con.move(partition)
+                    yield partition.key, fingerprint_of(con, name, partition)
+
+    def changes(
+        self, name: str, partitions: Iterable[Partition], builds: Mapping[str, FeatureBuild]
+    ) -> Iterator[tuple[str, Fingerprint, Fingerprint]]:
+        """What a build recorded of such a source and what it holds now, by key, where they differ; may raise SourceError."""
+        versions = {key: json.loads(build.sources).get(name) for key, build in builds.items()}
+        for key, now in self.rows_now(name, partitions, versions):
+            was = json.loads(builds[key].fingerprints).get(name)
+            if was and (then := Fingerprint(*was)) != now:
+                yield key, then, now
 
     def rows_read(self, name: str) -> RowsRead:
         """Find the rows of a source that the query reads, by the declared time or else by the text of the query."""
@@ -171,15 +222,18 @@ class DatedSources:
 
     def size(self, name: str) -> int:
         """The bytes of a source, roughly."""
+        return self.sources.kind(name).size(self._first(name))
+
+    def _first(self, name: str) -> SourceTable:
         calendar = self.sources.spec.partitions.calendar
-        return self.sources.kind(name).size(self.sources.table(name, calendar.around(calendar.first_start)))
+        return self.sources.table(name, calendar.around(calendar.first_start))
 
     def _made(self, name: str, version: str, read: RowsRead) -> Fingerprints | None:
         if read.time is None:
             return None
         calendar = self.sources.spec.partitions.calendar
         first = calendar.around(calendar.first_start)
-        with self.sources.connect(first, names=[name]) as con:
+        with self.sources.connect(first, names=[name]) as con, con.explained(name, first):
             if _has_time(con, name, read.time):
                 length = 1 if calendar.first_start.timestamp() % _BUCKET else _BUCKET
                 return _by_partition(version, _buckets(con, name, read, length), calendar, looks_back=read.looks_back)
@@ -188,6 +242,25 @@ class DatedSources:
             hint = f"name a column or an SQL expression in sources.{name}.time."
             raise self.sources.table(name, first).error(problem, hint)
         return None
+
+
+def is_recent(lateness: timedelta | None, known: datetime, newest: datetime | None) -> bool:
+    """Return whether rows known at a time may still be corrected, as the source declares, once the newest rows are there."""
+    return lateness is None or newest is None or known > newest - lateness
+
+
+def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Taken:
+    """Recorded state of a pipeline's sources."""
+    rows = read_fingerprints(con, pipeline)
+    return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
+
+
+def fingerprint_of(con: SourceConnection, name: str, partition: Partition) -> Fingerprint:
+    """The fingerprint of all rows that a connection shows of a source for a partition; may raise SourceError."""
+    hashed = ", ".join(map(quoted, con.duckdb.sql(f"FROM {quoted(name)}").columns))
+    with con.explained(name, partition):
+        ((rows, content),) = con.duckdb.execute(f"SELECT count(*), sum(hash({hashed})) FROM {quoted(name)}").fetchall()
+    return Fingerprint(int(rows), f"{rows}-{int(content or 0) % 2**64:x}")
 
 
 def _has_time(con: SourceConnection, name: str, time: str) -> bool:

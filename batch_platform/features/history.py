@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-import duckdb
 import polars as pl
 from xxhash import xxh3_64_intdigest
 
@@ -22,11 +22,10 @@ from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
-from batch_platform.features.fingerprints import Fingerprint, Fingerprints, ReadBy, Taken
+from batch_platform.features.fingerprints import Fingerprint, Fingerprints, ReadBy, Taken, is_recent
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, class_counts, equal_shares, sampled, sampled_by_class
-from batch_platform.warehouse.fingerprints import read_fingerprints
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 
@@ -323,7 +322,7 @@ class History:
         source of more than `most_bytes` is not read: it is held to be as it is recorded.
         """
         versions, gone = self._own_versions(builds)
-        partitions = self._named(builds) if self.builder.dated.shared else {}
+        partitions = self._named(builds) if self.builder.dated.watched else {}
         changed, taken = dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
         newest = _newest_end(builds, partitions)
         for name in self.builder.dated.shared if partitions else ():
@@ -344,14 +343,20 @@ class History:
                     if then is None or then == now:
                         continue
                     if then.rows and not now.rows:
-                        gone[key] = f"source {name!r} no longer holds its rows"
+                        gone[key] = now.change_since(then, name)
                     elif (
                         recheck
                         or not then.rows
-                        or _is_recent(lateness, partitions[key].end, newest)
+                        or is_recent(lateness, partitions[key].end, newest)
                         or (self.spec.sources[name].late is None and key not in scored)
                     ):
-                        changed[key] = _change(name, then, now)
+                        changed[key] = now.change_since(then, name)
+        for name in self.builder.dated.selected:
+            late = self.spec.sources[name].lateness
+            recent = [it for it in partitions.values() if recheck or is_recent(late, it.end, newest)]
+            with suppress(SourceError):
+                for key, then, now in self.builder.dated.changes(name, recent, builds):
+                    (changed if now.rows else gone)[key] = now.change_since(then, name)
         return SourceChanges(versions, changed, gone, taken)
 
     def _named(self, keys: Iterable[str]) -> dict[str, Partition]:
@@ -368,22 +373,24 @@ class History:
         A snapshot holds whole sources, so each of them counts. A build whose source files are gone is not among them, since
         nothing newer can be built, but in the second mapping, which says what is gone.
         """
-        snapshot = self.spec.partitions.snapshot
+        snapshot, calendar = self.spec.partitions.snapshot, self.spec.partitions.calendar
         looked_at = self.builder.feature_sources if snapshot else self.builder.own_feature_sources
-        calendar = self.spec.partitions.calendar
-        versions, gone = dict[str, str](), dict[str, str]()
-        for key, build in builds.items() if looked_at else ():
-            now = dict[str, str]()
-            for name in looked_at:
-                try:
-                    now[name] = self.builder.sources.version(name, calendar.named(key))
-                except SourceError:
-                    gone[key] = f"what it reads of source {name!r} is gone"
-                except WrongUseError:
-                    break
+
+        @cache
+        def version(name: str, partition: Partition) -> str | None:
+            try:
+                return self.builder.sources.version(name, partition)
+            except SourceError:
+                return None
+
+        versions, gone, first = dict[str, str](), dict[str, str](), calendar.around(calendar.first_start)
+        shared = {name for name in looked_at if builds and not self.builder.dated.takes_partition(name)}
+        for key, partition in self._named(builds if looked_at else ()).items():
+            now = {name: version(name, first if name in shared else partition) for name in looked_at}
+            if missing := [name for name, current in now.items() if current is None]:
+                gone[key] = f"what it reads of source {missing[-1]!r} is gone"
             else:
-                if key not in gone:
-                    versions[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
+                versions[key] = json.dumps(json.loads(builds[key].sources) | now, sort_keys=True)
         return versions, gone
 
     def label_changes(
@@ -401,7 +408,7 @@ class History:
         where scored rows have no label, however old they are, and also in a source whose rows have no time.
         """
         builder, versions, taken = self.builder, dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
-        if self.spec.labels is None or not (builder.own_label_sources or builder.dated_labels.shared):
+        if self.spec.labels is None or not (builder.own_label_sources or builder.dated_labels.watched):
             return LabelChanges(versions, taken)
         partitions, newest = self._named(evaluations), _newest_end(builds, self._named(builds))
         delay = self.spec.labels.maturity.nominal
@@ -414,11 +421,18 @@ class History:
                     taken["labels", name] = held
                 elif most_bytes is None or builder.dated_labels.size(name) <= most_bytes:
                     undated[name] = version
-        lateness = {name: self.spec.sources[name].lateness for name in (*undated, *(name for _, name in taken))}
+        selected = dict[str, dict[str, Fingerprint]]()
+        for name in builder.dated_labels.selected:
+            late = self.spec.sources[name].lateness
+            looked_at = [it for it in partitions.values() if recheck or is_recent(late, it.end + delay, newest)]
+            with suppress(SourceError):
+                selected[name] = dict(builder.dated_labels.rows_now(name, looked_at, {}))
+        names = (*undated, *(name for _, name in taken), *selected)
+        lateness = {name: self.spec.sources[name].lateness for name in names}
         for key, partition in partitions.items():
             evaluation, known = evaluations[key], partition.end + delay
             lacking = evaluation.rows_labelled < evaluation.rows_scored
-            recent = {name for name, late in lateness.items() if recheck or _is_recent(late, known, newest)}
+            recent = {name for name, late in lateness.items() if recheck or is_recent(late, known, newest)}
             if not (builder.own_label_sources or lacking or recent):
                 versions[key] = evaluation.label_sources
                 continue
@@ -429,6 +443,7 @@ class History:
                 now = then | (json.loads(builder.label_versions(partition)) if builder.own_label_sources else {})
                 now |= {name: [held.rows, held.content] for name, held in dated.items() if name in then and held.rows}
                 now |= {name: undated[name] for name in unlimited if lacking}
+                now |= {name: [*astuple(of[key])] for name, of in selected.items() if name in then and key in of}
                 versions[key] = evaluation.label_sources if now == then else json.dumps(now, sort_keys=True)
         return LabelChanges(versions, taken)
 
@@ -440,6 +455,8 @@ class History:
             version = builder.sources.version(name, partition)
             held = builder.dated_labels.taken(name, version, recorded)
             now[name] = [*astuple(held.of(partition))] if held is not None and held.dated else version
+        for name in builder.dated_labels.selected:
+            now[name] = [*astuple(dict(builder.dated_labels.rows_now(name, [partition], {}))[partition.key])]
         return json.dumps(now, sort_keys=True)
 
     def label_fingerprint(self, window: Sequence[Partition], stamp: Stamp) -> str:
@@ -529,12 +546,6 @@ class History:
             recorded.require_unchanged()
 
 
-def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Taken:
-    """Recorded state of a pipeline's sources."""
-    rows = read_fingerprints(con, pipeline)
-    return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
-
-
 def _starting(partition: Partition) -> pl.Expr:
     """The column PARTITION_START of the rows of a partition."""
     return pl.lit(partition.start, dtype=pl.Datetime("us", "UTC")).alias(PARTITION_START)
@@ -548,17 +559,6 @@ def _digest(labels: pl.DataFrame) -> str:
 def _newest_end(builds: Mapping[str, FeatureBuild], partitions: Mapping[str, Partition]) -> datetime | None:
     """The end of the newest partition with rows."""
     return max((partition.end for key, partition in partitions.items() if builds[key].rows), default=None)
-
-
-def _is_recent(lateness: timedelta | None, known: datetime, newest: datetime | None) -> bool:
-    """Return whether rows known at a time may still be corrected, as the source declares, once the newest rows are there."""
-    return lateness is None or newest is None or known > newest - lateness
-
-
-def _change(source: str, then: Fingerprint, now: Fingerprint) -> str:
-    if then.rows == now.rows:
-        return f"rows of source {source!r} changed"
-    return f"source {source!r} holds {now.rows:,} rows of it, and held {then.rows:,}"
 
 
 def on_the_clock(times: pl.Series, zone: str) -> pl.Series:

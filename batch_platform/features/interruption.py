@@ -10,17 +10,28 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Protocol
 
 import duckdb
 
 from batch_platform.declaration.errors import threads_explained
 
 _ENDING = {signal.SIGINT, signal.SIGTERM}
-_open: list[duckdb.DuckDBPyConnection] = []
+
+
+class Interruptible(Protocol):
+    """A connection to DuckDB, or to other databases."""
+
+    def interrupt(self) -> None:
+        """End what it executes; called from another thread."""
+        ...
+
+
+_open: list[Interruptible] = []
 
 
 @contextmanager
-def interruptible(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+def interruptible(con: Interruptible) -> Generator[None]:
     """Let signals end what a connection executes, for the length of the block; only the main thread receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -92,7 +103,7 @@ def _watch(read: int, former: int) -> None:
                 interrupt(con)
 
 
-def interrupt(con: duckdb.DuckDBPyConnection) -> None:
+def interrupt(con: Interruptible) -> None:
     """Interrupt what a connection executes, unless it is closed."""
     with suppress(duckdb.Error):  # closed meanwhile
         con.interrupt()

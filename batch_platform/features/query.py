@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from batch_platform.declaration.errors import (
     nearest_names,
     sentence_of,
 )
-from batch_platform.features.interruption import TimeLimit, interrupt
+from batch_platform.features.interruption import TimeLimit
+from batch_platform.features.sources.kind import failure_in
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
@@ -120,6 +121,8 @@ class SqlFile:
                 if not self.limit.passed:
                     raise KeyboardInterrupt from error
                 raise self.takes_too_long(where) from error
+            if (failure := failure_in(error)) is not None:
+                raise failure from None
             if _SPILLED in message:
                 msg = f"{where}: the SQL of {self.path} would write more than a quarter of the free disk space aside."
                 hint = "look for a join without a condition; else make room, or declare shorter partitions."
@@ -244,7 +247,7 @@ class Query(SqlFile):
 
     def limited(self, con: SourceConnection) -> AbstractContextManager[None]:
         """Interrupt the query if the block takes longer than it may; `explained` then says so."""
-        return self.limit.over(partial(interrupt, con.duckdb))
+        return self.limit.over(con.interrupt)
 
 
 def statement_of(text: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, DataError, SourceError, did_you_mean, listed, shortened
-from batch_platform.declaration.inputs import PLACEHOLDERS
+from batch_platform.declaration.inputs import PLACEHOLDERS, WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import instant
 from batch_platform.warehouse.sql import literal, quoted
@@ -369,3 +369,16 @@ def instants(times: pl.Series, zone: ZoneInfo, repeated: Literal["earliest", "la
 
     at = read(times)
     return at.zip_with(at.is_not_null(), read(times - _BEFORE_A_GAP) + _BEFORE_A_GAP) if at.null_count() else at
+
+
+def with_weights(labels: pl.DataFrame, column: str, where: str) -> pl.DataFrame:
+    """Labels with their weights as WEIGHT; raises DataError for a weight that is none, and if all are 0."""
+    weights = labels[column].cast(pl.Float64, strict=False)
+    wrong = labels.height - int((weights.is_finite() & (weights >= 0)).sum())
+    if wrong or (labels.height and not weights.sum()):
+        counted_rows = (
+            f"null, negative or not a number in {wrong:,} of {labels.height:,} rows" if wrong else "0 in all rows"
+        )
+        msg = f"{where}: the weight {column!r} (labels.weight) is {counted_rows}."
+        raise DataError(msg, hint="give each label a weight of 0 or more in labels.sql, and some a weight above 0.")
+    return labels.with_columns(weights).rename({column: WEIGHT})

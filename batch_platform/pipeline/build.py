@@ -104,8 +104,9 @@ class FeatureStep:
 
     def _build(self, session: FeatureSession, partition: Partition, taken: Mapping[str, Fingerprints]) -> Built:
         builder = self.history.builder
-        sources = builder.sources.versions(partition, builder.built_from)
+        sources, selected = session.versions(partition), session.selected(partition)
         file = session.write(partition, self.history.home.features(self.history.spec.name))
+        own = {name: held.of(partition) for name, held in taken.items()}
         build = FeatureBuild(
             pipeline=self.history.spec.name,
             partition_key=partition.key,
@@ -117,7 +118,7 @@ class FeatureStep:
             built_at=self.stamp.now(),
             run_id=self.stamp.run_id,
             xxh3=file.xxh3,
-            fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
+            fingerprints=json.dumps({name: [*astuple(held)] for name, held in (own | selected).items()}),
         )
         findings = (*session.rows_outside(partition), *self._rows_of_no_partition(partition, taken))
         return Built(partition, build, skipped=False, columns=file.columns, findings=findings, link=session.engine_page)

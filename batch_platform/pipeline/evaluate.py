@@ -13,8 +13,8 @@ import polars as pl
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, SourceError, counted
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.fingerprints import Taken
-from batch_platform.features.history import History, recorded_fingerprints
+from batch_platform.features.fingerprints import Taken, recorded_fingerprints
+from batch_platform.features.history import History
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import read_registry
 from batch_platform.monitoring.catalogue import MEASURES, is_table, settle_measures

@@ -11,8 +11,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
-from batch_platform.features.fingerprints import Taken
-from batch_platform.features.history import History, recorded_fingerprints
+from batch_platform.features.fingerprints import Taken, recorded_fingerprints
+from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State, checked, with_files_as_seen

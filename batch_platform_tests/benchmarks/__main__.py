@@ -31,6 +31,7 @@ from batch_platform_tests.benchmarks import (
     refinements,
     report,
     scoring,
+    sources,
     spark,
     stores,
     tables,
@@ -53,6 +54,7 @@ WORKLOADS = {
     "growth": growth,
     "refinements": refinements,
     "report": report,
+    "sources": sources,
     "spark": spark,
     "stores": stores,
     "tables": tables,
@@ -67,6 +69,7 @@ NAMES = {
     *scoring.SIZES,
     *refinements.CASES,
     *refinements.EXPLAINERS,
+    *sources.SCRIPTS,
 }
 
 

@@ -20,6 +20,7 @@ SHARED = ("scikit-learn", "numpy", "scipy", "joblib", "polars", "pyarrow")  # in
 PINNED: dict[str, tuple[str, ...]] = {
     "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
     "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
+    "databases": ("connectorx==0.4.6", "psycopg[binary]==3.3.9"),
     "spark": ("pyspark==4.3.0", "pandas==2.3.3"),
     "lignum": ("pylignum==0.3.0",),
     "lleaves": ("lleaves==1.3.0", "llvmlite==0.44.0"),  # lleaves calls what later releases of llvmlite lack

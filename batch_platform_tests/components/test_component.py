@@ -2,9 +2,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "stores": {"arrow": "stores.feather"},
         "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day", "asset": "raw/stock"},
         "returns": {"delta": "returns", "version": 0},
+        "fees": {"sql": {"uri": "sqlite:///fees.sqlite", "query": "fees.sql", "version": "SELECT max(fee) FROM fees"}},
         "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
     },
     "features": {
@@ -247,6 +250,10 @@ def with_everything(project: Path) -> Path:
     (folder / "visits.jsonl").write_text('{"item": 1, "visits": 3}\n')
     pl.DataFrame({"store": [1]}).write_ipc(folder / "stores.feather")
     write_deltalake(folder / "returns", pl.DataFrame({"item": [1]}).to_arrow())
+    (folder / "fees.sql").write_text("SELECT * FROM fees")
+    with closing(sqlite3.connect(folder / "fees.sqlite")) as fees:
+        fees.execute("CREATE TABLE fees AS SELECT 1 AS item, 2.5 AS fee")
+        fees.commit()
     with duckdb.connect(str(folder / "stock.duckdb")) as con:
         con.execute("CREATE TABLE stock AS SELECT 1 AS item, now() AS ts")
     (folder / "daily").mkdir()

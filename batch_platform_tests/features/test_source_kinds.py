@@ -2,14 +2,17 @@
 
 import os
 import re
+import sqlite3
 import sys
 import zipfile
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
 import polars as pl
 import pyarrow as pa
@@ -27,6 +30,7 @@ from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.postgres_server import postgres
 from batch_platform_tests.harness.small_pipeline import feature_file, small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
@@ -93,14 +97,44 @@ def write_delta(path: Path, table: pl.DataFrame) -> None:
     write_deltalake(path, table.to_arrow(), mode="overwrite")
 
 
+def write_sqlite(path: Path, table: pl.DataFrame) -> None:
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as con:
+        con.execute("CREATE TABLE t (x INTEGER, text TEXT, number REAL)")
+        con.executemany("INSERT INTO t VALUES (?, ?, ?)", table.rows())
+        con.commit()
+
+
+_servers = ExitStack()
+
+
+@cache
+def server() -> str:
+    """The address of a PostgreSQL that runs until the tests of this file have ended."""
+    return _servers.enter_context(postgres()).replace("+psycopg2", "")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _until_the_end():
+    yield
+    server.cache_clear()
+    _servers.close()
+
+
+def write_postgres(_: Path, table: pl.DataFrame) -> None:
+    with closing(postgresql.connect(server())) as con, closing(con.cursor()) as cursor:
+        cursor.adbc_ingest("t", table.to_arrow(compat_level=pl.CompatLevel.oldest()), mode="replace")
+        con.commit()
+
+
 @dataclass(frozen=True)
 class Case:
     """A kind of source, how a table of it is written, and how it is declared."""
 
     file: str  # {partition_key} where each partition has one
     write: Callable[[Path, pl.DataFrame], Any]
-    declared: dict[str, str]
-    missing: dict[str, str]  # nearly the same
+    declared: dict[str, Any]
+    missing: dict[str, Any]  # nearly the same
     nearest: str
 
     def put(self, folder: Path, table: pl.DataFrame, key: str = FIRST.key) -> Path:
@@ -138,6 +172,20 @@ CASES = {
         "a.duckdb",
     ),
     "delta": Case("orders", write_delta, {"delta": "orders"}, {"delta": "order"}, "orders"),
+    "sql of SQLite": Case(
+        "a.sqlite",
+        write_sqlite,
+        {"sql": {"uri": "sqlite:///a.sqlite", "table": "t"}},
+        {"sql": {"uri": "sqlite:///a.sqlite", "table": "tt"}},
+        "t",
+    ),
+    "sql of PostgreSQL": Case(
+        "nothing",
+        write_postgres,
+        {"sql": {"uri": "postgresql://", "table": "t", "version": "SELECT count(*), sum(x) FROM t"}},
+        {"sql": {"uri": "postgresql://", "table": "tt"}},
+        "t",
+    ),
     "asset": Case("home", write_asset, {"asset": "raw/a"}, {"asset": "raw/aa"}, "raw.a"),
     "python": Case(
         "source_of_kinds.py",
@@ -169,7 +217,9 @@ ALL = {**CASES, **{f"{kind} by partition": case for kind, case in BY_PARTITION.i
 every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 
 
-def declared(folder: Path, source: dict[str, str]) -> Sources:
+def declared(folder: Path, source: dict[str, Any]) -> Sources:
+    if "sql" in source and source["sql"]["uri"] == "postgresql://":
+        source = {"sql": source["sql"] | {"uri": server()}}
     spec = small_spec().model_dump(by_alias=True, exclude_none=True)
     return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
 
@@ -208,7 +258,7 @@ def test_the_version_stays_until_the_content_changes(folder, case):
     versions = []
     for at, table in enumerate((TABLE, TABLE, OTHER)):
         path = case.put(folder, table)
-        os.utime(path, ns=(0, 0)) if at < 2 else None
+        os.utime(path, ns=(0, 0)) if at < 2 and path.exists() else None
         versions.append(sources.version("a", FIRST))
     assert versions[0] == versions[1] != versions[2]
     assert declared(folder, case.declared).version("a", FIRST) == versions[2]
@@ -223,7 +273,9 @@ def test_the_state_is_what_the_source_holds_and_where(folder, case):
         2,
         [("x", "BIGINT"), ("text", "VARCHAR"), ("number", "DOUBLE")],
     )
-    assert state.location in (str(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb")
+    in_database = (f"t in {path}", f"t in {server().replace('dagster@', '')}" if "sql" in case.declared else None)
+    places = (str(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb", *in_database)
+    assert state.location in places
     assert state == sources.state("a", FIRST)
 
 
@@ -234,7 +286,8 @@ def test_a_missing_source_is_named_with_the_nearest_match(folder, case):
     for work in (lambda: sources.version("a", FIRST), lambda: seen(sources), lambda: sources.state("a", FIRST)):
         with pytest.raises((SourceError, WrongUseError), match=f"did you mean '{re.escape(case.nearest)}'") as refused:
             work()
-        assert case.missing[next(iter(case.missing))].rpartition(".")[2] in str(refused.value)
+        missing = case.missing[next(iter(case.missing))]
+        assert (missing["table"] if isinstance(missing, dict) else missing).rpartition(".")[2] in str(refused.value)
 
 
 @pytest.mark.parametrize("case", BY_PARTITION.values(), ids=BY_PARTITION)

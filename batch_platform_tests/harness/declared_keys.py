@@ -9,6 +9,7 @@ from batch_platform.declaration.notation import Block
 OTHER_OF_TWO = {  # the other of two or three keys of which one is given, and what goes with it
     "features.python",
     "features.spark_sql",
+    "sources.sql.table",
     "sources.spark_table",  # goes with features.spark_sql
     "partitions.snapshot",  # goes with neither features.time nor features.driving
     "model.train.held_out",

@@ -1,4 +1,4 @@
-"""A real PostgreSQL on this machine, for the records of a Dagster instance: one process below a folder of its own."""
+"""A real PostgreSQL on this machine, for records of Dagster and for sources: one process below a folder of its own."""
 
 import os
 import pwd
@@ -8,8 +8,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,39 @@ def installed_postgres() -> Path | None:
     return newest[0].parent if newest else Path(on_path).parent if on_path else None
 
 
+@dataclass
+class Server:
+    """A server with one database, which tests may kill and start again."""
+
+    address: str
+    command: list[Any]
+    ready: list[Any]
+    options: dict[str, Any]
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, **dict[str, Any](self.options, stdout=subprocess.DEVNULL))
+        while subprocess.run(self.ready, check=False).returncode:
+            assert self.process.poll() is None, "the server has ended"
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it by a signal: SIGINT ends the connections, then itself."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait()
+
+
 @contextmanager
-def postgres() -> Iterator[str]:
+def postgres() -> Generator[str]:
     """Run a server until the block ends; yields the address of its empty database."""
+    with postgres_server() as server:
+        yield server.address
+
+
+@contextmanager
+def postgres_server() -> Generator[Server]:
+    """Run a server until the block ends."""
     programs, user = installed_postgres(), _user()
     assert programs, "there is no PostgreSQL; python -m batch_platform_tests installs one"
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -49,19 +80,17 @@ def postgres() -> Iterator[str]:
             **options,
         )
         assert made.returncode == 0, made.stdout
-        address = ["-h", "127.0.0.1", "-p", str(port), "-k", folder]
-        server = subprocess.Popen(
-            [programs / "postgres", "-D", data, *address, *NO_WAITING], **options | {"stdout": subprocess.DEVNULL}
+        server = Server(
+            f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres",
+            [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, *NO_WAITING],
+            [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)],
+            options,
         )
         try:
-            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            while subprocess.run(ready, check=False).returncode:
-                assert server.poll() is None, "the server has ended"
-                time.sleep(0.05)
-            yield f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
+            server.start()
+            yield server
         finally:
-            server.send_signal(signal.SIGINT)  # ends the connections, then itself
-            server.wait()
+            server.stop()
 
 
 def _user() -> pwd.struct_passwd | None:

@@ -42,7 +42,7 @@ def _of_files(survey: Survey, proposal: Proposal) -> Layout:
     origin, windows = survey.origin, proposal.windows
     if not proposal.key and windows is None and not origin.is_one_file:
         origin = origin.read_with(number_rows=True)
-    files = files_of(origin.as_table("rows")) if origin.kind not in ("duckdb", "delta") else []
+    files = files_of(origin.as_table("rows")) if origin.kind not in ("duckdb", "delta", "sql") else []
     if len(files) <= 1:
         return Layout(origin)
     together = f"{len(files)} files, read together"

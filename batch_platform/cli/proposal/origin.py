@@ -8,11 +8,15 @@ from glob import escape, has_magic
 from pathlib import Path
 from shlex import quote
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 
+from batch_platform.cli.declared import rendered
+from batch_platform.declaration.databases import DRIVERS, DatabaseTable
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
 from batch_platform.declaration.inputs import Encoding, Source
+from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
@@ -41,6 +45,8 @@ class Origin:
     @property
     def block(self) -> Mapping[str, object]:
         """The source block as it is written in YAML."""
+        if self.kind == "sql":
+            return {"sql": {**self.options}}
         return {self.kind: str(self.path), **self.options}
 
     def read_with(self, **options: object) -> "Origin":
@@ -62,15 +68,16 @@ class Origin:
     @property
     def is_one_file(self) -> bool:
         """Return whether it is a single file whose rows have a place, or a table of one, not a glob and not a Delta table."""
-        return self.kind != "delta" and not has_magic(_ESCAPED.sub("", str(self.path)))
+        return self.kind not in ("delta", "sql") and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""
-        return SourceTable("", name, Source.model_validate(self.block), Path(self.path.anchor))
+        block = rendered({**self.block}) if self.kind == "sql" else self.block
+        return SourceTable("", name, Source.model_validate(block), Path(self.path.anchor))
 
 
 def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Origin:
-    """Locate a table by its file, by a folder or a glob of files, by its name in a DuckDB file, or by the folder of a Delta table.
+    """Locate a table by its file, by a folder or a glob of files, by its name in a DuckDB file or a database, or by the folder of a Delta table.
 
     The encoding is that of CSV files.
 
@@ -79,9 +86,7 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
         SourceError: The file cannot be read.
     """
     if _ADDRESS.match(file):
-        msg = f"{file} is an address; a pipeline is proposed from files on this machine."
-        hint = "download it first and name the file, or read it in a source of kind python."
-        raise WrongUseError(msg, hint=hint)
+        return _in_database(file, table)
     path = Path(file).expanduser().absolute()
     if _MEANT.search(str(path)):
         msg = f"{path} contains brackets that have a meaning in a declaration."
@@ -125,6 +130,29 @@ def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> Sour
         hint = f"{name}convert it: iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} > utf8.csv."
     msg = f"{path} cannot be read: {reason.rstrip('.')}."
     return SourceError(msg, hint=hint or "correct the file, or write the table as Parquet.")
+
+
+def _in_database(uri: str, table: str | None) -> Origin:
+    """A table of a database; an address with a password is written as the environment variable that holds it."""
+    if uri.partition("://")[0].lower() not in DRIVERS:
+        msg = f"{uri} is an address; a pipeline is proposed from files on this machine, or from a database."
+        hint = "download it first and name the file, or read it in a source of kind python."
+        raise WrongUseError(msg, hint=hint)
+    if table is None:
+        msg = "A database has many tables."
+        raise WrongUseError(msg, hint="name one, such as --table orders.")
+    database = DatabaseTable(uri=uri, table=table)
+    variables = [name for name, value in os.environ.items() if value.strip() == uri]
+    if database.driver == "sqlite":
+        uri = f"sqlite:///{Path.cwd() / unquote(uri.partition('://')[2].removeprefix('/'))}"
+    elif variables:
+        uri = f"{{{{ env.{variables[0]} }}}}"
+        protect(uri)
+    elif database.secrets:
+        msg = f"The address of {database.address} holds a password, which no file should."
+        hint = "put it into an environment variable: export DATABASE_URI='…', then --from \"$DATABASE_URI\"."
+        raise WrongUseError(msg, hint=hint)
+    return Origin("sql", Path(table), {"uri": uri, "table": table})
 
 
 def _endings() -> dict[str, str]:

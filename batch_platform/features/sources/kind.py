@@ -1,9 +1,13 @@
 """The record that each kind of source fills in, with plain functions of a source and the partition that reads it."""
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import duckdb
 import polars as pl
@@ -26,6 +30,8 @@ class SourceTable:
     folder: Path  # absolute folder at which relative paths start
     partition: Partition | None = None  # None only for a source that is the same for all partitions
     home: Home | None = None  # its warehouse holds the tables of assets; None if no pipeline declares the source
+    timezone: str = "UTC"  # clocks of the partitions
+    session: Any = None  # what `SourceKind.session` keeps open for a connection; None outside of one
 
     def error(self, problem: str, hint: str | None = None, *, shared: bool | None = None) -> SourceError:
         """The error that names this source, to be raised; `shared` says whether all partitions read the same table."""
@@ -86,11 +92,14 @@ class SourceKind:
     frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]  # the same rows as the view
     # The source as a connection that is opened now goes on reading it: where tables have versions, with the present one.
     pinned: Callable[[SourceTable], Source] = lambda table: table.source
+    # Keeps open what a connection reads the source through, such as a transaction of a database, as long as the connection.
+    session: Callable[[SourceTable], AbstractContextManager[object]] | None = None
     # The files that hold exactly the rows of the view; None if no files do.
     parquet_files: Callable[[SourceTable], ParquetFiles | None] = lambda _: None
     # True if partitions read different tables.
     takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
     function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it
+    statement: Callable[[SourceTable], str] | None = None  # SQL that selects the rows, which the user may write
     only_on_spark: bool = False  # True if SQL on Spark reads it, and DuckDB and Polars cannot
     version_fixes_rows: bool = True  # True if equal versions mean equal rows
     counts_quickly: bool = True  # True if rows can be counted without reading all of them
@@ -105,6 +114,23 @@ class SourceKind:
         if not self.version_fixes_rows:
             version = digest(version, str(rows), *columns, *columns.values())
         return SourceState(version, rows, columns, self.location(table))
+
+
+_failures: dict[str, SourceError] = {}  # by the mark in the text of what is raised
+_MARK = re.compile(r"\[failure ([0-9a-f]{32})\]")
+
+
+def failure_of_stream(error: SourceError) -> RuntimeError:
+    """What a stream raises where DuckDB reads it: DuckDB passes on only a text, in which `failure_in` finds the error."""
+    mark = uuid4().hex
+    _failures[mark] = error
+    return RuntimeError(f"{error.message} [failure {mark}]")
+
+
+def failure_in(error: Exception) -> SourceError | None:
+    """The error of a stream, if it made DuckDB or Arrow raise this one."""
+    mark = _MARK.search(str(error))
+    return _failures.pop(mark[1], None) if mark else None
 
 
 def create_view(con: duckdb.DuckDBPyConnection, name: str, relation: str) -> None:

@@ -1,10 +1,12 @@
 """The sources of a pipeline, opened: for SQL as views of an in-memory DuckDB that can read nothing else, and for Polars."""
 
 import shutil
+import weakref
 from collections.abc import Collection, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -15,14 +17,15 @@ from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.threads import most_threads
-from batch_platform.features.interruption import interruptible
+from batch_platform.features.interruption import interrupt, interruptible
 from batch_platform.features.sources.asset import ASSET
 from batch_platform.features.sources.delta import DELTA
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
-from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable
+from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
 from batch_platform.features.sources.python import PYTHON
 from batch_platform.features.sources.spark_table import SPARK_TABLE
+from batch_platform.features.sources.sql import SQL
 from batch_platform.features.sources.text_files import CSV, JSON
 from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.home import Home
@@ -36,6 +39,7 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "arrow": ARROW,
     "duckdb": DUCKDB,
     "delta": DELTA,
+    "sql": SQL,
     "spark_table": SPARK_TABLE,
     "asset": ASSET,
 }
@@ -48,6 +52,10 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     """Create a view of a source on a connection of the caller's, which may read every file."""
     kind = SOURCE_KINDS[table.source.kind]
     table = replace(table, source=kind.pinned(table))
+    if kind.session is not None:
+        stack = ExitStack()
+        weakref.finalize(con, stack.close)
+        table = replace(table, session=stack.enter_context(kind.session(table)))
     kind.admit(con, table)
     kind.view(con, table)
 
@@ -91,7 +99,8 @@ class Sources:
 
     def table(self, name: str, partition: Partition) -> SourceTable:
         """A source as a partition reads it."""
-        return SourceTable(self.spec.name, name, self.spec.sources[name], self.folder, partition, self.home)
+        source, timezone = self.spec.sources[name], self.spec.partitions.timezone
+        return SourceTable(self.spec.name, name, source, self.folder, partition, self.home, timezone)
 
     @contextmanager
     def connect(
@@ -110,9 +119,9 @@ class Sources:
         `only` holds SQL conditions by source: of these sources other rows are not shown, nor is any other partition. Raises
         SourceError if a source cannot be read.
         """
-        with bounded(spill, self.spec.partitions.timezone) as con:
+        with ExitStack() as sessions, bounded(spill, self.spec.partitions.timezone) as con:
             opened = SourceConnection(self, con, tuple(self.in_duckdb if names is None else names), only or {})
-            opened.create_views(partition)
+            opened.create_views(partition, sessions)
             yield opened
 
     def version(self, name: str, partition: Partition) -> str:
@@ -123,13 +132,19 @@ class Sources:
         """The versions of some sources as a partition reads them; raises SourceError if a file is missing."""
         return {name: self.version(name, partition) for name in names}
 
+    def statements(self) -> dict[str, str]:
+        """The SQL that databases run, by source; raises SourceError if a file is missing."""
+        tables = [(self.kind(name), self.table(name, self.first_partition())) for name in self.spec.sources]
+        return {table.name: kind.statement(table) for kind, table in tables if kind.statement is not None}
+
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""
         reader = partition or self.first_partition()
         with self.connect(reader, names=[name]) as con:
             view = con.duckdb.sql(f"FROM {quoted(name)}")
             columns = dict(zip(view.columns, (str(dtype) for dtype in view.types), strict=True))
-            ((rows,),) = con.duckdb.execute(f"SELECT count(*) FROM {quoted(name)}").fetchall()
+            with con.explained(name, reader):
+                ((rows,),) = con.duckdb.execute(f"SELECT count(*) FROM {quoted(name)}").fetchall()
         return self.kind(name).state(self.table(name, reader), int(rows), columns)
 
     def first_partition(self) -> Partition:
@@ -153,15 +168,22 @@ class SourceConnection:
     # Versions of the sources that stand still, as they were opened.
     _versions: dict[str, str] = field(default_factory=dict[str, str], init=False)
     _pinned: dict[str, Source] = field(default_factory=dict[str, Source], init=False)
+    _sessions: dict[str, Any] = field(default_factory=dict[str, Any], init=False)
 
-    def create_views(self, partition: Partition) -> None:
-        """Create the views for a first partition and shut the connection off from everything else; called once."""
+    def create_views(self, partition: Partition, sessions: ExitStack) -> None:
+        """Create the views for a first partition and shut the connection off from everything else; called once.
+
+        What sources keep open beside the connection is closed with `sessions`.
+        """
         con = self.duckdb
         con.execute("SET python_enable_replacements = false")
         allowed = set[Path]()
         for name in self.names:
             with self.explained(name, partition) as (kind, unpinned):
                 self._pinned[name] = kind.pinned(unpinned)
+                if kind.session is not None:
+                    self._sessions[name] = sessions.enter_context(kind.session(unpinned))
+                    sessions.enter_context(interruptible(self._sessions[name]))
                 table = self.table(name, partition)
                 if kind.stands_still:
                     # The version is read before the rows, which may be newer than their version and never older.
@@ -187,7 +209,22 @@ class SourceConnection:
     def table(self, name: str, partition: Partition) -> SourceTable:
         """A source as a partition reads it through this connection."""
         table = self.sources.table(name, partition)
-        return replace(table, source=self._pinned.get(name, table.source))
+        return replace(table, source=self._pinned.get(name, table.source), session=self._sessions.get(name))
+
+    def versions(self, partition: Partition, names: Iterable[str]) -> dict[str, str]:
+        """The versions of sources as this connection reads them, or of an older state; raises SourceError if one is missing."""
+        return {
+            name: self.sources.kind(name).version(self.table(name, partition))
+            if name in self._sessions
+            else self._versions.get(name) or self.sources.version(name, partition)
+            for name in names
+        }
+
+    def interrupt(self) -> None:
+        """Interrupt what the connection executes, here and in databases; may be called from another thread."""
+        interrupt(self.duckdb)
+        for session in self._sessions.values():
+            session.interrupt()
 
     def is_current(self, partition: Partition) -> bool:
         """Tell whether all sources are read as they are now; may raise SourceError."""
@@ -218,6 +255,8 @@ class SourceConnection:
         try:
             yield kind, table
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
+            if (failure := failure_in(error)) is not None:
+                raise failure from None
             # DuckDB's message ends with the SQL of the view, which the user did not write.
             reason = " ".join(redact(str(error)).partition("\nLINE ")[0].split())
             problem = f" cannot be read: {reason[:_LONGEST_REASON].rstrip('. ')}."
