@@ -235,7 +235,7 @@ PLACES = {
     "dagster_webserver": r"components\.dagster_internals",
     "starlette": r"cli\.guard|components\.dagster_internals",
     "graphql": r"cli\.guard",
-    "fsspec": r"features\.sources\.zipped",
+    "fsspec": r"features\.sources\.(zipped|objects)",
     "deltalake": r"features\.sources\.delta",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
@@ -270,7 +270,7 @@ PARTS = {
     "starlette",
     "graphql",
 }  # of what brings them: dagster, scikit-learn, pyspark, the webserver
-RUN_BY_NAME = {"tzdata"}
+RUN_BY_NAME = {"tzdata", "s3fs", "gcsfs", "adlfs"}  # the last three by fsspec
 
 
 def libraries_of(module: str) -> set[str]:

@@ -56,7 +56,7 @@ _NONE = "none"  # answer to a question on a terminal
     "file",
     metavar="FILE",
     required=True,
-    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, or quoted glob of files.",
+    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, or quoted glob of files; also in a store such as s3://.",
 )
 @click.option(
     "--encoding", type=click.Choice([*get_args(Encoding)]), help="Character encoding of CSV files that are not UTF-8."

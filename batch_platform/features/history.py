@@ -26,6 +26,7 @@ from batch_platform.features.fingerprints import Fingerprint, Fingerprints, Read
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, class_counts, equal_shares, sampled, sampled_by_class
+from batch_platform.features.sources.objects import absence
 from batch_platform.warehouse.fingerprints import read_fingerprints
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
@@ -329,8 +330,8 @@ class History:
         for name in self.builder.dated.shared if partitions else ():
             try:
                 version = self.builder.sources.version(name, next(iter(partitions.values())))
-            except SourceError:
-                gone |= dict.fromkeys(partitions, f"source {name!r} is gone")
+            except SourceError as error:
+                gone |= dict.fromkeys(partitions, f"source {name!r} {absence(error)}")
                 continue
             older = [key for key in partitions if json.loads(builds[key].sources).get(name) != version]
             with suppress(SourceError):
@@ -377,8 +378,8 @@ class History:
             for name in looked_at:
                 try:
                     now[name] = self.builder.sources.version(name, calendar.named(key))
-                except SourceError:
-                    gone[key] = f"what it reads of source {name!r} is gone"
+                except SourceError as error:
+                    gone[key] = f"what it reads of source {name!r} {absence(error)}"
                 except WrongUseError:
                     break
             else:
