@@ -235,7 +235,7 @@ PLACES = {
     "dagster_webserver": r"components\.dagster_internals",
     "starlette": r"cli\.guard|components\.dagster_internals",
     "graphql": r"cli\.guard",
-    "fsspec": r"features\.sources\.zipped",
+    "fsspec": r"features\.sources\.(zipped|objects)",
     "deltalake": r"features\.sources\.delta",
     "adbc_driver_manager": r"features\.sources\.adbc",
     "sqlglot": r"features\.lineage",
@@ -271,7 +271,14 @@ PARTS = {
     "starlette",
     "graphql",
 }  # of what brings them: dagster, scikit-learn, pyspark, the webserver
-RUN_BY_NAME = {"adbc_driver_postgresql", "adbc_driver_sqlite", "tzdata"}
+RUN_BY_NAME = {
+    "adbc_driver_postgresql",
+    "adbc_driver_sqlite",
+    "tzdata",
+    "s3fs",
+    "gcsfs",
+    "adlfs",
+}  # the last three by fsspec
 
 
 def libraries_of(module: str) -> set[str]:

@@ -57,7 +57,7 @@ _NONE = "none"  # answer to a question on a terminal
     "file",
     metavar="FILE",
     required=True,
-    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, quoted glob of files, or address of a database.",
+    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder or quoted glob of files, here or in a store such as s3://, or address of a database.",
 )
 @click.option(
     "--encoding", type=click.Choice([*get_args(Encoding)]), help="Character encoding of CSV files that are not UTF-8."

@@ -187,6 +187,9 @@ def _prepared(wiring: Wiring, instance: dg.DagsterInstance, request: PlanRequest
     pipeline = wiring.pipeline()
     state = pipeline.state(recheck=request.recheck)
     require_no_former_partitions(wiring.spec, state.scores.values())
+    for key in sorted(state.gone)[:1]:
+        partition = wiring.spec.partitions.calendar.named(key)
+        pipeline.builder.sources.require_reachable(partition, pipeline.builder.feature_sources)
     pipeline.publish()
     log_unknown_commits(wiring, instance, state, held(wiring, instance))
     return _with_label_as_declared(wiring, state, request, named=named)

@@ -1,5 +1,6 @@
 """The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -30,6 +31,11 @@ SOURCE_KEYS: dict[str, type] = {
     "asset": str,  # beside another kind, it names the writer of what is read there
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
+STORES = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+"""The stores of objects by the scheme of their addresses, with the extra that reads each."""
+KINDS_IN_STORES = ("parquet", "csv", "json", "arrow", "delta")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_OBJECT = re.compile(r"\w+://[\w.-]+(@[\w.-]+)?/+[^/]")  # of Azure, a container may name its account
 Encoding = Literal["utf-8", "utf-16", "latin-1"]  # encodings of CSV files
 WEIGHT = "__weight"  # column with the weight of a row, where `labels.weight` declares one
 NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names and reads in order
@@ -53,6 +59,26 @@ _ONLY_SHARE = TypeAdapter(Annotated[Share, Field(ge=0, le=1)], config=ConfigDict
 def varies(path: str) -> bool:
     """Tell whether a path differs between partitions."""
     return any(placeholder in path for placeholder in PLACEHOLDERS)
+
+
+def scheme_of(location: str) -> str | None:
+    """The scheme of an address, such as s3; None for a path."""
+    scheme = _SCHEME.match(location)
+    return scheme[1] if scheme else None
+
+
+def require_object(kind: str, address: str) -> None:
+    """Raise ValueError unless an address is that of objects, from which sources of a kind are read."""
+    if (scheme := scheme_of(address)) not in STORES:
+        stores = listed(f"{store}://" for store in STORES)
+        msg = f"{kind} is an address that begins with {scheme}://; give a path, or an address with {stores}"
+        raise ValueError(msg)
+    if kind not in KINDS_IN_STORES:
+        msg = f"{kind} names a file of this machine; only {listed(KINDS_IN_STORES)} may be an address"
+        raise ValueError(msg)
+    if not _OBJECT.match(address):
+        msg = f"{kind} must name a bucket and an object or folder in it, such as {scheme}://lake/orders, and no credentials"
+        raise ValueError(msg)
 
 
 class Partitions(Block):
@@ -135,12 +161,12 @@ class Source(Block):
     )
     parquet: str | None = Field(
         default=None,
-        description="Path or glob, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
-        examples=["orders/*.parquet", "orders/{partition_key}.parquet"],
+        description="Path or glob, relative to this file, or an address such as s3://…; {partition_key}, {partition_date} and {partition_month} allowed.",
+        examples=["orders/*.parquet", "s3://lake/orders/{partition_key}.parquet"],
     )
     csv: str | None = Field(
         default=None,
-        description="Path or glob, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
+        description="Path or glob, relative to this file, or an address such as s3://…; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.csv", "orders/{partition_key}.csv"],
     )
     delimiter: str | None = Field(
@@ -162,12 +188,12 @@ class Source(Block):
     json_: str | None = Field(
         default=None,
         alias="json",
-        description="Path or glob of JSON lines or arrays, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
+        description="Path or glob of JSON lines or arrays, relative to this file, or an address such as s3://…; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.jsonl", "orders/{partition_key}.json"],
     )
     arrow: str | None = Field(
         default=None,
-        description="Path or glob of Arrow (Feather) files, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
+        description="Path or glob of Arrow (Feather) files, relative to this file, or an address such as s3://…; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.feather", "orders/{partition_key}.arrow"],
     )
     duckdb: str | None = Field(
@@ -181,7 +207,7 @@ class Source(Block):
     )
     delta: str | None = Field(
         default=None,
-        description="Folder of a Delta table, relative to this file. Needs the extra `delta`.",
+        description="Folder of a Delta table, relative to this file, or its address such as s3://…. Needs the extra `delta`.",
         examples=["lake/orders"],
     )
     version: int | None = Field(
@@ -258,6 +284,12 @@ class Source(Block):
         ):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _in_a_known_store(self) -> Self:
+        if self.kind in (*KINDS_IN_STORES, "duckdb") and scheme_of(self.location) is not None:
+            require_object(self.kind, self.location)
         return self
 
     @model_validator(mode="after")

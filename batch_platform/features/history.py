@@ -26,6 +26,7 @@ from batch_platform.features.fingerprints import Fingerprint, Fingerprints, Read
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, class_counts, equal_shares, sampled, sampled_by_class
+from batch_platform.features.sources.objects import absence
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 
@@ -328,8 +329,8 @@ class History:
         for name in self.builder.dated.shared if partitions else ():
             try:
                 version = self.builder.sources.version(name, next(iter(partitions.values())))
-            except SourceError:
-                gone |= dict.fromkeys(partitions, f"source {name!r} is gone")
+            except SourceError as error:
+                gone |= dict.fromkeys(partitions, f"source {name!r} {absence(error)}")
                 continue
             older = [key for key in partitions if json.loads(builds[key].sources).get(name) != version]
             with suppress(SourceError):
@@ -377,18 +378,20 @@ class History:
         looked_at = self.builder.feature_sources if snapshot else self.builder.own_feature_sources
 
         @cache
-        def version(name: str, partition: Partition) -> str | None:
+        def version(name: str, partition: Partition) -> str | SourceError:
             try:
                 return self.builder.sources.version(name, partition)
-            except SourceError:
-                return None
+            except SourceError as error:
+                return error
 
         versions, gone, first = dict[str, str](), dict[str, str](), calendar.around(calendar.first_start)
         shared = {name for name in looked_at if builds and not self.builder.dated.takes_partition(name)}
         for key, partition in self._named(builds if looked_at else ()).items():
             now = {name: version(name, first if name in shared else partition) for name in looked_at}
-            if missing := [name for name, current in now.items() if current is None]:
-                gone[key] = f"what it reads of source {missing[-1]!r} is gone"
+            errors = {name: current for name, current in now.items() if isinstance(current, SourceError)}
+            if errors:
+                name, error = errors.popitem()
+                gone[key] = f"what it reads of source {name!r} {absence(error)}"
             else:
                 versions[key] = json.dumps(json.loads(builds[key].sources) | now, sort_keys=True)
         return versions, gone

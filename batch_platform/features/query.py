@@ -15,6 +15,7 @@ import pyarrow as pa
 from batch_platform.declaration.calendar import Duration, Partition
 from batch_platform.declaration.errors import (
     BatchPlatformError,
+    SharedSourceError,
     SourceError,
     is_interruption,
     listed,
@@ -23,6 +24,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.features.interruption import TimeLimit
 from batch_platform.features.sources.kind import failure_in
+from batch_platform.features.sources.objects import hint_for, store_failure_in
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
@@ -114,6 +116,9 @@ class SqlFile:
             yield
         except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
             # Arrow passes on the errors of DuckDB in classes of its own, and of Python.
+            if (failure := store_failure_in(error)) is not None:
+                msg = f"{where}: {failure}."
+                raise SharedSourceError(msg, hint=hint_for(failure)) from error
             message = " ".join(str(error).split())
             if isinstance(error, RuntimeError) and not is_interruption(error):
                 raise

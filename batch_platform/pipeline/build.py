@@ -72,6 +72,9 @@ class FeatureStep:
         ahead = [partition for partition in partitions if partition.key in due]
         with self.history.builder.session(spill=spill, ahead=ahead) as session:
             for partition in partitions:
+                if partition.key in self.state.gone:
+                    builder = self.history.builder
+                    builder.sources.require_reachable(partition, builder.feature_sources)
                 if partition.key not in due:
                     if ("features", partition.key) in self.state.failures:
                         apart.up_to_date.add(partition.key)

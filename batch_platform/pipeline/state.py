@@ -14,6 +14,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.features.history import History
+from batch_platform.features.sources.objects import listed_once
 from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
@@ -113,6 +114,7 @@ def features_due(state: State, partition: Partition) -> str | None:
     return state.changed.get(partition.key)
 
 
+@listed_once()
 def checked(history: History, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
     """A recorded state, checked against the files of features, sources and labels."""
     features = history.recorded(recorded.features)

@@ -396,8 +396,15 @@ def stream(folder: Path) -> None:
             lambda _: None,
             ("https://example.org/orders.csv",),
             2,
-            "https://example.org/orders.csv is an address; a pipeline is proposed from files on this machine. Hint: download it first",
+            "https://example.org/orders.csv is an address; a pipeline is proposed from files on this machine or in a store such as s3://. Hint: download it first",
         ),
+        (
+            lambda _: None,
+            ("s3://key:secret@lake/a.csv",),
+            2,
+            "--from: csv must name a bucket and an object or folder in it",
+        ),
+        (lambda _: None, ("s3://lake/a.duckdb",), 2, "--from: duckdb names a file of this machine"),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),

@@ -219,7 +219,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"version 0 of .* cannot be loaded: .* Hint: the table is damaged",
     ),
-    "an address": (lambda _: None, {"delta": "s3://lake/a"}, r"s3://lake/a is an address; .* Hint: mount the storage"),
     "no table": (
         lambda _: None,
         {"delta": "."},

@@ -5,7 +5,7 @@ import re
 import sqlite3
 import sys
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,13 +14,14 @@ from typing import Any
 
 import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
+import fsspec
 import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
-from batch_platform.declaration.inputs import SOURCE_KEYS
+from batch_platform.declaration.inputs import KINDS_IN_STORES, SOURCE_KEYS
 from batch_platform.features.sources.files import PARQUET, files_of
 from batch_platform.features.sources.kind import SourceTable, create_view
 from batch_platform.features.sources.opening import SOURCE_KINDS, Sources
@@ -30,6 +31,7 @@ from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, object_store
 from batch_platform_tests.harness.postgres_server import postgres
 from batch_platform_tests.harness.small_pipeline import feature_file, small_spec
 
@@ -143,6 +145,37 @@ class Case:
         self.write(path, table)
         return path
 
+    def place(self, path: Path) -> str:
+        """The location of a written table, for people."""
+        return str(path)
+
+
+@dataclass(frozen=True)
+class InStore(Case):
+    """The same, as objects in a store below the name of the test's folder, which the declarations call FOLDER."""
+
+    def put(self, folder: Path, table: pl.DataFrame, key: str = FIRST.key) -> Path:
+        path = super().put(folder, table, key)
+        slash = "/" if path.is_dir() else ""
+        address = f"{self.place(path)}{slash}"
+        fsspec.filesystem("s3", use_listings_cache=False).put(f"{path}{slash}", address, recursive=path.is_dir())
+        return path
+
+    def place(self, path: Path) -> str:
+        folder = path.parents[self.file.count("/")]
+        return f"{LAKE}/{folder.name}/{path.relative_to(folder)}"
+
+
+LAKE = f"s3://{BUCKET}"
+
+
+def in_store(case: Case) -> InStore:
+    """A case whose files are objects."""
+    declared, missing = (
+        {key: f"{LAKE}/FOLDER/{path}" for key, path in it.items()} for it in (case.declared, case.missing)
+    )
+    return InStore(case.file, case.write, declared, missing, case.nearest)
+
 
 CASES = {
     "parquet": Case(
@@ -213,7 +246,10 @@ BY_PARTITION = {
 BY_PARTITION["csv in an archive"] = replace(
     CASES["csv in an archive"], file="days/{partition_key}.zip", declared={"csv": "days/{partition_key}.zip"}
 )
-ALL = {**CASES, **{f"{kind} by partition": case for kind, case in BY_PARTITION.items()}}
+OBJECTS = {f"{kind} in a store": in_store(CASES[kind]) for kind in (*KINDS_IN_STORES, "lines")}
+BY_PARTITION |= {f"{kind} in a store": in_store(case) for kind, case in BY_PARTITION.items() if "archive" not in kind}
+CASES_AND_OBJECTS = {**CASES, **OBJECTS}
+ALL = {**CASES_AND_OBJECTS, **{f"{kind} by partition": case for kind, case in BY_PARTITION.items()}}
 every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 
 
@@ -221,11 +257,23 @@ def declared(folder: Path, source: dict[str, Any]) -> Sources:
     if "sql" in source and source["sql"]["uri"] == "postgresql://":
         source = {"sql": source["sql"] | {"uri": server()}}
     spec = small_spec().model_dump(by_alias=True, exclude_none=True)
+    source = {
+        key: text.replace("FOLDER", folder.name) if isinstance(text, str) else text for key, text in source.items()
+    }
     return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
 
 
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with object_store() as started:
+        yield started
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch, request) -> Path:
+    if "in a store" in request.node.name:
+        for name, value in request.getfixturevalue("store").environment.items():
+            monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield tmp_path
@@ -274,12 +322,12 @@ def test_the_state_is_what_the_source_holds_and_where(folder, case):
         [("x", "BIGINT"), ("text", "VARCHAR"), ("number", "DOUBLE")],
     )
     in_database = (f"t in {path}", f"t in {server().replace('dagster@', '')}" if "sql" in case.declared else None)
-    places = (str(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb", *in_database)
+    places = (case.place(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb", *in_database)
     assert state.location in places
     assert state == sources.state("a", FIRST)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", CASES_AND_OBJECTS.values(), ids=CASES_AND_OBJECTS)
 def test_a_missing_source_is_named_with_the_nearest_match(folder, case):
     case.put(folder, TABLE)
     sources = declared(folder, case.missing)
@@ -287,7 +335,8 @@ def test_a_missing_source_is_named_with_the_nearest_match(folder, case):
         with pytest.raises((SourceError, WrongUseError), match=f"did you mean '{re.escape(case.nearest)}'") as refused:
             work()
         missing = case.missing[next(iter(case.missing))]
-        assert (missing["table"] if isinstance(missing, dict) else missing).rpartition(".")[2] in str(refused.value)
+        name = (missing["table"] if isinstance(missing, dict) else missing).removeprefix(f"{LAKE}/FOLDER/")
+        assert name.rpartition(".")[2] in str(refused.value)
 
 
 @pytest.mark.parametrize("case", BY_PARTITION.values(), ids=BY_PARTITION)

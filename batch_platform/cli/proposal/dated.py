@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from glob import escape
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.choices import Proposal
@@ -14,6 +13,7 @@ from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.features.sources.files import files_of
+from batch_platform.features.sources.objects import FilePath
 
 MOST_MISSING = 0.1  # share of the partitions; if more have no file, files are made on some days only
 _DATES = {  # how a date in a path is written, by the placeholder for it, and the key that it stands for
@@ -67,7 +67,7 @@ def _of_files(survey: Survey, proposal: Proposal) -> Layout:
     return Layout(replace(one_each, path=pattern), note, past=None if windows.past is None else one_each)
 
 
-def _dated(files: list[Path]) -> tuple[Path, dict[Path, str]] | None:
+def _dated(files: list[FilePath]) -> tuple[FilePath, dict[FilePath, str]] | None:
     """The pattern that the paths of all files follow, and the key in each path; None if there is no such pattern."""
     below = len(os.path.commonpath([file.parent for file in files]))
     for placeholder, (date, key_of) in _DATES.items():
@@ -80,12 +80,12 @@ def _dated(files: list[Path]) -> tuple[Path, dict[Path, str]] | None:
     return None
 
 
-def _pattern(file: Path, date: re.Match[str], placeholder: str) -> Path:
+def _pattern(file: FilePath, date: re.Match[str], placeholder: str) -> FilePath:
     """The path of a file with a placeholder instead of its date; a folder for each date may hold several files."""
     before, after = str(file)[: date.start()], str(file)[date.end() :]
     folders, slash, _ = after.rpartition("/")
     rest = f"{escape(folders)}/*{ending_of(file)}" if slash else escape(after)
-    return Path(escape(before) + placeholder + rest)
+    return type(file)(escape(before) + placeholder + rest)
 
 
 def _types(survey: Survey, proposal: Proposal) -> dict[str, str]:
@@ -98,11 +98,11 @@ def _types(survey: Survey, proposal: Proposal) -> dict[str, str]:
     return {column.name: column.dtype for column in stored if column.holds != "integer" or column.sql}
 
 
-def _outside(survey: Survey, time: str, origin: Origin, own: Mapping[Path, Partition]) -> str | None:
+def _outside(survey: Survey, time: str, origin: Origin, own: Mapping[FilePath, Partition]) -> str | None:
     """The reason for which files cannot be read one by one: the first with rows of another partition, or that cannot be read alone."""
     for file, partition in own.items():
         try:
-            bounds = survey.bounds_of_file(replace(origin, path=Path(escape(str(file)))), time)
+            bounds = survey.bounds_of_file(replace(origin, path=type(file)(escape(str(file)))), time)
         except SourceError as error:
             return f"{file.name} cannot be read alone ({error.message})"
         if bounds is not None and not partition.start <= bounds[0] <= bounds[1] < partition.end:

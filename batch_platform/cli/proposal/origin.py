@@ -15,19 +15,26 @@ import duckdb
 from batch_platform.cli.declared import rendered
 from batch_platform.declaration.databases import DRIVERS, DatabaseTable
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
-from batch_platform.declaration.inputs import Encoding, Source
+from batch_platform.declaration.inputs import STORES, Encoding, Source, require_object, scheme_of
 from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.objects import (
+    FilePath,
+    ObjectPath,
+    StoreError,
+    file_path,
+    hint_for,
+    store_failure_in,
+)
 from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.features.sources.text_files import with_line_end
-from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path, member_of
+from batch_platform.features.sources.zipped import ENDING, duckdb_path, member_of
 from batch_platform.warehouse.sql import connect, literal
 
 _MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
 _ESCAPED = re.compile(r"\[[\[?*]\]")  # how glob.escape writes a bracket, a question mark or a star
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 COMMA_NUMBER = r"[-+]?([0-9]+|[0-9]{1,3}([.][0-9]{3})+)(,[0-9]+)?"  # regular expression, with a point between thousands
 
 _POINT_NUMBER = r"[-+]?[0-9]+([.][0-9]+)?"
@@ -39,7 +46,7 @@ class Origin:
     """The location of a table, and the notation of its files."""
 
     kind: str  # kind of the source that reads it
-    path: Path  # absolute; may be a glob
+    path: FilePath  # absolute; may be a glob
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # further keys of its block, such as delimiter
 
     @property
@@ -79,36 +86,30 @@ class Origin:
 def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Origin:
     """Locate a table by its file, by a folder or a glob of files, by its name in a DuckDB file or a database, or by the folder of a Delta table.
 
+    A file, a glob and a Delta table may lie in a store of objects.
+
     The encoding is that of CSV files.
 
     Raises:
         WrongUseError: There is no such file or table, or its kind is not known.
         SourceError: The file cannot be read.
     """
-    if _ADDRESS.match(file):
+    if (scheme := scheme_of(file)) in DRIVERS:
         return _in_database(file, table)
-    path = Path(file).expanduser().absolute()
+    if scheme is not None and scheme not in STORES:
+        msg = f"{file} is an address; a pipeline is proposed from files on this machine, in a store such as s3://, or from a database."
+        hint = "download it first and name the file, or read it in a source of kind python."
+        raise WrongUseError(msg, hint=hint)
+    path = file_path(file)
+    path = path.absolute() if isinstance(path, Path) else path
     if _MEANT.search(str(path)):
         msg = f"{path} contains brackets that have a meaning in a declaration."
         raise WrongUseError(msg, hint="rename the file without {{, {%, {# and names such as {partition_key}.")
-    if is_delta_table(path):
-        kind = "delta"
-    elif path.is_dir():
-        kind, path = _in_folder(path)
-    elif path.is_file():
-        kind = _kind_of(path)
-        path = path if kind == "duckdb" else Path(escape(str(path)))
-    else:
-        kind = _kind_of(path)
-        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor))) if has_magic(file) else []
-        if not any(match.is_file() for match in matches):
-            near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
-            msg = f"There is no file {path}."
-            raise WrongUseError(msg, hint=near or f"name a file ({listed(_endings())}), a folder or a quoted glob.")
+    kind, path = _in_store(path) if isinstance(path, ObjectPath) else _on_this_machine(path, file)
     if encoding is not None and kind != "csv":
         msg = f"{path} is not a CSV file."
         raise WrongUseError(msg, hint="give --encoding with CSV files, and only with them.")
-    if kind == "duckdb":
+    if kind == "duckdb" and isinstance(path, Path):
         return Origin(kind, path, {"table": _table_of(path, table)})
     if table is not None:
         msg = f"{path} is not a DuckDB file."
@@ -116,8 +117,41 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
     return _with_dialect(Origin(kind, path).read_with(encoding=encoding)) if kind == "csv" else Origin(kind, path)
 
 
-def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> SourceError:
+def _in_store(path: ObjectPath) -> tuple[str, FilePath]:
+    """The kind of a table in a store, and its address."""
+    try:
+        kind = "delta" if ending_of(path) is None else _kind_of(path)
+        require_object(kind, str(path))
+        return kind if kind != "delta" or is_delta_table(path) else _kind_of(path), path
+    except ValueError as error:
+        msg = f"--from: {error}."
+        raise WrongUseError(msg, hint="download the table first, or correct the address.") from error
+    except StoreError as error:
+        msg = f"{error}."
+        raise SourceError(msg, hint=hint_for(str(error))) from error
+
+
+def _on_this_machine(path: Path, file: str) -> tuple[str, FilePath]:
+    """The kind of a table, and the path or glob of its files."""
+    if is_delta_table(path):
+        return "delta", path
+    if path.is_dir():
+        return _in_folder(path)
+    kind = _kind_of(path)
+    if path.is_file():
+        return kind, path if kind == "duckdb" else Path(escape(str(path)))
+    matches = Path(path.anchor).glob(str(path.relative_to(path.anchor))) if has_magic(file) else []
+    if not any(match.is_file() for match in matches):
+        near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
+        msg = f"There is no file {path}."
+        raise WrongUseError(msg, hint=near or f"name a file ({listed(_endings())}), a folder or a quoted glob.")
+    return kind, path
+
+
+def unreadable(path: FilePath, error: duckdb.Error, hint: str | None = None) -> SourceError:
     """The error that says why DuckDB cannot read a file, without the settings that it lists and the SQL that reads it."""
+    if (failure := store_failure_in(error)) is not None:
+        return SourceError(f"{failure}.", hint=hint_for(failure))
     message = " ".join(str(error).partition("\nLINE ")[0].split())
     reason = message.partition(" Possible ")[0].partition(" The search space used was:")[0]
     if "sniffing file" in reason:
@@ -160,8 +194,8 @@ def _endings() -> dict[str, str]:
     return {ending: kind for kind, source_kind in SOURCE_KINDS.items() for ending in source_kind.endings}
 
 
-def _kind_of(path: Path) -> str:
-    if path.suffix.lower() == ENDING and path.is_file():
+def _kind_of(path: FilePath) -> str:
+    if path.suffix.lower() == ENDING and isinstance(path, Path) and path.is_file():
         member = member_of(path).filename
         kind = _kind_of(Path(member))
         if kind not in ("csv", "json"):
@@ -192,7 +226,7 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
     raise WrongUseError(msg, hint="name another folder or a file.")
 
 
-def ending_of(file: Path) -> str | None:
+def ending_of(file: FilePath) -> str | None:
     """The known ending of a file name; None if it has none."""
     known = [*_endings(), ENDING]
     return max((ending for ending in known if file.name.lower().endswith(ending)), key=len, default=None)
@@ -221,11 +255,12 @@ def _table_of(path: Path, table: str | None) -> str:
 
 def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
-    files = [duckdb_path(path) for path in files_of(origin.as_table("rows"))]
+    table = origin.as_table("rows")
+    files = [duckdb_path(path) for path in files_of(table)]
     notation = [f"{option} = {literal(value)}" for option, value in origin.options.items()]
     try:
         with connect() as con:
-            admit_archives(con)
+            SOURCE_KINDS[origin.kind].admit(con, table)
 
             def sniffed(*options: str) -> tuple[str, bool, int, int]:
                 """The delimiter, whether there is a header, how many lines above it are unlike the others, and the number of columns."""

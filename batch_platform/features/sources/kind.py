@@ -16,6 +16,7 @@ import pyarrow as pa
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.inputs import Source
+from batch_platform.features.sources.objects import FilePath, hint_for
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 
@@ -42,6 +43,12 @@ class SourceTable:
         )
         error = SharedSourceError if (not self.source.by_partition if shared is None else shared) else SourceError
         return error(msg, hint=hint or f"correct sources.{self.name}.")
+
+    def store_error(self, problem: str) -> SourceError:
+        """The error for a store that fails, which concerns every partition; `problem` is the text of a StoreError."""
+        return self.error(
+            f" ({self.key}): {problem}." if self.pipeline else f": {problem}.", hint_for(problem), shared=True
+        )
 
     @property
     def key(self) -> str:
@@ -86,7 +93,7 @@ class SourceKind:
     description: Callable[[Source], str]  # what is read, as a phrase in Markdown
     # Called before the connection is shut off from everything else: returns the files and folders that the connection may
     # still read, or attaches a database.
-    admit: Callable[[duckdb.DuckDBPyConnection, SourceTable], Collection[Path]]
+    admit: Callable[[duckdb.DuckDBPyConnection, SourceTable], Collection[FilePath]]
     # Creates a view named like the source, or points the view at another partition.
     view: Callable[[duckdb.DuckDBPyConnection, SourceTable], None]
     frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]  # the same rows as the view

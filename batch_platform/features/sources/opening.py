@@ -12,7 +12,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
@@ -23,6 +23,7 @@ from batch_platform.features.sources.delta import DELTA
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
+from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
 from batch_platform.features.sources.python import PYTHON
 from batch_platform.features.sources.spark_table import SPARK_TABLE
 from batch_platform.features.sources.sql import SQL
@@ -137,6 +138,15 @@ class Sources:
         tables = [(self.kind(name), self.table(name, self.first_partition())) for name in self.spec.sources]
         return {table.name: kind.statement(table) for kind, table in tables if kind.statement is not None}
 
+    def require_reachable(self, partition: Partition, names: Iterable[str]) -> None:
+        """Raise SourceError if a store does not say what a partition would read; a file that is gone is no such failure."""
+        for name in names:
+            try:
+                self.version(name, partition)
+            except SourceError as error:
+                if isinstance(error.__cause__, StoreError):
+                    raise
+
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""
         reader = partition or self.first_partition()
@@ -177,7 +187,7 @@ class SourceConnection:
         """
         con = self.duckdb
         con.execute("SET python_enable_replacements = false")
-        allowed = set[Path]()
+        allowed = set[FilePath]()
         for name in self.names:
             with self.explained(name, partition) as (kind, unpinned):
                 self._pinned[name] = kind.pinned(unpinned)
@@ -190,7 +200,8 @@ class SourceConnection:
                     self._versions[name] = kind.version(table)
                 allowed.update(kind.admit(con, table))
         folders = {path for path in allowed if path.is_dir()}
-        archives = {folder_in(path) for path in allowed if path in folders or path.suffix.lower() == ENDING}
+        local = [path for path in allowed if isinstance(path, Path)]
+        archives = {folder_in(path) for path in local if path in folders or path.suffix.lower() == ENDING}
         for setting, paths in (
             ("allowed_paths", map(str, allowed - folders)),
             ("allowed_directories", [*map(str, folders), *archives]),
@@ -255,8 +266,10 @@ class SourceConnection:
         try:
             yield kind, table
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            if (failure := failure_in(error)) is not None:
-                raise failure from None
+            if (failed := failure_in(error)) is not None:
+                raise failed from None
+            if (failure := store_failure_in(error)) is not None:
+                raise table.store_error(failure) from error
             # DuckDB's message ends with the SQL of the view, which the user did not write.
             reason = " ".join(redact(str(error)).partition("\nLINE ")[0].split())
             problem = f" cannot be read: {reason[:_LONGEST_REASON].rstrip('. ')}."

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
@@ -23,6 +22,7 @@ from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import PARQUET, admit_files, files_of, files_version, numbered
 from batch_platform.features.sources.kind import SourceTable, create_view, digest
+from batch_platform.features.sources.objects import FilePath
 from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import folded, literal, quoted
 
@@ -225,7 +225,7 @@ def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
     return con.sql(f"FROM {relation}").pl().lazy()
 
 
-def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
+def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[FilePath]:
     if table.source.location.lower().endswith(ENDING):
         admit_archives(con)
     return admit_files(con, table)

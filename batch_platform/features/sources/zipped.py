@@ -9,6 +9,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import duckdb
 
 from batch_platform.declaration.errors import SourceError, listed
+from batch_platform.features.sources.objects import FilePath
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,9 +41,14 @@ def _is_table(member: ZipInfo) -> bool:
     return not member.is_dir() and "__MACOSX" not in parts and not parts[-1].startswith(".")
 
 
-def duckdb_path(file: Path) -> str:
-    """The name by which DuckDB reads a file: the file in it if it is an archive."""
-    return f"{folder_in(file)}{Path(member_of(file).filename).name}" if file.suffix.lower() == ENDING else str(file)
+def duckdb_path(file: FilePath) -> str:
+    """The name by which DuckDB reads a file: the file in it if it is an archive; raises ArchiveError."""
+    if file.suffix.lower() != ENDING:
+        return str(file)
+    if isinstance(file, Path):
+        return f"{folder_in(file)}{Path(member_of(file).filename).name}"
+    msg = f"{file} is an archive in a store, and only archives on this machine are unpacked."
+    raise ArchiveError(msg, hint="store the table as .csv.gz or .csv.zst.")
 
 
 def folder_in(place: Path) -> str:

@@ -1,0 +1,364 @@
+"""Sources in a store of objects: what is asked of the store, what nobody else may read, and a store that fails."""
+
+import gzip
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import fsspec
+import numpy as np
+import polars as pl
+import pytest
+from deltalake import write_deltalake
+from fsspec.registry import _registry
+
+from batch_platform.components.wiring import stamp_of
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.inputs import STORES
+from batch_platform.features.sources.objects import ObjectPath, StoreError, _objects_for_reading, listed_once
+from batch_platform.features.sources.opening import Sources
+from batch_platform.pipeline.state import features_due
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.harness.object_store import BUCKET, SECRET, ObjectStore, object_store
+from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline, small_spec
+
+CALENDAR = small_spec().partitions.calendar
+FIRST, SECOND = (CALENDAR.named(key) for key in ("2024-01-01", "2024-01-02"))
+EVENTS = small_events()
+TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"]})
+THREADS = 8
+
+
+def bytes_of(write: Callable[[io.BytesIO], Any]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+PARQUET = bytes_of(TABLE.write_parquet)
+
+
+@pytest.fixture(scope="module")
+def shared_store() -> Iterator[ObjectStore]:
+    with object_store() as started:
+        yield started
+
+
+@pytest.fixture
+def store(shared_store, monkeypatch) -> Iterator[ObjectStore]:
+    """An empty store, which the environment leads to."""
+    yield from prepared(shared_store, monkeypatch)
+    shared_store.files.rm(shared_store.files.find(BUCKET))
+
+
+@pytest.fixture
+def own_store(monkeypatch) -> Iterator[ObjectStore]:
+    """A store of this test's own, to be broken."""
+    with object_store() as started:
+        yield from prepared(started, monkeypatch)
+
+
+def prepared(store: ObjectStore, monkeypatch: Any) -> Iterator[ObjectStore]:
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    store.requests()
+    yield store
+
+
+def declared(source: dict[str, Any], folder: Path = Path("/nowhere")) -> Sources:
+    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
+    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder))
+
+
+def rows(source: dict[str, Any], sql: str = "FROM a") -> list[Any]:
+    with declared(source).connect(FIRST) as con:
+        return con.duckdb.execute(sql).fetchall()
+
+
+def test_only_the_objects_of_the_source_can_be_read_and_none_be_written(store):
+    store.files.pipe(
+        {f"{BUCKET}/a.parquet": PARQUET, f"{BUCKET}/a.parquet.bak": PARQUET, f"{BUCKET}/b/c.parquet": PARQUET}
+    )
+    with declared({"parquet": "s3://lake/a.parquet"}).connect(FIRST) as con:
+        for other in ("a.parquet.bak", "b/c.parquet", "*", "a.parquet/../a.parquet.bak", "**"):
+            for address in (f"s3://lake/{other}", f"s3a://lake/{other}", f"lake/{other}"):
+                with pytest.raises(duckdb.PermissionException):
+                    con.duckdb.execute(f"SELECT count(*) FROM read_parquet('{address}')")
+        with pytest.raises(duckdb.PermissionException):
+            con.duckdb.execute("FROM glob('s3://lake/*')")
+        for target in ("a.parquet", "new.parquet"):
+            with pytest.raises(duckdb.Error, match=r"is only read|Permission Error"):
+                con.duckdb.execute(f"COPY (SELECT 1 AS x) TO 's3://lake/{target}'")
+    assert rows({"parquet": "s3://lake/a.parquet"}) == TABLE.rows()
+    store.files.pipe({f"{BUCKET}/b/{FIRST.key}.parquet": PARQUET, f"{BUCKET}/b2/c.parquet": PARQUET})
+    with declared({"parquet": "s3://lake/b/{partition_key}.parquet"}).connect(FIRST) as con:
+        assert con.duckdb.execute("FROM a").fetchall() == TABLE.rows()
+        for other in ("a.parquet", "b2/c.parquet", "b/../a.parquet"):
+            with pytest.raises(duckdb.PermissionException):
+                con.duckdb.execute(f"FROM 's3://lake/{other}'")
+
+
+@pytest.mark.parametrize("name", ["a b.parquet", "odd [1] #?% +ü*.parquet", "deep/er/a.parquet"])
+def test_a_name_may_hold_any_character(store, name):
+    store.files.pipe(f"{BUCKET}/{name}", PARQUET)
+    store.files.pipe(f"{BUCKET}/another.csv", b"x")
+    escaped = "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+    assert rows({"parquet": f"s3://lake/{escaped}"}) == TABLE.rows()
+
+
+def test_compressed_text_is_read_and_an_archive_refused_with_what_to_do(store):
+    store.files.pipe({f"{BUCKET}/a.csv.gz": gzip.compress(TABLE.write_csv().encode()), f"{BUCKET}/a.zip": b"PK"})
+    assert rows({"csv": "s3://lake/a.csv.gz"}) == TABLE.rows()
+    with pytest.raises(SourceError, match=r"a\.zip is an archive in a store, .* Hint: store the table as \.csv\.gz"):
+        rows({"csv": "s3://lake/a.zip"})
+
+
+def test_a_listing_of_several_pages_is_read_to_its_end(store):
+    store.files.pipe(
+        {f"{BUCKET}/days/{at:04}.csv": f"x\n{at}\n".encode() for at in range(1050)} | {f"{BUCKET}/days/": b""}
+    )
+    source = {"csv": "s3://lake/days/*.csv", "types": {"x": "BIGINT"}}
+    before = declared(source).version("a", FIRST)
+    store.files.pipe(f"{BUCKET}/days/1049.csv", b"x\n7\n")
+    assert declared(source).version("a", FIRST) != before
+    pages = [
+        query
+        for method, path, query in store.requests()
+        if method == "GET" and path == f"/{BUCKET}" and "list-type" in query
+    ]
+    assert len(pages) >= 4
+    store.files.rm([f"{BUCKET}/days/{at:04}.csv" for at in range(3, 1050)])
+    assert rows(source, "SELECT sum(x) FROM a") == [(3,)]
+
+
+def test_versions_of_many_partitions_are_read_from_one_listing_and_no_row_is(store):
+    days = CALENDAR.within(CALENDAR.first_start, SECOND.end)
+    store.files.pipe({f"{BUCKET}/days/{day.key}.parquet": PARQUET for day in days})
+    sources = declared({"parquet": "s3://lake/days/{partition_key}.parquet"})
+    alone = [sources.version("a", day) for day in days]
+    assert len(set(alone)) == len(days)
+    store.requests()
+    with listed_once():
+        assert [sources.version("a", day) for day in days] == alone
+        store.files.rm(f"{BUCKET}/days/{FIRST.key}.parquet")
+        assert sources.version("a", FIRST) == alone[0]
+        with pytest.raises(SourceError, match="other partitions have a file"):
+            sources.version("a", CALENDAR.named("2024-02-01"))
+    asked = [(method, path) for method, path, _ in store.requests()]
+    assert [path for method, path in asked if method == "GET"] == [f"/{BUCKET}"]
+    with pytest.raises(SourceError, match=r"there is no file s3://lake/days/2024-01-01\.parquet"):
+        sources.version("a", FIRST)
+
+
+def test_threads_that_share_an_opened_object_read_where_each_of_them_sought(store):
+    data = np.random.default_rng(0).bytes(1 << 16)
+    store.files.pipe(f"{BUCKET}/a.bin", data)
+    opened, everyone, wrong = _objects_for_reading("s3").open("s3://lake/a.bin", "rb"), threading.Barrier(THREADS), []
+
+    def read(at: int) -> None:
+        for turn in range(5):
+            place = (at * 8192 + turn * 97) % len(data)
+            opened.seek(place)
+            everyone.wait()
+            if opened.tell() != place or opened.read(1000) != data[place : place + 1000]:
+                wrong.append(place)
+            everyone.wait()
+
+    threads = [threading.Thread(target=read, args=(at,)) for at in range(THREADS)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not wrong
+    opened.seek(0)
+    assert opened.read() == data
+    assert opened.read(5) == b""
+
+
+def test_a_table_of_many_row_groups_is_read_by_many_threads_as_it_is(store):
+    table = pl.DataFrame({f"x{at}": np.random.default_rng(at).integers(0, 1 << 40, 100_000) for at in range(4)})
+    store.files.pipe(f"{BUCKET}/a.parquet", bytes_of(lambda file: table.write_parquet(file, row_group_size=2000)))
+    with declared({"parquet": "s3://lake/a.parquet"}).connect(FIRST) as con:
+        for _ in range(3):
+            assert con.duckdb.sql("FROM a").pl().equals(table)
+        assert con.frames(FIRST, ["a"])["a"].collect().equals(table)
+
+
+def test_an_object_that_is_replaced_while_it_is_read_fails_and_says_so(store):
+    store.files.pipe(f"{BUCKET}/a.bin", b"old" * 100)
+    opened = _objects_for_reading("s3").open("s3://lake/a.bin", "rb")
+    assert opened.read(3) == b"old"
+    store.files.pipe(f"{BUCKET}/a.bin", b"new" * 100)
+    with pytest.raises(StoreError, match=r"s3://lake/a\.bin cannot be read \(it was replaced while it was read\)"):
+        opened.read(3)
+
+
+def test_an_open_connection_reads_a_replaced_object_anew(store):
+    store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
+    with declared({"parquet": "s3://lake/a.parquet"}).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT sum(x) FROM a").fetchall() == [(3,)]
+        store.files.pipe(f"{BUCKET}/a.parquet", bytes_of(TABLE.with_columns(pl.col("x") + 10).write_parquet))
+        assert con.duckdb.execute("SELECT sum(x) FROM a").fetchall() == [(23,)]
+
+
+SOURCES = {
+    "one object": {"parquet": "s3://lake/a.parquet"},
+    "a glob": {"csv": "s3://lake/*.csv"},
+    "an object for each partition": {"parquet": "s3://lake/{partition_key}.parquet"},
+    "a Delta table": {"delta": "s3://lake/orders"},
+}
+every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+
+
+def fails(source: dict[str, Any], reason: str) -> None:
+    """A source fails for a reason, in one line that names the key and what to do, and never the secret."""
+    (kind,) = source
+    for work in (lambda: declared(source).version("a", FIRST), lambda: rows(source)):
+        with pytest.raises(SourceError) as failed:
+            work()
+        message = str(failed.value)
+        assert message.startswith(f"Source 'a' of 'small' (sources.a.{kind}): "), message
+        assert reason in message
+        assert " Hint: check the name of the bucket, the network, and the credentials" in message
+        assert "\n" not in message
+        assert SECRET not in message
+        assert not failed.value.of_one_partition
+
+
+@every_source
+@pytest.mark.usefixtures("store")
+def test_a_bucket_that_is_not_there_is_named(source):
+    fails({kind: address.replace("lake", "lack") for kind, address in source.items()}, "there is no bucket s3://lack")
+
+
+@every_source
+def test_a_store_that_refuses_is_quoted(own_store, source):
+    own_store.refuse()
+    fails(source, "s3://lake")
+
+
+@every_source
+def test_a_store_that_does_not_answer_is_named(own_store, source):
+    own_store.kill()
+    fails(source, "Could not connect to the endpoint URL")
+    own_store.start()
+
+
+def test_a_store_that_dies_in_the_middle_of_a_query_is_named_and_a_living_one_is_read_again(own_store):
+    own_store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
+    sources = declared(SOURCES["one object"])
+    with sources.connect(FIRST) as con:
+        own_store.kill()
+        message = r"\(sources\.a\.parquet\): s3://lake/a\.parquet cannot be read \(Could not connect"
+        with pytest.raises(SourceError, match=message), con.explained("a", FIRST):
+            con.duckdb.execute("FROM a").fetchall()
+        own_store.start()
+        own_store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
+        assert con.duckdb.execute("FROM a").fetchall() == TABLE.rows()
+
+
+@pytest.mark.usefixtures("own_store")
+def test_without_credentials_the_message_says_so(monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    fails(SOURCES["one object"], "Unable to locate credentials")
+
+
+@pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("abfs", "adlfs")])
+def test_without_its_library_the_extra_is_named(monkeypatch, scheme, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(_registry, scheme, raising=False)
+    with pytest.raises(
+        WrongUseError, match=rf"{library} is needed here, .* Hint: pip install 'batch-platform\[{STORES[scheme]}\]'"
+    ):
+        declared({"parquet": f"{scheme}://lake/a.parquet"}).version("a", FIRST)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({"parquet": "ftp://lake/a"}, r"begins with ftp://; give a path, or an address with abfs://, .* s3://"),
+        ({"csv": "s3://key:secret@lake/a.csv"}, "must name a bucket and an object .* and no credentials"),
+        ({"csv": "s3://lake"}, "must name a bucket and an object or folder in it"),
+        ({"parquet": "s3://lake-{partition_month}/a"}, "must name a bucket and an object or folder in it"),
+        (
+            {"duckdb": "s3://lake/a.duckdb", "table": "t"},
+            "duckdb names a file of this machine; only arrow, csv, delta, json, parquet may",
+        ),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_when_it_is_declared(source, problem):
+    with pytest.raises(ValueError, match=problem) as refused:
+        declared(source)
+    assert "secret" not in json.dumps([error["msg"] for error in refused.value.errors()])
+
+
+def test_an_address_is_a_path_with_both_slashes():
+    path = ObjectPath("s3://lake/a") / "b.parquet"
+    assert (str(path), path.name, str(path.parent), path.relative_to(ObjectPath("s3://lake")).as_posix()) == (
+        "s3://lake/a/b.parquet",
+        "b.parquet",
+        "s3://lake/a",
+        "a/b.parquet",
+    )
+
+
+def test_a_delta_table_in_a_store_is_read_by_its_log(store, tmp_path):
+    table = pl.DataFrame({"day": ["x", "y z", "y z"], "id": [1, 2, 3]})
+    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
+    write_deltalake(tmp_path / "a", table.head(1).to_arrow(), mode="append")
+    store.files.put(f"{tmp_path}/a/", f"{BUCKET}/a/", recursive=True)
+    store.files.pipe(f"{BUCKET}/a/junk.parquet", b"no table")
+    newest, former = {"delta": "s3://lake/a"}, {"delta": "s3://lake/a", "version": 0}
+    assert rows(newest, "SELECT sum(id) FROM a WHERE day = 'x'") == [(2,)]
+    assert rows(former, "SELECT day, id FROM a ORDER BY id") == table.rows()
+    for file in store.files.glob(f"{BUCKET}/a/day=x/*.parquet"):
+        store.files.rm(file)
+    with pytest.raises(SourceError, match=r"version 1 has no file s3://lake/a/day=x/.*no such object.* vacuumed"):
+        rows(newest)
+    store.files.pipe(f"{BUCKET}/none/a.parquet", PARQUET)
+    with pytest.raises(SourceError, match="the folder s3://lake/none is not a Delta table"):
+        rows({"delta": "s3://lake/none"})
+
+
+def test_a_replaced_object_makes_its_partition_due_and_a_dead_store_makes_none_due_and_none_up_to_date(
+    own_store, tmp_path
+):
+    pipeline = small_pipeline(
+        tmp_path, sources={"events": {"parquet": "s3://lake/days/{partition_key}.parquet"}}, labels=None, events=TABLE
+    )
+    days = CALENDAR.within(FIRST.start, CALENDAR.named("2024-01-03").end)
+
+    def put(day: Partition, factor: int = 1) -> None:
+        rows = EVENTS.filter(pl.col("ts").is_between(day.start, day.end, closed="left"))
+        changed = rows.with_columns(pl.col("amount") * factor)
+        own_store.files.pipe(f"{BUCKET}/days/{day.key}.parquet", bytes_of(changed.write_parquet))
+
+    def build() -> list[str]:
+        return [built.partition.key for built in pipeline.build_features(days, stamp_of("run")) if not built.skipped]
+
+    def due() -> dict[str, str | None]:
+        state = pipeline.state()
+        return {day.key: reason for day in days if (reason := features_due(state, day)) is not None}
+
+    [put(day) for day in days]
+    assert build() == [day.key for day in days]
+    assert due() == {}
+    put(SECOND, factor=2)
+    assert due() == {SECOND.key: "a source file changed"}
+    own_store.kill()
+    state = pipeline.state()
+    assert set(state.gone.values()) == {"what it reads of source 'events' cannot be looked up now"}
+    with pytest.raises(
+        SourceError, match=r"\(sources\.events\.parquet\): s3://lake/.* cannot be read \(Could not connect"
+    ):
+        build()
+    own_store.start()
+    [put(day, factor=2 if day == SECOND else 1) for day in days]
+    assert build() == [SECOND.key]
+    assert due() == {}

@@ -1,0 +1,118 @@
+"""A server on this machine that speaks the protocol of S3, as a process of its own, and the environment that leads to it."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+
+BUCKET = "lake"
+SECRET = "not/for+anybody's=eyes"
+REQUESTS = "/requests"  # where the server lists the requests since it was last asked
+SERVER = f"""
+import json, logging, sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+store, requests = DomainDispatcherApplication(create_backend_app), []
+def serve(environ, start):
+    if environ["PATH_INFO"] == {REQUESTS!r}:
+        listed = json.dumps(requests).encode()
+        requests.clear()
+        start("200 OK", [])
+        return [listed]
+    requests.append([environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]])
+    return store(environ, start)
+server = make_server("127.0.0.1", int(sys.argv[1]), serve, threaded=True)
+print(server.port, flush=True)
+server.serve_forever()
+"""
+
+
+@dataclass
+class ObjectStore:
+    """A store that holds an empty bucket when it has started, and forgets everything when it ends."""
+
+    port: int = 0  # chosen by the system at the first start
+    _server: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables by which every library of this protocol finds the store."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",  # a dead server is not asked again
+        }
+
+    def start(self) -> None:
+        """Start the server, at the same port as before, and wait until it answers."""
+        command = [sys.executable, "-c", SERVER, str(self.port)]
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self._server.stdout
+        self.port = int(self._server.stdout.readline())
+        forget_connections()
+        self.files.mkdir(BUCKET)
+
+    def kill(self) -> None:
+        """End the server as a power cut would."""
+        assert self._server
+        assert self._server.stdout
+        self._server.kill()
+        self._server.wait()
+        self._server.stdout.close()
+
+    def requests(self) -> list[tuple[str, str, str]]:
+        """Method, path and query of the requests since it was last asked."""
+        with urllib.request.urlopen(f"{self.url}{REQUESTS}") as answer:
+            return [(method, path, query) for method, path, query in json.loads(answer.read())]
+
+    def refuse(self) -> None:
+        """Let nobody read any more: from now on every request needs a user who is known."""
+        switch = urllib.request.Request(f"{self.url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+        urllib.request.urlopen(switch).close()
+
+    @property
+    def files(self) -> Any:
+        """The objects, for a test to write and to remove."""
+        environment = self.environment
+        return fsspec.filesystem(
+            "s3",
+            endpoint_url=environment["AWS_ENDPOINT_URL"],
+            key=environment["AWS_ACCESS_KEY_ID"],
+            secret=environment["AWS_SECRET_ACCESS_KEY"],
+            use_listings_cache=False,
+        )
+
+
+def forget_connections() -> None:
+    """Let the next look into a store find its address in the environment again."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """Run a store until the block ends."""
+    store = ObjectStore()
+    store.start()
+    try:
+        yield store
+    finally:
+        store.kill()
+        forget_connections()
