@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import sqlite3
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from deltalake import write_deltalake
 
 from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
+from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.inputs import SOURCE_KEYS, Source
@@ -87,6 +90,31 @@ def test_a_file_of_every_kind_gives_the_rows_that_it_holds(tmp_path, file):
     assert rows["id"].to_list() == table["id"].to_list()
     assert rows["amount"].to_list() == pytest.approx(table["amount"].to_list(), nan_ok=True)
     assert rows["items"].to_list() == table["items"].to_list()
+
+
+def test_a_table_of_a_database_gives_the_rows_that_it_holds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect("shop.sqlite")) as con:
+        table = as_text(orders())
+        con.execute(f"CREATE TABLE orders ({', '.join(table.columns)})")
+        con.executemany(f"INSERT INTO orders VALUES ({', '.join('?' * table.width)})", table.rows())
+        con.commit()
+    origin = locate("sqlite:///shop.sqlite", "orders")
+    assert origin.block == {"sql": {"uri": f"sqlite:///{tmp_path}/shop.sqlite", "table": "orders"}}
+    with survey(origin, "UTC") as seen:
+        proposal = propose(seen, Asked(AFTER_ALL))
+        files = files_of("orders", proposal, layout(seen, proposal))
+    assert (proposal.key[0].name, proposal.windows.time.name) == ("id", "at")
+    first = START.replace(tzinfo=UTC)
+    rows = built(pipeline_of(files, tmp_path), [first, first + timedelta(days=DAYS)])
+    assert rows["id"].to_list() == orders().sort("id")["id"].to_list()
+
+
+def test_an_address_with_a_password_is_written_as_the_variable_that_holds_it(monkeypatch):
+    monkeypatch.setenv("SHOP_URI", "postgresql://me:geheim@127.0.0.1/shop")
+    origin = locate("postgresql://me:geheim@127.0.0.1/shop", "sales.orders")
+    assert origin.block == {"sql": {"uri": "{{ env.SHOP_URI }}", "table": "sales.orders"}}
+    assert origin.as_table("seen").source.sql.uri == "postgresql://me:geheim@127.0.0.1/shop"
 
 
 def german(table: pl.DataFrame) -> str:
@@ -405,6 +433,14 @@ def stream(folder: Path) -> None:
             "--from: csv must name a bucket and an object or folder in it",
         ),
         (lambda _: None, ("s3://lake/a.duckdb",), 2, "--from: duckdb names a file of this machine"),
+        (
+            lambda _: None,
+            ("postgresql://me:geheim@127.0.0.1:1/shop", "--table", "orders"),
+            2,
+            "postgresql://127.0.0.1:1/shop holds a password, which no file should. Hint: put it into an environment variable",
+        ),
+        (lambda _: None, ("sqlite:///shop.sqlite",), 2, "Hint: name one, such as --table orders."),
+        (lambda _: None, ("sqlite:///shop.sqlite", "--table", "orders"), 1, "there is no file "),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),
@@ -464,6 +500,7 @@ def test_what_cannot_be_located_is_explained_in_one_paragraph(  # noqa: PLR0913 
     answer = cli(tmp_path, "new", "orders", "--from", *arguments)
     assert answer.code == code
     assert message in answer.error
+    assert "geheim" not in answer.error
     assert not (tmp_path / "pipelines").exists()
 
 

@@ -35,12 +35,14 @@ class Server:
     command: list[Any]
     ready: list[Any]
     options: dict[str, Any]
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[Any] | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, **dict[str, Any](self.options, stdout=subprocess.DEVNULL))
+        self.process = process = subprocess.Popen(
+            self.command, **dict[str, Any](self.options, stdout=subprocess.DEVNULL)
+        )
         while subprocess.run(self.ready, check=False).returncode:
-            assert self.process.poll() is None, "the server has ended"
+            assert process.poll() is None, "the server has ended"
             time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
