@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
@@ -157,7 +158,7 @@ class DecidingRun:
 def _with_decisions(rows: pa.Table, declared: Decide, version: Version) -> pa.Table:
     """Stored rows with the decision on each."""
     names = prediction_columns(version.task, version.class_labels)[1:]
-    scores = [rows[name].to_numpy() for name in names]
-    probabilities = np.column_stack([1 - scores[0], *scores] if version.task == "binary" else scores)
+    scores = pl.DataFrame(rows.select(names)).to_numpy()  # not by Arrow, which would import pandas for it
+    probabilities = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if version.task == "binary" else scores
     decided = decision_column(declared, probabilities, version.task, version.class_labels)
     return rows.append_column(DECISION, decided.to_arrow())

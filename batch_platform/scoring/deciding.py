@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.deciding import DECISION, Decide
@@ -20,6 +19,9 @@ from batch_platform.scoring.partition import Staged
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, file_xxh3, storage_explained
+
+# Columns with one text in all rows, which is stored once: reading it for each row takes three times as long as all the rest.
+_REPEATED = ("partition_key", "challenger", "model_version", "run_id")
 
 
 def with_whole(staged: Staged, spec: PipelineSpec) -> Staged:
@@ -49,22 +51,23 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
 
     Reasons of decisions, which were computed for rows that might be selected, stay with those that are.
     """
-    scores = np.concatenate([pq.ParquetFile(file).read(["score"])["score"].to_numpy() for file in files])
+    # polars converts: Arrow would import pandas for it, wherever it is installed.
+    scores = pl.concat([pl.read_parquet(file, columns=["score"]) for file in files])["score"].to_numpy()
     chosen = highest(scores.astype(np.float64), declared.most(len(scores)), lambda rows: _keys(files, spec, rows))
     first = 0
     for file in files:
-        aside = file.with_suffix(".decided")
-        with pq.ParquetFile(file) as parquet:
+        aside, repeated = file.with_suffix(".decided"), [it for it in pq.read_schema(file).names if it in _REPEATED]
+        with pq.ParquetFile(file, read_dictionary=repeated) as parquet:
             schema = parquet.schema_arrow
             with parquet_writer(aside, schema, lasting=spec.predictions.in_files) as writer:
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group)
-                    decided = chosen[first : first + len(table)]
+                    decided = pl.Series(chosen[first : first + len(table)])
                     if spec.predictions.explains_decisions and (at := schema.get_field_index(REASONS)) >= 0:
-                        explained = table[REASONS].take(pa.array(np.arange(len(table)), mask=~decided))
-                        table = table.set_column(at, schema.field(REASONS), explained)
+                        selected = pl.select(pl.when(decided).then(pl.int_range(len(table)))).to_series()
+                        table = table.set_column(at, schema.field(REASONS), table[REASONS].take(selected.to_arrow()))
                     at = schema.get_field_index(DECISION)
-                    writer.write_table(table.set_column(at, schema.field(DECISION), pa.array(decided)))
+                    writer.write_table(table.set_column(at, schema.field(DECISION), decided.to_arrow()))
                     first += len(table)
         aside.replace(file)
     return tuple(map(file_xxh3, files)) if spec.predictions.in_files else ()

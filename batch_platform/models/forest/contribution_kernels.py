@@ -40,6 +40,7 @@ class Nodes(NamedTuple):
     share: NDArray[np.float64]  # share of its parent's training rows that reached a node
     first: NDArray[np.int64]  # [trees + 1]: the first node of a tree is its root
     depth: NDArray[np.int64]  # [trees]
+    points: NDArray[np.int64]  # [trees]: number of points of the quadrature that is exact for the tree
     owner: NDArray[np.int64]  # [features]: the column that a feature counts for
 
 
@@ -218,9 +219,12 @@ def _aligned(count):
 
 @numba.njit(**OPTIONS)
 def contribute(values, nodes, points, weights, width, sums):
-    """Add the contributions of coded values [rows, features] to the sums, of which each row has `width`."""
+    """Add the contributions of coded values [rows, features] to the sums, of which each row has `width`.
+
+    `points` and `weights` are those of the quadratures of one point, of two and so on.
+    """
     rows, features = values.shape
-    depths, most = nodes.depth.max() + 1, np.diff(nodes.first).max()
+    depths, most, size = nodes.depth.max() + 1, np.diff(nodes.first).max(), nodes.points.max() * LANES
     tiles = _aligned(features * BLOCK)
     left = np.zeros(most * (BLOCK // LANES), np.uint64)
     path = _Walked(
@@ -230,8 +234,8 @@ def contribute(values, nodes, points, weights, width, sums):
         last=np.zeros(features, np.int64),
         share=np.ones(depths),
         holds=np.zeros(depths, np.uint64),
-        product=_aligned(depths * len(points) * LANES),
-        total=_aligned(depths * len(points) * LANES),
+        product=_aligned(depths * size),
+        total=_aligned(depths * size),
         added=_aligned(width * LANES),
     )
     for start in range(0, rows, BLOCK):
@@ -243,7 +247,9 @@ def contribute(values, nodes, points, weights, width, sums):
         own = sums[start * width :]
         for tree in range(len(nodes.depth)):
             _sides(tiles, held, features, tree, nodes, left)
-            _walk(held, tree, nodes, left, width, own, points, weights, path)
+            count = nodes.points[tree]
+            end = count * (count + 1) // 2  # quadratures of fewer points come before
+            _walk(held, tree, nodes, left, width, own, points[end - count : end], weights[end - count : end], path)
 
 
 def ready_to_contribute(nodes: Nodes) -> None:

@@ -35,7 +35,7 @@ class TreeContributions:
     base: float  # mean of the output over the training rows, as the trees know them
     columns: int
     nodes: Nodes
-    quadrature: tuple[NDArray[np.float64], NDArray[np.float64]]  # points and weights
+    quadratures: tuple[NDArray[np.float64], NDArray[np.float64]]  # points and weights
 
     def of(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """The contributions [rows, columns] of rows [rows, features] that the ensemble takes; with the base, they sum to the output."""
@@ -44,7 +44,7 @@ class TreeContributions:
             values = coded(self.ensemble, inputs[start : start + CODED_ROWS])
             require(values is not None, "the model refuses a row")
             of_block = sums[start : start + CODED_ROWS].reshape(-1)
-            contribute(values, self.nodes, *self.quadrature, self.columns, of_block)
+            contribute(values, self.nodes, *self.quadratures, self.columns, of_block)
         return sums
 
 
@@ -70,6 +70,8 @@ def contributions_to(ensemble: Ensemble, output: int, owner: Sequence[int], colu
             whole.cover[child], whole.cover[inner], out=np.zeros(len(child)), where=whole.cover[inner] > 0
         )
     reach, depth = _reached(whole, roots, share)
+    first, depth = np.append(roots, len(value)), np.maximum.reduceat(depth, roots)
+    tested = [len(np.unique(whole.feature[start:end][inner[start:end]])) for start, end in pairwise(first)]
     nodes = Nodes(
         feature=whole.feature,
         threshold=whole.threshold,
@@ -80,15 +82,14 @@ def contributions_to(ensemble: Ensemble, output: int, owner: Sequence[int], colu
         left_sets=whole.left_sets,
         value=value,
         share=share,
-        first=np.append(roots, len(value)),
-        depth=np.maximum.reduceat(depth, roots),
+        first=first,
+        depth=depth,
+        points=np.maximum(1, -(-np.minimum(depth, tested) // 2)),  # no path tests more features
         owner=np.array(owner, np.int64),
     )
     ready_to_contribute(nodes)
-    tested = [len(np.unique(nodes.feature[first:end][inner[first:end]])) for first, end in pairwise(nodes.first)]
-    most = np.minimum(nodes.depth, tested).max(initial=0)  # no path tests more features
     base = float(ensemble.start.row[output] / divisor + (reach * value)[~inner].sum())
-    return TreeContributions(ensemble, base, columns, nodes, _quadrature(int(most)))
+    return TreeContributions(ensemble, base, columns, nodes, _quadratures(int(nodes.points.max())))
 
 
 def _reached(
@@ -104,7 +105,8 @@ def _reached(
     return reach, depth
 
 
-def _quadrature(features: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points and weights of Gauss-Legendre quadrature on [0, 1], exact for paths with so many features."""
-    points, weights = np.polynomial.legendre.leggauss(max(1, -(-features // 2)))
+def _quadratures(most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points and weights of Gauss-Legendre quadrature on [0, 1], of one point, of two, and so on: n are exact for paths with 2n features."""
+    rules = [np.polynomial.legendre.leggauss(count) for count in range(1, most + 1)]
+    points, weights = map(np.concatenate, zip(*rules, strict=True))
     return (points + 1) / 2, weights / 2

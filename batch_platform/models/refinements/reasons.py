@@ -19,6 +19,7 @@ from batch_platform.models.refinements.refinement import Batch, Check, Learned, 
 
 COLUMN = "reasons"
 STRUCT = pl.Struct({"feature": pl.String, "value": pl.String, "contribution": pl.Float64})
+BLOCK_ROWS = 16_384  # rows whose contributions are in memory together
 IMPORTANCE_ROWS = 10_000  # rows over which contributions are averaged, the newest that the model learned from
 
 
@@ -66,8 +67,11 @@ def _columns(learned: Learned, batch: Batch) -> list[pl.Series]:
         wanted = scores > declared.above
     if wanted is not None:
         rows, matrix, raw = rows.filter(pl.Series(wanted)), matrix[wanted], raw[wanted]
-    contributions = explainer.of(matrix, explained_outputs(raw))
-    reasons = reasons_of(rows, contributions, batch.signature.contract, min(declared.count, matrix.shape[1]))
+    outputs, count = explained_outputs(raw), min(declared.count, matrix.shape[1])
+    reasons = pl.concat(
+        reasons_of(rows[some], explainer.of(matrix[some], outputs[some]), batch.signature.contract, count)
+        for some in (slice(start, start + BLOCK_ROWS) for start in range(0, max(1, len(matrix)), BLOCK_ROWS))
+    )
     if wanted is not None:
         places = np.where(wanted, np.cumsum(wanted) - 1, -1)
         reasons = reasons.gather(pl.Series(places).replace(-1, None))
