@@ -133,7 +133,10 @@ class RunStep:
         """Train the models of serving periods and log them; one that fails alone is set apart."""
         stamp = self.stamp()
         pipeline, spec = self.pipeline, self.wiring.spec
-        with setting_apart(spec, pipeline.warehouse, pipeline.declared, "model", stamp, len(due)) as apart:
+        with (
+            setting_apart(spec, pipeline.warehouse, pipeline.declared, "model", stamp, len(due)) as apart,
+            pipeline.history.reading_once(),
+        ):
             for period, config in due:
                 with apart.attempt(period.key):
                     if config.challengers_only:

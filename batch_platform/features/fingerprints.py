@@ -97,6 +97,25 @@ class Fingerprints:
 ReadBy = Literal["features", "labels"]
 Taken = Mapping[tuple[ReadBy, str], Fingerprints]  # fingerprints by reader and source
 
+
+@dataclass(frozen=True)
+class SourceChanges:
+    """Differences between the sources and those that features were built from; the first three are by partition key."""
+
+    versions: dict[str, str]  # present versions, in the form that builds record, where each partition has a file
+    changed: dict[str, str]  # why the features are due, where a file has the rows of many partitions
+    gone: dict[str, str]  # what the features were built from and is no longer there
+    fingerprints: Taken  # fingerprints that were needed for the comparison
+
+
+@dataclass(frozen=True)
+class LabelChanges:
+    """Present state of the labels."""
+
+    versions: dict[str, str]  # version by partition key, in the form that evaluations record
+    fingerprints: Taken
+
+
 _remembered: dict[tuple[Path, str, str], Fingerprints | None] = {}  # None for a source whose rows have no time
 
 

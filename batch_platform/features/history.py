@@ -6,7 +6,7 @@ Reads the lake and the label query, and writes nothing.
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -22,7 +22,16 @@ from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
-from batch_platform.features.fingerprints import Fingerprint, Fingerprints, ReadBy, Taken, is_recent
+from batch_platform.features.fingerprints import (
+    Fingerprint,
+    Fingerprints,
+    LabelChanges,
+    ReadBy,
+    SourceChanges,
+    Taken,
+    is_recent,
+)
+from batch_platform.features.kept import Learnable, LearnableRows, RecentLabels
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, class_counts, equal_shares, sampled, sampled_by_class
@@ -30,8 +39,6 @@ from batch_platform.features.sources.objects import absence
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 
-MOST_LABEL_BYTES = 256 << 20  # limit for the labels kept in memory
-_HELD_OUT = "__held_out"
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
 # `features.time` there is none), a hash of its group, otherwise of its key without dates and times, the start of its partition
 # and, in snapshots, a hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too,
@@ -133,41 +140,6 @@ def _hashes(values: pl.DataFrame, seed: int) -> pl.Series:
     return pl.Series([xxh3_64_intdigest(value, seed) for value in values.select(text).to_series()], dtype=pl.UInt64)
 
 
-class _RecentLabels:
-    """Label frames by any key, at most MOST_LABEL_BYTES in total; the oldest are dropped first."""
-
-    def __init__(self) -> None:
-        self._frames: dict[tuple[str, ...], pl.DataFrame] = {}
-        self._bytes = 0
-
-    def get(self, key: tuple[str, ...], read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        if key in self._frames:
-            return self._frames[key]
-        frame = self._frames[key] = read()
-        self._bytes += frame.estimated_size()
-        while self._bytes > MOST_LABEL_BYTES:
-            self._bytes -= self._frames.pop(next(iter(self._frames))).estimated_size()
-        return frame
-
-
-@dataclass(frozen=True)
-class SourceChanges:
-    """Differences between the sources and those that features were built from; the first three are by partition key."""
-
-    versions: dict[str, str]  # present versions, in the form that builds record, where each partition has a file
-    changed: dict[str, str]  # why the features are due, where a file has the rows of many partitions
-    gone: dict[str, str]  # what the features were built from and is no longer there
-    fingerprints: Taken  # fingerprints that were needed for the comparison
-
-
-@dataclass(frozen=True)
-class LabelChanges:
-    """Present state of the labels."""
-
-    versions: dict[str, str]  # version by partition key, in the form that evaluations record
-    fingerprints: Taken
-
-
 @dataclass(frozen=True)
 class History:
     """The recorded features of one pipeline in one home, and their labels."""
@@ -175,7 +147,8 @@ class History:
     spec: PipelineSpec
     home: Home
     builder: FeatureBuilder
-    _labels: _RecentLabels = field(default_factory=_RecentLabels, init=False, repr=False, compare=False)
+    _labels: RecentLabels = field(default_factory=RecentLabels, init=False, repr=False, compare=False)
+    _learnable: LearnableRows = field(default_factory=LearnableRows, init=False, repr=False, compare=False)
     _label_digests: dict[tuple[str, str], str] = field(  # key: partition and version of the files
         default_factory=dict[tuple[str, str], str], init=False, repr=False, compare=False
     )
@@ -227,6 +200,10 @@ class History:
         """
         return session.labels_of(partitions, lambda partition: self.labels(session, partition, stamp))
 
+    def reading_once(self) -> AbstractContextManager[None]:
+        """Have trainings within the block read each feature file and its labels once, as far as they fit into memory."""
+        return self._learnable.kept()
+
     def training_data(
         self,
         builds: Mapping[str, FeatureBuild],
@@ -251,32 +228,25 @@ class History:
         most = self.spec.model.train.max_rows
         balanced = stratified and self.spec.model.train.sample == "balanced"
         fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
-        rows_unlabelled, nulls, keys, halves = 0, Counter[str](), list[pl.Series](), list[pl.Series]()
-        with self.builder.session(labels=True) as session:
-            labels = self.labels_of(session, window, stamp)
-            for build, partition in zip(self.require(builds, *window), window, strict=True):
-                rows = self._learnable(build)
-                if label is not None:
-                    known = with_keys_of(rows, self.spec, partition, next(labels)(), what="labels")
-                    unknown = rows.join(known, on=self.spec.features.key, how="anti")
-                    rows_unlabelled += unknown.height
-                    nulls.update({column.name: column.null_count() for column in unknown if unknown.height})
-                    rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
-                if self.spec.partitions.snapshot:
-                    held_out = never_learned_from(self.spec, rows)
-                    halves.append(never_learned_from(self.spec, rows.filter(held_out), 0.5))
-                else:
-                    held_out = pl.repeat(partition.start >= boundary, rows.height, eager=True)
-                key = rows.select(self.spec.features.key).filter(held_out)
-                keys.append(_hashes(key, xxh3_64_intdigest(partition.key, SEED)))
-                rows = self._beside_features(rows, partition).with_columns(held_out.alias(_HELD_OUT))
+        rows_unlabelled, nulls, keys, halves = 0, Counter[str](), [pl.Series(dtype=pl.UInt64)], list[pl.Series]()
+        for partition, learnable in zip(window, self._learnable_rows(builds, window, stamp), strict=True):
+            rows_unlabelled += learnable.unlabelled
+            nulls.update(learnable.nulls_unlabelled)
+            keyed, rows, is_later = learnable.keyed, learnable.rows, partition.start >= boundary
+            if self.spec.partitions.snapshot:
+                held_out = never_learned_from(self.spec, keyed)
                 fit.add(rows.filter(~held_out))
-                later.append(rows.filter(held_out))
-        rows = self._joined([*fit.frames(), *later])
-        held_out = rows[_HELD_OUT]
-        rows = rows.drop(_HELD_OUT)
-        beside = [pl.concat(keys).alias(ROW), *([pl.concat(halves).alias(FIRST_HALF)] if halves else [])]
-        earlier, evaluate = rows.filter(~held_out), rows.filter(held_out).with_columns(beside)
+                keyed, rows, is_later = keyed.filter(held_out), rows.filter(held_out), True
+                halves.append(never_learned_from(self.spec, keyed, 0.5))
+            elif not is_later:
+                fit.add(rows)
+            if is_later:
+                later.append(rows)
+                keys.append(_hashes(keyed.select(self.spec.features.key), xxh3_64_intdigest(partition.key, SEED)))
+        to_fit = fit.frames()
+        rows, fitted = self._joined([*to_fit, *later]), sum(frame.height for frame in to_fit)
+        beside = [pl.concat(hashes).alias(name) for name, hashes in ((ROW, keys), (FIRST_HALF, halves)) if hashes]
+        earlier, evaluate = rows.head(fitted), rows.slice(fitted).with_columns(beside)
         grouped = bool(self.spec.model.train.group) and not self.spec.partitions.snapshot
         unseen = earlier.filter(~pl.col(ENTITY).is_in(evaluate[ENTITY].implode())) if grouped else earlier
         apart = earlier.height - unseen.height
@@ -294,13 +264,49 @@ class History:
             earlier=earlier if apart else None,
         )
 
+    def _learnable_rows(
+        self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition], stamp: Stamp
+    ) -> Iterator[Learnable]:
+        """The rows of each partition of a window that a model can learn from; those that are kept are not read again."""
+        present = [
+            (build.sha256, str(self.builder.sources.versions(partition, self.builder.label_sources)))
+            for build, partition in zip(self.require(builds, *window), window, strict=True)
+        ]
+        kept = [self._learnable.get(it.key, read_from) for it, read_from in zip(window, present, strict=True)]
+        missing = [partition for partition, held in zip(window, kept, strict=True) if held is None]
+        with self.builder.session(labels=True) as session:
+            labels = self.labels_of(session, missing, stamp)
+            for partition, read_from, held in zip(window, present, kept, strict=True):
+                learnable = held
+                if learnable is None:
+                    learnable = self._read_learnable(builds[partition.key], partition, read_from, labels)
+                    self._learnable.add(partition.key, learnable)
+                yield learnable
+
+    def _read_learnable(
+        self,
+        build: FeatureBuild,
+        partition: Partition,
+        read_from: tuple[str, str],
+        labels: Iterator[Callable[[], pl.DataFrame]],
+    ) -> Learnable:
+        """Read a partition and join it with the next labels."""
+        rows, unlabelled, nulls = self._features_of(build), 0, Counter[str]()
+        if self.spec.labels is not None:
+            known = with_keys_of(rows, self.spec, partition, next(labels)(), what="labels")
+            unknown = rows.join(known, on=self.spec.features.key, how="anti")
+            unlabelled = unknown.height
+            nulls.update({column.name: column.null_count() for column in unknown if unlabelled})
+            rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
+        return Learnable(read_from, rows, self._beside_features(rows, partition), unlabelled, nulls)
+
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
         """Read the feature columns and PARTITION_START of all rows of a window, in order of time.
 
         Raises what `training_data` raises.
         """
         frames = [
-            self._learnable(build).with_columns(_starting(partition))
+            self._features_of(build).with_columns(_starting(partition))
             for build, partition in zip(self.require(builds, *window), window, strict=True)
         ]
         rows = self._joined(frames)
@@ -493,7 +499,7 @@ class History:
             except DataError:  # such as a key that occurs twice
                 return True
 
-    def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
+    def _features_of(self, build: FeatureBuild) -> pl.DataFrame:
         """Read the key, the time and the feature columns of a build, and no others."""
         if build.code_version != self.builder.code_version:
             where = f"{self.spec.name}, partition {build.partition_key}"

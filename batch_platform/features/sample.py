@@ -25,42 +25,61 @@ class Sample:
         """
         self._most, self._by, self._balanced = most, by, balanced
         self._random = np.random.default_rng(SEED)
-        self._frames: list[pl.DataFrame] = []  # columns _CLASS and _DRAW are added unless all rows are kept
-        self.counts: Counter[str] = Counter()  # rows of each class so far, by its name as text
+        self._frames: list[pl.DataFrame] = []
+        self._drawn: list[pl.DataFrame] = []  # columns _CLASS and _DRAW of the rows of the first frames
+        self._rows = self._undrawn = (
+            0  # rows that are held, and the number of the last frames that nothing is drawn for yet
+        )
+        self.counts: Counter[str] = Counter()  # rows of each class, by its name as text; complete after `frames`
         self.seen = 0
 
     def add(self, rows: pl.DataFrame) -> None:
         """Draw from more rows."""
         self.seen += rows.height
-        if self._most is None and not self._balanced:
-            self._frames.append(rows)
-            return
-        classes = pl.repeat("", rows.height, eager=True) if self._by is None else rows[self._by].cast(pl.String)
-        self.counts.update(dict(classes.value_counts(name="n").iter_rows()))
-        draws = pl.Series(_DRAW, self._random.random(rows.height))
-        self._frames.append(rows.with_columns(classes.alias(_CLASS), draws))
-        if self._most is not None and sum(frame.height for frame in self._frames) > _SLACK * self._most:
+        self._frames.append(rows)
+        self._rows, self._undrawn = self._rows + rows.height, self._undrawn + 1
+        if self._most is not None and self._rows > _SLACK * self._most:
+            self._draw()
             self._keep(dict.fromkeys(self.counts, self._most))
 
     def frames(self, most: Mapping[str, int] | None = None) -> list[pl.DataFrame]:
-        """Return the sampled rows of each frame, in its order; at most so many of each class, if that is given."""
+        """Return the sampled rows in their order, in one frame if the columns of all are alike; at most so many of each class, if that is given."""
+        if self._most is None and not self._balanced:
+            return self._frames
+        self._draw()
         if most is None and self._balanced:
             most = equal_shares(self.counts, self._most)
         elif most is None and self._most is not None and self.seen > self._most:
             most = _shares(self.counts, self._most)
         if most is not None and self._frames:
             self._keep(most)
-        return [frame.drop(_CLASS, _DRAW, strict=False) for frame in self._frames]
+        return self._frames
+
+    def _draw(self) -> None:
+        """Draw a number for each row of the last frames, and count their classes."""
+        frames = self._frames[len(self._frames) - self._undrawn :]
+        rows = sum(frame.height for frame in frames)
+        classes = (
+            [pl.repeat("", rows, eager=True)] if self._by is None else [it[self._by].cast(pl.String) for it in frames]
+        )
+        drawn = pl.DataFrame(
+            {_CLASS: pl.concat(classes or [pl.Series(dtype=pl.String)]), _DRAW: self._random.random(rows)}
+        )
+        self.counts.update(dict(drawn[_CLASS].value_counts(name="n").iter_rows()))
+        self._drawn, self._undrawn = [*self._drawn, drawn], 0
 
     def _keep(self, most: Mapping[str, int]) -> None:
         """Keep the rows of each class with the smallest draws, which later rows cannot displace."""
         allowed = pl.col(_CLASS).replace_strict(dict(most), return_dtype=pl.Int64)
-        drawn = pl.concat([frame.select(_CLASS, _DRAW) for frame in self._frames])
+        drawn = pl.concat(self._drawn)
         kept = drawn.select(pl.col(_DRAW).rank("ordinal").over(_CLASS) <= allowed).to_series()
-        start = 0
-        for number, frame in enumerate(self._frames):
-            self._frames[number] = frame.filter(kept[start : start + frame.height])
-            start += frame.height
+        if all(frame.schema == self._frames[0].schema for frame in self._frames):
+            self._frames = [pl.concat(self._frames, rechunk=False)]
+        ends = np.cumsum([frame.height for frame in self._frames]).tolist()
+        self._frames = [
+            frame.filter(kept[end - frame.height : end]) for frame, end in zip(self._frames, ends, strict=True)
+        ]
+        self._drawn, self._rows = [drawn.filter(kept)], int(kept.sum())
 
 
 def sampled(rows: pl.DataFrame, most: int, by: str | None) -> pl.DataFrame:

@@ -129,7 +129,9 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     if kept.height < LEAST_ROWS:
         apart = f", beside {data.rows_apart:,} of groups that are evaluated" if data.rows_apart else ""
         msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
-        raise TrainingRefusedError(msg, hint="train a later serving period, or declare a longer model.train.window.")
+        longer = "train a later serving period, or declare a longer model.train.window."
+        recur = "declare a shorter model.train.evaluate, or leave model.train.group out if the same groups are scored again."
+        raise TrainingRefusedError(msg, hint=recur if data.rows_apart else longer)
     rows = EncodedRows.of(kept, contract, data.label)
     matrix, truth = rows.matrix, rows.truth
     estimator = make_estimator(model, {**model.tried_params, **params}, contract)

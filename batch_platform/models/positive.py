@@ -1,5 +1,6 @@
 """The choice of the positive class of two, and of the label of outliers: the last of a model's classes."""
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,9 @@ class Positive:
             msg = (
                 f"labels.positive is {self.declared!r}, but the labels to learn from are {listed(map(repr, classes))}."
             )
-            raise TrainingRefusedError(msg, hint="name one of them; a text such as 'yes' needs quotes in YAML.")
+            write = " or ".join(f"positive: {json.dumps(label)}" for label in classes)
+            read = "; yes and no in a CSV file are read as truth values" if isinstance(chosen, bool) else ""
+            raise TrainingRefusedError(msg, hint=f"write {write}{read}.")
         return [*(label for label in classes if label != chosen), chosen]
 
     def of_outliers(self, truth: NDArray[Any]) -> list[ClassLabel]:

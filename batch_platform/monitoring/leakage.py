@@ -23,6 +23,7 @@ COMPLETE_NUMBER, TIMES_NUMBER, SLACK = 0.985, 10, 0.01  # the same of R2 of rank
 APPROACHED = 0.95  # area of other columns that come near
 RARE, MIN_ROWS_OF_A_RARE = 0.1, 20  # rare events are often extremes: a number must tell a class of this share exactly
 EARLIER = 0.9  # a column that tells the label before with this share of its errors is no leak
+CHANCE = 1e-6  # probability that the means of honest values are as close to the label
 TWINS, MOSTLY, MINUTE = 0.5, 0.5, 1e-3  # shares: equal rows of two columns, nulls, part of a sum
 FEWEST_VALUES = 10  # values of a column; trees cannot learn a fold without any
 MAX_ROWS, SCREENED_ROWS = 10_000, 2_000  # larger data are thinned to evenly spaced rows
@@ -33,6 +34,7 @@ FOLDS, FEW_FOLDS = 5, 3  # models of a column alone, models of many columns
 JUDGED, BESIDE, DROPPED = 6, 20, 2  # columns judged alone, given to a model of many, and left out of it in turn
 MAX_CLASSES = 8  # the most frequent ones are judged
 MAX_KINDS = 5  # different numbers that can mark rows; texts may have any number
+IS_MEAN = "is the mean of the label over a group, the row itself included"
 DECIDES = "alone nearly decides the label"
 Values = NDArray[np.float64]
 
@@ -76,9 +78,13 @@ def suspected_leaks(  # noqa: PLR0913 - a table and its order
     columns, block = matrix[::step], np.zeros(len(truth), dtype=np.int64) if blocks is None else blocks
     if len(columns) < MIN_ROWS:
         return []
-    suspects = dict[tuple[int, ...], str]()
+    suspects, numeric = dict[tuple[int, ...], str](), np.flatnonzero(~np.asarray(categorical))
     if truth.dtype.kind in "biuf":
-        suspects |= _adding_up(columns, np.flatnonzero(~np.asarray(categorical)), truth[::step].astype(np.float64))
+        suspects |= _adding_up(columns, numeric, truth[::step].astype(np.float64))
+    kinds, counts = np.unique(truth, return_counts=True)
+    often = kinds[np.argsort(-counts, kind="stable")[:MAX_CLASSES]]
+    for target in [truth == kind for kind in often] if classes else [truth]:
+        suspects |= {(at,): IS_MEAN for at in numeric if _is_mean(matrix[:, at], target.astype(np.float64))}
     named, block = {at for parts in suspects for at in parts}, np.unique(block[::step], return_inverse=True)[1]
     fold = block * FOLDS // (block.max() + 1)
     if block.max() + 1 < FOLDS:
@@ -368,6 +374,27 @@ def _before(target: NDArray[Any], entity: NDArray[Any]) -> Values:
     before = np.full(len(target), np.nan)
     before[order[1:]] = np.where(entity[order[1:]] == entity[order[:-1]], target[order[:-1]], np.nan)
     return before
+
+
+def _is_mean(values: Values, target: Values) -> bool:
+    """Return whether a column is the mean of the target over groups of rows, each with the row's own target in it.
+
+    The residuals of honest values differ between values at least as much as among rows of one value (F test); those of such means
+    hardly differ, since each group adds up to zero.
+    """
+    from scipy.special import fdtr
+
+    known = ~np.isnan(values)
+    values, beyond = values[known], (target - values)[known]
+    if not len(values) or values.min() < target.min() or values.max() > target.max():
+        return False
+    kinds, kind, rows = np.unique(values, return_inverse=True, return_counts=True)
+    freedom = len(kind) - len(kinds)
+    if len(kinds) < FEWEST_VALUES or freedom < len(kind) / 2:
+        return False
+    between = float(np.bincount(kind, weights=beyond) ** 2 @ (1 / rows))
+    within = float(beyond @ beyond) - between
+    return within > 0 and fdtr(len(kinds), freedom, between / len(kinds) / within * freedom) < CHANCE
 
 
 def _adding_up(matrix: Values, numeric: NDArray[np.int64], target: Values) -> dict[tuple[int, ...], str]:

@@ -115,6 +115,9 @@ class ScoredPartition:
     unit: UnitRule = field(default_factory=UnitRule)
     intervals: Intervals | None = None  # None if no interval is declared, or none is known of the version
     decide: Decide | None = None  # the rule by which the rows were decided
+    held_out: int | None = (
+        None  # number of rows whose labels count, since no model learns from them; None: those of all rows
+    )
 
     @cached_property
     def score_columns(self) -> list[str]:

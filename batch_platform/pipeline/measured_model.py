@@ -93,10 +93,12 @@ class Measuring:
         """Measure the predictions of a version, or its scores as a challenger; `labels` are those known of the partition."""
         spec, model = self.history.spec, self.registry.named(model_version)
         predictions = committed_predictions(self.con, spec, partition, model, challenger)
+        held_out = None
         if labels is not None:
             labels = with_keys_of(predictions, spec, partition, labels, what="labels")
             if spec.partitions.snapshot:
                 unseen = predictions.filter(never_learned_from(spec, predictions))
+                held_out = unseen.height
                 labels = labels.join(unseen, on=spec.features.key, how="semi")
         read_features = partial(features_as_scored, self.history, self.builds, partition, run, model, predictions)
         scored = ScoredPartition(
@@ -114,6 +116,7 @@ class Measuring:
             unit=UnitRule.of(spec),
             intervals=None if spec.predictions.interval is None else self._intervals(model),
             decide=rule_in(run.decision_rule),
+            held_out=held_out,
         )
         with one_thread():
             tables = {

@@ -647,3 +647,13 @@ def test_rows_dated_outside_their_own_file_are_counted(project, path, days_earli
     with small.builder.session() as session:
         found = session.rows_outside(small.partition("2024-01-05"))
     assert [sentence[: len(told or "")] for sentence in found] == ([told] if told else [])
+
+
+def test_a_source_time_with_nanoseconds_is_refused_with_the_cast_to_write(project):
+    sql = "SELECT id, {} AS ts FROM events WHERE {} >= $partition_start AND {} < $partition_end"
+    events = orders({}).with_columns(ts=pl.col("ts").dt.replace_time_zone(None).dt.cast_time_unit("ns"))
+    with pytest.raises(SourceError, match="Cannot compare values of type TIMESTAMP_NS") as refused:
+        project(events, sql=sql.format("ts", "ts", "ts")).write()
+    assert "write CAST(column AS TIMESTAMP) >= $partition_start" in (refused.value.hint or "")
+    cast = "CAST(ts AS TIMESTAMP)"
+    assert project(events, sql=sql.format(cast, cast, cast)).write().rows == 1

@@ -2,12 +2,14 @@
 
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features import history
+from batch_platform.features import kept as in_memory
 from batch_platform.features.build import FeatureSession
-from batch_platform_tests.harness.small_pipeline import small_pipeline
+from batch_platform.features.history import History
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events, small_pipeline
 
 STAMP = Stamp("run", datetime(2024, 3, 2, tzinfo=UTC))
 KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
@@ -23,10 +25,52 @@ def test_a_run_reads_labels_once_as_long_as_they_fit_into_memory(tmp_path, monke
         return labels(session, partition)
 
     monkeypatch.setattr(FeatureSession, "labels", noted)
-    monkeypatch.setattr(history, "MOST_LABEL_BYTES", kept)
+    monkeypatch.setattr(in_memory, "MOST_LABEL_BYTES", kept)
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in KEYS]
     with pipeline.builder.session(labels=True) as session:
         first = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
         again = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
     assert len(read) == reads
     assert all(before.equals(after) for before, after in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(("most_bytes", "reads"), [(1 << 20, 20), (0, 30)])
+def test_trainings_in_a_row_read_each_feature_file_once_if_memory_allows_and_get_the_same_rows(
+    tmp_path, monkeypatch, most_bytes, reads
+):
+    pipeline, read = finished_pipeline(tmp_path, STAMP.at), list[str]()
+    builds = pipeline.state().features
+    window = [
+        partition for partition in pipeline.spec.partitions.calendar.due(STAMP.at) if partition.key < "2024-01-21"
+    ]
+    require_unchanged = History.require_unchanged
+
+    def noted(self, build):
+        read.append(build.partition_key)
+        return require_unchanged(self, build)
+
+    def data(days: int):
+        return pipeline.history.training_data(builds, window[:days], window[days - 3].start, STAMP)
+
+    alone = [data(days) for days in (10, 20)]
+    monkeypatch.setattr(History, "require_unchanged", noted)
+    monkeypatch.setattr(in_memory, "MOST_ROW_BYTES", most_bytes)
+    with pipeline.history.reading_once():
+        in_a_row = [data(days) for days in (10, 20)]
+    assert len(read) == reads
+    assert data(10).fit.height
+    assert len(read) == reads + 10, "nothing is kept any longer"
+    for one, other in zip(alone, in_a_row, strict=True):
+        assert one.fit.equals(other.fit)
+        assert one.evaluate.equals(other.evaluate)
+        assert (one.rows_unlabelled, one.nulls_unlabelled) == (other.rows_unlabelled, other.nulls_unlabelled)
+
+
+def test_labels_that_change_between_two_trainings_are_read_again(tmp_path):
+    pipeline = finished_pipeline(tmp_path, STAMP.at)
+    builds, window = pipeline.state().features, [pipeline.spec.partitions.calendar.named(key) for key in KEYS]
+    with pipeline.history.reading_once():
+        before = pipeline.history.training_data(builds, window, window[-1].start, STAMP)
+        small_events().with_columns(returned=~pl.col("returned")).write_parquet(pipeline.folder / "events.parquet")
+        after = pipeline.history.training_data(builds, window, window[-1].start, STAMP)
+    assert after.fit["returned"].equals(~before.fit["returned"])

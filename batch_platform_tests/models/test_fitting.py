@@ -89,6 +89,13 @@ def talkative():
     return Talkative()
 
 
+def test_lightgbm_prints_nothing_unless_it_is_told_to(capfd):
+    fitted(estimator="lightgbm.LGBMClassifier", params={"n_estimators": 3})
+    assert capfd.readouterr() == ("", "")
+    fitted(estimator="lightgbm.LGBMClassifier", params={"n_estimators": 3, "verbose": 1})
+    assert "[LightGBM] [Info]" in capfd.readouterr().out
+
+
 def test_key_time_and_excluded_columns_are_not_features():
     features = Features.model_validate(
         {"sql": "f.sql", "key": ["id"], "time": "ts", "columns": {"shop": {"feature": False}}}

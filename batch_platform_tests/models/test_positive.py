@@ -70,8 +70,13 @@ def test_every_estimator_gives_the_probability_of_the_positive_class_last(estima
 
 
 def test_a_declared_class_that_is_no_label_is_refused():
-    with pytest.raises(TrainingRefusedError, match=r"labels.positive is 'yes', but the labels .* are False, True"):
+    with pytest.raises(
+        TrainingRefusedError, match=r"labels.positive is 'yes', but the labels .* are False, True"
+    ) as no:
         fit(Model(estimator=HGB), FEATURES, data(), {}, Positive("yes"))
+    assert (
+        no.value.hint == "write positive: false or positive: true; yes and no in a CSV file are read as truth values."
+    )
 
 
 def means(pipeline) -> dict[str, float]:

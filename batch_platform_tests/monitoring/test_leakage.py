@@ -272,3 +272,32 @@ def test_a_column_with_few_values_is_no_leak_and_no_obstacle(filled):
     columns = np.column_stack([few, price + random.normal(0, 0.02, 400), random.normal(size=400)])
     leaks = suspected_leaks(columns, ["fee", "estimate", "noise"], [False] * 3, price, classes=False)
     assert "fee" not in {column for leak in leaks for column in leak.columns}
+
+
+OTHER = np.random.default_rng(2)
+GROUP = OTHER.integers(0, 60, N)
+DRAWN = OTHER.random(N) < OTHER.beta(2.0, 5.0, 60)[GROUP]
+
+
+def mean_of_group(target: np.ndarray) -> np.ndarray:
+    return (np.bincount(GROUP, weights=target) / np.bincount(GROUP))[GROUP]
+
+
+def test_the_mean_of_the_label_over_the_group_of_a_row_is_flagged():
+    assert is_flagged(mean_of_group(DRAWN), DRAWN)
+    assert is_flagged(mean_of_group(DRAWN), np.where(DRAWN, "yes", "no"))
+    assert is_flagged(1 - mean_of_group(DRAWN), DRAWN)
+    assert is_flagged(mean_of_group(THREE == 2), THREE)
+    assert is_flagged(np.where(NOISE > 1, np.nan, mean_of_group(AMOUNT)), AMOUNT, classes=False)
+
+
+@pytest.mark.parametrize("rows", [100, 1000, 10_000])
+def test_an_honest_rate_of_a_group_is_not_flagged(rows):
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        group = random.integers(0, rows // 8, rows)
+        rates = random.beta(2.0, 5.0, rows // 8)
+        truth = random.random(rows) < rates[group]
+        before = random.binomial(20, rates) / 20  # known from earlier rows
+        matrix = np.column_stack([rates.round(2)[group], rates[group], before[group]])
+        assert suspected_leaks(matrix, ["rounded", "true", "before"], [False] * 3, truth, classes=True) == []

@@ -15,7 +15,6 @@ from batch_platform_tests.monitoring.leaky_columns import (
 )
 
 SEED = 4711  # not one of those by which the thresholds were chosen
-ENCODED = {"the mean label of groups of 3 rows", "the mean label of groups of 10 rows"}  # as an honest rate would look
 
 
 def suspects(kind: Kind, rows: int, seed: int = SEED) -> tuple[set[str], set[str]]:
@@ -34,8 +33,8 @@ def suspects(kind: Kind, rows: int, seed: int = SEED) -> tuple[set[str], set[str
 @pytest.mark.parametrize(
     ("rows", "missed"),
     [
-        (4000, ENCODED),
-        (600, {*ENCODED, "the time until the event or the end of the study", "the number rounded"}),
+        (4000, set()),
+        (600, {"the time until the event or the end of the study", "the number rounded"}),
     ],
 )
 def test_leaks_are_found_and_honest_strong_columns_are_not_accused(rows: int, missed: set[str]):
@@ -47,7 +46,12 @@ def test_leaks_are_found_and_honest_strong_columns_are_not_accused(rows: int, mi
 
 
 def test_a_few_leaks_are_found_beside_honest_columns():
-    for name in ("a copy with 3% flipped", "a value for some of the positive rows", "three parts of the number"):
+    for name in (
+        "a copy with 3% flipped",
+        "a value for some of the positive rows",
+        "the mean label of groups of 10 rows",
+        "three parts of the number",
+    ):
         found, added = suspects(LEAKS[name], 600)
         assert found == added, name
     for name in ("the last state of 40 machines", "petals of three species", "a strong amount of a rare fraud"):

@@ -94,6 +94,14 @@ def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_mode
     assert 0.15 < held_out / labelled.height < 0.25
     (evaluation,) = pipeline.state().evaluations.values()
     assert evaluation.rows_labelled == held_out
+    scored = customers().select("id", "shop")  # those learned from are neither known nor awaited
+    kept_out = sum(is_held_out(*key) for key in scored.iter_rows())
+    shares = "SELECT metric, value FROM small.performance WHERE metric LIKE 'label_%' AND challenger IS NULL ORDER BY 1"
+    assert query(pipeline, shares) == [
+        ("label_class_unknown", 0.0),
+        ("label_coverage", held_out / kept_out),
+        ("label_not_known_yet", (kept_out - held_out) / kept_out),
+    ]
     ((measured,),) = query(
         pipeline, "SELECT value FROM small.performance WHERE metric = 'roc_auc' AND challenger IS NULL"
     )

@@ -212,8 +212,9 @@ def test_groups_that_are_all_evaluated_leave_nothing_to_learn_from(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"group": ["shop"]}})
     with pytest.raises(
         TrainingRefusedError, match=r"There are 0 rows to learn from, beside [0-9,]+ of groups that are"
-    ):
+    ) as refused:
         carry_out(pipeline, NOW)
+    assert "leave model.train.group out if the same groups are scored again" in (refused.value.hint or "")
 
 
 def test_kept_groups_are_the_units_of_intervals(tmp_path):

@@ -16,6 +16,7 @@ from batch_platform.models.forest.structure import malformed
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
 _NUMBERS = ("regression", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie", "cross_entropy")
+_VERBOSITY = {"verbosity", "verbose"}
 _HINT = "give a file that Booster.save_model wrote."
 
 
@@ -55,6 +56,8 @@ def _fit(estimator: Any, matrix: Any, labels: Any, contract: Contract, weights: 
     as_they_are = contract.categorical and not hasattr(estimator, "named_steps")
     codes = {"categorical_feature": contract.categorical} if as_they_are else {}
     params = last_of(estimator).get_params()
+    if not _VERBOSITY & {name for name in params if params[name] is not None}:
+        last_of(estimator).set_params(verbosity=-1)  # otherwise it prints what it does
     rounds = next((params[name] for name in STOPPING if params.get(name) is not None), 0)
     fit_booster(estimator, matrix, labels, codes, _watching if int(rounds) > 0 else None, weights)
 

@@ -40,16 +40,16 @@ def performance_of(partition: ScoredPartition) -> dict[str, float]:
 
 
 def _coverage(partition: ScoredPartition) -> dict[str, float]:
-    """Shares of the rows by their label, which add up to 1: known, not known yet, and of a class that the model lacks."""
+    """Shares of the rows whose labels count, which add up to 1: known, not known yet, and of a class that the model lacks."""
     if partition.labels is None:
         return {}
-    scored = max(1, partition.predictions.height)
+    rows = partition.predictions.height if partition.held_out is None else partition.held_out
     labelled, strange = partition.labelled.height, len(partition.of_unknown_class)
     shares = {
-        COVERAGE: (labelled - strange) / scored,
-        NOT_KNOWN_YET: (partition.predictions.height - labelled) / scored,
+        COVERAGE: (labelled - strange) / max(1, rows),
+        NOT_KNOWN_YET: (rows - labelled) / max(1, rows),
     }
-    return shares | ({UNKNOWN_CLASS: strange / scored} if partition.task in CLASSIFICATION else {})
+    return shares | ({UNKNOWN_CLASS: strange / max(1, rows)} if partition.task in CLASSIFICATION else {})
 
 
 def asked_of(metric: str | None, value: float) -> str:
