@@ -35,7 +35,7 @@ from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
-from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
+from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, StagedFile, staged_files
 
@@ -122,7 +122,6 @@ class ScoringRun:
     stamp: Stamp
     force: bool  # whether a partition may become empty
     commits: Commits  # the pipeline as it was committed before
-    settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
     clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None  # called first in the transaction of each commit
     decision_rule: str | None = None  # rule by which rows are decided, as the ledger holds it
 
@@ -258,7 +257,6 @@ class ScoringRun:
             commits = commits_of(runs)
             measure(con, commits)
             values.update(read_values(con, commits, known))
-            self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
