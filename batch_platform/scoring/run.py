@@ -42,7 +42,8 @@ from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTI
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
 BundleOf = Callable[[Version, int], BundleFolder]  # takes a version, and how many rows it scores in the whole run
-Member, Outcome = TypeVar("Member"), TypeVar("Outcome")
+Member = TypeVar("Member")
+Outcome = TypeVar("Outcome")
 _log = logging.getLogger(__name__)
 
 
