@@ -137,7 +137,6 @@ def _show(result: Backtested, metric: str) -> None:
             if total.compared != total.partitions:
                 text += f" ({total.value_where_compared:.4f} over the {total.compared} that production scored)"
             text += f"; production {total.production_value:.4f}"
-            text += "" if total.better is None else f"; better in {total.better}, worse in {total.worse}"
         terminal.say(text)
     if result.verdict is not None:
         terminal.say(f"  {result.verdict.beside('production')}")

@@ -7,12 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 
 import click
-import numpy as np
-import polars as pl
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
@@ -21,13 +18,11 @@ from batch_platform.cli.summary import RunSummary
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measure import Judgement
-from batch_platform.monitoring.measures.performance import PERFORMANCE, asked_of
-from batch_platform.monitoring.metrics import measure
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.measures.performance import PERFORMANCE, POOLED, asked_of
 from batch_platform.pipeline.recorded import recorded_evaluations
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 
 PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
@@ -60,36 +55,29 @@ def command(folder: Path | None) -> None:
     calendar = wiring.spec.partitions.calendar
     partitions = calendar.within(calendar.named(FIRST).start, calendar.named(LAST).end)
     terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
-    now = datetime.now(UTC)
-    outcome = bring_up_to_date(project, wiring, PlanRequest(now, partitions, serve_all=True), named=True)
+    outcome = bring_up_to_date(project, wiring, PlanRequest(datetime.now(UTC), partitions, serve_all=True), named=True)
     if outcome.error:
         raise RunFailedError(outcome.error)
-    months, warnings = _months(wiring, partitions, now), _warnings(wiring, partitions)
+    months, warnings = _months(project.home, partitions), _warnings(wiring, partitions)
     terminal.report({"outcome": outcome, "months": months, "warnings": warnings})
     _conclude(outcome, months)
     _explain(warnings, len(partitions))
     _try_next(outcome)
 
 
-def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> list[Month]:
-    """Join each month's predictions with the true outcomes of its flights."""
-    pipeline, stamp = wiring.pipeline(), Stamp(run_id="demo", at=now)
-    months: list[Month] = []
-    with (
-        open_published(pipeline.home) as con,
-        pipeline.builder.session(labels=True) as session,
-    ):
-        for month, members in groupby(partitions, key=lambda partition: partition.key[:7]):
-            days = list(members)
-            query = f"SELECT flight_id, score FROM {PIPELINE}.predictions WHERE partition_key IN $keys"
-            scored = con.sql(query, params={"keys": [day.key for day in days]}).pl()
-            known = pl.concat([pipeline.history.labels(session, day, stamp) for day in days])
-            joined = scored.join(known, on="flight_id")
-            late = joined["late"].cast(pl.Boolean).to_numpy()
-            score = joined["score"].to_numpy()
-            metrics = measure(Outcomes("binary", np.column_stack([1 - score, score]), late, [False, True]))
-            months.append(Month(month, scored.height, joined.height, float(late.mean()), metrics["roc_auc"]))
-    return months
+def _months(home: Home, partitions: Sequence[Partition]) -> list[Month]:
+    """The predictions of each month beside the true outcomes of its flights, by the published tables."""
+    query = f"""
+        SELECT month, scored, rows, positives / rows, value FROM {PIPELINE}.{POOLED} JOIN (
+            SELECT partition_key[:7] AS month, count(*) AS scored FROM {PIPELINE}.predictions
+            WHERE partition_key IN $keys GROUP BY ALL
+        ) ON strftime(period_start, '%Y-%m') = month
+        WHERE period = 'month' AND metric = 'roc_auc' AND model_version IS NULL AND challenger IS NULL AND segment IS NULL
+        ORDER BY month
+    """
+    with open_published(home) as con:
+        rows = con.execute(query, {"keys": [partition.key for partition in partitions]}).fetchall()
+    return [Month(*row) for row in rows]
 
 
 def _warnings(wiring: Wiring, partitions: Sequence[Partition]) -> list[Judgement]:

@@ -14,6 +14,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean, listed
+from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import Manifest, compared, read_judged, read_manifest
 from batch_platform.models.gate import MEETS
 from batch_platform.models.judged import on_shared_rows
@@ -172,20 +173,21 @@ def show_version(target: _Target, version: str) -> None:
     state = pipeline.published_state()
     registered = state.registry.present(version)
     engines = sorted({run.engine for run in state.scores.values() if run.model_version == version})
-    manifest = asdict(read_manifest(pipeline.home.bundle(pipeline.spec.name, version), registered.sha256))
+    stored = read_manifest(pipeline.home.bundle(pipeline.spec.name, version), registered.sha256)
+    manifest = asdict(stored)
     decisions = [event for event in state.registry.promotions if event.version == version]
     head = {"version": version, "sha256": registered.sha256}
     recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
     terminal.report({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
-    contract, evaluation = manifest.pop("contract"), dict(manifest["evaluation"])
-    metrics, baseline = evaluation.pop("metrics"), evaluation.pop("baseline")
+    contract, shown = manifest.pop("contract"), ("metrics", "baseline")  # in tables of their own
+    evaluation = {name: value for name, value in manifest["evaluation"].items() if name not in shown}
     leaks = state.registry.suspected_leaks(version)
     manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)
     manifest["remarks"] = "; ".join(manifest["remarks"])
     search = manifest.pop("search")
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
-    show_metrics(metrics, baseline, refit=manifest["refit"])
+    show_metrics(stored.evaluation.metrics, stored.evaluation.baseline, refit=stored.refit)
     if search:
         _show_search(search)
     bounds = ("min", "max", "lowest", "highest")
@@ -397,11 +399,11 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
             raise RunFailedError(error)
 
 
-def show_metrics(metrics: Mapping[str, float], baseline: Mapping[str, Any] | None, *, refit: bool) -> None:
+def show_metrics(metrics: Mapping[str, float], baseline: Baseline | None, *, refit: bool) -> None:
     """Print each metric on the evaluation rows beside that of the trivial baseline."""
     if not metrics:
         return
-    name, of_baseline = (baseline["name"], baseline["metrics"]) if baseline else ("none", {})
+    name, of_baseline = (baseline.name, baseline.metrics) if baseline else ("none", {})
     terminal.say(f"metrics on the evaluation rows; trivial baseline: {name}")
     if refit:
         terminal.say("  They are of the fit that the gate judged. The model was then fitted again, on these rows too.")

@@ -113,25 +113,16 @@ class Project:
 
     @cached_property
     def _loaded(self) -> "tuple[dg.Definitions, list[BrokenPipeline]]":
-        from batch_platform.components.broken import (
-            broken_in,
-            quietly,
-            stopping_dagster,
-            unreadable_left_out,
-            without_folders,
-        )
+        from batch_platform.components.broken import broken_in, quietly, unreadable_left_out, without_folders
         from batch_platform.components.dagster_internals import without_component_pages
 
         files = self.declarations.rglob("*") if self.only and self.declarations else ()
         plain = self._plain if sum(file.name in FILE_NAMES for file in files) > 1 else None
         asked = None if plain is None else plain.get(self.only)
         others = {it.folder for it in plain.values()} - {asked.folder} if plain and asked else ()
-        # Nothing is left out if the definitions call our loader.
         with quietly(), without_component_pages(), without_folders(others), unreadable_left_out() as left_out:
             definitions = self._load()
-        module = "a definitions.py" if self.autoloaded else self.module
-        unreadable = [stopping_dagster(item, module) for item in left_out]
-        broken = {(item.name, str(item.error)): item for item in (*broken_in(definitions), *unreadable)}
+        broken = {(item.name, str(item.error)): item for item in (*broken_in(definitions), *left_out)}
         return definitions, sorted(broken.values(), key=lambda item: (item.name, item.place))
 
     def _load(self) -> "dg.Definitions":

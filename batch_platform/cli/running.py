@@ -38,31 +38,10 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
 
     What the runs print goes to the terminal. Dagster does not capture it too, which would start processes for every step.
     """
-    with _migrations_read_once(), open_without_capture(prepare_instance(project.home)) as instance:
+    with open_without_capture(prepare_instance(project.home)) as instance:
         close_dead_runs(instance)
         with quick_event_log(instance):
             yield instance
-
-
-@contextmanager
-def _migrations_read_once() -> Generator[None]:
-    """Let Alembic read the migrations of Dagster's databases once: else it imports some ninety files for each that is opened."""
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
-
-    def remembered(config: Config) -> ScriptDirectory:
-        location = config.get_main_option("script_location")
-        if location not in known:
-            known[location] = read(config)
-        return known[location]
-
-    ScriptDirectory.from_config = remembered
-    try:
-        yield
-    finally:
-        ScriptDirectory.from_config = read
 
 
 @dataclass(frozen=True)

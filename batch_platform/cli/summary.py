@@ -11,11 +11,13 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.windows import first_service, serving_calendar
+from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import ClassLabel
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
@@ -27,14 +29,16 @@ MOST_SHOWN = 5  # models, reasons and ranges
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A version that was trained, on the rows that it was not fitted on."""
+    """A version after its training, on the rows that it was not fitted on."""
 
     version: str
+    serving_period: str
     challenger: str | None  # its name; None for the model itself
-    metric: str
+    metric: str  # metric that judges it
     value: float | None  # None without labels to measure by
-    baseline: str | None  # name of the trivial model beside it; None if there is none
-    baseline_value: float | None
+    metrics: dict[str, float]  # metrics of the fit that the gate judged
+    baseline: Baseline | None  # trivial model beside it
+    refit: bool  # whether the version was fitted again on all rows after that
     decision: str
     reason: str
     rows_trained: int
@@ -97,7 +101,9 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - outdated]
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
-    models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
+    models = [
+        trained_model(pipeline, state, version) for version in state.registry.versions if version.run_id in run_ids
+    ]
     odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
         partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
@@ -125,23 +131,26 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     )
 
 
-def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
-    spec, decision = wiring.spec, state.registry.last_decision(version.version)
+def trained_model(pipeline: Pipeline, state: State, version: Version) -> TrainedModel:
+    """A registered version as its training left it; nothing of its manifest where its bundle was removed since."""
+    spec, decision = pipeline.spec, state.registry.last_decision(version.version)
     metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
-    manifest = read_manifest(wiring.pipeline().home.bundle(spec.name, version.version), version.sha256)
-    baseline = manifest.evaluation.baseline
+    folder = pipeline.home.bundle(spec.name, version.version)
+    manifest = read_manifest(folder, version.sha256) if folder.is_dir() else None
     return TrainedModel(
         version=version.version,
+        serving_period=version.serving_period,
         challenger=state.registry.challengers.get(version.version),
         metric=metric,
         value=metrics.get(metric),
-        baseline=baseline.name if baseline else None,
-        baseline_value=baseline.metrics.get(metric) if baseline else None,
+        metrics=metrics,
+        baseline=manifest and manifest.evaluation.baseline,
+        refit=manifest is not None and manifest.refit,
         decision=decision.action if decision else "none",
         reason=decision.reason if decision else "",
         rows_trained=version.rows_trained,
         days_trained=None if spec.partitions.snapshot else version.days_trained,
-        positive=manifest.positive,
+        positive=manifest and manifest.positive,
         suspected_leaks=state.registry.suspected_leaks(version.version),
     )
 
@@ -237,8 +246,8 @@ def _show_findings(outcome: RunSummary, calendar: Calendar) -> None:
 def _show_model(model: TrainedModel) -> None:
     name = f"challenger {model.challenger}" if model.challenger else "model"
     value = "not measured" if model.value is None else f"{model.metric} {model.value:.4f}"
-    if model.baseline_value is not None:
-        value += f", {model.baseline} {model.baseline_value:.4f}"
+    if model.baseline is not None and model.metric in model.baseline.metrics:
+        value += f", {model.baseline.name} {model.baseline.metrics[model.metric]:.4f}"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
     if isinstance(model.positive, str):

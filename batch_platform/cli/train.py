@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -14,35 +14,16 @@ from batch_platform.cli.models import show_metrics
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import TASKS
 from batch_platform.cli.running import Runs, open_instance
-from batch_platform.components.wiring import Wiring
+from batch_platform.cli.summary import TrainedModel, trained_model
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import training_window
-from batch_platform.models.baseline import Baseline
-from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.plan import make_plan, training_asked_for, trainings_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.training import require_trainable
 from batch_platform.pipeline.wanted import PlanRequest
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """The newest version of a serving period after the command."""
-
-    pipeline: str
-    serving_period: str
-    trained: bool  # False: nothing was due
-    version: str
-    decision: str
-    reason: str
-    metrics: dict[str, float]  # metrics of the fit that the gate judged, on the evaluation rows
-    baseline: Baseline | None
-    refit: bool  # whether the version was fitted again on all rows after that
-    rows_trained: int
-    days_trained: float | None  # None for a snapshot
 
 
 @click.command(
@@ -82,11 +63,13 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool,
             if error := runs.error():
                 raise error
             state = wiring.pipeline().state()
-    outcomes = [_outcome(wiring, state, period.key, trained=period in due) for period, _ in asked]
-    terminal.report(outcomes if every else outcomes[0])
-    for outcome in [outcome for outcome in outcomes if outcome.trained] or outcomes[-1:]:
-        _show(outcome)
-    if error := state.registry.refusal({outcome.version for outcome in outcomes if outcome.trained}):
+    newest = {period: state.registry.newest_of(period.key) for period, _ in asked}
+    models = {period: trained_model(wiring.pipeline(), state, it) for period, it in newest.items() if it is not None}
+    reports = [{"pipeline": pipeline, "trained": period in due, **vars(model)} for period, model in models.items()]
+    terminal.report(reports if every else reports[0])
+    for period in [period for period in models if period in due] or [*models][-1:]:
+        _show(pipeline, models[period], trained=period in due)
+    if error := state.registry.refusal({model.version for period, model in models.items() if period in due}):
         raise error
 
 
@@ -104,44 +87,18 @@ def _asked(  # noqa: PLR0913 - the options of the command
     return asked
 
 
-def _outcome(wiring: Wiring, state: State, period: str, *, trained: bool) -> TrainingOutcome:
-    registry, name = state.registry, wiring.spec.name
-    version = registry.newest_of(period)
-    if version is None:
-        msg = f"{name}, serving period {period}: its training registered no version."
-        raise TrainingRefusedError(msg, hint=f"batch-platform models {name} lists the versions.")
-    decision = registry.last_decision(version.version)
-    removed = decision is not None and decision.action == "removed"
-    manifest = None if removed else read_manifest(wiring.pipeline().home.bundle(name, version.version), version.sha256)
-    return TrainingOutcome(
-        pipeline=name,
-        serving_period=period,
-        trained=trained,
-        version=version.version,
-        decision=decision.action if decision else "none",
-        reason=decision.reason if decision else "",
-        metrics=version.metric_values,
-        baseline=manifest and manifest.evaluation.baseline,
-        refit=manifest is not None and manifest.refit,
-        rows_trained=version.rows_trained,
-        days_trained=None if wiring.spec.partitions.snapshot else version.days_trained,
-    )
-
-
-def _show(outcome: TrainingOutcome) -> None:
-    name, version = outcome.pipeline, outcome.version
-    if not outcome.trained:
-        standing = "" if outcome.decision == "approved" else f", which is {outcome.decision}: {outcome.reason}"
+def _show(name: str, model: TrainedModel, *, trained: bool) -> None:
+    if not trained:
+        standing = "" if model.decision == "approved" else f", which is {model.decision}: {model.reason}"
         terminal.say(
-            f"{name}, serving period {outcome.serving_period}: nothing is due; the newest version is {version}{standing}."
+            f"{name}, serving period {model.serving_period}: nothing is due; the newest version is {model.version}{standing}."
         )
         terminal.say(f"  batch-platform train {name} --force   trains again")
         return
-    if outcome.decision != "refused":  # otherwise the error at the end says so
-        terminal.say(f"{version} is {outcome.decision}: {outcome.reason}.")
-    if learned := terminal.learned_from(outcome.rows_trained, outcome.days_trained):
+    if model.decision != "refused":  # otherwise the error at the end says so
+        terminal.say(f"{model.version} is {model.decision}: {model.reason}.")
+    if learned := terminal.learned_from(model.rows_trained, model.days_trained):
         terminal.say(f"  {learned}")
-    baseline = outcome.baseline and {"name": outcome.baseline.name, "metrics": outcome.baseline.metrics}
-    show_metrics(outcome.metrics, baseline, refit=outcome.refit)
-    if outcome.decision == "approved":
+    show_metrics(model.metrics, model.baseline, refit=model.refit)
+    if model.decision == "approved":
         terminal.say(f"  batch-platform run {name}   scores with it")

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
-from batch_platform.components.checks import NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
+from batch_platform.components.checks import NEWEST_SCORED, OF_THE_RUN
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
 from batch_platform.components.incidents import (
     Causes,
@@ -184,9 +184,7 @@ def _partitions_of(result: dg.AssetCheckEvaluation, calendar: Calendar) -> list[
     """Return the partitions of a result; none for a result that only sums up or repeats those of partitions."""
     if result.description == OF_THE_RUN:
         return []
-    if result.check_name == UP_TO_DATE:  # about all partitions together
-        return [] if result.partition == result.description else [UNPARTITIONED]
-    if result.partition is None:
+    if result.partition is None:  # about all partitions together
         return [UNPARTITIONED]
     return keys_of_range(calendar, result.partition) or [result.partition]
 

@@ -27,7 +27,6 @@ from batch_platform.components.scoring import (
     bring_up_to_date,
     evaluate,
     evaluate_what_is_due,
-    replay_rejected,
     score,
     score_with_features,
     told_as_recorded,
@@ -209,8 +208,6 @@ def _predictions(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
         with step.at_work(last=not followed):
             if step.of_whole_job:
                 log = bring_up_to_date(step, config)
-            elif config.replay:
-                log = replay_rejected(step, config)
             else:
                 log = (score_with_features if step.is_of("score") else score)(step, config)
         yield from log.finish()

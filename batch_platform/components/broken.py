@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +152,6 @@ def quietly() -> Generator[None]:
         yield
     finally:
         _log.disabled = False
-
-
-def stopping_dagster(broken: BrokenPipeline, module: str) -> BrokenPipeline:
-    """Add what a file that cannot be read does to the other pipelines, in a project that uses Dagster's own loader.
-
-    Dagster's loader parses every file before it imports a component, so that nothing of this project can step in.
-    """
-    stops = (
-        "Until then Dagster's own loader loads no pipeline of this project; load_from_defs_folder of batch_platform.components, "
-        f"called in {module}, loads the others."
-    )
-    hint = f"{broken.error.hint or 'correct the file.'} {stops}"
-    error = type(broken.error)(broken.error.message, hint=hint)
-    error.__cause__ = broken.error
-    return replace(broken, error=error)
 
 
 def load_from_defs_folder(*, path_within_project: Path) -> dg.Definitions:

@@ -1,6 +1,6 @@
 """Asset checks: each partition's own result as it commits, one summary for the run, and what is out of date by now."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import dagster as dg
 
 from batch_platform.components import describe
-from batch_platform.components.dagster_internals import StandingCheck, quick_event_log
+from batch_platform.components.dagster_internals import StandingCheck
 from batch_platform.components.dagster_records import forget_planned
 from batch_platform.components.processes import at_work
 from batch_platform.components.runs import shown_range, targets
@@ -321,8 +321,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
         pipeline = wiring.pipeline()
         with clear_failures(), at_work(context), pipeline.carrying(context.run.run_id):
             state, plan = pipeline.conclude(now())
-            reasons = {**plan.remarks, **plan.stale}
-            _log_for_each(context, wiring, check, lambda key: (key not in plan.stale, reasons.get(key, "none")))
+            _forget_partitions(context, wiring, check)
         return _up_to_date(plan, state)
 
     return StandingCheck.of(up_to_date)
@@ -342,7 +341,7 @@ def build_newest_scored(wiring: Wiring) -> dg.AssetChecksDefinition:
     def newest_partition_scored(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with clear_failures(), at_work(context):
             fresh = freshness(wiring.spec, wiring.pipeline().published_ledgers(), now())
-            _log_for_each(context, wiring, check, lambda _: (fresh.passed, fresh.text))
+            _forget_partitions(context, wiring, check)
         return dg.AssetCheckResult(
             passed=fresh.passed,
             severity=dg.AssetCheckSeverity.ERROR,
@@ -353,35 +352,18 @@ def build_newest_scored(wiring: Wiring) -> dg.AssetChecksDefinition:
     return StandingCheck.of(newest_partition_scored)
 
 
-def _log_for_each(
-    context: dg.AssetCheckExecutionContext,
-    wiring: Wiring,
-    check: dg.AssetCheckKey,
-    result: Callable[[str], tuple[bool, str]],
-) -> None:
-    """Log each partition of the run that did not pass, with the reason. The result of the check stands for the others."""
-    asset, passing = check.asset_key.path[-1], list[str]()
-    with quick_event_log(context.instance):
-        for key in sorted({key for name, key in targets(wiring, context.run) if name == asset and key}):
-            passed, reason = result(key)
-            if passed:
-                passing.append(key)
-            else:
-                context.op_execution_context.log_event(
-                    evaluation(check, key, passed=False, metadata={"reason": reason})
-                )
-        if not forget_planned(context.instance, context.run.run_id, check, passing):
-            for key in passing:
-                context.op_execution_context.log_event(evaluation(check, key, passed=True, metadata={}))
-
-
-def _partitions(count: int) -> str:
-    return counted(count, "partition")
+def _forget_partitions(context: dg.AssetCheckExecutionContext, wiring: Wiring, check: dg.AssetCheckKey) -> None:
+    """Take back that Dagster awaits a result for each partition of the run: the one result is about all partitions."""
+    keys = [key for asset, key in targets(wiring, context.run) if asset == check.asset_key.path[-1] and key]
+    forget_planned(context.instance, context.run.run_id, check, keys)
 
 
 def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
-    """The number of stale partitions and the reasons, and which models learned from labels that were corrected since."""
-    reasons = dict(Counter(plan.stale.values()).most_common())
+    """The stale partitions by reason, and which models learned from labels that were corrected since."""
+    stale = defaultdict[str, list[str]](list)
+    for key, reason in plan.stale.items():
+        stale[reason].append(key)
+    reasons = dict(sorted(stale.items(), key=lambda item: len(item[1]), reverse=True))
     metadata: dict[str, Any] = {
         "partitions": _count(state.scores),
         "stale": len(plan.stale),
@@ -390,11 +372,12 @@ def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
         "models_with_corrected_labels": listed(state.relabelled) or "none",
     }
     if reasons:
-        metadata["reasons"] = dg.MetadataValue.md(listing(("reason", "partitions"), reasons))
+        partitions = {reason: f"{_count(keys)}: {listed(keys)}" for reason, keys in reasons.items()}
+        metadata["reasons"] = dg.MetadataValue.md(listing(("reason", "partitions"), partitions))
     return dg.AssetCheckResult(
         passed=not reasons,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{_partitions(count)}: {reason}" for reason, count in reasons.items())
+        description="; ".join(f"{counted(len(keys), 'partition')}: {reason}" for reason, keys in reasons.items())
         or "none is stale",
         metadata=metadata,
     )

@@ -18,7 +18,7 @@ from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
 from batch_platform.features.sources.opening import SOURCE_KINDS
-from batch_platform.models.bundle import Manifest, read_judged, read_manifest
+from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
 from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
@@ -185,7 +185,7 @@ def built(features: Built, file: Path) -> dict[str, Any]:
 
 
 def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
-    """Metadata of a trained version."""
+    """Metadata of a trained version: numbers to plot, its parameters, and the card that says all else."""
     version = training.version
     folder = wiring.pipeline().home.bundle(version.pipeline, version.version)
     manifest = read_manifest(folder, version.sha256)
@@ -194,31 +194,15 @@ def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
         "version": version.version,
         "decision": f"{training.decision.action}: {training.decision.reason}",
         **rounded(version.metric_values),
-        **_beside_metrics(manifest),
         "rows_trained": version.rows_trained,
         "rows_evaluated": version.rows_evaluated,
-        "trained_from": f"{version.trained_from.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         "trained_until": f"{version.trained_until.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         "params": dg.MetadataValue.md(_parameters(json.loads(version.params))),
     }
     decided = Registry(version.pipeline, [version], [training.decision])
     card = card_of(wiring.spec, decided, version, manifest, read_judged(folder, manifest))
     metadata["model_card"] = dg.MetadataValue.md(card.to_markdown())
-    if training.leaks:
-        metadata["suspected_leaks"] = dg.MetadataValue.md(
-            "\n".join(f"- {markdown(str(leak))}" for leak in training.leaks)
-        )
     return metadata | trained_challengers(training.challengers)
-
-
-def _beside_metrics(manifest: Manifest) -> dict[str, Any]:
-    """Metadata beside the metrics of a version: which fit they are of, and the trivial baseline on the same rows."""
-    of = "the fit that the gate judged; the model was then fitted again on all rows" if manifest.refit else "this fit"
-    baseline = manifest.evaluation.baseline
-    if baseline is None:
-        return {"metrics_of": of}
-    values = rounded({f"baseline_{name}": value for name, value in baseline.metrics.items()})
-    return {"metrics_of": of, "baseline": baseline.name, **values}
 
 
 def trained_challengers(challengers: Sequence[TrainedChallenger]) -> dict[str, Any]:

@@ -154,12 +154,8 @@ class PartitionLog:
 
     def check(self, check: RunCheck[Checked], partition_key: str | None, checked: Checked) -> None:
         """Log the result of a check on one partition. Only the result for the whole step can block."""
-        self.count(check, checked)
-        self._results.add(check, partition_key, checked)
-
-    def count(self, check: RunCheck[Checked], checked: Checked) -> None:
-        """Count a partition in the result of a check for the whole step, without a result of its own."""
         self._checked[check.name].append(checked)
+        self._results.add(check, partition_key, checked)
 
     def finish(self, *checks: RunCheck[Any]) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
         """Yield the outputs of the step with the results of its checks, once every partition is logged.

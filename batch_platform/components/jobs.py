@@ -181,10 +181,6 @@ class PredictionsConfig(dg.Config):
         default=None,
         description="Version to score with, such as 2013-03-01-3f9c1a2b, instead of the champion as of each partition's start.",
     )
-    replay: bool = Field(
-        default=False,
-        description="Rebuild and score only the partitions that have rejected rows. Cannot be combined with `force` or `model`.",
-    )
     recheck: bool = Field(
         default=True,
         description="In the job that brings a pipeline up to date: compare the partitions with their sources, however old "

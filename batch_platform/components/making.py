@@ -22,7 +22,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan, remaining
 from batch_platform.pipeline.set_apart import error_of, failures_of, setting_apart
 from batch_platform.pipeline.state import features_due, with_snapshots_over
-from batch_platform.pipeline.train import Trained
 from batch_platform.pipeline.wanted import PlanRequest
 
 
@@ -150,12 +149,6 @@ class RunStep:
         key = None if self.wiring.serving_periods is None else period.key
         done = self.pipeline.challenge(period, stamp)
         log.observed(key or period.key, key, metadata=describe.trained_challengers(done))
-        registry = self.pipeline.state().registry
-        newest = registry.newest_of(period.key)
-        decision = newest and registry.last_decision(newest.version)
-        if newest and decision:
-            for check in (checks.GATE, checks.NO_SUSPECTED_LEAKS):
-                log.count(check, Trained(newest, decision))
         if done:
             log.check(checks.CHALLENGERS_TRAINED, key, [challenger.training for challenger in done])
 

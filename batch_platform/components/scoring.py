@@ -1,6 +1,6 @@
 """The steps of the predictions, their drift and their performance: how they score, evaluate and log each partition."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -13,11 +13,10 @@ from batch_platform.components.jobs import PredictionsConfig, name_of_whole
 from batch_platform.components.making import RunStep
 from batch_platform.components.wiring import now
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, DataError, NoChampionError, listed
+from batch_platform.declaration.errors import DataError, NoChampionError, listed
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.plan import remaining
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
-from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.set_apart import failures_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.wanted import PlanRequest
@@ -70,17 +69,6 @@ def score_with_features(step: RunStep, config: PredictionsConfig) -> ScoringLog:
     return score(step, config)
 
 
-def replay_rejected(step: RunStep, config: PredictionsConfig) -> ScoringLog:
-    """Score the partitions of the run that have rejected rows again."""
-    if config.force or config.model:
-        msg = f"{step.wiring.spec.name}: `replay` goes with neither `force` nor `model`."
-        raise BatchPlatformError(msg, hint="leave `replay` out to score whole partitions.")
-    log = ScoringLog(step, len(step.partitions))
-    with step.failing_later(later=step.is_followed_by("performance")):
-        _log_scored(step, log, step.partitions, replay(step.pipeline, step.partitions, step.stamp()))
-    return log
-
-
 def bring_up_to_date(step: RunStep, config: PredictionsConfig) -> ScoringLog:
     """Make what the partitions of the run lack, score those that are due, and log the others as they are recorded."""
     options = {name: getattr(config, name) for name in ("force", "model", "recheck", "retrain", "serve_all")}
@@ -104,22 +92,17 @@ def _score(step: RunStep, log: ScoringLog, partitions: Sequence[Partition], conf
         partitions, step.stamp(), force=config.force, version=config.model, watch=log.on_the_way
     )
     try:
-        _log_scored(step, log, partitions, scoring)
+        with cluster_heard(step.context, step.wiring), closing(scoring) as results:
+            for scored in results:
+                read_from = lineage.scored(step.wiring, step.pipeline, scored, partitions[-1])
+                last = scored.partition == partitions[-1]
+                log.committed(scored, last=last, metadata=read_from | describe.speed(scored))
     except NoChampionError as error:
         job = name_of_whole(step.wiring.spec.name)
         hint = f"launch the job {job}, which first trains the models that are due; or {error.hint}"
         named = NoChampionError(error.message, hint=hint)
         named.set_apart = error.set_apart
         raise named from error
-
-
-def _log_scored(step: RunStep, log: ScoringLog, partitions: Sequence[Partition], scoring: Generator[Committed]) -> None:
-    """Log partitions as they are committed."""
-    with cluster_heard(step.context, step.wiring), closing(scoring) as results:
-        for scored in results:
-            read_from = lineage.scored(step.wiring, step.pipeline, scored, partitions[-1])
-            last = scored.partition == partitions[-1]
-            log.committed(scored, last=last, metadata=read_from | describe.speed(scored))
 
 
 def _up_to_date(step: RunStep, due: Sequence[Partition]) -> tuple[State, list[str]]:

@@ -20,7 +20,7 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, has_seen
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.performance import labelled_outcomes, performance_of, with_unit
-from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
+from batch_platform.monitoring.metrics import METRICS, known_to
 from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, prediction_columns
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.monitoring.verdict import Verdict
@@ -198,8 +198,6 @@ class Total:
     compared: int  # partitions that production scored too
     value_where_compared: float | None
     production_value: float | None
-    better: int | None  # partitions in which the tested model is better than production; None if neither direction is
-    worse: int | None
 
 
 def totals(partitions: Sequence[TestedPartition]) -> list[Total]:
@@ -211,8 +209,6 @@ def totals(partitions: Sequence[TestedPartition]) -> list[Total]:
 def _total(metric: str, partitions: Sequence[TestedPartition]) -> Total:
     measured = [partition for partition in partitions if metric in partition.metrics]
     compared = [partition for partition in measured if metric in partition.production]
-    pairs = [(partition.metrics[metric], partition.production[metric]) for partition in compared]
-    neutral = METRICS[metric].neutral
     return Total(
         metric=metric,
         partitions=len(measured),
@@ -220,8 +216,6 @@ def _total(metric: str, partitions: Sequence[TestedPartition]) -> Total:
         compared=len(compared),
         value_where_compared=_mean([(partition.metrics[metric], partition.rows_measured) for partition in compared]),
         production_value=_mean([(partition.production[metric], partition.rows_measured) for partition in compared]),
-        better=None if neutral else sum(is_worse(metric, production, tested) for tested, production in pairs),
-        worse=None if neutral else sum(is_worse(metric, tested, production) for tested, production in pairs),
     )
 
 

@@ -56,10 +56,11 @@ class FeatureStep:
             staging_folder(self.history.home, stamp.run_id) as folder,
             closing(self._builds(partitions, due, apart, folder / "spill")) as builds,
         ):
-            yield from in_groups(builds, lambda built: None if built.skipped else built.build.rows, self._record)
+            yield from in_groups(builds, lambda built: built if built.skipped else built.build.rows, self._record)
 
-    def _record(self, group: list[Built]) -> None:
+    def _record(self, group: list[Built]) -> list[Built]:
         self.warehouse.record_features([built.build for built in group])
+        return group
 
     def _builds(
         self, partitions: Sequence[Partition], due: Collection[str], apart: SetApart, spill: Path

@@ -114,11 +114,12 @@ class EvaluationStep:
             challengers=tuple(measuring.of_challengers(partition, run, labels)),
         )
 
-    def _commit(self, group: list[Evaluated]) -> None:
+    def _commit(self, group: list[Evaluated]) -> list[Evaluated]:
         name, runs = self.history.spec.name, [evaluation.run for evaluation in group]
         keys, further = [run.partition_key for run in runs], _rows_beside(group)
         tables = _measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
         self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
+        return group
 
 
 def _lost_labels(now: EvaluationRun, before: EvaluationRun | None) -> tuple[str, ...]:

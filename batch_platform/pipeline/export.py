@@ -15,7 +15,7 @@ from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.features.lake import open_recorded
 from batch_platform.features.sources.kind import unused_name
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.stored_key import require_key
+from batch_platform.pipeline.scored_rows import require_key
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published

@@ -199,13 +199,13 @@ def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str])
     if question.request.only is not None:
         scores = {it.key: scores[it.key] for it in question.wanted if it.key in scores}
     remarks = state.gone | {
-        key: remark_on(spec, state, run, awaiting=awaiting.get(key), known=knowing.get(run.model_version))
+        key: _remark_on(spec, state, run, awaiting.get(key), knowing.get(run.model_version))
         for key, run in scores.items()
     }
     return {key: remark for key, remark in remarks.items() if remark and key not in scoring.stale}
 
 
-def remark_on(spec: PipelineSpec, state: State, run: ScoreRun, *, awaiting: str | None, known: str | None) -> str:
+def _remark_on(spec: PipelineSpec, state: State, run: ScoreRun, awaiting: str | None, known: str | None) -> str:
     """Say what readers of a committed partition should know although scoring it now would change nothing.
 
     Its evaluation may be `awaiting` something, and `known` says what its model learned from too early; see `knows_too_much`.
@@ -271,19 +271,12 @@ def _why_trained(spec: PipelineSpec, state: State, period: Partition) -> str | N
     return "not trained" if state.registry.newest_of(period.key) is None else why_again(spec, state, period)
 
 
-def superseded(run: ScoreRun, champion: Version | None) -> str | None:
-    """Say that another version than the champion scored a partition; None if it did not."""
-    if champion is None or run.model_version == champion.version:
-        return None
-    return f"scored by {run.model_version}, the champion is {champion.version}"
-
-
 def _stale_reason(state: State, partition: Partition, run: ScoreRun, champion: Version | None) -> str | None:
     """Say why committed predictions are out of date by what is recorded and by the sources; None if they are not."""
     if table := state.incomplete.get(run.partition_key):
         return f"a file of its {table} is gone or changed"
-    if (reason := superseded(run, champion)) is not None:
-        return reason
+    if champion is not None and run.model_version != champion.version:
+        return f"scored by {run.model_version}, the champion is {champion.version}"
     build = state.features.get(run.partition_key)
     if build is not None and build.sha256 != run.input_hash:
         return "its features changed"

@@ -16,7 +16,6 @@ from batch_platform.monitoring.pooled import forget_periods
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.state import State
-from batch_platform.pipeline.status import committed_status
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.decided_again import DecidingRun
 from batch_platform.scoring.engines.known import engine_of
@@ -24,7 +23,7 @@ from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import BundleOf, Committed, Due, ScoringRun, Unscored, read_committed
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import drop_scores
-from batch_platform.warehouse.ledger import ScoreRun, read_latest, replace_statuses
+from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.staging import staging_folder
 
 BACKTEST_TABLES = ("backtests", "backtest_scores")  # tables of `backtest`, which says how a model would have done
@@ -85,7 +84,6 @@ class ScoringStep:
                 stamp,
                 force,
                 commits,
-                self._settle,
                 self._clear if state.scored_by_retired else None,
                 state.decision_rule,
             )
@@ -127,13 +125,6 @@ class ScoringStep:
         (build,) = self.history.require(state.features, partition)
         standing, stretch = state.scores.get(partition.key), state.registry.timeline.at(partition.start)
         return Due(partition, model, build, standing, stretch if stretch and stretch.version == model else None)
-
-    def _settle(self, con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-        """Bring the status of committed partitions up to date, with the decisions on models as they are now."""
-        spec = self.history.spec
-        decided = replace(self.state, registry=read_registry(con, spec.name))
-        rows = [committed_status(spec, decided, run, self.stamp.now()) for run in runs]
-        replace_statuses(con, spec.name, rows, [run.partition_key for run in runs])
 
     def _clear(self, con: duckdb.DuckDBPyConnection) -> None:
         """Delete what retired versions scored: their predictions are of another type than the next ones."""

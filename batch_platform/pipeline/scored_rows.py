@@ -1,6 +1,6 @@
 """The rows of a scored partition, read back: its predictions, the features that they were made from, and its segments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import DECISION
-from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import History
 from batch_platform.features.row_checks import with_keys_of
@@ -19,10 +19,28 @@ from batch_platform.models.registry import Version
 from batch_platform.monitoring.measures.challengers import SCORES
 from batch_platform.monitoring.outcomes import HIGH, LOW, prediction_columns
 from batch_platform.monitoring.units import UnitRule
-from batch_platform.pipeline.stored_key import require_key
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform.warehouse.sql import quoted, table_columns
+from batch_platform.warehouse.sql import folded, quoted, table_columns
 from batch_platform.warehouse.tables_in_files import PREDICTIONS
+
+
+def require_key(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, table: str, partition_keys: Sequence[str]) -> None:
+    """Refuse rows of partitions that are stored under another key than the declared one, since a column of the key was renamed.
+
+    Raises:
+        DataError: A column of the key is missing, or holds nothing in these partitions.
+    """
+    of_table, where = f"{quoted(spec.name)}.{quoted(table)}", "partition_key IN $keys"
+    stored = {folded(column) for column in con.table(of_table).columns}  # quicker than the catalog; asked per partition
+    missing = [name for name in spec.features.key if folded(name) not in stored]
+    if not missing:
+        empty = " OR ".join(f"{quoted(name)} IS NULL" for name in spec.features.key)
+        where += f" AND ({empty})"
+    query = f"SELECT DISTINCT partition_key FROM {of_table} WHERE {where} ORDER BY ALL"
+    if keys := [str(key) for (key,) in con.execute(query, {"keys": list(partition_keys)}).fetchall()]:
+        msg = f"{spec.name}, partition {listed(keys)}: its rows in {table} are stored under another key than {listed(spec.features.key)}."
+        hint = f"score them again: batch-platform run {spec.name} --from {keys[0]} --to {keys[-1]}"
+        raise DataError(msg, hint=hint)
 
 
 def committed_predictions(

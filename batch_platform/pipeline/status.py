@@ -1,7 +1,7 @@
 """The status of a pipeline and its partitions, with reasons; computed from the state and the plan.
 
 The command, the checks and the schedules compute the answer when they are asked. The table
-`batch_platform.partition_status` holds it as of the last commit of a partition or the last end of a step. A model whose labels were
+`batch_platform.partition_status` holds it as of the last end of a step. A model whose labels were
 corrected does not make its predictions stale, since scoring them again would change nothing; a remark says so.
 """
 
@@ -19,13 +19,13 @@ from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import Measured, health_of
-from batch_platform.pipeline.plan import Plan, remark_on, superseded, training_asked_for
+from batch_platform.pipeline.plan import Plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
-from batch_platform.pipeline.trainings_due import declared_now, differences, knows_too_much, trainings_of
+from batch_platform.pipeline.trainings_due import declared_now, differences, trainings_of
 from batch_platform.pipeline.wanted import open_partitions
 from batch_platform.warehouse.failures import Failure
-from batch_platform.warehouse.ledger import ScoreRun, StatusRow, as_record
+from batch_platform.warehouse.ledger import StatusRow, as_record
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up", "dropped"]
 
@@ -248,31 +248,16 @@ def _partition_status(state: State, plan: Plan, key: str, trouble: tuple[Conditi
 
 def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusRow]:
     """Say how every committed partition of a state stands by a plan that covers it."""
-    return [
-        _status_row(state, run, plan.stale.get(key), plan.remarks.get(key), computed_at)
-        for key, run in state.scores.items()
-    ]
-
-
-def committed_status(spec: PipelineSpec, state: State, run: ScoreRun, computed_at: datetime) -> StatusRow:
-    """Say how a partition stands as it is committed, by the state with which it was scored and the decisions until now.
-
-    Nothing is planned for it: whether a newer model is due, and whether labels are there, is known when the step ends.
-    """
-    stale = superseded(run, state.registry.champion(run.partition_start))
-    remark = remark_on(
-        spec, state, run, awaiting=None, known=knows_too_much(spec, state.registry.named(run.model_version))
-    )
-    return _status_row(state, run, stale, remark or None, computed_at)
-
-
-def _status_row(state: State, run: ScoreRun, stale: str | None, remark: str | None, computed_at: datetime) -> StatusRow:
-    champion = state.registry.champion(run.partition_start)
-    return as_record(
-        StatusRow,
-        run,
-        condition="scored" if stale is None else "stale",
-        reason=remark if stale is None else stale,
-        champion=None if champion is None else champion.version,
-        computed_at=computed_at,
-    )
+    rows = list[StatusRow]()
+    for key, run in state.scores.items():
+        stale, champion = plan.stale.get(key), state.registry.champion(run.partition_start)
+        row = as_record(
+            StatusRow,
+            run,
+            condition="scored" if stale is None else "stale",
+            reason=plan.remarks.get(key) if stale is None else stale,
+            champion=None if champion is None else champion.version,
+            computed_at=computed_at,
+        )
+        rows.append(row)
+    return rows

@@ -24,7 +24,7 @@ PALE, FAINT = "#f7f7f7", "#e4e4e4"
 _DAY = timedelta(hours=20)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # pixels, in the heat map
-FEW = 3  # fewer partitions make no line
+LEAST = 3  # fewer partitions make no line
 MANY = 92  # more partitions have small dots
 INSIDE, OUTSIDE = "within the interval", "outside of it"
 WIDTH, HEIGHT = 720, 220  # pixels of a picture; a chart in a browser is as wide as its place
@@ -46,11 +46,11 @@ class Chart:
 def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     """Draw the charts that the figures have numbers for, by name; partitions stand where they start on the clocks of `zone`.
 
-    A chart over time needs two partitions.
+    A chart over time needs three partitions.
     """
     starts = [f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs]
     times = pl.DataFrame({"partition_key": figures.window.keys, "start": starts})
-    over_time = (_volume, _scores, _performance, _estimates) if times.height > 1 else ()
+    over_time = (_volume, _scores, _performance, _estimates) if times.height >= LEAST else ()
     drawn = [*(draw(figures, times) for draw in over_time), _months(figures), _calibration(figures), _drift(figures)]
     return {chart.name: chart for chart in drawn if chart is not None}
 
@@ -142,13 +142,10 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
         ],
         schema_overrides={"realised": pl.Float64, "lies": pl.String},
     )
-    few, time = _few(figures), _time(figures)
+    time = _time(figures)
     tooltip = _tooltip("partition_key", "estimate", "low", "high", "realised", "rows")
     line = alt.Chart().mark_line(color=DARK, strokeDash=[6, 4], strokeWidth=1.5)
-    if few:
-        line = alt.Chart().mark_point(color=DARK, shape="stroke", size=400, strokeWidth=3, opacity=1)
-    mark = "short bar" if few else "dashed line"
-    text = f"Estimated {metric} of each partition ({mark}) with its 95% interval (grey)."
+    text = f"Estimated {metric} of each partition (dashed line) with its 95% interval (grey)."
     layers = [
         _band(figures, "low", "high", GREY),
         line.encode(x=time, y=_metric("estimate", metric), tooltip=tooltip),
@@ -214,33 +211,24 @@ def _drift(figures: Figures) -> Chart | None:
     return _chart("drift", "Drift", text, drift.cells, alt.layer(cells, alarms), ROW_HEIGHT * columns.height)
 
 
-def _few(figures: Figures) -> bool:
-    return len(figures.window.runs) < FEW
-
-
 def _course(
     figures: Figures, name: str, y: alt.Y, low: str, high: str, *beside: str
 ) -> alt.LayerChart | alt.FacetChart:
     """Draw a value of each partition as a line in the band of its interval, with further numbers in the tooltip."""
-    line = alt.Chart().mark_line(color=BLUE, point=_few(figures))
+    line = alt.Chart().mark_line(color=BLUE)
     line = line.encode(x=_time(figures), y=y, tooltip=_tooltip("partition_key", name, low, high, *beside))
     return alt.layer(_band(figures, low, high, BLUE), line)
 
 
 def _band(figures: Figures, low: str, high: str, colour: str) -> alt.Chart:
-    """Draw an interval of each partition; an area needs several partitions to be seen, bars do not."""
-    chart = alt.Chart().mark_area(color=colour, opacity=0.25)
-    if _few(figures):
-        chart = alt.Chart().mark_rule(color=colour, opacity=0.5, strokeWidth=3)
-    return chart.encode(x=_time(figures), y=f"{low}:Q", y2=high)
+    """Draw an interval of each partition."""
+    return alt.Chart().mark_area(color=colour, opacity=0.25).encode(x=_time(figures), y=f"{low}:Q", y2=high)
 
 
 def _time(figures: Figures) -> alt.X:
     first = figures.window.runs[0]
     hourly = first.partition_end - first.partition_start < _DAY
     axis = alt.X("start:T", title=None, axis=alt.Axis(labelSeparation=8))
-    if _few(figures):
-        axis = axis.scale(padding=30)  # beside marks that are no line
     return axis.timeUnit("utcyearmonthdatehours" if hourly else "utcyearmonthdate")
 
 

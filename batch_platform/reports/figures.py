@@ -159,7 +159,7 @@ def read_figures(
 
     calibration, confusion = _calibration(con, spec, registry, window)
     estimates = read_estimate_figures(con, spec.name, metric, window)
-    segments = read_segments(con, spec, metric, window, pooled, [summed_up, *([] if before is None else [before])])
+    segments = read_segments(con, spec, metric, window, pooled)
     return Figures(
         pipeline=spec.name,
         description=spec.description,

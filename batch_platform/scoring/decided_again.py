@@ -4,7 +4,6 @@ The published rows of a partition are staged with the decisions of the present r
 scored. Scores, model and time of scoring stay, and so does what was measured of them; the new ledger row names the rule.
 """
 
-from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -60,19 +59,15 @@ class DecidingRun:
         """Decide on the rows of partitions by the present rule, or on none without a rule, and commit them in groups."""
         if not standing:
             return
-        outcomes = deque[Committed | Unscored]()
         publish(self.of.warehouse.home)
         with reading_published(self.of.warehouse.home) as con:
             staged = (self._staged(con, partition, run) for partition, run in standing)
 
-            def commit(group: Sequence[DecidedAgain | Unscored]) -> None:
+            def commit(group: Sequence[DecidedAgain | Unscored]) -> list[Committed | Unscored]:
                 members = [member for member in group if isinstance(member, DecidedAgain)]
-                outcomes.extend(one_by_one_at_need(members, self._commit, attrgetter("partition")))
+                return one_by_one_at_need(members, self._commit, attrgetter("partition"))
 
-            for member in in_groups(
-                staged, lambda it: None if isinstance(it, Unscored) else it.scores.run.rows_in, commit
-            ):
-                yield member if isinstance(member, Unscored) else outcomes.popleft()
+            yield from in_groups(staged, lambda it: it if isinstance(it, Unscored) else it.scores.run.rows_in, commit)
 
     def _staged(
         self, con: duckdb.DuckDBPyConnection, partition: Partition, standing: ScoreRun

@@ -6,9 +6,9 @@ and which model scores it, is decided elsewhere.
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -35,7 +35,7 @@ from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
-from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
+from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, StagedFile, staged_files
 
@@ -43,6 +43,7 @@ GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
 BundleOf = Callable[[Version, int], BundleFolder]  # takes a version, and how many rows it scores in the whole run
 Member = TypeVar("Member")
+Outcome = TypeVar("Outcome")
 _log = logging.getLogger(__name__)
 
 
@@ -91,10 +92,6 @@ class Unscored:
     refused: tuple[Path, ...] = ()  # files of its rejected rows, if they are too many
 
 
-_NOTHING = Future[list[Committed | Unscored]]()  # the commit of an empty group
-_NOTHING.set_result([])
-
-
 @dataclass(frozen=True)
 class Due:
     """A partition to score."""
@@ -126,7 +123,6 @@ class ScoringRun:
     stamp: Stamp
     force: bool  # whether a partition may become empty
     commits: Commits  # the pipeline as it was committed before
-    settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
     clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None  # called first in the transaction of each commit
     decision_rule: str | None = None  # rule by which rows are decided, as the ledger holds it
 
@@ -135,14 +131,12 @@ class ScoringRun:
 
         After any other failure, what was scored before it is still committed.
         """
-        with (
-            threads_explained(),
-            ThreadPoolExecutor(1, "commit") as committer,
-            closing(self._scored(due)) as scored,
-        ):
-            yield from self._in_groups(committer, scored)
+        with closing(self._scored(due)) as scored:
+            yield from in_groups(
+                scored, lambda it: it if isinstance(it, Unscored) else it[1].counts.rows_in, self._commit
+            )
 
-    def _scored(self, due: Sequence[Due]) -> Generator[tuple[Due, Staged | Unscored]]:
+    def _scored(self, due: Sequence[Due]) -> Generator[tuple[Due, Staged] | Unscored]:
         """Score partitions, in order; behind one that fails alone the engine begins again."""
         orders, at = list(orders_of(due, self.history, self.bundle_folder)), 0
         while at < len(due):
@@ -150,48 +144,22 @@ class ScoringRun:
                 with closing(staged_whole(self.engine, orders[at:], self.history)) as results:
                     for item, staged in zip(due[at:], results, strict=True):
                         at += 1
-                        yield item, self._within_budget(staged)
+                        yield self._refused(staged) or (item, staged)
             except BatchPlatformError as error:
                 if not error.of_one_partition:
                     raise
                 failed, at = due[at], at + 1
-                yield failed, Unscored(failed.partition, error)
+                yield Unscored(failed.partition, error)
 
-    def _within_budget(self, staged: Staged) -> Staged | Unscored:
+    def _refused(self, staged: Staged) -> Unscored | None:
+        """The failure of a partition with too many rejected rows; None if it is within its budget."""
         try:
             require_within_budget(self.history.spec, staged)
         except DataError as error:
             for file in set(staged.files) - set(staged.rejected):
                 file.unlink()
             return Unscored(staged.partition, error, staged.rejected)
-        return staged
-
-    def _in_groups(
-        self, committer: Executor, scored: Iterable[tuple[Due, Staged | Unscored]]
-    ) -> Generator[Committed | Unscored]:
-        """Commit a group while the next one is scored; after a failure, what is staged is committed before it is raised."""
-        group, behind = list[tuple[Due, Staged]](), _NOTHING
-        try:
-            try:
-                for due, staged in scored:
-                    if isinstance(staged, Unscored):
-                        yield staged
-                        continue
-                    group.append((due, staged))
-                    full = _is_full(len(group), sum(staged.counts.rows_in for _, staged in group))
-                    if full or behind.done():
-                        ended, behind = behind, _NOTHING
-                        yield from ended.result()
-                    if full:
-                        behind, group = committer.submit(self._commit, group), []
-            except Exception:
-                yield from behind.result()
-                raise
-            yield from behind.result()
-        except Exception:
-            yield from committer.submit(self._commit, group).result()
-            raise
-        yield from committer.submit(self._commit, group).result()
+        return None
 
     def _run(self, due: Due, staged: Staged) -> ScoreRun:
         """The ledger row of a scored partition."""
@@ -264,8 +232,9 @@ class ScoringRun:
         """The reference profile of the version that scored a partition."""
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
 
-    def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:
-        return one_by_one_at_need(group, self._commit_together, lambda member: member[0].partition)
+    def _commit(self, group: Sequence[tuple[Due, Staged] | Unscored]) -> list[Committed | Unscored]:
+        members = [member for member in group if not isinstance(member, Unscored)]
+        return one_by_one_at_need(members, self._commit_together, lambda member: member[0].partition)
 
     def commit(
         self,
@@ -289,7 +258,6 @@ class ScoringRun:
             commits = commits_of(runs)
             measure(con, commits)
             values.update(read_values(con, commits, known))
-            self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
@@ -372,32 +340,42 @@ _read_once = lru_cache(maxsize=64)(read_reference)
 
 
 def in_groups(
-    members: Iterable[Member], rows_of: Callable[[Member], int | None], commit: Callable[[list[Member]], object]
-) -> Generator[Member]:
-    """Commit members in groups and yield them as soon as they are; one that brings no rows (None) is yielded at once.
+    members: Iterable[Member],
+    rows_of: Callable[[Member], int | Outcome],
+    commit: Callable[[list[Member]], Sequence[Outcome]],
+) -> Generator[Outcome]:
+    """Commit members in groups, each while the next one is made, and yield the outcomes as soon as they are known.
 
-    After a failure, what came before it is still committed.
+    `rows_of` gives the number of rows that a member brings, or the outcome of a member that brings none. One group is committed at
+    a time and in order. After a failure, what came before it is still committed.
     """
-    group, rows = list[Member](), 0
-    try:
-        for member in members:
-            if (brought := rows_of(member)) is None:
-                yield member
-                continue
-            group.append(member)
-            rows += brought
-            if _is_full(len(group), rows):
-                full, group, rows = group, [], 0
-                commit(full)
-                yield from full
-    except Exception:
+    group, rows, behind = list[Member](), 0, deque[Future[Sequence[Outcome]]]()
+    failures = list[Exception]()
+    with threads_explained(), ThreadPoolExecutor(1, "commit") as committer:
+        try:
+            for member in members:
+                if not isinstance(brought := rows_of(member), int):
+                    yield brought
+                    continue
+                group.append(member)
+                rows += brought
+                is_full = len(group) >= GROUP_PARTITIONS or rows >= GROUP_ROWS
+                while behind and (is_full or behind[0].done()):
+                    yield from behind.popleft().result()
+                if is_full:
+                    behind.append(committer.submit(commit, group))
+                    group, rows = [], 0
+        except Exception as error:  # noqa: BLE001 - raised below, once what came before is committed
+            failures.append(error)
         if group:
-            commit(group)
-            yield from group
-        raise
-    if group:
-        commit(group)
-        yield from group
+            behind.append(committer.submit(commit, group))
+        for ended in behind:
+            try:
+                yield from ended.result()
+            except Exception as error:  # noqa: BLE001 - likewise
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 def one_by_one_at_need(
@@ -414,8 +392,3 @@ def one_by_one_at_need(
         if len(group) == 1:
             return [Unscored(partition_of(group[0]), error)]
     return [outcome for member in group for outcome in one_by_one_at_need([member], together, partition_of)]
-
-
-def _is_full(partitions: int, rows: int) -> bool:
-    """Return whether a group is large enough to be committed."""
-    return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

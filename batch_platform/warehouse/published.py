@@ -43,7 +43,6 @@ from batch_platform.warehouse.marks import (
 from batch_platform.warehouse.sql import connect, literal, quoted, tables, transaction
 from batch_platform.warehouse.staging import sweep_all
 from batch_platform.warehouse.tables_in_files import (
-    PREDICTIONS,
     files_in_lake,
     find_files,
     made_elsewhere,
@@ -51,7 +50,6 @@ from batch_platform.warehouse.tables_in_files import (
     make_views_here,
     named_files,
     remove_files,
-    tables_in_files,
     views,
 )
 
@@ -258,22 +256,17 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
 
 
 def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
-    """Return whether so many rows were scored since a change that copying all bytes is quicker than writing the rows."""
+    """Return whether so many rows were scored since a change that copying all bytes is quicker than writing the rows.
+
+    Rows in files count too: without them the warehouse is small, and copying it is quick.
+    """
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
     if changed <= MUCH_ROWS:
         return False
-    # The ledger counts rows in files too, which no copy holds.
-    for pipeline in [name for name, table in tables_in_files(con) if table == PREDICTIONS]:
-        query = f"""
-            SELECT coalesce(sum(rows), 0) FROM {quoted(pipeline)}.{PREDICTIONS.files} WHERE partition_key IN (
-                SELECT partition_key FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline AND seq > $since)
-        """
-        ((in_files,),) = con.execute(query, {"pipeline": pipeline, "since": since}).fetchall()
-        changed -= in_files
     query = "SELECT sum(estimated_size) FROM duckdb_tables() WHERE database_name = current_database()"
     ((rows,),) = con.execute(query).fetchall()
-    return changed > max(MUCH_ROWS, MUCH_OF_ALL * rows)
+    return changed > MUCH_OF_ALL * rows
 
 
 def _attach(con: duckdb.DuckDBPyConnection, path: Path) -> None:

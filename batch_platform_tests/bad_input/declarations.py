@@ -334,8 +334,7 @@ def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(HOME_VARIABLE, str(fed.pipeline.home.root))
         shown = describe.trained(Wiring(fed.pipeline.spec, fed.pipeline.folder), trained)
-    assert ("suspected_leaks" in shown) == bool(trained.leaks)
-    assert not flagged or "leak" in shown["suspected_leaks"].value
+    assert not flagged or "leak is suspected" in shown["model_card"].value
     assert trained.decision.action == "approved", trained.decision.reason
     assert flagged == ("a leak is suspected (allowed): leak " in trained.decision.reason)
     assert PERIOD in trained.version.version

@@ -129,7 +129,7 @@ def test_pipelines_that_share_a_name_are_set_apart_and_the_others_load(user_proj
 
 
 @pytest.mark.parametrize("definitions", ["its own", "none"])
-def test_the_command_serves_the_others_where_dagsters_own_loader_stops_and_says_what_to_do(cli, fresh, definitions):
+def test_the_command_serves_the_others_where_dagsters_own_loader_stops(cli, fresh, definitions):
     module = fresh / PACKAGE / "definitions.py"
     if definitions == "none":
         module.unlink()
@@ -140,8 +140,6 @@ def test_the_command_serves_the_others_where_dagsters_own_loader_stops_and_says_
     checked = cli(fresh, "check")
     assert problems_counted(checked.out) == ["misspelt: 1 problem", "small: ok", "unreadable: 1 problem"]
     assert re.search(rf"{pipeline_folder(fresh, 'unreadable')}/defs\.yaml:\d+: ", checked.error)
-    called_in = "a definitions.py" if definitions == "none" else "shop.definitions"
-    assert checked.error.count(f"called in {called_in}, loads the others.") == 1
     assert cli(fresh, "status").out.startswith("small: ")
 
 

@@ -25,7 +25,6 @@ from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
@@ -109,8 +108,11 @@ def _bring_up_to_date(of: Work, _: random.Random) -> None:
 
 
 def _replay(of: Work, _: random.Random) -> None:
-    pipeline = of.declared()
-    list(replay(pipeline, days(pipeline, *of.keys), of.stamp()))
+    pipeline, stamp = of.declared(), of.stamp()
+    scores = pipeline.state().scores
+    rejected = [day for day in days(pipeline, *of.keys) if day.key in scores and scores[day.key].rows_rejected]
+    list(pipeline.build_features(rejected, stamp, force=True))
+    list(pipeline.score(rejected, stamp))
     pipeline.publish()
 
 

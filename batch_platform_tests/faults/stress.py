@@ -63,7 +63,6 @@ REFUSALS = (
     "no approved version but",
     "was removed by",
     "no model serves it",
-    "these partitions were not replayed",
 )
 SECONDS_CALM = 45.0  # between two times at which nothing runs and all must be done
 

@@ -14,8 +14,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.inputs import WEIGHT
-from batch_platform.declaration.model import Model
-from batch_platform.declaration.search import Search
+from batch_platform.declaration.model import Model, Search
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
 from batch_platform.models.bundle import read_manifest

@@ -205,7 +205,7 @@ def test_every_kind_of_model_is_compared_with_production(tmp_path, kind):
     for partition in partitions:
         assert partition.production[metric] == pytest.approx(dict(performance)[partition.partition])
     (total,) = [total for total in totals(partitions) if total.metric == metric]
-    assert (total.partitions, total.compared, total.better + total.worse <= 8) == (8, 8, True)
+    assert (total.partitions, total.compared) == (8, 8)
     assert everything(pipeline) == before
 
 

@@ -357,37 +357,6 @@ def live(deployment: Deployment, columns: str = "partition_key, condition, reaso
         return con.execute(f"SELECT {columns} FROM batch_platform.partition_status ORDER BY ALL").fetchall()
 
 
-def test_a_commit_brings_the_rows_of_its_own_partitions_up_to_date(deployment):
-    changed = other_declaration(deployment)
-    assert not checked(changed).passed
-    days = changed.pipeline.spec.partitions.calendar.within(*(datetime(2024, 2, day, tzinfo=UTC) for day in (5, 8)))
-    list(changed.pipeline.score(days, Stamp("again", NOW)))
-    statuses = {key: condition for key, condition, _ in live(changed)}
-    assert {key for key, condition in statuses.items() if condition == "scored"} == {day.key for day in days}
-    assert set(statuses) == set(ALL)
-
-
-def test_a_partition_that_is_scored_by_a_named_version_is_stale_from_its_commit_on(deployment):
-    pipeline = deployment.pipeline
-    first, second = (version.version for version in pipeline.state().registry.versions)
-    day = pipeline.spec.partitions.calendar.named("2024-02-14")
-    list(pipeline.score([day], Stamp("by hand", NOW), version=first))
-    stale = [row for row in live(deployment) if row[1] == "stale"]
-    assert stale == [(day.key, "stale", f"scored by {first}, the champion is {second}")]
-
-
-@pytest.mark.full
-def test_a_commit_takes_an_earlier_decision_into_account(deployment, monkeypatch):
-    monkeypatch.setattr("batch_platform.scoring.run.GROUP_PARTITIONS", 1)
-    pipeline = deployment.pipeline
-    days = [pipeline.spec.partitions.calendar.named(key) for key in SECOND]
-    scoring = pipeline.score(days, Stamp("slow", NOW), force=True)
-    next(scoring)
-    a_rollback(deployment)
-    assert len(list(scoring)) == len(days) - 1
-    assert dict.fromkeys(SECOND, "stale") == {key: condition for key, condition, _ in live(deployment) if key in SECOND}
-
-
 @pytest.mark.full
 def test_a_decision_and_the_end_of_a_training_bring_every_row_up_to_date(deployment):
     a_rollback_of_some_days(deployment)

@@ -23,7 +23,7 @@ from batch_platform.reports.drift import read_drift_figures
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.report import html
-from batch_platform.reports.segments import RATES, drift_levels, gaps_of, score_shifts
+from batch_platform.reports.segments import RATES, gaps_of, segment_drift
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
 from batch_platform.warehouse.failures import Failure
@@ -168,48 +168,34 @@ def test_the_ratio_of_rates_is_taken_among_segments_with_enough_rows():
     assert gaps_of(segments.head(1)) == []
 
 
-def test_a_segment_whose_scores_moved_is_found_by_its_scores_alone(figures):
-    later, earlier = figures.window, figures.before
-    random = np.random.default_rng(0)
-    spread = {("still", False): (2, 5), ("still", True): (2, 5), ("moved", False): (2, 5), ("moved", True): (3, 4)}
-    scored = pl.concat(
-        pl.DataFrame(
-            {"shop": shop, "score": random.beta(*shape, 2_000), "partition_key": (later if after else earlier).keys[0]}
-        )
-        for (shop, after), shape in spread.items()
-    )
-    with duckdb.connect() as con:
-        con.execute("CREATE SCHEMA small")
-        con.execute("CREATE TABLE small.predictions AS SELECT *, 1 AS low, 2 AS high FROM scored")
-        shifts = dict(score_shifts(con, "small", "shop", [later, earlier]).iter_rows())
-    assert shifts["still"] is None, "what chance explains is no shift"
-    edges = np.quantile(scored["score"], np.linspace(0, 1, 11)[1:-1])
-    p, q = (
-        np.bincount(
-            np.searchsorted(edges, scored.filter(pl.col("shop") == "moved", partition_key=run.keys[0])["score"]),
-            minlength=10,
-        )
-        / 2_000
-        for run in (later, earlier)
-    )
-    assert shifts["moved"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=0.15), "as by other cells"
-
-
-def test_the_level_of_a_segment_is_the_worst_of_the_window_and_is_shown_where_one_was_judged(figures):
+def test_the_drift_of_a_segment_is_the_worst_of_the_window_and_is_shown_where_it_was_judged(figures):
     keys = figures.window.keys
-    levels = [("a", keys[0], "none"), ("a", keys[1], "fail"), ("a", keys[2], "warn"), ("b", keys[0], None)]
-    levels += [(None, keys[0], "none"), (None, keys[1], "warn"), ("b", "2023-02-01", "fail")]
+    rows = [
+        ("a", keys[0], 0.1, "none"),
+        ("a", keys[1], 0.5, "fail"),
+        ("a", keys[2], 0.3, "warn"),
+        ("b", keys[0], 0.04, None),
+    ]
+    rows += [(None, keys[0], 0.1, "none"), (None, keys[1], 0.2, "warn"), ("b", "2023-02-01", 0.9, "fail")]
     with duckdb.connect() as con:
-        assert drift_levels(con, "small", "shop", figures.window).height == 0, "nothing was judged"
+        assert segment_drift(con, "small", "shop", figures.window).height == 0, "nothing was measured"
         con.execute("CREATE SCHEMA small")
         con.execute(
-            "CREATE TABLE small.drift_by_segment (segment TEXT, partition_key TEXT, level TEXT, segment_column TEXT DEFAULT 'shop')"
+            "CREATE TABLE small.drift_by_segment (segment TEXT, partition_key TEXT, psi DOUBLE, level TEXT, "
+            "psi_by_chance DOUBLE DEFAULT 0.1, psi_usual DOUBLE, segment_column TEXT DEFAULT 'shop')"
         )
-        con.executemany("INSERT INTO small.drift_by_segment (segment, partition_key, level) VALUES (?, ?, ?)", levels)
-        worst = dict(drift_levels(con, "small", "shop", figures.window).iter_rows())
-    assert worst == {"a": "fail", "b": None, None: "warn"}
-    shown = figures.segments.with_columns(level=pl.lit("warn"))
-    assert "<td>warn</td>" in html(replace(figures, segments=shown), {}, BERLIN)
+        con.executemany(
+            "INSERT INTO small.drift_by_segment (segment, partition_key, psi, level) VALUES (?, ?, ?, ?)", rows
+        )
+        drift = {
+            segment: (moved, level)
+            for segment, moved, level in segment_drift(con, "small", "shop", figures.window).iter_rows()
+        }
+    assert drift == {"a": (pytest.approx(0.4), "fail"), "b": (0.0, None), None: (pytest.approx(0.1), "warn")}
+    shown = figures.segments.with_columns(level=pl.lit("warn"), moved=pl.lit(0.4))
+    page = html(replace(figures, segments=shown), {}, BERLIN)
+    assert "<td>warn</td>" in page
+    assert "scores moved</th>" in page
     assert "<th>drift</th>" not in html(figures, {}, BERLIN)
 
 

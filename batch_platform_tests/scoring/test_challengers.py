@@ -21,13 +21,12 @@ from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.promotion import Maker, promote, roll_back
-from batch_platform.monitoring.measures.challengers import CHALLENGERS, read_challenger_runs
+from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
@@ -600,31 +599,14 @@ def spoilt(least: float | None = None) -> pl.DataFrame:
     return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
 
 
-@pytest.mark.full
-def test_a_replay_gives_challengers_what_a_whole_scoring_would(tmp_path):
-    carry_out(small_pipeline(tmp_path, features=RULES, events=spoilt(), **BOTH), NOW)
-    shutil.copytree(tmp_path, tmp_path.with_name("whole"), symlinks=True)
-    fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), **BOTH)
-    wanted = days(fixed, "2024-02-02", "2024-02-03")
-    committed = list(replay(fixed, wanted, Stamp("replay", NOW)))
-    assert [{run.challenger for run in CHALLENGERS.of(partition.measures)} for partition in committed] == [
-        {"linear", "tree"}
-    ] * 2
-    whole = small_pipeline(tmp_path.with_name("whole"), features=RULES, events=spoilt(12.5), **BOTH)
-    list(whole.build_features(wanted, AGAIN, force=True))
-    list(whole.score(wanted, Stamp("replay", NOW), force=True))
-    for name in ("linear", "tree"):
-        assert scores(fixed, name, without=("run_id",)).equals(scores(whole, name, without=("run_id",)))
-    assert runs(fixed) == runs(whole)
-
-
-def test_a_challenger_that_can_no_longer_score_ends_with_a_replay(tmp_path):
+def test_a_challenger_that_can_no_longer_score_ends_once_a_partition_is_scored_again(tmp_path):
     carry_out(small_pipeline(tmp_path, features=RULES, events=spoilt(), **BOTH), NOW)
     fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), **BOTH)
     (fixed.home.bundle("small", versions(fixed)["tree"]) / "model.skops").write_bytes(b"x")
-    list(replay(fixed, days(fixed, "2024-02-02"), Stamp("replay", NOW)))
+    list(fixed.build_features(days(fixed, "2024-02-02"), AGAIN, force=True))
+    list(fixed.score(days(fixed, "2024-02-02"), AGAIN))
     served, run = fixed.state().scores["2024-02-02"], runs(fixed)["2024-02-02", "tree"]
-    assert served.run_id == "replay"
+    assert served.run_id == AGAIN.run_id
     assert (run.rows_in, run.rows_scored, run.model_version) == (served.rows_scored, 0, versions(fixed)["tree"])
     assert run.failure
     assert not scores(fixed, "tree").filter(pl.col("partition_key") == "2024-02-02").height
