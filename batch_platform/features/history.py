@@ -43,7 +43,6 @@ from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 # `features.time` there is none), a hash of its group, otherwise of its key without dates and times, the start of its partition
 # and, in snapshots, a hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too,
 # the same wherever and whenever it is computed; in snapshots they say whether they are in the first half of the rows held out.
-# Where `labels.weight` is declared, there is a WEIGHT.
 ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW = "__row_time", "__entity", "__partition_start", "__group", "__row"
 FIRST_HALF = "__first_half"
 
@@ -394,9 +393,8 @@ class History:
         shared = {name for name in looked_at if builds and not self.builder.dated.takes_partition(name)}
         for key, partition in self._named(builds if looked_at else ()).items():
             now = {name: version(name, first if name in shared else partition) for name in looked_at}
-            errors = {name: current for name, current in now.items() if isinstance(current, SourceError)}
-            if errors:
-                name, error = errors.popitem()
+            if errors := [(name, it) for name, it in now.items() if isinstance(it, SourceError)]:
+                name, error = errors[-1]
                 gone[key] = f"what it reads of source {name!r} {absence(error)}"
             else:
                 versions[key] = json.dumps(json.loads(builds[key].sources) | now, sort_keys=True)

@@ -84,7 +84,7 @@ def suspected_leaks(  # noqa: PLR0913 - a table and its order
     kinds, counts = np.unique(truth, return_counts=True)
     often = kinds[np.argsort(-counts, kind="stable")[:MAX_CLASSES]]
     for target in [truth == kind for kind in often] if classes else [truth]:
-        suspects |= {(at,): IS_MEAN for at in numeric if _is_mean(matrix[:, at], target.astype(np.float64))}
+        suspects |= {(int(at),): IS_MEAN for at in numeric if _is_mean(matrix[:, at], target.astype(np.float64))}
     named, block = {at for parts in suspects for at in parts}, np.unique(block[::step], return_inverse=True)[1]
     fold = block * FOLDS // (block.max() + 1)
     if block.max() + 1 < FOLDS:
