@@ -30,7 +30,9 @@ _Answer = TypeVar("_Answer")
 _LINE_ENDS = (r"\r\n", r"\n")  # line breaks in the notation of DuckDB's option
 _DELIMITERS = ",;\t|"
 _NONE = "(empty)"  # DuckDB's word for a character that a CSV file does not use
-_with_numbers = set[str]()  # versions of files whose columns were seen to hold numbers or text throughout
+_MOST_KNOWN = 1_000
+# The arguments that read files, by their version and declaration, since all values are looked at for them.
+_known = dict[str, str]()
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,29 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     except ArchiveError as error:
         problem = f" cannot be read: {error.message}"
         raise table.error(problem, error.hint) from error
+    relation = _READERS[table.source.kind].function
+    version = digest(table.source.model_dump_json(), *paths, files_version(table))
+    if version not in _known:
+        typed = _typed(con, table, paths)
+        _require_numbers(con, table, f"{relation}({typed})")
+        if len(_known) == _MOST_KNOWN:
+            _known.clear()
+        _known[version] = typed
+    typed = _known[version]
+    if not table.source.number_rows:
+        return f"{relation}({typed})"
+    return numbered(con, table, f"{relation}({typed}, filename = '__file')")
+
+
+def _typed(con: duckdb.DuckDBPyConnection, table: SourceTable, paths: Sequence[str]) -> str:
+    """The arguments that read files by the notation and the types that fit all values."""
     try:
         is_one = table.source.kind == "csv" and len(paths) == 1
-        typed = (_one_csv_file(con, table, *paths) if is_one else None) or _files(con, table, paths)
+        return (_one_csv_file(con, table, *paths) if is_one else None) or _files(con, table, paths)
     except duckdb.InvalidInputException as error:
         if "not utf-8 encoded" not in str(error):
             raise
         raise _of_another_encoding(table, str(error)) from error
-    relation = _READERS[table.source.kind].function
-    if (files := digest(typed, files_version(table))) not in _with_numbers:
-        _require_numbers(con, table, f"{relation}({typed})")
-        _with_numbers.add(files)
-    if not table.source.number_rows:
-        return f"{relation}({typed})"
-    return numbered(con, table, f"{relation}({typed}, filename = '__file')")
 
 
 def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str) -> str | None:
