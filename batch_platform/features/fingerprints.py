@@ -152,7 +152,8 @@ class DatedSources:
     @property
     def shared(self) -> list[str]:
         """Those of which every partition reads the same rows."""
-        return [name for name in self.watched if name not in self.selected]
+        selected = self.selected
+        return [name for name in self.watched if name not in selected]
 
     @property
     def selected(self) -> list[str]:
@@ -164,12 +165,19 @@ class DatedSources:
         return self.sources.kind(name).takes_partition(self._first(name))
 
     def rows_now(
-        self, name: str, partitions: Iterable[Partition], versions: Mapping[str, str | None]
+        self,
+        name: str,
+        partitions: Sequence[Partition],
+        versions: Mapping[str, str | None],
+        most_bytes: int | None = None,
     ) -> Iterator[tuple[str, Fingerprint]]:
         """The fingerprints of partitions in a source that a query selects, by key, as the source is now.
 
-        Left out are those that have the same version still; `versions` are by key. May raise SourceError.
+        Left out are those that have the same version still (`versions` are by key), and all if they have more than
+        `most_bytes`. May raise SourceError.
         """
+        if most_bytes is not None and self.size(name, partitions) > most_bytes:
+            return
         with ExitStack() as stack:
             con: SourceConnection | None = None
             for partition in partitions:
@@ -180,11 +188,15 @@ class DatedSources:
                     yield partition.key, fingerprint_of(con, name, partition)
 
     def changes(
-        self, name: str, partitions: Iterable[Partition], builds: Mapping[str, FeatureBuild]
+        self,
+        name: str,
+        partitions: Sequence[Partition],
+        builds: Mapping[str, FeatureBuild],
+        most_bytes: int | None = None,
     ) -> Iterator[tuple[str, Fingerprint, Fingerprint]]:
-        """What a build recorded of such a source and what it holds now, by key, where they differ; may raise SourceError."""
+        """What builds recorded of such a source and what it holds now, by key, where they differ; see `rows_now`."""
         versions = {key: json.loads(build.sources).get(name) for key, build in builds.items()}
-        for key, now in self.rows_now(name, partitions, versions):
+        for key, now in self.rows_now(name, partitions, versions, most_bytes):
             was = json.loads(builds[key].fingerprints).get(name)
             if was and (then := Fingerprint(*was)) != now:
                 yield key, then, now
@@ -239,9 +251,10 @@ class DatedSources:
             self.newest[name] = held
         return held
 
-    def size(self, name: str) -> int:
-        """The bytes of a source, roughly."""
-        return self.sources.kind(name).size(self._first(name))
+    def size(self, name: str, partitions: Sequence[Partition] = ()) -> int:
+        """The bytes of a source, roughly; of one that a query selects, those of as many partitions as the last one of these."""
+        table = self.sources.table(name, partitions[-1]) if partitions else self._first(name)
+        return self.sources.kind(name).size(table) * (len(partitions) or 1)
 
     def _first(self, name: str) -> SourceTable:
         calendar = self.sources.spec.partitions.calendar

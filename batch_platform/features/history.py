@@ -361,7 +361,7 @@ class History:
             late = self.spec.sources[name].lateness
             recent = [it for it in partitions.values() if recheck or is_recent(late, it.end, newest)]
             with suppress(SourceError):
-                for key, then, now in self.builder.dated.changes(name, recent, builds):
+                for key, then, now in self.builder.dated.changes(name, recent, builds, most_bytes):
                     (changed if now.rows else gone)[key] = now.change_since(then, name)
         return SourceChanges(versions, changed, gone, taken)
 
@@ -433,7 +433,7 @@ class History:
             late = self.spec.sources[name].lateness
             looked_at = [it for it in partitions.values() if recheck or is_recent(late, it.end + delay, newest)]
             with suppress(SourceError):
-                selected[name] = dict(builder.dated_labels.rows_now(name, looked_at, {}))
+                selected[name] = dict(builder.dated_labels.rows_now(name, looked_at, {}, most_bytes))
         names = (*undated, *(name for _, name in taken), *selected)
         lateness = {name: self.spec.sources[name].lateness for name in names}
         for key, partition in partitions.items():
