@@ -237,6 +237,7 @@ PLACES = {
     "graphql": r"cli\.guard",
     "fsspec": r"features\.sources\.(zipped|objects)",
     "deltalake": r"features\.sources\.delta",
+    "pyiceberg": r"features\.sources\.iceberg",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",

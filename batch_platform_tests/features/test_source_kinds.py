@@ -1,5 +1,6 @@
 """What every kind of source must do, for each kind, and for one from outside of the package."""
 
+import json
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog import load_catalog
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
 from batch_platform.declaration.inputs import KINDS_IN_STORES, SOURCE_KEYS
@@ -95,14 +97,30 @@ def write_delta(path: Path, table: pl.DataFrame) -> None:
     write_deltalake(path, table.to_arrow(), mode="overwrite")
 
 
+def write_iceberg(path: Path, table: pl.DataFrame) -> None:
+    """Overwrite the rows of the table `sales.orders` of the catalog in a folder with others."""
+    path.mkdir(exist_ok=True)
+    catalog = load_catalog("default", uri=f"sqlite:///{path}/catalog.db", warehouse=f"file://{path}")
+    catalog.create_namespace_if_not_exists("sales")
+    iceberg = catalog.create_table_if_not_exists("sales.orders", schema=table.to_arrow().schema)
+    if iceberg.current_snapshot() is None:
+        iceberg.append(table.to_arrow())
+    elif not pl.DataFrame(iceberg.scan().to_arrow()).equals(table):
+        iceberg.overwrite(table.to_arrow())
+
+
+def iceberg_table(name: str) -> dict[str, Any]:
+    return {"catalog": {"uri": "sqlite:///PATH/iceberg/catalog.db", "warehouse": "file://PATH/iceberg"}, "table": name}
+
+
 @dataclass(frozen=True)
 class Case:
     """A kind of source, how a table of it is written, and how it is declared."""
 
     file: str  # {partition_key} where each partition has one
     write: Callable[[Path, pl.DataFrame], Any]
-    declared: dict[str, str]
-    missing: dict[str, str]  # nearly the same
+    declared: dict[str, Any]
+    missing: dict[str, Any]  # nearly the same
     nearest: str
 
     def put(self, folder: Path, table: pl.DataFrame, key: str = FIRST.key) -> Path:
@@ -171,6 +189,13 @@ CASES = {
         "a.duckdb",
     ),
     "delta": Case("orders", write_delta, {"delta": "orders"}, {"delta": "order"}, "orders"),
+    "iceberg": Case(
+        "iceberg",
+        write_iceberg,
+        {"iceberg": iceberg_table("sales.orders")},
+        {"iceberg": iceberg_table("sales.order")},
+        "sales.orders",
+    ),
     "asset": Case("home", write_asset, {"asset": "raw/a"}, {"asset": "raw/aa"}, "raw.a"),
     "python": Case(
         "source_of_kinds.py",
@@ -207,9 +232,7 @@ every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 
 def declared(folder: Path, source: dict[str, str]) -> Sources:
     spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    source = {
-        key: text.replace("FOLDER", folder.name) if isinstance(text, str) else text for key, text in source.items()
-    }
+    source = json.loads(json.dumps(source).replace("FOLDER", folder.name).replace("PATH", str(folder)))
     return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
 
 
@@ -271,7 +294,12 @@ def test_the_state_is_what_the_source_holds_and_where(folder, case):
         2,
         [("x", "BIGINT"), ("text", "VARCHAR"), ("number", "DOUBLE")],
     )
-    assert state.location in (case.place(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb")
+    assert state.location in (
+        case.place(path),
+        case.declared.get("python"),
+        f"raw.a in {path}/published.duckdb",
+        "sales.orders",
+    )
     assert state == sources.state("a", FIRST)
 
 
@@ -282,7 +310,8 @@ def test_a_missing_source_is_named_with_the_nearest_match(folder, case):
     for work in (lambda: sources.version("a", FIRST), lambda: seen(sources), lambda: sources.state("a", FIRST)):
         with pytest.raises((SourceError, WrongUseError), match=f"did you mean '{re.escape(case.nearest)}'") as refused:
             work()
-        name = case.missing[next(iter(case.missing))].removeprefix(f"{LAKE}/FOLDER/")
+        missing = case.missing[next(iter(case.missing))]
+        name = missing["table"] if isinstance(missing, dict) else missing.removeprefix(f"{LAKE}/FOLDER/")
         assert name.rpartition(".")[2] in str(refused.value)
 
 
