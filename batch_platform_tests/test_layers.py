@@ -238,6 +238,7 @@ PLACES = {
     "fsspec": r"features\.sources\.(zipped|objects)",
     "deltalake": r"features\.sources\.delta",
     "adbc_driver_manager": r"features\.sources\.adbc",
+    "pyiceberg": r"features\.sources\.iceberg",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",

@@ -25,12 +25,6 @@ from batch_platform.declaration.notation import (
     parse_duration,
 )
 
-SOURCE_KEYS: dict[str, type] = {
-    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
-    "sql": DatabaseTable,
-    "asset": str,  # beside another kind, it names the writer of what is read there
-}
-"""The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
 STORES = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 """The stores of objects by the scheme of their addresses, with the extra that reads each."""
 KINDS_IN_STORES = ("parquet", "csv", "json", "arrow", "delta")
@@ -146,6 +140,38 @@ class Partitions(Block):
         )
 
 
+class IcebergTable(Block):
+    """A table of an Iceberg catalog."""
+
+    catalog: str | dict[str, str] = Field(
+        description="Name of a catalog in .pyiceberg.yaml or the environment, or its properties: `uri`, `warehouse`, `name` and others.",
+        examples=["lake", {"uri": "sqlite:////srv/lake/catalog.db", "warehouse": "file:///srv/lake"}],
+    )
+    table: str = Field(
+        pattern=r"^[^.{}]+(\.[^.{}]+)+$",
+        description="Name of the table, with the names of its namespaces.",
+        examples=["sales.orders"],
+    )
+    snapshot: int | None = Field(
+        default=None,
+        description="ID of the snapshot that is always read. Left out: the current one.",
+        examples=[5128427643241982011],
+    )
+
+    def __str__(self) -> str:
+        """Return the name of the table."""
+        return self.table
+
+
+SOURCE_KEYS: dict[str, type] = {
+    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
+    "iceberg": IcebergTable,
+    "sql": DatabaseTable,
+    "asset": str,  # beside another kind, it names the writer of what is read there
+}
+"""The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
+
+
 class Source(Block):
     """A raw table, read under its name by the features and the labels; exactly one of the kinds.
 
@@ -215,6 +241,11 @@ class Source(Block):
         ge=0,
         description="Version of the Delta table that is always read. Left out: the newest one.",
         examples=[12],
+    )
+    iceberg: IcebergTable | None = Field(
+        default=None,
+        description="Table of an Iceberg catalog. Needs the extra `iceberg`.",
+        examples=[{"catalog": "lake", "table": "sales.orders"}],
     )
     sql: DatabaseTable | None = Field(
         default=None,

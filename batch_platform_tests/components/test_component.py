@@ -61,6 +61,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "stores": {"arrow": "stores.feather"},
         "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day", "asset": "raw/stock"},
         "returns": {"delta": "returns", "version": 0},
+        "repairs": {"iceberg": {"catalog": "lake", "table": "shop.repairs", "snapshot": 7}},
         "fees": {"sql": {"uri": "sqlite:///fees.sqlite", "query": "fees.sql", "version": "SELECT max(fee) FROM fees"}},
         "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
     },

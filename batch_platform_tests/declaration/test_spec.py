@@ -46,6 +46,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "asset": "raw/airports",
         },
         "diversions": {"delta": "diversions", "version": 3},
+        "repairs": {"iceberg": {"catalog": "lake", "table": "fleet.repairs", "snapshot": 7}},
         "fares": {
             "sql": {"uri": "sqlite:///fares.sqlite", "query": "fares.sql", "version": "SELECT max(day) FROM fares"}
         },
@@ -189,7 +190,7 @@ def test_every_key_of_a_declaration_is_read():
     assert spec.labels.maturity == Duration(days=1)
     assert spec.model.train.window_length == Duration(days=60)
     assert [source.kind for source in spec.sources.values()] == [
-        *("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "sql")
+        *("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "iceberg", "sql")
     ]
     assert [name for name, source in spec.sources.items() if source.by_partition] == ["weather"]
     assert given_keys(ALL_KEYS) | OTHER_OF_TWO == keys_of(PipelineSpec)
@@ -395,7 +396,7 @@ def test_columns_may_have_any_name(name):
         (
             ("sources", "flights"),
             {},
-            "give exactly one of arrow, asset, csv, delta, duckdb, json, parquet, python, spark_table, sql; found none",
+            "give exactly one of arrow, asset, csv, delta, duckdb, iceberg, json, parquet, python, spark_table, sql; found none",
         ),
         (
             ("sources", "flights"),

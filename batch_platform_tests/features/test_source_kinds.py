@@ -1,5 +1,6 @@
 """What every kind of source must do, for each kind, and for one from outside of the package."""
 
+import json
 import os
 import re
 import sqlite3
@@ -19,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog import load_catalog
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
 from batch_platform.declaration.inputs import KINDS_IN_STORES, SOURCE_KEYS
@@ -97,6 +99,22 @@ def write_delta(path: Path, table: pl.DataFrame) -> None:
     if path.is_dir() and pl.DataFrame(DeltaTable(path).scan().read_all()).equals(table):
         return
     write_deltalake(path, table.to_arrow(), mode="overwrite")
+
+
+def write_iceberg(path: Path, table: pl.DataFrame) -> None:
+    """Overwrite the rows of the table `sales.orders` of the catalog in a folder with others."""
+    path.mkdir(exist_ok=True)
+    catalog = load_catalog("default", uri=f"sqlite:///{path}/catalog.db", warehouse=f"file://{path}")
+    catalog.create_namespace_if_not_exists("sales")
+    iceberg = catalog.create_table_if_not_exists("sales.orders", schema=table.to_arrow().schema)
+    if iceberg.current_snapshot() is None:
+        iceberg.append(table.to_arrow())
+    elif not pl.DataFrame(iceberg.scan().to_arrow()).equals(table):
+        iceberg.overwrite(table.to_arrow())
+
+
+def iceberg_table(name: str) -> dict[str, Any]:
+    return {"catalog": {"uri": "sqlite:///PATH/iceberg/catalog.db", "warehouse": "file://PATH/iceberg"}, "table": name}
 
 
 def write_sqlite(path: Path, table: pl.DataFrame) -> None:
@@ -205,6 +223,13 @@ CASES = {
         "a.duckdb",
     ),
     "delta": Case("orders", write_delta, {"delta": "orders"}, {"delta": "order"}, "orders"),
+    "iceberg": Case(
+        "iceberg",
+        write_iceberg,
+        {"iceberg": iceberg_table("sales.orders")},
+        {"iceberg": iceberg_table("sales.order")},
+        "sales.orders",
+    ),
     "sql of SQLite": Case(
         "a.sqlite",
         write_sqlite,
@@ -257,9 +282,7 @@ def declared(folder: Path, source: dict[str, Any]) -> Sources:
     if "sql" in source and source["sql"]["uri"] == "postgresql://":
         source = {"sql": source["sql"] | {"uri": server()}}
     spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    source = {
-        key: text.replace("FOLDER", folder.name) if isinstance(text, str) else text for key, text in source.items()
-    }
+    source = json.loads(json.dumps(source).replace("FOLDER", folder.name).replace("PATH", str(folder)))
     return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
 
 
@@ -322,8 +345,8 @@ def test_the_state_is_what_the_source_holds_and_where(folder, case):
         [("x", "BIGINT"), ("text", "VARCHAR"), ("number", "DOUBLE")],
     )
     in_database = (f"t in {path}", f"t in {server().replace('dagster@', '')}" if "sql" in case.declared else None)
-    places = (case.place(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb", *in_database)
-    assert state.location in places
+    in_catalogs = ("sales.orders", f"raw.a in {path}/published.duckdb")
+    assert state.location in (case.place(path), case.declared.get("python"), *in_catalogs, *in_database)
     assert state == sources.state("a", FIRST)
 
 
@@ -335,7 +358,7 @@ def test_a_missing_source_is_named_with_the_nearest_match(folder, case):
         with pytest.raises((SourceError, WrongUseError), match=f"did you mean '{re.escape(case.nearest)}'") as refused:
             work()
         missing = case.missing[next(iter(case.missing))]
-        name = (missing["table"] if isinstance(missing, dict) else missing).removeprefix(f"{LAKE}/FOLDER/")
+        name = missing["table"] if isinstance(missing, dict) else missing.removeprefix(f"{LAKE}/FOLDER/")
         assert name.rpartition(".")[2] in str(refused.value)
 
 

@@ -22,6 +22,7 @@ from batch_platform.features.sources.asset import ASSET
 from batch_platform.features.sources.delta import DELTA
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
+from batch_platform.features.sources.iceberg import ICEBERG
 from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
 from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
 from batch_platform.features.sources.python import PYTHON
@@ -40,6 +41,7 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "arrow": ARROW,
     "duckdb": DUCKDB,
     "delta": DELTA,
+    "iceberg": ICEBERG,
     "sql": SQL,
     "spark_table": SPARK_TABLE,
     "asset": ASSET,
