@@ -11,6 +11,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
+from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import Taken
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.models.registry import Registry, read_registry
@@ -120,6 +121,7 @@ class StateKeeper:
             scoring_code_version=self.scoring_code_version,
             decision_rule=rule_text(self.history.spec.predictions.decide),
             failures=read_failures(con, name),
+            deliveries=read_deliveries(con, name, partition_keys),
             fingerprints=recorded_fingerprints(con, name) if seen is None else seen.fingerprints,
             files=named_files(con, self.history.home, pipeline=name),
             declared=self.declared,
