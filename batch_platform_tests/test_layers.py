@@ -34,6 +34,7 @@ ORDER = (
     "features",
     "models",
     "scoring",
+    "delivery",
     "pipeline",
     "reports",
     "components",
@@ -128,7 +129,7 @@ OF_THE_WAREHOUSE = {
     *(name for table in TABLES_IN_FILES for name in (table.view, table.files, table.rows)),
     *("rejected_rows", DROPPED, FAILURES, REFUSED_ROWS, FINGERPRINTS),
 }
-STEPS = set(get_args(FailedStep))  # of which one is called like a table
+STEPS = set(get_args(get_args(FailedStep)[0]))  # of which one is called like a table
 
 
 def test_the_warehouse_names_no_table_of_an_upper_room_except_to_describe_it():
@@ -236,7 +237,7 @@ PLACES = {
     "starlette": r"cli\.guard|components\.dagster_internals",
     "graphql": r"cli\.guard",
     "fsspec": r"features\.sources\.(zipped|objects)",
-    "deltalake": r"features\.sources\.delta",
+    "deltalake": r"(features\.sources|delivery)\.delta",
     "adbc_driver_manager": r"features\.sources\.adbc",
     "pyiceberg": r"features\.sources\.iceberg",
     "sqlglot": r"features\.lineage",

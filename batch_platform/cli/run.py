@@ -45,6 +45,7 @@ TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "challengers": ("train the challengers of", "serving period"),
     "predictions": ("score", "partition"),
     "performance": ("evaluate", "partition"),
+    "deliveries": ("deliver to", "partition"),
 }
 
 
@@ -159,13 +160,13 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         plan = make_plan(spec, state, request)
         working = [item for item in plan.items if not only_decides(spec, item)]
         _announce(wiring, request, plan, expected_seconds(state, working, partial(_began, instance)))
-        with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
+        with terminal.progress(Counter(item.name for item in plan.items)) as listener:
             runs = Runs(wiring, project, instance, listener)
             runs.carry_out(request, plan)
         if plan.items:
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
-        error = error_of(spec, state, runs.run_ids) or _unserved(state, request, plan, named=named)
+        error = error_of(spec, state, runs.run_ids, deliveries=True) or _unserved(state, request, plan, named=named)
         if request.retrain and error is None:
             error = state.registry.refusal({it.version for it in state.registry.of_model if it.run_id in runs.run_ids})
         outcome = summary_of(
@@ -261,7 +262,7 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
     for step in STEPS:
         decided = [item for item in plan.of(step) if only_decides(wiring.spec, item)]
-        _say_ranges(*TASKS[step], [item for item in plan.of(step) if item not in decided])
+        _say_items(step, [item for item in plan.of(step) if item not in decided])
         _say_ranges("decide again on", "partition", decided)
         for item in plan.of(step):
             if item.again:
@@ -280,6 +281,14 @@ def warm_up_line(items: Sequence[Item]) -> str:
     first, last = items[0].partition.key, items[-1].partition.key
     span = first if count == 1 else f"{first} to {last}"
     return f"{count:,} partition{' is' if count == 1 else 's are'} warm-up ({span}): {items[0].reason}"
+
+
+def _say_items(step: Step, items: Sequence[Item]) -> None:
+    """Say which items of a step are due; deliveries by their receiver."""
+    verb, noun = TASKS[step]
+    for delivery in dict.fromkeys(item.delivery and item.delivery.name for item in items):
+        to = f" {delivery!r}:" if delivery else ""
+        _say_ranges(verb + to, noun, [item for item in items if delivery == (item.delivery and item.delivery.name)])
 
 
 def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:

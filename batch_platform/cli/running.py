@@ -71,7 +71,7 @@ class Runs:
         models = plan.of("model", "challengers")
         if models and not served:
             self.bring(models)
-        due = {item.partition for item in plan.of("features", "predictions", "performance")}
+        due = {item.partition for item in plan.of("features", "predictions", "performance", "deliveries")}
         for number, partitions in enumerate(self._divided(served if models else due & set(served))):
             part = None if models and number else plan if models else plan.part(partitions)
             wanted = replace(request, retrain=request.retrain and not number)
@@ -87,7 +87,7 @@ class Runs:
 
     def error(self) -> RunFailedError | None:
         """One error that names everything that failed; None if nothing did."""
-        return error_of(self.wiring.spec, self.wiring.pipeline().state(), self.run_ids)
+        return error_of(self.wiring.spec, self.wiring.pipeline().state(), self.run_ids, deliveries=True)
 
     def bring(self, items: Sequence[Item], config: Mapping[Step, Mapping[str, Any]] | None = None) -> None:
         """Do due items of steps that one run can do, each range of partitions in a run of its own."""

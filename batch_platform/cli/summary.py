@@ -1,5 +1,6 @@
 """The summary of `run`: the models that it trained, what was scored, rejected and left out, and what to do next."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from batch_platform.cli import terminal
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.baseline import Baseline
@@ -76,6 +78,7 @@ class RunSummary:
     published: str
     table: str
     findings: dict[str, Sequence[str]]  # what is odd about the sources, or not there yet, by partition
+    delivered: dict[str, int]  # partitions delivered by this command, by name of the delivery
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
     next: list[str]
@@ -125,6 +128,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         published=str(home.published),
         table=f"{name}.predictions",
         findings={key: [*findings.get(key, ()), *odd.get(key, ())] for key in sorted({*findings, *odd})},
+        delivered=dict(Counter(row.name for row in state.deliveries.values() if row.run_id in run_ids)),
         failures=failures,
         error=error,
         next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],
@@ -208,6 +212,8 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
             f"{outcome.scored} of {outcome.partitions} partitions scored{f', {failed} failed' if failed else ''}: "
             f"{outcome.rows_in:,} rows in, {outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
         )
+    for name, count in outcome.delivered.items():
+        terminal.say(f"  delivered {counted(count, 'partition')} to {name!r}")
     for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
         terminal.say(f"  rejected {counted(count, 'row')}: {reason}")
     for group in outcome.left_out[:MOST_SHOWN]:
@@ -222,6 +228,12 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
 
 
 def _show_failures(failures: Sequence[Failure], calendar: Calendar) -> None:
+    for asset in sorted({failure.step for failure in failures if failure.step.startswith(PREFIX)}):
+        count = sum(failure.step == asset for failure in failures)
+        terminal.say(
+            f"  {counted(count, 'partition')} not delivered to {asset.removeprefix(PREFIX)!r}; see the error at the end"
+        )
+    failures = [failure for failure in failures if not failure.step.startswith(PREFIX)]
     if failed := {failure.partition_key for failure in failures if failure.step != "model"}:
         which = terminal.spans(ranges(map(calendar.named, failed)))
         terminal.say(

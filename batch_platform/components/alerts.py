@@ -246,7 +246,7 @@ def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Troub
 def _undone(wiring: Wiring, at: datetime) -> frozenset[Target]:
     """Return the assets and partitions that are due."""
     plan = make_plan(wiring.spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), PlanRequest(at))
-    return frozenset((ASSET_OF.get(item.step, item.step), item.partition.key) for item in plan.items)
+    return frozenset((ASSET_OF.get(item.name, item.name), item.partition.key) for item in plan.items)
 
 
 def _reason(instance: dg.DagsterInstance, run_id: str) -> str:

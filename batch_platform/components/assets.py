@@ -1,4 +1,4 @@
-"""The assets of a pipeline: raw sources, features, model, predictions with drift, performance.
+"""The assets of a pipeline: raw sources, features, model, predictions with drift, performance, deliveries.
 
 Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits. In a pipeline's own
 jobs, the steps of model and predictions first build the features that they lack (see `making.py`); in the job that brings a pipeline
@@ -12,6 +12,7 @@ import dagster as dg
 
 from batch_platform.components import checks, describe, lineage
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY
+from batch_platform.components.delivering import delivered_asset
 from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
@@ -46,6 +47,8 @@ def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     made |= {"features": _features(wiring, made), "model": _model(wiring, made)}
     made |= dict.fromkeys(("predictions", "drift"), _predictions(wiring, made))
     made["performance"] = _performance(wiring, made)
+    for delivery in wiring.spec.predictions.deliver:
+        made[delivery.asset] = delivered_asset(wiring, made, delivery)
     return [*sources, *dict.fromkeys(made.values())]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from batch_platform.components import checks, describe
 from batch_platform.components.checks import RunCheck
 from batch_platform.components.wiring import Wiring
+from batch_platform.delivery.ledger import Delivered
 from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
@@ -83,6 +84,12 @@ def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     checked = checks.judge(wiring, "performance", evaluated.partition.key, evaluated.served.tables, task)
     version = describe.evaluation_version(evaluated)
     return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, describe.evaluated(evaluated), checked)
+
+
+def delivered(row: Delivered) -> Commit:
+    """A delivery."""
+    metadata = {describe.PARTITION_ROWS: row.rows, "score_seq": row.score_seq, "delivered_at": str(row.delivered_at)}
+    return Commit(row.partition_key, row.rows_hash[:16] or "none", row.rows, metadata)
 
 
 def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:

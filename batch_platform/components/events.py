@@ -30,6 +30,8 @@ from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.deliveries import Delivery
+from batch_platform.delivery.ledger import Delivered
 from batch_platform.features import spark
 from batch_platform.features.spark.session import lent
 from batch_platform.pipeline.recorded import (
@@ -186,6 +188,8 @@ def log_unknown_commits(
         "predictions": {key: run.run_id for key, run in state.scores.items()},
         "performance": {key: run.run_id for key, run in state.evaluations.items()},
     }
+    for delivery in wiring.spec.predictions.deliver:
+        runs[delivery.asset] = {row.partition_key: row.run_id for row in _delivered(state, delivery)}
     if wiring.spec.monitoring.drift is not None:
         runs["drift"] = runs["predictions"]
     unknown = {asset: _unknown(wiring, instance, asset, runs[asset], busy) for asset in runs}
@@ -207,6 +211,9 @@ def log_unknown_commits(
             commits.performance(wiring, it) for it in recorded_evaluations(pipeline, state, unknown["performance"])
         ),
     }
+    for delivery in wiring.spec.predictions.deliver:
+        rows = [row for row in _delivered(state, delivery) if row.partition_key in unknown[delivery.asset]]
+        unlogged[delivery.asset] = map(commits.delivered, rows)
     with quick_event_log(instance):
         for asset, commits_of_asset in unlogged.items():
             results = CheckLog(wiring.key(asset), wiring.spec.partitions.calendar, instance.report_runless_asset_event)
@@ -216,6 +223,10 @@ def log_unknown_commits(
                 for check, checked in commit.checked.items():
                     results.add(check, commit.partition_key, checked)
             results.flush()
+
+
+def _delivered(state: State, delivery: Delivery) -> list[Delivered]:
+    return [row for row in state.deliveries.values() if row.name == delivery.name]
 
 
 def _unknown(

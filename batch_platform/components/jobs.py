@@ -30,7 +30,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 Duty = Literal["build", "score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {
     "build": ("features",),
-    "score": ("predictions",),
+    "score": ("predictions", "deliveries"),
     "train": ("model", "challengers"),
     "evaluate": ("performance",),
 }
@@ -38,14 +38,14 @@ SCHEDULED: tuple[Duty, ...] = ("score", "train", "evaluate")
 DUTY_OF: dict[Step, Duty] = {step: duty for duty, steps in MAKES.items() for step in steps}
 _DESCRIPTIONS: dict[Duty, str] = {
     "build": "Builds the features of partitions, also of those that no model serves.",
-    "score": "Builds the features of partitions, where they are due, and scores them with their champions.",
+    "score": "Builds the features of partitions, where they are due, scores them with their champions and delivers them.",
     "train": "Builds the features of the training window, where they are due, trains the model of a serving period and submits "
     "it to the gate. The launchpad shows the declared parameters; changes apply to that training only.",
     "evaluate": "Evaluates the predictions of partitions whose labels are known.",
 }
 
 
-MAKES_ALL: tuple[Step, ...] = ("predictions", "performance")  # the assets of the job that follows the whole plan
+MAKES_ALL: tuple[Step, ...] = ("predictions", "performance", "deliveries")  # by the job that follows the whole plan
 
 
 def job_name(pipeline: str, duty: Duty) -> str:

@@ -58,9 +58,9 @@ class RunStep:
         """Return whether the run is of one of these jobs of the pipeline."""
         return is_of_job(self.context.run, self.wiring, *duties)
 
-    def is_followed_by(self, asset: str) -> bool:
-        """Return whether a later step of the run makes an asset."""
-        return self.wiring.key(asset) in (self.context.run.asset_selection or ())
+    def is_followed_by(self, *assets: str) -> bool:
+        """Return whether another step of the run makes one of some assets."""
+        return not (self.context.run.asset_selection or frozenset()).isdisjoint(map(self.wiring.key, assets))
 
     def stamp(self) -> Stamp:
         """The stamp of work that begins now."""

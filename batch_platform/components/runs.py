@@ -126,12 +126,13 @@ def keys_of_range(calendar: Calendar, shown: str) -> list[str]:
 
 def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
     name = wiring.spec.name
-    if run.asset_selection:
-        named = [key.path[1] for key in run.asset_selection if key.path[0] == name and len(key.path) > 1]
-        return [asset for asset in named if asset != "drift"]  # it is made and fails with the predictions
-    if run.job_name == name_of_whole(name):
-        return list(MAKES_ALL)
-    return [asset for duty in MAKES if is_of_job(run, wiring, duty) for asset in assets_of(duty)]
+    keys = run.asset_selection or wiring.keys(
+        MAKES_ALL
+        if run.job_name == name_of_whole(name)
+        else [asset for duty in MAKES if is_of_job(run, wiring, duty) for asset in assets_of(duty)]
+    )
+    named = [key.path[1] for key in keys if key.path[0] == name and len(key.path) > 1]
+    return [asset for asset in named if asset != "drift"]  # it is made and fails with the predictions
 
 
 def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:

@@ -52,7 +52,7 @@ def _schedule(looks: "_Looks", duty: Duty, job: UnresolvedAssetJobDefinition) ->
     changes = "estimator, parameters or features change"
     again = f", and of the newest one again when {changes}" if spec.model.train.retrain == "when_changed" else ""
     description = {
-        "score": "Builds and scores every partition that is missing, failed or stale, oldest first.",
+        "score": "Builds, scores and delivers every partition that is missing, failed or stale, oldest first.",
         "train": f"Trains the model of every serving period that has none{again}, and builds the features that it learns from.",
         "evaluate": f"Evaluates every scored partition once its {known}.",
     }[duty]
@@ -216,9 +216,10 @@ def _by_schedule(tick: _Tick, steps: Iterable[Step], due: Mapping[Step, str]) ->
 
 
 def _to_score(tick: _Tick) -> list[Item]:
-    """Predictions that wait for no model, and whose features no run is about to build."""
-    busy = {key for asset, key in tick.held if asset == "predictions"} | _being_built(tick)
-    due = [item for item in tick.plan.of("predictions") if not item.awaits_model]
+    """Predictions that wait for no model, and whose features no run is about to build, and deliveries."""
+    own = {"predictions", *tick.wiring.deliveries}
+    busy = {key for asset, key in tick.held if asset in own} | _being_built(tick)
+    due = [item for item in tick.plan.of("predictions", "deliveries") if not item.awaits_model]
     return [item for item in due if item.partition.key not in busy]
 
 

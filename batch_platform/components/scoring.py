@@ -58,7 +58,7 @@ class ScoringLog:
 def score(step: RunStep, config: PredictionsConfig) -> ScoringLog:
     """Score the partitions of the run with the features that there are."""
     log = ScoringLog(step, len(step.partitions))
-    with step.failing_later(later=step.is_followed_by("performance")):
+    with step.failing_later(later=step.is_followed_by("performance", *step.wiring.deliveries)):
         _score(step, log, step.partitions, config)
     return log
 
@@ -78,7 +78,7 @@ def bring_up_to_date(step: RunStep, config: PredictionsConfig) -> ScoringLog:
     keys = [key for key in keys if key in state.scores]
     for scored in recorded_predictions(step.pipeline, state, keys):
         log.committed(scored, last=not due and scored.partition.key == keys[-1], retold=True)
-    with step.failing_later(later=step.is_followed_by("performance")):
+    with step.failing_later(later=step.is_followed_by("performance", *step.wiring.deliveries)):
         _score(step, log, due, config)
     return log
 
@@ -163,7 +163,7 @@ def evaluate(step: RunStep) -> PartitionLog:
 def evaluate_what_is_due(step: RunStep) -> PartitionLog:
     """Evaluate what is due, log the other partitions as they are recorded, and fail if something failed in the run."""
     request = PlanRequest(now(), step.partitions)
-    _score_what_failed(step, request)
+    score_what_failed(step, request)
     plan = remaining(step.wiring.spec, step.pipeline.state(recheck=_rechecks(step)), request, {step.run_id})
     log, due = _log_of_evaluations(step, [item.partition for item in plan.of("performance")])
     state, keys = _up_to_date(step, due)
@@ -176,7 +176,7 @@ def evaluate_what_is_due(step: RunStep) -> PartitionLog:
     return log
 
 
-def _score_what_failed(step: RunStep, request: PlanRequest) -> None:
+def score_what_failed(step: RunStep, request: PlanRequest) -> None:
     """Score what an earlier run left out, where a run is executed again from its failure, which is its last step."""
     steps = step.context.run.step_keys_to_execute
     if steps is not None and step.wiring.key("predictions").to_python_identifier() not in steps:

@@ -70,13 +70,18 @@ class Wiring:
         return self.key(source) if declared is None else dg.AssetKey(declared.split("/"))
 
     def keys(self, assets: Iterable[str]) -> list[dg.AssetKey]:
-        """The keys of some of its assets, with that of the drift, where it is declared, beside the predictions."""
-        with_drift = self.spec.monitoring.drift is not None
-        return [
-            self.key(made)
-            for asset in assets
-            for made in ((asset, "drift") if asset == "predictions" and with_drift else (asset,))
-        ]
+        """The keys of some of its assets, with that of the drift, where it is declared, beside the predictions.
+
+        "deliveries" stands for the assets of all deliveries.
+        """
+        drift = ["drift"] if self.spec.monitoring.drift is not None else []
+        several = {"predictions": ["predictions", *drift], "deliveries": self.deliveries}
+        return [self.key(made) for asset in assets for made in several.get(asset, [asset])]
+
+    @property
+    def deliveries(self) -> list[str]:
+        """The assets of the deliveries."""
+        return [delivery.asset for delivery in self.spec.predictions.deliver]
 
     @property
     def resource_keys(self) -> set[str]:
@@ -104,7 +109,7 @@ class Wiring:
         """The partitions of one of its assets; None for a model that serves all partitions."""
         if asset == "model":
             return self.serving_periods
-        return self.served if asset in ("predictions", "drift", "performance") else self.partitions
+        return self.served if asset in ("predictions", "drift", "performance", *self.deliveries) else self.partitions
 
     @cached_property
     def history(self) -> dg.TimeWindowPartitionMapping | None:

@@ -110,6 +110,12 @@ class EngineError(BatchPlatformError):
     """The engine could not do its work: its cluster cannot be reached, does not fit, or failed."""
 
 
+class DeliveryError(BatchPlatformError):
+    """A partition could not be delivered; the receiver holds what it held."""
+
+    of_one_partition = True
+
+
 class OvertakenError(WarehouseError):
     """Another run committed the partition after this run began."""
 

@@ -5,6 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from batch_platform.declaration.deciding import Decide
+from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.errors import listed
 from batch_platform.declaration.notation import (
     Block,
     Coverage,
@@ -58,6 +60,11 @@ class Predictions(Block):
         description="Adds the columns that moved each score most, with their values and contributions. `3` is short for `{count: 3}`.",
         examples=[3, {"count": 3, "above": 0.5}],
     )
+    deliver: list[Delivery] = Field(
+        default_factory=list,
+        description="Receivers outside the home that get every scored partition, and again when it is scored again.",
+        examples=[[{"parquet": "out/late"}, {"delta": "lake/late", "columns": {"flight_id": "id", "score": "risk"}}]],
+    )
 
     @property
     def explains_decisions(self) -> bool:
@@ -69,6 +76,17 @@ class Predictions(Block):
         if self.explains_decisions and self.decide is None:
             msg = "`reasons.of: decisions` needs `decide`, the rule that selects the rows"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _delivered_apart(self) -> Self:
+        for key, values in (
+            ("name", [delivery.name for delivery in self.deliver]),
+            ("receiver", [f"{delivery.kind}: {delivery.to}" for delivery in self.deliver]),
+        ):
+            if shared := {value for value in values if values.count(value) > 1}:
+                msg = f"`deliver`: more than one delivery has the {key} {listed(map(repr, shared))}"
+                raise ValueError(msg)
         return self
 
     @property

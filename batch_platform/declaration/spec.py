@@ -139,8 +139,12 @@ class PipelineSpec(Block):
         return self
 
     def _check_assets(self) -> None:
-        """Refuse a pipeline that reads what it makes."""
-        own = {f"{self.name}/{asset}" for asset in ASSETS}
+        """Refuse a pipeline that reads what it makes, or that makes two assets of one name."""
+        delivered = [delivery.asset for delivery in self.predictions.deliver]
+        if shared := self.sources.keys() & {*delivered}:
+            msg = f"sources: {listed(map(repr, shared))} is the asset of a delivery of this pipeline; rename the source"
+            raise ValueError(msg)
+        own = {f"{self.name}/{asset}" for asset in (*ASSETS, *delivered)}
         if circular := {source.asset for source in self.sources.values() if source.asset in own}:
             msg = (
                 f"sources: {listed(map(repr, circular))} is an asset of this pipeline, which cannot read what it makes"

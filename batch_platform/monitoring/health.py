@@ -9,6 +9,7 @@ from batch_platform.monitoring.drift import Level
 AspectName = Literal[
     "failures",
     "fresh",
+    "delivered",
     "volume",
     "rejected_share",
     "drift",

@@ -51,6 +51,7 @@ def _recorded(state: State) -> dict[str, dict[Step, list[datetime]]]:
         ),
         *((it.run_id, "predictions", it.committed_at) for it in state.scores.values()),
         *((it.run_id, "performance", it.evaluated_at) for it in state.evaluations.values()),
+        *((it.run_id, "deliveries", it.delivered_at) for it in state.deliveries.values()),
     ]
     by_run: defaultdict[str, dict[Step, list[datetime]]] = defaultdict(dict)
     for run_id, step, at in records:

@@ -12,6 +12,7 @@ import polars as pl
 from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError
 from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
+from batch_platform.delivery.files import CSV, FORMATS, flat
 from batch_platform.features.lake import open_recorded
 from batch_platform.features.sources.kind import unused_name
 from batch_platform.pipeline.pipeline import Pipeline
@@ -21,11 +22,6 @@ from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import folded, literal, quoted
 from batch_platform.warehouse.tables_in_files import PREDICTIONS
-
-# How DuckDB writes a file, by its ending.
-CSV = ".csv"
-FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", CSV: "FORMAT csv, HEADER", ".json": "FORMAT json, ARRAY"}
-NESTED = {"list", "array", "struct", "map"}  # types of DuckDB that CSV lacks
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         con.execute(f"SET temp_directory = {literal(str(aside) + '.spill')}")
-        query = _flat(con, query) if path.suffix.lower() == CSV else query
+        query = flat(con, query) if path.suffix.lower() == CSV else query
         copied = f"COPY ({query}) TO {literal(str(aside))} ({FORMATS[path.suffix.lower()]})"
         ((rows,),) = con.execute(copied).fetchall()
         aside.replace(path)
@@ -108,14 +104,6 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         msg = f"{path} exists already."
         raise WrongUseError(msg, hint="--overwrite replaces it, or choose another name.")
-
-
-def _flat(con: duckdb.DuckDBPyConnection, query: str) -> str:
-    """A query whose lists and structs are JSON, which CSV has no types for."""
-    rows = con.sql(query)
-    nested = [name for name, type_ in zip(rows.columns, rows.types, strict=True) if type_.id in NESTED]
-    replaced = ", ".join(f"to_json({quoted(name)}) AS {quoted(name)}" for name in nested)
-    return f"SELECT * REPLACE ({replaced}) FROM ({query})" if nested else query
 
 
 def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, ScoreRun], *, features: bool) -> str:

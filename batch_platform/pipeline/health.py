@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import NothingPublishedError, listed
+from batch_platform.declaration.errors import NothingPublishedError, counted, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import deadline, served_calendar
 from batch_platform.models.registry import Version
@@ -26,7 +26,7 @@ from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.plan import first_served
-from batch_platform.pipeline.state import State
+from batch_platform.pipeline.state import State, undelivered
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import reading_published
@@ -67,6 +67,13 @@ def health_of(
     if failures:
         failed = listed(f"{failure.step} {failure.partition_key}" for failure in failures)
         aspects.insert(0, Aspect("failures", "fail", f"failed: {failed}", numbers={"failures": len(failures)}))
+    if waiting := {
+        delivery.name: len(keys)
+        for delivery in spec.predictions.deliver
+        if (keys := [key for key in state.scores if undelivered(state, delivery, key)])
+    }:
+        text = "; ".join(f"{counted(count, 'partition')} not delivered to {name!r}" for name, count in waiting.items())
+        aspects.append(Aspect("delivered", "warn", text, numbers=waiting))
     newest = _newest(state, state.scores)
     if newest is not None:
         run = state.scores[newest]

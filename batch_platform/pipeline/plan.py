@@ -1,4 +1,4 @@
-"""The plan of what is due, in order: features, then models and challengers, then predictions, then performance.
+"""The plan of what is due, in order: features, then models and challengers, then predictions, then performance and deliveries.
 
 A pure function of the declaration, the state and a request; schedules, `run` and `status` all ask it. Once a plan is
 carried out, the next plan by the same request is empty.
@@ -24,7 +24,7 @@ from batch_platform.declaration.windows import (
 )
 from batch_platform.models.registry import Registry, Version
 from batch_platform.pipeline.set_apart import failures_of
-from batch_platform.pipeline.state import State, features_due
+from batch_platform.pipeline.state import State, features_due, undelivered
 from batch_platform.pipeline.steps import Item, Step
 from batch_platform.pipeline.trainings_due import (
     changed,
@@ -76,7 +76,7 @@ def make_plan(spec: PipelineSpec, state: State, request: PlanRequest) -> Plan:
     scoring = _with_features_built_again(question, scoring, features)
     performance, awaiting = _due_performance(question, scoring)
     return Plan(
-        items=[*features, *learning, *scoring.due, *performance],
+        items=[*features, *learning, *scoring.due, *performance, *_due_deliveries(question, scoring)],
         blocked=_with_warm_up(question, models.due, scoring.blocked),
         stale=scoring.stale,
         awaiting=awaiting,
@@ -418,6 +418,22 @@ def _due_performance(question: Question, scoring: _Scoring) -> tuple[list[Item],
         elif partition.key in state.scores:
             awaiting[partition.key] = awaited
     return due, awaiting
+
+
+def _due_deliveries(question: Question, scoring: _Scoring) -> list[Item]:
+    """The partitions to deliver: those that are scored now, and those whose newest commit a receiver does not hold."""
+    if not (deliveries := question.spec.predictions.deliver):
+        return []
+    scored = {item.partition.key: item for item in scoring.due}
+    due = list[Item]()
+    for partition in question.wanted:
+        item = scored.get(partition.key)
+        for delivery in deliveries:
+            reason = undelivered(question.state, delivery, partition.key) if item is None else "scored"
+            if reason is not None:
+                awaits = item is not None and item.awaits_model
+                due.append(Item("deliveries", partition, reason, awaits_model=awaits, delivery=delivery))
+    return due
 
 
 def _evaluation_due(state: State, partition: Partition) -> str | None:

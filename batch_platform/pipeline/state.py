@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.delivery.ledger import Delivered, Deliveries
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.features.history import History
 from batch_platform.features.sources.objects import listed_once
@@ -59,6 +61,7 @@ class State:
     lost_files: frozenset[Path] = frozenset()  # files of tables that changed since they were published
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
+    deliveries: Deliveries = field(default_factory=dict[tuple[str, str], Delivered])
     newest_change: int = 0  # number of the newest entry of the journal when it was read
 
     @cached_property
@@ -114,6 +117,18 @@ def features_due(state: State, partition: Partition) -> str | None:
     return state.changed.get(partition.key)
 
 
+def undelivered(state: State, delivery: Delivery, partition_key: str) -> str | None:
+    """Say why committed predictions are to be delivered; None if they are not, or if there are none."""
+    run, delivered = state.scores.get(partition_key), state.deliveries.get((delivery.name, partition_key))
+    if run is None:
+        return None
+    if delivered is None:
+        return "missing"
+    if delivered.score_seq != run.seq:
+        return "scored again"
+    return None if delivered.declared == delivery.digest else "its declaration changed"
+
+
 @listed_once()
 def checked(history: History, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
     """A recorded state, checked against the files of features, sources and labels."""
@@ -167,6 +182,8 @@ def with_files_as_seen(recorded: State, seen: State, keys: Collection[str] | Non
         features=renewed(seen.features, {key: it for key, it in recorded.features.items() if key not in lost}),
         scores=renewed(seen.scores, recorded.scores),
         evaluations=renewed(seen.evaluations, recorded.evaluations),
+        deliveries={of: it for of, it in seen.deliveries.items() if keys is not None and of[1] not in keys}
+        | {**recorded.deliveries},
         lost=renewed(seen.lost, lost),
         lost_files=seen.lost_files & recorded.files.keys(),
         source_versions=as_seen(seen.source_versions, same),

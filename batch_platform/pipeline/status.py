@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
@@ -121,6 +122,8 @@ def status_of(  # noqa: PLR0913 - what a status is made of
             troubles[key] = ("failed", reason)
         elif failure.step == "performance":
             troubles.setdefault(key, ("scored", f"its evaluation failed: {reason}"))
+        elif failure.step.startswith(PREFIX):
+            troubles.setdefault(key, ("scored", f"{failure.step} failed: {reason}"))
     partitions = [
         _partition_status(state, plan, partition.key, troubles.get(partition.key))
         for partition in open_partitions(spec, state, now)
@@ -160,7 +163,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
 
 def _standing_failures(state: State, plan: Plan) -> list[Failure]:
     """The failures at what is still due, oldest first; without features a partition cannot be scored."""
-    due = {(item.step, item.partition.key) for item in plan.items}
+    due = {(item.name, item.partition.key) for item in plan.items}
     return sorted(
         (
             failure

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deliveries import Delivery
 
-Step = Literal["features", "model", "challengers", "predictions", "performance"]
-STEPS: tuple[Step, ...] = ("features", "model", "challengers", "predictions", "performance")
-ASSET_OF: dict[Step, Step] = {"challengers": "model"}  # steps without an asset of their own
+Step = Literal["features", "model", "challengers", "predictions", "performance", "deliveries"]
+STEPS: tuple[Step, ...] = ("features", "model", "challengers", "predictions", "performance", "deliveries")
+ASSET_OF: dict[str, Step] = {"challengers": "model"}  # steps without an asset of their own
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Item:
     awaits_model: bool = False  # the model that is to score it is not trained yet
     again: bool = False  # the serving period has a model, which is out of date
     warm_up: bool = False  # it lies before the first model that has enough to learn from
+    delivery: Delivery | None = None
+
+    @property
+    def name(self) -> str:
+        """Name under which failures and progress are told: that of the step, or the asset of the delivery."""
+        return self.step if self.delivery is None else self.delivery.asset
 
 
 @dataclass(frozen=True)

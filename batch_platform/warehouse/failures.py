@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NewType
 
 import duckdb
 
@@ -18,7 +18,8 @@ from batch_platform.warehouse.sql import has_table, quoted
 
 FAILURES, REFUSED_ROWS = "failures", "refused_rows"
 MOST_ALIKE = 100  # maximum number of refused rows kept per partition, column and reason
-FailedStep = Literal["features", "model", "predictions", "performance"]
+DeliveredAsset = NewType("DeliveredAsset", str)  # the asset of a delivery
+FailedStep = Literal["features", "model", "predictions", "performance"] | DeliveredAsset
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,16 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "decide": {"costs": {"false_positive": 1, "false_negative": 8}},
         "reasons": {"count": 2, "above": 0.5},
         "refine": ["batch_platform_tests.models.test_refinements_conformance.BOUNDED"],
+        "deliver": [
+            {
+                "parquet": "out/small",
+                "name": "small",
+                "of": "predictions",
+                "columns": {"id": "order", "score": "risk"},
+            },
+            {"csv": "out/rejected", "of": "rejected_rows"},
+            {"delta": "out/table"},
+        ],
     },
     "monitoring": {
         "performance": {"warn_below": 0.6},

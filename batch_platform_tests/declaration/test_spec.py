@@ -104,6 +104,16 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "store": "parquet",
         "decide": {"costs": {"false_positive": 1, "false_negative": 8}},
         "refine": ["shop.pricing.rounded"],
+        "deliver": [
+            {
+                "parquet": "out/late",
+                "name": "late",
+                "of": "predictions",
+                "columns": {"flight_id": "id", "score": "risk"},
+            },
+            {"csv": "out/rejected", "of": "rejected_rows"},
+            {"delta": "out/table"},
+        ],
         "reasons": {"count": 3, "above": 0.5},
         "rescore": "when_stale",
         "limit": 100,
@@ -157,6 +167,7 @@ BLOCKS = [
     ("challengers", 0),
     ("predictions",),
     ("predictions", "decide"),
+    ("predictions", "deliver", 0),
     ("monitoring",),
     ("monitoring", "performance"),
     ("dagster",),
@@ -674,3 +685,25 @@ def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is
     assert small_spec(predictions={"keep": ["decision"]}).predictions.keep == ["decision"]
     with pytest.raises(ValidationError, match="'decision' cannot be a key, the time or a kept column"):
         small_spec(predictions={"keep": ["decision"], "decide": {"top": 5}})
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "message"),
+    [
+        ([{"parquet": "out", "delta": "out"}], "give exactly one of csv, delta, parquet; found delta, parquet"),
+        ([{"name": "late"}], "give exactly one of csv, delta, parquet; found none"),
+        ([{"parquet": "a"}, {"parquet": "b"}], "more than one delivery has the name 'parquet'"),
+        ([{"csv": "a"}, {"csv": "a", "name": "late"}], "more than one delivery has the receiver 'csv: a'"),
+        ([{"csv": "a", "columns": {"x": "z", "y": "z"}}], "every column needs a name of its own"),
+    ],
+)
+def test_deliveries_that_cannot_be_told_apart_or_have_no_single_receiver_are_refused(deliveries, message):
+    assert message in refusal(small_declaration(predictions={"deliver": deliveries}))
+
+
+def test_a_delivery_is_named_after_its_kind_and_no_source_has_the_name_of_its_asset():
+    spec = small_spec(predictions={"deliver": [{"parquet": "out"}, {"csv": "out", "columns": ["id"]}]})
+    assert [delivery.asset for delivery in spec.predictions.deliver] == ["delivered_parquet", "delivered_csv"]
+    sources = {**small_declaration()["sources"], "delivered_csv": {"parquet": "b.parquet"}}
+    declared = small_declaration(sources=sources, predictions={"deliver": [{"csv": "out"}]})
+    assert "'delivered_csv' is the asset of a delivery of this pipeline; rename the source" in refusal(declared)

@@ -44,7 +44,13 @@ def given_keys(declared: dict[str, Any], path: str = "") -> set[str]:
     """The keys in use, without the names of sources and columns."""
     keys: set[str] = set()
     for key, value in declared.items():
-        blocks = [*value.values()] if key in ("sources", "columns") else value if key == "challengers" else [value]
+        blocks = (
+            [*value.values()]
+            if key in ("sources", "columns")
+            else value
+            if key in ("challengers", "deliver")
+            else [value]
+        )
         for block in blocks:
             deeper = isinstance(block, dict) and key not in ("params", "types", "conf", "costs")
             keys |= given_keys(block, f"{path}{key}.") if deeper else {f"{path}{key}"}

@@ -263,8 +263,8 @@ def test_a_plan_carried_out_by_a_real_pipeline_leaves_nothing_due(tmp_path, name
         assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(now)).items == []
 
 
-def test_features_come_before_models_before_predictions_before_performance():
-    plan = make_plan(SPECS["monthly models"], EMPTY, PlanRequest(NOW))
+def test_features_come_before_models_before_predictions_before_performance_before_deliveries():
+    plan = make_plan(small_spec(predictions={"deliver": [{"csv": "out"}]}), EMPTY, PlanRequest(NOW))
     assert list(dict.fromkeys(item.step for item in plan.items)) == [kind for kind in STEPS if kind != "challengers"]
     assert [item.partition.key for item in plan.of("model")] == ["2024-02-01"]
     assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= "2024-02-01"]

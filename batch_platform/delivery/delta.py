@@ -1,0 +1,82 @@
+"""Sinks of kind `delta`: one commit to a Delta table that replaces the rows of a partition."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.extras import needed
+from batch_platform.delivery.sink import Sink, Target
+from batch_platform.warehouse.sql import literal, quoted
+
+_SIGNED = {  # Delta has no unsigned numbers
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+}
+
+
+def _storable(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """The rows in types that Delta has, without columns that have no type because they have no value."""
+    typed = [field for field in rows.schema if not pa.types.is_null(field.type)]
+    schema = pa.schema([field.with_type(_SIGNED.get(field.type, field.type)) for field in typed])
+    batches = (batch.select(schema.names).cast(schema) for batch in rows)
+    return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def _in_order(rows: pa.RecordBatchReader, names: Sequence[str], lacking: pa.Schema) -> pa.RecordBatchReader:
+    """The rows with their columns in the order of names; a column that they lack is null."""
+    fields = [rows.schema.field(name) if name in rows.schema.names else lacking.field(name) for name in names]
+    schema = pa.schema(fields)
+
+    def columns(batch: pa.RecordBatch) -> list[pa.Array]:
+        present = {*batch.schema.names}
+        return [batch[it.name] if it.name in present else pa.nulls(len(batch), it.type) for it in fields]
+
+    batches = (pa.RecordBatch.from_arrays(columns(batch), schema=schema) for batch in rows)
+    return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
+    with needed("deltalake", extra="delta"):
+        from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
+        from deltalake.exceptions import DeltaError
+    new, root = _storable(rows), str(target.path)
+    schema = Schema.from_arrow(new.schema)
+    if not DeltaTable.is_deltatable(root):
+        try:
+            DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column])
+        except DeltaError:
+            if not DeltaTable.is_deltatable(root):  # else another partition was delivered at the same time
+                raise
+    table = DeltaTable(root)
+    present = {field.name: field.type for field in table.schema().fields}
+    wrong = [
+        f"{field.name} is {_type(present[field.name])} there and {_type(field.type)} here"
+        for field in schema.fields
+        if field.name in present and field.type != present[field.name]
+    ]
+    if wrong:  # Delta would cast, and round
+        problem = f"the Delta table {root} has other types: {listed(wrong)}."
+        raise target.error(problem, "deliver to another table, or cast the column there or in the features.")
+    if (partitions := table.metadata().partition_columns) != [target.column]:
+        problem = f"the Delta table {root} is partitioned by {listed(partitions) or 'nothing'}, not {target.column}."
+        raise target.error(problem, "deliver to a table of its own, which is made if it does not exist.")
+    added = [name for name in new.schema.names if name not in present]
+    write_deltalake(
+        root,
+        _in_order(new, [*present, *added], pa.schema(table.schema().to_arrow())),  # other orders would change the table
+        mode="overwrite",
+        schema_mode="merge" if added else None,
+        partition_by=[target.column],
+        predicate=f"{quoted(target.column)} = {literal(target.partition_key)}",
+        commit_properties=CommitProperties(custom_metadata={"batch_platform": target.pipeline}),
+    )
+
+
+def _type(of: object) -> str:
+    return str(getattr(of, "type", of))
+
+
+DELTA = Sink(replace=_replace, hint="see the message, and check the table; the next run delivers it.")

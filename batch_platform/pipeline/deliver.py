@@ -1,0 +1,143 @@
+"""The step that delivers scored partitions to one receiver.
+
+Reads the published copy in batches. The warehouse is held only to record a partition once the receiver has it. A process that
+is killed in between has recorded nothing, so the next one replaces the same rows at the receiver once more.
+"""
+
+import fcntl
+import os
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.errors import DataError, DeliveryError, did_you_mean, listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.delivery.known import replace_at_receiver
+from batch_platform.delivery.ledger import Delivered, asset_of, record_delivery
+from batch_platform.delivery.sink import Target
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.set_apart import setting_apart
+from batch_platform.pipeline.state import State
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.ledger import ScoreRun, read_latest
+from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.sql import digest, quoted, table_columns
+from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, damage_of
+
+TABLE_OF = {"predictions": PREDICTIONS.view, "challengers": CHALLENGER_SCORES.view, "rejected_rows": "rejected_rows"}
+BATCH_ROWS = 100_000
+
+
+def deliver(
+    pipeline: Pipeline, delivery: Delivery, partitions: Sequence[Partition], stamp: Stamp
+) -> Generator[tuple[Partition, Delivered]]:
+    """Deliver scored partitions to one receiver, oldest first; see `setting_apart` for those that fail.
+
+    Raises:
+        DeliveryError: The receiver refuses a partition.
+        DataError: A partition is not scored, or lacks a declared column.
+    """
+    step = _DeliveryStep(pipeline.spec, pipeline.folder, pipeline.warehouse, pipeline.state(), delivery, stamp)
+    yield from step.recorded(partitions)
+
+
+@dataclass(frozen=True)
+class _DeliveryStep:
+    """The delivery of scored partitions to one receiver in one run; each is recorded on its own."""
+
+    spec: PipelineSpec
+    folder: Path  # absolute, at which relative paths start
+    warehouse: Warehouse
+    state: State
+    delivery: Delivery
+    stamp: Stamp
+
+    def recorded(self, partitions: Sequence[Partition]) -> Generator[tuple[Partition, Delivered]]:
+        """Deliver partitions, oldest first; see `deliver`."""
+        publish(self.warehouse.home)
+        step = asset_of(self.delivery)
+        with setting_apart(self.spec, self.warehouse, self.state.declared, step, self.stamp, len(partitions)) as apart:
+            for partition in partitions:
+                with apart.attempt(partition.key):
+                    yield partition, self._delivered(partition)
+
+    def _delivered(self, partition: Partition) -> Delivered:
+        """Deliver what is published of one partition, and record it."""
+        name, home, key = self.spec.name, self.warehouse.home, partition.key
+        with self._alone(), open_published(home) as con:
+            run = read_latest(con, ScoreRun, name, [key]).get(key)
+            if run is None:
+                msg = f"{name}, partition {key}: it is not scored yet."
+                raise DataError(msg, hint=f"batch-platform run {name} --partition {key}")
+            rows, rows_hash = self._replace(con, partition)
+            done = Delivered(
+                partition_key=key,
+                name=self.delivery.name,
+                rows=rows,
+                rows_hash=rows_hash,
+                score_seq=run.seq,
+                declared=self.delivery.digest,
+                delivered_at=self.stamp.now(),
+                run_id=self.stamp.run_id,
+            )
+            with self.warehouse.transaction() as warehouse:
+                record_delivery(warehouse, name, self.delivery, done)
+        return done
+
+    def _replace(self, con: duckdb.DuckDBPyConnection, partition: Partition) -> tuple[int, str]:
+        """Replace the rows at the receiver; returns their number and hash."""
+        name, table = self.spec.name, TABLE_OF[self.delivery.of]
+        present = [column for column, _ in table_columns(con, name, table)]
+        if not present:  # no partition has had such rows
+            return 0, ""
+        self._require_undamaged(partition, table)
+        columns = self.delivery.renamed or {column: column for column in present}
+        if unknown := columns.keys() - {*present}:
+            msg = f"{name}, partition {partition.key}: {name}.{table} has no column {listed(map(repr, unknown))}; it has {listed(present)}."
+            guess = did_you_mean(min(unknown), present)
+            raise DataError(msg, hint=guess or f"correct `columns` of the delivery {self.delivery.name!r}.")
+        named = {**columns, "partition_key": self.delivery.partition_column}
+        selected = ", ".join(f"{quoted(column)} AS {quoted(new)}" for column, new in named.items())
+        query = f"SELECT {selected} FROM {quoted(name)}.{quoted(table)} WHERE partition_key = $key"
+        values = {"key": partition.key}
+        ((rows, total),) = con.execute(f"SELECT {digest(named.values())} FROM ({query})", values).fetchall()
+        target = Target(name, partition.key, self.delivery, self.folder)
+        reader = con.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
+        replace_at_receiver(self.warehouse.home, target, reader)
+        return int(rows), f"{int(total or 0):032x}"
+
+    @cached_property
+    def _files(self) -> Mapping[tuple[str, str], Sequence[Path]]:
+        """The files with rows of each table and partition."""
+        files = defaultdict[tuple[str, str], list[Path]](list)
+        for path, row in self.state.files.items():
+            files[path.parents[1].name, row.partition_key].append(path)
+        return files
+
+    def _require_undamaged(self, partition: Partition, table: str) -> None:
+        """Raise DeliveryError if a file with rows of a partition is not as it was published, byte for byte."""
+        for path in self._files.get((table, partition.key), ()):
+            if damage := damage_of(path, self.state.files[path]):
+                msg = f"{self.spec.name}, partition {partition.key}: it is not delivered, since {path} {damage}."
+                raise DeliveryError(
+                    msg, hint=f"batch-platform run {self.spec.name} --partition {partition.key} --force"
+                )
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Let one process at a time deliver here, so that an older commit never takes the place of a newer one."""
+        lock = self.warehouse.home.staging / f"{self.spec.name}.{self.delivery.asset}.lock"
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

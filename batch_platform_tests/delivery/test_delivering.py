@@ -1,0 +1,110 @@
+"""The step that delivers: what it records, when a partition is due again, and what a kill or a slow receiver leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.delivery.files import PARQUET
+from batch_platform.delivery.known import SINKS
+from batch_platform.pipeline import deliver
+from batch_platform.pipeline.health import Measured, health_of
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.lock import Patience, locked
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
+
+NOW = datetime(2024, 2, 4, tzinfo=UTC)
+STAMP = Stamp("delivering", NOW)
+DECLARED = {"keep": ["shop"], "deliver": [{"parquet": "out/late", "name": "late"}]}
+KEYS = ["2024-02-01", "2024-02-02", "2024-02-03"]
+
+
+def due(pipeline: Pipeline) -> list[tuple[str, str]]:
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
+    return [(item.partition.key, item.reason) for item in plan.items]
+
+
+def deliver_keys(pipeline: Pipeline, *keys: str) -> None:
+    (delivery,) = pipeline.spec.predictions.deliver
+    partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
+    list(deliver.deliver(pipeline, delivery, partitions, STAMP))
+
+
+def at_receiver(pipeline: Pipeline) -> list[tuple[str, int]]:
+    rows = pl.scan_parquet(pipeline.folder / "out/late/", hive_partitioning=True, try_parse_hive_dates=False)
+    return rows.select(pl.col("partition_key").cast(pl.String), "id").sort(pl.all()).collect().rows()
+
+
+def published(pipeline: Pipeline) -> list[tuple[str, int]]:
+    with open_published(pipeline.home) as con:
+        return con.sql("SELECT partition_key, id FROM small.predictions ORDER BY ALL").fetchall()
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return finished_pipeline(tmp_path, NOW, predictions=DECLARED)
+
+
+def test_what_is_scored_is_due_until_it_is_delivered_and_again_once_the_delivery_is_declared_differently(pipeline):
+    assert due(pipeline) == [(key, "missing") for key in KEYS]
+    aspects = {aspect.name: aspect for aspect in health_of(pipeline.spec, pipeline.state(), NOW, Measured()).aspects}
+    assert aspects["delivered"].text == "3 partitions not delivered to 'late'"
+    deliver_keys(pipeline, *KEYS)
+    assert due(pipeline) == []
+    assert at_receiver(pipeline) == published(pipeline)
+    assert "delivered" not in {it.name for it in health_of(pipeline.spec, pipeline.state(), NOW, Measured()).aspects}
+    renamed = {"deliver": [{"parquet": "out/late", "name": "late", "columns": {"score": "risk"}}]}
+    other = Pipeline(small_spec(predictions=DECLARED | renamed), pipeline.folder, pipeline.home)
+    assert due(other) == [(key, "its declaration changed") for key in KEYS]
+
+
+def main() -> None:
+    """Deliver a partition, and die once the receiver has it."""
+
+    def dying(target, rows):
+        PARQUET.replace(target, rows)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    SINKS["parquet"] = replace(PARQUET, replace=dying)
+    folder = Path(sys.argv[1])
+    deliver_keys(Pipeline(small_spec(predictions=DECLARED), folder / "project", Home(folder / "home")), KEYS[0])
+
+
+def test_killed_between_the_commit_of_the_receiver_and_our_record_the_next_run_leaves_one_copy(pipeline, tmp_path):
+    killed = subprocess.run([sys.executable, "-m", __name__, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert {key for key, _ in at_receiver(pipeline)} == {KEYS[0]}
+    assert not pipeline.state().deliveries
+    assert due(pipeline) == [(key, "missing") for key in KEYS]
+    deliver_keys(pipeline, *KEYS)
+    assert at_receiver(pipeline) == published(pipeline)
+    assert [row.rows for row in pipeline.state().deliveries.values()] == [40, 40, 40]
+    assert due(pipeline) == []
+
+
+def test_a_receiver_that_takes_its_time_does_not_hold_the_warehouse(pipeline, monkeypatch):
+    free = list[str]()
+
+    def slow(target, rows):
+        with locked(Patience(pipeline.home, 0)):
+            free.append(target.partition_key)
+        PARQUET.replace(target, rows)
+
+    monkeypatch.setitem(SINKS, "parquet", replace(PARQUET, replace=slow))
+    deliver_keys(pipeline, *KEYS)
+    assert free == KEYS
+
+
+if __name__ == "__main__":
+    main()

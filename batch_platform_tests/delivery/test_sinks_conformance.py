@@ -1,0 +1,197 @@
+"""What every kind of sink must do, for each kind, and for one from outside of the package."""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from batch_platform.declaration.errors import DeliveryError
+from batch_platform_tests.delivery.receivers import (
+    KEY,
+    RECEIVERS,
+    deliver,
+    delivered,
+    register_sqlite,
+    target_of,
+)
+
+OLD = pl.DataFrame({"x": [1.0, 2.0, 3.0], "text": ["a", None, "ü 'x' \"y\", متجر"]})
+NEW = pl.DataFrame({"x": [7.0], "text": ["b"]})
+ODD = pl.DataFrame(
+    {
+        "text": ["ü", None, "", ' "a", b\n\t\\', "'; DROP TABLE rows; --"],
+        "whole": pl.Series([1, None, -(2**63), 2**63 - 1, 0], dtype=pl.Int64),
+        "byte": pl.Series([0, 255, None, 1, 2], dtype=pl.UInt8),
+        "long": pl.Series([0, 2**64 - 1, None, 1, 2], dtype=pl.UInt64),
+        "number": [0.1, None, float("inf"), -1e300, 1e-300],
+        "money": pl.Series([Decimal("1.10"), None, Decimal("-0.01"), Decimal("99999.99"), Decimal(0)], dtype=pl.Decimal(10, 2)),
+        "at": pl.Series([datetime(2026, 1, 1, 0, 30, 0, 123456, UTC), None, datetime(1969, 1, 1, tzinfo=UTC), datetime(2026, 3, 29, 1, tzinfo=UTC), datetime(2026, 7, 1, tzinfo=UTC)], dtype=pl.Datetime("us", "UTC")),
+        "local": [datetime.fromisoformat(text) if text else None for text in ("2026-01-01T00:30", "", "1969-01-01", "2026-03-29T02:30", "2026-07-01")],
+        "day": [date(2026, 1, 1), None, date(1969, 1, 1), date(2026, 3, 29), date(9999, 12, 31)],
+        "flag": [True, None, False, True, False],
+        "reasons": [[{"column": "ü", "value": 1.5}], [], None, [{"column": "x", "value": None}], [{"column": "y", "value": 0.0}]],
+    }
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def sqlite(monkeypatch):
+    """The kind from outside."""
+    register_sqlite(monkeypatch)
+
+
+@pytest.fixture(params=RECEIVERS)
+def kind(request) -> str:
+    return request.param
+
+
+def as_text(rows: pl.DataFrame) -> list[tuple[object, ...]]:
+    return sorted(map(tuple, rows.select(pl.all().map_elements(str, return_dtype=pl.String)).rows()), key=str)
+
+
+def holds(rows: pl.DataFrame, key: str = KEY) -> list[tuple[object, ...]]:
+    """The rows as `delivered` shows them of one partition."""
+    return as_text(
+        rows.with_columns(pl.lit(key).alias("partition_key")).select(sorted([*rows.columns, "partition_key"]))
+    )
+
+
+def shown(rows: pl.DataFrame) -> list[tuple[object, ...]]:
+    return as_text(rows.select(sorted(rows.columns)))
+
+
+def test_rows_arrive_with_their_values_and_types(kind, tmp_path):
+    target = target_of(tmp_path, kind)
+    deliver(target, ODD)
+    rows = delivered(target)
+    assert set(rows.columns) == {*ODD.columns, "partition_key"}
+    assert rows.height == ODD.height
+    assert set(rows["partition_key"]) == {KEY}
+    if kind in ("parquet", "delta"):
+        wide: Any = {"byte": pl.Int16, "long": pl.Decimal(20, 0)} if kind == "delta" else {}
+        assert rows.select(ODD.columns).sort("whole").equals(ODD.cast(wide).sort("whole"))
+        return
+    same = ["text", "whole", "number", "day", *(["money", "at", "local", "flag"] if kind == "csv" else [])]
+    typed = [pl.col(name).cast(ODD[name].dtype if kind == "csv" else pl.String) for name in same]
+    assert as_text(rows.select(typed)) == as_text(ODD.select(same))
+
+
+def test_delivering_twice_leaves_one_copy_and_new_rows_take_the_place_of_those_of_their_partition(kind, tmp_path):
+    first, second = target_of(tmp_path, kind), target_of(tmp_path, kind, "2026-01-02")
+    for target in (first, second, first):
+        deliver(target, OLD)
+    assert shown(delivered(first)) == sorted([*holds(OLD), *holds(OLD, "2026-01-02")], key=str)
+    deliver(first, NEW)
+    assert shown(delivered(first)) == sorted([*holds(NEW), *holds(OLD, "2026-01-02")], key=str)
+
+
+def test_a_partition_without_rows_is_empty_afterwards(kind, tmp_path):
+    target, other = target_of(tmp_path, kind), target_of(tmp_path, kind, "2026-01-02")
+    deliver(target, OLD.clear())
+    assert delivered(target).is_empty()
+    deliver(other, NEW)
+    deliver(target, OLD)
+    deliver(target, OLD.clear())
+    assert shown(delivered(target)) == holds(NEW, "2026-01-02")
+
+
+def test_the_column_of_the_partition_may_have_another_name_and_its_key_may_hold_any_character(kind, tmp_path):
+    target = target_of(tmp_path, kind, "2026-01-01-05:00", columns={"x": "risk", "partition_key": "hour"})
+    for _ in range(2):
+        deliver(target, NEW.select(risk="x"))
+    assert delivered(target).select("risk", "hour").rows() in (
+        [(7.0, "2026-01-01-05:00")],
+        [("7.0", "2026-01-01-05:00")],
+    )
+
+
+def test_eight_partitions_may_be_delivered_at_once(kind, tmp_path):
+    keys = [f"2026-01-0{day}" for day in range(1, 9)]
+    for rows in (OLD, NEW):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda key, rows=rows: deliver(target_of(tmp_path, kind, key), rows), keys))
+        at_last = delivered(target_of(tmp_path, kind))
+        assert shown(at_last) == sorted((row for key in keys for row in holds(rows, key)), key=str)
+
+
+def hindered(folder: Path, kind: str, hindrance: str) -> str:
+    """What a process says that delivers many rows and cannot."""
+    command = [sys.executable, "-m", "batch_platform_tests.delivery.receivers", str(folder), kind, hindrance]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("hindrance", ["limit", "nobody"])
+def test_a_receiver_that_refuses_holds_what_it_held_and_the_error_names_it(kind, hindrance, tmp_path):
+    target = target_of(tmp_path, kind)
+    deliver(target, NEW.select("x"))
+    message = hindered(tmp_path, kind, hindrance)
+    assert message.startswith(f"small, partition {KEY}: it is not delivered to 'late': ")
+    assert "Hint: " in message
+    assert shown(delivered(target)) == holds(NEW.select("x"))
+    deliver(target, OLD.select("x"))
+    assert shown(delivered(target)) == holds(OLD.select("x"))
+    assert [path.name for path in target.path.parent.iterdir()] == [target.path.name]
+
+
+def test_a_process_that_is_killed_half_way_leaves_the_former_rows_and_the_next_delivery_leaves_nothing_of_it(
+    kind, tmp_path
+):
+    target = target_of(tmp_path, kind)
+    deliver(target, NEW.select("x"))
+    command = [sys.executable, "-m", "batch_platform_tests.delivery.receivers", str(tmp_path), kind, "pause"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        assert shown(delivered(target)) == holds(NEW.select("x")), "a reader in between sees the former rows"
+        process.send_signal(signal.SIGKILL)
+    assert shown(delivered(target)) == holds(NEW.select("x"))
+    deliver(target, OLD.select("x"))
+    assert shown(delivered(target)) == holds(OLD.select("x"))
+    assert [path.name for path in target.path.parent.iterdir() if path.suffix != ".sqlite-journal"] == [
+        target.path.name
+    ]
+
+
+def test_a_receiver_in_the_home_is_refused(kind, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    for place in ("home", "home/late", "link/late", "out/../home/late"):
+        with pytest.raises(DeliveryError, match=r"lies in the home .* Hint: deliver to a folder outside"):
+            deliver(target_of(tmp_path, kind, **{kind: place}), NEW)
+    assert not [*(tmp_path / "home").iterdir()]
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path):
+    for kind in ("parquet", "csv"):
+        target = target_of(tmp_path, kind)
+        deliver(target, NEW)
+        (own,) = target.path.rglob(f"*.{kind}")
+        foreign = own.with_name("theirs.txt")
+        foreign.write_text("theirs")
+        deliver(target, OLD)
+        assert foreign.read_text() == "theirs"
+
+
+def test_a_delta_table_takes_new_columns_and_refuses_other_types_and_other_partitions(tmp_path):
+    target = target_of(tmp_path, "delta")
+    deliver(target, NEW.select("x"))
+    deliver(target, NEW)
+    assert shown(delivered(target)) == holds(NEW)
+    deliver(target, NEW.select("text"))
+    assert shown(delivered(target)) == holds(NEW.with_columns(x=pl.lit(None, dtype=pl.Float64)))
+    version = DeltaTable(target.path).version()
+    with pytest.raises(DeliveryError, match=r"has other types: x is double there and string here\. Hint: "):
+        deliver(target, pl.DataFrame({"x": ["1.5"]}))
+    with pytest.raises(DeliveryError, match=r"is partitioned by partition_key, not hour\. Hint: "):
+        deliver(target_of(tmp_path, "delta", columns={"x": "x", "partition_key": "hour"}), NEW.select("x"))
+    with pytest.raises(DeliveryError, match=r"not delivered to 'late': .*Time64"):
+        deliver(target, pl.DataFrame({"clock": [time(1, 30)]}))
+    assert DeltaTable(target.path).version() == version
