@@ -9,6 +9,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
+from batch_platform.cli.recorded import materialized_partitions
 from batch_platform.declaration.errors import WarehouseError, alike, counted, in_short, listed
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
@@ -37,10 +38,7 @@ _SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "estimated_pe
 )
 @click.option("--recheck", is_flag=True, help="Compare also partitions older than `late` says with their sources.")
 @click.option(
-    "--verify",
-    "verified",
-    is_flag=True,
-    help="Read the warehouse and its published copy as a whole, and compare them, and with what Dagster recorded.",
+    "--verify", "verified", is_flag=True, help="Read the warehouse and its published copy as a whole, and compare them."
 )
 @click.option(
     "--fail-on",
@@ -62,8 +60,7 @@ def command(  # noqa: PLR0913 - the options
         broken = [] if pipeline else project.broken
         untouched = not project.home.root.exists()
         states = [item.published_state(recheck=recheck) for item in pipelines]
-        verified = verified and not untouched  # a report creates no home
-        materialized = _materialized(project, pipelines, states) if verified else {}
+        materialized = {} if untouched else _materialized(project, pipelines, states)  # a report creates no home
         statuses = [
             _status(item, state, materialized.get(item.spec.name), PlanRequest(now, recheck=recheck))
             for item, state in zip(pipelines, states, strict=True)
@@ -73,7 +70,7 @@ def command(  # noqa: PLR0913 - the options
     except WarehouseError as error:
         terminal.warn(f"{error} What follows is as last published.")
     left_out = [{"pipeline": item.name, "error": item.error.message, "hint": item.error.hint} for item in broken]
-    readings = [verify(project.home)] if verified else []
+    readings = [verify(project.home)] if verified and not untouched else []
     terminal.report([*statuses, *left_out, *readings])
     _say_if_behind(project)
     briefly = len(statuses) + len(broken) > 1 and not every
@@ -116,6 +113,9 @@ def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, req
 
 def _materialized(project: Project, pipelines: Sequence[Pipeline], states: Sequence[State]) -> dict[str, set[str]]:
     """The predictions that Dagster has as materialized; for those that a run holds now, what the ledger says."""
+    recorded = materialized_partitions(project.home, [pipeline.spec.name for pipeline in pipelines])
+    if recorded is not None:
+        return recorded
     from batch_platform.cli.running import open_instance
     from batch_platform.components.runs import held
 

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
+import dagster as dg
 import pytest
 
+from batch_platform.cli.instance import prepare_instance
 from batch_platform.cli.project import Project, find_project
+from batch_platform.cli.recorded import materialized_partitions
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.harness.checkout import ROOT
 from batch_platform_tests.harness.command_line import REJECTED_ID, clean_environment
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
@@ -224,3 +227,31 @@ def test_a_report_imports_neither_dagster_nor_the_libraries_of_models(project, c
 def test_a_run_of_one_partition_imports_no_library_of_models_and_no_compiler(project):
     ran = imported(project, ["run", "small", "--partition", "2024-02-20", "--force", "--json"])
     assert ran == ["dagster", "scipy", "sqlalchemy"], "SciPy's special functions, for the intervals of its performance"
+
+
+def test_what_dagster_recorded_is_read_as_dagster_reads_it(project):
+    home = Home(project / ".batch_platform")
+    key = dg.AssetKey(["small", "predictions"])
+    with dg.DagsterInstance.from_config(str(prepare_instance(home))) as instance:
+        keys = instance.get_materialized_partitions(key)
+        assert keys
+        assert materialized_partitions(home, ["small", "none"]) == {"small": keys, "none": set()}
+        instance.wipe_assets([key])
+        assert materialized_partitions(home, ["small"]) is None
+
+
+def test_dagster_is_asked_while_a_run_is_not_finished_or_where_its_storage_is_elsewhere(project):
+    home = Home(project / ".batch_platform")
+
+    @dg.job
+    def waiting() -> None: ...
+
+    settings = home.dagster / "dagster.yaml"
+    declared = settings.read_text()
+    settings.write_text(f"{declared}storage: {{sqlite: {{base_dir: {json.dumps(str(project))}}}}}\n")
+    assert materialized_partitions(home, ["small"]) is None
+    settings.write_text(declared)
+    assert materialized_partitions(home, ["small"])
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        instance.create_run_for_job(waiting)
+    assert materialized_partitions(home, ["small"]) is None

@@ -157,7 +157,7 @@ def killed_run_of_the_command_line(folder: Path) -> None:
         process.kill()
     project.release()
     assert project.statuses()[-1] == "STARTED", "nobody has noticed yet"
-    assert run_command(project.folder, "status", "small", "--verify").code == 0
+    assert run_command(project.folder, "status", "small").code == 0
     assert project.statuses()[-1] == "FAILURE"
     project.run("--from", "2024-02-11", "--to", "2024-02-15")
     after = held(project.pipeline)
@@ -356,21 +356,21 @@ def dies_before_telling(project: Project) -> list[str]:
 
 
 def crash_before_the_event(folder: Path) -> None:
-    """`status --verify` shows what Dagster does not know; the next run computes nothing and logs it."""
+    """`status` shows what Dagster does not know; the next run computes nothing and logs it."""
     project = copy_of_held_project(folder)
     keys = dies_before_telling(project)
     after = held(project.pipeline)
     assert set(keys) <= set(after)
-    report, _ = run_command(project.folder, "status", "small", "--verify", "--json").json
+    (report,) = run_command(project.folder, "status", "small", "--json").json
     assert report["only_in_ledger"] == [], "a report shows what is published, which the run did not come to"
     project.pipeline.publish()  # as the next run does, of whichever pipeline
-    status = run_command(project.folder, "status", "small", "--verify")
+    status = run_command(project.folder, "status", "small")
     assert f"{', '.join(keys)}: in the ledger, but not materialized in Dagster; the next run records them" in status.out
-    report, _ = run_command(project.folder, "status", "small", "--verify", "--json").json
+    (report,) = run_command(project.folder, "status", "small", "--json").json
     assert (report["only_in_ledger"], report["only_in_dagster"]) == (keys, [])
     project.run("--from", keys[0], "--to", keys[-1])
     assert held(project.pipeline) == after, "nothing was computed again"
-    report, _ = run_command(project.folder, "status", "small", "--verify", "--json").json
+    (report,) = run_command(project.folder, "status", "small", "--json").json
     assert (report["only_in_ledger"], report["only_in_dagster"]) == ([], [])
 
 

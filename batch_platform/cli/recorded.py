@@ -1,0 +1,52 @@
+"""The partitions that Dagster recorded as materialized, read from the SQLite files of the home's own instance without importing Dagster.
+
+A test compares it with what Dagster answers. Wherever the files are not as Dagster makes them by default, or a run is not finished,
+Dagster itself is asked.
+"""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import yaml
+
+from batch_platform.cli.instance import own_instance
+from batch_platform.warehouse.home import Home
+
+_FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+def materialized_partitions(home: Home, pipelines: Sequence[str]) -> dict[str, set[str]] | None:
+    """The partitions of predictions that Dagster has as materialized, by pipeline; None where Dagster has to be asked."""
+    if own_instance(home) is not None:
+        return None
+    try:
+        settings = yaml.safe_load((home.dagster / "dagster.yaml").read_text(encoding="utf-8")) or {}
+        if any("storage" in name for name in settings):
+            return None
+        with _reading(home.dagster / "history" / "runs.db") as con:
+            unfinished = f"SELECT count(*) FROM runs WHERE status NOT IN {_FINISHED}"
+            if con.execute(unfinished).fetchone()[0]:
+                return None
+        with _reading(home.dagster / "history" / "runs" / "index.db") as con:
+            return {name: _materialized(con, json.dumps([name, "predictions"])) for name in pipelines}
+    except (OSError, sqlite3.Error, yaml.YAMLError):
+        return None
+
+
+def _reading(file: Path) -> "closing[sqlite3.Connection]":
+    return closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True))
+
+
+def _materialized(con: sqlite3.Connection, asset: str) -> set[str]:
+    """The partitions of an asset that were materialized since it was last wiped."""
+    wiped = con.execute("SELECT asset_details FROM asset_keys WHERE asset_key = ?", [asset]).fetchone()
+    if wiped is not None and wiped[0] is not None:
+        raise sqlite3.DataError
+    query = (
+        "SELECT DISTINCT partition FROM event_logs "
+        "WHERE asset_key = ? AND dagster_event_type = 'ASSET_MATERIALIZATION' AND partition IS NOT NULL"
+    )
+    return {key for (key,) in con.execute(query, [asset])}
