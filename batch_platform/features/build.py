@@ -56,7 +56,7 @@ from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.sources.spark_table import only_spark_reads
 from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
-from batch_platform.features.windows import WINDOW_BYTES, rows_within
+from batch_platform.features.windows import RowsAhead, how_many_next, rows_within
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
@@ -286,10 +286,7 @@ class FeatureSession:
         self._at: Partition | None = None  # what the views show; None if they may show several partitions
         self._read_last: Partition | None = None
         self._swept = False
-        self._ahead, self._several = ahead if len(ahead) > 1 else (), 2
-        # Rows that were read together, by partition, and what they were read from.
-        self._held: dict[str, pa.Table] = {}
-        self._held_from: tuple[dict[str, str], SourceConnection] | None = None
+        self._ahead = RowsAhead(ahead)
 
     @property
     def engine_page(self) -> str:
@@ -356,7 +353,7 @@ class FeatureSession:
             if tables is None:
                 break
             yield from map(partial(partial, self._known), some, map(pl.DataFrame, tables))
-            at, several = at + len(some), _how_many_next(several, tables)
+            at, several = at + len(some), how_many_next(several, tables)
         yield from map(partial(partial, alone), partitions[at:])
 
     def _known(self, partition: Partition, frame: pl.DataFrame) -> pl.DataFrame:
@@ -483,25 +480,18 @@ class FeatureSession:
             yield rows if sort else of_full_size(rows), reader.schema
 
     def _read_together(self, query: Query, partition: Partition) -> pa.Table | None:
-        """The rows of a partition by a query for many of those ahead; None if they have to be read alone.
-
-        Rows from before a source changed are read again: a build never records a newer version than that of its rows.
-        """
-        if partition not in self._ahead:
+        """The rows of a partition by a query for many of those ahead; None if they have to be read alone."""
+        if partition.key not in self._ahead:
             return None
         with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
             # The versions are read before the rows, which may be newer than their version and never older.
-            held_from = self.versions(partition), self._opened(partition)
-            if partition.key in self._held and held_from == self._held_from:
-                return self._held.pop(partition.key)
-            start = self._ahead.index(partition)
-            some = self._ahead[start : start + self._several]
-            tables = rows_within(query, self._moved(partition), some, self._builder.spec.features.key)
-            if tables:
-                self._held_from, self._several = held_from, _how_many_next(len(tables), tables)
-                self._held = {ahead.key: table for ahead, table in zip(some, tables, strict=False)}
-                return self._held.pop(partition.key)
-        self._ahead, self._held = (), {}
+            read_from = self.versions(partition), self._opened(partition)
+            if (rows := self._ahead.kept(partition, read_from)) is not None:
+                return rows
+            some, order = self._ahead.next_from(partition), self._builder.spec.features.key
+            if tables := rows_within(query, self._moved(partition), some, order):
+                return self._ahead.keep(some, tables, read_from)
+        self._ahead = RowsAhead(())
         return None
 
     def require_valid(self, partition: Partition, columns: Sequence[str]) -> None:
@@ -579,11 +569,6 @@ class FeatureSession:
             con.move(partition)
             self._at = partition
         return con
-
-
-def _how_many_next(several: int, tables: Sequence[pa.Table]) -> int:
-    """The number of partitions to read together after these, if the next ones resemble them."""
-    return 2 * several if 2 * sum(table.nbytes for table in tables) <= WINDOW_BYTES else max(1, several // 2)
 
 
 def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:

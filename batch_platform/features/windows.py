@@ -63,6 +63,45 @@ def rows_within(
     return rows_within(query, con, partitions[: len(partitions) // 2], order) if len(partitions) > 1 else []
 
 
+def how_many_next(several: int, tables: Sequence[pa.Table]) -> int:
+    """The number of partitions to read together after these, if the next ones resemble them."""
+    return 2 * several if 2 * sum(table.nbytes for table in tables) <= WINDOW_BYTES else max(1, several // 2)
+
+
+class RowsAhead:
+    """The partitions that will be built, oldest first, and the rows of those that were read together.
+
+    Rows from before a source changed are read again: a build never records a newer version than that of its rows.
+    """
+
+    def __init__(self, partitions: Sequence[Partition]) -> None:
+        """Read nothing yet; one partition alone is never ahead."""
+        self._partitions = partitions if len(partitions) > 1 else ()
+        self._places = {partition.key: place for place, partition in enumerate(self._partitions)}
+        self._several = 2
+        self._rows: dict[str, pa.Table] = {}
+        self._read_from: object = None
+
+    def __contains__(self, key: str) -> bool:
+        """Return whether a partition is ahead."""
+        return key in self._places
+
+    def kept(self, partition: Partition, read_from: object) -> pa.Table | None:
+        """The rows of a partition, once, if they were read from the same versions and by the same connection."""
+        return self._rows.pop(partition.key, None) if read_from == self._read_from else None
+
+    def next_from(self, partition: Partition) -> Sequence[Partition]:
+        """The partitions to read together, from one on."""
+        start = self._places[partition.key]
+        return self._partitions[start : start + self._several]
+
+    def keep(self, partitions: Sequence[Partition], tables: Sequence[pa.Table], read_from: object) -> pa.Table:
+        """Keep the rows of the first partitions of some, as many as were read, and return those of the very first."""
+        self._read_from, self._several = read_from, how_many_next(len(tables), tables)
+        self._rows = {partition.key: table for partition, table in zip(partitions, tables, strict=False)}
+        return self._rows.pop(partitions[0].key)
+
+
 def _count(rows: duckdb.DuckDBPyRelation) -> int:
     ((count,),) = rows.aggregate("count(*)").fetchall()
     return int(count)

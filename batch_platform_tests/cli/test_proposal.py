@@ -20,6 +20,7 @@ from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.cli.proposal.trial import past_of, that_runs
+from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
@@ -263,6 +264,7 @@ def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start
     assert calendar.last_end is not None
     assert calendar.last_end > last
     assert calendar.holding(first) is not None
+    assert proposal.windows.evaluate.nominal >= 5 * LONGEST[every].nominal  # the gate sees how much partitions differ
 
 
 def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clocks_that_are_named(tmp_path):

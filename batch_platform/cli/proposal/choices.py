@@ -48,6 +48,7 @@ MANY_PER_WINDOW, MANY_WINDOWS = 20, 12  # enough rows for figures of each partit
 FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
 BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
+PARTITIONS_TO_JUDGE_BY = 5  # fewer tell little of how much partitions differ, by which the gate decides
 ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
 HELD_OUT = 0.2  # share of the rows of a snapshot with a label
 MOST_LEARNED = 200_000  # rows that a model learns from: more of them make it slower and hardly better
@@ -473,11 +474,12 @@ def _windows(
 def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
     """The part of the training window for evaluation, and the length of a serving period (None for a single model)."""
     if every == "hour":
-        hours = max(1, int(length / timedelta(hours=5)))
+        hours = max(1, min(PARTITIONS_TO_JUDGE_BY, int(length / timedelta(hours=2))), int(length / timedelta(hours=5)))
         return Duration(hours=hours), "day" if length > timedelta(days=1, hours=2 * hours) else None
     fifth = int(length / timedelta(days=5))
     enough = ceil(length / timedelta(days=1) * ROWS_TO_JUDGE_BY / rows)  # days
-    days = max(LONGEST[every].days, fifth if is_sparse else min(max(14, enough), fifth))
+    several = min(PARTITIONS_TO_JUDGE_BY * LONGEST[every].days, int(length / timedelta(days=2)))
+    days = max(LONGEST[every].days, several, fifth if is_sparse else min(max(14, enough), fifth))
     periods: tuple[tuple[Every, int], ...] = (("month", 1),) if every == "month" else (("month", 3), ("week", 1))
     for often, served in periods:  # the fewest models of each length that are worth it
         if length >= served * LONGEST[often].nominal + 2 * timedelta(days=days):
