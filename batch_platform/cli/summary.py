@@ -183,7 +183,8 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
     elif rejected:
         steps.append(f"batch-platform rejected {name}")
     if models:
-        steps.append(f"batch-platform models {name} show {models[-1].version}")
+        newest = next((model for model in reversed(models) if not model.challenger), models[-1])
+        steps.append(f"batch-platform models {name} show {newest.version}")
     if models and any(item.warm_up for item in left.blocked) and (first := _could_serve_from(wiring, left)):
         steps.append(f"batch-platform run {name} --from {first}, to score the past too, by a model of what was before")
     running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
