@@ -424,7 +424,7 @@ def stream(folder: Path) -> None:
             lambda _: None,
             ("https://example.org/orders.csv",),
             2,
-            "https://example.org/orders.csv is an address; a pipeline is proposed from files on this machine or in a store such as s3://. Hint: download it first",
+            "https://example.org/orders.csv is an address; a pipeline is proposed from files on this machine or in a store such as s3://, or from a database. Hint: download it first",
         ),
         (
             lambda _: None,

@@ -97,7 +97,7 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
     if (scheme := scheme_of(file)) in DRIVERS:
         return _in_database(file, table)
     if scheme is not None and scheme not in STORES:
-        msg = f"{file} is an address; a pipeline is proposed from files on this machine, in a store such as s3://, or from a database."
+        msg = f"{file} is an address; a pipeline is proposed from files on this machine or in a store such as s3://, or from a database."
         hint = "download it first and name the file, or read it in a source of kind python."
         raise WrongUseError(msg, hint=hint)
     path = file_path(file)
