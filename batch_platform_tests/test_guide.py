@@ -22,7 +22,7 @@ from batch_platform.cli.guide import PAGES
 from batch_platform.declaration import engine as declaration
 from batch_platform.declaration.inputs import SOURCE_KEYS
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.scoring.engines.known import ENGINES
@@ -47,7 +47,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "How do I keep the future out of my features?": ("features", "No feature may know the future"),
     "My table has no time column. What now?": ("features", "Tables without a time"),
     "How do I name a file for each day?": ("sources", "Paths"),
-    "Where can predictions be delivered?": ("sources", "Deliveries"),
+    "Where can predictions be delivered?": ("acting", "Deliveries"),
     "Can I bring an ONNX or an MLflow model?": ("models", "Models of every kind"),
     "Why was my new model not approved?": ("models", "The gate"),
     "How do I roll back?": ("models", "Which model serves, and how to go back"),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.scoring.engines.known import ENGINES
 from batch_platform_tests import test_bad_input, test_faults, test_laws

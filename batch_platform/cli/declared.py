@@ -18,7 +18,7 @@ from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file
-from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.declared_model import check_flavours
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home

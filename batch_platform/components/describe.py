@@ -17,7 +17,7 @@ from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.kind import SourceState
-from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.catalogue import evaluated_measures, measures_on

@@ -20,6 +20,7 @@ from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import (
     FilePath,
     ObjectPath,
@@ -28,7 +29,6 @@ from batch_platform.features.sources.objects import (
     hint_for,
     store_failure_in,
 )
-from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.features.sources.text_files import with_line_end
 from batch_platform.features.sources.zipped import ENDING, duckdb_path, member_of
 from batch_platform.warehouse.sql import connect, literal

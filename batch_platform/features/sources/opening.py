@@ -18,34 +18,13 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.threads import most_threads
 from batch_platform.features.interruption import interrupt, interruptible
-from batch_platform.features.sources.asset import ASSET
-from batch_platform.features.sources.delta import DELTA
-from batch_platform.features.sources.duckdb import DUCKDB
-from batch_platform.features.sources.files import ARROW, PARQUET
-from batch_platform.features.sources.iceberg import ICEBERG
 from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
+from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
-from batch_platform.features.sources.python import PYTHON
-from batch_platform.features.sources.spark_table import SPARK_TABLE
-from batch_platform.features.sources.sql import SQL
-from batch_platform.features.sources.text_files import CSV, JSON
 from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import connect, literal, quoted
 
-SOURCE_KINDS: dict[str, SourceKind] = {
-    "python": PYTHON,
-    "parquet": PARQUET,
-    "csv": CSV,
-    "json": JSON,
-    "arrow": ARROW,
-    "duckdb": DUCKDB,
-    "delta": DELTA,
-    "iceberg": ICEBERG,
-    "sql": SQL,
-    "spark_table": SPARK_TABLE,
-    "asset": ASSET,
-}
 MEMORY_LIMIT = "1GiB"  # limit of a query that can spill, enough to sort ten million rows of twenty columns
 SPILL_SHARE = 0.25  # share of the free space; the rest is for results, the warehouse and others
 _LONGEST_REASON = 300  # characters of a message, after which DuckDB goes on with proposals and settings
