@@ -19,7 +19,7 @@ from batch_platform.warehouse.published import open_published
     epilog=terminal.examples(
         'sql flight_delays "SELECT carrier, avg(score) FROM predictions GROUP BY carrier"',
         "sql flight_delays \"FROM performance WHERE metric = 'roc_auc'\" --to auc.csv",
-        "sql flight_delays - < question.sql",
+        "sql flight_delays -",
     ),
 )
 @click.argument("pipeline")

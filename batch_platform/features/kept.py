@@ -36,9 +36,8 @@ class Learnable:
 
     read_from: tuple[str, str]  # digest of the feature file, and the versions of the label sources
     keyed: pl.DataFrame  # key, time, features and label
-    rows: (
-        pl.DataFrame
-    )  # the same rows as a model learns from them: without key and time, and with the columns beside the features
+    # The same rows as a model learns from them: without key and time, and with the columns beside the features.
+    rows: pl.DataFrame
     unlabelled: int
     nulls_unlabelled: Counter[str]  # nulls of the others by column
 

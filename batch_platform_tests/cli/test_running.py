@@ -199,6 +199,7 @@ def test_run_reports_as_json(cli, project):
         "published": f"{project}/.batch_platform/published.duckdb",
         "findings": {},
         "failures": [],
+        "delivered": {},
         "error": None,
     }
 

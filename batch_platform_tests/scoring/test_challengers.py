@@ -152,9 +152,11 @@ def test_one_read_of_the_features_serves_all(pipeline, monkeypatch):
 
 def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
     read: list[str] = []
-    learnable = History._learnable
+    learnable = History._read_learnable
     monkeypatch.setattr(
-        History, "_learnable", lambda history, build: read.append(build.partition_key) or learnable(history, build)
+        History,
+        "_read_learnable",
+        lambda history, build, *others: read.append(build.partition_key) or learnable(history, build, *others),
     )
     pipeline = small_pipeline(tmp_path, **BOTH)
     carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
