@@ -301,7 +301,7 @@ class Source(Block):
     def _one_kind(self) -> Self:
         kinds = self._kinds
         if len(kinds) != 1:
-            msg = f"give exactly one of {listed(SOURCE_KEYS)}; found {listed(kinds) or 'none'}"
+            msg = f"give exactly one of {', '.join(sorted(SOURCE_KEYS))}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
         if not self._declared(kinds[0]):
             msg = f"{kinds[0]} is empty"

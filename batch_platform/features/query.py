@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batch_platform.declaration.calendar import Duration, Partition
 from batch_platform.declaration.errors import (
+    INTERRUPTED_QUERY,
     BatchPlatformError,
     SharedSourceError,
     SourceError,
@@ -39,7 +40,7 @@ _IN_NANOSECONDS = (
     "DuckDB compares no time with nanoseconds with $partition_start: write CAST(column AS TIMESTAMP) >= $partition_start, "
     "and the same for $partition_end."
 )
-_INTERRUPTED = "INTERRUPT Error"
+_INTERRUPTED = ("INTERRUPT Error", f"RuntimeError: {INTERRUPTED_QUERY}")  # of DuckDB, and of a stream that it reads
 _CANDIDATES = re.compile(r" Candidate functions: .*?(?= LINE \d+:|$)")  # every signature of the name, up to 60 of them
 _NO_COLUMN = re.compile(r'column (?:named )?"([^"]+)"')
 _SPILLED = "max_temp_directory_size"
@@ -126,7 +127,7 @@ class SqlFile:
             message = " ".join(str(error).split())
             if isinstance(error, RuntimeError) and not is_interruption(error):
                 raise
-            if _INTERRUPTED in message or is_interruption(error):
+            if is_interruption(error) or any(text in message for text in _INTERRUPTED):
                 if not self.limit.passed:
                     raise KeyboardInterrupt from error
                 raise self.takes_too_long(where) from error
