@@ -184,7 +184,7 @@ def test_a_query_that_fails_for_a_partition_is_told_of_that_partition(labels):
 
 
 def test_memory_bounds_how_many_partitions_are_read_together(labels, monkeypatch):
-    monkeypatch.setattr(build, "WINDOW_BYTES", 40 * 8 * 5)  # less than five days take
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 40 * 8 * 5)  # less than five days take
     read = labels()
     assert same(read.together(), read.one_by_one())
     assert DAYS // 5 < read.queries < DAYS

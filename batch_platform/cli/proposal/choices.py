@@ -474,12 +474,13 @@ def _windows(
 def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
     """The part of the training window for evaluation, and the length of a serving period (None for a single model)."""
     if every == "hour":
-        hours = max(1, min(PARTITIONS_TO_JUDGE_BY, int(length / timedelta(hours=2))), int(length / timedelta(hours=5)))
+        hours = max(1, min(PARTITIONS_TO_JUDGE_BY, int(length / timedelta(hours=4))), int(length / timedelta(hours=5)))
         return Duration(hours=hours), "day" if length > timedelta(days=1, hours=2 * hours) else None
     fifth = int(length / timedelta(days=5))
     enough = ceil(length / timedelta(days=1) * ROWS_TO_JUDGE_BY / rows)  # days
-    several = min(PARTITIONS_TO_JUDGE_BY * LONGEST[every].days, int(length / timedelta(days=2)))
-    days = max(LONGEST[every].days, several, fifth if is_sparse else min(max(14, enough), fifth))
+    partition = LONGEST[every].days
+    several = partition * min(PARTITIONS_TO_JUDGE_BY, int(length / timedelta(days=4 * partition)))
+    days = max(partition, several, fifth if is_sparse else min(max(14, enough), fifth))
     periods: tuple[tuple[Every, int], ...] = (("month", 1),) if every == "month" else (("month", 3), ("week", 1))
     for often, served in periods:  # the fewest models of each length that are worth it
         if length >= served * LONGEST[often].nominal + 2 * timedelta(days=days):
