@@ -129,7 +129,7 @@ OF_THE_WAREHOUSE = {
     *(name for table in TABLES_IN_FILES for name in (table.view, table.files, table.rows)),
     *("rejected_rows", DROPPED, FAILURES, REFUSED_ROWS, FINGERPRINTS),
 }
-STEPS = set(get_args(get_args(FailedStep)[0]))  # of which one is called like a table
+STEPS = set(get_args(get_args(FailedStep)[0]))  # one of them is called like a table
 
 
 def test_the_warehouse_names_no_table_of_an_upper_room_except_to_describe_it():

@@ -179,7 +179,7 @@ def show_version(target: _Target, version: str) -> None:
     head = {"version": version, "sha256": registered.sha256}
     recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
     terminal.report({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
-    contract, shown = manifest.pop("contract"), ("metrics", "baseline")  # in tables of their own
+    contract, shown = manifest.pop("contract"), ("metrics", "baseline")  # these have tables of their own
     evaluation = {name: value for name, value in manifest["evaluation"].items() if name not in shown}
     leaks = state.registry.suspected_leaks(version)
     manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)

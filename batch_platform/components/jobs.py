@@ -45,7 +45,11 @@ _DESCRIPTIONS: dict[Duty, str] = {
 }
 
 
-MAKES_ALL: tuple[Step, ...] = ("predictions", "performance", "deliveries")  # by the job that follows the whole plan
+MAKES_ALL: tuple[Step, ...] = (
+    "predictions",
+    "performance",
+    "deliveries",
+)  # steps of the job that follows the whole plan
 
 
 def job_name(pipeline: str, duty: Duty) -> str:

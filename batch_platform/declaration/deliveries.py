@@ -10,7 +10,7 @@ from batch_platform.declaration.notation import Block, Name
 
 SINK_KEYS: dict[str, type] = dict.fromkeys(("parquet", "csv", "delta"), str)
 """The YAML key of every kind of sink, and the type of its value. `delivery` writes to them."""
-PREFIX = "delivered_"  # of the asset that a delivery is
+PREFIX = "delivered_"  # start of the name of a delivery's asset
 
 
 class Delivery(Block):

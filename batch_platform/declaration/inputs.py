@@ -29,7 +29,7 @@ STORES = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azu
 """The stores of objects by the scheme of their addresses, with the extra that reads each."""
 KINDS_IN_STORES = ("parquet", "csv", "json", "arrow", "delta")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_OBJECT = re.compile(r"\w+://[\w.-]+(@[\w.-]+)?/+[^/]")  # of Azure, a container may name its account
+_OBJECT = re.compile(r"\w+://[\w.-]+(@[\w.-]+)?/+[^/]")  # a container of Azure may name its account
 Encoding = Literal["utf-8", "utf-16", "latin-1"]  # encodings of CSV files
 WEIGHT = "__weight"  # column with the weight of a row, where `labels.weight` declares one
 NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names and reads in order

@@ -16,11 +16,12 @@ from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 CSV = ".csv"
+# How DuckDB writes a file, by the ending of its name.
 FORMATS = {
     ".parquet": "FORMAT parquet, COMPRESSION zstd",
     CSV: "FORMAT csv, HEADER",
     ".json": "FORMAT json, ARRAY",
-}  # by the ending of a file's name
+}
 _NESTED = {"list", "array", "struct", "map"}  # types of DuckDB that CSV lacks
 
 

@@ -25,7 +25,7 @@ OF_PIPELINES[TABLE] = Description(
         "delivered_at": "when the receiver had them, in UTC",
     },
 )
-Deliveries = Mapping[tuple[str, str], "Delivered"]  # by name of the delivery and partition key
+Deliveries = Mapping[tuple[str, str], "Delivered"]  # key: name of the delivery, and partition key
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class DatedSources:
         builds: Mapping[str, FeatureBuild],
         most_bytes: int | None = None,
     ) -> Iterator[tuple[str, Fingerprint, Fingerprint]]:
-        """What builds recorded of such a source and what it holds now, by key, where they differ; see `rows_now`."""
+        """The records of builds about such a source beside what it holds now, by key, where they differ; see `rows_now`."""
         versions = {key: json.loads(build.sources).get(name) for key, build in builds.items()}
         for key, now in self.rows_now(name, partitions, versions, most_bytes):
             was = json.loads(builds[key].fingerprints).get(name)

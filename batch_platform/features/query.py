@@ -40,7 +40,10 @@ _IN_NANOSECONDS = (
     "DuckDB compares no time with nanoseconds with $partition_start: write CAST(column AS TIMESTAMP) >= $partition_start, "
     "and the same for $partition_end."
 )
-_INTERRUPTED = ("INTERRUPT Error", f"RuntimeError: {INTERRUPTED_QUERY}")  # of DuckDB, and of a stream that it reads
+_INTERRUPTED = (
+    "INTERRUPT Error",
+    f"RuntimeError: {INTERRUPTED_QUERY}",
+)  # texts of DuckDB, and of a stream that it reads
 _CANDIDATES = re.compile(r" Candidate functions: .*?(?= LINE \d+:|$)")  # every signature of the name, up to 60 of them
 _NO_COLUMN = re.compile(r'column (?:named )?"([^"]+)"')
 _SPILLED = "max_temp_directory_size"

@@ -78,7 +78,7 @@ class PipelineStatus:
     champion_rows_trained: int
     champion_days_trained: float | None  # None for a snapshot
     champion_leaks: list[str]  # suspected leaks
-    champion_remarks: list[str]  # on its declared refinements, such as the reason why one is not applied
+    champion_remarks: list[str]  # remarks on its declared refinements, such as the reason why one is not applied
     waiting: dict[str, str]  # newer versions that wait for a decision, with the reason
     # Why the models of serving periods were refused, or could not be trained, since the champion was trained, newest first.
     refused: dict[str, str]

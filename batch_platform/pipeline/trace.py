@@ -98,11 +98,11 @@ class TracedSource:
 
 @dataclass(frozen=True)
 class TracedReasons:
-    """What moved a score that has no stored reasons, computed from the bundle that gave it and the row that it read."""
+    """The reasons of a score that has none stored, computed from the bundle that gave it and the row that it read."""
 
     unit: str = ""  # unit of the raw score, which the base value and all contributions add up to
     base: float | None = None
-    largest: tuple[dict[str, Any], ...] = ()  # at most MOST_REASONS: feature, value as text, contribution
+    largest: tuple[dict[str, Any], ...] = ()  # feature, value as text, and contribution of at most MOST_REASONS
     note: str = ""  # why there are none
 
 

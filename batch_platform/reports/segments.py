@@ -84,7 +84,7 @@ def gaps_of(segments: pl.DataFrame) -> list[Gap]:
 
 
 def segment_drift(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, window: Span) -> pl.DataFrame:
-    """How far the predictions of each segment moved in the partition where they moved most, and their worst level: segment, moved, level."""
+    """The drift of each segment in the partition where its predictions moved most, and its worst level: segment, moved, level."""
     if not has_table(con, pipeline, OF_SEGMENTS):
         return pl.DataFrame(schema={"segment": pl.String, "moved": pl.Float64, "level": pl.String})
     query = f"""

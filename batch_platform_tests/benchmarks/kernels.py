@@ -83,7 +83,7 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """What each library scores for each core-second, and whether its results are the bits of the booster's own code."""
+    """A table of the rows that each library scores for each core-second, and whether its results are the bits of the booster's own code."""
     lines = [
         "| model, trees x columns | library | million rows/core-s | same bits as the booster |",
         "| --- | --- | ---: | --- |",

@@ -25,7 +25,7 @@ NONE, NONE_OF_REGRESSION, REASONS = "no refinement", "no refinement of a regress
 EXPLAINERS = ("shap", "lightgbm", "xgboost")  # libraries that compute the contributions of a model of theirs
 KIND = "trees"
 DAYS = 4
-SAMPLE_ROWS = 10_000  # of which peers compute contributions
+SAMPLE_ROWS = 10_000  # peers compute contributions of so many rows
 _REGRESSION = {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}
 _DIVIDED = {"train": {"evaluate": "2 days"}}  # the least that can be divided; the same for every case
 

@@ -264,9 +264,7 @@ def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start
     assert calendar.last_end is not None
     assert calendar.last_end > last
     assert calendar.holding(first) is not None
-    judged_by = (
-        2 if every == "month" else 5
-    )  # partitions, of which a few say how much they differ; a quarter of eleven months
+    judged_by = 2 if every == "month" else 5  # partitions; a quarter of eleven months is two
     assert proposal.windows.evaluate.nominal >= judged_by * LONGEST[every].nominal
 
 

@@ -1,4 +1,4 @@
-"""What every kind of sink must do, for each kind, and for one from outside of the package."""
+"""The duties of every kind of sink, for each kind, and for one from outside of the package."""
 
 import signal
 import subprocess
@@ -123,7 +123,7 @@ def test_eight_partitions_may_be_delivered_at_once(kind, tmp_path):
 
 
 def hindered(folder: Path, kind: str, hindrance: str) -> str:
-    """What a process says that delivers many rows and cannot."""
+    """The message of a process that delivers many rows and cannot."""
     command = [sys.executable, "-m", "batch_platform_tests.delivery.receivers", str(folder), kind, hindrance]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -180,7 +180,7 @@ def test_a_catalog_is_also_found_by_its_name(tmp_path, monkeypatch):
         f"catalog:\n  lake:\n    uri: {of['uri']}\n    warehouse: {of['warehouse']}\n", encoding="utf-8"
     )
     monkeypatch.setenv("PYICEBERG_HOME", str(tmp_path))
-    monkeypatch.setattr(catalog, "_ENV_CONFIG", Config())  # which is read once, when the library is imported
+    monkeypatch.setattr(catalog, "_ENV_CONFIG", Config())  # the library reads it once, when it is imported
     assert rows(sources(tmp_path, catalog="lake")) == TABLE.rows()
 
 

@@ -36,7 +36,7 @@ from batch_platform_tests.harness.small_pipeline import (
 )
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
-SECRET = "geh:ei@m/1"  # as a URL writes it:
+SECRET = "geh:ei@m/1"  # a URL writes it:
 QUOTED = "geh%3Aei%40m%2F1"
 BOUNDED = "SELECT id, at FROM orders -- $nothing; 'here\nWHERE at >= $partition_start AND at < $partition_end;\n"
 NOW = datetime(2024, 3, 3, 12, tzinfo=UTC)
@@ -404,7 +404,7 @@ def test_only_the_partition_whose_rows_changed_in_the_database_is_due(tmp_path, 
     execute(server, f"UPDATE events SET amount = amount + 1 WHERE (ts AT TIME ZONE 'Europe/Berlin')::date = '{key}'")
     assert due(pipeline) == {key: "rows of source 'events' changed"}
     ticking = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)  # has looked at nothing yet
-    assert ticking.published_state(most_bytes=0).changed == {}  # as a tick that has no time to read so much
+    assert ticking.published_state(most_bytes=0).changed == {}  # a tick has no time to read so much
     assert ticking.published_state(most_bytes=1 << 40).changed.keys() == {key}
     carry_out(pipeline, NOW)
     assert due(pipeline, recheck=True) == {}

@@ -14,7 +14,7 @@ import fsspec
 
 BUCKET = "lake"
 SECRET = "not/for+anybody's=eyes"
-REQUESTS = "/requests"  # where the server lists the requests since it was last asked
+REQUESTS = "/requests"  # path at which the server lists the requests since it was last asked
 SERVER = f"""
 import json, logging, sys
 from moto.server import DomainDispatcherApplication, create_backend_app

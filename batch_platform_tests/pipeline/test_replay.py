@@ -39,7 +39,7 @@ def days(pipeline: Pipeline, *keys: str):
 
 
 def replayed(pipeline: Pipeline, *keys: str, run_id: str = "replay"):
-    """What `batch-platform replay` does: the partitions with rejected rows are built and scored again."""
+    """`batch-platform replay` builds and scores the partitions with rejected rows again."""
     stamp, scores = Stamp(run_id, NOW), pipeline.state().scores
     rejected = [day for day in days(pipeline, *keys) if scores[day.key].rows_rejected]
     list(pipeline.build_features(rejected, stamp, force=True))

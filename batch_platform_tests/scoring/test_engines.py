@@ -116,7 +116,7 @@ MODELS["refined"] = {
     "predictions": {"refine": [f"{OWN}.BOUNDED", f"{OWN}.BANDED"]},
 }
 MODELS["explained"] = {"predictions": {"reasons": 2, "decide": {"costs": {"false_positive": 1, "false_negative": 2}}}}
-OF_THE_HIGHEST = "explained, of the highest"  # of which a batch cannot tell
+OF_THE_HIGHEST = "explained, of the highest"  # no batch can tell which these are
 MODELS[OF_THE_HIGHEST] = {"predictions": {"reasons": {"count": 2, "of": "decisions"}, "decide": {"top": 3}}}
 MODELS["interval"] = {
     "model": {

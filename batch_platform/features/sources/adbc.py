@@ -34,7 +34,10 @@ _SETTINGS = {  # hold the values in PostgreSQL, which streams no statement that 
     "partition_end": "current_setting('batch_platform.partition_end')::timestamptz",
     "partition_key": "current_setting('batch_platform.partition_key')",
 }
-_ALL_TIMES = {"partition_start": "0001-01-01 00:00:00", "partition_end": "9999-12-31 23:59:59"}  # of SQLite
+_ALL_TIMES = {
+    "partition_start": "0001-01-01 00:00:00",
+    "partition_end": "9999-12-31 23:59:59",
+}  # as SQLite writes times
 _IN_EXTRA = ("postgresql", "sqlite")  # drivers that the extra `sql` brings
 _SQLITE_BATCH = {"adbc.sqlite.query.batch_rows": 1 << 16}  # rows whose values tell the types of columns
 _NO_COPY = {"adbc.postgresql.use_copy": False}
@@ -129,7 +132,7 @@ class Session:
                 ((self._snapshot, self.state),) = self._fetched(query)
             elif self._driver == "sqlite":
                 self.state = str([(path.name, *_size_and_time(path)) for path in self._files()])
-                self._fetched("SELECT count(*) FROM sqlite_master")  # from here on the transaction sees one state
+                self._fetched("SELECT count(*) FROM sqlite_master")  # the transaction sees one state from here on
 
     def close(self) -> None:
         """Close all connections."""
@@ -291,7 +294,7 @@ class Session:
         raw = details[_PRIMARY].decode() if _PRIMARY in details else str(error).partition("Query was: ")[0]
         text = _PREFIX.sub("", " ".join(raw.split())).replace(self._database.uri, self._database.address)
         reason = redact(text)[:_LONGEST_REASON].rstrip(". ")
-        if "due to user request" in reason:  # by `interrupt`
+        if "due to user request" in reason:  # `interrupt` was called
             return RuntimeError(INTERRUPTED_QUERY)
         if any(sign in reason for sign in _LOST):
             again = "run it again once the database is there; what is done stays."

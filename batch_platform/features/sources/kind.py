@@ -123,12 +123,12 @@ class SourceKind:
         return SourceState(version, rows, columns, self.location(table))
 
 
-_failures: dict[str, SourceError] = {}  # by the mark in the text of what is raised
+_failures: dict[str, SourceError] = {}  # key: mark in the text of what is raised
 _MARK = re.compile(r"\[failure ([0-9a-f]{32})\]")
 
 
 def failure_of_stream(error: SourceError) -> RuntimeError:
-    """What a stream raises where DuckDB reads it: DuckDB passes on only a text, in which `failure_in` finds the error."""
+    """An error for a stream to raise where DuckDB reads it: DuckDB passes on only a text, in which `failure_in` finds the error."""
     mark = uuid4().hex
     _failures[mark] = error
     return RuntimeError(f"{error.message} [failure {mark}]")

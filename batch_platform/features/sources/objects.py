@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from pyarrow.fs import FileSystem
 
-_LIBRARIES = {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}  # by extra
+_LIBRARIES = {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}  # key: extra
 _TAGS = (
     "ETag",
     "etag",
     "LastModified",
     "last_modified",
-)  # what changes with the content, as stores call it; the best first
+)  # names that stores have for what changes with the content; the best first
 _VARIABLE = re.compile(r"[*?\[{]")  # start of what differs between the objects of a source
 _LONGEST_REASON = 300  # characters of a message
 _RAISED = re.compile(r"\bStoreError: ([^\n]*)")

@@ -17,7 +17,7 @@ from batch_platform.features.sources.adbc import Session, Statement, path_of
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.sql import quoted
 
-_MOST_DIGITS = 38  # of a DECIMAL of DuckDB
+_MOST_DIGITS = 38  # a DECIMAL of DuckDB has no more
 _REFUSED = ("money",)  # types that come as other numbers than they hold
 
 
