@@ -18,6 +18,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
+from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform_tests.harness.checkout import (
     DEMO_OUTPUT,
@@ -104,11 +105,13 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     model = {"allow_suspected_leaks": ["known"], "refit": False}  # scores of a second fit may have no reference
     further = {
         "challengers": [{"name": "tree", "estimator": TREE}],
-        "predictions": {"store": "parquet", "decide": {"threshold": 0.5}, "reasons": 1},
+        "predictions": {"store": "parquet", "decide": {"threshold": 0.5}, "reasons": 1, "deliver": [{"csv": "out"}]},
         "monitoring": {"segments": ["shop"]},
     }
     pipeline = small_pipeline(tmp_path, events=leaky, model=model, **further)  # what the demo has no need of
     carry_out(pipeline, NOW)
+    (delivery,) = pipeline.spec.predictions.deliver
+    list(deliver(pipeline, delivery, [pipeline.spec.partitions.calendar.named("2024-02-03")], Stamp("d", NOW)))
     backtest(
         pipeline,
         [pipeline.spec.partitions.calendar.named("2024-02-03")],
