@@ -5,13 +5,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from alembic.script import ScriptDirectory
 
 from batch_platform.cli.instance import DAGSTER_YAML, only_service, prepare_instance, settings_that_matter
-from batch_platform.cli.project import Project
-from batch_platform.cli.running import open_instance
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.warehouse.home import HOME_VARIABLE, Home
+from batch_platform.warehouse.home import Home
 
 PREPARE = """\
 import sys
@@ -143,24 +140,3 @@ def test_an_instance_that_is_not_there_is_refused(home, monkeypatch, named):
         WrongUseError, match=f"DAGSTER_HOME names '{named}', which is not the absolute path of a folder"
     ):
         prepare_instance(home)
-
-
-def test_a_command_reads_the_migrations_of_dagsters_databases_once(tmp_path, monkeypatch):
-    read, reads = ScriptDirectory.from_config, list[str | None]()
-
-    def counted(config):
-        reads.append(config.config_file_name)
-        return read(config)
-
-    monkeypatch.setattr(ScriptDirectory, "from_config", counted)
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
-    monkeypatch.setenv("DAGSTER_HOME", "")
-    project = Project(tmp_path, "none")
-    for _ in range(2):  # the first makes the databases, the second opens them
-        reads.clear()
-        with open_instance(project) as instance:
-            instance.get_runs(limit=1)
-            instance.get_asset_keys(limit=1)
-            instance.all_instigator_state()
-        assert len(reads) == 1
-    assert ScriptDirectory.from_config is counted

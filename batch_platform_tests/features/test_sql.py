@@ -337,7 +337,7 @@ def test_the_password_is_nowhere_and_changing_it_changes_nothing(tmp_path, uri):
     shown += [str(json.dumps(spec.model_dump(mode="json"))), repr(table), table.source.location]
     assert not [text for text in shown if SECRET in text or QUOTED in text]
     assert "127.0.0.1" in state.location
-    other = declared(tmp_path, uri.replace(QUOTED, "another"), table="orders").spec
+    other = declared(tmp_path, uri.replace(QUOTED, "an0ther-secret"), table="orders").spec
     assert other.model_dump_json() == spec.model_dump_json()
 
 
