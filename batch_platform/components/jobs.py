@@ -45,11 +45,8 @@ _DESCRIPTIONS: dict[Duty, str] = {
 }
 
 
-MAKES_ALL: tuple[Step, ...] = (
-    "predictions",
-    "performance",
-    "deliveries",
-)  # steps of the job that follows the whole plan
+# Steps of the job that follows the whole plan.
+MAKES_ALL: tuple[Step, ...] = ("predictions", "performance", "deliveries")
 
 
 def job_name(pipeline: str, duty: Duty) -> str:
