@@ -66,7 +66,7 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     )
     explained = re.findall(r"^The UI warns of the performance of (\d+) of 61 days: .*", output, flags=re.MULTILINE)
     assert explained == [str(warned)] * (warned > 0)
-    shown = shell(command(').show()"'), clone)
+    shown = shell(command(' ORDER BY score DESC"'), clone)
     assert "model_version" in shown
     ((rows,),) = query(clone, "SELECT count(*) FROM flight_delays.predictions")
     assert rows == sum(int(scored.replace(",", "")) for _, scored, *_ in months)
