@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from shlex import quote
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from batch_platform.cli.sample import CUSTOMERS
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
@@ -20,6 +21,8 @@ from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.checkout import (
     DEMO_OUTPUT,
     GUIDE,
@@ -38,8 +41,10 @@ from batch_platform_tests.harness.small_pipeline import (
     small_events,
     small_pipeline,
 )
+from batch_platform_tests.harness.stories import daily_files
 
 NOW = datetime(2024, 2, 10, 12, tzinfo=UTC)
+ACTIVATED = ". .venv/bin/activate"
 TREE = "sklearn.tree.DecisionTreeClassifier"
 
 
@@ -59,17 +64,28 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     assert "61 of 61 partitions scored: 57,164 rows in" in output
     assert f"The data are in {clone}/.batch_platform/published.duckdb." in output
     *commands, query_of_scores = output.partition("Three things to try next:\n")[2].splitlines()
-    assert [line.split()[:2] for line in commands] == [[".venv/bin/batch-platform", name] for name in ("ui", "run")]
-    assert "score" in shell(query_of_scores, clone)
+    assert [line.split()[:2] for line in commands] == [["batch-platform", name] for name in ("ui", "run")]
+    assert "score" in shell(f"{ACTIVATED} && {query_of_scores}", clone)
     ((warned,),) = query(
         clone, "SELECT count(*) FROM flight_delays.performance WHERE metric = 'roc_auc' AND coalesce(high, value) < 0.6"
     )
     explained = re.findall(r"^The UI warns of the performance of (\d+) of 61 days: .*", output, flags=re.MULTILINE)
     assert explained == [str(warned)] * (warned > 0)
-    shown = shell(command(' ORDER BY score DESC"'), clone)
-    assert "model_version" in shown
     ((rows,),) = query(clone, "SELECT count(*) FROM flight_delays.predictions")
     assert rows == sum(int(scored.replace(",", "")) for _, scored, *_ in months)
+
+
+@pytest.mark.full
+def test_every_block_runs_as_it_stands_one_after_the_other_in_one_shell(demonstrated, tmp_path):
+    clone, _ = demonstrated
+    demo, *others = [block for block in blocks("bash", README) if "batch_platform_tests" not in block]
+    assert ACTIVATED in demo
+    shown = shell("\n".join([f"export HOME={tmp_path}", ACTIVATED, *others]), clone)
+    headers = re.findall(r"^(flight_id|customer) .*score +prediction *$", shown, flags=re.MULTILINE)
+    assert headers == ["flight_id", "customer"]
+    ((scored,),) = query(tmp_path / "shop", "SELECT count(*) FROM churn.predictions")
+    assert scored == CUSTOMERS
+    assert "churn" in (tmp_path / "shop" / "churn.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.full
@@ -174,20 +190,35 @@ def is_installed(requirement: Requirement) -> bool:
 
 
 def test_the_two_commands_stand_alone_on_their_lines():
-    assert command("demo") == "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/batch-platform demo"
+    assert command("demo") == f"python3 -m venv .venv && {ACTIVATED} && pip install -e . && batch-platform demo"
     assert command("batch_platform_tests").startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && ")
 
 
-def test_yaml_is_a_pipeline():
-    (declared,) = [yaml.safe_load(block) for block in blocks("yaml", README)]
-    spec = PipelineSpec.model_validate(declared["attributes"])
-    assert spec.name == "flight_delays"
-    shipped = yaml.safe_load((ROOT / "batch_platform" / "defs" / "flight_delays" / "defs.yaml").read_text())[
-        "attributes"
-    ]
-    assert set(shipped) == set(declared["attributes"])
-    assert declared["attributes"]["sources"] == shipped["sources"]
-    assert declared == yaml.safe_load(blocks("yaml", GUIDE["declaring"])[0])
+def test_the_three_files_are_a_pipeline(tmp_path):
+    yesterday = date(2026, 11, 24)
+    daily_files(tmp_path, yesterday)
+    for file in (tmp_path / "orders").iterdir():  # as all but pandas write times
+        pl.read_parquet(file).cast({pl.Datetime: pl.Datetime("us", "UTC")}).write_parquet(file)
+    (text,) = blocks("yaml", README)
+    (queries,) = blocks("sql", README)
+    folder = tmp_path / "returns"
+    folder.mkdir()
+    for file, statement in zip(("features.sql", "labels.sql"), queries.split(";"), strict=True):
+        assert f"-- {file}:" in statement
+        (folder / file).write_text(statement, encoding="utf-8")
+    spec = PipelineSpec.model_validate(yaml.safe_load(text)["attributes"])
+    pipeline = Pipeline(spec, folder, Home(tmp_path / "home"))
+    carry_out(pipeline, datetime(2026, 11, 25, 6, tzinfo=UTC))
+    scored, evaluated = pipeline.state().scores, pipeline.state().evaluations
+    assert (min(scored), max(scored)) == ("2026-10-01", "2026-11-24")
+    assert max(evaluated) == "2026-11-17"
+
+
+def test_the_guide_shows_the_shipped_pipeline():
+    declared = yaml.safe_load(blocks("yaml", GUIDE["declaring"])[0])
+    shipped = yaml.safe_load((ROOT / "batch_platform" / "defs" / "flight_delays" / "defs.yaml").read_text())
+    assert set(declared["attributes"]) == set(shipped["attributes"])
+    assert declared["attributes"]["sources"] == shipped["attributes"]["sources"]
 
 
 def test_it_is_read_in_a_few_minutes():

@@ -14,12 +14,14 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
 from batch_platform.cli.run import bring_up_to_date
+from batch_platform.cli.sample import customers
 from batch_platform.cli.summary import RunSummary
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError
 from batch_platform.monitoring.measure import Judgement
 from batch_platform.monitoring.measures.performance import PERFORMANCE, POOLED, asked_of
+from batch_platform.pipeline.export import require_writable
 from batch_platform.pipeline.recorded import recorded_evaluations
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
@@ -39,14 +41,18 @@ class Month:
     roc_auc: float
 
 
-@click.command("demo", epilog=terminal.examples("demo", "demo --json"))
+@click.command("demo", epilog=terminal.examples("demo", "demo --table customers.csv"))
+@click.option("--table", metavar="FILE", help="Only write a small CSV table of customers to FILE, to try `new` with.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None) -> None:
+def command(folder: Path | None, table: str | None) -> None:
     """Train, score and evaluate two months of real flights, and say what to try next.
 
     The data go to the current folder, or to BATCH_PLATFORM_HOME.
     """
+    if table is not None:
+        _write_table(Path(table).expanduser())
+        return
     if folder is not None:
         msg = "demo runs the shipped pipeline."
         raise WrongUseError(msg, hint="leave --project out; the data go to the current folder or BATCH_PLATFORM_HOME.")
@@ -62,7 +68,21 @@ def command(folder: Path | None) -> None:
     terminal.report({"outcome": outcome, "months": months, "warnings": warnings})
     _conclude(outcome, months)
     _explain(warnings, len(partitions))
-    _try_next(outcome)
+    _try_next()
+
+
+def _write_table(file: Path) -> None:
+    """Write the sample; raises WrongUseError rather than replacing a file."""
+    if file.suffix != ".csv" or file.exists():
+        problem = "exists already" if file.exists() else "does not end with .csv"
+        msg = f"{str(file)!r} {problem}; the sample becomes a new CSV file."
+        raise WrongUseError(msg, hint="choose another name, such as --table customers.csv.")
+    require_writable(file, overwrite=False)
+    rows = customers()
+    rows.write_csv(file)
+    terminal.report({"file": str(file), "rows": rows.height})
+    terminal.say(f"{rows.height:,} invented customers written to {file}; `churned` says who left, as far as known.")
+    terminal.say(f"Next: batch-platform new churn --from {shlex.quote(str(file))} --yes")
 
 
 def _months(home: Home, partitions: Sequence[Partition]) -> list[Month]:
@@ -111,15 +131,14 @@ def _conclude(outcome: RunSummary, months: list[Month]) -> None:
     terminal.say(f"The data are in {outcome.published}.")
 
 
-def _try_next(outcome: RunSummary) -> None:
+def _try_next() -> None:
     terminal.say()
     terminal.say("Three things to try next:")
     ours = _called("batch-platform")
     terminal.say(f"  {ours} ui   # the asset graph, each partition's numbers, backfills, schedules")
     terminal.say(f"  {ours} run {PIPELINE} --from 2013-05-01 --to 2013-05-31   # another month")
-    statement = f"import duckdb; duckdb.connect('{outcome.published}', read_only=True)"
-    query = f"sql('FROM {PIPELINE}.predictions ORDER BY score DESC LIMIT 5').show()"
-    terminal.say(f'  {_called(Path(sys.executable).name)} -c "{statement}.{query}"')
+    query = "SELECT flight_id, score, prediction FROM predictions ORDER BY score DESC LIMIT 5"
+    terminal.say(f'  {ours} sql {PIPELINE} "{query}"   # the flights that are most likely late')
 
 
 def _called(program: str) -> str:

@@ -260,7 +260,7 @@ def _show_model(model: TrainedModel) -> None:
     name = f"challenger {model.challenger}" if model.challenger else "model"
     value = "not measured" if model.value is None else f"{model.metric} {model.value:.4f}"
     if model.baseline is not None and model.metric in model.baseline.metrics:
-        value += f", {model.baseline.name} {model.baseline.metrics[model.metric]:.4f}"
+        value += f", against {model.baseline.metrics[model.metric]:.4f} by guessing ({model.baseline.name})"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
     if isinstance(model.positive, str):

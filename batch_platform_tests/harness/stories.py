@@ -7,18 +7,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-CUSTOMERS, SIGNED_UP = 1_500, 20
+from batch_platform.cli.sample import customers as customers_of_the_shop
+
 DAYS, ORDERS_A_DAY = 107, 40
 HOURS = 24 * 140
 
 
 def customers(folder: Path, yesterday: date) -> None:  # noqa: ARG001 - a table without times
     """A CSV of customers without dates; whether the newest of them leave is not known yet."""
-    _customers(CUSTOMERS).write_csv(folder / "customers.csv")
-
-
-def more_customers(folder: Path, yesterday: date) -> None:  # noqa: ARG001
-    _customers(CUSTOMERS + SIGNED_UP).write_csv(folder / "customers.csv")
+    customers_of_the_shop().write_csv(folder / "customers.csv")
 
 
 def daily_files(folder: Path, yesterday: date) -> None:
@@ -43,30 +40,11 @@ def another_day_of_readings(folder: Path, yesterday: date) -> None:
 
 STORIES: dict[str, Callable[[Path, date], None]] = {  # by the lines of the transcripts that begin with `#`
     "# customers.csv: one row a customer": customers,
-    f"# {SIGNED_UP} customers sign up": more_customers,
     "# orders/: a Parquet file a day, written by pandas": daily_files,
     "# the file of another day arrives": another_day,
     "# meter.csv: one reading an hour": meter,
     "# the readings of another day arrive": another_day_of_readings,
 }
-
-
-def _customers(count: int) -> pl.DataFrame:
-    random = np.random.default_rng(7)
-    plans, ages = random.choice(["basic", "plus", "family"], CUSTOMERS * 2), random.integers(18, 80, CUSTOMERS * 2)
-    visits, spent = random.poisson(4, CUSTOMERS * 2), random.gamma(2, 30, CUSTOMERS * 2).round(2)
-    leaves = random.random(CUSTOMERS * 2) < 1 / (1 + np.exp(0.5 * visits - 0.8 * (plans == "basic") - 1.2))
-    known = pl.int_range(count, eager=True) < CUSTOMERS - 200
-    return pl.DataFrame(
-        {
-            "customer": [f"C{number:05}" for number in range(count)],
-            "plan": plans[:count],
-            "age": ages[:count],
-            "visits": visits[:count],
-            "spent": spent[:count],
-            "churned": pl.Series(np.where(leaves[:count], "yes", "no")),
-        }
-    ).with_columns(churned=pl.when(known).then("churned"))
 
 
 def _write_day(folder: Path, day: date) -> None:

@@ -54,7 +54,7 @@ attributes:
     key: [{key}]   # unique {key_holds}
 {time}
 {columns}
-    max_rejected: {{share: 1%, rows: 5}}   # of a partition; if more rows are rejected than either allows, it is not published
+    max_rejected: {{share: 1%, rows: 5}}   # if more rows of a partition are bad, it is not published
 {labels}
   model:
     estimator: {estimator}

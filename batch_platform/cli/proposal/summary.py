@@ -117,5 +117,5 @@ def _learns_from(proposal: Proposal) -> str:
     if proposal.windows is not None:
         return "all rows before the period that it serves"
     if proposal.label is None:
-        return "all rows but a fifth, drawn at random, which is held out to judge the groups by"
-    return "its rows with a label; a fifth of them, drawn at random, is held out, which is optimistic about the future"
+        return "four fifths of its rows, drawn at random; the groups are judged on the rest"
+    return "its rows with a label, tested on a random fifth of them; expect somewhat worse results in the future"
