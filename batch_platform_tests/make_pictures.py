@@ -59,7 +59,6 @@ def main() -> None:
 def take(ui: Ui, dagster: Dagster) -> None:
     """Each picture once its page is drawn."""
     page = dagster.page
-    dagster.dismiss_the_greeting()
     dagster.button("Hide navigation").click()
     dagster.open("/assets/flight_delays/predictions")
     dagster.words("Columns").first.click()  # which are described elsewhere
@@ -109,7 +108,6 @@ def drift(folder: Path) -> None:
     if answer.code:
         raise SystemExit(answer.err)
     with served(folder, folder / ".batch_platform") as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
-        dagster.dismiss_the_greeting()
         dagster.button("Hide navigation").click()
         dagster.open(f"/assets/{declared['name']}/drift?view=checks")
         dagster.tab("Execution history")

@@ -18,6 +18,8 @@ DAGSTER_YAML = """\
 # Written by batch-platform on first use; yours to change.
 telemetry:
   enabled: false
+nux:
+  enabled: false
 run_monitoring:
   enabled: true
   max_resume_run_attempts: 0

@@ -213,6 +213,10 @@ def test_a_hostile_page_in_the_same_browser_changes_nothing(ui, session):
     assert ui.ask("{instance {concurrencyLimits {concurrencyKey}}}") == {"concurrencyLimits": []}
 
 
+def test_no_dialog_covers_the_first_page(ui):
+    assert ui.ask("{shouldShowNux}") is False
+
+
 def test_the_code_location_loads(ui):
     def loaded() -> list[dict[str, Any]] | None:
         entries = ui.ask(LOCATIONS)["locationEntries"]

@@ -23,9 +23,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # a route would stall every request while a test sleeps
 )
 PATIENCE_MS = 120_000
-GREETING_MS = 20_000
 CLICKS, TURNING_MS = 3, 20_000
-GREETED = "/assets"
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,6 @@ class Dagster:
     def tab(self, name: str) -> None:
         """Choose a tab of the page."""
         self.page.get_by_role("tab", name=name, exact=True).filter(visible=True).first.click()
-
-    def dismiss_the_greeting(self) -> None:
-        """Wait for the dialog of a first visit, which comes late or not at all, and skip it."""
-        with suppress(Error):
-            self.page.get_by_role("button", name="Skip").click(timeout=GREETING_MS)
 
     def switch(self) -> None:
         """Toggle the first switch of the page, whose checkbox lies under a drawing, and wait until it has toggled."""
@@ -147,8 +140,7 @@ def browser(url: str, width: int = 1700, height: int = 1000, scale: float = 1) -
             dagster = Dagster(page, url)
             page.on("console", lambda message: _note(dagster, message))
             page.on("requestfailed", lambda request: _note_failure(dagster, request))
-            page.add_locator_handler(page.get_by_role("button", name="Skip"), lambda skip: skip.click())
-            dagster.open(GREETED)
+            dagster.open("/assets")
             yield dagster
         finally:
             chromium.close()
