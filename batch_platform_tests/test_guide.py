@@ -48,6 +48,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "My table has no time column. What now?": ("features", "Tables without a time"),
     "How do I name a file for each day?": ("sources", "Paths"),
     "Where can predictions be delivered?": ("acting", "Deliveries"),
+    "How do scores get into my PostgreSQL?": ("acting", "To databases"),
     "Can I bring an ONNX or an MLflow model?": ("models", "Models of every kind"),
     "Why was my new model not approved?": ("models", "The gate"),
     "How do I roll back?": ("models", "Which model serves, and how to go back"),

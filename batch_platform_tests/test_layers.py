@@ -238,7 +238,7 @@ PLACES = {
     "graphql": r"cli\.guard",
     "fsspec": r"features\.sources\.(zipped|objects)",
     "deltalake": r"(features\.sources|delivery)\.delta",
-    "adbc_driver_manager": r"features\.sources\.adbc",
+    "adbc_driver_manager": r"features\.sources\.drivers",
     "pyiceberg": r"features\.sources\.iceberg",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",

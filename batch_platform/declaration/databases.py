@@ -1,5 +1,6 @@
-"""A table or a query of a database, as a source declares it."""
+"""A table or a query of a database, as a source or a delivery declares it."""
 
+from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, unquote
 
@@ -20,36 +21,17 @@ DRIVERS = {
 """The ADBC driver for the scheme of a URI."""
 
 
-class DatabaseTable(Block):
-    """A table of a database, or the rows of a query that the database runs."""
+class Database(Block):
+    """A database, by an address that may hold a password."""
 
     uri: str = Field(
         repr=False,
         description="Address of the database, from an environment variable: it is never shown. `sqlite:///` and a path for a file.",
         examples=["{{ env.SHOP_URI }}", "sqlite:///shop.sqlite"],
     )
-    table: str | None = Field(
-        default=None, min_length=1, description="Table or view that is read whole.", examples=["sales.orders"]
-    )
-    query: FileBelow | None = Field(
-        default=None,
-        description="SQL file, relative to this file, with one SELECT in the dialect of the database. It may use $partition_start, "
-        "$partition_end and $partition_key, so that only the rows of a partition are read.",
-        examples=["orders.sql"],
-    )
-    version: str | None = Field(
-        default=None,
-        min_length=1,
-        description="SELECT whose result changes when rows change; may use the same parameters. Left out: any change of the database "
-        "lets the rows be compared.",
-        examples=["SELECT max(updated_at), count(*) FROM sales.orders"],
-    )
 
     @model_validator(mode="after")
-    def _readable(self) -> Self:
-        if (self.table is None) == (self.query is None):
-            msg = f"give either `table` or `query`; found {'none' if self.table is None else 'both'}"
-            raise ValueError(msg)
+    def _known_driver(self) -> Self:
         if "{{" in self.uri:  # is rendered later
             return self
         if self.scheme not in DRIVERS:
@@ -90,10 +72,71 @@ class DatabaseTable(Block):
             return f"{self.scheme}://…"
         return f"{self.scheme}://{rest if self.scheme == 'sqlite' else rest.rpartition('@')[2]}"
 
+    def file_in(self, folder: Path) -> Path:
+        """The file of an SQLite database, whose relative path starts at a folder."""
+        return folder / unquote(self.uri.partition("://")[2].removeprefix("/"))
+
     @field_serializer("uri", when_used="json")
     def _without_secrets(self, uri: str) -> str:
         return uri if "{{" in uri else self.address
 
+
+class DatabaseTable(Database):
+    """A table of a database, or the rows of a query that the database runs."""
+
+    table: str | None = Field(
+        default=None, min_length=1, description="Table or view that is read whole.", examples=["sales.orders"]
+    )
+    query: FileBelow | None = Field(
+        default=None,
+        description="SQL file, relative to this file, with one SELECT in the dialect of the database. It may use $partition_start, "
+        "$partition_end and $partition_key, so that only the rows of a partition are read.",
+        examples=["orders.sql"],
+    )
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SELECT whose result changes when rows change; may use the same parameters. Left out: any change of the database "
+        "lets the rows be compared.",
+        examples=["SELECT max(updated_at), count(*) FROM sales.orders"],
+    )
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if (self.table is None) == (self.query is None):
+            msg = f"give either `table` or `query`; found {'none' if self.table is None else 'both'}"
+            raise ValueError(msg)
+        return self
+
     def __str__(self) -> str:
         """Say what is read, and from where."""
         return f"{self.table or self.query} in {self.address}"
+
+
+class DeliveredTable(Database):
+    """A table of PostgreSQL or SQLite that gets rows."""
+
+    table: str = Field(
+        pattern=r"^[^.]+(\.[^.]+)?$",
+        description="Table, with or without its schema. Created with types and comments if it does not exist.",
+        examples=["sales.late_flights"],
+    )
+
+    @model_validator(mode="after")
+    def _writable(self) -> Self:
+        if "{{" not in self.uri and self.driver not in ("postgresql", "sqlite"):
+            msg = f"rows are delivered to PostgreSQL and SQLite, not to {self.driver}"
+            raise ValueError(msg)
+        if "{{" not in self.uri and self.driver == "sqlite" and "." in self.table:
+            msg = f"SQLite has no schemas: {self.table!r} must be the name of a table"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The table without its schema."""
+        return self.table.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        """Say where rows are written."""
+        return f"{self.table} in {self.address}"

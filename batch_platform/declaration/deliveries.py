@@ -5,10 +5,12 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
+from batch_platform.declaration.databases import DeliveredTable
 from batch_platform.declaration.errors import listed
+from batch_platform.declaration.inputs import KINDS_IN_STORES, require_object, scheme_of
 from batch_platform.declaration.notation import Block, Name
 
-SINK_KEYS: dict[str, type] = dict.fromkeys(("parquet", "csv", "delta"), str)
+SINK_KEYS: dict[str, type] = {**dict.fromkeys(("parquet", "csv", "delta"), str), "sql": DeliveredTable}
 """The YAML key of every kind of sink, and the type of its value. `delivery` writes to them."""
 PREFIX = "delivered_"  # start of the name of a delivery's asset
 
@@ -23,18 +25,23 @@ class Delivery(Block):
 
     parquet: str | None = Field(
         default=None,
-        description="Folder that gets one Parquet file per partition, in `partition_key=…/`; relative to this file.",
-        examples=["out/late"],
+        description="Folder that gets one Parquet file per partition, in `partition_key=…/`; relative to this file, or its address such as s3://….",
+        examples=["out/late", "s3://lake/late"],
     )
     csv: str | None = Field(
         default=None,
-        description="Folder that gets one CSV file per partition, in `partition_key=…/`; relative to this file.",
-        examples=["out/late"],
+        description="Folder that gets one CSV file per partition, in `partition_key=…/`; relative to this file, or its address such as s3://….",
+        examples=["out/late", "s3://lake/late"],
     )
     delta: str | None = Field(
         default=None,
-        description="Folder of a Delta table, relative to this file. Needs the extra `delta`.",
-        examples=["lake/late"],
+        description="Folder of a Delta table, relative to this file, or its address such as s3://…. Needs the extra `delta`.",
+        examples=["lake/late", "s3://lake/late"],
+    )
+    sql: DeliveredTable | None = Field(
+        default=None,
+        description="Table of PostgreSQL or SQLite. Needs the extra `sql`.",
+        examples=[{"uri": "{{ env.CRM_URI }}", "table": "sales.late_flights"}],
     )
     name: Name = Field(
         default="",
@@ -71,6 +78,8 @@ class Delivery(Block):
         if len(kinds) != 1 or not getattr(self, kinds[0]):
             msg = f"give exactly one of {listed(SINK_KEYS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
+        if self.kind in KINDS_IN_STORES and scheme_of(str(self.to)) is not None:
+            require_object(self.kind, str(self.to))
         if len(set(self.renamed.values())) < len(self.renamed) or not all(self.renamed.values()):
             msg = f"columns: every column needs a name of its own; found {list(self.renamed.values())}"
             raise ValueError(msg)

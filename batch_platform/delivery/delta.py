@@ -7,6 +7,7 @@ import pyarrow as pa
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.extras import needed
 from batch_platform.delivery.sink import Sink, Target
+from batch_platform.features.sources.objects import delta_options
 from batch_platform.warehouse.sql import literal, quoted
 
 _SIGNED = {  # Delta has no unsigned numbers
@@ -42,15 +43,15 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with needed("deltalake", extra="delta"):
         from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
         from deltalake.exceptions import DeltaError
-    new, root = _storable(rows), str(target.path)
+    new, root, options = _storable(rows), str(target.path), delta_options(target.path)
     schema = Schema.from_arrow(new.schema)
-    if not DeltaTable.is_deltatable(root):
+    if not DeltaTable.is_deltatable(root, options):
         try:
-            DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column])
+            DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column], storage_options=options)
         except DeltaError:
-            if not DeltaTable.is_deltatable(root):  # else another partition was delivered at the same time
+            if not DeltaTable.is_deltatable(root, options):  # else another partition was delivered at the same time
                 raise
-    table = DeltaTable(root)
+    table = DeltaTable(root, storage_options=options)
     present = {field.name: field.type for field in table.schema().fields}
     wrong = [
         f"{field.name} is {_type(present[field.name])} there and {_type(field.type)} here"
@@ -70,6 +71,7 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
         mode="overwrite",
         schema_mode="merge" if added else None,
         partition_by=[target.column],
+        storage_options=options,
         predicate=f"{quoted(target.column)} = {literal(target.partition_key)}",
         commit_properties=CommitProperties(custom_metadata={"batch_platform": target.pipeline}),
     )

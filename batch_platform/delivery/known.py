@@ -1,26 +1,34 @@
 """The kinds of sinks by name, and the delivery of one partition to any of them."""
 
+import re
+from pathlib import Path
+
 import pyarrow as pa
 
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.redaction import redact
 from batch_platform.delivery.delta import DELTA
 from batch_platform.delivery.files import CSV_FILES, PARQUET
 from batch_platform.delivery.sink import Sink, Target
-from batch_platform.warehouse.home import Home
+from batch_platform.delivery.sql import SQL
+from batch_platform.features.sources.objects import StoreError, hint_for
 
-SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA}
+SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, "sql": SQL}
+
+_DRAWN = re.compile(r"\x1b\[\d*m|↳")  # colours and arrows in messages of deltalake
+_LONGEST_REASON = 300  # characters
 
 
-def replace_at_receiver(home: Home, target: Target, rows: pa.RecordBatchReader) -> None:
+def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:
     """Make rows the rows of a partition at its receiver, as `Sink.replace` says.
 
     Raises:
         DeliveryError: The receiver refuses them, or lies in the home.
     """
     sink = SINKS[target.delivery.kind]
-    path = sink.path(target)
-    if path is not None and path.is_relative_to(home.root.resolve()):
-        problem = f"{path} lies in the home {home.root}."
+    path, home = sink.path(target), target.home.root
+    if isinstance(path, Path) and path.is_relative_to(home.resolve()):
+        problem = f"{path} lies in the home {home}."
         raise target.error(problem, "deliver to a folder outside of it.")
     try:
         sink.replace(target, rows)
@@ -28,7 +36,10 @@ def replace_at_receiver(home: Home, target: Target, rows: pa.RecordBatchReader) 
         if error.of_one_partition:
             raise
         raise target.error(error.message, error.hint or sink.hint) from error
+    except StoreError as error:
+        problem = f"{error}."
+        raise target.error(problem, hint_for(problem)) from error
     except Exception as error:  # whatever the receiver raises is about this partition
-        reason = str(error).strip().partition("\n")[0].rstrip(". ")
+        reason = " ".join(_DRAWN.sub(" ", redact(str(error))).split())[:_LONGEST_REASON].rstrip(". ")
         problem = f"{type(error).__name__}: {reason}."
         raise target.error(problem, sink.hint) from error

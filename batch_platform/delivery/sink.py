@@ -8,6 +8,14 @@ import pyarrow as pa
 
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.features.sources.objects import FilePath, file_path
+from batch_platform.warehouse.descriptions import OF_PIPELINES, Description
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS
+
+TABLE_OF = {"predictions": PREDICTIONS.view, "challengers": CHALLENGER_SCORES.view, "rejected_rows": "rejected_rows"}
+BATCH_ROWS = 100_000
+NESTED = {"list", "array", "struct", "map"}  # types of DuckDB that tables elsewhere and CSV lack
 
 
 @dataclass(frozen=True)
@@ -18,16 +26,27 @@ class Target:
     partition_key: str
     delivery: Delivery
     folder: Path  # absolute folder at which relative paths start
+    home: Home
 
     @property
-    def path(self) -> Path:
-        """The declared folder, without symbolic links."""
-        return (self.folder / Path(str(self.delivery.to)).expanduser()).resolve()
+    def path(self) -> FilePath:
+        """The declared folder, without symbolic links, or its address."""
+        declared = file_path(str(self.delivery.to))
+        return (self.folder / declared).resolve() if isinstance(declared, Path) else declared
 
     @property
     def column(self) -> str:
         """Name of the column with the partition key at the receiver."""
         return self.delivery.partition_column
+
+    @property
+    def meaning(self) -> Description:
+        """The meaning of a row and of its columns, by their names at the receiver."""
+        own, renamed = OF_PIPELINES[TABLE_OF[self.delivery.of]], self.delivery.renamed
+        columns = {
+            renamed.get(name, name): text for name, text in own.columns.items() if not renamed or name in renamed
+        }
+        return Description(own.row, columns | {self.column: own.columns["partition_key"]})
 
     def error(self, problem: str, hint: str) -> DeliveryError:
         """The error that the partition cannot be delivered."""
@@ -48,6 +67,6 @@ class Sink:
     # reader, an error or a kill at any moment leaves the former rows or the new ones. Called again with the same rows, it
     # leaves one copy of them. Without rows the partition is empty afterwards. Reads the rows once, in batches. May raise anything.
     replace: Callable[[Target, pa.RecordBatchReader], None]
-    # The local folder that it writes to, which must not lie in the home; None if it writes elsewhere.
-    path: Callable[[Target], Path | None] = lambda target: target.path
+    # The local folder or file that it writes to, which must not lie in the home; anything else if it writes elsewhere.
+    path: Callable[[Target], FilePath | None] = lambda target: target.path
     hint: str = "see the message; the next run delivers it."  # shown when the receiver refuses

@@ -22,7 +22,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.known import replace_at_receiver
 from batch_platform.delivery.ledger import Delivered, asset_of, record_delivery
-from batch_platform.delivery.sink import Target
+from batch_platform.delivery.sink import BATCH_ROWS, TABLE_OF, Target
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.state import State
@@ -30,10 +30,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import digest, quoted, table_columns
-from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, damage_of
-
-TABLE_OF = {"predictions": PREDICTIONS.view, "challengers": CHALLENGER_SCORES.view, "rejected_rows": "rejected_rows"}
-BATCH_ROWS = 100_000
+from batch_platform.warehouse.tables_in_files import damage_of
 
 
 def deliver(
@@ -109,9 +106,9 @@ class _DeliveryStep:
         query = f"SELECT {selected} FROM {quoted(name)}.{quoted(table)} WHERE partition_key = $key"
         values = {"key": partition.key}
         ((rows, total),) = con.execute(f"SELECT {digest(named.values())} FROM ({query})", values).fetchall()
-        target = Target(name, partition.key, self.delivery, self.folder)
+        target = Target(name, partition.key, self.delivery, self.folder, self.warehouse.home)
         reader = con.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
-        replace_at_receiver(self.warehouse.home, target, reader)
+        replace_at_receiver(target, reader)
         return int(rows), f"{int(total or 0):032x}"
 
     @cached_property

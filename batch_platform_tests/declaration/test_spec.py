@@ -113,6 +113,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             },
             {"csv": "out/rejected", "of": "rejected_rows"},
             {"delta": "out/table"},
+            {"sql": {"uri": "sqlite:///out/late.db", "table": "late"}},
         ],
         "reasons": {"count": 3, "above": 0.5},
         "rescore": "when_stale",
@@ -168,6 +169,7 @@ BLOCKS = [
     ("predictions",),
     ("predictions", "decide"),
     ("predictions", "deliver", 0),
+    ("predictions", "deliver", 3, "sql"),
     ("monitoring",),
     ("monitoring", "performance"),
     ("dagster",),
@@ -690,8 +692,8 @@ def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is
 @pytest.mark.parametrize(
     ("deliveries", "message"),
     [
-        ([{"parquet": "out", "delta": "out"}], "give exactly one of csv, delta, parquet; found delta, parquet"),
-        ([{"name": "late"}], "give exactly one of csv, delta, parquet; found none"),
+        ([{"parquet": "out", "delta": "out"}], "give exactly one of csv, delta, parquet, sql; found delta, parquet"),
+        ([{"name": "late"}], "give exactly one of csv, delta, parquet, sql; found none"),
         ([{"parquet": "a"}, {"parquet": "b"}], "more than one delivery has the name 'parquet'"),
         ([{"csv": "a"}, {"csv": "a", "name": "late"}], "more than one delivery has the receiver 'csv: a'"),
         ([{"csv": "a", "columns": {"x": "z", "y": "z"}}], "every column needs a name of its own"),

@@ -9,7 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
+import fsspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -22,8 +24,11 @@ from batch_platform.delivery.known import SINKS, replace_at_receiver
 from batch_platform.delivery.sink import Sink, Target
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
+from batch_platform_tests.harness.object_store import BUCKET
 
 KEY = "2026-01-01"
+STORE = f"s3://{BUCKET}/out/late"
+POSTGRESQL = "RECEIVING_POSTGRESQL"  # variable with the address of the server that receives
 
 
 def _replace_in_sqlite(target: Target, rows: pa.RecordBatchReader) -> None:
@@ -49,37 +54,95 @@ def register_sqlite(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(SINKS, "sqlite", SQLITE)
 
 
-def _in_files(read: str, path: Path, options: str = "") -> pl.DataFrame:
-    query = f"FROM {read}('{path}/**/*.{read.removeprefix('read_')}', hive_partitioning = true, hive_types_autocast = false, union_by_name = true{options})"
+def _in_files(read: str, path: Path | str, options: str = "") -> pl.DataFrame:
+    files = f"'{path}/**/*.{read.removeprefix('read_')}'"
+    options = f"hive_partitioning = true, hive_types_autocast = false, union_by_name = true{options}"
     with duckdb.connect() as con:
+        con.register_filesystem(fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True))
         con.execute("SET TimeZone = 'UTC'")
-        return con.sql(query).pl() if [*path.rglob("*=*/*.*")] else pl.DataFrame()
+        there = con.execute(f"FROM glob({files})").fetchall()
+        return con.sql(f"FROM {read}({files}, {options})").pl() if there else pl.DataFrame()
 
 
-def _in_sqlite(path: Path) -> pl.DataFrame:
+def _in_store(read: str, options: str = "") -> pl.DataFrame:
+    return _in_files(read, STORE, options)
+
+
+def _delta_in_store() -> pl.DataFrame:
+    return pl.DataFrame(DeltaTable(STORE, storage_options={"allow_http": "true"}).scan().read_all())
+
+
+def _in_sqlite(path: Path, table: str = "rows") -> pl.DataFrame:
     with closing(sqlite3.connect(path)) as con:
-        return pl.read_database("SELECT * FROM rows", con, infer_schema_length=None)
+        return pl.read_database(f"SELECT * FROM {table}", con, infer_schema_length=None)
+
+
+def execute(*statements: str) -> pl.DataFrame:
+    """Run statements in the PostgreSQL that receives, and commit; returns the rows of the last one."""
+    with closing(postgresql.connect(os.environ[POSTGRESQL])) as con, closing(con.cursor()) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        rows = _plain_rows(cursor.fetch_arrow_table()) if statements[-1].startswith("SELECT") else pl.DataFrame()
+        con.commit()
+    return rows
+
+
+def _plain_rows(table: pa.Table) -> pl.DataFrame:
+    """The rows with numbers of any size and JSON as text."""
+    for at, field in enumerate(table.schema):
+        if isinstance(field.type, pa.BaseExtensionType):
+            chunks = [chunk.storage for chunk in table[at].chunks]
+            table = table.set_column(at, field.name, pa.chunked_array(chunks, field.type.storage_type))
+    return pl.DataFrame(table)
+
+
+def _in_postgresql(_: Path) -> pl.DataFrame:
+    rows = execute("SELECT (SELECT to_regclass('late'))::text IS NOT NULL AS there")
+    return execute("SELECT * FROM late") if rows.item() else pl.DataFrame()
 
 
 @dataclass(frozen=True)
 class Receiver:
     """A kind of receiver, and how all of its rows are read."""
 
-    at: str
+    at: str  # file or folder
     read: Callable[[Path], pl.DataFrame]
+    kind: str = ""  # of the sink, where it has another name
+    declared: Callable[[str], object] = lambda at: at  # what is declared for a file or folder
+
+    def block(self, at: str, kind: str) -> dict[str, object]:
+        return {self.kind or kind: self.declared(at)}
 
 
 RECEIVERS = {
     "parquet": Receiver("out/late", lambda path: _in_files("read_parquet", path)),
     "csv": Receiver("out/late", lambda path: _in_files("read_csv", path, ", allow_quoted_nulls = false")),
     "delta": Receiver("out/late", lambda path: pl.DataFrame(DeltaTable(path).scan().read_all())),
+    "parquet in a store": Receiver(STORE, lambda _: _in_store("read_parquet"), "parquet"),
+    "csv in a store": Receiver(STORE, lambda _: _in_store("read_csv", ", allow_quoted_nulls = false"), "csv"),
+    "delta in a store": Receiver(STORE, lambda _: _delta_in_store(), "delta"),
+    "PostgreSQL": Receiver("", _in_postgresql, "sql", lambda _: {"uri": os.environ[POSTGRESQL], "table": "late"}),
+    "SQLite": Receiver(
+        "out/late.db",
+        lambda path: _in_sqlite(path, "late"),
+        "sql",
+        lambda at: {"uri": f"sqlite:///{at}", "table": "late"},
+    ),
     "sqlite": Receiver("out/late.sqlite", _in_sqlite),
 }
 
 
-def target_of(folder: Path, kind: str, key: str = KEY, **declared: object) -> Target:
-    delivery = Delivery.model_validate({kind: RECEIVERS[kind].at, "name": "late", **declared})
-    return Target("small", key, delivery, folder)
+def target_of(folder: Path, receiver: str, key: str = KEY, at: str | None = None, **declared: object) -> Target:
+    """A partition at a receiver; `at` is another file or folder."""
+    it = RECEIVERS[receiver]
+    delivery = Delivery.model_validate({**it.block(at or it.at, receiver), "name": "late", **declared})
+    return Target("small", key, delivery, folder, Home(folder / "home"))
+
+
+def place_of(folder: Path, receiver: str) -> Path:
+    """The file or folder of a receiver; the folder of the test for one that is elsewhere."""
+    at = RECEIVERS[receiver].at
+    return folder if "://" in at else folder / at
 
 
 def deliver(target: Target, rows: pl.DataFrame) -> None:
@@ -87,7 +150,7 @@ def deliver(target: Target, rows: pl.DataFrame) -> None:
     whole = rows.with_columns(pl.lit(target.partition_key).alias(target.column)).to_arrow()
     table = whole.cast(pa.schema([field.with_type(_plain(field.type)) for field in whole.schema]))
     reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=2))
-    replace_at_receiver(Home(target.folder / "home"), target, reader)
+    replace_at_receiver(target, reader)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -95,8 +158,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
 
 
-def delivered(target: Target) -> pl.DataFrame:
-    return RECEIVERS[target.delivery.kind].read(target.path)
+def delivered(folder: Path, receiver: str) -> pl.DataFrame:
+    """All rows at a receiver."""
+    return RECEIVERS[receiver].read(place_of(folder, receiver))
 
 
 def _many_rows(number: int, *, pausing: bool) -> Iterator[pa.RecordBatch]:
@@ -109,20 +173,34 @@ def _many_rows(number: int, *, pausing: bool) -> Iterator[pa.RecordBatch]:
 
 
 def main() -> None:
-    """Deliver many rows to a receiver as `hindrance` says: `limit` (files cannot grow), `nobody` (another user), `pause` (half-way)."""
+    """Deliver many rows to a receiver as `hindrance` says.
+
+    `limit`: files cannot grow, rows break a constraint, or there is no such bucket. `nobody`: another user, or none. `pause`: half-way.
+    """
     folder, kind, hindrance = sys.argv[1:]
     with pytest.MonkeyPatch.context() as patch:
         register_sqlite(patch)
         target, schema = target_of(Path(folder), kind), pa.schema({"x": pa.float64(), "partition_key": pa.string()})
-        if hindrance == "limit":
+        if hindrance == "limit" and kind == "PostgreSQL":
+            execute("ALTER TABLE late ADD CONSTRAINT full_up CHECK (x < 0.99999) NOT VALID")
+        elif hindrance == "limit" and "store" not in kind:
             resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-        if hindrance == "nobody" and os.geteuid() == 0:
+        if "store" in kind:
+            target = target_of(Path(folder), kind, at="s3://nowhere/late" if hindrance == "limit" else None)
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if hindrance == "nobody" else ():
+                patch.delenv(name)
+        elif hindrance == "nobody" and kind == "PostgreSQL":
+            patch.setenv(POSTGRESQL, os.environ[POSTGRESQL].replace("dagster", "reader"))
+            target = target_of(Path(folder), kind)
+        elif hindrance == "nobody" and os.geteuid() == 0:
             os.setuid(65534)
         rows = pa.RecordBatchReader.from_batches(schema, _many_rows(8, pausing=hindrance == "pause"))
         try:
-            replace_at_receiver(Home(Path(folder) / "home"), target, rows)
+            replace_at_receiver(target, rows)
         except DeliveryError as error:
             print(error)
+        if hindrance == "limit" and kind == "PostgreSQL":
+            execute("ALTER TABLE late DROP CONSTRAINT full_up")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -22,11 +23,11 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.lock import Patience, locked
 from batch_platform.warehouse.published import open_published
+from batch_platform_tests.delivery.receivers import POSTGRESQL, execute
 from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
 
 NOW = datetime(2024, 2, 4, tzinfo=UTC)
 STAMP = Stamp("delivering", NOW)
-DECLARED = {"keep": ["shop"], "deliver": [{"parquet": "out/late", "name": "late"}]}
 KEYS = ["2024-02-01", "2024-02-02", "2024-02-03"]
 
 
@@ -53,7 +54,7 @@ def published(pipeline: Pipeline) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
-    return finished_pipeline(tmp_path, NOW, predictions=DECLARED)
+    return finished_pipeline(tmp_path, NOW, predictions=to("parquet"))
 
 
 def test_what_is_scored_is_due_until_it_is_delivered_and_again_once_the_delivery_is_declared_differently(pipeline):
@@ -65,30 +66,46 @@ def test_what_is_scored_is_due_until_it_is_delivered_and_again_once_the_delivery
     assert at_receiver(pipeline) == published(pipeline)
     assert "delivered" not in {it.name for it in health_of(pipeline.spec, pipeline.state(), NOW, Measured()).aspects}
     renamed = {"deliver": [{"parquet": "out/late", "name": "late", "columns": {"score": "risk"}}]}
-    other = Pipeline(small_spec(predictions=DECLARED | renamed), pipeline.folder, pipeline.home)
+    other = Pipeline(small_spec(predictions=to("parquet") | renamed), pipeline.folder, pipeline.home)
     assert due(other) == [(key, "its declaration changed") for key in KEYS]
+
+
+def to(kind: str) -> dict[str, Any]:
+    """The declaration of a delivery to a folder, or to the PostgreSQL of the environment."""
+    block = {"uri": os.environ.get(POSTGRESQL, ""), "table": "late"} if kind == "sql" else "out/late"
+    return {"keep": ["shop"], "deliver": [{kind: block, "name": "late"}]}
 
 
 def main() -> None:
     """Deliver a partition, and die once the receiver has it."""
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    sink = SINKS[kind]
 
     def dying(target, rows):
-        PARQUET.replace(target, rows)
+        sink.replace(target, rows)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    SINKS["parquet"] = replace(PARQUET, replace=dying)
-    folder = Path(sys.argv[1])
-    deliver_keys(Pipeline(small_spec(predictions=DECLARED), folder / "project", Home(folder / "home")), KEYS[0])
+    SINKS[kind] = replace(sink, replace=dying)
+    deliver_keys(Pipeline(small_spec(predictions=to(kind)), folder / "project", Home(folder / "home")), KEYS[0])
 
 
-def test_killed_between_the_commit_of_the_receiver_and_our_record_the_next_run_leaves_one_copy(pipeline, tmp_path):
-    killed = subprocess.run([sys.executable, "-m", __name__, str(tmp_path)], check=False)
+@pytest.mark.parametrize("kind", ["parquet", "sql"])
+def test_killed_between_the_commit_of_the_receiver_and_our_record_the_next_run_leaves_one_copy(kind, tmp_path, request):
+    if kind == "sql":
+        request.getfixturevalue("postgresql")
+
+    def there() -> list[tuple[str, int]]:
+        in_table = "SELECT partition_key, id FROM late ORDER BY 1, 2"
+        return execute(in_table).rows() if kind == "sql" else at_receiver(pipeline)
+
+    pipeline = finished_pipeline(tmp_path, NOW, predictions=to(kind))
+    killed = subprocess.run([sys.executable, "-m", __name__, str(tmp_path), kind], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert {key for key, _ in at_receiver(pipeline)} == {KEYS[0]}
+    assert {key for key, _ in there()} == {KEYS[0]}
     assert not pipeline.state().deliveries
     assert due(pipeline) == [(key, "missing") for key in KEYS]
     deliver_keys(pipeline, *KEYS)
-    assert at_receiver(pipeline) == published(pipeline)
+    assert there() == published(pipeline)
     assert [row.rows for row in pipeline.state().deliveries.values()] == [40, 40, 40]
     assert due(pipeline) == []
 

@@ -9,18 +9,17 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.databases import DatabaseTable
-from batch_platform.declaration.errors import INTERRUPTED_QUERY, SourceError, WrongUseError, did_you_mean, listed
-from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.errors import INTERRUPTED_QUERY, SourceError, did_you_mean, listed
+from batch_platform.features.sources.drivers import driver_of, postgresql_uri, reason_of, sqlite_uri
 from batch_platform.features.sources.kind import SourceTable, failure_of_stream
 from batch_platform.warehouse.sql import literal
 
@@ -38,10 +37,8 @@ _ALL_TIMES = {
     "partition_start": "0001-01-01 00:00:00",
     "partition_end": "9999-12-31 23:59:59",
 }  # as SQLite writes times
-_IN_EXTRA = ("postgresql", "sqlite")  # drivers that the extra `sql` brings
 _SQLITE_BATCH = {"adbc.sqlite.query.batch_rows": 1 << 16}  # rows whose values tell the types of columns
 _NO_COPY = {"adbc.postgresql.use_copy": False}
-_PREFIX = re.compile(r"^[A-Z_]+: (\[\w+\] )?(Failed to [a-z ]+: )?(ERROR: +)?")
 _LOST = (
     "server closed the connection",
     "no connection to the server",
@@ -49,15 +46,12 @@ _LOST = (
     "terminating connection",
 )
 _WRITES = ("read-only transaction", "readonly database")
-_PRIMARY = b"PG_DIAG_MESSAGE_PRIMARY"  # the error of PostgreSQL in a sentence
 _NO_TABLE = re.compile(r'relation "([^"]+)" does not exist|no such table: (\S+)')
 _WRONG_TYPE = re.compile(r"Type mismatch in column (\d+)")
 _TABLES = {
     "postgresql": "SELECT table_schema || '.' || table_name FROM information_schema.tables",
     "sqlite": "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')",
 }
-_LONGEST_WAIT = 10  # seconds for a server to answer, unless the address says otherwise
-_LONGEST_REASON = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -100,27 +94,14 @@ class Statement:
         return "".join(text for pair in zip(self.parts, inserted, strict=True) for text in pair)
 
 
-def path_of(table: SourceTable, database: DatabaseTable) -> Path:
-    """The file of an SQLite database."""
-    return table.folder / unquote(database.uri.partition("://")[2].removeprefix("/"))
-
-
 class Session:
     """Connections that show a source one state of its database, whichever partition it reads."""
 
     def __init__(self, table: SourceTable, database: DatabaseTable) -> None:
         """Connect; raises SourceError, and WrongUseError if the driver is not installed."""
         self._table, self._database, self._driver = table, database, database.driver
-        package = f"adbc-driver-{self._driver}"
-        try:
-            import adbc_driver_manager
-
-            self._dbapi = import_module(f"{package.replace('-', '_')}.dbapi")
-        except ImportError as error:
-            msg = f"{package} is needed for {self._key('uri')}, and cannot be imported ({error})."
-            beside = "" if self._driver in _IN_EXTRA else f" {package}"
-            raise WrongUseError(msg, hint=f"pip install 'batch-platform[sql]'{beside}") from error
-        self._errors = (adbc_driver_manager.Error, pa.ArrowException, OSError)
+        driver = driver_of(database, self._key("uri"))
+        self._dbapi, self._errors = driver.dbapi, driver.errors
         self._running, self._idle = set["Cursor"](), list["Connection"]()
         self._schemas = dict[Statement, pa.Schema]()
         self._snapshot = ""  # name by which further connections to PostgreSQL share it
@@ -253,10 +234,9 @@ class Session:
         """Connect through the driver that the URI names."""
         uri, driver, connect = self._database.uri, self._driver, self._dbapi.connect
         if driver == "postgresql":
-            limit = "" if "connect_timeout" in uri else f"{'&' if '?' in uri else '?'}connect_timeout={_LONGEST_WAIT}"
-            return connect(f"{uri}{limit}")
+            return connect(postgresql_uri(self._database))
         if driver == "sqlite":
-            return connect(f"file:{quote(str(self._files()[0]))}?mode=ro")
+            return connect(sqlite_uri(self._files()[0], "ro"))
         if driver == "snowflake":
             return connect(uri.partition("://")[2], autocommit=True)
         url = urlsplit(uri)
@@ -269,7 +249,7 @@ class Session:
 
     def _files(self) -> list[Path]:
         """The file of an SQLite database, and the log of changes beside it; raises SourceError if there is none."""
-        path = path_of(self._table, self._database)
+        path = self._database.file_in(self._table.folder)
         if not path.is_file():
             names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             hint = f"correct {self._key('uri')}: {did_you_mean(path.name, names) or 'add the file.'}"
@@ -290,10 +270,7 @@ class Session:
 
     def _failure(self, error: Exception, key: str, columns: pa.Schema | None, *, shared: bool) -> Exception:
         """The error for what the driver raised while it did what a YAML key declares."""
-        details = dict(getattr(error, "details", None) or ())
-        raw = details[_PRIMARY].decode() if _PRIMARY in details else str(error).partition("Query was: ")[0]
-        text = _PREFIX.sub("", " ".join(raw.split())).replace(self._database.uri, self._database.address)
-        reason = redact(text)[:_LONGEST_REASON].rstrip(". ")
+        reason = reason_of(error, self._database)
         if "due to user request" in reason:  # `interrupt` was called
             return RuntimeError(INTERRUPTED_QUERY)
         if any(sign in reason for sign in _LOST):

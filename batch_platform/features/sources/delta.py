@@ -5,7 +5,6 @@ partition columns, so that a condition skips files. Otherwise deltalake scans th
 `IS NULL` on a column that was added later skips the files that lack the column.
 """
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from batch_platform.features.sources.objects import (
     ObjectPath,
     StoreError,
     arrow_file_system,
+    delta_options,
     file_path,
     file_state,
     names_below,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 _LOG = "_delta_log"
 _COMMIT = f"{'[0-9]' * 20}.json"
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # variables with the address of another store than Amazon's
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Features under which files hold the rows as they are; with deletion vectors, as long as no row is marked as deleted.
 _PLAIN = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
@@ -135,9 +134,7 @@ def _load(root: FilePath, version: int, newest: tuple[int, FileState]) -> _Snaps
     """Read a version from the log, but no file of rows."""
     from deltalake import DeltaTable
 
-    plain_http = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    options = {"allow_http": "true"} if plain_http and isinstance(root, ObjectPath) else None
-    table = DeltaTable(str(root), version=version, storage_options=options)
+    table = DeltaTable(str(root), version=version, storage_options=delta_options(root))
     features = {*(table.protocol().reader_features or ())}
     is_plain = features <= _PLAIN and table.metadata().configuration.get("delta.columnMapping.mode", "none") == "none"
     if is_plain and "deletionVectors" in features:

@@ -1,9 +1,10 @@
-"""Objects in a store such as S3: their addresses, how they are looked up and listed, and how DuckDB and Arrow read them.
+"""Objects in a store such as S3: their addresses, how they are looked up, listed and written, and how DuckDB and Arrow read them.
 
 fsspec's file system of the store does the work, and finds address and credentials of the store by itself: in the environment,
 a profile, or the role of the machine. It remembers no listing, so that a replaced object is seen.
 """
 
+import os
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ _TAGS = (
     "LastModified",
     "last_modified",
 )  # names that stores have for what changes with the content; the best first
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # variables with the address of another store than Amazon's
 _VARIABLE = re.compile(r"[*?\[{]")  # start of what differs between the objects of a source
 _LONGEST_REASON = 300  # characters of a message
 _RAISED = re.compile(r"\bStoreError: ([^\n]*)")
@@ -219,6 +221,19 @@ def read_whole(paths: Sequence[ObjectPath]) -> list[bytes]:
         return system.cat_ranges([_store_of(path)[1] for path in paths], whole, whole, on_error="raise")
 
 
+def put_object(path: ObjectPath, file: Path) -> None:
+    """Make the content of a file that of an object; readers see the former object until it is complete. Raises StoreError."""
+    with _explained(path, "written"):
+        system, name = _store_of(path)
+        system.put_file(str(file), name)
+
+
+def delta_options(root: FilePath) -> dict[str, str] | None:
+    """The options by which deltalake reaches a table, which finds address and credentials of a store by itself."""
+    plain_http = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    return {"allow_http": "true"} if plain_http and isinstance(root, ObjectPath) else None
+
+
 def admit_objects(con: duckdb.DuckDBPyConnection, path: ObjectPath) -> None:
     """Let DuckDB read objects of the store in which an object lies, as far as the connection allows it."""
     if not con.filesystem_is_registered(scheme := str(scheme_of(str(path)))):
@@ -318,7 +333,7 @@ def _state(details: Mapping[str, Any]) -> FileState:
 
 
 @contextmanager
-def _explained(path: ObjectPath) -> Generator[None]:
+def _explained(path: ObjectPath, done: str = "read") -> Generator[None]:
     """Turn whatever a store's library raises into a StoreError that names the object."""
     try:
         yield
@@ -328,5 +343,5 @@ def _explained(path: ObjectPath) -> Generator[None]:
         reason = " ".join(redact(str(error)).split())[:_LONGEST_REASON].rstrip(". ") or type(error).__name__
         if isinstance(error, OSError) and error.errno == EBUSY:
             reason = "it was replaced while it was read"
-        msg = f"{path} cannot be read ({reason})"
+        msg = f"{path} cannot be {done} ({reason})"
         raise StoreError(msg) from error

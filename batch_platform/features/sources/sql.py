@@ -13,7 +13,7 @@ from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.adbc import Session, Statement, path_of
+from batch_platform.features.sources.adbc import Session, Statement
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.sql import quoted
 
@@ -136,7 +136,7 @@ def _size(table: SourceTable) -> int:
     """The bytes of the result as PostgreSQL estimates it, or of the file of SQLite; 0 if nothing tells."""
     database = _database(table)
     if database.driver == "sqlite":
-        return path_of(table, database).stat().st_size
+        return database.file_in(table.folder).stat().st_size
     if database.driver != "postgresql":
         return 0
     with _session(table) as session:
@@ -148,7 +148,7 @@ def _location(table: SourceTable) -> str:
     database = _database(table)
     if database.driver != "sqlite":
         return str(database)
-    return f"{database.table or database.query} in {path_of(table, database)}"
+    return f"{database.table or database.query} in {database.file_in(table.folder)}"
 
 
 def _described(source: Source) -> str:
