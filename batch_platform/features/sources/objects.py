@@ -219,6 +219,20 @@ def read_whole(paths: Sequence[ObjectPath]) -> list[bytes]:
         return system.cat_ranges([_store_of(path)[1] for path in paths], whole, whole, on_error="raise")
 
 
+def write_objects(contents: Mapping[ObjectPath, bytes]) -> None:
+    """Write objects of one store, each wholly or not at all; raises StoreError."""
+    with _explained(next(iter(contents)), "written"):
+        system, _ = _store_of(next(iter(contents)))
+        system.pipe({_store_of(path)[1]: content for path, content in contents.items()})
+
+
+def remove_objects(paths: Sequence[ObjectPath]) -> None:
+    """Remove objects of one store; raises StoreError."""
+    with _explained(paths[0], "removed"):
+        system, _ = _store_of(paths[0])
+        system.rm([_store_of(path)[1] for path in paths])
+
+
 def admit_objects(con: duckdb.DuckDBPyConnection, path: ObjectPath) -> None:
     """Let DuckDB read objects of the store in which an object lies, as far as the connection allows it."""
     if not con.filesystem_is_registered(scheme := str(scheme_of(str(path)))):
@@ -318,7 +332,7 @@ def _state(details: Mapping[str, Any]) -> FileState:
 
 
 @contextmanager
-def _explained(path: ObjectPath) -> Generator[None]:
+def _explained(path: ObjectPath, done: str = "read") -> Generator[None]:
     """Turn whatever a store's library raises into a StoreError that names the object."""
     try:
         yield
@@ -328,5 +342,5 @@ def _explained(path: ObjectPath) -> Generator[None]:
         reason = " ".join(redact(str(error)).split())[:_LONGEST_REASON].rstrip(". ") or type(error).__name__
         if isinstance(error, OSError) and error.errno == EBUSY:
             reason = "it was replaced while it was read"
-        msg = f"{path} cannot be read ({reason})"
+        msg = f"{path} cannot be {done} ({reason})"
         raise StoreError(msg) from error
