@@ -40,7 +40,8 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "report": "Write a report for people who never open Dagster.",
     "rename": "Carry over what a pipeline made to its new name.",
     "drop": "Delete partitions of a pipeline for good.",
-    "restore": "Make a lost warehouse again from the published copy.",
+    "backup": "Copy the home to a folder or an object store while runs go on.",
+    "restore": "Restore a backup, or a lost warehouse from the published copy.",
     "gc": "Remove files that nothing refers to.",
     "guide": "Show the guide in the terminal.",
 }

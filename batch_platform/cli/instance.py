@@ -51,6 +51,17 @@ def own_instance(home: Home) -> Path | None:
     return folder
 
 
+def records_elsewhere(home: Home) -> str | None:
+    """Say where Dagster's records are if they are not in SQLite files of the home; None if they are, or if there are none."""
+    if (own := own_instance(home)) is not None:
+        return f"they are in the instance {own}, which {VARIABLE} names"
+    import yaml
+
+    file = home.dagster / "dagster.yaml"
+    settings = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
+    return f"they are where {file} says" if any("storage" in name for name in settings) else None
+
+
 def settings_that_matter(folder: Path) -> list[str]:
     """Describe the settings of a user's own instance that decide how runs end, are repeated and share the machine."""
     import dagster as dg

@@ -106,6 +106,15 @@ def close_dead_runs(instance: dg.DagsterInstance) -> None:
             instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
 
 
+def cancel_unfinished_runs(instance: dg.DagsterInstance, reason: str) -> int:
+    """Mark all runs in progress as canceled, whose processes belong to another home; returns how many. Queued runs stay so."""
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    begun = [run for run in runs if run.status not in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)]
+    for run in begun:
+        instance.report_run_canceled(run, message=reason)
+    return len(begun)
+
+
 def dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """The runs in progress whose process is gone.
 

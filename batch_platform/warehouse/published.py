@@ -10,14 +10,15 @@ under the lock; an open warehouse has no log that they would lack. Another proce
 of its own database a second time loses its lock on it when it closes it.
 """
 
+import fcntl
 import logging
 import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import duckdb
 
@@ -89,6 +90,22 @@ def reading_published(home: Home) -> Generator[duckdb.DuckDBPyConnection]:
         find_files(attached.con, home)
         require_format(attached.con, copy)
         yield attached.con
+
+
+@contextmanager
+def held_copy(home: Home) -> Generator[BinaryIO]:
+    """The bytes of the published copy, which nobody changes until the block ends, whatever is published meanwhile.
+
+    Raises as `open_published` does. The process must not open the copy in DuckDB meanwhile: closing it would release the lock.
+    """
+    while True:
+        copy, connection = _opened(home, lambda copy: connect(copy, read_only=True))
+        connection.close()
+        with suppress(FileNotFoundError), copy.open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH)
+            if current_copy(home) == copy:
+                yield file
+                return
 
 
 def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened]:

@@ -234,6 +234,20 @@ def delta_options(root: FilePath) -> dict[str, str] | None:
     return {"allow_http": "true"} if plain_http and isinstance(root, ObjectPath) else None
 
 
+def write_objects(contents: Mapping[ObjectPath, bytes]) -> None:
+    """Write objects of one store, each wholly or not at all; raises StoreError."""
+    with _explained(next(iter(contents)), "written"):
+        system, _ = _store_of(next(iter(contents)))
+        system.pipe({_store_of(path)[1]: content for path, content in contents.items()})
+
+
+def remove_objects(paths: Sequence[ObjectPath]) -> None:
+    """Remove objects of one store; raises StoreError."""
+    with _explained(paths[0], "removed"):
+        system, _ = _store_of(paths[0])
+        system.rm([_store_of(path)[1] for path in paths])
+
+
 def admit_objects(con: duckdb.DuckDBPyConnection, path: ObjectPath) -> None:
     """Let DuckDB read objects of the store in which an object lies, as far as the connection allows it."""
     if not con.filesystem_is_registered(scheme := str(scheme_of(str(path)))):

@@ -1,0 +1,383 @@
+"""Backups of a home: consistent while runs go on, incremental, complete or absent, and restored elsewhere."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError
+from batch_platform.pipeline import archive as archives
+from batch_platform.pipeline.archive import Archive, Backup, place_of
+from batch_platform.pipeline.backup import back_up, read_backup, restore_backup
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import publish
+from batch_platform_tests.harness.checkout import ROOT
+from batch_platform_tests.harness.command_line import published, start_command, write_project
+from batch_platform_tests.harness.dagster_project import forget_projects
+from batch_platform_tests.harness.object_store import BUCKET, object_store
+from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.waiting_model import GO, ONLY, begun
+from batch_platform_tests.harness.workspace import workspace_of
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(days=1)
+SCORES = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
+EVERYTHING = "SELECT * FROM small.predictions ORDER BY ALL"
+
+
+def home_of(project: Path) -> Home:
+    return Home(project / ".batch_platform")
+
+
+def without_home(project: Path, folder: Path) -> Path:
+    """The same project elsewhere, where nothing has run."""
+    return shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".batch_platform"))
+
+
+def newest(archive: Archive) -> Backup:
+    return archive.backup(archive.names()[-1])
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_backup_that_is_restored_elsewhere_leaves_nothing_to_do(project, cli, tmp_path):
+    made = cli(project, "backup", str(tmp_path / "dest"), "--verify", "--json").json
+    other = without_home(project, tmp_path / "other")
+    restored = cli(other, "restore", str(tmp_path / "dest"), "--json").json
+    assert (restored["backup"], restored["canceled_runs"]) == (made["made"]["backup"], 0)
+    assert made["read"]["files"] == restored["files"] == made["made"]["files"]
+    assert published(other, EVERYTHING) == published(project, EVERYTHING)
+    (before,), (status,) = (cli(at, "status", "small", "--verify", "--json").json[:1] for at in (project, other))
+    assert {**status, "at": ""} == {**before, "at": ""}
+    assert (status["due"], status["only_in_dagster"], status["only_in_ledger"]) == ({}, [], [])
+    assert cli(other, "run", "small").out.startswith("small: everything asked for is up to date.")
+    assert cli(other, "trace", "small", "id=1450", "--json").code == 0, "no path of the former home is needed"
+
+
+@pytest.mark.full
+def test_a_home_that_is_backed_up_during_a_backfill_and_restored_elsewhere_goes_on_with_what_was_left(
+    cli, tmp_path, monkeypatch
+):
+    wait = tmp_path / "wait"
+    wait.mkdir()
+    params = {"max_iter": None, "max_leaf_nodes": None, "early_stopping": None, "folder": str(wait)}
+    model = {
+        "import": "batch_platform_tests.harness.waiting_model.Waiting",
+        "task": "regression",
+        "estimator": None,
+        "train": {"every": None},
+        "params": params,
+    }
+    project = write_project(
+        tmp_path / "project",
+        model=model,
+        labels=None,
+        dagster={"max_partitions_per_run": 7},
+        features={"max_rejected": None},
+    )
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
+    (wait / ONLY).write_text(str(small_events().filter(day == "2024-01-21")["amount"][0]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the model
+    process = start_command(project, "run", "small", stdout=subprocess.DEVNULL)
+    while begun(wait) < 20:
+        assert process.poll() is None, process.communicate()
+    assert cli(project, "backup", str(tmp_path / "dest"), "--verify", "--json").json["read"]["rows"] > 0
+    (wait / GO).touch()
+    process.communicate()
+    assert process.returncode == 0
+
+    other = without_home(project, tmp_path / "other")
+    assert cli(other, "restore", str(tmp_path / "dest"), "--json").json["canceled_runs"] == 1
+    (status,) = cli(other, "status", "small", "--json").json
+    left = status["due"]["predictions"]
+    assert 0 < left < 60
+    assert (status["only_in_dagster"], status["only_in_ledger"]) == ([], [])
+    committed = {key for (key,) in published(other, "SELECT partition_key FROM batch_platform.score_runs")}
+    forget_projects()
+    with workspace_of(other, monkeypatch) as location:
+        for run_id in location.tick("small_score_when_due", datetime.now(UTC) + timedelta(days=1)):
+            assert location.execute(run_id).status == dg.DagsterRunStatus.SUCCESS
+        done = location.instance.get_materialized_partitions(dg.AssetKey(["small", "predictions"]))
+    again = published(other, "SELECT partition_key FROM batch_platform.score_runs ORDER BY ALL")
+    assert len(again) == len(done) == len(set(again)), "each partition is committed once"
+    assert len(done) == len(committed) + left
+    assert published(other, SCORES) == published(project, SCORES)
+
+
+def test_a_second_backup_copies_only_what_is_new(project, cli, tmp_path):
+    dest = tmp_path / "dest"
+    first = cli(project, "backup", str(dest), "--json").json["made"]
+    pieces = files_below(dest / "pieces")
+    again = back_up(home_of(project), Archive.at(str(dest)), datetime.now(UTC) + timedelta(seconds=5))
+    assert (again.files, again.written) == (first["files"], 0)
+    assert files_below(dest / "pieces") == pieces
+    assert cli(project, "run", "small", "--partition", "2024-02-29", "--force").code == 0
+    third = back_up(home_of(project), Archive.at(str(dest)), datetime.now(UTC) + timedelta(seconds=10))
+    assert 0 < third.written < third.size
+    assert files_below(dest / "pieces").items() > pieces.items()
+
+
+def test_earlier_backups_are_removed_with_all_that_only_they_need(project, tmp_path):
+    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
+    (home.root / "reports").mkdir(exist_ok=True)
+    only_there = home.root / "reports" / "first.html"
+    only_there.write_text("of the first backup")
+    first = back_up(home, archive, NOW)
+    only_there.unlink()
+    second = back_up(home, archive, LATER, keep=1)
+    assert (second.removed, archive.names()) == ([first.backup], [second.backup])
+    assert b"of the first backup" not in files_below(tmp_path / "dest" / "pieces").values()
+    backup = newest(archive)
+    needed = {piece for file in backup.files.values() for piece in file.pieces}
+    assert archive.pieces().keys() == needed
+    assert read_backup(archive, backup, made(tmp_path / "aside")).files == second.files
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_a_backup_that_is_killed_leaves_the_earlier_one_and_the_next_completes_it(project, cli, tmp_path):
+    dest = tmp_path / "dest"
+    first = cli(project, "backup", str(dest), "--json").json["made"]["backup"]
+    earlier = files_below(dest)
+    reports = made(home_of(project).root / "reports")
+    for number in range(40):
+        (reports / f"{number}.html").write_bytes(os.urandom(1 << 20))
+    process = start_command(project, "backup", str(dest))
+    while files_below(dest).keys() == earlier.keys():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert Archive.at(str(dest)).names() == [first]
+    assert files_below(dest).items() >= earlier.items()
+    second = cli(project, "backup", str(dest), "--verify", "--json").json
+    assert second["made"]["written"] < 41 << 20
+    other = without_home(project, tmp_path / "other")
+    assert cli(other, "restore", str(dest), "--backup", first, "--json").json["backup"] == first
+    assert not (home_of(other).root / "reports").exists()
+    assert list(home_of(project).staging.iterdir()) == []
+
+
+def test_a_restore_that_is_killed_begins_anew_and_until_then_nothing_else_uses_the_home(project, tmp_path, monkeypatch):
+    archive = Archive.at(str(tmp_path / "dest"))
+    back_up(home_of(project), archive, NOW)
+    backup, home = newest(archive), Home(tmp_path / "restored")
+    read, count = Archive.read, iter(range(3))
+
+    def fails_later(self: Archive, names: Any) -> Any:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return read(self, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "read", fails_later)
+        with pytest.raises(KeyboardInterrupt):
+            restore_backup(archive, backup, home)
+    with pytest.raises(BatchPlatformError, match="is missing, but"), Warehouse(home).open():
+        pass
+    restore_backup(archive, backup, home)
+    with duckdb.connect(str(home.published), read_only=True) as con:
+        assert con.execute(EVERYTHING).fetchall() == published(project, EVERYTHING)
+    assert [path for path in home.root.rglob(".*") if path.name != ".prepared"] == []
+
+
+def test_a_backup_is_restored_into_an_empty_home_only(project, cli, tmp_path):
+    assert cli(project, "backup", str(tmp_path / "dest")).code == 0
+    before = files_below(home_of(project).root)
+    refused = cli(project, "restore", str(tmp_path / "dest"))
+    away = "move what is there out of it, or set BATCH_PLATFORM_HOME to another folder."
+    assert refused.code == 2
+    says = (
+        f"The home {home_of(project).root} is not empty, and a backup is restored into an empty one only. Hint: {away}"
+    )
+    assert refused.error == says
+    assert files_below(home_of(project).root) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["restore"], "restore takes either the place of backups or --from-published."),
+        (["restore", "DEST", "--from-published"], "restore takes either the place of backups or --from-published."),
+        (["restore", "DEST"], "holds no complete backup. Hint: batch-platform backup DEST makes one."),
+        (["restore", "DEST", "--backup", "yesterday"], "holds no backup 'yesterday'"),
+        (["backup", "DEST"], "holds nothing to back up. Hint: run a pipeline first: batch-platform run NAME."),
+        (["backup", ".batch_platform/dest"], "with which it would be lost."),
+    ],
+)
+def test_what_cannot_be_backed_up_or_restored_is_refused_in_a_sentence(fresh, cli, tmp_path, arguments, says):
+    answer = cli(fresh, *(str(tmp_path / "dest") if word == "DEST" else word for word in arguments))
+    assert (answer.code, says in answer.error) == (2, True)
+    assert not (tmp_path / "dest").exists()
+
+
+def lose(piece: Path) -> None:
+    piece.unlink()
+
+
+def change(piece: Path) -> None:
+    content = bytearray(piece.read_bytes())
+    content[len(content) // 2] ^= 1
+    piece.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [lose, change])
+def test_a_damaged_backup_is_noticed_and_the_next_one_writes_lost_pieces_anew(
+    project, tmp_path, damage: Callable[[Path], None]
+):
+    archive = Archive.at(str(tmp_path / "dest"))
+    back_up(home_of(project), archive, NOW)
+    backup = newest(archive)
+    (piece, *_) = backup.files["warehouse.duckdb"].pieces
+    damage(tmp_path / "dest" / place_of(piece))
+    with pytest.raises(BatchPlatformError, match=piece):
+        read_backup(archive, backup, made(tmp_path / "aside"))
+    home = Home(tmp_path / "restored")
+    with pytest.raises(BatchPlatformError, match=piece):
+        restore_backup(archive, backup, home)
+    assert not home.warehouse.exists()
+    (tmp_path / "dest" / place_of(piece)).unlink(missing_ok=True)
+    back_up(home_of(project), archive, LATER)
+    assert read_backup(archive, newest(archive), tmp_path / "aside").rows > 0
+    restore_backup(archive, backup, home)
+
+
+def test_a_manifest_that_leads_out_of_the_home_restores_nothing_there(project, tmp_path):
+    archive = Archive.at(str(tmp_path / "dest"))
+    name = back_up(home_of(project), archive, NOW).backup
+    manifest = tmp_path / "dest" / "backups" / f"{name}.json"
+    content = json.loads(manifest.read_text())
+    content["files"] = {"../outside": next(iter(content["files"].values()))} | content["files"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(IntegrityError, match=r"'\.\./outside', which would lie outside of the home"):
+        restore_backup(archive, newest(archive), Home(tmp_path / "inner" / "restored"))
+    assert not (tmp_path / "inner" / "outside").exists()
+
+
+def test_a_backup_holds_what_is_committed_and_not_yet_published_and_no_reader_or_writer_waits_for_it(
+    project, tmp_path, monkeypatch
+):
+    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
+    store, seen = archives.PieceWriter.store, list[int]()
+    change = """
+        INSERT INTO batch_platform.changes BY NAME
+        SELECT max(seq) + 1 AS seq, $id AS change_id, 'small' AS schema_name, 'predictions' AS table_name
+        FROM batch_platform.changes
+    """
+
+    def during(self: archives.PieceWriter, blocks: Any) -> Any:
+        for _ in range(
+            3 if len(seen) < 10 else 0
+        ):  # as many as there are copies: the one that is read would be written over
+            with Warehouse(home, timeout=0.0).transaction() as con:
+                con.execute(change, {"id": uuid4().hex})
+            publish(home)
+        seen.append(len(published(project, EVERYTHING)))
+        return store(self, blocks)
+
+    monkeypatch.setattr(archives.PieceWriter, "store", during)
+    with Warehouse(home).transaction() as con:
+        con.execute("UPDATE batch_platform.meta SET created_at = '2020-01-01'")
+    back_up(home, archive, NOW)
+    assert set(seen) == {len(published(project, EVERYTHING))}
+    restored = Home(tmp_path / "restored")
+    restore_backup(archive, newest(archive), restored)
+    with Warehouse(restored).open() as con:
+        assert con.execute("SELECT year(created_at) FROM batch_platform.meta").fetchall() == [(2020,)]
+
+
+def test_databases_of_dagster_are_backed_up_with_what_their_logs_hold(project, tmp_path):
+    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
+    with closing(sqlite3.connect(home.dagster / "history" / "runs.db")) as con:
+        con.execute("PRAGMA journal_mode=WAL")
+        con.execute("PRAGMA wal_autocheckpoint=0")
+        con.execute("UPDATE runs SET pipeline_name = 'known'")
+        con.commit()
+        con.execute("UPDATE runs SET pipeline_name = 'never committed'")
+        back_up(home, archive, NOW)
+        con.rollback()
+    restored = Home(tmp_path / "restored")
+    restore_backup(archive, newest(archive), restored)
+    with closing(sqlite3.connect(restored.dagster / "history" / "runs.db")) as con:
+        assert set(con.execute("SELECT pipeline_name FROM runs")) == {("known",)}
+
+
+def test_only_one_backup_of_a_home_is_made_at_a_time(project, tmp_path, monkeypatch):
+    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
+
+    def second(*_: Any) -> Any:
+        with pytest.raises(WrongUseError, match=r"Another backup of .* is being made"):
+            back_up(home, Archive.at(str(tmp_path / "other")), NOW)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(archives.PieceWriter, "store", second)
+    with pytest.raises(ZeroDivisionError):
+        back_up(home, archive, NOW)
+    assert archive.names() == []
+
+
+def test_links_are_not_followed_and_what_processes_leave_is_not_backed_up(project, tmp_path):
+    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
+    (tmp_path / "secret").write_text("somebody else's")
+    (home.lake / "small" / "link").symlink_to(tmp_path / "secret")
+    (home.lake / "small" / "features" / ".unfinished.parquet").write_text("half")
+    (home.dagster / "workspace-1.yaml").write_text("an address")
+    back_up(home, archive, NOW)
+    paths = newest(archive).files
+    assert not [
+        path for path in paths if "link" in path or "unfinished" in path or "workspace" in path or ".lock" in path
+    ]
+    assert {path.partition("/")[0] for path in paths} == {"warehouse.duckdb", "lake", "models", "dagster"}
+
+
+def test_a_home_whose_lake_is_a_link_to_another_disk_is_backed_up_with_it(project, tmp_path):
+    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
+    home.lake.rename(tmp_path / "disk")
+    home.lake.symlink_to(tmp_path / "disk")
+    back_up(home, archive, NOW)
+    assert [path for path in newest(archive).files if path.startswith("lake/small/features/")]
+
+
+def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_path, monkeypatch):
+    with object_store() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        address = f"s3://{BUCKET}/backups of scores"
+        first = cli(project, "backup", address, "--verify", "--json").json
+        assert first["read"]["size"] == first["made"]["size"]
+        other = without_home(project, tmp_path / "other")
+        assert cli(other, "restore", address).code == 0
+        assert published(other, EVERYTHING) == published(project, EVERYTHING)
+        again = back_up(home_of(project), Archive.at(address), datetime.now(UTC) + timedelta(seconds=5), keep=1)
+        assert (again.written, again.removed) == (0, [first["made"]["backup"]])
+        missing = cli(project, "backup", "s3://nowhere/backups")
+        assert "there is no bucket s3://nowhere. Hint: check the name of the bucket" in missing.error
+        store.kill()
+        dead = cli(project, "backup", address)
+        assert dead.error.startswith(f"{address}/")
+        assert dead.error.endswith("the network, and the credentials in the environment, the profile or the role.")
+
+
+def test_records_of_dagster_that_are_elsewhere_are_named_in_a_sentence(project, cli, tmp_path):
+    own = made(tmp_path / "own")
+    answer = cli(project, "backup", str(tmp_path / "dest"), DAGSTER_HOME=str(own))
+    says = f"Dagster's records are not in it: they are in the instance {own}, which DAGSTER_HOME names. Back them up there."
+    assert answer.out.splitlines()[-1] == says
