@@ -13,9 +13,9 @@ from batch_platform.features.lake import remove_unlocked
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.pooled import forget_periods, pool
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import partition_of
-from batch_platform.warehouse.published import remove_unnamed
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
 
     They are not made again before somebody names them, and no model learns from them any more.
     """
-    name = pipeline.spec.name
+    name, files = pipeline.spec.name, _files(pipeline, partition_keys)
     with pipeline.warehouse.transaction() as con:
+        leave_mark(pipeline.home, name, [file.name for file in files])
         if keys := drop_rows(con, name, partition_keys, actor, stamp):
             forget_periods(con, pipeline.spec, keys)
-    for file in _files(pipeline, partition_keys):
+    for file in files:
         remove_unlocked(file)
     with one_thread():
         pool(pipeline.spec, pipeline.warehouse, stamp)
-    # The second publication since the transaction, so that no copy is left that holds the rows.
     pipeline.conclude(stamp.now())
-    remove_unnamed(pipeline.home, name, partition_keys)
+    require_wiped(pipeline.home)
 
 
 def _files(pipeline: Pipeline, partition_keys: Collection[str]) -> list[Path]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import batch_platform.monitoring.catalogue  # noqa: F401  # pyright: ignore[reportUnusedImport] - its measures' tables are renamed too
 from batch_platform.declaration.errors import WrongUseError, named
+from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
@@ -56,6 +57,7 @@ def drop_pipelines(home: Home, names: Collection[str]) -> None:
     if not names:
         return
     with Warehouse(home).transaction() as con:
+        leave_mark(home)
         for name in names:
             for folder in (home.features(name), home.bundles(name)):
                 home.remove(folder)
@@ -63,3 +65,4 @@ def drop_pipelines(home: Home, names: Collection[str]) -> None:
                 home.features(name).parent.rmdir()
             drop_pipeline(con, name)
     publish(home)
+    require_wiped(home)

@@ -23,7 +23,8 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.explaining import LOST_FILE
-from batch_platform.warehouse.checkpoint import WarehouseFile
+from batch_platform.warehouse.checkpoint import WarehouseFile, sync
+from batch_platform.warehouse.compacting import compact_file
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import Attached, attach
@@ -84,11 +85,12 @@ class Warehouse:
     timeout: float = field(default_factory=lock_timeout)  # seconds to wait for another process to release the lock
 
     @contextmanager
-    def open(self, *, for_user: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
+    def open(self, *, for_user: bool = False, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
         Args:
             for_user: Set for a user's own statements, which may change settings of the connection.
+            compact: Set to write the file anew first, see `compact_file`.
 
         Raises:
             WarehouseBusyError: Another process held it for longer than the time-out.
@@ -96,11 +98,19 @@ class Warehouse:
             KeyboardInterrupt: A signal interrupted a query.
         """
         patience = Patience(self.home.create(), self.timeout)
-        with (
-            locked(patience),
-            closing(self._file()) as file,
-            closing(self._attach(patience, file, reusable=not for_user)) as database,
-        ):
+        with locked(patience):
+            if compact:
+                with self._opened(patience, reusable=True) as con:
+                    aside = compact_file(con, self._aside)
+                aside.rename(self.home.warehouse)
+                sync(self.home.root)
+            with self._opened(patience, reusable=not for_user) as con:
+                yield con
+
+    @contextmanager
+    def _opened(self, patience: Patience, *, reusable: bool) -> Generator[duckdb.DuckDBPyConnection]:
+        """Open the file, whose lock is held."""
+        with closing(self._file()) as file, closing(self._attach(patience, file, reusable=reusable)) as database:
             con = database.con
             find_files(con, self.home)
             try:
@@ -234,15 +244,18 @@ class Warehouse:
                 in_transaction(con)
             forget_failures(con, pipeline, "performance", [run.partition_key for run in runs])
 
+    @property
+    def _aside(self) -> Path:
+        """The name under which a file is written, so that a file under its own name is complete."""
+        return self.home.warehouse.with_name(f".{self.home.warehouse.name}")
+
     def _file(self) -> WarehouseFile:
-        """The file; a new file is written under another name first, so that a file under its own name is complete."""
-        aside = self.home.warehouse.with_name(f".{self.home.warehouse.name}")
         try:
             if not self.home.warehouse.exists():
                 require_not_lost(self.home)
-                aside.unlink(missing_ok=True)  # a killed process may have left it
-                attach(aside).close()
-                aside.rename(self.home.warehouse)
+                self._aside.unlink(missing_ok=True)  # a killed process may have left it
+                attach(self._aside).close()
+                self._aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
         except (duckdb.Error, OSError) as error:
             raise self._failed(error, "opened") from error

@@ -26,6 +26,7 @@ _WRITTEN_IN_PLACE = (
     ".warehouse.rollback",
     ".published.json",
     ".renaming.json",
+    "wiping",
 )
 
 
@@ -123,6 +124,11 @@ class Home:
     def renaming(self) -> Path:
         """The names of a pipeline that is being renamed."""
         return self.root / "renaming.json"
+
+    @property
+    def wiping(self) -> Path:
+        """Mark that rows were deleted for good, whose bytes may still be in the warehouse and in its copies."""
+        return self.root / "wiping"
 
     @property
     def lake(self) -> Path:

@@ -15,15 +15,16 @@ import logging
 import stat
 import subprocess
 import uuid
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import duckdb
 
-from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
+from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
 from batch_platform.warehouse.checkpoint import sync
+from batch_platform.warehouse.compacting import remove_marked
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, holder_of, is_damage
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
@@ -41,6 +42,7 @@ from batch_platform.warehouse.marks import (
     write_marks,
     written_by_others,
 )
+from batch_platform.warehouse.restore import files_set_aside
 from batch_platform.warehouse.sql import connect, literal, quoted, tables, transaction
 from batch_platform.warehouse.staging import sweep_all
 from batch_platform.warehouse.tables_in_files import (
@@ -141,6 +143,9 @@ def publish(home: Home) -> Path:
         WarehouseError: The copy cannot be written.
     """
     sweep_all(home)
+    wiped = _wiped(home) if home.wiping.exists() else None
+    if wiped is not None:
+        return wiped
     with Warehouse(home).open() as con:
         if not (moved := made_elsewhere(con, home)):
             return _published(con, home)
@@ -148,6 +153,32 @@ def publish(home: Home) -> Path:
         make_views_here(con, moved)
     with Warehouse(home).open() as con:  # opening moves the views from the log into the file
         return _published(con, home)
+
+
+def _wiped(home: Home) -> Path | None:
+    """Write the warehouse and its copy anew after rows were deleted for good, and remove every other file that holds them.
+
+    None if the disk has no room for that: the rows are published as deleted then, and the next publication tries again.
+    """
+    try:
+        with Warehouse(home).open(compact=True) as con:
+            for path in (*files_set_aside(home), *home.root.glob("*.duckdb.tmp")):  # the latter of killed processes
+                home.remove(path)
+            for copy in {*published_copies(home)} - {current_copy(home)}:
+                _remove(copy)
+            wanted = _published(con, home)
+            for copy in {*published_copies(home)} - {wanted}:
+                _remove(copy)
+            _remove_unnamed(con, home)
+            remove_marked(con, home)
+            return wanted
+    except (WarehouseError, duckdb.Error, OSError) as error:
+        if isinstance(error, WarehouseBusyError):
+            raise
+        _log.warning(
+            "The bytes of deleted rows are still in %s, which cannot be written anew: %s", home.warehouse, error
+        )
+        return None
 
 
 def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
@@ -369,33 +400,18 @@ def _copy_schemas(con: duckdb.DuckDBPyConnection) -> None:
         con.execute(f"CREATE SCHEMA copy.{quoted(schema)}")
 
 
-def remove_unnamed(home: Home, pipeline: str, partition_keys: Collection[str]) -> None:
-    """Remove the files of some partitions that nothing names, except older copies that readers still hold open."""
-    with Warehouse(home).open() as con:
-        current = current_copy(home)
-        _remove_unnamed(con, home, [] if current is None else [current], (pipeline, partition_keys))
-
-
-def _remove_unnamed(
-    con: duckdb.DuckDBPyConnection,
-    home: Home,
-    copies: Sequence[Path] | None = None,
-    of: tuple[str, Collection[str]] | None = None,
-) -> None:
-    """Remove the files of tables that neither the warehouse nor a copy names, by default any copy; of all partitions, or some.
+def _remove_unnamed(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Remove the files of tables that neither the warehouse nor a copy names.
 
     A file that is older than the warehouse belongs to another one, and stays. So does every file if a copy cannot be read.
     """
     unnamed = files_in_lake(home)
     if unnamed:
         unnamed -= named_files(con, home).keys()
-    if of is not None:
-        pipeline, keys = of
-        unnamed = {path for path in unnamed if path.parents[2].name == pipeline and path.parent.name in keys}
     if not unnamed:
         return
     try:
-        for copy in published_copies(home) if copies is None else copies:
+        for copy in published_copies(home):
             con.execute(f"ATTACH {literal(str(copy))} AS copy (READ_ONLY)")
             try:
                 unnamed -= named_files(con, home, "copy").keys()

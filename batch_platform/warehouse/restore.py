@@ -16,6 +16,8 @@ from batch_platform.warehouse.instance import attach
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import current_copy, published_copies
 
+_SET_ASIDE = ".before-restore-"
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -70,10 +72,19 @@ def _newest_copy(home: Home) -> Path:
 
 def _set_aside(home: Home, now: datetime) -> Path | None:
     """Rename the file of the warehouse and what belongs to it; returns the file's new path."""
-    ending = f".before-restore-{now:%Y%m%dT%H%M%S}"
+    ending = f"{_SET_ASIDE}{now:%Y%m%dT%H%M%S}"
     for path in (home.warehouse_log, home.warehouse_rollback):
         if path.exists():
             path.rename(path.with_name(path.name + ending))
     if not home.warehouse.exists():
         return None
     return home.warehouse.rename(home.warehouse.with_name(home.warehouse.name + ending))
+
+
+def files_set_aside(home: Home) -> list[Path]:
+    """The files of former warehouses, with what belonged to them."""
+    return sorted(
+        path
+        for file in (home.warehouse, home.warehouse_log, home.warehouse_rollback)
+        for path in home.root.glob(f"{file.name}{_SET_ASIDE}*")
+    )

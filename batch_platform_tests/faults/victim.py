@@ -23,6 +23,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse import database as warehouse
@@ -180,6 +181,13 @@ def rename(root: str, old: str, new: str, stop_at: int | None = None, *, name_st
     """Rename a pipeline; arguments as for `write`."""
     _watch(stop_at, named=name_steps)
     rename_pipeline(Home(Path(root)), old, new)
+
+
+def drop(job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False) -> None:
+    """Drop partitions; arguments as for `write`."""
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    _watch(stop_at, named=name_steps)
+    drop_partitions(pipeline, keys, "somebody", stamp)
 
 
 def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
