@@ -10,6 +10,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
+from batch_platform.components.receivers import require_known
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, listed, merged
 from batch_platform.declaration.inputs import ROW_IN_FILE
@@ -157,6 +158,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     attempt(lambda: check_challengers(spec, builder.sources.folder))
     attempt(lambda: own_metrics(spec))
     attempt(lambda: declared(spec))
+    attempt(lambda: require_known(spec.monitoring.notify))
     attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))

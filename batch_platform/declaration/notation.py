@@ -134,7 +134,14 @@ def check_dotted(value: str) -> str:
 def check_inside(value: str) -> str:
     """Refuse a file name outside the pipeline's folder."""
     path = PurePosixPath(value)
-    if not path.name or "\0" in value or path.is_absolute() or ".." in path.parts or value.startswith("~"):
+    if (
+        not path.name
+        or "\0" in value
+        or "://" in value
+        or path.is_absolute()
+        or ".." in path.parts
+        or value.startswith("~")
+    ):
         msg = f"{value!r} is not the name of a file in this folder or below it"
         raise ValueError(msg)
     return value
