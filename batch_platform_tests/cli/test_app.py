@@ -394,6 +394,23 @@ def test_check_travels_in_time_and_fails_where_features_know_the_future(cli, fre
     assert "without the rows of source 'events' after the partition's end, the columns 'amount' change" in answer.error
 
 
+def test_a_pipeline_that_reads_one_in_another_time_zone_is_refused_before_it_runs(cli, fresh):
+    shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "reader"))
+    sources = {"events": {"asset": "small/predictions", "parquet": "events.parquet"}}
+    declared = small_declaration(name="reader", sources=sources)
+    file = write_defs_yaml(fresh, declared, "reader")
+    assert cli(fresh, "check").code == 0
+    write_defs_yaml(fresh, declared | {"partitions": declared["partitions"] | {"timezone": "UTC"}}, "reader")
+    says = (
+        "sources.events: the partitions of small/predictions begin on the clocks of Europe/Berlin, and those of reader in UTC. "
+        "Hint: give both the same partitions.timezone, or leave asset out"
+    )
+    for args in (("check",), ("run", "reader")):
+        answer = cli(fresh, *args)
+        assert (answer.code, says in answer.error) == (2, True), answer.error
+    assert re.match(rf"{file}:\d+: attributes\.sources\.events: ", cli(fresh, "check").error)
+
+
 def test_check_tells_every_problem_of_every_pipeline(cli, fresh):
     other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other"))
     write_defs_yaml(fresh, small_declaration(name="other", model={"params": {"max_itr": 5}}), "other")
