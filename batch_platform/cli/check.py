@@ -9,9 +9,18 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import find_project
+from batch_platform.cli.project import Project, find_project
+from batch_platform.components.receivers import require_known
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, counted, listed, merged
+from batch_platform.declaration.errors import (
+    MOST_LISTED,
+    BatchPlatformError,
+    SourceError,
+    WrongUseError,
+    counted,
+    listed,
+    merged,
+)
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service, matures
@@ -52,7 +61,10 @@ class Problem:
 def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
-    errors = {name: check_pipeline(pipeline, now) for name, pipeline in project.declared.items()}
+    errors = {
+        name: [*check_pipeline(pipeline, now), *_clocks_that_differ(project, pipeline)]
+        for name, pipeline in project.declared.items()
+    }
     travels = dict[str, TimeTravel]()
     for name, pipeline in project.declared.items() if time_travel else ():
         if not errors[name]:
@@ -80,6 +92,13 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
         terminal.say(f"{project.examples_note}. A project is a folder whose pyproject.toml has [tool.dg.project].")
     if problems:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
+
+
+def _clocks_that_differ(project: Project, pipeline: Pipeline) -> Iterator[BatchPlatformError]:
+    try:
+        project.require_same_clocks(pipeline.spec)
+    except WrongUseError as error:
+        yield with_place(error, pipeline.builder.sources.folder, pipeline.spec.name)
 
 
 def _remarks(pipeline: Pipeline, now: datetime) -> Iterator[str]:
@@ -157,6 +176,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     attempt(lambda: check_challengers(spec, builder.sources.folder))
     attempt(lambda: own_metrics(spec))
     attempt(lambda: declared(spec))
+    attempt(lambda: require_known(spec.monitoring.notify))
     attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))

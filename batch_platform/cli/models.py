@@ -13,7 +13,14 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted, did_you_mean, listed
+from batch_platform.declaration.errors import (
+    RunFailedError,
+    WrongUseError,
+    counted,
+    did_you_mean,
+    listed,
+    require_local,
+)
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import Manifest, compared, read_judged, read_manifest
 from batch_platform.models.gate import MEETS
@@ -217,6 +224,8 @@ def show_version(target: _Target, version: str) -> None:
 @click.pass_obj
 def write_card(target: _Target, version: str, file: Path | None) -> None:
     """Write the model card of a version: one page with its purpose, data, metrics, features, limits and decisions."""
+    if file:
+        require_local(file, "write the card here, and copy it.")
     if file and file.suffix.lower() not in (".md", ".html"):
         msg = f"{file}: a model card is Markdown or a web page."
         raise WrongUseError(msg, hint=f"--out {file.with_suffix('.html')}")

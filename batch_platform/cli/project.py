@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batch_platform.cli.declared import loads_only_its_folder, read_declared
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed, named
+from batch_platform.declaration.spec import ASSETS, PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
@@ -161,7 +162,20 @@ class Project:
 
     def pipeline(self, name: str) -> "Wiring":
         """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
-        return self._named(name, self.pipelines, self._loaded[1])
+        wiring = self._named(name, self.pipelines, self._loaded[1])
+        self.require_same_clocks(wiring.spec)
+        return wiring
+
+    def require_same_clocks(self, spec: PipelineSpec) -> None:
+        """Raise WrongUseError if a pipeline reads an asset of one in another time zone: Dagster cannot join their partitions."""
+        zone = spec.partitions.timezone
+        for name, source in spec.sources.items():
+            pipeline, _, asset = (source.asset or "").partition("/")
+            other = self.declared.get(pipeline) if asset in ASSETS else None
+            if other is not None and (its := other.spec.partitions.timezone) != zone:
+                msg = f"sources.{name}: the partitions of {source.asset} begin on the clocks of {its}, and those of {spec.name} in {zone}."
+                hint = f"give both the same partitions.timezone, or leave asset out of sources.{name}, which is read all the same."
+                raise WrongUseError(msg, hint=hint)
 
     def declared_as(self, name: str) -> Pipeline:
         """The same pipeline, for commands that start no run."""

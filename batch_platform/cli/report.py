@@ -7,7 +7,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, require_local
 from batch_platform.reports.report import write_report
 
 ENDING = ".html"
@@ -40,6 +40,8 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     if last and Path(last).suffix:
         msg = f"--to names the last partition, and {last} is a file."
         raise WrongUseError(msg, hint=f"--out {Path(last).with_suffix(ENDING)}")
+    if file:
+        require_local(file, "write the page here, and copy it.")
     if file and file.suffix.lower() != ENDING:
         msg = f"{file}: a report is a web page, so the name of its file must end with {ENDING}."
         raise WrongUseError(msg, hint=f"--out {file.with_suffix(ENDING)}")

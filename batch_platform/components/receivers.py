@@ -9,6 +9,7 @@ from hashlib import sha256
 from time import monotonic
 
 from batch_platform.components.incidents import Severity
+from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
 
@@ -69,6 +70,18 @@ def deliver(urls: Sequence[str], messages: Sequence[Message]) -> SendResult:
     )
     sent = sum(sent for sent, _ in attempts.values())
     return SendResult(tuple(message for message in left if message.waiting), sent, failures)
+
+
+def require_known(urls: Sequence[str]) -> None:
+    """Raise WrongUseError for addresses that Apprise cannot read, and without Apprise; nothing is sent."""
+    if not urls:
+        return
+    _load()
+    import apprise
+
+    if wrong := [str(at) for at, url in enumerate(urls, start=1) if apprise.Apprise.instantiate(url) is None]:
+        msg = f"monitoring.notify: Apprise cannot read address {listed(wrong)} of the list."
+        raise WrongUseError(msg, hint="its documentation shows how the address of each service is written.")
 
 
 def _send_all(url: str, messages: Sequence[Message], *, until: float) -> tuple[int, str | None]:

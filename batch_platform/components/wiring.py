@@ -250,7 +250,9 @@ def _time_windows(calendar: Calendar) -> dg.TimeWindowPartitionsDefinition:
     """A calendar as Dagster's partitions; the end is moved so that Dagster keeps a last partition that goes past it."""
     fmt = KEY_FORMATS[calendar.every]
     return dg.TimeWindowPartitionsDefinition(
-        start=calendar.first_start.astimezone(calendar.zone).strftime(fmt),
+        start=calendar.first_start.astimezone(
+            calendar.zone
+        ),  # as text, it would be the first of two hours that clocks repeat
         end=None if calendar.last_end is None else calendar.last_end.astimezone(calendar.zone).strftime(fmt),
         fmt=fmt,
         timezone=calendar.zone.key,

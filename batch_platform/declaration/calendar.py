@@ -19,6 +19,7 @@ from batch_platform.declaration.errors import WrongUseError
 
 Every = Literal["hour", "day", "week", "month"]
 KEY_FORMATS: dict[Every, str] = {"hour": "%Y-%m-%d-%H:%M", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m-%d"}
+FIRST_YEAR, LAST_YEAR = 2, 9998  # years that partitions can lie in, whatever the time zone
 _HOUR = timedelta(hours=1)
 _CLOCKS_KNOWN_UNTIL = datetime(2038, 1, 1)  # noqa: DTZ001 - on any clock; from then on zones repeat a yearly rule
 _GROWING = Lock()  # schedules of one pipeline are evaluated on threads

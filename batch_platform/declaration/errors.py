@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from batch_platform.declaration.redaction import redact
@@ -20,6 +20,7 @@ LONGEST_SHOWN = 80
 NEAR = 0.6  # similarity from which on a word is suggested
 NO_OTHERS: Mapping[str, str] = {}
 _NUMBER = re.compile(r"[0-9]+")
+_ADDRESS = re.compile(r"(?:^|/)([A-Za-z][A-Za-z0-9+.-]+:)/(.*)")  # a path keeps one slash of s3://lake/x
 
 
 class BatchPlatformError(Exception):
@@ -230,6 +231,13 @@ def _likeness(word: str, other: str) -> float:
     if (suffix := PurePath(word).suffix) == PurePath(other).suffix:
         word, other = word.removesuffix(suffix), other.removesuffix(suffix)
     return difflib.SequenceMatcher(None, other, word).ratio()
+
+
+def require_local(path: Path, hint: str, *, key: str = "") -> None:
+    """Raise WrongUseError if a path that a user named is an address, which would be taken for folders of this machine."""
+    if address := _ADDRESS.search(str(path)):
+        msg = f"{key}{address[1]}//{address[2]} is an address, and not a path on this machine."
+        raise WrongUseError(msg, hint=hint)
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:

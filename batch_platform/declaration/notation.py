@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from batch_platform.declaration.calendar import Duration
+from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Duration
 from batch_platform.declaration.errors import did_you_mean, listed, nearest
 
 RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_catalog", "temp", "system"})
@@ -134,7 +134,14 @@ def check_dotted(value: str) -> str:
 def check_inside(value: str) -> str:
     """Refuse a file name outside the pipeline's folder."""
     path = PurePosixPath(value)
-    if not path.name or "\0" in value or path.is_absolute() or ".." in path.parts or value.startswith("~"):
+    if (
+        not path.name
+        or "\0" in value
+        or "://" in value
+        or path.is_absolute()
+        or ".." in path.parts
+        or value.startswith("~")
+    ):
         msg = f"{value!r} is not the name of a file in this folder or below it"
         raise ValueError(msg)
     return value
@@ -152,7 +159,8 @@ def parse_duration(text: str) -> Duration:
     """Read '1 day', '60 days', '6 hours', '90 minutes' or '30 seconds'."""
     written = _DURATION.fullmatch(text.strip())
     if not written:
-        msg = f"{text!r} is not a duration; write for example '1 day', '60 days', '6 hours' or '2 weeks'"
+        why = ", since months and years differ in length" if re.search("month|year", text) else ""
+        msg = f"{text!r} is not a duration; write for example '1 day', '60 days', '6 hours' or '2 weeks'{why}"
         raise ValueError(msg)
     number, unit = int(written[1]), written[2]
     if unit == "week":
@@ -167,11 +175,14 @@ def _written(value: object) -> object:
 
 def _local_time(value: str) -> str:
     try:
-        offset = datetime.fromisoformat(value).tzinfo
+        at = datetime.fromisoformat(value)
     except ValueError:
         msg = f"{value!r} is not a date or a time such as '2013-01-01' or '2013-01-01T06:00'"
         raise ValueError(msg) from None
-    if offset is not None:
+    if not FIRST_YEAR <= at.year <= LAST_YEAR:
+        msg = f"{value!r} is not in the years {FIRST_YEAR} to {LAST_YEAR}; partitions without `end` go on for ever"
+        raise ValueError(msg)
+    if at.tzinfo is not None:
         msg = f"{value!r} has an offset; give the local time in `timezone`"
         raise ValueError(msg)
     return value

@@ -17,7 +17,9 @@ TYPE = "batch_platform.components.BatchInference"  # type of a pipeline
 FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")  # names that Dagster looks for, in this order
 MOST_VALUES = 100_000  # maximum with every alias written out; a long declaration has some hundreds
 _VARIABLE = re.compile(r"\{\{\s*env\.([A-Za-z_]\w*)\s*\}\}")
-_PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
+_PLAIN = frozenset(
+    f"tag:yaml.org,2002:{kind}" for kind in ["str", "int", "float", "bool", "null", "timestamp", "seq", "map"]
+)
 
 
 def declared_in(path: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import duckdb
 
-from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Calendar, Partition
 from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.query import Query
 from batch_platform.features.sources.kind import SourceTable, digest
@@ -74,6 +74,11 @@ class Fingerprints:
     def dated(self) -> bool:
         """Return whether any row has a time."""
         return self.starts != (_NO_TIME,)
+
+    @property
+    def rows_without_time(self) -> int:
+        """The number of rows whose time is missing, or so far away that no partition can hold it."""
+        return self.fingerprints[0].rows if self.starts[:1] == (_NO_TIME,) else 0
 
     def rows_before(self, instant: datetime) -> int:
         """The number of rows dated before the window that begins at an instant."""
@@ -312,8 +317,10 @@ def _buckets(con: SourceConnection, name: str, read: RowsRead, length: int) -> l
     """Count and hash the rows of a source by their time."""
     columns = con.duckdb.sql(f"FROM {quoted(name)}").columns
     hashed = [quoted(column) for column in columns if read.names is None or column.lower() in read.names]
+    at = instant(read.time or "")
     query = (
-        f"SELECT CAST(floor(epoch({instant(read.time or '')}) / {length}) AS BIGINT) * {length} AS start, count(*), "
+        f"SELECT CAST(floor(epoch(CASE WHEN year({at}) BETWEEN {FIRST_YEAR} AND {LAST_YEAR} THEN {at} END) / {length}) AS BIGINT) "
+        f"* {length} AS start, count(*), "
         f"sum(hash({', '.join(hashed) or '0'})) FROM {quoted(name)} GROUP BY 1 ORDER BY 1 NULLS FIRST"
     )
     buckets = con.duckdb.execute(query).fetchall()
@@ -332,7 +339,7 @@ def _by_partition(version: str, buckets: Iterable[_Bucket], calendar: Calendar, 
 
 
 def _joined(buckets: Iterable[_Bucket], calendar: Calendar) -> Iterator[tuple[int, int, int]]:
-    """Add up the buckets, which are in order, to windows of the calendar; those beyond the year 9999 belong to none."""
+    """Add up the buckets, which are in order, to windows of the calendar."""
     start = end = _NO_TIME
     rows = content = 0
     for at, counted, total in buckets:
@@ -340,12 +347,7 @@ def _joined(buckets: Iterable[_Bucket], calendar: Calendar) -> Iterator[tuple[in
             if rows:
                 yield start, rows, content
             rows = content = 0
-            try:
-                window = calendar.around(datetime.fromtimestamp(at, UTC))
-            except (OverflowError, ValueError):
-                if at > 0:
-                    return
-                continue
+            window = calendar.around(datetime.fromtimestamp(at, UTC))
             start, end = int(window.start.timestamp()), int(window.end.timestamp())
         rows, content = rows + counted, content + total
     if rows:

@@ -330,15 +330,16 @@ def rows_outside(
         placeholder, style = ("{partition_date}", "%Y%m%d") if of_a_day else ("{partition_month}", "%Y-%m")
         named = PLACEHOLDERS[placeholder](partition.key)
         inside = f"strftime({at}, {literal(style)}) = {literal(named)}"
-    query = f"SELECT count(*), CAST(min({at}) AS VARCHAR) FROM {quoted(name)} WHERE NOT ({inside})"
+    query = f"SELECT count(*), CAST(min({at}) AS VARCHAR) FROM {quoted(name)} WHERE ({inside}) IS NOT TRUE"
     window = {"start": partition.start, "end": partition.end} if "$start" in query else {}
     try:
-        ((count, example),) = con.execute(query, window).fetchall()
+        ((count, earliest),) = con.execute(query, window).fetchall()
     except duckdb.Error:  # the source has no such column
         return []
     rows = "1 row" if count == 1 else f"{count:,} rows"
     lie = "lies" if count == 1 else "lie"
-    return [f"{rows} in the file of source {name!r} {lie} outside {named}, such as one at {example}"] if count else []
+    example = "without a time" if earliest is None else f"such as one at {earliest}"
+    return [f"{rows} in the file of source {name!r} {lie} outside {named}, {example}"] if count else []
 
 
 def _not_unique(

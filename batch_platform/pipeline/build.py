@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Partition
 from batch_platform.declaration.errors import SourceError, counted, memory_explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
@@ -86,7 +86,7 @@ class FeatureStep:
                     if not self.force:
                         self._require_sources(partition)
                     taken = self._fingerprints(partition) if taken is None else taken
-                    built.append(self._build(session, partition, taken))
+                    built.append(self._build(session, partition, taken, begins=partition.key == ahead[0].key))
                 yield from built
 
     def _require_sources(self, partition: Partition) -> None:
@@ -106,7 +106,9 @@ class FeatureStep:
                 taken[name] = held
         return taken
 
-    def _build(self, session: FeatureSession, partition: Partition, taken: Mapping[str, Fingerprints]) -> Built:
+    def _build(
+        self, session: FeatureSession, partition: Partition, taken: Mapping[str, Fingerprints], *, begins: bool
+    ) -> Built:
         builder = self.history.builder
         sources, selected = session.versions(partition), session.selected(partition)
         file = session.write(partition, self.history.home.features(self.history.spec.name))
@@ -124,13 +126,22 @@ class FeatureStep:
             xxh3=file.xxh3,
             fingerprints=json.dumps({name: [*astuple(held)] for name, held in (own | selected).items()}),
         )
-        findings = (*session.rows_outside(partition), *self._rows_of_no_partition(partition, taken))
+        findings = (*session.rows_outside(partition), *self._rows_of_no_partition(partition, taken, begins=begins))
         return Built(partition, build, skipped=False, columns=file.columns, findings=findings, link=session.engine_page)
 
-    def _rows_of_no_partition(self, first: Partition, taken: Mapping[str, Fingerprints]) -> Iterator[str]:
-        """Say with the first partition how many rows of the past are in none; rows that others look back at are in use."""
-        if first.start != self.history.spec.partitions.calendar.first_start:
-            return
+    def _rows_of_no_partition(
+        self, built: Partition, taken: Mapping[str, Fingerprints], *, begins: bool
+    ) -> Iterator[str]:
+        """Say how many rows are in no partition; rows that others look back at are in use.
+
+        Rows of the past are named with the first partition, and rows without a time with the partition that a run begins with.
+        """
+        first = self.history.spec.partitions.calendar.first_start
         for name, held in taken.items():
-            if (rows := held.rows_before(first.start)) and (len(taken) == 1 or not held.looks_back):
+            if len(taken) > 1 and held.looks_back:
+                continue
+            if built.start == first and (rows := held.rows_before(first)):
                 yield f"source {name!r} holds {counted(rows, 'row')} dated before partitions.start, in no partition"
+            if begins and (rows := held.rows_without_time):
+                why = f"without a time in the years {FIRST_YEAR} to {LAST_YEAR}"
+                yield f"source {name!r} holds {counted(rows, 'row')} {why}, in no partition"

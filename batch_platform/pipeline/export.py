@@ -9,7 +9,13 @@ from uuid import uuid4
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    IntegrityError,
+    WrongUseError,
+    require_local,
+)
 from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.declaration.spec import ADDED_COLUMNS
 from batch_platform.delivery.files import CSV, FORMATS, flat
@@ -95,6 +101,7 @@ def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raise WrongUseError if a file cannot be written there."""
+    require_local(path, "write the file here; predictions.deliver writes to stores and databases.")
     if path.suffix.lower() not in FORMATS:
         msg = f"{path}: the name of the file must end with .parquet, .csv or .json."
         raise WrongUseError(msg, hint=f"--to {path.stem}.parquet")

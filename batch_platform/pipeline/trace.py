@@ -29,6 +29,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lineage.records import Lineage
+from batch_platform.features.row_checks import instants
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.forest.ensembles import NotCompilableError
@@ -168,7 +169,7 @@ def trace(
         msg = f"{name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
     with reading_published(home) as con:
-        rows = _rows(con, name, key, only)
+        rows = _rows(con, spec, key, only)
         unscored = None if rows else _unscored(con, home, spec, key)
         runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
         builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
@@ -240,11 +241,14 @@ def _unscored(
 
 
 def _rows(
-    con: duckdb.DuckDBPyConnection, pipeline: str, key: Mapping[str, str], only: str | None
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, key: Mapping[str, str], only: str | None
 ) -> list[tuple[RowState, dict[str, Any]]]:
-    """Read the rows whose key has these values, each written as the column's type or as its text; `only` of one partition."""
+    """Read the rows whose key has these values, each written as the column's type or as its text; `only` of one partition.
+
+    A time without a zone is one on the clocks of the pipeline.
+    """
     tables = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema"
-    columns = con.execute(tables, {"schema": pipeline}).fetchall()
+    columns = con.execute(tables, {"schema": spec.name}).fetchall()
     types = {column: dtype for table, column, dtype in columns if table == "predictions"}
     rows: list[tuple[RowState, dict[str, Any]]] = []
     for outcome, table in _TABLES.items():
@@ -255,20 +259,29 @@ def _rows(
             conditions.append("partition_key = $partition")
             bound["partition"] = only
         for at, (name, value) in enumerate(key.items()):
-            bound[f"value{at}"] = value
+            dtype = types.get(name, "VARCHAR")
+            bound[f"value{at}"] = _with_zone(value, spec) if dtype == "TIMESTAMP WITH TIME ZONE" else value
             column = quoted(name)
             if outcome == "rejected":
                 bound[f"path{at}"] = "/" + name.replace("~", "~0").replace("/", "~1")  # a JSON pointer
                 column = f"json_extract_string(key, $path{at})"
-            dtype = types.get(name, "VARCHAR")
             same = f"TRY_CAST({column} AS {dtype}) = TRY_CAST($value{at} AS {dtype})"
             conditions.append(f"(CAST({column} AS VARCHAR) = $value{at} OR {same})")
-        selected = con.sql(f"FROM {quoted(pipeline)}.{table} WHERE {' AND '.join(conditions)}", params=bound)
+        selected = con.sql(f"FROM {quoted(spec.name)}.{table} WHERE {' AND '.join(conditions)}", params=bound)
         for values in selected.fetchall():
             row = dict(zip(selected.columns, values, strict=True))
             parsed = {"key": json.loads(row["key"]), "row": json.loads(row["row"])} if outcome == "rejected" else {}
             rows.append((outcome, row | parsed))
     return rows
+
+
+def _with_zone(value: str, spec: PipelineSpec) -> str:
+    """The text of a time, in UTC if it names no zone; any other text as it is."""
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    return value if time.tzinfo else str(instants(pl.Series([time]), spec.partitions.calendar.zone)[0])
 
 
 def _reasons(open_version: OpenVersion, version: Version, read: pl.DataFrame | None) -> TracedReasons:

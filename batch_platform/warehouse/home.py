@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, require_local
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
@@ -27,6 +27,14 @@ _WRITTEN_IN_PLACE = (
     ".published.json",
     ".renaming.json",
     "wiping",
+)
+_FILES = (
+    *_WRITTEN_IN_PLACE,
+    "warehouse.duckdb",
+    "warehouse.rollback",
+    "published.duckdb",
+    "published.json",
+    "renaming.json",
 )
 
 
@@ -47,6 +55,8 @@ class Home:
     def from_environment(cls, folder: Path | None = None) -> "Home":
         """The home that BATCH_PLATFORM_HOME names, else `.batch_platform` in a folder (default: the current one)."""
         named = os.environ.get(HOME_VARIABLE)
+        if named:
+            require_local(Path(named), f"set {HOME_VARIABLE} to a folder on a local disk.")
         return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
 
     @classmethod
@@ -57,18 +67,24 @@ class Home:
     def create(self) -> "Home":
         """Make the folders that are missing.
 
-        Raises BatchPlatformError if the root cannot be written to, or if a file that is written in place is a link.
+        Raises BatchPlatformError if one of them cannot be written to, if a file that is written in place is a link, or if
+        something else than a file has the name of a file.
         """
-        try:
-            for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
+        for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(self.root, error.strerror) from error
-        if not os.access(self.root, os.W_OK):
-            raise _unwritable(self.root, "permission denied")
+            except OSError as error:
+                raise self._unwritable(folder, error.strerror) from error
+            if not os.access(folder, os.W_OK):
+                raise self._unwritable(folder, "permission denied")
         if link := next((path for path in map(self.root.joinpath, _WRITTEN_IN_PLACE) if path.is_symlink()), None):
             msg = f"{link} is a link, and what it leads to would be written over; nothing was changed."
             raise BatchPlatformError(msg, hint="remove the link.")
+        if odd := next(
+            (path for path in map(self.root.joinpath, _FILES) if path.exists() and not path.is_file()), None
+        ):
+            msg = f"{odd} is not a file, as it should be; nothing was changed."
+            raise BatchPlatformError(msg, hint=f"move it out of {self.root}.")
         return self
 
     def owns(self, path: Path) -> bool:
@@ -88,7 +104,11 @@ class Home:
     def require_folder(self) -> None:
         """Raise BatchPlatformError if the root is not a folder and cannot be made one since a file is in the way."""
         if not next(path for path in (self.root, *self.root.parents) if path.exists()).is_dir():
-            raise _unwritable(self.root, "Not a directory")
+            raise self._unwritable(self.root, "Not a directory")
+
+    def _unwritable(self, folder: Path, reason: str | None) -> BatchPlatformError:
+        msg = f"The {'home' if folder == self.root else 'folder'} {folder} cannot be written to ({reason})."
+        return BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
 
     @property
     def warehouse(self) -> Path:
@@ -192,11 +212,6 @@ def feature_file_name(partition_key: str, sha256: str) -> str:
 def partition_of(feature_file: str) -> str:
     """The partition key in the name of a feature file."""
     return feature_file.rsplit(".", 2)[0]
-
-
-def _unwritable(root: Path, reason: str | None) -> BatchPlatformError:
-    msg = f"The home {root} cannot be written to ({reason})."
-    return BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
 
 
 def _below(folder: Path, *names: str) -> Path:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -157,6 +158,24 @@ def test_home_that_cannot_be_written_is_named(cli, fresh, tmp_path, args):
     )
 
 
+def test_an_address_as_the_home_is_refused(cli, fresh):
+    answer = cli(fresh, "run", "small", BATCH_PLATFORM_HOME="s3://lake/home")
+    assert answer.code == 2
+    assert answer.error.startswith(
+        "s3://lake/home is an address, and not a path on this machine. Hint: set BATCH_PLATFORM_HOME"
+    )
+    assert not (fresh / "s3:").exists()
+
+
+def test_what_is_no_file_is_neither_opened_nor_suggested_as_itself(cli, fresh):
+    fifo = fresh / "fifo.csv"
+    os.mkfifo(fifo)
+    assert cli(fresh, "new", "piped", "--from", "fifo.csv").error.startswith(f"{fifo} is neither a file nor a folder.")
+    write_defs_yaml(fresh, small_declaration(sources={"events": {"csv": str(fifo), "parquet": None}}))
+    error = cli(fresh, "check").error
+    assert error == f"Source 'events' of 'small': {fifo} is not a file. Hint: correct sources.events or add the file."
+
+
 @pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
 def test_warehouse_of_another_format_is_left_alone(cli, project, args):
     warehouse = project / ".batch_platform" / "warehouse.duckdb"
@@ -218,6 +237,29 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
             "    events:\n      parquet: events.parquet",
             "    {}",
             "attributes.sources: must have at least 1 item, not 0.",
+        ),
+        *(
+            (
+                "    keep:\n    - items\n",
+                f"    keep: {value}\n",
+                f"attributes.predictions.keep: the tag !{value[2:].split()[0]} creates an object. Hint: remove the tag",
+            )
+            for value in ("!!set {items}", "!!omap [items: 1]", "!!pairs [items: 1]", "!!binary aXRlbXM=")
+        ),
+        (
+            "sql: labels.sql",
+            "sql: s3://lake/labels.sql",
+            "attributes.labels.sql: 's3://lake/labels.sql' is not the name of a file in this folder or below it.",
+        ),
+        (
+            "estimator: sklearn.ensemble.HistGradientBoostingClassifier",
+            "import: s3://lake/model.onnx",
+            "attributes.model.import: s3://lake/model.onnx is an address, and not a path on this machine. Hint: download",
+        ),
+        (
+            "name: small\n",
+            "name: small\n  monitoring: {notify: ['json://localhost', 'slack://nope', 'json://localhost:none']}\n",
+            "attributes.monitoring.notify: Apprise cannot read address 2, 3 of the list. Hint: its documentation",
         ),
         (
             "type:",
@@ -352,6 +394,23 @@ def test_check_travels_in_time_and_fails_where_features_know_the_future(cli, fre
     assert "without the rows of source 'events' after the partition's end, the columns 'amount' change" in answer.error
 
 
+def test_a_pipeline_that_reads_one_in_another_time_zone_is_refused_before_it_runs(cli, fresh):
+    shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "reader"))
+    sources = {"events": {"asset": "small/predictions", "parquet": "events.parquet"}}
+    declared = small_declaration(name="reader", sources=sources)
+    file = write_defs_yaml(fresh, declared, "reader")
+    assert cli(fresh, "check").code == 0
+    write_defs_yaml(fresh, declared | {"partitions": declared["partitions"] | {"timezone": "UTC"}}, "reader")
+    says = (
+        "sources.events: the partitions of small/predictions begin on the clocks of Europe/Berlin, and those of reader in UTC. "
+        "Hint: give both the same partitions.timezone, or leave asset out"
+    )
+    for args in (("check",), ("run", "reader")):
+        answer = cli(fresh, *args)
+        assert (answer.code, says in answer.error) == (2, True), answer.error
+    assert re.match(rf"{file}:\d+: attributes\.sources\.events: ", cli(fresh, "check").error)
+
+
 def test_check_tells_every_problem_of_every_pipeline(cli, fresh):
     other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other"))
     write_defs_yaml(fresh, small_declaration(name="other", model={"params": {"max_itr": 5}}), "other")
@@ -397,6 +456,18 @@ def test_a_missing_daily_file_is_a_problem_of_its_partition_only(cli, tmp_path):
         (
             ("models", "compare", "small"),
             "No such command 'small'. Hint: the pipeline comes first: batch-platform models small compare",
+        ),
+        *(
+            (
+                args,
+                f"s3://lake/{args[-1].rpartition('/')[2]} is an address, and not a path on this machine. Hint: write the",
+            )
+            for args in (
+                ("export", "small", "--to", "s3://lake/scores.csv"),
+                ("sql", "small", "SELECT 1", "--to", "s3://lake/scores.csv"),
+                ("report", "small", "--out", "s3://lake/report.html"),
+                ("models", "small", "card", "v", "--out", "s3://lake/card.md"),
+            )
         ),
         (("--project", "nosuch", "check"), "{cwd}/nosuch is not a folder."),
         (("--project", ".", "demo"), "demo runs the shipped pipeline. Hint: leave --project out"),

@@ -528,9 +528,19 @@ def test_a_duration_is_read(written, duration):
     "written", ["1", "day", "-1 day", "1.5 days", "1 month", "1 year", "1 day 2 hours", "", "\u0661 day", "999999 days"]
 )
 def test_an_invalid_duration_is_refused(written):
+    assert ("since months and years differ in length" in refusal(changed(("labels", "delay"), written))) == (
+        "month" in written or "year" in written
+    )
     assert "is not a duration; write for example '1 day'" in refusal(changed(("labels", "delay"), written))
     assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "evaluate"), written))
     assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "window"), written))
+
+
+@pytest.mark.parametrize("end", ["9999-12-31", "0001-01-01", date(9999, 12, 31)])
+@pytest.mark.parametrize("every", ["hour", "day", "month"])
+def test_an_end_beyond_what_a_calendar_can_reach_is_refused_with_what_to_leave_out(every, end):
+    declared = changed(("partitions",), {"every": every, "start": "2013-01-01", "end": end})
+    assert "is not in the years 2 to 9998; partitions without `end` go on for ever" in refusal(declared)
 
 
 @pytest.mark.parametrize("written", [date(2013, 1, 6), "2013-01-06", "2013-01-06T00:00", "20130106"])

@@ -453,3 +453,24 @@ def test_rows_before_the_first_partition_are_counted_with_it(tmp_path):
     first, second = late_start.build_features(days, Stamp("run", NOW))
     assert first.findings == ("source 'events' holds 120 rows dated before partitions.start, in no partition",)
     assert second.findings == ()
+
+
+def test_rows_that_no_partition_can_hold_are_counted_by_every_run_that_builds(tmp_path):
+    far = [None, None, datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)]  # as databases write no end
+    lost = small_events().head(4).with_columns(pl.Series("ts", far, dtype=pl.Datetime("us", "UTC")))
+    pipeline = small_pipeline(tmp_path, events=pl.concat([small_events(), lost]))
+    days = pipeline.spec.partitions.calendar.due(pipeline.spec.partitions.calendar.first_start + timedelta(days=4))
+    counted = ("source 'events' holds 4 rows without a time in the years 2 to 9998, in no partition",)
+    for run in (days[:2], days[2:]):
+        assert [built.findings for built in pipeline.build_features(run, Stamp("run", NOW))] == [counted, ()]
+
+
+@pytest.mark.parametrize("time", ["CAST('infinity' AS TIMESTAMP)", "CAST('290000-01-01' AS TIMESTAMP)", "NULL"])
+def test_rows_at_an_infinite_time_are_in_no_partition_and_counted(tmp_path, time):
+    at = f"CASE WHEN id % 40 = 0 THEN {time} ELSE ts END"
+    sql = FEATURES_SQL.replace("ts >=", f"{at} >=").replace("ts <", f"{at} <")
+    pipeline = small_pipeline(tmp_path, sources={"events": {"time": at}}, features_sql=sql)
+    days = pipeline.spec.partitions.calendar.due(pipeline.spec.partitions.calendar.first_start + timedelta(days=2))
+    first, second = pipeline.build_features(days, Stamp("run", NOW))
+    assert first.findings == ("source 'events' holds 60 rows without a time in the years 2 to 9998, in no partition",)
+    assert (first.build.rows, second.build.rows) == (39, 39)

@@ -12,6 +12,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
 from batch_platform_tests.harness.small_pipeline import (
     BERLIN,
+    LABELS_SQL,
     ROWS_PER_DAY,
     carry_out,
     finished_pipeline,
@@ -170,6 +171,16 @@ def test_the_file_of_a_partition_goes_into_its_predictions_and_into_the_models_t
     ]
     assert served.models == []
     assert sum(served.versions.values()) == 1
+
+
+@pytest.mark.parametrize("write", ["{:%Y-%m-%d %H:%M:%S}", "{:%Y-%m-%dT%H:%M:%S%z}"])
+def test_a_time_of_the_key_without_a_zone_is_on_the_clocks_of_the_pipeline(tmp_path, write):
+    pipeline = finished_pipeline(
+        tmp_path, NOW, features={"key": ["id", "ts"]}, labels_sql=LABELS_SQL.replace("id,", "id, ts,")
+    )
+    (at,) = small_events().filter(id=1500)["ts"].dt.convert_time_zone("Europe/Berlin")
+    (row,) = trace(pipeline.spec, pipeline.home, {"ts": write.format(at)})
+    assert (row.row["id"], row.row["ts"]) == (1500, at)
 
 
 def test_a_source_that_nothing_reads_has_no_dependents(joined):

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -73,6 +74,34 @@ def test_the_error_of_a_home_that_cannot_be_created_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BatchPlatformError, match=rf"cannot be written to \(.*Hint: set {HOME_VARIABLE}"):
         Home(tmp_path / "file" / "home").create()
+
+
+@pytest.mark.parametrize("name", ["lake", "models", "staging", "dagster"])
+def test_a_folder_of_the_home_that_cannot_be_used_is_named(tmp_path, name):
+    home = Home(tmp_path / "home").create()
+    folder = home.root / name
+    folder.rmdir()
+    folder.touch()
+    with pytest.raises(BatchPlatformError, match=rf"The folder {folder} cannot be written to \(File exists\)"):
+        home.create()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize(
+    "name", ["warehouse.duckdb", "warehouse.lock", "published.duckdb", "published.json", "renaming.json"]
+)
+def test_a_folder_or_a_pipe_in_the_place_of_a_file_is_named_and_nothing_is_changed(tmp_path, name, make):
+    home = Home(tmp_path / "home")
+    publish(home)
+    odd = home.root / name
+    odd.unlink(missing_ok=True)
+    make(odd)
+    before = {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")}
+    with pytest.raises(
+        BatchPlatformError, match=rf"{odd} is not a file, as it should be.*Hint: move it out of {home.root}"
+    ):
+        publish(home)
+    assert {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])

@@ -142,6 +142,9 @@ def _on_this_machine(path: Path, file: str) -> tuple[str, FilePath]:
         return kind, path if kind == "duckdb" else Path(escape(str(path)))
     matches = Path(path.anchor).glob(str(path.relative_to(path.anchor))) if has_magic(file) else []
     if not any(match.is_file() for match in matches):
+        if path.exists():
+            msg = f"{path} is neither a file nor a folder."
+            raise WrongUseError(msg, hint="write what comes out of it to a file first.")
         near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
         msg = f"There is no file {path}."
         raise WrongUseError(msg, hint=near or f"name a file ({listed(_endings())}), a folder or a quoted glob.")

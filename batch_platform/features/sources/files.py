@@ -68,7 +68,8 @@ def _states(table: SourceTable) -> Mapping[FilePath, FileState]:
     except StoreError as error:
         raise table.store_error(str(error)) from error
     if missing:
-        problem = f": there is no file {missing[0]}."
+        in_the_way = isinstance(missing[0], Path) and missing[0].exists()
+        problem = f": {missing[0]} is not a file." if in_the_way else f": there is no file {missing[0]}."
         raise table.error(problem, hint)
     return {file: state for file, state in states.items() if state is not None}
 
@@ -91,7 +92,7 @@ def _hint_for_missing(table: SourceTable, head: FilePath, path: FilePath) -> str
         names = names_below(path.parent)
     else:
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, names) or f"correct sources.{table.name} or add the file."
+    return did_you_mean(path.name, {*names} - {path.name}) or f"correct sources.{table.name} or add the file."
 
 
 def files_version(table: SourceTable) -> str:

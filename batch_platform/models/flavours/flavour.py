@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError, did_you_mean
+from batch_platform.declaration.errors import (
+    DataError,
+    TrainingRefusedError,
+    WrongUseError,
+    did_you_mean,
+    require_local,
+)
 from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import Contract, ForeignModel, Predictor, Signature
 from batch_platform.models.forest.ensembles import Ensemble, Finish, Link, Parts
@@ -58,6 +64,8 @@ def weight_option(estimator: Any, weights: NDArray[np.float64] | None) -> dict[s
 
 def existing_file(folder: Path, reference: str) -> str:
     """Resolve a path relative to the folder of the declaration; raises WrongUseError if there is no such file."""
+    hint = "download the file and name it in model.import, or name a version of MLflow as models:/name/1."
+    require_local(Path(reference), hint, key="model.import: ")
     path = folder / reference
     if not path.is_file():
         names = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
