@@ -239,7 +239,7 @@ PLACES = {
     "fsspec": r"features\.sources\.(zipped|objects)",
     "deltalake": r"(features\.sources|delivery)\.delta",
     "adbc_driver_manager": r"features\.sources\.drivers",
-    "pyiceberg": r"features\.sources\.iceberg",
+    "pyiceberg": r"(features\.sources|delivery)\.iceberg",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",

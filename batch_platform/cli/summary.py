@@ -229,12 +229,12 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
 
 
 def _show_failures(failures: Sequence[Failure], calendar: Calendar) -> None:
-    for asset in sorted({failure.step for failure in failures if failure.step.startswith(PREFIX)}):
+    for asset in sorted({failure.step for failure in failures if failure.of_delivery}):
         count = sum(failure.step == asset for failure in failures)
         terminal.say(
             f"  {counted(count, 'partition')} not delivered to {asset.removeprefix(PREFIX)!r}; see the error at the end"
         )
-    failures = [failure for failure in failures if not failure.step.startswith(PREFIX)]
+    failures = [failure for failure in failures if not failure.of_delivery]
     if failed := {failure.partition_key for failure in failures if failure.step != "model"}:
         which = terminal.spans(ranges(map(calendar.named, failed)))
         terminal.say(

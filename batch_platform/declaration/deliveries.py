@@ -7,10 +7,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from batch_platform.declaration.databases import DeliveredTable
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.inputs import KINDS_IN_STORES, require_object, scheme_of
+from batch_platform.declaration.inputs import KINDS_IN_STORES, IcebergTable, require_object, scheme_of
 from batch_platform.declaration.notation import Block, Name
 
-SINK_KEYS: dict[str, type] = {**dict.fromkeys(("parquet", "csv", "delta"), str), "sql": DeliveredTable}
+SINK_KEYS: dict[str, type] = {
+    **dict.fromkeys(("parquet", "csv", "delta"), str),
+    "iceberg": IcebergTable,
+    "sql": DeliveredTable,
+}
 """The YAML key of every kind of sink, and the type of its value. `delivery` writes to them."""
 PREFIX = "delivered_"  # start of the name of a delivery's asset
 
@@ -37,6 +41,11 @@ class Delivery(Block):
         default=None,
         description="Folder of a Delta table, relative to this file, or its address such as s3://…. Needs the extra `delta`.",
         examples=["lake/late", "s3://lake/late"],
+    )
+    iceberg: IcebergTable | None = Field(
+        default=None,
+        description="Table of an Iceberg catalog, created if it does not exist. Needs the extra `iceberg`.",
+        examples=[{"catalog": "lake", "table": "sales.late_flights"}],
     )
     sql: DeliveredTable | None = Field(
         default=None,

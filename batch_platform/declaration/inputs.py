@@ -152,20 +152,25 @@ class IcebergTable(Block):
         description="Name of the table, with the names of its namespaces.",
         examples=["sales.orders"],
     )
-    snapshot: int | None = Field(
-        default=None,
-        description="ID of the snapshot that is always read. Left out: the current one.",
-        examples=[5128427643241982011],
-    )
 
     def __str__(self) -> str:
         """Return the name of the table."""
         return self.table
 
 
+class IcebergSnapshot(IcebergTable):
+    """One state of such a table."""
+
+    snapshot: int | None = Field(
+        default=None,
+        description="ID of the snapshot that is always read. Left out: the current one.",
+        examples=[5128427643241982011],
+    )
+
+
 SOURCE_KEYS: dict[str, type] = {
     **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
-    "iceberg": IcebergTable,
+    "iceberg": IcebergSnapshot,
     "sql": DatabaseTable,
     "asset": str,  # beside another kind, it names the writer of what is read there
 }
@@ -242,7 +247,7 @@ class Source(Block):
         description="Version of the Delta table that is always read. Left out: the newest one.",
         examples=[12],
     )
-    iceberg: IcebergTable | None = Field(
+    iceberg: IcebergSnapshot | None = Field(
         default=None,
         description="Table of an Iceberg catalog. Needs the extra `iceberg`.",
         examples=[{"catalog": "lake", "table": "sales.orders"}],

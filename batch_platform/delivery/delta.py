@@ -6,24 +6,9 @@ import pyarrow as pa
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.extras import needed
-from batch_platform.delivery.sink import Sink, Target
+from batch_platform.delivery.sink import Sink, Target, storable
 from batch_platform.features.sources.objects import delta_options
 from batch_platform.warehouse.sql import literal, quoted
-
-_SIGNED = {  # Delta has no unsigned numbers
-    pa.uint8(): pa.int16(),
-    pa.uint16(): pa.int32(),
-    pa.uint32(): pa.int64(),
-    pa.uint64(): pa.decimal128(20, 0),
-}
-
-
-def _storable(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """The rows in types that Delta has, without columns that have no type because they have no value."""
-    typed = [field for field in rows.schema if not pa.types.is_null(field.type)]
-    schema = pa.schema([field.with_type(_SIGNED.get(field.type, field.type)) for field in typed])
-    batches = (batch.select(schema.names).cast(schema) for batch in rows)
-    return pa.RecordBatchReader.from_batches(schema, batches)
 
 
 def _in_order(rows: pa.RecordBatchReader, names: Sequence[str], lacking: pa.Schema) -> pa.RecordBatchReader:
@@ -43,7 +28,7 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with needed("deltalake", extra="delta"):
         from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
         from deltalake.exceptions import DeltaError
-    new, root, options = _storable(rows), str(target.path), delta_options(target.path)
+    new, root, options = storable(rows), str(target.path), delta_options(target.path)
     schema = Schema.from_arrow(new.schema)
     if not DeltaTable.is_deltatable(root, options):
         try:

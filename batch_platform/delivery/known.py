@@ -9,11 +9,12 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.delivery.delta import DELTA
 from batch_platform.delivery.files import CSV_FILES, PARQUET
+from batch_platform.delivery.iceberg import ICEBERG
 from batch_platform.delivery.sink import Sink, Target
 from batch_platform.delivery.sql import SQL
 from batch_platform.features.sources.objects import StoreError, hint_for
 
-SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, "sql": SQL}
+SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, "iceberg": ICEBERG, "sql": SQL}
 
 _DRAWN = re.compile(r"\x1b\[\d*m|↳")  # colours and arrows in messages of deltalake
 _LONGEST_REASON = 300  # characters

@@ -1,6 +1,9 @@
 """The contract of a kind of sink: replace the rows of one partition at a receiver."""
 
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,13 @@ from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTI
 TABLE_OF = {"predictions": PREDICTIONS.view, "challengers": CHALLENGER_SCORES.view, "rejected_rows": "rejected_rows"}
 BATCH_ROWS = 100_000
 NESTED = {"list", "array", "struct", "map"}  # types of DuckDB that tables elsewhere and CSV lack
+
+_SIGNED = {  # lakes have no unsigned numbers
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -70,3 +80,22 @@ class Sink:
     # The local folder or file that it writes to, which must not lie in the home; anything else if it writes elsewhere.
     path: Callable[[Target], FilePath | None] = lambda target: target.path
     hint: str = "see the message; the next run delivers it."  # shown when the receiver refuses
+
+
+def storable(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """The rows in types that Delta and Iceberg have, without columns that have no type because they have no value."""
+    typed = [field for field in rows.schema if not pa.types.is_null(field.type)]
+    schema = pa.schema([field.with_type(_SIGNED.get(field.type, field.type)) for field in typed])
+    batches = (batch.select(schema.names).cast(schema) for batch in rows)
+    return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+@contextmanager
+def alone(home: Home, name: str) -> Generator[None]:
+    """Let one process of a home at a time, and one of its threads, be in the block of a name."""
+    descriptor = os.open(home.create().staging / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -4,11 +4,8 @@ Reads the published copy in batches. The warehouse is held only to record a part
 is killed in between has recorded nothing, so the next one replaces the same rows at the receiver once more.
 """
 
-import fcntl
-import os
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +19,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.known import replace_at_receiver
 from batch_platform.delivery.ledger import Delivered, asset_of, record_delivery
-from batch_platform.delivery.sink import BATCH_ROWS, TABLE_OF, Target
+from batch_platform.delivery.sink import BATCH_ROWS, TABLE_OF, Target, alone
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.state import State
@@ -69,7 +66,8 @@ class _DeliveryStep:
     def _delivered(self, partition: Partition) -> Delivered:
         """Deliver what is published of one partition, and record it."""
         name, home, key = self.spec.name, self.warehouse.home, partition.key
-        with self._alone(), open_published(home) as con:
+        # An older commit must not take the place of a newer one.
+        with alone(home, f"{name}.{self.delivery.asset}"), open_published(home) as con:
             run = read_latest(con, ScoreRun, name, [key]).get(key)
             if run is None:
                 msg = f"{name}, partition {key}: it is not scored yet."
@@ -127,14 +125,3 @@ class _DeliveryStep:
                 raise DeliveryError(
                     msg, hint=f"batch-platform run {self.spec.name} --partition {partition.key} --force"
                 )
-
-    @contextmanager
-    def _alone(self) -> Generator[None]:
-        """Let one process at a time deliver here, so that an older commit never takes the place of a newer one."""
-        lock = self.warehouse.home.staging / f"{self.spec.name}.{self.delivery.asset}.lock"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

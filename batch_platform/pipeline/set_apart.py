@@ -5,7 +5,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import BatchPlatformError, RunFailedError, merged
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
@@ -90,7 +89,7 @@ def setting_apart(  # noqa: PLR0913 - the step, and where its failures are recor
 
 def failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:
     """The recorded failures of some runs, which did everything else; no delivery holds up or fails another step."""
-    return [failure for failure in _all_failures_of(state, run_ids) if not failure.step.startswith(PREFIX)]
+    return [failure for failure in _all_failures_of(state, run_ids) if not failure.of_delivery]
 
 
 def _all_failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:
@@ -104,6 +103,6 @@ def error_of(
     failures = (_all_failures_of if deliveries else failures_of)(state, run_ids)
     labels = [_LABELS.get(item.step, f"{item.step} ") + item.partition_key for item in failures]
     errors = [RunFailedError(item.reason, hint=item.hint) for item in failures]
-    nouns = [_NOUNS.get(item.step, "delivery" if item.step.startswith(PREFIX) else "") for item in failures]
+    nouns = [_NOUNS.get(item.step, "delivery" if item.of_delivery else "") for item in failures]
     others = {label: noun for label, noun in zip(labels, nouns, strict=True) if noun}
     return merged(spec.name, list(zip(labels, errors, strict=True)), 0, others) if errors else None

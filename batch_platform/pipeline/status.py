@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
@@ -122,7 +121,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
             troubles[key] = ("failed", reason)
         elif failure.step == "performance":
             troubles.setdefault(key, ("scored", f"its evaluation failed: {reason}"))
-        elif failure.step.startswith(PREFIX):
+        elif failure.of_delivery:
             troubles.setdefault(key, ("scored", f"{failure.step} failed: {reason}"))
     partitions = [
         _partition_status(state, plan, partition.key, troubles.get(partition.key))

@@ -12,6 +12,7 @@ from typing import Literal, NewType
 
 import duckdb
 
+from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import create_table, insert, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted
@@ -33,6 +34,11 @@ class Failure:
     declared: str  # hash of the declaration, with another one of which the step may succeed
     failed_at: datetime
     run_id: str
+
+    @property
+    def of_delivery(self) -> bool:
+        """True for a delivery, which neither holds up nor fails another step."""
+        return self.step.startswith(PREFIX)
 
 
 def read_failures(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[tuple[FailedStep, str], Failure]:

@@ -20,6 +20,7 @@ from batch_platform_tests.benchmarks import (
     commit,
     contenders,
     cores,
+    deliveries,
     features,
     growth,
     history,
@@ -47,6 +48,7 @@ WORKLOADS = {
     "backfill": backfill,
     "memory": memory,
     "cores": cores,
+    "deliveries": deliveries,
     "features": features,
     "profiles": profiles,
     "kernels": kernels,
@@ -72,6 +74,7 @@ NAMES = {
     *refinements.CASES,
     *refinements.EXPLAINERS,
     *sources.SCRIPTS,
+    *deliveries.SCRIPTS,
 }
 
 

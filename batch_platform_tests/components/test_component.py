@@ -131,6 +131,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             {"csv": "out/rejected", "of": "rejected_rows"},
             {"delta": "out/table"},
             {"sql": {"uri": "sqlite:///out/late.db", "table": "late"}},
+            {"iceberg": {"catalog": "lake", "table": "sales.late"}},
         ],
     },
     "monitoring": {

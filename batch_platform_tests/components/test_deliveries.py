@@ -10,7 +10,7 @@ from batch_platform.components.jobs import MAKES, job_name
 from batch_platform.warehouse.failures import DeliveredAsset
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.components.test_bring_up_to_date import bring, keys
-from batch_platform_tests.components.test_schedules import at
+from batch_platform_tests.components.test_schedules import at, look, requested, tick
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy_trained, range_tags
 from batch_platform_tests.harness.small_pipeline import small_events
 
@@ -138,3 +138,46 @@ def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path, monkeypatch):
     (failure,) = deployment.pipeline.state().failures.values()
     assert failure.reason.startswith("small, partition 2024-02-01: small.predictions has no column 'scor'; it has ")
     assert failure.hint == "did you mean 'score'?"
+
+
+def test_a_tick_of_the_schedule_ends_in_deliveries_and_later_ones_deliver_only_what_is_left(tmp_path, monkeypatch):
+    deployment = deploy_trained(
+        tmp_path,
+        monkeypatch,
+        known=True,
+        **delivering({"parquet": "out/late/file", "name": "late"}, {"csv": "out/other"}),
+    )
+    in_the_way = deployment.pipeline.folder / "out/late"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    when = at("2024-02-04T05:00")
+    made = ("predictions", "delivered_late", "delivered_csv")
+    assert requested(deployment, "predictions", when) == [(made, DAYS[0], DAYS[-1])]
+    assert tick(deployment, "predictions", when) == [False]
+    assert [(day, name) for day, name, *_ in ledger(deployment)] == [(day, "csv") for day in DAYS]
+    scores = deployment.pipeline.state().scores
+    assert requested(deployment, "predictions", when) == [(made[1:], DAYS[0], DAYS[-1])]
+    in_the_way.unlink()
+    assert tick(deployment, "predictions", when) == [True]
+    assert deployment.pipeline.state().scores == scores
+    assert at_receiver(deployment, "out/late/file") == published(deployment)
+    assert look(deployment, "predictions", when)[0] == []
+
+
+def test_a_stored_file_that_was_changed_since_it_was_scored_is_not_delivered(tmp_path, monkeypatch):
+    deployment = deploy_trained(
+        tmp_path, monkeypatch, **delivering({"parquet": "out/late", "name": "late"}, store="parquet")
+    )
+    assert score(deployment, DAYS[0], DAYS[-1]).success
+    before = at_receiver(deployment)
+    (file,) = [path for path in deployment.pipeline.state().files if DAYS[1] in str(path)]
+    content = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    forced = {"delivered_late": {"force": True}}
+    assert not deployment.run("delivered_late", first=DAYS[0], last=DAYS[-1], config=forced).success
+    (failure,) = deployment.pipeline.state().failures.values()
+    assert (failure.step, failure.partition_key) == ("delivered_late", DAYS[1])
+    assert f"small, partition {DAYS[1]}: it is not delivered, since {file} " in failure.reason
+    assert failure.hint == f"batch-platform run small --partition {DAYS[1]} --force"
+    assert at_receiver(deployment) == before

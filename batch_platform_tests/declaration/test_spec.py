@@ -114,6 +114,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             {"csv": "out/rejected", "of": "rejected_rows"},
             {"delta": "out/table"},
             {"sql": {"uri": "sqlite:///out/late.db", "table": "late"}},
+            {"iceberg": {"catalog": "lake", "table": "sales.late"}},
         ],
         "reasons": {"count": 3, "above": 0.5},
         "rescore": "when_stale",
@@ -170,6 +171,7 @@ BLOCKS = [
     ("predictions", "decide"),
     ("predictions", "deliver", 0),
     ("predictions", "deliver", 3, "sql"),
+    ("predictions", "deliver", 4, "iceberg"),
     ("monitoring",),
     ("monitoring", "performance"),
     ("dagster",),
@@ -702,8 +704,11 @@ def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is
 @pytest.mark.parametrize(
     ("deliveries", "message"),
     [
-        ([{"parquet": "out", "delta": "out"}], "give exactly one of csv, delta, parquet, sql; found delta, parquet"),
-        ([{"name": "late"}], "give exactly one of csv, delta, parquet, sql; found none"),
+        (
+            [{"parquet": "out", "delta": "out"}],
+            "give exactly one of csv, delta, iceberg, parquet, sql; found delta, parquet",
+        ),
+        ([{"name": "late"}], "give exactly one of csv, delta, iceberg, parquet, sql; found none"),
         ([{"parquet": "a"}, {"parquet": "b"}], "more than one delivery has the name 'parquet'"),
         ([{"csv": "a"}, {"csv": "a", "name": "late"}], "more than one delivery has the receiver 'csv: a'"),
         ([{"csv": "a", "columns": {"x": "z", "y": "z"}}], "every column needs a name of its own"),

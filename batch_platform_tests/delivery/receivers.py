@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
@@ -20,8 +21,10 @@ from deltalake import DeltaTable
 
 from batch_platform.declaration.deliveries import SINK_KEYS, Delivery
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.declaration.inputs import IcebergTable
 from batch_platform.delivery.known import SINKS, replace_at_receiver
 from batch_platform.delivery.sink import Sink, Target
+from batch_platform.features.sources.iceberg import catalog_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.harness.object_store import BUCKET
@@ -101,6 +104,17 @@ def _in_postgresql(_: Path) -> pl.DataFrame:
     return execute("SELECT * FROM late") if rows.item() else pl.DataFrame()
 
 
+def _in_catalog(folder: Path, _: str) -> dict[str, object]:
+    (folder / "out").mkdir(exist_ok=True)
+    catalog = {"name": "lake", "uri": f"sqlite:///{folder}/out/catalog.db", "warehouse": f"file://{folder}/out/lake"}
+    return {"catalog": catalog, "table": "sales.late"}
+
+
+def iceberg_in(folder: Path) -> Any:
+    """The Iceberg table of a test."""
+    return catalog_of(IcebergTable.model_validate(_in_catalog(folder, ""))).load_table("sales.late")
+
+
 @dataclass(frozen=True)
 class Receiver:
     """A kind of receiver, and how all of its rows are read."""
@@ -108,10 +122,7 @@ class Receiver:
     at: str  # file or folder
     read: Callable[[Path], pl.DataFrame]
     kind: str = ""  # of the sink, where it has another name
-    declared: Callable[[str], object] = lambda at: at  # what is declared for a file or folder
-
-    def block(self, at: str, kind: str) -> dict[str, object]:
-        return {self.kind or kind: self.declared(at)}
+    declared: Callable[[Path, str], object] = lambda _, at: at  # what is declared in a folder for a file or folder
 
 
 RECEIVERS = {
@@ -121,12 +132,13 @@ RECEIVERS = {
     "parquet in a store": Receiver(STORE, lambda _: _in_store("read_parquet"), "parquet"),
     "csv in a store": Receiver(STORE, lambda _: _in_store("read_csv", ", allow_quoted_nulls = false"), "csv"),
     "delta in a store": Receiver(STORE, lambda _: _delta_in_store(), "delta"),
-    "PostgreSQL": Receiver("", _in_postgresql, "sql", lambda _: {"uri": os.environ[POSTGRESQL], "table": "late"}),
+    "iceberg": Receiver("", lambda path: pl.DataFrame(iceberg_in(path).scan().to_arrow()), declared=_in_catalog),
+    "PostgreSQL": Receiver("", _in_postgresql, "sql", lambda *_: {"uri": os.environ[POSTGRESQL], "table": "late"}),
     "SQLite": Receiver(
         "out/late.db",
         lambda path: _in_sqlite(path, "late"),
         "sql",
-        lambda at: {"uri": f"sqlite:///{at}", "table": "late"},
+        lambda _, at: {"uri": f"sqlite:///{at}", "table": "late"},
     ),
     "sqlite": Receiver("out/late.sqlite", _in_sqlite),
 }
@@ -135,7 +147,8 @@ RECEIVERS = {
 def target_of(folder: Path, receiver: str, key: str = KEY, at: str | None = None, **declared: object) -> Target:
     """A partition at a receiver; `at` is another file or folder."""
     it = RECEIVERS[receiver]
-    delivery = Delivery.model_validate({**it.block(at or it.at, receiver), "name": "late", **declared})
+    block = {it.kind or receiver: it.declared(folder, at or it.at)}
+    delivery = Delivery.model_validate({**block, "name": "late", **declared})
     return Target("small", key, delivery, folder, Home(folder / "home"))
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batch_platform.declaration.errors import BatchPlatformError, did_you_mean
 from batch_platform.declaration.extras import needed
-from batch_platform.declaration.inputs import IcebergTable, Source
+from batch_platform.declaration.inputs import IcebergSnapshot, IcebergTable, Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.delta import parquet_dataset
 from batch_platform.features.sources.kind import SourceKind, SourceTable
@@ -39,7 +39,7 @@ class _Rows:
         return self.scan.to_arrow_batch_reader().__arrow_c_stream__(schema)
 
 
-def _declared(table: SourceTable) -> IcebergTable:
+def _declared(table: SourceTable) -> IcebergSnapshot:
     if table.source.iceberg is None:
         msg = f"{table.name} is not an Iceberg table."
         raise TypeError(msg)
@@ -53,15 +53,20 @@ def _catalog(name: str, properties: tuple[tuple[str, str], ...]) -> "Catalog":
     return load_catalog(name, **dict(properties))
 
 
+def catalog_of(declared: IcebergTable) -> "Catalog":
+    """The catalog of a declared table; raises whatever pyiceberg does."""
+    properties = {} if isinstance(declared.catalog, str) else dict(declared.catalog)
+    name = declared.catalog if isinstance(declared.catalog, str) else properties.pop("name", "default")
+    return _catalog(name, tuple(sorted(properties.items())))
+
+
 def _opened(table: SourceTable) -> "Table":
     """The table as its catalog has it now; raises SourceError."""
     declared = _declared(table)
     with needed("pyiceberg", extra="iceberg"):
         from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
-    properties = {} if isinstance(declared.catalog, str) else dict(declared.catalog)
-    name = declared.catalog if isinstance(declared.catalog, str) else properties.pop("name", "default")
     with _explained(table):
-        catalog = _catalog(name, tuple(sorted(properties.items())))
+        catalog = catalog_of(declared)
         try:
             return catalog.load_table(declared.table)
         except NoSuchTableError as error:

@@ -1,0 +1,42 @@
+"""Sinks of kind `iceberg`: one commit to an Iceberg table that replaces the rows of a partition.
+
+A table that is created here has no partitions of its own: pyiceberg streams only to such tables. Each of its files holds one partition
+key, with bounds by which a delivery drops whole files and readers skip them.
+"""
+
+import warnings
+from hashlib import sha256
+
+import pyarrow as pa
+
+from batch_platform.declaration.extras import needed
+from batch_platform.delivery.sink import Sink, Target, alone, storable
+from batch_platform.features.sources.iceberg import catalog_of
+
+
+def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
+    declared, new = target.delivery.iceberg, storable(rows)
+    if declared is None:
+        raise TypeError(target.delivery.name)
+    with needed("pyiceberg", extra="iceberg"):
+        from pyiceberg.exceptions import NoSuchTableError
+        from pyiceberg.expressions import EqualTo
+    place = sha256(declared.model_dump_json().encode()).hexdigest()[:16]
+    with alone(target.home, f"iceberg-{place}"):  # pyiceberg gives up soon where many commit at once
+        catalog = catalog_of(declared)
+        try:
+            table = catalog.load_table(declared.table)
+        except NoSuchTableError:
+            catalog.create_namespace_if_not_exists(declared.table.rpartition(".")[0])
+            bounds = {f"write.metadata.metrics.column.{target.column}": "full"}
+            table = catalog.create_table_if_not_exists(declared.table, new.schema, properties=bounds)
+        values = new if table.spec().is_unpartitioned() else new.read_all()
+        with table.transaction() as transaction, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pyiceberg warns where there was nothing to delete
+            with transaction.update_schema() as update:
+                update.union_by_name(new.schema)  # refuses types that would lose values
+            rows_there = EqualTo(target.column, target.partition_key)  # pyright: ignore[reportCallIssue] - its own __init__
+            transaction.overwrite(values, rows_there, {"batch_platform": target.pipeline})
+
+
+ICEBERG = Sink(replace=_replace, path=lambda _: None, hint="check the catalog and the table; the next run delivers it.")
