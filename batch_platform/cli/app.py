@@ -40,6 +40,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "report": "Write a report for people who never open Dagster.",
     "rename": "Carry over what a pipeline made to its new name.",
     "drop": "Delete partitions of a pipeline for good.",
+    "health": "Answer a probe: is the home, the lock and the daemon well?",
     "backup": "Copy the home to a folder or an object store while runs go on.",
     "restore": "Restore a backup, or a lost warehouse from the published copy.",
     "gc": "Remove files that nothing refers to.",
@@ -108,6 +109,7 @@ def process() -> NoReturn:
 def _run(arguments: list[str]) -> int:
     """Run the command, report a failure in one paragraph, and return the exit code."""
     try:
+        terminal.log_as_declared()
         _require_values(arguments)
         with app.make_context("batch-platform", arguments) as context:
             app.invoke(context)

@@ -8,11 +8,13 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
-from batch_platform.cli.instance import own_instance
+from batch_platform.cli.instance import own_instance, records_elsewhere
+from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.warehouse.home import Home
 
 _FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
@@ -34,6 +36,31 @@ def materialized_partitions(home: Home, pipelines: Sequence[str]) -> dict[str, s
             return {name: _materialized(con, json.dumps([name, "predictions"])) for name in pipelines}
     except (OSError, sqlite3.Error, yaml.YAMLError):
         return None
+
+
+def last_heartbeat(home: Home) -> datetime | None:
+    """The time at which Dagster's daemon last reported, in UTC; None if it never did, or if there are no records.
+
+    Raises:
+        BatchPlatformError: The records are in a database that cannot be reached.
+    """
+    if records_elsewhere(home) is None:
+        try:
+            with _reading(home.dagster / "history" / "runs.db") as con:
+                ((last,),) = con.execute("SELECT max(timestamp) FROM daemon_heartbeats")
+        except sqlite3.Error:
+            return None
+        return None if last is None else datetime.fromisoformat(last).replace(tzinfo=UTC)
+    import dagster as dg
+
+    folder = own_instance(home) or home.dagster
+    try:
+        with dg.DagsterInstance.from_config(str(folder)) as instance:
+            times = [beat.timestamp for beat in instance.get_daemon_heartbeats().values()]
+    except Exception as error:  # each database has errors of its own
+        msg = f"Dagster's records of {folder} cannot be read: {type(error).__name__}."
+        raise BatchPlatformError(msg, hint="see that their database can be reached.") from error
+    return datetime.fromtimestamp(max(times), UTC) if times else None
 
 
 def _reading(file: Path) -> "closing[sqlite3.Connection]":

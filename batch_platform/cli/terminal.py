@@ -7,21 +7,22 @@ import dataclasses
 import functools
 import gc
 import json
+import logging
 import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from batch_platform.declaration.errors import counted, first_few, listed
-from batch_platform.declaration.redaction import redact, redacted_output
+from batch_platform.declaration.errors import WrongUseError, counted, first_few, listed
+from batch_platform.declaration.redaction import LOG_VARIABLE, logs_json, redact, redacted_output
 
 if TYPE_CHECKING:
     from batch_platform.components.progress import Listener, RunProgress
@@ -84,15 +85,53 @@ def uncollected() -> Generator[None]:
         gc.enable()
 
 
+class _JsonLines(logging.Formatter):
+    """Formats each record of Python's logging as a line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        more = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        return _json_line(record.levelname.lower(), record.getMessage(), logger=record.name, **more)
+
+
+def log_as_declared() -> None:
+    """Let Python's logging and warnings write lines of JSON where BATCH_PLATFORM_LOG says so.
+
+    Raises:
+        WrongUseError: The variable has another value than "json".
+    """
+    if not (value := os.environ.get(LOG_VARIABLE)):
+        return
+    if not logs_json():
+        msg = f"{LOG_VARIABLE} is {value!r}."
+        raise WrongUseError(msg, hint=f"{LOG_VARIABLE}=json writes lines of JSON; leave it out for plain text.")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+
+
+def _json_line(level: str, message: str, **more: object) -> str:
+    line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": message, **more}
+    return redact(json.dumps(_plain(line), ensure_ascii=False))
+
+
+def _print(console: Console, level: str, text: str, prefix: str = "") -> None:
+    """Print a line of text, or of JSON where BATCH_PLATFORM_LOG says so."""
+    if logs_json():
+        console.file.write(f"{_json_line(level, text.strip())}\n")
+    else:
+        console.print(f"{prefix}{_visible(text)}", markup=False)
+
+
 def say(text: str = "") -> None:
     """Print one plain line; nothing where the command reports as JSON."""
     if not is_json():
-        out.print(_visible(text), markup=False)
+        _print(out, "info", text)
 
 
 def fail(text: str) -> None:
     """Print an error as one paragraph on standard error."""
-    err.print(f"Error: {_visible(' '.join(redact(text).split()))}", markup=False)
+    _print(err, "error", " ".join(redact(text).split()), "Error: ")
 
 
 def can_ask() -> bool:
@@ -120,7 +159,7 @@ def confirm(question: str) -> bool:
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    err.print(f"Warning: {_visible(redact(text))}", markup=False)
+    _print(err, "warning", redact(text), "Warning: ")
 
 
 def report(value: object) -> None:
@@ -132,6 +171,10 @@ def report(value: object) -> None:
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table with numbers aligned to the right; nothing where the command reports as JSON."""
     if is_json():
+        return
+    if logs_json():
+        for row in rows:
+            out.file.write(f"{_json_line('info', '', row=dict(zip(columns, row, strict=True)))}\n")
         return
     from rich.table import Table
     from rich.text import Text
@@ -193,7 +236,7 @@ def progress(totals: Mapping[str, int]) -> Generator["Listener"]:
     """
     if is_json():
         yield lambda _: None
-    elif out.is_terminal:
+    elif out.is_terminal and not logs_json():
         with _bar(totals) as show:
             yield _counted(totals, show)
     else:

@@ -26,6 +26,7 @@ from batch_platform.components.alerts import UI_VARIABLE
 from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_server
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.redaction import logs_json
 
 GENERATED = "a generated one"
 WEBSERVER = [sys.executable, "-m", "batch_platform.cli.guard"]
@@ -72,13 +73,18 @@ def command(  # noqa: PLR0913 - one parameter for each option
     page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     os.environ.setdefault(UI_VARIABLE, page)  # the code server writes the links of alerts with it
     allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
-    webserver = [*WEBSERVER, "-h", host, "-p", str(port), *allowed]
+    logged = ("--log-format", "json") if logs_json() else ()
+    if logged:
+        os.environ["DAGSTER_CLI_CODE_SERVER_START_LOG_FORMAT"] = (
+            "json"  # the code server takes its options from variables too
+        )
+    webserver = [*WEBSERVER, "-h", host, "-p", str(port), *allowed, *logged]
     if read_only:
         file = project.home.dagster / f"workspace-{os.getpid()}.yaml"
         interrupted = _serve(project, instance, file, page, token, [[*webserver, "--read-only"]])
     else:
         with only_service(project.home, page) as file:
-            interrupted = _serve(project, instance, file, page, token, [webserver, [*DAEMON_COMMAND]])
+            interrupted = _serve(project, instance, file, page, token, [webserver, [*DAEMON_COMMAND, *logged]])
     if not interrupted:
         msg = "The webserver or the daemon stopped unexpectedly; its last messages are above."
         raise BatchPlatformError(msg, hint=f"if port {port} is taken, choose another one with --port.")

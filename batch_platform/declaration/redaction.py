@@ -18,6 +18,7 @@ from traceback import format_exception
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
+LOG_VARIABLE = "BATCH_PLATFORM_LOG"
 SHORTEST = 4  # a shorter value would also replace innocent text: if declared, it is replaced where it stands alone
 SAYS_SECRET = re.compile(
     r"secret|token|passw|passphrase|credential|private|apikey|dsn|_pwd$|(^|_)(key|auth|pat)($|_)", re.IGNORECASE
@@ -26,6 +27,11 @@ _NAMED = re.compile(r"\benv(?:\.|\(\s*['\"]|\[\s*['\"])([A-Za-z_][A-Za-z0-9_]*)"
 _URL_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@\s:]*:([^/@\s]+)@")
 _named: set[str] = set()
 _values: set[tuple[str, str]] = set()  # names and values
+
+
+def logs_json() -> bool:
+    """Return whether everything but reports is written as lines of JSON."""
+    return os.environ.get(LOG_VARIABLE) == "json"
 
 
 def protect(declared: object) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from threading import TIMEOUT_MAX, Lock, Thread
 
 from batch_platform.declaration.errors import WarehouseBusyError, WrongUseError
@@ -63,6 +64,28 @@ class Patience:
             raise self.busy(holder)
         time.sleep(min(self.left, self._pause * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter, not a secret
         self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds the lock of a home."""
+
+    process: str  # its id
+    since: datetime
+
+
+def standing_holder(home: Home) -> Holder | None:
+    """The process that holds the lock now, without waiting for it; None if it is free."""
+    try:
+        file = home.warehouse_lock.open(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Holder(file.read() or "unknown", datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC))
+    return None
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""BATCH_PLATFORM_LOG=json: everything but reports is a line of JSON, of Dagster's processes too."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from batch_platform.cli import terminal
+from batch_platform.declaration.redaction import LOG_VARIABLE
+from batch_platform_tests.harness.served import served
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers])
+    yield
+    logging.captureWarnings(capture=False)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_a_run_says_is_lines_of_json(project, cli, monkeypatch):
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    told = lines(cli(project, "run", "small", "--partition", "2024-02-29", "--force").out)
+    assert {frozenset(line) for line in told} == {frozenset({"time", "level", "message"})}
+    assert "1 of 1 partitions scored: 40 rows in, 40 scored, 0 rejected." in [line["message"] for line in told]
+    failed = cli(project, "run", "smal")
+    (error,) = lines(failed.err)
+    assert (failed.code, failed.out, error["level"]) == (2, "", "error")
+    assert error["message"] == "There is no pipeline 'smal'; there is only small. Hint: did you mean 'small'?"
+
+
+def test_tables_are_a_line_for_each_row_and_reports_stay_as_they_are(project, cli, monkeypatch):
+    plain = cli(project, "status", "small", "--json").json
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    assert [status["counts"] for status in cli(project, "status", "small", "--json").json] == [plain[0]["counts"]]
+    rows = [line["row"] for line in lines(cli(project, "status", "small", "--all").out) if "row" in line]
+    assert len(rows) == len(plain[0]["partitions"])
+    assert rows[-1]["scored"] == 40
+
+
+def test_pythons_logging_and_warnings_are_lines_too_without_secrets(monkeypatch, capfd):
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    monkeypatch.setenv("CRM_PASSWORD", "not for anybody")
+    terminal.log_as_declared()
+    try:
+        int("not for anybody")
+    except ValueError:
+        logging.getLogger("shop").exception("login with %s failed", "not for anybody")
+    logging.getLogger("py.warnings").warning("odd\nlines")
+    failed, odd = lines(capfd.readouterr().err)
+    assert (failed["level"], failed["logger"], failed["message"]) == (
+        "error",
+        "shop",
+        "login with $CRM_PASSWORD failed",
+    )
+    assert failed["exception"].endswith("invalid literal for int() with base 10: '$CRM_PASSWORD'")
+    assert odd["message"] == "odd\nlines"
+
+
+def test_another_format_is_refused(fresh, cli, monkeypatch):
+    monkeypatch.setenv(LOG_VARIABLE, "xml")
+    refused = cli(fresh, "status")
+    assert (refused.code, refused.error.startswith("BATCH_PLATFORM_LOG is 'xml'. Hint: BATCH_PLATFORM_LOG=json ")) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.full
+def test_webserver_daemon_and_code_server_write_lines_of_json(project):
+    with served(project, project / ".batch_platform", **{LOG_VARIABLE: "json"}) as ui:
+        ui.wait(lambda: True if '"dagster.daemon"' in ui.log.read_text() else None)
+    assert {"dagster-webserver", "dagster.daemon"} <= {line.get("logger") for line in lines(ui.log.read_text())}
