@@ -1,0 +1,64 @@
+"""Deliveries to stores of objects: what is asked of the store, and stores that refuse or die."""
+
+import pytest
+
+from batch_platform.declaration.errors import DeliveryError
+from batch_platform_tests.declaration.test_spec import refusal
+from batch_platform_tests.delivery.receivers import KEY, deliver, delivered, target_of
+from batch_platform_tests.delivery.test_sinks_conformance import NEW, OLD, holds, shown
+from batch_platform_tests.harness.object_store import BUCKET, SECRET, object_store
+from batch_platform_tests.harness.small_pipeline import small_declaration
+
+FILES = [("parquet in a store", "parquet"), ("csv in a store", "csv")]
+
+
+@pytest.fixture
+def own_store(monkeypatch):
+    """A store of this test's own, to be broken."""
+    with object_store() as started:
+        for name, value in started.environment.items():
+            monkeypatch.setenv(name, value)
+        yield started
+
+
+@pytest.mark.parametrize(("receiver", "ending"), FILES)
+def test_an_object_is_sent_at_once_under_its_final_name_and_nothing_else_is_written(receiver, ending, store, tmp_path):
+    deliver(target_of(tmp_path, receiver), OLD)
+    store.requests()
+    deliver(target_of(tmp_path, receiver), NEW)
+    name = f"{BUCKET}/out/late/partition_key={KEY}/small.{ending}"
+    written = [path for method, path, _ in store.requests() if method not in ("GET", "HEAD")]
+    assert [path.replace("%3D", "=") for path in written] == [f"/{name}"]
+    assert store.files.find(BUCKET) == [name]
+    assert not [path for path in (tmp_path / "home/staging").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("receiver", ["parquet in a store", "csv in a store", "delta in a store"])
+def test_a_store_that_refuses_or_died_is_named_without_its_secret_and_gets_the_rows_by_the_next_run(
+    receiver, own_store, tmp_path
+):
+    target = target_of(tmp_path, receiver)
+    deliver(target, OLD)
+    own_store.refuse()
+    with pytest.raises(DeliveryError, match=r"not delivered to 'late': .*[sS]3.* Hint: ") as refused:
+        deliver(target, NEW)
+    own_store.kill()
+    with pytest.raises(DeliveryError, match=r"not delivered to 'late': .* Hint: ") as dead:
+        deliver(target, NEW)
+    for error in (refused.value, dead.value):
+        assert SECRET not in f"{error} {error.__cause__!r}"
+    own_store.start()  # with an empty bucket
+    deliver(target, NEW)
+    assert shown(delivered(tmp_path, receiver)) == holds(NEW)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "problem"),
+    [
+        ({"parquet": "http://host/late"}, "give a path, or an address with"),
+        ({"csv": "s3://"}, "must name a bucket and an object or folder in it"),
+        ({"delta": "s3://key:secret@lake/late"}, "and no credentials"),
+    ],
+)
+def test_an_address_that_cannot_be_written_is_refused_when_it_is_declared(delivery, problem):
+    assert problem in refusal(small_declaration(predictions={"deliver": [delivery]}))
