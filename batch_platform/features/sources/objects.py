@@ -219,20 +219,6 @@ def read_whole(paths: Sequence[ObjectPath]) -> list[bytes]:
         return system.cat_ranges([_store_of(path)[1] for path in paths], whole, whole, on_error="raise")
 
 
-def write_objects(contents: Mapping[ObjectPath, bytes]) -> None:
-    """Write objects of one store, each wholly or not at all; raises StoreError."""
-    with _explained(next(iter(contents)), "written"):
-        system, _ = _store_of(next(iter(contents)))
-        system.pipe({_store_of(path)[1]: content for path, content in contents.items()})
-
-
-def remove_objects(paths: Sequence[ObjectPath]) -> None:
-    """Remove objects of one store; raises StoreError."""
-    with _explained(paths[0], "removed"):
-        system, _ = _store_of(paths[0])
-        system.rm([_store_of(path)[1] for path in paths])
-
-
 def admit_objects(con: duckdb.DuckDBPyConnection, path: ObjectPath) -> None:
     """Let DuckDB read objects of the store in which an object lies, as far as the connection allows it."""
     if not con.filesystem_is_registered(scheme := str(scheme_of(str(path)))):
@@ -329,6 +315,13 @@ def _store_of(path: ObjectPath) -> tuple[Any, str]:
 def _state(details: Mapping[str, Any]) -> FileState:
     """The state of an object by what its store says of it."""
     return FileState(int(details["size"]), next((str(details[tag]) for tag in _TAGS if details.get(tag)), ""))
+
+
+@contextmanager
+def opened_store(path: ObjectPath) -> Generator[tuple[Any, str]]:
+    """The file system of fsspec for a store, and the name of an object there; what either raises becomes a StoreError."""
+    with _explained(path, "used"):
+        yield _store_of(path)
 
 
 @contextmanager
