@@ -151,19 +151,14 @@ class Archive:
     def _store(self) -> Generator[tuple[Any, str]]:
         """The file system of fsspec, and the place of the archive there."""
         try:
-            if isinstance(self.root, ObjectPath):
-                with opened_store(self.root) as opened:
-                    yield opened
-            else:
-                from fsspec.implementations.local import LocalFileSystem  # imported late: it takes its time
-
-                yield LocalFileSystem(auto_mkdir=True), str(self.root)
+            with opened_store(self.root) as opened:
+                yield opened
         except StoreError as error:
+            room = "see that the folder can be read and written, and has room."
             msg = f"{error}."
-            raise BatchPlatformError(msg, hint=hint_for(str(error))) from error
-        except OSError as error:
-            msg = f"The backups in {self.root} cannot be used ({error})."
-            raise BatchPlatformError(msg, hint="see that the folder can be read and written, and has room.") from error
+            raise BatchPlatformError(
+                msg, hint=hint_for(str(error)) if isinstance(self.root, ObjectPath) else room
+            ) from error
 
 
 def _manifest(name: str) -> str:

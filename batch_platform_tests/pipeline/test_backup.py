@@ -229,6 +229,14 @@ def test_what_cannot_be_backed_up_or_restored_is_refused_in_a_sentence(fresh, cl
     assert not (tmp_path / "dest").exists()
 
 
+def test_a_place_that_cannot_be_written_is_named_in_a_sentence(project, cli, tmp_path):
+    (tmp_path / "file").touch()
+    answer = cli(project, "backup", str(tmp_path / "file" / "dest"))
+    assert answer.code == 1
+    assert answer.error.startswith(f"{tmp_path / 'file' / 'dest'} cannot be used (")
+    assert answer.error.endswith("Hint: see that the folder can be read and written, and has room.")
+
+
 def lose(piece: Path) -> None:
     piece.unlink()
 

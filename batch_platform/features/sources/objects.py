@@ -318,14 +318,19 @@ def _state(details: Mapping[str, Any]) -> FileState:
 
 
 @contextmanager
-def opened_store(path: ObjectPath) -> Generator[tuple[Any, str]]:
-    """The file system of fsspec for a store, and the name of an object there; what either raises becomes a StoreError."""
+def opened_store(path: FilePath) -> Generator[tuple[Any, str]]:
+    """A file system of fsspec, and the name of a file or object there; what either raises becomes a StoreError."""
     with _explained(path, "used"):
-        yield _store_of(path)
+        if isinstance(path, ObjectPath):
+            yield _store_of(path)
+        else:
+            from fsspec.implementations.local import LocalFileSystem
+
+            yield LocalFileSystem(auto_mkdir=True), str(path)
 
 
 @contextmanager
-def _explained(path: ObjectPath, done: str = "read") -> Generator[None]:
+def _explained(path: FilePath, done: str = "read") -> Generator[None]:
     """Turn whatever a store's library raises into a StoreError that names the object."""
     try:
         yield
