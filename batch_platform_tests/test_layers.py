@@ -277,6 +277,7 @@ OF_SERVICES = {"azure", "gcs"}  # extras for stores of which no server can be ru
 RUN_BY_NAME = {
     "adbc_driver_postgresql",
     "adbc_driver_sqlite",
+    "dagster_postgres",
     "tzdata",
     "s3fs",
     "gcsfs",

@@ -12,23 +12,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, named
-from batch_platform.features.sources.objects import (
-    FilePath,
-    ObjectPath,
-    StoreError,
-    file_path,
-    hint_for,
-    objects_below,
-    read_whole,
-    remove_objects,
-    write_objects,
-)
-from batch_platform.warehouse.checkpoint import sync
+from batch_platform.features.sources.objects import FilePath, ObjectPath, StoreError, file_path, hint_for, opened_store
+from batch_platform.warehouse.checkpoint import write_whole
+from batch_platform.warehouse.home import PRIVATE
 
 PIECE = 8 * 2**20  # bytes of every piece of a file but the last
-AT_ONCE = 8  # pieces that are read at the same time
+AT_ONCE = 8  # pieces that are read or written at the same time
 _FORMAT = 1
 _NAME_OF_PIECE = re.compile(r"pieces/[0-9a-f]{2}/([0-9a-f]{64})")
 _NAME_OF_MANIFEST = re.compile(r"backups/(\d{8}T\d{6}Z)\.json")
@@ -59,7 +51,7 @@ class Backup:
 
 @dataclass(frozen=True)
 class Archive:
-    """A folder with backups of one home, on this machine or in a store."""
+    """A folder with backups of one home, on this machine or in a store. Every method raises BatchPlatformError if it cannot be used."""
 
     root: FilePath
 
@@ -71,8 +63,7 @@ class Archive:
 
     def names(self) -> list[str]:
         """The names of the complete backups, oldest first."""
-        found = (_NAME_OF_MANIFEST.fullmatch(name) for name in self._sizes("backups"))
-        return sorted(match[1] for match in found if match)
+        return sorted(self._sizes("backups", _NAME_OF_MANIFEST))
 
     def newest(self) -> Backup | None:
         """The newest backup; None if there is none."""
@@ -80,13 +71,9 @@ class Archive:
         return self.backup(names[-1]) if names else None
 
     def backup(self, name: str) -> Backup:
-        """A backup by name.
-
-        Raises:
-            WrongUseError: There is no backup of this name, or a later version of this project made it.
-        """
+        """A backup by name; raises WrongUseError if there is none, or if a later version of this project made it."""
         named(name, dict.fromkeys(self.names()), f"{self.root} holds no backup {name!r}; it holds")
-        (content,) = self.read([_manifest(name)])
+        (content,) = self._read([_manifest(name)])
         manifest = json.loads(content)
         if manifest["format"] != _FORMAT:
             msg = f"The backup {name} in {self.root} has format {manifest['format']}; this version of batch-platform reads {_FORMAT}."
@@ -96,12 +83,15 @@ class Archive:
 
     def add(self, backup: Backup) -> None:
         """Write the manifest of a backup whose pieces are there."""
-        if isinstance(self.root, Path):
-            os.sync()  # the pieces first
         files = {path: asdict(file) for path, file in backup.files.items()}
-        manifest = {"format": _FORMAT, "made_at": backup.made_at.isoformat(), "files": files}
-        self.write({_manifest(backup.name): json.dumps(manifest).encode()})
-        if isinstance(self.root, Path):
+        content = json.dumps({"format": _FORMAT, "made_at": backup.made_at.isoformat(), "files": files}).encode()
+        if isinstance(self.root, ObjectPath):
+            self.write({_manifest(backup.name): content})
+            return
+        with self._store():
+            os.sync()  # the pieces first
+            (self.root / "backups").mkdir(exist_ok=True)
+            write_whole(self.root / _manifest(backup.name), content)
             os.sync()
 
     def keep(self, count: int) -> list[str]:
@@ -115,20 +105,14 @@ class Archive:
 
     def pieces(self) -> dict[str, int]:
         """The size in bytes of each piece that is there."""
-        found = ((_NAME_OF_PIECE.fullmatch(name), size) for name, size in self._sizes("pieces").items())
-        return {match[1]: size for match, size in found if match}
+        return self._sizes("pieces", _NAME_OF_PIECE)
 
     def contents(self, files: Mapping[str, KeptFile]) -> Iterator[bytes]:
-        """The bytes of each piece of files, in order.
-
-        Raises:
-            IntegrityError: The bytes of a piece are not those that were backed up.
-            BatchPlatformError: A piece is missing or cannot be read.
-        """
+        """The bytes of each piece of files, in order; raises IntegrityError if they are not those that were backed up."""
         wanted = [(path, piece) for path, file in files.items() for piece in file.pieces]
         for start in range(0, len(wanted), AT_ONCE):
             together = wanted[start : start + AT_ONCE]
-            read = self.read([place_of(piece) for _, piece in together])
+            read = self._read([place_of(piece) for _, piece in together])
             for (path, piece), content in zip(together, read, strict=True):
                 if sha256(content).hexdigest() != piece:
                     msg = f"{self.root / place_of(piece)}, a piece of {path}, holds other bytes than were backed up."
@@ -136,59 +120,45 @@ class Archive:
                     raise IntegrityError(msg, hint=hint)
                 yield content
 
-    def read(self, names: Sequence[str]) -> list[bytes]:
-        """The contents of files of the archive; raises BatchPlatformError if one cannot be read."""
-        with self._explained():
-            if isinstance(self.root, Path):
-                return [(self.root / name).read_bytes() for name in names]
-            return read_whole([self.root / name for name in names])
-
     def write(self, contents: Mapping[str, bytes]) -> None:
-        """Write files, each wholly or not at all; raises BatchPlatformError if one cannot be written."""
-        with self._explained():
-            if isinstance(self.root, ObjectPath):
-                write_objects({self.root / name: content for name, content in contents.items()})
-                return
-            for name, content in contents.items():
-                path = self.root / name
-                make_folder(path.parent)
-                aside = path.with_name(f".{path.name}")
-                aside.write_bytes(content)
-                if not name.startswith("pieces/"):
-                    sync(aside)
-                aside.replace(path)
+        """Write files by path; one that is cut off by a kill in a folder on this machine is known by its size."""
+        with self._store() as (system, place):
+            if isinstance(self.root, Path):
+                self.root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            system.pipe({f"{place}/{name}": content for name, content in contents.items()})
+
+    def _read(self, names: Sequence[str]) -> list[bytes]:
+        with self._store() as (system, place):
+            whole = [None] * len(names)
+            return system.cat_ranges([f"{place}/{name}" for name in names], whole, whole, on_error="raise")
 
     def _remove(self, names: Sequence[str]) -> None:
-        with self._explained():
-            if isinstance(self.root, Path):
-                for name in names:
-                    (self.root / name).unlink(missing_ok=True)
-            elif names:
-                remove_objects([self.root / name for name in names])
+        with self._store() as (system, place):
+            if names:
+                system.rm([f"{place}/{name}" for name in names])
 
-    def _sizes(self, below: str) -> dict[str, int]:
-        """The size of each file below a folder of the archive, by path from its root."""
-        with self._explained():
-            if isinstance(self.root, ObjectPath):
-                found = objects_below(self.root / below)
-                return {path.relative_to(self.root).as_posix(): state.size for path, state in found.items()}
-            folder = self.root / below
-            return {
-                path.relative_to(self.root).as_posix(): path.stat().st_size
-                for path in folder.rglob("*")
-                if not path.is_dir()
-            }
+    def _sizes(self, below: str, pattern: re.Pattern[str]) -> dict[str, int]:
+        """The size of each file below a folder of the archive, by what a pattern captures of its path."""
+        with self._store() as (system, place):
+            try:
+                found = system.find(f"{place}/{below}", detail=True)
+            except FileNotFoundError:
+                return {}
+        matches = ((pattern.fullmatch(path.removeprefix(f"{place}/")), details) for path, details in found.items())
+        return {match[1]: int(details["size"]) for match, details in matches if match}
 
     @contextmanager
-    def _explained(self) -> Generator[None]:
+    def _store(self) -> Generator[tuple[Any, str]]:
+        """The file system of fsspec, and the place of the archive there."""
         try:
-            yield
+            with opened_store(self.root) as opened:
+                yield opened
         except StoreError as error:
+            room = "see that the folder can be read and written, and has room."
             msg = f"{error}."
-            raise BatchPlatformError(msg, hint=hint_for(str(error))) from error
-        except OSError as error:
-            msg = f"The backups in {self.root} cannot be used: {error}."
-            raise BatchPlatformError(msg, hint="see that the folder can be read and written, and has room.") from error
+            raise BatchPlatformError(
+                msg, hint=hint_for(str(error)) if isinstance(self.root, ObjectPath) else room
+            ) from error
 
 
 def _manifest(name: str) -> str:
@@ -198,12 +168,6 @@ def _manifest(name: str) -> str:
 def place_of(piece: str) -> str:
     """The path of a piece in its archive."""
     return f"pieces/{piece[:2]}/{piece}"
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder that nobody but its owner and group may enter, and those above it."""
-    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-        missing.mkdir(mode=0o750, exist_ok=True)
 
 
 class PieceWriter:
@@ -217,8 +181,7 @@ class PieceWriter:
 
     def holds(self, file: KeptFile) -> bool:
         """Return whether every piece of a file is there in its full size."""
-        sizes = [self._held.get(piece, -1) for piece in file.pieces]
-        return sum(sizes) == file.size and all(size > 0 for size in sizes)
+        return sum(self._held.get(piece, -file.size) for piece in file.pieces) == file.size
 
     def store(self, blocks: Iterable[bytes]) -> tuple[int, list[str]]:
         """Store blocks of PIECE bytes each, but for the last; returns the number of bytes and the names of the pieces."""
@@ -229,7 +192,7 @@ class PieceWriter:
             pieces.append(piece)
             if self._held.get(piece) != len(block):
                 self._held[piece] = len(block)
-                self._waiting[piece] = block
+                self._waiting[place_of(piece)] = block
                 self.written += len(block)
             if len(self._waiting) >= AT_ONCE:
                 self.flush()
@@ -238,5 +201,5 @@ class PieceWriter:
     def flush(self) -> None:
         """Write the pieces that wait to be written together."""
         if self._waiting:
-            self._archive.write({place_of(piece): content for piece, content in self._waiting.items()})
+            self._archive.write(self._waiting)
             self._waiting.clear()

@@ -8,7 +8,7 @@ what Dagster holds done is in the ledger; what the ledger holds beyond that, the
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -117,18 +117,16 @@ def read_backup(archive: Archive, backup: Backup, folder: Path) -> BackupRead:
         BatchPlatformError: A piece is missing or cannot be read.
     """
     counts = dict[str, tuple[int, int]]()  # tables and rows of each database
-    for path, database in _laid_out(
-        archive, backup.files, lambda path: folder / "database" if _is_database(path) else None
-    ):
-        if database is None:
-            continue
+    aside = folder / "database"
+    for path, database in _laid_out(archive, backup.files, lambda path: aside if _is_database(path) else None):
         try:
-            counts[path] = _count_rows(database) if path == _WAREHOUSE else _count_records(database)
             if path == _WAREHOUSE:
-                in_files = _files_named_by(database, Home(folder))
-                if lacking := in_files.keys() - backup.files.keys():
+                counts[path], named = _count_rows(aside, Home(folder))
+                if lacking := {file.relative_to(folder).as_posix() for file in named} - backup.files.keys():
                     msg = f"The backup {backup.name} in {archive.root} lacks {listed(sorted(lacking))}."
                     raise IntegrityError(msg, hint=_OTHER_BACKUP)
+            elif database:
+                counts[path] = _count_records(database)
         except (duckdb.Error, sqlite3.Error) as error:
             msg = f"{path} of the backup {backup.name} in {archive.root} cannot be read: {error}."
             raise IntegrityError(msg, hint=_OTHER_BACKUP) from error
@@ -284,19 +282,13 @@ def _is_database(path: str) -> bool:
     return path == _WAREHOUSE or (path.startswith("dagster/") and path.endswith(".db"))
 
 
-def _count_rows(database: Path) -> tuple[int, int]:
-    """Tables and rows of a copy of the warehouse."""
+def _count_rows(database: Path, home: Home) -> tuple[tuple[int, int], Collection[Path]]:
+    """Tables and rows of a copy of the warehouse, rows in files too, and the files of a home that it names."""
     with closing(attach(database, read_only=True)) as opened:
-        present = tables(opened.con)
+        present, named = tables(opened.con), named_files(opened.con, home)
         counts = [f"SELECT count(*) FROM {quoted(schema)}.{quoted(table)}" for schema, table in present]
-        return len(present), sum(opened.con.execute(count).fetchall()[0][0] for count in counts)
-
-
-def _files_named_by(database: Path, home: Home) -> dict[str, int]:
-    """The rows of each file that a copy of the warehouse names, by its path from the home."""
-    with closing(attach(database, read_only=True)) as opened:
-        named = named_files(opened.con, home)
-    return {path.relative_to(home.root).as_posix(): file.rows for path, file in named.items()}
+        rows = sum(opened.con.execute(count).fetchall()[0][0] for count in counts)
+    return (len(present), rows + sum(file.rows for file in named.values())), named.keys()
 
 
 def _count_records(database: Path) -> tuple[int, int]:

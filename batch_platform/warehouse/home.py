@@ -15,6 +15,7 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError,
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
+PRIVATE = 0o750  # of the home's folders: nobody but their owner and group may enter
 LONGEST_NAME = 200  # bytes; file systems take 255, and unfinished files have longer names than finished ones
 _MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
@@ -72,7 +73,7 @@ class Home:
         """
         for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
             except OSError as error:
                 raise self._unwritable(folder, error.strerror) from error
             if not os.access(folder, os.W_OK):

@@ -1,11 +1,14 @@
 """`sql`: one SELECT over the published tables, shown or written, while a run holds the warehouse."""
 
+import json
+import subprocess
+
 import polars as pl
 import pytest
 
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.command_line import COMMAND, clean_environment, published
 
 BEST = (
     "SELECT id, score, scored_at::DATE AS day FROM predictions WHERE partition_key = '2024-02-18' ORDER BY score DESC"
@@ -67,3 +70,29 @@ def test_before_anything_is_published_the_command_says_what_to_do(cli, fresh):
     answer = cli(fresh, "sql", "small", "FROM predictions")
     assert answer.code == 1
     assert "Nothing is published in" in answer.error
+
+
+READ_ONLY = """
+mount --bind "$1" "$1"
+mount -o remount,bind,ro,nosuid,nodev "$1"
+cd "$1"
+if touch written; then exit 9; fi
+"$2" sql small "SELECT count(*) AS scores FROM predictions" --json
+"$2" report small --out "$3"/report.html --json
+"$2" health --json
+"""
+
+
+def test_readers_of_a_home_on_a_read_only_mount_get_their_answers(project, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    script = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", "-c", READ_ONLY, "sh")
+    done = subprocess.run(
+        [*script, str(project), COMMAND, str(out)], env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert published(project, "SELECT count(*) FROM small.predictions") == [
+        (json.loads(done.stdout.partition("]")[0] + "]")[0]["scores"],)
+    ]
+    assert [path.name for path in out.iterdir()] == ["report.html"]
+    assert '"healthy": true' in done.stdout

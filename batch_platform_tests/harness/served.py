@@ -58,11 +58,15 @@ class Ui:
     url: str
     log: Path
     home: Path
+    token: str = ""
 
     def ask(self, query: str, **variables: Any) -> Any:
         """Send a GraphQL query or mutation; returns its only field."""
         body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        )
+        request = urllib.request.Request(f"{self.url}/graphql", body, headers)
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             response = json.load(answer)
         assert "errors" not in response, response["errors"]
@@ -85,11 +89,15 @@ class Ui:
             return con.execute(query).fetchall()
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 @contextmanager
 def served(folder: Path, home: Path, *options: str, **variables: str) -> Iterator[Ui]:
     """Run both processes for a project until the block ends, with options of the command."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log = home.parent / f"ui{''.join(options)}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

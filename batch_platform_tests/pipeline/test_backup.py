@@ -180,7 +180,7 @@ def test_a_restore_that_is_killed_begins_anew_and_until_then_nothing_else_uses_t
     archive = Archive.at(str(tmp_path / "dest"))
     back_up(home_of(project), archive, NOW)
     backup, home = newest(archive), Home(tmp_path / "restored")
-    read, count = Archive.read, iter(range(3))
+    read, count = Archive._read, iter(range(3))
 
     def fails_later(self: Archive, names: Any) -> Any:
         if next(count, None) is None:
@@ -188,7 +188,7 @@ def test_a_restore_that_is_killed_begins_anew_and_until_then_nothing_else_uses_t
         return read(self, names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Archive, "read", fails_later)
+        patch.setattr(Archive, "_read", fails_later)
         with pytest.raises(KeyboardInterrupt):
             restore_backup(archive, backup, home)
     with pytest.raises(BatchPlatformError, match="is missing, but"), Warehouse(home).open():
@@ -227,6 +227,14 @@ def test_what_cannot_be_backed_up_or_restored_is_refused_in_a_sentence(fresh, cl
     answer = cli(fresh, *(str(tmp_path / "dest") if word == "DEST" else word for word in arguments))
     assert (answer.code, says in answer.error) == (2, True)
     assert not (tmp_path / "dest").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_in_a_sentence(project, cli, tmp_path):
+    (tmp_path / "file").touch()
+    answer = cli(project, "backup", str(tmp_path / "file" / "dest"))
+    assert answer.code == 1
+    assert answer.error.startswith(f"{tmp_path / 'file' / 'dest'} cannot be used (")
+    assert answer.error.endswith("Hint: see that the folder can be read and written, and has room.")
 
 
 def lose(piece: Path) -> None:
@@ -369,10 +377,10 @@ def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_pat
         again = back_up(home_of(project), Archive.at(address), datetime.now(UTC) + timedelta(seconds=5), keep=1)
         assert (again.written, again.removed) == (0, [first["made"]["backup"]])
         missing = cli(project, "backup", "s3://nowhere/backups")
-        assert "there is no bucket s3://nowhere. Hint: check the name of the bucket" in missing.error
+        assert missing.error.startswith("s3://nowhere/backups cannot be used (The specified bucket does not exist")
         store.kill()
         dead = cli(project, "backup", address)
-        assert dead.error.startswith(f"{address}/")
+        assert dead.error.startswith(f"{address} cannot be used (")
         assert dead.error.endswith("the network, and the credentials in the environment, the profile or the role.")
 
 

@@ -1,4 +1,5 @@
 import os
+import stat
 from pathlib import Path
 
 import dagster as dg
@@ -49,6 +50,26 @@ def test_dagster_and_duckdb_keep_their_files_in_a_home_with_other_odd_letters(tm
     publish(home)
     assert home.published.exists()
     assert list(tmp_path.iterdir()) == [home.root.parent]
+
+
+def test_nobody_but_owner_and_group_may_enter_a_new_home_whatever_the_umask(tmp_path):
+    former = os.umask(0)
+    try:
+        home = Home(tmp_path / "home").create()
+        publish(home)
+    finally:
+        os.umask(former)
+    assert home.published.exists()
+    folders = [home.root, *(path for path in home.root.iterdir() if path.is_dir())]
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o750}
+
+
+def test_rights_that_somebody_gave_a_home_stay(tmp_path):
+    root = tmp_path / "home"
+    root.mkdir()
+    root.chmod(0o2770)
+    publish(Home(root).create())
+    assert stat.S_IMODE(root.stat().st_mode) == 0o2770
 
 
 def test_everything_lies_below_the_root(tmp_path):

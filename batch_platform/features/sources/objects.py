@@ -234,20 +234,6 @@ def delta_options(root: FilePath) -> dict[str, str] | None:
     return {"allow_http": "true"} if plain_http and isinstance(root, ObjectPath) else None
 
 
-def write_objects(contents: Mapping[ObjectPath, bytes]) -> None:
-    """Write objects of one store, each wholly or not at all; raises StoreError."""
-    with _explained(next(iter(contents)), "written"):
-        system, _ = _store_of(next(iter(contents)))
-        system.pipe({_store_of(path)[1]: content for path, content in contents.items()})
-
-
-def remove_objects(paths: Sequence[ObjectPath]) -> None:
-    """Remove objects of one store; raises StoreError."""
-    with _explained(paths[0], "removed"):
-        system, _ = _store_of(paths[0])
-        system.rm([_store_of(path)[1] for path in paths])
-
-
 def admit_objects(con: duckdb.DuckDBPyConnection, path: ObjectPath) -> None:
     """Let DuckDB read objects of the store in which an object lies, as far as the connection allows it."""
     if not con.filesystem_is_registered(scheme := str(scheme_of(str(path)))):
@@ -347,7 +333,19 @@ def _state(details: Mapping[str, Any]) -> FileState:
 
 
 @contextmanager
-def _explained(path: ObjectPath, done: str = "read") -> Generator[None]:
+def opened_store(path: FilePath) -> Generator[tuple[Any, str]]:
+    """A file system of fsspec, and the name of a file or object there; what either raises becomes a StoreError."""
+    with _explained(path, "used"):
+        if isinstance(path, ObjectPath):
+            yield _store_of(path)
+        else:
+            from fsspec.implementations.local import LocalFileSystem
+
+            yield LocalFileSystem(auto_mkdir=True), str(path)
+
+
+@contextmanager
+def _explained(path: FilePath, done: str = "read") -> Generator[None]:
     """Turn whatever a store's library raises into a StoreError that names the object."""
     try:
         yield
