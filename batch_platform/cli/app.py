@@ -40,6 +40,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "report": "Write a report for people who never open Dagster.",
     "rename": "Carry over what a pipeline made to its new name.",
     "drop": "Delete partitions of a pipeline for good.",
+    "erase": "Erase the rows of a subject, such as a customer.",
     "restore": "Make a lost warehouse again from the published copy.",
     "gc": "Remove files that nothing refers to.",
     "guide": "Show the guide in the terminal.",
