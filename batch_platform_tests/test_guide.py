@@ -67,6 +67,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Which functions may a notebook call?": ("acting", "In a notebook"),
     "How am I told that a run failed?": ("monitoring", "Alerts"),
     "What may somebody's SQL read?": ("security", "The author of SQL"),
+    "How do I delete a customer?": ("security", "Deleting a customer"),
     "Which columns does `score_runs` have?": ("tables", "Tables"),
     "How do I add a kind of source?": ("extending", "A source kind"),
     "Which features have moved, and is that unusual?": ("drift", "Drift"),

@@ -21,6 +21,7 @@ from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.checkout import (
@@ -128,6 +129,7 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     carry_out(pipeline, NOW)
     (delivery,) = pipeline.spec.predictions.deliver
     list(deliver(pipeline, delivery, [pipeline.spec.partitions.calendar.named("2024-02-03")], Stamp("d", NOW)))
+    erase_subject(pipeline, {"id": "1"}, "somebody", Stamp("e", NOW))
     backtest(
         pipeline,
         [pipeline.spec.partitions.calendar.named("2024-02-03")],

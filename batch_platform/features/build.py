@@ -60,6 +60,8 @@ from batch_platform.features.windows import RowsAhead, how_many_next, rows_withi
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
+# Leaves rows out of batches, and adds the number of each batch.
+LeaveOut = Callable[[Iterator[pa.RecordBatch], list[int]], Iterator[pa.RecordBatch]]
 LARGE_BYTES = 1 << 26  # bytes of a file from which a look at its keys alone costs little beside sorting its rows
 
 
@@ -72,6 +74,7 @@ class FeatureFile:
     sha256: str  # digest of the file's bytes
     xxh3: str  # second digest of the file's bytes: fifteen times faster, finds damage but not intent
     columns: dict[str, str]  # Arrow types by name, in order
+    rows_left_out: int = 0  # rows of erased subjects, which the sources still hold
 
 
 @dataclass(frozen=True)
@@ -249,13 +252,19 @@ class FeatureBuilder:
 
     @contextmanager
     def session(
-        self, *, spill: Path | None = None, labels: bool = False, ahead: Sequence[Partition] = ()
+        self,
+        *,
+        spill: Path | None = None,
+        labels: bool = False,
+        ahead: Sequence[Partition] = (),
+        leave_out: LeaveOut | None = None,
     ) -> Generator["FeatureSession"]:
         """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
 
         The partitions that will be built, oldest first, are `ahead`: one query reads many of them where `rows_within` can.
         Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see
-        `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
+        `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it. What is written has
+        only the rows that `leave_out` passes on.
         """
         with ExitStack() as stack:
             on_spark = None
@@ -267,6 +276,7 @@ class FeatureBuilder:
                 lambda first: stack.enter_context(self.sources.connect(first, names=names, spill=spill)),
                 on_spark,
                 ahead,
+                leave_out,
             )
 
 
@@ -279,8 +289,10 @@ class FeatureSession:
         connect: Callable[[Partition], SourceConnection],
         on_spark: SparkFeatures | None = None,
         ahead: Sequence[Partition] = (),
+        leave_out: LeaveOut | None = None,
     ) -> None:
-        """Open nothing yet; `connect` opens the sources, whose views first show a partition. For `ahead` see `session`."""
+        """Open nothing yet; `connect` opens the sources, whose views first show a partition. For the rest see `session`."""
+        self._leave_out = leave_out
         self._builder, self._connect, self._on_spark = builder, connect, on_spark
         self._con: SourceConnection | None = None
         self._at: Partition | None = None  # what the views show; None if they may show several partitions
@@ -313,7 +325,9 @@ class FeatureSession:
                 driving = self._builder.spec.features.driving
                 if driving is not None:
                     with self._counted(driving, partition) as con:
-                        require_every_row(self._builder.spec, partition, con, written.path, written.rows)
+                        require_every_row(
+                            self._builder.spec, partition, con, written.path, written.rows + written.rows_left_out
+                        )
                 return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
@@ -441,14 +455,15 @@ class FeatureSession:
 
     def _write_rows(self, partition: Partition, aside: Path, *, sort: bool = True) -> FeatureFile:
         """Write the rows of a partition batch by batch; the next ones are computed while a full batch is written."""
+        left_out = list[int]()
         with self.batches(partition, sort=sort) as (batches, schema), FileWriter(aside, schema) as writer:
             checks = RowChecks(self._builder.spec, partition, schema, sorted_by_key=sort)
-            for batch in batches:
+            for batch in batches if self._leave_out is None else of_full_size(self._leave_out(batches, left_out)):
                 checks.see(batch)
                 writer.write(batch)
             sha256, xxh3 = writer.complete()
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
-        return FeatureFile(path=aside, rows=writer.rows, sha256=sha256, xxh3=xxh3, columns=columns)
+        return FeatureFile(aside, writer.rows, sha256, xxh3, columns, sum(left_out))
 
     @contextmanager
     def batches(

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Partition
-from batch_platform.declaration.errors import SourceError, counted, memory_explained
+from batch_platform.declaration.errors import OvertakenError, SourceError, counted, memory_explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
@@ -59,7 +59,14 @@ class FeatureStep:
             yield from in_groups(builds, lambda built: built if built.skipped else built.build.rows, self._record)
 
     def _record(self, group: list[Built]) -> list[Built]:
-        self.warehouse.record_features([built.build for built in group])
+        try:
+            self.warehouse.record_features([built.build for built in group], since=self.state.newest_change)
+        except OvertakenError:  # the files may hold what was erased
+            history = self.history
+            recorded = map(history.file, self.warehouse.latest(FeatureBuild, history.spec.name).values())
+            for path in {history.file(built.build) for built in group} - {*recorded}:
+                history.home.remove(path)
+            raise
         return group
 
     def _builds(
@@ -71,7 +78,8 @@ class FeatureStep:
         """
         taken: dict[str, Fingerprints] | None = None  # before the first build, so that they hold no row that it lacks
         ahead = [partition for partition in partitions if partition.key in due]
-        with self.history.builder.session(spill=spill, ahead=ahead) as session:
+        leave_out = None if self.state.erased is None else self.state.erased.without
+        with self.history.builder.session(spill=spill, ahead=ahead, leave_out=leave_out) as session:
             for partition in partitions:
                 if partition.key in self.state.gone:
                     builder = self.history.builder

@@ -21,6 +21,7 @@ from batch_platform.pipeline.status import status_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.erasures import read_erased
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import (
@@ -128,6 +129,7 @@ class StateKeeper:
             files=named_files(con, self.history.home, pipeline=name),
             declared=self.declared,
             dropped=read_dropped(con, name),
+            erased=read_erased(con, self.history.home, name),
             newest_change=newest,
         )
 

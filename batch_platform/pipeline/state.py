@@ -22,6 +22,7 @@ from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
 from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.warehouse.erasures import ErasedSubjects
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
@@ -62,6 +63,7 @@ class State:
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
     deliveries: Deliveries = field(default_factory=dict[tuple[str, str], Delivered])
+    erased: ErasedSubjects | None = None  # subjects whose rows no build may bring back
     newest_change: int = 0  # number of the newest entry of the journal when it was read
 
     @cached_property

@@ -25,6 +25,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.warehouse.checkpoint import WarehouseFile, sync
 from batch_platform.warehouse.compacting import compact_file
+from batch_platform.warehouse.erasures import read_erasures
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import Attached, attach
@@ -145,9 +146,15 @@ class Warehouse:
         with self.open() as con:
             return read_latest(con, ledger, pipeline)
 
-    def record_features(self, builds: Sequence[FeatureBuild]) -> None:
-        """Add to the ledger of features."""
+    def record_features(self, builds: Sequence[FeatureBuild], since: int | None = None) -> None:
+        """Add to the ledger of features.
+
+        Raises OvertakenError if a subject was erased after the change `since`, which they may hold.
+        """
         with self.transaction() as con:
+            for pipeline in {build.pipeline for build in builds}:
+                if since is not None and any(erasure.seq > since for erasure in read_erasures(con, pipeline)):
+                    raise _overtaken_by_erasure(pipeline, [build.partition_key for build in builds])
             append(con, builds, "features")
             for pipeline in {build.pipeline for build in builds}:
                 forget_failures(con, pipeline, "features", [build.partition_key for build in builds])
@@ -201,6 +208,7 @@ class Warehouse:
             standing = read_latest(con, ScoreRun, pipeline, [scores.run.partition_key for scores in staged])
             settled = {scores.run.partition_key for scores in staged if _is_settled(scores, standing)}
             new = [scores for scores in staged if scores.run.partition_key not in settled]
+            _require_not_erased(con, pipeline, new)
             for scores in new:
                 _require_replaceable(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
             forget_failures(con, pipeline, "predictions", [scores.run.partition_key for scores in staged])
@@ -400,6 +408,21 @@ def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
 def _outcome(run: ScoreRun) -> tuple[object, ...]:
     inputs = (run.model_sha256, run.input_hash, run.code_version, run.decision_rule)
     return (*inputs, run.rows_in, run.rows_scored, run.rows_rejected)
+
+
+def _require_not_erased(con: duckdb.DuckDBPyConnection, pipeline: str, staged: Sequence[StagedScores]) -> None:
+    """Refuse rows that may hold a subject which was erased since their features were read."""
+    if read_erasures(con, pipeline):
+        runs = [scores.run for scores in staged]
+        builds = read_latest(con, FeatureBuild, pipeline, [run.partition_key for run in runs])
+        newest = {key: build.sha256 for key, build in builds.items()}
+        if other := [run.partition_key for run in runs if run.input_hash != newest.get(run.partition_key)]:
+            raise _overtaken_by_erasure(pipeline, other)
+
+
+def _overtaken_by_erasure(pipeline: str, keys: Collection[str]) -> OvertakenError:
+    msg = f"{pipeline}, partition {listed(keys)}: rows of its features were erased after this run started; nothing is changed."
+    return OvertakenError(msg, hint="run it again.")
 
 
 def _require_replaceable(scores: StagedScores, standing: ScoreRun | None, *, may_empty: bool) -> None:

@@ -152,6 +152,11 @@ class Home:
         return self.root / "wiping"
 
     @property
+    def erasures_key(self) -> Path:
+        """The key of the hashes that prove erasures."""
+        return self.root / "erasures.key"
+
+    @property
     def lake(self) -> Path:
         """Parquet files of features, and of the tables that are stored so."""
         return self.root / "lake"

@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -271,6 +271,46 @@ def forget_partitions(
         con.execute(f"DELETE FROM {where}", {"keys": list(keys)})
         note_partitions(con, pipeline, name, keys)
     make_view(con, pipeline, table)
+
+
+def file_in_place_of(old: PublishedFile, path: Path) -> PublishedFile | None:
+    """Describe a file with some of the rows of another one; None if it has none."""
+    with pq.ParquetFile(path) as parquet:
+        rows = parquet.metadata.num_rows
+    if not rows:
+        return None
+    sync(path)
+    xxh3 = file_xxh3(path)
+    described_file = {"file": f"{xxh3}.parquet", "file_bytes": path.stat().st_size, "xxh3": xxh3}
+    return replace(old, rows=rows, columns=_columns_of(path), **described_file)
+
+
+def replace_file(  # noqa: PLR0913 - a file, where it stands, and what takes its place
+    con: duckdb.DuckDBPyConnection,
+    home: Home,
+    pipeline: str,
+    table: TableInFiles,
+    old: PublishedFile,
+    new: PublishedFile | None,
+    path: Path,
+) -> None:
+    """Put a file at a path in the place of another one of the same partition, or of none without rows, in the caller's transaction.
+
+    The view must be made anew afterwards.
+    """
+    where = f"{quoted(pipeline)}.{table.files} WHERE partition_key = $key AND file = $file"
+    values = {"key": old.partition_key, "file": old.file}
+    if new is None:
+        con.execute(f"DELETE FROM {where}", values)
+    else:
+        _bring_in(home, pipeline, table, [StagedFile(path, new)])
+        assigned = {name: getattr(new, name) for name in ("rows", "file_bytes", "xxh3", "columns")}
+        setting = ", ".join(f"{name} = ${name}" for name in assigned)
+        con.execute(
+            f"UPDATE {where.replace(' WHERE', f' SET file = $new, {setting} WHERE', 1)}",
+            {**values, **assigned, "new": new.file},
+        )
+    note_partitions(con, pipeline, table.files, [old.partition_key])
 
 
 def tables_in_files(con: duckdb.DuckDBPyConnection, database: str | None = None) -> list[tuple[str, TableInFiles]]:

@@ -24,6 +24,7 @@ import polars as pl
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse import database as warehouse
@@ -188,6 +189,13 @@ def drop(job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, na
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     _watch(stop_at, named=name_steps)
     drop_partitions(pipeline, keys, "somebody", stamp)
+
+
+def erase(job: dict[str, Any], values: dict[str, str], stop_at: int | None = None, *, name_steps: bool = False) -> None:
+    """Erase a subject; arguments as for `write`."""
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    _watch(stop_at, named=name_steps)
+    erase_subject(pipeline, values, "somebody", stamp)
 
 
 def write_often(job: dict[str, str], keys: list[str], times: int) -> None:

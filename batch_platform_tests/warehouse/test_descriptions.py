@@ -1,11 +1,14 @@
 """Every table says in the database what it holds, in the warehouse and in each form of its copy."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.erase import erase_subject
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, Description, tables_of_pipelines
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns
@@ -13,6 +16,7 @@ from batch_platform_tests.components.test_challengers_shown import LINEAR
 from batch_platform_tests.harness.checkout import GUIDE
 from batch_platform_tests.harness.deployment import deploy
 
+NOW = datetime(2024, 3, 2, tzinfo=UTC)
 UNDECLARED = {"prediction_low", "prediction_high", "outcome_weight"}  # columns of what the pipeline does not declare
 
 
@@ -47,6 +51,7 @@ def deployment(tmp_path, monkeypatch):
     assert deployed.run("features", first="2024-01-01", last="2024-02-01").success
     assert deployed.run("model", first="2024-02-01").success
     assert deployed.run("predictions", "performance", first="2024-02-01").success
+    assert erase_subject(deployed.pipeline, {"id": "1"}, "somebody", Stamp("e", NOW)).rows
     return deployed
 
 

@@ -1,0 +1,255 @@
+"""The search for a subject, such as a customer: which files and tables of a home hold rows of it, and how many.
+
+A subject is named by columns of the key or kept columns, which every feature file has. Tables that lack them, such as that of
+the outcomes, are searched for the keys of its rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
+from batch_platform.delivery.ledger import read_deliveries
+from batch_platform.models.registry import has_seen, read_registry
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.scoring.rejected_rows import rows_as_json
+from batch_platform.warehouse.descriptions import tables_of_pipelines
+from batch_platform.warehouse.failures import FAILURES
+from batch_platform.warehouse.home import feature_file_name, partition_of
+from batch_platform.warehouse.instance import in_memory
+from batch_platform.warehouse.ledger import FeatureBuild, read_records
+from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns, tables
+from batch_platform.warehouse.tables_in_files import PREDICTIONS, TABLES_IN_FILES, PublishedFile, TableInFiles
+
+FEATURES = "features"
+_KEYS = "keys_of_subject"  # registered frame with the keys of the subject's rows
+
+
+@dataclass(frozen=True)
+class HeldSubject:
+    """The rows of a subject in a home, and who has seen them."""
+
+    rows: dict[str, int]  # number of rows by table; FEATURES are those of the newest feature files
+    partitions: list[str]  # keys of the partitions with rows, in order
+    versions: list[str]  # versions trained on some of these partitions
+    receivers: list[str]  # deliveries that hold some of these partitions
+    to_tell: dict[str, str] = field(default_factory=dict[str, str])  # receivers that may still hold rows, and why
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """The rows of a subject in feature files."""
+
+    values: Mapping[str, str]  # texts that DuckDB gives the values, by column
+    keys: pl.DataFrame  # columns partition_key, key_json and those of the key; all text
+    rows: Mapping[str, int]  # number of rows in the newest build, by partition
+    files: Sequence[str]  # names of the files with rows, those of earlier builds too
+    builds: Mapping[str, FeatureBuild]  # newest builds of all partitions when they were searched
+
+
+def find_rows(pipeline: Pipeline, values: Mapping[str, str]) -> FoundRows:
+    """Look into every feature file for a subject, given by column; does not hold the warehouse meanwhile.
+
+    Raises:
+        WrongUseError: A column is neither of the key nor kept, or a value is of another type.
+        DamagedFeaturesError: A file is not as it was recorded.
+    """
+    spec, folder = pipeline.spec, pipeline.home.features(pipeline.spec.name)
+    known = list(dict.fromkeys([*spec.features.key, *spec.predictions.keep]))
+    if unknown := [name for name in values if name not in known]:
+        msg = f"{spec.name} cannot erase rows by {listed(map(repr, unknown))}; it can by {listed(known)}."
+        raise WrongUseError(msg, hint=did_you_mean(unknown[0], known) or "add the column to predictions.keep.")
+    builds = pipeline.warehouse.latest(FeatureBuild, spec.name)
+    newest = {feature_file_name(key, build.sha256): build for key, build in builds.items()}
+    texts = _texts(pipeline, values, [folder / name for name in newest if (folder / name).is_file()])
+    columns, rows, files = [*spec.features.key], dict[str, int](), list[str]()
+    frames = [pl.DataFrame(schema=dict.fromkeys(["partition_key", "key_json", *columns], pl.String))]
+    for path in sorted(folder.glob("[!.]*.parquet")):
+        try:
+            keys, as_texts = _keys_in(path, columns, texts)
+        except (duckdb.Error, pa.ArrowException, OSError):
+            if path.name in newest:
+                pipeline.history.require_unchanged(newest[path.name])
+                raise
+            files.append(path.name)  # damaged, needed by no build, and it may hold rows
+            continue
+        if keys.height:
+            key = partition_of(path.name)
+            files.append(path.name)
+            frames.append(
+                as_texts.select(pl.lit(key).alias("partition_key"), rows_as_json(keys).alias("key_json"), *columns)
+            )
+            if path.name in newest:
+                rows[key] = keys.height
+    return FoundRows(texts, pl.concat(frames), rows, files, builds)
+
+
+def _keys_in(path: Path, key: Sequence[str], texts: Mapping[str, str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The keys of the subject's rows in a feature file, and the same as text; none if the file lacks a column."""
+    if not {*texts, *key} <= {*pq.read_schema(path).names}:
+        return pl.DataFrame(), pl.DataFrame()
+    as_texts = ", ".join(f"CAST({quoted(name)} AS VARCHAR) AS {quoted(name)}" for name in key)
+    where = f"FROM {read_file(path)} WHERE {_same(texts)}"
+    with in_memory() as con:
+        keys, keys_as_texts = (
+            con.sql(f"SELECT {selected} {where}", params=_bound(texts)).pl()
+            for selected in (", ".join(map(quoted, key)), as_texts)
+        )
+        return keys, keys_as_texts
+
+
+def _texts(pipeline: Pipeline, values: Mapping[str, str], files: Sequence[Path]) -> dict[str, str]:
+    """The texts that DuckDB gives values of the types that the columns have in the newest features, else in the predictions."""
+    name, types = pipeline.spec.name, dict[str, str]()
+    with pipeline.warehouse.open() as con:
+        types |= dict(table_columns(con, name, PREDICTIONS.view))
+    with in_memory() as con:
+        for path in files[-1:]:
+            with suppress(duckdb.Error):  # its bytes are compared with those that were recorded later
+                relation = con.sql(f"FROM {read_file(path)}")
+                types |= dict(zip(relation.columns, map(str, relation.types), strict=True))
+        texts = dict[str, str]()
+        for column in sorted(values):
+            dtype = types.get(column, "VARCHAR")
+            ((text,),) = con.execute(f"SELECT CAST(TRY_CAST($1 AS {dtype}) AS VARCHAR)", [values[column]]).fetchall()
+            if text is None:
+                msg = f"{name}: the column {column!r} is {dtype}, which {values[column]!r} is not."
+                raise WrongUseError(msg, hint=f"write the value as a query of {name}.{PREDICTIONS.view} shows it.")
+            texts[column] = text
+    return texts
+
+
+@dataclass(frozen=True)
+class SubjectRows:
+    """The rows of a subject in the tables of a pipeline, in a warehouse that is held."""
+
+    pipeline: Pipeline
+    con: duckdb.DuckDBPyConnection
+    found: FoundRows
+
+    @cached_property
+    def wheres(self) -> dict[str, str]:
+        """The tables of DuckDB that may hold rows, as SQL after FROM that selects them and binds what `bound` gives."""
+        self.con.register(_KEYS, self._keys())
+        values, descriptions, wheres = self.found.values, tables_of_pipelines(), dict[str, str]()
+        name, key = self.pipeline.spec.name, self.pipeline.spec.features.key
+        for table in (table for schema, table in tables(self.con) if schema == name and table in descriptions):
+            columns, own = {column for column, _ in table_columns(self.con, name, table)}, descriptions[table].columns
+            conditions = list[str]()
+            if table == FAILURES:
+                told = "regexp_matches(concat(reason, ' ', hint), concat('\\b', regexp_escape($value{}), '\\b'))"
+                conditions += [told.format(at) for at in range(len(values))]
+            elif {"key", "row"} <= columns & own.keys():
+                texts = [
+                    f"json_extract_string(row, {literal(_pointer(column))}) = $value{at}"
+                    for at, column in enumerate(values)
+                ]
+                conditions += [
+                    f"(partition_key, key) IN (SELECT (partition_key, key_json) FROM {_KEYS})",
+                    " AND ".join(texts),
+                ]
+            elif {"segment_column", "segment"} <= columns and len(values) == 1:
+                conditions.append(f"segment_column = {literal(*values)} AND segment = $value0")
+            elif "partition_key" in columns:
+                conditions += [self.has_key("partition_key")] if {*key} <= columns - own.keys() else []
+                conditions += [_same(values)] if values.keys() <= columns - own.keys() else []
+            if conditions:
+                wheres[table] = f"{quoted(name)}.{quoted(table)} WHERE ({') OR ('.join(conditions)})"
+        return wheres
+
+    def has_key(self, partition: str) -> str:
+        """The SQL condition that a row has the key of one of the subject's rows in a partition, given as SQL."""
+        key = self.pipeline.spec.features.key
+        texts = ", ".join(f"CAST({quoted(name)} AS VARCHAR)" for name in key)
+        return f"({partition}, {texts}) IN (SELECT (partition_key, {', '.join(map(quoted, key))}) FROM {_KEYS})"
+
+    def bound(self, sql: str) -> dict[str, str]:
+        """The values that the SQL binds."""
+        return {name: text for name, text in _bound(self.found.values).items() if f"${name}" in sql}
+
+    def _keys(self) -> pl.DataFrame:
+        """The keys in the feature files, and those of predictions, whose features may be gone."""
+        name, key, view = self.pipeline.spec.name, self.pipeline.spec.features.key, PREDICTIONS.view
+        if not {*key, *self.found.values} <= {column for column, _ in table_columns(self.con, name, view)}:
+            return self.found.keys
+        texts = ", ".join(f"CAST({quoted(column)} AS VARCHAR) AS {quoted(column)}" for column in key)
+        query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {_same(self.found.values)}"
+        return pl.concat([self.found.keys, self.con.sql(query, params=_bound(self.found.values)).pl()])
+
+    @cached_property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The number of rows in DuckDB, by table and partition; tables without partitions have an empty key."""
+        counts = dict[str, dict[str, int]]()
+        for table, where in self.wheres.items():
+            columns = {column for column, _ in table_columns(self.con, self.pipeline.spec.name, table)}
+            key = "partition_key" if "partition_key" in columns else "''"
+            query = f"SELECT {key}, count(*) FROM {where} GROUP BY ALL ORDER BY ALL"
+            if rows := dict(self.con.execute(query, self.bound(query)).fetchall()):
+                counts[table] = rows
+        return counts
+
+    @cached_property
+    def files(self) -> list[tuple[TableInFiles, PublishedFile, str | None, int]]:
+        """The files of tables that hold rows, each with its table, its challenger and the number of these rows."""
+        name, files, home = (
+            self.pipeline.spec.name,
+            list[tuple[TableInFiles, PublishedFile, str | None, int]](),
+            self.pipeline.home,
+        )
+        keys = {"keys": sorted({*self._keys()["partition_key"]})}
+        for table in (table for table in TABLES_IN_FILES if has_table(self.con, name, table.files)):
+            rows = f"{quoted(name)}.{table.files} WHERE partition_key IN $keys ORDER BY partition_key, part, file"
+            column = "challenger" if table.by_challenger else "NULL"
+            challengers = self.con.execute(f"SELECT {column} FROM {rows}", keys).fetchall()
+            for row, (challenger,) in zip(read_records(self.con, PublishedFile, rows, keys), challengers, strict=True):
+                path = home.table_file(name, table.view, row.partition_key, row.file)
+                query = f"SELECT count(*) FROM {read_file(path)} WHERE {self.has_key(literal(row.partition_key))}"
+                ((count,),) = self.con.execute(query).fetchall()
+                files += [(table, row, challenger, count)] if count else []
+        return files
+
+    def held(self) -> HeldSubject:
+        """Count the rows by table, and name the versions and the receivers that have seen them."""
+        name, calendar = self.pipeline.spec.name, self.pipeline.spec.partitions.calendar
+        rows = {FEATURES: sum(self.found.rows.values())} | {
+            table: sum(by.values()) for table, by in self.counts.items()
+        }
+        for table, _, _, count in self.files:
+            rows[table.view] = rows.get(table.view, 0) + count
+        keys = {*self.found.rows, *(row.partition_key for _, row, *_ in self.files)}
+        keys |= {key for counts in self.counts.values() for key in counts if key}
+        partitions = list[Partition]()
+        for key in self.found.rows:
+            with suppress(WrongUseError):  # it is no longer declared
+                partitions.append(calendar.named(key))
+        versions = read_registry(self.con, name).versions
+        seen = [
+            version.version for version in versions if any(has_seen(version, partition) for partition in partitions)
+        ]
+        receivers = sorted({receiver for receiver, _ in read_deliveries(self.con, name, keys)})
+        return HeldSubject({table: count for table, count in rows.items() if count}, sorted(keys), seen, receivers)
+
+
+def read_file(path: Path) -> str:
+    """A Parquet file as SQL after FROM; no folder of its path is taken for a column."""
+    return f"read_parquet({literal(str(path))}, hive_partitioning = false)"
+
+
+def _same(columns: Iterable[str]) -> str:
+    return " AND ".join(f"CAST({quoted(name)} AS VARCHAR) = $value{at}" for at, name in enumerate(columns))
+
+
+def _bound(texts: Mapping[str, str]) -> dict[str, str]:
+    return {f"value{at}": text for at, text in enumerate(texts.values())}
+
+
+def _pointer(column: str) -> str:
+    return "/" + column.replace("~", "~0").replace("/", "~1")
