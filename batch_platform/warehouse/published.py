@@ -15,7 +15,7 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,6 +89,11 @@ def reading_published(home: Home) -> Generator[duckdb.DuckDBPyConnection]:
         find_files(attached.con, home)
         require_format(attached.con, copy)
         yield attached.con
+
+
+def reading_ledgers(home: Home) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """Connect to the warehouse, or to the published copy in a home that may only be read; raises as their openers do."""
+    return Warehouse(home).open() if home.is_writable else reading_published(home)
 
 
 def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened]:
