@@ -4,8 +4,10 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from sqlalchemy.exc import OperationalError
 
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.command_line import COMMAND, Answer, clean_environment
+from batch_platform_tests.harness.command_line import COMMAND, HANGS_AFTER, Answer, clean_environment, start_command
+from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.served import PATIENCE, served, session_of
 
 LAST = "2024-02-29"
 RECORDS = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")  # databases of Dagster
@@ -150,3 +154,42 @@ def test_a_folder_of_the_home_that_may_not_be_written_is_named(project):
     finally:
         models.chmod(0o755)
     assert error.startswith(f"The folder {models} cannot be written to (permission denied). Hint: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fresh, number):
+    reached = fresh / "reached"
+    loading = f"import time\nfrom pathlib import Path\n\nPath({str(reached)!r}).touch()\ntime.sleep(600)\n"
+    (fresh / PACKAGE / "defs" / "slow.py").write_text(loading)
+    process = start_command(fresh, "run", "small")
+    try:
+        while not reached.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=HANGS_AFTER)
+    finally:
+        process.kill()
+    assert (process.returncode, error) == (
+        130,
+        "Error: interrupted; everything committed so far stays. Hint: run the same command again to continue.\n",
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (
+            "dagster._daemon",
+            "The daemon stopped unexpectedly; its last messages are above. Hint: start batch-platform ui again.",
+        ),
+        ("batch_platform.cli.guard", "The webserver stopped unexpectedly; its last messages are above. Hint: if port "),
+    ],
+)
+def test_the_ui_says_which_of_its_programs_died(project, program, says):
+    with served(project, home_of(project).root) as ui:
+        (died,) = [pid for pid in session_of(ui.process.pid) if program in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(died, signal.SIGKILL)
+        assert ui.process.wait(PATIENCE) == 1
+        assert says in ui.log.read_text()
