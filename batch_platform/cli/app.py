@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on 
 
 import atexit
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -98,7 +99,13 @@ def main() -> None:
 
 
 def process() -> NoReturn:
-    """Run the command as a whole process, which ends without freeing its memory: that takes a third of a second."""
+    """Run the command as a whole process, which ends without freeing its memory: that takes a third of a second.
+
+    A request to terminate and the end of a terminal interrupt it as Ctrl-C does.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the end of a terminal
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     code = _run(sys.argv[1:])
     atexit._run_exitfuncs()  # noqa: SLF001 - all else that the interpreter does at its end is to free memory
     with suppress(OSError):

@@ -104,7 +104,8 @@ def _before(now: datetime, option: str, age: str) -> datetime:
 
 def _old_runs(project: Project, ages: Mapping[str, datetime], *, dry_run: bool) -> OldRecords:
     """Remove the records of the runs of pipelines that ended before a time each; nothing where no run was recorded."""
-    if own_instance(project.home) is None and not (project.home.dagster / "dagster.yaml").exists():
+    made = (project.home.dagster / "dagster.yaml").exists()
+    if not project.home.is_writable or (own_instance(project.home) is None and not made):
         return OldRecords(0, 0)
     with dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance:
         cleared = [

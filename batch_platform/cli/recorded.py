@@ -13,11 +13,46 @@ from pathlib import Path
 
 import yaml
 
+from batch_platform.cli import terminal
 from batch_platform.cli.instance import own_instance, records_elsewhere
+from batch_platform.cli.project import Project
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.explaining import are_dagsters_records, explained
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.state import State
 from batch_platform.warehouse.home import Home
 
 _FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+def materialized_in_dagster(
+    project: Project, pipelines: Sequence[Pipeline], states: Sequence[State]
+) -> dict[str, set[str]]:
+    """The predictions that Dagster has as materialized; for those that a run holds now, what the ledger says.
+
+    Without any for a home that may only be read, and with a warning where Dagster's records are damaged or do not answer.
+    """
+    recorded = materialized_partitions(project.home, [pipeline.spec.name for pipeline in pipelines])
+    if recorded is not None:
+        return recorded
+    if not project.home.is_writable:  # Dagster cannot open its records without writing beside them
+        return {}
+    from batch_platform.cli.running import open_instance
+    from batch_platform.components.runs import held
+
+    materialized = dict[str, set[str]]()
+    try:
+        with open_instance(project) as instance:
+            for pipeline, state in zip(pipelines, states, strict=True):
+                wiring = project.pipeline(pipeline.spec.name)
+                busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
+                done = instance.get_materialized_partitions(wiring.key("predictions"))
+                materialized[pipeline.spec.name] = (done - busy) | (busy & state.scores.keys())
+    except Exception as error:
+        if not are_dagsters_records(error):
+            raise
+        terminal.warn(str(explained(error)))
+    return materialized
 
 
 def materialized_partitions(home: Home, pipelines: Sequence[str]) -> dict[str, set[str]] | None:

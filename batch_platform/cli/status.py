@@ -9,8 +9,8 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
-from batch_platform.cli.recorded import materialized_partitions
-from batch_platform.declaration.errors import WarehouseError, alike, counted, in_short, listed
+from batch_platform.cli.recorded import materialized_in_dagster
+from batch_platform.declaration.errors import BatchPlatformError, WarehouseError, alike, counted, in_short, listed
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
@@ -20,6 +20,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
+from batch_platform.pipeline.verify import damaged_files
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
@@ -38,7 +39,10 @@ _SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "estimated_pe
 )
 @click.option("--recheck", is_flag=True, help="Compare also partitions older than `late` says with their sources.")
 @click.option(
-    "--verify", "verified", is_flag=True, help="Read the warehouse and its published copy as a whole, and compare them."
+    "--verify",
+    "verified",
+    is_flag=True,
+    help="Read the warehouse and its published copy as a whole, and compare them; read all feature files and the models that serve.",
 )
 @click.option(
     "--fail-on",
@@ -60,7 +64,9 @@ def command(  # noqa: PLR0913 - the options
         broken = [] if pipeline else project.broken
         untouched = not project.home.root.exists()
         states = [item.published_state(recheck=recheck) for item in pipelines]
-        materialized = {} if untouched else _materialized(project, pipelines, states)  # a report creates no home
+        materialized = (
+            {} if untouched else materialized_in_dagster(project, pipelines, states)
+        )  # a report creates no home
         statuses = [
             _status(item, state, materialized.get(item.spec.name), PlanRequest(now, recheck=recheck))
             for item, state in zip(pipelines, states, strict=True)
@@ -87,6 +93,9 @@ def command(  # noqa: PLR0913 - the options
         terminal.warn(f"{item.name} cannot be loaded: {item.error}")
     for reading in readings:
         _show_reading(reading)
+        _show_files(
+            [error for item, state in zip(pipelines, states, strict=True) for error in damaged_files(item, state)]
+        )
     if not statuses:
         terminal.say(f"{project.root} declares no pipeline.")
     if untouched and project.is_shipped:
@@ -109,24 +118,6 @@ def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, req
     plan = make_plan(pipeline.spec, state, request)
     measured = newest_measured(pipeline.home, pipeline.spec, state)
     return status_of(pipeline.spec, state, plan, request.now, materialized, measured)
-
-
-def _materialized(project: Project, pipelines: Sequence[Pipeline], states: Sequence[State]) -> dict[str, set[str]]:
-    """The predictions that Dagster has as materialized; for those that a run holds now, what the ledger says."""
-    recorded = materialized_partitions(project.home, [pipeline.spec.name for pipeline in pipelines])
-    if recorded is not None:
-        return recorded
-    from batch_platform.cli.running import open_instance
-    from batch_platform.components.runs import held
-
-    materialized = dict[str, set[str]]()
-    with open_instance(project) as instance:
-        for pipeline, state in zip(pipelines, states, strict=True):
-            wiring = project.pipeline(pipeline.spec.name)
-            busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
-            done = instance.get_materialized_partitions(wiring.key("predictions"))
-            materialized[pipeline.spec.name] = (done - busy) | (busy & state.scores.keys())
-    return materialized
 
 
 def _show_in_short(status: PipelineStatus) -> None:
@@ -214,6 +205,16 @@ def _show_reading(reading: Verified) -> None:
             if reading.is_newest
             else "The published copy can be read as a whole; it is older, and the next run brings it up to date."
         )
+
+
+def _show_files(damaged: Sequence[BatchPlatformError]) -> None:
+    """Say that feature files and models were read; raises what is damaged of them."""
+    if not damaged:
+        terminal.say("All feature files, and the models that serve, are as they were recorded.")
+        return
+    from batch_platform.cli.check import all_of
+
+    raise all_of([*damaged])
 
 
 def _show_models(status: PipelineStatus) -> None:

@@ -81,19 +81,20 @@ def command(  # noqa: PLR0913 - one parameter for each option
     webserver = [*WEBSERVER, "-h", host, "-p", str(port), *allowed, *logged]
     if read_only:
         file = project.home.dagster / f"workspace-{os.getpid()}.yaml"
-        interrupted = _serve(project, instance, file, page, token, [[*webserver, "--read-only"]])
+        ended = _serve(project, instance, file, page, token, [[*webserver, "--read-only"]])
     else:
         with only_service(project.home, page) as file:
-            interrupted = _serve(project, instance, file, page, token, [webserver, [*DAEMON_COMMAND, *logged]])
-    if not interrupted:
-        msg = "The webserver or the daemon stopped unexpectedly; its last messages are above."
-        raise BatchPlatformError(msg, hint=f"if port {port} is taken, choose another one with --port.")
+            ended = _serve(project, instance, file, page, token, [webserver, [*DAEMON_COMMAND, *logged]])
+    if ended is not None:
+        msg = f"The {('webserver', 'daemon')[ended]} stopped unexpectedly; its last messages are above."
+        hint = (f"if port {port} is taken, choose another one with --port.", "start batch-platform ui again.")[ended]
+        raise BatchPlatformError(msg, hint=hint)
 
 
 def _serve(  # noqa: PLR0913 - a service, and where it is
     project: Project, instance: Path, file: Path, page: str, token: str | None, commands: Sequence[Sequence[str]]
-) -> bool:
-    """Run the webserver, and the daemon if there is one, until one of them ends or a signal comes; returns whether one came.
+) -> int | None:
+    """Run the webserver, and the daemon if there is one, until a signal comes, or one of them ends, whose place it returns.
 
     They read the code server's address from the workspace file, which nobody else writes.
     """
@@ -102,8 +103,8 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
     def stop(number: int, _: FrameType | None) -> None:
         stop_signals.append(number)
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     environment = {**os.environ, VARIABLE: str(instance)}
     environments = [environment | ({TOKEN: token} if token else {}), environment]
     address = f"{page}{f'/?token={quote(token)}' if token else ''}"
@@ -123,11 +124,12 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
                 )
             while not stop_signals and all(child.poll() is None for child in children):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
+            ended = None if stop_signals else [child.poll() is None for child in children].index(False)
             for child in children:
                 child.terminate()
     _wait_for(children)
     file.unlink()
-    return bool(stop_signals)
+    return ended
 
 
 def _wait_for(children: Iterable["subprocess.Popen[bytes]"]) -> None:

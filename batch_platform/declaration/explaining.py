@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
+_TOO_LITTLE_MEMORY = re.compile(
+    r"out of memory|cannot allocate memory|bad_alloc|allocation fail|failed to map segment", re.IGNORECASE
+)
+_OF_MEMORY = (sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR_NOMEM)
+_RECORDS_HINT = (
+    "predictions, models and tables are whole, and batch-platform status reads them meanwhile. Start the database that keeps the "
+    "records, or move the damaged files out of the folder dagster of the home: the next run records there what was done, and "
+    "schedules are switched on again in the UI if theirs were lost."
+)
 LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # DuckDB's message
 _WANTED = {  # the expected type, by Pydantic's name for the error
     "string_type": "a text",
@@ -46,16 +55,37 @@ def explained(error: BaseException, *, hint: str | None = None) -> BatchPlatform
     if made is None:
         innermost = chain[-1]
         text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
-        if any(map(_is_want_of_room, chain)):
+        if any(map(is_want_of_memory, chain)):
+            text = f"There is too little memory: {text}"
+            hint = "give the process more memory; what was committed stays. Then run it again."
+        elif any(map(_is_want_of_room, chain)):
             text, hint = f"A file cannot grow, probably because a disk is full: {text}", _ROOM_HINT
         elif lost := LOST_FILE.search(text):
             text = f"{lost[1]}, partition {lost[3]}: a file of its {lost[2]} is gone: {text}"
             hint = (
                 f"batch-platform run {lost[1]} scores it again; if the home was moved, it publishes for the new place."
             )
+        elif are_dagsters_records(error):
+            text, hint = f"Dagster's own records cannot be used: {text}", _RECORDS_HINT
         made = BatchPlatformError(f"{text}.", hint=hint)
     made.__cause__ = error
     return made
+
+
+def are_dagsters_records(error: BaseException) -> bool:
+    """Tell whether an error is about the databases in which Dagster keeps its records; this project opens no others this way."""
+    return any(
+        isinstance(cause, sqlite3.DatabaseError) or type(cause).__module__.startswith("sqlalchemy.")
+        for cause in _chain(error)
+    )
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Tell whether an error came of too little memory."""
+    code = getattr(error, "sqlite_errorcode", getattr(error, "errno", None))
+    of_kind = isinstance(error, sqlite3.Error) and code in _OF_MEMORY
+    of_system = isinstance(error, OSError) and code == errno.ENOMEM
+    return isinstance(error, MemoryError) or of_kind or of_system or _TOO_LITTLE_MEMORY.search(str(error)) is not None
 
 
 def _is_want_of_room(error: BaseException) -> bool:

@@ -333,6 +333,8 @@ class FeatureSession:
             reason = os.strerror(error.errno) if error.errno else error
             msg = f"{self._builder.spec.name}, partition {partition.key}: its features cannot be written to {folder} ({reason})."
             hint = "make room on the disk or correct the permissions of the home, then run it again."
+            if isinstance(error, IsADirectoryError):
+                hint = f"move {error.filename2} away, which is a folder in the place of a file, then run it again."
             raise BatchPlatformError(msg, hint=hint) from error
 
     def labels(self, partition: Partition) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import duckdb
 
 from batch_platform.declaration.errors import threads_explained
 
-_ENDING = {signal.SIGINT, signal.SIGTERM}
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Interruptible(Protocol):

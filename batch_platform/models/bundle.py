@@ -56,7 +56,6 @@ FORMER = 4  # read too, unless the version corrects its probabilities for a bala
 MANIFEST = "manifest.json"
 REFERENCE_FILE = "profile.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
-_RESTORE = "restore the folder from a backup, or train the serving period again."
 _log = logging.getLogger(__name__)
 
 
@@ -303,6 +302,11 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     return version, sha256, complete
 
 
+def _restore(folder: Path) -> str:
+    period = folder.name.rpartition("-")[0]
+    return f"restore {folder} from a backup, or train it again: batch-platform train {folder.parent.name} --period {period} --force"
+
+
 def read_manifest(folder: Path, sha256: str) -> Manifest:
     """Read a manifest after checking its hash.
 
@@ -312,10 +316,10 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         text = (folder / MANIFEST).read_bytes()
     except OSError as error:
         msg = f"The bundle {folder.name} has no readable manifest in {folder} ({error.strerror})."
-        raise IntegrityError(msg, hint=_RESTORE) from error
+        raise IntegrityError(msg, hint=_restore(folder)) from error
     if sha256_of(text).hexdigest() != sha256:
         msg = f"The manifest of {folder.name} is not the one that was registered; the bundle is not loaded."
-        raise IntegrityError(msg, hint=_RESTORE)
+        raise IntegrityError(msg, hint=_restore(folder))
     values: dict[str, Any] = json.loads(text)
     if values["format"] == FORMER and not (values["sampled"] or {}).pop("rates", []):
         values["format"] = FORMAT  # such a version has no refinements, and differs in nothing else
@@ -326,7 +330,7 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         msg = (
             f"The bundle {folder.name} has no {REFERENCE_FILE}, the profile of what it learned from; it is not loaded."
         )
-        raise IntegrityError(msg, hint=_RESTORE)
+        raise IntegrityError(msg, hint=_restore(folder))
     values["compiled"] = Compilation(**values["compiled"])
     values["training"] = Window(**values["training"])
     for name, record in (("baseline", Baseline), ("coverage", Coverage)):
@@ -368,6 +372,13 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
     return Bundle(folder, sha256, manifest, contract, native, reference, others, trees, refinements)
 
 
+def require_unchanged(folder: Path, sha256: str) -> None:
+    """Raise IntegrityError if the manifest or a file of a bundle is not the one that was registered; nothing is loaded."""
+    manifest = read_manifest(folder, sha256)
+    for name in manifest.files:
+        _file(folder, name, manifest)
+
+
 def read_reference(folder: Path, sha256: str) -> ReferenceProfile:
     """Read the reference profile of a bundle without its model.
 
@@ -392,7 +403,7 @@ def _file(folder: Path, name: str, manifest: Manifest) -> bytes:
     content = path.read_bytes() if path.is_file() else b""
     if sha256_of(content).hexdigest() != manifest.files[name]:
         msg = f"{name} of the bundle {folder.name} is not the one that was trained; the bundle is not loaded."
-        raise IntegrityError(msg, hint=_RESTORE)
+        raise IntegrityError(msg, hint=_restore(folder))
     return content
 
 

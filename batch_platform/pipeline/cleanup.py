@@ -22,6 +22,7 @@ from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home, feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, created_at, read_latest
+from batch_platform.warehouse.published import reading_ledgers
 from batch_platform.warehouse.staging import left_behind, sweep
 
 UNRECORDED_FOR = timedelta(days=1)
@@ -70,14 +71,13 @@ def find_garbage(
     """Find what could be removed of the declared pipelines; files of other pipelines are left alone.
 
     Versions that were never promoted are kept unless they are older than `trained_before`, since somebody may still promote
-    them.
+    them. In a home that may only be read, the ledgers are those of the published copy.
 
     Raises:
         WarehouseError: Files are older than the ledgers, which then belong to another home and know nothing of them.
     """
-    home.create()
     garbage = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
-    with Warehouse(home).open() as con:
+    with reading_ledgers(home) as con:
         references = [_References.read(con, spec.name) for spec in specs]
         began = created_at(con)
     for spec, referred in zip(specs, references, strict=True):

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from batch_platform.declaration.errors import PublishingError
+from batch_platform.declaration.errors import IntegrityError, PublishingError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.features.sample import SEED
@@ -30,11 +30,12 @@ class LearnedModel:
     whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
 
     def changes_since(self, former: Version, spec: PipelineSpec, home: Home) -> list[str]:
-        """Say which features changed since a former version; nothing if its bundle was removed. See `Contract.changes_since`."""
-        folder = home.bundle(former.pipeline, former.version)
-        if not folder.is_dir():
+        """Say which features changed since a former version; nothing if its bundle is gone or damaged. See `Contract.changes_since`."""
+        try:
+            manifest = read_manifest(home.bundle(former.pipeline, former.version), former.sha256)
+        except IntegrityError:
             return []
-        contract = Contract.from_json(read_manifest(folder, former.sha256).contract)
+        contract = Contract.from_json(manifest.contract)
         return self.fitted.signature.contract.changes_since(contract.under(spec.features.columns))
 
     def write(self, staging: Path, models: Path, *, allow_pickle: bool) -> Version:

@@ -12,7 +12,7 @@ from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.published import publish, reading_ledgers
 from batch_platform.warehouse.renaming import HeldPipeline, drop_pipeline, held_pipelines, rename_rows
 from batch_platform.warehouse.tables_in_files import link_file, named_files
 
@@ -48,7 +48,7 @@ def rename_pipeline(home: Home, old: str, new: str) -> HeldPipeline:
 
 def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:
     """The pipelines in a home that are not declared, by name."""
-    with Warehouse(home).open() as con:
+    with reading_ledgers(home) as con:
         return {name: held for name, held in held_pipelines(con).items() if name not in declared}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
@@ -57,11 +58,15 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
     zone = spec.partitions.calendar.zone
     target = (file or home.reports(spec.name) / f"{figures.window.keys[-1]}.html").expanduser().absolute()
     page = html(figures, charts_of(figures, zone), zone)
-    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.part")
-    unfinished.unlink(missing_ok=True)  # may be a link
-    unfinished.write_text(page, encoding="utf-8")
-    return WrittenReport(unfinished.replace(target), figures)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)  # may be a link
+        unfinished.write_text(page, encoding="utf-8")
+        return WrittenReport(unfinished.replace(target), figures)
+    except OSError as error:
+        msg = f"The report {target} cannot be written ({error.strerror})."
+        raise BatchPlatformError(msg, hint="name a file elsewhere with --out, or make room on the disk.") from error
 
 
 def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str:

@@ -22,7 +22,7 @@ from batch_platform.declaration.errors import (
     is_interruption,
     listed,
 )
-from batch_platform.declaration.explaining import LOST_FILE
+from batch_platform.declaration.explaining import LOST_FILE, is_want_of_memory
 from batch_platform.warehouse.checkpoint import WarehouseFile, sync
 from batch_platform.warehouse.compacting import compact_file
 from batch_platform.warehouse.erasures import read_erasures
@@ -297,6 +297,7 @@ class Warehouse:
             return WarehouseError(msg, hint=hint)
         full = isinstance(error, duckdb.IOException | duckdb.TransactionException | OSError)
         advice = "make room on the disk" if full else "see the message"
+        advice = "give the process more memory" if is_want_of_memory(error) else advice
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
         return WarehouseError(msg, hint=f"nothing was changed; {advice}, or {_RESTORE}")
 

@@ -88,6 +88,11 @@ class Home:
             raise BatchPlatformError(msg, hint=f"move it out of {self.root}.")
         return self
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether this process may write into the home."""
+        return os.access(self.root, os.W_OK)
+
     def owns(self, path: Path) -> bool:
         """Return whether no link leads to a path of the home, apart from the root and the folders right below it."""
         folders = [*path.relative_to(self.root).parents][:-2]

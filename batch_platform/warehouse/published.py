@@ -16,7 +16,7 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -108,6 +108,11 @@ def held_copy(home: Home) -> Generator[BinaryIO]:
             if current_copy(home) == copy:
                 yield file
                 return
+
+
+def reading_ledgers(home: Home) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """Connect to the warehouse, or to the published copy in a home that may only be read; raises as their openers do."""
+    return Warehouse(home).open() if home.is_writable else reading_published(home)
 
 
 def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened]:

@@ -43,7 +43,8 @@ def _claim(home: Home, run_id: str) -> tuple[Path, int]:
 
 def left_behind(home: Home) -> list[Path]:
     """The folders of runs that are gone."""
-    return [folder for folder in sorted(home.staging.iterdir()) if if_free(folder, lambda _: None)]
+    folders = sorted(home.staging.iterdir()) if home.staging.is_dir() else []
+    return [folder for folder in folders if if_free(folder, lambda _: None)]
 
 
 def sweep_all(home: Home) -> None:
@@ -61,8 +62,8 @@ def if_free(path: Path, do: Callable[[Path], None], *, flags: int = os.O_RDONLY 
     """Lock a folder (with other `flags`, a file) that no run has locked and do something with it; False if it is locked."""
     try:
         descriptor = os.open(path, flags)
-    except (FileNotFoundError, NotADirectoryError):
-        return False  # another run is removing it, or it is not a staging folder
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False  # another run is removing it, or it is not a staging folder, or that of another user
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         do(path)

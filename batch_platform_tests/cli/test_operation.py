@@ -1,0 +1,195 @@
+"""What the command says and does where records, files or rights are not as they should be."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from batch_platform.declaration.explaining import explained
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.harness.command_line import COMMAND, HANGS_AFTER, Answer, clean_environment, start_command
+from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.served import PATIENCE, served, session_of
+
+LAST = "2024-02-29"
+RECORDS = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")  # databases of Dagster
+
+
+def home_of(project: Path) -> Home:
+    return Home(project / ".batch_platform")
+
+
+def run_without_rights(folder: Path, *args: str) -> Answer:
+    """Call the command in a process that may only do what the modes of files say, also where the tests run as root."""
+    bound = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*bound, COMMAND, *args], cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def make_read_only(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.mark.parametrize("file", RECORDS)
+def test_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, project, file):
+    records = home_of(project).dagster / file
+    records.write_bytes(b"not a database" * 1000)
+    error = cli(project, "run", "small", "--partition", LAST, "--force").error
+    assert error.startswith(
+        "Dagster's own records cannot be used: DatabaseError: file is not a database. Hint: predictions,"
+    )
+    status = cli(project, "status", "small")
+    assert (status.code, f"to {LAST} (29): scored" in status.out) == (0, True)
+    assert status.err == "" if file == RECORDS[2] else "Dagster's own records cannot be used" in status.err
+    records.rename(project / "damaged")
+    again = cli(project, "run", "small", "--partition", LAST, "--force")
+    assert (again.code, "1 of 1 partitions scored" in again.out) == (0, True), again.err
+    assert cli(project, "status", "small").err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OperationalError("SELECT 1", {}, OSError("Connection refused")), "Dagster's own records cannot be used"),
+        (MemoryError(), "There is too little memory: MemoryError. Hint: give the process more memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "There is too little memory: "),
+        (ImportError("x.so: failed to map segment from shared object"), "There is too little memory: "),
+        (OSError(errno.ENOSPC, "No space left on device"), "A file cannot grow, probably because a disk is full"),
+    ],
+)
+def test_an_error_of_the_machine_is_called_what_it_is(error, says):
+    assert says in str(explained(error))
+
+
+@pytest.mark.parametrize("code", ["SQLITE_IOERR_NOMEM", "SQLITE_NOMEM"])
+def test_a_database_that_lacks_memory_is_not_taken_for_a_full_disk(code):
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode, error.sqlite_errorname = getattr(sqlite3, code), code
+    assert str(explained(error)).startswith("There is too little memory: ")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "profile.json", "model.skops", "trees.npz", None])
+def test_a_damaged_model_is_found_by_verification_and_the_command_that_is_named_replaces_it(cli, project, file):
+    bundle = max(home_of(project).bundles("small").iterdir())
+    if file is None:
+        shutil.rmtree(bundle)
+    else:
+        with (bundle / file).open("ab") as damaged:
+            damaged.write(b"x")
+    answer = cli(project, "status", "small", "--verify")
+    command = re.search(r"train it again: batch-platform (train small --period \S+ --force)$", answer.error)
+    assert command, answer.error
+    assert bundle.name in answer.error
+    assert cli(project, *command[1].split()).code == 0
+    assert (
+        "All feature files, and the models that serve, are as they were recorded."
+        in cli(project, "status", "--verify").out
+    )
+    again = cli(project, "run", "small", "--partition", LAST, "--force")
+    assert (again.code, "1 of 1 partitions scored" in again.out) == (0, True), again.err
+
+
+def test_a_damaged_feature_file_is_found_by_verification_and_the_command_that_is_named_replaces_it(cli, project):
+    (file,) = home_of(project).features("small").glob(f"{LAST}.*")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    error = cli(project, "status", "small", "--verify").error
+    assert error.startswith(
+        f"small, partition {LAST}: the bytes of {file} are not those that were recorded. Hint: batch-platform "
+    )
+    command = re.search(r"batch-platform (.* --force) builds it again", error)
+    assert command
+    assert cli(project, *command[1].split()).code == 0
+    assert cli(project, "status", "--verify").code == 0
+
+
+def test_a_folder_in_the_place_of_a_feature_file_is_named(cli, project):
+    (file,) = home_of(project).features("small").glob(f"{LAST}.*")
+    file.unlink()
+    file.mkdir()
+    args = ("run", "small", "--partition", LAST, "--force")
+    assert f"Hint: move {file} away, which is a folder in the place of a file" in cli(project, *args).error
+    file.rmdir()
+    assert cli(project, *args).code == 0
+
+
+def test_a_home_that_may_only_be_read_can_be_read(project):
+    home = home_of(project)
+    before = {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")}
+    make_read_only(home.root)
+    try:
+        status = run_without_rights(project, "status", "small")
+        assert (status.code, f"to {LAST} (29): scored" in status.out) == (0, True), status.err
+        garbage = run_without_rights(project, "gc", "--dry-run")
+        assert (garbage.code, garbage.out) == (0, "Nothing to remove.\n"), garbage.err
+        for args in (("models", "small"), ("trace", "small", "id=1800"), ("sql", "small", "FROM predictions")):
+            assert run_without_rights(project, *args).code == 0
+        refused = run_without_rights(project, "run", "small", "--force").error
+        assert refused.startswith(f"The home {home.root} cannot be written to (permission denied).")
+        report = run_without_rights(project, "report", "small").error
+        assert "cannot be written (Permission denied). Hint: name a file elsewhere with --out" in report
+    finally:
+        for path in (home.root, *home.root.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+    assert {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")} == before
+
+
+def test_a_folder_of_the_home_that_may_not_be_written_is_named(project):
+    models = home_of(project).models
+    models.chmod(0o555)
+    try:
+        error = run_without_rights(project, "train", "small", "--force").error
+    finally:
+        models.chmod(0o755)
+    assert error.startswith(f"The folder {models} cannot be written to (permission denied). Hint: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fresh, number):
+    reached = fresh / "reached"
+    loading = f"import time\nfrom pathlib import Path\n\nPath({str(reached)!r}).touch()\ntime.sleep(600)\n"
+    (fresh / PACKAGE / "defs" / "slow.py").write_text(loading)
+    process = start_command(fresh, "run", "small")
+    try:
+        while not reached.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=HANGS_AFTER)
+    finally:
+        process.kill()
+    assert (process.returncode, error) == (
+        130,
+        "Error: interrupted; everything committed so far stays. Hint: run the same command again to continue.\n",
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (
+            "dagster._daemon",
+            "The daemon stopped unexpectedly; its last messages are above. Hint: start batch-platform ui again.",
+        ),
+        ("batch_platform.cli.guard", "The webserver stopped unexpectedly; its last messages are above. Hint: if port "),
+    ],
+)
+def test_the_ui_says_which_of_its_programs_died(project, program, says):
+    with served(project, home_of(project).root) as ui:
+        (died,) = [pid for pid in session_of(ui.process.pid) if program in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(died, signal.SIGKILL)
+        assert ui.process.wait(PATIENCE) == 1
+        assert says in ui.log.read_text()
