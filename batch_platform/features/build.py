@@ -292,8 +292,7 @@ class FeatureSession:
         leave_out: LeaveOut | None = None,
     ) -> None:
         """Open nothing yet; `connect` opens the sources, whose views first show a partition. For the rest see `session`."""
-        self._leave_out = leave_out
-        self._builder, self._connect, self._on_spark = builder, connect, on_spark
+        self._builder, self._connect, self._on_spark, self._leave_out = builder, connect, on_spark, leave_out
         self._con: SourceConnection | None = None
         self._at: Partition | None = None  # what the views show; None if they may show several partitions
         self._read_last: Partition | None = None
@@ -322,12 +321,10 @@ class FeatureSession:
                 except RepeatedKeysError as error:
                     message = " ".join([error.message, *self._repeated_in_sources(partition)])
                     raise RepeatedKeysError(message, hint=error.hint) from error
-                driving = self._builder.spec.features.driving
+                driving = (spec := self._builder.spec).features.driving
                 if driving is not None:
                     with self._counted(driving, partition) as con:
-                        require_every_row(
-                            self._builder.spec, partition, con, written.path, written.rows + written.rows_left_out
-                        )
+                        require_every_row(spec, partition, con, written.path, written.rows + written.rows_left_out)
                 return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error

@@ -30,7 +30,7 @@ _WRITTEN_IN_PLACE = (
     "wiping",
 )
 _FILES = (
-    *_WRITTEN_IN_PLACE,
+    *(name for name in _WRITTEN_IN_PLACE if name != "warehouse.duckdb.tmp"),  # the folder into which DuckDB spills
     "warehouse.duckdb",
     "warehouse.rollback",
     "published.duckdb",

@@ -158,12 +158,12 @@ def test_tables_of_users_survive_a_deletion_as_they_are(tmp_path):
 def test_without_room_for_a_second_file_the_rows_are_deleted_and_the_next_run_removes_their_bytes(tmp_path):
     pipeline = with_customers(tmp_path)
     home, gone = pipeline.home, customers_of(pipeline, KEY)
-    home.warehouse.with_name(".warehouse.duckdb").mkdir()  # no file can be written there
+    home.warehouse.with_name(".warehouse.duckdb.wal").mkdir()  # no file can be written there
     with pytest.raises(WarehouseError, match=r"their bytes are still in it.*Hint: make room"):
         drop_partitions(pipeline, [KEY], "somebody", STAMP)
     assert not customers_of(pipeline, KEY)
     assert holding(home, *gone)
-    home.warehouse.with_name(".warehouse.duckdb").rmdir()
+    home.warehouse.with_name(".warehouse.duckdb.wal").rmdir()
     publish(home)
     assert holding(home, *gone) == set()
 

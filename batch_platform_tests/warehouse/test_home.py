@@ -125,6 +125,13 @@ def test_a_folder_or_a_pipe_in_the_place_of_a_file_is_named_and_nothing_is_chang
     assert {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")} == before
 
 
+def test_the_folder_into_which_duckdb_spilled_when_it_was_killed_is_no_hindrance(tmp_path):
+    home = Home(tmp_path / "home")
+    publish(home)
+    home.warehouse.with_name("warehouse.duckdb.tmp").mkdir()
+    publish(home)
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
 def test_no_name_leads_out_of_the_home(tmp_path, name):
     home = Home(tmp_path / "home").create()
