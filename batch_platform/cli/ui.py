@@ -7,13 +7,15 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 import dagster as dg
@@ -25,7 +27,7 @@ from batch_platform.cli.project import Project, find_project
 from batch_platform.components.alerts import UI_VARIABLE
 from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_server
 from batch_platform.components.processes import close_dead_runs
-from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.declaration.redaction import logs_json
 
 GENERATED = "a generated one"
@@ -75,9 +77,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
     allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
     logged = ("--log-format", "json") if logs_json() else ()
     if logged:
-        os.environ["DAGSTER_CLI_CODE_SERVER_START_LOG_FORMAT"] = (
-            "json"  # the code server takes its options from variables too
-        )
+        # The code server takes its options from variables too.
+        os.environ["DAGSTER_CLI_CODE_SERVER_START_LOG_FORMAT"] = "json"
     webserver = [*WEBSERVER, "-h", host, "-p", str(port), *allowed, *logged]
     if read_only:
         file = project.home.dagster / f"workspace-{os.getpid()}.yaml"
@@ -87,8 +88,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
             ended = _serve(project, instance, file, page, token, [webserver, [*DAEMON_COMMAND, *logged]])
     if ended is not None:
         msg = f"The {('webserver', 'daemon')[ended]} stopped unexpectedly; its last messages are above."
-        hint = (f"if port {port} is taken, choose another one with --port.", "start batch-platform ui again.")[ended]
-        raise BatchPlatformError(msg, hint=hint)
+        raise BatchPlatformError(msg, hint="start batch-platform ui again.")
 
 
 def _serve(  # noqa: PLR0913 - a service, and where it is
@@ -98,6 +98,9 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
 
     They read the code server's address from the workspace file, which nobody else writes.
     """
+    if _answers(page):
+        msg = f"Another program answers at {page}."
+        raise WrongUseError(msg, hint="choose another port, such as --port 3001.")
     stop_signals: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -117,12 +120,15 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
                 subprocess.Popen([*words, "-w", str(file)], env=variables, cwd=project.root)  # noqa: S603 - no text of others
                 for words, variables in zip(commands, environments, strict=False)
             ]
-            terminal.say(f"{address} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop.")
             if len(children) == 1:
                 terminal.say(
                     "No daemon: schedules, backfills and the queue go on where batch-platform ui runs without --read-only."
                 )
+            answers = False
             while not stop_signals and all(child.poll() is None for child in children):
+                if not answers and (answers := _answers(page)):
+                    served = f"{project.root} with the data in {project.home.root}"
+                    terminal.say(f"{address} serves {served}. Press Ctrl-C to stop.")
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             ended = None if stop_signals else [child.poll() is None for child in children].index(False)
             for child in children:
@@ -130,6 +136,14 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
     _wait_for(children)
     file.unlink()
     return ended
+
+
+def _answers(page: str) -> bool:
+    """Return whether a program accepts connections at the address of a page."""
+    url = urlsplit(page)
+    with suppress(OSError), socket.create_connection((url.hostname, url.port), timeout=1):
+        return True
+    return False
 
 
 def _wait_for(children: Iterable["subprocess.Popen[bytes]"]) -> None:

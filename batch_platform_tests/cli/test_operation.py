@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -15,7 +16,14 @@ from sqlalchemy.exc import OperationalError
 
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.command_line import COMMAND, HANGS_AFTER, Answer, clean_environment, start_command
+from batch_platform_tests.harness.command_line import (
+    COMMAND,
+    HANGS_AFTER,
+    Answer,
+    clean_environment,
+    run_command,
+    start_command,
+)
 from batch_platform_tests.harness.dagster_project import PACKAGE
 from batch_platform_tests.harness.served import PATIENCE, served, session_of
 
@@ -178,18 +186,24 @@ def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fres
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("program", "says"),
-    [
-        (
-            "dagster._daemon",
-            "The daemon stopped unexpectedly; its last messages are above. Hint: start batch-platform ui again.",
-        ),
-        ("batch_platform.cli.guard", "The webserver stopped unexpectedly; its last messages are above. Hint: if port "),
-    ],
+    ("program", "name"), [("dagster._daemon", "daemon"), ("batch_platform.cli.guard", "webserver")]
 )
-def test_the_ui_says_which_of_its_programs_died(project, program, says):
+def test_the_ui_says_which_of_its_programs_died(project, program, name):
     with served(project, home_of(project).root) as ui:
         (died,) = [pid for pid in session_of(ui.process.pid) if program in Path(f"/proc/{pid}/cmdline").read_text()]
         os.kill(died, signal.SIGKILL)
         assert ui.process.wait(PATIENCE) == 1
-        assert says in ui.log.read_text()
+        hint = "Hint: start batch-platform ui again."
+        assert f"The {name} stopped unexpectedly; its last messages are above. {hint}" in ui.log.read_text()
+
+
+def test_the_ui_names_its_address_once_it_answers_and_refuses_one_that_another_program_has(project):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused = run_command(project, "ui", "--port", str(port))
+    assert refused.code == 2
+    assert f"Another program answers at http://127.0.0.1:{port}. Hint: choose another port" in refused.err
+    with served(project, home_of(project).root) as ui:
+        while f"{ui.url} serves" not in ui.log.read_text():
+            assert ui.process.poll() is None
+            time.sleep(0.05)
