@@ -143,9 +143,8 @@ class _Dialect:
     type_of: Callable[["DuckDBPyType"], str]  # type of a column that is created
     is_as: Callable[[str, str], bool]  # True if a column of one type holds values of another as they are
     begin: Callable[["Cursor", Target], None]  # after it, nobody else replaces the partition
-    columns: Callable[
-        ["Cursor", Target], tuple[str | None, dict[str, str]]
-    ]  # schema, and types; none if there is no table
+    # The schema of the table, and the types of its columns, none if there is no table.
+    columns: Callable[["Cursor", Target], tuple[str | None, dict[str, str]]]
     create: Callable[["Cursor", Target, Mapping[str, str]], None]
 
 
