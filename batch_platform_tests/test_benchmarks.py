@@ -345,3 +345,11 @@ def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
         }.items()
     ]
     assert "by more than 5%, beyond chance: certain +10% (+10% to +10%). Worse" in tables.conclude(results)
+
+
+def test_a_delivery_to_a_database_is_measured(tmp_path):
+    results, text = benchmark(tmp_path, "deliveries", f"--rows={ROWS}", f"--only={OURS}", "--repeat=1")
+    assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [
+        ("PostgreSQL", OURS, ROWS)
+    ]
+    assert "**Rows into a database**" in text

@@ -117,6 +117,10 @@ class DeliveryError(BatchPlatformError):
     of_one_partition = True
 
 
+class ReceiverDownError(DeliveryError):
+    """A receiver cannot be reached, whichever partition is delivered."""
+
+
 class OvertakenError(WarehouseError):
     """Another run committed the partition after this run began."""
 

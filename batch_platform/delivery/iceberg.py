@@ -1,10 +1,11 @@
 """Sinks of kind `iceberg`: one commit to an Iceberg table that replaces the rows of a partition.
 
-A table that is created here has no partitions of its own: pyiceberg streams only to such tables. Each of its files holds one partition
-key, with bounds by which a delivery drops whole files and readers skip them.
+A table that is created here has no partitions of its own. Each of its files holds one partition key, with bounds by which a delivery
+drops whole files and readers skip them. Rows are written in parts, of which pyiceberg holds one in memory; the last one ends the commit.
 """
 
 import warnings
+from collections.abc import Iterator
 from hashlib import sha256
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pyarrow as pa
 from batch_platform.declaration.extras import needed
 from batch_platform.delivery.sink import Sink, Target, alone, storable
 from batch_platform.features.sources.iceberg import catalog_of
+
+_LARGEST_PART = 128 << 20  # bytes
 
 
 def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
@@ -30,13 +33,27 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
             catalog.create_namespace_if_not_exists(declared.table.rpartition(".")[0])
             bounds = {f"write.metadata.metrics.column.{target.column}": "full"}
             table = catalog.create_table_if_not_exists(declared.table, new.schema, properties=bounds)
-        values = new if table.spec().is_unpartitioned() else new.read_all()
         with table.transaction() as transaction, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyiceberg warns where there was nothing to delete
             with transaction.update_schema() as update:
                 update.union_by_name(new.schema)  # refuses types that would lose values
             rows_there = EqualTo(target.column, target.partition_key)  # pyright: ignore[reportCallIssue] - its own __init__
-            transaction.overwrite(values, rows_there, {"batch_platform": target.pipeline})
+            parts, origin = _parts(new), {"batch_platform": target.pipeline}
+            transaction.overwrite(next(parts), rows_there, origin)
+            for part in parts:
+                transaction.append(part, origin)
+
+
+def _parts(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """The rows in tables of bounded size; without rows an empty one."""
+    batches, size = list[pa.RecordBatch](), 0
+    for batch in rows:
+        if size > _LARGEST_PART:
+            yield pa.Table.from_batches(batches)
+            batches, size = [], 0
+        batches.append(batch)
+        size += batch.nbytes
+    yield pa.Table.from_batches(batches, rows.schema)
 
 
 ICEBERG = Sink(replace=_replace, path=lambda _: None, hint="check the catalog and the table; the next run delivers it.")

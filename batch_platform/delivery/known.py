@@ -39,7 +39,7 @@ def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:
         raise target.error(error.message, error.hint or sink.hint) from error
     except StoreError as error:
         problem = f"{error}."
-        raise target.error(problem, hint_for(problem)) from error
+        raise target.error(problem, hint_for(problem), down=True) from error
     except Exception as error:  # whatever the receiver raises is about this partition
         reason = " ".join(_DRAWN.sub(" ", redact(str(error))).split())[:_LONGEST_REASON].rstrip(". ")
         problem = f"{type(error).__name__}: {reason}."

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batch_platform.declaration.deliveries import Delivery
-from batch_platform.declaration.errors import DeliveryError
+from batch_platform.declaration.errors import DeliveryError, ReceiverDownError
 from batch_platform.features.sources.objects import FilePath, file_path
 from batch_platform.warehouse.descriptions import OF_PIPELINES, Description
 from batch_platform.warehouse.home import Home
@@ -58,12 +58,12 @@ class Target:
         }
         return Description(own.row, columns | {self.column: own.columns["partition_key"]})
 
-    def error(self, problem: str, hint: str) -> DeliveryError:
-        """The error that the partition cannot be delivered."""
+    def error(self, problem: str, hint: str, *, down: bool = False) -> DeliveryError:
+        """The error that the partition cannot be delivered; `down` if no other one can be either."""
         msg = (
             f"{self.pipeline}, partition {self.partition_key}: it is not delivered to {self.delivery.name!r}: {problem}"
         )
-        return DeliveryError(msg, hint=hint)
+        return (ReceiverDownError if down else DeliveryError)(msg, hint=hint)
 
 
 @dataclass(frozen=True)

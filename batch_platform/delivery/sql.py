@@ -143,9 +143,8 @@ class _Dialect:
     type_of: Callable[["DuckDBPyType"], str]  # type of a column that is created
     is_as: Callable[[str, str], bool]  # True if a column of one type holds values of another as they are
     begin: Callable[["Cursor", Target], None]  # after it, nobody else replaces the partition
-    columns: Callable[
-        ["Cursor", Target], tuple[str | None, dict[str, str]]
-    ]  # schema, and types; none if there is no table
+    # The schema of the table, and the types of its columns, none if there is no table.
+    columns: Callable[["Cursor", Target], tuple[str | None, dict[str, str]]]
     create: Callable[["Cursor", Target, Mapping[str, str]], None]
 
 
@@ -184,7 +183,7 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
             for name, type_ in zip(relation.columns, relation.types, strict=True)
             if type_.id != "null"  # has no type because it has no value
         }
-        with _explained(target, driver.errors, f"{database.address} cannot be opened"):
+        with _explained(target, driver.errors, f"{database.address} cannot be opened", down=True):
             connection = driver.dbapi.connect(dialect.uri(database, file or target.folder))
         with _explained(target, driver.errors, f"{database} refuses it"), closing(connection):
             with closing(connection.cursor()) as cursor:
@@ -227,13 +226,15 @@ def _require_alike(target: Target, present: Mapping[str, str], types: Mapping[st
 
 
 @contextmanager
-def _explained(target: Target, errors: tuple[type[Exception], ...], problem: str) -> Generator[None]:
+def _explained(
+    target: Target, errors: tuple[type[Exception], ...], problem: str, *, down: bool = False
+) -> Generator[None]:
     """Turn what the driver or Arrow raises into an error without secrets."""
     try:
         yield
     except errors as error:
         problem += f": {reason_of(error, _database(target))}."
-        raise target.error(problem, SQL.hint) from None
+        raise target.error(problem, SQL.hint, down=down) from None
 
 
 def _ask(cursor: "Cursor", query: str, *values: str) -> list[tuple[Any, ...]]:

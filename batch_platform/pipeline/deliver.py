@@ -14,7 +14,7 @@ import duckdb
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deliveries import Delivery
-from batch_platform.declaration.errors import DataError, DeliveryError, did_you_mean, listed
+from batch_platform.declaration.errors import DataError, DeliveryError, ReceiverDownError, did_you_mean, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.known import replace_at_receiver
@@ -61,6 +61,9 @@ class _DeliveryStep:
         with setting_apart(self.spec, self.warehouse, self.state.declared, step, self.stamp, len(partitions)) as apart:
             for partition in partitions:
                 with apart.attempt(partition.key):
+                    for key, error in apart.failed[-1:]:  # each try may take as long as a receiver is waited for
+                        if isinstance(error, ReceiverDownError):
+                            raise ReceiverDownError(error.message.replace(key, partition.key, 1), hint=error.hint)
                     yield partition, self._delivered(partition)
 
     def _delivered(self, partition: Partition) -> Delivered:

@@ -15,6 +15,7 @@ import pytest
 from deltalake import DeltaTable
 
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.delivery import iceberg
 from batch_platform_tests.delivery.receivers import (
     KEY,
     RECEIVERS,
@@ -237,12 +238,16 @@ def test_an_iceberg_table_takes_new_columns_and_refuses_other_types(tmp_path):
     assert shown(delivered(tmp_path, "iceberg")) == holds(NEW)
 
 
-def test_an_iceberg_table_that_somebody_partitioned_gets_one_commit_too(tmp_path):
+def test_rows_of_several_parts_reach_an_iceberg_table_in_one_commit_also_one_that_somebody_partitioned(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(iceberg, "_LARGEST_PART", 0)
     target = target_of(tmp_path, "iceberg")
-    deliver(target, OLD)
+    deliver(target, NEW)
     with iceberg_in(tmp_path).update_spec() as update:
         update.add_identity("partition_key")
     before = len(iceberg_in(tmp_path).metadata.metadata_log)
-    deliver(target, NEW)
+    deliver(target, OLD)
     assert len(iceberg_in(tmp_path).metadata.metadata_log) == before + 1
-    assert shown(delivered(tmp_path, "iceberg")) == holds(NEW)
+    assert len(list(iceberg_in(tmp_path).scan().plan_files())) == 2
+    assert shown(delivered(tmp_path, "iceberg")) == holds(OLD)

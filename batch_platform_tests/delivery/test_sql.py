@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 
@@ -15,11 +16,14 @@ import pytest
 
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.delivery.known import SINKS
+from batch_platform.delivery.sql import SQL
 from batch_platform_tests.declaration.test_spec import refusal
 from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
+from batch_platform_tests.delivery.test_delivering import KEYS, NOW, deliver_keys
 from batch_platform_tests.delivery.test_sinks_conformance import NEW, ODD, OLD, holds, shown
-from batch_platform_tests.harness.small_pipeline import small_declaration
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_declaration
 
 
 def rows(folder: Path) -> list[tuple[object, ...]]:
@@ -71,6 +75,19 @@ def test_a_table_with_other_columns_is_refused_in_one_sentence_and_holds_what_it
     ):
         deliver(target_of(tmp_path, "PostgreSQL"), NEW)
     assert rows(tmp_path) == before
+
+
+@pytest.mark.usefixtures("postgresql")
+def test_a_user_who_may_select_insert_and_delete_can_deliver_and_none_who_may_not(tmp_path):
+    execute("CREATE TABLE late (x double precision, partition_key text)")  # in which `reader` may select and insert
+    uri = os.environ[POSTGRESQL].replace("dagster", "reader")
+    as_reader = target_of(tmp_path, "PostgreSQL", sql={"uri": uri, "table": "late"})
+    with pytest.raises(DeliveryError, match=r"refuses it: permission denied for table late\. Hint: "):
+        deliver(as_reader, NEW.select("x"))
+    execute("GRANT DELETE ON late TO reader")
+    for _ in range(2):
+        deliver(as_reader, NEW.select("x"))
+    assert rows(tmp_path) == holds(NEW.select("x"))
 
 
 @pytest.mark.usefixtures("postgresql")
@@ -177,3 +194,23 @@ def test_the_password_is_no_part_of_the_declaration_that_is_compared():
     )
     assert first.digest == second.digest
     assert "secret" not in f"{first!r} {first} {first.to} {first.model_dump_json()}"
+
+
+def test_a_server_that_is_down_is_tried_once_by_a_run_and_every_partition_says_so(tmp_path, monkeypatch):
+    uri = "postgresql://nobody@127.0.0.1:1/none"
+    declared = {"deliver": [{"sql": {"uri": uri, "table": "late"}, "name": "late"}]}
+    pipeline = finished_pipeline(tmp_path, NOW, predictions=declared)
+    tried = list[str]()
+
+    def noted(target, rows):
+        tried.append(target.partition_key)
+        SQL.replace(target, rows)
+
+    monkeypatch.setitem(SINKS, "sql", replace(SQL, replace=noted))
+    with pytest.raises(DeliveryError, match=r"partition 2024-02-01: .* cannot be opened: .* 2 more partitions failed"):
+        deliver_keys(pipeline, *KEYS)
+    assert tried == KEYS[:1]
+    reasons = {failure.partition_key: failure.reason for failure in pipeline.state().failures.values()}
+    assert {key: reason.partition(":")[0] for key, reason in reasons.items()} == {
+        key: f"small, partition {key}" for key in KEYS
+    }
