@@ -42,7 +42,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "rename": "Carry over what a pipeline made to its new name.",
     "drop": "Delete partitions of a pipeline for good.",
     "erase": "Erase the rows of a subject, such as a customer.",
-    "health": "Answer a probe: is the home, the lock and the daemon well?",
+    "health": "Answer a probe: say whether the home, its lock and the daemon are well.",
     "backup": "Copy the home to a folder or an object store while runs go on.",
     "restore": "Restore a backup, or a lost warehouse from the published copy.",
     "gc": "Remove files that nothing refers to.",

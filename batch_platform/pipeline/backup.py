@@ -218,11 +218,12 @@ def _alone(home: Home) -> Generator[None]:
     """Be the only process that backs a home up: another one might remove what this one counts on."""
     descriptor = os.open(home.root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"Another backup of {home.root} is being made."
+            raise WrongUseError(msg, hint="wait until it is complete.") from error
         yield
-    except BlockingIOError as error:
-        msg = f"Another backup of {home.root} is being made."
-        raise WrongUseError(msg, hint="wait until it is complete.") from error
     finally:
         os.close(descriptor)
 
@@ -231,12 +232,14 @@ def _files(home: Home) -> Iterator[tuple[str, Path]]:
     """Everything in a home that is backed up as it is, without links: what no run makes anew."""
     made_anew = (home.staging, home.dagster, home.spark_logs, home.renaming)
     for entry in sorted(home.root.iterdir()):
+        if entry.is_symlink() and entry not in (home.lake, home.models):
+            continue
         if entry not in made_anew and not entry.name.startswith((".", "warehouse.", "published")):
             yield from ((path, file) for path, file in _below(home, entry) if "/." not in path)
 
 
 def _files_of_dagster(home: Home) -> list[tuple[str, Path]]:
-    """Dagster's records, without what belongs to a process. What a run may add to several databases comes first, the index of events before their logs."""
+    """Dagster's records, without what belongs to a process; first the databases of the runs and of all events, whose details others hold."""
     first = ("runs.db", "index.db")
     files = [
         (path, file)
@@ -270,10 +273,10 @@ def _laid_out(
 
 def _aside(home: Home, path: str) -> Path:
     """The place of a file of a home until it is complete."""
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        msg = f"The backup holds a file {path!r}, which would lie outside of the home; nothing more is restored."
-        raise IntegrityError(msg, hint="use another backup.")
     target = home.root / path
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not home.owns(target):
+        msg = f"The backup holds a file {path!r}, which would lie outside of the home; nothing more is restored."
+        raise IntegrityError(msg, hint="use another backup, and remove what links lie in the home.")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{target.name}.restored")
 

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -103,8 +103,12 @@ def held_copy(home: Home) -> Generator[BinaryIO]:
     while True:
         copy, connection = _opened(home, lambda copy: connect(copy, read_only=True))
         connection.close()
-        with suppress(FileNotFoundError), copy.open("rb") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH)
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(copy.open("rb"))
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (FileNotFoundError, BlockingIOError):  # two publishes since have taken it
+                continue
             if current_copy(home) == copy:
                 yield file
                 return

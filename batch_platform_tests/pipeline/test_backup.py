@@ -346,6 +346,8 @@ def test_links_are_not_followed_and_what_processes_leave_is_not_backed_up(projec
     home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
     (tmp_path / "secret").write_text("somebody else's")
     (home.lake / "small" / "link").symlink_to(tmp_path / "secret")
+    (home.root / "link").symlink_to(made(tmp_path / "folder"))
+    (tmp_path / "folder" / "secret").write_text("somebody else's")
     (home.lake / "small" / "features" / ".unfinished.parquet").write_text("half")
     (home.dagster / "workspace-1.yaml").write_text("an address")
     back_up(home, archive, NOW)
@@ -354,6 +356,16 @@ def test_links_are_not_followed_and_what_processes_leave_is_not_backed_up(projec
         path for path in paths if "link" in path or "unfinished" in path or "workspace" in path or ".lock" in path
     ]
     assert {path.partition("/")[0] for path in paths} == {"warehouse.duckdb", "lake", "models", "dagster"}
+
+
+def test_a_link_in_an_empty_home_leads_no_restored_file_out_of_it(project, tmp_path):
+    archive, home = Archive.at(str(tmp_path / "dest")), Home(tmp_path / "restored").create()
+    back_up(home_of(project), archive, NOW)
+    outside = made(tmp_path / "outside")
+    (home.lake / "small").symlink_to(outside)
+    with pytest.raises(IntegrityError, match="would lie outside of the home"):
+        restore_backup(archive, newest(archive), home)
+    assert files_below(outside) == {}
 
 
 def test_a_home_whose_lake_is_a_link_to_another_disk_is_backed_up_with_it(project, tmp_path):
