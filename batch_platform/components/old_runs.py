@@ -1,10 +1,12 @@
-"""The job and the schedule of a pipeline that remove what Dagster recorded of its old runs."""
+"""The jobs and the schedules of a pipeline that remove what Dagster recorded of its old runs, and rows older than their retention."""
 
 import dagster as dg
 
 from batch_platform.components.dagster_records import forget_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, now
 from batch_platform.declaration.notation import parse_duration
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.cleanup import remove_old_rows
 
 
 def build_old_runs(wiring: Wiring) -> dg.Definitions:
@@ -26,12 +28,42 @@ def build_old_runs(wiring: Wiring) -> dg.Definitions:
     def job() -> None:
         remove()
 
-    schedule = dg.ScheduleDefinition(
-        name=f"{name}_every_week",
-        job=job,
-        cron_schedule="40 3 * * 0",
-        execution_timezone=spec.partitions.timezone,
+    return _every_week(wiring, job, "40 3 * * 0")
+
+
+def build_old_rows(wiring: Wiring) -> dg.Definitions:
+    """Build the same for rows that are older than their retention; nothing where none is declared."""
+    spec = wiring.spec
+    if spec.retention is None:
+        return dg.Definitions()
+    description = (
+        f"Removes rows of {spec.name} that are older than `retention` allows. The same as `batch-platform gc`."
+    )
+
+    @dg.op(name=f"{spec.name}__remove_old_rows")
+    def remove(context: dg.OpExecutionContext) -> None:
+        for old in remove_old_rows(wiring.pipeline(), Stamp(context.run_id, now())):
+            context.log.info("Removed %s of %d partitions: %d rows.", old.kind, len(old.partitions), old.rows)
+
+    @dg.job(
+        name=f"{spec.name}_remove_old_rows",
         description=description,
         tags={PIPELINE_TAG: spec.name},
+        executor_def=dg.in_process_executor,
+    )
+    def job() -> None:
+        remove()
+
+    return _every_week(wiring, job, "20 3 * * 0")
+
+
+def _every_week(wiring: Wiring, job: dg.JobDefinition, cron: str) -> dg.Definitions:
+    schedule = dg.ScheduleDefinition(
+        name=f"{job.name}_every_week",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone=wiring.spec.partitions.timezone,
+        description=job.description,
+        tags={PIPELINE_TAG: wiring.spec.name},
     )
     return dg.Definitions(jobs=[job], schedules=[schedule])
