@@ -29,7 +29,7 @@ from batch_platform.components.dagster_internals import (
     without_beta_warnings,
 )
 from batch_platform.components.jobs import build_jobs, build_whole_job
-from batch_platform.components.old_runs import build_old_rows, build_old_runs
+from batch_platform.components.old_runs import build_old_runs
 from batch_platform.components.reporting import build_reporting
 from batch_platform.components.resources import RESOURCES
 from batch_platform.components.schedules import build_schedules
@@ -209,4 +209,4 @@ def _definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any]) -
             sensors=build_sensors(wiring),
             resources=dict(resources),
         )
-        return dg.Definitions.merge(pipeline, build_reporting(wiring), build_old_runs(wiring), build_old_rows(wiring))
+        return dg.Definitions.merge(pipeline, build_reporting(wiring), build_old_runs(wiring))

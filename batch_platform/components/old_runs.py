@@ -1,4 +1,4 @@
-"""The jobs and the schedules of a pipeline that remove what Dagster recorded of its old runs, and rows older than their retention."""
+"""The job and the schedule of a pipeline that remove what Dagster recorded of its old runs, and rows older than `retention`."""
 
 import dagster as dg
 
@@ -15,7 +15,8 @@ def build_old_runs(wiring: Wiring) -> dg.Definitions:
     name, age = f"{spec.name}_remove_old_runs", spec.dagster.keep_runs
     description = (
         f"Removes the records of runs of {spec.name} that ended more than {age} ago (`dagster.keep_runs`). The newest "
-        "materialization of each partition and the newest result of each check stay. The same as `batch-platform gc`."
+        "materialization of each partition and the newest result of each check stay. Rows that are older than `retention` go too. "
+        "The same as `batch-platform gc`."
     )
 
     @dg.op(name=f"{spec.name}__remove_old_runs")
@@ -23,47 +24,19 @@ def build_old_runs(wiring: Wiring) -> dg.Definitions:
         before = parse_duration(age).before(now(), spec.partitions.calendar.zone)
         old = forget_runs(context.instance, PIPELINE_TAG, [spec.name], before)
         context.log.info("Removed the records of %d runs: %.1f MiB.", old.runs, old.size / 2**20)
+        for rows in remove_old_rows(wiring.pipeline(), Stamp(context.run_id, now())):
+            context.log.info("Removed %s of %d partitions: %d rows.", rows.kind, len(rows.partitions), rows.rows)
 
     @dg.job(name=name, description=description, tags={PIPELINE_TAG: spec.name}, executor_def=dg.in_process_executor)
     def job() -> None:
         remove()
 
-    return _every_week(wiring, job, "40 3 * * 0")
-
-
-def build_old_rows(wiring: Wiring) -> dg.Definitions:
-    """Build the same for rows that are older than their retention; nothing where none is declared."""
-    spec = wiring.spec
-    if spec.retention is None:
-        return dg.Definitions()
-    description = (
-        f"Removes rows of {spec.name} that are older than `retention` allows. The same as `batch-platform gc`."
-    )
-
-    @dg.op(name=f"{spec.name}__remove_old_rows")
-    def remove(context: dg.OpExecutionContext) -> None:
-        for old in remove_old_rows(wiring.pipeline(), Stamp(context.run_id, now())):
-            context.log.info("Removed %s of %d partitions: %d rows.", old.kind, len(old.partitions), old.rows)
-
-    @dg.job(
-        name=f"{spec.name}_remove_old_rows",
+    schedule = dg.ScheduleDefinition(
+        name=f"{name}_every_week",
+        job=job,
+        cron_schedule="40 3 * * 0",
+        execution_timezone=spec.partitions.timezone,
         description=description,
         tags={PIPELINE_TAG: spec.name},
-        executor_def=dg.in_process_executor,
-    )
-    def job() -> None:
-        remove()
-
-    return _every_week(wiring, job, "20 3 * * 0")
-
-
-def _every_week(wiring: Wiring, job: dg.JobDefinition, cron: str) -> dg.Definitions:
-    schedule = dg.ScheduleDefinition(
-        name=f"{job.name}_every_week",
-        job=job,
-        cron_schedule=cron,
-        execution_timezone=wiring.spec.partitions.timezone,
-        description=job.description,
-        tags={PIPELINE_TAG: wiring.spec.name},
     )
     return dg.Definitions(jobs=[job], schedules=[schedule])

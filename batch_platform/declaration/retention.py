@@ -18,12 +18,7 @@ def _age(text: str) -> Duration:
     return Duration(days=int(years[1]) * 1461 // 4) if years else parse_duration(text)
 
 
-def _check_age(text: str) -> str:
-    _age(text)
-    return text
-
-
-Age = Annotated[str, AfterValidator(_check_age)]
+Age = Annotated[str, AfterValidator(lambda text: _age(text) and text)]
 
 
 class Retention(Block):
@@ -48,9 +43,5 @@ class Retention(Block):
     @property
     def ages(self) -> dict[RetentionKind, Duration]:
         """The declared ages, by kind."""
-        declared: dict[RetentionKind, str | None] = {
-            "features": self.features,
-            "predictions": self.predictions,
-            "rejected_rows": self.rejected_rows,
-        }
-        return {kind: _age(text) for kind, text in declared.items() if text is not None}
+        kinds: tuple[RetentionKind, ...] = ("features", "predictions", "rejected_rows")
+        return {kind: _age(text) for kind in kinds if (text := getattr(self, kind)) is not None}

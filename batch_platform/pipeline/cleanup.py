@@ -153,7 +153,9 @@ def remove_old_rows(pipeline: Pipeline, stamp: Stamp, *, dry_run: bool = False) 
     if not old:
         return []
     with pipeline.warehouse.transaction() as con:
-        all_held = {kind: old_rows(con, name, kind, [it.key for it in partitions]) for kind, partitions in old.items()}
+        all_held: dict[RetentionKind, dict[str, dict[str, int]]] = {
+            kind: old_rows(con, name, kind, [it.key for it in partitions]) for kind, partitions in old.items()
+        }
         for kind, held in all_held.items():
             if keys := sorted({key for counts in held.values() for key in counts}):
                 removed.append(OldRows(name, kind, keys, sum(sum(counts.values()) for counts in held.values())))
@@ -161,7 +163,7 @@ def remove_old_rows(pipeline: Pipeline, stamp: Stamp, *, dry_run: bool = False) 
                 files = home.features(name).glob("[!.]*.parquet") if kind == "features" else ()
                 leave_mark(home, name, [path.name for path in files if partition_of(path.name) in keys])
                 delete_rows(con, name, held)
-    if removed and not dry_run:
+    if (removed or home.wiping.exists()) and not dry_run:
         pipeline.conclude(stamp.now())
         require_wiped(home)
     return removed
