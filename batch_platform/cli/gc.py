@@ -17,7 +17,7 @@ from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.declaration.errors import WrongUseError, counted, named
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
+from batch_platform.pipeline.cleanup import find_garbage, remove_garbage, remove_old_rows
 from batch_platform.pipeline.rename import drop_pipelines, find_orphans
 
 
@@ -47,7 +47,7 @@ from batch_platform.pipeline.rename import drop_pipelines, find_orphans
 @terminal.reports
 @click.pass_obj
 def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tuple[str, ...], *, dry_run: bool) -> None:
-    """Remove files that nothing refers to, and Dagster's records of old runs.
+    """Remove files that nothing refers to, rows older than their retention, and Dagster's records of old runs.
 
     The files are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
     left behind. Of an old run the newest materialization of each partition and the newest result of each check stay.
@@ -59,7 +59,7 @@ def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tupl
     wirings = project.pipelines.values()
     ages = {it.spec.name: _before(now, "--runs-older-than", kept_runs or it.spec.dagster.keep_runs) for it in wirings}
     if not project.home.root.exists():
-        terminal.report({"removed": not dry_run, "size": 0, "found": [], "orphans": []})
+        terminal.report({"removed": not dry_run, "size": 0, "found": [], "orphans": [], "old_rows": []})
         terminal.say(f"Nothing to remove: {project.home.root} does not exist.")
         return
     specs = [wiring.spec for wiring in project.pipelines.values()]
@@ -67,16 +67,21 @@ def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tupl
     for name in dropped:
         named(name, orphans, f"No undeclared pipeline is called {name!r}; there are")
     garbage = find_garbage(specs, project.home, now, trained_before=trained_before)
+    stamp = Stamp(run_id="gc", at=now)
     if not dry_run:
-        garbage = remove_garbage(garbage, project.home, Stamp(run_id="gc", at=now))
+        garbage = remove_garbage(garbage, project.home, stamp)
         drop_pipelines(project.home, dropped)
+    old_rows = [old for wiring in wirings for old in remove_old_rows(wiring.pipeline(), stamp, dry_run=dry_run)]
     size, old = sum(item.size for item in garbage), _old_runs(project, ages, dry_run=dry_run)
     report = {"removed": not dry_run, "size": size, "found": garbage, "orphans": list(orphans.values())}
-    terminal.report({**report, "old_runs": old})
+    terminal.report({**report, "old_runs": old, "old_rows": old_rows})
     for item in garbage:
         terminal.say(f"{item.path.relative_to(project.home.root)}  {decimal(item.size)}  {item.reason}")
     verb = "could be removed" if dry_run else "removed"
-    if garbage or not old.runs:
+    for rows in old_rows:
+        of = f"{rows.kind} of {counted(len(rows.partitions), 'partition')} ({terminal.span(rows.partitions)})"
+        terminal.say(f"{rows.pipeline}: {of} {verb}, older than retention.{rows.kind}.")
+    if garbage or not (old.runs or old_rows):
         terminal.say(f"{len(garbage)} {verb}, {decimal(size)}." if garbage else "Nothing to remove.")
     if old.runs:
         terminal.say(f"Records of {counted(old.runs, 'old run')} {verb}, {decimal(old.size)}.")

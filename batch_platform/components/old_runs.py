@@ -1,10 +1,12 @@
-"""The job and the schedule of a pipeline that remove what Dagster recorded of its old runs."""
+"""The job and the schedule of a pipeline that remove what Dagster recorded of its old runs, and rows older than `retention`."""
 
 import dagster as dg
 
 from batch_platform.components.dagster_records import forget_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, now
 from batch_platform.declaration.notation import parse_duration
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.cleanup import remove_old_rows
 
 
 def build_old_runs(wiring: Wiring) -> dg.Definitions:
@@ -13,7 +15,8 @@ def build_old_runs(wiring: Wiring) -> dg.Definitions:
     name, age = f"{spec.name}_remove_old_runs", spec.dagster.keep_runs
     description = (
         f"Removes the records of runs of {spec.name} that ended more than {age} ago (`dagster.keep_runs`). The newest "
-        "materialization of each partition and the newest result of each check stay. The same as `batch-platform gc`."
+        "materialization of each partition and the newest result of each check stay. Rows that are older than `retention` go too. "
+        "The same as `batch-platform gc`."
     )
 
     @dg.op(name=f"{spec.name}__remove_old_runs")
@@ -21,6 +24,8 @@ def build_old_runs(wiring: Wiring) -> dg.Definitions:
         before = parse_duration(age).before(now(), spec.partitions.calendar.zone)
         old = forget_runs(context.instance, PIPELINE_TAG, [spec.name], before)
         context.log.info("Removed the records of %d runs: %.1f MiB.", old.runs, old.size / 2**20)
+        for rows in remove_old_rows(wiring.pipeline(), Stamp(context.run_id, now())):
+            context.log.info("Removed %s of %d partitions: %d rows.", rows.kind, len(rows.partitions), rows.rows)
 
     @dg.job(name=name, description=description, tags={PIPELINE_TAG: spec.name}, executor_def=dg.in_process_executor)
     def job() -> None:

@@ -27,6 +27,7 @@ from batch_platform.declaration.notation import (
 )
 from batch_platform.declaration.predictions import ENDS, Predictions
 from batch_platform.declaration.reporting import Report
+from batch_platform.declaration.retention import Retention
 
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
@@ -90,6 +91,11 @@ class PipelineSpec(Block):
         default=None,
         description="A report for people who never open Dagster, written on a schedule. Left out: `batch-platform report` alone writes it.",
         examples=[{"every": "month"}],
+    )
+    retention: Retention | None = Field(
+        default=None,
+        description="How long rows are kept; `gc` removes older ones.",
+        examples=[{"predictions": "3 years"}],
     )
     dagster: Execution = Field(
         default_factory=Execution,

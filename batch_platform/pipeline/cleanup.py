@@ -14,12 +14,17 @@ from typing import Literal
 import duckdb
 
 from batch_platform.declaration.errors import WarehouseError, WrongUseError
+from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.models.registry import Promotion, Registry, Version, read_registry, record_decisions
 from batch_platform.monitoring.measures.challengers import read_challenger_runs
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.retention import expired
+from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.dropping import delete_rows, old_rows
 from batch_platform.warehouse.home import Home, feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, created_at, read_latest
 from batch_platform.warehouse.published import reading_ledgers
@@ -123,6 +128,45 @@ def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list
         else:
             home.remove(item.path)
     return removable
+
+
+@dataclass(frozen=True)
+class OldRows:
+    """Rows of a kind that are older than their retention, with what is removed of them."""
+
+    pipeline: str
+    kind: RetentionKind
+    partitions: list[str]  # keys, oldest first
+    rows: int  # rows of tables and ledgers; of features, feature files
+
+
+def remove_old_rows(pipeline: Pipeline, stamp: Stamp, *, dry_run: bool = False) -> list[OldRows]:
+    """Remove what is older than its declared retention at `stamp.at`; with `dry_run`, only say what that is.
+
+    The ledger of evaluations and the metrics of months and quarters stay.
+
+    Raises:
+        WarehouseError: The rows are removed, but their bytes could not be.
+    """
+    name, home, removed = pipeline.spec.name, pipeline.home, list[OldRows]()
+    old = expired(pipeline.spec, pipeline.state(), stamp.at) if pipeline.spec.retention else {}
+    if not old:
+        return []
+    with pipeline.warehouse.transaction() as con:
+        all_held: dict[RetentionKind, dict[str, dict[str, int]]] = {
+            kind: old_rows(con, name, kind, [it.key for it in partitions]) for kind, partitions in old.items()
+        }
+        for kind, held in all_held.items():
+            if keys := sorted({key for counts in held.values() for key in counts}):
+                removed.append(OldRows(name, kind, keys, sum(sum(counts.values()) for counts in held.values())))
+            if keys and not dry_run:
+                files = home.features(name).glob("[!.]*.parquet") if kind == "features" else ()
+                leave_mark(home, name, [path.name for path in files if partition_of(path.name) in keys])
+                delete_rows(con, name, held)
+    if (removed or home.wiping.exists()) and not dry_run:
+        pipeline.conclude(stamp.now())
+        require_wiped(home)
+    return removed
 
 
 def _removal(item: Garbage, stamp: Stamp) -> Promotion:

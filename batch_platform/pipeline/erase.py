@@ -69,9 +69,7 @@ def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, sta
             found = find_rows(pipeline, values)
             rewritten = [_rewritten(pipeline, found, found.builds[key]) for key in found.rows]
             with pipeline.warehouse.transaction() as con:
-                if (
-                    read_latest(con, FeatureBuild, pipeline.spec.name) == found.builds
-                ):  # else a run built features meanwhile
+                if read_latest(con, FeatureBuild, pipeline.spec.name) == found.builds:  # no run built any meanwhile
                     held = _Erasing(SubjectRows(pipeline, con, found), folder).erased(rewritten, actor, stamp)
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
@@ -85,7 +83,7 @@ def _rewritten(pipeline: Pipeline, found: FoundRows, build: FeatureBuild) -> Fea
     """
     pipeline.history.require_unchanged(build)
     path, columns = pipeline.history.file(build), tuple(found.values)
-    hashes = {columns: frozenset([subject_hash(pipeline.home, found.values)])}
+    hashes = {columns: [subject_hash(pipeline.home, found.values)]}
     with written_aside(path.parent) as aside:
         with pq.ParquetFile(path) as file, FileWriter(aside, file.schema_arrow) as writer:
             batches = file.iter_batches(BATCH_ROWS, use_threads=False)
@@ -174,12 +172,11 @@ class _Erasing:
     def _correct_counts(self) -> None:
         """Take the erased rows from the counts of the newest commit and evaluation of each partition, and of its challengers."""
         con, counts, name = self.rows.con, self.rows.counts, self.rows.pipeline.spec.name
-        scored, by_challenger = Counter[str](), Counter[tuple[str, str]]()
+        scored = Counter[str]()
         for table in (PREDICTIONS.view, PREDICTIONS.rows):
             scored.update(counts.get(table, {}))
-        for table, row, challenger, count in self.rows.files:
+        for table, row, _, count in self.rows.files:
             scored.update({row.partition_key: count} if table == PREDICTIONS else {})
-            by_challenger.update({(row.partition_key, challenger): count} if challenger else {})
         rejected, outcomes = (counts.get(table, {}) for table in ("rejected_rows", OUTCOMES))
         for key in {*scored, *rejected, *outcomes}:
             lost = {"scored": scored[key], "rejected": rejected.get(key, 0), "labelled": outcomes.get(key, 0)}

@@ -23,6 +23,7 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Registry, Version
+from batch_platform.pipeline.retention import why_left
 from batch_platform.pipeline.set_apart import failures_of
 from batch_platform.pipeline.state import State, features_due, undelivered
 from batch_platform.pipeline.steps import Item, Step
@@ -50,6 +51,7 @@ class Plan:
     # What the evaluation of a scored partition waits for although its labels should be known.
     awaiting: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: Mapping[str, str] = field(default_factory=dict[str, str])
+    expired: Mapping[str, str] = field(default_factory=dict[str, str])  # why partitions are left as they are
     # Why a model should be trained again although its declaration is the same, by serving period; also with `retrain: never`.
     outdated: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -81,6 +83,7 @@ def make_plan(spec: PipelineSpec, state: State, request: PlanRequest) -> Plan:
         stale=scoring.stale,
         awaiting=awaiting,
         remarks=_remarks(question, scoring, awaiting),
+        expired=why_left(spec, question.old),
         outdated=models.outdated,
     )
 
@@ -202,6 +205,9 @@ def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str])
         key: _remark_on(spec, state, run, awaiting.get(key), knowing.get(run.model_version))
         for key, run in scores.items()
     }
+    for key, reason in why_left(spec, question.old).items():
+        if key in scores:
+            remarks[key] = "; ".join(filter(None, [remarks.get(key), reason]))
     return {key: remark for key, remark in remarks.items() if remark and key not in scoring.stale}
 
 

@@ -27,7 +27,7 @@ from batch_platform.pipeline.wanted import open_partitions
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
-Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up", "dropped"]
+Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up", "dropped", "expired"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
     }
     troubles |= {key: ("stale", reason) for key, reason in plan.stale.items()}
     troubles |= {key: ("dropped", str(drop)) for key, drop in state.dropped.items()}
+    troubles |= {key: ("expired", reason) for key, reason in plan.expired.items() if key not in state.scores}
     failures = _standing_failures(state, plan)
     for failure in failures:
         key, reason = failure.partition_key, in_short(spec.name, failure.reason)
@@ -151,7 +152,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
         ended=calendar.end_key if calendar.ended(now) else None,
-        only_in_dagster=sorted(in_dagster - committed),
+        only_in_dagster=sorted(in_dagster - committed - plan.expired.keys()),
         only_in_ledger=sorted(committed - in_dagster),
         failures=failures,
         former_partitions=[partition.key for partition in former_partitions(spec, state.scores.values())],

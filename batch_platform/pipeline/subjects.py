@@ -48,7 +48,7 @@ class HeldSubject:
 class FoundRows:
     """The rows of a subject in feature files."""
 
-    values: Mapping[str, str]  # texts that DuckDB gives the values, by column
+    values: Mapping[str, str]  # by column, in the order of the names; as DuckDB shows a value as text
     keys: pl.DataFrame  # columns partition_key, key_json and those of the key; all text
     rows: Mapping[str, int]  # number of rows in the newest build, by partition
     files: Sequence[str]  # names of the files with rows, those of earlier builds too
@@ -56,10 +56,10 @@ class FoundRows:
 
 
 def find_rows(pipeline: Pipeline, values: Mapping[str, str]) -> FoundRows:
-    """Look into every feature file for a subject, given by column; does not hold the warehouse meanwhile.
+    """Look into every feature file for a subject, given by column with texts as DuckDB shows them; waits for no run.
 
     Raises:
-        WrongUseError: A column is neither of the key nor kept, or a value is of another type.
+        WrongUseError: A column is neither of the key nor kept.
         DamagedFeaturesError: A file is not as it was recorded.
     """
     spec, folder = pipeline.spec, pipeline.home.features(pipeline.spec.name)
@@ -69,12 +69,12 @@ def find_rows(pipeline: Pipeline, values: Mapping[str, str]) -> FoundRows:
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known) or "add the column to predictions.keep.")
     builds = pipeline.warehouse.latest(FeatureBuild, spec.name)
     newest = {feature_file_name(key, build.sha256): build for key, build in builds.items()}
-    texts = _texts(pipeline, values, [folder / name for name in newest if (folder / name).is_file()])
+    values = dict(sorted(values.items()))
     columns, rows, files = [*spec.features.key], dict[str, int](), list[str]()
     frames = [pl.DataFrame(schema=dict.fromkeys(["partition_key", "key_json", *columns], pl.String))]
     for path in sorted(folder.glob("[!.]*.parquet")):
         try:
-            keys, as_texts = _keys_in(path, columns, texts)
+            keys, as_texts = _keys_in(path, columns, values)
         except (duckdb.Error, pa.ArrowException, OSError):
             if path.name in newest:
                 pipeline.history.require_unchanged(newest[path.name])
@@ -89,42 +89,21 @@ def find_rows(pipeline: Pipeline, values: Mapping[str, str]) -> FoundRows:
             )
             if path.name in newest:
                 rows[key] = keys.height
-    return FoundRows(texts, pl.concat(frames), rows, files, builds)
+    return FoundRows(values, pl.concat(frames), rows, files, builds)
 
 
-def _keys_in(path: Path, key: Sequence[str], texts: Mapping[str, str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _keys_in(path: Path, key: Sequence[str], values: Mapping[str, str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The keys of the subject's rows in a feature file, and the same as text; none if the file lacks a column."""
-    if not {*texts, *key} <= {*pq.read_schema(path).names}:
+    if not {*values, *key} <= {*pq.read_schema(path).names}:
         return pl.DataFrame(), pl.DataFrame()
     as_texts = ", ".join(f"CAST({quoted(name)} AS VARCHAR) AS {quoted(name)}" for name in key)
-    where = f"FROM {read_file(path)} WHERE {_same(texts)}"
+    where = f"FROM {read_file(path)} WHERE {_same(values)}"
     with in_memory() as con:
         keys, keys_as_texts = (
-            con.sql(f"SELECT {selected} {where}", params=_bound(texts)).pl()
+            con.sql(f"SELECT {selected} {where}", params=_bound(values)).pl()
             for selected in (", ".join(map(quoted, key)), as_texts)
         )
         return keys, keys_as_texts
-
-
-def _texts(pipeline: Pipeline, values: Mapping[str, str], files: Sequence[Path]) -> dict[str, str]:
-    """The texts that DuckDB gives values of the types that the columns have in the newest features, else in the predictions."""
-    name, types = pipeline.spec.name, dict[str, str]()
-    with pipeline.warehouse.open() as con:
-        types |= dict(table_columns(con, name, PREDICTIONS.view))
-    with in_memory() as con:
-        for path in files[-1:]:
-            with suppress(duckdb.Error):  # its bytes are compared with those that were recorded later
-                relation = con.sql(f"FROM {read_file(path)}")
-                types |= dict(zip(relation.columns, map(str, relation.types), strict=True))
-        texts = dict[str, str]()
-        for column in sorted(values):
-            dtype = types.get(column, "VARCHAR")
-            ((text,),) = con.execute(f"SELECT CAST(TRY_CAST($1 AS {dtype}) AS VARCHAR)", [values[column]]).fetchall()
-            if text is None:
-                msg = f"{name}: the column {column!r} is {dtype}, which {values[column]!r} is not."
-                raise WrongUseError(msg, hint=f"write the value as a query of {name}.{PREDICTIONS.view} shows it.")
-            texts[column] = text
-    return texts
 
 
 @dataclass(frozen=True)
@@ -247,8 +226,8 @@ def _same(columns: Iterable[str]) -> str:
     return " AND ".join(f"CAST({quoted(name)} AS VARCHAR) = $value{at}" for at, name in enumerate(columns))
 
 
-def _bound(texts: Mapping[str, str]) -> dict[str, str]:
-    return {f"value{at}": text for at, text in enumerate(texts.values())}
+def _bound(values: Mapping[str, str]) -> dict[str, str]:
+    return {f"value{at}": text for at, text in enumerate(values.values())}
 
 
 def _pointer(column: str) -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.retention import Expired, expired, why_left
 from batch_platform.pipeline.state import State, with_snapshots_over
 
 
@@ -16,7 +18,7 @@ class PlanRequest:
     """Partitions to bring up to date at a time, with whatever upstream they lack."""
 
     now: datetime
-    only: Sequence[Partition] | None = None  # None: every partition that is due and not dropped
+    only: Sequence[Partition] | None = None  # None: every partition that is due, and neither dropped nor too old
     force: bool = False  # features and predictions are due even if nothing changed
     model: str | None = None  # version that scores in place of the champions; no model is trained then
     recheck: bool = False  # the state is compared with the sources of all partitions, however old
@@ -41,6 +43,9 @@ class Question:
     state: State  # knows which snapshots stay as they were taken
     request: PlanRequest
     wanted: Sequence[Partition]  # oldest first
+    old: Expired = field(
+        default_factory=dict[RetentionKind, Sequence[Partition]]
+    )  # left as they are unless they are named
 
     @property
     def now(self) -> datetime:
@@ -55,7 +60,9 @@ class Question:
             return cls(spec, state, request, only)
         due, state = open_partitions(spec, state, request.now), with_snapshots_over(spec, state, request.now)
         if only is None:
-            return cls(spec, state, request, [item for item in due if item.key not in state.dropped])
+            old = expired(spec, state, request.now)
+            left = state.dropped.keys() | why_left(spec, old).keys()
+            return cls(spec, state, request, [item for item in due if item.key not in left], old)
         wanted = [item for item in only if item in due]
         if only and not wanted:
             require_takeable(spec, only, request.now)

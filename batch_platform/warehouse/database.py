@@ -101,6 +101,9 @@ class Warehouse:
         patience = Patience(self.home.create(), self.timeout)
         with locked(patience):
             if compact:
+                self.home.remove(
+                    self.home.warehouse.with_name(f"{self.home.warehouse.name}.tmp")
+                )  # of a killed process
                 with self._opened(patience, reusable=True) as con:
                     aside = compact_file(con, self._aside)
                 aside.rename(self.home.warehouse)

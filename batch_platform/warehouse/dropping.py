@@ -9,6 +9,7 @@ from datetime import datetime
 
 import duckdb
 
+from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.warehouse.descriptions import tables_of_pipelines
 from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
@@ -17,6 +18,7 @@ from batch_platform.warehouse.ledger import (
     LEDGERS,
     LEDGERS_SCHEMA,
     STATUS_TABLE,
+    EvaluationRun,
     FeatureBuild,
     create_table,
     insert,
@@ -74,6 +76,17 @@ def held_rows(
     return held
 
 
+def old_rows(
+    con: duckdb.DuckDBPyConnection, pipeline: str, kind: RetentionKind, partition_keys: Collection[str]
+) -> dict[str, dict[str, int]]:
+    """Count what retention removes of a kind of rows of some partitions, as `held_rows` does."""
+    held, evaluations = held_rows(con, pipeline, partition_keys), f"{LEDGERS_SCHEMA}.{LEDGERS[EvaluationRun]}"
+    if kind == "predictions":
+        return {table: counts for table, counts in held.items() if table not in {*_OF_FEATURES, evaluations}}
+    tables = _OF_FEATURES[:1] if kind == "features" else ("rejected_rows", REFUSED_ROWS)
+    return {table: counts for table, counts in held.items() if table in tables}
+
+
 def drop_rows(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], actor: str, stamp: Stamp
 ) -> list[str]:
@@ -84,7 +97,7 @@ def drop_rows(
     held = held_rows(con, pipeline, partition_keys)
     keys = sorted({key for counts in held.values() for key in counts})
     if keys:
-        _delete(con, pipeline, held)
+        delete_rows(con, pipeline, held)
         create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
         seqs = journal(con, [(pipeline, DROPPED, key) for key in keys])  # greater than those of the deleted rows
         own = [counts for table, counts in held.items() if "." not in table]
@@ -104,11 +117,11 @@ def drop_scores(
     Their features stay, as do the rows of further tables that the caller names.
     """
     held = held_rows(con, pipeline, partition_keys)
-    _delete(con, pipeline, {table: counts for table, counts in held.items() if table not in {*_OF_FEATURES, *but}})
+    delete_rows(con, pipeline, {table: counts for table, counts in held.items() if table not in {*_OF_FEATURES, *but}})
 
 
-def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, held: Mapping[str, Mapping[str, int]]) -> None:
-    """Delete the rows of partitions, given by table as `held_rows` counts them, and note it in the journal."""
+def delete_rows(con: duckdb.DuckDBPyConnection, pipeline: str, held: Mapping[str, Mapping[str, int]]) -> None:
+    """Delete the rows of partitions in the caller's transaction, given by table as `held_rows` counts them, and note it in the journal."""
     in_files = {table.view: table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)}
     changed: list[tuple[str, str, str | None]] = []
     wheres = _tables(con, pipeline)

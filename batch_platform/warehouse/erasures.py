@@ -4,11 +4,13 @@ A subject is a customer, say, named by the values of some columns. All that is k
 a random key that lies in the home and nowhere else: without the key nobody can try out which values it may have been.
 """
 
+import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import duckdb
@@ -63,7 +65,7 @@ class ErasedSubjects:
     """The erased subjects of a pipeline, as keyed hashes by the columns that named them, sorted."""
 
     home: Home
-    subjects: Mapping[tuple[str, ...], frozenset[str]] = field(default_factory=dict[tuple[str, ...], frozenset[str]])
+    subjects: Mapping[tuple[str, ...], Collection[str]]
 
     def without(self, batches: Iterator[pa.RecordBatch], left_out: list[int]) -> Iterator[pa.RecordBatch]:
         """Leave the rows of these subjects out of batches, which may be empty then; the number of each batch is added.
@@ -86,21 +88,21 @@ class ErasedSubjects:
             yield batch if kept.all() else batch.filter(pa.array(kept))
 
 
-def read_erased(con: duckdb.DuckDBPyConnection, home: Home, pipeline: str) -> ErasedSubjects | None:
-    """The erased subjects of a pipeline; None if there are none."""
-    if not has_table(con, LEDGERS_SCHEMA, ERASURES):
-        return None
-    query = f"SELECT from_json(columns, '[\"VARCHAR\"]'), list(subject) FROM {LEDGERS_SCHEMA}.{ERASURES} WHERE pipeline = $name GROUP BY columns"
-    hashes = {tuple(columns): frozenset(found) for columns, found in con.execute(query, {"name": pipeline}).fetchall()}
-    return ErasedSubjects(home, hashes) if hashes else None
-
-
-def read_erasures(con: duckdb.DuckDBPyConnection, pipeline: str, subject: str = "") -> list[Erasure]:
-    """The erasures of a pipeline, oldest first; only those of a subject if its keyed hash is given."""
+def read_erasures(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[Erasure]:
+    """The erasures of a pipeline, oldest first."""
     if not has_table(con, LEDGERS_SCHEMA, ERASURES):
         return []
-    rows = f"{LEDGERS_SCHEMA}.{ERASURES} WHERE pipeline = $name AND $subject IN ('', subject) ORDER BY seq"
-    return read_records(con, Erasure, rows, {"name": pipeline, "subject": subject})
+    return read_records(
+        con, Erasure, f"{LEDGERS_SCHEMA}.{ERASURES} WHERE pipeline = $name ORDER BY seq", {"name": pipeline}
+    )
+
+
+def read_erased(con: duckdb.DuckDBPyConnection, home: Home, pipeline: str) -> ErasedSubjects | None:
+    """The erased subjects of a pipeline; None if there are none."""
+    hashes = defaultdict[tuple[str, ...], set[str]](set)
+    for erasure in read_erasures(con, pipeline):
+        hashes[tuple(json.loads(erasure.columns))].add(erasure.subject)
+    return ErasedSubjects(home, hashes) if hashes else None
 
 
 def record_erasure(con: duckdb.DuckDBPyConnection, erasure: Erasure) -> None:

@@ -171,7 +171,7 @@ def _wiped(home: Home) -> Path | None:
     """
     try:
         with Warehouse(home).open(compact=True) as con:
-            for path in (*files_set_aside(home), *home.root.glob("*.duckdb.tmp")):  # the latter of killed processes
+            for path in files_set_aside(home):
                 home.remove(path)
             for copy in {*published_copies(home)} - {current_copy(home)}:
                 _remove(copy)

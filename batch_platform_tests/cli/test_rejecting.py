@@ -107,6 +107,19 @@ def test_gc_lists_and_then_removes_what_nothing_refers_to(cli, project):
     assert cli(project, "gc").out == "Nothing to remove.\n"
 
 
+def test_gc_removes_rows_older_than_their_retention_and_status_says_so(cli, project):
+    declared = pipeline_folder(project) / "defs.yaml"
+    declared.write_text(declared.read_text() + "  retention: {predictions: 3 years, rejected_rows: 90 days}\n")
+    announced = cli(project, "gc", "--dry-run").out
+    kinds = {kind: f"small: {kind} of " for kind in ("predictions", "rejected_rows")}
+    assert all(line.startswith(tuple(kinds.values())) for line in announced.splitlines())
+    assert "could be removed, older than retention.rejected_rows.\n" in announced
+    assert [old["kind"] for old in cli(project, "gc", "--json").json["old_rows"]][-1] == "rejected_rows"
+    assert published(project, "SELECT count(*) FROM small.rejected_rows") == [(0,)]
+    assert cli(project, "gc").out == "Nothing to remove.\n"
+    assert "everything asked for is up to date" in cli(project, "run", "small").out
+
+
 def test_gc_says_how_many_runs_and_bytes_it_removes(cli, project):
     assert cli(project, "gc").out == "Nothing to remove.\n", "no run is 90 days old"
     listed = json.loads(cli(project, "gc", "--runs-older-than", "0 days", "--dry-run", "--json").out)["old_runs"]

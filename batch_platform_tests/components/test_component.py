@@ -151,6 +151,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "max_champion_age": "90 days",
     },
     "report": {"every": "week", "schedule": "30 7 * * 1"},
+    "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
     "dagster": {
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},

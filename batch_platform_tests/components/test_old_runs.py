@@ -112,3 +112,17 @@ def test_the_job_of_a_pipeline_removes_what_is_older_than_it_keeps(trained):
         if entry.user_message.startswith("Removed")
     ]
     assert line == "Removed the records of 0 runs: 0.0 MiB."
+
+
+def test_old_rows_are_removed_by_the_same_job_whose_schedule_is_off_until_it_is_switched_on(tmp_path, monkeypatch):
+    deployment = deploy_trained(tmp_path, monkeypatch, retention={"predictions": "1 day"})
+    deployment.score(FIRST, LAST)
+    assert deployment.run("performance", first=FIRST, last="2024-02-02").success
+    schedule = deployment.definitions.resolve_schedule_def("small_remove_old_runs_every_week")
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    job = deployment.definitions.resolve_job_def("small_remove_old_runs")
+    result = job.execute_in_process(instance=deployment.instance)
+    assert result.success
+    assert set(deployment.pipeline.state().scores) == {LAST}, "what was not measured yet stays"
+    logged = [entry.user_message for entry in deployment.instance.all_logs(result.run_id)]
+    assert any(line.startswith("Removed predictions of 2 partitions: ") for line in logged)

@@ -137,6 +137,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "notify": ["json://host"],
     },
     "report": {"every": "month", "schedule": "0 7 1 * *"},
+    "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
     "dagster": {
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},

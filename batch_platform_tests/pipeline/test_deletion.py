@@ -269,11 +269,9 @@ def test_a_single_row_is_erased_by_its_key_and_other_columns_and_values_are_refu
         WrongUseError, match=r"small cannot erase rows by 'amount'; it can by customer, id, shop.*predictions.keep"
     ):
         held_subject(pipeline, {"amount": "1"})
-    with pytest.raises(WrongUseError, match=r"the column 'id' is BIGINT, which 'seven' is not"):
-        held_subject(pipeline, {"id": "seven"})
     assert held_subject(pipeline, {"id": "0"}).rows == {}
     assert not pipeline.home.erasures_key.exists()
-    held = erase_subject(pipeline, {"id": f"0{ids[-1]}"}, "somebody", STAMP)
+    held = erase_subject(pipeline, {"id": str(ids[-1])}, "somebody", STAMP)
     assert held.rows == {"features": 1, "predictions": 1, "challenger_scores": 1, "outcomes": 1}
     assert erase_subject(pipeline, {"id": str(ids[-2]), "shop": "no such shop"}, "somebody", STAMP).rows == {}
 

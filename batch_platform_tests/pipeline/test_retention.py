@@ -1,0 +1,135 @@
+"""Retention: old rows go for good, what is still needed stays, and nothing that went is missing afterwards."""
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from batch_platform.declaration.calendar import Duration
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.cleanup import remove_old_rows
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.verify import verify
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
+from batch_platform_tests.pipeline.test_deletion import CUSTOMERS, customers, customers_of, holding
+
+NOW = datetime(2024, 3, 3, 12, tzinfo=UTC)
+STAMP = Stamp("gc", NOW)
+WEEKLY = {"train": {"every": "week", "window": "16 days", "evaluate": "7 days"}}
+RETENTION = {"features": "10 days", "predictions": "20 days", "rejected_rows": "5 days"}
+
+
+def overrides(**further: Any) -> dict[str, Any]:
+    shared = {"features": CUSTOMERS["features"], "predictions": {"keep": ["shop", "customer"]}, "model": WEEKLY}
+    return shared | further
+
+
+def finished(tmp_path: Path, **further: Any) -> Pipeline:
+    declared = overrides(**{name: value for name, value in further.items() if name != "retention"})
+    pipeline = finished_pipeline(tmp_path, NOW, events=customers(), features_sql=CUSTOMERS["features_sql"], **declared)
+    return replace(pipeline, spec=small_spec(**overrides(**{"retention": RETENTION} | further)))
+
+
+def conditions(pipeline: Pipeline, now: datetime = NOW) -> dict[str, tuple[str, str]]:
+    state = pipeline.state()
+    status = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(now)), now)
+    return {line.partition: (line.condition, line.reason) for line in status.partitions}
+
+
+def due(pipeline: Pipeline, now: datetime = NOW) -> list[tuple[str, str]]:
+    return [
+        (item.step, item.partition.key) for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(now)).items
+    ]
+
+
+def test_old_rows_are_removed_to_the_last_byte_and_nothing_is_missing_afterwards(tmp_path):
+    pipeline = finished(tmp_path)
+    home, before = pipeline.home, pipeline.state()
+    gone, kept = customers_of(pipeline, "2024-02-05"), customers_of(pipeline, "2024-02-20")
+    assert due(pipeline) == [], "before rows are removed, too"
+    announced = remove_old_rows(pipeline, STAMP, dry_run=True)
+    assert pipeline.state().scores == before.scores
+    removed = remove_old_rows(pipeline, STAMP)
+    assert removed == announced
+    assert {old.kind: (old.partitions[0], old.partitions[-1]) for old in removed} == {
+        "features": (min(before.features), "2024-02-09"),  # the newest model learned from the 10th on
+        "predictions": (min(before.scores), "2024-02-11"),
+        "rejected_rows": (removed[2].partitions[0], removed[2].partitions[-1]),
+    }
+    after = pipeline.state()
+    assert after.scores == {key: run for key, run in before.scores.items() if key > "2024-02-11"}
+    assert after.features == {key: build for key, build in before.features.items() if key > "2024-02-09"}
+    assert holding(home, *gone) == set()
+    assert holding(home, *kept)
+    assert verify(home).differing == ()
+    with pipeline.warehouse.open() as con:
+        ((oldest,),) = con.execute("SELECT min(partition_key) FROM small.rejected_rows").fetchall()
+        months = con.execute("SELECT count(*) FROM small.performance_pooled WHERE period = 'month'").fetchall()
+    assert oldest > "2024-02-26"
+    assert months != [(0,)]
+
+    stands = conditions(pipeline)
+    assert stands["2024-02-05"] == ("expired", "older than retention.predictions (20 days), not scored again")
+    assert stands["2024-02-12"] == ("scored", "")
+    assert Counter(condition for condition, _ in stands.values()).keys() == {"expired", "scored"}
+    assert due(pipeline) == due(pipeline, NOW + timedelta(days=3)) == []
+    assert remove_old_rows(pipeline, STAMP) == []
+    period = pipeline.spec.partitions.calendar.named("2024-02-26")
+    assert pipeline.train(period, Stamp("again", NOW)).version.rows_trained > 0, "its training window is there"
+
+    named = pipeline.spec.partitions.calendar.named("2024-02-05")
+    again = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW, only=[named]))
+    assert {(item.step, item.partition.key) for item in again.items} >= {
+        ("features", named.key),
+        ("predictions", named.key),
+    }
+
+
+def test_partitions_without_features_but_with_predictions_stand_as_they_are(tmp_path):
+    pipeline = finished(tmp_path, retention={"features": "10 days"})
+    remove_old_rows(pipeline, STAMP)
+    reason = "older than retention.features (10 days), not scored again"
+    assert conditions(pipeline)["2024-02-05"] == ("scored", reason)
+    changed = replace(
+        pipeline, spec=small_spec(**overrides(retention={"features": "10 days"}, predictions={"keep": ["customer"]}))
+    )
+    assert {key for step, key in due(changed) if step == "predictions"} == {f"2024-02-{day}" for day in range(10, 30)}
+
+
+def test_a_model_that_learns_from_all_that_is_known_keeps_all_features(tmp_path):
+    pipeline = finished(tmp_path, model={"train": {"every": "month", "window": "all"}})
+    before = pipeline.state().features
+    assert {old.kind for old in remove_old_rows(pipeline, STAMP)} == {"predictions", "rejected_rows"}
+    assert pipeline.state().features == before
+    assert due(pipeline) == []
+
+
+def test_partitions_whose_labels_are_not_known_yet_keep_their_predictions(tmp_path):
+    declared = {"labels": {"delay": "12 days"}, "model": {"train": WEEKLY["train"] | {"window": "28 days"}}}
+    pipeline = finished(tmp_path, **declared, retention={"predictions": "5 days"})
+    remove_old_rows(pipeline, STAMP)
+    assert min(pipeline.state().scores) == "2024-02-20"
+    assert due(pipeline) == []
+
+
+def test_scored_partitions_that_were_not_measured_yet_are_kept_until_they_are(tmp_path):
+    pipeline = finished(tmp_path)
+    with pipeline.warehouse.transaction() as con:
+        con.execute("DELETE FROM batch_platform.evaluations WHERE partition_key = '2024-02-05'")
+    assert ("performance", "2024-02-05") in due(pipeline)
+    assert "2024-02-05" not in remove_old_rows(pipeline, STAMP)[1].partitions
+    carry_out(pipeline, NOW)
+    assert [old.partitions for old in remove_old_rows(pipeline, STAMP) if old.kind == "predictions"] == [["2024-02-05"]]
+
+
+def test_ages_are_durations_or_years():
+    assert small_spec(retention={"predictions": "3 years"}).retention.ages == {"predictions": Duration(days=1095)}
+    with pytest.raises(ValidationError, match="'soon' is not a duration"):
+        small_spec(retention={"features": "soon"})
