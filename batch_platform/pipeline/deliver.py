@@ -135,7 +135,7 @@ class _DeliveryStep:
     def _alone(self) -> Generator[None]:
         """Let one process at a time deliver here, so that an older commit never takes the place of a newer one."""
         lock = self.warehouse.home.staging / f"{self.spec.name}.{self.delivery.asset}.lock"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

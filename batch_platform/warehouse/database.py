@@ -240,7 +240,7 @@ class Warehouse:
         try:
             if not self.home.warehouse.exists():
                 require_not_lost(self.home)
-                aside.unlink(missing_ok=True)  # a killed process may have left it
+                self.home.remove(aside)  # a killed process may have left it
                 attach(aside).close()
                 aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
