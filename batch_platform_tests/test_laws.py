@@ -644,13 +644,69 @@ def test_law_19_nothing_behind_a_link_in_the_home_is_written_or_deleted(pipeline
         ):
             carry_out(pipeline, NOW)
         folder.unlink()
-    for name in ("warehouse.lock", ".warehouse.rollback", ".published.json", "warehouse.duckdb.wal"):
+    written = (
+        "warehouse.lock",
+        ".warehouse.rollback",
+        ".published.json",
+        "warehouse.duckdb.wal",
+        "dagster/.prepare.lock",
+    )
+    for name in written:
         (home.root / name).unlink(missing_ok=True)
         (home.root / name).symlink_to(outside / "notes")
         with pytest.raises(BatchPlatformError, match=rf"{name} is a link.*Hint: remove the link"):
             pipeline.publish()
         (home.root / name).unlink()
     assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+
+FOREIGN = (
+    "notes",
+    "published-notes.duckdb",
+    ".published-notes",
+    "warehouse.duckdb-notes",
+    "staging/notes",
+    "staging/my-notes/a",
+    "lake/notes",
+    "lake/small/notes",
+    "lake/small/features/notes.parquet",
+    "lake/small/features/.notes.parquet",
+    "lake/small/features/2024-02-03.notes.parquet",
+    "lake/small/features/notes/a",
+    "lake/small/predictions/notes",
+    "lake/small/predictions/2024-02-03/notes.parquet",
+    "models/notes",
+    "models/small/notes/manifest.json",
+    "spark/notes.log",
+    "reports/small/notes.html",
+    "dagster/notes",
+    "odd ; names\n\\/*?",
+)
+
+
+def test_law_19_files_of_other_names_stay_whatever_is_cleaned_up_dropped_or_restored(pipeline):
+    home = pipeline.home
+    for name in FOREIGN:
+        path = home.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+        os.utime(path, (LONG_AGO, LONG_AGO))
+        os.utime(path.parent, (LONG_AGO, LONG_AGO))
+    with pipeline.warehouse.transaction() as con:  # so that files from before it are not taken for another home's
+        con.execute("UPDATE batch_platform.meta SET created_at = '2000-01-01'")
+    later = NOW + timedelta(days=9000)
+    list(pipeline.build_features([day(pipeline, "2024-02-03")], STAMP, force=True))
+    list(pipeline.score([day(pipeline, "2024-02-03")], STAMP, force=True))
+    pipeline.publish()
+    garbage = find_garbage([pipeline.spec], home, later, trained_before=later)
+    assert not [item for item in garbage if "notes" in item.path.name]
+    remove_garbage(garbage, home, Stamp("gc", later))
+    drop_partitions(pipeline, ["2024-02-03"], "somebody", STAMP)
+    restore_from_published(home, NOW)
+    drop_pipelines(home, ["small"])
+    assert [name for name in FOREIGN if not (home.root / name).is_file()] == []
+    assert not [path for path in home.lake.rglob("*") if home.knows(path)], "what is our own is gone"
+    assert not [path for path in home.models.rglob("*") if home.knows(path)]
 
 
 def no_tables(path: Path) -> None:

@@ -93,7 +93,7 @@ def storable(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
 @contextmanager
 def alone(home: Home, name: str) -> Generator[None]:
     """Let one process of a home at a time, and one of its threads, be in the block of a name."""
-    descriptor = os.open(home.create().staging / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(home.create().staging / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

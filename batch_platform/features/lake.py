@@ -7,6 +7,7 @@ replaced meanwhile.
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from batch_platform.declaration.errors import DamagedFeaturesError, threads_expl
 from batch_platform.declaration.threads import threads
 from batch_platform.warehouse.staging import if_free
 
+_ASIDE = re.compile(r"\.[0-9a-f]{32}\.parquet")
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores batches of this size unchanged, which is fastest
 
 
@@ -49,7 +51,8 @@ def written_aside(folder: Path) -> Generator[Path]:
 
 def left_aside(folder: Path) -> list[Path]:
     """The files that killed processes were writing in a folder of feature files."""
-    return [path for path in sorted(folder.glob(".*.parquet")) if if_free(path, lambda _: None, flags=os.O_RDWR)]
+    paths = sorted(path for path in folder.glob(".*.parquet") if _ASIDE.fullmatch(path.name))
+    return [path for path in paths if if_free(path, lambda _: None, flags=os.O_RDWR)]
 
 
 def remove_unlocked(path: Path) -> None:

@@ -187,7 +187,7 @@ def _bundles(
 ) -> Iterator[Garbage]:
     registered = {version.version: version for version in registry.versions}
     newest = {registry.challengers.get(version.version): version.version for version in registry.versions}
-    for folder in _inside(home.bundles(registry.pipeline)):
+    for folder in filter(home.knows, _inside(home.bundles(registry.pipeline))):
         version = registered.get(folder.name)
         if version is None and _untouched_since(folder, now - UNRECORDED_FOR):
             yield Garbage("bundle", registry.pipeline, folder, _size(folder), "never registered: its run was killed")
@@ -215,8 +215,8 @@ def _features(home: Home, spec: PipelineSpec, builds: Mapping[str, FeatureBuild]
     folder = home.features(spec.name)
     for path in left_aside(folder):
         yield Garbage("features", spec.name, path, _size(path), "its run is gone")
-    for path in _inside(folder):
-        if path.suffix == ".parquet" and not path.name.startswith("."):
+    for path in filter(home.knows, _inside(folder)):
+        if not path.name.startswith("."):
             reason = _not_needed(path, spec, builds, now - UNRECORDED_FOR)
             if reason is not None:
                 yield Garbage("features", spec.name, path, _size(path), reason)

@@ -58,5 +58,5 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
 
 def _files(pipeline: Pipeline, partition_keys: Collection[str]) -> list[Path]:
     folder = pipeline.home.features(pipeline.spec.name)
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    files = sorted(filter(pipeline.home.knows, folder.iterdir())) if folder.is_dir() else []
     return [file for file in files if not file.name.startswith(".") and partition_of(file.name) in partition_keys]

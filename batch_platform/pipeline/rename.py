@@ -60,7 +60,7 @@ def drop_pipelines(home: Home, names: Collection[str]) -> None:
         leave_mark(home)
         for name in names:
             for folder in (home.features(name), home.bundles(name)):
-                home.remove(folder)
+                home.clear(folder)
             with suppress(OSError):  # files of tables stay until no published copy names them
                 home.features(name).parent.rmdir()
             drop_pipeline(con, name)

@@ -56,14 +56,14 @@ class WarehouseFile:
                     file.seek(place)
                     file.write(block)
             os.fsync(self.descriptor)
-        self.home.warehouse_rollback.unlink()
+        self.home.remove(self.home.warehouse_rollback)
 
     def checkpoint(self, con: duckdb.DuckDBPyConnection) -> None:
         """Move what was committed from DuckDB's log into the file; after a duckdb.Error or OSError it is still in the log."""
         if self.home.warehouse_log.exists():
             self._save(con)
             con.execute("CHECKPOINT")
-            self.home.warehouse_rollback.unlink()
+            self.home.remove(self.home.warehouse_rollback)
 
     def _save(self, con: duckdb.DuckDBPyConnection) -> None:
         """Save the headers and every block of metadata that lies within the file; blocks beyond its end are new."""

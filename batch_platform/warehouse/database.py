@@ -264,7 +264,7 @@ class Warehouse:
         try:
             if not self.home.warehouse.exists():
                 require_not_lost(self.home)
-                self._aside.unlink(missing_ok=True)  # a killed process may have left it
+                self.home.remove(self._aside)  # a killed process may have left it
                 attach(self._aside).close()
                 self._aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))

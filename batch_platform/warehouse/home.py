@@ -8,6 +8,7 @@ and the folders right below it may be links to other disks.
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +20,43 @@ PRIVATE = 0o750  # of the home's folders: nobody but their owner and group may e
 LONGEST_NAME = 200  # bytes; file systems take 255, and unfinished files have longer names than finished ones
 _MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+_SPILLED = "warehouse.duckdb.tmp"  # folder of DuckDB
 _WRITTEN_IN_PLACE = (
     "warehouse.lock",
     "warehouse.duckdb.wal",
-    "warehouse.duckdb.tmp",
     ".warehouse.duckdb",
     ".warehouse.rollback",
     ".published.json",
     ".renaming.json",
     "wiping",
+    "dagster/.prepare.lock",
+    "dagster/.prepared",
+    "dagster/.service.lock",
 )
 _FILES = (
-    *(name for name in _WRITTEN_IN_PLACE if name != "warehouse.duckdb.tmp"),  # the folder into which DuckDB spills
+    *_WRITTEN_IN_PLACE,
     "warehouse.duckdb",
     "warehouse.rollback",
+    ".published",
     "published.duckdb",
     "published.json",
     "renaming.json",
+    "dagster/dagster.yaml",
 )
+_MADE_WHERE_MISSING = ("warehouse.duckdb", "dagster/dagster.yaml")  # may be links to files that are there
+_OWN = re.compile(
+    r"""
+    \.?(warehouse\.(duckdb|rollback)|published-([0-9a-f]{32}|empty)\.duckdb)(\..*)?
+    | \.published | renaming\.json
+    | staging/.+-[a-z0-9_]{8}
+    | lake/[^/]+/features/(.+\.[0-9a-f]{12}|\.[0-9a-f]{32})\.parquet
+    | lake/[^/]+/[^/]+/[^/]+/([0-9a-f]{32}\.parquet|\.[0-9a-f]{32})
+    | models/[^/]+/.+-[0-9a-f]{8}
+    | spark/did-not-start-.+\.log
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""Names that this project gives to what it removes again; whatever has another name belongs to somebody else."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,9 @@ class Home:
                 raise self._unwritable(folder, error.strerror) from error
             if not os.access(folder, os.W_OK):
                 raise self._unwritable(folder, "permission denied")
-        if link := next((path for path in map(self.root.joinpath, _WRITTEN_IN_PLACE) if path.is_symlink()), None):
+        in_place, made = (map(self.root.joinpath, names) for names in (_WRITTEN_IN_PLACE, _MADE_WHERE_MISSING))
+        written = [*in_place, self.root / _SPILLED, *(path for path in made if not path.exists())]
+        if link := next(filter(Path.is_symlink, written), None):
             msg = f"{link} is a link, and what it leads to would be written over; nothing was changed."
             raise BatchPlatformError(msg, hint="remove the link.")
         if odd := next(
@@ -98,14 +120,29 @@ class Home:
         folders = [*path.relative_to(self.root).parents][:-2]
         return not any((self.root / folder).is_symlink() for folder in folders)
 
+    def knows(self, path: Path) -> bool:
+        """Return whether this project gives such a name to what it makes at such a place, and removes again."""
+        return _OWN.fullmatch(path.relative_to(self.root).as_posix()) is not None
+
     def remove(self, path: Path) -> None:
-        """Remove a file, a folder or a link of the home, unless a link leads to it or it is gone already."""
-        if not self.owns(path):
+        """Remove a file, a folder or a link of the home.
+
+        What lies behind a link stays, and what has a name that this project does not give; it may be gone already.
+        """
+        if not (self.owns(path) and self.knows(path)):
             return
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+    def clear(self, folder: Path) -> None:
+        """Remove what is this project's in a folder of the home, and the folder if nothing is left in it."""
+        if not folder.is_symlink():
+            for path in folder.iterdir() if folder.is_dir() else ():
+                self.remove(path)
+            with suppress(OSError):
+                folder.rmdir()
 
     def require_folder(self) -> None:
         """Raise BatchPlatformError if the root is not a folder and cannot be made one since a file is in the way."""

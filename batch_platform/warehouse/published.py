@@ -174,10 +174,10 @@ def _wiped(home: Home) -> Path | None:
             for path in files_set_aside(home):
                 home.remove(path)
             for copy in {*published_copies(home)} - {current_copy(home)}:
-                _remove(copy)
+                _remove(home, copy)
             wanted = _published(con, home)
             for copy in {*published_copies(home)} - {wanted}:
-                _remove(copy)
+                _remove(home, copy)
             _remove_unnamed(con, home)
             remove_marked(con, home)
             return wanted
@@ -217,16 +217,16 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
     kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
     write_marks(home, kept | {wanted.name: mark_of(copy)})
-    log_of(wanted).unlink(missing_ok=True)  # a foreign writer may have left it
+    home.remove(log_of(wanted))  # a foreign writer may have left it
     copy.rename(wanted)
     wanted.chmod(wanted.stat().st_mode & ~_WRITE)  # until it has its mark and its name, it counts as unfinished
     link = home.root / ".published"
-    link.unlink(missing_ok=True)
+    home.remove(link)
     link.symlink_to(wanted.name)
     link.replace(home.published)
     for copy in published_copies(home):
         if copy not in {wanted, current, *read} or (copy != wanted and copy in foreign):
-            _remove(copy)
+            _remove(home, copy)
     _remove_unnamed(con, home)
     return wanted
 
@@ -243,9 +243,9 @@ def newest_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     return copy_of(home, newest[0][0] if newest else NOTHING)
 
 
-def _remove(copy: Path) -> None:
-    copy.unlink()
-    log_of(copy).unlink(missing_ok=True)
+def _remove(home: Home, copy: Path) -> None:
+    for path in (copy, log_of(copy)):
+        home.remove(path)
 
 
 def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -257,12 +257,12 @@ def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 def copy_bytes(home: Home, path: Path) -> Path:
     """Copy the file of the warehouse, which is locked, to a path, under another name until it is complete; raises OSError."""
     for unfinished in home.root.glob(".published-*"):  # a killed process may have left some
-        unfinished.unlink()
+        home.remove(unfinished)
     aside = home.root / f".{path.name}"
     command = ["cp", "--", str(home.warehouse), str(aside)]
     copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - no text of a user
     if copied.returncode:
-        aside.unlink(missing_ok=True)
+        home.remove(aside)
         raise OSError(copied.stderr.strip() or f"cp ended with {copied.returncode}")
     sync(aside)
     return aside.rename(path)
@@ -284,16 +284,16 @@ def _from_spares(con: duckdb.DuckDBPyConnection, home: Home, spares: Iterable[Pa
                 path.chmod(path.stat().st_mode & ~_WRITE)
                 read.add(path)
             else:
-                _remove(path)
+                _remove(home, path)
             continue
         if small or equal is not None:
             con.execute("DETACH copy")
-        elif _brought_up_to_date(con, path):
+        elif _brought_up_to_date(con, home, path):
             equal = path
     return equal, read
 
 
-def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
+def _brought_up_to_date(con: duckdb.DuckDBPyConnection, home: Home, path: Path) -> bool:
     """Make the attached copy equal to the warehouse and detach it; False if so much has changed that its bytes are copied.
 
     A copy with another history than the warehouse's is not used either. A damaged copy is written anew.
@@ -307,7 +307,7 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        _remove(path)
+        _remove(home, path)
         _write_rows(con, path)  # fails too if the warehouse is damaged, so its damage is not published
     return True
 

@@ -87,7 +87,7 @@ def complete_renaming(con: duckdb.DuckDBPyConnection, home: Home) -> None:
             of(wrong).rename(of(right))
     with suppress(OSError):  # files of tables stay until no published copy names them
         home.features(wrong).parent.rmdir()
-    home.renaming.unlink()
+    home.remove(home.renaming)
 
 
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:

@@ -43,14 +43,18 @@ def _claim(home: Home, run_id: str) -> tuple[Path, int]:
 
 def left_behind(home: Home) -> list[Path]:
     """The folders of runs that are gone."""
-    folders = sorted(home.staging.iterdir()) if home.staging.is_dir() else []
-    return [folder for folder in folders if if_free(folder, lambda _: None)]
+    return [folder for folder in _folders(home) if if_free(folder, lambda _: None)]
 
 
 def sweep_all(home: Home) -> None:
     """Remove the folders of all runs that are gone."""
-    for folder in home.staging.iterdir() if home.staging.is_dir() else ():
+    for folder in _folders(home):
         sweep(folder)
+
+
+def _folders(home: Home) -> list[Path]:
+    """What has the name of a run's folder; all else in the folder is somebody else's."""
+    return sorted(filter(home.knows, home.staging.iterdir())) if home.staging.is_dir() else []
 
 
 def sweep(folder: Path) -> None:

@@ -132,7 +132,11 @@ def test_features_that_are_unrecorded_or_of_dropped_partitions_go(pipeline):
     first, second, third = (feature_file(pipeline, f"2024-01-0{day}") for day in (1, 2, 3))
     assert [item.path for item in dropped] == [first, second]
     folder = first.parent
-    unrecorded, stray, aside = folder / "2024-02-30.0123456789ab.parquet", folder / "notes.txt", folder / ".x.parquet"
+    unrecorded, stray, aside = (
+        folder / "2024-02-30.0123456789ab.parquet",
+        folder / "notes.txt",
+        folder / f".{0:032}.parquet",
+    )
     for path in (unrecorded, stray, aside):
         path.write_bytes(b"x")
     with written_aside(folder):
@@ -168,11 +172,11 @@ def test_a_file_that_a_run_has_not_recorded_yet_stays_for_a_day(pipeline):
 
 
 def test_staging_of_live_runs_is_never_listed(pipeline):
-    (pipeline.home.staging / "killed-abc").mkdir()
+    (pipeline.home.staging / "killed-abcdefgh").mkdir()
     with staging_folder(pipeline.home, "live") as live:
-        (pipeline.home.staging / "another-killed").mkdir()
+        (pipeline.home.staging / "another-abcdefgh").mkdir()
         listed = [item.path for item in garbage_of(pipeline) if item.kind == "staging"]
-        assert listed == [pipeline.home.staging / "another-killed"]
+        assert listed == [pipeline.home.staging / "another-abcdefgh"]
         remove_garbage(garbage_of(pipeline), pipeline.home, Stamp("gc", LATER))
         assert list(pipeline.home.staging.iterdir()) == [live]
 

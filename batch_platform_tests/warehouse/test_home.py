@@ -132,6 +132,19 @@ def test_the_folder_into_which_duckdb_spilled_when_it_was_killed_is_no_hindrance
     publish(home)
 
 
+@pytest.mark.parametrize(
+    "name", ["warehouse.lock", "warehouse.duckdb", "warehouse.duckdb.tmp", "dagster/dagster.yaml", "dagster/.prepared"]
+)
+def test_a_link_to_nothing_is_named_and_its_target_never_made(tmp_path, name):
+    home = Home(tmp_path / "home").create()
+    (home.root / name).symlink_to(tmp_path / "target")
+    with pytest.raises(BatchPlatformError, match=rf"{name} is a link, and what it leads to.*Hint: remove the link"):
+        publish(home)
+    with pytest.raises(BatchPlatformError, match="is a link"):
+        prepare_instance(home)
+    assert not (tmp_path / "target").exists()
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
 def test_no_name_leads_out_of_the_home(tmp_path, name):
     home = Home(tmp_path / "home").create()

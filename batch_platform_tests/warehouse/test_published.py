@@ -129,7 +129,7 @@ def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
 
 
 def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):
-    (home.root / ".published-0.duckdb").write_bytes(b"half")
+    (home.root / f".published-{0:032}.duckdb").write_bytes(b"half")
     write(home, tmp_path, KEYS[0], "r0")
     publish(home)
     assert not list(home.root.glob(".published-*"))

@@ -71,7 +71,7 @@ def test_a_run_that_has_nothing_to_do_sweeps_too_since_it_publishes(home):
 
 
 def test_a_run_killed_before_it_wrote_anything_is_swept(home):
-    (home.staging / "just-made").mkdir()
+    (home.staging / "just-made_now").mkdir()
     with staging_folder(home, "run") as folder:
         assert list(home.staging.iterdir()) == [folder]
 

@@ -230,7 +230,7 @@ def _kept_log(written: str, logs: Path | None) -> Path:
     """Write what Spark has written to a file that stays, in place of the oldest one; without a folder, in that for temporary files."""
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
-        for former in sorted(logs.iterdir(), key=lambda path: path.stat().st_mtime)[: -MOST_LOGS + 1]:
+        for former in sorted(logs.glob("did-not-start-*.log"), key=lambda path: path.stat().st_mtime)[: -MOST_LOGS + 1]:
             former.unlink(missing_ok=True)
     descriptor, path = tempfile.mkstemp(prefix="did-not-start-", suffix=".log", dir=logs)
     os.close(descriptor)
