@@ -1,8 +1,11 @@
 """Take the pictures of the README and the guide: three months of the flights, scored and measured in a folder of their own.
 
-python -m batch_platform_tests.make_pictures
+python -m batch_platform_tests.make_pictures [--demos FOLDER]
+
+With --demos only those of the demos: their reports are left in the folder, with a picture of each for wide and narrow windows.
 """
 
+import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +15,7 @@ from playwright.sync_api import Locator, expect
 
 from batch_platform.cli.project import project_files
 from batch_platform.defs import flight_delays
+from batch_platform.pipeline.shipped import FLIGHTS, shipped
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.browsing import Dagster, browser
 from batch_platform_tests.harness.checkout import ROOT
@@ -23,6 +27,15 @@ PICTURES = ROOT / ".pictures"
 FIRST, LAST = "2013-03-01", "2013-05-31"
 WIDTH, HEIGHT, SCALE = 1280, 1400, 1.25  # a README is about 900 wide
 REPORT = {"width": 1000, "height": 1300}
+NARROW, DEMO = 390, {"width": 1000, "height": 900}
+WINDOWS_SHOWN: dict[str, list[str]] = {  # a report shows the newest month, unless more is asked for
+    "credit_default": ["--from", "1974-01-01", "--to", "1974-08-01"],
+    "market_risk": ["--from", "2008-07-01", "--to", "2008-12-31"],
+    "repeat_buyers": ["--from", "1997-11-01", "--to", "1998-04-01"],
+    "customer_segments": ["--from", "1997-10-01", "--to", "1998-06-01"],
+    "patient_risk": ["--from", "1983-01-01", "--to", "1986-12-01"],
+    "student_grades": ["--from", "1989-07-03", "--to", "1990-02-05"],
+}
 MARGIN = 20
 NODE, NAME = 300, 46  # how far an asset reaches to the right of its first line, and above it
 GRAPH = {"width": 1480, "height": 1230}  # drawn from above to below, which keeps its words large
@@ -43,6 +56,48 @@ BACKFILLS = "{partitionBackfillsOrError(limit: 1) {... on PartitionBackfills {re
 
 
 def main() -> None:
+    """All pictures, or those of the demos."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--demos", type=Path, metavar="FOLDER", help="the pictures of the demos alone; reports go there"
+    )
+    folder = parser.parse_args().demos
+    if folder is not None:
+        demos(folder)
+        return
+    flights()
+    with tempfile.TemporaryDirectory() as temporary:
+        demos(Path(temporary))
+
+
+def demos(folder: Path) -> None:
+    """Run each demo, and take the beginning of its report; whole reports go to the folder, wide and narrow."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    variables = {HOME_VARIABLE: str(folder / "home")}
+    names = [name for name in shipped() if name != FLIGHTS]
+    for name in names:
+        for arguments in (
+            ["demo", name],
+            ["report", name, *WINDOWS_SHOWN.get(name, ()), "--out", str(folder / f"{name}.html")],
+        ):
+            answer = run_command(folder, *arguments, **variables)
+            if answer.code:
+                raise SystemExit(answer.err)
+    with served(ROOT, folder / "home", "--demos", **variables) as ui, browser(ui.url, WIDTH, HEIGHT) as dagster:
+        page = dagster.page
+        for name in names:
+            for width in (NARROW, WIDTH):
+                page.set_viewport_size({"width": width, "height": HEIGHT})
+                page.goto((folder / f"{name}.html").as_uri())
+                page.wait_for_load_state()
+                page.screenshot(path=str(folder / f"{name}_{width}.png"), full_page=True, animations="disabled")
+            page.set_viewport_size(DEMO)
+            page.screenshot(path=str(PICTURES / f"demo_{name}.png"), animations="disabled")
+            print(name, (PICTURES / f"demo_{name}.png").stat().st_size // 1024, "KB")
+
+
+def flights() -> None:
     """The graph, the page of the predictions, their checks, a model, a backfill, a report, and the check on drift."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"

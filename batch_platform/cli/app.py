@@ -24,7 +24,7 @@ from batch_platform.models.native_threads import let_waiting_threads_sleep
 
 INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called
-    "demo": "Train, score and evaluate two months of real flights.",
+    "demo": "Train, score and evaluate a shipped pipeline on real data.",
     "ui": "Start Dagster's webserver and daemon for the project.",
     "new": "Propose a pipeline for a table, as files to read and edit.",
     "check": "Validate every pipeline without running it.",

@@ -57,11 +57,11 @@ class _Environment:
         return os.environ.get(name)
 
 
-def read_declared(folder: Path) -> dict[str, Pipeline] | None:
-    """The pipelines below a folder of definitions, by name; None where Dagster has to load them."""
+def read_declared(*folders: Path) -> dict[str, Pipeline] | None:
+    """The pipelines below folders of definitions, by name; None where Dagster has to load them."""
     pipelines = dict[str, Pipeline]()
     with suppress(Exception):  # whatever it is: Dagster meets it again, and its error is the one to show
-        for file in _files(folder):
+        for file in (file for folder in folders for file in _files(folder)):
             for pipeline in _pipelines(file):
                 _require(pipeline.spec.name not in pipelines)
                 pipelines[pipeline.spec.name] = pipeline

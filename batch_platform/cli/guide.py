@@ -9,6 +9,7 @@ from batch_platform.declaration.errors import named
 
 PAGES = {  # each is a Markdown file in the folder `guide`, in the order in which to read them
     "concepts": "What is a partition, a champion, the ledger? What is promised?",
+    "demos": "Is there an example from my trade?",
     "your_data": "What can be read, and what does `new` propose?",
     "declaring": "What does the YAML look like, and what does it become? How is input declared?",
     "keys": "Which keys do models, challengers and predictions have?",

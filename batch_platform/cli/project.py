@@ -17,6 +17,7 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError,
 from batch_platform.declaration.spec import ASSETS, PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.shipped import ask_for, to_load
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
 if TYPE_CHECKING:  # it takes as long to import as most reports take
@@ -103,7 +104,7 @@ class Project:
     def _plain(self) -> dict[str, Pipeline] | None:
         """Its pipelines by name, read without Dagster; None where only Dagster can load them."""
         if self.is_shipped:
-            return read_declared(Path(__file__).parents[1] / "defs")
+            return read_declared(*to_load(self.home))
         if self.declarations is None:
             return None
         if not self.autoloaded:
@@ -162,6 +163,7 @@ class Project:
 
     def pipeline(self, name: str) -> "Wiring":
         """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
+        self._ask_for(name)
         wiring = self._named(name, self.pipelines, self._loaded[1])
         self.require_same_clocks(wiring.spec)
         return wiring
@@ -179,7 +181,13 @@ class Project:
 
     def declared_as(self, name: str) -> Pipeline:
         """The same pipeline, for commands that start no run."""
+        self._ask_for(name)
         return self._named(name, self.declared, self.broken)
+
+    def _ask_for(self, name: str) -> None:
+        """Let a shipped demo be loaded by its name, before anything is."""
+        if self.is_shipped:
+            ask_for(name)
 
     def _named(self, name: str, pipelines: Mapping[str, Named], broken: "Sequence[BrokenPipeline]") -> Named:
         if name not in pipelines and (errors := [item.error for item in broken if item.name == name]):

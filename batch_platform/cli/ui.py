@@ -29,6 +29,7 @@ from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_ser
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.declaration.redaction import logs_json
+from batch_platform.pipeline.shipped import ALL, ask_for
 
 GENERATED = "a generated one"
 WEBSERVER = [sys.executable, "-m", "batch_platform.cli.guard"]
@@ -52,18 +53,33 @@ SECONDS_BETWEEN_LOOKS = 0.2
 @click.option(
     "--read-only", is_flag=True, help="Show everything, and let nothing be launched or changed. Runs no daemon."
 )
+@click.option("--demos", is_flag=True, help="Load all shipped demos, where the shipped pipelines are served.")
 @click.option(
     "--allowed-host", multiple=True, metavar="NAME", help="Another name by which browsers may address the UI."
 )
 @click.pass_obj
 def command(  # noqa: PLR0913 - one parameter for each option
-    folder: Path | None, host: str, port: int, token: str | None, *, read_only: bool, allowed_host: tuple[str, ...]
+    folder: Path | None,
+    host: str,
+    port: int,
+    token: str | None,
+    *,
+    read_only: bool,
+    demos: bool,
+    allowed_host: tuple[str, ...],
 ) -> None:
     """Run Dagster's webserver and daemon for the project until interrupted. A home has only one daemon.
 
     What web pages of other sites send to it is refused. On 127.0.0.1 it asks for no login unless told so with --token.
     """
     project = find_project(folder)
+    if demos and not project.is_shipped:
+        msg = f"{project.root} is a project of your own, and --demos loads the shipped pipelines."
+        raise WrongUseError(
+            msg, hint="call it in another folder; batch-platform demo NAME --copy-to FOLDER copies a demo."
+        )
+    if demos:
+        ask_for(ALL)
     os.environ.pop(TOKEN, None)  # only the webserver is told
     if token == GENERATED or (token is None and host not in LOOPBACK):
         token = secrets.token_urlsafe(24)

@@ -97,7 +97,7 @@ class _UnaskedError(Exception):
 @contextmanager
 def without_folders(folders: Collection[Path]) -> Generator[None]:
     """Load definitions without some folders, where a command needs only the others."""
-    token = _unasked.set(folders)
+    token = _unasked.set({*_unasked.get(), *folders})
     try:
         yield
     finally:

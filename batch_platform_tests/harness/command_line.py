@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 
 from batch_platform.cli import main, terminal
+from batch_platform.pipeline.shipped import DEMOS_VARIABLE
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.dagster_project import forget_projects, write_dagster_project
 from batch_platform_tests.harness.small_pipeline import small_events
@@ -26,7 +27,7 @@ from batch_platform_tests.harness.starting_points import made_once
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 REJECTED_ID, REJECTED_DAY = 2000, "2024-02-19"
 HANGS_AFTER = 1800  # seconds: a hang is an error, slowness is none
-OWN_VARIABLES = (HOME_VARIABLE, "DAGSTER_HOME", terminal.DEBUG_VARIABLE)
+OWN_VARIABLES = (HOME_VARIABLE, "DAGSTER_HOME", terminal.DEBUG_VARIABLE, DEMOS_VARIABLE)
 
 OVERRIDES: dict[str, Any] = {
     "features": {"key": ["id", "shop"], "columns": {"amount": {"min": 0}}, "max_rejected": "5%"},

@@ -1,0 +1,1 @@
+"""A demo: its page is README.md."""

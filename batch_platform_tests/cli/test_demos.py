@@ -1,0 +1,323 @@
+"""Each demo runs from nothing, is better than the simplest models beside it, and stays out of everybody's way until it is asked for."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from batch_platform.pipeline.shipped import DEMOS_VARIABLE, FLIGHTS, FOLDER, shipped
+from batch_platform_tests.harness.checkout import GUIDE
+from batch_platform_tests.harness.command_line import run_command
+
+DEMOS = [name for name in shipped() if name != FLIGHTS]
+EVERYDAY = "customer_segments"
+COSTS = (1, 5)  # of declining a good applicant, and of accepting a bad one
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that has run."""
+
+    folder: Path
+    name: str
+    report: dict[str, Any]
+
+    def sql(self, query: str) -> pl.DataFrame:
+        """The answer of the published copy, in which `features` are the features of every partition."""
+        home = self.folder / ".batch_platform"
+        with duckdb.connect(str(home / "published.duckdb"), read_only=True) as con:
+            con.execute(f"USE {self.name}")
+            files = home / "lake" / self.name / "features" / "*.parquet"
+            path = "regexp_extract(filename, '([0-9-]+)[.]', 1) AS of_partition"
+            return con.sql(
+                f"WITH features AS (SELECT *, {path} FROM read_parquet('{files}', filename = true)) {query}"
+            ).pl()
+
+    def measured(self, model: str = "champion") -> float:
+        """The gate's metric of a model over all that was scored."""
+        (value,) = [it["value"] for it in self.report["measured"] if it["model"] == model]
+        return value
+
+
+def better_than_its_simple_models(demo: Demo) -> None:
+    """The checks of the pages: each figure beside its baseline."""
+    CHECKS[demo.name](demo)
+
+
+def credit_default(demo: Demo) -> None:
+    assert demo.measured() > 0.72
+    costs = dict(
+        demo.sql(
+            "SELECT metric, sum(value * rows) / sum(rows) FROM performance WHERE metric LIKE 'decision_cost%' GROUP BY ALL"
+        ).iter_rows()
+    )
+    assert costs["decision_cost"] < 0.93 * costs["decision_cost_always"] < costs["decision_cost_never"]
+    rows = demo.sql(
+        "SELECT score, outcome = 'true' AS bad FROM predictions JOIN outcomes USING (applicant_id, partition_key)"
+    )
+    assert abs(rows["score"].mean() - rows["bad"].mean()) < 0.06, "probabilities come true on average"
+    reasons = demo.sql("SELECT decision, len(reasons) AS count FROM predictions").unique().sort("decision")
+    assert reasons.rows() == [(False, None), (True, 3)]
+
+
+def market_risk(demo: Demo) -> None:
+    rows = demo.sql("FROM predictions JOIN outcomes USING (symbol, partition_key)")
+    error = (rows["outcome_value"] - rows["prediction"]).abs().mean()
+    assert error == pytest.approx(demo.measured(), abs=1e-9)
+    assert error < 0.97 * (rows["outcome_value"] - rows["last_day"]).abs().mean(), "than the last day"
+    assert error < (rows["outcome_value"] - rows["outcome_value"].mean()).abs().mean(), (
+        "than the mean of the days to come"
+    )
+    covered = rows.select(pl.col("outcome_value").is_between("prediction_low", "prediction_high").mean()).item()
+    assert 0.8 < covered < 0.96
+    september = rows.filter(pl.col("partition_key").str.starts_with("2008-09"))
+    assert (
+        september.select(pl.col("outcome_value").is_between("prediction_low", "prediction_high").mean()).item() < 0.85
+    )
+
+
+def repeat_buyers(demo: Demo) -> None:
+    rows = demo.sql(
+        "SELECT p.partition_key, p.score, p.decision, o.outcome = 'true' AS bought, f.purchases FROM predictions AS p"
+        " JOIN outcomes AS o USING (customer_id, partition_key)"
+        " JOIN features AS f ON f.customer_id = p.customer_id AND f.of_partition = p.partition_key"
+    )
+    assert rows.height == 6 * 23_570
+    assert roc_auc_score(rows["bought"], rows["score"]) == pytest.approx(demo.measured(), abs=1e-9)
+    assert demo.measured() > roc_auc_score(rows["bought"], rows["purchases"]) + 0.01
+    called = rows.filter("decision")
+    assert called.group_by("partition_key").len()["len"].to_list() == [500] * 6
+    by_frequency = rows.sort("purchases", descending=True, maintain_order=True).group_by("partition_key").head(500)
+    assert called["bought"].mean() > by_frequency["bought"].mean() + 0.03
+
+
+def customer_segments(demo: Demo) -> None:
+    assert sum(demo.report["segments"].values()) == 23_570
+    moved = demo.sql(
+        "SELECT b.partition_key, avg((a.prediction = b.prediction)::INT) AS stayed FROM predictions AS a JOIN predictions AS b"
+        " ON a.customer_id = b.customer_id AND b.partition_key::DATE = a.partition_key::DATE + INTERVAL 1 MONTH GROUP BY ALL"
+    )
+    assert moved.height == 8
+    assert moved["stayed"].min() > 0.7, "segments keep their numbers from month to month"
+    means = demo.sql("SELECT prediction, avg(frequency) AS often, avg(recency) AS ago FROM predictions GROUP BY ALL")
+    assert means.sort("often")["prediction"].last() == means.sort("ago")["prediction"].first(), "the loyal came lately"
+
+
+def patient_risk(demo: Demo) -> None:
+    rows = demo.sql(
+        "FROM predictions JOIN outcomes USING (patient_id, visited_at, partition_key)"
+        " JOIN features USING (patient_id, visited_at)"
+    ).with_columns(event=pl.col("outcome") == "true")
+    share = rows["event"].mean()
+    assert demo.measured() < 0.6 * share * (1 - share), "than the share of events"
+    assert abs(rows["score"].mean() - share) < 0.02, "probabilities come true on average"
+    auc = roc_auc_score(rows["event"], rows["score"])
+    assert auc > 0.9
+    assert auc > roc_auc_score(rows["event"], mayo_score(rows)), "than the score that the clinic published"
+
+
+def mayo_score(visits: pl.DataFrame) -> pl.Series:
+    """The risk score of Dickson and others (Hepatology 1989; 10: 1-7)."""
+    return visits.select(
+        0.871 * pl.col("log_bilirubin")
+        - 2.53 * pl.col("albumin").log()
+        + 0.039 * pl.col("age")
+        + 2.38 * pl.col("log_prothrombin")
+        + 0.859 * pl.col("edema")
+    ).to_series()
+
+
+def student_grades(demo: Demo) -> None:
+    rows = demo.sql(
+        "FROM predictions JOIN outcomes USING (pupil_id, partition_key) JOIN features USING (pupil_id)"
+    ).with_columns(pl.col("math2").fill_null(pl.col("math2").mean()))
+    slope, offset = np.polyfit(rows["math2"], rows["outcome_value"], 1)
+    line = ((rows["outcome_value"] - (offset + slope * rows["math2"])) ** 2).mean() ** 0.5
+    assert demo.measured() < line < rows["outcome_value"].std(), "than a line through the score of the grade before"
+    assert {it["model"] for it in demo.report["measured"]} == {"champion", "tree", "network", "trees"}
+    assert demo.measured() < demo.measured("tree")
+    covered = rows.select(pl.col("outcome_value").is_between("prediction_low", "prediction_high").mean()).item()
+    assert 0.75 < covered < 0.88
+
+
+CHECKS: dict[str, Callable[[Demo], None]] = {
+    check.__name__: check
+    for check in (credit_default, market_risk, repeat_buyers, customer_segments, patient_risk, student_grades)
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(it, marks=[] if it == EVERYDAY else pytest.mark.full) for it in DEMOS])
+def test_a_demo_runs_from_nothing_and_beats_the_simplest_models(tmp_path, name):
+    answer = run_command(tmp_path, "demo", name, "--json")
+    assert answer.code == 0, answer.err
+    report = json.loads(answer.out)
+    assert report["outcome"]["rows_in"] == report["outcome"]["rows_scored"] > 0
+    better_than_its_simple_models(Demo(tmp_path, name, report))
+    assert json.loads(run_command(tmp_path, "status", name, "--json").out)[0]["pipeline"] == name
+    assert run_command(tmp_path, "report", name, "--out", "report.html").code == 0
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_demos_are_loaded_only_once_they_are_asked_for(cli, tmp_path):
+    def listed(**variables: str) -> list[str]:
+        return [it["pipeline"] for it in json.loads(cli(tmp_path, "status", "--json", **variables).out)]
+
+    assert listed() == [FLIGHTS]
+    assert listed(**{DEMOS_VARIABLE: "patient_risk"}) == [FLIGHTS, "patient_risk"]
+    assert listed(**{DEMOS_VARIABLE: "all"}) == sorted(shipped())
+    assert json.loads(cli(tmp_path, "status", "market_risk", "--json").out)[0]["pipeline"] == "market_risk"
+    (tmp_path / ".batch_platform" / "lake" / "student_grades").mkdir(parents=True)  # it ran here before
+    assert listed() == [FLIGHTS, "student_grades"]
+
+
+def test_the_list_says_what_each_demo_predicts(cli, tmp_path):
+    demos = json.loads(cli(tmp_path, "demo", "--list", "--json").out)
+    assert [*demos] == shipped()
+    assert demos[EVERYDAY] == "Segment of each customer by recency, frequency and money, once a month."
+    answer = cli(tmp_path, "demo", "credit_defautl")
+    assert answer.code == 2
+    assert "There is no demo 'credit_defautl'" in answer.err
+
+
+@pytest.mark.parametrize("name", [EVERYDAY, FLIGHTS])
+def test_a_copied_demo_is_a_project_of_the_users_own(cli, tmp_path, name):
+    folder = tmp_path / "mine"
+    assert cli(tmp_path, "demo", name, "--copy-to", str(folder)).code == 0
+    place = folder / "pipelines" / "defs" / name
+    assert {path.name for path in place.iterdir()} >= {"defs.yaml", "features.sql", "data", "__init__.py"}
+    assert "batch_platform.defs" not in (place / "defs.yaml").read_text(encoding="utf-8")
+    assert run_command(folder, "check").out.splitlines()[0] == f"{name}: ok"
+    again = cli(tmp_path, "demo", name, "--copy-to", str(folder))
+    assert again.code == 2
+    assert f"{place} exists, and nothing was copied." in again.err
+
+
+def test_the_ui_of_a_users_project_has_no_demos(cli, fresh):
+    answer = cli(fresh, "ui", "--demos")
+    assert answer.code == 2
+    assert "is a project of your own" in answer.err
+
+
+def test_every_demo_has_a_page_with_its_picture_its_data_and_its_traps():
+    for name in DEMOS:
+        page = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+        headings = re.findall(r"^## (.+)$", page, flags=re.MULTILINE)
+        assert headings == ["Data", "How good it is", "Traps", "What to change for your own"], name
+        assert len(page.split()) <= 650, f"{name}: a page is one screen"
+        assert f"batch-platform demo {name}" in page
+
+
+def test_the_table_of_capabilities_is_what_the_demos_declare():
+    """A row is a key of the YAML, as `block.key` or `block.key: value`, and the demos that have it."""
+    declared = {
+        name: yaml.safe_load((FOLDER / name / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+        for name in shipped()
+    }
+    rows = re.findall(r"^\| .+? \| `([^`]+)` \| (.+) \|$", GUIDE["demos"], flags=re.MULTILINE)
+    assert len(rows) > 20
+    for key, names in rows:
+        path, _, value = key.partition(": ")
+        having = [name for name, attributes in declared.items() if _has(attributes, path.split("."), value)]
+        assert re.findall(r"\w+", names) == having, key
+
+
+def _has(attributes: Any, path: list[str], value: str) -> bool:
+    for part in path:
+        if isinstance(attributes, list):
+            return any(_has(item, path[path.index(part) :], value) for item in attributes)
+        if not isinstance(attributes, dict) or part not in attributes:
+            return False
+        attributes = attributes[part]
+    return not value or str(attributes).removeprefix("sklearn.") == value
+
+
+def table_of(  # noqa: PLR0913 - what to ask of what
+    name: str, sql: str, source: str, start: str, end: str, select: str = "SELECT *"
+) -> pl.DataFrame:
+    """What the SQL of a demo returns for a window, with some columns of the source replaced."""
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute(f"CREATE VIEW {source} AS {select} FROM '{FOLDER / name / 'data' / source}.parquet'")
+        query = (FOLDER / name / sql).read_text(encoding="utf-8")
+        for parameter, instant in (("$partition_start", start), ("$partition_end", end)):
+            query = query.replace(parameter, f"TIMESTAMPTZ '{instant}'")
+        return con.sql(query).pl()
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "time", "day", "outcomes"),
+    [
+        ("market_risk", "indices", "closes_at", "2008-10-10", ["open", "high", "low", "close"]),
+        ("patient_risk", "visits", "visited_at", "1980-02-01", ["days_to_event", "days_followed"]),
+        ("student_grades", "pupils", "enters_at", "1989-01-02", ["math3"]),
+        ("credit_default", "applicants", "applied_at", "1974-03-01", ["defaulted"]),
+    ],
+)
+def test_features_of_a_partition_know_nothing_of_its_outcomes(name, source, time, day, outcomes):
+    """The outcomes of the partition and of all that follows are replaced by others; its features stay as they are."""
+    end = str(np.datetime64(day) + 31)
+    later = [f"CASE WHEN {time} >= TIMESTAMPTZ '{day}' THEN NULL ELSE {it} END AS {it}" for it in outcomes]
+    unknown = f"SELECT * REPLACE ({', '.join(later)})"
+    window = (name, "features.sql", source, day, end if name != "market_risk" else str(np.datetime64(day) + 1))
+    known = table_of(*window)
+    assert known.height
+    assert known.sort(known.columns).equals(table_of(*window, unknown).sort(known.columns))
+
+
+@pytest.mark.full
+def test_the_cost_of_credit_decisions_is_that_of_the_best_published_models():
+    """StatLog (Michie, Spiegelhalter and Taylor 1994): mean cost of ten folds, 0.535 for the best of 24 methods."""
+    window = ("credit_default", "applicants", "1973-01-01", "1975-01-01")
+    name, source, start, end = window
+    rows = table_of(name, "features.sql", source, start, end).sort("applicant_id")
+    bad = table_of(name, "labels.sql", source, start, end).sort("applicant_id")["defaulted"].to_numpy()
+    columns = rows.drop("applicant_id", "applied_at", "age_group").to_pandas()
+    numbers = columns.select_dtypes("number").columns.to_list()
+    texts = [column for column in columns if column not in numbers]
+    model = make_pipeline(
+        make_column_transformer((OneHotEncoder(handle_unknown="ignore"), texts), (StandardScaler(), numbers)),
+        LogisticRegression(C=0.3, max_iter=1000),
+    )
+    costs = []
+    for seed in range(10):
+        folds = StratifiedKFold(10, shuffle=True, random_state=seed)
+        declined = cross_val_predict(model, columns, bad, cv=folds, method="predict_proba")[:, 1] >= 1 / sum(COSTS)
+        costs.append(np.mean(COSTS[0] * (declined & ~bad) + COSTS[1] * (~declined & bad)))
+    assert np.mean(costs) == pytest.approx(0.55, abs=0.01)
+
+
+@pytest.mark.full
+def test_purchases_of_the_published_sample_are_predicted_about_as_well_as_by_the_published_models():
+    """Fader, Hardie and Lee (Marketing Science 2005): 39 weeks tell the next 39, correlation 0.626 (BG/NBD), 0.630 (Pareto/NBD)."""
+    rows = table_of("repeat_buyers", "features.sql", "purchases", "1997-10-01", "1997-11-01")
+    purchases = pl.read_parquet(FOLDER / "repeat_buyers" / "data" / "purchases.parquet")
+    later = purchases.filter(pl.col("day") >= pl.date(1997, 10, 1)).group_by("customer_id").len("later")
+    sample = purchases.select("customer_id", "in_sample").unique()
+    rows = (
+        rows.join(later, "customer_id", "left").join(sample, "customer_id").with_columns(pl.col("later").fill_null(0))
+    )
+    rows = rows.sort("customer_id")
+    names = [name for name in rows.columns if name not in ("customer_id", "cohort", "in_sample", "later")]
+    others, published = rows.filter(~pl.col("in_sample")), rows.filter("in_sample")
+    assert published.height == 2_357
+    model = HistGradientBoostingRegressor(
+        loss="poisson", max_iter=80, learning_rate=0.08, max_leaf_nodes=8, min_samples_leaf=200, early_stopping=False
+    )
+    model.fit(others.select(names).to_numpy(), others["later"].to_numpy())
+    predicted = model.predict(published.select(names).to_numpy())
+    assert np.corrcoef(predicted, published["later"])[0, 1] == pytest.approx(0.615, abs=0.01)
