@@ -419,7 +419,9 @@ def _require_not_erased(con: duckdb.DuckDBPyConnection, pipeline: str, staged: S
         runs = [scores.run for scores in staged]
         builds = read_latest(con, FeatureBuild, pipeline, [run.partition_key for run in runs])
         newest = {key: build.sha256 for key, build in builds.items()}
-        if other := [run.partition_key for run in runs if run.input_hash != newest.get(run.partition_key)]:
+        if other := [
+            run.partition_key for run in runs if newest.get(run.partition_key, run.input_hash) != run.input_hash
+        ]:
             raise _overtaken_by_erasure(pipeline, other)
 
 
