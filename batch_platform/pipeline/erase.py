@@ -106,9 +106,10 @@ class _Erasing:
         """Delete the rows, correct what the ledgers say of their partitions, and record the proof."""
         con, found, pipeline = self.rows.con, self.rows.found, self.rows.pipeline
         name, held, counts = pipeline.spec.name, self.rows.held(), self.rows.counts
-        if not held.rows and not found.files:
+        if held.rows or found.files:  # also where only earlier builds held rows
+            leave_mark(pipeline.home, name, found.files)
+        if not held.rows:
             return held
-        leave_mark(pipeline.home, name, found.files)
         for table, where in self.rows.wheres.items():
             if table in counts:
                 con.execute(f"DELETE FROM {where}", self.rows.bound(where))

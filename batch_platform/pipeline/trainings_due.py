@@ -116,7 +116,7 @@ def due_models(question: Question) -> list[Item]:
     trained = {version.serving_period: version for version in state.registry.of_model}  # the newest one of each
     periods, everything = serving_periods(spec, question.now), question.request.only is None
     newest = periods[-1].key if periods else None
-    if gone := {*question.old.get("features", ())}:  # by retention
+    if gone := {*question.old.get("features", ())}:  # retention removes them
         periods = [period for period in periods if gone.isdisjoint(training_window(spec, period.start))]
     asked = {newest} | state.refused_on.keys()
     asked |= {key for key, version in trained.items() if knows_too_much(spec, version) is not None}

@@ -43,9 +43,8 @@ class Question:
     state: State  # knows which snapshots stay as they were taken
     request: PlanRequest
     wanted: Sequence[Partition]  # oldest first
-    old: Expired = field(
-        default_factory=dict[RetentionKind, Sequence[Partition]]
-    )  # left as they are unless they are named
+    # Partitions that are left as they are unless they are named.
+    old: Expired = field(default_factory=dict[RetentionKind, Sequence[Partition]])
 
     @property
     def now(self) -> datetime:

@@ -101,9 +101,8 @@ class Warehouse:
         patience = Patience(self.home.create(), self.timeout)
         with locked(patience):
             if compact:
-                self.home.remove(
-                    self.home.warehouse.with_name(f"{self.home.warehouse.name}.tmp")
-                )  # of a killed process
+                # A killed process may have spilled rows there.
+                self.home.remove(self.home.warehouse.with_name(f"{self.home.warehouse.name}.tmp"))
                 with self._opened(patience, reusable=True) as con:
                     aside = compact_file(con, self._aside)
                 aside.rename(self.home.warehouse)
@@ -419,8 +418,8 @@ def _require_not_erased(con: duckdb.DuckDBPyConnection, pipeline: str, staged: S
     if read_erasures(con, pipeline):
         runs = [scores.run for scores in staged]
         builds = read_latest(con, FeatureBuild, pipeline, [run.partition_key for run in runs])
-        newest = {key: build.sha256 for key, build in builds.items()}
-        if other := [run.partition_key for run in runs if run.input_hash != newest.get(run.partition_key)]:
+        read = {run.partition_key: run.input_hash for run in runs}
+        if other := [key for key, build in builds.items() if build.sha256 != read[key]]:
             raise _overtaken_by_erasure(pipeline, other)
 
 

@@ -276,6 +276,18 @@ def test_a_single_row_is_erased_by_its_key_and_other_columns_and_values_are_refu
     assert erase_subject(pipeline, {"id": str(ids[-2]), "shop": "no such shop"}, "somebody", STAMP).rows == {}
 
 
+def test_rows_whose_features_are_gone_are_erased_too(tmp_path):
+    pipeline = with_customers(tmp_path)
+    customer, _ = subject_of(pipeline)
+    with pipeline.warehouse.transaction() as con:
+        con.execute("DELETE FROM batch_platform.feature_builds")
+    shutil.rmtree(pipeline.home.features("small"))
+    held = erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
+    assert held.rows == {"predictions": 11, "challenger_scores": 11, "outcomes": 11, "rejected_rows": 1}
+    assert holding(pipeline.home, customer) == set()
+    assert ledger(pipeline)[0] == ledger(pipeline)[1]
+
+
 def test_a_run_that_read_the_features_before_an_erasure_commits_and_leaves_nothing_of_them(tmp_path):
     pipeline = with_customers(tmp_path)
     customer, _ = subject_of(pipeline)
