@@ -43,7 +43,7 @@ def make_read_only(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", RECORDS)
-def test_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, project, file):
+def test_f50_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, project, file):
     records = home_of(project).dagster / file
     records.write_bytes(b"not a database" * 1000)
     error = cli(project, "run", "small", "--partition", LAST, "--force").error
@@ -57,6 +57,19 @@ def test_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, proj
     again = cli(project, "run", "small", "--partition", LAST, "--force")
     assert (again.code, "1 of 1 partitions scored" in again.out) == (0, True), again.err
     assert cli(project, "status", "small").err == ""
+
+
+@pytest.mark.parametrize(
+    "args", [("status",), ("models", "small"), ("report", "small"), ("run", "small"), ("train", "small"), ("gc",)]
+)
+def test_f36_a_home_that_lost_its_warehouse_and_its_copies_is_not_taken_for_a_new_one(cli, project, args):
+    home = home_of(project)
+    for path in (home.warehouse, home.published_marks, home.published, *home.root.glob("published-*.duckdb")):
+        path.unlink()
+    before = {path for path in home.root.rglob("*") if home.dagster not in path.parents}
+    error = cli(project, *args).error
+    assert error.startswith(f"The warehouse {home.warehouse} is missing, but {home.root} holds models and features")
+    assert {path for path in home.root.rglob("*") if home.dagster not in path.parents} == before
 
 
 @pytest.mark.parametrize(
