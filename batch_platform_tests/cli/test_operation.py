@@ -76,6 +76,10 @@ def test_f36_a_home_that_lost_its_warehouse_and_its_copies_is_not_taken_for_a_ne
     ("error", "says"),
     [
         (OperationalError("SELECT 1", {}, OSError("Connection refused")), "Dagster's own records cannot be used"),
+        (
+            sqlite3.OperationalError("database is locked"),
+            "cannot be used: OperationalError: database is locked. Hint: another",
+        ),
         (MemoryError(), "There is too little memory: MemoryError. Hint: give the process more memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "There is too little memory: "),
         (ImportError("x.so: failed to map segment from shared object"), "There is too little memory: "),
