@@ -16,8 +16,9 @@ from sqlalchemy.exc import OperationalError
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.command_line import COMMAND, HANGS_AFTER, Answer, clean_environment, start_command
-from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.served import PATIENCE, served, session_of
+from batch_platform_tests.harness.small_pipeline import small_declaration
 
 LAST = "2024-02-29"
 RECORDS = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")  # databases of Dagster
@@ -191,6 +192,21 @@ def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fres
         130,
         "Error: interrupted; everything committed so far stays. Hint: run the same command again to continue.\n",
     )
+
+
+def test_a_pipeline_of_which_nothing_is_published_answers_no_query(cli, project):
+    shutil.copytree(pipeline_folder(project), pipeline_folder(project, "other"))
+    write_defs_yaml(project, small_declaration(name="other"), "other")
+    error = cli(project, "sql", "other", "SELECT 1").error
+    assert error == "Nothing of other is published yet. Hint: run it first: batch-platform run other."
+
+
+def test_a_file_in_the_place_of_the_lake_is_named_and_status_goes_on(cli, project):
+    lake = home_of(project).lake
+    lake.rename(project / "lake")
+    lake.touch()
+    assert cli(project, "status", "small").code == 0
+    assert cli(project, "run", "small").error.startswith(f"The folder {lake} cannot be written to (File exists).")
 
 
 @pytest.mark.full
