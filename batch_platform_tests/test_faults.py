@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests import test_laws
-from batch_platform_tests.cli import test_instance, test_reporting
-from batch_platform_tests.components import test_alerts, test_assets, test_schedules, test_ui
+from batch_platform_tests.cli import test_instance, test_operation, test_reporting
+from batch_platform_tests.components import test_alerts, test_assets, test_postgres, test_schedules, test_ui
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup
@@ -75,7 +75,15 @@ ELSEWHERE = {
         test_alerts.test_f34_receivers_that_never_answer_before_a_healthy_one_neither_hold_it_up_nor_pile_up_threads,
     ),
     "F35": (test_laws.test_law_20_no_copy_is_removed_that_holds_a_change_which_the_warehouse_lacks,),
-    "F37": (test_laws.test_law_19_nothing_behind_a_link_in_the_home_is_written_or_deleted,),
+    "F37": (
+        test_laws.test_law_19_nothing_behind_a_link_in_the_home_is_written_or_deleted,
+        test_laws.test_law_19_files_of_other_names_stay_whatever_is_cleaned_up_dropped_or_restored,
+    ),
+    "F36": (test_operation.test_f36_a_home_that_lost_its_warehouse_and_its_copies_is_not_taken_for_a_new_one,),
+    "F50": (
+        test_operation.test_f50_damaged_records_of_dagster_are_called_that_and_status_goes_on,
+        test_postgres.test_run_status_drop_and_a_schedule_work_with_dagsters_records_in_postgresql,
+    ),
     "F42": (test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,),
     "F48": (
         test_instance.test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended,

@@ -8,7 +8,7 @@ import duckdb
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.errors import DataError, WrongUseError, counted
+from batch_platform.declaration.errors import DataError, NothingPublishedError, WrongUseError, counted
 from batch_platform.pipeline.export import FORMATS, require_writable, write_query
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import open_published
@@ -43,6 +43,9 @@ def command(  # noqa: PLR0913 - the options of the command
     if path is not None:
         require_writable(path, overwrite=overwrite)
     with open_published(declared.home) as con:
+        if (pipeline,) not in con.execute("SELECT schema_name FROM duckdb_schemas()").fetchall():
+            msg = f"Nothing of {pipeline} is published yet."
+            raise NothingPublishedError(msg, hint=f"run it first: batch-platform run {pipeline}.")
         con.execute(f"SET search_path = '{pipeline},{LEDGERS_SCHEMA}'")
         try:
             statements = con.extract_statements(text)

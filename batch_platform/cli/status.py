@@ -64,9 +64,8 @@ def command(  # noqa: PLR0913 - the options
         broken = [] if pipeline else project.broken
         untouched = not project.home.root.exists()
         states = [item.published_state(recheck=recheck) for item in pipelines]
-        materialized = (
-            {} if untouched else materialized_in_dagster(project, pipelines, states)
-        )  # a report creates no home
+        # A report creates no home.
+        materialized = {} if untouched else materialized_in_dagster(project, pipelines, states)
         statuses = [
             _status(item, state, materialized.get(item.spec.name), PlanRequest(now, recheck=recheck))
             for item, state in zip(pipelines, states, strict=True)

@@ -250,9 +250,8 @@ def _time_windows(calendar: Calendar) -> dg.TimeWindowPartitionsDefinition:
     """A calendar as Dagster's partitions; the end is moved so that Dagster keeps a last partition that goes past it."""
     fmt = KEY_FORMATS[calendar.every]
     return dg.TimeWindowPartitionsDefinition(
-        start=calendar.first_start.astimezone(
-            calendar.zone
-        ),  # as text, it would be the first of two hours that clocks repeat
+        # As text, it would be the first of two hours that clocks repeat.
+        start=calendar.first_start.astimezone(calendar.zone),
         end=None if calendar.last_end is None else calendar.last_end.astimezone(calendar.zone).strftime(fmt),
         fmt=fmt,
         timezone=calendar.zone.key,

@@ -66,7 +66,8 @@ def explained(error: BaseException, *, hint: str | None = None) -> BatchPlatform
                 f"batch-platform run {lost[1]} scores it again; if the home was moved, it publishes for the new place."
             )
         elif are_dagsters_records(error):
-            text, hint = f"Dagster's own records cannot be used: {text}", _RECORDS_HINT
+            hint = "another process writes there: run it again." if "is locked" in text else _RECORDS_HINT
+            text = f"Dagster's own records cannot be used: {text}"
         made = BatchPlatformError(f"{text}.", hint=hint)
     made.__cause__ = error
     return made

@@ -64,7 +64,7 @@ def feature_file_sizes(folder: Path) -> dict[str, int]:
     """The size in bytes of every feature file of a folder, by file name; links are left out."""
     try:
         entries = os.scandir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     with entries:
         return {

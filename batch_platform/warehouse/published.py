@@ -25,7 +25,7 @@ import duckdb
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.compacting import remove_marked
-from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, holder_of, is_damage
+from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, holder_of, is_damage, require_not_lost
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM, attach
@@ -128,6 +128,7 @@ def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened
             if published_copies(home) or home.published_marks.exists():
                 msg = f"The link {home.published} to the published copy is missing, or leads elsewhere."
                 raise WarehouseError(msg, hint="batch-platform run NAME publishes again and makes the link.")
+            require_not_lost(home)
             msg = f"Nothing is published in {home.root} yet."
             raise NothingPublishedError(msg, hint="run a pipeline first: batch-platform run NAME.")
         try:

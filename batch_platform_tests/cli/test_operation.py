@@ -24,8 +24,9 @@ from batch_platform_tests.harness.command_line import (
     run_command,
     start_command,
 )
-from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.served import PATIENCE, served, session_of
+from batch_platform_tests.harness.small_pipeline import small_declaration
 
 LAST = "2024-02-29"
 RECORDS = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")  # databases of Dagster
@@ -51,7 +52,7 @@ def make_read_only(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", RECORDS)
-def test_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, project, file):
+def test_f50_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, project, file):
     records = home_of(project).dagster / file
     records.write_bytes(b"not a database" * 1000)
     error = cli(project, "run", "small", "--partition", LAST, "--force").error
@@ -68,9 +69,26 @@ def test_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, proj
 
 
 @pytest.mark.parametrize(
+    "args", [("status",), ("models", "small"), ("report", "small"), ("run", "small"), ("train", "small"), ("gc",)]
+)
+def test_f36_a_home_that_lost_its_warehouse_and_its_copies_is_not_taken_for_a_new_one(cli, project, args):
+    home = home_of(project)
+    for path in (home.warehouse, home.published_marks, home.published, *home.root.glob("published-*.duckdb")):
+        path.unlink()
+    before = {path for path in home.root.rglob("*") if home.dagster not in path.parents}
+    error = cli(project, *args).error
+    assert error.startswith(f"The warehouse {home.warehouse} is missing, but {home.root} holds models and features")
+    assert {path for path in home.root.rglob("*") if home.dagster not in path.parents} == before
+
+
+@pytest.mark.parametrize(
     ("error", "says"),
     [
         (OperationalError("SELECT 1", {}, OSError("Connection refused")), "Dagster's own records cannot be used"),
+        (
+            sqlite3.OperationalError("database is locked"),
+            "cannot be used: OperationalError: database is locked. Hint: another",
+        ),
         (MemoryError(), "There is too little memory: MemoryError. Hint: give the process more memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "There is too little memory: "),
         (ImportError("x.so: failed to map segment from shared object"), "There is too little memory: "),
@@ -182,6 +200,21 @@ def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fres
         130,
         "Error: interrupted; everything committed so far stays. Hint: run the same command again to continue.\n",
     )
+
+
+def test_a_pipeline_of_which_nothing_is_published_answers_no_query(cli, project):
+    shutil.copytree(pipeline_folder(project), pipeline_folder(project, "other"))
+    write_defs_yaml(project, small_declaration(name="other"), "other")
+    error = cli(project, "sql", "other", "SELECT 1").error
+    assert error == "Nothing of other is published yet. Hint: run it first: batch-platform run other."
+
+
+def test_a_file_in_the_place_of_the_lake_is_named_and_status_goes_on(cli, project):
+    lake = home_of(project).lake
+    lake.rename(project / "lake")
+    lake.touch()
+    assert cli(project, "status", "small").code == 0
+    assert cli(project, "run", "small").error.startswith(f"The folder {lake} cannot be written to (File exists).")
 
 
 @pytest.mark.full

@@ -46,3 +46,9 @@ def test_run_status_drop_and_a_schedule_work_with_dagsters_records_in_postgresql
         scored = "SELECT count(DISTINCT partition_key) FROM small.predictions WHERE run_id = $run"
         assert published(project, scored, {"run": requested}) == [(28,)]
     assert [path.name for path in records.iterdir() if path.suffix == ".db"] == []
+    down = cli(project, "run", "small", "--partition", DAY, **here)
+    assert down.err.startswith("Error: Dagster's own records cannot be used: OperationalError: ")
+    assert "Hint: predictions, models and tables are whole" in down.err
+    answer = cli(project, "status", "small", **here)
+    assert (answer.code, "Dagster's own records cannot be used" in answer.err) == (0, True)
+    assert "last commit: " in answer.out
