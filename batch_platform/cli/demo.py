@@ -31,7 +31,6 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 
-PIPELINE = FLIGHTS
 WINDOWS: dict[str, tuple[str | None, str | None]] = {  # first and last partition of a demo; left out: all
     FLIGHTS: ("2013-03-01", "2013-04-30"),
     "patient_risk": ("1983-01-01", None),
@@ -168,7 +167,8 @@ def _copy(name: str, target: Path) -> None:
     if created:
         terminal.say(f"{project.root} is now a Dagster project.")
     terminal.say(f"{place} holds the pipeline and its data. Next: cd {shlex.quote(str(target))}")
-    terminal.say(f"      batch-platform run {name}")
+    first, _ = WINDOWS.get(name, (None, None))
+    terminal.say(f"      batch-platform run {name}{f' --from {first}' if first else ''}")
 
 
 def _measured(wiring: Wiring, home: Home) -> list[Measured]:
@@ -201,8 +201,8 @@ def _segments(wiring: Wiring, home: Home) -> dict[str, int]:
 def _months(home: Home, partitions: Sequence[Partition]) -> list[Month]:
     """The predictions of each month beside the true outcomes of its flights, by the published tables."""
     query = f"""
-        SELECT month, scored, rows, positives / rows, value FROM {PIPELINE}.{POOLED} JOIN (
-            SELECT partition_key[:7] AS month, count(*) AS scored FROM {PIPELINE}.predictions
+        SELECT month, scored, rows, positives / rows, value FROM {FLIGHTS}.{POOLED} JOIN (
+            SELECT partition_key[:7] AS month, count(*) AS scored FROM {FLIGHTS}.predictions
             WHERE partition_key IN $keys GROUP BY ALL
         ) ON strftime(period_start, '%Y-%m') = month
         WHERE period = 'month' AND metric = 'roc_auc' AND model_version IS NULL AND challenger IS NULL AND segment IS NULL
@@ -249,9 +249,9 @@ def _try_next() -> None:
     terminal.say("Three things to try next:")
     ours = _called("batch-platform")
     terminal.say(f"  {ours} ui   # the asset graph, each partition's numbers, backfills, schedules")
-    terminal.say(f"  {ours} run {PIPELINE} --from 2013-05-01 --to 2013-05-31   # another month")
+    terminal.say(f"  {ours} run {FLIGHTS} --from 2013-05-01 --to 2013-05-31   # another month")
     query = "SELECT flight_id, score, prediction FROM predictions ORDER BY score DESC LIMIT 5"
-    terminal.say(f'  {ours} sql {PIPELINE} "{query}"   # the flights that are most likely late')
+    terminal.say(f'  {ours} sql {FLIGHTS} "{query}"   # the flights that are most likely late')
 
 
 def _called(program: str) -> str:

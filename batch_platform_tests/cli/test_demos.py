@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from batch_platform.pipeline.shipped import DEMOS_VARIABLE, FLIGHTS, FOLDER, shipped
-from batch_platform_tests.harness.checkout import GUIDE
+from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.command_line import run_command
 
 DEMOS = [name for name in shipped() if name != FLIGHTS]
@@ -168,6 +168,8 @@ def test_a_demo_runs_from_nothing_and_beats_the_simplest_models(tmp_path, name):
     report = json.loads(answer.out)
     assert report["outcome"]["rows_in"] == report["outcome"]["rows_scored"] > 0
     better_than_its_simple_models(Demo(tmp_path, name, report))
+    for query in blocks("sql", (FOLDER / name / "README.md").read_text(encoding="utf-8")):
+        assert len(json.loads(run_command(tmp_path, "sql", name, query, "--json").out)) > 3
     assert json.loads(run_command(tmp_path, "status", name, "--json").out)[0]["pipeline"] == name
     assert run_command(tmp_path, "report", name, "--out", "report.html").code == 0
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
