@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_created_is_reported(project):
 def test_the_unfinished_file_of_a_killed_process_is_removed_and_that_of_a_live_process_stays(project):
     small = project()
     small.folder.mkdir()
-    left = small.folder / ".0123456789abcdef.parquet"  # no process of this machine needs to bear its number
+    left = small.folder / ".0123456789abcdef0123456789abcdef.parquet"
     left.touch()
     with written_aside(small.folder) as being_written:
         file = small.write()
