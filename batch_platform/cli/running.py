@@ -128,7 +128,10 @@ class Runs:
                 raise
             return
         if not result.success and (error := self._termination(run_id) or _failure(result)) is not None:
-            raise self._canceled(run_id) if isinstance(error, KeyboardInterrupt) else error
+            if isinstance(error, KeyboardInterrupt):
+                raise self._canceled(run_id)
+            apart = self.error()
+            raise RunFailedError(f"{apart.message} {error}") if apart else error
 
     def _canceled(self, run_id: str) -> KeyboardInterrupt:
         """Record a run that was interrupted in the terminal as canceled: as a failure, its planned partitions would count as failed."""
@@ -146,7 +149,7 @@ class Runs:
 
 
 def _failure(result: dg.JobExecutionResult) -> BaseException | None:
-    """The error of the failed step, without Dagster's own words if it is an error of this project.
+    """The error of the first step that failed as a whole, without Dagster's own words if it is an error of this project.
 
     None if only partitions failed that were set apart, while all others were done.
     """
@@ -156,10 +159,12 @@ def _failure(result: dg.JobExecutionResult) -> BaseException | None:
     if not failures:
         msg = f"Run {result.run_id} failed before its first step."
         return RunFailedError(msg, hint="batch-platform ui shows the run.")
-    failure = failures[0]
-    raised = failure.user_failure_data
-    if raised is not None and SET_APART in raised.metadata:
+    as_a_whole = [
+        it for it in failures if it.user_failure_data is None or SET_APART not in it.user_failure_data.metadata
+    ]
+    if not as_a_whole:
         return None
+    failure, raised = as_a_whole[0], as_a_whole[0].user_failure_data
     if raised is not None and raised.description:
         return RunFailedError(raised.description)
     error = failure.error.cause or failure.error if failure.error else None

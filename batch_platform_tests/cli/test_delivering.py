@@ -44,6 +44,26 @@ def test_run_delivers_what_is_scored_already_and_retries_what_a_receiver_refused
     assert "not delivered" not in (status := cli(project, "status", "small")).out + status.err
 
 
+def test_a_run_whose_receiver_and_labels_fail_names_both(project, cli):
+    folder = declare(project)
+    folder.parent.mkdir()
+    folder.touch()  # a file in the way
+    defs = pipeline_folder(project)
+    attributes = yaml.safe_load((defs / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+    write_defs_yaml(
+        project,
+        attributes | {"sources": {**attributes["sources"], "outcomes": {"duckdb": "labels.duckdb", "table": "events"}}},
+    )
+    (defs / "labels.duckdb").write_text("no database")
+    labels = defs / "labels.sql"
+    labels.write_text(labels.read_text().replace("events", "outcomes"))
+    answer = cli(project, "run", "small", "--partition", "2024-02-02", "--force")
+    assert answer.code == 1
+    first, _, second = answer.err.partition(" Source 'outcomes' of 'small' cannot be read: ")
+    assert "it is not delivered to 'late': " in first
+    assert "not a valid DuckDB database file" in second
+
+
 def test_a_run_whose_delivery_failed_is_executed_again_from_its_failure_and_scores_nothing(project, cli, monkeypatch):
     folder = declare(project)
     folder.parent.mkdir()
