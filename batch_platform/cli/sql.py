@@ -34,8 +34,8 @@ def command(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Answer QUERY, one SELECT, from the published tables of PIPELINE; `-` reads it from standard input.
 
-    A table without a schema is one of the pipeline's or of batch_platform's. Times are in UTC. It waits for no run, changes nothing,
-    and blocks nobody.
+    A table without a schema is one of the pipeline's or of batch_platform's; a file that you may read can be joined. Times are in
+    UTC. It waits for no run, changes nothing, and blocks nobody.
     """
     declared = find_project(folder).declared_as(pipeline)
     text = sys.stdin.read() if query == "-" else query
@@ -50,7 +50,8 @@ def command(  # noqa: PLR0913 - the options of the command
         try:
             statements = con.extract_statements(text)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-                msg = "The query must be one SELECT; the published tables cannot be changed."
+                problem = "is empty" if not statements else "must be one SELECT; the published tables cannot be changed"
+                msg = f"The query {problem}."
                 raise WrongUseError(msg, hint="write one query for each call, or open the copy in Python or DuckDB.")
             if path is not None:
                 con.execute(f"CREATE TEMP VIEW answer AS {text}")  # takes a semicolon or a comment at its end
@@ -68,6 +69,6 @@ def command(  # noqa: PLR0913 - the options of the command
             msg = f"{pipeline}: the query fails: {' '.join(str(error).split())}"
             tables = "batch-platform guide tables lists the tables and their columns."
             raise DataError(msg, hint=tables) from error
-    terminal.show_table(columns, shown[:limit])
+    terminal.show_table(columns, shown[:limit], separators=False)
     if len(shown) > limit:
         terminal.say("and more rows. Hint: --limit N shows more; --to scores.csv writes all of them.")

@@ -168,8 +168,11 @@ def report(value: object) -> None:
         out.file.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table with numbers aligned to the right; nothing where the command reports as JSON."""
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, separators: bool = True) -> None:
+    """Print a table with numbers aligned to the right; nothing where the command reports as JSON.
+
+    Whole numbers that may be keys have no `separators` of thousands, so that they can be copied.
+    """
     if is_json():
         return
     if logs_json():
@@ -184,7 +187,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         numeric = any(_is_number(row[at]) for row in rows) and all(_is_number(row[at], None) for row in rows)
         table.add_column(name, justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(Text(_visible(_cell(value))) for value in row))
+        table.add_row(*(Text(_visible(_cell(value) if separators else _text(value))) for value in row))
     out.print(table)
 
 

@@ -43,4 +43,6 @@ def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:
     except Exception as error:  # whatever the receiver raises is about this partition
         reason = " ".join(_DRAWN.sub(" ", redact(str(error))).split())[:_LONGEST_REASON].rstrip(". ")
         problem = f"{type(error).__name__}: {reason}."
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            problem = f"{error.filename} cannot be used ({error.strerror})."
         raise target.error(problem, sink.hint) from error

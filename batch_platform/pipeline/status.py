@@ -122,8 +122,9 @@ def status_of(  # noqa: PLR0913 - what a status is made of
             troubles[key] = ("failed", reason)
         elif failure.step == "performance":
             troubles.setdefault(key, ("scored", f"its evaluation failed: {reason}"))
-        elif failure.of_delivery:
-            troubles.setdefault(key, ("scored", f"{failure.step} failed: {reason}"))
+        elif failure.of_delivery and troubles.get(key, ("scored",))[0] == "scored":
+            others = f"{troubles[key][1]}; " if key in troubles else ""
+            troubles[key] = ("scored", f"{others}{failure.step} failed: {reason}")
     partitions = [
         _partition_status(state, plan, partition.key, troubles.get(partition.key))
         for partition in open_partitions(spec, state, now)
