@@ -503,9 +503,10 @@ def test_spark_that_does_not_start_says_why_and_its_log_is_kept_in_the_home(tmp_
     engine = {"master": "local[1]", **engine, "conf": QUICK | engine.get("conf", {})}
     logs = Home(tmp_path).spark_logs
     logs.mkdir()
-    for number in range(MOST_LOGS):
-        (logs / f"{number}.log").touch()
-        os.utime(logs / f"{number}.log", (number, number))
+    former = [logs / f"did-not-start-{number}.log" for number in range(MOST_LOGS)]
+    for number, log in enumerate(former):
+        log.touch()
+        os.utime(log, (number, number))
     command = [sys.executable, "-c", STARTING, str(tmp_path), json.dumps(engine)]
     environment = os.environ | variables
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -515,13 +516,11 @@ def test_spark_that_does_not_start_says_why_and_its_log_is_kept_in_the_home(tmp_
     assert said[1].startswith(f"small: Spark did not start on {engine['master']}: ")
     assert cause in said[1]
     assert "JAVA_GATEWAY_EXITED" not in said[1]
-    (kept,) = [
-        log for log in logs.iterdir() if log.stat().st_size or log.name not in {f"{n}.log" for n in range(MOST_LOGS)}
-    ]
+    (kept,) = {*logs.iterdir()}.difference(former)
     assert said[2] == f"check engine.spark.master and engine.spark.conf; Spark's log is {kept}."
     assert detail in kept.read_text()
     assert "hush-hush" not in kept.read_text() + said[0]
-    assert {log.name for log in logs.iterdir()} == {kept.name, *(f"{n}.log" for n in range(1, MOST_LOGS))}, "the newest"
+    assert {*logs.iterdir()} == {kept, *former[1:]}, "the newest"
 
 
 def test_a_master_that_does_not_answer_is_named_at_once():
