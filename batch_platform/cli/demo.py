@@ -44,7 +44,7 @@ class Measured:
     model: str  # the champions together, or the name of a challenger
     metric: str
     value: float
-    low: float | None  # of the 95% interval
+    low: float | None  # ends of the 95% interval
     high: float | None
     rows: int
 

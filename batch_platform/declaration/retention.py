@@ -22,7 +22,7 @@ Age = Annotated[str, AfterValidator(lambda text: _age(text) and text)]
 
 
 class Retention(Block):
-    """How long rows are kept, by kind, from the end of their partition."""
+    """Ages, from the end of their partition, at which rows are removed, by kind."""
 
     features: Age | None = Field(
         default=None,

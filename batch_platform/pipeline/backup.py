@@ -30,7 +30,7 @@ from batch_platform.warehouse.tables_in_files import named_files
 
 _WAREHOUSE = "warehouse.duckdb"
 _OTHER_BACKUP = "back up again, or use another backup."
-_RESTORING = ".restoring"  # in a home that is being restored: the name of the backup
+_RESTORING = ".restoring"  # file of a home that is being restored, with the name of the backup
 _BUSY_SECONDS = 60
 _SETTLED = timedelta(seconds=2)  # age from which the time of a file tells whether it has changed since
 

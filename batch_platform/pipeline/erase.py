@@ -50,9 +50,9 @@ from batch_platform.warehouse.tables_in_files import (
 
 def held_subject(pipeline: Pipeline, values: Mapping[str, str]) -> HeldSubject:
     """Say what there is to erase of a subject, given by columns of the key and kept columns. Raises as `find_rows` does."""
-    found = find_rows(pipeline, values)
+    matches = find_rows(pipeline, values)
     with pipeline.warehouse.open() as con:
-        return SubjectRows(pipeline, con, found).held()
+        return SubjectRows(pipeline, con, matches).held()
 
 
 def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, stamp: Stamp) -> HeldSubject:
@@ -66,24 +66,24 @@ def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, sta
     held: HeldSubject | None = None
     with staging_folder(pipeline.home, stamp.run_id) as folder:
         while held is None:
-            found = find_rows(pipeline, values)
-            rewritten = [_rewritten(pipeline, found, found.builds[key]) for key in found.rows]
+            matches = find_rows(pipeline, values)
+            rewritten = [_rewritten(pipeline, matches, matches.builds[key]) for key in matches.rows]
             with pipeline.warehouse.transaction() as con:
-                if read_latest(con, FeatureBuild, pipeline.spec.name) == found.builds:  # no run built any meanwhile
-                    held = _Erasing(SubjectRows(pipeline, con, found), folder).erased(rewritten, actor, stamp)
+                if read_latest(con, FeatureBuild, pipeline.spec.name) == matches.builds:  # no run built any meanwhile
+                    held = _Erasing(SubjectRows(pipeline, con, matches), folder).erased(rewritten, actor, stamp)
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
     return replace(held, to_tell=_delivered_again(pipeline, held, stamp))
 
 
-def _rewritten(pipeline: Pipeline, found: FoundRows, build: FeatureBuild) -> FeatureBuild:
+def _rewritten(pipeline: Pipeline, matches: FoundRows, build: FeatureBuild) -> FeatureBuild:
     """Write the feature file of a build without the rows of a subject; nothing refers to it yet.
 
     Its bytes are those that a build from sources without these rows would write.
     """
     pipeline.history.require_unchanged(build)
-    path, columns = pipeline.history.file(build), tuple(found.values)
-    hashes = {columns: [subject_hash(pipeline.home, found.values)]}
+    path, columns = pipeline.history.file(build), tuple(matches.values)
+    hashes = {columns: [subject_hash(pipeline.home, matches.values)]}
     with written_aside(path.parent) as aside:
         with pq.ParquetFile(path) as file, FileWriter(aside, file.schema_arrow) as writer:
             batches = file.iter_batches(BATCH_ROWS, use_threads=False)
@@ -104,10 +104,10 @@ class _Erasing:
 
     def erased(self, rewritten: list[FeatureBuild], actor: str, stamp: Stamp) -> HeldSubject:
         """Delete the rows, correct what the ledgers say of their partitions, and record the proof."""
-        con, found, pipeline = self.rows.con, self.rows.found, self.rows.pipeline
+        con, matches, pipeline = self.rows.con, self.rows.matches, self.rows.pipeline
         name, held, counts = pipeline.spec.name, self.rows.held(), self.rows.counts
-        if held.rows or found.files:  # also where only earlier builds held rows
-            leave_mark(pipeline.home, name, found.files)
+        if held.rows or matches.files:  # also where only earlier builds held rows
+            leave_mark(pipeline.home, name, matches.files)
         if not held.rows:
             return held
         for table, where in self.rows.wheres.items():
@@ -123,7 +123,7 @@ class _Erasing:
             )
         self._correct_counts()
         for build in rewritten:
-            self._correct_hash(found.builds[build.partition_key], build)
+            self._correct_hash(matches.builds[build.partition_key], build)
         changed = [(name, table, key or None) for table, by in counts.items() for key in by]
         changed += [
             (name, table, key) for table in (RUNS, DELIVERIES) for key in held.partitions if has_table(con, name, table)
@@ -131,10 +131,10 @@ class _Erasing:
         journal(con, [*changed, *((LEDGERS_SCHEMA, ledger, None) for ledger in LEDGERS.values())])
         proof = Erasure(
             pipeline=name,
-            columns=json.dumps([*found.values]),
-            subject=subject_hash(pipeline.home, found.values),
+            columns=json.dumps([*matches.values]),
+            subject=subject_hash(pipeline.home, matches.values),
             rows=json.dumps(held.rows),
-            partitions=json.dumps(dict(found.rows)),
+            partitions=json.dumps(dict(matches.rows)),
             versions=json.dumps(held.versions),
             receivers=json.dumps(held.receivers),
             actor=actor,

@@ -112,20 +112,20 @@ class SubjectRows:
 
     pipeline: Pipeline
     con: duckdb.DuckDBPyConnection
-    found: FoundRows
+    matches: FoundRows
 
     @cached_property
     def wheres(self) -> dict[str, str]:
         """The tables of DuckDB that may hold rows, as SQL after FROM that selects them and binds what `bound` gives."""
         self.con.register(_KEYS, self._keys())
-        values, descriptions, wheres = self.found.values, tables_of_pipelines(), dict[str, str]()
+        values, descriptions, wheres = self.matches.values, tables_of_pipelines(), dict[str, str]()
         name, key = self.pipeline.spec.name, self.pipeline.spec.features.key
         for table in (table for schema, table in tables(self.con) if schema == name and table in descriptions):
             columns, own = {column for column, _ in table_columns(self.con, name, table)}, descriptions[table].columns
             conditions = list[str]()
             if table == FAILURES:
-                told = "regexp_matches(concat(reason, ' ', hint), concat('\\b', regexp_escape($value{}), '\\b'))"
-                conditions += [told.format(at) for at in range(len(values))]
+                mentions = "regexp_matches(concat(reason, ' ', hint), concat('\\b', regexp_escape($value{}), '\\b'))"
+                conditions += [mentions.format(at) for at in range(len(values))]
             elif {"key", "row"} <= columns & own.keys():
                 texts = [
                     f"json_extract_string(row, {literal(_pointer(column))}) = $value{at}"
@@ -152,16 +152,16 @@ class SubjectRows:
 
     def bound(self, sql: str) -> dict[str, str]:
         """The values that the SQL binds."""
-        return {name: text for name, text in _bound(self.found.values).items() if f"${name}" in sql}
+        return {name: text for name, text in _bound(self.matches.values).items() if f"${name}" in sql}
 
     def _keys(self) -> pl.DataFrame:
         """The keys in the feature files, and those of predictions, whose features may be gone."""
         name, key, view = self.pipeline.spec.name, self.pipeline.spec.features.key, PREDICTIONS.view
-        if not {*key, *self.found.values} <= {column for column, _ in table_columns(self.con, name, view)}:
-            return self.found.keys
+        if not {*key, *self.matches.values} <= {column for column, _ in table_columns(self.con, name, view)}:
+            return self.matches.keys
         texts = ", ".join(f"CAST({quoted(column)} AS VARCHAR) AS {quoted(column)}" for column in key)
-        query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {_same(self.found.values)}"
-        return pl.concat([self.found.keys, self.con.sql(query, params=_bound(self.found.values)).pl()])
+        query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {_same(self.matches.values)}"
+        return pl.concat([self.matches.keys, self.con.sql(query, params=_bound(self.matches.values)).pl()])
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -198,15 +198,15 @@ class SubjectRows:
     def held(self) -> HeldSubject:
         """Count the rows by table, and name the versions and the receivers that have seen them."""
         name, calendar = self.pipeline.spec.name, self.pipeline.spec.partitions.calendar
-        rows = {FEATURES: sum(self.found.rows.values())} | {
+        rows = {FEATURES: sum(self.matches.rows.values())} | {
             table: sum(by.values()) for table, by in self.counts.items()
         }
         for table, _, _, count in self.files:
             rows[table.view] = rows.get(table.view, 0) + count
-        keys = {*self.found.rows, *(row.partition_key for _, row, *_ in self.files)}
+        keys = {*self.matches.rows, *(row.partition_key for _, row, *_ in self.files)}
         keys |= {key for counts in self.counts.values() for key in counts if key}
         partitions = list[Partition]()
-        for key in self.found.rows:
+        for key in self.matches.rows:
             with suppress(WrongUseError):  # it is no longer declared
                 partitions.append(calendar.named(key))
         versions = read_registry(self.con, name).versions

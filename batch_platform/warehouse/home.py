@@ -16,7 +16,7 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError,
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
-PRIVATE = 0o750  # of the home's folders: nobody but their owner and group may enter
+PRIVATE = 0o750  # mode of the home's folders: nobody but their owner and group may enter
 LONGEST_NAME = 200  # bytes; file systems take 255, and unfinished files have longer names than finished ones
 _MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
@@ -112,7 +112,7 @@ class Home:
 
     @property
     def is_writable(self) -> bool:
-        """Whether this process may write into the home."""
+        """True if this process may write into the home."""
         return os.access(self.root, os.W_OK)
 
     def owns(self, path: Path) -> bool:

@@ -53,7 +53,7 @@ def sweep_all(home: Home) -> None:
 
 
 def _folders(home: Home) -> list[Path]:
-    """What has the name of a run's folder; all else in the folder is somebody else's."""
+    """The folders that have the name of a run's folder; everything else is somebody else's."""
     return sorted(filter(home.knows, home.staging.iterdir())) if home.staging.is_dir() else []
 
 

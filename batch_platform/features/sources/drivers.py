@@ -55,7 +55,7 @@ def sqlite_uri(file: Path, mode: str) -> str:
 
 
 def reason_of(error: Exception, database: Database) -> str:
-    """What a driver raised, in one line without secrets; the error itself may hold the password."""
+    """The error of a driver in one line without secrets; the error itself may hold the password."""
     details = dict(getattr(error, "details", None) or ())
     raw = details[_PRIMARY].decode() if _PRIMARY in details else str(error).partition("Query was: ")[0]
     text = _PREFIX.sub("", " ".join(raw.split())).replace(database.uri, database.address)
