@@ -122,7 +122,7 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
     def stop(number: int, _: FrameType | None) -> None:
         stop_signals.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):  # the end of a terminal comes as the first, unless it is ignored
         signal.signal(number, stop)
     environment = {**os.environ, VARIABLE: str(instance)}
     environments = [environment | ({TOKEN: token} if token else {}), environment]

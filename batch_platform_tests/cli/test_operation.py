@@ -187,7 +187,9 @@ def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fres
     reached = fresh / "reached"
     loading = f"import time\nfrom pathlib import Path\n\nPath({str(reached)!r}).touch()\ntime.sleep(600)\n"
     (fresh / PACKAGE / "defs" / "slow.py").write_text(loading)
+    former = signal.signal(number, signal.SIG_DFL)  # a process inherits that a signal is ignored
     process = start_command(fresh, "run", "small")
+    signal.signal(number, former)
     try:
         while not reached.exists():
             assert process.poll() is None, process.communicate()
