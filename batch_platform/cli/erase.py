@@ -58,15 +58,17 @@ def command(folder: Path | None, pipeline: str, values: tuple[str, ...], *, dry_
             stamp = Stamp(run_id, now, clock=lambda: datetime.now(UTC))
             holding = erase_subject(wiring.pipeline(), subject, getpass.getuser(), stamp)
     terminal.report({"pipeline": pipeline, "run_id": run_id, "erased": not dry_run, "held": holding})
-    _show(pipeline, holding, dry_run=dry_run)
+    _show(pipeline, listed(values), holding, dry_run=dry_run)
 
 
-def _show(pipeline: str, holding: HeldSubject, *, dry_run: bool) -> None:
-    if not holding.rows:
-        terminal.say(f"{pipeline}: no row of it is held.")
-        return
+def _show(pipeline: str, subject: str, holding: HeldSubject, *, dry_run: bool) -> None:
     verb = "to erase" if dry_run else "erased"
-    terminal.say(f"{pipeline}: {verb} from {counted(len(holding.partitions), 'partition')}")
+    if holding.rows:
+        terminal.say(f"{pipeline}: {verb} from {counted(len(holding.partitions), 'partition')}")
+    elif holding.erased_at is not None:
+        terminal.say(f"{pipeline}: {subject} was erased at {holding.erased_at:%Y-%m-%d %H:%M:%S} UTC; no row is left.")
+    else:
+        terminal.say(f"{pipeline}: no row has {subject}; there is nothing to erase.")
     for table, rows in holding.rows.items():
         terminal.say(f"  {counted(rows, 'row')} of {table}")
     if holding.versions:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError
@@ -21,9 +22,10 @@ from batch_platform.monitoring.measures.challengers import RUNS
 from batch_platform.monitoring.measures.performance import OUTCOMES
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import FoundRows, HeldSubject, SubjectRows, find_rows, read_file
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
-from batch_platform.warehouse.erasures import ErasedSubjects, Erasure, record_erasure, subject_hash
+from batch_platform.warehouse.erasures import ErasedSubjects, Erasure, read_erasures, record_erasure, subject_hash
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.ledger import (
     LEDGERS,
@@ -52,11 +54,12 @@ def held_subject(pipeline: Pipeline, values: Mapping[str, str]) -> HeldSubject:
     """Say what there is to erase of a subject, given by columns of the key and kept columns. Raises as `find_rows` does."""
     matches = find_rows(pipeline, values)
     with pipeline.warehouse.open() as con:
-        return SubjectRows(pipeline, con, matches).held()
+        held = SubjectRows(pipeline, con, matches).held()
+        return held if held.rows else _erased_before(con, pipeline, matches.values) or held
 
 
 def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, stamp: Stamp) -> HeldSubject:
-    """Erase a subject and say what was held of it; the same call completes an erasure that was killed.
+    """Erase a subject and say what was held of it; the same call completes an erasure that was killed, its deliveries included.
 
     Raises:
         WrongUseError, DamagedFeaturesError: As `find_rows`.
@@ -74,6 +77,20 @@ def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, sta
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
     return replace(held, to_tell=_delivered_again(pipeline, held, stamp))
+
+
+def _erased_before(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, values: Mapping[str, str]) -> HeldSubject | None:
+    """The partitions and receivers of earlier erasures of a subject of which no row is left; None if there were none."""
+    name = pipeline.spec.name
+    if not (erasures := read_erasures(con, name)):
+        return None
+    subject = subject_hash(pipeline.home, values)
+    proofs = [erasure for erasure in erasures if erasure.subject == subject]
+    partitions, versions, receivers = (
+        sorted({it for proof in proofs for it in json.loads(getattr(proof, column))})
+        for column in ("partitions", "versions", "receivers")
+    )
+    return HeldSubject({}, partitions, versions, receivers, proofs[-1].erased_at) if proofs else None
 
 
 def _rewritten(pipeline: Pipeline, matches: FoundRows, build: FeatureBuild) -> FeatureBuild:
@@ -109,7 +126,7 @@ class _Erasing:
         if held.rows or matches.files:  # also where only earlier builds held rows
             leave_mark(pipeline.home, name, matches.files)
         if not held.rows:
-            return held
+            return _erased_before(con, pipeline, matches.values) or held
         for table, where in self.rows.wheres.items():
             if table in counts:
                 con.execute(f"DELETE FROM {where}", self.rows.bound(where))
@@ -134,7 +151,7 @@ class _Erasing:
             columns=json.dumps([*matches.values]),
             subject=subject_hash(pipeline.home, matches.values),
             rows=json.dumps(held.rows),
-            partitions=json.dumps(dict(matches.rows)),
+            partitions=json.dumps({key: matches.rows.get(key, 0) for key in held.partitions}),
             versions=json.dumps(held.versions),
             receivers=json.dumps(held.receivers),
             actor=actor,
@@ -215,15 +232,15 @@ class _Erasing:
 
 def _delivered_again(pipeline: Pipeline, held: HeldSubject, stamp: Stamp) -> dict[str, str]:
     """Deliver the partitions again to the receivers that held them; returns why some may still hold rows, by receiver."""
-    to_tell, calendar, scores = dict[str, str](), pipeline.spec.partitions.calendar, pipeline.published_ledgers().scores
+    to_tell, calendar, state = dict[str, str](), pipeline.spec.partitions.calendar, pipeline.published_ledgers()
     declared = {delivery.name: delivery for delivery in pipeline.spec.predictions.deliver}
     for receiver in held.receivers:
         if receiver not in declared:
             to_tell[receiver] = "it is no longer declared"
             continue
         try:
-            partitions = [calendar.named(key) for key in held.partitions if key in scores]
-            for _ in deliver(pipeline, declared[receiver], partitions, stamp):
+            due = [key for key in held.partitions if undelivered(state, declared[receiver], key)]
+            for _ in deliver(pipeline, declared[receiver], [*map(calendar.named, due)], stamp):
                 pass
         except BatchPlatformError as error:
             to_tell[receiver] = error.message

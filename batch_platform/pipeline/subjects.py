@@ -7,6 +7,7 @@ the outcomes, are searched for the keys of its rows.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class HeldSubject:
     partitions: list[str]  # keys of the partitions with rows, in order
     versions: list[str]  # versions trained on some of these partitions
     receivers: list[str]  # deliveries that hold some of these partitions
+    erased_at: datetime | None = None  # time of an earlier erasure, in UTC, if no row is left
     to_tell: dict[str, str] = field(default_factory=dict[str, str])  # receivers that may still hold rows, and why
 
 

@@ -23,7 +23,9 @@ def test_erase_says_what_it_would_erase_and_erases_it_once(cli, project):
     assert answer["held"]["rows"]["predictions"] == 1
     assert published(project, ROWS.format(order)) == [(0,)]
     assert published(project, "SELECT run_id FROM batch_platform.erasures") == [(answer["run_id"],)]
-    assert cli(project, "erase", "small", f"id={order}").out == "small: no row of it is held.\n"
+    again = cli(project, "erase", "small", f"id={order}").out
+    assert again.startswith(f"small: id={order} was erased at 20")
+    assert cli(project, "erase", "small", "id=-1").out == "small: no row has id=-1; there is nothing to erase.\n"
     status = cli(project, "status", "small").out
     assert status.startswith("small: 29 scored, 31 warm-up\n")
     assert "  due now: nothing" in status

@@ -262,6 +262,23 @@ def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stal
         list(pipeline.build_features(days[:1], STAMP, force=True))
 
 
+def test_an_erasure_that_is_repeated_delivers_again_what_the_first_one_could_not(tmp_path):
+    pipeline = with_customers(tmp_path, predictions={"deliver": [{"csv": "out"}]})
+    (delivery,), folder = pipeline.spec.predictions.deliver, pipeline.folder / "out"
+    list(deliver(pipeline, delivery, pipeline.spec.partitions.calendar.due(NOW)[31:], STAMP))
+    customer, _ = subject_of(pipeline)
+    aside = folder.rename(folder.with_name("aside"))
+    folder.touch()  # a file in the way
+    assert "out" in erase_subject(pipeline, {"customer": customer}, "somebody", STAMP).to_tell["csv"]
+    folder.unlink()
+    aside.rename(folder)
+    assert holding(Home(folder), customer)
+    again = erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
+    assert (again.rows, again.receivers, again.to_tell) == ({}, ["csv"], {})
+    assert again.erased_at is not None
+    assert holding(Home(folder), customer) == set()
+
+
 def test_a_single_row_is_erased_by_its_key_and_other_columns_and_values_are_refused(tmp_path):
     pipeline = with_customers(tmp_path)
     _, ids = subject_of(pipeline)
