@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,24 @@ class Server:
             time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it by a signal: SIGINT ends the connections, then itself."""
+        """End it by a signal: SIGINT ends the connections, then itself; SIGKILL all of its processes, which would go on for a while."""
         if self.process is not None:
+            others = _children_of(self.process.pid) if how == signal.SIGKILL else []
             self.process.send_signal(how)
             self.process.wait()
+            for child in others:
+                with suppress(ProcessLookupError):
+                    os.kill(child, how)
+
+
+def _children_of(parent: int) -> list[int]:
+    """The ids of the processes that a process has started, one for each connection among them."""
+    children: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]) == parent:
+                children.append(int(entry.name))
+    return children
 
 
 @contextmanager
