@@ -119,7 +119,7 @@ class SubjectRows:
     @cached_property
     def wheres(self) -> dict[str, str]:
         """The tables of DuckDB that may hold rows, as SQL after FROM that selects them and binds what `bound` gives."""
-        self.con.register(_KEYS, self._keys())
+        self.con.register(_KEYS, self._keys)
         values, descriptions, wheres = self.matches.values, tables_of_pipelines(), dict[str, str]()
         name, key = self.pipeline.spec.name, self.pipeline.spec.features.key
         for table in (table for schema, table in tables(self.con) if schema == name and table in descriptions):
@@ -156,6 +156,7 @@ class SubjectRows:
         """The values that the SQL binds."""
         return {name: text for name, text in _bound(self.matches.values).items() if f"${name}" in sql}
 
+    @cached_property
     def _keys(self) -> pl.DataFrame:
         """The keys in the feature files, and those of predictions, whose features may be gone."""
         name, key, view = self.pipeline.spec.name, self.pipeline.spec.features.key, PREDICTIONS.view
@@ -185,7 +186,7 @@ class SubjectRows:
             list[tuple[TableInFiles, PublishedFile, str | None, int]](),
             self.pipeline.home,
         )
-        keys = {"keys": sorted({*self._keys()["partition_key"]})}
+        keys = {"keys": sorted({*self._keys["partition_key"]})}
         for table in (table for table in TABLES_IN_FILES if has_table(self.con, name, table.files)):
             rows = f"{quoted(name)}.{table.files} WHERE partition_key IN $keys ORDER BY partition_key, part, file"
             column = "challenger" if table.by_challenger else "NULL"

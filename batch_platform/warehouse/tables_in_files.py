@@ -298,18 +298,15 @@ def replace_file(  # noqa: PLR0913 - a file, where it stands, and what takes its
 
     The view must be made anew afterwards.
     """
-    where = f"{quoted(pipeline)}.{table.files} WHERE partition_key = $key AND file = $file"
+    files, where = f"{quoted(pipeline)}.{table.files}", "WHERE partition_key = $key AND file = $file"
     values = {"key": old.partition_key, "file": old.file}
     if new is None:
-        con.execute(f"DELETE FROM {where}", values)
+        con.execute(f"DELETE FROM {files} {where}", values)
     else:
         _bring_in(home, pipeline, table, [StagedFile(path, new)])
         assigned = {name: getattr(new, name) for name in ("rows", "file_bytes", "xxh3", "columns")}
         setting = ", ".join(f"{name} = ${name}" for name in assigned)
-        con.execute(
-            f"UPDATE {where.replace(' WHERE', f' SET file = $new, {setting} WHERE', 1)}",
-            {**values, **assigned, "new": new.file},
-        )
+        con.execute(f"UPDATE {files} SET file = $new, {setting} {where}", {**values, **assigned, "new": new.file})
     note_partitions(con, pipeline, table.files, [old.partition_key])
 
 
