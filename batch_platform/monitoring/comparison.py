@@ -50,7 +50,8 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Differe
     if reach is None or np.isnan(reach.half):
         return None
     estimate = value - other
-    low, high = estimate - reach.half, estimate + reach.half
+    (least, most), half = record.bounds(first), reach.half
+    low, high = max(least - most, estimate - half), min(most - least, estimate + half)  # no difference is larger
     return Difference(metric, estimate, low, high, len(first.predicted), reach.unit, reach.units)
 
 

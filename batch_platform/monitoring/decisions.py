@@ -118,6 +118,12 @@ def realised(outcomes: Outcomes) -> Weighted:
     return _per_row(outcomes, outcomes.decisions)
 
 
+def range_of_costs(outcomes: Outcomes) -> tuple[float, float]:
+    """The cost of the cheapest and of the dearest decision on a row; no bounds without costs."""
+    costs = None if outcomes.rule is None else outcomes.rule.costs
+    return (-np.inf, np.inf) if costs is None else (float(costs.min()), float(costs.max()))
+
+
 def of_always(outcomes: Outcomes) -> Weighted:
     """Mean cost per row if every row were acted on; of several classes, if the same class were decided for all, the cheapest one."""
     if outcomes.task == "binary":

@@ -59,6 +59,11 @@ class Metric:
     grows_on_few_rows: bool = False  # whether few rows make it larger than it is, so that it has no interval of its own
     least: float = -np.inf  # lowest possible value
     most: float = np.inf
+    range_of: Callable[[Outcomes], tuple[float, float]] | None = None  # both, where they depend on classes or costs
+
+    def bounds(self, outcomes: Outcomes) -> tuple[float, float]:
+        """The lowest and the highest value that it can have on rows like some outcomes."""
+        return (self.least, self.most) if self.range_of is None else self.range_of(outcomes)
 
     def __call__(self, outcomes: Outcomes) -> float | None:
         """The metric of all of these rows, which weigh what is declared; one without a weighted form counts them alike."""
@@ -192,6 +197,10 @@ def _brier(outcomes: Outcomes) -> float:
     For two classes half of that: the usual form, of the positive class alone (`sklearn.metrics.brier_score_loss`).
     """
     return float(np.mean(_row_brier_scores(outcomes)))
+
+
+def _range_of_brier(outcomes: Outcomes) -> tuple[float, float]:
+    return 0.0, 1.0 if outcomes.task == "binary" else 2.0
 
 
 def _row_brier_scores(outcomes: Outcomes) -> Floats:
@@ -447,7 +456,7 @@ def _of_decisions(
 
 _SHARE: dict[str, Any] = {"least": 0, "most": 1, "in_detail": True}
 _ERROR: dict[str, Any] = {"lower_is_better": True, "least": 0}
-_COST: dict[str, Any] = {"lower_is_better": True, "in_detail": True}
+_COST: dict[str, Any] = {"lower_is_better": True, "in_detail": True, "range_of": decisions.range_of_costs}
 METRICS = {
     metric.name: metric
     for metric in (
@@ -460,7 +469,15 @@ METRICS = {
             weighted=_weighted_mean(_row_log_losses),
             **_ERROR,
         ),
-        Metric("brier", CLASSIFICATION, _brier, weighted=_weighted_mean(_row_brier_scores), **_ERROR),
+        Metric(
+            "brier",
+            CLASSIFICATION,
+            _brier,
+            weighted=_weighted_mean(_row_brier_scores),
+            range_of=_range_of_brier,
+            most=2,
+            **_ERROR,
+        ),
         Metric("mae", REGRESSION, _mae, weighted=_weighted_mean(_absolute_errors), **_ERROR),
         Metric("rmse", REGRESSION, _rmse, default_for=REGRESSION, weighted=_weighted_rmse, **_ERROR),
         Metric("r2", REGRESSION, _r2, weighted=_weighted_r2, most=1),
@@ -470,7 +487,13 @@ METRICS = {
         _of_decisions("precision", decisions.precision, in_detail=True),
         _of_decisions("recall", decisions.recall, in_detail=True),
         _weighted("f1", CLASSIFICATION, decisions.f1, of_decisions=True, **_SHARE),
-        _weighted("decision_cost", CLASSIFICATION, decisions.realised, lower_is_better=True),
+        _weighted(
+            "decision_cost",
+            CLASSIFICATION,
+            decisions.realised,
+            lower_is_better=True,
+            range_of=decisions.range_of_costs,
+        ),
         _weighted("decision_cost_always", CLASSIFICATION, decisions.of_always, **_COST),
         _weighted("decision_cost_never", BINARY, decisions.of_never, **_COST),
         _weighted("decision_cost_in_hindsight", BINARY, decisions.in_hindsight, grows_on_few_rows=True, **_COST),

@@ -223,7 +223,7 @@ class Resampled:
 
     def interval(self, metric: Metric, value: float, reach: Reach | None) -> Interval | None:
         """The interval about the value of a metric, on the scale on which it varies evenly; None without one."""
-        least, most, outcomes = metric.least, metric.most, metric.rows_of(self.whole)
+        (least, most), outcomes = metric.bounds(self.whole), metric.rows_of(self.whole)
         half = np.nan if reach is None else reach.half
         if (share_of := self.share_of(metric)) is not None and (self.units or not self.numbers):
             share = share_of(outcomes)

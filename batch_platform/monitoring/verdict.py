@@ -58,7 +58,8 @@ class Verdict:
         difference = self.difference
         if difference is None or self.word != "cannot tell" or abs(difference.estimate) <= ROUNDING:
             return ""
-        times = ((difference.high - difference.low) / 2 / difference.estimate) ** 2
+        half = max(difference.high - difference.estimate, difference.estimate - difference.low)
+        times = (half / difference.estimate) ** 2
         if not 1 < times < MOST_TIMES:
             return ""
         units = round(times * (difference.rows if difference.resampled_by == "row" else difference.groups))

@@ -8,7 +8,7 @@ from scipy import stats
 
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import Outcomes, Rule
 from batch_platform.monitoring.resampling import LEAST_UNITS, MAX_ROWS, intervals, reach_of, wilson
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
 
@@ -35,7 +35,16 @@ def test_every_metric_with_a_weighted_form_has_an_interval_about_its_value(task)
     )
     for name, value in measure(outcomes).items():
         if name in found:
-            assert METRICS[name].least <= found[name].low <= value <= found[name].high <= METRICS[name].most
+            least, most = METRICS[name].bounds(outcomes)
+            assert (
+                METRICS[name].least
+                <= least
+                <= found[name].low
+                <= value
+                <= found[name].high
+                <= most
+                <= METRICS[name].most
+            )
     assert found == of(outcomes), "the same rows give the same interval"
 
 
@@ -110,6 +119,31 @@ def test_of_very_many_rows_in_units_some_give_much_the_same_interval(units, monk
     monkeypatch.setattr("batch_platform.monitoring.resampling.MAX_ROWS_IN_UNITS", 3_000)
     some = of(outcomes)["bias"]
     assert some.high - some.low == pytest.approx(whole.high - whole.low, rel=0.25)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_interval_of_few_units_holds_no_value_that_the_metric_cannot_have(share, seed):
+    random = np.random.default_rng(seed)
+    truth, score = random.random(12) < 0.5, random.random(12)
+    wrong = random.random(12) < share
+    score = np.where(truth ^ wrong, 0.5 + score / 2, score / 2)
+    costs = np.array([[0.0, 1.0], [8.0, 0.0]])
+    outcomes = Outcomes(
+        "binary",
+        np.column_stack([1 - score, score]),
+        truth,
+        [False, True],
+        rule=Rule(1 / 9, costs),
+        units={"entity": np.arange(12) // 4},
+    )
+    found = of(outcomes)
+    assert 0 <= found["brier"].low < found["brier"].high <= 1
+    assert 0 <= found["decision_cost"].low < found["decision_cost"].high <= 8
+    for metric in ("roc_auc", "brier"):
+        two = replace(outcomes, units={"entity": np.arange(12) % 2})
+        difference = paired_difference(metric, two, replace(two, predicted=two.predicted[:, ::-1]))
+        assert difference is None or -1 <= difference.low <= difference.estimate <= difference.high <= 1
 
 
 def test_a_difference_between_two_models_names_what_was_drawn():
