@@ -17,6 +17,7 @@ from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
+from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -432,3 +433,30 @@ def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
     refused = declared(tmp_path, COSTS, model=stricter).train(period, Stamp("again", NOW)).decision
     assert refused.action == "refused"
     assert "is worse than the required 0.01" in refused.reason
+
+
+def test_another_rule_delivers_the_predictions_again_and_not_the_rejected_rows(tmp_path):
+    out: dict[str, Any] = {"deliver": [{"csv": "out"}, {"csv": "bad", "name": "bad", "of": "rejected_rows"}]}
+    strict = {"features": {"columns": {"items": {"max": 7}}, "max_rejected": "50%"}}
+    pipelines = [small_pipeline(tmp_path, predictions=out | {"decide": {"top": top}}, **strict) for top in (7, 9)]
+
+    def due(pipeline: Pipeline) -> dict[str, set[str]]:
+        items = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("deliveries")
+        return {name: {it.partition.key for it in items if it.delivery.name == name} for name in ("csv", "bad")}
+
+    def delivered(pipeline: Pipeline, run_id: str) -> None:
+        for delivery in pipeline.spec.predictions.deliver:
+            list(deliver(pipeline, delivery, partitions, Stamp(run_id, NOW)))
+
+    first, second = pipelines
+    carry_out(first, NOW)
+    partitions = [first.spec.partitions.calendar.named(key) for key in SCORED]
+    delivered(first, "delivered")
+    with open_published(first.home) as con:
+        assert con.sql("SELECT DISTINCT partition_key FROM small.rejected_rows").fetchall()
+    assert due(first) == {"csv": set(), "bad": set()}
+    assert due(second) == {"csv": {*SCORED}, "bad": set()}
+    carry_out(second, NOW, "decided")
+    assert due(second) == {"csv": {*SCORED}, "bad": set()}
+    list(second.score(partitions[:1], Stamp("again", NOW), force=True))
+    assert due(second) == {"csv": {*SCORED}, "bad": {SCORED[0]}}
