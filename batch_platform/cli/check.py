@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import first_service, matures
+from batch_platform.declaration.windows import first_service, matures, serves_from
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
@@ -123,7 +123,7 @@ def _never_served(spec: PipelineSpec) -> str | None:
         return None
     span = never[0].key if len(never) == 1 else f"{never[0].key} to {never[-1].key}"
     if first is not None:
-        reason = f"warm-up, the first model serves from {first.key}"
+        reason = f"warm-up, {serves_from(spec, first)}"
     else:
         every, delay = spec.model.train.every, "" if spec.labels is None else " plus labels.delay"
         begins = "no partition" if every is None else f"no serving period (model.train.every: {every})"

@@ -6,6 +6,7 @@ needs Dagster; a test compares the two in many time zones.
 """
 
 from bisect import bisect_left, bisect_right
+from calendar import monthrange
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -46,6 +47,7 @@ class Duration:
     hours: int = 0
     minutes: int = 0
     seconds: int = 0
+    months: int = 0  # of the calendar; from the last days of a month, to the last day of a shorter one
 
     def after(self, instant: datetime, zone: ZoneInfo) -> datetime:
         """The instant (UTC) this long after another instant on the clocks of a zone."""
@@ -57,20 +59,29 @@ class Duration:
 
     @property
     def nominal(self) -> timedelta:
-        """The length if every day has 24 hours."""
-        return timedelta(days=self.days, hours=self.hours, minutes=self.minutes, seconds=self.seconds)
+        """The length if every day has 24 hours, and every month 31 days."""
+        days = self.days + 31 * self.months
+        return timedelta(days=days, hours=self.hours, minutes=self.minutes, seconds=self.seconds)
 
     def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
-        if self.days:  # adding to local time forgets which of two equal hours it was
+        if self.days or self.months:  # adding to local time forgets which of two equal hours it was
             local = instant.astimezone(zone)
             day = local.date()
             local = datetime.combine(day, time(), zone) if instant == _midnight(day, zone) else local
+            year, month = divmod(12 * local.year + local.month - 1 + sign * self.months, 12)
+            local = local.replace(year=year, month=month + 1, day=min(local.day, monthrange(year, month + 1)[1]))
             instant = local + sign * timedelta(days=self.days)
         return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes, seconds=self.seconds)
 
     def __str__(self) -> str:
         """Return the notation of the YAML."""
-        parts = [(self.days, "day"), (self.hours, "hour"), (self.minutes, "minute"), (self.seconds, "second")]
+        parts = [
+            (self.months, "month"),
+            (self.days, "day"),
+            (self.hours, "hour"),
+            (self.minutes, "minute"),
+            (self.seconds, "second"),
+        ]
         return " ".join(f"{n} {unit}{'s' if n != 1 else ''}" for n, unit in parts if n) or "0 days"
 
 

@@ -13,12 +13,12 @@ from batch_platform.declaration.monitored import METRICS
 from batch_platform.declaration.notation import (
     Block,
     Cron,
-    DurationText,
     ImportPath,
     LocalTime,
     Name,
     Share,
-    parse_duration,
+    WindowText,
+    parse_window,
     with_guess,
 )
 
@@ -205,10 +205,10 @@ class Train(Block):
     )
     window: str = Field(
         default="all",
-        description="How far back training data go: 'all', or for example '60 days'.",
+        description="How far back training data go: 'all', or for example '60 days' or '2 years'.",
         examples=["60 days"],
     )
-    evaluate: DurationText = Field(
+    evaluate: WindowText = Field(
         default="14 days",
         description="Length of the end of the window that is kept out of training and used for evaluation.",
         examples=["14 days"],
@@ -248,7 +248,7 @@ class Train(Block):
     @model_validator(mode="after")
     def _checked(self) -> Self:
         if self.window != "all":
-            parse_duration(self.window)
+            parse_window(self.window)
         if self.start is not None and self.every is None:
             msg = "`start` needs `every`"
             raise ValueError(msg)
@@ -257,12 +257,12 @@ class Train(Block):
     @property
     def window_length(self) -> Duration | None:
         """Length of the training window; None for all history."""
-        return None if self.window == "all" else parse_duration(self.window)
+        return None if self.window == "all" else parse_window(self.window)
 
     @property
     def evaluation_length(self) -> Duration:
         """Length of the end of the window that is kept out of training."""
-        return parse_duration(self.evaluate)
+        return parse_window(self.evaluate)
 
 
 class Promote(Block):

@@ -30,6 +30,7 @@ RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # an import path
 _DURATION = re.compile(r"([0-9]{1,5})\s*(second|minute|hour|day|week)s?")
+_CALENDAR = re.compile(r"([1-9][0-9]{0,2})\s*(month|year)s?")
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 MINUTES_A_DAY = 24 * 60
 _PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
@@ -155,6 +156,12 @@ def check_cron(value: str) -> str:
     return value
 
 
+def parse_window(text: str) -> Duration:
+    """Read the length of a window, which may be in months or years of the calendar."""
+    written = _CALENDAR.fullmatch(text.strip())
+    return Duration(months=int(written[1]) * (12 if written[2] == "year" else 1)) if written else parse_duration(text)
+
+
 def parse_duration(text: str) -> Duration:
     """Read '1 day', '60 days', '6 hours', '90 minutes' or '30 seconds'."""
     written = _DURATION.fullmatch(text.strip())
@@ -190,6 +197,11 @@ def _local_time(value: str) -> str:
 
 def _duration(value: str) -> str:
     parse_duration(value)
+    return value
+
+
+def _window(value: str) -> str:
+    parse_window(value)
     return value
 
 
@@ -247,6 +259,7 @@ def _coverage(value: object) -> float:
 
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
 DurationText = Annotated[str, AfterValidator(_duration)]
+WindowText = Annotated[str, AfterValidator(_window)]
 DeadlineText = Annotated[str, BeforeValidator(_written_time), AfterValidator(_deadline)]
 Lateness = Annotated[str, AfterValidator(_lateness)]
 Cron = Annotated[str, AfterValidator(check_cron)]

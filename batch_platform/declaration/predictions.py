@@ -23,7 +23,9 @@ class Predictions(Block):
     """The table that users read, and when it is updated."""
 
     keep: list[str] = Field(
-        default_factory=list, description="Feature columns to store with the predictions.", examples=[["country"]]
+        default_factory=list,
+        description="Feature columns to store with the predictions. A DECIMAL that the model reads is stored as DOUBLE; with features.columns.<name>.feature: false it keeps its type.",
+        examples=[["country"]],
     )
     decide: Decide | None = Field(
         default=None,

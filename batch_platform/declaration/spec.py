@@ -250,11 +250,29 @@ class PipelineSpec(Block):
             msg = f"model.train.window ({train.window}) must be at least twice as long as evaluate ({train.evaluate})"
             msg += f" plus labels.delay ({delay})" if self.labels is not None else ""
             raise ValueError(msg)
+        self._check_delay(delay)
         calendar = self.partitions.calendar
         if train.every == "hour" and not shifts_by_whole_hours(calendar.zone, calendar.start, calendar.end):
             msg = f"model.train.every: clocks in {self.partitions.timezone} change by part of an hour; use 'day'"
             raise ValueError(msg)
         self._check_train_start()
+
+    def _check_delay(self, delay: Duration) -> None:
+        """Refuse windows that hold no rows whose labels are known before the rows by which a model is judged begin."""
+        train, halves = self.model.train, self.model.calibrate or self.predictions.interval
+        evaluation, partition = train.evaluation_length.nominal, LONGEST[self.partitions.every].nominal
+        if train.window_length is not None and train.window_length.nominal < evaluation + 2 * delay.nominal + partition:
+            msg = f"model.train.window ({train.window}) must hold evaluate ({train.evaluate}), twice labels.delay ({delay}) "
+            msg += (
+                "and a partition: labels must be known when the evaluation rows begin, and those when the model serves"
+            )
+            raise ValueError(msg)
+        half, least = evaluation // partition // 2, -(-delay.nominal // partition) + 1
+        if halves and 0 < half < least:
+            key = "model.calibrate" if self.model.calibrate else "predictions.interval"
+            msg = f"{key} learns on the first half of model.train.evaluate ({train.evaluate}), whose labels must be known when the "
+            msg += f"second half begins: with labels.delay ({delay}) evaluate must hold at least {2 * least} partitions"
+            raise ValueError(msg)
 
     def _check_train_start(self) -> None:
         """Refuse a first serving period that does not begin where a period of its length does."""

@@ -1,6 +1,7 @@
 """Serving periods, training windows and label maturity of a pipeline, from its declaration alone."""
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -48,17 +49,22 @@ def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetim
 
 
 def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
-    """Tell whether a window is long enough: as much training as evaluation data; one partition for an imported model."""
+    """Tell whether a window is long enough: one partition for an imported model.
+
+    For any other, as much data before the evaluation data as these, and of them at least one partition whose labels were known
+    when the evaluation data begin.
+    """
     if not window or spec.model.import_ is not None or spec.partitions.snapshot:
         return bool(window)
-    evaluation = _whole(spec, spec.model.train.evaluation_length)
-    begins = evaluation.before(evaluation_start(spec, window), spec.partitions.calendar.zone)
-    return window[0].start <= begins
+    evaluation, boundary = _whole(spec, spec.model.train.evaluation_length), evaluation_start(spec, window)
+    begins = evaluation.before(boundary, spec.partitions.calendar.zone)
+    return window[0].start <= begins and matures(spec, window[0]) <= boundary
 
 
 def _whole(spec: PipelineSpec, length: Duration) -> Duration:
-    """Count the length of a window in days unless partitions are hours: 24 hours are a day of 23 or 25 hours, too."""
-    return length if spec.partitions.every == "hour" else Duration(days=length.nominal.days)
+    """Count the length of a window in days or months unless partitions are hours: 24 hours are a day of 23 or 25 hours, too."""
+    days = replace(length, months=0).nominal.days
+    return length if spec.partitions.every == "hour" else Duration(days=days, months=length.months)
 
 
 def matures(spec: PipelineSpec, partition: Partition) -> datetime:
@@ -136,3 +142,11 @@ def first_service(spec: PipelineSpec) -> Partition | None:
     while period is not None and not can_train(spec, training_window(spec, period.start)):
         period = calendar.holding(period.end)
     return period
+
+
+def serves_from(spec: PipelineSpec, first: Partition) -> str:
+    """Say from which serving period on models serve, and why not from `model.train.start` on, if that is earlier."""
+    calendar, text = serving_calendar(spec), f"the first model serves from {first.key}"
+    if spec.model.train.start is None or calendar is None or first.start <= calendar.first_start:
+        return text
+    return f"{text}, since too few labels are known at model.train.start ({spec.model.train.start})"

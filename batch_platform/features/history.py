@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
@@ -21,6 +21,7 @@ from batch_platform.declaration.errors import DataError, SourceError, WrongUseEr
 from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import matures
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.fingerprints import (
     Fingerprint,
@@ -34,86 +35,20 @@ from batch_platform.features.fingerprints import (
 from batch_platform.features.kept import Learnable, LearnableRows, RecentLabels
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.features.sample import SEED, Sample, class_counts, equal_shares, sampled, sampled_by_class
+from batch_platform.features.sample import SEED, Sample, class_counts
 from batch_platform.features.sources.objects import absence
+from batch_platform.features.training_data import (
+    ENTITY,
+    FIRST_HALF,
+    GROUP,
+    PARTITION_START,
+    ROW,
+    ROW_TIME,
+    Rows,
+    TrainingData,
+)
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
-
-# Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
-# `features.time` there is none), a hash of its group, otherwise of its key without dates and times, the start of its partition
-# and, in snapshots, a hash of what is held out together with it. Rows for evaluation have a hash of their partition and key too,
-# the same wherever and whenever it is computed; in snapshots they say whether they are in the first half of the rows held out.
-ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW = "__row_time", "__entity", "__partition_start", "__group", "__row"
-FIRST_HALF = "__first_half"
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The rows of a training window: feature columns, with labels the label, and the columns beside the features."""
-
-    fit: pl.DataFrame  # the beginning of the window
-    evaluate: pl.DataFrame  # the end of the window
-    label: str | None  # name of the label column; None for a clustering
-    rows_before_cap: int = 0  # number of rows to fit on before a sample was taken
-    balanced: bool = False  # whether that sample has equally many rows of each class; see `Sample`
-    classes_before_cap: Mapping[str, int] = field(default_factory=dict[str, int])  # rows by class, as text
-    rows_unlabelled: int = 0  # rows of the window whose label is not known, and the nulls in them by column
-    nulls_unlabelled: Mapping[str, int] = field(default_factory=dict[str, int])
-    # The first part of the end of the window, which refinements learn from; None unless it is divided.
-    first_part: pl.DataFrame | None = None
-
-    @property
-    def unseen(self) -> pl.DataFrame:
-        """The rows that neither a fit nor the evaluation sees; none unless the end of the window is divided."""
-        return self.evaluate.clear() if self.first_part is None else self.first_part
-
-    def divided(self) -> "TrainingData":
-        """The same data with the end of the window divided in two: by partitions in time, of a snapshot by a hash of group or key.
-
-        The first part is empty if all rows are of one partition.
-        """
-        if self.first_part is not None:
-            return self
-        rows = self.evaluate
-        if FIRST_HALF in rows.columns:
-            first = rows[FIRST_HALF]
-        else:
-            starts = rows[PARTITION_START].unique().sort()
-            first = rows[PARTITION_START] < starts[len(starts) // 2] if len(starts) else pl.Series(dtype=pl.Boolean)
-        return replace(self, first_part=rows.filter(first), evaluate=rows.filter(~first))
-
-    def undivided(self) -> "TrainingData":
-        """The same data with the end of the window in one part."""
-        if self.first_part is None:
-            return self
-        return replace(self, first_part=None, evaluate=pl.concat([self.first_part, self.evaluate]))
-
-    by_entity: bool = False  # whether other entities are evaluated, of the same times, rather than later rows
-    rows_apart: int = 0  # rows that were left out of `fit`, because rows of their group are evaluated
-    earlier: pl.DataFrame | None = None  # `fit` with these rows; None if there are none
-
-    def whole(self, max_rows: int | None, *, stratified: bool) -> "TrainingData":
-        """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion.
-
-        Of balanced data, the rows of each class are.
-        """
-        evaluated, before = self.undivided().evaluate, self.fit if self.earlier is None else self.earlier
-        rows, later = max(self.rows_before_cap + self.rows_apart, before.height), evaluated.height
-        parts, by = [before, evaluated.drop(ROW, FIRST_HALF, strict=False)], self.label if stratified else None
-        classes = Counter(self.classes_before_cap)
-        of_evaluate = Counter[str]() if by is None else class_counts(evaluated, by)
-        classes.update(of_evaluate)
-        if self.balanced and by is not None:
-            quotas = equal_shares(classes, max_rows)
-            of_later = {name: of_evaluate[name] * quotas[name] // classes[name] for name in classes}
-            of_fit = {name: quotas[name] - of_later[name] for name in classes}
-            parts = [sampled_by_class(part, most, by) for part, most in zip(parts, (of_fit, of_later), strict=True)]
-        elif max_rows is not None and rows + later > max_rows:
-            of_later = max_rows * later // (rows + later)
-            quotas = (max_rows - of_later, of_later)
-            parts = [sampled(part, quota, by) for part, quota in zip(parts, quotas, strict=True)]
-        fit = pl.concat([part for part in parts if part.height] or parts[:1], how="vertical_relaxed", rechunk=False)
-        return replace(self, fit=fit, rows_before_cap=rows + later, classes_before_cap=classes, earlier=None)
 
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
@@ -216,6 +151,7 @@ class History:
 
         With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
         `stratified`; with `model.train.sample: balanced` they are a balanced one. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out.
+        Earlier partitions whose labels were not known at `boundary` are kept apart.
         Of other tables with `model.train.group`, no group that is evaluated is among the rows to fit on.
 
         Raises:
@@ -226,7 +162,9 @@ class History:
         label = None if self.spec.labels is None else self.spec.labels.column
         most = self.spec.model.train.max_rows
         balanced = stratified and self.spec.model.train.sample == "balanced"
-        fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
+        by, later = label if stratified else None, list[pl.DataFrame]()
+        fit, not_known = Sample(most, by, balanced=balanced), Sample(most, by, balanced=balanced and most is not None)
+        known_from = {partition.start: matures(self.spec, partition) for partition in window}
         rows_unlabelled, nulls, keys, halves = 0, Counter[str](), [pl.Series(dtype=pl.UInt64)], list[pl.Series]()
         for partition, learnable in zip(window, self._learnable_rows(builds, window, stamp), strict=True):
             rows_unlabelled += learnable.unlabelled
@@ -238,14 +176,16 @@ class History:
                 keyed, rows, is_later = keyed.filter(held_out), rows.filter(held_out), True
                 halves.append(never_learned_from(self.spec, keyed, 0.5))
             elif not is_later:
-                fit.add(rows)
+                (fit if known_from[partition.start] <= boundary else not_known).add(rows)
             if is_later:
                 later.append(rows)
                 keys.append(_hashes(keyed.select(self.spec.features.key), xxh3_64_intdigest(partition.key, SEED)))
-        to_fit = fit.frames()
-        rows, fitted = self._joined([*to_fit, *later]), sum(frame.height for frame in to_fit)
+        parts = [fit.frames(), not_known.frames(), later]
+        fitted, between, _ = (sum(frame.height for frame in part) for part in parts)
+        rows = self._joined([frame for part in parts for frame in part])
         beside = [pl.concat(hashes).alias(name) for name, hashes in ((ROW, keys), (FIRST_HALF, halves)) if hashes]
-        earlier, evaluate = rows.head(fitted), rows.slice(fitted).with_columns(beside)
+        earlier, late = rows.head(fitted), rows.slice(fitted, between)
+        evaluate = rows.slice(fitted + between).with_columns(beside)
         grouped = bool(self.spec.model.train.group) and not self.spec.partitions.snapshot
         unseen = earlier.filter(~pl.col(ENTITY).is_in(evaluate[ENTITY].implode())) if grouped else earlier
         apart = earlier.height - unseen.height
@@ -255,12 +195,16 @@ class History:
             label=label,
             rows_before_cap=fit.seen - apart,
             balanced=balanced,
-            classes_before_cap=fit.counts if stratified else {},
+            classes_before_cap=fit.counts if by else {},
             rows_unlabelled=rows_unlabelled,
             nulls_unlabelled=nulls,
             by_entity=self.spec.partitions.snapshot,
             rows_apart=apart,
-            earlier=earlier if apart else None,
+            earlier=earlier if grouped else None,
+            not_known=Rows(late, not_known.seen, (not_known.counts or class_counts(late, by)) if by else {})
+            if not_known.seen
+            else None,
+            known_from=known_from,
         )
 
     def _learnable_rows(

@@ -114,6 +114,7 @@ class Evaluation:
     baseline: Baseline | None = None  # None if the task has none, or there is nothing to learn it from
     coverage: Coverage | None = None  # None if there was no champion that could read the rows
     rows_refined: int = 0  # rows of the first part, which refinements learned from
+    rows_not_known: int = 0  # earlier rows that were left out, because their labels were not known when it began
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,10 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     evaluated, unseen = contract.split(data.evaluate), contract.split(data.unseen)
     if kept.height < LEAST_ROWS:
         apart = f", beside {data.rows_apart:,} of groups that are evaluated" if data.rows_apart else ""
+        if data.not_known is not None:
+            apart += (
+                f", beside {data.not_known.before_cap:,} whose labels were not known when the evaluation rows began"
+            )
         msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
         longer = "train a later serving period, or declare a longer model.train.window."
         recur = "declare a shorter model.train.evaluate, or leave model.train.group out if the same groups are scored again."
@@ -209,7 +213,8 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     with refusals_explained(estimator, contract):
         predictor, remarks = fit_estimator(judged.flavour, estimator, signature, rows)
     refining = Refining(predictor, signature, whole, rows.matrix, kept.clear(), held_out, judged.flavour.single)
-    refinements = refining.learn(judged.refinements.declared, judged.refinements)
+    share = judged.rows_fitted / max(1, kept.height)
+    refinements = refining.learn(judged.refinements.declared, judged.refinements, share)
     learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
     whole_reference = reference_of(contract, learned, judged.reference)
     return replace(

@@ -259,6 +259,7 @@ def _not_learned_from(data: TrainingData, manifest: Manifest) -> pl.DataFrame:
     known += [manifest.evaluation.start] if refined else []
     end = max(map(datetime.fromisoformat, known))
     if data.earlier is not None:
-        learned = data.earlier.filter(pl.col(PARTITION_START) < end)
+        earlier = [data.earlier, *([data.not_known.frame] if data.not_known else [])]
+        learned = pl.concat(earlier, how="vertical_relaxed").filter(pl.col(PARTITION_START) < end)
         rows = rows.filter(~pl.col(ENTITY).is_in(learned[ENTITY].implode()))
     return rows.filter(pl.col(PARTITION_START) >= end)

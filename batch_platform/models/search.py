@@ -5,8 +5,10 @@ it; a fold of snapshots holds other entities than its model has learned from. Ea
 """
 
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import product
 from typing import Any
 
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.threads import threads
-from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
 from batch_platform.features.sample import SEED
+from batch_platform.features.training_data import ENTITY, PARTITION_START, TrainingData, known_at
 from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import check_search, make_estimator
 from batch_platform.models.estimator_fit import EncodedRows, fitted_predictor, refusals_explained
@@ -79,7 +81,7 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
 
     check_search(model)
     metric = model.promote.metric or default_metric(signature.task)
-    folds = folds_of(kept, by_entity=data.by_entity, apart=bool(model.train.group))
+    folds = folds_of(kept, by_entity=data.by_entity, apart=bool(model.train.group), known_from=data.known_from)
 
     def score(trial: dict[str, Any], fold: Fold) -> float | None:
         """The metric in one fold; None where it is not defined, or a class or nothing would be learned."""
@@ -117,13 +119,17 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
     return Searched(metric, best.params, results)
 
 
-def folds_of(rows: pl.DataFrame, *, by_entity: bool, apart: bool) -> list[Fold]:
+def folds_of(
+    rows: pl.DataFrame, *, by_entity: bool, apart: bool, known_from: Mapping[datetime, datetime] | None = None
+) -> list[Fold]:
     """Divide rows, which are in order of time, into folds.
 
     Args:
         rows: The rows to learn from, with ENTITY and PARTITION_START.
         by_entity: Whether a fold is made of entities, as it is of snapshots, instead of partitions.
         apart: Whether a model learns from no entity of the partitions that it is scored on.
+        known_from: When the labels of partitions are known, by their start. A model learns from none that were not known when
+            the partitions that it is scored on begin.
 
     Raises:
         TrainingRefusedError: There are too few partitions or entities.
@@ -142,6 +148,10 @@ def folds_of(rows: pl.DataFrame, *, by_entity: bool, apart: bool) -> list[Fold]:
     else:
         pairs = list(TimeSeriesSplit(min(FOLDS, count - 1)).split(np.arange(count)))
     folds = [Fold(np.isin(numbers, before), np.isin(numbers, after)) for before, after in pairs]
+    if not by_entity and known_from:
+        begin = [min(rows[PARTITION_START].filter(fold.scored).unique()) for fold in folds]
+        known = [known_at(instant, rows, known_from).to_numpy() for instant in begin]
+        folds = [Fold(fold.learned & was, fold.scored) for fold, was in zip(folds, known, strict=True)]
     if apart:
         entities = rows[ENTITY].to_numpy()
         folds = [Fold(fold.learned & ~np.isin(entities, entities[fold.scored]), fold.scored) for fold in folds]

@@ -18,6 +18,7 @@ from batch_platform.declaration.windows import (
     first_service,
     matures,
     served_calendar,
+    serves_from,
     serving_calendar,
     serving_periods,
     training_window,
@@ -369,7 +370,7 @@ def _with_warm_up(question: Question, models: Sequence[Item], blocked: Sequence[
     if first is None:
         return blocked
     return [
-        replace(item, reason=f"the first model serves from {first.key}", warm_up=True)
+        replace(item, reason=serves_from(spec, first), warm_up=True)
         if item.partition.start < first.start and item.partition.key not in state.scores
         else item
         for item in blocked
@@ -435,7 +436,8 @@ def _due_deliveries(question: Question, scoring: _Scoring) -> list[Item]:
     for partition in question.wanted:
         item = scored.get(partition.key)
         for delivery in deliveries:
-            reason = undelivered(question.state, delivery, partition.key) if item is None else "scored"
+            stands = item is None or (delivery.of == "rejected_rows" and only_decides(question.spec, item))
+            reason = undelivered(question.state, delivery, partition.key) if stands else "scored"
             if reason is not None:
                 awaits = item is not None and item.awaits_model
                 due.append(Item("deliveries", partition, reason, awaits_model=awaits, delivery=delivery))

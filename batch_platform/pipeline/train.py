@@ -241,6 +241,7 @@ class TrainingStep:
                 history=History(as_model(spec, challenger), history.home, history.builder),
                 former=None if opponent is None else Former(opponent, self.open_version),
                 divided=training.divides,
+                challenges=True,
             )
             try:
                 learned = challenged.learn(challenger.params, data=data, within=window)

@@ -51,6 +51,7 @@ class Training:
     stamp: Stamp
     former: Former | None = None  # the version whose clusters keep their numbers
     divided: bool = False  # whether the gate judges by the second half of the evaluation window, whatever is declared
+    challenges: bool = False  # whether it is for a challenger, which may have no reasons
 
     @property
     def divides(self) -> bool:
@@ -85,12 +86,12 @@ class Training:
             msg = f"{spec.name}, serving period {period.key}: model.train.sample: balanced is for classifiers only."
             raise TrainingRefusedError(msg, hint="leave model.train.sample out.")
         split_by_row = spec.partitions.snapshot or spec.model.import_ is not None
-        learned = [partition for partition in window if split_by_row or partition.start < boundary]
+        learned = [partition for partition in window if split_by_row or matures(spec, partition) <= boundary]
         training, whole = self._window(learned), self._window(window)
         with self._located():
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
-                refinements = declared(spec)
+                refinements = declared(spec, challenges=self.challenges)
                 data = data.divided() if self.divides else data.undivided()
                 positive, former = self._positive(), self._former_reference
                 fitted = fit(spec.model, spec.features, data, params, positive, former, refinements, spec.predictions)
@@ -120,6 +121,7 @@ class Training:
                 metrics=fitted.metrics,
                 baseline=None if fitted.trivial is None else fitted.trivial.baseline,
                 rows_refined=data.unseen.height if data is not None and holds_out(declared(spec)) else 0,
+                rows_not_known=0 if data is None else data.rows_not_known,
             ),
             features_code_version=self.state.features_code_version,
             created_at=self.stamp.now().isoformat(),
@@ -271,7 +273,7 @@ class Training:
         learned_matrix = contract.encode(learned)
         single = imported.flavour.single
         refining = Refining(predictor, signature, known, learned_matrix, unseen.kept, rows.kept, single)
-        refinements = refining.learn(declared(spec))
+        refinements = refining.learn(declared(spec, challenges=self.challenges))
         judged, metrics, trivial = None, dict[str, float](), None
         if data is not None:
             scorer = refinements.around(predictor)
@@ -324,5 +326,8 @@ def require_trainable(spec: PipelineSpec, period: Partition, window: Sequence[Pa
     """Raise TrainingRefusedError if the training window of a serving period is too short."""
     if not can_train(spec, window):
         msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
-        hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
+        known = (
+            "" if spec.labels is None else f", with labels known when that begins (labels.delay: {spec.labels.delay})"
+        )
+        hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from{known}."
         raise TrainingRefusedError(msg, hint=hint)

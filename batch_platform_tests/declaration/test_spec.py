@@ -1,6 +1,6 @@
 import json
 from copy import deepcopy
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
+from batch_platform.declaration.windows import evaluation_start, first_service, serves_from, training_window
 from batch_platform_tests.harness.declared_keys import OTHER_OF_TWO, given_keys, keys_of
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_spec
 
@@ -535,8 +536,54 @@ def test_an_invalid_duration_is_refused(written):
         "month" in written or "year" in written
     )
     assert "is not a duration; write for example '1 day'" in refusal(changed(("labels", "delay"), written))
-    assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "evaluate"), written))
-    assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "window"), written))
+    for window in () if written in ("1 month", "1 year") else ("evaluate", "window"):
+        assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", window), written))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "start"), [("6 months", "2023-07-01"), ("1 year", "2023-01-01"), ("31 days", "2023-12-01")]
+)
+def test_windows_may_be_months_and_years_of_the_calendar(evaluate, start):
+    spec = small_spec(
+        partitions={"every": "month", "start": "2020-01-01", "end": None},
+        model={"train": {"every": "month", "evaluate": evaluate, "window": "3 years"}},
+    )
+    window = training_window(spec, datetime(2024, 1, 31, 23, tzinfo=UTC))
+    assert (window[0].key, window[-1].key) == ("2021-02-01", "2023-12-01")
+    assert evaluation_start(spec, window) == spec.partitions.calendar.named(start).start
+
+
+def test_a_first_model_later_than_declared_says_why():
+    early = small_spec(model={"train": {"every": "week", "start": "2024-01-08"}})
+    first = first_service(early)
+    assert serves_from(early, first) == (
+        "the first model serves from 2024-01-22, since too few labels are known at model.train.start (2024-01-08)"
+    )
+    late = small_spec(model={"train": {"every": "week", "start": "2024-01-22"}})
+    assert serves_from(late, first_service(late)) == "the first model serves from 2024-01-22"
+
+
+def test_a_window_in_which_no_label_is_known_when_the_evaluation_rows_begin_is_refused():
+    train = {"every": "day", "evaluate": "7 days"}
+    small_spec(labels={"delay": "10 days"}, model={"train": {**train, "window": "28 days"}})  # 7 + 2 * 10 + 1
+    with pytest.raises(
+        ValidationError, match=r"model\.train\.window \(27 days\) must hold evaluate .*twice labels\.delay"
+    ):
+        small_spec(labels={"delay": "10 days"}, model={"train": {**train, "window": "27 days"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "further"),
+    [
+        ("model.calibrate", {"calibrate": "sigmoid"}),
+        ("predictions.interval", {"estimator": "sklearn.linear_model.Ridge", "params": {}}),
+    ],
+)
+def test_an_evaluation_window_whose_first_half_is_not_known_at_the_second_is_refused(name, further):
+    interval = {"interval": "90%"} if name == "predictions.interval" else {}
+    small_spec(labels={"delay": "2 days"}, model=further, predictions=interval)
+    with pytest.raises(ValidationError, match=f"{name} learns on the first half .* at least 8 partitions"):
+        small_spec(labels={"delay": "3 days"}, model=further, predictions=interval)
 
 
 @pytest.mark.parametrize("end", ["9999-12-31", "0001-01-01", date(9999, 12, 31)])

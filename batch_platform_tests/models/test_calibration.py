@@ -26,7 +26,7 @@ from batch_platform.declaration.spec import Features
 from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.bundle import Bundle, Manifest, read_manifest
 from batch_platform.models.declared_model import check_model
-from batch_platform.models.fitting import Fitted, fit
+from batch_platform.models.fitting import Fitted, fit, refit
 from batch_platform.models.forest.compiled import (
     CompilablePredictor,
     CompiledPredictor,
@@ -235,6 +235,29 @@ def test_declared_weights_count_in_the_calibration_as_in_scikit_learn(classes, m
         frozen.fit(made.signature.contract.encode(first), first["label"].to_numpy(), sample_weight=weight)
     assert made.scorer.predict(matrix).tobytes() == frozen.predict_proba(matrix).tobytes()
     assert (made.scorer.predict(matrix) != calibrated(FOREST, classes, method).scorer.predict(matrix)).any()
+
+
+@pytest.mark.parametrize(("learned", "stays"), [(75, False), (1_400, True)])
+def test_a_calibration_of_a_fit_that_learned_far_less_than_the_one_that_serves_is_reported_and_not_applied(
+    learned, stays
+):
+    known, model = data(2), Model(estimator=LINEAR)
+    grouped = replace(known, fit=known.fit.head(learned), earlier=known.fit, rows_apart=1_500 - learned)
+    judged = fit(model, FEATURES, grouped, {}, declared=declared("sigmoid", checked=False))
+    served = refit(model, FEATURES, grouped.whole(None, stratified=True), {}, judged)
+    fresh = rows(4_000, 2, 7)
+    matrix, truth = served.signature.contract.encode(fresh), fresh["label"].to_numpy()
+    shown, raw = (each.predict(matrix) for each in (served.scorer, served.predictor))
+    (remark,) = [remark for remark in served.remarks if "calibrate" in remark] or [""]
+    if stays:
+        assert served.refinements.applied == judged.refinements.applied
+        assert (shown != raw).any()
+        assert not remark
+        return
+    assert (shown == raw).all()
+    assert "the fit that was judged learned from 3% of the rows of the one that serves" in remark
+    worse = judged.refinements.around(served.predictor).predict(matrix)
+    assert np.mean((raw[:, 1] - truth) ** 2) < np.mean((worse[:, 1] - truth) ** 2)
 
 
 def test_rows_of_a_class_that_the_model_does_not_know_are_left_out():

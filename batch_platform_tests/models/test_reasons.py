@@ -17,6 +17,7 @@ from batch_platform.declaration.predictions import Predictions
 from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
+from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit
@@ -27,7 +28,7 @@ from batch_platform.models.refinements.refinement import Batch, added_columns, e
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import open_published, reading_published
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline
 
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
@@ -302,3 +303,23 @@ def test_a_trace_shows_the_reasons_of_a_row_and_the_importance_of_a_partition_is
     expected = each.group_by("feature").agg(pl.col("contribution").sum() / rows.height, pl.len() / rows.height)
     shown = importance.select("feature", contribution="mean_contribution", len="share")
     assert_frame_equal(shown.sort("feature"), expected.sort("feature"))
+
+
+def test_a_challenger_whose_flavour_has_no_reasons_is_trained_and_scores_without_them(tmp_path: Path):
+    bayes = {"name": "bayes", "estimator": "sklearn.naive_bayes.GaussianNB"}
+    trees = {"name": "trees", "estimator": HISTOGRAM + "Classifier", "params": {"max_iter": 3}}
+    now = datetime(2024, 2, 3, 12, tzinfo=UTC)
+    pipeline = finished_pipeline(tmp_path, now, predictions={"reasons": 2}, challengers=[bayes, trees])
+    registry = pipeline.state().registry
+    version = registry.challenger_at("bayes", now)
+    assert version is not None
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    (remark,) = [remark for remark in manifest.remarks if "reasons" in remark]
+    assert remark.startswith("predictions.reasons: this model has no reasons: ")
+    assert remark in registry.last_decision(version.version).reason
+    with reading_published(pipeline.home) as con:
+        counts = con.sql(
+            "SELECT challenger, count(*), count(reasons) FROM small.challenger_scores GROUP BY ALL"
+        ).fetchall()
+        (served,) = con.sql("SELECT count(*) FROM small.predictions WHERE reasons IS NOT NULL").fetchall()
+    assert sorted(counts) == [("bayes", *served, 0), ("trees", *served, *served)]

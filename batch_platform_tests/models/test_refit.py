@@ -1,7 +1,7 @@
 """After the gate has judged a model on the end of its window, the model is fitted again on the whole window, and serves."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,19 +13,23 @@ from sklearn.metrics import roc_auc_score
 
 from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
+from batch_platform.declaration.windows import can_train, serving_calendar, serving_periods, training_window
+from batch_platform.features.training_data import PARTITION_START
 from batch_platform.models.bundle import MANIFEST, Manifest, read_judged, read_manifest
 from batch_platform.models.contract import Contract, infer_contract
 from batch_platform.models.fitting import fit, refit
 from batch_platform.models.judged import SCORES_FILE
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.harness.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline, small_spec
 from batch_platform_tests.models.test_fitting import FEATURES, data
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 BEFORE_SCORING = datetime(2024, 2, 1, 12, tzinfo=UTC)
 COLUMNS = ["amount", "items", "shop", "known"]
 BOUNDARY, END = datetime(2024, 1, 23, 23, tzinfo=UTC), datetime(2024, 1, 30, 23, tzinfo=UTC)
+KNOWN = BOUNDARY - timedelta(
+    days=1
+)  # labels take a day: at the start of the evaluation rows, those until then are known
 
 
 def manifest_of(pipeline: Pipeline) -> Manifest:
@@ -65,15 +69,74 @@ def test_what_serves_has_learned_from_the_whole_window_and_what_is_told_of_it_wa
     day = small_events().filter(pl.col("id").is_in(predicted["id"].to_list())).sort("id")
     assert scores(*by_hand(labelled(None, END)), day).tolist() == predicted["score"].to_list()
     held_out = labelled(BOUNDARY, END)
-    judged = scores(*by_hand(labelled(None, BOUNDARY)), held_out)
+    judged = scores(*by_hand(labelled(None, KNOWN)), held_out)
     manifest = manifest_of(pipeline)
     assert manifest.evaluation.metrics["roc_auc"] == pytest.approx(roc_auc_score(held_out["returned"], judged))
     assert (manifest.refit, manifest.training.end) == (True, END.isoformat())
     assert (manifest.evaluation.start, manifest.evaluation.end) == (BOUNDARY.isoformat(), END.isoformat())
     assert manifest.training.rows == labelled(None, END).height
     assert manifest.evaluation.rows == held_out.height
+    assert manifest.evaluation.rows_not_known == labelled(KNOWN, BOUNDARY).height
     assert manifest.training.partitions == 30
     assert (manifest.compiled.kernel, manifest.compiled.reason) == ("leaf masks of 32 bits", None)
+
+
+def test_refinements_learn_from_no_row_whose_label_was_not_known_when_the_rows_begin_that_the_gate_judges(tmp_path):
+    model = {"calibrate": "sigmoid", "train": {"evaluate": "14 days"}}
+    pipeline = small_pipeline(tmp_path, model=model, labels={"delay": "2 days"})
+    carry_out(pipeline, NOW)
+    manifest, end = manifest_of(pipeline), END - timedelta(days=1)
+    assert manifest.evaluation.rows == labelled(end - timedelta(days=7), end).height
+    assert manifest.evaluation.rows_refined == labelled(end - timedelta(days=14), end - timedelta(days=9)).height
+    late = [labelled(end - timedelta(days=days + 2), end - timedelta(days=days)).height for days in (7, 14)]
+    assert manifest.evaluation.rows_not_known == sum(late)
+    assert manifest.training.rows == labelled(None, end).height
+
+
+def test_a_period_whose_evaluation_rows_begin_before_any_label_is_known_is_not_trained():
+    spec = small_spec(labels={"delay": "20 days"}, model={"train": {"every": "week", "evaluate": "2 days"}})
+    first, *_ = serving_periods(spec, datetime(2024, 3, 1, tzinfo=UTC))
+    assert (
+        first.key == "2024-02-19"
+    )  # 1 day to learn from, 20 until it is known, 2 for evaluation, and 20 until these are
+    before = datetime(2024, 2, 11, 23, tzinfo=UTC)
+    assert len(training_window(spec, before)) == 22
+    assert not can_train(spec, training_window(spec, before))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "train", [{}, {"max_rows": 200}, {"sample": "balanced"}, {"sample": "balanced", "max_rows": 200}]
+)
+def test_a_sample_for_the_judged_fit_is_drawn_from_known_labels_and_that_of_the_refit_from_all(tmp_path, train):
+    pipeline = small_pipeline(tmp_path, labels={"delay": "6 days"}, model={"train": train})
+    end = END - timedelta(days=5)
+    boundary = end - timedelta(days=7)
+    list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), Stamp("r", NOW)))
+    window = training_window(pipeline.spec, datetime(2024, 1, 31, 23, tzinfo=UTC))
+    builds = pipeline.state().features
+    data = pipeline.history.training_data(builds, window, boundary, Stamp("r", NOW), stratified=True)
+    known = labelled(None, boundary - timedelta(days=6))
+    assert (data.rows_before_cap, data.not_known.before_cap) == (
+        known.height,
+        labelled(known["ts"].max(), boundary).height - 1,
+    )
+    assert data.fit[PARTITION_START].max() < boundary - timedelta(days=6)
+    whole, most = data.whole(train.get("max_rows"), stratified=True), train.get("max_rows")
+    assert whole.rows_before_cap == labelled(None, end).height
+    assert whole.fit[PARTITION_START].is_sorted()
+    assert whole.not_known is None
+    rows = whole.fit["returned"].value_counts()["count"].to_list()
+    balanced = 2 * min(labelled(None, end)["returned"].value_counts()["count"])
+    if train.get("sample"):
+        assert max(rows) - min(rows) <= 3, "each part gives its share of a class, rounded down"
+    assert sum(rows) <= (most or whole.rows_before_cap)
+    assert sum(rows) >= (most or (balanced if train else whole.rows_before_cap)) - 3
+    between = whole.fit.filter(
+        pl.col(PARTITION_START).is_between(boundary - timedelta(days=6), boundary, closed="left")
+    )
+    share = data.not_known.before_cap / whole.rows_before_cap
+    assert between.height == pytest.approx(share * whole.fit.height, abs=6)
 
 
 def test_its_score_is_judged_by_what_the_first_fit_gave_rows_that_it_had_not_seen(tmp_path):
@@ -82,7 +145,7 @@ def test_its_score_is_judged_by_what_the_first_fit_gave_rows_that_it_had_not_see
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.of_model
     profile = pipeline.bundle(version).reference.prediction
-    judged = scores(*by_hand(labelled(None, BOUNDARY), **many), labelled(BOUNDARY, END))
+    judged = scores(*by_hand(labelled(None, KNOWN), **many), labelled(BOUNDARY, END))
     places = np.searchsorted(profile.bins.edges, judged, side="right")
     assert np.bincount(places, minlength=profile.bins.cells).tolist() == list(profile.histogram)
     with pipeline.warehouse.open() as con:
@@ -90,15 +153,17 @@ def test_its_score_is_judged_by_what_the_first_fit_gave_rows_that_it_had_not_see
         assert con.sql(query).fetchall() == [("none",)] * 4
 
 
-def test_without_refit_the_judged_model_serves_and_its_training_ends_before_the_evaluation(tmp_path):
+def test_without_refit_the_judged_model_serves_and_its_training_ends_where_labels_were_known_at_the_evaluation(
+    tmp_path,
+):
     pipeline = small_pipeline(tmp_path, model={"refit": False})
     carry_out(pipeline, NOW)
     predicted = committed(pipeline)
     day = small_events().filter(pl.col("id").is_in(predicted["id"].to_list())).sort("id")
-    assert scores(*by_hand(labelled(None, BOUNDARY)), day).tolist() == predicted["score"].to_list()
+    assert scores(*by_hand(labelled(None, KNOWN)), day).tolist() == predicted["score"].to_list()
     manifest = manifest_of(pipeline)
-    assert (manifest.refit, manifest.training.end) == (False, BOUNDARY.isoformat())
-    assert (manifest.training.partitions, manifest.training.rows) == (23, labelled(None, BOUNDARY).height)
+    assert (manifest.refit, manifest.training.end) == (False, KNOWN.isoformat())
+    assert (manifest.training.partitions, manifest.training.rows) == (22, labelled(None, KNOWN).height)
 
 
 @pytest.mark.full
@@ -106,7 +171,7 @@ def test_a_refused_version_is_not_fitted_again(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
     carry_out(pipeline, BEFORE_SCORING)
     manifest = manifest_of(pipeline)
-    assert (manifest.refit, manifest.training.end) == (False, BOUNDARY.isoformat())
+    assert (manifest.refit, manifest.training.end) == (False, KNOWN.isoformat())
 
 
 @pytest.mark.full
@@ -240,7 +305,7 @@ def test_the_scores_of_the_judged_fit_are_those_of_the_evaluation_rows_and_stay_
     (version,) = pipeline.state().registry.of_model
     judged = read_judged(pipeline.home.bundle("small", version.version), manifest)
     rows = labelled(BOUNDARY, END)
-    contract, first = by_hand(labelled(None, BOUNDARY), **DECLARATION["model"]["params"])
+    contract, first = by_hand(labelled(None, KNOWN), **DECLARATION["model"]["params"])
     assert manifest.refit
     assert judged.outcomes.predicted.tolist() == first.predict_proba(contract.encode(rows)).tolist()
     assert judged.outcomes.truth.tolist() == rows["returned"].to_list()

@@ -102,6 +102,20 @@ def test_folds_are_whole_partitions_scored_by_what_was_learned_before_them():
             assert fold.scored[of_day].all() or not fold.scored[of_day].any()
 
 
+def test_a_fold_learns_from_no_partition_whose_labels_were_not_known_when_those_that_it_scores_begin():
+    rows, late = data().fit, timedelta(days=3)  # from the end of a day on
+    known_from = {start: start + timedelta(days=1) + late for start in rows[PARTITION_START].unique()}
+    folds = folds_of(rows, by_entity=False, apart=False, known_from=known_from)
+    without = folds_of(rows, by_entity=False, apart=False)
+    for fold, other in zip(folds, without, strict=True):
+        assert (fold.scored == other.scored).all()
+        learned, scored = (rows.filter(pl.Series(mask))[PARTITION_START] for mask in (fold.learned, fold.scored))
+        assert not len(learned) or learned.max() + timedelta(days=1) + late <= scored.min()
+        assert learned.n_unique() == max(
+            0, rows.filter(pl.Series(other.learned))[PARTITION_START].n_unique() - late.days
+        )
+
+
 @pytest.mark.parametrize("by_entity", [True, False])
 def test_no_entity_is_on_both_sides_of_a_fold_of_snapshots_or_of_groups(by_entity):
     rows = data().fit.with_columns((pl.int_range(pl.len()) // 7 % 83).cast(pl.UInt64).alias(ENTITY))

@@ -24,7 +24,7 @@ from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import Model, PipelineSpec
-from batch_platform.declaration.windows import evaluation_start, serving_periods, training_window
+from batch_platform.declaration.windows import evaluation_start, matures, serving_periods, training_window
 from batch_platform.features.history import (
     ENTITY,
     PARTITION_START,
@@ -35,6 +35,7 @@ from batch_platform.features.history import (
     on_the_clock,
 )
 from batch_platform.features.sample import SEED
+from batch_platform.features.training_data import known_at
 from batch_platform.models.baseline import against_baseline
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import make_estimator
@@ -101,8 +102,10 @@ class Past:
         rows, start = self.rows.select(*names, self.label, ROW_TIME, ENTITY, PARTITION_START), pl.col(PARTITION_START)
         window = training_window(spec, serving_start)
         rows = rows.filter(start < window[-1].end) if window else rows.clear()
-        later = start >= (evaluation_start(spec, window) if window else serving_start)
-        return TrainingData(rows.filter(~later), rows.filter(later), self.label)
+        boundary = evaluation_start(spec, window) if window else serving_start
+        known_from = {partition.start: matures(spec, partition) for partition in window}
+        earlier = rows.filter((start < boundary) & known_at(boundary, rows, known_from))
+        return TrainingData(earlier, rows.filter(start >= boundary), self.label, known_from=known_from)
 
 
 @dataclass(frozen=True)

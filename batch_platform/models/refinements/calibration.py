@@ -31,6 +31,7 @@ from batch_platform.monitoring.verdict import Verdict
 
 LEAST_OF_A_CLASS = 10  # rows; scikit-learn itself needs five
 METRICS = ("brier", "log_loss", "calibration_error")
+LEAST_SHARE = 1 / 3  # of the rows that serve, in the fit that is calibrated: with fewer, it scores too differently
 JUDGED_BY = "brier"  # a proper score, and finite where a probability is 0
 Values = NDArray[np.float64]
 
@@ -175,11 +176,22 @@ def _checked(learned: Learned, before: Outcomes, after: Outcomes) -> Check:
     return Check(facts, f"it is not calibrated: with model.calibrate: {method} it is {verdict.beside('without')}")
 
 
+def _unsuited(method: str, share: float) -> str:
+    """Refuse a calibration of the scores of a fit that has learned far less than the one that serves."""
+    if share >= LEAST_SHARE:
+        return ""
+    return (
+        f"its probabilities are not calibrated (model.calibrate: {method}): the fit that was judged learned from {share:.0%} of the "
+        "rows of the one that serves, too few for its calibration to suit that"
+    )
+
+
 CALIBRATION = Refinement(
     "calibration",
     fit=_learned,
     refine=_calibrated,
     check=_checked,
+    unsuited=_unsuited,
     declared=lambda spec: spec.model.calibrate,
     holds_out=True,
     retrains=False,  # `Learner.fingerprint` says when

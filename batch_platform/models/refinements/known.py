@@ -24,10 +24,14 @@ REFINEMENTS: dict[str, Refinement] = {
 }
 
 
-def declared(spec: PipelineSpec) -> tuple[Declared, ...]:
-    """The refinements that a pipeline declares, in the order of application; raises WrongUseError for one that does not exist."""
+def declared(spec: PipelineSpec, *, challenges: bool = False) -> tuple[Declared, ...]:
+    """The refinements that a pipeline declares, in the order of application; raises WrongUseError for one that does not exist.
+
+    A model that `challenges` another is trained without reasons if its flavour has none.
+    """
     settings = {name: refinement.declared(spec) for name, refinement in REFINEMENTS.items()}
-    known = [Declared(REFINEMENTS[name], value) for name, value in settings.items() if value is not None]
+    optional = {REASONS.name} if challenges else set[str]()
+    known = [Declared(REFINEMENTS[name], it, name not in optional) for name, it in settings.items() if it is not None]
     own = [Declared(_own(path), None) for path in spec.predictions.refine]
     refining, adding = ([each for each in known if (each.refinement.refine is None) == adds] for adds in (False, True))
     return (*refining, *own, *adding)

@@ -16,6 +16,7 @@ from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.refinement import (
     Applied,
     Check,
+    Learned,
     NotAppliedError,
     Refinement,
     Unseen,
@@ -32,6 +33,7 @@ class Declared:
 
     refinement: Refinement
     settings: Any
+    required: bool = True  # whether a model is refused for which it cannot be learned
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class Refining:
     judged: pl.DataFrame  # the rows that the gate judges that keep the contract
     single: bool  # whether the model's own library returns numbers of 32 bits
 
-    def learn(self, declared: Sequence[Declared], judged: Refinements | None = None) -> Refinements:
+    def learn(self, declared: Sequence[Declared], judged: Refinements | None = None, share: float = 1.0) -> Refinements:
         """Learn declared refinements, each on top of those before it.
 
-        If the model was fitted again, `judged` are the refinements of the fit that was judged: what they learned from rows held
-        out stays. Raises TrainingRefusedError if no model can be trained as declared.
+        If the model was fitted again, `judged` are the refinements of the fit that was judged, which learned from a `share` of the
+        rows: what they learned from rows held out stays, if it suits such a share. Raises TrainingRefusedError if no model can be trained as declared.
         """
         first = judged or Refinements()
         stays = {each.refinement.name: each for each in first.applied}
@@ -77,19 +79,14 @@ class Refining:
         for each in declared:
             name = each.refinement.name
             if judged is not None and each.refinement.holds_out:
-                applied += [stays[name]] if name in stays else []
+                if objection := each.refinement.unsuited(each.settings, share) if name in stays else "":
+                    facts, remarks = facts | {name: {**facts.get(name, {}), "applied": False}}, [*remarks, objection]
+                applied += [] if objection else filter(None, [stays.get(name)])
                 continue
-            unseen = self._unseen(each, refined(self.model, applied))
-            try:
-                learned = each.refinement.fit(each.settings, unseen)
-            except NotAppliedError as error:
-                remarks.append(str(error))
+            learned = self._attempted(each, refined(self.model, applied))
+            if isinstance(learned, str):
+                remarks.append(learned)
                 continue
-            except Exception as error:
-                if isinstance(error, BatchPlatformError) or not each.refinement.source:
-                    raise
-                msg = f"predictions.refine: {name} raised {type(error).__name__}: {error}"
-                raise TrainingRefusedError(msg.rstrip(".") + ".", hint="correct its function `fit`.") from error
             if learned is None:
                 continue
             candidate = Applied(each.refinement, learned)
@@ -101,6 +98,20 @@ class Refining:
                 applied.append(candidate)
                 remarks += filter(None, [each.refinement.remark(learned)])
         return Refinements(tuple(declared), tuple(applied), facts, tuple(dict.fromkeys(remarks)))
+
+    def _attempted(self, declared: Declared, predictor: Predictor) -> Learned | str | None:
+        """Fit a refinement on top of a predictor; returns the reason where the model is trained without it."""
+        try:
+            return declared.refinement.fit(declared.settings, self._unseen(declared, predictor))
+        except NotAppliedError as error:
+            return str(error)
+        except Exception as error:
+            if isinstance(error, TrainingRefusedError) and not declared.required:
+                return error.message.removesuffix(".")
+            if isinstance(error, BatchPlatformError) or not declared.refinement.source:
+                raise
+            msg = f"predictions.refine: {declared.refinement.name} raised {type(error).__name__}: {error}"
+            raise TrainingRefusedError(msg.rstrip(".") + ".", hint="correct its function `fit`.") from error
 
     def _unseen(self, declared: Declared, predictor: Predictor) -> Unseen:
         rows = self.unseen if declared.refinement.holds_out else self.unseen.clear()

@@ -87,6 +87,9 @@ class Refinement:
     columns: Callable[[Learned, Batch], Sequence[pl.Series]] | None = None
     # Tries it on the rows that the gate judges, given the outcomes before and after it.
     check: Callable[[Learned, Outcomes, Outcomes], Check] | None = None
+    # Says as a clause why what it learned on scores of the judged fit does not suit the model that is fitted again, given the
+    # share of its rows that the judged fit learned from; empty if it does.
+    unsuited: Callable[[Any, float], str] = lambda _settings, _share: ""
     # Says as a clause what whoever uses the version should know of what it learned; empty if nothing.
     remark: Callable[[Learned], str] = lambda _learned: ""
     # What a pipeline declares for it; None if it does not declare it. Only of the platform's own refinements.
