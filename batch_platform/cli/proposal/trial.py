@@ -35,7 +35,6 @@ from batch_platform.features.history import (
     on_the_clock,
 )
 from batch_platform.features.sample import SEED
-from batch_platform.features.training_data import known_at
 from batch_platform.models.baseline import against_baseline
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import make_estimator
@@ -103,9 +102,12 @@ class Past:
         window = training_window(spec, serving_start)
         rows = rows.filter(start < window[-1].end) if window else rows.clear()
         boundary = evaluation_start(spec, window) if window else serving_start
-        known_from = {partition.start: matures(spec, partition) for partition in window}
-        earlier = rows.filter((start < boundary) & known_at(boundary, rows, known_from))
-        return TrainingData(earlier, rows.filter(start >= boundary), self.label, known_from=known_from)
+        late = pl.Series(
+            [partition.start for partition in window if matures(spec, partition) > boundary],
+            dtype=pl.Datetime("us", "UTC"),
+        )
+        earlier = rows.filter((start < boundary) & ~start.is_in(late.implode()))
+        return TrainingData(earlier, rows.filter(start >= boundary), self.label)
 
 
 @dataclass(frozen=True)
