@@ -115,6 +115,9 @@ def _remarks(pipeline: Pipeline, now: datetime) -> Iterator[str]:
 def _never_served(spec: PipelineSpec) -> str | None:
     """Say which partitions no model will ever serve, and why; None if each of them can have one."""
     calendar, first = spec.partitions.calendar, first_service(spec)
+    if first is None and calendar.last_end is None:
+        window, evaluate = spec.model.train.window, spec.model.train.evaluate
+        return f"no model will ever be trained: model.train.window ({window}) is too short for model.train.evaluate ({evaluate}) and labels.delay"
     end = calendar.last_end if first is None else first.start
     if first is not None and (begun := calendar.holding(first.start)) and begun.start < first.start:
         end = begun.end

@@ -129,7 +129,8 @@ def served_calendar(spec: PipelineSpec) -> Calendar:
 def first_service(spec: PipelineSpec) -> Partition | None:
     """The first serving period whose model has enough to learn from, or the first partition if one model serves all.
 
-    What starts before is warm-up. None if the partitions end before there is such a period.
+    What starts before is warm-up. None if the partitions end before there is such a period, or a window of declared length is
+    too short for any.
     """
     calendar = serving_calendar(spec) or spec.partitions.calendar
     earliest = spec.partitions.calendar.first_start
@@ -138,9 +139,11 @@ def first_service(spec: PipelineSpec) -> Partition | None:
         earliest = evaluation.after(evaluation.after(earliest, zone), zone)
         if spec.labels is not None:
             earliest = spec.labels.maturity.after(earliest, zone)
-    period = calendar.holding(max(earliest, calendar.first_start))
+    length, period = spec.model.train.window_length, calendar.holding(max(earliest, calendar.first_start))
+    # Once a window of declared length is full, only the lengths of months differ, and a year has all of them.
+    latest = None if length is None or period is None else period.end + length.nominal + timedelta(days=366)
     while period is not None and not can_train(spec, training_window(spec, period.start)):
-        period = calendar.holding(period.end)
+        period = calendar.holding(period.end) if latest is None or period.start < latest else None
     return period
 
 

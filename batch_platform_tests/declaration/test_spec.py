@@ -563,6 +563,13 @@ def test_a_first_model_later_than_declared_says_why():
     assert serves_from(late, first_service(late)) == "the first model serves from 2024-01-22"
 
 
+def test_a_window_that_is_too_short_for_every_period_gives_no_first_model_though_partitions_go_on_for_ever():
+    declared = {"partitions": {"every": "month", "start": "2020-01-01", "end": None}, "labels": {"delay": "62 days"}}
+    train = {"every": "month", "evaluate": "31 days"}
+    assert first_service(small_spec(**declared, model={"train": {**train, "window": "190 days"}})) is None
+    assert first_service(small_spec(**declared, model={"train": {**train, "window": "300 days"}})).key == "2020-09-01"
+
+
 def test_a_window_in_which_no_label_is_known_when_the_evaluation_rows_begin_is_refused():
     train = {"every": "day", "evaluate": "7 days"}
     small_spec(labels={"delay": "10 days"}, model={"train": {**train, "window": "28 days"}})  # 7 + 2 * 10 + 1

@@ -372,10 +372,10 @@ def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partitio
 @pytest.mark.parametrize(
     ("overrides", "first"),
     [
-        ({"labels": {"delay": "40 days"}}, "2024-02-29"),  # mature are only days before which nothing is known
+        ({"labels": {"delay": "20 days"}}, "2024-02-29"),  # mature are only days before which too little is known
         ({"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}, "2024-02-29"),
         ({"labels": {"delay": "0 days"}, "partitions": {"end_offset": 1}}, "2024-02-29"),
-        ({"labels": {"delay": "20 days"}}, "2024-02-10"),
+        ({"labels": {"delay": "10 days"}}, "2024-02-20"),
     ],
 )
 def test_a_single_model_serves_the_newest_partition_even_if_no_label_shows_how_good_it_is(overrides, first):
