@@ -112,7 +112,10 @@ def test_a_model_that_learns_from_all_that_is_known_keeps_all_features(tmp_path)
 
 
 def test_partitions_whose_labels_are_not_known_yet_keep_their_predictions(tmp_path):
-    declared = {"labels": {"delay": "12 days"}, "model": {"train": WEEKLY["train"] | {"window": "28 days"}}}
+    declared = {
+        "labels": {"delay": "12 days"},
+        "model": {"train": WEEKLY["train"] | {"window": "28 days", "evaluate": "2 days"}},
+    }
     pipeline = finished(tmp_path, **declared, retention={"predictions": "5 days"})
     remove_old_rows(pipeline, STAMP)
     assert min(pipeline.state().scores) == "2024-02-20"
