@@ -38,8 +38,8 @@ from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failure
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
 from batch_platform.declaration.redaction import redact
-from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import serving_calendar
+from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ALARMS
 from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import make_plan
@@ -200,8 +200,8 @@ def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Tr
     if result.description and result.description != result.partition:
         shown.insert(0, result.description)
     severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
-    alarms: Any = values.get(ALARMS)
-    columns: Causes = {name: _SEVERITIES[level] for name, level in (alarms or {}).items()}
+    alarms: Any = values.get(ALARMS) if result.check_name in MEASURES else None
+    columns: Causes = {name: _SEVERITIES[level] for name, level in dict(alarms or {}).items()}
     return Trouble(severity, since, _cut("; ".join(shown)), run_id, columns)
 
 
@@ -312,14 +312,18 @@ def _message(
         f"See: {_link(name, incident)}",
         *(f"Also: {_what(other)}. {other.detail}".rstrip() for other in others),
     ]
-    lines = lines if wiring.spec.monitoring.notify_values else [without_keys(line, wiring.spec) for line in lines]
+    lines = (
+        lines
+        if wiring.spec.monitoring.notify_values
+        else [without_keys(line, wiring.spec.features.key) for line in lines]
+    )
     title = f"{name}: {f'{news}: ' if news else ''}{what}{f' ({where})' if where else ''}"
     return Message(redact(title), redact("\n".join(lines)), None if over else incident.severity, ())
 
 
-def without_keys(text: str, spec: PipelineSpec) -> str:
+def without_keys(text: str, key: Sequence[str]) -> str:
     """A text about some rows up to their first key, as errors write it, and its hint."""
-    names = "|".join(map(re.escape, spec.features.key))
+    names = "|".join(map(re.escape, key))
     return re.sub(rf"(?<!\w)(?:{names})=.*?(?= Hint: |$)", "(rows are not named)", text)
 
 

@@ -194,7 +194,7 @@ def _rows(spec: PipelineSpec, asset: Asset, subject: Subject) -> Iterator[Health
             passed=judged.level == "none",
             severity=_SEVERITIES[judged.level],
             text=in_words(judged),
-            columns=", ".join(judged.shown.get(ALARMS, ())),
+            columns=", ".join(cause for cause, _ in judged.shown.get(ALARMS, ())),
             judged_at=subject.at,
             model_version=subject.model_version,
             run_id=subject.run_id,

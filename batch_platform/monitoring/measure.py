@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from batch_platform.monitoring.measures.challengers import StagedChallenger
 
 TRUTH = "__truth"
-ALARMS = "alarms"  # entry of a check's metadata with the level of each cause of an alarm, such as a column
+# Entry of a check's metadata: pairs of a cause of the alarm, such as a column, and its level; the worst first, which Dagster's
+# mappings forget.
+ALARMS = "alarms"
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
 Value = TypeVar("Value")
 ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]

@@ -446,7 +446,7 @@ def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
     metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
     metadata["the_worst"] = _most_drifted(drift, alarming or judged)
     by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
-    metadata[ALARMS] = {row.column_name: row.level for row in alarming} | by_segment
+    metadata[ALARMS] = [*map(list, ({row.column_name: row.level for row in alarming} | by_segment).items())]
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
     strange = {*declared.ignore, *declared.columns} - {row.column_name for row in drift.columns}
     if strange:

@@ -98,7 +98,7 @@ def _check(spec: PipelineSpec) -> Check[FeatureRows] | None:
             return None
         faults = rows.faults
         shown: dict[str, Any] = {"what": "; ".join(faults.values()) or "nothing unusual", **rounded(_numbers(rows))}
-        return Finding("warn" if faults else "none", {**shown, ALARMS: dict.fromkeys(faults, "warn")})
+        return Finding("warn" if faults else "none", {**shown, ALARMS: [[fault, "warn"] for fault in faults]})
 
     return Check(
         description=(
