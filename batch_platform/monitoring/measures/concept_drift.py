@@ -97,6 +97,5 @@ CONCEPT_DRIFT = Measure[pl.DataFrame](
     },
     compute=_compute,
     declared=lambda spec: spec.labels is not None,
-    numbers=lambda rows: {} if not rows.height else {"deviation": rows["deviation"][0]},
     check=_check,
 )
