@@ -1,6 +1,7 @@
 """The `status` command: where pipelines stand, partition by partition."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -116,6 +117,7 @@ def _say_if_behind(project: Project) -> None:
 def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, request: PlanRequest) -> PipelineStatus:
     plan = make_plan(pipeline.spec, state, request)
     measured = newest_measured(pipeline.home, pipeline.spec, state)
+    measured = replace(measured, gone=pipeline.builder.sources.gone())
     return status_of(pipeline.spec, state, plan, request.now, materialized, measured)
 
 

@@ -8,6 +8,7 @@ Dagster's minute, after the message was sent.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -38,7 +39,8 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.windows import serving_calendar
-from batch_platform.monitoring.measures.drift import ALARMS, DRIFT
+from batch_platform.monitoring.catalogue import MEASURES
+from batch_platform.monitoring.measure import ALARMS
 from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
@@ -198,8 +200,8 @@ def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Tr
     if result.description and result.description != result.partition:
         shown.insert(0, result.description)
     severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
-    alarms: Any = values.get(ALARMS) if result.check_name == DRIFT.name else None
-    columns: Causes = {name: _SEVERITIES[level] for name, level in (alarms or {}).items()}
+    alarms: Any = values.get(ALARMS) if result.check_name in MEASURES else None
+    columns: Causes = {name: _SEVERITIES[level] for name, level in dict(alarms or {}).items()}
     return Trouble(severity, since, _cut("; ".join(shown)), run_id, columns)
 
 
@@ -262,24 +264,43 @@ def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def _messages(wiring: Wiring, changes: Changes, at: datetime) -> Iterator[Message]:
-    for incident in changes.ended:
-        yield _message(wiring, incident, at, "over")
-    for incident in changes.worse:
-        yield _message(wiring, incident, at, "worse")
-    for incident in changes.begun:
-        yield _message(wiring, incident, at, None)
+    """Write one message for the incidents of the same partitions that began, got worse or ended together, the worst incident first."""
+    kinds: list[tuple[Sequence[Incident], Literal["over", "worse"] | None]]
+    kinds = [(changes.ended, "over"), (changes.worse, "worse"), (changes.begun, None)]
+    for incidents, news in kinds:
+        together = dict[tuple[str, ...], list[Incident]]()
+        for incident in sorted(incidents, key=_first):
+            together.setdefault(incident.partitions, []).append(incident)
+        for first, *others in together.values():
+            yield _message(wiring, first, others, at, news)
 
 
-def _message(wiring: Wiring, incident: Incident, at: datetime, news: Literal["over", "worse"] | None) -> Message:
-    """Write the message about an incident: what, where, how bad, since when, and where to look."""
+def _first(incident: Incident) -> tuple[bool, bool, bool]:
+    """Sort failures before warnings, failed steps before checks, and checks that name a column before others."""
+    return incident.severity != "failure", incident.subject.check is not None, not incident.columns
+
+
+def _what(incident: Incident) -> str:
+    subject = incident.subject
+    if incident.severity == "warning":
+        return f"the check {subject.check} on {subject.asset} gives a warning"
+    return (
+        f"{subject.asset} failed" if subject.check is None else f"the check {subject.check} on {subject.asset} failed"
+    )
+
+
+def _message(
+    wiring: Wiring,
+    incident: Incident,
+    others: Sequence[Incident],
+    at: datetime,
+    news: Literal["over", "worse"] | None,
+) -> Message:
+    """Write the message about an incident, and others of its partitions: what, where, how bad, since when, and where to look."""
     over = news == "over"
     name, subject, zone = wiring.spec.name, incident.subject, wiring.spec.partitions.calendar.zone
     where = shown_partitions(_calendar(wiring, subject), incident.partitions)
-    what = (
-        f"{subject.asset} failed" if subject.check is None else f"the check {subject.check} on {subject.asset} failed"
-    )
-    if incident.severity == "warning":
-        what = f"the check {subject.check} on {subject.asset} gives a warning"
+    what = _what(incident)
     lines = [
         f"Pipeline: {name}",
         f"What: {what}{', and is over now' if over else ''}",
@@ -289,9 +310,21 @@ def _message(wiring: Wiring, incident: Incident, at: datetime, news: Literal["ov
         f"Since: {incident.since.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         *([f"Over: {at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"] if over else []),
         f"See: {_link(name, incident)}",
+        *(f"Also: {_what(other)}. {other.detail}".rstrip() for other in others),
     ]
+    lines = (
+        lines
+        if wiring.spec.monitoring.notify_values
+        else [without_keys(line, wiring.spec.features.key) for line in lines]
+    )
     title = f"{name}: {f'{news}: ' if news else ''}{what}{f' ({where})' if where else ''}"
     return Message(redact(title), redact("\n".join(lines)), None if over else incident.severity, ())
+
+
+def without_keys(text: str, key: Sequence[str]) -> str:
+    """A text about some rows up to their first key, as errors write it, and its hint."""
+    names = "|".join(map(re.escape, key))
+    return re.sub(rf"(?<!\w)(?:{names})=.*?(?= Hint: |$)", "(rows are not named)", text)
 
 
 def _link(pipeline: str, incident: Incident) -> str:

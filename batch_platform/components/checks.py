@@ -16,7 +16,7 @@ from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import MOST_LISTED, counted, listed
 from batch_platform.models.registry import ChallengerTraining
-from batch_platform.monitoring.catalogue import declared_checks
+from batch_platform.monitoring.catalogue import declared_checks, judgements
 from batch_platform.monitoring.markdown import listing
 from batch_platform.monitoring.measure import Asset, Check, Judged, Judgement, rounded
 from batch_platform.monitoring.measures.challengers import NONE_FAILS
@@ -255,11 +255,10 @@ def judge(
 ) -> dict[RunCheck[Any], JudgedValue]:
     """Judge the measures of a partition that an asset shows; a measure that has nothing to judge is left out."""
     checks, judged = of_measures(wiring, asset), dict[RunCheck[Any], JudgedValue]()
-    for name, check in declared_checks(wiring.spec, asset).items():
-        judgement = check.judge(values[name], task) if name in values else None
-        if judgement is not None:
-            value = None if check.summary is None else values[name]
-            judged[checks[name]] = JudgedValue(partition_key, value, judgement)
+    summed_up = {name for name, check in declared_checks(wiring.spec, asset).items() if check.summary is not None}
+    for name, judgement in judgements(wiring.spec, asset, values, task).items():
+        value = values[name] if name in summed_up else None
+        judged[checks[name]] = JudgedValue(partition_key, value, judgement)
     return judged
 
 

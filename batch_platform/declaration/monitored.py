@@ -105,10 +105,20 @@ class Monitoring(Block):
         description="Kept columns by whose values performance, its estimates and the scores are broken down.",
         examples=[["country"]],
     )
+    rows: bool = Field(
+        default=True,
+        description="Whether rows are looked at as wholes: those of the partition before once more, repeated ones, and columns that no longer go together.",
+        examples=[False],
+    )
     notify: list[str] = Field(
         default_factory=list,
         description="Addresses, as Apprise writes them, that are told when an incident begins, gets worse, or is over: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
         examples=[["{{ env.ALERTS_URL }}"]],
+    )
+    notify_values: bool = Field(
+        default=False,
+        description="Whether messages name keys and values of rows, as errors do. Left out: they end before the first key.",
+        examples=[True],
     )
 
     fresh_by: DeadlineText | None = Field(

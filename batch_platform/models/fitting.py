@@ -182,7 +182,9 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         held_out_rows=evaluated.kept,
         flavour=kind,
         predictor=predictor,
-        reference=reference_of(contract, in_proportion((kept, matrix), data.label, classes, rates), former),
+        reference=reference_of(
+            contract, in_proportion((kept, matrix), data.label, classes, rates), former, sampled=bool(rates)
+        ),
         judged=judged,
         details=stopped_at(estimator),
         trivial=trivial,
@@ -216,7 +218,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     share = judged.rows_fitted / max(1, kept.height)
     refinements = refining.learn(judged.refinements.declared, judged.refinements, share)
     learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
-    whole_reference = reference_of(contract, learned, judged.reference)
+    whole_reference = reference_of(contract, learned, judged.reference, sampled=bool(_rates(refinements)))
     return replace(
         judged,
         estimator=estimator,
@@ -232,6 +234,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
             features=whole_reference.features,
             usual=whole_reference.usual,
             moves=whole_reference.moves,
+            rows=whole_reference.rows,
         ),
         remarks=(
             *remarks,

@@ -22,6 +22,7 @@ from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractCol
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
+from batch_platform.models.row_reference import categories_of, row_reference
 from batch_platform.monitoring.drift import Moves, beyond_chance, divergences
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import (
@@ -33,6 +34,7 @@ from batch_platform.monitoring.profiles import (
     number_bins,
 )
 from batch_platform.monitoring.reference import BySegment, ReferenceProfile
+from batch_platform.monitoring.rows import RowSketch, sketch_of
 from batch_platform.monitoring.segments import Places, SegmentCounts
 
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
@@ -53,7 +55,9 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
     signature: Signature,
     rejected: Mapping[str | None, int],
     segments: Sequence[str] = (),
-) -> tuple[tuple[Profile, ...], SegmentCounts]:
+    *,
+    sketched: bool = False,
+) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
     """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
     The prediction and what performance is estimated from are also counted by each value of `segments`.
@@ -65,7 +69,9 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
         signature: Of the model.
         rejected: Further rows, which were not scored, by column; None for a score that is not finite.
         segments: Names of columns of the rows.
+        sketched: Whether the rows are looked at as wholes too.
     """
+    sketch = sketch_of(rows[1], categories_of(signature.contract)) if sketched else RowSketch()
     bins = {profile.name: profile.bins for profile in reference.features}
     features = _features(signature.contract, rows, bins, rejected)
     profiles, places = features, dict[Role, Places]()
@@ -81,15 +87,19 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
         if segments:
             places["estimate"] = basis_places(reference.basis, values)
         profiles = (*profiles, basis_profile(reference.basis, values, places.get("estimate")))
-    if not places:
-        return profiles, SegmentCounts()
-    return profiles, counted_by_segment(rows[0].select(segments), places)
+    return profiles, counted_by_segment(rows[0].select(segments), places) if places else SegmentCounts(), sketch
 
 
 def reference_of(
-    contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], former: ReferenceProfile | None
+    contract: Contract,
+    rows: tuple[pl.DataFrame, NDArray[np.float64]],
+    former: ReferenceProfile | None,
+    *,
+    sampled: bool = False,
 ) -> ReferenceProfile:
     """The reference for features like these rows, which satisfy the contract and come with their encoding [n, columns].
+
+    Rows that are `sampled` do not tell which rows a partition has.
 
     A column keeps the bins of the version before as long as its values still resemble those that the bins were made for, so
     that partitions scored by different versions can be compared and merged.
@@ -109,7 +119,8 @@ def reference_of(
             for profile, fresh in zip(again, features, strict=True)
         )
     usual, moves = _usual(contract, rows, features)
-    return ReferenceProfile(features, usual=usual, moves=moves)
+    whole = row_reference(contract, rows[1], partition_starts(rows[0]), sampled=sampled)
+    return ReferenceProfile(features, usual=usual, moves=moves, rows=whole)
 
 
 def _usual(

@@ -4,15 +4,28 @@ A module of a user's project adds its own to `MEASURES` before the pipelines are
 order of the dictionary: drift reads the profiles.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import duckdb
 import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measure import Asset, Check, Commits, Measure, ScoredPart, ScoredPartition
+from batch_platform.monitoring.measure import (
+    ALARMS,
+    Asset,
+    Check,
+    Commits,
+    Judged,
+    Judgement,
+    Measure,
+    ScoredPart,
+    ScoredPartition,
+)
 from batch_platform.monitoring.measures.challengers import CHALLENGERS
+from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, REJECTED_SHARE, VOLUME
@@ -21,18 +34,37 @@ from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERA
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.measures.profiles import PROFILES
 from batch_platform.monitoring.measures.rejections import REJECTIONS
+from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.measures.scores import SCORES
 from batch_platform.warehouse import descriptions
-from batch_platform.warehouse.descriptions import Description
-from batch_platform.warehouse.ledger import note
+from batch_platform.warehouse.descriptions import OF_PARTITION, Description
+from batch_platform.warehouse.ledger import create_table, insert, note, note_partitions
+from batch_platform.warehouse.sql import has_table, quoted
 
 MEASURES: dict[str, Measure[Any]] = {
     measure.name: measure
     for measure in (
-        *(REJECTIONS, REJECTED_SHARE, VOLUME, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES, DRIFT),
-        *(IMPORTANCE, PERFORMANCE, INTERVAL_COVERAGE),
+        *(REJECTIONS, REJECTED_SHARE, VOLUME, FEATURE_ROWS, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES),
+        *(DRIFT, IMPORTANCE, PERFORMANCE, CONCEPT_DRIFT, INTERVAL_COVERAGE),
     )
 }
+
+HEALTH = "health"
+_SEVERITIES = {"none": None, "warn": "warning", "fail": "error"}
+HEALTH_TABLE = Description(
+    "the judgement of a partition by a check",
+    {
+        **OF_PARTITION,
+        "asset": "asset that shows it: predictions, drift or performance",
+        "check_name": "name of the check",
+        "passed": "whether nothing is wrong",
+        "severity": "warning or error; null where it passed",
+        "text": "what was judged, in words",
+        "columns": "columns or other causes of the alarm, with commas between them, the worst first; empty without any",
+        "judged_at": "when, in UTC",
+        "model_version": "version that scored the partition",
+    },
+)
 
 
 def scored_measures() -> dict[str, Measure[Any]]:
@@ -55,6 +87,13 @@ def declared_checks(spec: PipelineSpec, asset: Asset) -> dict[str, Check[Any]]:
     """The checks of the measures that an asset shows, by measure; a measure that is not judged is left out."""
     checks = {name: measure.check(spec) for name, measure in measures_on(asset).items()}
     return {name: check for name, check in checks.items() if check is not None}
+
+
+def judgements(spec: PipelineSpec, asset: Asset, values: Mapping[str, Any], task: str) -> dict[str, Judged]:
+    """The judgements of a partition by the checks of an asset, by measure; a measure that has nothing to judge is left out."""
+    checks = declared_checks(spec, asset).items()
+    judged = {name: check.judge(values[name], task) for name, check in checks if name in values}
+    return {name: judgement for name, judgement in judged.items() if judgement is not None}
 
 
 def staged_values(parts: Mapping[str, ScoredPart]) -> dict[str, Mapping[str, Any]]:
@@ -100,8 +139,81 @@ def settle_measures(
             measure.settle(con, pipeline, keys, rows)
 
 
+@dataclass(frozen=True)
+class HealthRow:
+    """The judgement of a partition by a check; a row of the table `health`."""
+
+    partition_key: str
+    asset: str
+    check_name: str
+    passed: bool
+    severity: str | None
+    text: str
+    columns: str
+    judged_at: datetime
+    model_version: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A partition that is judged: the values of its measures by name, and who made them when."""
+
+    partition_key: str
+    values: Mapping[str, Any]
+    task: str
+    model_version: str
+    run_id: str
+    at: datetime
+
+
+def replace_judgements(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, assets: Sequence[Asset], subjects: Sequence[Subject]
+) -> None:
+    """Judge partitions by the checks of some assets, and replace their rows within the caller's transaction."""
+    rows = [row for asset in assets for subject in subjects for row in _rows(spec, asset, subject)]
+    if not rows and not has_table(con, spec.name, HEALTH):
+        return
+    create_table(con, spec.name, HEALTH, HealthRow)
+    keys = [subject.partition_key for subject in subjects]
+    con.execute(
+        f"DELETE FROM {quoted(spec.name)}.{HEALTH} WHERE partition_key IN $keys AND asset IN $assets",
+        {"keys": keys, "assets": list(assets)},
+    )
+    insert(con, HEALTH, [vars(row) for row in rows], schema=spec.name)
+    note_partitions(con, spec.name, HEALTH, keys)
+
+
+def _rows(spec: PipelineSpec, asset: Asset, subject: Subject) -> Iterator[HealthRow]:
+    checks = declared_checks(spec, asset)
+    for name, judged in judgements(spec, asset, subject.values, subject.task).items():
+        yield HealthRow(
+            partition_key=subject.partition_key,
+            asset=asset,
+            check_name=checks[name].name or name,
+            passed=judged.level == "none",
+            severity=_SEVERITIES[judged.level],
+            text=in_words(judged),
+            columns=", ".join(cause for cause, _ in judged.shown.get(ALARMS, ())),
+            judged_at=subject.at,
+            model_version=subject.model_version,
+            run_id=subject.run_id,
+        )
+
+
+def in_words(judged: Judged) -> str:
+    """A judgement in words: its texts, or else its numbers."""
+    if isinstance(judged, Judgement):
+        side = "at most" if judged.lower_is_better else "at least"
+        return f"{judged.name} {judged.value:.4g}, {side} {judged.bound:g} is expected"
+    texts = [value for value in judged.shown.values() if type(value) is str]
+    numbers = (f"{name} {value:.4g}" for name, value in judged.shown.items() if type(value) in (int, float))
+    return "; ".join(texts or numbers)
+
+
 def _tables() -> dict[str, Description]:
-    return {name: table for measure in MEASURES.values() for name, table in measure.described.items()}
+    tables = {name: table for measure in MEASURES.values() for name, table in measure.described.items()}
+    return {**tables, HEALTH: HEALTH_TABLE}
 
 
 def is_table(name: str) -> bool:

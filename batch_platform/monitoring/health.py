@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from batch_platform.monitoring.drift import Level
 
 AspectName = Literal[
+    "sources",
     "failures",
     "fresh",
     "delivered",

@@ -25,6 +25,7 @@ from batch_platform.monitoring.metrics import Metric, known_to
 from batch_platform.monitoring.outcomes import CLASSIFICATION, HIGH, LOW
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.reference import ReferenceProfile
+from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.monitoring.usual import Past
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from batch_platform.monitoring.measures.challengers import StagedChallenger
 
 TRUTH = "__truth"
+# Entry of a check's metadata: pairs of a cause of the alarm, such as a column, and its level; the worst first, which Dagster's
+# mappings forget.
+ALARMS = "alarms"
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
 Value = TypeVar("Value")
 ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
@@ -62,6 +66,9 @@ class ScoredPart:
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
     challengers: Sequence["StagedChallenger"] = ()
+    sketch: RowSketch = field(
+        default_factory=RowSketch
+    )  # of the encoded rows; without rows if `monitoring.rows` is off
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +101,19 @@ class Intervals:
     correlation: float  # correlation of two rows of a partition in whether their intervals hold
 
 
+@dataclass(frozen=True)
+class Expected:
+    """A metric as it was expected of a partition before its labels were known."""
+
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    before: Sequence[
+        float
+    ] = ()  # deviations of earlier partitions, oldest first, in standard deviations; negative: worse
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredPartition:
     """One partition as one model scored it, with its labels as known now: all that a measure of evaluation may look at."""
@@ -118,6 +138,7 @@ class ScoredPartition:
     held_out: int | None = (
         None  # number of rows whose labels count, since no model learns from them; None: those of all rows
     )
+    expected: Expected | None = None  # of the model that serves
 
     @cached_property
     def score_columns(self) -> list[str]:

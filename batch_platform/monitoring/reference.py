@@ -16,6 +16,7 @@ from batch_platform.declaration.monitored import Baseline
 from batch_platform.monitoring.drift import Moves
 from batch_platform.monitoring.estimates import Expectation
 from batch_platform.monitoring.profiles import Profile, Role
+from batch_platform.monitoring.rows import RowReference
 from batch_platform.monitoring.segments import SegmentCounts
 
 FORMAT = 1
@@ -104,6 +105,7 @@ class ReferenceProfile:
     )  # counts of `prediction`; empty where it is no baseline
     # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
     moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
+    rows: RowReference = field(default_factory=RowReference)
 
     @property
     def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
@@ -167,6 +169,7 @@ class ReferenceProfile:
             "segment_distances": {column: [*of.items()] for column, of in self.segment_distances.items()},
             "basis": None if self.basis is None else self.basis.to_json(),
             "by_segment": self.by_segment.to_json(),
+            "rows": self.rows.to_json(),
         }
         return json.dumps(values, allow_nan=False).encode()
 
@@ -185,4 +188,5 @@ class ReferenceProfile:
             None if basis is None else EstimateBasis.from_json(basis),
             SegmentCounts.from_json(values["by_segment"]),
             {baseline: tuple(of and Moves(**of) for of in moves) for baseline, moves in values["moves"].items()},
+            RowReference.from_json(values.get("rows")),
         )

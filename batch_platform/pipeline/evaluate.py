@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
@@ -17,8 +18,10 @@ from batch_platform.features.fingerprints import Taken, recorded_fingerprints
 from batch_platform.features.history import History
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import read_registry
-from batch_platform.monitoring.catalogue import MEASURES, is_table, settle_measures
+from batch_platform.monitoring.catalogue import MEASURES, Subject, is_table, replace_judgements, settle_measures
 from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
+from batch_platform.monitoring.measures.concept_drift import read_deviations
+from batch_platform.monitoring.measures.estimates import read_estimates
 from batch_platform.monitoring.pooled import pool
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
@@ -76,7 +79,8 @@ class EvaluationStep:
             before = read_latest(con, EvaluationRun, name, keys)
             with history.builder.session(labels=True) as session:
                 taken = recorded_fingerprints(con, name)
-                measuring = Measuring(history, con, registry, builds, challengers)
+                estimated, deviations = read_estimates(con, name, keys), read_deviations(con, name, keys)
+                measuring = Measuring(history, con, registry, builds, challengers, estimated, deviations)
                 versions = self._label_versions(scored, taken)  # before any labels are read, which may be those of many
                 for partition, labels in zip(scored, history.labels_of(session, scored, self.stamp), strict=True):
                     with apart.attempt(partition.key):
@@ -118,7 +122,16 @@ class EvaluationStep:
         name, runs = self.history.spec.name, [evaluation.run for evaluation in group]
         keys, further = [run.partition_key for run in runs], _rows_beside(group)
         tables = _measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
-        self.warehouse.commit_evaluations(name, runs, tables, lambda con: settle_measures(con, name, keys, further))
+        judged = [
+            Subject(run.partition_key, model.tables, version.task, version.version, run.run_id, run.evaluated_at)
+            for run, model, version in ((each.run, each.served, each.served.version) for each in group)
+        ]
+
+        def in_transaction(con: duckdb.DuckDBPyConnection) -> None:
+            settle_measures(con, name, keys, further)
+            replace_judgements(con, self.history.spec, ("performance",), judged)
+
+        self.warehouse.commit_evaluations(name, runs, tables, in_transaction)
         return group
 
 

@@ -41,6 +41,7 @@ class Measured:
     )  # values of the newest scored partition, by measure
     evaluated: str | None = None  # the newest partition whose labels are known
     performance: pl.DataFrame | None = None  # its metrics
+    gone: Sequence[str] = ()  # sources whose files are gone
 
 
 def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
@@ -67,6 +68,8 @@ def health_of(
     if failures:
         failed = listed(f"{failure.step} {failure.partition_key}" for failure in failures)
         aspects.insert(0, Aspect("failures", "fail", f"failed: {failed}", numbers={"failures": len(failures)}))
+    if measured.gone:
+        aspects.insert(0, Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone"))
     if waiting := {
         delivery.name: len(keys)
         for delivery in spec.predictions.deliver
@@ -87,7 +90,9 @@ def health_of(
     last_end = spec.partitions.calendar.last_end
     champion = state.registry.champion(now)
     if champion is not None:
-        aspects.append(champion_age(spec, champion, now if last_end is None else min(now, last_end)))
+        at = now if last_end is None or now < last_end else state.scores[newest].partition_end if newest else None
+        if at is not None:  # of a calendar that has ended, the model is as old as its newest partition has it
+            aspects.append(champion_age(spec, champion, at))
         if guesses := state.registry.not_better_than_guessing(champion.version):
             aspects.append(Aspect("better_than_guessing", "warn", f"the model {champion.version} is {guesses}"))
     return Health.of(aspects)

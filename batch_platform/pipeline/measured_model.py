@@ -4,7 +4,7 @@ A model that is no longer on disk can still be measured, unless a measure needs 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,10 +22,13 @@ from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.interval import INTERVAL, correlation_by_widths
 from batch_platform.models.registry import Registry, Version, has_seen
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
-from batch_platform.monitoring.measure import Intervals, ScoredPartition
+from batch_platform.monitoring.estimates import estimated_metric
+from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun
+from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, RECENT
+from batch_platform.monitoring.measures.estimates import EstimatedMetric
 from batch_platform.monitoring.measures.performance import PERFORMANCE
-from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.monitoring.metrics import default_metric, own_metrics
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
@@ -68,6 +71,12 @@ class Measuring:
     registry: Registry
     builds: Mapping[str, FeatureBuild]  # key: partition
     challengers: Mapping[str, list[ChallengerRun]]  # key: partition
+    estimated: Mapping[str, Sequence[EstimatedMetric]] = field(
+        default_factory=dict[str, Sequence[EstimatedMetric]]
+    )  # key: partition
+    deviations: dict[str, float] = field(
+        default_factory=dict[str, float]
+    )  # from estimates, by partition, of this run too
 
     def of_challengers(
         self, partition: Partition, run: ScoreRun, labels: pl.DataFrame | None
@@ -117,13 +126,27 @@ class Measuring:
             intervals=None if spec.predictions.interval is None else self._intervals(model),
             decide=rule_in(run.decision_rule),
             held_out=held_out,
+            expected=None if challenger else self._expected(partition.key, model),
         )
         with one_thread():
             tables = {
                 name: measure.compute(scored) for name, measure in evaluated_measures(spec).items() if measure.compute
             }
             beside = {} if labels is None or challenger else further_rows(scored)
+        if challenger is None:
+            self.deviations.pop(partition.key, None)
+            if (of_partition := tables.get(CONCEPT_DRIFT.name)) is not None and of_partition.height:
+                self.deviations[partition.key] = of_partition["deviation"][0]
         return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)
+
+    def _expected(self, key: str, model: Version) -> Expected | None:
+        """The gate's metric, or the accuracy or error in its place, as it was expected of a partition; None without an estimate."""
+        by_metric = {row.metric: row for row in self.estimated.get(key, ()) if row.model_version == model.version}
+        metric = estimated_metric(self.history.spec.model.promote.metric or default_metric(model.task), by_metric)
+        if metric is None:
+            return None
+        row, before = by_metric[metric], sorted(other for other in self.deviations if other < key)[1 - RECENT :]
+        return Expected(metric, row.estimate, row.low, row.high, [self.deviations[other] for other in before])
 
     def _intervals(self, model: Version) -> Intervals | None:
         """The intervals of a version; None if it has none, or cannot be read any more."""

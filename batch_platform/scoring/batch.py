@@ -24,13 +24,14 @@ from batch_platform.models.refinements.decision import decision_column, may_be_s
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import rows_as_json
 
 NOT_FINITE = "the score is NaN or infinite"
 SAMPLES = 3
 REJECTED = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # columns of rejected rows, all text
-_NOT_PROFILED: tuple[tuple[Profile, ...], SegmentCounts] = (), SegmentCounts()
+_NOT_PROFILED: tuple[tuple[Profile, ...], SegmentCounts, RowSketch] = (), SegmentCounts(), RowSketch()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -43,6 +44,7 @@ class Scored:
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
     profiles: tuple[Profile, ...] = ()  # profiles of the scored rows; empty unless asked for, and without a reference
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
+    sketch: RowSketch = field(default_factory=RowSketch)  # of the same rows, unless `monitoring.rows` is off
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
@@ -116,9 +118,10 @@ def _profiled(
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     raw: NDArray[Any] | None,
     rejected: pl.DataFrame,
-) -> tuple[tuple[Profile, ...], SegmentCounts]:
+) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
-    return profiled(bundle.reference, rows, raw, bundle.signature, by_column, spec.monitoring.segments)
+    declared = spec.monitoring
+    return profiled(bundle.reference, rows, raw, bundle.signature, by_column, declared.segments, sketched=declared.rows)
 
 
 def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) -> pl.DataFrame:

@@ -24,6 +24,7 @@ from batch_platform.features.lake import RecordedFile, open_recorded, parquet_wr
 from batch_platform.models.contract import UNSEEN_NULL
 from batch_platform.models.native_threads import hold_loaded_libraries
 from batch_platform.monitoring.profiles import Profile, merged_profiles
+from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.batch import (
     REJECTED,
@@ -40,7 +41,7 @@ from batch_platform.scoring.challengers import ChallengerScores, score_beside
 from batch_platform.scoring.orders import OpenOrder, ScoringOrder, Watch
 from batch_platform.warehouse.tables_in_files import file_xxh3
 
-Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores, SegmentCounts)
+Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores, SegmentCounts, RowSketch)
 Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
 Spread = Callable[[Callable[[Numbered], "ScoredBatch"], Iterator[Numbered]], Iterator["ScoredBatch"]]
 
@@ -110,6 +111,7 @@ class Staged:
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
     profiles: tuple[Profile, ...] = ()  # features and prediction; empty if the version has no reference profile
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
+    sketch: RowSketch = field(default_factory=RowSketch)
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
 
@@ -132,6 +134,7 @@ def merged(parts: Sequence[Staged]) -> Staged:
         remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
         profiles=merged_profiles(part.profiles for part in parts),
         by_segment=_summed([part.by_segment for part in parts]),
+        sketch=_summed([part.sketch for part in parts]),
         hashes=tuple(value for part in parts for value in part.hashes),
     )
 
@@ -153,6 +156,7 @@ class ScoredBatch:
     seconds: float  # duration of the scoring
     profiles: tuple[Profile, ...] = ()
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
+    sketch: RowSketch = field(default_factory=RowSketch)
 
 
 def scored_batch(
@@ -197,7 +201,8 @@ def scored_batch(
         ignored=ignored_columns(rows.columns, bundle, spec),
     )
     seconds = perf_counter() - began
-    return ScoredBatch(predictions, rejected, counts, challengers, seconds, scored.profiles, scored.by_segment)
+    counted = scored.profiles, scored.by_segment, scored.sketch
+    return ScoredBatch(predictions, rejected, counts, challengers, seconds, *counted)
 
 
 @contextmanager
@@ -256,7 +261,7 @@ class PartWriter:
     def __init__(self, folder: Path, name: str, challengers: Iterable[str], *, lasting: bool = False) -> None:
         """Write nothing yet; the names of all files begin with `name`. `lasting` scores are published as they are written."""
         self.counts, self.seconds = Counts(), 0.0
-        self._profiles, self._by_segment = tuple[Profile, ...](), SegmentCounts()
+        self._profiles, self._by_segment, self._sketch = tuple[Profile, ...](), SegmentCounts(), RowSketch()
         self._lasting = lasting
         self._predictions = _TableWriter(folder / f"{name}.predictions.parquet", lasting=lasting)
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
@@ -276,6 +281,7 @@ class PartWriter:
         self.seconds += batch.seconds
         self._profiles = merged_profiles([self._profiles, batch.profiles])
         self._by_segment += batch.by_segment
+        self._sketch += batch.sketch
         self._predictions.write(batch.predictions)
         self._rejected.write(batch.rejected)
         for scores, table in batch.challengers:
@@ -311,6 +317,7 @@ class PartWriter:
             remarks=models.model.remarks,
             profiles=self._profiles,
             by_segment=self._by_segment,
+            sketch=self._sketch,
             hashes=self._hashes(self._predictions.path),
         )
 

@@ -25,7 +25,13 @@ from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
 from batch_platform.models.registry import Version, has_seen
 from batch_platform.models.timeline import Stretch
-from batch_platform.monitoring.catalogue import read_values, replace_measures, staged_values
+from batch_platform.monitoring.catalogue import (
+    Subject,
+    read_values,
+    replace_judgements,
+    replace_measures,
+    staged_values,
+)
 from batch_platform.monitoring.measure import Commits, ScoredPart
 from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger
 from batch_platform.monitoring.measures.rejections import REJECTIONS
@@ -258,6 +264,12 @@ class ScoringRun:
             commits = commits_of(runs)
             measure(con, commits)
             values.update(read_values(con, commits, known))
+            replace_judgements(con, commits.spec, ("predictions", "drift"), [judged(commits, run) for run in runs])
+
+        def judged(commits: Commits, run: ScoreRun) -> Subject:
+            version = commits.versions.get(run.model_version)
+            made = run.model_version, run.run_id, run.committed_at
+            return Subject(run.partition_key, values[run.partition_key], version.task if version else "", *made)
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
@@ -302,7 +314,8 @@ class ScoringRun:
     def _part(self, due: Due, staged: Staged) -> ScoredPart:
         """The part of a scored partition that measures look at."""
         challengers = [self._challenger(scores, due, staged) for scores in staged.challengers]
-        return ScoredPart(staged.predictions, staged.profiles, staged.by_segment, staged.counts.reasons, challengers)
+        counted = staged.profiles, staged.by_segment, staged.counts.reasons
+        return ScoredPart(staged.predictions, *counted, challengers, staged.sketch)
 
 
 def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> Generator[ScoringOrder]:

@@ -27,7 +27,9 @@ PINNED: dict[str, tuple[str, ...]] = {
     "tl2cgen": ("tl2cgen==1.0.0", "treelite==4.8.1"),
     "onnxruntime": ("onnxruntime==1.32.0", "onnxmltools==1.16.0", "lightgbm==4.7.0", "xgboost-cpu==3.2.0"),
     "shap": ("shap==0.51.0",),
+    "evidently": ("evidently==0.7.23", "pandas==2.3.3", "pyarrow==26.0.1"),
 }
+ALONE = ("evidently",)  # judges rows, not our model: it need not share its libraries' versions
 JAVA_VERSIONS = ("17", "21")
 USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
 
@@ -66,6 +68,8 @@ class Environments:
 
 def requirements(name: str) -> list[str]:
     """The packages of a peer's environment, each pinned to one version."""
+    if name in ALONE:
+        return [*PINNED[name]]
     return [*PINNED[name], *(f"{library}=={metadata.version(library)}" for library in SHARED)]
 
 

@@ -13,9 +13,11 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from batch_platform.components.alerts import Looked, look
-from batch_platform.components.incidents import Incident, Subject, Trouble, after_checks, follow
+from batch_platform.components.alerts import Looked, _failed, _messages, look, without_keys
+from batch_platform.components.describe import metadata
+from batch_platform.components.incidents import Changes, Incident, Subject, Trouble, after_checks, follow
 from batch_platform.components.receivers import Message, deliver, identity
+from batch_platform.monitoring.measure import ALARMS
 from batch_platform_tests.harness.deployment import Deployment, deploy_trained
 from batch_platform_tests.harness.receiver import Receiver, receiver
 from batch_platform_tests.harness.small_pipeline import small_events
@@ -283,3 +285,45 @@ def test_a_day_that_is_gone_need_not_be_repaired():
     assert after_checks([incident], SUBJECT, [], {}, gone).keys() == {"2024-02-01"}, "a dropped day did not pass"
     still = after_checks([incident], SUBJECT, {"2024-02-04"}, {"2024-02-03": trouble()})
     assert still.keys() == {"2024-02-01", "2024-02-02", "2024-02-03"}
+
+
+def test_incidents_of_the_same_partitions_are_one_message_the_column_to_blame_first(deployed):
+    def incident(
+        check: str | None, severity: Any = "warning", partition: str = "2024-02-01", **columns: Any
+    ) -> Incident:
+        found = replace(trouble(severity), columns=columns, detail=f"detail of {check}")
+        return follow([], {Subject("predictions", check): {partition: found}}, AT, lambda _: None).begun[0]
+
+    members = [
+        incident("volume"),
+        incident("drift", "warning", amount="warning"),
+        incident("other", partition="2024-02-09"),
+    ]
+    first, second = _messages(deployed.wiring, Changes((), tuple(members), (), ()), AT)
+    assert first.title == "small: the check drift on predictions gives a warning (2024-02-01)"
+    assert "Columns: amount" in first.text
+    assert "Also: the check volume on predictions gives a warning. detail of volume" in first.text
+    assert "other" in second.title
+    assert first.severity == "warning"
+
+
+def test_a_message_ends_before_the_first_key():
+    text = "2 rows break the contract. For example id=7 shop=Ada (amount=-3); id=8 (no amount). Hint: look at paid=1."
+    assert (
+        without_keys(text, ["id"])
+        == "2 rows break the contract. For example (rows are not named) Hint: look at paid=1."
+    )
+    assert without_keys("the plaid=3 of nobody", ["id"]) == "the plaid=3 of nobody"
+
+
+def test_the_worst_column_comes_first_in_a_message_whatever_its_name():
+    shown = {ALARMS: [["zone", "fail"], ["amount", "warn"]]}
+    check = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey("drift"),
+        check_name="drift",
+        passed=False,
+        metadata=metadata(shown),
+        partition="2024-02-01",
+    )
+    stored = dg.deserialize_value(dg.serialize_value(check), dg.AssetCheckEvaluation)
+    assert [*_failed(stored, AT, "run").columns] == ["zone", "amount"]

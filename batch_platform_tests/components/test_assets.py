@@ -104,11 +104,13 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
         "rejected_share": "predictions",
         "score_distribution": "predictions",
         "volume": "predictions",
+        "feature_rows": "predictions",
         "champion_age": "predictions",
         "up_to_date": "predictions",
         "gate": "model",
         "no_suspected_leaks": "model",
         "performance": "performance",
+        "concept_drift": "performance",
     }
 
 

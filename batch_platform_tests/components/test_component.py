@@ -140,6 +140,8 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "segments": ["shop"],
         "unit": "shop",
         "notify": ["json://127.0.0.1/alerts"],
+        "notify_values": True,
+        "rows": False,
         "drift": {
             "warn": 0.1,
             "fail": 0.3,

@@ -136,6 +136,8 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "fresh_by": "07:00",
         "max_champion_age": "90 days",
         "notify": ["json://host"],
+        "notify_values": True,
+        "rows": False,
     },
     "report": {"every": "month", "schedule": "0 7 1 * *"},
     "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},

@@ -1,5 +1,6 @@
 """Drift: equal to scipy's measures within the bins, quiet on small samples of the same data, and not on a shift."""
 
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
 from batch_platform.monitoring.drift import Divergence, _chi_square_tail, beyond_chance, divergences
+from batch_platform.monitoring.measures.drift_cells import moved, moved_cells
 from batch_platform.monitoring.profiles import (
+    Bins,
     Profile,
     category_bins,
     category_profile,
@@ -18,6 +21,7 @@ from batch_platform.monitoring.profiles import (
     number_bins,
     number_profile,
 )
+from batch_platform.warehouse.ledger import ScoreRun
 
 pytestmark = pytest.mark.unit
 
@@ -150,3 +154,20 @@ def test_counts_of_cells_give_the_index_beyond_chance_of_profiles(learned):
         expected = [part.beyond_chance for part in compared(profile, learned[name], *samples)]
         assert beyond_chance(np.stack(counts), np.stack([whole] * 3)) == pytest.approx(expected, abs=1e-12)
         assert beyond_chance(0 * whole[None], whole[None]).tolist() == [0.0], "no rows"
+
+
+def test_what_moved_is_named_by_category_or_range():
+    run = ScoreRun(**dict.fromkeys((item.name for item in fields(ScoreRun)), "x"))
+    carriers = Bins(categories=("AA", "UA", "WN"))
+    base = Profile("carrier", "feature", carriers, 100, nulls=3, histogram=(40, 40, 12, 5))
+    now = Profile("carrier", "feature", carriers, 200, nulls=6, histogram=(60, 62, 62, 10))
+    assert moved([*moved_cells(run, now, base)]) == "'WN' 12% → 31%"
+    nulls = Profile("carrier", "feature", carriers, 100, nulls=60, histogram=(15, 15, 5, 5))
+    assert moved([*moved_cells(run, nulls, base)]) == "null 3% → 60%"
+    income = Bins(edges=(10_000.0, 50_000.0, 95_000.0))
+    base = Profile("income", "feature", income, 1000, histogram=(10, 500, 470, 20))
+    above = Profile("income", "feature", income, 100, histogram=(1, 30, 29, 40))
+    below = Profile("income", "feature", income, 100, histogram=(31, 40, 29, 0))
+    assert moved([*moved_cells(run, above, base)]) == "from 95,000 2% → 40%"
+    assert moved([*moved_cells(run, below, base)]) == "below 10,000 1% → 31%"
+    assert moved([]) == ""

@@ -29,7 +29,7 @@ EMPTY, ONE_ROW, DAY, BEFORE = "2024-02-03", "2024-02-04", "2024-02-06", "2024-02
 LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 50}}
 OUTSIDE = ("empty_cells", "score_range")  # registered by the page on extending
 NAMES = (*(name for name in MEASURES if name != "interval_coverage"), *OUTSIDE)  # of regressions: test_intervals.py
-SCORED = tuple(name for name in NAMES if name not in ("performance", "score_range"))
+SCORED = tuple(name for name in NAMES if name not in ("performance", "concept_drift", "score_range"))
 every_measure = pytest.mark.parametrize("name", NAMES)
 every_scored_measure = pytest.mark.parametrize("name", SCORED)
 
@@ -109,7 +109,8 @@ def test_the_rows_of_a_partition_are_replaced_when_it_is_scored_and_measured_aga
         then, now = done.before[table], done.rows(table)
         assert now.height == then.height, table
         of_day = now.filter(partition_key=DAY)
-        assert set(of_day["run_id"]) == {"again"}, table
+        if of_day.height or table not in ("drift_cells", "concept_drift"):  # without an alarm, or with too few rows
+            assert set(of_day["run_id"]) == {"again"}, table
         unchanged = pl.col("partition_key") != DAY
         if table == "drift":  # the partition is a baseline of later ones
             unchanged &= pl.col("baseline_partition").fill_null("") != DAY

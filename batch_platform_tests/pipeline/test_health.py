@@ -10,7 +10,7 @@ from batch_platform.declaration.windows import deadline, oldest_champion
 from batch_platform.monitoring.health import Aspect, Health
 from batch_platform.monitoring.measures.health import VOLUME, JudgedRun, partition_aspects, volume
 from batch_platform.monitoring.usual import Past
-from batch_platform.pipeline.health import freshness, newest_measured
+from batch_platform.pipeline.health import Measured, freshness, health_of, newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
@@ -59,11 +59,12 @@ def test_every_aspect_of_the_newest_partitions_is_judged(odd):
         "fresh": "none",
         "volume": "warn",
         "rejected_share": "warn",
-        "drift": "none",
+        "drift": None,
         "performance": "warn",
         "estimated_performance": None,
         "champion_age": "warn",
     }
+    assert aspects["drift"].text == "3 rows of 2024-02-28 are too few to judge drift"
     assert aspects["rejected_share"].text.startswith("2 of 5 rows rejected in 2024-02-28, at most 0.00% in the ")
     assert aspects["champion_age"].text == "the model is 28 days old, more than 20 days"
     assert aspects["performance"].text.endswith(" on 2024-02-27 is below 0.99")
@@ -155,3 +156,18 @@ def test_the_volume_of_a_partition_is_not_judged_before_a_week_is_known(odd):
     early, late = (JudgedRun(runs[key], volume(past, runs[key])) for key in ("2024-02-03", "2024-02-28"))
     assert check.judge(early, "binary") is None, "a result would say that it passed"
     assert check.judge(late, "binary").level == "warn"
+
+
+def test_a_model_is_as_old_as_its_newest_partition_has_it_once_the_calendar_has_ended(odd):
+    years_later = health(odd, NOW.replace(year=2032))["champion_age"]
+    assert years_later.text == "the model is 28 days old, more than 20 days"
+
+
+def test_a_source_whose_file_is_gone_fails(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    sources, state = pipeline.builder.sources, pipeline.state()
+    assert sources.gone() == []
+    (pipeline.folder / "events.parquet").unlink()
+    assert sources.gone() == ["events"]
+    first, *_ = health_of(pipeline.spec, state, NOW, Measured(gone=sources.gone())).aspects
+    assert (first.name, first.level, first.text) == ("sources", "fail", "the source 'events' is gone")

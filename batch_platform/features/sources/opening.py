@@ -84,6 +84,18 @@ class Sources:
         source, timezone = self.spec.sources[name], self.spec.partitions.timezone
         return SourceTable(self.spec.name, name, source, self.folder, partition, self.home, timezone)
 
+    def gone(self) -> list[str]:
+        """The sources of local files, the same for all partitions, whose files are gone; reads no rows."""
+        gone = list[str]()
+        for name in self.spec.sources:
+            kind, table = self.kind(name), self.table(name, self.first_partition())
+            if kind.endings and not kind.takes_partition(table) and "://" not in kind.location(table):
+                try:
+                    kind.version(table)
+                except SourceError:
+                    gone.append(name)
+        return gone
+
     @contextmanager
     def connect(
         self,

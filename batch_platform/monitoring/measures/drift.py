@@ -7,7 +7,7 @@ the table is at any time what the profiles say.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from math import isfinite
@@ -32,7 +32,8 @@ from batch_platform.monitoring.drift import (
 )
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.markdown import Markdown, listing
-from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, ReferenceOf, ScoredPart, rounded
+from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Measure, ReferenceOf, ScoredPart, rounded
+from batch_platform.monitoring.measures.drift_cells import CELLS, DESCRIPTION, DriftCell, moved, moved_cells, read_cells
 from batch_platform.monitoring.measures.profiles import read_profiles
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.reference import ReferenceProfile
@@ -49,9 +50,9 @@ from batch_platform.warehouse.ledger import (
 from batch_platform.warehouse.sql import has_table, quoted
 
 COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
-ALARMS = "alarms"  # entry of the check's metadata with the level of each column that gives an alarm
 WORST_INDEX = "worst_psi"
 MOST_PLOTTED = 50  # columns
+FEW_ROWS = 30  # fewer rows that look as ever tell nothing
 _WEEK = Duration(days=7)
 
 
@@ -195,8 +196,16 @@ def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> list[C
         {"keys": list(later), "new": list(new)},
     )
     insert(con, COLUMNS, [vars(row) for row in rows], schema=name)
+    alarming = {(row.partition_key, row.column_name, row.baseline) for row in rows if row.level in ("warn", "fail")}
+    cells = [
+        cell
+        for pair in pairs
+        if pair.key in new and (pair.key, pair.profile.name, pair.baseline) in alarming
+        for cell in moved_cells(new[pair.key], pair.profile, pair.base)
+    ]
     seq = max(run.seq for run in commits.runs)
-    return [Change(seq, name, COLUMNS, key) for key in sorted({*new, *(later & profiles.keys())})]
+    changes = [Change(seq, name, COLUMNS, key) for key in sorted({*new, *(later & profiles.keys())})]
+    return [*changes, *replace_records(con, commits.runs, CELLS, DriftCell, cells)]
 
 
 def read_drift(
@@ -327,6 +336,15 @@ class PartitionDrift:
     run: ScoreRun
     columns: tuple[ColumnDrift, ...] = ()  # each column beside each baseline, the worst first
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
+    cells: Mapping[str, Sequence[DriftCell]] = field(
+        default_factory=dict[str, Sequence[DriftCell]]
+    )  # of alarming columns
+
+    def drifted(self, row: ColumnDrift) -> str:
+        """A column that differs from its baseline, in a few words."""
+        changes = [*filter(None, [moved(self.cells.get(row.column_name, ()))]), *row.changes]
+        index = f"{row.column_name} {row.unusual:.2f}"
+        return f"{index} ({'; '.join(changes)})" if changes else index
 
     @property
     def sha256(self) -> str:
@@ -354,14 +372,12 @@ class PartitionDrift:
 def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
     columns = read_drift(con, commits.pipeline, commits.keys)
     alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
+    cells = read_cells(con, commits.pipeline, commits.keys)
     keys = {run.partition_key: run for run in commits.runs}
-    return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
-
-
-def drifted(row: ColumnDrift) -> str:
-    """A column that differs from its baseline, in a few words."""
-    index = f"{row.column_name} {row.unusual:.2f}"
-    return f"{index} ({'; '.join(row.changes)})" if row.changes else index
+    return {
+        key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ()), cells.get(key, {}))
+        for key, run in keys.items()
+    }
 
 
 def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
@@ -375,10 +391,10 @@ def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
     ]
 
 
-def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
+def _most_drifted(drift: PartitionDrift, worst_first: Sequence[ColumnDrift]) -> Markdown:
     rows = worst_first[:MOST_LISTED]
     baseline = rows[0].baseline if rows else "reference"
-    return listing(("column", baseline), {row.column_name: drifted(row) for row in rows})
+    return listing(("column", baseline), {row.column_name: drift.drifted(row) for row in rows})
 
 
 def _shown(drift: PartitionDrift) -> dict[str, Any]:
@@ -387,7 +403,7 @@ def _shown(drift: PartitionDrift) -> dict[str, Any]:
         return {}
     levels = [row.level for row in drift.judged]
     metadata: dict[str, Any] = {
-        "the_worst": _most_drifted(drift.judged),
+        "the_worst": _most_drifted(drift, drift.judged),
         **rounded({WORST_INDEX: drift.judged[0].unusual}),
         "columns_over_warn": len(drift.alarming),
         "columns_over_fail": levels.count("fail"),
@@ -425,12 +441,12 @@ def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
     judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
     if not judged:
         return {"not_judged": _not_judged(drift, declared)}
-    texts = [*map(drifted, alarming), *drifted_segments(alarms)]
+    texts = [*map(drift.drifted, alarming), *drifted_segments(alarms)]
     texts += filter(None, [score_not_judged(drift.columns)])
     metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
-    metadata["the_worst"] = _most_drifted(alarming or judged)
+    metadata["the_worst"] = _most_drifted(drift, alarming or judged)
     by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
-    metadata[ALARMS] = {row.column_name: row.level for row in alarming} | by_segment
+    metadata[ALARMS] = [*map(list, ({row.column_name: row.level for row in alarming} | by_segment).items())]
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
     strange = {*declared.ignore, *declared.columns} - {row.column_name for row in drift.columns}
     if strange:
@@ -471,8 +487,13 @@ def drift_aspect(spec: PipelineSpec, drift: PartitionDrift) -> Aspect:
     not_judged = score_not_judged(drift.columns)
     remark = f" ({not_judged})" if not_judged else ""
     if drift.level == "none":
+        if (rows := drift.run.rows_scored) < FEW_ROWS:
+            return Aspect("drift", None, f"{counted(rows, 'row')} of {key} are too few to judge drift", key)
         return Aspect("drift", "none", f"no drift{remark}", key)
-    names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drift.alarming]
+    names = [
+        f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *filter(None, [moved(drift.cells.get(row.column_name, ()))]), *_moves(spec, row)])})"
+        for row in drift.alarming
+    ]
     names += [f"{row.predictions} (psi {row.psi:.2f})" for row in drift.segment_alarms]
     columns = listed(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
@@ -513,6 +534,7 @@ DRIFT = Measure[PartitionDrift](
                 "model_version": MODEL_VERSION,
             },
         ),
+        CELLS: DESCRIPTION,
         OF_SEGMENTS: Description(
             "how far the predictions of a segment of a partition are from those of the same segment in the reference",
             {

@@ -1,0 +1,101 @@
+"""The measure `concept_drift`: how far a partition's performance is from what was expected of its rows before labels were known.
+
+The estimate follows every change of the rows, so what it does not explain is a change of what the same rows lead to.
+"""
+
+from collections.abc import Collection
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.measure import Check, Column, Finding, Measure, ScoredPartition, rounded
+from batch_platform.monitoring.measures.performance import labelled_outcomes
+from batch_platform.monitoring.metrics import lower_is_better, measure
+from batch_platform.monitoring.resampling import TWO_SIDED
+from batch_platform.warehouse.sql import has_table, quoted
+
+SUDDEN = 4.0  # standard deviations of the estimate by which one partition is worse
+SLOW = 2.0  # by which the newest partitions are worse on average: days resemble each other, so that their mean tells less than chance has it
+RECENT, LEAST_RECENT = 7, 4  # partitions of that average
+LEAST_ROWS = 30  # labelled rows; of two classes, of each
+
+
+def read_deviations(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Collection[str]) -> dict[str, float]:
+    """The deviations of some partitions and of those before them that count for them, by partition key."""
+    if not keys or not has_table(con, pipeline, CONCEPT_DRIFT.name):
+        return {}
+    query = f"""
+        SELECT partition_key, deviation FROM {quoted(pipeline)}.{CONCEPT_DRIFT.name}
+        WHERE challenger IS NULL AND partition_key <= $last ORDER BY partition_key DESC LIMIT {len(keys) + RECENT}
+    """
+    return dict(con.execute(query, {"last": max(keys)}).fetchall())
+
+
+def _compute(partition: ScoredPartition) -> pl.DataFrame:
+    expected, rows = partition.expected, list[tuple[object, ...]]()
+    outcomes = None if expected is None or partition.in_sample else labelled_outcomes(partition)
+    if expected is not None and outcomes is not None:
+        count, positives = partition.labelled.height, outcomes.positives
+        fewest = count if positives is None else min(positives, count - positives)
+        value = measure(outcomes, only=(expected.metric,)).get(expected.metric)
+        less = lower_is_better(expected.metric)
+        reach = (expected.high - expected.estimate) if less else (expected.estimate - expected.low)
+        if value is not None and reach > 0 and fewest >= LEAST_ROWS:
+            deviation = (expected.estimate - value if less else value - expected.estimate) / reach * TWO_SIDED
+            newest = np.clip([*expected.before, deviation][-RECENT:], -SUDDEN, SUDDEN)  # no single partition decides
+            mean = float(newest.mean()) if len(newest) >= LEAST_RECENT else None
+            rows.append((expected.metric, value, expected.estimate, deviation, mean, count))
+    return pl.DataFrame(rows, schema=CONCEPT_DRIFT.types, orient="row")
+
+
+def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
+    if spec.labels is None:
+        return None
+
+    def judge(rows: pl.DataFrame, _: str) -> Finding | None:
+        if not rows.height:
+            return None
+        row = rows.row(0, named=True)
+        slow = row["deviation_recent"] is not None and row["deviation_recent"] <= -SLOW
+        numbers = {
+            name: row[name] for name in ("value", "estimate", "deviation", "deviation_recent") if row[name] is not None
+        }
+        text = f"{row['metric']} is {row['value']:.4f}, as expected of these rows ({row['estimate']:.4f})"
+        if worse := row["deviation"] <= -SUDDEN or slow:
+            since = f", like the last {RECENT} partitions on average" if slow else ""
+            text = f"{row['metric']} is {row['value']:.4f}, {row['estimate']:.4f} was expected of these rows{since}: they lead to other outcomes than in training"
+        return Finding("warn" if worse else "none", {"what": text, **rounded(numbers)})
+
+    return Check(
+        description=(
+            "The performance of a partition is what was estimated before its labels were known. It gives a warning where it is worse by "
+            f"{SUDDEN:g} standard deviations of the estimate, or by {SLOW:g} on average of the last {RECENT} partitions: the same rows "
+            "then lead to other outcomes (concept drift), or labels are wrong. Train anew, or look at the labels."
+        ),
+        judge=judge,
+    )
+
+
+CONCEPT_DRIFT = Measure[pl.DataFrame](
+    name="concept_drift",
+    description="How far the performance of each partition is from what was expected of its rows.",
+    row="the estimated metric of a partition that its model has not learned from, beside what came true",
+    columns={
+        "metric": Column(pl.String, "name of the metric"),
+        "value": Column(pl.Float64, "what came true"),
+        "estimate": Column(pl.Float64, "what was expected before labels were known"),
+        "deviation": Column(
+            pl.Float64, "difference in standard deviations of the estimate; negative where it is worse"
+        ),
+        "deviation_recent": Column(
+            pl.Float64,
+            f"mean of the newest partitions, at most {RECENT}, each at most {SUDDEN:g}; null with fewer than {LEAST_RECENT}",
+        ),
+        "rows": Column(pl.Int64, "labelled rows"),
+    },
+    compute=_compute,
+    declared=lambda spec: spec.labels is not None,
+    check=_check,
+)
