@@ -1,4 +1,4 @@
-"""Take the pictures of the README and the guide: three months of the flights, scored and measured in a folder of their own.
+"""Take the pictures of the README and the guide: three months of the flights, scored and measured in a folder of their own, and reports.
 
 python -m batch_platform_tests.make_pictures [--demos FOLDER]
 
@@ -9,6 +9,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 from playwright.sync_api import Locator, expect
@@ -24,9 +25,9 @@ from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folde
 from batch_platform_tests.harness.served import Ui, served
 
 PICTURES = ROOT / ".pictures"
-FIRST, LAST = "2013-03-01", "2013-05-31"
+FIRST, LAST, END = "2013-03-01", "2013-05-31", "2013-06-01"
+HOME = ".batch_platform"
 WIDTH, HEIGHT, SCALE = 1280, 1400, 1.25  # a README is about 900 wide
-REPORT = {"width": 1000, "height": 1300}
 NARROW, DEMO = 390, {"width": 1000, "height": 900}
 WINDOWS_SHOWN: dict[str, list[str]] = {  # a report shows the newest month, unless more is asked for
     "credit_default": ["--from", "1974-01-01", "--to", "1974-08-01"],
@@ -98,31 +99,47 @@ def demos(folder: Path) -> None:
 
 
 def flights() -> None:
-    """The graph, the page of the predictions, their checks, a model, a backfill, a report, and the check on drift."""
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "home"
-        variables = {HOME_VARIABLE: str(home)}
-        answer = run_command(ROOT, "run", "flight_delays", "--from", FIRST, "--to", LAST, **variables)
-        if answer.code:
-            raise SystemExit(answer.err)
-        with served(ROOT, home, **variables) as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
+    """The graph, the page of the predictions, their checks, a model, a backfill, and the check on drift."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, declared = Path(temporary) / "flights", flights_declared()
+        declared["partitions"]["end"] = END  # nothing is due after the last day that is scored
+        scored_project(folder, declared, LAST)
+        with served(folder, folder / HOME) as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
             take(ui, dagster)
-            report(dagster, Path(folder) / "report.html", **variables)
-        drift(Path(folder) / "drift")
+        drift(Path(temporary) / "drift")
+
+
+def flights_declared() -> dict[str, Any]:
+    """The attributes of the shipped pipeline."""
+    text = Path(flight_delays.__path__[0], "defs.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)["attributes"]
+
+
+def scored_project(folder: Path, declared: dict[str, Any], last: str, **modules: str) -> None:
+    """Make a project of the shipped SQL, a declaration, and Python modules, and score it."""
+    ignored = shutil.ignore_patterns("*.py", "data")
+    shutil.copytree(flight_delays.__path__[0], pipeline_folder(folder, declared["name"]), ignore=ignored)
+    for path, text in project_files(PACKAGE).items():
+        (folder / path).write_text(text, encoding="utf-8")
+    for name, text in modules.items():
+        (folder / PACKAGE / f"{name}.py").write_text(text, encoding="utf-8")
+    write_defs_yaml(folder, declared, declared["name"])
+    answer = run_command(folder, "run", declared["name"], "--from", FIRST, "--to", last)
+    if answer.code:
+        raise SystemExit(answer.err)
 
 
 def take(ui: Ui, dagster: Dagster) -> None:
     """Each picture once its page is drawn."""
-    page = dagster.page
     dagster.button("Hide navigation").click()
     dagster.open("/assets/flight_delays/predictions")
     dagster.words("Columns").first.click()  # which are described elsewhere
     expect(dagster.words("█", exact=False).first).to_be_visible()
     save(dagster, "predictions", until=dagster.words("score_p90"))
     dagster.open("/assets/flight_delays/predictions?view=checks")
-    dagster.words("score_distribution").first.click()
-    expect(page.locator("canvas").nth(1)).to_be_visible()
-    save(dagster, "checks", until=page.locator("canvas").first)
+    dagster.words("score_distribution").first.click()  # of partitions that pass alike no plot is drawn
+    dagster.sees("Passed")
+    save(dagster, "checks", until=dagster.words("one_score_for_all_rows"))
     dagster.open("/assets/flight_delays/model?view=partitions&partition=2013-05-01")
     save(dagster, "model", until=dagster.words("trained_until"))
     backfill(ui, dagster)
@@ -130,39 +147,14 @@ def take(ui: Ui, dagster: Dagster) -> None:
     graph(dagster)
 
 
-def report(dagster: Dagster, file: Path, **variables: str) -> None:
-    """The beginning of a report, as somebody sees it who never opens Dagster."""
-    answer = run_command(ROOT, "report", "flight_delays", "--out", str(file), **variables)
-    if answer.code:
-        raise SystemExit(answer.err)
-    page = dagster.page
-    page.set_viewport_size(REPORT)
-    page.goto(file.as_uri())
-    expect(page.locator("#chart-calibration .marks path").first).to_be_visible()
-    save(dagster, "report", until=page.locator("#chart-performance"))
-
-
 def drift(folder: Path) -> None:
     """What the check on drift says of the day from which on the distance is in kilometres instead of miles."""
-    declared = yaml.safe_load(Path(flight_delays.__path__[0], "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+    declared = flights_declared()
     declared["sources"]["flights"] = {"python": f"{PACKAGE}.sources.flights"}
     declared["monitoring"]["drift"] = {}
-    shutil.copytree(
-        flight_delays.__path__[0],
-        pipeline_folder(folder, declared["name"]),
-        ignore=shutil.ignore_patterns("*.py", "data"),
-    )
-    for path, text in project_files(PACKAGE).items():
-        (folder / path).write_text(text, encoding="utf-8")
     year, month, day = map(int, IN_KILOMETRES.split("-"))
-    (folder / PACKAGE / "sources.py").write_text(
-        BROKEN_SOURCE.format(year=year, month=month, day=day), encoding="utf-8"
-    )
-    write_defs_yaml(folder, declared, declared["name"])
-    answer = run_command(folder, "run", declared["name"], "--from", FIRST, "--to", IN_KILOMETRES)
-    if answer.code:
-        raise SystemExit(answer.err)
-    with served(folder, folder / ".batch_platform") as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
+    scored_project(folder, declared, IN_KILOMETRES, sources=BROKEN_SOURCE.format(year=year, month=month, day=day))
+    with served(folder, folder / HOME) as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
         dagster.button("Hide navigation").click()
         dagster.open(f"/assets/{declared['name']}/drift?view=checks")
         dagster.tab("Execution history")
@@ -207,6 +199,7 @@ def save(dagster: Dagster, name: str, *, until: Locator | None = None, of: Locat
     page = dagster.page
     if page.url.startswith(dagster.url):  # a file asks for nothing
         page.wait_for_load_state("networkidle")
+    expect((until or of or page.locator("body")).first).to_be_visible()
     page.mouse.move(0, 0)
     boxes = [box for element in (until or of or page.locator("body")).all() if (box := element.bounding_box())]
     window = page.viewport_size or {"width": WIDTH, "height": HEIGHT}

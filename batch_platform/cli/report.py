@@ -1,5 +1,6 @@
 """The `report` command: a page for people who decide things, made of the published tables."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
@@ -52,7 +53,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     declared = find_project(folder).declared_as(pipeline)
     spec = declared.spec
     every = "month" if spec.report is None else spec.report.every
-    written = write_report(declared.home, spec, first, last, every=every, file=file)
+    written = write_report(declared, datetime.now(UTC), first, last, every=every, file=file)
     window = written.figures.window
     summary = {"file": str(written.file), "first": window.keys[0], "last": window.keys[-1]}
     terminal.report({**summary, "partitions": len(window.runs), "seconds": perf_counter() - started})

@@ -1,7 +1,6 @@
 """The `status` command: where pipelines stand, partition by partition."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -16,11 +15,7 @@ from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.former_partitions import former_partitions_line
-from batch_platform.pipeline.health import newest_measured
-from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
+from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at
 from batch_platform.pipeline.verify import damaged_files
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
@@ -68,7 +63,7 @@ def command(  # noqa: PLR0913 - the options
         # A report creates no home.
         materialized = {} if untouched else materialized_in_dagster(project, pipelines, states)
         statuses = [
-            _status(item, state, materialized.get(item.spec.name), PlanRequest(now, recheck=recheck))
+            status_at(item, PlanRequest(now, recheck=recheck), state, materialized.get(item.spec.name))
             for item, state in zip(pipelines, states, strict=True)
         ]
     try:
@@ -112,13 +107,6 @@ def _say_if_behind(project: Project) -> None:
             f"As published at {published:%Y-%m-%d %H:%M:%S} UTC. What was done since then, by a run that goes on or was killed, is "
             "shown once that run ends or the next one begins."
         )
-
-
-def _status(pipeline: Pipeline, state: State, materialized: set[str] | None, request: PlanRequest) -> PipelineStatus:
-    plan = make_plan(pipeline.spec, state, request)
-    measured = newest_measured(pipeline.home, pipeline.spec, state)
-    measured = replace(measured, gone=pipeline.builder.sources.gone())
-    return status_of(pipeline.spec, state, plan, request.now, materialized, measured)
 
 
 def _show_in_short(status: PipelineStatus) -> None:

@@ -1,5 +1,6 @@
 """The asset of the report with its own job and schedule, where `report` is declared."""
 
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
@@ -37,7 +38,7 @@ def build_reporting(wiring: Wiring) -> dg.Definitions:
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: spec.name})
         with redacted_output(), clear_failures(), at_work(context):
             started = perf_counter()
-            written = write_report(wiring.pipeline().home, spec, every=declared.every)
+            written = write_report(wiring.pipeline(), datetime.now(UTC), every=declared.every)
             return dg.MaterializeResult(metadata=_metadata(written, perf_counter() - started))
 
     name = f"{spec.name}_{REPORT}"

@@ -165,7 +165,7 @@ def _not_defined(weights: Floats) -> Floats:
 
 
 def precision(outcomes: Outcomes) -> Share:
-    """Share of positives among the rows that are held to be positive (`sklearn.metrics.precision_score`).
+    """Share of positives among the rows that are decided positive (`sklearn.metrics.precision_score`).
 
     Not defined where no row is.
     """
@@ -174,7 +174,7 @@ def precision(outcomes: Outcomes) -> Share:
 
 
 def recall(outcomes: Outcomes) -> Share:
-    """Share of the positives that are held to be positive: the rate of true positives (`sklearn.metrics.recall_score`).
+    """Share of the positives that are decided positive: the rate of true positives (`sklearn.metrics.recall_score`).
 
     Not defined without positives.
     """
@@ -183,13 +183,13 @@ def recall(outcomes: Outcomes) -> Share:
 
 
 def false_positive_rate(outcomes: Outcomes) -> Share:
-    """Share of the negatives that are held to be positive; not defined without negatives."""
+    """Share of the negatives that are decided positive; not defined without negatives."""
     held, positive = _held_and_positive(outcomes)
     return Share(held * (1 - positive), 1 - positive)
 
 
 def selection_rate(outcomes: Outcomes) -> Share:
-    """Share of the rows that are held to be positive, whatever came true."""
+    """Share of the rows that are decided positive, whatever came true."""
     held, _ = _held_and_positive(outcomes)
     return Share(held, np.ones(len(held)))
 

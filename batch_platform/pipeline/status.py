@@ -8,9 +8,9 @@ corrected does not make its predictions stale, since scoring them again would ch
 from collections import Counter
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
@@ -18,14 +18,17 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
-from batch_platform.pipeline.health import Measured, health_of
-from batch_platform.pipeline.plan import Plan, training_asked_for
+from batch_platform.pipeline.health import Measured, health_of, newest_measured
+from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
 from batch_platform.pipeline.trainings_due import declared_now, differences, trainings_of
-from batch_platform.pipeline.wanted import open_partitions
+from batch_platform.pipeline.wanted import PlanRequest, open_partitions
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
+
+if TYPE_CHECKING:
+    from batch_platform.pipeline.pipeline import Pipeline
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up", "dropped", "expired"]
 
@@ -94,6 +97,16 @@ class PipelineStatus:
     former_partitions: list[str]  # predictions of theirs are stored, and they are no longer declared
     partitions: list[PartitionStatus]
     health: Health
+
+
+def status_at(
+    pipeline: "Pipeline", request: PlanRequest, state: State | None = None, materialized: AbstractSet[str] | None = None
+) -> PipelineStatus:
+    """Say where a pipeline stands by its published state, as the command `status` does and the report."""
+    spec, known = pipeline.spec, pipeline.published_state() if state is None else state
+    plan, measured = make_plan(spec, known, request), newest_measured(pipeline.home, spec, known)
+    measured = replace(measured, gone=pipeline.builder.sources.gone())
+    return status_of(spec, known, plan, request.now, materialized, measured)
 
 
 def status_of(  # noqa: PLR0913 - what a status is made of

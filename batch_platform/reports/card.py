@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -28,7 +29,7 @@ from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.resampling import Interval, intervals
 from batch_platform.monitoring.units import UnitRule
-from batch_platform.reports.wording import number, words
+from batch_platform.reports.wording import capital, figure, number, plain, words
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 
 TEMPLATE = "card.html"
@@ -47,8 +48,15 @@ class Section:
 
     @property
     def cells(self) -> list[list[str]]:
-        """The rows of the table as texts."""
-        return [[number(cell) for cell in row] for row in self.rows]
+        """The rows of the table as texts; a value before the ends of its interval has the digits that these support."""
+        at = self.columns.index("low") if "low" in self.columns else None
+        return [[_cell(row, place, at) for place in range(len(row))] for row in self.rows]
+
+
+def _cell(row: Sequence[Any], place: int, low: int | None) -> str:
+    if low is not None and low - 1 <= place <= low + 1:
+        return figure(row[place], row[low], row[low + 1])
+    return number(row[place])
 
 
 @dataclass(frozen=True)
@@ -137,10 +145,10 @@ def since_it_serves(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, version:
     return Section(
         "How it did since it serves",
         [
-            f"{words(metric)} on partitions that it scored and whose labels are known, with 95% intervals.",
+            f"{capital(plain(metric))}, on partitions that it scored and whose labels are known, with 95% intervals.",
             *([WEIGHTED] if spec.labels and spec.labels.weight else []),
         ],
-        ("rows of", words(metric), "low", "high", "rows"),
+        ("rows of", plain(metric), "low", "high", "rows"),
         named,
     )
 
@@ -204,7 +212,12 @@ def _metrics(manifest: Manifest, judged: JudgedScores | None) -> Iterator[Sectio
             ends = intervals(judged.outcomes, metrics)
     guessing = {} if baseline is None else baseline.metrics
     rows = [
-        (words(name), value, *((ends[name].low, ends[name].high) if name in ends else (None, None)), guessing.get(name))
+        (
+            capital(plain(name)),
+            value,
+            *((ends[name].low, ends[name].high) if name in ends else (None, None)),
+            guessing.get(name),
+        )
         for name, value in sorted(metrics.items())
     ]
     sentences = [f"On the {counted(manifest.evaluation.rows, 'evaluation row')}, with 95% intervals."]

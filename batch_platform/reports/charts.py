@@ -1,34 +1,47 @@
-"""The charts of the report, drawn by Altair, and as pictures for paper and for readers without JavaScript.
+"""The charts of the report, drawn by Altair as pictures that need no JavaScript: one for wide windows and one for narrow ones.
 
 Importing this module takes a second, so only a report that is drawn does. Colours are those of Okabe and Ito, which people with
-any kind of colour vision can tell apart, and no chart says anything by colour alone.
+any kind of colour vision can tell apart, and no chart says anything by colour alone. The page's style swaps them where it is dark.
 """
 
 import json
 import re
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
-from typing import Any
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import altair as alt
 import polars as pl
 import vl_convert
 
+from batch_platform.reports.drift import Drifted
 from batch_platform.reports.figures import Figures
-from batch_platform.reports.wording import words
+from batch_platform.reports.wording import capital, plain
 
+GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#6B6B6B")
 BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#6B6B6B", "#08306B"
 PALE, FAINT = "#f7f7f7", "#e4e4e4"
-_DAY = timedelta(hours=20)  # the shortest day has 23 hours
+_DAY, _WEEK = timedelta(hours=20), timedelta(days=6)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # pixels, in the heat map
 LEAST = 3  # fewer partitions make no line
+FEW = 31  # so few partitions have a dot each on a line
 MANY = 92  # more partitions have small dots
 INSIDE, OUTSIDE = "within the interval", "outside of it"
-WIDTH, HEIGHT = 720, 220  # pixels of a picture; a chart in a browser is as wide as its place
+WIDE, NARROW, HEIGHT = 680, 270, 220  # pixels of a picture without its axis
 _IDENTIFIER = re.compile(r'( id="|url\(#)((?:gradient_|clip)\d+)')
+_MARK = re.compile(r'(<path )aria-label="([^"]*)"( role="graphics-symbol" [^>]*)/>')
+LEAST_TICKS = 10  # so few days have a label each
+# The year stands below the first label, and below the first one of another year.
+_LABEL = (
+    "[utcFormat(datum.value, '{0}'), datum.index == 0 || (utcmonth(datum.value) == 0 && utcdate(datum.value) < 8)"
+    " ? utcFormat(datum.value, '%Y') : '']"
+)
+_NEEDLESS = re.compile(r' (role|aria-[a-z]+|pointer-events)="[^"]*"| (stroke-width|opacity)="1"')
+_PLACE = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')  # of a mark
+_DECIMALS, _TOLD = re.compile(r"(\d\.\d\d)\d+"), re.compile(r"(\.\d{3})\d+(?=[%;<])")
+_INSTANT = re.compile(r"start \([a-z-]+\): (\d{9,})?")  # in milliseconds, unless it is written as a date
 BASELINES = {"reference": "the training data", "previous": "the partition before", "week_before": "the week before"}
 
 
@@ -39,8 +52,8 @@ class Chart:
     name: str  # its element in the page is called chart-NAME
     title: str
     text: str
-    specification: str  # JSON, safe inside of a script element
-    picture: str  # SVG
+    wide: str  # SVG
+    narrow: str
 
 
 def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
@@ -52,32 +65,30 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     times = pl.DataFrame({"partition_key": figures.window.keys, "start": starts})
     over_time = (_volume, _scores, _performance, _estimates) if times.height >= LEAST else ()
     drawn = [*(draw(figures, times) for draw in over_time), _months(figures), _calibration(figures), _drift(figures)]
+    drawn += [
+        _before_and_after(f"column-{at}", item) for at, item in enumerate(figures.drift.worst if figures.drift else ())
+    ]
     return {chart.name: chart for chart in drawn if chart is not None}
 
 
-@cache  # putting it together takes more than a second
-def javascript() -> str:
-    """Return the code that draws the charts in a browser, to be written into the page."""
-    code: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return code.replace("</script", "<\\/script")
-
-
 def _volume(figures: Figures, times: pl.DataFrame) -> Chart:
+    kinds = ("scored", "rejected") if figures.window.total("rows_rejected") else ("scored",)
     counts = [
         {"partition_key": run.partition_key, "kind": kind, "rows": rows}
         for run in figures.window.runs
-        for kind, rows in (("scored", run.rows_scored), ("rejected", run.rows_rejected))
+        for kind, rows in zip(kinds, (run.rows_scored, run.rows_rejected), strict=False)
     ]
-    colours = alt.Scale(domain=["scored", "rejected"], range=[BLUE, ORANGE])
+    colours = alt.Scale(domain=list(kinds), range=[BLUE, ORANGE])
+    legend = alt.Legend(orient="top", title=None) if len(kinds) > 1 else None
     bars = alt.Chart().mark_bar(binSpacing=0)
     bars = bars.encode(
         x=_time(figures),
         y=alt.Y("rows:Q"),
-        color=alt.Color("kind:N", scale=colours, legend=alt.Legend(orient="top", title=None)),
-        tooltip=_tooltip("partition_key", "kind", "rows"),
+        color=alt.Color("kind:N", scale=colours, legend=legend),
     )
-    text = "Scored and rejected rows of each partition."
-    return _chart("volume", "Rows by partition", text, pl.DataFrame(counts).join(times, on="partition_key"), bars)
+    text = "Scored and rejected rows" if len(kinds) > 1 else "Scored rows"
+    rows = pl.DataFrame(counts).join(times, on="partition_key")
+    return _chart("volume", "Rows by partition", f"{text} of each partition.", rows, bars)
 
 
 def _scores(figures: Figures, times: pl.DataFrame) -> Chart | None:
@@ -89,7 +100,7 @@ def _scores(figures: Figures, times: pl.DataFrame) -> Chart | None:
     if not ranged:
         return _classes(figures, times)
     score, rows = figures.score, pl.DataFrame(ranged).join(times, on="partition_key")
-    course = _course(figures, "mean", alt.Y("mean:Q", title=score), "p10", "p90", "p50")
+    course = _course(figures, alt.Y("mean:Q", title=score), "p10", "p90")
     text = f"The mean {score} of each partition (line), and the range of eight of ten {score}s (band)."
     return _chart("scores", f"{score.capitalize()}s over time", text, rows, course)
 
@@ -103,30 +114,32 @@ def _classes(figures: Figures, times: pl.DataFrame) -> Chart | None:
     if not counts:
         return None
     share = alt.Y("rows:Q", title="share of rows", axis=alt.Axis(format="%")).stack("normalize")
-    bars = alt.Chart().mark_bar()
-    bars = bars.encode(
-        x=_time(figures),
-        y=share,
-        color=alt.Color("class:N", scale=alt.Scale(scheme="viridis")),
-        tooltip=_tooltip("partition_key", "class", "rows"),
-    )
+    bars = alt.Chart().mark_bar(stroke="#ffffff", strokeWidth=0.7)
+    kind = "group" if figures.task == "clustering" else "predicted class"
+    legend = alt.Legend(orient="top", title=kind)
+    colours = alt.Color("class:N", scale=alt.Scale(range=list(GROUPS)), legend=legend)
+    bars = bars.encode(x=_time(figures), y=share, color=colours)
     rows = pl.DataFrame(counts).join(times, on="partition_key")
-    return _chart("scores", "Predicted classes over time", "The share of each predicted class.", rows, bars)
+    title = "Groups over time" if figures.task == "clustering" else "Predicted classes over time"
+    return _chart("scores", title, f"The share of each {kind}.", rows, bars)
 
 
 def _performance(figures: Figures, times: pl.DataFrame) -> Chart | None:
     if figures.metric is None or figures.performance.height <= 1:
         return None
-    metric, rows = words(figures.metric), figures.performance.join(times, on="partition_key")
-    course = _course(figures, "value", _metric("value", metric), "low", "high", "rows", "positives")
-    text = f"The {metric} of each partition (line) with its 95% interval (band). Few rows make a wide band."
+    rows = figures.performance.join(times, on="partition_key")
+    course = _course(figures, _metric("value", plain(figures.metric)), "low", "high")
+    text = f"{capital(plain(figures.metric))}, of each partition (line)"
+    text += " with its 95% interval (band). Few rows make a wide band." if rows["low"].count() else "."
+    if figures.performance["keys"].str.contains(" to ").any():
+        text += " Neighbouring partitions with few rows of a class count as one."
     return _chart("performance", "Performance over time", text, rows, course)
 
 
 def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
     if figures.estimates is None or len(figures.estimates.partitions) <= 1:
         return None
-    metric, lies = words(figures.estimates.metric), {True: INSIDE, False: OUTSIDE, None: None}
+    metric, lies = plain(figures.estimates.metric), {True: INSIDE, False: OUTSIDE, None: None}
     rows = pl.DataFrame(
         [
             {
@@ -136,27 +149,22 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
                 "high": row.high,
                 "realised": row.realised,
                 "lies": lies[row.within],
-                "rows": row.rows,
             }
             for row in figures.estimates.partitions
         ],
         schema_overrides={"realised": pl.Float64, "lies": pl.String},
     )
     time = _time(figures)
-    tooltip = _tooltip("partition_key", "estimate", "low", "high", "realised", "rows")
     line = alt.Chart().mark_line(color=DARK, strokeDash=[6, 4], strokeWidth=1.5)
     text = f"Estimated {metric} of each partition (dashed line) with its 95% interval (grey)."
-    layers = [
-        _band(figures, "low", "high", GREY),
-        line.encode(x=time, y=_metric("estimate", metric), tooltip=tooltip),
-    ]
+    layers = [_band(figures, "low", "high", GREY), line.encode(x=time, y=_metric("estimate", metric))]
     if rows["realised"].count():
         shapes = alt.Scale(domain=[INSIDE, OUTSIDE], range=["circle", "cross"])
         legend = alt.Legend(orient="top", title="what came true", titleLimit=300, columns=1)
-        dots = alt.Chart().mark_point(filled=True, size=15 if rows.height > MANY else 45, opacity=1, color=BLUE)
+        dots = alt.Chart().mark_point(filled=True, size=25 if rows.height > MANY else 45, opacity=1, color=BLUE)
         dots = dots.transform_filter("isValid(datum.realised)")
         shape = alt.Shape("lies:N", scale=shapes, legend=legend)
-        layers.append(dots.encode(x=time, y=_metric("realised", metric), shape=shape, tooltip=tooltip))
+        layers.append(dots.encode(x=time, y=_metric("realised", metric), shape=shape))
         text += " A dot is what came true, a cross what came true outside of the interval."
     rows = rows.join(times, on="partition_key")
     return _chart("estimates", "Estimated performance over time", text, rows, alt.layer(*layers))
@@ -165,14 +173,14 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
 def _months(figures: Figures) -> Chart | None:
     if figures.metric is None or figures.months.height <= 1:
         return None
-    metric = words(figures.metric)
-    rows = figures.months.with_columns(month=pl.col("period_start").dt.strftime("%Y-%m")).drop("period_start")
-    month = alt.X("month:O", title=None, axis=alt.Axis(labelAngle=-40))
+    metric = plain(figures.metric)
+    rows = figures.months.with_columns(start=pl.col("period_start").dt.strftime("%Y-%m-%dT00:00:00Z"))
+    month = _axis("utcyearmonth", "%b")
     span = alt.Chart().mark_rule(color=GREY).encode(x=month, y=_metric("low", metric), y2="high")
-    dots = alt.Chart().mark_point(filled=True, size=70, color=BLUE)
-    dots = dots.encode(x=month, y=_metric("value", metric), tooltip=_tooltip("month", "value", "low", "high", "rows"))
-    text = f"The {metric} of all rows of a month together, with its 95% interval."
-    return _chart("months", "Performance by month", text, rows, alt.layer(span, dots))
+    dots = alt.Chart().mark_point(filled=True, size=70, color=BLUE, opacity=1)
+    dots = dots.encode(x=month, y=_metric("value", metric))
+    text = f"{capital(metric)}, of all rows of a month together, with its 95% interval."
+    return _chart("months", "Performance by month", text, rows.drop("period_start"), alt.layer(span, dots))
 
 
 def _calibration(figures: Figures) -> Chart | None:
@@ -185,9 +193,8 @@ def _calibration(figures: Figures) -> Chart | None:
     values = [*rows["mean_score"].to_list(), *rows["outcome"].to_list()]
     ends = [{"mean_score": end, "outcome": end} for end in (min(values), max(values))]
     diagonal = alt.Chart(alt.InlineData(values=ends)).mark_line(strokeDash=[4, 4], color=GREY).encode(x=x, y=y)
-    dots = alt.Chart().mark_point(filled=True, color=BLUE)
-    size = alt.Size("rows:Q", legend=None)
-    dots = dots.encode(x=x, y=y, size=size, tooltip=_tooltip("rows", "mean_score", "outcome"))
+    dots = alt.Chart().mark_point(filled=True, color=BLUE, opacity=1)
+    dots = dots.encode(x=x, y=y, size=alt.Size("rows:Q", legend=None))
     text = "Each point stands for rows with similar predictions. On the dashed line, what was predicted came true on average."
     return _chart("calibration", "Predicted and true", text, rows, alt.layer(diagonal, dots))
 
@@ -198,26 +205,38 @@ def _drift(figures: Figures) -> Chart | None:
         return None
     columns = drift.cells.group_by("column").agg(pl.max("index")).sort("index", "column", descending=[True, False])
     x = alt.X("period:O", title=None, axis=alt.Axis(labelAngle=-40, labelOverlap=True))
-    y = alt.Y("column:N", title=None, sort=columns["column"].to_list())
-    tooltip = _tooltip("column", "period", "index", "alarms", "partitions")
+    y = alt.Y("column:N", title=None, sort=columns["column"].to_list(), axis=alt.Axis(labelLimit=110))
     shades = alt.Scale(range=[PALE, DARK], domain=[0, STRONG], clamp=True)
-    legend = alt.Legend(orient="top", title=f"index, strong from {STRONG:g}", titleLimit=300, gradientLength=200)
+    legend = alt.Legend(orient="top", title=f"distance (index), strong from {STRONG:g}", titleLimit=300)
     cells = alt.Chart().mark_rect(stroke=FAINT, strokeWidth=0.5)
-    cells = cells.encode(x=x, y=y, color=alt.Color("index:Q", scale=shades, legend=legend), tooltip=tooltip)
+    cells = cells.encode(x=x, y=y, color=alt.Color("index:Q", scale=shades, legend=legend))
     alarms = alt.Chart().transform_filter("datum.alarms > 0")
     alarms = alarms.mark_point(shape="cross", filled=True, size=45, color=ORANGE, stroke="white", strokeWidth=0.5)
-    alarms = alarms.encode(x=x, y=y, tooltip=tooltip)
+    alarms = alarms.encode(x=x, y=y)
     text = f"How far each column is from {BASELINES[drift.baseline]}, in each {drift.every}. A cross marks an alarm."
     return _chart("drift", "Drift", text, drift.cells, alt.layer(cells, alarms), ROW_HEIGHT * columns.height)
 
 
-def _course(
-    figures: Figures, name: str, y: alt.Y, low: str, high: str, *beside: str
-) -> alt.LayerChart | alt.FacetChart:
-    """Draw a value of each partition as a line in the band of its interval, with further numbers in the tooltip."""
-    line = alt.Chart().mark_line(color=BLUE)
-    line = line.encode(x=_time(figures), y=y, tooltip=_tooltip("partition_key", name, low, high, *beside))
-    return alt.layer(_band(figures, low, high, BLUE), line)
+def _before_and_after(name: str, item: Drifted) -> Chart | None:
+    """Draw the shares of the values of a column in its worst partition over those of partitions without an alarm."""
+    if not item.shares:
+        return None
+    rows = pl.DataFrame(item.shares, schema=["values", "usual", "then"], orient="row")
+    x = alt.X("values:O", title=None, sort=None, axis=alt.Axis(labelAngle=-40, labelLimit=110, labelOverlap=True))
+    share = alt.Y("usual:Q", title="share of rows", axis=alt.Axis(format="%"))
+    bars = alt.Chart().mark_bar(color=GREY, opacity=0.45).encode(x=x, y=share)
+    marks = alt.Chart().mark_tick(color=ORANGE, thickness=4).encode(x=x, y="then:Q")
+    text = f"The values of {item.column}: lines show {item.partition_key}, grey bars the partitions without an alarm together."
+    return _chart(name, f"{item.column} before and after", text, rows, alt.layer(bars, marks), HEIGHT // 2)
+
+
+def _course(figures: Figures, y: alt.Y, low: str, high: str) -> alt.LayerChart | alt.FacetChart:
+    """Draw a value of each partition as a line in the band of its interval; a pointer that rests on it is told the value."""
+    line = alt.Chart().mark_line(color=BLUE).encode(x=_time(figures), y=y)
+    if len(figures.window.runs) > MANY:  # dots would make the page large
+        return alt.layer(_band(figures, low, high, BLUE), line)
+    dots = alt.Chart().mark_point(filled=True, color=BLUE, opacity=int(len(figures.window.runs) <= FEW), size=60)
+    return alt.layer(_band(figures, low, high, BLUE), line, dots.encode(x=_time(figures), y=y))
 
 
 def _band(figures: Figures, low: str, high: str, colour: str) -> alt.Chart:
@@ -227,17 +246,24 @@ def _band(figures: Figures, low: str, high: str, colour: str) -> alt.Chart:
 
 def _time(figures: Figures) -> alt.X:
     first = figures.window.runs[0]
-    hourly = first.partition_end - first.partition_start < _DAY
-    axis = alt.X("start:T", title=None, axis=alt.Axis(labelSeparation=8))
-    return axis.timeUnit("utcyearmonthdatehours" if hourly else "utcyearmonthdate")
+    length = first.partition_end - first.partition_start
+    if length >= _WEEK:
+        return _axis("utcyearmonth", "%b") if figures.window.monthly else _axis("utcyearmonthdate", "%-d %b")
+    few = alt.Undefined if len(figures.window.runs) > LEAST_TICKS else {"interval": "day", "step": 1}
+    if length < _DAY:
+        return alt.X("start:T", title=None, axis=alt.Axis(labelSeparation=8)).timeUnit("utcyearmonthdatehours")
+    axis = alt.Axis(labelSeparation=8, labelExpr=_LABEL.format("%-d %b"), tickCount=few)
+    return alt.X("start:T", title=None, axis=axis).timeUnit("utcyearmonthdate")
+
+
+def _axis(unit: Literal["utcyearmonth", "utcyearmonthdate"], form: str) -> alt.X:
+    """An axis with a place for each week or month; the year stands below the first one of it."""
+    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=4, labelExpr=_LABEL.format(form))
+    return alt.X("start:O", title=None, axis=axis).timeUnit(unit)
 
 
 def _metric(field: str, title: str) -> alt.Y:
     return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
-
-
-def _tooltip(*names: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{name}:N", title=words(name.removesuffix("_key"))) for name in names]
 
 
 def _chart(  # noqa: PLR0913 - what a chart is called, says and draws
@@ -248,19 +274,24 @@ def _chart(  # noqa: PLR0913 - what a chart is called, says and draws
     marks: alt.Chart | alt.LayerChart | alt.FacetChart,
     height: int = HEIGHT,
 ) -> Chart:
-    """Finish a chart of some rows, for a page and as a picture."""
-    chart: Any = marks.properties(
-        data=alt.InlineData(values=json.loads(rows.write_json())), height=height, description=f"{title}. {text}"
-    )
-    chart = chart.configure(font="system-ui, sans-serif").configure_view(stroke=None)
-    chart = chart.configure_axis(labelFontSize=12, titleFontSize=12)
-    in_page = chart.properties(width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-    specification = json.dumps(in_page.to_dict()).replace("<", "\\u003c")
-    picture: str = vl_convert.vegalite_to_svg(chart.properties(width=WIDTH).to_dict())
-    return Chart(name, title, text, specification, _numbered(picture, name))
+    """Finish a chart of some rows."""
+    chart: Any = marks.properties(data=alt.InlineData(values=json.loads(rows.write_json())), height=height)
+    chart = chart.configure(font="system-ui, sans-serif", background="transparent").configure_view(stroke=None)
+    chart = chart.configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+    wide, narrow = (vl_convert.vegalite_to_svg(chart.properties(width=width).to_dict()) for width in (WIDE, NARROW))
+    return Chart(name, title, text, _as_part_of_a_page(wide, name), _as_part_of_a_page(narrow, f"{name}-narrow"))
 
 
-def _numbered(picture: str, name: str) -> str:
-    """Number the gradients and clips of a picture from 0: Vega numbers them over all pictures that a process draws."""
+def _day(milliseconds: str) -> date:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC).date()
+
+
+def _as_part_of_a_page(picture: str, name: str) -> str:
+    """Let marks say their values where a pointer rests on them, leave out what the page says, and number gradients and clips from 0: Vega numbers them over all pictures of a process."""
     numbers: dict[str, str] = {}
-    return _IDENTIFIER.sub(lambda match: f"{match[1]}{numbers.setdefault(match[2], f'{name}-{len(numbers)}')}", picture)
+    picture = _IDENTIFIER.sub(
+        lambda match: f"{match[1]}{numbers.setdefault(match[2], f'{name}-{len(numbers)}')}", picture
+    )
+    picture = _TOLD.sub(r"\1", _NEEDLESS.sub("", _MARK.sub(r"\1\3><title>\2</title></path>", picture)))
+    picture = _INSTANT.sub(lambda match: str(_day(match[1])) if match[1] else "", picture)
+    return _PLACE.sub(lambda match: _DECIMALS.sub(r"\1", match[0]), picture)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,15 +13,18 @@ import polars as pl
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
 from batch_platform.monitoring.measures.drift import COLUMNS
+from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.profiles import Profile
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import number
 from batch_platform.warehouse.ledger import selected
 from batch_platform.warehouse.sql import has_table, quoted
 
-MOST_COLUMNS = 25  # columns in the heat map, those that drifted most
-MOST_PERIODS = 92  # periods in the heat map; more partitions are shown by week, and more weeks by month
+MOST_COLUMNS = 12  # columns in the heat map, those that drifted most
+MOST_PERIODS = 62  # periods in the heat map; more partitions are shown by week, and more weeks by month
 WORST = 5
 _MATTERS = 0.05  # change of a share of rows that explains a drift
+_STRENGTHS = ((1.0, "a very strong"), (0.25, "a strong"), (0.0, "a noticeable"))
 _CELLS = {"column": pl.String, "period": pl.String, "index": pl.Float64, "alarms": pl.Int64, "partitions": pl.Int64}
 
 
@@ -29,7 +34,11 @@ class Drifted:
 
     column: str
     partition_key: str
+    change: str  # how it differs there, as a clause
     sentence: str
+    alarms: list[str]  # partitions with an alarm, in order of time
+    again: str | None  # first partition after them all, where it is as usual again
+    shares: list[tuple[str, float, float]]  # values, and their shares without an alarm and in the worst partition
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class DriftFigures:
     cells: pl.DataFrame  # columns column, period, index (the highest of the period), alarms, partitions
     worst: list[Drifted]  # worst first
     columns: int  # number of measured columns
+    judged: bool  # whether any column was held against limits
     drifted: int  # number of columns that raised an alarm
     unjudged: int  # partitions whose predictions have no baseline, though features have
 
@@ -76,14 +86,15 @@ def read_drift_figures(
         .select(*_CELLS)
     )
     alarming = of_columns.filter(pl.col("alarms") > 0).sort("highest", "column_name", descending=[True, False])
-    alarms = rows.filter("alarm").sort("unusual", "partition_key", descending=[True, False])
-    worst: list[Drifted] = []
-    for name, partitions, count in alarming.head(WORST).select("column_name", "partitions", "alarms").iter_rows():
-        row = alarms.filter(column_name=name).row(0, named=True)
-        worst.append(Drifted(name, row["partition_key"], _sentence(row, count, partitions)))
+    worst = [
+        _drifted(con, pipeline, rows.filter(column_name=name), span)
+        for name in alarming.head(WORST)["column_name"].to_list()
+    ]
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
-    return DriftFigures(baseline, every, cells, worst, of_columns.height, alarming.height, unjudged)
+    return DriftFigures(
+        baseline, every, cells, worst, of_columns.height, bool(rows["level"].count()), alarming.height, unjudged
+    )
 
 
 def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, baseline: Baseline, span: Span) -> pl.DataFrame:
@@ -106,7 +117,39 @@ def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:
     return "month", span.periods("month", zone)
 
 
-def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
+def _drifted(con: duckdb.DuckDBPyConnection, pipeline: str, rows: pl.DataFrame, span: Span) -> Drifted:
+    """Describe a column by its rows, of which some raised an alarm."""
+    worst = rows.filter("alarm").sort("unusual", "partition_key", descending=[True, False]).row(0, named=True)
+    name, key = worst["column_name"], worst["partition_key"]
+    alarms = rows.filter("alarm")["partition_key"].to_list()
+    judged = rows["partition_key"].to_list()
+    later = [other for other in judged if span.keys.index(other) > span.keys.index(alarms[-1])]
+    profiles = read_profiles(con, pipeline, [*({*judged} - {*alarms}), key])
+    columns = {other: column for other, of in profiles.items() for column in of if column.name == name}
+    then, change = columns.pop(key, None), _change(worst)
+    usual = [column for column in columns.values() if then is not None and column.is_comparable(then)]
+    shares = [] if then is None or not usual else _shares(reduce(add, usual), then)
+    distance = next(word for least, word in _STRENGTHS if worst["unusual"] >= least)
+    sentence = f"{change}: {distance} change (index {number(worst['unusual'], '.2f')}); an alarm in {len(alarms):,} of {rows.height:,} partitions."
+    return Drifted(name, key, change, sentence, alarms, later[0] if later else None, shares)
+
+
+def _shares(usual: Profile, then: Profile) -> list[tuple[str, float, float]]:
+    """The share of the rows in each cell that both profiles have."""
+    bins = usual.bins.common(then.bins)
+    counts = [[*part.bins.coarsened(part.histogram, bins), part.nulls, part.unknown] for part in (usual, then)]
+    if bins.categories is None:
+        edges = [number(edge) for edge in bins.edges]
+        names = (
+            [f"below {edges[0]}", *map("{} to {}".format, edges, edges[1:]), f"from {edges[-1]}"] if edges else ["any"]
+        )
+    else:
+        names = [*bins.categories, "others"]
+    cells = zip([*names, "empty", "unknown"], *counts, strict=True)
+    return [(name, of / max(1, usual.rows), now / max(1, then.rows)) for name, of, now in cells if of or now]
+
+
+def _change(row: Mapping[str, Any]) -> str:
     """Describe how a column differs, by the number that changed most."""
     key = row["partition_key"]
     shares = {
@@ -123,10 +166,10 @@ def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
         what = f"its mean is {number(row['mean'])} in {key}, instead of {number(row['baseline_mean'])}"
     else:
-        what = f"its values are distributed differently in {key}"
+        what = f"other values are frequent in {key} than usual"
     if (row["outside_share"] or 0) >= (expected := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
         what += f"; {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
-    return f"{what} (index {row['unusual']:.2f}); an alarm in {count:,} of {partitions:,} partitions."
+    return what
 
 
 def _differ(mean: float, baseline: float) -> bool:

@@ -17,6 +17,7 @@ from batch_platform.monitoring.measures.estimates import (
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
+LEAST_ROWS = 30  # fewer rows keep a segment out of the report
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class EstimateFigures:
     # Estimates of the newest partition that has any, most rows first, by column; and their records, by column and segment.
     by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
     segment_records: Mapping[tuple[str, str | None], TrackRecord]
+
+    @property
+    def of_segments(self) -> dict[str, list[EstimatedSegmentMetric]]:
+        """The estimates of the segments that have enough rows, by column; a column without any is left out."""
+        columns = {name: [row for row in rows if row.rows >= LEAST_ROWS] for name, rows in self.by_segment.items()}
+        return {name: rows for name, rows in columns.items() if rows}
 
     @property
     def unmeasured(self) -> tuple[EstimatedMetric, ...]:

@@ -5,41 +5,47 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any
+from math import hypot
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, counted
+from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
-from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES, PERFORMANCE, POOLED
+from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION, class_texts
-from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNSUPERVISED, class_texts
 from batch_platform.monitoring.units import CONFIDENCE, UnitRule
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
+from batch_platform.reports.groups import GroupFigures, read_groups
 from batch_platform.reports.issues import OpenIssue, open_issues, unusual_counts
 from batch_platform.reports.measures import FurtherMeasure, read_further_measures
-from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
-from batch_platform.reports.span import PERIODS, Span, score_column
+from batch_platform.reports.performance import (
+    measured,
+    missed,
+    no_better_than_guessing,
+    performance_by_month,
+    performance_by_partition,
+    row_of,
+)
+from batch_platform.reports.segments import Gap, gaps_of, read_segments
+from batch_platform.reports.span import Span, score_column
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted, table_columns
 
+if TYPE_CHECKING:
+    from batch_platform.monitoring.health import Aspect
+    from batch_platform.pipeline.status import PipelineStatus
+
 MOST_PARTITIONS = 366  # the newest ones are reported where no window is named
-LONG = {"month": timedelta(days=62), "week": timedelta(days=14)}  # longer windows are summed up by the newest one
+LONG = {"month": timedelta(days=59), "week": timedelta(days=14)}  # longer windows are summed up by the newest one
 BINS = 10  # groups of rows with similar scores
-WORST = 5
-UNMEASURED: dict[str, type[pl.DataType]] = {
-    **dict.fromkeys(("metric", "challenger", "model_version", "segment_column", "segment"), pl.String),
-    **dict.fromkeys(("value", "low", "high"), pl.Float64),
-    **dict.fromkeys(("rows", "positives", "partitions"), pl.Int64),
-}
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,27 @@ class Headline:
     form: str = ".4g"  # Python's format for numbers below 1000 that are no counts
     low: float | None = None  # ends of the 95% interval
     high: float | None = None
+    before_low: float | None = None
+    before_high: float | None = None
     lower_is_better: bool | None = None  # None: neither direction is better
 
     @property
     def verdict(self) -> str:
-        """The word better or worse, compared with the span before; empty where the number is neither."""
-        if self.before is None or self.value == self.before or self.lower_is_better is None:
+        """The word better or worse, compared with the span before, where the interval of the difference says so; otherwise empty.
+
+        That interval is recovered from those of both values (Zou and Donner, Construction of confidence limits about effect
+        measures, 2008).
+        """
+        ends = (self.before, self.low, self.high, self.before_low, self.before_high)
+        if self.lower_is_better is None or None in ends:
             return ""
-        return "better" if (self.value < self.before) == self.lower_is_better else "worse"
+        before, low, high, before_low, before_high = (float(end) for end in ends if end is not None)
+        difference = self.value - before
+        if difference - hypot(self.value - low, before_high - before) > 0:
+            return "worse" if self.lower_is_better else "better"
+        if difference + hypot(high - self.value, before - before_low) < 0:
+            return "better" if self.lower_is_better else "worse"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,8 @@ class Figures:
     headlines: list[Headline]
     metric: str | None  # metric that judges the model; None where it was not measured
     distributions: dict[str, ScoreDistribution]  # scores by partition key
-    performance: pl.DataFrame  # metric of each measured partition: partition_key, value, low, high, rows, positives
+    # Metric of each measured partition, of thin ones together: keys, partition_key (the first), value, low, high, rows, positives.
+    performance: pl.DataFrame
     estimates: EstimateFigures | None  # None where nothing was estimated
     pooled: pl.DataFrame  # every metric of the whole window, in the form of `pooled_performance`
     months: pl.DataFrame  # metric of each month of the window: period_start, value, low, high, rows
@@ -100,13 +120,15 @@ class Figures:
     calibration: pl.DataFrame  # groups of rows with similar scores: rows, weight, mean_score, outcome
     calibration_error: float | None  # mean distance between score and outcome, by weight
     rejections: dict[str, int]  # rows by column and reason
-    unusual: list[Aspect]  # volumes and rejected shares that earlier partitions do not explain, newest first
+    unusual: "list[Aspect]"  # volumes and rejected shares that earlier partitions do not explain, newest first
     services: list[Service]
     decisions: pl.DataFrame  # columns decided_at, version, action, reason
     challengers: pl.DataFrame  # columns challenger (null: the models that served), value, low, high, rows, partitions
-    worst: pl.DataFrame  # worst rows of `performance`, worst first
-    missed: list[str]  # partitions whose metric misses the declared bound by more than chance
-    issues: list[OpenIssue]
+    missed: list[str]  # partitions of `performance` whose metric misses the declared bound by more than chance
+    no_better_than_guessing: list[str]  # partitions of `performance` whose metric is not above what guessing has
+    groups: GroupFigures | None  # None unless the model groups rows, or finds those that stand out
+    status: "PipelineStatus | None"  # what `status` says; None if it was not asked
+    issues: list[OpenIssue]  # those of the status
     confidence: str  # meaning of the intervals
     definitions: dict[str, str]  # a sentence for each metric, by name
 
@@ -115,29 +137,20 @@ class Figures:
         """Name for the number that sums up a row."""
         return "prediction" if self.task == "regression" else "score"
 
-    @property
-    def alarms(self) -> list[str]:
-        """The alarms of the window in words; the sections of the report explain them."""
-        drifted = 0 if self.drift is None else self.drift.drifted
-        alarms = {
-            f"{counted(len(self.unusual), 'unusual count')} of rows": self.unusual,
-            f"performance worse than declared in {counted(len(self.missed), 'partition')}": self.missed,
-            f"drift in {counted(drifted, 'column')}": drifted,
-        }
-        return [text for text, raised in alarms.items() if raised]
 
-
-def read_figures(
+def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what is open
     con: duckdb.DuckDBPyConnection,
     spec: PipelineSpec,
     first: str | None = None,
     last: str | None = None,
     *,
     every: ReportEvery = "month",
+    status: "PipelineStatus | None" = None,
 ) -> Figures:
     """Read the numbers of a pipeline for the scored partitions from `first` to `last`, both included.
 
     `con` is a connection to the published copy. Without a window, the newest partitions are reported, at most a year of days.
+    Open issues are those of the `status`, so that both say the same.
     A window of two months or more is summed up by its newest month; by its newest week if `every` says so, and it has two.
 
     Raises:
@@ -150,12 +163,12 @@ def read_figures(
     task = registry.named(window.runs[-1].model_version).task
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
-    pooled = _measured(con, spec, window, metric, own, whole=True)
-    performance = _performance(con, spec.name, metric, window)
-    measured = metric if _row(pooled, metric) or performance.height else None
+    pooled = measured(con, spec, window, metric, own, whole=True)
+    performance = performance_by_partition(con, spec, metric, window, own)
+    judged_by = metric if row_of(pooled, metric) or performance.height else None
 
     def measure(span: Span) -> Mapping[str, float] | None:
-        return _row(pooled if span == window else _measured(con, spec, span, metric, own, whole=False), metric)
+        return row_of(pooled if span == window else measured(con, spec, span, metric, own, whole=False), metric)
 
     calibration, confusion = _calibration(con, spec, registry, window)
     estimates = read_estimate_figures(con, spec.name, metric, window)
@@ -170,12 +183,12 @@ def read_figures(
         summed_up=summed_up,
         before=before,
         headlines=_headlines(con, spec.name, metric, summed_up, before, measure),
-        metric=measured,
+        metric=judged_by,
         distributions=committed_distributions(con, spec.name, window.keys),
         performance=performance,
         estimates=estimates,
         pooled=pooled.filter(pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())),
-        months=_months(con, spec, metric, window),
+        months=performance_by_month(con, spec, metric, window),
         segments=segments,
         gaps=gaps_of(segments) if task == "binary" else [],
         drift=read_drift_figures(con, spec.name, spec.monitoring.drift, window, spec.partitions.calendar.zone),
@@ -188,9 +201,11 @@ def read_figures(
         services=_services(registry, window),
         decisions=_decisions(con, spec.name, window),
         challengers=_challengers(pooled, metric),
-        worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
-        missed=_missed(spec, performance, metric, task),
-        issues=open_issues(con, spec, runs),
+        missed=missed(spec, performance, metric, task),
+        no_better_than_guessing=no_better_than_guessing(performance, metric),
+        groups=read_groups(con, spec, window.keys) if task in UNSUPERVISED else None,
+        status=status,
+        issues=[] if status is None else open_issues(status),
         confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}",
         definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
     )
@@ -216,45 +231,18 @@ def _window(spec: PipelineSpec, runs: Sequence[ScoreRun], first: str | None, las
 def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span, every: ReportEvery) -> tuple[Span, Span | None]:
     """Return the partitions of the headlines, and those to compare them with.
 
-    They are the newest month or week of a long window and the one before; else the window and as many partitions before it.
+    They are the newest month or week of a long window, else the window, and as many partitions right before it.
     """
+    summed_up = window
     if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG[every]:
         periods = window.periods(every, spec.partitions.calendar.zone)
-        spans = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: periods[run.partition_key])]
-        return spans[-1], spans[-2] if len(spans) > 1 else None
-    at = bisect_left([run.partition_start for run in runs], window.runs[0].partition_start)
-    earlier = runs[max(0, at - len(window.runs)) : at]
-    return window, Span(tuple(earlier)) if earlier else None
-
-
-def _measured(  # noqa: PLR0913 - the span, and what is measured of it
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, metric: str, own: Sequence[Metric], *, whole: bool
-) -> pl.DataFrame:
-    """The metrics of a span, of all models together and of each challenger.
-
-    For the `whole` window, this is every metric, and the metrics of each segment that are shown; for another span, only `metric`.
-    """
-    if not has_table(con, spec.name, OUTCOMES):
-        return pl.DataFrame(schema=UNMEASURED)
-    return pooled_performance(
-        con,
-        spec.name,
-        span.keys[0],
-        span.keys[-1],
-        by=spec.monitoring.segments if whole else (),
-        metrics=own,
-        only=None if whole else {metric},
-        of_segments={metric, *RATES},
-        by_version=False,
-        unit=UnitRule.of(spec),
-    )
-
-
-def _row(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
-    """The row of a metric of all models that served together."""
-    together = pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())
-    rows = pooled.filter(together, pl.col("metric") == metric)
-    return rows.row(0, named=True) if rows.height else None
+        *_, (_, newest) = (
+            (name, tuple(group)) for name, group in groupby(window.runs, key=lambda run: periods[run.partition_key])
+        )
+        summed_up = Span(newest)
+    at = bisect_left([run.partition_start for run in runs], summed_up.runs[0].partition_start)
+    earlier = runs[max(0, at - len(summed_up.runs)) : at]
+    return summed_up, Span(tuple(earlier)) if len(earlier) == len(summed_up.runs) else None
 
 
 def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
@@ -266,12 +254,15 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
     measure: Callable[[Span], Mapping[str, float] | None],
 ) -> list[Headline]:
     score = score_column(con, pipeline)
-    better = None if metric in METRICS and METRICS[metric].neutral else lower_is_better(metric)
-    measured = measure(span)
-    ends = {} if measured is None else {"low": measured["low"], "high": measured["high"]}
+    known = METRICS.get(metric)
+    better = None if known and (known.neutral or known.signed) else lower_is_better(metric)
+    now, then = measure(span), None if before is None else measure(before)
+    ends = {} if now is None else {"low": now["low"], "high": now["high"]}
+    if then is not None:
+        ends |= {"before_low": then["low"], "before_high": then["high"]}
 
     def numbers(of: Span) -> dict[str, float | None]:
-        row = measured if of is span else measure(of)
+        row = now if of is span else then
         return {
             "rows scored": of.total("rows_scored"),
             "rows rejected": of.total("rows_rejected") / max(1, of.total("rows_in")),
@@ -281,7 +272,7 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
 
     earlier = {} if before is None else numbers(before)
     forms: dict[str, dict[str, Any]] = {
-        "rows rejected": {"form": ".2%", "lower_is_better": True},
+        "rows rejected": {"form": ".2%"},
         metric: {"lower_is_better": better, **ends},
     }
     return [
@@ -295,41 +286,6 @@ def _mean(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, span: Span
     query = f"SELECT avg({quoted(column)}) FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys"
     ((mean,),) = con.execute(query, {"keys": span.keys}).fetchall()
     return mean
-
-
-def _performance(con: duckdb.DuckDBPyConnection, pipeline: str, metric: str, span: Span) -> pl.DataFrame:
-    schema = {"partition_key": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-    schema |= {"rows": pl.Int64, "positives": pl.Int64}
-    if not has_table(con, pipeline, "performance"):
-        return pl.DataFrame(schema=schema)
-    query = f"""
-        SELECT {", ".join(schema)} FROM {quoted(pipeline)}.performance
-        WHERE metric = $metric AND challenger IS NULL AND NOT in_sample AND partition_key IN $keys ORDER BY partition_key
-    """
-    return con.sql(query, params={"metric": metric, "keys": span.keys}).pl().cast(schema)
-
-
-def _missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: str) -> list[str]:
-    """List the partitions whose metric is worse than monitoring.performance allows, by more than chance."""
-    check = PERFORMANCE.check(spec)
-    if check is None:
-        return []
-    rows = performance.with_columns(metric=pl.lit(metric), in_sample=False)
-    judged = {str(key): check.judge(row, task) for (key,), row in rows.group_by("partition_key", maintain_order=True)}
-    return [key for key, judgement in judged.items() if judgement is not None and judgement.level != "none"]
-
-
-def _months(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
-    schema = {"period_start": pl.Date, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "rows": pl.Int64}
-    if not has_table(con, spec.name, POOLED):
-        return pl.DataFrame(schema=schema)
-    months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]
-    query = f"""
-        SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
-        WHERE metric = $metric AND period = 'month' AND strftime(period_start, '{PERIODS["month"]}') IN $months
-        AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
-    """
-    return con.sql(query, params={"metric": metric, "months": months}).pl().cast(schema)
 
 
 def _calibration(

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network: the numbers of the published copy as text, tables and charts."""
+"""The report as one HTML file that needs neither network nor JavaScript: the numbers of the published copy as text, tables and charts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +12,16 @@ from zoneinfo import ZoneInfo
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.reporting import ReportEvery
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.status import status_at
+from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.figures import Figures, read_figures
-from batch_platform.reports.segments import LEAST_ROWS, RATES
-from batch_platform.reports.wording import number, words
-from batch_platform.warehouse.home import Home
+from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable
+from batch_platform.reports.summary import in_words
+from batch_platform.reports.wording import capital, ends, figure, number, plain, words
 from batch_platform.warehouse.published import open_published
 
 if TYPE_CHECKING:
+    from batch_platform.pipeline.pipeline import Pipeline
     from batch_platform.reports.charts import Chart
 
 TEMPLATE = "report.html"
@@ -34,8 +36,8 @@ class WrittenReport:
 
 
 def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is summed up, and where it is written
-    home: Home,
-    spec: PipelineSpec,
+    pipeline: "Pipeline",
+    now: datetime,
     first: str | None = None,
     last: str | None = None,
     *,
@@ -44,8 +46,8 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
 ) -> WrittenReport:
     """Write the report on the scored partitions from `first` to `last`, by default the newest, at most a year of days.
 
-    A long window is summed up by its newest week or month, as `every` says. Waits for no writer, and leaves the file complete or
-    as it was.
+    A long window is summed up by its newest week or month, as `every` says; what is open is what `status` says `now`. Waits for
+    no writer, and leaves the file complete or as it was.
 
     Raises:
         DataError: No partition of the window is scored.
@@ -53,8 +55,10 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
     """
     from batch_platform.reports.charts import charts_of
 
+    spec, home = pipeline.spec, pipeline.home
     with open_published(home) as con:
-        figures = read_figures(con, spec, first, last, every=every)
+        status = status_at(pipeline, PlanRequest(now))
+        figures = read_figures(con, spec, first, last, every=every, status=status)
     zone = spec.partitions.calendar.zone
     target = (file or home.reports(spec.name) / f"{figures.window.keys[-1]}.html").expanduser().absolute()
     page = html(figures, charts_of(figures, zone), zone)
@@ -73,20 +77,22 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
     """Return the page, every value escaped; times are shown on the clocks of `zone`."""
     import jinja2
 
-    from batch_platform.reports.charts import javascript
-
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    filters = {"number": number, "words": words, "visible": redact, "local": partial(_local, zone=zone)}
-    environment.filters.update(filters)
+    filters = {"number": number, "words": words, "plain": plain, "capital": capital, "visible": redact}
+    environment.filters.update(filters, local=partial(_local, zone=zone))
     template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         of=figures,
+        summary=in_words(figures),
+        alarms=[] if figures.status is None else figures.status.health.alarms,
         charts=charts,
-        javascript=javascript() if charts else "",
+        figure=figure,
+        ends=ends,
         rates=RATES,
-        least_rows=LEAST_ROWS,
+        compared=comparable(figures.segments),
+        least_positives=LEAST_POSITIVES,
     )
 
 

@@ -1,6 +1,8 @@
 """Segments in the report: volume, score, performance, drift, and the rates of binary decisions that fairness compares."""
 
 from dataclasses import dataclass
+from math import exp, hypot, log
+from statistics import NormalDist
 
 import duckdb
 import polars as pl
@@ -11,7 +13,8 @@ from batch_platform.monitoring.measures.drift import OF_SEGMENTS
 from batch_platform.reports.span import Span, score_column
 from batch_platform.warehouse.sql import has_table, quoted
 
-LEAST_ROWS = 100  # fewer measured rows keep a segment out of the comparison
+LEAST_POSITIVES = 100  # fewer positives, or fewer negatives, keep a segment out of the comparison
+FOUR_FIFTHS = 0.8
 RATES = {
     "selection_rate": "selection rate",
     "recall": "true positive rate",
@@ -21,20 +24,15 @@ RATES = {
 
 @dataclass(frozen=True)
 class Gap:
-    """A rate of binary decisions in the segment where it is lowest, and where it is highest."""
+    """A rate of binary decisions in a segment that is clearly less than four fifths, or more than five fourths, of another one's."""
 
     column: str
     rate: str  # common name
-    lowest: str | None  # segment with the lowest rate
-    highest: str | None  # segment with the highest rate
-    low: float
+    segment: str | None
+    beside: str | None  # the segment of the column with most rows
+    ratio: float
+    low: float  # ends of the interval of the ratio, wide enough for all segments together
     high: float
-    segments: int  # number of compared segments
-
-    @property
-    def ratio(self) -> float | None:
-        """The lowest rate as a part of the highest; below 0.8 it is adverse impact by the four-fifths rule."""
-        return self.low / self.high if self.high else None
 
 
 def read_segments(
@@ -60,26 +58,58 @@ def read_segments(
         values = of_metric.select("segment", "value", "low", "high", "rows", "positives")
         rows = rows.join(values, on="segment", how="left", nulls_equal=True)
         for rate in RATES:
-            of_rate = measured.filter(pl.col("metric") == rate).select("segment", pl.col("value").alias(rate))
+            names = [
+                pl.col(name).alias(f"{rate}{end}") for name, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+            ]
+            of_rate = measured.filter(pl.col("metric") == rate).select("segment", *names)
             rows = rows.join(of_rate, on="segment", how="left", nulls_equal=True)
-            compared = pl.col(rate).filter(pl.col("rows") >= LEAST_ROWS)
-            rows = rows.with_columns((pl.col(rate) / compared.max()).alias(f"{rate}_ratio"))
         drift = segment_drift(con, spec.name, column, window)
         frames.append(rows.join(drift, on="segment", how="left", nulls_equal=True))
     return pl.concat(frames) if frames else pl.DataFrame()
 
 
-def gaps_of(segments: pl.DataFrame) -> list[Gap]:
-    """Compare the rates of binary decisions between the segments of a column that have enough measured rows."""
+def comparable(segments: pl.DataFrame) -> pl.DataFrame:
+    """The segments with enough measured rows of both classes, most rows first; of one alone there is nothing to compare."""
     if not segments.height:
-        return []
+        return segments
+    least = pl.min_horizontal(pl.col("positives"), pl.col("rows") - pl.col("positives")) >= LEAST_POSITIVES
+    known = segments.filter(least, *(pl.col(rate).is_not_null() for rate in RATES))
+    return known.filter(pl.len().over("segment_column") > 1)
+
+
+def gaps_of(segments: pl.DataFrame) -> list[Gap]:
+    """Hold the rates of comparable segments against those of the largest one, by column.
+
+    The interval of a ratio is recovered from those of both rates (Donner and Zou, Closed-form confidence intervals for functions
+    of the normal mean and standard deviation, 2012), on the scale of its logarithm, and is wider the more segments are compared
+    (Bonferroni).
+    """
     gaps: list[Gap] = []
-    for (column,), rows in segments.group_by("segment_column", maintain_order=True):
-        for name, words in RATES.items():
-            rates = rows.filter(pl.col("rows") >= LEAST_ROWS, pl.col(name).is_not_null()).sort(name)
-            if rates.height > 1:
-                (lowest, low), (highest, high) = (rates.select("segment", name).row(at) for at in (0, -1))
-                gaps.append(Gap(str(column), words, lowest, highest, low, high, rates.height))
+    if not segments.height:
+        return gaps
+    for (column,), rows in comparable(segments).group_by("segment_column", maintain_order=True):
+        largest, *others = rows.iter_rows(named=True)
+        normal = NormalDist()
+        wider = normal.inv_cdf(1 - 0.025 / len(others)) / normal.inv_cdf(0.975)
+        for name, text in RATES.items():
+            for other in others:
+                ends = [other[name], other[f"{name}_low"], other[f"{name}_high"]]
+                ends += [largest[name], largest[f"{name}_low"], largest[f"{name}_high"]]
+                if not all(ends):  # a rate of 0, or without an interval
+                    continue
+                rate, low, high, base, base_low, base_high = map(log, ends)
+                below, above = wider * hypot(rate - low, base_high - base), wider * hypot(high - rate, base - base_low)
+                gap = Gap(
+                    str(column),
+                    text,
+                    other["segment"],
+                    largest["segment"],
+                    exp(rate - base),
+                    exp(rate - base - below),
+                    exp(rate - base + above),
+                )
+                if gap.high < FOUR_FIFTHS or gap.low > 1 / FOUR_FIFTHS:
+                    gaps.append(gap)
     return gaps
 
 

@@ -1,14 +1,17 @@
 """A span of scored partitions, and the column of predictions that sums up a row."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import duckdb
 
 from batch_platform.declaration.reporting import ReportEvery
+from batch_platform.reports.wording import when
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import table_columns
 
+MONTH = timedelta(days=27)
 PERIODS: dict[ReportEvery, str] = {"week": "%G-W%V", "month": "%Y-%m"}  # formats of their names
 
 
@@ -28,6 +31,18 @@ class Span:
         """The first and the last partition."""
         first, last = self.keys[0], self.keys[-1]
         return first if first == last else f"{first} to {last}"
+
+    @property
+    def monthly(self) -> bool:
+        """True if a partition is a month or longer."""
+        return self.runs[0].partition_end - self.runs[0].partition_start >= MONTH
+
+    @property
+    def in_words(self) -> str:
+        """When the partitions are, in a sentence: "in August 1974", "on 18 April 2013", "from 1 to 30 April 2013"."""
+        first, last = (when(key, monthly=self.monthly) for key in (self.keys[0], self.keys[-1]))
+        alone = "in" if self.monthly else "on"
+        return f"{alone} {first}" if first == last else f"from {first} to {last}"
 
     def periods(self, every: ReportEvery, zone: ZoneInfo) -> dict[str, str]:
         """The week or month in which each partition starts, by its key."""

@@ -1,22 +1,108 @@
-"""Numbers and names in the wording of the report."""
+"""Numbers, dates and names in the wording of the report: for readers who know neither the pipeline nor statistics."""
 
 import math
+from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 _LARGE = 1000  # smallest number without decimals
+MOST_NAMED = 3  # partitions that a sentence names
+MOST_DECIMALS = 6
+PLAIN = {  # metrics as somebody would say them who has never heard of them
+    "accuracy": "share of right decisions",
+    "average_precision": "precision over all thresholds",
+    "bias": "mean error, above 0 where predictions are too high",
+    "brier": "squared error of the probabilities",
+    "calibration_error": "distance of the probabilities from what came true",
+    "decision_cost": "cost of the decisions for each row",
+    "decision_cost_always": "cost of always acting",
+    "decision_cost_in_hindsight": "lowest cost that any threshold would have had",
+    "decision_cost_never": "cost of never acting",
+    "error_p10": "error that a tenth of the rows stays below",
+    "error_p50": "error that half of the rows stays below",
+    "error_p90": "error that nine tenths of the rows stay below",
+    "f1": "balance of hits and misses",
+    "false_positive_rate": "share of the negatives that were chosen",
+    "ks": "widest gap between positives and negatives",
+    "lift_at_1": "hits in the top 1%, as a multiple of chance",
+    "lift_at_5": "hits in the top 5%, as a multiple of chance",
+    "lift_at_10": "hits in the top 10%, as a multiple of chance",
+    "log_loss": "penalty for confident mistakes",
+    "mae": "mean size of an error",
+    "mape": "mean size of an error, relative to the truth",
+    "outlier_share": "share of rows that stand out",
+    "precision": "share of the chosen that were right",
+    "r2": "share of the differences that is explained",
+    "recall": "share of the positives that were chosen",
+    "rmse": "size of an error, large ones counting more",
+    "roc_auc": "quality of the ranking",
+    "selection_rate": "share of rows that were chosen",
+    "silhouette": "separation of the groups",
+}
+GUESSING = {"roc_auc": 0.5, "r2": 0.0}  # values that a model without features has
+_TERMS = {"roc_auc": "ROC AUC", "rmse": "RMSE", "mae": "MAE", "mape": "MAPE", "r2": "R²", "ks": "KS", "f1": "F1"}
 
 
 def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of any table
     """Format a number with thousands separators and, if it is small, four digits; None becomes a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
+    if isinstance(value, bool):
+        return str(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return format(value, ",.0f" if abs(value) >= _LARGE else form)
+        text = format(value, ",.0f" if abs(value) >= _LARGE else form)
+        return format(value, f".{3 - math.floor(math.log10(abs(value)))}f") if "e-" in text else text
     return str(value)
 
 
+def figure(value: float | None, low: float | None, high: float | None) -> str:
+    """Format a number with the digits that its 95% interval supports."""
+    return number(value, ".3g") if value is None or low is None or high is None else _rounded(value, (high - low) / 2)
+
+
+def ends(low: float | None, high: float | None) -> str:
+    """Format an interval with as many digits; a dash without one."""
+    if low is None or high is None:
+        return "-"
+    return f"{_rounded(low, (high - low) / 2)} to {_rounded(high, (high - low) / 2)}"
+
+
+def _rounded(value: float, half: float) -> str:
+    decimals = 3 if half <= 0 else min(max(0, math.ceil(-math.log10(half / 2))), MOST_DECIMALS)
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # never -0
+
+
 def words(name: str) -> str:
-    """Write the name of a column or metric as words."""
+    """Write the name of a column as words."""
     return name.replace("_", " ")
+
+
+def plain(metric: str) -> str:
+    """Say a metric in plain words, with its term behind; one of the pipeline's own has its own name."""
+    term = _TERMS.get(metric, words(metric))
+    return f"{PLAIN[metric]} ({term})" if metric in PLAIN else words(metric)
+
+
+def when(key: str, *, monthly: bool = False) -> str:
+    """Write the key of a day as a date, and that of a month as its name; other keys stay as they are."""
+    try:
+        day = date.fromisoformat(key)
+    except ValueError:
+        return key
+    if monthly:
+        return f"{day:%B %Y}"
+    return f"{day.day} {day:%B %Y}" if len(key) == len("2013-04-18") else key
+
+
+def dates(keys: Sequence[str], *, monthly: bool = False) -> str:
+    """Name some partitions, the newest if there are many."""
+    shown = [" to ".join(when(end, monthly=monthly) for end in key.split(" to ")) for key in keys[-MOST_NAMED:]]
+    more = f" and {len(keys) - len(shown):,} more" if len(keys) > len(shown) else ""
+    return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 and not more else f"{', '.join(shown)}{more}"
+
+
+def capital(text: str) -> str:
+    """Begin with a capital letter, and leave the rest as it is."""
+    return text[:1].upper() + text[1:]

@@ -53,7 +53,7 @@ def fill(folder: Path, rows: int) -> int:
 def work(folder: Path) -> Spent:
     """Write the report."""
     pipeline = Pipeline(small_spec(monitoring=MONITORED), folder / "project", Home(folder / "home"))
-    return spent(lambda: write_report(pipeline.home, pipeline.spec))
+    return spent(lambda: write_report(pipeline, datetime.now(UTC)))
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def test_the_check_and_the_report_show_what_the_decisions_cost(tmp_path):
     shown = {"decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"}
     assert shown <= judged.shown.keys()
     report = tmp_path / "report.html"
-    write_report(pipeline.home, pipeline.spec, file=report)
+    write_report(pipeline, NOW, file=report)
     assert "Mean cost per row of the decisions" in report.read_text(encoding="utf-8")
 
 

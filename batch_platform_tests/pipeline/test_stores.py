@@ -49,7 +49,7 @@ def outputs(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     exported = folder / f"{pipeline.spec.predictions.store}.parquet"
     export(pipeline, exported, features=True)
     (traced,) = trace(pipeline.spec, pipeline.home, {"id": "1300"})
-    figures = asdict(write_report(pipeline.home, pipeline.spec, file=folder / "report.html").figures)
+    figures = asdict(write_report(pipeline, NOW, file=folder / "report.html").figures)
     table = TableName("small", "performance")
     performance = open_table(pipeline.home, table).pl().drop(OF_RUNS, strict=False).sort(pl.all())
     return {

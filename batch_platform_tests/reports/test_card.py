@@ -8,8 +8,10 @@ import pytest
 from batch_platform.declaration.model import ModelCard
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry
+from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.card import Card, card_of, since_it_serves
+from batch_platform.reports.wording import capital, figure, plain
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.command_line import copy_of_finished_project
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
@@ -50,12 +52,16 @@ def test_every_figure_of_a_card_is_the_recorded_one(pipeline):
     sections = {section.title: section for section in card.sections}
     version = pipeline.published_state().registry.champion(NOW)
     manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
-    metrics = {row[0].replace(" ", "_"): row for row in sections["How good it is"].rows}
+    names = {capital(plain(name)): name for name in METRICS}
+    metrics = {names[row[0]]: row for row in sections["How good it is"].rows}
     for name, (_, value, low, high, guessing) in metrics.items():
         assert value == manifest.evaluation.metrics[name]
         assert low is None or low <= value <= high
         assert guessing == manifest.evaluation.baseline.metrics.get(name)
-    assert metrics["roc_auc"][2] is not None
+    _, *interval, _ = metrics["roc_auc"]
+    assert interval[1] is not None
+    shown = sections["How good it is"].cells[list(metrics).index("roc_auc")]
+    assert shown[1:4] == [figure(number, *interval[1:]) for number in interval], "no more digits than it supports"
     assert sum(row[3] for row in sections["Calibration"].rows) == version.rows_evaluated
     assert [row[0] for row in sections["Features"].rows] == [column["name"] for column in manifest.contract]
     assert f"It learned from {version.rows_trained:,} rows" in sections["Data"].sentences[0]

@@ -1,0 +1,130 @@
+"""Performance in the report: the metrics of a span, of each partition, and of each month; thin partitions are measured together."""
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED
+from batch_platform.monitoring.metrics import Metric
+from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.resampling import LEAST_UNITS
+from batch_platform.monitoring.units import UnitRule
+from batch_platform.reports.segments import RATES
+from batch_platform.reports.span import PERIODS, Span
+from batch_platform.reports.wording import GUESSING
+from batch_platform.warehouse.sql import has_table, quoted
+
+LEAST_OF_A_CLASS = 30  # rows; partitions with fewer count together with their neighbours
+UNMEASURED: dict[str, type[pl.DataType]] = {
+    **dict.fromkeys(("metric", "challenger", "model_version", "segment_column", "segment"), pl.String),
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
+    **dict.fromkeys(("rows", "positives", "partitions"), pl.Int64),
+}
+
+
+def measured(  # noqa: PLR0913 - the span, and what is measured of it
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, metric: str, own: Sequence[Metric], *, whole: bool
+) -> pl.DataFrame:
+    """The metrics of a span, of all models together and of each challenger.
+
+    For the `whole` window, this is every metric, and the metrics of each segment that are shown; for another span, only `metric`.
+    """
+    if not has_table(con, spec.name, OUTCOMES):
+        return pl.DataFrame(schema=UNMEASURED)
+    return pooled_performance(
+        con,
+        spec.name,
+        span.keys[0],
+        span.keys[-1],
+        by=spec.monitoring.segments if whole else (),
+        metrics=own,
+        only=None if whole else {metric},
+        of_segments={metric, *RATES},
+        by_version=False,
+        unit=UnitRule.of(spec),
+    )
+
+
+def row_of(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
+    """The row of a metric of all models that served together."""
+    together = pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())
+    rows = pooled.filter(together, pl.col("metric") == metric)
+    return rows.row(0, named=True) if rows.height else None
+
+
+def performance_by_partition(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span, own: Sequence[Metric]
+) -> pl.DataFrame:
+    """The metric of each partition; neighbours with too few rows of a class are measured together, until they have enough."""
+    numbers = {**dict.fromkeys(("value", "low", "high"), pl.Float64), **dict.fromkeys(("rows", "positives"), pl.Int64)}
+    schema = {"keys": pl.String, "partition_key": pl.String, **numbers}
+    if not has_table(con, spec.name, "performance"):
+        return pl.DataFrame(schema=schema)
+    query = f"""
+        SELECT partition_key, {", ".join(numbers)} FROM {quoted(spec.name)}.performance
+        WHERE metric = $metric AND challenger IS NULL AND NOT in_sample AND partition_key IN $keys ORDER BY partition_key
+    """
+    rows = con.sql(query, params={"metric": metric, "keys": span.keys}).pl().rows(named=True)
+    if not has_table(con, spec.name, OUTCOMES):
+        return pl.DataFrame([{"keys": row["partition_key"], **row} for row in rows], schema=schema)
+    together = list[list[dict[str, Any]]]()
+    for row in rows:
+        if together and _few(together[-1]):
+            together[-1].append(row)
+        else:
+            together.append([row])
+    if len(together) > 1 and _few(together[-1]):
+        together[-2] += together.pop()
+    runs, values = {run.partition_key: run for run in span.runs}, list[dict[str, Any]]()
+    for members in together:
+        part = Span(tuple(runs[row["partition_key"]] for row in members))
+        row = members[0]
+        if len(members) > 1:
+            row = row_of(measured(con, spec, part, metric, own, whole=False), metric)
+        if row is not None:
+            number_of = {name: row[name] for name in numbers}
+            values.append({"keys": part.words, "partition_key": part.keys[0], **number_of})
+    return pl.DataFrame(values, schema=schema)
+
+
+def _few(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether partitions have too few rows together, or of a class, or are more than one and too few for an interval."""
+    total, positives = (sum(row[name] or 0 for row in rows) for name in ("rows", "positives"))
+    known = any(row["positives"] is not None for row in rows)
+    return 1 < len(rows) < LEAST_UNITS or (min(positives, total - positives) if known else total) < LEAST_OF_A_CLASS
+
+
+def missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: str) -> list[str]:
+    """List the partitions whose metric is worse than monitoring.performance allows, by more than chance."""
+    check = PERFORMANCE.check(spec)
+    if check is None:
+        return []
+    has_interval = pl.col("low").is_not_null()  # of a metric that has any, a value without one tells nothing
+    rows = performance.filter(has_interval | ~has_interval.any()).with_columns(metric=pl.lit(metric), in_sample=False)
+    judged = {str(keys): check.judge(row, task) for (keys,), row in rows.group_by("keys", maintain_order=True)}
+    return [key for key, judgement in judged.items() if judgement is not None and judgement.level != "none"]
+
+
+def no_better_than_guessing(performance: pl.DataFrame, metric: str) -> list[str]:
+    """List the partitions whose metric is not above what a model without features has."""
+    return performance.filter(pl.col("value") <= GUESSING.get(metric, -inf))["keys"].to_list()
+
+
+def performance_by_month(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
+    """The metric of each month; none where partitions are as long, and where a month has too few rows of a class."""
+    numbers = {**dict.fromkeys(("value", "low", "high"), pl.Float64), **dict.fromkeys(("rows", "positives"), pl.Int64)}
+    schema = {"period_start": pl.Date, **numbers}
+    if not has_table(con, spec.name, POOLED) or span.monthly:
+        return pl.DataFrame(schema=schema)
+    months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]
+    query = f"""
+        SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
+        WHERE metric = $metric AND period = 'month' AND strftime(period_start, '{PERIODS["month"]}') IN $months
+        AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
+    """
+    rows = con.sql(query, params={"metric": metric, "months": months}).pl().cast(schema)
+    return rows.clear() if any(_few([row]) for row in rows.iter_rows(named=True)) else rows

@@ -1,0 +1,101 @@
+"""The paragraph that opens the report: what happened to the model, what broke and was repaired, and what is needed of the reader."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from batch_platform.declaration.errors import counted
+from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, number, plain, when
+
+if TYPE_CHECKING:
+    from batch_platform.reports.figures import Figures, Headline
+    from batch_platform.reports.groups import GroupFigures
+
+MOST_COLUMNS, MOST_COUNTS = 2, 2  # drifted columns and unusual counts of rows that the paragraph describes
+
+
+def in_words(figures: "Figures") -> list[str]:
+    """The sentences of the paragraph."""
+    return [*_of_the_model(figures), *_of_the_data(figures), *_of_the_reader(figures)]
+
+
+def _of_the_model(figures: "Figures") -> Iterator[str]:
+    headline = next((item for item in figures.headlines if item.label == figures.metric), None)
+    period, monthly = capital(figures.summed_up.in_words), figures.window.monthly
+    if figures.groups is not None:
+        yield _of_groups(figures.groups, when(figures.groups.newest, monthly=monthly))
+        if figures.metric == "silhouette":
+            apart = number(figures.performance["value"][-1], ".2g")
+            yield f"The {plain(figures.metric)} is {apart}; at 0 they touch, at 1 they are far apart."
+    if figures.metric is None or headline is None:
+        if figures.groups is not None:
+            return
+        yield f"{period}, no prediction could be compared with what came true: no label is known yet."
+    else:
+        yield f"{period}, {_quality(figures.metric, headline)}."
+        if headline.before is not None and figures.before is not None:
+            before = figure(headline.before, headline.before_low, headline.before_high)
+            verdict = f"Clearly {headline.verdict} than" if headline.verdict else "No clear change from"
+            yield f"{verdict} the {before} of {figures.before.in_words.partition(' ')[2]}."
+    if figures.no_better_than_guessing:
+        yield f"{'In' if monthly else 'On'} {dates(figures.no_better_than_guessing, monthly=monthly)} the model was no better than guessing."
+    if others := [key for key in figures.missed if key not in figures.no_better_than_guessing]:
+        yield f"It was worse than the declared limit, by more than chance, in {dates(others, monthly=monthly)}."
+
+
+def _of_groups(groups: "GroupFigures", newest: str) -> str:
+    """How many rows moved between groups."""
+    text = f"The {sum(groups.sizes.values()):,} rows of {newest} are in {counted(len(groups.sizes), 'group')}"
+    if not groups.followed:
+        return f"{text}."
+    share = (groups.followed - groups.stayed) / groups.followed
+    return f"{text}; {share:.1%} of those that were in the partition before moved to another one."
+
+
+def _quality(metric: str, headline: "Headline") -> str:
+    value, between = figure(headline.value, headline.low, headline.high), ""
+    if headline.low is not None:
+        between = f", 95% sure to be {ends(headline.low, headline.high)}"
+    if metric == "roc_auc":
+        return (
+            f"the scores put {headline.value:.0%} of all pairs of a positive and a negative row in the right order, where "
+            f"guessing gets 50% (ROC AUC {value}{between})"
+        )
+    guessing = f"; guessing has {GUESSING[metric]:g}" if metric in GUESSING else ""
+    return f"the {plain(metric)} was {value}{between}{guessing}"
+
+
+def _of_the_data(figures: "Figures") -> Iterator[str]:
+    drift, monthly = figures.drift, figures.window.monthly
+    for item in drift.worst[:MOST_COLUMNS] if drift else ():
+        if len(item.alarms) == 1:
+            text = f"{item.column} was unusual {'in' if monthly else 'on'} {when(item.alarms[0], monthly=monthly)}"
+        else:
+            text = f"{item.column} was unusual in {len(item.alarms):,} partitions since {when(item.alarms[0], monthly=monthly)}"
+        again = (
+            f", and as usual again from {when(item.again, monthly=monthly)}"
+            if item.again
+            else ", the newest one included"
+        )
+        yield f"{text} ({item.change}){again}."
+    if drift and drift.drifted > MOST_COLUMNS:
+        yield f"{drift.drifted:,} columns drifted in all."
+    for aspect in figures.unusual[:MOST_COUNTS]:
+        yield f"{capital(aspect.text)}."
+    if (more := len(figures.unusual) - MOST_COUNTS) > 0:
+        yield f"{counted(more, 'more count')} of rows {'is' if more == 1 else 'are'} unusual."
+
+
+def _of_the_reader(figures: "Figures") -> Iterator[str]:
+    """The open issues and warnings of `status`; nothing if it was not asked."""
+    if figures.status is None:
+        return
+    alarms = figures.status.health.alarms
+    if not figures.issues and not alarms:
+        yield "Nothing needs you: all that is due is scored, nothing failed, and no check of the newest partition warns."
+        return
+    needed = [
+        f"{issue.what} ({issue.where.partition(',')[0]}{' and others' if ',' in issue.where else ''})"
+        for issue in figures.issues
+    ]
+    needed += [alarm.text.partition(": ")[0] for alarm in alarms]
+    yield f"This needs somebody: {'; '.join(needed)}."
