@@ -124,7 +124,11 @@ def reading_ledgers(home: Home) -> AbstractContextManager[duckdb.DuckDBPyConnect
 def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened]:
     """The published copy and what connects to it; raises as `open_published` does."""
     while True:
-        copy = current_copy(home)
+        try:
+            copy = current_copy(home)
+        except PermissionError as error:
+            msg = f"The home {home.root} cannot be read by this user ({error.strerror})."
+            raise WarehouseError(msg, hint="join the group of the folder, or let its owner admit you.") from error
         if copy is None:
             home.require_folder()
             if published_copies(home) or home.published_marks.exists():

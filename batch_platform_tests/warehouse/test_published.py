@@ -354,6 +354,35 @@ def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
         assert shown(home.published) == held(Warehouse(home))
 
 
+READ_AS_SOMEBODY_ELSE = """
+import os, sys
+from pathlib import Path
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published
+root = Path(sys.argv[1])
+if os.geteuid():
+    root.chmod(0)
+else:
+    os.setuid(65534)
+try:
+    open_published(Home(root))
+except BatchPlatformError as error:
+    print(error)
+"""
+
+
+def test_a_reader_who_may_not_enter_the_home_is_told_so(home):
+    publish(home)
+    command = [sys.executable, "-c", READ_AS_SOMEBODY_ELSE, str(home.root)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    home.root.chmod(0o700)
+    refused = (
+        f"The home {home.root} cannot be read by this user (Permission denied). Hint: join the group of the folder"
+    )
+    assert answer.startswith(refused)
+
+
 def test_an_older_warehouse_is_noticed_though_all_copies_are_gone(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     publish(home)
