@@ -82,9 +82,10 @@ def command(  # noqa: PLR0913 - the options of the command
     with open_instance(project) as instance:
         _require_free(wiring, instance, keys)
         stamp = Stamp(f"drop-{uuid4().hex[:12]}", now, clock=lambda: datetime.now(UTC))
-        drop_partitions(wiring.pipeline(), keys, getpass.getuser(), stamp)
+        # Dagster forgets them first: if this process is killed in between, the next run tells Dagster of them again.
         for asset in _PARTITIONED:
             wipe_partitions(instance, wiring.key(asset), keys)
+        drop_partitions(wiring.pipeline(), keys, getpass.getuser(), stamp)
     terminal.report({"pipeline": pipeline, "run_id": stamp.run_id, "dropped": holding})
     if holding.partitions:
         terminal.say("Deleted.")

@@ -36,6 +36,12 @@ from batch_platform.pipeline.export import export
     help="Add the columns that each row was scored from; one named like a column of the predictions gets `_feature` behind its name.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@click.option(
+    "--for-spreadsheet",
+    is_flag=True,
+    help="Put an apostrophe before each text of a CSV file that begins with =, +, -, @, a tab or a return, which spreadsheets run "
+    "as a formula. Without it, texts are written as they are.",
+)
 @terminal.reports
 @click.pass_obj
 def command(  # noqa: PLR0913 - the options of the command
@@ -47,6 +53,7 @@ def command(  # noqa: PLR0913 - the options of the command
     *,
     features: bool,
     overwrite: bool,
+    for_spreadsheet: bool,
 ) -> None:
     """Write predictions of PIPELINE to a file, ordered by partition and key.
 
@@ -57,7 +64,8 @@ def command(  # noqa: PLR0913 - the options of the command
     asked = None
     if first or last or only:
         asked = {partition.key for partition in asked_for(wiring, datetime.now(UTC), first, last, only)}
-    done = export(wiring.pipeline(), path, partition_keys=asked, features=features, overwrite=overwrite)
+    options = {"features": features, "overwrite": overwrite, "for_spreadsheet": for_spreadsheet}
+    done = export(wiring.pipeline(), path, partition_keys=asked, **options)
     terminal.report(done)
     span = (
         done.first if done.partitions == 1 else f"{counted(done.partitions, 'partition')}, {done.first} to {done.last}"

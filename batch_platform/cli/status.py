@@ -20,7 +20,7 @@ from batch_platform.pipeline.verify import damaged_files
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
-from batch_platform.warehouse.verify import Verified, behind_since, verify
+from batch_platform.warehouse.verify import Verified, behind_since, cut_short, verify
 
 UNHEALTHY = 3  # exit code
 MOST_REFUSED = 3  # serving periods whose refusal is shown
@@ -107,6 +107,8 @@ def _say_if_behind(project: Project) -> None:
             f"As published at {published:%Y-%m-%d %H:%M:%S} UTC. What was done since then, by a run that goes on or was killed, is "
             "shown once that run ends or the next one begins."
         )
+    for done in cut_short(project.home):
+        terminal.say(f"{done} is under way or was cut short; the next run or publication completes it.")
 
 
 def _show_in_short(status: PipelineStatus) -> None:

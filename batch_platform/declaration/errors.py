@@ -99,6 +99,12 @@ class DamagedFeaturesError(IntegrityError):
     of_one_partition = True
 
 
+class DamagedRowsError(IntegrityError):
+    """A file with the published rows of partitions is gone or differs from what was recorded."""
+
+    of_one_partition = True
+
+
 class WarehouseError(BatchPlatformError):
     """The warehouse cannot be opened, or has a format this version does not know."""
 

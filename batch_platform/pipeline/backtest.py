@@ -32,7 +32,7 @@ from batch_platform.pipeline.score import BACKTEST_TABLES
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import BundleOf, Due, orders_of, staged_whole
-from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.database import Warehouse, require_none_erased
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun, as_record, create_table, insert, note_partitions, read_latest
 from batch_platform.warehouse.published import reading_published
@@ -136,15 +136,18 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
                     file.unlink()
         metric = spec.model.promote.metric or default_metric(next(iter(versions.values())).task)
         result = Backtested(tested, versions, model.version is not None, run.verdict(metric))
-        _commit(pipeline.warehouse, spec.name, result, stamp, kept)
+        _commit(pipeline.warehouse, spec.name, result, stamp, kept, since=state.newest_change)
     pipeline.publish()
     return result
 
 
-def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stamp, scores: Sequence[Path]) -> None:
+def _commit(  # noqa: PLR0913 - a backtest, and where it is recorded
+    warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stamp, scores: Sequence[Path], *, since: int
+) -> None:
     """Add a backtest to its tables, in one transaction with its entries in the journal of changes.
 
-    `scores` are files of staged predictions of all rows; none if they are not kept.
+    `scores` are files of staged predictions of all rows; none if they are not kept. They are refused if a subject was erased
+    after the change `since`.
     """
     rows = [vars(row) for row in _rows(result, stamp)]
     files = [_named(file) for file in scores]
@@ -152,6 +155,7 @@ def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stam
         create_table(con, pipeline, BACKTESTS, BacktestRow)
         insert(con, BACKTESTS, rows, schema=pipeline)
         if files:
+            require_none_erased(con, pipeline, [partition.partition for partition in result.partitions], since)
             replace_rows(con, pipeline, SCORES, [], files)
         tables = [BACKTESTS, SCORES] if files else [BACKTESTS]
         for table in tables:

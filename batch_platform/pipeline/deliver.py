@@ -4,17 +4,15 @@ Reads the published copy in batches. The warehouse is held only to record a part
 is killed in between has recorded nothing, so the next one replaces the same rows at the receiver once more.
 """
 
-from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deliveries import Delivery
-from batch_platform.declaration.errors import DataError, DeliveryError, ReceiverDownError, did_you_mean, listed
+from batch_platform.declaration.errors import DataError, ReceiverDownError, did_you_mean, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.known import replace_at_receiver
@@ -27,7 +25,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import digest, quoted, table_columns
-from batch_platform.warehouse.tables_in_files import damage_of
+from batch_platform.warehouse.tables_in_files import require_undamaged
 
 
 def deliver(
@@ -37,6 +35,7 @@ def deliver(
 
     Raises:
         DeliveryError: The receiver refuses a partition.
+        DamagedRowsError: A file with rows of a partition is not as it was published.
         DataError: A partition is not scored, or lacks a declared column.
     """
     step = _DeliveryStep(pipeline.spec, pipeline.folder, pipeline.warehouse, pipeline.state(), delivery, stamp)
@@ -96,7 +95,7 @@ class _DeliveryStep:
         present = [column for column, _ in table_columns(con, name, table)]
         if not present:  # no partition has had such rows
             return 0, ""
-        self._require_undamaged(partition, table)
+        require_undamaged(con, name, [partition.key], table)
         columns = self.delivery.renamed or {column: column for column in present}
         if unknown := columns.keys() - {*present}:
             msg = f"{name}, partition {partition.key}: {name}.{table} has no column {listed(map(repr, unknown))}; it has {listed(present)}."
@@ -111,20 +110,3 @@ class _DeliveryStep:
         reader = con.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
         replace_at_receiver(target, reader)
         return int(rows), f"{int(total or 0):032x}"
-
-    @cached_property
-    def _files(self) -> Mapping[tuple[str, str], Sequence[Path]]:
-        """The files with rows of each table and partition."""
-        files = defaultdict[tuple[str, str], list[Path]](list)
-        for path, row in self.state.files.items():
-            files[path.parents[1].name, row.partition_key].append(path)
-        return files
-
-    def _require_undamaged(self, partition: Partition, table: str) -> None:
-        """Raise DeliveryError if a file with rows of a partition is not as it was published, byte for byte."""
-        for path in self._files.get((table, partition.key), ()):
-            if damage := damage_of(path, self.state.files[path]):
-                msg = f"{self.spec.name}, partition {partition.key}: it is not delivered, since {path} {damage}."
-                raise DeliveryError(
-                    msg, hint=f"batch-platform run {self.spec.name} --partition {partition.key} --force"
-                )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.ledger import TABLE as DELIVERIES
-from batch_platform.features.lake import BATCH_ROWS, FileWriter, of_full_size, written_aside
+from batch_platform.features.lake import BATCH_ROWS, FileWriter, left_aside, of_full_size, remove_unlocked
 from batch_platform.monitoring.measures.challengers import RUNS
 from batch_platform.monitoring.measures.performance import OUTCOMES
 from batch_platform.pipeline.deliver import deliver
@@ -45,6 +45,7 @@ from batch_platform.warehouse.tables_in_files import (
     TableInFiles,
     damage_of,
     file_in_place_of,
+    link_file,
     make_view,
     replace_file,
 )
@@ -70,10 +71,14 @@ def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, sta
     with staging_folder(pipeline.home, stamp.run_id) as folder:
         while held is None:
             matches = find_rows(pipeline, values)
-            rewritten = [_rewritten(pipeline, matches, matches.builds[key]) for key in matches.rows]
+            rewritten = [_rewritten(pipeline, matches, matches.builds[key], folder / key) for key in matches.rows]
             with pipeline.warehouse.transaction() as con:
                 if read_latest(con, FeatureBuild, pipeline.spec.name) == matches.builds:  # no run built any meanwhile
                     held = _Erasing(SubjectRows(pipeline, con, matches), folder).erased(rewritten, actor, stamp)
+    for unfinished in left_aside(
+        pipeline.home.features(pipeline.spec.name)
+    ):  # killed builds left it, perhaps with the rows
+        remove_unlocked(unfinished)
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
     return replace(held, to_tell=_delivered_again(pipeline, held, stamp))
@@ -93,22 +98,21 @@ def _erased_before(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, values: M
     return HeldSubject({}, partitions, versions, receivers, proofs[-1].erased_at) if proofs else None
 
 
-def _rewritten(pipeline: Pipeline, matches: FoundRows, build: FeatureBuild) -> FeatureBuild:
-    """Write the feature file of a build without the rows of a subject; nothing refers to it yet.
+def _rewritten(pipeline: Pipeline, matches: FoundRows, build: FeatureBuild, aside: Path) -> FeatureBuild:
+    """Write the feature file of a build without the rows of a subject, first aside; nothing refers to it yet.
 
     Its bytes are those that a build from sources without these rows would write.
     """
     pipeline.history.require_unchanged(build)
     path, columns = pipeline.history.file(build), tuple(matches.values)
     hashes = {columns: [subject_hash(pipeline.home, matches.values)]}
-    with written_aside(path.parent) as aside:
-        with pq.ParquetFile(path) as file, FileWriter(aside, file.schema_arrow) as writer:
-            batches = file.iter_batches(BATCH_ROWS, use_threads=False)
-            for batch in of_full_size(ErasedSubjects(pipeline.home, hashes).without(batches, [])):
-                writer.write(batch)
-            sha256, xxh3 = writer.complete()
-        size = aside.stat().st_size
-        aside.replace(path.with_name(feature_file_name(build.partition_key, sha256)))
+    with pq.ParquetFile(path) as file, FileWriter(aside, file.schema_arrow) as writer:
+        batches = file.iter_batches(BATCH_ROWS, use_threads=False)
+        for batch in of_full_size(ErasedSubjects(pipeline.home, hashes).without(batches, [])):
+            writer.write(batch)
+        sha256, xxh3 = writer.complete()
+    size = aside.stat().st_size
+    link_file(str(aside), str(path.with_name(feature_file_name(build.partition_key, sha256))))
     return replace(build, rows=writer.rows, sha256=sha256, xxh3=xxh3, file_bytes=size)
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import duckdb
 import polars as pl
@@ -26,8 +27,8 @@ from batch_platform.monitoring.pooled import pool
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
 from batch_platform.scoring.run import in_groups
-from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
+from batch_platform.warehouse.database import Warehouse, require_none_erased
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, newest_change, read_latest
 from batch_platform.warehouse.published import publish, reading_published
 
 
@@ -55,9 +56,11 @@ class EvaluationStep:
         """Evaluate partitions whose labels are known, oldest first; see `Pipeline.evaluate`."""
         spec, stamp = self.history.spec, self.stamp
         publish(self.history.home)
+        with reading_published(self.history.home) as con:
+            commit = partial(self._commit, newest_change(con))
         with setting_apart(spec, self.warehouse, self.declared, "performance", stamp, len(partitions)) as apart:
             evaluations = self._evaluations(partitions, apart)
-            yield from in_groups(evaluations, lambda evaluation: evaluation.run.rows_scored, self._commit)
+            yield from in_groups(evaluations, lambda evaluation: evaluation.run.rows_scored, commit)
             with one_thread():
                 pool(spec, self.warehouse, stamp)
 
@@ -118,7 +121,8 @@ class EvaluationStep:
             challengers=tuple(measuring.of_challengers(partition, run, labels)),
         )
 
-    def _commit(self, group: list[Evaluated]) -> list[Evaluated]:
+    def _commit(self, since: int, group: list[Evaluated]) -> list[Evaluated]:
+        """Commit the evaluations of a group, of predictions that were read at the change `since`."""
         name, runs = self.history.spec.name, [evaluation.run for evaluation in group]
         keys, further = [run.partition_key for run in runs], _rows_beside(group)
         tables = _measure_tables(group) | {table: rows for table, rows in further.items() if is_table(table)}
@@ -128,6 +132,7 @@ class EvaluationStep:
         ]
 
         def in_transaction(con: duckdb.DuckDBPyConnection) -> None:
+            require_none_erased(con, name, keys, since)  # the rows beside the measures name each row's key
             settle_measures(con, name, keys, further)
             replace_judgements(con, self.history.spec, ("performance",), judged)
 

@@ -27,7 +27,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import folded, literal, quoted
-from batch_platform.warehouse.tables_in_files import PREDICTIONS
+from batch_platform.warehouse.tables_in_files import PREDICTIONS, require_undamaged
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,23 @@ class Exported:
     features: bool  # the file holds the inputs too
 
 
-def export(
+def export(  # noqa: PLR0913 - what is exported, and how
     pipeline: Pipeline,
     path: Path,
     *,
     partition_keys: Collection[str] | None = None,
     features: bool = False,
     overwrite: bool = False,
+    for_spreadsheet: bool = False,
 ) -> Exported:
     """Write predictions, of some partitions or of all, to a Parquet, CSV or JSON file, ordered by partition and key.
 
-    With `features`, each row has the columns that it was scored from, too.
+    With `features`, each row has the columns that it was scored from, too. `for_spreadsheet` is as for `write_query`.
 
     Raises:
         WrongUseError: The file cannot be written there, or is there already.
         DataError: None of the partitions is scored.
-        IntegrityError: A feature file that was scored is gone or changed.
+        IntegrityError: A file of predictions, or a feature file that was scored, is gone or changed.
     """
     name = pipeline.spec.name
     require_writable(path, overwrite=overwrite)
@@ -72,12 +73,15 @@ def export(
             asked = "" if not partition_keys else f" of {min(partition_keys)} to {max(partition_keys)}"
             msg = f"{name}: there are no published predictions{asked}."
             raise DataError(msg, hint=f"score them first: batch-platform run {name}")
-        rows = write_query(con, _query(con, pipeline, runs, features=features), path)
+        require_undamaged(con, name, runs, PREDICTIONS.view)
+        rows = write_query(con, _query(con, pipeline, runs, features=features), path, for_spreadsheet=for_spreadsheet)
     return Exported(name, str(path), rows, len(runs), min(runs), max(runs), features)
 
 
-def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
+def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path, *, for_spreadsheet: bool = False) -> int:
     """Write the rows of a SELECT to a file of one of FORMATS, which is complete or absent; returns their number.
+
+    Texts are written as they are. `for_spreadsheet` puts an apostrophe before those in a CSV file that spreadsheets would run.
 
     Raises:
         BatchPlatformError: The file cannot be written.
@@ -85,7 +89,8 @@ def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         con.execute(f"SET temp_directory = {literal(str(aside) + '.spill')}")
-        query = flat(con, query) if path.suffix.lower() == CSV else query
+        if path.suffix.lower() == CSV:
+            query = flat(con, _inert(con, query) if for_spreadsheet else query)
         copied = f"COPY ({query}) TO {literal(str(aside))} ({FORMATS[path.suffix.lower()]})"
         ((rows,),) = con.execute(copied).fetchall()
         aside.replace(path)
@@ -97,6 +102,16 @@ def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return int(rows)
+
+
+def _inert(con: duckdb.DuckDBPyConnection, query: str) -> str:
+    """A query in whose texts nothing begins as a formula does."""
+    rows = con.sql(query)
+    texts = [
+        quoted(name) for name, type_ in zip(rows.columns, rows.types, strict=True) if type_.id in ("varchar", "enum")
+    ]
+    replaced = ", ".join(f"regexp_replace({name}::VARCHAR, '^[=+@\\t\\r-]', '''\\0') AS {name}" for name in texts)
+    return f"SELECT * REPLACE ({replaced}) FROM ({query})" if texts else query
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:

@@ -29,6 +29,7 @@ from batch_platform.warehouse.ledger import (
     EvaluationRun,
     FeatureBuild,
     ScoreRun,
+    newest_change,
     read_features_of,
     read_latest,
     replace_statuses,
@@ -109,7 +110,6 @@ class StateKeeper:
         What `seen` holds of the sources is not read again.
         """
         name = self.history.spec.name
-        ((newest,),) = con.execute(f"SELECT coalesce(max(seq), 0) FROM {_JOURNAL}").fetchall()
         scores = read_latest(con, ScoreRun, name, partition_keys)
         evaluations = read_latest(con, EvaluationRun, name, partition_keys)
         registry = read_registry(con, name)
@@ -130,7 +130,7 @@ class StateKeeper:
             declared=self.declared,
             dropped=read_dropped(con, name),
             erased=read_erased(con, self.history.home, name),
-            newest_change=newest,
+            newest_change=newest_change(con),
         )
 
     def renewed(self, seen: State) -> State:

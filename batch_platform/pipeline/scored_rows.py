@@ -21,7 +21,7 @@ from batch_platform.monitoring.outcomes import HIGH, LOW, prediction_columns
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.sql import folded, quoted, table_columns
-from batch_platform.warehouse.tables_in_files import PREDICTIONS
+from batch_platform.warehouse.tables_in_files import PREDICTIONS, require_undamaged
 
 
 def require_key(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, table: str, partition_keys: Sequence[str]) -> None:
@@ -56,6 +56,7 @@ def committed_predictions(
 
     Raises:
         DataError: The rows are stored under another key than the declared one.
+        DamagedRowsError: A file with these rows is not as it was published.
     """
     table = SCORES if challenger else PREDICTIONS.view
     stored = {name for name, _ in table_columns(con, spec.name, table)}
@@ -63,6 +64,7 @@ def committed_predictions(
     columns = dict.fromkeys([*spec.features.key, *prediction_columns(model.task, model.class_labels), *beside])
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
+    require_undamaged(con, spec.name, [partition.key], table)
     require_key(con, spec, table, [partition.key])
     query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(spec.name)}.{table} WHERE {conditions}"
     return con.sql(query, params=values).pl()

@@ -31,7 +31,6 @@ from batch_platform.warehouse.sql import has_table, literal, quoted, table_colum
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, TABLES_IN_FILES, PublishedFile, TableInFiles
 
 FEATURES = "features"
-_KEYS = "keys_of_subject"  # registered frame with the keys of the subject's rows
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ class SubjectRows:
     @cached_property
     def wheres(self) -> dict[str, str]:
         """The tables of DuckDB that may hold rows, as SQL after FROM that selects them and binds what `bound` gives."""
-        self.con.register(_KEYS, self._keys)
         values, descriptions, wheres = self.matches.values, tables_of_pipelines(), dict[str, str]()
         name, key = self.pipeline.spec.name, self.pipeline.spec.features.key
         for table in (table for schema, table in tables(self.con) if schema == name and table in descriptions):
@@ -134,7 +132,7 @@ class SubjectRows:
                     for at, column in enumerate(values)
                 ]
                 conditions += [
-                    f"(partition_key, key) IN (SELECT (partition_key, key_json) FROM {_KEYS})",
+                    f"(partition_key, key) IN (SELECT (partition_key, key_json) FROM {self._keys})",
                     " AND ".join(texts),
                 ]
             elif {"segment_column", "segment"} <= columns and len(values) == 1:
@@ -150,21 +148,23 @@ class SubjectRows:
         """The SQL condition that a row has the key of one of the subject's rows in a partition, given as SQL."""
         key = self.pipeline.spec.features.key
         texts = ", ".join(f"CAST({quoted(name)} AS VARCHAR)" for name in key)
-        return f"({partition}, {texts}) IN (SELECT (partition_key, {', '.join(map(quoted, key))}) FROM {_KEYS})"
+        return f"({partition}, {texts}) IN (SELECT (partition_key, {', '.join(map(quoted, key))}) FROM {self._keys})"
 
     def bound(self, sql: str) -> dict[str, str]:
         """The values that the SQL binds."""
         return {name: text for name, text in _bound(self.matches.values).items() if f"${name}" in sql}
 
     @cached_property
-    def _keys(self) -> pl.DataFrame:
-        """The keys in the feature files, and those of predictions, whose features may be gone."""
+    def _keys(self) -> str:
+        """The registered frame with the keys in the feature files, and those of predictions, whose features may be gone."""
+        keys = self.matches.keys
         name, key, view = self.pipeline.spec.name, self.pipeline.spec.features.key, PREDICTIONS.view
-        if not {*key, *self.matches.values} <= {column for column, _ in table_columns(self.con, name, view)}:
-            return self.matches.keys
-        texts = ", ".join(f"CAST({quoted(column)} AS VARCHAR) AS {quoted(column)}" for column in key)
-        query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {_same(self.matches.values)}"
-        return pl.concat([self.matches.keys, self.con.sql(query, params=_bound(self.matches.values)).pl()])
+        if {*key, *self.matches.values} <= {column for column, _ in table_columns(self.con, name, view)}:
+            texts = ", ".join(f"CAST({quoted(column)} AS VARCHAR) AS {quoted(column)}" for column in key)
+            query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {_same(self.matches.values)}"
+            keys = pl.concat([keys, self.con.sql(query, params=_bound(self.matches.values)).pl()])
+        self.con.register("keys_of_subject", keys)
+        return "keys_of_subject"
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -186,12 +186,11 @@ class SubjectRows:
             list[tuple[TableInFiles, PublishedFile, str | None, int]](),
             self.pipeline.home,
         )
-        keys = {"keys": sorted({*self._keys["partition_key"]})}
         for table in (table for table in TABLES_IN_FILES if has_table(self.con, name, table.files)):
-            rows = f"{quoted(name)}.{table.files} WHERE partition_key IN $keys ORDER BY partition_key, part, file"
+            rows = f"{quoted(name)}.{table.files} WHERE partition_key IN (SELECT partition_key FROM {self._keys}) ORDER BY partition_key, part, file"
             column = "challenger" if table.by_challenger else "NULL"
-            challengers = self.con.execute(f"SELECT {column} FROM {rows}", keys).fetchall()
-            for row, (challenger,) in zip(read_records(self.con, PublishedFile, rows, keys), challengers, strict=True):
+            challengers = self.con.execute(f"SELECT {column} FROM {rows}").fetchall()
+            for row, (challenger,) in zip(read_records(self.con, PublishedFile, rows, {}), challengers, strict=True):
                 path = home.table_file(name, table.view, row.partition_key, row.file)
                 query = f"SELECT count(*) FROM {read_file(path)} WHERE {self.has_key(literal(row.partition_key))}"
                 ((count,),) = self.con.execute(query).fetchall()

@@ -155,10 +155,13 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
 
     Raises:
         DataError: No partition of the window is scored.
+        DamagedRowsError: A file with rows of these partitions is not as it was published.
     """
     runs = sorted(read_latest(con, ScoreRun, spec.name).values(), key=lambda run: run.partition_start)
     window = _window(spec, runs, first, last)
     summed_up, before = _spans(spec, runs, window, every)
+    for span in filter(None, (window, before)):
+        span.require_undamaged(con, spec.name)
     registry = read_registry(con, spec.name)
     task = registry.named(window.runs[-1].model_version).task
     metric = spec.model.promote.metric or default_metric(task)

@@ -10,6 +10,7 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.reports.wording import when
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import table_columns
+from batch_platform.warehouse.tables_in_files import require_undamaged
 
 MONTH = timedelta(days=27)
 PERIODS: dict[ReportEvery, str] = {"week": "%G-W%V", "month": "%Y-%m"}  # formats of their names
@@ -48,6 +49,10 @@ class Span:
         """The week or month in which each partition starts, by its key."""
         starts = {run.partition_key: run.partition_start.astimezone(zone) for run in self.runs}
         return {key: f"{start:{PERIODS[every]}}" for key, start in starts.items()}
+
+    def require_undamaged(self, con: duckdb.DuckDBPyConnection, pipeline: str) -> None:
+        """Raise DamagedRowsError if a file with rows of these partitions is not as it was published."""
+        require_undamaged(con, pipeline, self.keys)
 
     def total(self, count: str) -> int:
         """The sum of a count of rows."""

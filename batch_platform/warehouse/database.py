@@ -155,8 +155,8 @@ class Warehouse:
         """
         with self.transaction() as con:
             for pipeline in {build.pipeline for build in builds}:
-                if since is not None and any(erasure.seq > since for erasure in read_erasures(con, pipeline)):
-                    raise _overtaken_by_erasure(pipeline, [build.partition_key for build in builds])
+                if since is not None:
+                    require_none_erased(con, pipeline, [build.partition_key for build in builds], since)
             append(con, builds, "features")
             for pipeline in {build.pipeline for build in builds}:
                 forget_failures(con, pipeline, "features", [build.partition_key for build in builds])
@@ -348,7 +348,8 @@ def _require_published(con: duckdb.DuckDBPyConnection, home: Home) -> None:
             f"The warehouse {home.warehouse} is an older one, or that of another home: it lacks changes that are published "
             f"in {listed(path.name for path in ahead)}; nothing was changed."
         )
-        raise WarehouseError(msg, hint=_RESTORE)
+        gone = "" if any(copy.exists() for copy in ahead) else f" To go on with it, remove {home.published_marks}."
+        raise WarehouseError(msg, hint=f"{_RESTORE}{gone}")
 
 
 def _require_nothing_held(home: Home, state: str) -> None:
@@ -421,6 +422,12 @@ def _require_not_erased(con: duckdb.DuckDBPyConnection, pipeline: str, staged: S
         read = {run.partition_key: run.input_hash for run in runs}
         if other := [key for key, build in builds.items() if build.sha256 != read[key]]:
             raise _overtaken_by_erasure(pipeline, other)
+
+
+def require_none_erased(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Collection[str], since: int) -> None:
+    """Refuse rows of partitions that were read at the change `since`, if a subject was erased later, which they may hold."""
+    if any(erasure.seq > since for erasure in read_erasures(con, pipeline)):
+        raise _overtaken_by_erasure(pipeline, keys)
 
 
 def _overtaken_by_erasure(pipeline: str, keys: Collection[str]) -> OvertakenError:

@@ -322,6 +322,12 @@ def created_at(con: duckdb.DuckDBPyConnection) -> datetime:
     return began
 
 
+def newest_change(con: duckdb.DuckDBPyConnection) -> int:
+    """The number of the newest entry of the journal; 0 if it has none."""
+    ((newest,),) = con.execute(f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}.changes").fetchall()
+    return int(newest)
+
+
 def read_records(
     con: duckdb.DuckDBPyConnection, record: type[Record], rows: str, values: Mapping[str, Any]
 ) -> list[Record]:

@@ -47,12 +47,16 @@ def unfinished_copies(home: Home) -> set[Path]:
 
 
 def published_changes(home: Home) -> dict[str, Path]:
-    """The newest change of the current copy, and those of copies that were finished after it, each with its copy."""
+    """The newest change of the current copy, and those of copies that were finished after it, each with its copy.
+
+    If every copy is gone, the changes of those that have a mark, which lies beside them.
+    """
     unfinished, current = unfinished_copies(home), current_copy(home)
     finished = [path for path in published_copies(home) if path not in unfinished and path.is_file()]
     since = current.stat().st_mtime_ns if current in finished else 0
-    newest = {path.stem.partition("-")[2]: path for path in finished if path.stat().st_mtime_ns >= since}
-    return {change: path for change, path in newest.items() if change != NOTHING}
+    newest = [path for path in finished if path.stat().st_mtime_ns >= since]
+    changes = {path.stem.partition("-")[2]: path for path in newest or map(home.root.joinpath, read_marks(home))}
+    return {change: path for change, path in changes.items() if change != NOTHING}
 
 
 def mark_of(copy: Path) -> str:

@@ -13,6 +13,7 @@ import duckdb
 
 from batch_platform.warehouse.checkpoint import write_whole
 from batch_platform.warehouse.descriptions import reserved_tables, write_comments
+from batch_platform.warehouse.erasures import ERASURES
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, journal
 from batch_platform.warehouse.sql import has_table, quoted, tables, transaction
@@ -34,7 +35,9 @@ class HeldPipeline:
 
 def held_pipelines(con: duckdb.DuckDBPyConnection) -> dict[str, HeldPipeline]:
     """The pipelines that the ledgers name, whether anything declares them or not."""
-    names = " UNION ".join(f"SELECT pipeline FROM {LEDGERS_SCHEMA}.{table}" for table in _ledgers(con))
+    names = " UNION ".join(
+        f"SELECT pipeline FROM {LEDGERS_SCHEMA}.{table}" for table in _ledgers(con) if table != ERASURES
+    )
     query = f"""
         SELECT pipeline, coalesce(partitions, 0), coalesce(rows, 0), coalesce(versions, 0), committed_at
         FROM ({names}) LEFT JOIN (
@@ -93,13 +96,14 @@ def complete_renaming(con: duckdb.DuckDBPyConnection, home: Home) -> None:
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     """Remove a pipeline's tables and all that the ledgers say of it, in the caller's transaction; users' tables stay.
 
-    The journal of changes keeps its entries: published copies are named after them.
+    The journal of changes keeps its entries: published copies are named after them. So do the proofs of erasures, by which a
+    later pipeline of the name leaves the same subjects out.
     """
     for table in _in_files(con, name):
         con.execute(f"DROP VIEW {quoted(name)}.{table.view}")
     for table in _tables(con, name):
         con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
-    for table in _ledgers(con):
+    for table in (table for table in _ledgers(con) if table != ERASURES):
         con.execute(f"DELETE FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $name", {"name": name})
     if all(schema != name for schema, _ in tables(con)):
         con.execute(f"DROP SCHEMA IF EXISTS {quoted(name)}")

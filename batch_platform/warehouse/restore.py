@@ -73,12 +73,10 @@ def _newest_copy(home: Home) -> Path:
 def _set_aside(home: Home, now: datetime) -> Path | None:
     """Rename the file of the warehouse and what belongs to it; returns the file's new path."""
     ending = f"{_SET_ASIDE}{now:%Y%m%dT%H%M%S}"
-    for path in (home.warehouse_log, home.warehouse_rollback):
-        if path.exists():
-            path.rename(path.with_name(path.name + ending))
-    if not home.warehouse.exists():
-        return None
-    return home.warehouse.rename(home.warehouse.with_name(home.warehouse.name + ending))
+    # The warehouse goes first: if this process is killed, no process opens it without its log.
+    files = [path for path in (home.warehouse, home.warehouse_log, home.warehouse_rollback) if path.exists()]
+    aside = [path.rename(path.with_name(path.name + ending)) for path in files]
+    return aside[0] if home.warehouse in files else None
 
 
 def files_set_aside(home: Home) -> list[Path]:

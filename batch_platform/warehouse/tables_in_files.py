@@ -26,7 +26,7 @@ import duckdb
 import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import WarehouseError, listed
+from batch_platform.declaration.errors import DamagedRowsError, WarehouseError, listed
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
@@ -348,16 +348,24 @@ def make_views_here(con: duckdb.DuckDBPyConnection, moved: Sequence[tuple[str, T
 
 
 def named_files(
-    con: duckdb.DuckDBPyConnection, home: Home, database: str | None = None, *, pipeline: str | None = None
+    con: duckdb.DuckDBPyConnection,
+    home: Home,
+    database: str | None = None,
+    *,
+    pipeline: str | None = None,
+    partition_keys: Collection[str] | None = None,
 ) -> dict[Path, PublishedFile]:
-    """The files that a database names, by path; by default the current database, and all pipelines."""
+    """The files that a database names, by path; by default the current database, and all pipelines and partitions."""
     named: dict[Path, PublishedFile] = {}
     prefix = f"{quoted(database)}." if database else ""
+    where, values = (
+        ("", {}) if partition_keys is None else (" WHERE partition_key IN $keys", {"keys": [*partition_keys]})
+    )
     for name, table in tables_in_files(con, database):
         if pipeline not in (None, name):
             continue
         folder = home.table_folder(name, table.view)
-        for row in read_records(con, PublishedFile, f"{prefix}{quoted(name)}.{table.files}", {}):
+        for row in read_records(con, PublishedFile, f"{prefix}{quoted(name)}.{table.files}{where}", values):
             named[folder / row.partition_key / row.file] = row
     return named
 
@@ -393,6 +401,32 @@ def damage_of(path: Path, row: PublishedFile) -> str | None:
     if not path.is_file():
         return "is gone"
     return None if file_xxh3(path) == row.xxh3 else "is damaged"
+
+
+def require_undamaged(
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str | None = None,
+    partition_keys: Collection[str] | None = None,
+    table: str | None = None,
+) -> int:
+    """Read every byte of the files with rows of some partitions, by default of all, and return how many rows they hold.
+
+    Rows in DuckDB need no such look: DuckDB checks the sum of each block that it reads.
+
+    Raises:
+        DamagedRowsError: A file is not as it was published.
+    """
+    ((root,),) = con.execute(f"SELECT getvariable('{HOME_VARIABLE}')").fetchall()
+    every = named_files(con, Home(Path(root)), pipeline=pipeline, partition_keys=partition_keys)
+    named = {path: row for path, row in every.items() if table in (None, path.parents[1].name)}
+    if damaged := {path: state for path in sorted(named) if (state := damage_of(path, named[path])) is not None}:
+        keys = {f"{path.parents[2].name}, partition {named[path].partition_key}" for path in damaged}
+        first = next(iter(damaged))
+        further = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
+        msg = f"{listed(keys)}: the file of {first.parents[1].name} {first} {damaged[first]}{further}."
+        again = f"batch-platform run {first.parents[2].name} --partition {named[first].partition_key} --force"
+        raise DamagedRowsError(msg, hint=f"score them again: {again}")
+    return sum(row.rows for row in named.values())
 
 
 def link_file(file: str, copy: str) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.declaration.errors import WarehouseError, listed
+from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.database import Warehouse, is_damage, require_not_lost
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import anew, newest_copy
 from batch_platform.warehouse.sql import digest, literal, quoted, table_columns, tables
-from batch_platform.warehouse.tables_in_files import damage_of, named_files
+from batch_platform.warehouse.tables_in_files import require_undamaged
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ def verify(home: Home) -> Verified:
 
     Raises:
         WarehouseBusyError: Another process held the warehouse for longer than the time-out.
-        WarehouseError: One of them, or a file of a table, is missing or damaged.
+        WarehouseError: One of them is missing or damaged.
+        DamagedRowsError: A file of a table is.
     """
     require_not_lost(home)
     copy = current_copy(home)
     with Warehouse(home).open() as con:
         ours = _digests(con, "warehouse")
-        rows_in_files = _require_files(con, home)
+        rows_in_files = require_undamaged(con)
         theirs = {} if copy is None else _digests_of_copy(con, copy)
         is_newest = copy == newest_copy(con, home)
     differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} if is_newest else set()
@@ -56,19 +57,10 @@ def behind_since(home: Home) -> datetime | None:
     return datetime.fromtimestamp(published, UTC) if home.warehouse.stat().st_mtime > published else None
 
 
-def _require_files(con: duckdb.DuckDBPyConnection, home: Home) -> int:
-    """Read the files of tables and return how many rows they hold; raises WarehouseError for all that are not as published."""
-    named = named_files(con, home)
-    if damaged := {path: state for path in sorted(named) if (state := damage_of(path, named[path])) is not None}:
-        keys = {f"{path.parents[2].name}, partition {named[path].partition_key}" for path in damaged}
-        first = next(iter(damaged))
-        further = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
-        msg = f"{listed(keys)}: the file of {first.parents[1].name} {first} {damaged[first]}{further}."
-        raise WarehouseError(
-            msg,
-            hint=f"score them again: batch-platform run {first.parents[2].name} --partition {named[first].partition_key} --force",
-        )
-    return sum(row.rows for row in named.values())
+def cut_short(home: Home) -> list[str]:
+    """The commands of several steps that a process has announced in the home and not completed: it goes on, or was killed."""
+    intents = {home.renaming: "A rename", home.wiping: "The removal of deleted rows from every file"}
+    return [intent for mark, intent in intents.items() if mark.exists()]
 
 
 def _digests_of_copy(con: duckdb.DuckDBPyConnection, copy: Path) -> dict[tuple[str, str], tuple[int, int | None]]:

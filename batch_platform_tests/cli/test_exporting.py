@@ -1,13 +1,15 @@
 """`export`: the file holds what is published, is complete or absent, and waits for no run."""
 
+import csv
 import json
 from datetime import UTC, datetime
 
+import duckdb
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from batch_platform.pipeline.export import export
+from batch_platform.pipeline.export import export, write_query
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.command_line import REJECTED_DAY, REJECTED_ID, published
@@ -58,6 +60,19 @@ def test_reasons_are_json_in_csv_and_lists_in_parquet(tmp_path):
     read = [None if text is None else json.loads(text) for text in frame["reasons"]]
     assert read == table["reasons"].to_list()
     assert 0 < frame["reasons"].null_count() < frame.height
+
+
+def test_for_a_spreadsheet_only_texts_that_begin_as_a_formula_get_an_apostrophe(tmp_path):
+    texts = ["=1+1", "+1", "-1", "@sum", "\t=1", "a=1", "", "'=1"]
+    with duckdb.connect() as con:
+        con.register("written", pl.DataFrame({"text": texts, "number": [-1.5] * len(texts)}))
+        for name, for_spreadsheet in (("as_it_is", False), ("inert", True)):
+            write_query(con, "FROM written", tmp_path / f"{name}.csv", for_spreadsheet=for_spreadsheet)
+    as_it_is, inert = (
+        [*csv.reader((tmp_path / f"{name}.csv").read_text().splitlines())][1:] for name in ("as_it_is", "inert")
+    )
+    assert as_it_is == [[text, "-1.5"] for text in texts]
+    assert inert == [*([f"'{text}", "-1.5"] for text in texts[:5]), *as_it_is[5:]]
 
 
 def test_features_are_those_that_each_row_was_scored_from(cli, project):

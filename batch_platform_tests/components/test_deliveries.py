@@ -178,6 +178,6 @@ def test_a_stored_file_that_was_changed_since_it_was_scored_is_not_delivered(tmp
     assert not deployment.run("delivered_late", first=DAYS[0], last=DAYS[-1], config=forced).success
     (failure,) = deployment.pipeline.state().failures.values()
     assert (failure.step, failure.partition_key) == ("delivered_late", DAYS[1])
-    assert f"small, partition {DAYS[1]}: it is not delivered, since {file} " in failure.reason
-    assert failure.hint == f"batch-platform run small --partition {DAYS[1]} --force"
+    assert f"small, partition {DAYS[1]}: the file of predictions {file} is damaged" in failure.reason
+    assert failure.hint.endswith(f"batch-platform run small --partition {DAYS[1]} --force")
     assert at_receiver(deployment) == before

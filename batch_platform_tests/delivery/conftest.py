@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from batch_platform_tests.delivery.receivers import POSTGRESQL, execute
-from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, object_store
+from batch_platform_tests.harness.object_store import own_store, shared_store, store  # noqa: F401 - fixtures
 from batch_platform_tests.harness.postgres_server import Server, postgres_server
 
 SECRET = "geh:ei@m/1"  # a URL writes it:
@@ -32,19 +32,3 @@ def postgresql(server, monkeypatch) -> Server:
         "ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT ON TABLES TO reader",
     )
     return server
-
-
-@pytest.fixture(scope="module")
-def shared_store() -> Iterator[ObjectStore]:
-    with object_store() as started:
-        yield started
-
-
-@pytest.fixture
-def store(shared_store, monkeypatch) -> Iterator[ObjectStore]:
-    """A store with an empty bucket, which the environment leads to."""
-    for name, value in shared_store.environment.items():
-        monkeypatch.setenv(name, value)
-    yield shared_store
-    if there := shared_store.files.find(BUCKET):
-        shared_store.files.rm(there)

@@ -6,19 +6,10 @@ from batch_platform.declaration.errors import DeliveryError
 from batch_platform_tests.declaration.test_spec import refusal
 from batch_platform_tests.delivery.receivers import KEY, deliver, delivered, target_of
 from batch_platform_tests.delivery.test_sinks_conformance import NEW, OLD, holds, shown
-from batch_platform_tests.harness.object_store import BUCKET, SECRET, object_store
+from batch_platform_tests.harness.object_store import BUCKET, SECRET
 from batch_platform_tests.harness.small_pipeline import small_declaration
 
 FILES = [("parquet in a store", "parquet"), ("csv in a store", "csv")]
-
-
-@pytest.fixture
-def own_store(monkeypatch):
-    """A store of this test's own, to be broken."""
-    with object_store() as started:
-        for name, value in started.environment.items():
-            monkeypatch.setenv(name, value)
-        yield started
 
 
 @pytest.mark.parametrize(("receiver", "ending"), FILES)

@@ -1,6 +1,7 @@
 """Full disks, damaged files and short memory."""
 
 import logging
+import os
 import random
 import re
 import shutil
@@ -12,17 +13,28 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, IntegrityError, NothingPublishedError, WarehouseError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    IntegrityError,
+    NothingPublishedError,
+    WarehouseError,
+)
 from batch_platform.pipeline.cleanup import find_garbage
+from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.report import write_report
 from batch_platform.scoring.rejected_rows import rejections
+from batch_platform.warehouse import rolling_check
+from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
@@ -34,6 +46,7 @@ from batch_platform_tests.faults.invariants import (
     Held,
     assert_others_unchanged,
     assert_survived,
+    contents,
     days,
     held,
     prepared,
@@ -45,7 +58,7 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness import command_line
 from batch_platform_tests.harness.command_line import COMMAND, copy_of_finished_project, run_command
 from batch_platform_tests.harness.deployment import deploy
-from batch_platform_tests.harness.small_pipeline import feature_file, small_events
+from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 KEY = SCORED[4]
 
@@ -411,13 +424,43 @@ def damaged_copy(folder: Path) -> None:
     assert_survived(pipeline, before, {KEY})
 
 
+def damaged_predictions(folder: Path) -> None:
+    """A flipped bit of a file of predictions, whose size and time stay, is noticed wherever its rows leave, and scored again."""
+    pipeline = small_pipeline(folder, predictions={"store": "parquet"})
+    carry_out(pipeline, NOW)
+    before, (path,) = held(pipeline), [path for path in pipeline.state().files if path.parent.name == KEY]
+    intact, times, choice = path.read_bytes(), path.stat(), random.Random(40)
+    with open_published(pipeline.home) as con:
+        scored = read_latest(con, ScoreRun, "small")
+    for number in range(40):
+        path.write_bytes(flipped(intact, choice.randrange(len(intact))))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        leaving = [lambda: export(pipeline, folder / "scores.csv"), lambda: write_report(pipeline.home, pipeline.spec)]
+        if not number:
+            leaving.append(lambda: list(pipeline.evaluate(days(pipeline, KEY), STAMP)))
+        for leave in leaving:
+            with pytest.raises(
+                BatchPlatformError, match=f"small, partition {KEY}: the file of predictions {path} "
+            ) as refused:
+                leave()
+            assert f"--partition {KEY} --force" in refused.value.hint
+    assert not (folder / "scores.csv").exists()
+    assert export(pipeline, folder / "others.csv", partition_keys=scored.keys() - {KEY}).partitions == len(scored) - 1
+    with patch.object(rolling_check, "SHARE", 1000), told() as warnings:
+        rewrite(pipeline, SCORED[0])
+    assert any(f"small, partition {KEY}: {path} is damaged" in text for text in warnings), "by the rolling check"
+    rewrite(pipeline, SCORED[0], KEY)
+    assert export(pipeline, folder / "scores.csv").partitions == len(scored)
+    assert contents(held(pipeline)) == contents(before)
+
+
 @contextmanager
 def told() -> Generator[list[str]]:
     """The warnings of publishing."""
     texts = list[str]()
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: texts.append(record.getMessage())
-    log = logging.getLogger("batch_platform.warehouse.published")
+    log = logging.getLogger("batch_platform.warehouse")
     log.addHandler(handler)
     try:
         yield texts
@@ -440,6 +483,7 @@ CASES: dict[str, Case] = {
     "F25 a copy changed by a program that was killed": lambda folder: stranger_in_a_copy(folder, killed=True),
     "F25 a copy held for writing": copy_held_for_writing,
     "F26 a damaged copy, and none": damaged_copy,
+    "F40 a bit of a file of predictions": damaged_predictions,
     "F31 a published copy in place of the warehouse": copy_in_place_of_the_warehouse,
     "F10 a feature file is cut off": lambda folder: damaged_features(folder, lambda data: data[: len(data) // 2]),
     "F10 a byte of a feature file": lambda folder: damaged_features(folder, lambda data: flipped(data, len(data) // 3)),

@@ -33,6 +33,7 @@ from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks, inspect, inspect_files
 from batch_platform_tests.faults.invariants import NOW, SCORED, assert_nothing_in_between, days, rewrite
 from batch_platform_tests.faults.nursery import mark
+from batch_platform_tests.faults.storm_departures import DEPARTURES, calm_departures, look_at_departures
 from batch_platform_tests.faults.victim import die_at_step
 from batch_platform_tests.harness.small_pipeline import carry_out, small_spec
 
@@ -175,6 +176,7 @@ KINDS: dict[str, Callable[[Work, random.Random], None]] = {
     "evaluate": _evaluate,
     "backtest": _backtest,
     "gc": _collect_garbage,
+    **{f"passing {work.__name__}": work for work in DEPARTURES},
 }
 
 
@@ -184,6 +186,7 @@ def look(root: str, earlier: Watermarks, seed: int, report: str) -> None:
     with Warehouse(home).open() as con:
         seen = inspect(con, WAREHOUSE, list(DECLARED), earlier)
         seen.add(inspect_files(con, home, list(DECLARED), random.Random(seed)), "files")
+        seen.add(look_at_departures(con, root), "departures")
     with duckdb.connect(str(home.published), read_only=True) as con:
         copy = inspect(con, "the published copy", list(DECLARED), {})
     _write_report(report, seen, copy)
@@ -206,6 +209,7 @@ def calm(root: str, report: str) -> None:
             assert_nothing_in_between(pipeline)
         except AssertionError as error:
             seen.check("nothing left in between", [f"{name}: {error}"])
+    seen.add(calm_departures(root), "departures")
     odd = [
         path.name for path in home.root.iterdir() if path.name.startswith(".") or path.suffix in (".rollback", ".wal")
     ]

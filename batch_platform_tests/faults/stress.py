@@ -3,8 +3,8 @@
     python -m batch_platform_tests.faults.stress --minutes 10 --seed 7
 
 Three pipelines with challengers and rejected rows are written, replayed, trained, promoted, rolled back, backtested,
-evaluated and cleaned up, by several processes at once. Most are killed
-by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
+evaluated and cleaned up, by several processes at once; of a fourth one partitions are dropped, customers erased and rows
+delivered, exported and reported, and it is renamed. Most are killed by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
 the flip of the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
 """
 
@@ -31,6 +31,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks
 from batch_platform_tests.faults.invariants import SCORED, changed_events
 from batch_platform_tests.faults.nursery import Child, Nursery
+from batch_platform_tests.faults.storm_departures import plant_links, prepare
 from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
 from batch_platform_tests.harness.small_pipeline import write_small_project
 
@@ -44,6 +45,11 @@ WORK = {
     "evaluate": 6,
     "backtest": 5,
     "gc": 6,
+    "passing write": 12,
+    "passing drop": 8,
+    "passing erase": 6,
+    "passing rename": 8,
+    "passing take_out": 6,
 }
 COPIES = 5  # on the same scale
 KILLED = 0.8  # share of the work that is meant to be killed
@@ -63,6 +69,9 @@ REFUSALS = (
     "no approved version but",
     "was removed by",
     "no model serves it",
+    "were erased after this run started",
+    "there are no published predictions",
+    "Nothing is published of",
 )
 SECONDS_CALM = 45.0  # between two times at which nothing runs and all must be done
 
@@ -98,10 +107,12 @@ class Storm:
         self._home = Home(self.folder / "home").create()
         write_small_project(self.folder / PROJECTS[0])
         write_small_project(self.folder / PROJECTS[1], events=changed_events(*SCORED))
+        prepare(self._home)
         began = time.monotonic()
         with ExitStack() as stack:
             nurseries = [stack.enter_context(Nursery()) for _ in range(self.workers + 1)]
             self._ask(nurseries[0], "calm", self.when_calm, root=str(self._home.root))
+            plant_links(self._home)
             stack.enter_context(self._reader(nurseries.pop()))
             chances = [random.Random(f"{self.seed} {number}") for number in range(self.workers)]
             ends = time.monotonic() + seconds

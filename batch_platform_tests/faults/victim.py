@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from batch_platform.warehouse import database as warehouse
 from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.warehouse.restore import restore_from_published
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.harness.small_pipeline import small_spec
@@ -189,6 +190,12 @@ def drop(job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, na
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     _watch(stop_at, named=name_steps)
     drop_partitions(pipeline, keys, "somebody", stamp)
+
+
+def restore(root: str, stop_at: int | None = None, *, name_steps: bool = False) -> None:
+    """Restore the warehouse from the published copy; arguments as for `write`."""
+    _watch(stop_at, named=name_steps)
+    restore_from_published(Home(Path(root)), datetime(2024, 2, 11, 12, tzinfo=UTC))
 
 
 def erase(job: dict[str, Any], values: dict[str, str], stop_at: int | None = None, *, name_steps: bool = False) -> None:

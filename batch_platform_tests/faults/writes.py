@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from batch_platform.declaration.errors import WarehouseBusyError, WrongUseError
+from batch_platform.declaration.errors import WarehouseBusyError, WarehouseError, WrongUseError
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.inspection import OF_CHALLENGERS
@@ -153,6 +155,36 @@ def killed_while_renamed(folder: Path, kinds: Collection[str] | None = None) -> 
             assert contents(held(renamed)) == {key: rows for key, rows in before.items() if key != KEY}
     assert outcomes.keys() == {"small", "orders"}
     assert verify(home).differing == ()
+
+
+def killed_while_restored(folder: Path) -> None:
+    """The warehouse opens with all that was committed, or is refused until the same command completes the restoration."""
+    pipeline = prepared(folder)
+    home, before, intact, outcomes = pipeline.home, held(pipeline), folder / "intact", Counter[str]()
+    hints = set[str]()
+    with Nursery() as nursery:
+        nursery.fork("write", **task_arguments(pipeline, [KEY], "killed"), die_at="^CHECKPOINT").bury()
+        assert home.warehouse_log.stat().st_size, "what was committed last is only in the log"
+        shutil.copytree(home.root, intact, symlinks=True)
+        marks, _ = nursery.fork("restore", root=str(home.root), name_steps=True).end()
+        steps = [mark for mark in marks if mark.startswith("step ")]
+        assert {"step rename warehouse.duckdb", "step rename warehouse.duckdb.wal"} <= {*steps}
+        for number in range(len(steps)):
+            shutil.rmtree(home.root)
+            shutil.copytree(intact, home.root, symlinks=True)
+            assert nursery.fork("restore", root=str(home.root), stop_at=number).bury() == -signal.SIGKILL
+            try:
+                builds = pipeline.warehouse.latest(FeatureBuild, "small")
+                outcomes["opened"] += 1
+                assert builds[KEY].run_id == "killed", steps[number]
+            except WarehouseError as error:
+                outcomes["refused"] += 1
+                hints.add(error.hint.partition("; or ")[0])
+            restore_from_published(home, NOW)
+            assert held(pipeline) == before
+    assert outcomes.keys() == {"opened", "refused"}
+    assert hints == {"restore the newest published copy: batch-platform restore --from-published"}
+    assert_survived(pipeline, before, {KEY})
 
 
 STEPS_WITH_FILES = (
@@ -357,6 +389,7 @@ CASES: dict[str, Case] = {
         folder, kinds=("COMMIT", "unlink")
     ),
     "F38 killed before the steps of a rename": killed_while_renamed,
+    "F38 killed before the steps of a restoration": killed_while_restored,
     "F6 held for five seconds by a run": lambda folder: held_for_five_seconds(folder, HOLD_THE_LOCK),
     "F6 held for five seconds by a stranger": lambda folder: held_for_five_seconds(folder, OPEN_WITHOUT_THE_LOCK),
     "F6 held for good by a run": lambda folder: held_for_good(folder, HOLD_THE_LOCK),

@@ -5,7 +5,7 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from batch_platform.features.sources.objects import ObjectPath, StoreError, _obj
 from batch_platform.features.sources.opening import Sources
 from batch_platform.pipeline.state import features_due
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.object_store import BUCKET, SECRET, ObjectStore, object_store
+from batch_platform_tests.harness.object_store import BUCKET, SECRET
 from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline, small_spec
 
 CALENDAR = small_spec().partitions.calendar
@@ -42,33 +42,6 @@ def bytes_of(write: Callable[[io.BytesIO], Any]) -> bytes:
 
 
 PARQUET = bytes_of(TABLE.write_parquet)
-
-
-@pytest.fixture(scope="module")
-def shared_store() -> Iterator[ObjectStore]:
-    with object_store() as started:
-        yield started
-
-
-@pytest.fixture
-def store(shared_store, monkeypatch) -> Iterator[ObjectStore]:
-    """An empty store, which the environment leads to."""
-    yield from prepared(shared_store, monkeypatch)
-    shared_store.files.rm(shared_store.files.find(BUCKET))
-
-
-@pytest.fixture
-def own_store(monkeypatch) -> Iterator[ObjectStore]:
-    """A store of this test's own, to be broken."""
-    with object_store() as started:
-        yield from prepared(started, monkeypatch)
-
-
-def prepared(store: ObjectStore, monkeypatch: Any) -> Iterator[ObjectStore]:
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    store.requests()
-    yield store
 
 
 def declared(source: dict[str, Any], folder: Path = Path("/nowhere")) -> Sources:

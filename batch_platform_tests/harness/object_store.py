@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+import pytest
 
 BUCKET = "lake"
 SECRET = "not/for+anybody's=eyes"
@@ -116,3 +117,32 @@ def object_store() -> Iterator[ObjectStore]:
     finally:
         store.kill()
         forget_connections()
+
+
+@pytest.fixture(scope="module")
+def shared_store() -> Iterator[ObjectStore]:
+    """A store for all tests of a module."""
+    with object_store() as started:
+        yield started
+
+
+@pytest.fixture
+def store(shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A store with an empty bucket, which the environment leads to."""
+    yield _led_to(shared_store, monkeypatch)
+    if there := shared_store.files.find(BUCKET):
+        shared_store.files.rm(there)
+
+
+@pytest.fixture
+def own_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A store of this test's own, to be broken."""
+    with object_store() as started:
+        yield _led_to(started, monkeypatch)
+
+
+def _led_to(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    store.requests()
+    return store

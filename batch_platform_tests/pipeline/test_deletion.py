@@ -26,13 +26,17 @@ from batch_platform.pipeline.build import FeatureStep
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.erase import erase_subject, held_subject
+from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.rename import drop_pipelines
+from batch_platform.pipeline.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import StagedScores
+from batch_platform.warehouse.erasures import read_erasures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.renaming import held_pipelines
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
@@ -326,6 +330,33 @@ def test_a_run_that_read_the_features_before_an_erasure_commits_and_leaves_nothi
     assert build.sha256 == pipeline.state().scores[partition.key].input_hash
 
 
+def test_an_evaluation_and_a_backtest_in_flight_during_an_erasure_bring_nothing_back(tmp_path, monkeypatch):
+    pipeline = with_customers(tmp_path)
+    partition = pipeline.spec.partitions.calendar.named("2024-02-04")
+    (first, *_), of_version = customers_of(pipeline, partition.key), Measuring.of_version
+    second = customers_of(pipeline, partition.key)[1]
+
+    def erase_once(customer: str) -> None:
+        if holding(pipeline.home, customer):
+            erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
+
+    def measured_and_erased(*args: Any) -> Any:
+        result = of_version(*args)
+        erase_once(first)
+        return result
+
+    monkeypatch.setattr(Measuring, "of_version", measured_and_erased)
+    with pytest.raises(OvertakenError, match=r"were erased after this run started.*Hint: run it again"):
+        list(pipeline.evaluate([partition], Stamp("slow", NOW)))
+    monkeypatch.undo()
+    version = pipeline.state().scores[partition.key].model_version
+    slow = {"keep_scores": True, "watch": lambda *_: erase_once(second)}
+    with pytest.raises(OvertakenError, match="were erased"):
+        backtest(pipeline, [partition], BacktestModel(version=version), Stamp("slow", NOW), **slow)
+    assert holding(pipeline.home, first, second) == set()
+    assert ledger(pipeline)[0] == ledger(pipeline)[1]
+
+
 def test_rows_that_a_driving_source_still_holds_of_an_erased_customer_are_not_missed(tmp_path):
     driving = {"features": {**CUSTOMERS["features"], "driving": {"source": "events", "time": "ts"}}}
     overrides: dict[str, Any] = {**declared("duckdb"), **driving, "features_sql": CUSTOMERS["features_sql"]}
@@ -336,6 +367,27 @@ def test_rows_that_a_driving_source_still_holds_of_an_erased_customer_are_not_mi
         len(list(pipeline.build_features([pipeline.spec.partitions.calendar.named("2024-02-04")], STAMP, force=True)))
         == 1
     )
+
+
+def test_the_proof_of_an_erasure_outlives_its_pipeline_and_a_later_one_of_the_name_leaves_the_customer_out(tmp_path):
+    pipeline = with_customers(tmp_path, "parquet")
+    customer, _ = subject_of(pipeline)
+    matches = find_rows(pipeline, {"customer": customer})
+    with pipeline.warehouse.open() as con:
+        files = SubjectRows(pipeline, con, matches).files  # asked first
+    assert {table.view for table, *_ in files} == {"predictions", "challenger_scores"}
+    erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
+    drop_pipelines(pipeline.home, ["small"])
+    with pipeline.warehouse.open() as con:
+        assert len(read_erasures(con, "small")) == 1
+        assert held_pipelines(con) == {}
+    list(
+        pipeline.build_features(
+            [pipeline.spec.partitions.calendar.named(row.partition_key) for _, row, *_ in files[:1]], STAMP
+        )
+    )
+    assert pipeline.state().features
+    assert holding(pipeline.home, customer) == set()
 
 
 def killed_at(tmp_path: Path, task: str, pipeline: Pipeline, **arguments: Any) -> Iterator[str]:
@@ -356,6 +408,7 @@ def killed_at(tmp_path: Path, task: str, pipeline: Pipeline, **arguments: Any) -
                 con.execute("FROM batch_platform.score_runs")
             yield steps[number]
             assert verify(home).differing == ()
+            assert list(home.features("small").glob(".*")) == []
 
 
 @pytest.mark.full

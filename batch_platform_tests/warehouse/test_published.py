@@ -16,13 +16,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
-from batch_platform.warehouse import ledger, published
+from batch_platform.warehouse import ledger, published, rolling_check
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
 from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, copy_bytes, open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held, staged
@@ -351,6 +352,69 @@ def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
         write(home, tmp_path, KEYS[n % 2], f"again{n}")
         publish(home)
         assert shown(home.published) == held(Warehouse(home))
+
+
+READ_AS_SOMEBODY_ELSE = """
+import os, sys
+from pathlib import Path
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published
+root = Path(sys.argv[1])
+if os.geteuid():
+    root.chmod(0)
+else:
+    os.setuid(65534)
+try:
+    open_published(Home(root))
+except BatchPlatformError as error:
+    print(error)
+"""
+
+
+def test_a_reader_who_may_not_enter_the_home_is_told_so(home):
+    publish(home)
+    command = [sys.executable, "-c", READ_AS_SOMEBODY_ELSE, str(home.root)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    home.root.chmod(0o700)
+    refused = (
+        f"The home {home.root} cannot be read by this user (Permission denied). Hint: join the group of the folder"
+    )
+    assert answer.startswith(refused)
+
+
+def test_an_older_warehouse_is_noticed_though_all_copies_are_gone(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    older = home.warehouse.read_bytes()
+    write(home, tmp_path, KEYS[1], "r1")
+    newest = publish(home)
+    for copy in (home.published, *home.root.glob("published-*.duckdb")):
+        copy.unlink()
+    home.warehouse.write_bytes(older)
+    with pytest.raises(WarehouseError, match=rf"lacks changes .* in {newest.name}.* remove .*published\.json"):
+        publish(home)
+    assert home.warehouse.read_bytes() == older
+    home.published_marks.unlink()
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_f40_damage_that_changes_neither_size_nor_time_of_a_copy_is_not_published(home, tmp_path, monkeypatch):
+    enlarge(home)
+    for n in range(3):
+        write(home, tmp_path, KEYS[n % 2], f"r{n}")
+        publish(home)
+    monkeypatch.setattr(rolling_check, "SHARE", 1000)
+    (spare,) = set(home.root.glob("published-*.duckdb")) - {home.published.resolve()}
+    data, times = bytearray(spare.read_bytes()), spare.stat()
+    data[len(data) // 2] ^= 1
+    spare.chmod(0o644)
+    spare.write_bytes(data)
+    os.utime(spare, ns=(times.st_atime_ns, times.st_mtime_ns))
+    write(home, tmp_path, KEYS[0], "again")
+    publish(home)
+    assert verify(home).is_newest
 
 
 def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(home, tmp_path, caplog):

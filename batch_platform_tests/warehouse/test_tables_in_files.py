@@ -17,7 +17,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, WarehouseError, WrongUseError
+from batch_platform.declaration.errors import DamagedRowsError, DataError, WarehouseError, WrongUseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
@@ -323,7 +323,7 @@ def test_damaged_and_lost_files_are_found_by_verification(home, tmp_path, table)
     content = first.read_bytes()
     first.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     second.unlink()
-    with pytest.raises(WarehouseError) as caught:
+    with pytest.raises(DamagedRowsError) as caught:
         verify(home)
     assert caught.value.message == (
         f"small, partition {KEYS[0]}, small, partition {KEYS[1]}: the file of {table} {first} is damaged (2 files in all)."

@@ -4,9 +4,11 @@ import duckdb
 import pytest
 
 from batch_platform.declaration.errors import WarehouseError
+from batch_platform.warehouse.compacting import leave_mark
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.verify import cut_short, verify
 from batch_platform_tests.warehouse.test_database import KEYS
 from batch_platform_tests.warehouse.test_published import write
 
@@ -78,3 +80,14 @@ def test_a_copy_that_is_missing_or_rubbish_is_named(home):
     copy.unlink()
     with pytest.raises(WarehouseError, match=rf"The published copy {copy} cannot be read"):
         verify(home)
+
+
+def test_f38_a_command_of_several_steps_that_was_cut_short_is_named_until_a_publication_completes_it(home):
+    assert cut_short(home) == []
+    with Warehouse(home).transaction():
+        leave_mark(home)
+    assert cut_short(home) == ["The removal of deleted rows from every file"]
+    home.renaming.write_text('{"old": "small", "new": "orders"}')
+    assert cut_short(home) == ["A rename", "The removal of deleted rows from every file"]
+    publish(home)
+    assert cut_short(home) == []

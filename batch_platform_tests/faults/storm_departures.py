@@ -1,0 +1,221 @@
+"""What leaves a home in a storm: partitions are dropped, customers erased, a pipeline renamed; rows are exported, reported and delivered.
+
+All of it happens to one pipeline, which has one of two names. As its commands do, a drop, an erasure and a rename wait until
+nothing else works on it.
+"""
+
+import contextlib
+import fcntl
+import random
+from collections.abc import Generator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.deliver import deliver
+from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.erase import erase_subject
+from batch_platform.pipeline.export import export
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.rename import rename_pipeline
+from batch_platform.pipeline.state import undelivered
+from batch_platform.reports.report import write_report
+from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.home import Home, partition_of
+from batch_platform.warehouse.marks import published_copies
+from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.renaming import held_pipelines
+from batch_platform.warehouse.sql import quoted, table_columns, tables
+from batch_platform_tests.faults.inspection import Seen
+from batch_platform_tests.faults.invariants import NOW, SCORED, days, held
+from batch_platform_tests.harness.small_pipeline import ROWS_PER_DAY, carry_out, small_spec, write_small_project
+from batch_platform_tests.pipeline.test_deletion import CUSTOMERS, customers, declared, holding
+
+NAMES = ("passing", "moved")  # of the pipeline, one at a time
+PROJECT, OUTSIDE = "third", "outside"
+MOST_SEARCHED = 6  # erased customers, and dropped partitions, whose bytes are searched at a time
+BESIDE = {"dropped_partitions", "deliveries", "failures"}  # tables that may name a partition which is gone
+
+
+def prepare(home: Home) -> None:
+    """Write the sources, and files outside the home."""
+    folder, outside = home.root.parent / PROJECT, home.root.parent / OUTSIDE
+    write_small_project(folder, events=customers(), features_sql=CUSTOMERS["features_sql"])
+    (outside / "folder").mkdir(parents=True)
+    for name in ("2024-02-03.0123456789ab.parquet", "folder/manifest.json", f"folder/{'0' * 32}.parquet"):
+        (outside / name).write_text("precious")
+
+
+def plant_links(home: Home) -> None:
+    """Let links lead out of the home, which has a warehouse."""
+    links = {
+        "lake/orders/features/2024-02-03.0123456789ab.parquet": "2024-02-03.0123456789ab.parquet",
+        "lake/passing/predictions/2024-03-01": "folder",
+        "models/orders/2024-02-01-ffffffff": "folder",
+        "reports/notes": "folder",
+    }
+    for link, target in links.items():
+        (home.root / link).parent.mkdir(parents=True, exist_ok=True)
+        (home.root / link).symlink_to(home.root.parent / OUTSIDE / target)
+
+
+def passing(root: str) -> Pipeline:
+    """The pipeline, declared under the name that it has."""
+    home = Home(Path(root))
+    with contextlib.suppress(NothingPublishedError), open_published(home) as con:
+        names = [name for name in NAMES if name in held_pipelines(con)]
+        return _named(home, names[0] if names else NAMES[0])
+    return _named(home, NAMES[0])
+
+
+def _named(home: Home, name: str) -> Pipeline:
+    to = {"deliver": [{"parquet": str(home.root.parent / "delivered"), "name": "late"}]}
+    spec = small_spec(name=name, **declared("parquet", **to))
+    return Pipeline(spec, home.root.parent / PROJECT, home)
+
+
+@contextlib.contextmanager
+def _working_on_it(root: str, *, alone: bool = False) -> Generator[Pipeline]:
+    """The pipeline, on which no process works meanwhile that wants to be alone."""
+    with (Path(root).parent / "passing.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        publish(Home(Path(root)))  # where the name is read, which a killed process may have changed
+        yield passing(root)
+
+
+def write(of: Any, _: random.Random) -> None:
+    """Make partitions, also dropped ones, and deliver them."""
+    with _working_on_it(of.root) as pipeline:
+        partitions = days(pipeline, *of.keys)
+        list(pipeline.build_features(partitions, of.stamp(), force=True))
+        if pipeline.state().registry.versions:
+            list(pipeline.score(partitions, of.stamp(), force=True))
+            list(deliver(pipeline, pipeline.spec.predictions.deliver[0], partitions, of.stamp()))
+
+
+def drop(of: Any, _: random.Random) -> None:
+    """Drop partitions."""
+    with _working_on_it(of.root, alone=True) as pipeline:
+        drop_partitions(pipeline, of.keys, "storm", of.stamp())
+
+
+def erase(of: Any, chance: random.Random) -> None:
+    """Erase a customer, and note the name once that is done."""
+    with _working_on_it(of.root, alone=True) as pipeline:
+        customer = chance.choice(customers()["customer"].slice(31 * ROWS_PER_DAY, len(SCORED) * ROWS_PER_DAY).to_list())
+        held_rows = erase_subject(pipeline, {"customer": customer}, "storm", of.stamp())
+        if held_rows.rows or held_rows.erased_at:
+            (Path(of.root).parent / f"erased-{customer}").touch()
+
+
+def rename(of: Any, _: random.Random) -> None:
+    """Give the pipeline its other name."""
+    with _working_on_it(of.root, alone=True) as pipeline:
+        old = pipeline.spec.name
+        with pipeline.warehouse.open() as con:
+            is_held = old in held_pipelines(con)
+        if is_held:
+            rename_pipeline(pipeline.home, old, next(name for name in NAMES if name != old))
+
+
+def take_out(of: Any, chance: random.Random) -> None:
+    """Export and report what is published."""
+    pipeline, to = passing(of.root), Path(of.root).parent / f"exported-{chance.randrange(3)}.parquet"
+    export(pipeline, to, features=chance.random() < 0.5, overwrite=True)
+    write_report(pipeline.home, pipeline.spec, file=to.with_suffix(".html"))
+
+
+DEPARTURES = (write, drop, erase, rename, take_out)
+
+
+def look_at_departures(con: duckdb.DuckDBPyConnection, root: str) -> Seen:
+    """Check a database for rows of partitions that are dropped, for two names of the pipeline, and for half a file outside."""
+    seen, home = Seen(where="departures"), Home(Path(root))
+    names = [name for name in NAMES if name in held_pipelines(con)]
+    seen.check("one name", names[1:])
+    for name in names:
+        dropped = sorted(read_dropped(con, name))
+        for schema, table in tables(con):
+            if (
+                schema == name
+                and table not in BESIDE
+                and ("partition_key", "VARCHAR") in table_columns(con, name, table)
+            ):
+                query = (
+                    f"SELECT DISTINCT partition_key FROM {quoted(name)}.{quoted(table)} WHERE partition_key IN $keys"
+                )
+                left = con.execute(query, {"keys": dropped}).fetchall()
+                seen.check("dropped rows nowhere", [f"{table} {key}" for (key,) in left], len(dropped))
+    for file in home.root.parent.glob("exported-*.*"):
+        whole = pl.read_parquet(file).height if file.suffix == ".parquet" else file.read_text().endswith("</html>\n")
+        seen.check("a file whole", [] if whole else [file])
+    return seen
+
+
+def calm_departures(root: str) -> Seen:
+    """With nothing else running: bring the pipeline up to date and deliver it, and search the home for what has left it."""
+    seen, home = Seen(), Home(Path(root))
+    pipeline, run_id = passing(root), f"calm-{datetime.now(UTC).timestamp()}"
+    stamp = Stamp(run_id, NOW)
+    carry_out(pipeline, NOW, run_id)
+    state, (delivery,) = pipeline.state(), pipeline.spec.predictions.deliver
+    due = [key for key in state.scores if undelivered(state, delivery, key)]
+    list(deliver(pipeline, delivery, days(pipeline, *sorted(due)), stamp))
+    pipeline.conclude(NOW)
+    held(pipeline)  # each partition is whole
+    seen.check("no mark is left", [mark for mark in (home.wiping, home.renaming) if mark.exists()])
+    with open_published(home) as con:
+        published = con.sql(f"SELECT partition_key, id, score FROM {pipeline.spec.name}.predictions ORDER BY ALL").pl()
+        seen.add(look_at_departures(con, root), "published")
+    to = home.root.parent / "delivered"
+    files = [to / f"partition_key={key}" / f"{pipeline.spec.name}.parquet" for key in state.scores]
+    received = pl.concat([pl.read_parquet(file, hive_partitioning=True) for file in files])
+    same = received.select(published.columns).sort(published.columns).equals(published)
+    seen.check("delivered as published", [] if same else ["the receiver"], len(files))
+    erased = sorted(path.name.removeprefix("erased-") for path in home.root.parent.glob("erased-*"))
+    seen.check("erased at the receiver", {*erased} & {*received["customer"]}, len(erased))
+    seen.check("erased nowhere", holding(home, *erased[-MOST_SEARCHED:]) if erased else (), len(erased))
+    seen.add(_dropped_nowhere(pipeline, state.dropped), "calm")
+    seen.add(_older_backup(home), "calm")
+    outside = {path.name: path.read_text() for path in (home.root.parent / OUTSIDE).rglob("*") if path.is_file()}
+    seen.check("nothing outside touched", [] if [*outside.values()] == ["precious"] * 3 else [outside])
+    return seen
+
+
+def _dropped_nowhere(pipeline: Pipeline, dropped: Any) -> Seen:
+    """Search the home for names of files, and bytes, of dropped partitions."""
+    seen, lake = Seen(), pipeline.home.lake
+    paths = [path for name in NAMES for path in (lake / name).rglob("*.parquet")]
+    left = [path for path in paths if {partition_of(path.name), path.parent.name} & {*dropped}]
+    seen.check("dropped files nowhere", left, len(dropped))
+    events = customers().with_columns(day=pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d"))
+    once = events.filter(pl.len().over("customer") == 1)
+    for key in sorted(dropped)[:MOST_SEARCHED]:
+        of_day = once.filter(pl.col("day") == key)["customer"].to_list()[:3]
+        seen.check("dropped bytes nowhere", holding(pipeline.home, *of_day))
+    return seen
+
+
+def _older_backup(home: Home) -> Seen:
+    """Put an older warehouse in the place of the newer one for a moment: it is refused, and changes nothing."""
+    seen, older, newer = Seen(), home.root.parent / "older.duckdb", home.root.parent / "newer.duckdb"
+    copies, content = published_copies(home), home.warehouse.read_bytes()
+    if older.exists() and older.read_bytes() != content:
+        home.warehouse.rename(newer)
+        home.warehouse.write_bytes(older.read_bytes())
+        try:
+            publish(home)
+            seen.check("an older warehouse is refused", ["it was published"])
+        except WarehouseError as error:
+            seen.check(
+                "an older warehouse is refused", [] if "restore --from-published" in str(error) else [str(error)]
+            )
+        seen.check("its copies stay", {*copies} - {*published_copies(home)}, len(copies))
+        newer.replace(home.warehouse)
+    older.write_bytes(content)
+    return seen
