@@ -73,6 +73,8 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Which features have moved, and is that unusual?": ("drift", "Drift"),
     "How do I write predictions into another database?": ("extending", "A sink"),
     "What must every machine of a Spark cluster have?": ("scaling_out", "What the cluster needs"),
+    "Can I score on a server of Spark Connect?": ("clusters", "Spark Connect"),
+    "Can my pipeline follow what arrives, instead of a clock?": ("scheduling", "On arrival"),
     "What if the disk is full?": ("faults", "Faults"),
     "Where does the code that picks a champion live?": ("architecture", "Where things are"),
 }

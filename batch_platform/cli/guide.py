@@ -30,6 +30,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "extending": "How do I add a source, a metric, a measure, a flavour, an engine or a sink?",
     "performance": "What does it cost, and how is that measured?",
     "scaling_out": "What if my table outgrows one machine?",
+    "clusters": "What if the cluster is a server, YARN or Kubernetes, without a shared disk?",
     "prediction_files": "What if they are too many for DuckDB?",
     "faults": "What happens when a process is killed or data are broken?",
     "architecture": "How is it built, and how do I contribute?",

@@ -1,14 +1,19 @@
 """The engine that scores a pipeline, as declared under `engine`."""
 
+import re
 from typing import Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from batch_platform.declaration.errors import listed
+from batch_platform.declaration.inputs import STORES, scheme_of
 from batch_platform.declaration.notation import Block, DurationText, parse_duration, with_guess
 
 LOCAL, SPARK = "local", "spark"
 ENGINES = [LOCAL, SPARK]  # names that `engine` accepts; the room of scoring has an engine for each
+# By the scheme of the addresses that name a host: the port that need not be written, if there is one.
+DEFAULT_PORTS = {"spark": None, "sc": 15002}
+ADDRESS = re.compile(r"\[?([^\]/,;\s]+?)\]?(?::(\d+))?")
 
 
 class Spark(Block):
@@ -17,7 +22,7 @@ class Spark(Block):
     master: str = Field(
         default="local[*]",
         min_length=1,
-        description="Master of the cluster: `spark://HOST:PORT`, `yarn`, `k8s://URL`, or `local[*]` for this machine.",
+        description="Master of the cluster: `spark://HOST:PORT`, `yarn`, `k8s://URL`, `local[*]` for this machine, or `sc://HOST:PORT` for a server of Spark Connect.",
         examples=["spark://host:7077"],
     )
     conf: dict[str, str | int | float | bool] = Field(
@@ -36,13 +41,39 @@ class Spark(Block):
         description="Number of rows from which a partition is divided into several tasks. A task scores whole row groups of the feature file (122,880 rows each).",
         examples=[1_000_000],
     )
-
+    staging: str | None = Field(
+        default=None,
+        description="Folder in an object store (`s3://`, `gs://`, `az://`) through which the machines of the cluster get features and models, and return scores. Without it they must see the home under the same path.",
+        examples=["s3://bucket/staging"],
+    )
     resource: str | None = Field(
         default=None,
         min_length=1,
         description="Key of a Dagster resource that has a `spark_session`, such as dagster-pyspark's. Runs use this session and leave it running. `check`, which runs no asset, starts one by `master` and `conf`.",
         examples=["pyspark"],
     )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        scheme, _, rest = self.master.partition("/;")[0].partition("://")
+        if scheme in DEFAULT_PORTS:
+            pairs = [ADDRESS.fullmatch(part) for part in rest.rstrip("/").split(",")]
+            if not all(pair and (pair[2] or DEFAULT_PORTS[scheme]) for pair in pairs):
+                written = (
+                    "sc://HOST or sc://HOST:PORT" if scheme == "sc" else "spark://HOST:PORT, as its web page shows it"
+                )
+                msg = f"engine.spark.master is the address of no {'server' if scheme == 'sc' else 'master'}; write {written}"
+                raise ValueError(msg)
+        if self.staging is not None and scheme_of(self.staging) not in STORES:
+            stores = listed(f"{store}://" for store in STORES)
+            msg = f"engine.spark.staging begins with one of {stores}; a file system that all machines see needs no staging"
+            raise ValueError(msg)
+        if "spark.remote" in self.conf:
+            msg = (
+                "engine.spark.conf has spark.remote; give that address as engine.spark.master, such as sc://host:15002"
+            )
+            raise ValueError(msg)
+        return self
 
     @property
     def patience(self) -> float:
@@ -63,7 +94,7 @@ class DeclaredEngine(Block):
     )
     spark: Spark | None = Field(
         default=None,
-        description="Score on Apache Spark. Every machine of the cluster must see the home under the same path.",
+        description="Score on Apache Spark. Every machine of the cluster must see the home under the same path, unless `staging` is declared.",
         examples=[{"master": "spark://host:7077"}],
     )
 

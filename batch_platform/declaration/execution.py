@@ -1,5 +1,7 @@
 """The steps of a pipeline in Dagster, as declared under `dagster`."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from batch_platform.declaration.notation import Block, DurationText, parse_duration
@@ -40,6 +42,11 @@ class Execution(Block):
         description="Maximum number of partitions of one run. Left out: a whole range in one run, and at most 1,000 partitions in "
         "a run of `batch-platform run`.",
         examples=[31],
+    )
+    executor: Literal["in_process", "project"] = Field(
+        default="in_process",
+        description="Executor of the pipeline's own jobs: `in_process` runs all steps of a run in one process, `project` uses the executor of the project's Definitions, which may run each step in a process or container of its own.",
+        examples=["project"],
     )
     keep_runs: DurationText = Field(
         default="90 days",

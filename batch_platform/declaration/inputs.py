@@ -389,6 +389,12 @@ class ColumnRule(Block):
         default=None, description="Maximum; rows with a larger value are rejected.", examples=[100]
     )
     feature: bool = Field(default=True, description="Whether the model is given the column.")
+    description: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What it holds, for Dagster, DuckDB's comments and the report.",
+        examples=["Miles between the airports."],
+    )
     formerly: str | None = Field(
         default=None,
         min_length=1,

@@ -7,7 +7,7 @@ declared in `inputs.py`, its model in `model.py` and its table of predictions in
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -97,6 +97,11 @@ class PipelineSpec(Block):
         description="How long rows are kept; `gc` removes older ones.",
         examples=[{"predictions": "3 years"}],
     )
+    automation: Literal["on_arrival"] | None = Field(
+        default=None,
+        description="`on_arrival`: assets follow what they are made of, beside the schedules.",
+        examples=["on_arrival"],
+    )
     dagster: Execution = Field(
         default_factory=Execution,
         description="How Dagster runs the steps. Group, tags and automation conditions are set by Dagster's `post_processing`.",
@@ -107,6 +112,11 @@ class PipelineSpec(Block):
         description="Where scoring runs: `local`, or a cluster. Predictions are the same.",
         examples=["local", {"spark": {"master": "spark://host:7077"}}],
     )
+
+    @property
+    def column_descriptions(self) -> dict[str, str]:
+        """The declared descriptions of columns of the features, by name."""
+        return {name: rule.description for name, rule in self.features.columns.items() if rule.description}
 
     @property
     def positive(self) -> bool | int | float | str | None:
@@ -139,6 +149,7 @@ class PipelineSpec(Block):
     def _consistent(self) -> Self:
         self._check_assets()
         self._check_columns()
+        self._check_cluster()
         self._check_refinements()
         self._check_snapshot()
         self._check_lengths()
@@ -187,19 +198,25 @@ class PipelineSpec(Block):
             advice = did_you_mean(unkept[0], self.predictions.keep) or "add it there"
             msg = f"monitoring.{needed[unkept[0]]}: {listed(map(repr, unkept))} is not in predictions.keep; {advice}"
             raise ValueError(msg)
+        driving = self.features.driving
+        if driving is not None and driving.source not in self.sources:
+            msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"
+            raise ValueError(with_guess(msg, driving.source, self.sources))
+
+    def _check_cluster(self) -> None:
+        """Refuse what needs a cluster without one, and what a cluster could not do."""
         if self.features.spark_sql is not None and self.engine.name != SPARK:
             msg = "features.spark_sql runs on the cluster that `engine: {spark: {master: …}}` declares, "
             msg += f"and this pipeline declares the engine {self.engine.name!r}"
             raise ValueError(msg)
         on_spark = [name for name, source in self.sources.items() if source.kind == "spark_table"]
+        if self.features.spark_sql is not None and self.engine.on_spark.staging is not None:
+            msg = "features.spark_sql: the cluster writes its rows into the home, which engine.spark.staging is to spare it; leave one of both out"
+            raise ValueError(msg)
         if on_spark and self.features.spark_sql is None:
             msg = f"sources.{on_spark[0]}.spark_table: only `features.spark_sql` reads a table of Spark's catalog; "
             msg += "declare the folder of the table instead, as `parquet` or `delta`"
             raise ValueError(msg)
-        driving = self.features.driving
-        if driving is not None and driving.source not in self.sources:
-            msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"
-            raise ValueError(with_guess(msg, driving.source, self.sources))
 
     def _check_refinements(self) -> None:
         """Refuse refinements that cannot be learned from what is declared."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, NoReturn, Self
@@ -23,6 +23,7 @@ from xxhash import xxh3_128
 
 from batch_platform.declaration.errors import DamagedFeaturesError, threads_explained
 from batch_platform.declaration.threads import threads
+from batch_platform.features.sources.objects import FilePath, ObjectPath, opened_store
 from batch_platform.warehouse.staging import if_free
 
 _ASIDE = re.compile(r"\.[0-9a-f]{32}\.parquet")
@@ -183,6 +184,70 @@ def file_digests(path: Path) -> tuple[str, str]:
 
 
 _HASH_BLOCK = 1 << 20
+_OBJECT_BLOCK = 1 << 25  # each is a request
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """The bytes of an open file."""
+
+    descriptor: int
+
+    def read(self, size: int, at: int) -> bytes:
+        """Some bytes from a position on; fewer at the end of the file, and at most 1 GiB."""
+        return os.pread(self.descriptor, min(size, 1 << 30), at)
+
+    def state(self) -> tuple[int, int]:
+        """Size and time of the last change."""
+        stat = os.fstat(self.descriptor)
+        return stat.st_size, stat.st_mtime_ns
+
+    def opened(self) -> pa.NativeFile:
+        """The file for Arrow."""
+        return pa.OSFile(f"/dev/fd/{self.descriptor}")
+
+
+@dataclass(frozen=True)
+class _InStore:
+    """The bytes of an object, of which each reading is a request for a range; its name holds its hash, so it stays as it is."""
+
+    path: ObjectPath
+    size: int
+
+    def read(self, size: int, at: int) -> bytes:
+        """Some bytes from a position on; raises StoreError."""
+        end = min(at + size, self.size)
+        if at >= end:
+            return b""
+        with opened_store(self.path) as (store, name):
+            return store.cat_file(name, start=at, end=end)
+
+    def state(self) -> tuple[int, int]:
+        """Its size."""
+        return self.size, 0
+
+    def opened(self) -> pa.NativeFile:
+        """All its bytes for Arrow."""
+        return pa.BufferReader(self.read(self.size, 0))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The bytes of an object, all of them in memory."""
+
+    content: bytes
+
+    def read(self, size: int, at: int) -> bytes:
+        """Some bytes from a position on."""
+        return self.content[at : at + size]
+
+    def state(self) -> tuple[int, int]:
+        """Its size."""
+        return len(self.content), 0
+
+    def opened(self) -> pa.NativeFile:
+        """The file for Arrow."""
+        return pa.BufferReader(self.content)
 
 
 @dataclass(frozen=True)
@@ -190,10 +255,10 @@ class RecordedFile:
     """An open feature file and the recorded hashes of its bytes."""
 
     where: str  # name of the pipeline and the partition for messages
-    path: Path
+    path: FilePath
     sha256: str
     xxh3: str  # checked instead of the SHA-256, since that costs next to nothing; empty if it is not known
-    descriptor: int
+    content: _OnDisk | _InStore | _Held
     opened: tuple[int, int]  # size and modification time when the file was opened
     hint: str  # hint of the error for other bytes
 
@@ -204,7 +269,8 @@ class RecordedFile:
         with each block that is hashed, after its position.
         """
         digest, at = xxh3_128() if self.xxh3 else hashlib.sha256(), 0
-        while block := os.pread(self.descriptor, _HASH_BLOCK, at):
+        size = _OBJECT_BLOCK if isinstance(self.content, _InStore) else _HASH_BLOCK
+        while block := self.content.read(size, at):
             if stop is not None and stop.is_set():
                 return
             digest.update(block)
@@ -216,12 +282,18 @@ class RecordedFile:
 
     def require_untouched(self) -> None:
         """Raise DamagedFeaturesError if the size or the modification time has changed since the file was opened."""
-        if _state(self.descriptor) != self.opened:
+        if self.content.state() != self.opened:
             self.refuse()
+
+    def held(self) -> "RecordedFile":
+        """The same file; of an object the bytes are read at once, so that those that are hashed are those that are decoded."""
+        if not isinstance(self.content, _InStore):
+            return self
+        return replace(self, content=_Held(self.content.read(self.content.size, 0)))
 
     def batches(self, rows: int) -> Generator[pa.RecordBatch]:
         """Read at most so many rows at a time; a file without rows gives one empty batch, which has the columns."""
-        with pa.OSFile(f"/dev/fd/{self.descriptor}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
+        with self.content.opened() as source, pq.ParquetFile(source, pre_buffer=False) as file:
             if not file.metadata.num_rows:
                 yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
             yield from file.iter_batches(batch_size=rows, use_threads=False)
@@ -234,18 +306,19 @@ class RecordedFile:
 
 @contextmanager
 def open_recorded(
-    path: Path, sha256: str, xxh3: str = "", *, pipeline: str, partition_key: str
+    path: FilePath, sha256: str, xxh3: str = "", *, pipeline: str, partition_key: str
 ) -> Generator[RecordedFile]:
-    """Open a feature file; raises DamagedFeaturesError if it is missing."""
+    """Open a feature file, or its copy in a store; raises DamagedFeaturesError if it is missing, and StoreError."""
     where = f"{pipeline}, partition {partition_key}"
     hint = f"batch-platform run {pipeline} --partition {partition_key} --force builds it again."
+    if isinstance(path, ObjectPath):
+        with opened_store(path) as (store, name):
+            content = _InStore(path, int(store.info(name)["size"]))
+        yield RecordedFile(where, path, sha256, xxh3, content, content.state(), hint)
+        return
     if not path.is_file():
         msg = f"{where}: its feature file {path} is gone."
         raise DamagedFeaturesError(msg, hint=hint)
     with path.open("rb") as file:
-        yield RecordedFile(where, path, sha256, xxh3, file.fileno(), _state(file.fileno()), hint)
-
-
-def _state(descriptor: int) -> tuple[int, int]:
-    stat = os.fstat(descriptor)
-    return stat.st_size, stat.st_mtime_ns
+        content = _OnDisk(file.fileno())
+        yield RecordedFile(where, path, sha256, xxh3, content, content.state(), hint)

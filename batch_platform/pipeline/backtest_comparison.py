@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -147,7 +148,7 @@ class Comparison:
 
         def read_features() -> tuple[pl.DataFrame, NDArray[np.float64]]:
             bundle = self.bundle_folder(self.versions[partition.key], 0)
-            manifest = read_manifest(bundle.folder, bundle.sha256)
+            manifest = read_manifest(Path(bundle.folder), bundle.sha256)
             contract = Contract.from_json(manifest.contract).under(spec.features.columns)
             build = self.builds[partition.key]
             return encoded_features(self.pipeline.history, build, partition, predictions, contract)

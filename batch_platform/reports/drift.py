@@ -11,6 +11,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
 from batch_platform.monitoring.measures.drift import COLUMNS
 from batch_platform.monitoring.measures.profiles import read_profiles
@@ -55,11 +56,10 @@ class DriftFigures:
     unjudged: int  # partitions whose predictions have no baseline, though features have
 
 
-def read_drift_figures(
-    con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, span: Span, zone: ZoneInfo
-) -> DriftFigures | None:
+def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span) -> DriftFigures | None:
     """Read the drift of a span from the baseline that is judged; None where it was not measured."""
-    baseline = (declared or Drift()).baseline
+    pipeline, zone = spec.name, spec.partitions.calendar.zone
+    baseline = (spec.monitoring.drift or Drift()).baseline
     if not has_table(con, pipeline, COLUMNS):
         return None
     rows = _rows(con, pipeline, baseline, span)
@@ -87,7 +87,7 @@ def read_drift_figures(
     )
     alarming = of_columns.filter(pl.col("alarms") > 0).sort("highest", "column_name", descending=[True, False])
     worst = [
-        _drifted(con, pipeline, rows.filter(column_name=name), span)
+        _drifted(con, spec, rows.filter(column_name=name), span)
         for name in alarming.head(WORST)["column_name"].to_list()
     ]
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
@@ -117,20 +117,21 @@ def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:
     return "month", span.periods("month", zone)
 
 
-def _drifted(con: duckdb.DuckDBPyConnection, pipeline: str, rows: pl.DataFrame, span: Span) -> Drifted:
+def _drifted(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, rows: pl.DataFrame, span: Span) -> Drifted:
     """Describe a column by its rows, of which some raised an alarm."""
     worst = rows.filter("alarm").sort("unusual", "partition_key", descending=[True, False]).row(0, named=True)
     name, key = worst["column_name"], worst["partition_key"]
     alarms = rows.filter("alarm")["partition_key"].to_list()
     judged = rows["partition_key"].to_list()
     later = [other for other in judged if span.keys.index(other) > span.keys.index(alarms[-1])]
-    profiles = read_profiles(con, pipeline, [*({*judged} - {*alarms}), key])
+    profiles = read_profiles(con, spec.name, [*({*judged} - {*alarms}), key])
     columns = {other: column for other, of in profiles.items() for column in of if column.name == name}
     then, change = columns.pop(key, None), _change(worst)
     usual = [column for column in columns.values() if then is not None and column.is_comparable(then)]
     shares = [] if then is None or not usual else _shares(reduce(add, usual), then)
     distance = next(word for least, word in _STRENGTHS if worst["unusual"] >= least)
     sentence = f"{change}: {distance} change (index {number(worst['unusual'], '.2f')}); an alarm in {len(alarms):,} of {rows.height:,} partitions."
+    sentence = " ".join(filter(None, (sentence, spec.column_descriptions.get(name))))
     return Drifted(name, key, change, sentence, alarms, later[0] if later else None, shares)
 
 

@@ -194,7 +194,7 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         months=performance_by_month(con, spec, metric, window),
         segments=segments,
         gaps=gaps_of(segments) if task == "binary" else [],
-        drift=read_drift_figures(con, spec.name, spec.monitoring.drift, window, spec.partitions.calendar.zone),
+        drift=read_drift_figures(con, spec, window),
         measures=read_further_measures(con, spec.name, window),
         confusion=confusion,
         calibration=calibration,

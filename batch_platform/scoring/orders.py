@@ -10,6 +10,7 @@ from pathlib import Path
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import failure_of
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.sources.objects import FilePath
 from batch_platform.models.bundle import Bundle, Predictor, open_bundle
 
 Watch = Callable[[Partition, int, int], None]  # a partition, how many of its rows are staged, and how many it has
@@ -20,7 +21,7 @@ class BundleFolder:
     """A bundle on disk."""
 
     version: str
-    folder: Path
+    folder: FilePath  # while it is in a store, it cannot be opened
     sha256: str  # registered hash
     rows: int  # rows that it scores in the whole run, which decides whether compiling its trees is worthwhile
     allow_pickle: bool = False  # whether its files may run code when they are loaded
@@ -32,7 +33,7 @@ class BundleFolder:
             IntegrityError: A byte differs from what was registered.
             WrongUseError: It needs other libraries, is of an unknown flavour, or may run code without permission.
         """
-        bundle = open_bundle(self.folder, self.sha256, allow_pickle=self.allow_pickle)
+        bundle = open_bundle(Path(self.folder), self.sha256, allow_pickle=self.allow_pickle)
         return replace(bundle, contract=bundle.contract.under(spec.features.columns))
 
 
@@ -41,7 +42,7 @@ class ScoringOrder:
     """A partition to score: its feature file, the model whose scores are published, and the challengers by name."""
 
     partition: Partition
-    features: Path
+    features: FilePath
     sha256: str  # hash of the bytes of the file
     rows: int  # rows in the file
     model: BundleFolder

@@ -52,7 +52,7 @@ _OWN = re.compile(
     | lake/[^/]+/features/(.+\.[0-9a-f]{12}|\.[0-9a-f]{32})\.parquet
     | lake/[^/]+/[^/]+/[^/]+/([0-9a-f]{32}\.parquet|\.[0-9a-f]{32})
     | models/[^/]+/.+-[0-9a-f]{8}
-    | spark/did-not-start-.+\.log
+    | spark/(did-not-start-.+\.log|staged-.+)
     """,
     re.VERBOSE | re.DOTALL,
 )

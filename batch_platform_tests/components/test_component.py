@@ -71,7 +71,15 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "time": "ts",
         "driving": {"source": "events", "time": "ts"},
         "columns": {
-            "amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True, "formerly": "price"}
+            "amount": {
+                "type": "float",
+                "nullable": True,
+                "min": 0,
+                "max": 1e5,
+                "feature": True,
+                "formerly": "price",
+                "description": "In euros.",
+            }
         },
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
@@ -154,10 +162,12 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
     },
     "report": {"every": "week", "schedule": "30 7 * * 1"},
     "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
+    "automation": "on_arrival",
     "dagster": {
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},
         "max_partitions_per_run": 31,
+        "executor": "project",
         "keep_runs": "30 days",
     },
     "engine": {
@@ -167,6 +177,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "conf": {"spark.driver.memory": "2g", "spark.speculation": True},
             "wait_for_executors": "1 hour",
             "rows_per_task": 1_000_000,
+            "staging": "s3://bucket/staging",
             "resource": "pyspark",
         },
     },

@@ -58,7 +58,15 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "time": "scheduled_departure",
         "driving": {"source": "flights", "time": "scheduled_departure"},
         "columns": {
-            "distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True, "formerly": "miles"}
+            "distance": {
+                "type": "float",
+                "nullable": False,
+                "min": 0,
+                "max": 1e5,
+                "feature": True,
+                "formerly": "miles",
+                "description": "Miles between the airports.",
+            }
         },
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
@@ -141,7 +149,9 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     },
     "report": {"every": "month", "schedule": "0 7 1 * *"},
     "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
+    "automation": "on_arrival",
     "dagster": {
+        "executor": "project",
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},
         "max_partitions_per_run": 31,
@@ -155,6 +165,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "wait_for_executors": "1 hour",
             "rows_per_task": 1_000_000,
             "resource": "pyspark",
+            "staging": "s3://bucket/staging",
         },
     },
 }

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -170,6 +171,42 @@ def spark_cluster(folder: Path, *, cores: int = 2, memory: str = "2g") -> Iterat
         yield cluster
     finally:
         cluster.kill()
+
+
+@contextmanager
+def connect_server(folder: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server of Spark Connect in a folder, which runs two tasks at a time with these variables: its address, and its process."""
+    port, _ = free_ports(2)
+    options = {
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": port,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.driver.extraJavaOptions": f"{LITTLE_JAVA} {QUICK_JAVA}",
+        "spark.connect.progress.reportInterval": "200ms",
+    }
+    command = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", "local[2,4]"]  # a task has four attempts
+    command += [word for name, value in options.items() for word in ("--conf", f"{name}={value}")]
+    command += ["--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"]
+    own = {"SPARK_HOME": str(SPARK_HOME), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+    environment = {**os.environ, **own, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        while not _listens(port):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.1)
+        yield f"sc://127.0.0.1:{port}", process
+    finally:
+        kill([*descendants(process.pid), process.pid])
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def free_ports(count: int) -> list[int]:

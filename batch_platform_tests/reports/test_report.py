@@ -318,6 +318,7 @@ def test_the_values_of_a_column_are_drawn_then_and_otherwise_and_never_become_ma
 
 def test_drift_that_was_not_judged_is_no_alarm(pipeline):
     monitoring = pipeline.spec.monitoring.model_copy(update={"drift": None})
+    spec = pipeline.spec.model_copy(update={"monitoring": monitoring})
     with open_published(pipeline.home) as published, duckdb.connect() as con:
         con.execute("CREATE SCHEMA small")
         con.register(
@@ -325,7 +326,7 @@ def test_drift_that_was_not_judged_is_no_alarm(pipeline):
         )
         con.execute("CREATE TABLE small.drift AS FROM measured")
         window = read_figures(published, pipeline.spec, FIRST, LAST).window
-        drift = read_drift_figures(con, "small", monitoring.drift, window, BERLIN)
+        drift = read_drift_figures(con, spec, window)
     assert drift is not None
     assert drift.cells["index"].max() > 1, "the strange day is far from the baseline"
     assert (drift.drifted, drift.worst, drift.cells["alarms"].sum()) == (0, [], 0)

@@ -31,6 +31,7 @@ from batch_platform.declaration.errors import DamagedFeaturesError, EngineError,
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
 from batch_platform.features.spark import session as spark_sessions
+from batch_platform.features.spark.cluster import is_stopped
 from batch_platform.features.spark.parts import ReadPart, parts_of, stretches_of
 from batch_platform.features.spark.session import (
     MOST_LOGS,
@@ -553,16 +554,22 @@ def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
 @pytest.mark.full
 def test_java_does_not_compile_for_long_where_it_only_passes_work_on(spark, monkeypatch):
     def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        inherited = os.environ["JDK_JAVA_OPTIONS"]  # from the executor's Java
-        yield pa.record_batch({"options": [inherited]})
+        process = os.getpid()
+        while "java" not in (command := Path(f"/proc/{process}/cmdline").read_text()).partition("\0")[0]:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pa.record_batch(
+            {"options": [command.replace("\0", " ")], "inherited": [os.environ.get("JDK_JAVA_OPTIONS")]}
+        )
 
     declared = Spark.model_validate(spark.declared()["spark"])
     with spark_session(declared, "small") as session:
         driver = session._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()
         assert QUICK_JAVA in [*driver]
-        executors = session.range(1).mapInArrow(java_options, "options string").collect()
-        assert {row.options for row in executors} == {QUICK_JAVA}
-    assert not [name for name in configuration(declared, "small", runs_sql=True) if "JAVA_OPTIONS" in name]
+        executors = session.range(1).mapInArrow(java_options, "options string, inherited string").collect()
+    for row in executors:
+        assert row.options.index(QUICK_JAVA) < row.options.index(LITTLE_JAVA), "what is declared comes after, and holds"
+        assert row.inherited is None, "the variable of the machine is left as it is"
+    assert not [name for name in configuration(declared, "small") if "JAVA_OPTIONS" in name]
     monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xss2m")
     with spark_sessions._environment(declared, runs_sql=False):
         assert os.environ["JDK_JAVA_OPTIONS"] == f"{QUICK_JAVA} -Xss2m"
@@ -586,7 +593,7 @@ def test_a_session_that_the_user_started_is_used_and_left_running(spark, monkeyp
     monkeypatch.setattr(spark_sessions, "_shared", [])
     with spark_session(Spark(master=spark.master, conf={"spark.executor.memory": "8g"}), "small") as session:
         assert session.range(3).count() == 3
-    assert not spark_sessions.is_stopped(session)
+    assert not is_stopped(session)
     with (
         pytest.raises(
             WrongUseError, match=rf"has a Spark session on {spark.master}, and engine\.spark\.master is yarn\."
@@ -608,7 +615,7 @@ def test_in_dagster_the_session_of_a_declared_resource_is_used_and_left_running(
     assert done.success
     assert deployed.pipeline.state().scores["2024-02-01"].engine == "spark"
     with spark_session(Spark(master=spark.master), "small") as session:
-        assert not spark_sessions.is_stopped(session)
+        assert not is_stopped(session)
     without = deploy(tmp_path, monkeypatch, **declared)
     with pytest.raises(dg.DagsterInvalidDefinitionError, match="resource with key 'pyspark' required by op 'small__"):
         without.run("predictions", first="2024-02-01")

@@ -153,7 +153,7 @@ class SparkFeatures:
             jobs = self._open.enter_context(
                 spark_jobs(self._spec.engine.on_spark, self._spec.name, self._folder, runs_sql=True)
             )
-            session = jobs.session.newSession()
+            own = jobs.apart()
             for name, value in {
                 "spark.sql.session.timeZone": self._spec.partitions.timezone,  # times without a zone are read as in DuckDB
                 "spark.sql.variable.substitute": "false",  # ${…} in the SQL
@@ -161,8 +161,8 @@ class SparkFeatures:
                 "spark.sql.files.ignoreMissingFiles": "false",
                 "spark.sql.files.ignoreCorruptFiles": "false",
             }.items():
-                session.conf.set(name, value)
-            self._started = SparkJobs(session, self._spec.engine.on_spark)
+                own.session.conf.set(name, value)
+            self._started = own
         return self._started
 
     def _written(self, frame: "DataFrame", partition: Partition, folder: Path, shown: str) -> tuple[list[Path], int]:

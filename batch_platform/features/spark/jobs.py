@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.spark.session import cancel, executors_of, is_stopped, shortest, spark_session
+from batch_platform.features.spark.cluster import Cluster, cluster_of, is_stopped
+from batch_platform.features.spark.session import shortest, spark_session
 from batch_platform.features.spark.task import FULL_DISK, SAME_ENVIRONMENT
 from batch_platform.warehouse.home import Home
 
 if TYPE_CHECKING:
-    from pyspark.core.status import SparkStageInfo
     from pyspark.sql import SparkSession
 
 SECONDS_BETWEEN_LOOKS = 1.0  # reading the progress of jobs takes processor time of the driver, in Python and Java
@@ -48,7 +48,7 @@ def spark_errors() -> tuple[type[Exception], ...]:
 class SparkJob:
     """A job that Spark runs."""
 
-    group: str  # Spark's job group
+    group: str  # Spark's job group, or tag
     shown: str  # pipeline and partitions
     watch: Callable[[int, int], None] | None = None  # called with the number of finished tasks, and of all
     waiting_since: float | None = None  # time from which there was no executor; None while there are some
@@ -57,23 +57,31 @@ class SparkJob:
 class SparkJobs:
     """The jobs that one user of a session has running."""
 
-    def __init__(self, session: "SparkSession", spark: Spark) -> None:
+    def __init__(self, cluster: Cluster, spark: Spark) -> None:
         """Run nothing yet; `spark` says how long jobs wait for executors."""
-        self.session, self._spark = session, spark
-        self.master = session.sparkContext.master or ""  # a session that is lent has a master of its own
+        self.cluster, self._spark = cluster, spark
         self._running, self._next_line = dict[str, SparkJob](), 0.0
+
+    @property
+    def session(self) -> "SparkSession":
+        """The session in which the jobs run."""
+        return self.cluster.session
 
     @property
     def page(self) -> str:
         """The address at which Spark shows its jobs while it runs; empty without one."""
-        return self.session.sparkContext.uiWebUrl or ""
+        return self.cluster.page
+
+    def apart(self) -> "SparkJobs":
+        """Jobs in a session of their own, whose settings and views nobody else sees."""
+        return SparkJobs(cluster_of(self.session.newSession(), self.cluster.master), self._spark)
 
     def run(self, job: SparkJob, action: Callable[[], Result]) -> Result:
         """Call Spark as a job, on the thread that waits for it; raises one of `spark_errors`."""
         self._running[job.group] = job
         try:
-            self.session.sparkContext.setJobGroup(job.group, job.shown, interruptOnCancel=True)
-            return action()
+            with self.cluster.marked(job.group, job.shown):
+                return action()
         except AttributeError as error:
             # PySpark cleans up after an error with what the end of its session has set to None
             if is_stopped(self.session) and isinstance(error.__context__, spark_errors()):
@@ -92,7 +100,7 @@ class SparkJobs:
 
     def cancel(self) -> None:
         """Cancel all jobs that have begun."""
-        cancel(self.session, [*self._running])
+        self.cluster.cancel([*self._running])
 
     def end(self, future: "Future[Result]") -> None:
         """Cancel all jobs until what another thread runs has ended: it may just be about to begin a job."""
@@ -114,41 +122,34 @@ class SparkJobs:
     ) -> EngineError:
         """Explain in one sentence why Spark gave up; `again` is what to do, and `task` names the task of a number."""
         if job is not None and self.is_abandoned(job):
-            msg = f"{where}: the cluster {self.master} had no executor for {self._spark.wait_for_executors}."
+            msg = f"{where}: the cluster {self.cluster.master} had no executor for {self._spark.wait_for_executors}."
             return EngineError(msg, hint=f"{again} engine.spark.wait_for_executors is how long a run waits.")
         failed = FailedTask.of(error)
         if failed is None:
-            return EngineError(f"{where}: Spark on {self.master} ended: {shortest(error)}", hint=again)
+            message, hint = raised_by_us(str(error).strip().rpartition("\n")[2])
+            if hint is not None:  # Spark Connect names no task, but what it raised
+                return EngineError(message, hint=hint)
+            return EngineError(f"{where}: Spark on {self.cluster.master} ended: {shortest(error)}", hint=again)
         where = where if task is None else task(failed.number)
         msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
         return EngineError(msg, hint=failed.hint or again)
 
     def _look_after(self, job: SparkJob) -> None:
         """Report the progress of a job's tasks, and end all if the cluster has left them alone for too long."""
-        context = self.session.sparkContext
         if is_stopped(self.session):
             return
-        stages = [
-            stage for number in context.statusTracker().getJobIdsForGroup(job.group) for stage in self._stages(number)
-        ]
-        done, tasks = (sum(counts) for counts in ([s.numCompletedTasks for s in stages], [s.numTasks for s in stages]))
+        at = self.cluster.progress(job.group)
         if job.watch is not None:
-            job.watch(done, tasks)
-        if tasks and (now := monotonic()) >= self._next_line:
+            job.watch(at.done, at.tasks)
+        if at.tasks and (now := monotonic()) >= self._next_line:
             self._next_line = now + SECONDS_BETWEEN_LINES
-            _log.info("%s: %d of %d tasks done.", job.shown, done, tasks)
-        if self.master.startswith("local") or executors_of(self.session):
+            _log.info("%s: %d of %d tasks done.", job.shown, at.done, at.tasks)
+        if not at.is_left_alone:
             job.waiting_since = None
         elif job.waiting_since is None:
             job.waiting_since = monotonic()
         elif self.is_abandoned(job):
-            self.session.stop()  # it would wait for ever
-
-    def _stages(self, number: int) -> list["SparkStageInfo"]:
-        tracker = self.session.sparkContext.statusTracker()
-        info = tracker.getJobInfo(number)
-        stages = [tracker.getStageInfo(stage) for stage in (info.stageIds if info else ())]
-        return [stage for stage in stages if stage is not None]
+            self.cluster.give_up(job.group)  # it would wait for ever
 
 
 @contextmanager
@@ -156,9 +157,10 @@ def spark_jobs(spark: Spark, pipeline: str, folder: Path, *, runs_sql: bool = Fa
     """Jobs on the session of `spark_session`, which see for `runs_sql` and for what it raises; `folder` is staged in the home."""
     home = Home.of_staged(folder)
     with spark_session(spark, pipeline, home and home.spark_logs, runs_sql=runs_sql) as session:
-        jobs = SparkJobs(session, spark)
+        cluster = cluster_of(session, spark.master)
+        jobs = SparkJobs(cluster, spark)
         place = f", shown at {jobs.page} while it runs" if jobs.page else ""
-        _log.info("%s: Spark application %s on %s%s.", pipeline, session.sparkContext.applicationId, jobs.master, place)
+        _log.info("%s: Spark application %s on %s%s.", pipeline, cluster.application, cluster.master, place)
         yield jobs
 
 

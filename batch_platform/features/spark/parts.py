@@ -6,7 +6,6 @@ parts are what was recorded if the hashes of their stretches are among its own.
 """
 
 import io
-import os
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -119,9 +118,9 @@ def _stretch(metadata: pq.FileMetaData, group: int) -> tuple[int, int]:
 
 
 def _bytes(file: RecordedFile, start: int, end: int) -> bytes:
-    """The bytes of a stretch; fewer if the file ends before. One call reads 2 GiB at most."""
+    """The bytes of a stretch; fewer if the file ends before."""
     blocks, at = list[bytes](), max(start, 0)
-    while at < end and (block := os.pread(file.descriptor, min(end - at, 1 << 30), at)):
+    while at < end and (block := file.content.read(end - at, at)):
         blocks.append(block)
         at += len(block)
     return b"".join(blocks)

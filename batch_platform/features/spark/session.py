@@ -15,17 +15,25 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batch_platform.declaration.engine import Spark
+from batch_platform.declaration.engine import ADDRESS, DEFAULT_PORTS, Spark
 from batch_platform.declaration.errors import EngineError, WrongUseError
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.threads import SHORT_WAITS
+from batch_platform.features.spark.cluster import is_connect, is_remote, is_stopped, send_modules, without_secrets
+from batch_platform.features.spark.internals import (
+    forget_java,
+    give_up_after_a_minute,
+    has_java,
+    launch_java,
+    with_defaults,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,13 +43,14 @@ LOOPBACK = "127.0.0.1"
 ANSWERS_WITHIN = 10  # seconds
 # Variable that each `java` reads; an option that it is given otherwise comes after these, and holds.
 JAVA_OPTIONS = "JDK_JAVA_OPTIONS"
+_EXECUTORS_JAVA = "spark.executor.defaultJavaOptions"  # come before spark.executor.extraJavaOptions, which hold
 # For Java that only passes work on: to compile its best code takes longer than that code saves.
 QUICK_JAVA = "-XX:TieredStopAtLevel=1"
+_DECIDE_BITS = ("OPENBLAS_CORETYPE",)  # variables by which an algebra library does not choose by the processor it finds
 _JAVA_HINT = (
     "install openjdk-17-jdk-headless or openjdk-21-jdk-headless (Debian, Ubuntu), java-17-openjdk-devel (Fedora, RHEL), or set "
     "JAVA_HOME to such a JDK."
 )
-_STANDALONE = "spark://"
 MOST_LOGS = 10  # the newest logs of failed starts that are kept
 _SAYS_NOTHING = re.compile(
     r"NOTE:|WARNING:|Picked up |Usage:|\s*at |Using Spark's default|Setting default log level|To adjust logging"
@@ -77,33 +86,6 @@ class _Shared:
             _log.warning("Spark had already ended: %s", shortest(error))
 
 
-def _java(session: "SparkSession") -> Any:  # noqa: ANN401 - Java's objects have no type here
-    """Spark's own context, for what the one in Python does not show; None once it was stopped."""
-    java: Any = session.sparkContext._jsc  # noqa: SLF001 - it has no public name
-    return None if java is None or java.sc().isStopped() else java.sc()
-
-
-def is_stopped(session: "SparkSession") -> bool:
-    """Return whether a session was stopped, or has ended with its cluster."""
-    return _java(session) is None
-
-
-def cancel(session: "SparkSession", groups: Iterable[str]) -> None:
-    """Cancel groups of jobs, unless Spark has ended."""
-    from py4j.protocol import Py4JError
-
-    with suppress(Py4JError, OSError):
-        if not is_stopped(session):
-            for group in groups:
-                session.sparkContext.cancelJobGroup(group)
-
-
-def executors_of(session: "SparkSession") -> int:
-    """Number of executors that a session has now."""
-    java = _java(session)
-    return 0 if java is None else int(java.getExecutorMemoryStatus().size()) - 1  # the driver is counted as one
-
-
 _lock, _shared = threading.Lock(), list[_Shared]()  # holds at most one session: Spark allows one per process
 _lenders = list["Callable[[], SparkSession]"]()
 
@@ -125,11 +107,12 @@ def spark_session(
         if _shared and is_stopped(_shared[0].session):
             _shared.pop().stop()
         if not _shared:
-            borrowed = _Shared(_lenders[-1](), spark, is_borrowed=True) if _lenders else None
-            _shared.append(borrowed or _running(spark, pipeline) or _started(spark, pipeline, logs, runs_sql=runs_sql))
+            borrowed = _borrowed(_lenders[-1](), spark) if _lenders else _running(spark, pipeline)
+            _shared.append(borrowed or _started(spark, pipeline, logs, runs_sql=runs_sql))
         shared = _shared[0]
         if not shared.serves(spark):
-            msg = f"{pipeline}: this process runs another Spark session, on {shared.spark.master}; a process can have one."
+            master = without_secrets(shared.spark.master)
+            msg = f"{pipeline}: this process runs another Spark session, on {master}; a process can have one."
             raise WrongUseError(
                 msg, hint="run the pipelines in processes of their own, as Dagster's default executor does."
             )
@@ -154,26 +137,68 @@ def lent(session: "Callable[[], SparkSession]") -> Generator[None]:
         _lenders.remove(session)
 
 
-def _running(spark: Spark, pipeline: str) -> _Shared | None:
-    """The session that the user has started in this process."""
-    session = _session_class().getActiveSession()
-    if session is None or is_stopped(session):
-        return None
-    master = session.sparkContext.master
-    if master != spark.master:
-        msg = f"{pipeline}: this process has a Spark session on {master}, and engine.spark.master is {spark.master}."
-        raise WrongUseError(msg, hint="declare the master of that session, or stop the session.")
+def _borrowed(session: "SparkSession", spark: Spark) -> _Shared:
+    if is_remote(session):
+        send_modules(session, import_folders())
     return _Shared(session, spark, is_borrowed=True)
 
 
+def _running(spark: Spark, pipeline: str) -> _Shared | None:
+    """The session that the user has started in this process."""
+    if is_connect(spark.master):
+        remote = sys.modules.get("pyspark.sql.connect.session")  # nobody has started a session without it
+        begun: Any = remote and remote.SparkSession.getActiveSession()
+        is_there = begun and not is_stopped(begun) and begun.client.host == _addresses(spark.master)[0][0]
+        return _borrowed(begun, spark) if is_there else None
+    session = _session_class().getActiveSession()
+    if session is None or is_stopped(session):
+        return None
+    master = "Spark Connect" if is_remote(session) else session.sparkContext.master
+    if master != spark.master:
+        msg = f"{pipeline}: this process has a Spark session on {master}, and engine.spark.master is {spark.master}."
+        raise WrongUseError(msg, hint="declare the master of that session, or stop the session.")
+    return _borrowed(session, spark)
+
+
+def _connected(spark: Spark, pipeline: str) -> _Shared:
+    """Open a session on a server of Spark Connect, which has its own Java and its own configuration."""
+    require_master(spark.master, pipeline)
+    with needed("pyspark with Spark Connect", extra="spark"):
+        from pyspark.sql.connect.session import SparkSession as RemoteSession
+    from pyspark.errors import PySparkException
+
+    name, session = "", None
+    try:
+        session: Any = RemoteSession.builder.remote(spark.master).create()
+        give_up_after_a_minute(session)
+        for name, value in as_text(spark.conf).items():
+            session.conf.set(name, value)
+        name = ""
+        send_modules(session, import_folders())
+    except (PySparkException, OSError, ValueError) as error:
+        if session is not None:
+            session.stop()
+        at = without_secrets(spark.master)
+        refused = f"{at} refuses engine.spark.conf, {name}" if name else f"no session begins on {at}"
+        msg = f"{pipeline}: {refused}: {redact(shortest(error))}"
+        hint = "leave to the server what it is started with; engine.spark.conf sets what a session may set."
+        raise EngineError(msg, hint=hint if name else "check engine.spark.master and the server's log.") from error
+    return _Shared(session, spark, is_borrowed=False)
+
+
 def _started(spark: Spark, pipeline: str, logs: Path | None, *, runs_sql: bool) -> _Shared:
+    if is_connect(spark.master):
+        return _connected(spark, pipeline)
+    if remote := os.environ.get("SPARK_REMOTE"):
+        msg = f"{pipeline}: SPARK_REMOTE is set, and engine.spark.master is {spark.master}."
+        raise WrongUseError(msg, hint=f"declare master: {without_secrets(remote)}, or unset SPARK_REMOTE.")
     require_java(os.environ, pipeline)
     require_master(spark.master, pipeline)
     session_class, former = _session_class(), signal.getsignal(signal.SIGINT)
     begun = _log_file().stat().st_size
     try:
         with _environment(spark, runs_sql=runs_sql):
-            session = _launched(session_class, configuration(spark, pipeline, runs_sql=runs_sql))
+            session = _launched(session_class, configuration(spark, pipeline), runs_sql=runs_sql)
     except Exception as error:
         written = redact(_log_file().read_bytes()[begun:].decode(errors="replace"))
         msg = f"{pipeline}: Spark did not start on {spark.master}: {redact(_cause(error, written))}"
@@ -188,25 +213,27 @@ def _started(spark: Spark, pipeline: str, logs: Path | None, *, runs_sql: bool) 
     return _Shared(session, spark, is_borrowed=False)
 
 
-def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -> "SparkSession":
-    """Start Spark, and first its Java, whose output goes to a file: nobody wants it on a terminal."""
+def _launched(session_class: "type[SparkSession]", options: Mapping[str, str], *, runs_sql: bool) -> "SparkSession":
+    """Start Spark, and first its Java, whose output goes to a file."""
     from pyspark import SparkConf, SparkContext
-    from pyspark.java_gateway import launch_gateway
 
     conf = SparkConf().setAll(list(options.items()))
-    if SparkContext._gateway is not None:  # noqa: SLF001 - there is one for each process, and no public name for it
+    if has_java():
         SparkContext(conf=conf)
         return session_class.builder.getOrCreate()
     if (home := os.environ.get("SPARK_HOME")) and not Path(home, "bin", "spark-submit").exists():
         msg = f"there is no Spark at SPARK_HOME ({home})."
         raise FileNotFoundError(msg)
     with _log_file().open("ab") as log:
-        gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
+        gateway = launch_java(conf, log)
+    conf = with_defaults(conf, gateway)
+    if not runs_sql:
+        conf.set(_EXECUTORS_JAVA, f"{QUICK_JAVA} {conf.get(_EXECUTORS_JAVA, '')}".rstrip())
     try:
         SparkContext(conf=conf, gateway=gateway)
     except Exception as error:
         if _has_ended(error):
-            SparkContext._gateway = SparkContext._jvm = None  # noqa: SLF001 - so that another attempt starts another Java
+            forget_java()
         raise
     return session_class.builder.getOrCreate()
 
@@ -253,11 +280,11 @@ def _session_class() -> "type[SparkSession]":
     return SparkSession
 
 
-def configuration(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> dict[str, str]:
+def configuration(spark: Spark, pipeline: str) -> dict[str, str]:
     """The configuration of a session: what is declared, over what this package needs."""
-    environment = {"PYTHONPATH": import_path(), "POLARS_MAX_THREADS": "1", **SHORT_WAITS}
-    if not runs_sql:
-        environment[JAVA_OPTIONS] = QUICK_JAVA
+    path = os.pathsep.join(map(str, import_folders()))
+    pinned = {name: os.environ[name] for name in _DECIDE_BITS if name in os.environ}
+    environment = {"PYTHONPATH": path, "POLARS_MAX_THREADS": "1", **SHORT_WAITS, **pinned}
     ours = {
         "spark.master": spark.master,
         "spark.app.name": f"batch-platform {pipeline}",
@@ -266,19 +293,19 @@ def configuration(spark: Spark, pipeline: str, *, runs_sql: bool = False) -> dic
     }
     if is_on_this_machine(spark.master):
         ours |= {"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK}
-    declared = {
-        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in spark.conf.items()
-    }
-    return ours | declared
+    return ours | as_text(spark.conf)
 
 
-def import_path() -> str:
-    """Folders from which this process imports modules that are not installed; executors with the same folders find them too."""
+def as_text(conf: Mapping[str, str | float | bool]) -> dict[str, str]:
+    """Write options as Spark reads them."""
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in conf.items()}
+
+
+def import_folders() -> list[Path]:
+    """Folders from which this process imports modules that are not installed; executors find the modules there too."""
     installed = {Path(sys.prefix), Path(sys.base_prefix)}
     folders = [Path(entry).absolute() for entry in sys.path if Path(entry).is_dir()]  # '' is the current folder
-    return os.pathsep.join(
-        str(folder) for folder in dict.fromkeys(folders) if not installed & {folder, *folder.parents}
-    )
+    return [folder for folder in dict.fromkeys(folders) if not installed & {folder, *folder.parents}]
 
 
 def is_on_this_machine(master: str) -> bool:
@@ -288,7 +315,7 @@ def is_on_this_machine(master: str) -> bool:
 
 
 def require_master(master: str, pipeline: str) -> None:
-    """Raise EngineError if no master of a standalone cluster answers: Spark itself would try for a minute."""
+    """Raise EngineError if no master of a standalone cluster, or no server of Spark Connect, answers: Spark itself would try for minutes."""
     addresses, failures = _addresses(master), list[str]()
     for address in addresses:
         try:
@@ -298,18 +325,20 @@ def require_master(master: str, pipeline: str) -> None:
         else:
             return
     if addresses:
-        msg = f"{pipeline}: no Spark master answers at {master} ({'; '.join(failures)})."
+        asked = "server of Spark Connect" if is_connect(master) else "Spark master"
+        msg = f"{pipeline}: no {asked} answers at {without_secrets(master)} ({'; '.join(failures)})."
         raise EngineError(
             msg, hint="start the cluster, or correct engine.spark.master. Nothing was changed; run again."
         )
 
 
 def _addresses(master: str) -> list[tuple[str, int]]:
-    """Host and port of each master of a standalone cluster; none for other kinds of clusters."""
-    if not master.startswith(_STANDALONE):
+    """Host and port of each master of a standalone cluster, or of a server of Spark Connect; none for other kinds of clusters."""
+    scheme, _, rest = without_secrets(master).partition("://")
+    if scheme not in DEFAULT_PORTS:
         return []
-    pairs = [re.fullmatch(r"\[?([^\]]+?)\]?:(\d+)", part) for part in master.removeprefix(_STANDALONE).split(",")]
-    return [(pair[1], int(pair[2])) for pair in pairs if pair]
+    pairs = [ADDRESS.fullmatch(part) for part in rest.rstrip("/").split(",")]
+    return [(pair[1], int(pair[2] or DEFAULT_PORTS[scheme] or 0)) for pair in pairs if pair]
 
 
 def require_java(environment: Mapping[str, str], pipeline: str) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import batch_platform
 from batch_platform.declaration.errors import EngineError
+from batch_platform.features.sources.objects import StoreError
+from batch_platform.features.spark.staging import ObjectStaging
 
 if TYPE_CHECKING:
     from pyspark import TaskContext
@@ -44,7 +47,7 @@ def write_rows(work: WrittenRows, batches: Iterator[pa.RecordBatch]) -> Iterator
     """Write the rows of a task and say where; Spark's `mapInArrow` calls this, and runs a task again if it raises."""
     context = running_task()
     require_fit(work.where, work.version, work.mark)
-    path, rows = work.folder / f"{context.partitionId():06}.{context.taskAttemptId()}.parquet", 0
+    path, rows = work.folder / f"{context.partitionId():06}.{uuid4().hex}.parquet", 0
     first = next(batches, None)
     if first is None:
         return
@@ -71,13 +74,20 @@ def running_task() -> "TaskContext":
     return context
 
 
-def require_fit(where: str, version: str, mark: Path) -> None:
+def require_fit(where: str, version: str, mark: Path | ObjectStaging) -> None:
     """Raise EngineError if this machine has another version of this package than the driver, or does not see the driver's files."""
     host = platform.node()
     if version != batch_platform.__version__:
         msg = f"{where}: the executor on {host} runs batch_platform {batch_platform.__version__}, the driver {version}."
         raise EngineError(msg, hint=SAME_ENVIRONMENT)
-    if not mark.is_file():
+    if isinstance(mark, ObjectStaging):
+        try:
+            mark.require_reached()
+        except StoreError as error:
+            msg = f"{where}: the executor on {host} does not reach {mark.folder}, where the driver stages the run: {error}."
+            hint = "give the executors the address and credentials of the store, in their environment or by their role."
+            raise EngineError(msg, hint=hint) from error
+    elif not mark.is_file():
         msg = f"{where}: the executor on {host} does not see {mark.parent}, where the driver stages the run."
         raise EngineError(msg, hint=f"{SHARED_HOME}, and run the executors as a user who may read and write it.")
 

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -29,11 +29,12 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
 from batch_platform.features.spark.jobs import SparkJob, SparkJobs, spark_errors, spark_jobs
 from batch_platform.features.spark.parts import parts_of
+from batch_platform.features.spark.staging import ObjectStaging, object_staging, store_errors
 from batch_platform.features.spark.task import require_here
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import in_order
 from batch_platform.scoring.engines.spark_task import SUMMARY, Job, Summary, Task, run_tasks
-from batch_platform.scoring.orders import ScoringOrder, Watch
+from batch_platform.scoring.orders import BundleFolder, ScoringOrder, Watch
 from batch_platform.scoring.partition import Staged, merged, unwatched
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class SparkEngine:
         self._open = ExitStack()
         self._started: SparkJobs | None = None
         self._numbers = count()
+        self._staging: ObjectStaging | None = None
+        self._sent = set[str]()  # names of what is in the store
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -95,12 +98,20 @@ class SparkEngine:
     def _spark_jobs(self) -> SparkJobs:
         if self._started is None:
             self._mark.touch()
+            if self._spark.staging is not None:
+                self._staging = self._open.enter_context(
+                    object_staging(self._spark.staging, self._spec.name, self._folder)
+                )
             self._started = self._open.enter_context(spark_jobs(self._spark, self._spec.name, self._folder))
         return self._started
 
     @property
     def _session(self) -> "SparkSession":
         return self._spark_jobs.session
+
+    @cached_property
+    def _slots(self) -> int:
+        return self._spark_jobs.cluster.cores()
 
     def _jobs(self, orders: Iterable[ScoringOrder]) -> Iterator[Job]:
         """Put orders together until there is enough for all cores."""
@@ -109,7 +120,7 @@ class SparkEngine:
             for order in orders:
                 tasks += self._tasks(order, len(members))
                 members.append(order)
-                if len(tasks) >= TASKS_PER_SLOT * self._session.sparkContext.defaultParallelism:
+                if len(tasks) >= TASKS_PER_SLOT * self._slots:
                     yield self._job(members, tasks)
                     members, tasks = [], []
         except Exception:
@@ -126,7 +137,7 @@ class SparkEngine:
             with open_recorded(
                 order.features, order.sha256, pipeline=self._spec.name, partition_key=order.partition.key
             ):
-                parts = parts_of(order.features, self._spark.rows_per_task)
+                parts = parts_of(Path(order.features), self._spark.rows_per_task)
         except (OSError, pa.ArrowException, IntegrityError):
             return [Task(position)]  # the task says what is wrong with the file
         if len(parts) == 1:
@@ -134,19 +145,40 @@ class SparkEngine:
         return [Task(position, scores=False), *(Task(position, part) for part in parts)]
 
     def _job(self, orders: Sequence[ScoringOrder], tasks: Sequence[Task]) -> Job:
-        context = self._session.sparkContext
-        local = re.fullmatch(r"local(?:\[[^,\]]+(?:,\s*(\d+))?\])?", self._spark_jobs.master)
-        allowed = int(local[1] or 1) if local else int(context.getConf().get("spark.task.maxFailures") or 4)
+        conf = self._session.conf
+        local = re.fullmatch(r"local(?:\[[^,\]]+(?:,\s*(\d+))?\])?", conf.get("spark.master", None) or "")
+        allowed = int(local[1] or 1) if local else int(conf.get("spark.task.maxFailures", None) or 4)
         return Job(
             spec=self._spec,
             folder=self._folder,
             run_id=self._stamp.run_id,
             started_at=self._stamp.now(),
-            orders=tuple(orders),
+            orders=tuple(orders if self._staging is None else [self._to_the_store(it, self._staging) for it in orders]),
             tasks=tuple(tasks),
             mark=self._mark,
             attempts=allowed,
+            staging=self._staging,
         )
+
+    def _to_the_store(self, order: ScoringOrder, staging: ObjectStaging) -> ScoringOrder:
+        """The same order of what is in the store, after what is not there yet was put there."""
+
+        def there(bundle: BundleFolder) -> BundleFolder:
+            if bundle.sha256 not in self._sent:
+                staging.put_folder(Path(bundle.folder), bundle.sha256)
+                self._sent.add(bundle.sha256)
+            return replace(bundle, folder=staging.folder / bundle.sha256)
+
+        with store_errors(f"{self._spec.name}, partition {order.partition.key}"):
+            name = f"{order.sha256}.parquet"
+            if name not in self._sent:
+                staging.put({name: Path(order.features)})
+                self._sent.add(name)
+            challengers = {
+                challenger: model if isinstance(model, str) else there(model)
+                for challenger, model in order.challengers.items()
+            }
+            return replace(order, features=staging.folder / name, model=there(order.model), challengers=challengers)
 
     def _ran(self, job: Job) -> tuple[Job, list[Summary]]:
         """Let Spark run a job and wait for all summaries, on a thread of its own."""
@@ -208,6 +240,9 @@ class SparkEngine:
                     _log.error("%s\n%s", failure.message, redact(summary.traceback))
                 raise failure
         self._require_recorded(order, summaries)
+        if self._staging is not None:
+            with store_errors(f"{self._spec.name}, partition {order.partition.key}"):
+                self._staging.fetch({path.name: path for summary in summaries for path in summary.files})
         for summary in summaries:
             for path, size in zip(summary.files, summary.sizes, strict=True):
                 require_here(f"{self._spec.name}, partition {order.partition.key}", path, size)

@@ -7,10 +7,13 @@ task share a file, and only what an attempt returned counts, so speculative, ret
 import pickle
 import platform
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -28,10 +31,11 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.features.spark.parts import FilePart, ReadPart, Stretches, stretches_of
+from batch_platform.features.spark.staging import ObjectStaging
 from batch_platform.features.spark.task import FULL_DISK, require_fit, running_task
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.agreement import Agreement
-from batch_platform.scoring.orders import OpenModels, ScoringOrder
+from batch_platform.scoring.orders import BundleFolder, OpenModels, OpenOrder, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
 
 SUMMARY = "task long, summary binary"  # the columns that a task returns, as Spark writes a schema
@@ -39,9 +43,18 @@ MEMORY_OF_PYTHON = (
     "give the executors more memory for Python, as spark.executor.memoryOverhead in engine.spark.conf, and run again."
 )
 _LASTING = (DataError, IntegrityError, WrongUseError)  # errors that another attempt would meet again
-_models: dict[
-    Path, OpenModels
-] = {}  # models of the run that this process works for; Spark gives it one task after another
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The models of the run that this process works for; Spark gives it one task after another."""
+
+    job: Path
+    opened: OpenModels
+    folder: TemporaryDirectory[str]  # holds bundles that were fetched from a store
+
+
+_models = list[_Models]()  # at most one
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,9 @@ class Job:
     started_at: datetime
     orders: tuple[ScoringOrder, ...]
     tasks: tuple[Task, ...]  # sorted by order, and by row within an order
-    mark: Path  # file that every machine of the cluster must see
+    mark: Path  # file that every machine of the cluster must see, unless there is a `staging`
     attempts: int  # after which Spark gives up a task
+    staging: ObjectStaging | None = None  # where files are, in the place of a file system that the machines share
     version: str = field(default=batch_platform.__version__)
 
     def where(self, task: Task) -> str:
@@ -91,6 +105,19 @@ class Summary:
         """All files that the driver reads or commits."""
         return (*(self.staged.files if self.staged else ()), *([self.agreements] if self.agreements else []))
 
+    def taken_to(self, folder: Path) -> "Summary":
+        """The same, with the files in another folder."""
+
+        def there(paths: Iterable[Path]) -> tuple[Path, ...]:
+            return tuple(folder / path.name for path in paths)
+
+        staged = self.staged
+        if staged is not None:
+            challengers = tuple(replace(scores, files=there(scores.files)) for scores in staged.challengers)
+            predictions, rejected = there(staged.predictions), there(staged.rejected)
+            staged = replace(staged, predictions=predictions, rejected=rejected, challengers=challengers)
+        return replace(self, staged=staged, agreements=self.agreements and folder / self.agreements.name)
+
     def whole(self) -> Staged | None:
         """Return what was staged, with the agreement of challengers."""
         if self.staged is None or self.agreements is None:
@@ -107,7 +134,7 @@ class Attempt:
     """One attempt of a task, as Spark counts it."""
 
     task: int
-    unique: int  # no other attempt of the application has this number
+    unique: str  # no other attempt has it, whatever the application
     number: int  # counts from 0
 
 
@@ -116,7 +143,7 @@ def run_tasks(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Record
     context = running_task()
     for batch in batches:
         for number in batch.column(0).to_pylist():
-            attempt = Attempt(number, context.taskAttemptId(), context.attemptNumber())
+            attempt = Attempt(number, uuid4().hex, context.attemptNumber())
             summary = pickle.dumps(run_attempt(job, attempt))
             yield pa.RecordBatch.from_arrays(
                 [pa.array([number], pa.int64()), pa.array([summary], pa.binary())], ["task", "summary"]
@@ -127,7 +154,7 @@ def run_attempt(job: Job, attempt: Attempt) -> Summary:
     """Run one attempt. An error that would come again, or that comes in the last attempt, is returned; any other is raised."""
     task = job.tasks[attempt.task]
     try:
-        require_fit(job.where(task), job.version, job.mark)
+        require_fit(job.where(task), job.version, job.mark if job.staging is None else job.staging)
         return _scored(job, task, attempt) if task.scores else _hashed(job, task)
     except Exception as error:
         if not isinstance(error, _LASTING) and attempt.number + 1 < job.attempts:
@@ -139,14 +166,15 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
     order = job.orders[task.order]
     name = f"{order.partition.key}.{attempt.task}.{attempt.unique}"
     stamp = Stamp(job.run_id, job.started_at)
-    if job.folder not in _models:
-        _models.clear()
-        _models[job.folder] = OpenModels(job.spec)
-    models = _models[job.folder].opened(order)
+    models = _opened(job, order)
     stretches: Stretches = {}
-    with one_thread(), opened_features(order, job.spec, job.folder, name) as file:
-        writer = PartWriter(job.folder, name, order.challengers, lasting=job.spec.predictions.in_files)
+    with ExitStack() as stack:
+        folder = job.folder if job.staging is None else Path(stack.enter_context(TemporaryDirectory(prefix="task-")))
+        stack.enter_context(one_thread())
+        file = stack.enter_context(opened_features(order, job.spec, folder, name))
+        writer = PartWriter(folder, name, order.challengers, lasting=job.spec.predictions.in_files)
         if task.part is None:
+            file = file.held()
             file.require_unchanged()
             staged = write_part(writer, models, file.batches(BATCH_ROWS), spec=job.spec, stamp=stamp)
             file.require_untouched()
@@ -162,11 +190,40 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
         summary = Summary(staged, stretches=stretches)
         if staged.challengers:
             agreements = [scores.agreement for scores in staged.challengers]
-            kept = job.folder / f"{name}.agreements"
+            kept = folder / f"{name}.agreements"
             kept.write_bytes(pickle.dumps(agreements))
             scores = tuple(replace(scores, agreement=Agreement()) for scores in staged.challengers)
             summary = replace(summary, staged=replace(staged, challengers=scores), agreements=kept)
-    return replace(summary, sizes=tuple(path.stat().st_size for path in summary.files))
+        summary = replace(summary, sizes=tuple(path.stat().st_size for path in summary.files))
+        if job.staging is None:
+            return summary
+        job.staging.put({path.name: path for path in summary.files})
+        return summary.taken_to(job.folder)
+
+
+def _opened(job: Job, order: ScoringOrder) -> OpenOrder:
+    """The models of an order, of which each is fetched and opened once in this process."""
+    if not _models or _models[0].job != job.folder:
+        _models[:] = [_Models(job.folder, OpenModels(job.spec), TemporaryDirectory(prefix="bundles-"))]
+    (models,) = _models
+    return models.opened.opened(
+        order if job.staging is None else _fetched(order, job.staging, Path(models.folder.name))
+    )
+
+
+def _fetched(order: ScoringOrder, staging: ObjectStaging, folder: Path) -> ScoringOrder:
+    """The same order, with its bundles in a folder of this machine."""
+
+    def here(bundle: BundleFolder) -> BundleFolder:
+        there = folder / bundle.version
+        if not there.exists():
+            with TemporaryDirectory(dir=folder) as aside:
+                staging.fetch_folder(bundle.folder.name, Path(aside, bundle.version))
+                Path(aside, bundle.version).rename(there)
+        return replace(bundle, folder=there)
+
+    challengers = {name: model if isinstance(model, str) else here(model) for name, model in order.challengers.items()}
+    return replace(order, model=here(order.model), challengers=challengers)
 
 
 def _hashed(job: Job, task: Task) -> Summary:
