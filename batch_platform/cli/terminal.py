@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import sys
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime
@@ -295,14 +295,15 @@ Show = Callable[["RunProgress", Mapping[str, float], int], None]
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
-    """Add up the progress of all runs, each of which knows only its own range."""
-    done: Counter[str] = Counter()
+    """Add up the progress of all runs, each of which knows only its own range; a later one may find a partition done."""
+    finished: defaultdict[str, set[str]] = defaultdict(set)
 
     def count(progress: "RunProgress") -> None:
-        done[progress.asset] += progress.of is None
-        so_far = done[progress.asset] + progress.part
+        if progress.of is None:
+            finished[progress.asset].add(progress.partition_key)
+        so_far = len(finished[progress.asset]) + progress.part
         total = max(math.ceil(so_far), totals.get(progress.asset, progress.total))
-        show(progress, {**done, progress.asset: so_far}, total)
+        show(progress, {asset: len(keys) for asset, keys in finished.items()} | {progress.asset: so_far}, total)
 
     return count
 
