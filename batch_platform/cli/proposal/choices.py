@@ -44,7 +44,9 @@ SMALL = {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_r
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
-MANY_PER_WINDOW, MANY_WINDOWS = 40, 12  # enough rows for figures of each partition, if so many partitions remain
+# Enough rows for figures of each partition, if so many partitions remain.
+MANY_PER_WINDOW: dict[Every, int] = {"hour": 40, "day": 40, "week": 20, "month": 20}
+MANY_WINDOWS = 12
 FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
 BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
@@ -423,10 +425,12 @@ def _every(rows: int, span: TimeRange, *, series: bool) -> Every:
 
     Rows that are no series, and few in each window, get longer ones as long as there are many windows.
     """
-    for least, windows in ((MANY_PER_WINDOW, MANY_WINDOWS), (ROWS_PER_WINDOW, 0))[series:]:
+    for least, windows in ((MANY_PER_WINDOW, MANY_WINDOWS), (dict.fromkeys(LONGEST, ROWS_PER_WINDOW), 0))[series:]:
         for every, longest in LONGEST.items():
             filled = span.filled[every]
-            worth = filled * 2 >= span.length / longest.nominal + 1 and rows >= filled * least and filled >= windows
+            worth = (
+                filled * 2 >= span.length / longest.nominal + 1 and rows >= filled * least[every] and filled >= windows
+            )
             if worth and (every != "hour" or span.length < timedelta(days=3)):
                 return every
     return "month" if span.length > timedelta(days=60) else "day"
