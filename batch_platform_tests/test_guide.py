@@ -76,6 +76,18 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Can I score on a server of Spark Connect?": ("clusters", "Spark Connect"),
     "Can my pipeline follow what arrives, instead of a clock?": ("scheduling", "On arrival"),
     "What if the disk is full?": ("faults", "Faults"),
+    "How do I read a table of PostgreSQL?": ("sources", "Databases"),
+    "How do scores get to S3?": ("acting", "To files"),
+    "Which addresses of S3 are read, and who may?": ("sources", "Objects in a store"),
+    "What keeps the schedules running, with Docker, systemd or Kubernetes?": ("production", "Deployment"),
+    "How do I call the best 500, or decide by costs?": ("acting", "Decisions"),
+    "Why has a row this score?": ("refinements", "Reasons for a score"),
+    "Can I trust a probability?": ("refinements", "Calibrated probabilities"),
+    "How sure is a number?": ("refinements", "Intervals"),
+    "Where does the address of Slack go?": ("monitoring", "Alerts"),
+    "How does a network of PyTorch come in?": ("models", "Models of every kind"),
+    "What do I save before an upgrade?": ("home", "Upgrades"),
+    "How is a pipeline written in Python?": ("production", "In your own Dagster project"),
     "Where does the code that picks a champion live?": ("architecture", "Where things are"),
 }
 

@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +15,11 @@ from batch_platform.cli.declared import read_declared
 from batch_platform.cli.project import explained, find_or_create_project, shipped_project
 from batch_platform.cli.run import asked_for, bring_up_to_date
 from batch_platform.cli.sample import customers
-from batch_platform.cli.summary import RunSummary
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, named
-from batch_platform.monitoring.measure import Judgement
-from batch_platform.monitoring.measures.performance import PERFORMANCE, POOLED, asked_of
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.export import require_writable
-from batch_platform.pipeline.recorded import recorded_evaluations
 from batch_platform.pipeline.shipped import FLIGHTS, FOLDER, MODULE, shipped
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
@@ -47,17 +41,6 @@ class Measured:
     low: float | None  # ends of the 95% interval
     high: float | None
     rows: int
-
-
-@dataclass(frozen=True)
-class Month:
-    """The predictions of a month compared with the true outcomes."""
-
-    month: str
-    flights_scored: int
-    flights_with_outcome: int
-    share_late: float
-    roc_auc: float
 
 
 @click.command("demo", epilog=terminal.examples("demo", "demo --list", "demo credit_default --copy-to bank"))
@@ -92,19 +75,11 @@ def command(folder: Path | None, name: str, table: str | None, target: Path | No
     first, last = WINDOWS.get(name, (None, None))
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, None)
-    facts = " 336,776 real flights from New York in 2013; two months are scored." if name == FLIGHTS else ""
-    terminal.say(f"{wiring.spec.description}{facts}")
+    terminal.say(wiring.spec.description or name)
     windowed = bool(first or last)
     outcome = bring_up_to_date(project, wiring, PlanRequest(now, partitions, serve_all=windowed), named=windowed)
     if outcome.error:
         raise RunFailedError(outcome.error)
-    if name == FLIGHTS:
-        months, warnings = _months(project.home, partitions), _warnings(wiring, partitions)
-        terminal.report({"outcome": outcome, "months": months, "warnings": warnings})
-        _conclude(outcome, months)
-        _explain(warnings, len(partitions))
-        _try_next()
-        return
     measured, segments = _measured(wiring, project.home), _segments(wiring, project.home)
     terminal.report({"outcome": outcome, "measured": measured, "segments": segments})
     terminal.say()
@@ -119,9 +94,9 @@ def command(folder: Path | None, name: str, table: str | None, target: Path | No
     ours = _called("batch-platform")
     terminal.say(f"The data are in {outcome.published}. Three things to try next:")
     terminal.say(f"  {ours} report {name}   # what to send to people who never open Dagster")
-    terminal.say(f"  {ours} ui --demos   # the asset graph, each partition's numbers, backfills, schedules")
+    terminal.say(f"  {ours} ui   # the asset graph, each partition's numbers, backfills, schedules")
     terminal.say(
-        f"  {ours} demo {name} --copy-to FOLDER   # the pipeline as your own project; its README.md says what to change"
+        f"  {ours} demo {name} --copy-to FOLDER   # the pipeline as your own project; guide demos says what to change"
     )
 
 
@@ -196,62 +171,6 @@ def _segments(wiring: Wiring, home: Home) -> dict[str, int]:
             f"SELECT prediction, count(*) FROM {table} WHERE {newest} GROUP BY ALL ORDER BY 1"
         ).fetchall()
     return {str(segment): count for segment, count in rows}
-
-
-def _months(home: Home, partitions: Sequence[Partition]) -> list[Month]:
-    """The predictions of each month beside the true outcomes of its flights, by the published tables."""
-    query = f"""
-        SELECT month, scored, rows, positives / rows, value FROM {FLIGHTS}.{POOLED} JOIN (
-            SELECT partition_key[:7] AS month, count(*) AS scored FROM {FLIGHTS}.predictions
-            WHERE partition_key IN $keys GROUP BY ALL
-        ) ON strftime(period_start, '%Y-%m') = month
-        WHERE period = 'month' AND metric = 'roc_auc' AND model_version IS NULL AND challenger IS NULL AND segment IS NULL
-        ORDER BY month
-    """
-    with open_published(home) as con:
-        rows = con.execute(query, {"keys": [partition.key for partition in partitions]}).fetchall()
-    return [Month(*row) for row in rows]
-
-
-def _warnings(wiring: Wiring, partitions: Sequence[Partition]) -> list[Judgement]:
-    """The days whose performance gives a warning."""
-    pipeline = wiring.pipeline()
-    state = pipeline.state()
-    keys = [partition.key for partition in partitions if partition.key in state.evaluations]
-    check = PERFORMANCE.check(wiring.spec)
-    served = (evaluated.served for evaluated in recorded_evaluations(pipeline, state, keys))
-    judged = [check.judge(model.tables[PERFORMANCE.name], model.version.task) for model in served if check is not None]
-    return [judgement for judgement in judged if isinstance(judgement, Judgement) and not judgement.passed]
-
-
-def _explain(warnings: Sequence[Judgement], days: int) -> None:
-    """Say in one line what the performance warning in the UI means."""
-    if warnings:
-        first = warnings[0]
-        terminal.say(
-            f"The UI warns of the performance of {len(warnings)} of {days} days: the whole 95% interval misses "
-            f"what is declared, {asked_of(first.name, first.bound)}. Nothing failed, and the predictions stay."
-        )
-
-
-def _conclude(outcome: RunSummary, months: list[Month]) -> None:
-    terminal.say()
-    terminal.show_table(
-        ("month", "flights scored", "outcome known", "late", "AUC"),
-        [(m.month, m.flights_scored, m.flights_with_outcome, f"{m.share_late:.1%}", m.roc_auc) for m in months],
-    )
-    terminal.say(f"Rejected rows: {outcome.rows_rejected:,}. Models: {', '.join(outcome.versions)}.")
-    terminal.say(f"The data are in {outcome.published}.")
-
-
-def _try_next() -> None:
-    terminal.say()
-    terminal.say("Three things to try next:")
-    ours = _called("batch-platform")
-    terminal.say(f"  {ours} ui   # the asset graph, each partition's numbers, backfills, schedules")
-    terminal.say(f"  {ours} run {FLIGHTS} --from 2013-05-01 --to 2013-05-31   # another month")
-    query = "SELECT flight_id, score, prediction FROM predictions ORDER BY score DESC LIMIT 5"
-    terminal.say(f'  {ours} sql {FLIGHTS} "{query}"   # the flights that are most likely late')
 
 
 def _called(program: str) -> str:

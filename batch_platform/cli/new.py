@@ -60,7 +60,9 @@ _NONE = "none"  # answer to a question on a terminal
     help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder or quoted glob of files, here or in a store such as s3://, or address of a database.",
 )
 @click.option(
-    "--encoding", type=click.Choice([*get_args(Encoding)]), help="Character encoding of CSV files that are not UTF-8."
+    "--encoding",
+    type=click.Choice([*get_args(Encoding)]),
+    help="Character encoding of CSV files that are not UTF-8; convert others, such as cp1252, with iconv.",
 )
 @click.option("--table", metavar="TABLE", help="Table of a database, or of a DuckDB file that has several.")
 @click.option(
@@ -213,9 +215,8 @@ def _answered(table_survey: Survey, asked: Asked) -> Asked:
             proposal = propose(table_survey, asked)
     if not asked.key:
         default = ", ".join(column.name for column in proposal.key)
-        key = terminal.ask(
-            "Column that identifies a row, or several with commas between", default, columns, several=True
-        )
+        enter = "" if default else "; Enter: none does"
+        key = terminal.ask(f"Columns that identify a row, with commas between{enter}", default, columns, several=True)
         asked = asked if key == default else replace(asked, key=tuple(name.strip() for name in key.split(",")))
     return asked
 

@@ -207,6 +207,8 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
         _show_model(model)
     if more := len(outcome.models[:-MOST_SHOWN]):
         terminal.say(f"and {counted(more, 'more model')}; batch-platform models {outcome.pipeline} lists them.")
+    for positive in dict.fromkeys(model.positive for model in outcome.models if isinstance(model.positive, str)):
+        terminal.say(f"  score is for {positive!r}: labels.positive names the other class instead")
     failed = len({it.partition_key for it in outcome.failures if it.step in ("features", "predictions")})
     if outcome.scored or failed:
         terminal.say(
@@ -263,8 +265,6 @@ def _show_model(model: TrainedModel) -> None:
         value += f", against {model.baseline.metrics[model.metric]:.4f} by guessing ({model.baseline.name})"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
-    if isinstance(model.positive, str):
-        terminal.say(f"  score is for {model.positive!r}: labels.positive names the other class instead")
     if leaks := [leak for leak in model.suspected_leaks if not leak.allowed]:
         columns = sorted({name for leak in leaks for name in leak.columns})
         allowed = ", ".join(columns or ["'*'"])

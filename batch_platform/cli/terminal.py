@@ -11,10 +11,11 @@ import logging
 import math
 import os
 import sys
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime
+from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,12 @@ DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 DEBUG_HINT = "put --debug before the command to see the traceback: batch-platform --debug run NAME."
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
-SECONDS_BETWEEN_LINES = 10  # lines of progress without a terminal
+SECONDS_BETWEEN_LINES = 10  # lines of progress without a terminal, and longest silence of a command
 A_FEW, MINUTE, HOUR = 10, 60, 3600  # seconds
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
+_heard_at = monotonic()  # when something was last shown; infinite while a person is asked
+_news: deque[str] = deque(maxlen=1)  # the newest progress, as long as it was not shown
 
 
 def examples(*arguments: str) -> str:
@@ -68,10 +71,45 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def reserved(*args: object, as_json: bool = False, **options: object) -> None:
-        with reporting(as_json=as_json):
+        with reporting(as_json=as_json), _signs_of_life():
             command(*args, **options)
 
     return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(reserved)
+
+
+@contextmanager
+def _signs_of_life() -> Generator[None]:
+    """Break the silence whenever nothing was shown for ten seconds, unless the command reports as JSON."""
+    began, done = monotonic(), Event()
+
+    def watch() -> None:
+        while not done.wait(min(max(0.01, _heard_at + SECONDS_BETWEEN_LINES - monotonic()), SECONDS_BETWEEN_LINES)):
+            if monotonic() - _heard_at >= SECONDS_BETWEEN_LINES and not is_json():
+                break_silence(monotonic() - began)
+
+    _heard(began)
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def break_silence(seconds: float) -> None:
+    """Print the newest progress, or only for how long the command has been at work if there is no news."""
+    line = _news.pop() if _news else ""
+    _news.clear()
+    if line or out.is_terminal:  # above the bar
+        say(line or f"still at work after {seconds:.0f} s")
+    else:  # not among rows that may go to a file
+        _print(err, "info", f"still at work after {seconds:.0f} s")
+
+
+def _heard(at: float) -> None:
+    global _heard_at  # noqa: PLW0603 - there is one terminal
+    _heard_at = at
 
 
 @contextmanager
@@ -117,6 +155,7 @@ def _json_line(level: str, message: str, **more: object) -> str:
 
 def _print(console: Console, level: str, text: str, prefix: str = "") -> None:
     """Print a line of text, or of JSON where BATCH_PLATFORM_LOG says so."""
+    _heard(monotonic())
     if logs_json():
         console.file.write(f"{_json_line(level, text.strip())}\n")
     else:
@@ -145,7 +184,9 @@ def ask(question: str, default: str | None, allowed: Sequence[str], *, several: 
     The answer may name `several` with commas between.
     """
     while True:
+        _heard(math.inf)
         answer = str(click.prompt(question, default=default, show_default=bool(default), err=True)).strip()
+        _heard(monotonic())
         names = [answer, *(answer.split(",") if several else [])]
         if answer in allowed or answer == default or (several and all(name.strip() in allowed for name in names[1:])):
             return answer
@@ -154,7 +195,10 @@ def ask(question: str, default: str | None, allowed: Sequence[str], *, several: 
 
 def confirm(question: str) -> bool:
     """Ask for a yes on the terminal; the default is no."""
-    return click.confirm(question, default=False, err=True)
+    _heard(math.inf)
+    answer = click.confirm(question, default=False, err=True)
+    _heard(monotonic())
+    return answer
 
 
 def warn(text: str) -> None:
@@ -251,14 +295,15 @@ Show = Callable[["RunProgress", Mapping[str, float], int], None]
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
-    """Add up the progress of all runs, each of which knows only its own range."""
-    done: Counter[str] = Counter()
+    """Add up the progress of all runs, each of which knows only its own range; a later one may find a partition done."""
+    finished: defaultdict[str, set[str]] = defaultdict(set)
 
     def count(progress: "RunProgress") -> None:
-        done[progress.asset] += progress.of is None
-        so_far = done[progress.asset] + progress.part
+        if progress.of is None:
+            finished[progress.asset].add(progress.partition_key)
+        so_far = len(finished[progress.asset]) + progress.part
         total = max(math.ceil(so_far), totals.get(progress.asset, progress.total))
-        show(progress, {**done, progress.asset: so_far}, total)
+        show(progress, {asset: len(keys) for asset, keys in finished.items()} | {progress.asset: so_far}, total)
 
     return count
 
@@ -282,23 +327,21 @@ def _bar(totals: Mapping[str, int]) -> Generator[Show]:
             pace = f"  {progress.rows_per_second:,.0f} rows/s" if progress.rows_per_second else ""
             last = f"{progress.partition_key}  {progress.rows:,}{of} rows{pace}"
             so_far = sum(done.values())
+            _heard(monotonic())
             bars.update(bar, description=progress.asset, completed=so_far, total=of_all, last=last, visible=True)
 
         yield show
 
 
 def _lines() -> Show:
-    """Print a line at most every SECONDS_BETWEEN_LINES seconds, whichever asset it is about."""
-    next_line = monotonic() + SECONDS_BETWEEN_LINES
+    """Note the newest progress, to be printed once nothing else was for a while: partitions finish in groups, whose last one tells most."""
 
-    def line(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
-        nonlocal next_line
-        if (now := monotonic()) >= next_line:
-            next_line = now + SECONDS_BETWEEN_LINES
-            so_far = math.floor(done[progress.asset])
-            say(f"{progress.asset}: {dataclasses.replace(progress, done=so_far, total=total)}")
+    def note(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
+        so_far = math.floor(done[progress.asset])
+        _news.append(f"{progress.asset}: {dataclasses.replace(progress, done=so_far, total=total)}")
 
-    return line
+    _news.clear()
+    return note
 
 
 def _plain(value: object) -> object:

@@ -347,9 +347,11 @@ def _not_unique(
 ) -> RepeatedKeysError:
     msg = f"{spec.name}, partition {partition.key}: keys occur more than once in the {what}: "
     msg += listed(_named(spec.features.key, key) for key in keys) + "."
-    return RepeatedKeysError(
-        msg, hint="features.key must be unique within a partition; correct the SQL or extend the key."
-    )
+    hint = "features.key must be unique within a partition; correct the SQL or extend the key."
+    zone = spec.partitions.calendar.zone
+    if partition.start.astimezone(zone).utcoffset() != partition.end.astimezone(zone).utcoffset():
+        hint = f"clocks in {zone} change within the partition, where two local times can be one instant. If that is it, use the time as it stands in the source as the key, or another time zone; else {hint}"
+    return RepeatedKeysError(msg, hint=hint)
 
 
 def _named(names: Sequence[str], key: tuple[object, ...]) -> str:

@@ -20,6 +20,7 @@ from batch_platform.delivery.ledger import Delivered, asset_of, record_delivery
 from batch_platform.delivery.sink import BATCH_ROWS, TABLE_OF, Target, alone
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.set_apart import setting_apart
+from batch_platform.pipeline.shipped import FOLDER
 from batch_platform.pipeline.state import State
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
@@ -38,7 +39,9 @@ def deliver(
         DamagedRowsError: A file with rows of a partition is not as it was published.
         DataError: A partition is not scored, or lacks a declared column.
     """
-    step = _DeliveryStep(pipeline.spec, pipeline.folder, pipeline.warehouse, pipeline.state(), delivery, stamp)
+    # A shipped pipeline lies among the installed files: it delivers beside the home.
+    folder = pipeline.home.root.parent if pipeline.folder.is_relative_to(FOLDER) else pipeline.folder
+    step = _DeliveryStep(pipeline.spec, folder, pipeline.warehouse, pipeline.state(), delivery, stamp)
     yield from step.recorded(partitions)
 
 

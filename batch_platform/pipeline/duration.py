@@ -7,9 +7,13 @@ from datetime import datetime
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step
 
+MOST_TIMES = 10  # as many items as ever in a run, of which an estimate is made
+
 
 def expected_seconds(state: State, items: Sequence[Item], began: Callable[[str], datetime | None]) -> float | None:
     """The seconds that due items will take, if each takes as long as in the run that did most of its step.
+
+    A run of few items says little of one of many: most of its time went into what a run does once.
 
     A run does its steps one after the other. So a step took from the last record of the step before it, or else from when
     the run began, to its own last record.
@@ -20,7 +24,7 @@ def expected_seconds(state: State, items: Sequence[Item], began: Callable[[str],
         began: When a run began, by its id; None if that is not known.
 
     Returns:
-        The seconds; None if a step was never done, or nobody knows when its run began.
+        The seconds; None if a step was never done for at least a tenth as many items, or nobody knows when its run began.
     """
     if not items:
         return 0.0
@@ -28,7 +32,7 @@ def expected_seconds(state: State, items: Sequence[Item], began: Callable[[str],
     seconds = 0.0
     for step, count in Counter(item.step for item in items).items():
         runs = [(len(steps[step]), max(steps[step]), run_id) for run_id, steps in recorded.items() if step in steps]
-        if not runs:
+        if not runs or max(runs)[0] * MOST_TIMES < count:
             return None
         number, end, run_id = max(runs)
         earlier = STEPS[: STEPS.index(step)]

@@ -20,9 +20,11 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.shipped import DEMOS_VARIABLE, FLIGHTS, FOLDER, shipped
 from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.declared_keys import keys_of
 
 DEMOS = [name for name in shipped() if name != FLIGHTS]
 EVERYDAY = "customer_segments"
@@ -226,16 +228,43 @@ def test_every_demo_has_a_page_with_its_picture_its_data_and_its_traps():
 
 def test_the_table_of_capabilities_is_what_the_demos_declare():
     """A row is a key of the YAML, as `block.key` or `block.key: value`, and the demos that have it."""
-    declared = {
-        name: yaml.safe_load((FOLDER / name / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
-        for name in shipped()
-    }
-    rows = re.findall(r"^\| .+? \| `([^`]+)` \| (.+) \|$", GUIDE["demos"], flags=re.MULTILINE)
+    declared = all_declared()
+    shown, _, _ = GUIDE["demos"].partition("## What no demo shows")
+    rows = re.findall(r"^\| .+? \| `([^`]+)` \| (.+) \|$", shown, flags=re.MULTILINE)
     assert len(rows) > 20
     for key, names in rows:
         path, _, value = key.partition(": ")
         having = [name for name, attributes in declared.items() if _has(attributes, path.split("."), value)]
         assert re.findall(r"\w+", names) == having, key
+
+
+def test_what_no_demo_declares_is_on_a_page_of_the_guide():
+    """Every block and every key of a block is declared by a demo or listed; a challenger's keys are those of a model."""
+    _, _, elsewhere = GUIDE["demos"].partition("## What no demo shows")
+    listed: set[str] = set()
+    for keys, page in re.findall(r"^\| .+? \| (`.+`) \| \[.+\]\((\w+)\.md.*\) \|$", elsewhere, flags=re.MULTILINE):
+        own = set(re.findall(r"[\w.]+", keys))
+        listed |= own
+        assert [key for key in own if not re.search(rf"\b{key.split('.')[-1]}\b", GUIDE[page])] == []
+    attributes = [*all_declared().values()]
+    attributes += [{"sources": source} for it in attributes for source in it["sources"].values()]
+    missing = {
+        key
+        for key in {".".join(key.split(".")[:2]) for key in keys_of(PipelineSpec)}
+        if not any(_has(it, key.split("."), "") for it in attributes)
+    }
+    of_models = {key.replace("challengers.", "model.") for key in missing - listed}
+    own_keys = {key for key in of_models if key.split(".")[0] not in listed}
+    assert own_keys <= listed | {"model.calibrate"}
+    assert {key for key in listed if "." in key} <= missing
+
+
+def all_declared() -> dict[str, dict[str, Any]]:
+    """What each shipped pipeline declares, by its name."""
+    return {
+        name: yaml.safe_load((FOLDER / name / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+        for name in shipped()
+    }
 
 
 def _has(attributes: Any, path: list[str], value: str) -> bool:

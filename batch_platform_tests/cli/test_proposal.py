@@ -268,6 +268,13 @@ def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start
     assert proposal.windows.evaluate.nominal >= judged_by * LONGEST[every].nominal
 
 
+@pytest.mark.parametrize(("rows_of_a_day", "every"), [(20, "week"), (30, "day"), (45, "day")])
+def test_days_of_few_rows_become_weeks_if_enough_of_them_remain(tmp_path, rows_of_a_day, every):
+    days = [START + timedelta(days=at // rows_of_a_day) for at in range(FILLING)]
+    orders(FILLING, at=days).write_parquet(tmp_path / "orders.parquet")
+    assert proposed(tmp_path / "orders.parquet")[0].every == every
+
+
 def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clocks_that_are_named(tmp_path):
     texts = [f"{at:%Y-%m-%d %H:%M:%S}" for at in orders()["at"]]
     orders(at=texts).write_parquet(tmp_path / "texts.parquet")

@@ -315,6 +315,15 @@ def test_a_time_that_only_some_rows_have_gives_way_to_one_that_all_have(tmp_path
     assert proposed(tmp_path / "orders.parquet")[0].windows.time.name == "ordered"
 
 
+@pytest.mark.parametrize("name", ["birthday", "last_purchase"])
+def test_a_table_whose_only_time_tells_of_an_entity_is_scored_whole_unless_that_time_is_named(tmp_path, name):
+    orders(ROWS, at=None, **{name: DAYS}).write_parquet(tmp_path / "customers.parquet")
+    proposal, files = proposed(tmp_path / "customers.parquet")
+    assert (proposal.windows, proposal.others["time"]) == (None, [name])
+    assert "snapshot: true" in files["defs.yaml"]
+    assert proposed(tmp_path / "customers.parquet", time=name)[0].windows.time.name == name
+
+
 def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None:
     times = [START + timedelta(hours=2, minutes=30) * at for at in range(ROWS)]
     frame = pd.DataFrame(orders(ROWS, at=times).to_dict(as_series=False))

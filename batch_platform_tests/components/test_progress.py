@@ -35,18 +35,25 @@ def test_the_first_of_several_partitions_says_nothing_of_the_time_that_each_take
     assert left[-1] == 0
 
 
-def test_without_a_terminal_a_line_shows_the_progress_at_most_every_ten_seconds(capsys, monkeypatch):
-    times = iter(range(1000))  # each report is a second after the last one
-    monkeypatch.setattr(terminal, "monotonic", lambda: next(times))
-    totals = {"features": 8, "predictions": 30}
-    with terminal.reporting(), terminal.progress(totals) as listener:
-        for asset, total in totals.items():
-            pace = Pace(asset, total, clock=lambda: 0.0)
-            for number in range(total):
-                listener(pace.reached(f"day {number}", 100))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "predictions: 2 of 30, day 1, 100 rows",
-        "predictions: 12 of 30, day 11, 100 rows",
-        "predictions: 22 of 30, day 21, 100 rows",
-    ]
+def test_without_a_terminal_a_line_shows_the_newest_progress_of_partitions_that_finish_together(capsys):
+    pace = Pace("features", 100, clock=iter([0.0, *[10.0] * 40]).__next__)
+    with terminal.reporting(), terminal.progress({"features": 100}) as listener:
+        listener(Pace("features", 1).reached("day 0", 24))  # of an earlier run; the next one finds it done
+        for number in range(40):
+            listener(pace.reached(f"day {number}", 24))
+        terminal.break_silence(20)
+        terminal.break_silence(30)
+    shown = capsys.readouterr()
+    assert shown.out == "features: 40 of 100, day 39, 24 rows, 96 rows/s, 15 s left\n"
+    assert shown.err == "still at work after 30 s\n"
+
+
+def test_a_command_that_says_nothing_for_long_shows_that_it_is_at_work(capfd, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.01)
+
+    @terminal.reports
+    def silent() -> None:
+        while "still at work after " not in capfd.readouterr().err:
+            pass
+
+    silent()

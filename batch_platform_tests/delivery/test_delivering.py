@@ -52,6 +52,14 @@ def published(pipeline: Pipeline) -> list[tuple[str, int]]:
         return con.sql("SELECT partition_key, id FROM small.predictions ORDER BY ALL").fetchall()
 
 
+def test_a_shipped_pipeline_delivers_beside_the_home_and_not_among_the_installed_files(pipeline, monkeypatch):
+    monkeypatch.setattr(deliver, "FOLDER", pipeline.folder.parent)
+    before = sorted(pipeline.folder.iterdir())
+    deliver_keys(pipeline, KEYS[0])
+    assert sorted(pipeline.folder.iterdir()) == before
+    assert (pipeline.home.root.parent / "out/late" / f"partition_key={KEYS[0]}" / "small.parquet").is_file()
+
+
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
     return finished_pipeline(tmp_path, NOW, predictions=to("parquet"))

@@ -233,6 +233,13 @@ def test_keys_that_occur_twice_are_named(project, extra):
     assert f"keys occur more than once in the features: {', '.join(named)}." in message
 
 
+def test_a_key_that_occurs_twice_where_clocks_are_set_forward_says_so(project):
+    partitions = {"every": "day", "start": "2024-03-30", "end": "2024-04-02", "timezone": "Europe/Berlin"}
+    sql = "SELECT ts, id FROM (VALUES (TIMESTAMPTZ '2024-03-31 01:00:00+00')) AS t(ts), (VALUES (1), (2)) AS r(id)"
+    small = project(sql=sql, partitions=partitions, features={"key": ["ts"], "time": "ts"}, predictions=None)
+    assert "clocks in Europe/Berlin change within the partition" in small.refusal(key="2024-03-31")
+
+
 def test_a_key_of_two_columns_is_unique_as_a_pair(project):
     events = orders({"id": 1, "shop": "a"}, {"id": 1, "shop": "b"}, {"id": 2, "shop": "a"})
     assert project(events, features={"key": ["id", "shop"]}).write().rows == 3

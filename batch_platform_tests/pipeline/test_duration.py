@@ -60,6 +60,8 @@ def recorded(tmp_path_factory):
         ({"performance": 2}, 2 * 10.0),
         ({"features": 1, "predictions": 1, "performance": 1}, 13.0),
         ({"challengers": 1}, None),  # never done
+        ({"model": 10}, 210.0),
+        ({"model": 11}, None),  # one model says little of so many
         ({}, 0.0),
     ],
 )

@@ -44,7 +44,9 @@ SMALL = {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_r
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
-MANY_PER_WINDOW, MANY_WINDOWS = 20, 12  # enough rows for figures of each partition, if so many partitions remain
+# Enough rows for figures of each partition, if so many partitions remain.
+MANY_PER_WINDOW: dict[Every, int] = {"hour": 40, "day": 40, "week": 20, "month": 20}
+MANY_WINDOWS = 12
 FEWEST_WINDOWS = 4  # windows with rows: to learn from two, evaluate on one and score one
 BY_PLACE = "as long as rows keep their place in the file"
 BY_CONTENT = "whatever the order of rows"
@@ -96,7 +98,7 @@ _MONDAY = datetime(1900, 1, 1)  # noqa: DTZ001 - on any clock; weeks start on Mo
 _MANY_LACKING = (
     0.1  # share of the rows; a time that more of them lack tells of something that happens to some, such as a refund
 )
-_BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
+_OF_AN_ENTITY = ("birth", "born", "dob", "last")  # times that tell an age or how long ago, not when a row came about
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         max_rows=MOST_LEARNED if survey.rows > MOST_LEARNED else None,
         others={
             "key": [column.name for column in other_keys],
-            "time": [] if times is None else [column.name for column in times.others],
+            "time": [column.name for column in times.others if column is not time] if times else [],
             "label": [other.column.name for other in other_labels],
         },
     )
@@ -265,15 +267,15 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
         if (span := survey.span(column.name)) is not None:
             series = survey.is_series(column.name, span)
             every = _every(survey.rows, span, series=series)
-            # No partition is as long as a year.
-            is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts
+            # No partition is as long as a year, and a birthday tells of no event.
+            is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts or _is_of_an_entity(column)
             return _Times(
                 column,
                 span,
                 every,
                 are_partitioned=not asked.snapshot and (asked.time is not None or not is_snapshot),
                 name_rows=series,
-                others=[other for other in ranked if other is not column and other.name not in column.made_of],
+                others=[other for other in ranked if other.name not in column.made_of],
             )
     if asked.time is not None:
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
@@ -290,7 +292,7 @@ def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
     return sorted(
         (column for column in survey.columns if column.is_likely_time),
         key=lambda column: (
-            any(word.startswith(_BORN) for word in words(column.name)),
+            _is_of_an_entity(column),
             column.nulls > survey.rows * _MANY_LACKING,
             not column.made_of,
             column.holds != "time",  # numbers last
@@ -298,6 +300,11 @@ def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
             _rank(column, _TIME_NAMES),
         ),
     )
+
+
+def _is_of_an_entity(time: TableColumn) -> bool:
+    """Return whether a time is called like a birthday or a last purchase: all rows are of today."""
+    return any(word.startswith(_OF_AN_ENTITY) for word in words(time.name))
 
 
 def _label(
@@ -418,10 +425,12 @@ def _every(rows: int, span: TimeRange, *, series: bool) -> Every:
 
     Rows that are no series, and few in each window, get longer ones as long as there are many windows.
     """
-    for least, windows in ((MANY_PER_WINDOW, MANY_WINDOWS), (ROWS_PER_WINDOW, 0))[series:]:
+    for least, windows in ((MANY_PER_WINDOW, MANY_WINDOWS), (dict.fromkeys(LONGEST, ROWS_PER_WINDOW), 0))[series:]:
         for every, longest in LONGEST.items():
             filled = span.filled[every]
-            worth = filled * 2 >= span.length / longest.nominal + 1 and rows >= filled * least and filled >= windows
+            worth = (
+                filled * 2 >= span.length / longest.nominal + 1 and rows >= filled * least[every] and filled >= windows
+            )
             if worth and (every != "hour" or span.length < timedelta(days=3)):
                 return every
     return "month" if span.length > timedelta(days=60) else "day"

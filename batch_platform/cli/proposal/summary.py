@@ -67,7 +67,7 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
         "key": f"{key}, unique {proposal.key_holds}{others['key']}",
         "time": _time(windows) + others["time"]
         if windows
-        else "none: every day the whole table is scored as it is then",
+        else f"none: every day the whole table is scored as it is then{others['time']}",
         "partitions": _partitions(proposal, windows) if windows else "snapshots of the whole table, from today on",
         "label": _label(proposal) + others["label"] if proposal.label else "none: similar rows are grouped",
         "model": f"{proposal.estimator}, trained {f'once a {proposal.train_every}' if proposal.train_every else 'once'}",
