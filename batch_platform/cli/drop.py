@@ -11,7 +11,7 @@ import dagster as dg
 from rich.filesize import decimal
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import find_project
+from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.run import asked_for
 from batch_platform.cli.running import open_instance
 from batch_platform.components.dagster_records import wipe_partitions
@@ -56,7 +56,8 @@ def command(  # noqa: PLR0913 - the options of the command
 
     Their rows leave every table and the published copy, their feature files are removed, and Dagster forgets their
     materializations; the table dropped_partitions tells who deleted them and when. Schedules and `run` leave them out
-    until one is named: batch-platform run PIPELINE --partition KEY makes it again. Models stay as they are.
+    until one is named: batch-platform run PIPELINE --partition KEY makes it again. Models stay as they are. Names the
+    assets of yours whose automation condition waits for every partition, and so from now on for ever.
     """
     project, now = find_project(folder), datetime.now(UTC)
     wiring = project.pipeline(pipeline)
@@ -85,9 +86,28 @@ def command(  # noqa: PLR0913 - the options of the command
         drop_partitions(wiring.pipeline(), keys, getpass.getuser(), stamp)
         for asset in _PARTITIONED:
             wipe_partitions(instance, wiring.key(asset), keys)
-    terminal.report({"pipeline": pipeline, "run_id": stamp.run_id, "dropped": holding})
+    waiting = _silenced(project, wiring)
+    terminal.report({"pipeline": pipeline, "run_id": stamp.run_id, "dropped": holding, "silenced": waiting})
     if holding.partitions:
         terminal.say("Deleted.")
+    if waiting:
+        terminal.say(
+            f"{listed(waiting)}: its automation condition waits until no partition is missing, and the deleted ones stay "
+            "missing. Leave that out: AutomationCondition.eager().without(~AutomationCondition.any_deps_missing())"
+        )
+
+
+def _silenced(project: Project, wiring: Wiring) -> list[str]:
+    """The project's assets without partitions that follow a partitioned asset of the pipeline only while none of its partitions is missing."""
+    keys, nothing_missing = set(wiring.keys(_PARTITIONED)), ~dg.AutomationCondition.any_deps_missing()
+    return sorted(
+        spec.key.to_user_string()
+        for spec in project.definitions.resolve_all_asset_specs()
+        if spec.partitions_def is None
+        and keys.intersection(dep.asset_key for dep in spec.deps)
+        and spec.automation_condition is not None
+        and nothing_missing in spec.automation_condition.children
+    )
 
 
 def _announce(pipeline: str, asked: Sequence[Partition], holding: HeldPartitions) -> None:

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -215,6 +215,7 @@ def find_project(folder: Path | None) -> Project:
         raise WrongUseError(msg, hint="--project names the folder of a Dagster project.")
     if (project := _around(start)) is not None:
         return _at_home(_declared(*project))
+    _refuse_workspace(start)
     if folder is None:
         return shipped_project()
     msg = f"{start} has no pyproject.toml with [tool.dg.project], and neither has any folder above it."
@@ -237,6 +238,7 @@ def find_or_create_project(folder: Path | None) -> tuple[Project, bool]:
 
 def require_room(root: Path) -> None:
     """Refuse a folder in which no project can be created without changing what is there."""
+    _refuse_workspace(root)
     if (root / "pyproject.toml").exists():
         msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so Dagster would find no pipelines there."
         hint = 'add [tool.dg] directory_type = "project" and [tool.dg.project] root_module to it.'
@@ -286,6 +288,19 @@ def _around(start: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def _refuse_workspace(start: Path) -> None:
+    """Raise WrongUseError if a folder lies in a workspace of `dg`, but in none of its projects; the message lists them."""
+    for candidate in (start, *start.parents):
+        for name, path in (("dg.toml", ()), ("pyproject.toml", ("tool", "dg"))):
+            declared = reduce(lambda table, key: table.get(key, {}), path, _read_toml(candidate / name))
+            if declared.get("directory_type") != "workspace":
+                continue
+            projects = sorted(project["path"] for project in declared.get("workspace", {}).get("projects", ()))
+            msg = f"{candidate} is a workspace of dg, and {start} lies in none of its projects: {listed(projects) or 'it has none'}."
+            example = os.path.relpath(candidate / projects[0]) if projects else "FOLDER"
+            raise WrongUseError(msg, hint=f"name the project: batch-platform --project {example} …")
+
+
 def _at_home(project: Project) -> Project:
     """Set the home for child processes."""
     os.environ[HOME_VARIABLE] = str(project.home.root)
@@ -322,12 +337,16 @@ def _folder_of(package: str) -> Path | None:
 
 
 def _dg_project(path: Path) -> dict[str, Any] | None:
+    declared = _read_toml(path).get("tool", {}).get("dg", {}).get("project")
+    return declared if declared and "root_module" in declared else None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The content of a file; empty if there is none."""
     if not path.is_file():
-        return None
+        return {}
     try:
-        read = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"{path} cannot be read: {error}."
         raise WrongUseError(msg) from error
-    declared = read.get("tool", {}).get("dg", {}).get("project")
-    return declared if declared and "root_module" in declared else None

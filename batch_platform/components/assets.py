@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components import checks, describe, lineage
+from batch_platform.components.automation import condition_of
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY
 from batch_platform.components.delivering import delivered_asset
 from batch_platform.components.jobs import (
@@ -76,6 +77,7 @@ def _features(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Ass
         backfill_policy=wiring.backfill_policy(wiring.partitions),
         pool=wiring.spec.dagster.pool,
         required_resource_keys=wiring.resource_keys,
+        automation_condition=condition_of(wiring, "features"),
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
         step = RunStep(context, wiring, made)
@@ -111,6 +113,7 @@ def _model(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Assets
         ],
         config_schema=training_schema(wiring),
         required_resource_keys=wiring.resource_keys,
+        automation_condition=condition_of(wiring, "model"),
     )
     def model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
         step = RunStep(context, wiring, made)
@@ -164,6 +167,7 @@ def _scoring_specs(wiring: Wiring) -> Iterator[dg.AssetSpec]:
         deps=[wiring.key("features"), model],
         freshness_policy=wiring.freshness_policy,
         partitions_def=wiring.served,
+        automation_condition=condition_of(wiring, "predictions"),
         **shared,
     )
     yield predictions.with_io_manager_key(IO_MANAGER_KEY)
@@ -174,6 +178,7 @@ def _scoring_specs(wiring: Wiring) -> Iterator[dg.AssetSpec]:
             metadata={"dagster/table_name": f"{name}.drift"},
             deps=[wiring.key("features"), wiring.key("predictions")],
             partitions_def=wiring.served,
+            automation_condition=condition_of(wiring, "drift"),
             **shared,
         )
         yield drift.with_io_manager_key(IO_MANAGER_KEY)
@@ -239,6 +244,7 @@ def _performance(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
         pool=wiring.spec.dagster.pool,
         required_resource_keys=wiring.resource_keys,
         check_specs=[check.spec(key) for check in measures.values()],
+        automation_condition=condition_of(wiring, "performance"),
     )
     def performance(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.Output[None]]:
         step = RunStep(context, wiring, made)

@@ -30,7 +30,7 @@ class Commit:
 
 def features(wiring: Wiring, built: Built) -> Commit:
     """Built features."""
-    metadata = describe.built(built, wiring.pipeline().history.file(built.build))
+    metadata = describe.built(built, wiring.pipeline().history.file(built.build), wiring.spec.column_descriptions)
     return Commit(built.partition.key, built.build.sha256[:16], built.build.rows, metadata)
 
 
@@ -100,5 +100,7 @@ def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
         ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
     return {
         describe.ROW_COUNT: rows,
-        "dagster/column_schema": describe.table_schema(columns, tables_of_pipelines()[name].columns),
+        "dagster/column_schema": describe.table_schema(
+            columns, wiring.spec.column_descriptions | dict(tables_of_pipelines()[name].columns)
+        ),
     }

@@ -226,13 +226,26 @@ def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) ->
     return max(1, min(len(pipelines), most))
 
 
-def reads_partitions(context: dg.InputContext) -> bool:
-    """Return whether an input is read for partitions of the run. An unpartitioned asset reads its whole input.
+def read_partitions(context: dg.InputContext) -> list[str] | None:
+    """The partitions for which an input is read; None for its whole asset, which an unpartitioned asset reads.
 
-    The public `has_partition_key` of an input says nothing about a range of partitions. No public alternative.
+    The public `has_partition_key` of an input says nothing about a range of partitions. No public alternative. A context that
+    is built by hand has no step, and tells of a single partition by `partition_key` only.
     """
-    step: Any = context.step_context
-    return context.has_asset_partitions and (step.has_partition_key or step.has_partition_key_range)
+    if not context.has_asset_partitions:
+        return [context.partition_key] if is_built_by_hand(context) and context.has_partition_key else None
+    step: Any = None if is_built_by_hand(context) else context.step_context
+    whole = step is not None and not (step.has_partition_key or step.has_partition_key_range)
+    return None if whole else list(context.asset_partition_keys)
+
+
+def is_built_by_hand(context: dg.InputContext | dg.OutputContext) -> bool:
+    """Return whether a context belongs to no step of a run; its public `step_context` raises then."""
+    try:
+        context.step_context  # noqa: B018 - asking is the test
+    except dg.DagsterInvariantViolationError:
+        return True
+    return False
 
 
 def check_results(

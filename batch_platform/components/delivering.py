@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from batch_platform.components import commits
+from batch_platform.components.automation import condition_of
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.making import RunStep
 from batch_platform.components.scoring import score_what_failed
@@ -38,6 +39,7 @@ def delivered_asset(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition], del
         deps=[wiring.key("predictions")],
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
+        automation_condition=condition_of(wiring, delivery.asset),
     )
     def delivered(
         context: dg.AssetExecutionContext, config: DeliveryConfig

@@ -170,8 +170,8 @@ def source_state(state: SourceState, *, by_partition: bool) -> dict[str, Any]:
     }
 
 
-def built(features: Built, file: Path) -> dict[str, Any]:
-    """Metadata of a partition of features."""
+def built(features: Built, file: Path, descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata of a partition of features, whose columns have descriptions."""
     metadata: dict[str, Any] = {
         PARTITION_ROWS: features.build.rows,
         "dagster/uri": str(file),
@@ -181,7 +181,8 @@ def built(features: Built, file: Path) -> dict[str, Any]:
     if features.findings:
         metadata["findings"] = "\n".join(features.findings)
     metadata |= _engine_page(features.link)
-    return metadata | ({"dagster/column_schema": table_schema(features.columns)} if features.columns else {})
+    schema = {"dagster/column_schema": table_schema(features.columns, descriptions)}
+    return metadata | (schema if features.columns else {})
 
 
 def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:

@@ -77,10 +77,15 @@ def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
             selection=dg.AssetSelection.assets(*wiring.keys(assets_of(duty))),
             description=description,
             tags={PIPELINE_TAG: wiring.spec.name},
-            executor_def=dg.in_process_executor,
+            executor_def=_executor(wiring),
         )
         for duty, description in _DESCRIPTIONS.items()
     }
+
+
+def _executor(wiring: Wiring) -> dg.ExecutorDefinition | None:
+    """The declared executor; None for that of the project."""
+    return dg.in_process_executor if wiring.spec.dagster.executor == "in_process" else None
 
 
 def is_of_job(run: dg.DagsterRun, wiring: Wiring, *duties: Duty) -> bool:
@@ -101,7 +106,7 @@ def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:
         "evaluates them, each only where it is due. The same as `batch-platform run`. Confirm where Dagster warns that features and "
         "model are not materialized yet: this job makes them.",
         tags={PIPELINE_TAG: wiring.spec.name},
-        executor_def=dg.in_process_executor,
+        executor_def=_executor(wiring),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components import describe
+from batch_platform.components.automation import condition_of
 from batch_platform.components.processes import at_work
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures
 from batch_platform.declaration.redaction import redacted_output
@@ -32,6 +33,7 @@ def build_reporting(wiring: Wiring) -> dg.Definitions:
         ),
         deps=[wiring.key("predictions"), wiring.key("performance")],
         pool=spec.dagster.pool,
+        automation_condition=condition_of(wiring, REPORT),
     )
     def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: spec.name})

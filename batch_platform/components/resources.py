@@ -17,7 +17,7 @@ from dagster_duckdb import DuckDBResource
 from pydantic import Field
 
 from batch_platform.components import describe
-from batch_platform.components.dagster_internals import reads_partitions
+from batch_platform.components.dagster_internals import is_built_by_hand, read_partitions
 from batch_platform.components.held import text_of
 from batch_platform.components.wiring import NAME_METADATA, clear_failures
 from batch_platform.declaration.errors import DataError, NothingPublishedError, WrongUseError, did_you_mean, listed
@@ -103,7 +103,9 @@ class TableIOManager(dg.ConfigurableIOManager):
         """The partitions that the run is about, or all rows for an asset without partitions."""
         with clear_failures():
             relation = self._relation(context)
-            wanted = context.dagster_type.typing_type
+            wanted: object = Any
+            with suppress(dg.DagsterInvariantViolationError):  # a context that is built by hand need not have a type
+                wanted = context.dagster_type.typing_type
             if wanted is duckdb.DuckDBPyRelation:
                 return relation
             if wanted is pl.DataFrame:
@@ -120,6 +122,8 @@ class TableIOManager(dg.ConfigurableIOManager):
             name = self._table_of(context.asset_key, context.definition_metadata)
             check_own(name)
             keys = list(context.asset_partition_keys) if context.has_asset_partitions else None
+            if keys is None and is_built_by_hand(context) and context.has_partition_key:
+                keys = [context.partition_key]
             with staging_folder(home, context.run_id) as folder:
                 file = folder / "table.parquet"
                 columns = _write(name, obj, file, keys)
@@ -139,7 +143,7 @@ class TableIOManager(dg.ConfigurableIOManager):
             msg = f"{_named(context)}: unknown metadata {listed(map(repr, unknown))} on the input; there is {listed(INPUT_METADATA)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], INPUT_METADATA))
         above = context.upstream_output.definition_metadata if context.upstream_output else {}
-        keys = list(context.asset_partition_keys) if reads_partitions(context) else None  # None: every partition
+        keys = read_partitions(context)
         home, columns = Home.from_environment(), metadata.get("columns")
         if pipeline := text_of(above.get(NAME_METADATA)):
             return _features(home, pipeline, keys, columns)
@@ -205,7 +209,7 @@ def _write(name: TableName, obj: object, file: Path, keys: Sequence[str] | None)
 
 
 def _named(context: dg.InputContext) -> str:
-    return f"input {context.name!r} ({context.asset_key.to_user_string()})"
+    return f"the input {context.asset_key.to_user_string()}"
 
 
 WAREHOUSE = WarehouseResource()

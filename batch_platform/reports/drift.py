@@ -9,6 +9,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
 from batch_platform.monitoring.measures.drift import COLUMNS
 from batch_platform.reports.span import Span
@@ -45,11 +46,10 @@ class DriftFigures:
     unjudged: int  # partitions whose predictions have no baseline, though features have
 
 
-def read_drift_figures(
-    con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, span: Span, zone: ZoneInfo
-) -> DriftFigures | None:
+def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span) -> DriftFigures | None:
     """Read the drift of a span from the baseline that is judged; None where it was not measured."""
-    baseline = (declared or Drift()).baseline
+    pipeline, zone = spec.name, spec.partitions.calendar.zone
+    baseline = (spec.monitoring.drift or Drift()).baseline
     if not has_table(con, pipeline, COLUMNS):
         return None
     rows = _rows(con, pipeline, baseline, span)
@@ -80,7 +80,8 @@ def read_drift_figures(
     worst: list[Drifted] = []
     for name, partitions, count in alarming.head(WORST).select("column_name", "partitions", "alarms").iter_rows():
         row = alarms.filter(column_name=name).row(0, named=True)
-        worst.append(Drifted(name, row["partition_key"], _sentence(row, count, partitions)))
+        sentence = " ".join(filter(None, (_sentence(row, count, partitions), spec.column_descriptions.get(name))))
+        worst.append(Drifted(name, row["partition_key"], sentence))
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
     return DriftFigures(baseline, every, cells, worst, of_columns.height, alarming.height, unjudged)

@@ -178,7 +178,7 @@ def read_figures(
         months=_months(con, spec, metric, window),
         segments=segments,
         gaps=gaps_of(segments) if task == "binary" else [],
-        drift=read_drift_figures(con, spec.name, spec.monitoring.drift, window, spec.partitions.calendar.zone),
+        drift=read_drift_figures(con, spec, window),
         measures=read_further_measures(con, spec.name, window),
         confusion=confusion,
         calibration=calibration,

@@ -266,6 +266,7 @@ class ScoringRun:
             clock=self.stamp.now,
             clear=self.clear,
             in_transaction=in_transaction,
+            descriptions=self.history.spec.column_descriptions,
         )
         if others := [run for run in runs if run.partition_key not in values]:
             with self.warehouse.open() as con:

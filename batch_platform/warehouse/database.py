@@ -25,6 +25,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.explaining import LOST_FILE, is_want_of_memory
 from batch_platform.warehouse.checkpoint import WarehouseFile, sync
 from batch_platform.warehouse.compacting import compact_file
+from batch_platform.warehouse.descriptions import comment_columns
 from batch_platform.warehouse.erasures import read_erasures
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
@@ -185,6 +186,7 @@ class Warehouse:
         clock: Callable[[], datetime],
         clear: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
         in_transaction: InTransaction | None = None,
+        descriptions: Mapping[str, str] | None = None,
     ) -> list[ScoreRun]:
         """Replace partitions of predictions and rejected rows together with their ledger rows, in one transaction.
 
@@ -195,6 +197,7 @@ class Warehouse:
             clock: Read once, after the rows are inserted, for `committed_at`.
             clear: Called first, to delete what cannot stay beside the new rows.
             in_transaction: Called with the ledger rows of the partitions that are replaced, before the commit.
+            descriptions: What columns hold, by name.
 
         Returns:
             The ledger rows as committed; if another run committed the same rows meanwhile, the row of that run.
@@ -221,6 +224,7 @@ class Warehouse:
                 rows = NewRows(keys, predictions, files, standing=[key for key in keys if key in standing])
                 with bounded_buffer(con, predictions, sum(scores.run.rows_scored for scores in new)):
                     scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, rows)
+                comment_columns(con, pipeline, PREDICTIONS.view, descriptions or {})
                 rejected = _replace_rejected(con, pipeline, new)
                 _require_balance(new, scored, rejected)
                 now = clock()

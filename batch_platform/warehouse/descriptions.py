@@ -192,3 +192,13 @@ def write_comments(
     for (column,) in lacking:
         if text := description.columns.get(column):
             con.execute(f"COMMENT ON COLUMN {name}.{quoted(column)} IS {literal(text)}")
+
+
+def comment_columns(con: duckdb.DuckDBPyConnection, schema: str, table: str, texts: Mapping[str, str]) -> None:
+    """Let the comments of those columns of a table or view that there are be these texts, within the caller's transaction."""
+    if not texts:
+        return
+    query = "SELECT column_name, comment FROM duckdb_columns() WHERE database_name = current_database() AND schema_name = $schema AND table_name = $table"
+    for column, comment in con.execute(query, {"schema": schema, "table": table}).fetchall():
+        if (text := texts.get(column)) is not None and text != comment:
+            con.execute(f"COMMENT ON COLUMN {quoted(schema)}.{quoted(table)}.{quoted(column)} IS {literal(text)}")

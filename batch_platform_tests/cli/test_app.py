@@ -717,3 +717,26 @@ def test_a_command_loads_no_other_command():
     )
     loaded = {name.removeprefix("batch_platform.cli.") for name in ast.literal_eval(done.stdout)}
     assert loaded & {*COMMANDS} == {"check"}
+
+
+def test_in_a_workspace_of_dg_its_projects_are_listed_and_nothing_is_made(cli, tmp_path):
+    workspace = tmp_path / "work"
+    (workspace / "sub").mkdir(parents=True)
+    projects = (
+        '[[{0}workspace.projects]]\npath = "projects/sales"\n[[{0}workspace.projects]]\npath = "projects/churn"\n'
+    )
+    for file, text in (
+        ("pyproject.toml", '[tool.dg]\ndirectory_type = "workspace"\n' + projects.format("tool.dg.")),
+        ("dg.toml", 'directory_type = "workspace"\n' + projects.format("")),
+    ):
+        (workspace / file).write_text(text)
+        for folder, hint in ((workspace, "projects/churn"), (workspace / "sub", "../projects/churn")):
+            for words in (("status",), ("ui",), ("new", "churn", "--from", "a.csv")):
+                answer = cli(folder, *words)
+                assert answer.code == 2, words
+                assert answer.error == (
+                    f"{workspace} is a workspace of dg, and {folder} lies in none of its projects: projects/churn, "
+                    f"projects/sales. Hint: name the project: batch-platform --project {hint} …"
+                )
+        (workspace / file).unlink()
+    assert [path.name for path in workspace.rglob("*")] == ["sub"]

@@ -7,11 +7,14 @@ import duckdb
 import pytest
 
 from batch_platform.cli import terminal
+from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import DataError
 from batch_platform.pipeline import drop
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
+from batch_platform_tests.harness.checkout import GUIDE
 from batch_platform_tests.harness.command_line import REJECTED_DAY, published
+from batch_platform_tests.harness.dagster_project import PACKAGE
 
 TABLES_OF_KEYS = "SELECT schema_name || '.' || table_name FROM duckdb_columns() WHERE column_name = 'partition_key'"
 ENTRIES = "SELECT partition_key, rows > 0, actor <> '', run_id FROM small.dropped_partitions ORDER BY seq"
@@ -162,3 +165,43 @@ def test_a_drop_that_ended_early_is_completed_by_the_same_command(cli, project, 
     said = cli(project, "run", "small").out
     again = "To make them again, name each of them: batch-platform run small --partition 2024-02-10"
     assert f"left out 2024-02-10 to 2024-02-12, 2024-02-15 (4): dropped. {again}\n" in said
+
+
+FOLLOWING = """\
+import dagster as dg
+
+EAGER = dg.AutomationCondition.eager()
+NOTHING_MISSING = ~dg.AutomationCondition.any_deps_missing()
+
+
+@dg.asset(deps=[["small", "predictions"]], automation_condition=EAGER)
+def waits(): ...
+
+
+@dg.asset(deps=[["small", "predictions"]], automation_condition=EAGER.without(NOTHING_MISSING))
+def follows(): ...
+"""
+
+
+def test_an_asset_that_a_drop_silences_is_named_with_the_condition_that_goes_on_following(cli, project):
+    (project / PACKAGE / "defs" / "following.py").write_text(FOLLOWING)
+    answer = cli(project, "drop", "small", "--partition", REJECTED_DAY, "--yes")
+    assert answer.code == 0
+    last = answer.out.splitlines()[-1]
+    assert last.startswith("waits: its automation condition waits until no partition is missing")
+    assert last.endswith("AutomationCondition.eager().without(~AutomationCondition.any_deps_missing())")
+    assert last.rpartition(": ")[2] in GUIDE["acting"].replace("dg.", "")
+    definitions = find_project(project).definitions
+    assets = dg.AssetSelection.assets("waits", "follows")
+    with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
+        first = dg.evaluate_automation_conditions(definitions, instance, assets)
+        scored = dg.AssetMaterialization(["small", "predictions"], partition="2024-02-02")
+        instance.report_runless_asset_event(scored)
+        then = dg.evaluate_automation_conditions(definitions, instance, assets, cursor=first.cursor)
+    assert {
+        "waits": then.get_num_requested(dg.AssetKey("waits")),
+        "follows": then.get_num_requested(dg.AssetKey("follows")),
+    } == {
+        "waits": 0,
+        "follows": 1,
+    }

@@ -216,7 +216,7 @@ def test_an_input_is_read_for_the_partitions_of_its_run_or_as_a_whole(instance, 
         def handle_output(self, context, obj): ...
 
         def load_input(self, context):
-            asked.append(internals.reads_partitions(context))
+            asked.append(internals.read_partitions(context) is not None)
             return 0
 
     @dg.asset(partitions_def=DAYS if tags else None)

@@ -11,8 +11,9 @@ from batch_platform.components.processes import PROCESS_TAG, close_dead_runs
 from batch_platform.declaration.threads import threads
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.command_line import published
-from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.deployment import QUIET, range_tags
+from batch_platform_tests.harness.small_pipeline import small_declaration
 
 OWN = """\
 import dagster as dg
@@ -40,6 +41,7 @@ def own_job(folder: str, name: str) -> dg.JobDefinition:
 
 
 def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_says_so(project, monkeypatch):
+    write_defs_yaml(project, small_declaration(dagster={"executor": "project"}))
     (project / PACKAGE / "defs" / "own.py").write_text(OWN)
     other = shutil.copytree(pipeline_folder(project), pipeline_folder(project, "churn")) / "defs.yaml"
     other.write_text(other.read_text().replace("name: small", "name: churn"))
@@ -48,6 +50,10 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
     job, two = (
         dg.build_reconstructable_job(own_job.__module__, own_job.__name__, reconstructable_args=(str(project), name))
         for name in ("daily", "two")
+    )
+    assert own_job(str(project), "churn_bring_up_to_date").executor_def.name == "multiprocess"
+    whole = dg.build_reconstructable_job(
+        own_job.__module__, own_job.__name__, reconstructable_args=(str(project), "small_bring_up_to_date")
     )
     with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
         result = dg.execute_job(
@@ -66,7 +72,16 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
         committed = {event.partition for event in result.all_events if event.is_step_materialization}
         both = dg.execute_job(two, instance, tags=range_tags("2024-02-02", "2024-02-04"), run_config={"loggers": QUIET})
         assert both.success
+        ours = dg.execute_job(
+            whole,
+            instance,
+            tags=range_tags("2024-02-05", "2024-02-06"),
+            run_config={"ops": FORCED, "loggers": QUIET},
+        )
+        assert ours.success
+        apart = {it.pid for it in ours.all_events if it.event_type == dg.DagsterEventType.STEP_START}
         shared, alone = ([line for line in lines_of(instance, it.run_id) if "threads" in line] for it in (both, result))
+    assert len(apart) == 3, "the predictions, the check on them, and the performance"
     one_of_all = f"2 pipelines work at once: this step uses {max(1, threads() // 2)} of {threads()} threads."
     assert (shared, alone) == ([one_of_all] * 2, [])
     assert processes == {"small__predictions", "small__predictions_up_to_date", "small__performance"}

@@ -220,6 +220,7 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
 
 def test_drift_that_was_not_judged_is_no_alarm(pipeline):
     monitoring = pipeline.spec.monitoring.model_copy(update={"drift": None})
+    spec = pipeline.spec.model_copy(update={"monitoring": monitoring})
     with open_published(pipeline.home) as published, duckdb.connect() as con:
         con.execute("CREATE SCHEMA small")
         con.register(
@@ -227,7 +228,7 @@ def test_drift_that_was_not_judged_is_no_alarm(pipeline):
         )
         con.execute("CREATE TABLE small.drift AS FROM measured")
         window = read_figures(published, pipeline.spec, FIRST, LAST).window
-        drift = read_drift_figures(con, "small", monitoring.drift, window, BERLIN)
+        drift = read_drift_figures(con, spec, window)
     assert drift is not None
     assert drift.cells["index"].max() > 1, "the strange day is far from the baseline"
     assert (drift.drifted, drift.worst, drift.cells["alarms"].sum()) == (0, [], 0)

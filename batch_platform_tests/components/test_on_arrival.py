@@ -1,0 +1,77 @@
+"""`automation: on_arrival`: from a raw asset to the report, by the conditions that Dagster's automation sensor evaluates."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from batch_platform.components.events import log_unknown_commits
+from batch_platform_tests.harness.deployment import Deployment, deploy
+from batch_platform_tests.harness.small_pipeline import small_events
+
+RAW = dg.AssetKey(["raw", "orders"])
+FOLLOWING = ("features", "model", "predictions", "performance", "report")
+ARRIVING: dict[str, Any] = {
+    "automation": "on_arrival",
+    "sources": {"events": {"asset": "raw/orders", "parquet": "events/{partition_key}.parquet"}},
+    "report": {"every": "month"},
+}
+
+
+def write_days(folder: Path) -> None:
+    """A file for each local day."""
+    days = small_events().with_columns(day=pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String))
+    (folder / "events").mkdir(parents=True)
+    for (day,), rows in days.partition_by("day", as_dict=True, include_key=False).items():
+        rows.write_parquet(folder / "events" / f"{day}.parquet")
+
+
+@pytest.fixture
+def deployment(tmp_path, monkeypatch) -> Deployment:
+    """The model of February is there, and nothing is scored."""
+    deployed = deploy(tmp_path, monkeypatch, **ARRIVING)
+    write_days(deployed.pipeline.folder)
+    deployed.train()
+    log_unknown_commits(deployed.wiring, deployed.instance, deployed.pipeline.state(), ())
+    return deployed
+
+
+def test_a_day_that_arrives_goes_through_to_the_report_and_then_nothing_is_requested(deployment):
+    raw = dg.Definitions(assets=[dg.AssetSpec(RAW, partitions_def=deployment.wiring.partitions)])
+    definitions = dg.Definitions.merge(deployment.definitions, raw)
+    assets, cursor = dg.AssetSelection.assets(*map(deployment.key, FOLLOWING)), None
+    requested = list[tuple[str, frozenset[str]]]()
+
+    def tick() -> int:
+        nonlocal cursor
+        looked = dg.evaluate_automation_conditions(definitions, deployment.instance, assets, cursor=cursor)
+        cursor = looked.cursor
+        for asset in FOLLOWING:
+            if looked.get_num_requested(key := deployment.key(asset)):
+                days = looked.get_requested_partitions(key)
+                requested.append((asset, frozenset(filter(None, days))))
+                for day in sorted(days, key=str):
+                    assert deployment.run(asset, first=day).success
+        return looked.total_requested
+
+    def until_nothing_is_requested() -> list[tuple[str, frozenset[str]]]:
+        requested.clear()
+        for _ in range(8):
+            if not tick():
+                return [*requested]
+        raise AssertionError(requested)
+
+    assert until_nothing_is_requested() == []
+    for day in ("2024-02-01", "2024-02-04"):
+        deployment.instance.report_runless_asset_event(dg.AssetMaterialization(RAW, partition=day))
+        of_day = frozenset([day])
+        made = until_nothing_is_requested()
+        assert made[:3] == [("features", of_day), ("predictions", of_day), ("performance", of_day)]
+        assert {*made[3:]} == {("report", frozenset())}
+        assert deployment.pipeline.published_state().evaluations.keys() >= of_day
+    assert deployment.run("features", first="2024-02-01", config={"features": {"force": True}}).success
+    again = until_nothing_is_requested()
+    assert ("predictions", frozenset(["2024-02-01"])) in again, "features that were built again"
+    assert "model" not in dict(again)
