@@ -13,7 +13,7 @@ def condition_of(wiring: Wiring, asset: str) -> dg.AutomationCondition | None:
     """The condition of one of a pipeline's assets; None where nothing is declared."""
     if wiring.spec.automation is None:
         return None
-    follows = dg.AutomationCondition.any_deps_updated() | dg.AutomationCondition.newly_missing()
+    follows = dg.AutomationCondition.any_deps_updated()  # a dropped partition is missing, and shall not come back
     free = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
     condition = follows.since_last_handled() & free
     if asset == "features":

@@ -211,7 +211,7 @@ class PipelineSpec(Block):
             raise ValueError(msg)
         on_spark = [name for name, source in self.sources.items() if source.kind == "spark_table"]
         if self.features.spark_sql is not None and self.engine.on_spark.staging is not None:
-            msg = "features.spark_sql: the cluster writes its rows into the home, which engine.spark.staging is to spare it; leave one of both out"
+            msg = "features.spark_sql: the cluster writes its rows into the home, so every machine must see the home; leave engine.spark.staging out"
             raise ValueError(msg)
         if on_spark and self.features.spark_sql is None:
             msg = f"sources.{on_spark[0]}.spark_table: only `features.spark_sql` reads a table of Spark's catalog; "

@@ -81,7 +81,7 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
         assert ours.success
         apart = {it.pid for it in ours.all_events if it.event_type == dg.DagsterEventType.STEP_START}
         shared, alone = ([line for line in lines_of(instance, it.run_id) if "threads" in line] for it in (both, result))
-    assert len(apart) == 2, "predictions and performance"
+    assert len(apart) == 3, "the predictions, the check on them, and the performance"
     one_of_all = f"2 pipelines work at once: this step uses {max(1, threads() // 2)} of {threads()} threads."
     assert (shared, alone) == ([one_of_all] * 2, [])
     assert processes == {"small__predictions", "small__predictions_up_to_date", "small__performance"}
