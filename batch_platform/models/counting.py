@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.monitoring.profiles import Bins, Profile, Role, cells_of, count_at_least, number_profile
+from batch_platform.monitoring.rows import Categories, RowSketch, sketch_of
 from batch_platform.monitoring.segments import MOST_SEGMENTS, Cells, CountsByValue, Places, SegmentCounts
 
 WORTH_COMPILING = 50_000  # values of a batch; only a large partition has so many
@@ -40,6 +41,14 @@ def counted_cells(values: NDArray[np.float64], bins: Bins) -> Cells:
 
         return compiled(values, bins.edges)
     return cells_of(values, bins.edges)
+
+
+def sketched(matrix: NDArray[np.float64], columns: Categories) -> RowSketch:
+    """Sketch encoded rows [n, columns]; see `sketch_of`."""
+    mix = None
+    if _is_compiled(matrix):
+        from batch_platform.models.forest.counting import add_mixed as mix
+    return sketch_of(matrix, columns, mix)
 
 
 def counted_by_segment(segments: pl.DataFrame, places: Mapping[Role, Places]) -> SegmentCounts:

@@ -19,7 +19,7 @@ from batch_platform.declaration.model import Task
 from batch_platform.declaration.monitored import Baseline
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Predictor, Signature
-from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
+from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered, sketched
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.row_reference import categories_of, row_reference
@@ -34,7 +34,7 @@ from batch_platform.monitoring.profiles import (
     number_bins,
 )
 from batch_platform.monitoring.reference import BySegment, ReferenceProfile
-from batch_platform.monitoring.rows import RowSketch, sketch_of
+from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import Places, SegmentCounts
 
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
@@ -56,7 +56,7 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
     rejected: Mapping[str | None, int],
     segments: Sequence[str] = (),
     *,
-    sketched: bool = False,
+    as_wholes: bool = False,
 ) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
     """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
@@ -69,9 +69,9 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
         signature: Of the model.
         rejected: Further rows, which were not scored, by column; None for a score that is not finite.
         segments: Names of columns of the rows.
-        sketched: Whether the rows are looked at as wholes too.
+        as_wholes: Whether the rows are looked at as wholes too.
     """
-    sketch = sketch_of(rows[1], categories_of(signature.contract)) if sketched else RowSketch()
+    sketch = sketched(rows[1], categories_of(signature.contract)) if as_wholes else RowSketch()
     bins = {profile.name: profile.bins for profile in reference.features}
     features = _features(signature.contract, rows, bins, rejected)
     profiles, places = features, dict[Role, Places]()

@@ -5,7 +5,7 @@ rows twice under new keys. A sketch of the rows tells: the sum of a hash of each
 the number of their repeats. These rows depend on the values alone, so the sketch of a whole is the merge of those of its parts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -23,6 +23,7 @@ _WORD = 1 << 64
 Floats = NDArray[np.float64]
 Hashes = NDArray[np.uint64]
 Categories = Mapping[str, Sequence[str] | None]  # categories of each column by name; None for a number
+Mix = Callable[[Floats, int, Hashes], None]  # see `add_mixed`
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +117,14 @@ def kept_of(columns: int) -> int:
     return max(512, min(MOST_KEPT, MOST_VALUES // max(1, columns)))
 
 
-def sketch_of(matrix: Floats, columns: Categories) -> RowSketch:
-    """Sketch encoded rows [n, columns]."""
-    hashes, width = row_hashes(matrix, columns), min(matrix.shape[1], MOST_COLUMNS)
+def sketch_of(matrix: Floats, columns: Categories, mix: Mix | None = None) -> RowSketch:
+    """Sketch encoded rows [n, columns]; `mix` adds the same as `add_mixed`, by default that itself."""
+    hashes, width = row_hashes(matrix, columns, mix or add_mixed), min(matrix.shape[1], MOST_COLUMNS)
     kept, places = kept_of(width), np.arange(len(hashes))
-    if len(hashes) > 4 * kept:  # looks at a few of the smallest first; at all only if these repeat each other
-        smallest = np.unique(hashes[hashes <= np.partition(hashes, 2 * kept)[2 * kept]])
+    if (
+        len(hashes) > 4 * kept
+    ):  # looks first at twice as many as are kept, by chance; at all only if these repeat each other
+        smallest = np.unique(hashes[hashes <= np.uint64(2 * kept * _WORD // len(hashes))])
         if len(smallest) >= kept:
             places = np.flatnonzero(hashes <= smallest[kept - 1])
     different, first, counts = np.unique(hashes[places], return_index=True, return_counts=True)
@@ -129,7 +132,15 @@ def sketch_of(matrix: Floats, columns: Categories) -> RowSketch:
     return RowSketch(len(hashes), int(hashes.sum(dtype=np.uint64)), different[:kept], counts[:kept], values)
 
 
-def row_hashes(matrix: Floats, columns: Categories) -> Hashes:
+def add_mixed(numbers: Floats, factor: int, totals: Hashes) -> None:
+    """Add the mixed bits of each number [n], times a factor, to a total for each."""
+    bits = (numbers + 0.0).view(np.uint64)  # -0.0 is 0.0
+    bits ^= bits >> np.uint64(32)
+    bits *= np.uint64(factor)
+    totals += bits
+
+
+def row_hashes(matrix: Floats, columns: Categories, mix: Mix = add_mixed) -> Hashes:
     """A hash of each row [n], by the names and values of its columns: not by their order, nor by that of categories."""
     of_columns = [
         (_hashed(name) | 1, None if known is None else np.array([*map(_hashed, known), 0], np.uint64))
@@ -140,12 +151,9 @@ def row_hashes(matrix: Floats, columns: Categories) -> Hashes:
         rows, total = matrix[start : start + _BLOCK], totals[start : start + _BLOCK]
         for at, (factor, known) in enumerate(of_columns):
             if known is None:
-                bits = (rows[:, at] + 0.0).view(np.uint64)  # -0.0 is 0.0
-                bits ^= bits >> np.uint64(32)
+                mix(rows[:, at], factor, total)
             else:
-                bits = known[np.nan_to_num(rows[:, at], nan=len(known) - 1).astype(np.intp)]
-            bits *= np.uint64(factor)
-            total += bits
+                total += known[np.nan_to_num(rows[:, at], nan=len(known) - 1).astype(np.intp)] * np.uint64(factor)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # as SplitMix64 ends
             total ^= total >> np.uint64(shift)
             total *= np.uint64(factor)

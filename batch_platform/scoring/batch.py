@@ -121,7 +121,9 @@ def _profiled(
 ) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
     declared = spec.monitoring
-    return profiled(bundle.reference, rows, raw, bundle.signature, by_column, declared.segments, sketched=declared.rows)
+    return profiled(
+        bundle.reference, rows, raw, bundle.signature, by_column, declared.segments, as_wholes=declared.rows
+    )
 
 
 def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) -> pl.DataFrame:

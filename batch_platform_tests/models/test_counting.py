@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from batch_platform.models.contract import Contract, Signature
 from batch_platform.models.counting import WORTH_COMPILING, counted_by_segment, counted_cells, counted_profile
-from batch_platform.models.forest.counting import at_least
+from batch_platform.models.forest.counting import add_mixed, at_least
 from batch_platform.models.reference import _bins_of_output, _places, _prediction
 from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile
+from batch_platform.monitoring.rows import row_hashes
 from batch_platform.monitoring.segments import MOST_SEGMENTS
 
 pytestmark = pytest.mark.unit
@@ -74,3 +75,12 @@ def test_the_cells_of_segments_are_those_of_the_profile(task):
     profile, (places, cells) = _prediction(raw, signature, bins, 0), _places(raw, signature, bins)
     assert np.bincount(places, minlength=cells).tolist() == [*profile.histogram, profile.unknown]
     assert (profile.unknown > 0) == (task == "clustering")
+
+
+def test_rows_have_the_same_hash_by_compiled_code_or_not():
+    rows = np.random.default_rng(5).normal(size=(20_000, 3))
+    rows[:6, 0] = [np.nan, np.inf, -np.inf, -0.0, 0.0, 5e-324]
+    rows[:, 2] = np.arange(len(rows)) % 2
+    columns = {"a": None, "b": None, "shop": ("east", "west")}
+    np.testing.assert_array_equal(row_hashes(rows, columns, add_mixed), row_hashes(rows, columns))
+    assert len(np.unique(row_hashes(rows[3:5, :1], {"a": None}, add_mixed))) == 1, "-0.0 is 0.0"
