@@ -54,7 +54,7 @@ def _of_groups(groups: "GroupFigures", newest: str) -> str:
 def _quality(metric: str, headline: "Headline") -> str:
     value, between = figure(headline.value, headline.low, headline.high), ""
     if headline.low is not None:
-        between = f", 95% sure to be {ends(headline.low, headline.high)}"
+        between = f", 95% interval {ends(headline.low, headline.high)}"
     if metric == "roc_auc":
         return (
             f"the scores put {headline.value:.0%} of all pairs of a positive and a negative row in the right order, where "
