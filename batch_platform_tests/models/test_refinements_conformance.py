@@ -74,7 +74,7 @@ FLAVOURS = {
     "forest": of_flavour("sklearn.ensemble.RandomForestClassifier", n_estimators=5),
     "linear": of_flavour(LINEAR),
     "lightgbm": of_flavour("lightgbm.LGBMClassifier", n_estimators=5, num_leaves=7, verbose=-1),
-    "xgboost": of_flavour("xgboost.XGBClassifier", n_estimators=5, max_depth=3),
+    "xgboost": of_flavour("xgboost.XGBClassifier", n_estimators=5, max_depth=6, learning_rate=1.0),
     "network": of_flavour("sklearn.neural_network.MLPClassifier", hidden_layer_sizes=[4], max_iter=300, tol=0.01),
     "import": {
         "model": {
@@ -273,6 +273,7 @@ def test_what_was_learned_is_plain_text_in_the_bundle_and_protected_by_its_hash(
     version = champion(refining)
     file = refining.home.bundle("small", version.version) / REFINEMENTS_FILE
     content = json.loads(file.read_text())
+    assert content, "nothing was learned, so that these laws would hold of nothing"
     assert [each["name"] for each in content] == [each.refinement.name for each in refining.bundle(version).refinements]
     file.write_text(file.read_text().replace("0", "1", 1))
     with pytest.raises(IntegrityError, match=f"{REFINEMENTS_FILE} of the bundle"):

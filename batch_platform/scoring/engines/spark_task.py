@@ -51,7 +51,7 @@ class _Models:
 
     job: Path
     opened: OpenModels
-    folder: TemporaryDirectory[str]  # holds bundles that were fetched from a store
+    folder: TemporaryDirectory[str] | None  # holds bundles that were fetched from a store
 
 
 _models = list[_Models]()  # at most one
@@ -204,11 +204,12 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
 def _opened(job: Job, order: ScoringOrder) -> OpenOrder:
     """The models of an order, of which each is fetched and opened once in this process."""
     if not _models or _models[0].job != job.folder:
-        _models[:] = [_Models(job.folder, OpenModels(job.spec), TemporaryDirectory(prefix="bundles-"))]
+        folder = None if job.staging is None else TemporaryDirectory(prefix="bundles-")
+        _models[:] = [_Models(job.folder, OpenModels(job.spec), folder)]
     (models,) = _models
-    return models.opened.opened(
-        order if job.staging is None else _fetched(order, job.staging, Path(models.folder.name))
-    )
+    if job.staging is not None and models.folder is not None:
+        order = _fetched(order, job.staging, Path(models.folder.name))
+    return models.opened.opened(order)
 
 
 def _fetched(order: ScoringOrder, staging: ObjectStaging, folder: Path) -> ScoringOrder:
