@@ -785,7 +785,7 @@ def windows_near_a_change(draw) -> tuple[PipelineSpec, list[Partition], int]:
     try:
         spec = small_spec(**declared)
     except ValidationError:
-        reject()  # hours in a zone whose clocks shift by part of an hour
+        reject()  # hours in a zone whose clocks shift by part of an hour, or a window that is too short for its delay
     calendar = spec.partitions.calendar
     partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=130 if days > 1 else 35))
     if every != "hour":  # some islands left out a day
@@ -805,7 +805,8 @@ def test_law_22_windows_are_whole_partitions_in_every_zone(drawn):
         window = training_window(spec, starts[at])
         assert window == partitions[at - 3 * evaluate - delay : at - delay], "as many as the window holds"
         assert evaluation_start(spec, window) == window[-evaluate].start, "as many as are declared"
-        assert can_train(spec, window[-2 * evaluate :]), "as much to learn from as to evaluate on"
-        assert not can_train(spec, window[1 - 2 * evaluate :])
+        least = evaluate + max(evaluate, delay + 1)
+        assert can_train(spec, window[-least:]), "as much to learn from as to evaluate on, and known when that begins"
+        assert not can_train(spec, window[1 - least :])
         a_week_before = Duration(days=7).before(starts[at], spec.partitions.calendar.zone)
         assert a_week_before < starts[0] or a_week_before in starts

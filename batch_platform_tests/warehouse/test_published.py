@@ -268,7 +268,9 @@ def test_a_reader_cannot_write(home, tmp_path):
         con.execute("DELETE FROM small.predictions")
 
 
-def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_were_moved_away(home, tmp_path):
+def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_and_their_marks_were_moved_away(
+    home, tmp_path
+):
     write(home, tmp_path, KEYS[0], "r0")
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home.warehouse, backup)
@@ -282,6 +284,9 @@ def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_were
     assert set(home.root.glob("published-*.duckdb")) == copies
     for copy in copies:
         copy.rename(tmp_path / copy.name)
+    with pytest.raises(WarehouseError, match=r"is an older one.*To go on with it, remove \S+/published\.json\."):
+        publish(home)
+    home.published_marks.unlink()
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
     for run_id in ("kept1", "kept2", "kept3"):
@@ -297,6 +302,7 @@ def test_an_equal_number_of_changes_of_another_history_is_not_mistaken_for_the_s
     write(home, tmp_path, KEYS[1], "lost")
     moved = publish(home).rename(tmp_path / "moved.duckdb")
     shutil.copy(backup, home.warehouse)
+    home.published_marks.unlink()
     write(home, tmp_path, KEYS[1], "kept")
     moved.rename(home.published.resolve())
     with pytest.raises(WarehouseError, match="is an older one, or that of another home"):
