@@ -408,9 +408,9 @@ def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, mon
 @pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
 @pytest.mark.full
 def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
-    start, evaluate = {"day": ("2024-03-01", "1 day"), "hour": ("2024-03-02", "12 hours")}[every]
+    start, evaluate = {"day": ("2024-02-29", "1 day"), "hour": ("2024-03-01", "12 hours")}[every]
     partitions = {"every": every, "start": start, "end": None, "timezone": "America/New_York"}
-    events = small_events(date(2024, 3, 1), date(2024, 3, 3), rows_per_day=100)
+    events = small_events(date(2024, 2, 29), date(2024, 3, 3), rows_per_day=100)
     train = {"every": None, "evaluate": evaluate}
     deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": train}, events=events)
     deployment.train({"day": "2024-03-04", "hour": "2024-03-04-00:00"}[every])
