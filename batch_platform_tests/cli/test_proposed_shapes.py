@@ -335,7 +335,7 @@ def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:
 
 def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
     customers().write_csv(tmp_path / "customers.csv")
-    key = {"Column that identifies a row": ""}
+    key = {"Columns that identify a row": ""}
     shown = answered(tmp_path, "new", "one", "--from", "customers.csv", answers={"Column to predict": "", **key})
     assert "[left]" in shown, "the proposal is the default"
     assert "  plan: basic, plus, pro" in shown
@@ -361,12 +361,12 @@ def test_on_a_terminal_another_time_and_key_can_be_chosen_or_none(tmp_path):
     table = orders().with_columns(created=pl.col("at") + timedelta(days=400))
     table.write_parquet(tmp_path / "orders.parquet")
     asked = ("--from", "orders.parquet", "--label", "returned")
-    answers = {"Time of a row": "created", "identifies a row": "id, at"}
+    answers = {"Time of a row": "created", "identify a row": "id, at"}
     answered(tmp_path, "new", "one", *asked, answers=answers)
     one = (tmp_path / "pipelines/defs/one/defs.yaml").read_text()
     assert "time: created" in one
     assert 'key: [id, "at"]' in one.replace("at]", '"at"]').replace('""', '"')
-    answered(tmp_path, "new", "two", *asked, answers={"Time of a row": "none", "identifies a row": ""})
+    answered(tmp_path, "new", "two", *asked, answers={"Time of a row": "none", "identify a row": ""})
     assert "snapshot: true" in (tmp_path / "pipelines/defs/two/defs.yaml").read_text()
 
 
@@ -491,10 +491,10 @@ def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_ma
     assert spec.model.train.start in (None, periods[0].key), "the first declared period has enough to learn from"
 
 
-@pytest.mark.parametrize(("label", "start"), [("text", None), ("numbers", "2025-03-12")])
-def test_a_first_serving_period_is_declared_only_where_enough_labels_are_known_by_then(tmp_path, label, start):
-    """Earlier values of numbers are features, which need a delay more: 20 days for them, 20 for labels, 28 to learn and judge."""
-    table = unlabelled(readings(24 * 90), "level", 24 * 20)
+@pytest.mark.parametrize(("label", "days", "start"), [("text", 90, None), ("numbers", 120, "2025-04-02")])
+def test_a_first_serving_period_is_declared_only_where_enough_labels_are_known_by_then(tmp_path, label, days, start):
+    """Earlier values of numbers are features, which need a delay more: 20 days for them, 40 for labels, 28 to learn and judge."""
+    table = unlabelled(readings(24 * days), "level", 24 * 20)
     if label == "text":
         table = table.with_columns(
             pl.col("level").round().cast(pl.Int64).cast(pl.String), pressure=pl.int_range(pl.len()) % 7
@@ -557,7 +557,8 @@ def test_a_table_without_labels_in_its_last_weeks_is_trained_and_measured_on_wha
         (f"{last - timedelta(days=1):%Y-%m-%d}",)
     ]
     assert published(tmp_path, "SELECT count(*) > 0 FROM sensor.performance WHERE value IS NOT NULL") == [(True,)]
-    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    unlabelled(readings(24 * 120), "level", 24 * 14).write_parquet(tmp_path / "longer.parquet")
+    proposal, files = proposed(tmp_path / "longer.parquet", label="level")
     assert proposal.windows.past.lags == ()
     assert "past.\"at\" < $partition_start - INTERVAL '14 days'" in files["features.sql"]
 
