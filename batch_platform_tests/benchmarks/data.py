@@ -1,7 +1,8 @@
 """Generate the table: 20 numbers and 3 texts per row, one Parquet file per day, from one seed and in bounded memory.
 
 There are three kinds of days: training days, whose labels are known; one small day, the first that the model serves; and
-the measured days, up to yesterday. The labels of measured days are not known yet, as in practice: nothing is evaluated.
+the measured days, up to yesterday. The labels of measured days are not known yet, as in practice: nothing is evaluated. Days without
+rows lie before the last training day, by which models are judged, so that the labels of the others are known by then.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,12 +39,14 @@ class Days:
     """The days of the table.
 
     Args:
-        training: Days with labels.
+        training: Days with labels; by the last of them models are judged.
+        empty: Days without rows, before the last training day.
         first: The first day that the model serves.
         measured: The days after it, with their numbers of rows.
     """
 
     training: list[date]
+    empty: list[date]
     first: date
     measured: dict[date, int]
 
@@ -64,10 +67,11 @@ def days_of(rows: Sequence[int], today: date, delay: int = LABEL_DELAY_DAYS) -> 
     Labels are known after `delay` days, which must be more than there are measured days.
     """
     first = today - timedelta(days=len(rows) + 1)
-    begin = first - timedelta(days=delay + TRAINING_DAYS)
-    training = [begin + timedelta(days=at) for at in range(TRAINING_DAYS)]
+    begin = first - timedelta(days=2 * delay + TRAINING_DAYS)
+    until_first = [begin + timedelta(days=at) for at in range(delay + TRAINING_DAYS)]
+    training = [*until_first[: TRAINING_DAYS - 1], until_first[-1]]
     measured = {first + timedelta(days=at + 1): count for at, count in enumerate(rows)}
-    return Days(training, first, measured)
+    return Days(training, until_first[TRAINING_DAYS - 1 : -1], first, measured)
 
 
 def spread(rows: int, days: int) -> list[int]:
@@ -79,6 +83,7 @@ def write_days(folder: Path, days: Days, training_rows: int = TRAINING_ROWS) -> 
     """Write one Parquet file per day and one with the labels; creates the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = dict(zip(days.training, spread(training_rows, len(days.training)), strict=True))
+    counts |= dict.fromkeys(days.empty, 0)
     counts |= {days.first: min(FIRST_DAY_ROWS, training_rows)} | days.measured
     last_id = 0
     with pq.ParquetWriter(folder / "labels.parquet", LABELS) as labels:

@@ -161,7 +161,7 @@ def test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_
 
 def test_a_champion_that_was_no_better_than_guessing_has_no_lead_to_lose(tmp_path):
     """The champion learned from labels of other rows; those of the version's evaluation rows are turned round."""
-    events = permuted_labels(small_events(), datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 2, tzinfo=UTC))
+    events = permuted_labels(small_events(), datetime(2024, 1, 3, tzinfo=UTC), datetime(2024, 2, 2, tzinfo=UTC))
     turned = pl.col("ts") >= datetime(2024, 2, 23, tzinfo=UTC)
     events = events.with_columns(pl.col("returned") ^ turned)
     month = {"train": {"window": "30 days"}}
