@@ -2,7 +2,7 @@
 
 There are three kinds of days: training days, whose labels are known; one small day, the first that the model serves; and
 the measured days, up to yesterday. The labels of measured days are not known yet, as in practice: nothing is evaluated. Days without
-rows lie before the last training day, by which models are judged, so that the labels of the others are known by then.
+rows lie between training days, so that the labels of those to learn from are known when the last ones begin, which judge.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,14 +39,16 @@ class Days:
     """The days of the table.
 
     Args:
-        training: Days with labels; by the last of them models are judged.
-        empty: Days without rows, before the last training day.
+        training: Days with labels; by the last one, or the last two if they are divided, models are judged.
+        empty: Days without rows between them.
+        evaluated: Length of the part of the training window that judges, in days.
         first: The first day that the model serves.
         measured: The days after it, with their numbers of rows.
     """
 
     training: list[date]
     empty: list[date]
+    evaluated: int
     first: date
     measured: dict[date, int]
 
@@ -61,17 +63,21 @@ class Days:
         return [day.isoformat() for day in self.measured]
 
 
-def days_of(rows: Sequence[int], today: date, delay: int = LABEL_DELAY_DAYS) -> Days:
+def days_of(rows: Sequence[int], today: date, delay: int = LABEL_DELAY_DAYS, *, divided: bool = False) -> Days:
     """Lay out the days of a table; the measured days end yesterday and have the given numbers of rows.
 
-    Labels are known after `delay` days, which must be more than there are measured days.
+    Labels are known after `delay` days, which must be more than there are measured days. `divided` days judge in two parts, of which
+    the labels of the first are known when the second begins.
     """
     first = today - timedelta(days=len(rows) + 1)
-    begin = first - timedelta(days=2 * delay + TRAINING_DAYS)
-    until_first = [begin + timedelta(days=at) for at in range(delay + TRAINING_DAYS)]
-    training = [*until_first[: TRAINING_DAYS - 1], until_first[-1]]
+    evaluated = 2 * (delay + 1) if divided else 1
+    fitted = TRAINING_DAYS - (2 if divided else 1)
+    known = [first - timedelta(days=delay + at) for at in range(fitted + delay + evaluated, 0, -1)]
+    judging = [known[-delay - 2], known[-1]] if divided else [known[-1]]
+    training = [*known[:fitted], *judging]
+    empty = [day for day in known if day not in training]
     measured = {first + timedelta(days=at + 1): count for at, count in enumerate(rows)}
-    return Days(training, until_first[TRAINING_DAYS - 1 : -1], first, measured)
+    return Days(training, empty, evaluated, first, measured)
 
 
 def spread(rows: int, days: int) -> list[int]:

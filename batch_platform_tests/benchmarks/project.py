@@ -190,7 +190,7 @@ def generated_project(root: Path, kind: str, data: Path, days: Days, **package: 
         },
         "features": {"sql": "features.sql", "key": ["id"], "time": "ts"},
         "labels": {"sql": "labels.sql", "column": "label", "delay": f"{days.delay.days} days"},
-        "model": {**KINDS[kind].model, "train": {"evaluate": "1 day"}},
+        "model": {**KINDS[kind].model, "train": {"evaluate": f"{days.evaluated} days"}},
     }
     project.write(
         attributes,

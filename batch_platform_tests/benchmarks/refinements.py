@@ -27,7 +27,6 @@ KIND = "trees"
 DAYS = 4
 SAMPLE_ROWS = 10_000  # peers compute contributions of so many rows
 _REGRESSION = {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}
-_DIVIDED = {"train": {"evaluate": "2 days"}}  # the least that can be divided; the same for every case
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ CASES = {
 
 def measure(options: Options) -> Iterator[Result]:
     """Score some days with each case in turn, and let peers compute contributions."""
-    days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
+    days = days_of(
+        spread(options.rows, DAYS), datetime.now(UTC).date(), DAYS + 1, divided=True
+    )  # also where nothing needs that
     write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
     chosen = options.chosen([*CASES, *EXPLAINERS])
     measured, jobs = dict[str, Callable[[], Result]](), dict[str, Job]()
@@ -97,7 +98,7 @@ def conclude(results: Sequence[Result]) -> str:
 
 def _declare(served: project.Project, case: Case) -> None:
     declared = yaml.safe_load((served.folder / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
-    declared["model"] |= case.model | _DIVIDED
+    declared["model"] |= case.model
     declared["predictions"] = case.predictions
     served.declare(declared)
     if case.beside == NONE_OF_REGRESSION:

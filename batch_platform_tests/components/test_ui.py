@@ -339,7 +339,7 @@ def test_numbers_are_plotted_partition_by_partition(dagster):
 
 def test_checks_are_seen_for_each_partition(dagster):
     page = dagster.open("/assets/small/predictions?view=checks")
-    dagster.sees("Checks (6)")
+    dagster.sees("Checks (7)")
     for check in ("rejected_share", "rows_balance", "score_distribution"):
         dagster.words(check).first.click()
         dagster.sees("Passed")
@@ -349,7 +349,7 @@ def test_checks_are_seen_for_each_partition(dagster):
     dagster.words("up_to_date").first.click()
     dagster.sees("31 partitions: a newer model is due")  # March was scored by February's
     dagster.open("/assets/small/performance?view=checks")
-    dagster.sees("Checks (1)")
+    dagster.sees("Checks (2)")
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,9 @@ def test_the_coverage_of_rows_that_nothing_was_learned_from_is_recorded_with_the
     manifest = read_manifest(done.home.bundle("small", version.version), version.sha256)
     facts = manifest.refinements["interval"]
     assert facts["level"] == 0.9
-    assert facts["rows"] == 6 * 200 / 2, "half of the first half of the evaluation window, whose last labels come too late"
+    assert facts["rows"] == 6 * 200 / 2, (
+        "half of the first half of the evaluation window, whose last labels come too late"
+    )
     assert facts["rows_judged"] == manifest.evaluation.rows == 7 * 200
     assert 0.86 < facts["coverage"] < 0.94
     assert 10 < facts["mean_width"] < 100
