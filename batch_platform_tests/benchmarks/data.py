@@ -72,7 +72,7 @@ def days_of(rows: Sequence[int], today: date, delay: int = LABEL_DELAY_DAYS, *, 
     first = today - timedelta(days=len(rows) + 1)
     evaluated = 2 * (delay + 1) if divided else 1
     fitted = TRAINING_DAYS - (2 if divided else 1)
-    known = [first - timedelta(days=delay + at) for at in range(fitted + delay + evaluated, 0, -1)]
+    known = [first - timedelta(days=delay + at) for at in range(max(fitted + delay, evaluated) + evaluated, 0, -1)]
     judging = [known[-delay - 2], known[-1]] if divided else [known[-1]]
     training = [*known[:fitted], *judging]
     empty = [day for day in known if day not in training]
