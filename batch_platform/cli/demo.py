@@ -17,6 +17,7 @@ from batch_platform.cli.run import asked_for, bring_up_to_date
 from batch_platform.cli.sample import customers
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, named
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.export import require_writable
@@ -84,7 +85,7 @@ def command(folder: Path | None, name: str, table: str | None, target: Path | No
     terminal.report({"outcome": outcome, "measured": measured, "segments": segments})
     terminal.say()
     rows = [
-        (it.model, it.metric, it.value, "-" if it.low is None else f"{it.low:.4g} to {it.high:.4g}", it.rows)
+        (it.model, it.metric, it.value, "-" if it.low is None else f"{number(it.low)} to {number(it.high)}", it.rows)
         for it in measured
     ]
     if rows:

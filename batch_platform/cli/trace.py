@@ -10,6 +10,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError, counted
+from batch_platform.declaration.wording import number
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.trace import (
     PARTITION,
@@ -83,11 +84,11 @@ def _show_reasons(reasons: TracedReasons) -> None:
         terminal.say(f"reasons: {reasons.note}")
         return
     terminal.say(
-        f"reasons, computed now: what moved the raw score ({reasons.unit}) from its base value {reasons.base:.4g}:"
+        f"reasons, computed now: what moved the raw score ({reasons.unit}) from its base value {number(reasons.base)}:"
     )
     for reason in reasons.largest:
         value = "missing" if reason["value"] is None else reason["value"]
-        terminal.say(f"  {reason['feature']} ({value}): {reason['contribution']:+.4g}")
+        terminal.say(f"  {reason['feature']} ({value}): {number(reason['contribution'], '+.4g')}")
 
 
 def _show_source(source: TracedSource) -> None:

@@ -13,6 +13,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.measure import (
     ALARMS,
     Asset,
@@ -205,9 +206,9 @@ def in_words(judged: Judged) -> str:
     """A judgement in words: its texts, or else its numbers."""
     if isinstance(judged, Judgement):
         side = "at most" if judged.lower_is_better else "at least"
-        return f"{judged.name} {judged.value:.4g}, {side} {judged.bound:g} is expected"
+        return f"{judged.name} {number(judged.value)}, {side} {number(judged.bound)} is expected"
     texts = [value for value in judged.shown.values() if type(value) is str]
-    numbers = (f"{name} {value:.4g}" for name, value in judged.shown.items() if type(value) in (int, float))
+    numbers = (f"{name} {number(value)}" for name, value in judged.shown.items() if type(value) in (int, float))
     return "; ".join(texts or numbers)
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.profiles import Profile
 
 SURPRISE = 0.001  # p-value from which a difference is more than chance
@@ -331,5 +332,5 @@ class ColumnDrift:
         if self.unknown_share != self.baseline_unknown_share:
             changes.append(f"unknown {self.unknown_share:.1%} instead of {self.baseline_unknown_share:.1%}")
         if self.mean is not None and self.baseline_mean is not None:
-            changes.append(f"mean {self.mean:.4g} instead of {self.baseline_mean:.4g}")
+            changes.append(f"mean {number(self.mean)} instead of {number(self.baseline_mean)}")
         return changes

@@ -15,6 +15,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NothingPublishedError, counted, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import deadline, served_calendar
+from batch_platform.declaration.wording import number
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.health import Aspect, Health
@@ -147,7 +148,7 @@ def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect
         return Aspect("performance", None, text, key, numbers)
     if judgement.passed:
         return Aspect("performance", "none", text, key, numbers)
-    text += f" is {'above' if judgement.lower_is_better else 'below'} {judgement.bound:g}"
+    text += f" is {'above' if judgement.lower_is_better else 'below'} {number(judgement.bound)}"
     return Aspect("performance", "warn", text, key, numbers)
 
 

@@ -18,6 +18,7 @@ import polars as pl
 from batch_platform.declaration.errors import DataError, counted, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.wording import number
 from batch_platform.models.bundle import Manifest
 from batch_platform.models.judged import JudgedScores
 from batch_platform.models.native_threads import one_thread
@@ -29,7 +30,7 @@ from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.resampling import Interval, intervals
 from batch_platform.monitoring.units import UnitRule
-from batch_platform.reports.wording import capital, figure, number, plain, words
+from batch_platform.reports.wording import capital, figure, plain, words
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 
 TEMPLATE = "card.html"

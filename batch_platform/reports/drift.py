@@ -12,12 +12,12 @@ import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
 from batch_platform.monitoring.measures.drift import COLUMNS
 from batch_platform.monitoring.measures.profiles import read_profiles
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.reports.span import Span
-from batch_platform.reports.wording import number
 from batch_platform.warehouse.ledger import selected
 from batch_platform.warehouse.sql import has_table, quoted
 

@@ -12,12 +12,13 @@ from zoneinfo import ZoneInfo
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.reporting import ReportEvery
+from batch_platform.declaration.wording import number
 from batch_platform.pipeline.status import status_at
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable
 from batch_platform.reports.summary import in_words
-from batch_platform.reports.wording import capital, ends, figure, number, plain, words
+from batch_platform.reports.wording import capital, ends, figure, plain, words
 from batch_platform.warehouse.published import open_published
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from batch_platform.declaration.errors import counted
-from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, number, plain, when
+from batch_platform.declaration.wording import number
+from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, plain, when
 
 if TYPE_CHECKING:
     from batch_platform.reports.figures import Figures, Headline

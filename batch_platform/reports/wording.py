@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
 
-_LARGE = 1000  # smallest number without decimals
+from batch_platform.declaration.wording import number
+
 MOST_NAMED = 3  # partitions that a sentence names
 MOST_DECIMALS = 6
 PLAIN = {  # metrics as somebody would say them who has never heard of them
@@ -41,20 +41,6 @@ PLAIN = {  # metrics as somebody would say them who has never heard of them
 }
 GUESSING = {"roc_auc": 0.5, "r2": 0.0}  # values that a model without features has
 _TERMS = {"roc_auc": "ROC AUC", "rmse": "RMSE", "mae": "MAE", "mape": "MAPE", "r2": "R²", "ks": "KS", "f1": "F1"}
-
-
-def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of any table
-    """Format a number with thousands separators and, if it is small, four digits; None becomes a dash."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-"
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        text = format(value, ",.0f" if abs(value) >= _LARGE else form)
-        return format(value, f".{3 - math.floor(math.log10(abs(value)))}f") if "e-" in text else text
-    return str(value)
 
 
 def figure(value: float | None, low: float | None, high: float | None) -> str:

@@ -10,7 +10,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
-from batch_platform.monitoring.drift import Divergence, _chi_square_tail, beyond_chance, divergences
+from batch_platform.monitoring.catalogue import in_words
+from batch_platform.monitoring.drift import ColumnDrift, Divergence, _chi_square_tail, beyond_chance, divergences
+from batch_platform.monitoring.measure import Finding, Judgement
 from batch_platform.monitoring.measures.drift_cells import moved, moved_cells
 from batch_platform.monitoring.profiles import (
     Bins,
@@ -171,3 +173,14 @@ def test_what_moved_is_named_by_category_or_range():
     assert moved([*moved_cells(run, above, base)]) == "from 95,000 2% → 40%"
     assert moved([*moved_cells(run, below, base)]) == "below 10,000 1% → 31%"
     assert moved([]) == ""
+
+
+def test_what_people_read_of_large_numbers_has_no_exponents():
+    known = {"null_share": 0.0, "baseline_null_share": 0.0, "unknown_share": 0.0, "baseline_unknown_share": 0.0}
+    row = dict.fromkeys((part.name for part in fields(ColumnDrift)), None) | known
+    assert ColumnDrift(**row | {"mean": 79_123.4, "baseline_mean": 0.00002}).changes == [
+        "mean 79,123 instead of 0.00002000"
+    ]
+    judged = Judgement("rmse", 79_123.4, 1_500_000, lower_is_better=True)
+    assert in_words(judged) == "rmse 79,123, at most 1,500,000 is expected"
+    assert in_words(Finding("warn", {"mean": 1_234_567.8, "rows": 3})) == "mean 1,234,568; rows 3"

@@ -17,10 +17,11 @@ from batch_platform.monitoring.rows import RowReference, RowSketch, kept_of, row
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
-NOW = datetime(2024, 2, 12, 12, tzinfo=UTC)
+NOW = datetime(2024, 2, 21, 12, tzinfo=UTC)
 NAMED = {"a": None, "b": None, "shop": ("east", "west")}
 SQL = "SELECT id, ts, amount, total, items, shop FROM events WHERE ts >= $partition_start AND ts < $partition_end"
 COPIED, REPEATED, APART, FLIPPED = "2024-02-03", "2024-02-05", "2024-02-07", "2024-02-09"
+LAST_GOOD, LAST = "2024-02-10", date(2024, 2, 19)
 
 
 def rows_of(random: np.random.Generator, rows: int) -> np.ndarray:
@@ -64,10 +65,10 @@ def test_a_hash_knows_columns_by_name_and_categories_by_text():
 
 
 def faulty_events() -> pl.DataFrame:
-    """Five hundred orders a day: one day holds those of the day before once more, one repeats a fifth, in one `total` is shuffled, and in
-    one every other label is wrong.
+    """Five hundred orders a day: one day holds those of the day before once more, one repeats a fifth, in one `total` is shuffled, in
+    one every other label is wrong, and in the last ones every sixteenth.
     """
-    events = small_events(date(2024, 1, 1), date(2024, 2, 10), rows_per_day=500)
+    events = small_events(date(2024, 1, 1), LAST, rows_per_day=500)
     events = events.with_columns(total=pl.col("amount") * 2 + pl.col("items"))
     day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
     days = events.with_columns(day=day).partition_by("day", as_dict=True, include_key=False)
@@ -76,6 +77,8 @@ def faulty_events() -> pl.DataFrame:
     days[REPEATED,] = pl.concat([repeated, repeated.head(100).with_columns(pl.col("id") + 1_000_000)])
     days[APART,] = apart.with_columns(pl.col("total").sample(fraction=1, shuffle=True, seed=1))
     days[FLIPPED,] = days[FLIPPED,].with_columns(pl.col("returned").xor(pl.col("id") % 2 == 0))
+    wrong = pl.col("returned").xor(pl.col("id") % 16 == 0)
+    days |= {key: rows.with_columns(wrong) for key, rows in days.items() if key[0] > LAST_GOOD}
     return pl.concat(days.values())
 
 
@@ -93,7 +96,7 @@ def test_each_fault_gives_a_warning_in_its_partition_and_no_other_day_does(score
     with open_published(scored.home) as con:
         query = "FROM small.health WHERE check_name = 'feature_rows' ORDER BY partition_key"
         health = con.sql(query).pl()
-    assert health.height == 10  # the days that the model of February serves
+    assert health.height == 19  # the days that the model of February serves
     assert dict(health.filter(~pl.col("passed")).select("partition_key", "columns").rows()) == {
         COPIED: "copied rows",
         REPEATED: "repeated rows",
@@ -101,7 +104,7 @@ def test_each_fault_gives_a_warning_in_its_partition_and_no_other_day_does(score
     }
     texts = dict(health.select("partition_key", "text").rows())
     assert texts[COPIED] == "the features of all 500 rows are those of 2024-02-02"
-    assert texts[REPEATED] == "19.3% of the rows repeat the features of another, at most 5.7% are usual"
+    assert texts[REPEATED] == "19.8% of the rows repeat the features of another, at most 5.6% are usual"
     assert "columns no longer go together" in texts[APART]
     assert set(health.filter(~pl.col("passed"))["severity"]) == {"warning"}
 
@@ -110,12 +113,26 @@ def test_performance_that_the_estimate_does_not_explain_is_named_where_labels_ar
     with open_published(scored.home) as con:
         health = con.sql("FROM small.health WHERE check_name = 'concept_drift' ORDER BY partition_key").pl()
         (row,) = con.sql(f"FROM small.concept_drift WHERE partition_key = '{FLIPPED}'").pl().to_dicts()
-    assert health.height == 10
-    assert set(health.filter(~pl.col("passed"))["partition_key"]) == {FLIPPED}
+    assert health.height == 19
+    assert set(health.filter(~pl.col("passed"), pl.col("partition_key") <= LAST_GOOD)["partition_key"]) == {FLIPPED}
     assert set(health["asset"]) == {"performance"}
     assert row["metric"] == "roc_auc"
     assert row["deviation"] < -4
     assert row["value"] < 0.6 < row["estimate"]
+
+
+def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_by_itself(scored):
+    with open_published(scored.home) as con:
+        health = con.sql(f"""
+            SELECT partition_key, passed, text FROM small.health JOIN small.concept_drift USING (partition_key)
+            WHERE check_name = 'concept_drift' AND partition_key > '{LAST_GOOD}' AND deviation > -4
+            ORDER BY partition_key
+        """).pl()
+    assert health["passed"].to_list()[:2] == [True, True], "two such days are chance"
+    late = health.filter(pl.col("partition_key") >= "2024-02-16")
+    assert late.height == 4
+    assert not late["passed"].any()
+    assert all("like the last 7 partitions on average" in text for text in late["text"])
 
 
 def test_what_is_switched_off_is_neither_computed_nor_judged(tmp_path):

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.health import Health
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.drop import drop_partitions
@@ -32,7 +33,7 @@ from batch_platform.reports.report import html
 from batch_platform.reports.segments import RATES, comparable, gaps_of, segment_drift
 from batch_platform.reports.span import Span
 from batch_platform.reports.summary import in_words
-from batch_platform.reports.wording import PLAIN, ends, figure, number, plain
+from batch_platform.reports.wording import PLAIN, ends, figure, plain
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.browsing import installed_browser
@@ -88,6 +89,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 )
 def test_numbers_are_written_for_people(value, shown):
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"), [(152.4, ".2g", "152"), (79_120.0, "+.4g", "+79,120"), (0.00001, "+.4g", "+0.00001000")]
+)
+def test_no_form_of_a_number_has_an_exponent(value, form, shown):
+    assert number(value, form) == shown
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 
 import duckdb
 
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
 from batch_platform.warehouse.ledger import ScoreRun, rows_of_partitions
@@ -88,7 +89,7 @@ def moved(cells: Sequence[DriftCell]) -> str:
         if cell.high is not None:
             more = below > below_before
             shares = (below_before, below) if more else (before[-1] - below_before, after[-1] - below)
-            moves.append((*shares, f"{'below' if more else 'from'} {cell.high:,.6g}"))
+            moves.append((*shares, f"{'below' if more else 'from'} {number(cell.high, ',.6g')}"))
     earlier, now, name = max(moves, key=lambda move: abs(move[1] - move[0]), default=(0.0, 0.0, ""))
     return f"{name} {_percent(earlier)} → {_percent(now)}" if name else ""
 

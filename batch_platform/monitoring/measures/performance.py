@@ -10,6 +10,7 @@ import polars as pl
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measure import TRUTH, Check, Column, Judgement, Measure, ScoredPartition
 from batch_platform.monitoring.metrics import (
@@ -55,8 +56,8 @@ def _coverage(partition: ScoredPartition) -> dict[str, float]:
 def asked_of(metric: str | None, value: float) -> str:
     """The bound of a metric, as part of a sentence."""
     if metric is None:
-        return f"its metric at least {value:g} (an error: at most)"
-    return f"{metric} {'at most' if lower_is_better(metric) else 'at least'} {value:g}"
+        return f"its metric at least {number(value)} (an error: at most)"
+    return f"{metric} {'at most' if lower_is_better(metric) else 'at least'} {number(value)}"
 
 
 def labelled_outcomes(partition: ScoredPartition) -> Outcomes:

@@ -15,6 +15,7 @@ import duckdb
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.wording import number
 from batch_platform.monitoring.markdown import Markdown, listing
 from batch_platform.monitoring.measure import DIGITS, Check, Commits, Finding, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
@@ -132,7 +133,7 @@ def _of_bins(column: str, filled: Sequence[_Bin], low: float, high: float) -> Sc
         numbers[f"p{share * 100:.0f}"] = low + (at + 0.5) * wide
     step = BINS // BARS
     bars = tuple(
-        (f"{low + at * wide:.3g} to {low + (at + step) * wide:.3g}", sum(counts[at : at + step]))
+        (f"{number(low + at * wide, '.3g')} to {number(low + (at + step) * wide, '.3g')}", sum(counts[at : at + step]))
         for at in range(0, BINS, step)
     )
     return ScoreDistribution(column, bars, numbers, low, high, constant)
@@ -171,7 +172,7 @@ def distribution(scores: ScoreDistribution) -> Markdown:
         return listing(("class", "rows"), {label: f"{count:,}" for label, count in scores.bars})
     most = max(count for _, count in scores.bars)
     bars = "".join(HEIGHTS[ceil(count / most * (len(HEIGHTS) - 1))] for _, count in scores.bars)
-    return Markdown(f"{scores.low:.3g} `{bars}` {scores.high:.3g}")
+    return Markdown(f"{number(scores.low, '.3g')} `{bars}` {number(scores.high, '.3g')}")
 
 
 def _stage(parts: Mapping[str, ScoredPart]) -> dict[str, ScoreDistribution | None]:
