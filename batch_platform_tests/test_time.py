@@ -5,11 +5,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import duckdb
+import numpy as np
 import polars as pl
 from hypothesis import given
 
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.calendar import Calendar
+from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.windows import (
     deadline,
     evaluation_start,
@@ -21,6 +22,7 @@ from batch_platform.declaration.windows import (
 )
 from batch_platform.features.fingerprints import instant
 from batch_platform.features.row_checks import instants
+from batch_platform.models.reference import _partitions_of
 from batch_platform.monitoring.measures.drift import _baselines
 from batch_platform.pipeline.trace import _with_zone
 from batch_platform_tests.harness.small_pipeline import small_spec
@@ -76,6 +78,7 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
         if a_week_before is not None and a_week_before >= calendar.first_start:
             assert dict(_baselines(calendar, partition.key))["week_before"] == key_of(a_week_before, zone, every)
         first = partition.end
+    training_compares_with_the_week_before_as_scoring_does(calendar, partitions)
     now = partitions[-1].end
     for period in serving_periods(spec, now)[-3:]:
         assert period.start == midnight(date.fromisoformat(period.key), zone)
@@ -90,6 +93,17 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
     ):
         agrees_with_dagster(ours, theirs, now)
     read_alike(partitions[0].start, now, spec, zone)
+
+
+def training_compares_with_the_week_before_as_scoring_does(calendar: Calendar, partitions: list[Partition]) -> None:
+    starts = [partition.start.replace(tzinfo=None) for partition in partitions]
+    learned = _partitions_of(np.array(starts, "datetime64[us]"), calendar)
+    assert learned is not None
+    chosen, _ = learned.compared["reference"]
+    own, base = learned.compared.get("week_before", ((), ()))
+    names = {partitions[at].key: partitions[before].key for at, before in zip(own, base, strict=True)}
+    before = {partitions[at].key: dict(_baselines(calendar, partitions[at].key)).get("week_before") for at in chosen}
+    assert names == {key: earlier for key, earlier in before.items() if earlier is not None}
 
 
 def agrees_with_dagster(ours: Calendar | None, theirs, now: datetime) -> None:

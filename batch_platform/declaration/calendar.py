@@ -85,6 +85,7 @@ class Duration:
         return " ".join(f"{n} {unit}{'s' if n != 1 else ''}" for n, unit in parts if n) or "0 days"
 
 
+_WEEK = Duration(days=7)
 LONGEST: dict[Every, Duration] = {
     "hour": Duration(hours=1),
     "day": Duration(days=1),
@@ -166,6 +167,10 @@ class Calendar:
         windows = self._windows_beyond(instant)
         at = bisect_right(windows, instant, key=_end)
         return windows[at] if at < self._count(windows) else None
+
+    def week_before(self, start: datetime) -> Partition | None:
+        """The partition with the same local time a week before an instant; None without one, and for months."""
+        return None if self.every == "month" else self.holding(_WEEK.before(start, self.zone))
 
     def around(self, instant: datetime) -> Partition:
         """The window that an instant lies in, also before the first and after the last partition.

@@ -205,6 +205,7 @@ class History:
             if not_known.seen
             else None,
             known_from=known_from,
+            calendar=self.spec.partitions.calendar,
         )
 
     def _learnable_rows(

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import polars as pl
 
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.features.sample import class_counts, equal_shares, sampled, sampled_by_class
 
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
@@ -49,6 +50,7 @@ class TrainingData:
     )
     # The time from which on the labels of a partition are known, by its start; of a partition that is missing, its start.
     known_from: Mapping[datetime, datetime] = field(default_factory=dict[datetime, datetime])
+    calendar: Calendar | None = None  # that of the partitions; None if a partition is not compared with the week before
 
     @property
     def unseen(self) -> pl.DataFrame:

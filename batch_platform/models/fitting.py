@@ -183,7 +183,11 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         flavour=kind,
         predictor=predictor,
         reference=reference_of(
-            contract, in_proportion((kept, matrix), data.label, classes, rates), former, sampled=bool(rates)
+            contract,
+            in_proportion((kept, matrix), data.label, classes, rates),
+            former,
+            data.calendar,
+            sampled=bool(rates),
         ),
         judged=judged,
         details=stopped_at(estimator),
@@ -218,7 +222,9 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     share = judged.rows_fitted / max(1, kept.height)
     refinements = refining.learn(judged.refinements.declared, judged.refinements, share)
     learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
-    whole_reference = reference_of(contract, learned, judged.reference, sampled=bool(_rates(refinements)))
+    whole_reference = reference_of(
+        contract, learned, judged.reference, whole.calendar, sampled=bool(_rates(refinements))
+    )
     return replace(
         judged,
         estimator=estimator,

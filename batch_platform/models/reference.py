@@ -8,6 +8,7 @@ Scoring profiles its rows in the same bins.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from math import ceil
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.model import Task
 from batch_platform.declaration.monitored import Baseline
 from batch_platform.features.history import PARTITION_START
@@ -45,7 +47,6 @@ LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell how far ra
 IN_A_ROW = 25  # consecutive partitions among them, so that every weekday and every hour of a day occurs
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
-_WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")
 
 
 def profiled(  # noqa: PLR0913 - rows, and how they are counted
@@ -94,12 +95,13 @@ def reference_of(
     contract: Contract,
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     former: ReferenceProfile | None,
+    calendar: Calendar | None,
     *,
     sampled: bool = False,
 ) -> ReferenceProfile:
     """The reference for features like these rows, which satisfy the contract and come with their encoding [n, columns].
 
-    Rows that are `sampled` do not tell which rows a partition has.
+    Rows that are `sampled` do not tell which rows a partition has. Without a calendar no partition is compared with the week before.
 
     A column keeps the bins of the version before as long as its values still resemble those that the bins were made for, so
     that partitions scored by different versions can be compared and merged.
@@ -118,20 +120,23 @@ def reference_of(
             profile if profile.name in kept and _alike(profile, kept[profile.name]) else fresh
             for profile, fresh in zip(again, features, strict=True)
         )
-    usual, moves = _usual(contract, rows, features)
+    usual, moves = _usual(contract, rows, features, calendar)
     whole = row_reference(contract, rows[1], partition_starts(rows[0]), sampled=sampled)
     return ReferenceProfile(features, usual=usual, moves=moves, rows=whole)
 
 
 def _usual(
-    contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], features: Sequence[Profile]
+    contract: Contract,
+    rows: tuple[pl.DataFrame, NDArray[np.float64]],
+    features: Sequence[Profile],
+    calendar: Calendar | None,
 ) -> tuple[dict[Baseline, tuple[float, ...]], dict[Baseline, tuple[Moves | None, ...]]]:
     """Measure how far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared.
 
     Second by range and mean, if there are enough partitions for that; None for text.
     """
     frame, matrix = rows
-    if (partitions := _partitions_of(partition_starts(frame))) is None:
+    if (partitions := _partitions_of(partition_starts(frame), calendar)) is None:
         return {}, {}
     places = (
         _feature_places(column, profile.bins, matrix[:, at], frame[column.name])
@@ -231,31 +236,28 @@ class _Partitions:
         return distances
 
 
-def _partitions_of(starts: NDArray[np.datetime64] | None) -> _Partitions | None:
+def _partitions_of(starts: NDArray[np.datetime64] | None, calendar: Calendar | None) -> _Partitions | None:
     """The partitions of rows, given the start of each row's [n]; None if it is not known, or if there are no two."""
     if starts is None:
         return None
     partitions, of_rows = np.unique(starts, return_inverse=True)
     if len(partitions) < 2:  # noqa: PLR2004 - with one there is nothing to compare it with
         return None
-    at, every = {start: place for place, start in enumerate(partitions)}, ceil(len(partitions) / MOST_PARTITIONS)
+    instants = [start.replace(tzinfo=UTC) for start in partitions.tolist()]
+    at, every = {start: place for place, start in enumerate(instants)}, ceil(len(partitions) / MOST_PARTITIONS)
     chosen = [place for place in range(len(partitions)) if place // IN_A_ROW % every == 0]
     pairs: dict[Baseline, list[tuple[int, int]]] = {
         "previous": [(place, place - 1) for place in chosen if place],
         "week_before": [
-            (place, before) for place in chosen if (before := _week_before(partitions[place], at)) is not None
+            (place, at[before.start])
+            for place in chosen
+            if calendar and (before := calendar.week_before(instants[place])) and before.start in at
         ],
     }
     compared: dict[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
     compared = {"reference": (np.array(chosen), None)}
     compared |= {baseline: (np.array(of)[:, 0], np.array(of)[:, 1]) for baseline, of in pairs.items() if of}
     return _Partitions(partitions, of_rows, compared)
-
-
-def _week_before(start: np.datetime64, at: Mapping[np.datetime64, int]) -> int | None:
-    """The position of the partition that starts a week before, though clocks may have changed; None without one."""
-    instants = (start - _WEEK + shift for shift in (0 * _HOUR, _HOUR, -_HOUR))
-    return next((at[instant] for instant in instants if instant in at), None)
 
 
 def _feature_places(column: ContractColumn, bins: Bins, values: NDArray[np.float64], stored: pl.Series) -> Places:
@@ -276,6 +278,7 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     segments: Sequence[str],
     former: ReferenceProfile | None,
+    calendar: Calendar,
 ) -> ReferenceProfile:
     """The reference with the profile of what a model predicts for rows that it has not learned from, and by their segments.
 
@@ -289,6 +292,7 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         rows: The rows, and the same rows encoded [n, columns].
         segments: Names of columns by which predictions are broken down.
         former: The reference of the version before, if there is one.
+        calendar: Of the partitions.
     """
     frame, matrix = rows
     if not len(matrix):
@@ -302,7 +306,7 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
 
     starts = partition_starts(frame)
     places = _places(raw, signature, profile.bins)
-    partitions = _partitions_of(None if starts is None else starts[finite])
+    partitions = _partitions_of(None if starts is None else starts[finite], calendar)
     passed_on = former if former is not None and profile.is_comparable(before) else ReferenceProfile(())
     distances = dict(passed_on.distances)
     for baseline, of_own in {} if partitions is None else partitions.distances(places).items():

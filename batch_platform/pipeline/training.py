@@ -174,9 +174,10 @@ class Training:
 
     def _with_prediction(self, fitted: Fitted) -> Fitted:
         """The same model with a profile of what it predicts for rows that it has not learned from."""
-        rows, segments = (fitted.held_out_rows, fitted.held_out), self.history.spec.monitoring.segments
+        spec, rows = self.history.spec, (fitted.held_out_rows, fitted.held_out)
+        segments, calendar = spec.monitoring.segments, spec.partitions.calendar
         predicted = with_prediction(
-            fitted.reference, fitted.scorer, fitted.signature, rows, segments, self._former_reference
+            fitted.reference, fitted.scorer, fitted.signature, rows, segments, self._former_reference, calendar
         )
         return replace(fitted, reference=predicted)
 
@@ -292,7 +293,9 @@ class Training:
             held_out_rows=held_out,
             flavour=imported.flavour,
             predictor=predictor,
-            reference=reference_of(contract, (learned, learned_matrix), self._former_reference),
+            reference=reference_of(
+                contract, (learned, learned_matrix), self._former_reference, spec.partitions.calendar
+            ),
             details=imported.source.details,
             judged=judged,
             trivial=trivial,

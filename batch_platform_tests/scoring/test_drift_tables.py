@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 
 from batch_platform.components import commits
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
@@ -261,7 +263,7 @@ def test_fewer_than_one_day_in_a_thousand_raises_an_alarm_by_range_or_mean_whate
         starts = [first + timedelta(days=day) for day in range(days) for _ in range(rows)]
         frame = learned.with_columns(pl.Series(PARTITION_START, starts, pl.Datetime("us", "UTC")))
         contract = infer_contract(learned, {})
-        reference = reference_of(contract, (frame, contract.encode(learned)), None)
+        reference = reference_of(contract, (frame, contract.encode(learned)), None, None)
         for base in reference.features:
             usual = reference.moves_by_column["reference", base.name]
             for day in range(days, days + 100):
@@ -283,7 +285,8 @@ def test_every_weekday_tells_what_is_usual_however_many_days_there_are():
         }
     ).with_columns(pl.col(PARTITION_START).cast(pl.Datetime("us", "UTC")))
     contract = infer_contract(rows.select("open"), {})
-    usual = reference_of(contract, (rows, contract.encode(rows)), None).usual_by_column
+    calendar = Calendar("day", ZoneInfo("UTC"), datetime(2023, 1, 1))  # noqa: DTZ001 - local
+    usual = reference_of(contract, (rows, contract.encode(rows)), None, calendar).usual_by_column
     closed, like_a_week_before = usual["reference", "feature", "open"], usual["week_before", "feature", "open"]
     assert closed > 3
     assert like_a_week_before == 0

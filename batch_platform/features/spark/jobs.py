@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.spark.cluster import Cluster, cluster_of, is_stopped
+from batch_platform.features.spark.cluster import Cluster, cluster_of, is_stopped, without_secrets
 from batch_platform.features.spark.session import shortest, spark_session
 from batch_platform.features.spark.task import FULL_DISK, SAME_ENVIRONMENT
 from batch_platform.warehouse.home import Home
@@ -157,7 +157,11 @@ def spark_jobs(spark: Spark, pipeline: str, folder: Path, *, runs_sql: bool = Fa
     """Jobs on the session of `spark_session`, which see for `runs_sql` and for what it raises; `folder` is staged in the home."""
     home = Home.of_staged(folder)
     with spark_session(spark, pipeline, home and home.spark_logs, runs_sql=runs_sql) as session:
-        cluster = cluster_of(session, spark.master)
+        try:
+            cluster = cluster_of(session, spark.master)
+        except spark_errors() as error:
+            msg = f"{pipeline}: Spark on {without_secrets(spark.master)} ended: {shortest(error)}"
+            raise EngineError(msg, hint="run again once it is well: what is committed is skipped.") from error
         jobs = SparkJobs(cluster, spark)
         place = f", shown at {jobs.page} while it runs" if jobs.page else ""
         _log.info("%s: Spark application %s on %s%s.", pipeline, cluster.application, cluster.master, place)

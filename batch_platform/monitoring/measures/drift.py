@@ -234,8 +234,8 @@ def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:
     before = calendar.holding(partition.start - timedelta(microseconds=1))
     if before is not None:
         yield "previous", before.key
-    week_before = calendar.holding(_WEEK.before(partition.start, calendar.zone))
-    if week_before is not None and calendar.every != "month":
+    week_before = calendar.week_before(partition.start)
+    if week_before is not None:
         yield "week_before", week_before.key
 
 
