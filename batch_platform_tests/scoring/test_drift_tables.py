@@ -216,7 +216,7 @@ def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_
     compared = [row for rows in measured.values() for row in rows if row.column_name in ("rhythm", "score")]
     assert {row.baseline for row in compared if row.psi_usual is not None} == {"reference", "previous", "week_before"}
     assert max(row.unusual for row in compared if row.column_name == "rhythm") < 0.05
-    broken = with_rhythm(f"(CASE WHEN $partition_key = '{DAY}' THEN 1000 ELSE 1 END)")
+    broken = with_rhythm(f"(CASE WHEN $partition_key = '{DAY}' THEN -1000 ELSE 1 END)")
     day = [broken.spec.partitions.calendar.named(DAY)]
     list(broken.build_features(day, STAMP, force=True))
     list(broken.score(day, STAMP, force=True))
