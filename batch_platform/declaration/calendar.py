@@ -47,7 +47,7 @@ class Duration:
     hours: int = 0
     minutes: int = 0
     seconds: int = 0
-    months: int = 0  # of the calendar; from the last days of a month, to the last day of a shorter one
+    months: int = 0  # calendar months; the last days of a month lead to the last day of a shorter one
 
     def after(self, instant: datetime, zone: ZoneInfo) -> datetime:
         """The instant (UTC) this long after another instant on the clocks of a zone."""

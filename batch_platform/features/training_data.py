@@ -50,7 +50,9 @@ class TrainingData:
     )
     # The time from which on the labels of a partition are known, by its start; of a partition that is missing, its start.
     known_from: Mapping[datetime, datetime] = field(default_factory=dict[datetime, datetime])
-    calendar: Calendar | None = None  # that of the partitions; None if a partition is not compared with the week before
+    calendar: Calendar | None = (
+        None  # calendar of the partitions; None if a partition is not compared with the week before
+    )
 
     @property
     def unseen(self) -> pl.DataFrame:

@@ -68,7 +68,7 @@ class ScoredPart:
     challengers: Sequence["StagedChallenger"] = ()
     sketch: RowSketch = field(
         default_factory=RowSketch
-    )  # of the encoded rows; without rows if `monitoring.rows` is off
+    )  # sketch of the encoded rows; empty if `monitoring.rows` is off
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class ScoredPartition:
     held_out: int | None = (
         None  # number of rows whose labels count, since no model learns from them; None: those of all rows
     )
-    expected: Expected | None = None  # of the model that serves
+    expected: Expected | None = None  # estimate for the model that serves
 
     @cached_property
     def score_columns(self) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import datetime
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step
 
-MOST_TIMES = 10  # as many items as ever in a run, of which an estimate is made
+MOST_TIMES = 10  # an estimate is made for at most so many times the items of the largest earlier run
 
 
 def expected_seconds(state: State, items: Sequence[Item], began: Callable[[str], datetime | None]) -> float | None:

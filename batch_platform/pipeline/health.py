@@ -92,7 +92,7 @@ def health_of(
     champion = state.registry.champion(now)
     if champion is not None:
         at = now if last_end is None or now < last_end else state.scores[newest].partition_end if newest else None
-        if at is not None:  # of a calendar that has ended, the model is as old as its newest partition has it
+        if at is not None:  # after the end of a calendar, age is counted up to the newest scored partition
             aspects.append(champion_age(spec, champion, at))
         if guesses := state.registry.not_better_than_guessing(champion.version):
             aspects.append(Aspect("better_than_guessing", "warn", f"the model {champion.version} is {guesses}"))

@@ -76,7 +76,7 @@ class Measuring:
     )  # key: partition
     deviations: dict[str, float] = field(
         default_factory=dict[str, float]
-    )  # from estimates, by partition, of this run too
+    )  # deviations from estimates by partition, those of this run included
 
     def of_challengers(
         self, partition: Partition, run: ScoreRun, labels: pl.DataFrame | None

@@ -39,9 +39,9 @@ _LABEL = (
     " ? utcFormat(datum.value, '%Y') : '']"
 )
 _NEEDLESS = re.compile(r' (role|aria-[a-z]+|pointer-events)="[^"]*"| (stroke-width|opacity)="1"')
-_PLACE = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')  # of a mark
+_PLACE = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')  # coordinates of a mark
 _DECIMALS, _TOLD = re.compile(r"(\d\.\d\d)\d+"), re.compile(r"(\.\d{3})\d+(?=[%;<])")
-_INSTANT = re.compile(r"start \([a-z-]+\): (\d{9,})?")  # in milliseconds, unless it is written as a date
+_INSTANT = re.compile(r"start \([a-z-]+\): (\d{9,})?")  # milliseconds, unless it is written as a date
 BASELINES = {"reference": "the training data", "previous": "the partition before", "week_before": "the week before"}
 
 

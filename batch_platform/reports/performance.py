@@ -103,7 +103,7 @@ def missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: str
     check = PERFORMANCE.check(spec)
     if check is None:
         return []
-    has_interval = pl.col("low").is_not_null()  # of a metric that has any, a value without one tells nothing
+    has_interval = pl.col("low").is_not_null()  # where a metric has intervals, a value without one tells nothing
     rows = performance.filter(has_interval | ~has_interval.any()).with_columns(metric=pl.lit(metric), in_sample=False)
     judged = {str(keys): check.judge(row, task) for (keys,), row in rows.group_by("keys", maintain_order=True)}
     return [key for key, judgement in judged.items() if judgement is not None and judgement.level != "none"]

@@ -40,7 +40,7 @@ class Span:
 
     @property
     def in_words(self) -> str:
-        """When the partitions are, in a sentence: "in August 1974", "on 18 April 2013", "from 1 to 30 April 2013"."""
+        """Write the time of the partitions for a sentence: "in August 1974", "on 18 April 2013", "from 1 to 30 April 2013"."""
         first, last = (when(key, monthly=self.monthly) for key in (self.keys[0], self.keys[-1]))
         alone = "in" if self.monthly else "on"
         return f"{alone} {first}" if first == last else f"from {first} to {last}"

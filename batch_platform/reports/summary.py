@@ -44,7 +44,7 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
 
 
 def _of_groups(groups: "GroupFigures", newest: str) -> str:
-    """How many rows moved between groups."""
+    """Say how many rows moved between groups."""
     text = f"The {sum(groups.sizes.values()):,} rows of {newest} are in {counted(len(groups.sizes), 'group')}"
     if not groups.followed:
         return f"{text}."

@@ -44,7 +44,7 @@ class Scored:
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
     profiles: tuple[Profile, ...] = ()  # profiles of the scored rows; empty unless asked for, and without a reference
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
-    sketch: RowSketch = field(default_factory=RowSketch)  # of the same rows, unless `monitoring.rows` is off
+    sketch: RowSketch = field(default_factory=RowSketch)  # sketch of the same rows; empty if `monitoring.rows` is off
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them

@@ -17,9 +17,9 @@ from batch_platform.warehouse.ledger import read_records
 from batch_platform.warehouse.sql import literal, quoted
 from batch_platform.warehouse.tables_in_files import PublishedFile, damage_of, tables_in_files
 
-SHARE = 0.01  # of the time that a publication takes
+SHARE = 0.01  # share of a publication's time
 _ROWS = 122_880  # a row group of DuckDB
-_EACH, _CELLS, _BYTES = 0.001, 50e6, 2e9  # by estimate: seconds per query, values per second, bytes of files per second
+_EACH, _CELLS, _BYTES = 0.001, 50e6, 2e9  # estimates: seconds per query, values per second, bytes of files per second
 _LEAST = 0.01  # seconds of a check, with its look-ups
 _FILES = 64  # files drawn in each publication, at most
 
@@ -32,7 +32,7 @@ def read_share(con: duckdb.DuckDBPyConnection, home: Home, began: float, databas
     A damaged file is logged: who reads its rows is refused until its partition is scored again. Raises duckdb.Error.
     """
     chance, seconds = Random(), SHARE * (perf_counter() - began)  # noqa: S311 - no secret
-    if chance.random() * _LEAST >= seconds:  # to look up what there is takes longer, so it is done as rarely
+    if chance.random() * _LEAST >= seconds:  # looking up what there is takes longer than that, so it is done rarely
         return
     for pieces in ([*_row_groups(con, database)], [*_files(con, home, database)]):
         chance.shuffle(pieces)
@@ -45,7 +45,7 @@ def read_share(con: duckdb.DuckDBPyConnection, home: Home, began: float, databas
 
 
 def _row_groups(con: duckdb.DuckDBPyConnection, database: str) -> Iterator[tuple[float, Callable[[], object]]]:
-    """How many seconds it takes to read each part of a table, by estimate, and what reads it."""
+    """Yield the estimated seconds to read each part of a table, and the function that reads it."""
     query = f"SELECT schema_name, table_name, estimated_size, column_count FROM duckdb_tables() WHERE database_name = {literal(database)}"
     for schema, table, rows, columns in con.execute(query).fetchall():
         for first in range(0, rows, _ROWS):
@@ -59,7 +59,7 @@ def _read(con: duckdb.DuckDBPyConnection, query: str) -> None:
 
 
 def _files(con: duckdb.DuckDBPyConnection, home: Home, database: str) -> Iterator[tuple[float, Callable[[], object]]]:
-    """How many seconds it takes to read each of some files, and what reads it."""
+    """Yield the estimated seconds to read each of some files, and the function that reads it."""
     for pipeline, table in tables_in_files(con, database):
         drawn = f"{database}.{quoted(pipeline)}.{table.files} USING SAMPLE {_FILES}"
         for row in read_records(con, PublishedFile, drawn, {}):

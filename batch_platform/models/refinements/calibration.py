@@ -31,7 +31,9 @@ from batch_platform.monitoring.verdict import Verdict
 
 LEAST_OF_A_CLASS = 10  # rows; scikit-learn itself needs five
 METRICS = ("brier", "log_loss", "calibration_error")
-LEAST_SHARE = 1 / 3  # of the rows that serve, in the fit that is calibrated: with fewer, it scores too differently
+LEAST_SHARE = (
+    1 / 3
+)  # share of the serving fit's rows that the calibrated fit must have learned from; with fewer it scores too differently
 JUDGED_BY = "brier"  # a proper score, and finite where a probability is 0
 Values = NDArray[np.float64]
 

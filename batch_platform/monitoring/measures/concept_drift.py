@@ -16,8 +16,8 @@ from batch_platform.monitoring.metrics import lower_is_better, measure
 from batch_platform.monitoring.resampling import TWO_SIDED
 from batch_platform.warehouse.sql import has_table, quoted
 
-SUDDEN = 4.0  # standard deviations of the estimate by which one partition is worse
-SLOW = 2.0  # by which the newest partitions are worse on average: days resemble each other, so that their mean tells less than chance has it
+SUDDEN = 4.0  # standard deviations of the estimate by which a single partition is worse
+SLOW = 2.0  # standard deviations by which the newest partitions are worse on average; large, because days resemble each other
 RECENT, LEAST_RECENT = 7, 4  # partitions of that average
 LEAST_ROWS = 30  # labelled rows; of two classes, of each
 

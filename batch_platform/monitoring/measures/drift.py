@@ -338,7 +338,7 @@ class PartitionDrift:
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
     cells: Mapping[str, Sequence[DriftCell]] = field(
         default_factory=dict[str, Sequence[DriftCell]]
-    )  # of alarming columns
+    )  # cells of alarming columns
 
     def drifted(self, row: ColumnDrift) -> str:
         """A column that differs from its baseline, in a few words."""

@@ -78,7 +78,7 @@ class Job:
     tasks: tuple[Task, ...]  # sorted by order, and by row within an order
     mark: Path  # file that every machine of the cluster must see, unless there is a `staging`
     attempts: int  # after which Spark gives up a task
-    staging: ObjectStaging | None = None  # where files are, in the place of a file system that the machines share
+    staging: ObjectStaging | None = None  # object store that replaces a shared file system
     version: str = field(default=batch_platform.__version__)
 
     def where(self, task: Task) -> str:
