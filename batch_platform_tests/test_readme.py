@@ -137,7 +137,7 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
         "features_sql": FEATURES_SQL.replace("amount, ", ""),
         "labels_sql": LABELS_SQL.replace("returned", "amount"),
         "labels": {"column": "amount"},
-        "model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"},
+        "model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "promote": {"baseline": False}},
         "predictions": {"interval": "90%"},
     }
     intervals = small_pipeline(tmp_path / "intervals", **regression)

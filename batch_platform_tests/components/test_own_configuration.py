@@ -59,7 +59,7 @@ def project(tmp_path) -> Iterator[Path]:
     folder = write_dagster_project(tmp_path / "project")
     shutil.copytree(pipeline_folder(folder), pipeline_folder(folder, "churn"))
     defs = folder / PACKAGE / "defs"
-    (defs / "resources.py").write_text(blocks("python", GUIDE["production"])[1])
+    (defs / "resources.py").write_text(blocks("python", GUIDE["production"])[2])
     (defs / "lonely.py").write_text(LONELY)
     (defs / "looking.py").write_text(LOOKING)
     shown = yaml.safe_load(blocks("yaml", GUIDE["production"])[0])
@@ -99,7 +99,7 @@ def test_a_plain_definitions_composes_a_pipeline_with_resources_and_an_executor_
     file = pipeline_folder(folder) / "defs.yaml"
     declared = yaml.safe_load(file.read_text())["attributes"]
     file.unlink()
-    code = blocks("python", GUIDE["production"])[2]
+    code = blocks("python", GUIDE["production"])[3]
     shown = re.search(r"BatchInference\(.*?^\)", code, flags=re.DOTALL | re.MULTILINE).group()
     code = code.replace(shown, f"BatchInference(**{declared!r})").replace('/ "churn"', '/ "defs" / "small"')
     (folder / PACKAGE / "definitions.py").write_text(code.replace("crm.duckdb", f"{folder}/crm.duckdb"))
