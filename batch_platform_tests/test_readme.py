@@ -110,12 +110,14 @@ def test_queries_of_the_readme_and_the_guide_answer(demonstrated):
 @pytest.mark.full
 def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     clone, _ = demonstrated
-    leaky = small_events().with_columns(known=pl.col("returned").fill_null(value=False))
+    drifted = pl.col("ts").is_between(datetime(2024, 2, 4, tzinfo=UTC), datetime(2024, 2, 5, tzinfo=UTC))
+    amount = pl.when(drifted).then(pl.col("amount") * 1000).otherwise("amount")
+    leaky = small_events().with_columns(known=pl.col("returned").fill_null(value=False), amount=amount)
     model = {"allow_suspected_leaks": ["known"], "refit": False}  # scores of a second fit may have no reference
     further = {
         "challengers": [{"name": "tree", "estimator": TREE}],
         "predictions": {"store": "parquet", "decide": {"threshold": 0.5}, "reasons": 1, "deliver": [{"csv": "out"}]},
-        "monitoring": {"segments": ["shop"]},
+        "monitoring": {"segments": ["shop"], "drift": {}},
     }
     pipeline = small_pipeline(tmp_path, events=leaky, model=model, **further)  # what the demo has no need of
     carry_out(pipeline, NOW)
