@@ -45,14 +45,12 @@ class TrainingData:
     by_entity: bool = False  # whether other entities are evaluated, of the same times, rather than later rows
     rows_apart: int = 0  # rows that were left out of `fit`, because rows of their group are evaluated
     earlier: pl.DataFrame | None = None  # `fit` with these rows; None unless groups are kept apart
-    not_known: Rows | None = (
-        None  # rows between `fit` and `evaluate`, whose labels were not known at the start of the latter
-    )
+    # Rows between `fit` and `evaluate`, whose labels were not known at the start of the latter.
+    not_known: Rows | None = None
     # The time from which on the labels of a partition are known, by its start; of a partition that is missing, its start.
     known_from: Mapping[datetime, datetime] = field(default_factory=dict[datetime, datetime])
-    calendar: Calendar | None = (
-        None  # calendar of the partitions; None if a partition is not compared with the week before
-    )
+    # Calendar of the partitions; None if a partition is not compared with the week before.
+    calendar: Calendar | None = None
 
     @property
     def unseen(self) -> pl.DataFrame:

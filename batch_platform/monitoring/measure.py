@@ -66,9 +66,8 @@ class ScoredPart:
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
     challengers: Sequence["StagedChallenger"] = ()
-    sketch: RowSketch = field(
-        default_factory=RowSketch
-    )  # sketch of the encoded rows; empty if `monitoring.rows` is off
+    # Sketch of the encoded rows; empty if `monitoring.rows` is off.
+    sketch: RowSketch = field(default_factory=RowSketch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +134,8 @@ class ScoredPartition:
     unit: UnitRule = field(default_factory=UnitRule)
     intervals: Intervals | None = None  # None if no interval is declared, or none is known of the version
     decide: Decide | None = None  # the rule by which the rows were decided
-    held_out: int | None = (
-        None  # number of rows whose labels count, since no model learns from them; None: those of all rows
-    )
+    # Number of rows whose labels count, since no model learns from them; None: those of all rows.
+    held_out: int | None = None
     expected: Expected | None = None  # estimate for the model that serves
 
     @cached_property

@@ -100,9 +100,8 @@ class ReferenceProfile:
     # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
     segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
     basis: EstimateBasis | None = None  # None where estimates could not be learned
-    by_segment: SegmentCounts = field(
-        default_factory=SegmentCounts
-    )  # counts of `prediction`; empty where it is no baseline
+    # Counts of `prediction`; empty where it is no baseline.
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)
     # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
     moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
     rows: RowReference = field(default_factory=RowReference)

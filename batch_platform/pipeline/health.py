@@ -37,9 +37,8 @@ from batch_platform.warehouse.published import reading_published
 class Measured:
     """The measures of the newest partitions."""
 
-    newest: Mapping[str, Any] = field(
-        default_factory=dict[str, Any]
-    )  # values of the newest scored partition, by measure
+    # Values of the newest scored partition, by measure.
+    newest: Mapping[str, Any] = field(default_factory=dict[str, Any])
     evaluated: str | None = None  # the newest partition whose labels are known
     performance: pl.DataFrame | None = None  # its metrics
     gone: Sequence[str] = ()  # sources whose files are gone

@@ -71,12 +71,10 @@ class Measuring:
     registry: Registry
     builds: Mapping[str, FeatureBuild]  # key: partition
     challengers: Mapping[str, list[ChallengerRun]]  # key: partition
-    estimated: Mapping[str, Sequence[EstimatedMetric]] = field(
-        default_factory=dict[str, Sequence[EstimatedMetric]]
-    )  # key: partition
-    deviations: dict[str, float] = field(
-        default_factory=dict[str, float]
-    )  # deviations from estimates by partition, those of this run included
+    # Estimates by partition key.
+    estimated: Mapping[str, Sequence[EstimatedMetric]] = field(default_factory=dict[str, Sequence[EstimatedMetric]])
+    # Deviations from estimates by partition, those of this run included.
+    deviations: dict[str, float] = field(default_factory=dict[str, float])
 
     def of_challengers(
         self, partition: Partition, run: ScoreRun, labels: pl.DataFrame | None

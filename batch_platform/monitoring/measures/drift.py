@@ -336,9 +336,8 @@ class PartitionDrift:
     run: ScoreRun
     columns: tuple[ColumnDrift, ...] = ()  # each column beside each baseline, the worst first
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
-    cells: Mapping[str, Sequence[DriftCell]] = field(
-        default_factory=dict[str, Sequence[DriftCell]]
-    )  # cells of alarming columns
+    # Cells of alarming columns.
+    cells: Mapping[str, Sequence[DriftCell]] = field(default_factory=dict[str, Sequence[DriftCell]])
 
     def drifted(self, row: ColumnDrift) -> str:
         """A column that differs from its baseline, in a few words."""
