@@ -72,5 +72,5 @@ def _profiled(job: Job, options: Options) -> Result:
             matrix = bundle.contract.encode(kept)
             with one_thread():
                 raw = bundle.predictor.predict(matrix)
-                took += spent(partial(profiled, reference, (kept, matrix), raw, bundle.signature, {}, sketched=True))
+                took += spent(partial(profiled, reference, (kept, matrix), raw, bundle.signature, {}, as_wholes=True))
     return took.result(PROFILES, OURS, options.rows)

@@ -256,6 +256,7 @@ def log_cut_off(folder: Path) -> None:
         assert "batch-platform restore --from-published" in str(held_or_refused(pipeline))
         for copy in pipeline.home.root.glob("published-*.duckdb"):
             copy.unlink()
+        pipeline.home.published_marks.unlink()
         for length in (0, 10, len(entries) // 3, len(entries) - 1):
             file.write_bytes(intact)
             log.write_bytes(entries[:length])
@@ -435,7 +436,7 @@ def damaged_predictions(folder: Path) -> None:
     for number in range(40):
         path.write_bytes(flipped(intact, choice.randrange(len(intact))))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        leaving = [lambda: export(pipeline, folder / "scores.csv"), lambda: write_report(pipeline.home, pipeline.spec)]
+        leaving = [lambda: export(pipeline, folder / "scores.csv"), lambda: write_report(pipeline, NOW)]
         if not number:
             leaving.append(lambda: list(pipeline.evaluate(days(pipeline, KEY), STAMP)))
         for leave in leaving:
