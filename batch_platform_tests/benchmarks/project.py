@@ -29,7 +29,8 @@ import dagster as dg
 
 @dg.definitions
 def defs():
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))
 """
 ESTIMATORS = """\
 from sklearn.linear_model import LogisticRegression
@@ -130,12 +131,7 @@ class Project:
             home.create()
         command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
         command += ["--select", f"key:{self.pipeline}/{asset}", "-m", f"{PACKAGE}.definitions", "-d", str(self.root)]
-        command += [
-            "--partition-range",
-            f"{first}...{last}",
-            "--config-json",
-            '{"execution": {"config": {"in_process": {}}}}',
-        ]
+        command += ["--partition-range", f"{first}...{last}"]
         homes = {HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster)}
         return run(command, self.root, **self.variables, **homes)
 
