@@ -29,6 +29,16 @@ import dagster as dg
 
 @dg.definitions
 def defs():
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+"""
+IN_ONE_PROCESS = """\
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.definitions
+def defs():
     loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
     return dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))
 """
@@ -106,6 +116,7 @@ class Project:
         for init in (package, package / "defs"):
             (init / "__init__.py").touch()
         (package / "definitions.py").write_text(DEFINITIONS, encoding="utf-8")
+        (package / "in_one_process.py").write_text(IN_ONE_PROCESS, encoding="utf-8")
         (package / "estimators.py").write_text(ESTIMATORS, encoding="utf-8")
         for name, text in files.items():
             (self.folder / name).write_text(text, encoding="utf-8")
@@ -130,7 +141,7 @@ class Project:
         if not home.root.exists():
             home.create()
         command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
-        command += ["--select", f"key:{self.pipeline}/{asset}", "-m", f"{PACKAGE}.definitions", "-d", str(self.root)]
+        command += ["--select", f"key:{self.pipeline}/{asset}", "-m", f"{PACKAGE}.in_one_process", "-d", str(self.root)]
         command += ["--partition-range", f"{first}...{last}"]
         homes = {HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster)}
         return run(command, self.root, **self.variables, **homes)
