@@ -25,6 +25,7 @@ from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.reporting import machine
 
 TITLE = "The same lines at several commits"
+TODAY = datetime.now(UTC).date()  # one day for all lines, also of a measurement that passes midnight
 FILE = Path(__file__).with_name("history.jsonl")
 HERE = "."  # the working tree, as it is
 TOLERATED = 1.05
@@ -193,11 +194,11 @@ def _write_data(options: Options) -> None:
 
 def _large_days(rows: int) -> Days:
     """A day of one small partition, and the days of the large case."""
-    return days_of([min(rows, ONE_PARTITION_ROWS), *spread(rows, DAYS)], datetime.now(UTC).date())
+    return days_of([min(rows, ONE_PARTITION_ROWS), *spread(rows, DAYS)], TODAY)
 
 
 def _small_days() -> Days:
-    return days_of([SMALL_ROWS] * SMALL_DAYS, datetime.now(UTC).date(), delay=SMALL_DAYS + 10)
+    return days_of([SMALL_ROWS] * SMALL_DAYS, TODAY, delay=SMALL_DAYS + 10)
 
 
 def _prepared(group: Group, state: State, options: Options) -> Lines:
