@@ -1,5 +1,6 @@
 """Serving periods, training windows and label maturity of a pipeline, from its declaration alone."""
 
+from bisect import bisect_right
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -38,9 +39,8 @@ def training_window(spec: PipelineSpec, serving_start: datetime, dropped: Contai
     inside = [partition for partition in inside if partition.key not in dropped]
     if spec.model.import_ is not None:
         return [partition for partition in inside if partition.end <= serving_start]
-    while inside and matures(spec, inside[-1]) > serving_start:  # a later partition never matures earlier
-        inside.pop()
-    return inside
+    # A later partition never matures earlier.
+    return inside[: bisect_right(inside, serving_start, key=lambda partition: matures(spec, partition))]
 
 
 def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetime:
@@ -136,9 +136,9 @@ def first_service(spec: PipelineSpec) -> Partition | None:
     earliest = spec.partitions.calendar.first_start
     if spec.model.import_ is None and not spec.partitions.snapshot:
         zone, evaluation = spec.partitions.calendar.zone, _whole(spec, spec.model.train.evaluation_length)
-        earliest = evaluation.after(evaluation.after(earliest, zone), zone)
-        if spec.labels is not None:
-            earliest = spec.labels.maturity.after(earliest, zone)
+        maturity = Duration() if spec.labels is None else spec.labels.maturity
+        boundary = max(evaluation.after(earliest, zone), maturity.after(earliest, zone))
+        earliest = maturity.after(evaluation.after(boundary, zone), zone)
     length, period = spec.model.train.window_length, calendar.holding(max(earliest, calendar.first_start))
     # Once a window of declared length is full, only the lengths of months differ, and a year has all of them.
     latest = None if length is None or period is None else period.end + length.nominal + timedelta(days=366)
