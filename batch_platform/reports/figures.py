@@ -55,7 +55,7 @@ class Headline:
     label: str
     value: float
     before: float | None
-    form: str = ".4g"  # Python's format for numbers below 1000 that are no counts
+    form: str = ".3g"  # Python's format for numbers below 1000 that are no counts
     low: float | None = None  # ends of the 95% interval
     high: float | None = None
     before_low: float | None = None

@@ -84,7 +84,8 @@ def _of_the_data(figures: "Figures") -> Iterator[str]:
             if item.again
             else ", the newest one included"
         )
-        yield f"{text} ({item.change}){again}."
+        change = item.change.replace(f" in {item.partition_key}", "") if len(item.alarms) == 1 else item.change
+        yield f"{text} ({change}){again}."
     if drift and drift.drifted > MOST_COLUMNS:
         yield f"{drift.drifted:,} columns drifted in all."
     for aspect in figures.unusual[:MOST_COUNTS]:

@@ -620,6 +620,7 @@ def test_the_paragraph_at_the_top_says_what_broke_and_what_is_needed_of_the_read
         f"From 12 February 2024 to 22 February 2024, the scores put {headline.value:.0%} of all pairs"
     )
     assert "items was unusual on 20 February 2024 (its mean is " in text
+    assert "2024-02-20" not in text, "the date is written once"
     assert "and as usual again from 21 February 2024." in text
     assert f"{figures.unusual[0].text}." in text
     bad = replace(figures, missed=["2024-02-12"], no_better_than_guessing=["2024-02-13"])
