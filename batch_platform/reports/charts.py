@@ -251,7 +251,7 @@ def _time(figures: Figures) -> alt.X:
 
 def _axis(unit: Literal["utcyearmonth", "utcyearmonthdate"], form: str) -> alt.X:
     """An axis with a place for each week or month; the year stands below the first one of it."""
-    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=14, labelExpr=_LABEL.format(form))
+    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=4, labelExpr=_LABEL.format(form))
     return alt.X("start:O", title=None, axis=axis).timeUnit(unit)
 
 

@@ -55,14 +55,11 @@ class EstimateFigures:
 
 
 def _as_one(rows: Sequence[EstimatedMetric]) -> EstimatedMetric:
-    """The mean of some partitions by their rows, at the first of them; their differences from the estimates count as independent."""
+    """The mean of some partitions by their rows, at the first of them; the interval is as wide as theirs, which share some of their error."""
     shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
     numbers = [(row.estimate, row.low, row.high, row.realised) for row in rows]
-    estimates, lows, highs, realised = np.array(numbers, dtype=np.float64).T
-    estimate = float(shares @ estimates)
-    below, above = (float(np.hypot.reduce(shares * reach)) for reach in (estimates - lows, highs - estimates))
-    ends = {"low": estimate - below, "high": estimate + above}
-    return replace(rows[0], estimate=estimate, realised=float(shares @ realised), **ends)
+    estimate, low, high, realised = (shares @ np.array(numbers, dtype=np.float64)).tolist()
+    return replace(rows[0], estimate=estimate, low=low, high=high, realised=realised)
 
 
 def read_estimate_figures(

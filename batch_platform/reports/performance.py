@@ -77,7 +77,8 @@ def thin_together(
         else:
             together.append([row])
     if pooled and len(together) > 1 and _few(together[-1]):
-        together[-2] += together.pop()
+        rest = together.pop()
+        together[-1] += rest
     return together
 
 

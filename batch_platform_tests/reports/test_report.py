@@ -28,7 +28,7 @@ from batch_platform.reports.drift import Drifted, read_drift_figures
 from batch_platform.reports.estimates import LEAST_ROWS, read_estimate_figures
 from batch_platform.reports.figures import Figures, Headline, read_figures
 from batch_platform.reports.groups import read_groups
-from batch_platform.reports.performance import LEAST_OF_A_CLASS
+from batch_platform.reports.performance import LEAST_OF_A_CLASS, thin_together
 from batch_platform.reports.report import html
 from batch_platform.reports.segments import RATES, comparable, gaps_of, segment_drift
 from batch_platform.reports.span import Span
@@ -442,12 +442,29 @@ def test_thin_partitions_are_drawn_as_the_mean_of_their_estimates_beside_the_mea
         shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
         assert one.estimate == pytest.approx(sum(shares * [row.estimate for row in rows]), rel=1e-12)
         assert one.realised == pytest.approx(sum(shares * [row.realised for row in rows]), rel=1e-12)
-        reach = np.sqrt(sum((shares * [row.high - row.estimate for row in rows]) ** 2))
-        assert one.high - one.estimate == pytest.approx(reach, rel=1e-12)
+        assert one.high == pytest.approx(sum(shares * [row.high for row in rows]), rel=1e-12)
     assert any(len(keys) > 1 for keys in estimates.measured)
     assert charts["estimates"].text.endswith(
         "Neighbouring partitions with few rows of a class count as one, by their mean."
     )
+
+
+@pytest.mark.parametrize("days", range(1, 14))
+def test_thin_neighbours_are_together_and_no_partition_is_lost_or_counted_twice(figures, days):
+    keys = figures.window.keys[:days]
+    with duckdb.connect() as con:
+        con.execute("CREATE SCHEMA small; CREATE TABLE small.outcomes (id BIGINT)")
+        con.execute("""
+            CREATE TABLE small.performance (partition_key TEXT, value DOUBLE, low DOUBLE, high DOUBLE, rows BIGINT,
+            positives BIGINT, metric TEXT DEFAULT 'brier', challenger TEXT, in_sample BOOLEAN DEFAULT false)
+        """)
+        con.executemany(
+            "INSERT INTO small.performance (partition_key, value, rows, positives) VALUES (?, 0.1, 40, 8)",
+            [[key] for key in keys],
+        )
+        together = thin_together(con, small_spec(), "brier", figures.window)
+    assert [row["partition_key"] for rows in together for row in rows] == keys
+    assert all(sum(row["positives"] for row in rows) >= LEAST_OF_A_CLASS for rows in together if len(together) > 1)
 
 
 def test_of_estimates_alone_no_dot_is_drawn(figures):
