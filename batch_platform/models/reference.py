@@ -25,7 +25,7 @@ from batch_platform.models.counting import counted_by_segment, counted_cells, co
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.row_reference import categories_of, row_reference
-from batch_platform.monitoring.drift import Moves, beyond_chance, divergences
+from batch_platform.monitoring.drift import Moves, beyond_chance, divergences, usual_of
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import (
     Bins,
@@ -42,7 +42,8 @@ from batch_platform.monitoring.segments import Places, SegmentCounts
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
 # these make labelled scores surer, by 0.05 to 0.33 for the trees of the flights. Scores of few values differ by 0.6 to 5.
 REFITTED_ALIKE, OUTLIERS_ALIKE = 0.5, 0.02
-MOST_PARTITIONS = 100  # partitions of the training data whose distance from their baselines is measured
+# Partitions whose distance from their baselines is measured; of the prediction, whose distances are kept one by one, fewer.
+MOST_OF_FEATURES, MOST_PARTITIONS = 1000, 100
 LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell how far ranges and means usually differ
 IN_A_ROW = 25  # consecutive partitions among them, so that every weekday and every hour of a day occurs
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
@@ -131,24 +132,24 @@ def _usual(
     features: Sequence[Profile],
     calendar: Calendar | None,
 ) -> tuple[dict[Baseline, tuple[float, ...]], dict[Baseline, tuple[Moves | None, ...]]]:
-    """Measure how far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared.
+    """Measure how far a partition usually is from each baseline, feature by feature; empty if partitions cannot be compared.
 
-    Second by range and mean, if there are enough partitions for that; None for text.
+    Second at most, by range and mean, if there are enough partitions for that; None for text.
     """
     frame, matrix = rows
-    if (partitions := _partitions_of(partition_starts(frame), calendar)) is None:
+    if (partitions := _partitions_of(partition_starts(frame), calendar, MOST_OF_FEATURES)) is None:
         return {}, {}
     places = (
         _feature_places(column, profile.bins, matrix[:, at], frame[column.name])
         for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
     )
-    highest = [
-        {baseline: max(by_start.values()) for baseline, by_start in partitions.distances(column).items()}
+    of_columns = [
+        {baseline: usual_of(by_start.values()) for baseline, by_start in partitions.distances(column).items()}
         for column in places
     ]
     usual = dict[Baseline, tuple[float, ...]]()
     for baseline in partitions.compared:
-        usual[baseline] = tuple(column[baseline] for column in highest)
+        usual[baseline] = tuple(column[baseline] for column in of_columns)
     if len(partitions.starts) < LEAST_PARTITIONS:
         return usual, {}
     moves: list[dict[Baseline, Moves]] = [
@@ -236,15 +237,17 @@ class _Partitions:
         return distances
 
 
-def _partitions_of(starts: NDArray[np.datetime64] | None, calendar: Calendar | None) -> _Partitions | None:
-    """The partitions of rows, given the start of each row's [n]; None if it is not known, or if there are no two."""
+def _partitions_of(
+    starts: NDArray[np.datetime64] | None, calendar: Calendar | None, most: int = MOST_PARTITIONS
+) -> _Partitions | None:
+    """The partitions of rows, of which about so many are compared, given the start of each row's [n]; None if it is not known, or if there are no two."""
     if starts is None:
         return None
     partitions, of_rows = np.unique(starts, return_inverse=True)
     if len(partitions) < 2:  # noqa: PLR2004 - with one there is nothing to compare it with
         return None
     instants = [start.replace(tzinfo=UTC) for start in partitions.tolist()]
-    at, every = {start: place for place, start in enumerate(instants)}, ceil(len(partitions) / MOST_PARTITIONS)
+    at, every = {start: place for place, start in enumerate(instants)}, ceil(len(partitions) / most)
     chosen = [place for place in range(len(partitions)) if place // IN_A_ROW % every == 0]
     pairs: dict[Baseline, list[tuple[int, int]]] = {
         "previous": [(place, place - 1) for place in chosen if place],

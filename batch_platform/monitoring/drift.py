@@ -11,7 +11,7 @@ that a few absurd values hardly change the shares. Numbers are therefore also ju
 differs from its baseline by chance alone: its index is `expected` on average even where nothing changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import erfc, exp, gamma, log, sqrt
 from typing import Literal
@@ -25,7 +25,7 @@ from batch_platform.monitoring.profiles import Profile
 SURPRISE = 0.001  # p-value from which a difference is more than chance
 RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells with fewer are tested together
 NEXT_TO_NONE = 0.5  # rows
-USUAL_MARGIN = 1.25  # a later partition may be a quarter farther from the whole than any of the training data
+USUAL_MARGIN = 1.25  # a partition may be a quarter farther from the whole than is usual
 LEAST_VALUES = 1000  # a baseline of fewer values does not know its range and mean well enough to judge by them
 UNLIKELY = 1e-4  # probability of so many values outside the range from which they are more than chance
 OUTSIDE_MATTERS = 0.001  # share of the values
@@ -41,6 +41,16 @@ Level = Literal["none", "warn", "fail"]
 def beyond_usual(psi: float, by_chance: float, usual: float | None) -> float:
     """The index beyond what chance gives and what is usual between partitions that no fit has seen; at least 0."""
     return max(0.0, psi - by_chance - USUAL_MARGIN * (usual or 0.0))
+
+
+def usual_of(distances: Collection[float]) -> float:
+    """The index that is usual, given those of some partitions beyond chance: the highest one, and more where they are few.
+
+    The highest of n is on average H(n) times the scale of an exponential distribution (Rényi, On the theory of order statistics,
+    1953). With the margin, at most about one partition in a thousand exceeds what follows.
+    """
+    scale = max(distances) / sum(1 / place for place in range(1, len(distances) + 1))
+    return max(*distances, scale * -log(SURPRISE) / USUAL_MARGIN)
 
 
 @dataclass(frozen=True)
@@ -290,7 +300,7 @@ class ColumnDrift:
     baseline_partition: str | None  # None for the reference
     psi: float
     psi_by_chance: float
-    # the highest one beyond chance among the partitions of the training data; None where unknown
+    # what is usual beyond chance between the partitions of the training data; None where unknown
     psi_usual: float | None
     p_value: float
     jensen_shannon: float

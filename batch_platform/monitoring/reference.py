@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.monitored import Baseline
-from batch_platform.monitoring.drift import Moves
+from batch_platform.monitoring.drift import Moves, usual_of
 from batch_platform.monitoring.estimates import Expectation
 from batch_platform.monitoring.profiles import Profile, Role
 from batch_platform.monitoring.rows import RowReference
@@ -93,8 +93,8 @@ class ReferenceProfile:
     features: tuple[Profile, ...]
     prediction: Profile | None = None
     prediction_is_baseline: bool = True
-    # How far the partitions of the training data are from their baselines, as index beyond chance: of each feature the highest
-    # one, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
+    # How far the partitions of the training data are from their baselines, as index beyond chance: of each feature what is
+    # usual, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
     usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
     distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
     # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
@@ -108,14 +108,14 @@ class ReferenceProfile:
 
     @property
     def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
-        """The largest usual distance of a partition from a baseline, by baseline, role and name; without unknown ones."""
+        """The usual distance of a partition from a baseline, by baseline, role and name; without unknown ones."""
         known = dict[tuple[Baseline, Role, str], float]()
         for baseline, usual in self.usual.items():
-            for profile, highest in zip(self.features, usual, strict=True):
-                known[baseline, profile.role, profile.name] = highest
+            for profile, of_column in zip(self.features, usual, strict=True):
+                known[baseline, profile.role, profile.name] = of_column
         for baseline, distances in self.distances.items():
             if self.prediction is not None:
-                known[baseline, self.prediction.role, self.prediction.name] = max(distances.values())
+                known[baseline, self.prediction.role, self.prediction.name] = usual_of(distances.values())
         return known
 
     @property
@@ -181,7 +181,7 @@ class ReferenceProfile:
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
-            {baseline: tuple(highest) for baseline, highest in values["usual"].items()},
+            {baseline: tuple(usual) for baseline, usual in values["usual"].items()},
             values["distances"],
             {column: dict(pairs) for column, pairs in values["segment_distances"].items()},
             None if basis is None else EstimateBasis.from_json(basis),

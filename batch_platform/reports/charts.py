@@ -25,6 +25,7 @@ PALE, FAINT = "#f7f7f7", "#e4e4e4"
 _DAY, _WEEK = timedelta(hours=20), timedelta(days=6)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # pixels, in the heat map
+THIN = "Neighbouring partitions with few rows of a class count as one"
 LEAST = 3  # fewer partitions make no line
 FEW = 31  # so few partitions have a dot each on a line
 MANY = 92  # more partitions have small dots
@@ -132,28 +133,18 @@ def _performance(figures: Figures, times: pl.DataFrame) -> Chart | None:
     text = f"{capital(plain(figures.metric))}, of each partition (line)"
     text += " with its 95% interval (band). Few rows make a wide band." if rows["low"].count() else "."
     if figures.performance["keys"].str.contains(" to ").any():
-        text += " Neighbouring partitions with few rows of a class count as one."
+        text += f" {THIN}."
     return _chart("performance", "Performance over time", text, rows, course)
 
 
 def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
-    if figures.estimates is None or len(figures.estimates.partitions) <= 1:
+    if figures.estimates is None or len(drawn := figures.estimates.drawn) <= 1:
         return None
     metric, lies = plain(figures.estimates.metric), {True: INSIDE, False: OUTSIDE, None: None}
     rows = pl.DataFrame(
-        [
-            {
-                "partition_key": row.partition_key,
-                "estimate": row.estimate,
-                "low": row.low,
-                "high": row.high,
-                "realised": row.realised,
-                "lies": lies[row.within],
-            }
-            for row in figures.estimates.partitions
-        ],
+        [vars(row) | {"lies": lies[row.within]} for row in drawn],
         schema_overrides={"realised": pl.Float64, "lies": pl.String},
-    )
+    ).select("partition_key", "estimate", "low", "high", "realised", "lies")
     time = _time(figures)
     line = alt.Chart().mark_line(color=DARK, strokeDash=[6, 4], strokeWidth=1.5)
     text = f"Estimated {metric} of each partition (dashed line) with its 95% interval (grey)."
@@ -166,6 +157,8 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
         shape = alt.Shape("lies:N", scale=shapes, legend=legend)
         layers.append(dots.encode(x=time, y=_metric("realised", metric), shape=shape))
         text += " A dot is what came true, a cross what came true outside of the interval."
+    if len(drawn) < len(figures.estimates.partitions):
+        text += f" {THIN}, by their mean."
     rows = rows.join(times, on="partition_key")
     return _chart("estimates", "Estimated performance over time", text, rows, alt.layer(*layers))
 

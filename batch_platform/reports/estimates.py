@@ -1,10 +1,12 @@
 """Estimates in the report: the expected metric of each partition, and the errors of such estimates so far."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
+import numpy as np
 
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.estimates import TrackRecord, estimated_metric
 from batch_platform.monitoring.measures.estimates import (
     EstimatedMetric,
@@ -14,6 +16,7 @@ from batch_platform.monitoring.measures.estimates import (
     segment_track_records,
     track_records,
 )
+from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
@@ -26,10 +29,18 @@ class EstimateFigures:
 
     metric: str
     partitions: tuple[EstimatedMetric, ...]  # estimates in order of time
+    measured: tuple[tuple[str, ...], ...]  # keys of the measured partitions, those of thin neighbours together
     record: TrackRecord | None  # record over every estimate of the metric; None before one came true
     # Estimates of the newest partition that has any, most rows first, by column; and their records, by column and segment.
     by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
     segment_records: Mapping[tuple[str, str | None], TrackRecord]
+
+    @property
+    def drawn(self) -> list[EstimatedMetric]:
+        """The estimates with what came true, those of thin neighbours as one; and those that are not measured."""
+        realised = {row.partition_key: row for row in self.partitions if row.realised is not None}
+        together = [[realised[key] for key in keys if key in realised] for keys in self.measured]
+        return [row for row in self.partitions if row.realised is None] + [_as_one(rows) for rows in together if rows]
 
     @property
     def of_segments(self) -> dict[str, list[EstimatedSegmentMetric]]:
@@ -43,15 +54,23 @@ class EstimateFigures:
         return tuple(row for row in self.partitions if row.realised is None)[-MOST_UNMEASURED:]
 
 
+def _as_one(rows: Sequence[EstimatedMetric]) -> EstimatedMetric:
+    """The mean of some partitions by their rows, at the first of them; the interval is as wide as theirs, which share some of their error."""
+    shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
+    numbers = [(row.estimate, row.low, row.high, row.realised) for row in rows]
+    estimate, low, high, realised = (shares @ np.array(numbers, dtype=np.float64)).tolist()
+    return replace(rows[0], estimate=estimate, low=low, high=high, realised=realised)
+
+
 def read_estimate_figures(
-    con: duckdb.DuckDBPyConnection, pipeline: str, judged_by: str, span: Span
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, judged_by: str, span: Span
 ) -> EstimateFigures | None:
     """Read the estimates of the metric that a model is judged by, or of the one that stands in for it.
 
     Partitions that a model has learned from are left out. None where nothing was estimated.
     """
     keys = [run.partition_key for run in span.runs if not run.in_sample]
-    by_partition = read_estimates(con, pipeline, keys)
+    pipeline, by_partition = spec.name, read_estimates(con, spec.name, keys)
     rows = [row for key in keys for row in by_partition.get(key, ())]
     metric = estimated_metric(judged_by, {row.metric for row in rows})
     if metric is None:
@@ -60,6 +79,7 @@ def read_estimate_figures(
     return EstimateFigures(
         metric,
         partitions,
+        tuple(tuple(row["partition_key"] for row in rows) for rows in thin_together(con, spec, metric, span)),
         track_records(con, pipeline).get(metric),
         _by_segment(con, pipeline, metric, keys),
         segment_track_records(con, pipeline, metric),

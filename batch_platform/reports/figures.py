@@ -55,7 +55,7 @@ class Headline:
     label: str
     value: float
     before: float | None
-    form: str = ".4g"  # Python's format for numbers below 1000 that are no counts
+    form: str = ".3g"  # Python's format for numbers below 1000 that are no counts
     low: float | None = None  # ends of the 95% interval
     high: float | None = None
     before_low: float | None = None
@@ -174,7 +174,7 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         return row_of(pooled if span == window else measured(con, spec, span, metric, own, whole=False), metric)
 
     calibration, confusion = _calibration(con, spec, registry, window)
-    estimates = read_estimate_figures(con, spec.name, metric, window)
+    estimates = read_estimate_figures(con, spec, metric, window)
     segments = read_segments(con, spec, metric, window, pooled)
     return Figures(
         pipeline=spec.name,
@@ -206,7 +206,7 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         challengers=_challengers(pooled, metric),
         missed=missed(spec, performance, metric, task),
         no_better_than_guessing=no_better_than_guessing(performance, metric),
-        groups=read_groups(con, spec, window.keys) if task in UNSUPERVISED else None,
+        groups=read_groups(con, spec, window.keys, outliers=task == "outliers") if task in UNSUPERVISED else None,
         status=status,
         issues=[] if status is None else open_issues(status),
         confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}",
@@ -258,7 +258,8 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
 ) -> list[Headline]:
     score = score_column(con, pipeline)
     known = METRICS.get(metric)
-    better = None if known and (known.neutral or known.signed) else lower_is_better(metric)
+    neutral = metric == "outlier_share" or (known and (known.neutral or known.signed))
+    better = None if neutral else lower_is_better(metric)
     now, then = measure(span), None if before is None else measure(before)
     ends = {} if now is None else {"low": now["low"], "high": now["high"]}
     if then is not None:

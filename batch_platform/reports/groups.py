@@ -8,6 +8,8 @@ import duckdb
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.sql import quoted
 
+STANDS_OUT, USUAL = "stands out", "as usual"
+
 
 @dataclass(frozen=True)
 class GroupFigures:
@@ -36,11 +38,14 @@ class GroupFigures:
         return sum(self.moves.values())
 
 
-def read_groups(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, keys: Sequence[str]) -> GroupFigures:
-    """Read the groups of the newest of some partitions; rows are followed by their key."""
+def read_groups(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, keys: Sequence[str], *, outliers: bool = False
+) -> GroupFigures:
+    """Read the groups of the newest of some partitions; rows are followed by their key. Outliers and the other rows are groups too."""
     newest, before = keys[-1], keys[-2] if len(keys) > 1 else None
     table, key = f"{quoted(spec.name)}.predictions", ", ".join(map(quoted, spec.features.key))
-    chosen = f"SELECT {key}, prediction::VARCHAR AS name FROM {table} WHERE partition_key = "
+    name = f"if(prediction = -1, '{STANDS_OUT}', '{USUAL}')" if outliers else "prediction::VARCHAR"
+    chosen = f"SELECT {key}, {name} AS name FROM {table} WHERE partition_key = "
     sizes = f"SELECT name, count(*) AS rows FROM ({chosen} $key) GROUP BY ALL ORDER BY ALL"
     now, then = (dict(con.execute(sizes, {"key": at}).fetchall()) for at in (newest, before))
     query = f"""

@@ -25,6 +25,8 @@ UNMEASURED: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("rows", "positives", "partitions"), pl.Int64),
 }
 
+_NUMBERS = {**dict.fromkeys(("value", "low", "high"), pl.Float64), **dict.fromkeys(("rows", "positives"), pl.Int64)}
+
 
 def measured(  # noqa: PLR0913 - the span, and what is measured of it
     con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, metric: str, own: Sequence[Metric], *, whole: bool
@@ -56,39 +58,43 @@ def row_of(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
     return rows.row(0, named=True) if rows.height else None
 
 
-def performance_by_partition(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span, own: Sequence[Metric]
-) -> pl.DataFrame:
-    """The metric of each partition; neighbours with too few rows of a class are measured together, until they have enough."""
-    numbers = {**dict.fromkeys(("value", "low", "high"), pl.Float64), **dict.fromkeys(("rows", "positives"), pl.Int64)}
-    schema = {"keys": pl.String, "partition_key": pl.String, **numbers}
+def thin_together(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span
+) -> list[list[dict[str, Any]]]:
+    """The measured partitions of a span, each with a metric; neighbours with too few rows of a class are together, until they have enough."""
     if not has_table(con, spec.name, "performance"):
-        return pl.DataFrame(schema=schema)
+        return []
     query = f"""
-        SELECT partition_key, {", ".join(numbers)} FROM {quoted(spec.name)}.performance
+        SELECT partition_key, {", ".join(_NUMBERS)} FROM {quoted(spec.name)}.performance
         WHERE metric = $metric AND challenger IS NULL AND NOT in_sample AND partition_key IN $keys ORDER BY partition_key
     """
     rows = con.sql(query, params={"metric": metric, "keys": span.keys}).pl().rows(named=True)
-    if not has_table(con, spec.name, OUTCOMES):
-        return pl.DataFrame([{"keys": row["partition_key"], **row} for row in rows], schema=schema)
     together = list[list[dict[str, Any]]]()
+    pooled = has_table(con, spec.name, OUTCOMES)
     for row in rows:
-        if together and _few(together[-1]):
+        if pooled and together and _few(together[-1]):
             together[-1].append(row)
         else:
             together.append([row])
-    if len(together) > 1 and _few(together[-1]):
-        together[-2] += together.pop()
+    if pooled and len(together) > 1 and _few(together[-1]):
+        rest = together.pop()
+        together[-1] += rest
+    return together
+
+
+def performance_by_partition(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span, own: Sequence[Metric]
+) -> pl.DataFrame:
+    """The metric of each partition; thin neighbours are measured together."""
     runs, values = {run.partition_key: run for run in span.runs}, list[dict[str, Any]]()
-    for members in together:
-        part = Span(tuple(runs[row["partition_key"]] for row in members))
-        row = members[0]
+    for members in thin_together(con, spec, metric, span):
+        part, row = Span(tuple(runs[row["partition_key"]] for row in members)), members[0]
         if len(members) > 1:
             row = row_of(measured(con, spec, part, metric, own, whole=False), metric)
         if row is not None:
-            number_of = {name: row[name] for name in numbers}
+            number_of = {name: row[name] for name in _NUMBERS}
             values.append({"keys": part.words, "partition_key": part.keys[0], **number_of})
-    return pl.DataFrame(values, schema=schema)
+    return pl.DataFrame(values, schema={"keys": pl.String, "partition_key": pl.String, **_NUMBERS})
 
 
 def _few(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -116,8 +122,7 @@ def no_better_than_guessing(performance: pl.DataFrame, metric: str) -> list[str]
 
 def performance_by_month(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
     """The metric of each month; none where partitions are as long, and where a month has too few rows of a class."""
-    numbers = {**dict.fromkeys(("value", "low", "high"), pl.Float64), **dict.fromkeys(("rows", "positives"), pl.Int64)}
-    schema = {"period_start": pl.Date, **numbers}
+    schema = {"period_start": pl.Date, **_NUMBERS}
     if not has_table(con, spec.name, POOLED) or span.monthly:
         return pl.DataFrame(schema=schema)
     months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]

@@ -93,23 +93,14 @@ def gaps_of(segments: pl.DataFrame) -> list[Gap]:
         wider = normal.inv_cdf(1 - 0.025 / len(others)) / normal.inv_cdf(0.975)
         for name, text in RATES.items():
             for other in others:
-                ends = [other[name], other[f"{name}_low"], other[f"{name}_high"]]
-                ends += [largest[name], largest[f"{name}_low"], largest[f"{name}_high"]]
+                ends = [row[f"{name}{end}"] for row in (other, largest) for end in ("", "_low", "_high")]
                 if not all(ends):  # a rate of 0, or without an interval
                     continue
                 rate, low, high, base, base_low, base_high = map(log, ends)
                 below, above = wider * hypot(rate - low, base_high - base), wider * hypot(high - rate, base - base_low)
-                gap = Gap(
-                    str(column),
-                    text,
-                    other["segment"],
-                    largest["segment"],
-                    exp(rate - base),
-                    exp(rate - base - below),
-                    exp(rate - base + above),
-                )
-                if gap.high < FOUR_FIFTHS or gap.low > 1 / FOUR_FIFTHS:
-                    gaps.append(gap)
+                ratio, low, high = (exp(rate - base + reach) for reach in (0.0, -below, above))
+                if high < FOUR_FIFTHS or low > 1 / FOUR_FIFTHS:
+                    gaps.append(Gap(str(column), text, other["segment"], largest["segment"], ratio, low, high))
     return gaps
 
 

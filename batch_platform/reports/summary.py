@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from batch_platform.declaration.errors import counted
 from batch_platform.declaration.wording import number
+from batch_platform.reports.groups import STANDS_OUT
 from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, plain, when
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
     headline = next((item for item in figures.headlines if item.label == figures.metric), None)
     period, monthly = capital(figures.summed_up.in_words), figures.window.monthly
     if figures.groups is not None:
-        yield _of_groups(figures.groups, when(figures.groups.newest, monthly=monthly))
+        yield _of_groups(figures.groups, when(figures.groups.newest, monthly=monthly), figures.task)
         if figures.metric == "silhouette":
             apart = number(figures.performance["value"][-1], ".2g")
             yield f"The {plain(figures.metric)} is {apart}; at 0 they touch, at 1 they are far apart."
@@ -36,20 +37,26 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
         if headline.before is not None and figures.before is not None:
             before = figure(headline.before, headline.before_low, headline.before_high)
             verdict = f"Clearly {headline.verdict} than" if headline.verdict else "No clear change from"
+            verdict = "It stands beside" if headline.lower_is_better is None else verdict
             yield f"{verdict} the {before} of {figures.before.in_words.partition(' ')[2]}."
+    on = "in" if monthly else "on"
     if figures.no_better_than_guessing:
-        yield f"{'In' if monthly else 'On'} {dates(figures.no_better_than_guessing, monthly=monthly)} the model was no better than guessing."
+        yield f"{capital(on)} {dates(figures.no_better_than_guessing, monthly=monthly)} the model was no better than guessing."
     if others := [key for key in figures.missed if key not in figures.no_better_than_guessing]:
-        yield f"It was worse than the declared limit, by more than chance, in {dates(others, monthly=monthly)}."
+        yield f"It was worse than the declared limit, by more than chance, {on} {dates(others, monthly=monthly)}."
 
 
-def _of_groups(groups: "GroupFigures", newest: str) -> str:
-    """Say how many rows moved between groups."""
-    text = f"The {sum(groups.sizes.values()):,} rows of {newest} are in {counted(len(groups.sizes), 'group')}"
+def _of_groups(groups: "GroupFigures", newest: str, task: str) -> str:
+    """Say how many rows stand out, or how many groups there are, and how many rows moved between groups."""
+    rows, moved = f"{sum(groups.sizes.values()):,} rows of {newest}", "moved to another one"
+    text = f"The {rows} are in {counted(len(groups.sizes), 'group')}"
+    if task == "outliers":
+        text = f"Of the {rows}, {groups.sizes.get(STANDS_OUT, 0):,} stand out"
+        moved = "stand out in only one of the two"
     if not groups.followed:
         return f"{text}."
     share = (groups.followed - groups.stayed) / groups.followed
-    return f"{text}; {share:.1%} of those that were in the partition before moved to another one."
+    return f"{text}; {share:.1%} of those that were in the partition before {moved}."
 
 
 def _quality(metric: str, headline: "Headline") -> str:
@@ -77,7 +84,8 @@ def _of_the_data(figures: "Figures") -> Iterator[str]:
             if item.again
             else ", the newest one included"
         )
-        yield f"{text} ({item.change}){again}."
+        change = item.change.replace(f" in {item.partition_key}", "") if len(item.alarms) == 1 else item.change
+        yield f"{text} ({change}){again}."
     if drift and drift.drifted > MOST_COLUMNS:
         yield f"{drift.drifted:,} columns drifted in all."
     for aspect in figures.unusual[:MOST_COUNTS]:

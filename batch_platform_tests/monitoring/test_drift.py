@@ -11,7 +11,15 @@ from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
 from batch_platform.monitoring.catalogue import in_words
-from batch_platform.monitoring.drift import ColumnDrift, Divergence, _chi_square_tail, beyond_chance, divergences
+from batch_platform.monitoring.drift import (
+    USUAL_MARGIN,
+    ColumnDrift,
+    Divergence,
+    _chi_square_tail,
+    beyond_chance,
+    divergences,
+    usual_of,
+)
 from batch_platform.monitoring.measure import Finding, Judgement
 from batch_platform.monitoring.measures.drift_cells import moved, moved_cells
 from batch_platform.monitoring.profiles import (
@@ -96,6 +104,16 @@ def test_a_broken_feature_fails_also_in_a_small_partition(learned, broken):
     for size in (30, 500):
         (divergence,) = compared(profiler(learned, "normal"), learned["normal"], broken[:size])
         assert divergence.level(BOUNDS) == "fail"
+
+
+def test_few_partitions_are_beyond_what_is_usual_however_many_are_known():
+    random = np.random.default_rng(8)
+    for partitions, most in (7, 0.03), (28, 0.02), (100, 0.01), (365, 0.003):
+        for distances in (random.exponential(size=(2000, partitions)), np.abs(random.normal(size=(2000, partitions)))):
+            beyond = np.array([USUAL_MARGIN * usual_of(known) for known in distances])
+            assert (distances[::-1, 0] > beyond).mean() < most
+    assert usual_of([2.0, *np.zeros(400)]) == 2.0, "of many the highest one"
+    assert usual_of([2.0] * 7) == pytest.approx(2.0 * np.log(1000) / (363 / 140) / USUAL_MARGIN)
 
 
 def test_a_column_that_was_constant_fails_once_it_is_null():

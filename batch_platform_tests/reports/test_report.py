@@ -28,7 +28,7 @@ from batch_platform.reports.drift import Drifted, read_drift_figures
 from batch_platform.reports.estimates import LEAST_ROWS, read_estimate_figures
 from batch_platform.reports.figures import Figures, Headline, read_figures
 from batch_platform.reports.groups import read_groups
-from batch_platform.reports.performance import LEAST_OF_A_CLASS
+from batch_platform.reports.performance import LEAST_OF_A_CLASS, thin_together
 from batch_platform.reports.report import html
 from batch_platform.reports.segments import RATES, comparable, gaps_of, segment_drift
 from batch_platform.reports.span import Span
@@ -414,7 +414,7 @@ def test_estimates_are_those_of_their_table_beside_what_came_true(figures, pipel
         assert {row.partition_key: row.realised for row in figures.estimates.partitions} == measured
         assert figures.estimates.unmeasured == ()
         learned = Span(tuple(replace(run, in_sample=True) for run in figures.window.runs))
-        assert read_estimate_figures(con, "small", "roc_auc", learned) is None, "the model has learned from them"
+        assert read_estimate_figures(con, pipeline.spec, "roc_auc", learned) is None, "the model has learned from them"
 
 
 def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
@@ -430,6 +430,41 @@ def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
     cells = (f'<td class="n">{cell}</td>' for cell in numbers)
     assert "".join([f'<th scope="row">{row.partition_key}</th>', *cells]) in text
     assert set(figures.definitions) == {"roc_auc"}
+
+
+def test_thin_partitions_are_drawn_as_the_mean_of_their_estimates_beside_the_mean_of_what_came_true(figures, charts):
+    estimates = figures.estimates
+    drawn = {row.partition_key: row for row in estimates.drawn}
+    assert {*drawn} == {*figures.performance["partition_key"]}, "as performance is"
+    by_key = {row.partition_key: row for row in estimates.partitions}
+    for keys in estimates.measured:
+        one, rows = drawn[keys[0]], [by_key[key] for key in keys]
+        shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
+        assert one.estimate == pytest.approx(sum(shares * [row.estimate for row in rows]), rel=1e-12)
+        assert one.realised == pytest.approx(sum(shares * [row.realised for row in rows]), rel=1e-12)
+        assert one.high == pytest.approx(sum(shares * [row.high for row in rows]), rel=1e-12)
+    assert any(len(keys) > 1 for keys in estimates.measured)
+    assert charts["estimates"].text.endswith(
+        "Neighbouring partitions with few rows of a class count as one, by their mean."
+    )
+
+
+@pytest.mark.parametrize("days", range(1, 14))
+def test_thin_neighbours_are_together_and_no_partition_is_lost_or_counted_twice(figures, days):
+    keys = figures.window.keys[:days]
+    with duckdb.connect() as con:
+        con.execute("CREATE SCHEMA small; CREATE TABLE small.outcomes (id BIGINT)")
+        con.execute("""
+            CREATE TABLE small.performance (partition_key TEXT, value DOUBLE, low DOUBLE, high DOUBLE, rows BIGINT,
+            positives BIGINT, metric TEXT DEFAULT 'brier', challenger TEXT, in_sample BOOLEAN DEFAULT false)
+        """)
+        con.executemany(
+            "INSERT INTO small.performance (partition_key, value, rows, positives) VALUES (?, 0.1, 40, 8)",
+            [[key] for key in keys],
+        )
+        together = thin_together(con, small_spec(), "brier", figures.window)
+    assert [row["partition_key"] for rows in together for row in rows] == keys
+    assert all(sum(row["positives"] for row in rows) >= LEAST_OF_A_CLASS for rows in together if len(together) > 1)
 
 
 def test_of_estimates_alone_no_dot_is_drawn(figures):
@@ -553,6 +588,8 @@ def test_rows_are_followed_from_one_group_to_another():
         ]
         con.executemany("INSERT INTO small.predictions VALUES (?, ?, ?)", rows)
         groups = read_groups(con, spec, ["2024-02-01", "2024-02-02"])
+        con.execute("UPDATE small.predictions SET prediction = -1 WHERE prediction = 2 OR partition_key = '2024-02-01'")
+        odd = read_groups(con, spec, ["2024-02-01", "2024-02-02"], outliers=True)
     assert (groups.names, groups.sizes, groups.sizes_before) == (
         ["0", "1", "2"],
         {"0": 1, "1": 1, "2": 1},
@@ -560,6 +597,23 @@ def test_rows_are_followed_from_one_group_to_another():
     )
     assert groups.moves == {("0", "0"): 1, ("0", "1"): 1}
     assert (groups.stayed, groups.followed) == (1, 2)
+    assert (odd.sizes, odd.sizes_before) == ({"as usual": 2, "stands out": 1}, {"stands out": 3})
+    assert odd.moves == {("stands out", "as usual"): 2}
+
+
+def test_a_report_on_outliers_says_how_many_rows_stand_out(tmp_path):
+    forest = {"n_estimators": 10, "max_iter": None, "max_leaf_nodes": None, "early_stopping": None}
+    made = small_pipeline(
+        tmp_path, labels=None, model={"estimator": "sklearn.ensemble.IsolationForest", "params": forest}
+    )
+    carry_out(made, datetime(2024, 2, 5, 12, tzinfo=UTC))
+    with open_published(made.home) as con:
+        figures = read_figures(con, made.spec)
+        query = "SELECT count(*), sum((prediction = -1)::INTEGER) FROM small.predictions WHERE partition_key = $newest"
+        ((rows, odd),) = con.execute(query, {"newest": figures.window.keys[-1]}).fetchall()
+    assert in_words(figures)[0] == f"Of the {rows} rows of 4 February 2024, {odd} stand out."
+    assert "<h2>What stands out</h2>" in shown(figures)
+    assert "group" not in shown(figures).partition("<h2>How the numbers")[0].partition("<h2>In short")[2].lower()
 
 
 def test_models_challengers_and_open_issues_are_told(figures, pipeline):
@@ -583,11 +637,12 @@ def test_the_paragraph_at_the_top_says_what_broke_and_what_is_needed_of_the_read
         f"From 12 February 2024 to 22 February 2024, the scores put {headline.value:.0%} of all pairs"
     )
     assert "items was unusual on 20 February 2024 (its mean is " in text
+    assert "2024-02-20" not in text, "the date is written once"
     assert "and as usual again from 21 February 2024." in text
     assert f"{figures.unusual[0].text}." in text
     bad = replace(figures, missed=["2024-02-12"], no_better_than_guessing=["2024-02-13"])
     assert "On 13 February 2024 the model was no better than guessing." in " ".join(in_words(bad))
-    assert "by more than chance, in 12 February 2024." in " ".join(in_words(bad))
+    assert "by more than chance, on 12 February 2024." in " ".join(in_words(bad))
 
 
 def test_the_report_and_status_never_disagree(pipeline, figures):

@@ -522,7 +522,7 @@ DRIFT = Measure[PartitionDrift](
                 "baseline_partition": "partition that it is compared with; null for the reference",
                 "psi": "population stability index",
                 "psi_by_chance": "index that chance alone gives on average to so few rows",
-                "psi_usual": "highest index beyond chance among the partitions of the training data; null where it is not known",
+                "psi_usual": "highest index beyond chance among the partitions of the training data, and more where they are few; null where it is not known",
                 "p_value": "probability of such a difference if nothing changed and rows are independent",
                 "jensen_shannon": "Jensen-Shannon distance to the base of 2, from 0 to 1",
                 "ks": "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text",
