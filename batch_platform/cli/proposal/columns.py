@@ -20,7 +20,7 @@ from batch_platform.monitoring.metrics import as_truth
 
 MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
 ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
-# Texts with fewer rows each are names, of which the most frequent ones that a model keeps are in few rows; the second is of a few texts.
+# Texts with fewer rows each are names. A model keeps the most frequent of many, which are in few rows; few texts of one row tell nothing.
 ROWS_PER_NAME, ROWS_PER_VALUE = 5, 2
 ENOUGH, CLEARLY = 4, 1  # points for a label that nobody named, and how many more than any other column has
 SURELY = 3  # points by which name and place decide, whatever can be learned
