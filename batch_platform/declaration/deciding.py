@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, mo
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.notation import Block, Share, as_share, with_guess
+from batch_platform.declaration.wording import number
 
 DECISION = "decision"  # the column that a rule adds
 DECISION_CHANGED = "the decision rule changed"
@@ -134,7 +135,7 @@ class Decide(Block):
     def __str__(self) -> str:
         """The rule in words."""
         if self.probability is not None:
-            return f"act on a row from a probability of {self.probability:.4g} on"
+            return f"act on a row from a probability of {number(self.probability)} on"
         if self.by_class:
             return "decide the class of lowest expected cost"
         return f"act on the {self.top} {'' if isinstance(self.top, str) else 'rows '}of each partition with the highest scores"

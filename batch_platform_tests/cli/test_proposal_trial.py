@@ -16,8 +16,20 @@ from batch_platform.cli.proposal.dated import Layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform.cli.proposal.trial import COLUMNS, COURSE, EARLIER, TREND, Past, Trial, past_of, that_runs, tried
+from batch_platform.cli.proposal.trial import (
+    COLUMNS,
+    COURSE,
+    EARLIER,
+    TREND,
+    Past,
+    Trial,
+    Tried,
+    past_of,
+    that_runs,
+    tried,
+)
 from batch_platform.declaration.windows import serving_periods
+from batch_platform.declaration.wording import number
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_shapes import customers, declared, readings, unlabelled
 from batch_platform_tests.harness.command_line import published
@@ -139,7 +151,18 @@ def test_what_made_predictions_worse_is_left_out_with_the_errors(tmp_path):
     proposal, result = chosen_for(with_level(level, **columns), tmp_path, "level")
     reason = proposal.left_out["earlier values of level"]
     assert reason.startswith("made predictions of the past worse: rmse ")
-    assert reason.endswith(f"{result.chosen.value:.4g} without")
+    assert reason.endswith(f"{number(result.chosen.value)} without")
+
+
+def test_errors_of_large_labels_are_shown_without_exponents():
+    best = Tried((COLUMNS,), "usual", {}, 65_432.1, 0.0, None, None)
+    worse = Tried((COLUMNS,), "small", {}, 166_666.6, 101_234.5, -20_000.4, 222_469.4)
+    trial_of_two = Trial("rmse", 4, 900, 198_765.4, 65_432.1, [best, worse], best)
+    assert trial_of_two.as_table()[1] == [
+        ["columns", "usual", "65,432", "the best", "proposed, plain trees"],
+        ["columns", "small", "166,667", "+101,234 (-20,000 to +222,469)", ""],
+        ["none", "", "198,765", "", "trivial model"],
+    ]
 
 
 def test_a_table_without_times_chooses_between_the_usual_and_small_trees(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.monitoring.rows import RowReference, RowSketch, kept_of, row_hashes, sketch_of
@@ -133,6 +134,18 @@ def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_b
     assert late.height == 4
     assert not late["passed"].any()
     assert all("like the last 7 partitions on average" in text for text in late["text"])
+
+
+def test_partitions_evaluated_again_far_from_each_other_are_each_judged_beside_those_before(scored):
+    def means() -> dict[str, float | None]:
+        with scored.warehouse.open() as con:
+            return dict(con.execute("FROM small.concept_drift SELECT partition_key, deviation_recent").fetchall())
+
+    before, (early, late) = means(), ("2024-02-06", str(LAST))
+    again = [scored.spec.partitions.calendar.named(key) for key in (early, late)]
+    assert len(list(scored.evaluate(again, Stamp("again", NOW)))) == 2
+    assert before[early] is not None
+    assert means() == before
 
 
 def test_what_is_switched_off_is_neither_computed_nor_judged(tmp_path):

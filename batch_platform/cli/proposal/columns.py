@@ -20,9 +20,8 @@ from batch_platform.monitoring.metrics import as_truth
 
 MOST_CLASSES = 20  # most distinct values of an integer label that holds classes; more are a quantity
 ROWS_PER_CLASS = 5  # fewest rows per value of such a label; fewer are a quantity too
-ROWS_PER_NAME = (
-    5  # texts with fewer rows each are names, of which the most frequent ones that a model keeps are in few rows
-)
+# Texts with fewer rows each are names. A model keeps the most frequent of many, which are in few rows; few texts of one row tell nothing.
+ROWS_PER_NAME, ROWS_PER_VALUE = 5, 2
 ENOUGH, CLEARLY = 4, 1  # points for a label that nobody named, and how many more than any other column has
 SURELY = 3  # points by which name and place decide, whatever can be learned
 MOST_TRIED, TRIED_ROWS = 15, 1_000  # columns that are learned on a sample, to see which can be
@@ -52,7 +51,9 @@ KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 _ID_NAME = re.compile(
     "(.* )?([pucho]?id|uuid|guid|mrn|ssn|iban|isbn|vin|imei|sku|ean|row ?names?|subject|patient|respondent|seqno|id(case|num|no)"
-    "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num))( (str|no|nr))?"
+    "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num)"
+    "|(first|last|full|given|sur|user|client|customer|employee|member|passenger|patient|person|player|student) ?name|e ?mail"
+    ")( (str|no|nr))?|name"
 )
 ROWS_PER_ID = 20  # a column with such a name and more rows for each value may group them, as the number of a shop does
 _ID_NAMES = frozenset({*KEY_NAMES, "row"})
@@ -126,7 +127,7 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
 
 def _most_classes(survey: Survey, label: TableColumn) -> float:
     """The largest number of distinct texts in a label; more of them name rows, not classes."""
-    return (survey.rows - label.nulls) / 2
+    return (survey.rows - label.nulls) / ROWS_PER_VALUE
 
 
 def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
@@ -203,7 +204,7 @@ def _no_feature(survey: Survey, column: TableColumn, series: TableColumn | None)
         return f"has type {column.dtype}, from which a number or a text could be computed as a feature"
     if column.distinct <= 1 and not column.nulls:
         return "has the same value in every row"
-    if column.is_text and column.distinct > max(MAX_CATEGORIES, rows / ROWS_PER_NAME):
+    if column.is_text and column.distinct > min(max(MAX_CATEGORIES, rows / ROWS_PER_NAME), rows / ROWS_PER_VALUE):
         return f"is a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows: features.sql could group them"
     return _names_rows(survey, column, series)
 

@@ -25,6 +25,7 @@ from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import Model, PipelineSpec
 from batch_platform.declaration.windows import evaluation_start, matures, serving_periods, training_window
+from batch_platform.declaration.wording import number
 from batch_platform.features.history import (
     ENTITY,
     PARTITION_START,
@@ -34,10 +35,9 @@ from batch_platform.features.history import (
     feature_columns,
     on_the_clock,
 )
-from batch_platform.features.sample import SEED
 from batch_platform.models.baseline import against_baseline
 from batch_platform.models.contract import infer_contract
-from batch_platform.models.declared_model import make_estimator
+from batch_platform.models.declared_model import SEED, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.comparison import paired_difference
@@ -140,13 +140,15 @@ class Trial:
         lines = list[list[object]]()
         for tried in self.candidates:
             apart = (
-                "the best" if tried.low is None else f"{tried.above_best:+.4g} ({tried.low:+.4g} to {tried.high:+.4g})"
+                "the best"
+                if tried.low is None
+                else "{} ({} to {})".format(*(number(it, "+.4g") for it in (tried.above_best, tried.low, tried.high)))
             )
             notes = ["proposed"] if tried is self.chosen else []
             notes += ["plain trees"] if tried.value == self.plain_trees else []
-            lines.append([", ".join(tried.features), tried.trees, f"{tried.value:.4g}", apart, ", ".join(notes)])
+            lines.append([", ".join(tried.features), tried.trees, number(tried.value), apart, ", ".join(notes)])
         if self.trivial is not None:
-            lines.append(["none", "", f"{self.trivial:.4g}", "", "trivial model"])
+            lines.append(["none", "", number(self.trivial), "", "trivial model"])
         return ["features", "trees", self.metric, "above the best (95% interval)", ""], lines
 
 
@@ -347,7 +349,7 @@ def _explained(richest: Proposal, chosen: Proposal, trial: Trial) -> Proposal:
         if part not in trial.chosen.features:
             wider = [tried for tried in trial.candidates if {*tried.features} == {*trial.chosen.features, part}]
             value = min(tried.value for tried in wider or trial.candidates[:1])
-            errors = f"{trial.metric} {value:.4g} with {part}, {trial.chosen.value:.4g} without"
+            errors = f"{trial.metric} {number(value)} with {part}, {number(trial.chosen.value)} without"
             left_out |= dict.fromkeys(of_part[part], f"made predictions of the past worse: {errors}")
     return replace(chosen, left_out=left_out)
 
@@ -368,8 +370,8 @@ def _folds(proposal: Proposal, past: Past) -> Iterator[tuple[pl.DataFrame, pl.Da
 
 def _at_random(rows: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     fold = pl.Series(np.random.default_rng(SEED).permutation(rows.height) % HELD_OUT)
-    for number in range(HELD_OUT):
-        yield rows.filter(fold != number), rows.filter(fold == number)
+    for held_out in range(HELD_OUT):
+        yield rows.filter(fold != held_out), rows.filter(fold == held_out)
 
 
 def _by_time(
@@ -384,8 +386,8 @@ def _by_time(
     last = end - later
     earliest = min(last, max(first + 2 * later + delay, first + (end - first) / 2))
     count = min(most, 1 + int((last - earliest) / later))
-    for number in range(count):
-        about = last - number * ((last - earliest) / max(count - 1, 1))
+    for step in range(count):
+        about = last - step * ((last - earliest) / max(count - 1, 1))
         begin = next(begin for begin in starts if begin >= about)
         yield (
             rows.filter(start + length <= begin - delay if delay else start < begin),

@@ -23,14 +23,12 @@ LEAST_ROWS = 30  # labelled rows; of two classes, of each
 
 
 def read_deviations(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Collection[str]) -> dict[str, float]:
-    """The deviations of some partitions and of those before them that count for them, by partition key."""
+    """The deviations from the first to the last of some partitions, and of those before them that count for them, by partition key."""
     if not keys or not has_table(con, pipeline, CONCEPT_DRIFT.name):
         return {}
-    query = f"""
-        SELECT partition_key, deviation FROM {quoted(pipeline)}.{CONCEPT_DRIFT.name}
-        WHERE challenger IS NULL AND partition_key <= $last ORDER BY partition_key DESC LIMIT {len(keys) + RECENT}
-    """
-    return dict(con.execute(query, {"last": max(keys)}).fetchall())
+    table = f"FROM {quoted(pipeline)}.{CONCEPT_DRIFT.name} SELECT partition_key, deviation WHERE challenger IS NULL AND partition_key"
+    query = f"({table} < $first ORDER BY partition_key DESC LIMIT {RECENT - 1}) UNION ALL ({table} BETWEEN $first AND $last)"
+    return dict(con.execute(query, {"first": min(keys), "last": max(keys)}).fetchall())
 
 
 def _compute(partition: ScoredPartition) -> pl.DataFrame:
