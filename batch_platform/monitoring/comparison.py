@@ -3,12 +3,13 @@
 Both models are measured again without the same units, so that what makes rows hard for both cancels out.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from batch_platform.monitoring.metrics import METRICS, Metric
-from batch_platform.monitoring.outcomes import Floats, Outcomes
+from batch_platform.monitoring.outcomes import Outcomes, Weighted
 from batch_platform.monitoring.resampling import Resampled
 
 ROUNDING = 1e-9  # two ways to compute the same number may differ by as much
@@ -33,26 +34,33 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Differe
     None if there are no rows, if the metric has no weighted form or measures other tasks, if it is not defined on the rows or
     without one of their units, and if there are too few units.
     """
-    record = METRICS[metric]
-    if not len(first.predicted) or record.weighted is None or first.task not in record.tasks:
-        return None
-    value, other = _value(record, first), _value(record, second)
-    if value is None or other is None:
-        return None
+    return paired_differences([metric], first, second).get(metric)
+
+
+def paired_differences(metrics: Iterable[str], first: Outcomes, second: Outcomes) -> dict[str, Difference]:
+    """The differences of several metrics, by name, without those that `paired_difference` has none of: rows are left out once."""
+    values = dict[str, tuple[float, float]]()
+    for name in metrics if len(first.predicted) else ():
+        record = METRICS[name]
+        if record.weighted is not None and first.task in record.tasks:
+            value, other = _value(record, first), _value(record, second)
+            if value is not None and other is not None:
+                values[name] = value, other
     resampled = Resampled.of(first, least=2)
-    of_first = resampled.weighted(record, resampled.rows, record.weighted)
-    of_second = resampled.weighted(record, second.at(resampled.kept), record.weighted)
+    kept = second.at(resampled.kept)
 
-    def difference(weights: Floats) -> Floats:
-        return np.asarray(of_first(weights) - of_second(weights))
+    def form(metric: Metric) -> Weighted:
+        of_first, of_second = (resampled.weighted(metric, rows, metric.weighted) for rows in (resampled.rows, kept))
+        return lambda weights: np.asarray(of_first(weights) - of_second(weights))
 
-    reach = resampled.reaches({metric: difference}).get(metric)
-    if reach is None or np.isnan(reach.half):
-        return None
-    estimate = value - other
-    (least, most), half = record.bounds(first), reach.half
-    low, high = max(least - most, estimate - half), min(most - least, estimate + half)  # no difference is larger
-    return Difference(metric, estimate, low, high, len(first.predicted), reach.unit, reach.units)
+    differences = dict[str, Difference]()
+    for name, reach in resampled.reaches({name: form(METRICS[name]) for name in values}).items():
+        value, other = values[name]
+        estimate, (least, most), half = value - other, METRICS[name].bounds(first), reach.half
+        if not np.isnan(half):  # no difference is larger than the bounds allow
+            ends = max(least - most, estimate - half), min(most - least, estimate + half)
+            differences[name] = Difference(name, estimate, *ends, len(first.predicted), reach.unit, reach.units)
+    return differences
 
 
 def _value(metric: Metric, outcomes: Outcomes) -> float | None:

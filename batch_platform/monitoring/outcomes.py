@@ -200,7 +200,7 @@ class Ranked:
             held = np.cumsum(columns(weights, self._order), axis=-1)
             if len(self._ends) < len(self._order):  # each draw in one piece, of which sums are quicker
                 found, held = np.ascontiguousarray(found), np.ascontiguousarray(columns(held, self._ends))
-            self._last = weights, Counted(np.diff(found, prepend=0.0), np.diff(held, prepend=0.0), found, held)
+            self._last = weights, Counted(_steps(found), _steps(held), found, held)
         return self._last[1]
 
     @cached_property
@@ -216,6 +216,13 @@ class Ranked:
 def columns(values: Floats, chosen: NDArray[Any]) -> Floats:
     """Some columns [..., n], row by row: where the values lie in memory row by row too, three times as quick as an index."""
     return np.take(values.T, chosen, axis=0).T if values.T.flags.c_contiguous else values[..., chosen]
+
+
+def _steps(sums: Floats) -> Floats:
+    """What was added at each place [..., n] of cumulative sums; NumPy's `diff` takes five times as long, to put a 0 before them."""
+    steps = sums.copy(order="K")
+    steps[..., 1:] -= sums[..., :-1]
+    return steps
 
 
 def total(weights: Floats) -> Floats:

@@ -131,15 +131,17 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
     by, metrics, unit = spec.monitoring.segments, own_metrics(spec), UnitRule.of(spec)
     with reading_published(warehouse.home) as con:
         stale = _stale_periods(con, spec)
-        rows = list[PeriodMetric]()
+        rows, pooled = list[PeriodMetric](), dict[tuple[str, ...], list[PooledMetric]]()
         for (name, start), seq in sorted(stale.items()):
             last = start.replace(month=start.month + PERIODS[name] - 1)
             # A key begins with its year and month, and no other character of a key is as great as ~.
             measured = _measured(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
-            keys = [key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key)]
+            keys = tuple(key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key))
+            if keys not in pooled:  # a quarter may have the partitions of one of its months
+                pooled[keys] = list(_pooled(con, spec.name, keys, by, metrics, unit=unit))
             rows += [
                 PeriodMetric(**vars(row), period=name, period_start=start, evaluation_seq=seq, run_id=stamp.run_id)
-                for row in _pooled(con, spec.name, keys, by, metrics, unit=unit)
+                for row in pooled[keys]
             ]
     if stale:
         with warehouse.transaction() as con:

@@ -40,9 +40,10 @@ from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.pipeline.export import scored_file
 from batch_platform.pipeline.plan import first_served
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import connect, literal, quoted
+from batch_platform.warehouse.sql import literal, quoted
 
 MOST_ROWS, MOST_REASONS = 20, 10
 PARTITION = "partition"  # beside the columns of a key
@@ -228,8 +229,7 @@ def _unscored(
     same = (
         " AND ".join(f"CAST({quoted(column)} AS VARCHAR) = ${at}" for at, column in enumerate(key, start=1)) or "true"
     )
-    with connect() as features, suppress(WrongUseError):  # a partition that is no longer declared
-        features.execute("SET TimeZone = 'UTC'")
+    with in_memory() as features, suppress(WrongUseError):  # a partition that is no longer declared
         for name, build in sorted(read_latest(con, FeatureBuild, spec.name).items()):
             path = home.feature_file(spec.name, name, build.sha256)
             if name in scored or not path.is_file():
@@ -312,8 +312,7 @@ def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> pl.DataFra
     except IntegrityError:
         return None
     same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
-    with connect() as con:
-        con.execute("SET TimeZone = 'UTC'")
+    with in_memory() as con:
         query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same} LIMIT 1"
         return con.sql(query, params=[*key.values()]).pl()
 
