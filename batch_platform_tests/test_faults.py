@@ -84,7 +84,10 @@ ELSEWHERE = {
         test_operation.test_f50_damaged_records_of_dagster_are_called_that_and_status_goes_on,
         test_postgres.test_run_status_drop_and_a_schedule_work_with_dagsters_records_in_postgresql,
     ),
-    "F42": (test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,),
+    "F42": (
+        test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,
+        test_assets.test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails,
+    ),
     "F48": (
         test_instance.test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended,
         test_ui.test_f48_a_second_ui_is_refused_and_a_read_only_one_comes_and_goes_beside_the_first,

@@ -76,6 +76,25 @@ def forget_planned(
     return True
 
 
+def forget_planned_partitions(
+    instance: dg.DagsterInstance, run_id: str, asset: dg.AssetKey, partition_keys: Collection[str]
+) -> None:
+    """Remove the announcements that a run will make and check some partitions of an asset.
+
+    Dagster shows what a run announced and did not make as failed, if the run fails for another reason. No public alternative.
+    """
+    from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable as Results
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
+
+    if not partition_keys or (storage := _sql_storage(instance)) is None:
+        return
+    to_be_made = Events.c.dagster_event_type == dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
+    with storage.index_connection() as con:
+        for table, announced in ((Events, to_be_made), (Results, Results.c.execution_status == "PLANNED")):
+            of_run = (table.c.asset_key == asset.to_string(), table.c.run_id == run_id)
+            con.execute(table.delete().where(*of_run, announced, table.c.partition.in_(partition_keys)))
+
+
 def forget_runs(
     instance: dg.DagsterInstance, tag: str, values: Collection[str], before: datetime, *, dry_run: bool = False
 ) -> OldRecords:

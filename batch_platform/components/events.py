@@ -7,7 +7,7 @@ body. Commits of a run that was killed before it could log them, or whose events
 
 import logging
 from collections import defaultdict
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from batch_platform.components.dagster_internals import (
     data_version_tags,
     quick_event_log,
 )
-from batch_platform.components.dagster_records import forget_planned
+from batch_platform.components.dagster_records import forget_planned, forget_planned_partitions
 from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
@@ -137,6 +137,10 @@ class PartitionLog:
         """Log an observation of a partition that itself stays as it is."""
         self._context.log_event(dg.AssetObservation(asset_key=self._asset, partition=partition_key, metadata=metadata))
         self._report(self._pace.reached(done, 0))
+
+    def leave_out(self, partition_keys: Collection[str]) -> None:
+        """Take back that the run makes some partitions, which a failure of others would show as failed."""
+        forget_planned_partitions(self._context.instance, self._context.run.run_id, self._asset, partition_keys)
 
     def waiting(self, partition_key: str, reason: str) -> None:
         """Log why a partition is left as it is: an observation is none of its materializations."""

@@ -98,12 +98,13 @@ def _interrupted_by_termination(context: dg.AssetExecutionContext | dg.AssetChec
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process is gone, and those that were being terminated as canceled."""
+    """Mark runs as failed whose process is gone, and those that were being terminated as canceled; their pools are free again."""
     for run in dead_runs(instance):
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, message="The process of this run ended.")
         else:
             instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)  # of its pools, where no daemon runs
 
 
 def cancel_unfinished_runs(instance: dg.DagsterInstance, reason: str) -> int:

@@ -167,6 +167,8 @@ def evaluate_what_is_due(step: RunStep) -> PartitionLog:
     plan = remaining(step.wiring.spec, step.pipeline.state(recheck=_rechecks(step)), request, {step.run_id})
     log, due = _log_of_evaluations(step, [item.partition for item in plan.of("performance")])
     state, keys = _up_to_date(step, due)
+    unknown = [partition for partition in step.partitions if partition.key not in state.evaluations]
+    log.leave_out(step.pipeline.awaited_labels(unknown, now()))
     keys = [key for key in keys if key in state.evaluations]
     for evaluated in recorded_evaluations(step.pipeline, state, keys):
         _log_evaluated(step, log, evaluated, last=not due and evaluated.partition.key == keys[-1], retold=True)
@@ -190,6 +192,7 @@ def _log_of_evaluations(step: RunStep, partitions: Sequence[Partition]) -> tuple
     awaited = step.pipeline.awaited_labels(partitions, now())
     due = [partition for partition in partitions if partition.key not in awaited]
     log = step.log("performance", len(due))
+    log.leave_out(awaited)
     for partition_key, reason in awaited.items():
         log.waiting(partition_key, reason)
     return log, due

@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from batch_platform.declaration.errors import WrongUseError, did_you_mean
@@ -41,5 +42,11 @@ def source_code(dotted: str, key: str) -> str:
     """The source text of the module a function is named in and of the module that defines it, used as its version."""
     function = import_function(dotted, key)
     modules = (sys.modules[dotted.rpartition(".")[0]], inspect.getmodule(function))
-    files = dict.fromkeys(str(module.__file__) for module in modules if module and getattr(module, "__file__", None))
-    return "\0".join(Path(file).read_bytes().decode(errors="replace") for file in files)
+    of_file = {str(module.__file__): module for module in modules if module and getattr(module, "__file__", None)}
+    return "\0".join(_content(module, file).decode(errors="replace") for file, module in of_file.items())
+
+
+def _content(module: ModuleType, file: str) -> bytes:
+    """Read the file of a module, which may lie in an archive that was sent to a cluster."""
+    read: Callable[[str], bytes] | None = getattr(module.__loader__, "get_data", None)
+    return Path(file).read_bytes() if read is None else read(file)

@@ -12,7 +12,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from batch_platform.components import checks
+from batch_platform.components import checks, scoring
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import Wiring, clear_failures
 from batch_platform.declaration.calendar import Calendar, Partition
@@ -25,11 +25,13 @@ from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
+    LABELS_SQL,
     feature_file,
     small_events,
     small_spec,
     write_small_project,
 )
+from batch_platform_tests.harness.workspace import workspace
 
 RULE = {"performance": {"warn_below": 0.6}}
 THREE_WEEKS = {"start": "2024-01-17", "end": "2024-02-07"}  # enough for a model from the end of January on
@@ -715,6 +717,34 @@ def test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks(
     waits = [entry.asset_observation.metadata["waits"].value for entry in trained.observations("performance")]
     assert len(waits) == 5, "of the partition, of the range twice"
     assert waits[0] == "its labels are not known before 2048-09-22 22:00 UTC"
+
+
+SHOWN = """
+query ($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {... on AssetNode {assetPartitionStatuses {
+  ... on TimePartitionStatuses {ranges {status startKey endKey}}
+}}}}"""
+CHECKED = """
+query ($key: AssetKeyInput!) {assetCheckExecutions(assetKey: $key, checkName: "performance", limit: 100) {status partition}}"""
+
+
+@pytest.mark.parametrize("job", ["small_evaluate", "small_bring_up_to_date"])
+def test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails(
+    tmp_path, monkeypatch, job
+):
+    broken = LABELS_SQL + "AND (id <> 1250 OR error(id::VARCHAR) IS NULL)"  # an order of 1 February
+    deployment = deploy(tmp_path, monkeypatch, labels_sql=broken, monitoring={"performance": {"warn_below": 0.1}})
+    deployment.train()
+    deployment.score("2024-02-01", "2024-02-04")
+    monkeypatch.setattr(scoring, "now", lambda: datetime(2024, 2, 3, 12, tzinfo=UTC))
+    defined, tags = deployment.definitions.resolve_job_def(job), range_tags("2024-02-01", "2024-02-04")
+    options: dict[str, Any] = {"run_config": {"loggers": QUIET}, "tags": tags, "raise_on_error": False}
+    assert not defined.execute_in_process(instance=deployment.instance, **options).success
+    key = {"path": ["small", "performance"]}
+    with workspace(deployment) as location:
+        ranges = location.ask(SHOWN, key=key)["assetPartitionStatuses"]["ranges"]
+        checked = [(it["status"], it["partition"]) for it in location.ask(CHECKED, key=key)]
+    assert ranges == [{"status": "FAILED", "startKey": "2024-02-01", "endKey": "2024-02-01"}]
+    assert checked == [("EXECUTION_FAILED", "2024-02-01")]
 
 
 def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):

@@ -53,7 +53,6 @@ from batch_platform_tests.harness.starting_points import made_once
 from batch_platform_tests.harness.workspace import workspace_of
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
-
 TERMINATE = "mutation ($id: String!) {terminateRun(runId: $id) {__typename ... on TerminateRunFailure {message}}}"
 ENDLESS = "SELECT id, ts, sum(n) AS n FROM events CROSS JOIN range(1000000000000) r(n) GROUP BY id, ts"
 
@@ -114,6 +113,12 @@ class Project:
         with dg.DagsterInstance.from_config(str(self.folder / ".batch_platform" / "dagster")) as instance:
             yield instance
 
+    def waits_for_the_pool(self) -> bool:
+        """Whether the newest run waits for a slot of its pool."""
+        with self.instance() as instance:
+            (run,) = instance.get_runs(limit=1)
+            return any("pool" in entry.message for entry in instance.all_logs(run.run_id))
+
     def statuses(self) -> list[str]:
         """The statuses of the runs, oldest first."""
         with self.instance() as instance:
@@ -123,6 +128,7 @@ class Project:
 OVERRIDES: dict[str, Any] = {
     "sources": {"events": {"parquet": None, "python": f"{PACKAGE}.waiting.events"}},
     "partitions": {"end": "2024-03-11"},
+    "dagster": {"pool": "warehouse"},
 }
 
 
@@ -148,21 +154,32 @@ def copy_of_held_project(folder: Path) -> Project:
 
 
 def killed_run_of_the_command_line(folder: Path) -> None:
+    """The only slot of its pool, for which another run waits, is free again as soon as somebody notices."""
     project = copy_of_held_project(folder)
     before = held(project.pipeline)
+    with project.instance() as instance:
+        instance.event_log_storage.set_concurrency_slots("warehouse", 1)
     project.hold("2024-02-13")
     arguments = ("run", "small", "--from", "2024-02-11", "--to", "2024-02-15")
-    with start_command(project.folder, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with ExitStack() as ending:
+        output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = ending.enter_context(start_command(project.folder, *arguments, **output))
         assert project.reached() == process.pid
+        other = ending.enter_context(
+            start_command(project.folder, "run", "small", "--partition", "2024-02-16", **output)
+        )
+        ending.callback(other.kill)
+        wait(lambda: "waits for a slot" if project.waits_for_the_pool() else None)
         process.kill()
-    project.release()
-    assert project.statuses()[-1] == "STARTED", "nobody has noticed yet"
-    assert run_command(project.folder, "status", "small").code == 0
-    assert project.statuses()[-1] == "FAILURE"
+        project.release()
+        assert project.statuses()[-2:] == ["STARTED", "STARTED"], "nobody has noticed yet"
+        assert run_command(project.folder, "status", "small").code == 0
+        assert project.statuses()[-2] == "FAILURE"
+        assert other.wait(PATIENCE) == 0
     project.run("--from", "2024-02-11", "--to", "2024-02-15")
     after = held(project.pipeline)
     assert_others_unchanged(before, after, set(after) - set(before))
-    assert len(after) == 15
+    assert len(after) == 16
 
 
 @contextmanager

@@ -10,18 +10,27 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError, IntegrityError, WrongUseError
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.defs.flight_delays import sources
 from batch_platform.features.spark.cluster import zipped_modules
 from batch_platform.features.spark.session import lent, require_master, spark_session
 from batch_platform.features.spark.staging import object_staging
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, forget_connections, object_store
-from batch_platform_tests.harness.small_pipeline import feature_file, finished_pipeline, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import (
+    feature_file,
+    finished_pipeline,
+    small_pipeline,
+    small_spec,
+)
 from batch_platform_tests.harness.spark_cluster import connect_server, descendants, free_ports, kill
 from batch_platform_tests.scoring.test_engines import declared
 
@@ -199,6 +208,34 @@ def test_a_server_that_is_killed_ends_the_run_with_a_sentence_and_a_retry_conver
     assert all(table.equals(before[name]) for name, table in predictions(pipeline).items())
     assert len(again(on(server, tmp_path))) == len(DAYS)
     assert all(table.equals(before[name]) for name, table in predictions(pipeline).items())
+
+
+@pytest.mark.full
+def test_the_flights_get_the_predictions_of_the_local_engine_bit_for_bit_with_staging_in_a_store(
+    server, staged, tmp_path
+):
+    shipped = Path(sources.__file__).parent
+    attributes = yaml.safe_load((shipped / "defs.yaml").read_text())["attributes"]
+    engine = {"spark": {"master": server, "staging": STAGING, "rows_per_task": 500}}
+    local, remote = (
+        Pipeline(PipelineSpec.model_validate(attributes | overrides), shipped, Home(tmp_path).create())
+        for overrides in ({}, {"engine": engine})
+    )
+    calendar = local.spec.partitions.calendar
+    days = [calendar.named(f"2013-03-0{day}") for day in (1, 2, 3)]
+    list(local.build_features(calendar.within(calendar.first_start, days[-1].end), Stamp("local", NOW)))
+    local.train(serving_calendar(local.spec).named("2013-03-01"), Stamp("local", NOW))
+    rows = list[pl.DataFrame]()
+    for pipeline, run_id in ((local, "local"), (remote, "remote")):
+        list(pipeline.score(days, Stamp(run_id, NOW), force=True))
+        with pipeline.warehouse.open() as con:
+            rows.append(con.sql("FROM flight_delays.predictions").pl().sort(pl.all()))
+    assert rows[0].height > 2_500
+    assert [set(frame["run_id"]) for frame in rows] == [{"local"}, {"remote"}]
+    assert {run.engine for run in remote.state().scores.values()} == {"spark"}
+    here, there = (frame.drop("run_id", "scored_at") for frame in rows)
+    assert there.equals(here)
+    assert not staged.files.find(f"{BUCKET}/staging")
 
 
 @pytest.mark.parametrize(

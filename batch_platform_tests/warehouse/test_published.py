@@ -389,6 +389,42 @@ def test_a_reader_who_may_not_enter_the_home_is_told_so(home):
     assert answer.startswith(refused)
 
 
+READ_AS_THE_GROUP = """
+import os, sys
+from pathlib import Path
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published
+root, group = Path(sys.argv[1]), int(sys.argv[2])
+open_published(Home(root)).close()  # everything is imported, which another user may not do where the interpreter lies
+if not os.geteuid():
+    os.setgroups([group])
+    os.setgid(65534)
+    os.setuid(65534)
+with open_published(Home(root)) as con:
+    print(con.execute("SELECT run_id, count(*) FROM small.predictions GROUP BY ALL").fetchall())
+print(os.access(root, os.W_OK) or os.access(Home(root).published, os.W_OK))
+"""
+
+
+def test_another_user_of_the_group_reads_what_is_published_and_may_write_nothing(tmp_path):
+    """The rights that the guide gives to a group; who is not root has no other user to be."""
+    group = 54321 if os.geteuid() == 0 else os.getegid()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        home, former = Home(Path(folder) / "home").create(), os.umask(0o027)
+        try:
+            os.chown(home.root, -1, group)
+            home.root.chmod(0o2750)
+            for run_id in ("first", "second"):
+                write(home, tmp_path, KEYS[0], run_id)
+                publish(home)
+        finally:
+            os.umask(former)
+        command = [sys.executable, "-c", READ_AS_THE_GROUP, str(home.root), str(group)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert answer == f"[('second', 2)]\n{os.geteuid() != 0}\n"
+
+
 def test_an_older_warehouse_is_noticed_though_all_copies_are_gone(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     publish(home)
