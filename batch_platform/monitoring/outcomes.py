@@ -219,7 +219,7 @@ def columns(values: Floats, chosen: NDArray[Any]) -> Floats:
 
 
 def _steps(sums: Floats) -> Floats:
-    """What was added at each place [..., n] of cumulative sums; NumPy's `diff` takes five times as long, to put a 0 before them."""
+    """The summands [..., n] of cumulative sums; NumPy's `diff` takes five times as long, to put a 0 before them."""
     steps = sums.copy(order="K")
     steps[..., 1:] -= sums[..., :-1]
     return steps
