@@ -90,7 +90,7 @@ def frames(partition: Staged) -> tuple[pl.DataFrame, pl.DataFrame]:
 def no_thread_left():
     before = set(threading.enumerate())
     yield
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before  # a thread of a library that was there may end
 
 
 @pytest.mark.usefixtures("no_thread_left")

@@ -409,7 +409,7 @@ print(os.access(root, os.W_OK) or os.access(Home(root).published, os.W_OK))
 def test_another_user_of_the_group_reads_what_is_published_and_may_write_nothing(tmp_path):
     """The rights that the guide gives to a group; who is not root has no other user to be."""
     group = 54321 if os.geteuid() == 0 else os.getegid()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # the tests' own folder is closed to others
         Path(folder).chmod(0o755)
         home, former = Home(Path(folder) / "home").create(), os.umask(0o027)
         try:
