@@ -15,6 +15,7 @@ from batch_platform.components.dagster_internals import (
     execute_here,
     open_without_capture,
     quick_event_log,
+    waiting_for_slots,
     was_interrupted,
 )
 from batch_platform.components.jobs import Launch, announcing, launch_of, launch_of_all
@@ -110,7 +111,7 @@ class Runs:
         log_level = "DEBUG" if terminal.debugging() else "CRITICAL"
         self.run_ids.add(run_id)
         try:
-            with listening(self._hear):
+            with listening(self._hear), waiting_for_slots(self.instance, _say_that_it_waits):
                 result = execute_here(
                     self.project.definitions.resolve_job_def(launch.job),
                     self.project.code_location,
@@ -146,6 +147,10 @@ class Runs:
             return None
         msg = f"{self.wiring.spec.name}: run {run_id} was terminated in Dagster. What it committed before stays."
         return RunFailedError(msg, hint="the same command goes on with the rest.")
+
+
+def _say_that_it_waits(pool: str) -> None:
+    terminal.say(f"Waiting for a slot in Dagster's pool {pool!r}: other runs have them all.")
 
 
 def _failure(result: dg.JobExecutionResult) -> BaseException | None:

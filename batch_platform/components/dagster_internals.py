@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -58,6 +59,7 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._utils.interrupts import check_captured_interrupt
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
 from dagster._utils.schedules import is_valid_cron_string
 from dagster.components.core import decl, load_defs
@@ -73,6 +75,7 @@ from dagster.components.definitions import LazyDefinitions
 from batch_platform.declaration.errors import INTERRUPTED_QUERY
 
 if TYPE_CHECKING:
+    from dagster._utils.concurrency import ConcurrencyClaimStatus
     from sqlalchemy import Connection
 
 __all__ = [
@@ -405,6 +408,33 @@ def open_without_capture(folder: Path) -> dg.DagsterInstance:
     Capturing starts two processes for every step. The public `dg.DagsterInstance.from_config` accepts no overrides.
     """
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides={"compute_logs": _NOOP}))
+
+
+@contextmanager
+def waiting_for_slots(instance: dg.DagsterInstance, waits: Callable[[str], object]) -> Generator[None]:
+    """Let a run in this process wait for a slot of its pool: `waits` is called once with the pool, and an interruption ends the wait.
+
+    Dagster's own loop asks again without a pause, which takes a whole core, and heeds no interruption. No public alternative.
+    """
+    storage: Any = instance.event_log_storage
+    claimed, heard = storage.claim_concurrency_slot, set[str]()
+
+    def claim(pool: str, *step: object) -> "ConcurrencyClaimStatus":
+        while not (status := claimed(pool, *step)).is_claimed:
+            if pool not in heard:
+                heard.add(pool)
+                waits(pool)
+                break  # Dagster records that the step is blocked, and asks again
+            if check_captured_interrupt():
+                raise dg.DagsterExecutionInterruptedError
+            sleep(0.5)
+        return status
+
+    vars(storage)["claim_concurrency_slot"] = claim
+    try:
+        yield
+    finally:
+        del vars(storage)["claim_concurrency_slot"]
 
 
 @contextmanager

@@ -11,11 +11,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import Home
+from batch_platform_tests.faults.processes import copy_of_held_project, launched
 from batch_platform_tests.harness.command_line import (
     COMMAND,
     HANGS_AFTER,
@@ -204,6 +206,31 @@ def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fres
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_says_that_it_waits_for_a_pool_and_a_signal_ends_the_wait(project, number):
+    write_defs_yaml(project, small_declaration(dagster={"pool": "warehouse"}))
+    with dg.DagsterInstance.from_config(str(home_of(project).dagster)) as instance:
+        instance.event_log_storage.set_concurrency_slots("warehouse", 1)
+        assert instance.event_log_storage.claim_concurrency_slot("warehouse", "another run", "features").is_claimed
+        process = start_command(project, "run", "small", "--partition", LAST, "--force")
+        try:
+            assert process.stdout is not None
+            said = "Waiting for a slot in Dagster's pool 'warehouse': other runs have them all.\n"
+            assert said in iter(process.stdout.readline, ""), process.communicate()
+            process.send_signal(number)
+            _, error = process.communicate(timeout=HANGS_AFTER)
+        finally:
+            process.kill()
+        assert (process.returncode, error.splitlines()[-1]) == (
+            130,
+            "Error: interrupted; everything committed so far stays. Hint: run the same command again to continue.",
+        )
+        (run,) = instance.get_runs(limit=1)
+        assert run.status == dg.DagsterRunStatus.CANCELED
+        instance.event_log_storage.free_concurrency_slots_for_run("another run")
+    assert run_command(project, "run", "small", "--partition", LAST, "--force").code == 0
+
+
 def test_a_pipeline_of_which_nothing_is_published_answers_no_query(cli, project):
     shutil.copytree(pipeline_folder(project), pipeline_folder(project, "other"))
     write_defs_yaml(project, small_declaration(name="other"), "other")
@@ -223,13 +250,20 @@ def test_a_file_in_the_place_of_the_lake_is_named_and_status_goes_on(cli, projec
 @pytest.mark.parametrize(
     ("program", "name"), [("dagster._daemon", "daemon"), ("batch_platform.cli.guard", "webserver")]
 )
-def test_the_ui_says_which_of_its_programs_died(project, program, name):
-    with served(project, home_of(project).root) as ui:
+def test_the_ui_says_which_of_its_programs_died_in_a_run_and_the_next_one_goes_on(tmp_path, program, name):
+    project = copy_of_held_project(tmp_path)
+    with served(project.folder, home_of(project.folder).root) as ui:
+        run_id = launched(ui, project, "2024-02-11")
+        project.reached()
         (died,) = [pid for pid in session_of(ui.process.pid) if program in Path(f"/proc/{pid}/cmdline").read_text()]
         os.kill(died, signal.SIGKILL)
         assert ui.process.wait(PATIENCE) == 1
         hint = "Hint: start batch-platform ui again."
         assert f"The {name} stopped unexpectedly; its last messages are above. {hint}" in ui.log.read_text()
+    project.release()
+    project.run("--from", "2024-02-11", "--to", "2024-02-12")
+    with project.instance() as instance:
+        assert instance.get_run_by_id(run_id).is_finished
 
 
 def test_the_ui_names_its_address_once_it_answers_and_refuses_one_that_another_program_has(project):

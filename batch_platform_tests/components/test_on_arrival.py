@@ -1,5 +1,6 @@
 """`automation: on_arrival`: from a raw asset to the report, by the conditions that Dagster's automation sensor evaluates."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,11 @@ import polars as pl
 import pytest
 
 from batch_platform.components.events import log_unknown_commits
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.faults.processes import Daemon, wait
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.command_line import clean_environment, published, run_command
+from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_dagster_project
 from batch_platform_tests.harness.deployment import Deployment, deploy
 from batch_platform_tests.harness.small_pipeline import small_events
 
@@ -26,6 +32,16 @@ def write_days(folder: Path) -> None:
     (folder / "events").mkdir(parents=True)
     for (day,), rows in days.partition_by("day", as_dict=True, include_key=False).items():
         rows.write_parquet(folder / "events" / f"{day}.parquet")
+
+
+RAW_ASSET = """\
+import dagster as dg
+
+orders = dg.AssetSpec(
+    ["raw", "orders"],
+    partitions_def=dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-03-01", timezone="Europe/Berlin"),
+)
+"""
 
 
 @pytest.fixture
@@ -75,3 +91,38 @@ def test_a_day_that_arrives_goes_through_to_the_report_and_then_nothing_is_reque
     again = until_nothing_is_requested()
     assert ("predictions", frozenset(["2024-02-01"])) in again, "features that were built again"
     assert "model" not in dict(again)
+
+
+@pytest.mark.full
+def test_a_daemon_without_a_webserver_brings_a_day_from_the_raw_asset_to_the_report(tmp_path):
+    project = write_dagster_project(tmp_path / "project", **ARRIVING)
+    write_days(pipeline_folder(project))
+    (project / PACKAGE / "defs" / "raw.py").write_text(RAW_ASSET)
+    (project / PACKAGE / "defs" / "follow.py").write_text(blocks("python", GUIDE["scheduling"])[0])
+    ran = run_command(project, "run", "small", "--partition", "2024-02-01")
+    assert ran.code == 0, ran.err
+    home = Home(project / ".batch_platform")
+    command = [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-m", f"{PACKAGE}.definitions"]
+    environment = clean_environment(DAGSTER_HOME=str(home.dagster), BATCH_PLATFORM_HOME=str(home.root))
+    daemon, day = Daemon(command, environment, project), "2024-02-04"
+    daemon.start()
+    try:
+        with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+
+            def looked() -> bool:
+                sensors = [(it.instigator_origin_id, it.selector_id) for it in instance.all_instigator_state()]
+                return any(tick.is_completed for of in sensors for tick in instance.get_ticks(*of, limit=1))
+
+            wait(looked)
+            instance.report_runless_asset_event(dg.AssetMaterialization(RAW, partition=day))
+            wait(lambda: instance.fetch_materializations(dg.AssetKey(["small", "report"]), limit=1).records)
+            made = {
+                asset: instance.fetch_materializations(dg.AssetKey(["small", asset]), limit=1).records[0].partition_key
+                for asset in FOLLOWING
+            }
+            assert made == {**dict.fromkeys(FOLLOWING, day), "model": "2024-02-01", "report": None}
+    finally:
+        daemon.end()
+    assert list((home.root / "reports").rglob("*.html"))
+    scored = "SELECT DISTINCT partition_key FROM small.predictions ORDER BY ALL"
+    assert published(project, scored) == [("2024-02-01",), (day,)]
