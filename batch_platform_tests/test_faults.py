@@ -8,7 +8,7 @@ import pytest
 from batch_platform_tests import test_laws
 from batch_platform_tests.cli import test_instance, test_operation, test_reporting
 from batch_platform_tests.components import test_alerts, test_assets, test_postgres, test_schedules, test_ui
-from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
+from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup
 from batch_platform_tests.scoring import test_spark_engine
@@ -17,6 +17,7 @@ PAGE = Path("batch_platform/guide/faults.md")
 CASES: dict[str, Case] = {
     **writes.CASES,
     **processes.CASES,
+    **hanging.CASES,
     **resuming.CASES,
     **storage.CASES,
     **bundles.CASES,
@@ -38,6 +39,7 @@ FULL = {
     "F7 a reader that looks all the time, with predictions in files",
     "F7 a reader that never closes, with predictions in files",
     "F24 hostile web pages",
+    "F27 as many runs as may work at once",
     "F22 killed before every step of training",
     "F22 killed at 20 random moments of training",
     "F38 killed before the steps of a rename",

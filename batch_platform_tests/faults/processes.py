@@ -68,7 +68,7 @@ PROJECT = Path(__file__).parents[1]
 
 def events(partition):
     hold = PROJECT / "hold"
-    while hold.exists() and hold.read_text() == partition.key:
+    while hold.exists() and partition.key in hold.read_text().split():
         (PROJECT / "reached").write_text(str(os.getpid()))
         time.sleep(0.05)
     return pl.scan_parquet(PROJECT / "shop/defs/small/events.parquet")
@@ -93,9 +93,9 @@ class Project:
         answer = run_command(self.folder, "run", "small", *arguments)
         assert answer.code == 0, answer.err
 
-    def hold(self, key: str) -> None:
-        """Make the source wait when it is read for a partition."""
-        (self.folder / "hold").write_text(key)
+    def hold(self, *keys: str) -> None:
+        """Make the source wait when it is read for these partitions."""
+        (self.folder / "hold").write_text(" ".join(keys))
 
     def release(self) -> None:
         """Let every waiting source go on."""
