@@ -1,5 +1,6 @@
 """Numbers of clusters that last: the clusters of a new version take the numbers of the nearest clusters of the version before.
 
+The first version numbers its clusters by size, the largest one 0: the order in which k-means finds them differs between processors.
 Centres are compared in the space in which the version before tells clusters apart, behind its own preprocessing. Its own
 centres are exact there, and the centre of a new cluster is the mean of the rows that the new model puts into it: so the two
 may differ in preprocessing, in features and in the number of clusters.
@@ -32,11 +33,16 @@ class Former:
 def keep_numbers(fitted: Fitted, rows: pl.DataFrame, former: Former | None) -> Fitted:
     """Renumber the clusters of a fitted estimator in place, by the rows that it learned from, and remark on it.
 
-    Nothing is done unless both versions have cluster centres, as k-means has.
+    Nothing is done to a model without cluster centres, as k-means has them, or where that of the version before has none.
     """
-    if former is None or former.version.task != "clustering" or not _has_centres(fitted.estimator):
+    if not _has_centres(fitted.estimator):
         return fitted
-    name, own = former.version.version, fitted.signature.contract
+    own, clusters = fitted.signature.contract, last_of(fitted.estimator)
+    if former is None or former.version.task != "clustering":
+        sizes = np.bincount(_numbers(fitted, own.split(rows).kept), minlength=len(clusters.cluster_centers_))
+        _renumber(clusters, np.argsort(np.argsort(-sizes, kind="stable")).tolist())
+        return fitted
+    name = former.version.version
     refusal = f"its clusters are not numbered as those of {name}"
     try:
         bundle = former.open(former.version)
@@ -46,16 +52,21 @@ def keep_numbers(fitted: Fitted, rows: pl.DataFrame, former: Former | None) -> F
         if lacking := bundle.contract.lacking(rows.columns):
             return _remarked(fitted, f"{refusal}: the features lack {listed(lacking)}")
         kept = own.split(rows).kept
-        numbers = pl.Series(_NUMBER, fitted.predictor.predict(own.encode(kept)))
+        numbers = pl.Series(_NUMBER, _numbers(fitted, kept))
         common = bundle.contract.split(kept.with_columns(numbers)).kept
         points = _preprocessed(before.estimator, bundle.contract.encode(common))
     except (DataError, IntegrityError, WrongUseError) as error:
         return _remarked(fitted, f"{refusal}: {error.message.rstrip('.')}")
-    clusters, centres = last_of(fitted.estimator), last_of(before.estimator).cluster_centers_
+    centres = last_of(before.estimator).cluster_centers_
     means = _means(points, common[_NUMBER].to_numpy(), len(clusters.cluster_centers_))
     matching = _matching(means, np.asarray(centres, dtype=np.float64))
     _renumber(clusters, matching.numbers)
     return _remarked(fitted, matching.remark(name))
+
+
+def _numbers(fitted: Fitted, kept: pl.DataFrame) -> NDArray[np.int64]:
+    """The cluster of each row [n] that keeps the contract."""
+    return fitted.predictor.predict(fitted.signature.contract.encode(kept)).astype(np.int64)
 
 
 def _remarked(fitted: Fitted, remark: str) -> Fitted:

@@ -60,6 +60,7 @@ _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 _REJECTED = "rejected_rows"
 LARGE_ROWS = 5_000_000  # rows from which a commit bounds DuckDB's buffer
+WIDE_ROW_BYTES = 256  # of its staged file; three reasons take about 150
 BUFFER_BYTES = 128 * 2**20  # bound for each of DuckDB's threads
 
 _RESTORE = "restore the newest published copy: batch-platform restore --from-published; or a backup of the whole home."
@@ -314,8 +315,7 @@ def bounded_buffer(con: duckdb.DuckDBPyConnection, staged: Sequence[Path], rows:
 
     Few rows need no bound, and wide rows need the memory while they are written.
     """
-    million_rows = sum(file.stat().st_size for file in staged) / max(rows, 1) * 1_000_000
-    if rows < LARGE_ROWS or million_rows > BUFFER_BYTES:
+    if rows < LARGE_ROWS or sum(file.stat().st_size for file in staged) > rows * WIDE_ROW_BYTES:
         yield
         return
     with con.cursor() as settings:  # outside the transaction, which an error may have ended

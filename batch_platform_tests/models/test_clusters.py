@@ -51,6 +51,12 @@ def trained(pipeline: Pipeline, clusters: int, seed: int, **further: object) -> 
     return bundle.version, remarks, clusters.tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_largest_cluster_of_a_first_version_is_number_0_whatever_the_order_in_which_it_is_found(tmp_path, seed):
+    _, _, clusters = trained(clustering(tmp_path), 4, seed)
+    assert clusters[0] == 0, "two of the five places"
+
+
 @pytest.mark.parametrize("estimator", [KMEANS, MINI_BATCH])
 def test_a_cluster_keeps_its_number_whatever_the_order_in_which_clusters_are_found(tmp_path, estimator):
     pipeline = clustering(tmp_path, estimator)
@@ -77,10 +83,10 @@ def test_a_number_that_no_longer_exists_is_exchanged_for_a_free_one_and_that_is_
     pipeline = clustering(tmp_path)
     in_order = [[1.8, 1.0], [-0.8, 1.0], [-0.5, 1.0], [0.4, 1.0]]  # scaled amounts, and the one shop
     before, _, clusters = trained(pipeline, 4, 0, init=in_order, n_init=1)
-    assert clusters == [1, 2, 3, 0]
+    assert clusters == [0, 2, 3, 1]
     _, remarks, clusters = trained(pipeline, 3, 1)
     assert remarks == [f"its clusters are numbered as those of {before}, 3 of it is now 2, vanished: 2"]
-    assert clusters == [1, 1, 2, 0]
+    assert clusters == [0, 0, 2, 1]
 
 
 def test_a_cluster_whose_centre_moved_far_is_new_although_it_takes_the_number_of_one_that_vanished(tmp_path):

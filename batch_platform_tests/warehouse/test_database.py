@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.warehouse import ledger
-from batch_platform.warehouse.database import BUFFER_BYTES, LARGE_ROWS, StagedScores, Warehouse, bounded_buffer
+from batch_platform.warehouse.database import LARGE_ROWS, WIDE_ROW_BYTES, StagedScores, Warehouse, bounded_buffer
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     FORMAT,
@@ -143,7 +143,7 @@ def test_the_buffer_is_bounded_while_many_rows_are_written_unless_they_are_wide(
     few, wide = tmp_path / "few", tmp_path / "wide"
     few.write_bytes(b"0123456789")
     with wide.open("wb") as file:
-        file.truncate(LARGE_ROWS * (BUFFER_BYTES // 1_000_000 + 1))
+        file.truncate(LARGE_ROWS * (WIDE_ROW_BYTES + 1))
     with warehouse.open() as con:
         before = con.execute(limit).fetchall()
         for rows, file in ((LARGE_ROWS - 1, few), (LARGE_ROWS, wide)):

@@ -6,20 +6,24 @@ from batch_platform.monitoring.measure import Column, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun
 
-_QUERY = """
-    WITH explained AS (FROM read_parquet($files, union_by_name := true, hive_partitioning := false) WHERE reasons IS NOT NULL)
+_ROWS = "read_parquet($files, union_by_name := true, hive_partitioning := false)"
+# Two plain scans: one query that counts the rows too would first put all reasons aside in memory.
+_EXPLAINED = f"SELECT count(reasons) FROM {_ROWS}"
+_REASONS = f"""
     SELECT
         reason.feature AS feature,
-        sum(abs(reason.contribution)) / (SELECT count(*) FROM explained) AS mean_contribution,
-        count(*) / (SELECT count(*) FROM explained) AS share
-    FROM explained, UNNEST(reasons) AS each_reason(reason)
+        sum(abs(reason.contribution)) / $explained AS mean_contribution,
+        count(*) / $explained AS share
+    FROM (SELECT unnest(reasons) AS reason FROM {_ROWS})
     GROUP BY ALL ORDER BY mean_contribution DESC, feature
 """
 
 
 def _score(_: ScoreRun, part: ScoredPart) -> pl.DataFrame:
+    files = {"files": [str(file) for file in part.predictions]}
     with in_memory() as con:
-        return con.sql(_QUERY, params={"files": [str(file) for file in part.predictions]}).pl()
+        ((explained,),) = con.execute(_EXPLAINED, files).fetchall()
+        return con.sql(_REASONS, params={**files, "explained": explained}).pl()
 
 
 IMPORTANCE = Measure[pl.DataFrame](
