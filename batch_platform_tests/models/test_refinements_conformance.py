@@ -130,12 +130,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 EVERYDAY = {
     ("prior", "trees"),
-    ("calibration", "trees"),
     ("calibration", "import"),
     ("interval", "trees"),
-    ("reasons", "calibrated, of some rows"),
     ("reasons", "linear"),
-    ("own", "all of them"),
     ("own", "regression"),
 }
 
@@ -285,6 +282,7 @@ def small_again(pipeline: Pipeline) -> Pipeline:
     return Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
 
 
+@pytest.mark.full
 def test_what_is_not_declared_leaves_no_file_and_wraps_no_model(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW)
     bundle = pipeline.bundle(champion(pipeline))

@@ -695,6 +695,7 @@ def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
     assert "id=" not in issue.why, "no values of rows"
 
 
+@pytest.mark.full
 def test_a_failure_at_a_partition_that_is_up_to_date_again_is_no_open_issue(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW)
     failure = Failure("predictions", "2024-02-14", "The features lack a column.", None, "as then declared", NOW, "run")
