@@ -144,6 +144,7 @@ def test_sql_that_fails_on_a_row_names_partition_and_file(cli, project):
     assert answer.code == 1
     assert answer.error.startswith(f"small, partition {DAY}: the SQL of {file}")
     assert "Could not convert string" in answer.error
+    assert "Hint: correct the SQL or its source; " in answer.error
 
 
 @pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])

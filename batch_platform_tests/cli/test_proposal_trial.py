@@ -182,6 +182,7 @@ def test_a_table_without_times_chooses_between_the_usual_and_small_trees(tmp_pat
     assert chosen_for(clear, tmp_path, "left")[1].chosen.trees == "usual"
 
 
+@pytest.mark.full
 def test_the_budget_ends_the_trial_after_a_fold_or_within_the_first(tmp_path):
     readings(24 * DAYS).write_parquet(tmp_path / "sensor.parquet")
     proposal, past = seen_past(tmp_path / "sensor.parquet", label="level")

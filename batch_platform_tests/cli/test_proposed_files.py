@@ -367,6 +367,7 @@ def test_a_column_that_is_gone_is_told_beside_the_one_that_is_new(cli, tmp_path)
     assert "; no SQL of the pipeline reads 'total'." in failed.error
 
 
+@pytest.mark.full
 def test_rows_of_a_duckdb_table_without_a_key_are_named_like_those_of_a_file(cli, tmp_path):
     with duckdb.connect(str(tmp_path / "shop.duckdb")) as con:
         con.register("frame", orders(300, id=None, at=None).to_arrow())
@@ -561,6 +562,7 @@ SOURCE_KINDS["lines"] = replace(SOURCE_KINDS["parquet"], view=view, endings=(".l
 """
 
 
+@pytest.mark.full
 def test_a_kind_of_source_that_the_project_registers_is_recognised_by_its_ending(cli, tmp_path, monkeypatch):
     orders().write_csv(tmp_path / "orders.csv")
     orders().write_csv(tmp_path / "orders.lines", separator="|")

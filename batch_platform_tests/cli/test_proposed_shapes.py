@@ -408,6 +408,7 @@ def labelled(rows: int, **columns: Any) -> pl.DataFrame:
     return pl.DataFrame({"site": random.integers(0, 4, rows), **measured, "level_2": level.round(3), **columns})
 
 
+@pytest.mark.full
 def test_columns_that_can_be_learned_are_shown_first_with_their_values_and_the_command_to_repeat(tmp_path):
     random = np.random.default_rng(12)
     labelled(400, noise=random.normal(size=400)).write_csv(tmp_path / "table.csv")
@@ -518,7 +519,7 @@ def test_columns_that_are_all_there_is_to_learn_from_are_features_and_no_key(tmp
     assert (names(proposal.key), names(proposal.features)) == ([], ["site", "variety"])
 
 
-@pytest.mark.parametrize("days", [15, 20, 40, 50, 120, 800])
+@pytest.mark.parametrize("days", [15, 20, 40, 50, 120, pytest.param(800, marks=pytest.mark.full)])
 def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_many_models(tmp_path, days):
     readings(24 * days).write_parquet(tmp_path / "sensor.parquet")
     proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))

@@ -292,6 +292,7 @@ def break_sql(project: Path, *ids: int) -> None:
     sql.write_text(sql.read_text().replace("items", broken), encoding="utf-8")
 
 
+@pytest.mark.full
 def test_a_partition_that_fails_holds_up_no_other_and_status_says_why_until_it_is_mended(cli, project):
     sql = pipeline_folder(project) / "features.sql"
     sound = sql.read_text()

@@ -310,6 +310,7 @@ def test_the_data_version_of_equal_rows_is_equal(trained):
     assert newest.tags["dagster/data_version"] == older.tags["dagster/data_version"]
 
 
+@pytest.mark.full
 def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_on_it_is(trained):
     days = trained.days("2024-02-01", "2024-02-03")
     assert trained.run("model", first="2024-02-01").success

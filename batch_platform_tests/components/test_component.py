@@ -534,7 +534,11 @@ def test_dg_says_which_key_is_wrong(tmp_path):
     ("modules", "absent"),
     [
         ("batch_platform", {"dagster", "sklearn", "numba", "polars", "duckdb", "scipy", "pandas"}),
-        ("batch_platform.components", {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"}),
+        pytest.param(
+            "batch_platform.components",
+            {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"},
+            marks=pytest.mark.full,
+        ),
         pytest.param(
             "batch_platform.definitions",
             {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"},

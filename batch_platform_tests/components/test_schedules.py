@@ -547,6 +547,7 @@ def test_performance_follows_once_labels_are_known(trained):
     assert look(trained, "performance", at("2024-02-07T05:00"))[0] == []
 
 
+@pytest.mark.full
 def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=FEW_DAYS)
     assert look(deployment, "predictions", AFTER_ALL)[0] == []

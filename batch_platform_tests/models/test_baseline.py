@@ -197,6 +197,7 @@ def events() -> pl.DataFrame:
     )
 
 
+@pytest.mark.full
 def test_the_baseline_of_a_version_is_in_its_manifest_and_none_serves_that_is_worse(tmp_path, events):
     two_weeks = {"train": {"evaluate": "14 days"}}  # on which a day is drawn of each kind, with hardly an exception
     pipeline = small_pipeline(tmp_path, events=events, model=two_weeks)

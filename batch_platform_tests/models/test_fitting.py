@@ -448,7 +448,8 @@ def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_p
     assert registry.champion(NOW) is None
 
 
-@pytest.mark.parametrize("damage", [pytest.param("deleted", marks=pytest.mark.full), "changed"])
+@pytest.mark.full
+@pytest.mark.parametrize("damage", ["deleted", "changed"])
 def test_a_champion_that_can_no_longer_be_loaded_does_not_keep_a_new_model_from_serving(tmp_path, damage):
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.01}})
     carry_out(pipeline, datetime(2024, 2, 5, 12, tzinfo=UTC))

@@ -105,10 +105,8 @@ def test_a_file_that_is_worse_than_a_trivial_baseline_never_serves_either(tmp_pa
 def test_without_a_known_label_it_is_approved_and_says_so(tmp_path, overrides):
     booster(tmp_path / "project")
     pipeline = pipeline_of(tmp_path, **overrides)
-    for built in (
-        item.partition for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("features")
-    ):
-        list(pipeline.build_features([built], Stamp("run", NOW)))
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
+    list(pipeline.build_features([item.partition for item in plan.of("features")], Stamp("run", NOW)))
     (period, *_) = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model")
     trained = pipeline.train(period.partition, Stamp("run", NOW))
     assert (trained.decision.action, trained.decision.reason) == ("approved", UNJUDGED)

@@ -249,6 +249,7 @@ def test_the_champion_and_a_challenger_have_stored_the_same_columns_as_one_batch
         same(stored(refining, f"SELECT {columns} FROM small.{table} ORDER BY id"), whole.sort("id"))
 
 
+@pytest.mark.full
 def test_a_backtest_of_the_version_gives_what_is_stored(refining):
     if refining.spec.labels is None:
         return  # there is nothing to measure

@@ -62,6 +62,7 @@ def committed(pipeline: Pipeline) -> pl.DataFrame:
         return con.sql(query).pl()
 
 
+@pytest.mark.full
 def test_what_serves_has_learned_from_the_whole_window_and_what_is_told_of_it_was_measured_before(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)

@@ -259,6 +259,7 @@ DECLARED = {
 }
 
 
+@pytest.mark.full
 def test_a_search_is_recorded_and_its_parameters_are_no_other_declaration(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW, **DECLARED)
     state = pipeline.state()

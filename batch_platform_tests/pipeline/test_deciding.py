@@ -418,6 +418,7 @@ def test_no_model_is_trained_that_a_rule_does_not_fit(tmp_path, estimator, rule,
     assert refusal in error.value.message
 
 
+@pytest.mark.full
 def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
     pipeline = decided(tmp_path, COSTS, model={"promote": {"metric": "decision_cost"}})
     version = pipeline.state().registry.of_model[0]

@@ -99,7 +99,8 @@ def customers_of(pipeline: Pipeline, key: str) -> list[str]:
         return [customer for (customer,) in rows.fetchall()]
 
 
-@pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("store", ["duckdb", "parquet"])
 def test_no_byte_of_a_dropped_partition_is_left_in_the_home(tmp_path, store):
     pipeline = with_customers(tmp_path, store)
     home = pipeline.home

@@ -517,6 +517,7 @@ def test_a_weekly_report_compares_weeks(pipeline):
     assert weekly.before.keys == [f"2024-02-{day}" for day in range(13, 19)], "as many days"
 
 
+@pytest.mark.full
 def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
     made = small_pipeline(
         tmp_path,
