@@ -422,7 +422,9 @@ def test_law_10_no_reader_can_block_a_write(pipeline):
     [
         ("sklearn.ensemble.HistGradientBoostingClassifier", lambda score: np.log(score / (1 - score))),
         pytest.param("sklearn.ensemble.ExtraTreesClassifier", lambda score: score, marks=pytest.mark.full),
-        ("sklearn.linear_model.LogisticRegression", lambda score: np.log(score / (1 - score))),
+        pytest.param(
+            "sklearn.linear_model.LogisticRegression", lambda score: np.log(score / (1 - score)), marks=pytest.mark.full
+        ),
         pytest.param("lightgbm.LGBMClassifier", lambda score: np.log(score / (1 - score)), marks=pytest.mark.full),
     ],
 )

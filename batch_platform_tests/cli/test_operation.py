@@ -191,7 +191,9 @@ def test_a_folder_of_the_home_that_may_not_be_written_is_named(project):
     assert error.startswith(f"The folder {models} cannot be written to (permission denied). Hint: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full), signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(it, marks=pytest.mark.full) for it in (signal.SIGINT, signal.SIGTERM)), signal.SIGHUP]
+)
 def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fresh, number):
     reached = fresh / "reached"
     loading = f"import time\nfrom pathlib import Path\n\nPath({str(reached)!r}).touch()\ntime.sleep(600)\n"

@@ -494,6 +494,7 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     assert bool(result.asset_materializations_for_node("emails")) is goes_on
 
 
+@pytest.mark.full
 def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch)
     ran: list[str] = []

@@ -186,10 +186,10 @@ SOURCES = {
     "a Delta table": {"delta": "s3://lake/orders"},
 }
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-one_and_many = pytest.mark.parametrize(
+one_of_many = pytest.mark.parametrize(
     "source",
     [
-        pytest.param(source, id=name, marks=() if name in ("one object", "a Delta table") else pytest.mark.full)
+        pytest.param(source, id=name, marks=() if name == "one object" else pytest.mark.full)
         for name, source in SOURCES.items()
     ],
 )
@@ -216,13 +216,13 @@ def test_a_bucket_that_is_not_there_is_named(source):
     fails({kind: address.replace("lake", "lack") for kind, address in source.items()}, "there is no bucket s3://lack")
 
 
-@one_and_many
+@one_of_many
 def test_a_store_that_refuses_is_quoted(own_store, source):
     own_store.refuse()
     fails(source, "s3://lake")
 
 
-@one_and_many
+@one_of_many
 def test_a_store_that_does_not_answer_is_named(own_store, source):
     own_store.kill()
     fails(source, "Could not connect to the endpoint URL")

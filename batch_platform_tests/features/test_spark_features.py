@@ -574,6 +574,7 @@ def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark,
 ENDLESS = SPARK_SQL.replace("amount", "amount, (SELECT max(hash(id)) FROM range(0, 1000000000000)) AS slow")
 
 
+@pytest.mark.full
 def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
     made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
     with pytest.raises(SourceError, match=r"the SQL of \S+ takes longer than features\.timeout \(1 second\)\."):

@@ -810,6 +810,8 @@ def test_the_command_writes_the_file_and_says_where(cli, project):
     missing = cli(project, "report", "small", "--out", str(project / "nowhere" / "for the boss.html"))
     assert f"nowhere is not a folder. Hint: mkdir -p {project / 'nowhere'}" in missing.error
     assert not (project / "nowhere").exists()
+    too_long = cli(project, "report", "small", "--out", str(project / f"{'r' * 250}.html"))
+    assert "cannot be written (File name too long). Hint: name a file elsewhere with --out" in too_long.error
     for option, ours in (("--out", "must end with .html"), ("--to", "names the last partition")):
         refused = cli(project, "report", "small", option, "for the boss.xlsx")
         assert ours in refused.err
