@@ -106,13 +106,13 @@ def test_a_tree_that_contradicts_itself_is_refused(name):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"left": 0}, "has nodes that lie outside of it, or that several"),
-        ({"feature_idx": 77}, "splits by a column beyond its 4"),
+        ({"left": 0}, "tree 1 has nodes that lie outside of it, or that several"),
+        ({"feature_idx": 77}, "a tree splits by a column beyond its 4"),
     ],
 )
 def test_such_a_file_of_skops_is_refused_before_it_scores(tmp_path, changes, problem):
     (tmp_path / "model.skops").write_bytes(io.dumps(broken_histogram(**changes)))
-    with pytest.raises(DataError, match=f"model.skops is damaged: tree 1 {problem}"):
+    with pytest.raises(DataError, match=f"model.skops is damaged: {problem}"):
         read_import(Model.model_validate({"import": "model.skops"}), tmp_path, {})
 
 
