@@ -1,8 +1,8 @@
 """Run a tier of the tests on a machine that has Python and nothing else.
 
 `python -m batch_platform_tests [--full | --unit] [PYTEST ARGUMENTS]`. The everyday tier, which runs without either option,
-tests every promise and leaves out the tests marked `full`. `--full` runs all tests, `--unit` only those marked `unit`: pure
-functions, in about a minute. Pytest arguments select within the tier; an `-m` among them replaces it.
+tests every law, capability and message, and leaves out the tests marked `full`. `--full` runs all tests, `--unit` only those
+marked `unit`: pure functions, in about a minute. Pytest arguments select within the tier; an `-m` among them replaces it.
 
 Installs what is missing with apt-get where that is possible (Debian or Ubuntu, as root), and says what to install
 otherwise. The tests' temporary files go to memory where it has room for them.

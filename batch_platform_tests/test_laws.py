@@ -190,6 +190,7 @@ def test_law_4_the_compiled_or_the_native_path_changes_no_prediction(pipeline):
     assert compiled.predict(matrix).tobytes() == native.predict(matrix).tobytes()
 
 
+@pytest.mark.full
 def test_law_5_the_champion_as_of_its_start_scores_a_partition_whenever_it_runs(tmp_path):
     train = {"every": "week", "start": "2024-02-04", "evaluate": "2 days"}
     weekly = {"model": {"train": train}, "partitions": {"start": "2024-02-01"}}
@@ -387,7 +388,7 @@ print(len(counts))
 """
 
 
-@in_each_store
+@pytest.mark.parametrize("store", [DUCKDB, pytest.param(PARQUET, marks=pytest.mark.full)])
 def test_law_10_every_reader_sees_the_last_complete_state_also_during_writes(pipeline):
     days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
     command = [sys.executable, "-c", READ, str(pipeline.home.published)]
@@ -420,12 +421,14 @@ def test_law_10_no_reader_can_block_a_write(pipeline):
     ("estimator", "raw"),
     [
         ("sklearn.ensemble.HistGradientBoostingClassifier", lambda score: np.log(score / (1 - score))),
-        ("sklearn.ensemble.ExtraTreesClassifier", lambda score: score),
-        ("sklearn.linear_model.LogisticRegression", lambda score: np.log(score / (1 - score))),
-        ("lightgbm.LGBMClassifier", lambda score: np.log(score / (1 - score))),
+        pytest.param("sklearn.ensemble.ExtraTreesClassifier", lambda score: score, marks=pytest.mark.full),
+        pytest.param(
+            "sklearn.linear_model.LogisticRegression", lambda score: np.log(score / (1 - score)), marks=pytest.mark.full
+        ),
+        pytest.param("lightgbm.LGBMClassifier", lambda score: np.log(score / (1 - score)), marks=pytest.mark.full),
     ],
 )
-@pytest.mark.parametrize("store", [DUCKDB, PARQUET])
+@pytest.mark.parametrize("store", [pytest.param(DUCKDB, marks=pytest.mark.full), PARQUET])
 def test_law_11_reasons_and_the_base_value_add_up_to_the_raw_score(tmp_path, estimator, raw, store):
     pipeline = finished_pipeline(
         tmp_path,
@@ -503,7 +506,9 @@ def inside(events: pl.LazyFrame, partition: Partition) -> pl.LazyFrame:
     return events.filter(pl.col("ts").is_between(partition.start, partition.end, closed="left")).drop("returned")
 
 
-@pytest.mark.parametrize("features", [{}, BY_A_FUNCTION], ids=["sql", "python"])
+@pytest.mark.parametrize(
+    "features", [pytest.param({}, marks=pytest.mark.full, id="sql"), pytest.param(BY_A_FUNCTION, id="python")]
+)
 def test_law_16_labels_never_hold_up_scores(tmp_path, features):
     partitions = {"start": "2024-01-17", "end": "2024-02-07"}
     pipeline = small_pipeline(tmp_path, **LABELS_BY_DAY, features=features, partitions=partitions)
@@ -533,7 +538,7 @@ RENAMINGS = {  # the names of classes 0, 1 and 2; of two classes, the rows of cl
 }
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.full)])
 @pytest.mark.parametrize("estimator", STOPS_EARLY)
 def test_law_17_renaming_labels_changes_no_probability(estimator, classes):
     rows = small_events().filter(pl.col("returned").is_not_null())
@@ -556,6 +561,7 @@ def test_law_17_renaming_labels_changes_no_probability(estimator, classes):
         assert np.array_equal(probabilities(names), expected), renaming
 
 
+@pytest.mark.full
 def test_law_17_the_order_of_rows_changes_no_training_data(tmp_path):
     """Rows that nothing names, newest first: later ones stand above the others, and some rows are equal."""
     file, rows = tmp_path / "orders.csv", small_events(date(2024, 1, 1), date(2024, 2, 10), 20).drop("id")
@@ -727,7 +733,14 @@ def tables_of_another_home(path: Path) -> None:
     shutil.copyfile(path.with_name("another") / "warehouse.duckdb", path)
 
 
-@pytest.mark.parametrize("wrong", [None, no_tables, tables_of_another_program, tables_of_another_home])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        tables_of_another_home,
+        *(pytest.param(it, marks=pytest.mark.full) for it in (no_tables, tables_of_another_program)),
+    ],
+)
 def test_law_20_no_copy_is_removed_that_holds_a_change_which_the_warehouse_lacks(pipeline, tmp_path, wrong):
     other = tmp_path / "other.duckdb"
     if wrong is None:  # an older file

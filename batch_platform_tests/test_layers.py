@@ -186,9 +186,13 @@ def test_a_module_is_one_thing_with_a_name_that_says_which():
     [
         ("batch_platform", ("sklearn", "dagster", "numba", "polars", "duckdb")),
         ("batch_platform.cli", ("sklearn", "dagster", "numba", "polars", "duckdb")),
-        ("batch_platform.pipeline.pipeline", ("sklearn", "dagster", "skops", "numba", "sqlglot")),
+        pytest.param(
+            "batch_platform.pipeline.pipeline",
+            ("sklearn", "dagster", "skops", "numba", "sqlglot"),
+            marks=pytest.mark.full,
+        ),
         ("batch_platform.definitions", ("sklearn", "skops", "numba", "altair", "vl_convert")),
-        ("batch_platform.cli.report", ("altair", "vl_convert")),
+        pytest.param("batch_platform.cli.report", ("altair", "vl_convert"), marks=pytest.mark.full),
     ],
 )
 def test_importing_stays_light(module: str, heavy: tuple[str, ...]):

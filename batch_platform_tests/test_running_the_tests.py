@@ -53,6 +53,7 @@ def run_tests(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.full
 def test_on_a_complete_machine_pytest_gets_the_arguments_and_gives_the_exit_code(commands):
     add_command(commands, "chromium")
     add_command(commands, "java", JAVA.format(version=21))

@@ -219,11 +219,19 @@ main()
     return json.loads(done.stderr.splitlines()[-1])
 
 
-@pytest.mark.parametrize("command", REPORTS, ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(it, marks=() if it[0] in ("status", "trace") and "--json" not in it else pytest.mark.full)
+        for it in REPORTS
+    ],
+    ids=" ".join,
+)
 def test_a_report_imports_neither_dagster_nor_the_libraries_of_models(project, command):
     assert not imported(project, command)
 
 
+@pytest.mark.full
 def test_a_run_of_one_partition_imports_no_library_of_models_and_no_compiler(project):
     ran = imported(project, ["run", "small", "--partition", "2024-02-20", "--force", "--json"])
     assert ran == ["dagster", "scipy", "sqlalchemy"], "SciPy's special functions, for the intervals of its performance"

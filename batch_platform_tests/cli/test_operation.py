@@ -53,7 +53,7 @@ def make_read_only(folder: Path) -> None:
             path.chmod(0o555 if path.is_dir() else 0o444)
 
 
-@pytest.mark.parametrize("file", RECORDS)
+@pytest.mark.parametrize("file", [RECORDS[0], pytest.param(RECORDS[1], marks=pytest.mark.full), RECORDS[2]])
 def test_f50_damaged_records_of_dagster_are_called_that_and_status_goes_on(cli, project, file):
     records = home_of(project).dagster / file
     records.write_bytes(b"not a database" * 1000)
@@ -108,7 +108,13 @@ def test_a_database_that_lacks_memory_is_not_taken_for_a_full_disk(code):
     assert str(explained(error)).startswith("There is too little memory: ")
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "profile.json", "model.skops", "trees.npz", None])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "manifest.json",
+        *(pytest.param(it, marks=pytest.mark.full) for it in ("profile.json", "model.skops", "trees.npz", None)),
+    ],
+)
 def test_a_damaged_model_is_found_by_verification_and_the_command_that_is_named_replaces_it(cli, project, file):
     bundle = max(home_of(project).bundles("small").iterdir())
     if file is None:
@@ -152,6 +158,7 @@ def test_a_folder_in_the_place_of_a_feature_file_is_named(cli, project):
     assert cli(project, *args).code == 0
 
 
+@pytest.mark.full
 def test_a_home_that_may_only_be_read_can_be_read(project):
     home = home_of(project)
     before = {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")}
@@ -184,7 +191,9 @@ def test_a_folder_of_the_home_that_may_not_be_written_is_named(project):
     assert error.startswith(f"The folder {models} cannot be written to (permission denied). Hint: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(it, marks=pytest.mark.full) for it in (signal.SIGINT, signal.SIGTERM)), signal.SIGHUP]
+)
 def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fresh, number):
     reached = fresh / "reached"
     loading = f"import time\nfrom pathlib import Path\n\nPath({str(reached)!r}).touch()\ntime.sleep(600)\n"

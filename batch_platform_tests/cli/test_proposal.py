@@ -103,6 +103,7 @@ def names(columns: tuple[Any, ...]) -> list[str]:
     return [column.name for column in columns]
 
 
+@pytest.mark.full
 def test_a_table_with_odd_names_nulls_and_texts_is_scored_after_two_commands(cli, tmp_path):
     folder = tmp_path / "my own data"
     folder.mkdir()
@@ -178,7 +179,7 @@ def test_an_identifier_that_repeats_is_left_out_with_the_reason(cli, tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["csv", "duckdb", "glob"])
+@pytest.mark.parametrize("kind", ["csv", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("duckdb", "glob"))])
 def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
     file, table = tmp_path / f"orders.{kind}", None
     match kind:
@@ -275,6 +276,7 @@ def test_days_of_few_rows_become_weeks_if_enough_of_them_remain(tmp_path, rows_o
     assert proposed(tmp_path / "orders.parquet")[0].every == every
 
 
+@pytest.mark.full
 def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clocks_that_are_named(tmp_path):
     texts = [f"{at:%Y-%m-%d %H:%M:%S}" for at in orders()["at"]]
     orders(at=texts).write_parquet(tmp_path / "texts.parquet")
@@ -284,6 +286,7 @@ def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clock
     assert_all_scored_from_the_first_model_on(pipeline_of(files, tmp_path))
 
 
+@pytest.mark.full
 def test_a_key_of_snapshots_names_a_row_within_its_partition(tmp_path):
     monthly = [date(2025, 1 + at // 150, 1) for at in range(ROWS)]
     orders(id=[at % 150 for at in range(ROWS)], at=monthly).write_parquet(tmp_path / "snapshots.parquet")
@@ -323,6 +326,7 @@ def test_a_part_of_a_time_that_has_its_name_gets_another(tmp_path, name):
     assert renamed in files["features.sql"]
 
 
+@pytest.mark.full
 def test_names_that_scoring_takes_for_itself_give_way(tmp_path):
     orders().rename({"id": "run_id", "at": "scored_at", "amount": "score"}).write_parquet(tmp_path / "orders.parquet")
     _, files = proposed(tmp_path / "orders.parquet")
@@ -396,6 +400,7 @@ def test_a_text_of_which_a_model_would_not_know_most_rows_is_left_out_with_the_r
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_the_number_of_queries_does_not_grow_with_the_number_of_columns(tmp_path, kind):
     queries = dict[int, int]()
@@ -413,6 +418,7 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_columns(tmp_path
     assert 0 < queries[10] == queries[200] < 20
 
 
+@pytest.mark.full
 def test_models_of_a_large_table_learn_from_a_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "MOST_LEARNED", ROWS - 1)
     orders().write_parquet(tmp_path / "orders.parquet")
@@ -430,7 +436,10 @@ def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_
     assert "with a label" not in summary
 
 
-@pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1900, 1, 1), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
+FAR_OFF = [pytest.param(datetime(*day), marks=pytest.mark.full) for day in ((9999, 12, 31), (1, 1, 1))]  # noqa: DTZ001 - as START
+
+
+@pytest.mark.parametrize("stand_in", [None, datetime(1900, 1, 1), *FAR_OFF])  # noqa: DTZ001 - as START
 def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     lacking = [stand_in if at % 10 == 0 else time for at, time in enumerate(orders()["at"])]
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
@@ -441,6 +450,7 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     assert f"-- In no partition: {why}." in files["features.sql"]
     answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert f"; in no partition: {why}" in answer.out
+    assert f"{tmp_path} is now a Dagster project." in answer.out
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,10 @@ CHOICES: dict[
 }
 
 
-@pytest.mark.parametrize("case", CHOICES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(it, marks=[pytest.mark.full] * (it != "a memory")) for it in CHOICES],
+)
 def test_the_richest_features_that_are_as_good_as_the_best_are_chosen(tmp_path, case):
     level, columns, needed, useless = CHOICES[case]
     proposal, result = chosen_for(with_level(level, **columns), tmp_path, "level")
@@ -134,7 +137,9 @@ GROWTH = {
 }
 
 
-@pytest.mark.parametrize("case", GROWTH)
+@pytest.mark.parametrize(
+    "case", ["a trend", *(pytest.param(it, marks=pytest.mark.full) for it in GROWTH if it != "a trend")]
+)
 def test_a_trend_is_followed_only_where_nothing_without_it_is_as_good(tmp_path, case):
     level, has_trend = GROWTH[case]
     mix = np.random.default_rng(3).normal(0, 40, 24 * DAYS)  # hides the level of the days before
@@ -179,6 +184,7 @@ def test_a_table_without_times_chooses_between_the_usual_and_small_trees(tmp_pat
     assert chosen_for(clear, tmp_path, "left")[1].chosen.trees == "usual"
 
 
+@pytest.mark.full
 def test_the_budget_ends_the_trial_after_a_fold_or_within_the_first(tmp_path):
     readings(24 * DAYS).write_parquet(tmp_path / "sensor.parquet")
     proposal, past = seen_past(tmp_path / "sensor.parquet", label="level")

@@ -182,7 +182,7 @@ DATED: dict[str, tuple[str, Callable[[pl.DataFrame, Path], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("pattern", DATED)
+@pytest.mark.parametrize("pattern", [pytest.param(it, marks=[pytest.mark.full] * (it == "{}.csv")) for it in DATED])
 def test_files_named_by_date_become_a_source_with_a_file_for_each_partition(cli, tmp_path, pattern):
     expected, writer = DATED[pattern]
     daily(tmp_path / "2025-01-01" / "sales", pattern, orders(), writer)
@@ -315,7 +315,7 @@ def test_the_only_table_of_a_duckdb_file_needs_no_name(cli, tmp_path):
     assert report["source"]["table"] == "shop.orders"
 
 
-def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tmp_path):
+def orders_with_words_for_missing_values() -> pl.DataFrame:
     table = orders()
     amounts = [
         ["NA", "?", None][at // 9 % 3] if at % 9 == 0 else f"{value or 1:.2f}"
@@ -323,7 +323,11 @@ def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tm
     ]
     items = ["-" if at % 10 == 0 else str(value) for at, value in enumerate(table["items"])]
     days = ["N/A" if at % 10 == 0 else f"{value:%d.%m.%Y}" for at, value in enumerate(table["at"])]
-    orders(amount=amounts, items=items, at=days, level=["none", "1", "high"] * 300).write_csv(tmp_path / "orders.csv")
+    return orders(amount=amounts, items=items, at=days, level=["none", "1", "high"] * 300)
+
+
+def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tmp_path):
+    orders_with_words_for_missing_values().write_csv(tmp_path / "orders.csv")
     answer = cli(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "returned")
     assert "amount: no value where it is '?' or 'NA'" in answer.out
     proposal, files = proposed(tmp_path / "orders.csv", label="returned")
@@ -335,6 +339,12 @@ def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tm
     }
     assert proposal.windows.timeless == 90
     assert "CAST(nullif(nullif(amount, '?'), 'NA') AS DOUBLE) AS amount" in files["features.sql"]
+
+
+@pytest.mark.full
+def test_rows_with_words_for_missing_values_are_scored(cli, tmp_path):
+    orders_with_words_for_missing_values().write_csv(tmp_path / "orders.csv")
+    assert cli(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "returned").code == 0
     assert cli(tmp_path, "run", "orders").code == 0
 
 
@@ -357,6 +367,7 @@ def test_a_column_that_is_gone_is_told_beside_the_one_that_is_new(cli, tmp_path)
     assert "; no SQL of the pipeline reads 'total'." in failed.error
 
 
+@pytest.mark.full
 def test_rows_of_a_duckdb_table_without_a_key_are_named_like_those_of_a_file(cli, tmp_path):
     with duckdb.connect(str(tmp_path / "shop.duckdb")) as con:
         con.register("frame", orders(300, id=None, at=None).to_arrow())
@@ -551,6 +562,7 @@ SOURCE_KINDS["lines"] = replace(SOURCE_KINDS["parquet"], view=view, endings=(".l
 """
 
 
+@pytest.mark.full
 def test_a_kind_of_source_that_the_project_registers_is_recognised_by_its_ending(cli, tmp_path, monkeypatch):
     orders().write_csv(tmp_path / "orders.csv")
     orders().write_csv(tmp_path / "orders.lines", separator="|")

@@ -28,6 +28,7 @@ from batch_platform_tests.harness.small_pipeline import carry_out
 pytestmark = pytest.mark.usefixtures("few_trees")
 
 HOURS = 24 * 45
+SOON_AFTER = (START + timedelta(hours=HOURS + 2)).replace(tzinfo=UTC)  # the end of the readings
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
 
@@ -77,14 +78,19 @@ def test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_t
     assert rows.sort("row_in_file")["months"].to_list() == customers()["months"].to_list()
 
 
-def test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day(tmp_path):
+def test_a_time_can_be_the_key(tmp_path):
     readings().write_parquet(tmp_path / "sensor.parquet")
-    last = START + timedelta(hours=HOURS)
-    now = last.replace(tzinfo=UTC) + timedelta(hours=2)
-    proposal, files = proposed(tmp_path / "sensor.parquet", now=now)
+    proposal, files = proposed(tmp_path / "sensor.parquet", now=SOON_AFTER)
     assert (names(proposal.key), proposal.windows.time.name, proposal.every) == (["at"], "at", "day")
     assert proposal.evidence == ("no other column can be predicted",)
     assert "end" not in declared(files)["partitions"], "more rows are to come"
+
+
+@pytest.mark.full
+def test_new_rows_whose_key_is_their_time_are_scored_the_next_day(tmp_path):
+    readings().write_parquet(tmp_path / "sensor.parquet")
+    last, now = START + timedelta(hours=HOURS), SOON_AFTER
+    _, files = proposed(tmp_path / "sensor.parquet", now=now)
     pipeline = pipeline_of(files, tmp_path)
     carry_out(pipeline, now)
     carry_out(pipeline, now)
@@ -96,14 +102,18 @@ def test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day(tmp_path):
     assert pipeline.state().scores[f"{last:%Y-%m-%d}"].rows_scored == 24
 
 
-def test_a_panel_is_keyed_by_entity_and_time(cli, tmp_path):
+def sales() -> list[dict[str, Any]]:
     days = [START + timedelta(days=day) for day in range(400)]
     noise = iter(np.random.default_rng(4).normal(0, 2, 3 * len(days)))
-    rows = [
+    return [
         {"shop": shop, "day": day, "sales": 50.0 + 20 * at + 10 * (day.weekday() > 4) + next(noise)}
         for day in days
         for at, shop in enumerate(("a", "b", "c"))
     ]
+
+
+def test_a_panel_is_keyed_by_entity_and_time(tmp_path):
+    rows = sales()
     pl.DataFrame(rows).write_parquet(tmp_path / "sales.parquet")
     proposal, files = proposed(tmp_path / "sales.parquet")
     assert (names(proposal.key), proposal.label.name, proposal.every) == (["shop", "day"], "sales", "week")
@@ -113,6 +123,11 @@ def test_a_panel_is_keyed_by_entity_and_time(cli, tmp_path):
         numbers.rename({"shop": name}).write_parquet(tmp_path / "numbers.parquet")
         numbered, _ = proposed(tmp_path / "numbers.parquet", label="sales")
         assert names(numbered.key) == key
+
+
+@pytest.mark.full
+def test_every_row_of_a_panel_is_scored(cli, tmp_path):
+    pl.DataFrame(sales()).write_parquet(tmp_path / "sales.parquet")
     assert cli(tmp_path, "new", "sales", "--from", "sales.parquet").code == 0
     ran = cli(tmp_path, "run", "sales")
     assert ran.code == 0, ran.err
@@ -333,40 +348,55 @@ def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:
     return shown
 
 
-def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
+THE_KEY = {"Columns that identify a row": ""}
+OF_ORDERS = ("--from", "orders.parquet", "--label", "returned")
+
+
+def orders_created_later() -> pl.DataFrame:
+    return orders().with_columns(created=pl.col("at") + timedelta(days=400))
+
+
+@pytest.mark.full
+def test_on_a_terminal_it_asks_for_the_label_unless_the_proposal_is_accepted_beforehand(tmp_path):
     customers().write_csv(tmp_path / "customers.csv")
-    key = {"Columns that identify a row": ""}
-    shown = answered(tmp_path, "new", "one", "--from", "customers.csv", answers={"Column to predict": "", **key})
+    shown = answered(tmp_path, "new", "one", "--from", "customers.csv", answers={"Column to predict": "", **THE_KEY})
     assert "[left]" in shown, "the proposal is the default"
     assert "  plan: basic, plus, pro" in shown
     assert "  months: 1 to 69" in shown
     assert (
         declared({"defs.yaml": (tmp_path / "pipelines/defs/one/defs.yaml").read_text()})["labels"]["column"] == "left"
     )
-    shown = answered(
+    assert "Column to predict" not in answered(tmp_path, "new", "three", "--from", "customers.csv", "--yes", answers={})
+
+
+def test_on_a_terminal_it_takes_another_label(tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    answered(
         tmp_path,
         "new",
         "two",
         "--from",
         "customers.csv",
-        answers={"Column to predict": "pln", "'pln' is not possible; choose from": "plan", **key},
+        answers={"Column to predict": "pln", "'pln' is not possible; choose from": "plan", **THE_KEY},
     )
     assert (
         declared({"defs.yaml": (tmp_path / "pipelines/defs/two/defs.yaml").read_text()})["labels"]["column"] == "plan"
     )
-    assert "Column to predict" not in answered(tmp_path, "new", "three", "--from", "customers.csv", "--yes", answers={})
 
 
-def test_on_a_terminal_another_time_and_key_can_be_chosen_or_none(tmp_path):
-    table = orders().with_columns(created=pl.col("at") + timedelta(days=400))
-    table.write_parquet(tmp_path / "orders.parquet")
-    asked = ("--from", "orders.parquet", "--label", "returned")
+def test_on_a_terminal_another_time_and_key_can_be_chosen(tmp_path):
+    orders_created_later().write_parquet(tmp_path / "orders.parquet")
     answers = {"Time of a row": "created", "identify a row": "id, at"}
-    answered(tmp_path, "new", "one", *asked, answers=answers)
+    answered(tmp_path, "new", "one", *OF_ORDERS, answers=answers)
     one = (tmp_path / "pipelines/defs/one/defs.yaml").read_text()
     assert "time: created" in one
     assert 'key: [id, "at"]' in one.replace("at]", '"at"]').replace('""', '"')
-    answered(tmp_path, "new", "two", *asked, answers={"Time of a row": "none", "identify a row": ""})
+
+
+@pytest.mark.full
+def test_on_a_terminal_no_time_can_be_chosen(tmp_path):
+    orders_created_later().write_parquet(tmp_path / "orders.parquet")
+    answered(tmp_path, "new", "two", *OF_ORDERS, answers={"Time of a row": "none", "identify a row": ""})
     assert "snapshot: true" in (tmp_path / "pipelines/defs/two/defs.yaml").read_text()
 
 
@@ -378,6 +408,7 @@ def labelled(rows: int, **columns: Any) -> pl.DataFrame:
     return pl.DataFrame({"site": random.integers(0, 4, rows), **measured, "level_2": level.round(3), **columns})
 
 
+@pytest.mark.full
 def test_columns_that_can_be_learned_are_shown_first_with_their_values_and_the_command_to_repeat(tmp_path):
     random = np.random.default_rng(12)
     labelled(400, noise=random.normal(size=400)).write_csv(tmp_path / "table.csv")
@@ -488,7 +519,7 @@ def test_columns_that_are_all_there_is_to_learn_from_are_features_and_no_key(tmp
     assert (names(proposal.key), names(proposal.features)) == ([], ["site", "variety"])
 
 
-@pytest.mark.parametrize("days", [15, 20, 40, 50, 120, 800])
+@pytest.mark.parametrize("days", [15, 20, 40, 50, 120, pytest.param(800, marks=pytest.mark.full)])
 def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_many_models(tmp_path, days):
     readings(24 * days).write_parquet(tmp_path / "sensor.parquet")
     proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))

@@ -19,6 +19,7 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, orders, pipeline_of, proposed
 from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.tiers import crossed
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
@@ -147,8 +148,7 @@ def built(pipeline: Pipeline, instants: Collection[datetime]) -> pl.DataFrame:
     return pl.concat(pl.read_parquet(file) for file in files).sort("id")
 
 
-@pytest.mark.parametrize("notation", NOTATIONS)
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize(("notation", "kind"), crossed(NOTATIONS, ["parquet", "csv"]))
 def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, notation, kind):
     values, instants, sql = NOTATIONS[notation]
     table = orders(ROWS, id=range(ROWS), at=values)
@@ -234,11 +234,21 @@ def test_parts_of_a_time_are_not_composed_beside_a_time_or_out_of_their_range(tm
     assert proposed(tmp_path / "orders.parquet")[0].windows.time.name == "year_month"
 
 
-def test_dates_of_the_eighteenth_century_are_times(cli, tmp_path):
+def orders_of_1750() -> pl.DataFrame:
     days = [START.replace(year=1750) + timedelta(days=40 * at) for at in range(300)]
-    orders(len(days), at=days).write_parquet(tmp_path / "orders.parquet")
+    return orders(len(days), at=days)
+
+
+def test_dates_of_the_eighteenth_century_are_times(cli, tmp_path):
+    orders_of_1750().write_parquet(tmp_path / "orders.parquet")
     made = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
     assert (made["time"], made["rows_without_time"], made["first"][:10]) == ("at", 0, "1750-01-01")
+
+
+@pytest.mark.full
+def test_rows_of_the_eighteenth_century_are_scored(cli, tmp_path):
+    orders_of_1750().write_parquet(tmp_path / "orders.parquet")
+    assert cli(tmp_path, "new", "orders", "--from", "orders.parquet").code == 0
     assert cli(tmp_path, "run", "orders").code == 0
 
 
@@ -285,8 +295,8 @@ def stamps(step: int) -> list[int]:
     ("name", "values"),
     [
         ("customer", stamps(7)),
-        ("year_built", [1950 + at % 70 for at in range(ROWS)]),
-        ("cell", [200_001 + at % 12 for at in range(ROWS)]),
+        pytest.param("year_built", [1950 + at % 70 for at in range(ROWS)], marks=pytest.mark.full),
+        pytest.param("cell", [200_001 + at % 12 for at in range(ROWS)], marks=pytest.mark.full),
     ],
 )
 def test_numbers_are_times_only_if_their_name_says_so_or_the_user(tmp_path, name, values):
@@ -315,7 +325,7 @@ def test_a_time_that_only_some_rows_have_gives_way_to_one_that_all_have(tmp_path
     assert proposed(tmp_path / "orders.parquet")[0].windows.time.name == "ordered"
 
 
-@pytest.mark.parametrize("name", ["birthday", "last_purchase"])
+@pytest.mark.parametrize("name", ["birthday", pytest.param("last_purchase", marks=pytest.mark.full)])
 def test_a_table_whose_only_time_tells_of_an_entity_is_scored_whole_unless_that_time_is_named(tmp_path, name):
     orders(ROWS, at=None, **{name: DAYS}).write_parquet(tmp_path / "customers.parquet")
     proposal, files = proposed(tmp_path / "customers.parquet")

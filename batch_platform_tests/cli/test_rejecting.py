@@ -57,7 +57,7 @@ def test_rejected_reports_every_value_as_json(cli, project):
     assert row["row"]["amount"] == -1.0
 
 
-@pytest.mark.parametrize("fix", [mend_the_source, loosen_the_rule])
+@pytest.mark.parametrize("fix", [pytest.param(mend_the_source, marks=pytest.mark.full), loosen_the_rule])
 def test_replay_after_a_fix_scores_the_row_and_changes_no_other_score(cli, project, fix):
     scores = "SELECT id, prediction, score, partition_key FROM small.predictions ORDER BY id"
     before = published(project, scores)

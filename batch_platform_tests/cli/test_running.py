@@ -151,6 +151,7 @@ def test_partitions_that_no_model_serves_any_more_are_told_and_not_counted_as_sc
     )
 
 
+@pytest.mark.full
 def test_a_partition_that_failed_is_not_counted_as_scored_because_it_was_scored_before(cli, project):
     source = pipeline_folder(project) / "events.parquet"
     events = pl.read_parquet(source)
@@ -161,6 +162,7 @@ def test_a_partition_that_failed_is_not_counted_as_scored_because_it_was_scored_
     assert "2 of 3 partitions scored, 1 failed: 80 rows in, 80 scored, 0 rejected." in answer.out
 
 
+@pytest.mark.full
 def test_one_partition_is_one_run_of_the_job_that_brings_it_up_to_date(cli, project, monkeypatch):
     append(project, "AND id % 2 = 0\n")
     earlier = {run.run_id for run in runs_of(project, monkeypatch)}
@@ -169,6 +171,7 @@ def test_one_partition_is_one_run_of_the_job_that_brings_it_up_to_date(cli, proj
     assert [(run.job_name, run.status.value) for run in new] == [("small_bring_up_to_date", "SUCCESS")]
 
 
+@pytest.mark.full
 def test_a_long_range_is_divided_into_runs_that_train_once_and_leave_nothing_to_do(cli, fresh, monkeypatch):
     write_defs_yaml(fresh, small_declaration(**{**OVERRIDES, "dagster": {"max_partitions_per_run": 2}}))
     assert cli(fresh, "run", "small", "--from", "2024-02-01", "--to", "2024-02-05", "--retrain").code == 0
@@ -251,6 +254,7 @@ def test_features_before_the_first_serving_period_are_built_where_they_are_force
     assert published(project, built) == [(before + 1,)]
 
 
+@pytest.mark.full
 def test_partition_without_rows_is_a_success_with_a_row_of_zeros(cli, project):
     append(project, "AND 1 = 0\n")
     refused = cli(project, "run", "small", "--partition", DAY)
@@ -288,6 +292,7 @@ def break_sql(project: Path, *ids: int) -> None:
     sql.write_text(sql.read_text().replace("items", broken), encoding="utf-8")
 
 
+@pytest.mark.full
 def test_a_partition_that_fails_holds_up_no_other_and_status_says_why_until_it_is_mended(cli, project):
     sql = pipeline_folder(project) / "features.sql"
     sound = sql.read_text()
@@ -478,6 +483,7 @@ def test_status_says_that_a_killed_run_did_more_than_is_published(cli, project):
     assert cli(project, "run", "small").code == 0
 
 
+@pytest.mark.full
 def test_interruption_outside_of_a_run_is_one_line(fresh):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -489,6 +495,7 @@ def test_interruption_outside_of_a_run_is_one_line(fresh):
     assert process.returncode == 0
 
 
+@pytest.mark.full
 def test_the_end_of_a_run_tells_of_models_leaks_rejected_rows_and_what_to_do_next(cli, tmp_path):
     events = small_events().with_columns(  # amounts that hardly recur: equal rows would be learned from and judged by
         amount=pl.when(pl.col("id") % 40 == 7)
@@ -522,6 +529,7 @@ def test_the_end_of_a_run_tells_of_models_leaks_rejected_rows_and_what_to_do_nex
     assert report["next"][0] == "batch-platform rejected small"
 
 
+@pytest.mark.full
 def test_models_that_were_trained_are_reported_as_json(cli, fresh):
     report = cli(fresh, "run", "small", "--to", "2024-02-01", "--json").json
     (model,) = report["models"]

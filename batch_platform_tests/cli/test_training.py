@@ -138,6 +138,7 @@ def test_changes_are_left_to_the_command_if_that_is_declared(cli, tmp_path):
     assert len(versions(folder)) == 2
 
 
+@pytest.mark.full
 def test_run_retrains_the_newest_model_and_scores_with_it(cli, project):
     (before,) = versions(project)
     answer = cli(project, "run", "small", "--retrain")

@@ -69,6 +69,7 @@ def broken_events(*columns: str) -> pl.DataFrame:
     return small_events().with_columns(**broken)
 
 
+@pytest.mark.full
 def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired_whatever_else_is_broken(deployed, hook):
     file, alerts, standing = deployed.pipeline.folder / "events.parquet", Alerts(deployed), BROKEN["amount"][0]
     assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-04").success
@@ -115,6 +116,7 @@ def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired_whatever_
             assert (message["title"], message["type"]) == (title, "success")
 
 
+@pytest.mark.full
 def test_a_failed_backfill_is_one_incident_that_names_what_is_left_undone(deployed, hook):
     alerts, days = Alerts(deployed), ("2024-02-01", "2024-02-04")
     with hook.up():

@@ -259,6 +259,7 @@ def assert_same_partitions(dagsters: dg.TimeWindowPartitionsDefinition, calendar
         assert (window.start, window.end) == (partition.start, partition.end)
 
 
+@pytest.mark.full
 def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
     days = trained.days("2024-02-01", "2024-02-10")
     result = trained.run("features", "predictions", first=days[0], last=days[-1])
@@ -309,6 +310,7 @@ def test_the_data_version_of_equal_rows_is_equal(trained):
     assert newest.tags["dagster/data_version"] == older.tags["dagster/data_version"]
 
 
+@pytest.mark.full
 def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_on_it_is(trained):
     days = trained.days("2024-02-01", "2024-02-03")
     assert trained.run("model", first="2024-02-01").success
@@ -342,6 +344,7 @@ def broken_day(day: str) -> pl.DataFrame:
     )
 
 
+@pytest.mark.full
 def test_a_retry_keeps_what_is_committed_and_does_what_failed(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch, events=broken_day("2024-02-03"))
     days = trained.days("2024-02-01", "2024-02-06")
@@ -364,6 +367,7 @@ def test_a_retry_keeps_what_is_committed_and_does_what_failed(tmp_path, monkeypa
         }
 
 
+@pytest.mark.full
 def test_a_failure_while_scoring_holds_up_no_other_partition(trained):
     days = trained.days("2024-02-01", "2024-02-06")
     assert trained.run("features", first=days[0], last=days[-1]).success
@@ -383,6 +387,7 @@ def test_a_failure_while_scoring_holds_up_no_other_partition(trained):
     assert {entry.asset_materialization.partition for entry in logged if not value(entry, "skipped")} == {days[3]}
 
 
+@pytest.mark.full
 def test_the_next_run_logs_a_commit_that_dagster_does_not_know(trained):
     trained.score("2024-02-01", "2024-02-02", run_id="died")
     result = trained.run("predictions", first="2024-02-01", last="2024-02-02")
@@ -403,6 +408,7 @@ def test_force_scores_again_what_is_up_to_date(trained):
     assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [(result.run_id,)]
 
 
+@pytest.mark.full
 def test_numbers_that_are_only_plotted_come_last(trained):
     assert trained.run("features", "predictions", first="2024-02-01").success
     (logged,) = trained.materializations("predictions")
@@ -436,6 +442,7 @@ def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path
     assert again.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
 
 
+@pytest.mark.full
 def test_a_version_can_be_asked_for(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
     assert trained.run("features", first="2024-01-10").success
@@ -487,6 +494,7 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     assert bool(result.asset_materializations_for_node("emails")) is goes_on
 
 
+@pytest.mark.full
 def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch)
     ran: list[str] = []
@@ -551,6 +559,7 @@ def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
     assert value(trained.materializations("predictions")[0], "model_version") == champion
 
 
+@pytest.mark.full
 def test_an_approved_model_that_is_not_better_than_guessing_is_a_warning_too(tmp_path, monkeypatch):
     guessing = {"estimator": "sklearn.dummy.DummyClassifier", "params": None}
     trained = deploy(tmp_path, monkeypatch, model=guessing)
@@ -577,6 +586,7 @@ def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypa
     assert "Traceback" not in message
 
 
+@pytest.mark.full
 def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
     one_for_all = {"train": {"every": None}}
     deployment = deploy(tmp_path, monkeypatch, model=one_for_all, partitions=THREE_WEEKS)
@@ -647,6 +657,7 @@ def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other
     assert published(trained, status) == [("2024-02-02", result.run_id)]
 
 
+@pytest.mark.full
 def test_a_refused_partition_does_not_hold_up_the_evaluation_of_others_in_a_run_of_chosen_assets(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch, features={"columns": {"items": {"max": 8}}, "max_rejected": 0})
     wrong = pl.when(pl.col("id") == 1300).then(pl.lit(9, pl.Int32)).otherwise("items").alias("items")
@@ -658,6 +669,7 @@ def test_a_refused_partition_does_not_hold_up_the_evaluation_of_others_in_a_run_
         assert partitions_of(trained.materializations(asset, result.run_id)) == ["2024-02-01", "2024-02-03"]
 
 
+@pytest.mark.full
 def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
     deployment = deploy(
         tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
@@ -675,6 +687,7 @@ def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_pat
     assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]
 
 
+@pytest.mark.full
 def test_partitions_that_fail_do_not_hold_up_others_of_the_run(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
     trained.score("2024-02-06", "2024-02-06")  # builds its features
@@ -727,6 +740,7 @@ CHECKED = """
 query ($key: AssetKeyInput!) {assetCheckExecutions(assetKey: $key, checkName: "performance", limit: 100) {status partition}}"""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("job", ["small_evaluate", "small_bring_up_to_date"])
 def test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails(
     tmp_path, monkeypatch, job
@@ -747,6 +761,7 @@ def test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_anot
     assert checked == [("EXECUTION_FAILED", "2024-02-01")]
 
 
+@pytest.mark.full
 def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):
     local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
     trained = deploy_trained(tmp_path, monkeypatch, events=small_events().filter(local != "2024-02-02"))
@@ -794,6 +809,7 @@ def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
         assert seen.asset_observation.data_version
 
 
+@pytest.mark.full
 def test_a_run_logs_the_schema_of_a_source_and_opens_only_new_versions_for_it(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     opened: list[str] = []
@@ -816,6 +832,7 @@ def test_a_run_logs_the_schema_of_a_source_and_opens_only_new_versions_for_it(tm
     assert opened == ["events", "events"]
 
 
+@pytest.mark.full
 def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": None, "csv": "events.csv"}})
     small_events().write_csv(deployment.pipeline.folder / "events.csv")
@@ -826,6 +843,7 @@ def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkey
     assert [count and count.value for count in rows] == [None, 2400, 2400]
 
 
+@pytest.mark.full
 def test_the_row_count_of_a_function_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "growing_source.py").write_text(

@@ -205,6 +205,7 @@ def test_dagster_sets_the_variable_by_which_a_load_knows_that_it_is_validated():
     assert f'os.environ["{VALIDATION_VARIABLE}"] = "1"' in inspect.getsource(validation)
 
 
+@pytest.mark.full
 def test_every_command_serves_the_others(cli, fresh):
     for name in BROKEN:
         add(fresh, name)

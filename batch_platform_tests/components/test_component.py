@@ -519,6 +519,7 @@ def test_dagsters_own_commands_accept_somebody_elses_project(tmp_path):
 NAME = "batch_platform.components.BatchInference"
 
 
+@pytest.mark.full
 def test_dg_says_which_key_is_wrong(tmp_path):
     folder = write_dagster_project(tmp_path / "project")
     file = write_defs_yaml(folder, small_declaration(model={"train": {"windw": "all"}}))
@@ -533,8 +534,16 @@ def test_dg_says_which_key_is_wrong(tmp_path):
     ("modules", "absent"),
     [
         ("batch_platform", {"dagster", "sklearn", "numba", "polars", "duckdb", "scipy", "pandas"}),
-        ("batch_platform.components", {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"}),
-        ("batch_platform.definitions", {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"}),
+        pytest.param(
+            "batch_platform.components",
+            {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"},
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            "batch_platform.definitions",
+            {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"},
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_imports_bring_nothing_heavy_and_no_warning(tmp_path, modules, absent):

@@ -257,6 +257,7 @@ origin = LoadableTargetOrigin(module_name="{package}.definitions", working_direc
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("process", "attribute", "described"),
     [(AS_A_RUN, None, False), (AS_A_CODE_SERVER, None, True), (AS_A_CODE_SERVER, "defs", True)],
@@ -312,6 +313,7 @@ def test_the_instance_of_the_command_line_captures_no_output_and_keeps_the_rest(
         assert instance.run_monitoring_enabled == plain.run_monitoring_enabled
 
 
+@pytest.mark.full
 def test_the_daemon_is_started_by_a_module_that_has_the_command():
     command = [*internals.DAEMON_COMMAND, "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -334,6 +336,7 @@ def report(instance, *partitions: str) -> None:
         instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition, metadata={"rows": 1}))
 
 
+@pytest.mark.full
 def test_an_event_is_read_by_another_process_as_soon_as_it_is_logged(instance, tmp_path):
     read = "import dagster as dg; print(sorted(dg.DagsterInstance.get().get_materialized_partitions(dg.AssetKey('orders'))))"
     environment = {**os.environ, "DAGSTER_HOME": str(tmp_path / "dagster")}

@@ -219,6 +219,7 @@ def test_a_schedule_that_waits_for_another_one_names_it(tmp_path, monkeypatch):
     assert reason == "Nothing is due here; elsewhere: 6 of predictions (small_score_when_due)."
 
 
+@pytest.mark.full
 def test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse(trained, monkeypatch):
     trained.score("2024-02-01", "2024-02-02")
     when = at("2024-02-05T05:00")
@@ -256,6 +257,7 @@ def test_a_tick_logs_commits_that_dagster_does_not_know(trained):
     assert len(trained.materializations("predictions")) == 2
 
 
+@pytest.mark.full
 def test_three_days_of_down_time_are_one_range(trained):
     trained.score("2024-02-01", "2024-02-04")
     assert requested(trained, "predictions", at("2024-02-06T05:00")) == [(("predictions",), "2024-02-05", "2024-02-05")]
@@ -273,6 +275,7 @@ def test_a_gap_splits_the_range(trained):
     ]
 
 
+@pytest.mark.full
 def test_features_that_are_built_are_not_asked_for_again(trained):
     assert trained.run("features", first="2024-02-02", last="2024-02-03").success
     before = trained.pipeline.state().features
@@ -289,6 +292,7 @@ def with_one_key_between(first: str, last: str) -> pl.DataFrame:
     return small_events().with_columns(id=pl.when(between).then(pl.lit(1)).otherwise(pl.col("id")))
 
 
+@pytest.mark.full
 def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(tmp_path, monkeypatch):
     twice = with_one_key_between("2024-02-03", "2024-02-04")
     trained = deploy_trained(tmp_path, monkeypatch, known=True, events=twice)
@@ -436,6 +440,7 @@ def january(deployment: Deployment) -> None:
     assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
 
 
+@pytest.mark.full
 def test_models_are_trained_oldest_first_with_the_features_that_they_lack(tmp_path, monkeypatch):
     deployment = weekly(tmp_path, monkeypatch)
     assert requested(deployment, "training", at("2024-02-05T00:30")) == [(("model",), "2024-01-21", "2024-02-04")]
@@ -531,6 +536,7 @@ def test_a_training_that_fails_holds_up_none_after_it(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.full
 def test_performance_follows_once_labels_are_known(trained):
     trained.score("2024-02-01", "2024-02-05")
     assert look(trained, "performance", at("2024-02-02T05:00"))[0] == []
@@ -541,6 +547,7 @@ def test_performance_follows_once_labels_are_known(trained):
     assert look(trained, "performance", at("2024-02-07T05:00"))[0] == []
 
 
+@pytest.mark.full
 def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=FEW_DAYS)
     assert look(deployment, "predictions", AFTER_ALL)[0] == []
@@ -636,6 +643,7 @@ def test_a_process_counts_as_gone_only_where_its_id_is_valid(trained, place, sta
     assert trained.instance.get_run_by_id(run).status == status
 
 
+@pytest.mark.full
 def test_a_changed_declaration_is_trained_by_a_tick_and_the_predictions_wait_for_it(tmp_path, monkeypatch):
     when = at("2024-02-04T05:30")
     deploy_trained(tmp_path, monkeypatch, known=True).score("2024-02-01", "2024-02-03")

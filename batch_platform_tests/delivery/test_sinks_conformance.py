@@ -26,6 +26,7 @@ from batch_platform_tests.delivery.receivers import (
     register_sqlite,
     target_of,
 )
+from batch_platform_tests.harness.tiers import FULL, crossed
 
 OLD = pl.DataFrame({"x": [1.0, 2.0, 3.0], "text": ["a", None, "ü 'x' \"y\", متجر"]})
 NEW = pl.DataFrame({"x": [7.0], "text": ["b"]})
@@ -52,6 +53,8 @@ TYPES = {
     },
     "SQLite": {"byte": pl.Int64, "whole": pl.Int64, "number": pl.Float64, "money": pl.Float64, "flag": pl.Int64, "text": pl.String},
 }  # fmt: skip
+
+QUICKLY_KILLED = ("csv", "parquet", "delta", "delta in a store", "SQLite")  # of the everyday tier
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +141,11 @@ def test_the_column_of_the_partition_may_have_another_name_and_its_key_may_hold_
     )
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(it, marks=[FULL] * (it in ("parquet in a store", "delta in a store"))) for it in RECEIVERS],
+    indirect=True,
+)
 def test_eight_partitions_may_be_delivered_at_once(kind, tmp_path):
     keys = [f"2026-01-0{day}" for day in range(1, 9)]
     for rows in (OLD, NEW):
@@ -160,7 +168,7 @@ def hindered(folder: Path, kind: str, hindrance: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("hindrance", ["limit", "nobody"])
+@pytest.mark.parametrize(("kind", "hindrance"), crossed(RECEIVERS, ["limit", "nobody"]), indirect=["kind"])
 def test_a_receiver_that_refuses_holds_what_it_held_and_the_error_names_it(kind, hindrance, tmp_path):
     target = target_of(tmp_path, kind)
     deliver(target, NEW.select("x"))
@@ -173,6 +181,9 @@ def test_a_receiver_that_refuses_holds_what_it_held_and_the_error_names_it(kind,
     assert not left_over(tmp_path, kind)
 
 
+@pytest.mark.parametrize(
+    "kind", [pytest.param(it, marks=() if it in QUICKLY_KILLED else FULL) for it in RECEIVERS], indirect=True
+)
 def test_a_process_that_is_killed_half_way_leaves_the_former_rows_and_the_next_delivery_leaves_nothing_of_it(
     kind, tmp_path
 ):

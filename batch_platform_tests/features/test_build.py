@@ -28,6 +28,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_spec,
     write_small_project,
 )
+from batch_platform_tests.harness.tiers import crossed
 
 FIRST_KEY = "2024-01-01"
 NOON = datetime(2024, 1, 1, 12, tzinfo=BERLIN)
@@ -280,8 +281,7 @@ def test_a_time_without_a_zone_and_a_date_are_local(project, time, inside, outsi
         small.write(outside)
 
 
-@pytest.mark.parametrize("read_as", ["parquet", "csv", "function"])
-@pytest.mark.parametrize("zone", REPEATED_HOURS)
+@pytest.mark.parametrize(("zone", "read_as"), crossed(REPEATED_HOURS, ["parquet", "csv", "function"]))
 def test_a_time_without_a_zone_in_an_hour_that_clocks_repeat_is_the_second_of_the_two(
     project, function, tmp_path, read_as, zone
 ):

@@ -180,7 +180,7 @@ def test_what_the_text_does_not_tell_is_unknown_and_not_guessed(con, sql):
 
 
 @pytest.mark.parametrize("sql", [sql for sql, _ in [*TOLD, *ASKED]])
-@pytest.mark.parametrize("known", [COLUMNS, NOT_TOLD])
+@pytest.mark.parametrize("known", [COLUMNS, pytest.param(NOT_TOLD, marks=pytest.mark.full)])
 def test_a_column_that_changes_with_a_source_column_is_listed_as_reading_it(con, sql, known):
     """The other way round: change the values of a source column, and see which columns of the result change."""
     before = result_of(con, sql)
@@ -280,6 +280,7 @@ def test_every_feature_of_the_flights_is_followed_without_asking_for_columns(fli
     assert not known_only_afterwards & {column for columns in read.values() for column in columns}
 
 
+@pytest.mark.full
 def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_listed_as_reading(flights, flight_sql):
     lineage = column_lineage(flight_sql[0], {name: frame.columns for name, frame in flights.items()})
     deciders = set(lineage.deciders)

@@ -92,6 +92,7 @@ def test_compressed_text_is_read_and_an_archive_refused_with_what_to_do(store):
         rows({"csv": "s3://lake/a.zip"})
 
 
+@pytest.mark.full
 def test_a_listing_of_several_pages_is_read_to_its_end(store):
     store.files.pipe(
         {f"{BUCKET}/days/{at:04}.csv": f"x\n{at}\n".encode() for at in range(1050)} | {f"{BUCKET}/days/": b""}
@@ -185,6 +186,13 @@ SOURCES = {
     "a Delta table": {"delta": "s3://lake/orders"},
 }
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+one_of_many = pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(source, id=name, marks=() if name == "one object" else pytest.mark.full)
+        for name, source in SOURCES.items()
+    ],
+)
 
 
 def fails(source: dict[str, Any], reason: str) -> None:
@@ -208,19 +216,20 @@ def test_a_bucket_that_is_not_there_is_named(source):
     fails({kind: address.replace("lake", "lack") for kind, address in source.items()}, "there is no bucket s3://lack")
 
 
-@every_source
+@one_of_many
 def test_a_store_that_refuses_is_quoted(own_store, source):
     own_store.refuse()
     fails(source, "s3://lake")
 
 
-@every_source
+@one_of_many
 def test_a_store_that_does_not_answer_is_named(own_store, source):
     own_store.kill()
     fails(source, "Could not connect to the endpoint URL")
     own_store.start()
 
 
+@pytest.mark.full
 def test_a_store_that_dies_in_the_middle_of_a_query_is_named_and_a_living_one_is_read_again(own_store):
     own_store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
     sources = declared(SOURCES["one object"])

@@ -112,6 +112,7 @@ class Built:
         return str(by_duckdb.value), str(by_spark.value)
 
 
+@pytest.mark.full
 def test_the_sql_of_spark_gives_the_very_files_that_the_sql_of_duckdb_gives(spark, tmp_path):
     """One text in both dialects, over Parquet files as they are and over sources that are copied for Spark."""
     sql = """\
@@ -221,6 +222,7 @@ def test_spark_reads_a_table_of_its_catalog_as_it_is_when_a_partition_is_built(s
     assert builder.sources.version("events", days[0]) == builder.sources.version("events", days[1])
 
 
+@pytest.mark.full
 def test_the_rows_of_a_driving_table_are_counted_as_those_of_a_file_are(spark, tmp_path, create_table):
     create_table(
         "sales.events",
@@ -572,6 +574,7 @@ def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark,
 ENDLESS = SPARK_SQL.replace("amount", "amount, (SELECT max(hash(id)) FROM range(0, 1000000000000)) AS slow")
 
 
+@pytest.mark.full
 def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
     made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
     with pytest.raises(SourceError, match=r"the SQL of \S+ takes longer than features\.timeout \(1 second\)\."):
@@ -704,6 +707,7 @@ def test_a_pipeline_over_a_table_of_the_catalog_works_from_the_command_line(
     )
 
 
+@pytest.mark.full
 def test_observing_a_table_of_the_catalog_counts_its_rows_on_the_cluster(spark, tmp_path, create_table, monkeypatch):
     create_table("sales.events", small_events())
     declared = {"sources": {"events": CATALOG, "returns": {"parquet": "events.parquet"}}, "engine": spark.declared()}

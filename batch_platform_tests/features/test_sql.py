@@ -385,13 +385,8 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(block, id=name, marks=[] if name == "a query" else pytest.mark.full)
-        for name, block in BLOCKS.items()
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_only_the_partition_whose_rows_changed_in_the_database_is_due(tmp_path, server, block):
     pipeline = in_database(server, tmp_path, block)
     carry_out(pipeline, NOW)

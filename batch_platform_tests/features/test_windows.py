@@ -143,7 +143,7 @@ def test_times_as_text_are_compared_as_the_sql_does(labels):
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Sao_Paulo", "UTC"])
-@pytest.mark.parametrize("every", ["hour", "day"])
+@pytest.mark.parametrize("every", ["day", pytest.param("hour", marks=pytest.mark.full)])
 @pytest.mark.parametrize("local", [True, False])
 def test_labels_read_together_lie_in_their_partition_where_clocks_change(labels, zone, every, local):
     start = datetime(2017, 10, 10, tzinfo=ZoneInfo(zone))  # Sao Paulo skips its midnight of 15 October

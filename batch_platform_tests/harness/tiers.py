@@ -1,12 +1,28 @@
 """The tiers of the tests: which tests each of them runs, and how many examples hypothesis draws for a test."""
 
+from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 EVERYDAY, UNIT = "not full", "unit and not full"  # marks of the tests of a tier, as pytest's -m
 TIERS = {"--full": [], "--unit": ["-m", UNIT]}  # pytest's arguments by the option that names a tier
+FULL = pytest.mark.full
 PROFILES = {"full": 100, "everyday": 20}  # percent of the examples that a test asks for
+
+
+def crossed(*axes: Iterable[Any]) -> list[Any]:
+    """The parameters of every combination; the everyday tier takes those in which each value of each axis occurs."""
+    values = [list(axis) for axis in axes]
+    everyday = {tuple(at % len(axis) for axis in values) for at in range(max(map(len, values)))}
+    return [
+        pytest.param(
+            *(axis[at] for axis, at in zip(values, places, strict=True)), marks=() if places in everyday else FULL
+        )
+        for places in product(*(range(len(axis)) for axis in values))
+    ]
 
 
 def examples(number: int, **options: Any) -> settings:

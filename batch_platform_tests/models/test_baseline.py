@@ -119,6 +119,7 @@ def test_an_entity_that_returns_is_held_against_its_last_known_value():
     assert fitted(data(hours=2_000, label=of_entity)).trivial.baseline.name != "last known value", "no row returns"
 
 
+@pytest.mark.full
 def test_a_first_version_that_learned_nothing_is_approved_and_said_to_be_no_better_than_guessing():
     """Of pure noise, a few models are worse than the mean beyond chance, as of any two that are equal."""
     training = data(hours=200, label=lambda times, random: random.normal(size=len(times)))
@@ -137,7 +138,11 @@ def test_a_first_version_that_learned_nothing_is_approved_and_said_to_be_no_bett
     ("label", "baseline"),
     [
         (lambda times, random: 20 + random.normal(size=len(times)), "mean"),
-        (lambda times, random: 5.0 * times.dt.hour().to_numpy() + random.normal(size=len(times)), "mean by hour"),
+        pytest.param(
+            lambda times, random: 5.0 * times.dt.hour().to_numpy() + random.normal(size=len(times)),
+            "mean by hour",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_a_model_that_is_worse_beyond_chance_by_however_little_is_worthless(label, baseline):
@@ -192,6 +197,7 @@ def events() -> pl.DataFrame:
     )
 
 
+@pytest.mark.full
 def test_the_baseline_of_a_version_is_in_its_manifest_and_none_serves_that_is_worse(tmp_path, events):
     two_weeks = {"train": {"evaluate": "14 days"}}  # on which a day is drawn of each kind, with hardly an exception
     pipeline = small_pipeline(tmp_path, events=events, model=two_weeks)
@@ -213,6 +219,7 @@ def test_the_baseline_of_a_version_is_in_its_manifest_and_none_serves_that_is_wo
     assert registry.champion(NOW) is None
 
 
+@pytest.mark.full
 def test_a_version_that_is_worse_than_the_baseline_takes_the_place_of_a_champion_that_is_worse_still(tmp_path, events):
     overfit = {"estimator": "sklearn.tree.DecisionTreeClassifier", "params": None, "refit": False}
     ungated = {"promote": {"metric": "log_loss", "baseline": False}}

@@ -341,6 +341,7 @@ written(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.full
 def test_a_half_written_bundle_is_never_visible(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert done.returncode == -signal.SIGKILL

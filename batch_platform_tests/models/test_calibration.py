@@ -58,6 +58,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_pipeline,
     small_spec,
 )
+from batch_platform_tests.harness.tiers import crossed
 from batch_platform_tests.models.test_prior import drawn
 from batch_platform_tests.pipeline.test_snapshots import MONDAY, snapshots
 
@@ -138,9 +139,7 @@ def by_scikit_learn(fitted: Fitted, method: str, matrix: NDArray[np.float64]) ->
     return frozen.fit(contract.encode(first), labels).predict_proba(matrix)
 
 
-@pytest.mark.parametrize("method", ["isotonic", "sigmoid"])
-@pytest.mark.parametrize("classes", [2, 3, 9])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("estimator", "classes", "method"), crossed(ESTIMATORS, [2, 3, 9], ["isotonic", "sigmoid"]))
 def test_calibrated_probabilities_are_those_of_scikit_learn_to_the_last_bit(estimator, classes, method):
     fitted = calibrated(estimator, classes, method)
     assert [each.refinement.name for each in fitted.refinements.applied] == ["calibration"]
@@ -151,9 +150,7 @@ def test_calibrated_probabilities_are_those_of_scikit_learn_to_the_last_bit(esti
         np.testing.assert_allclose(fitted.predictor.decide(matrix), expected, rtol=0, atol=OWN_SUMS)
 
 
-@pytest.mark.parametrize("method", ["isotonic", "sigmoid"])
-@pytest.mark.parametrize("classes", [2, 9])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("estimator", "classes", "method"), crossed(ESTIMATORS, [2, 9], ["isotonic", "sigmoid"]))
 def test_law_4_compiled_trees_batch_sizes_and_the_file_change_no_bit_of_a_calibrated_score(estimator, classes, method):
     fitted = calibrated(estimator, classes, method)
     kept = read_refinements(refinements_file(fitted.refinements.applied), refinement_named)
@@ -354,6 +351,7 @@ def test_what_is_committed_is_what_every_path_gives(tmp_path):
     assert all(expected[row] == score for row, score in stored.iter_rows())
 
 
+@pytest.mark.full
 def test_the_second_fit_keeps_the_calibration_of_the_first(tmp_path):
     (tmp_path / "judged").mkdir()
     judged = of_february(tmp_path / "judged", refit=False)
@@ -386,6 +384,7 @@ def test_the_rows_held_out_of_a_snapshot_are_divided_by_the_hash_of_their_key(tm
     assert manifest.refinements["calibration"]["rows"] == manifest.evaluation.rows_refined
 
 
+@pytest.mark.full
 def test_a_challenger_is_calibrated_by_itself_and_leaves_the_window_of_the_model_undivided(tmp_path):
     forest = {"name": "forest", "estimator": FOREST, "params": {"n_estimators": 5}, "calibrate": "sigmoid"}
     plain = {"name": "plain", "estimator": FOREST, "params": {"n_estimators": 5}}
@@ -413,6 +412,7 @@ def test_a_challenger_is_calibrated_by_itself_and_leaves_the_window_of_the_model
     assert {name for name, _ in scores} == {"forest", "plain"}
 
 
+@pytest.mark.full
 def test_a_challenger_without_calibration_is_judged_by_the_rows_that_judge_a_calibrated_model(tmp_path):
     plain = {"name": "plain", "estimator": FOREST, "params": {"n_estimators": 5}}
     calibrating = {"train": {"evaluate": "14 days"}, "calibrate": "sigmoid"}
@@ -436,6 +436,7 @@ def test_status_says_why_the_declared_calibration_of_the_champion_is_not_applied
     assert remark.startswith("its probabilities are not calibrated (model.calibrate: isotonic): the 0 rows")
 
 
+@pytest.mark.full
 def test_scoring_with_calibrated_trees_imports_no_scikit_learn(tmp_path):
     pipeline = of_february(tmp_path)
     (version,) = pipeline.state().registry.of_model

@@ -28,6 +28,7 @@ from batch_platform.models.gate import judge
 from batch_platform.models.judged import JudgedScores
 from batch_platform.models.positive import Positive
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.tiers import crossed
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
 FEATURES = Features(sql="features.sql", key=["id"], time="ts")
@@ -103,6 +104,7 @@ def test_key_time_and_excluded_columns_are_not_features():
     assert feature_columns(features, dict.fromkeys(["id", "ts", "shop", "x"], pl.Int64())) == ["x"]
 
 
+@pytest.mark.full
 def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"refit": False})
     carry_out(pipeline, TRAINED)
@@ -224,6 +226,7 @@ def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_
     assert model.proof.compiled.rows > model.rows_evaluated if kernel else model.proof.compiled.rows == 0
 
 
+@pytest.mark.full
 def test_the_manifest_of_a_trained_version_describes_its_compiled_form(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW)
     (version,) = pipeline.state().registry.versions
@@ -314,20 +317,21 @@ def test_the_iteration_at_which_a_model_stops_early_is_recorded(estimator, param
 
 
 @pytest.mark.parametrize(
-    ("estimator", "params"),
-    [
-        ("sklearn.linear_model.LogisticRegression", {}),
-        ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10}),
-        ("sklearn.neural_network.MLPClassifier", {"max_iter": 20}),
-        (HGB, {"max_iter": 60, "early_stopping": True, "n_iter_no_change": 3}),
-        ("lightgbm.LGBMClassifier", {"n_estimators": 60, "early_stopping_round": 3, "verbose": -1}),
-        ("xgboost.XGBClassifier", {"n_estimators": 60, "early_stopping_rounds": 3}),
-    ],
+    ("estimator", "namings"),
+    crossed(
+        [
+            ("sklearn.linear_model.LogisticRegression", {}),
+            ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10}),
+            ("sklearn.neural_network.MLPClassifier", {"max_iter": 20}),
+            (HGB, {"max_iter": 60, "early_stopping": True, "n_iter_no_change": 3}),
+            ("lightgbm.LGBMClassifier", {"n_estimators": 60, "early_stopping_round": 3, "verbose": -1}),
+            ("xgboost.XGBClassifier", {"n_estimators": 60, "early_stopping_rounds": 3}),
+        ],
+        [[[0, 1], ["yes", "no"], [True, False]], [[0, 1, 2], ["b", "c", "a"], [30, 10, 20]]],
+    ),
 )
-@pytest.mark.parametrize(
-    "namings", [[[0, 1], ["yes", "no"], [True, False]], [[0, 1, 2], ["b", "c", "a"], [30, 10, 20]]]
-)
-def test_renaming_or_reordering_labels_changes_no_probability(estimator, params, namings):
+def test_renaming_or_reordering_labels_changes_no_probability(estimator, namings):
+    path, params = estimator
     random = np.random.default_rng(1)
     x = random.normal(size=400)
     kinds = np.digitize(x + random.normal(size=400), [-0.5, 0.7][: len(namings[0]) - 1])
@@ -335,7 +339,7 @@ def test_renaming_or_reordering_labels_changes_no_probability(estimator, params,
     for names in namings:
         training = data(400, label=[names[kind] for kind in kinds], y=x)
         positive = Positive(names[1], None) if len(names) == 2 else None
-        model = fit(Model(estimator=estimator), FEATURES, training, params, positive)
+        model = fit(Model(estimator=path), FEATURES, training, params, positive)
         columns = [model.signature.classes.index(name) for name in names]
         probabilities.append(model.predictor.predict(model.held_out)[:, columns])
         iterations.add(str(model.details))
@@ -432,6 +436,7 @@ def test_the_rule_of_the_gate(gate, metrics, refusal):
     assert (reason is None) if refusal is None else (refusal in reason)
 
 
+@pytest.mark.full
 def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
     plan = carry_out(pipeline, TRAINED)
@@ -443,6 +448,7 @@ def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_p
     assert registry.champion(NOW) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("damage", ["deleted", "changed"])
 def test_a_champion_that_can_no_longer_be_loaded_does_not_keep_a_new_model_from_serving(tmp_path, damage):
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.01}})

@@ -29,6 +29,15 @@ from batch_platform_tests.harness.flavour_cases import CASES, EXTRAS, Kept, keep
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
 
 ROWS = table(257, seed=1)
+FULL_CASES = {
+    "sklearn file of a table",
+    "lightgbm grades",
+    "lightgbm file of pandas",
+    "xgboost grades",
+    "xgboost binary file",
+    "xgboost file of pandas",
+    "keras file",
+}
 
 
 @cache
@@ -38,7 +47,7 @@ def kept_in(folder: Path, case: str) -> Kept:
     return keep(CASES[case](files), files)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[pytest.param(it, marks=[pytest.mark.full] * (it in FULL_CASES)) for it in CASES])
 def kept(request, tmp_path_factory) -> Kept:
     return kept_in(tmp_path_factory.getbasetemp(), request.param)
 
@@ -68,7 +77,7 @@ def test_a_loaded_model_predicts_what_its_own_library_predicts(kept, opened):
         np.testing.assert_array_equal(scores, expected)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))])
 def test_the_score_of_a_row_is_the_same_to_the_last_bit_whichever_rows_are_beside_it(opened, seed):
     choice = np.random.default_rng(seed)
     order = choice.permutation(ROWS.height)
@@ -212,7 +221,13 @@ THRESHOLD = Flavour(
 )
 
 
-@pytest.mark.parametrize("declared", [{}, {"flavour": "threshold"}], ids=["by its ending", "by its name"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        pytest.param({}, id="by its ending"),
+        pytest.param({"flavour": "threshold"}, id="by its name", marks=pytest.mark.full),
+    ],
+)
 def test_a_flavour_registered_from_outside_is_imported_and_scores(tmp_path, monkeypatch, declared):
     monkeypatch.setitem(FLAVOURS, "threshold", THRESHOLD)
     pipeline = small_pipeline(tmp_path, model={"estimator": None, "params": None, "import": "rule.ini", **declared})

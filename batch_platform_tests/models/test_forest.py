@@ -34,7 +34,7 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.estimators import read_estimator
 from batch_platform.models.native_threads import one_thread
-from batch_platform_tests.harness.tiers import examples
+from batch_platform_tests.harness.tiers import crossed, examples
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -239,8 +239,7 @@ def test_a_value_goes_left_up_to_exactly_its_threshold_in_32_bits():
     np.testing.assert_array_equal(compile_predictor(predictor).predict(matrix), expected)
 
 
-@pytest.mark.parametrize("name", ["histogram", "random forest", "boosted"])
-@pytest.mark.parametrize("classes", [2, 9])
+@pytest.mark.parametrize(("name", "classes"), crossed(["histogram", "random forest", "boosted"], [2, 9]))
 def test_batches_layouts_and_threads_change_no_bit(name: str, classes: int):
     shape = Shape(rows=600, classes=classes, missing=0.0 if name.startswith("boosted") else 0.1, categories=7)
     native = learned(name, CLASSIFIERS[name], shape, "multiclass")

@@ -37,6 +37,7 @@ def retrain(pipeline: Pipeline, **params):
     return pipeline.train(period, Stamp("again", NOW), params=params)
 
 
+@pytest.mark.full
 def test_the_first_version_is_not_compared(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
@@ -45,6 +46,7 @@ def test_the_first_version_is_not_compared(tmp_path):
     assert (decision.action, decision.reason) == ("approved", "meets the gate")
 
 
+@pytest.mark.full
 def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_champion_keeps_serving(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}, **UNSEEN})
     carry_out(pipeline, NOW)
@@ -123,7 +125,7 @@ def refused_percent(rows: int, noise: float) -> float:
 EQUAL, WORSE_BY_2, WORSE_BY_10 = 0.5, 0.7, 1.5  # noise, by what it costs of the area under the curve, in hundredths
 
 
-@pytest.mark.parametrize("rows", [50, 200, pytest.param(1_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rows", [50, *(pytest.param(rows, marks=pytest.mark.full) for rows in (200, 1_000))])
 def test_of_equal_models_one_in_forty_is_refused_at_any_number_of_rows_and_the_guide_states_what_becomes_of_worse_ones(
     rows,
 ):
@@ -140,6 +142,7 @@ def test_a_model_that_is_worse_by_a_tenth_never_passes_on_enough_rows():
     assert refused_percent(1_000, WORSE_BY_10) == 100
 
 
+@pytest.mark.full
 def test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_not_replace_a_champion_that_was(
     tmp_path,
 ):
@@ -159,6 +162,7 @@ def test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_
     assert registry.champion(datetime(2024, 3, 5, tzinfo=UTC)) == champion
 
 
+@pytest.mark.full
 def test_a_champion_that_was_no_better_than_guessing_has_no_lead_to_lose(tmp_path):
     """The champion learned from labels of other rows; those of the version's evaluation rows are turned round."""
     events = permuted_labels(small_events(), datetime(2024, 1, 3, tzinfo=UTC), datetime(2024, 2, 2, tzinfo=UTC))
@@ -176,6 +180,7 @@ def test_a_champion_that_was_no_better_than_guessing_has_no_lead_to_lose(tmp_pat
     assert "may have changed" not in decision.reason
 
 
+@pytest.mark.full
 def test_both_are_measured_on_the_rows_that_both_accept(tmp_path):
     """The champion never saw a missing number of items; the new version did, and would have more rows to show for it."""
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.5}, **UNSEEN})

@@ -78,6 +78,7 @@ def test_a_file_serves_every_period_without_training_and_is_judged_by_the_gate(t
     assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
+@pytest.mark.full
 def test_a_file_that_does_not_meet_the_gate_never_serves(tmp_path):
     booster(tmp_path / "project", good=False)
     pipeline = pipeline_of(tmp_path, model={**BOOSTER, "promote": {"at_least": 0.6}})
@@ -98,14 +99,14 @@ def test_a_file_that_is_worse_than_a_trivial_baseline_never_serves_either(tmp_pa
     assert re.match(r"worse than guessing \(class shares.*\): roc_auc 0\.\d+ against 0\.5\d* on \d+ rows of 7", reason)
 
 
-@pytest.mark.parametrize("overrides", [{"labels": None}, {"labels": {"delay": "90 days"}}])
+@pytest.mark.parametrize(
+    "overrides", [pytest.param({"labels": None}, marks=pytest.mark.full), {"labels": {"delay": "90 days"}}]
+)
 def test_without_a_known_label_it_is_approved_and_says_so(tmp_path, overrides):
     booster(tmp_path / "project")
     pipeline = pipeline_of(tmp_path, **overrides)
-    for built in (
-        item.partition for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("features")
-    ):
-        list(pipeline.build_features([built], Stamp("run", NOW)))
+    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
+    list(pipeline.build_features([item.partition for item in plan.of("features")], Stamp("run", NOW)))
     (period, *_) = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model")
     trained = pipeline.train(period.partition, Stamp("run", NOW))
     assert (trained.decision.action, trained.decision.reason) == ("approved", UNJUDGED)
@@ -121,6 +122,7 @@ def test_one_partition_of_history_is_enough(tmp_path):
     assert min(pipeline.state().scores) == "2024-01-18"
 
 
+@pytest.mark.full
 def test_columns_are_matched_by_name_whatever_their_order_and_others_are_left_out(tmp_path):
     booster(tmp_path / "project")
     sql = NUMBERS_SQL.replace("amount, items, known", "known, 1 AS more, items, amount")
@@ -129,6 +131,7 @@ def test_columns_are_matched_by_name_whatever_their_order_and_others_are_left_ou
     assert pipeline.bundle(pipeline.state().registry.versions[0]).contract.names == ["amount", "items", "known"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
@@ -314,6 +317,7 @@ def test_the_error_for_an_estimator_without_its_library_names_the_extra(monkeypa
         check_estimator_exists(Model(estimator="xgboost.XGBClassifier"))
 
 
+@pytest.mark.full
 def test_a_pipeline_is_checked_without_data_and_without_a_server(tmp_path):
     booster(tmp_path)
     check_model(Model.model_validate({"import": "returns.txt"}), tmp_path)

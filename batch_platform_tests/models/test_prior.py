@@ -97,6 +97,7 @@ def rare(share: float) -> pl.DataFrame:
     return small_events().with_columns(returned=pl.col("returned") & kept)
 
 
+@pytest.mark.full
 def test_law_4_a_balanced_model_scores_alike_on_every_path_and_says_how_it_was_sampled(tmp_path):
     train = {"sample": "balanced", "max_rows": 200}
     pipeline = small_pipeline(tmp_path, events=rare(0.1), model={"train": train, "promote": {"baseline": False}})

@@ -268,6 +268,7 @@ def test_a_trace_says_why_a_score_has_no_reasons(tmp_path: Path):
     assert traced.reasons.note == "the features that the model read are gone"
 
 
+@pytest.mark.full
 def test_newly_declared_reasons_make_no_partition_stale_that_would_gain_none(tmp_path: Path):
     now = datetime(2024, 2, 8, 12, tzinfo=UTC)
     weekly = {"model": {"train": {"every": "week", "start": "2024-01-21", "evaluate": "3 days"}}}
@@ -291,6 +292,7 @@ def test_newly_declared_reasons_make_no_partition_stale_that_would_gain_none(tmp
     assert set(make_plan(more.spec, more.state(), PlanRequest(now)).stale) == served_by_it
 
 
+@pytest.mark.full
 def test_a_trace_shows_the_reasons_of_a_row_and_the_importance_of_a_partition_is_their_mean(tmp_path: Path):
     pipeline = finished_pipeline(tmp_path, datetime(2024, 2, 4, 12, tzinfo=UTC), predictions={"reasons": 2})
     pipeline.publish()

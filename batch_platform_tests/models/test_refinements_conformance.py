@@ -130,12 +130,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 EVERYDAY = {
     ("prior", "trees"),
-    ("calibration", "trees"),
     ("calibration", "import"),
     ("interval", "trees"),
-    ("reasons", "calibrated, of some rows"),
     ("reasons", "linear"),
-    ("own", "all of them"),
     ("own", "regression"),
 }
 
@@ -252,6 +249,7 @@ def test_the_champion_and_a_challenger_have_stored_the_same_columns_as_one_batch
         same(stored(refining, f"SELECT {columns} FROM small.{table} ORDER BY id"), whole.sort("id"))
 
 
+@pytest.mark.full
 def test_a_backtest_of_the_version_gives_what_is_stored(refining):
     if refining.spec.labels is None:
         return  # there is nothing to measure
@@ -285,6 +283,7 @@ def small_again(pipeline: Pipeline) -> Pipeline:
     return Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
 
 
+@pytest.mark.full
 def test_what_is_not_declared_leaves_no_file_and_wraps_no_model(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW)
     bundle = pipeline.bundle(champion(pipeline))

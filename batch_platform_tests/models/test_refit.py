@@ -62,6 +62,7 @@ def committed(pipeline: Pipeline) -> pl.DataFrame:
         return con.sql(query).pl()
 
 
+@pytest.mark.full
 def test_what_serves_has_learned_from_the_whole_window_and_what_is_told_of_it_was_measured_before(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
@@ -81,6 +82,7 @@ def test_what_serves_has_learned_from_the_whole_window_and_what_is_told_of_it_wa
     assert (manifest.compiled.kernel, manifest.compiled.reason) == ("leaf masks of 32 bits", None)
 
 
+@pytest.mark.full
 def test_refinements_learn_from_no_row_whose_label_was_not_known_when_the_rows_begin_that_the_gate_judges(tmp_path):
     model = {"calibrate": "sigmoid", "train": {"evaluate": "14 days"}}
     pipeline = small_pipeline(tmp_path, model=model, labels={"delay": "2 days"})
@@ -139,6 +141,7 @@ def test_a_sample_for_the_judged_fit_is_drawn_from_known_labels_and_that_of_the_
     assert between.height == pytest.approx(share * whole.fit.height, abs=6)
 
 
+@pytest.mark.full
 def test_its_score_is_judged_by_what_the_first_fit_gave_rows_that_it_had_not_seen(tmp_path):
     many = {"max_iter": 100, "max_leaf_nodes": 31}  # so that scores take many values
     pipeline = small_pipeline(tmp_path, model={"params": many}, monitoring={"drift": {}})
@@ -192,6 +195,7 @@ def test_challengers_are_fitted_again_too(tmp_path):
     assert (manifest.refit, manifest.training.rows) == (True, labelled(None, END).height)
 
 
+@pytest.mark.full
 def test_the_same_data_give_the_same_refit(tmp_path):
     twice = [small_pipeline(tmp_path / name) for name in ("first", "second")]
     for pipeline in twice:
@@ -247,6 +251,7 @@ def model():
     return Model(estimator="sklearn.ensemble.HistGradientBoostingClassifier", params={"max_iter": 3})
 
 
+@pytest.mark.full
 def test_a_champion_is_compared_on_the_rows_that_it_has_not_learned_from(tmp_path):
     weekly = {"train": {"every": "week", "evaluate": "14 days"}, "promote": {"tolerance": 0.5}}
     pipeline = small_pipeline(tmp_path, model=weekly)
@@ -271,6 +276,7 @@ def corrected(tmp_path: Path, every: int) -> Pipeline:
     return pipeline
 
 
+@pytest.mark.full
 def test_a_champion_that_was_refitted_on_the_evaluation_rows_is_compared_by_the_scores_of_its_judged_fit(tmp_path):
     pipeline = corrected(tmp_path, every=6)
     period = serving_calendar(pipeline.spec).named("2024-02-01")
@@ -312,6 +318,7 @@ def test_the_scores_of_the_judged_fit_are_those_of_the_evaluation_rows_and_stay_
     assert len(set(judged.outcomes.units["partition"].tolist())) == 7
 
 
+@pytest.mark.full
 def test_scores_of_the_judged_fit_that_changed_are_refused_when_they_are_read_and_hold_up_no_scoring(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, BEFORE_SCORING)

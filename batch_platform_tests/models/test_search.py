@@ -140,7 +140,12 @@ def test_too_few_partitions_or_entities_are_refused():
     ("estimator", "training", "grid"),
     [
         (HGB, data(), {"learning_rate": [0.001, 0.2], "max_leaf_nodes": [3, 7]}),
-        (HGB, data(classes=3), {"learning_rate": [0.001, 0.2], "early_stopping": [True, False]}),
+        pytest.param(
+            HGB,
+            data(classes=3),
+            {"learning_rate": [0.001, 0.2], "early_stopping": [True, False]},
+            marks=pytest.mark.full,
+        ),
         (HGB, data(by_entity=True), {"learning_rate": [0.001, 0.2], "max_leaf_nodes": [3]}),
         ("sklearn.linear_model.Ridge", data(regression=True), {"alpha": [1e6, 1.0]}),
         ("lightgbm.LGBMClassifier", data(), {"learning_rate": [0.001, 0.2], "n_estimators": [20], "verbose": [-1]}),
@@ -254,6 +259,7 @@ DECLARED = {
 }
 
 
+@pytest.mark.full
 def test_a_search_is_recorded_and_its_parameters_are_no_other_declaration(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW, **DECLARED)
     state = pipeline.state()
@@ -274,6 +280,7 @@ def test_a_search_is_recorded_and_its_parameters_are_no_other_declaration(tmp_pa
     assert carry_out(Pipeline(pipeline.spec, pipeline.folder, pipeline.home), NOW).items == []
 
 
+@pytest.mark.full
 def test_another_search_trains_again(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW, **DECLARED)
     search = pipeline.spec.model.search.model_copy(update={"trials": 2})

@@ -103,14 +103,20 @@ def test_a_tree_that_contradicts_itself_is_refused(name):
     assert malformed_estimator(make_pipeline(SimpleImputer(), broken)), "wherever it is held"
 
 
-def test_such_a_file_of_skops_is_refused_before_it_scores(tmp_path):
-    (tmp_path / "model.skops").write_bytes(io.dumps(broken_histogram(left=0)))
-    with pytest.raises(
-        DataError, match=r"model.skops is damaged: tree 1 has nodes that lie outside of it, or that several"
-    ):
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"left": 0}, "tree 1 has nodes that lie outside of it, or that several"),
+        ({"feature_idx": 77}, "a tree splits by a column beyond its 4"),
+    ],
+)
+def test_such_a_file_of_skops_is_refused_before_it_scores(tmp_path, changes, problem):
+    (tmp_path / "model.skops").write_bytes(io.dumps(broken_histogram(**changes)))
+    with pytest.raises(DataError, match=f"model.skops is damaged: {problem}"):
         read_import(Model.model_validate({"import": "model.skops"}), tmp_path, {})
 
 
+@pytest.mark.full
 def test_such_a_file_of_xgboost_is_refused_before_it_scores(tmp_path):
     import xgboost
 

@@ -199,7 +199,16 @@ def test_the_interval_of_a_rate_near_0_or_1_holds_it_in_93_to_97_of_100_samples(
 
 
 @pytest.mark.parametrize(
-    "name", ["200 rows", "300 customers of a regression", "80 groups", "90 days of a regression", "400 weighted rows"]
+    "name",
+    [
+        "200 rows",
+        "80 groups",
+        "400 weighted rows",
+        *(
+            pytest.param(it, marks=pytest.mark.full)
+            for it in ("300 customers of a regression", "90 days of a regression")
+        ),
+    ],
 )
 def test_a_few_samples_of_each_kind_of_world_are_held_about_as_often(name):
     world, metrics = WORLDS[name]
@@ -207,6 +216,7 @@ def test_a_few_samples_of_each_kind_of_world_are_held_about_as_often(name):
     assert all(0.89 <= share <= 1 for share in shares.values()), shares
 
 
+@pytest.mark.full
 def test_without_their_units_intervals_hold_the_truth_far_too_rarely():
     world, metrics = WORLDS["300 customers of a regression"]
     alone = lambda random, times: tuple(replace(of, units={}) for of in world(random, times))  # noqa: E731

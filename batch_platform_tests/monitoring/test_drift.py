@@ -74,7 +74,9 @@ def compared(profile: partial[Profile], base: NDArray[np.float64], *samples: NDA
     return [found for found in divergences([(part, reference) for part in parts]) if found is not None]
 
 
-@pytest.mark.parametrize(("rows", "samples"), [(100, 2000), (1000, 1000), (100_000, 30)])
+@pytest.mark.parametrize(
+    ("rows", "samples"), [pytest.param(100, 2000, marks=pytest.mark.full), (1000, 1000), (100_000, 30)]
+)
 def test_samples_of_the_training_data_raise_no_alarm(learned, rows, samples):
     random = np.random.default_rng(rows)
     for name, values in learned.items():

@@ -56,6 +56,7 @@ def everything(pipeline):
 _TABLES = "SELECT schema_name, table_name FROM duckdb_tables() WHERE schema_name IN ('small', 'batch_platform')"
 
 
+@pytest.mark.full
 def test_the_declared_estimator_gives_exactly_what_production_gave(tmp_path):
     pipeline = made(tmp_path, model=WEEKLY)
     partitions = backtested(pipeline, DECLARED, days(pipeline, "2024-02-04", "2024-02-12"), keep_scores=True)
@@ -99,7 +100,7 @@ def test_a_model_does_not_learn_from_labels_that_were_not_known_by_then(tmp_path
     assert len(scores[0]) == 8 * 40
 
 
-@pytest.mark.parametrize("model", ["version", "estimator"])
+@pytest.mark.parametrize("model", [pytest.param("version", marks=pytest.mark.full), "estimator"])
 def test_production_does_not_change(tmp_path, model):
     pipeline = made(tmp_path)
     (version,) = pipeline.state().registry.versions
@@ -121,6 +122,7 @@ def test_a_version_scores_every_partition_and_those_it_learned_from_are_marked(t
     assert stored(pipeline, "SELECT DISTINCT in_sample FROM batch_platform.score_runs") == [(False,)]
 
 
+@pytest.mark.full
 def test_both_are_measured_on_the_rows_that_both_scored(tmp_path):
     minimum = {"features": {"columns": {"amount": {"min": 50}}, "max_rejected": "100%"}}
     pipeline = made(tmp_path, **minimum)
@@ -187,7 +189,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(it, marks=[pytest.mark.full] * (it != "outliers")) for it in KINDS])
 def test_every_kind_of_model_is_compared_with_production(tmp_path, kind):
     label, declared, tested, metric = KINDS[kind]
     none = {"max_leaf_nodes": None, "early_stopping": None, "max_iter": None}

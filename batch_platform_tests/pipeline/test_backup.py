@@ -120,6 +120,7 @@ def test_a_home_that_is_backed_up_during_a_backfill_and_restored_elsewhere_goes_
     assert published(other, SCORES) == published(project, SCORES)
 
 
+@pytest.mark.full
 def test_a_second_backup_copies_only_what_is_new(project, cli, tmp_path):
     dest = tmp_path / "dest"
     first = cli(project, "backup", str(dest), "--json").json["made"]
@@ -154,6 +155,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_backup_that_is_killed_leaves_the_earlier_one_and_the_next_completes_it(project, cli, tmp_path):
     dest = tmp_path / "dest"
     first = cli(project, "backup", str(dest), "--json").json["made"]["backup"]
@@ -280,6 +282,7 @@ def test_a_manifest_that_leads_out_of_the_home_restores_nothing_there(project, t
     assert not (tmp_path / "inner" / "outside").exists()
 
 
+@pytest.mark.full
 def test_a_backup_holds_what_is_committed_and_not_yet_published_and_no_reader_or_writer_waits_for_it(
     project, tmp_path, monkeypatch
 ):

@@ -205,6 +205,7 @@ def promotion_of(pipeline: Pipeline, version: str):
     return promote(state.registry, state.scores, version, Maker(actor="test", at=LATER)).promotion
 
 
+@pytest.mark.full
 def test_the_disk_is_read_and_cleaned_while_another_process_takes_the_warehouse_lock(pipeline, monkeypatch):
     command = [sys.executable, "-c", TAKE_THE_LOCK, str(pipeline.home.root)]
     taken: list[str] = []

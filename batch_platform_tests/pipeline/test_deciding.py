@@ -33,6 +33,7 @@ from batch_platform.scoring.partition import Counts, Staged
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.tiers import crossed
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
 SCORED = ["2024-02-01", "2024-02-02", "2024-02-03"]
@@ -107,6 +108,7 @@ def test_a_pipeline_without_a_rule_has_no_decisions(tmp_path):
     assert rules(pipeline) == {None}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rule", [COSTS, {"top": 7}], ids=str)
 def test_decisions_are_the_same_in_files_and_whatever_the_size_of_a_batch(tmp_path, rule, monkeypatch):
     expected = rows(decided(tmp_path / "duckdb", rule, **CHALLENGED))
@@ -118,7 +120,7 @@ def test_decisions_are_the_same_in_files_and_whatever_the_size_of_a_batch(tmp_pa
     assert verify(in_files.home).differing == ()
 
 
-@pytest.mark.parametrize("store", ["duckdb", "parquet"])
+@pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
 def test_a_changed_rule_is_applied_to_scores_that_stand_without_features_or_models(tmp_path, store):
     pipeline = decided(tmp_path, COSTS, store, **CHALLENGED)
     before, scored_before = rows(pipeline), rows(pipeline, "challenger_scores")
@@ -148,8 +150,7 @@ def test_a_changed_rule_is_applied_to_scores_that_stand_without_features_or_mode
     assert rows(pipeline)["decision"].to_list() == acted(before, {"threshold": 0.4})
 
 
-@pytest.mark.parametrize("store", ["duckdb", "parquet"])
-@pytest.mark.parametrize("rule", [{"threshold": 0.4}, {"top": 7}], ids=str)
+@pytest.mark.parametrize(("rule", "store"), crossed([{"top": 7}, {"threshold": 0.4}], ["duckdb", "parquet"]), ids=str)
 def test_a_partition_that_was_decided_again_is_like_one_that_was_scored_under_the_rule(tmp_path, rule, store):
     scored = decided(tmp_path / "scored", rule, store, **CHALLENGED)
     decided(tmp_path / "again", COSTS, store, **CHALLENGED)
@@ -304,6 +305,7 @@ def test_a_backtest_decides_too_and_an_export_and_a_trace_show_the_decision(tmp_
     assert traced.commit.decision_rule == '{"top": 7}'
 
 
+@pytest.mark.full
 def test_ties_at_the_last_place_are_broken_by_the_key(tmp_path):
     pipeline = decided(tmp_path, {"top": 7}, model={"params": {"max_iter": 1, "max_leaf_nodes": 2}})
     scores = rows(pipeline)
@@ -325,6 +327,7 @@ def test_the_highest_scores_are_those_of_a_partition_that_was_staged_in_several_
     assert pl.read_parquet(list(with_whole(staged, pipeline.spec).predictions)).equals(expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("store", ["duckdb", "parquet"])
 def test_the_rows_that_are_selected_have_reasons_and_no_others_also_under_another_rule(tmp_path, store):
     everywhere = small_pipeline(tmp_path / "all", predictions={"reasons": 2})
@@ -345,6 +348,7 @@ def test_the_rows_that_are_selected_have_reasons_and_no_others_also_under_anothe
         assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
+@pytest.mark.full
 def test_reasons_follow_the_declaration_of_now_whatever_it_was_when_the_model_was_trained(tmp_path):
     weekly = {"model": {"train": {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}}}
     later = datetime(2024, 2, 20, 12, tzinfo=UTC)
@@ -414,6 +418,7 @@ def test_no_model_is_trained_that_a_rule_does_not_fit(tmp_path, estimator, rule,
     assert refusal in error.value.message
 
 
+@pytest.mark.full
 def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
     pipeline = decided(tmp_path, COSTS, model={"promote": {"metric": "decision_cost"}})
     version = pipeline.state().registry.of_model[0]
@@ -435,6 +440,7 @@ def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
     assert "is worse than the required 0.01" in refused.reason
 
 
+@pytest.mark.full
 def test_another_rule_delivers_the_predictions_again_and_not_the_rejected_rows(tmp_path):
     out: dict[str, Any] = {"deliver": [{"csv": "out"}, {"csv": "bad", "name": "bad", "of": "rejected_rows"}]}
     strict = {"features": {"columns": {"items": {"max": 7}}, "max_rejected": "50%"}}

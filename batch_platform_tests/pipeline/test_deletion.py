@@ -99,6 +99,7 @@ def customers_of(pipeline: Pipeline, key: str) -> list[str]:
         return [customer for (customer,) in rows.fetchall()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("store", ["duckdb", "parquet"])
 def test_no_byte_of_a_dropped_partition_is_left_in_the_home(tmp_path, store):
     pipeline = with_customers(tmp_path, store)
@@ -203,7 +204,7 @@ def rows_of_others(pipeline: Pipeline, ids: list[int]) -> dict[str, pl.DataFrame
         }
 
 
-@pytest.mark.parametrize("store", ["duckdb", "parquet"])
+@pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
 def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stale_because_of_it(tmp_path, store):
     out = {"parquet": "out"}
     pipeline = with_customers(tmp_path, store, predictions={"deliver": [out, {"csv": "gone", "name": "former"}]})
@@ -266,6 +267,7 @@ def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stal
         list(pipeline.build_features(days[:1], STAMP, force=True))
 
 
+@pytest.mark.full
 def test_an_erasure_that_is_repeated_delivers_again_what_the_first_one_could_not(tmp_path):
     pipeline = with_customers(tmp_path, predictions={"deliver": [{"csv": "out"}]})
     (delivery,), folder = pipeline.spec.predictions.deliver, pipeline.folder / "out"
@@ -330,6 +332,7 @@ def test_a_run_that_read_the_features_before_an_erasure_commits_and_leaves_nothi
     assert build.sha256 == pipeline.state().scores[partition.key].input_hash
 
 
+@pytest.mark.full
 def test_an_evaluation_and_a_backtest_in_flight_during_an_erasure_bring_nothing_back(tmp_path, monkeypatch):
     pipeline = with_customers(tmp_path)
     partition = pipeline.spec.partitions.calendar.named("2024-02-04")
@@ -357,6 +360,7 @@ def test_an_evaluation_and_a_backtest_in_flight_during_an_erasure_bring_nothing_
     assert ledger(pipeline)[0] == ledger(pipeline)[1]
 
 
+@pytest.mark.full
 def test_rows_that_a_driving_source_still_holds_of_an_erased_customer_are_not_missed(tmp_path):
     driving = {"features": {**CUSTOMERS["features"], "driving": {"source": "events", "time": "ts"}}}
     overrides: dict[str, Any] = {**declared("duckdb"), **driving, "features_sql": CUSTOMERS["features_sql"]}

@@ -72,6 +72,7 @@ def test_predictions_and_challengers_have_the_ends_of_their_own_intervals(done):
     assert of_champion["low"].to_list() != of_challenger["low"].to_list()
 
 
+@pytest.mark.full
 def test_the_prediction_is_what_it_is_without_an_interval(done, tmp_path):
     refined = {**INTERVALS, "predictions": {"interval": None}}
     plain = small_pipeline(tmp_path / "plain", events=spending(), **refined)

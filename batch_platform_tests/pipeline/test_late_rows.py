@@ -194,6 +194,7 @@ def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lac
     )
 
 
+@pytest.mark.full
 def test_a_refused_model_is_not_trained_again_because_features_of_its_window_cannot_be_built(tmp_path):
     train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "2 days"}
     pipeline = small_pipeline(tmp_path, events=complete(date(2024, 2, 5)), **WEEKLY | {"model": {"train": train}})

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_periods
@@ -37,6 +38,7 @@ def by_day(tmp_path):
     return pipeline
 
 
+@pytest.mark.full
 def test_a_changed_file_of_one_partition_makes_that_one_due(tmp_path):
     pipeline = by_day(tmp_path)
     carry_out(pipeline, NOW)
@@ -51,6 +53,7 @@ def test_a_changed_file_of_one_partition_makes_that_one_due(tmp_path):
     assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
+@pytest.mark.full
 def test_a_file_for_all_partitions_that_grows_makes_no_past_partition_due(tmp_path):
     pipeline = by_day(tmp_path)
     carry_out(pipeline, NOW)

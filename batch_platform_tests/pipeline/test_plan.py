@@ -248,7 +248,14 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
         assert make_plan(spec, state, PlanRequest(now)).items == []
 
 
-@pytest.mark.parametrize("name", ["monthly models", "one model", "no labels", "due at their start"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "monthly models",
+        "due at their start",
+        *(pytest.param(it, marks=pytest.mark.full) for it in ("one model", "no labels")),
+    ],
+)
 def test_a_plan_carried_out_by_a_real_pipeline_leaves_nothing_due(tmp_path, name):
     overrides = {
         "monthly models": {},
@@ -555,6 +562,7 @@ def test_serving_periods_exist_from_their_start_on():
     assert serving_calendar(SPECS["one model"]) is None
 
 
+@pytest.mark.full
 def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipeline(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"every": "week", "evaluate": "2 days", "window": "14 days"}})
     carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))

@@ -17,6 +17,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, finished_pipeline, small_events
+from batch_platform_tests.harness.tiers import crossed
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 LATER = datetime(2024, 2, 7, 12, tzinfo=UTC)
@@ -76,8 +77,10 @@ def fail(pipeline: Pipeline) -> None:
         list(reading(pipeline).build_features(days(pipeline, "2024-02-01"), Stamp("failed", LATER), force=True))
 
 
-@pytest.mark.parametrize("change", [build_again, score_again, do_all_that_is_due, train_again, withdraw, drop])
-@pytest.mark.parametrize("by_another", [False, True], ids=["by itself", "by another process"])
+@pytest.mark.parametrize(
+    ("change", "by_another"),
+    crossed([build_again, score_again, do_all_that_is_due, train_again, withdraw, drop], [True, False]),
+)
 def test_a_carried_state_is_what_a_reading_of_everything_would_give(tmp_path, change, by_another):
     pipeline = finished(tmp_path)
     with pipeline.carrying("work"):
@@ -87,6 +90,7 @@ def test_a_carried_state_is_what_a_reading_of_everything_would_give(tmp_path, ch
         same(pipeline, pipeline.state(), reading(pipeline).state())
 
 
+@pytest.mark.full
 def test_a_look_at_old_sources_does_not_change_what_is_due_without_it(tmp_path):
     """What is older than `late` says is due only for a step that looks at it, also within one piece of work."""
     now = datetime(2024, 2, 15, 12, tzinfo=UTC)

@@ -203,6 +203,7 @@ def test_an_evaluation_that_fails_holds_up_no_other(scored):
         assert con.execute(FAILURES).fetchall()[0][:2] == ("performance", "2024-02-02")
 
 
+@pytest.mark.full
 def test_of_very_many_refused_rows_some_are_kept_for_each_reason_and_all_are_counted(tmp_path):
     events = small_events(rows_per_day=300)
     pipeline = small_pipeline(

@@ -175,6 +175,7 @@ def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
     assert [item.partition.key for item in plan.of("features")] == [SECOND]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("every", "trained"), [(None, [FIRST]), ("week", [FIRST, "2026-01-13", "2026-01-19"])])
 def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every, trained):
     pipeline = snapshots(tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "every": every}})
@@ -186,6 +187,7 @@ def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every
     assert all(by[key].startswith(max(start for start in trained if start <= key)) for key in by)
 
 
+@pytest.mark.full
 def test_a_challenger_is_measured_on_the_rows_held_out(tmp_path):
     linear = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
     pipeline = snapshots(tmp_path, challengers=[linear])

@@ -165,6 +165,7 @@ def test_trace_names_the_build_that_was_scored_not_a_later_one(pipeline):
     assert traced.features.run_id == "run"
 
 
+@pytest.mark.full
 def test_trace_finds_every_partition_of_a_key_newest_first(tmp_path):
     pipeline = small_pipeline(
         tmp_path,
@@ -187,6 +188,7 @@ def test_trace_finds_every_partition_of_a_key_newest_first(tmp_path):
 ODD = 'order "no"/~1'
 
 
+@pytest.mark.full
 def test_trace_takes_key_columns_of_any_name_and_type(tmp_path):
     sql = FEATURES_SQL.replace(
         "SELECT id, ts,", 'SELECT id AS "order ""no""/~1", ts, date_trunc(\'hour\', ts)::TIMESTAMP AS hour,'

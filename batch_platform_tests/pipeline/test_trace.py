@@ -94,6 +94,7 @@ def test_a_source_that_changed_or_is_gone_is_reported(joined):
     assert "cannot be read now: Source 'shops'" in shops.note
 
 
+@pytest.mark.full
 def test_a_source_that_cannot_be_read_is_named_for_every_partition_that_holds_the_key(tmp_path):
     events = small_events().with_columns(pl.col("id") % ROWS_PER_DAY)
     pipeline = small_pipeline(tmp_path, events=events)
@@ -107,6 +108,7 @@ def test_a_source_that_cannot_be_read_is_named_for_every_partition_that_holds_th
         assert "allowed_paths" not in events.note
 
 
+@pytest.mark.full
 def test_the_key_is_found_under_the_name_that_the_source_has_for_it(tmp_path):
     made = small_pipeline(
         tmp_path,
@@ -199,6 +201,7 @@ def test_a_wrong_source_or_partition_is_refused_with_the_valid_names(joined, tmp
         dependents(empty.builder, empty.home, "events", None)
 
 
+@pytest.mark.full
 def test_features_made_by_a_function_are_traced_by_the_name_of_the_key(tmp_path, monkeypatch):
     (tmp_path / "made_by_a_function.py").write_text(
         "import polars as pl\n\n\ndef features(events, partition):\n"

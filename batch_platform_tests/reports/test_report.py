@@ -517,6 +517,7 @@ def test_a_weekly_report_compares_weeks(pipeline):
     assert weekly.before.keys == [f"2024-02-{day}" for day in range(13, 19)], "as many days"
 
 
+@pytest.mark.full
 def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
     made = small_pipeline(
         tmp_path,
@@ -695,6 +696,7 @@ def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
     assert "id=" not in issue.why, "no values of rows"
 
 
+@pytest.mark.full
 def test_a_failure_at_a_partition_that_is_up_to_date_again_is_no_open_issue(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW)
     failure = Failure("predictions", "2024-02-14", "The features lack a column.", None, "as then declared", NOW, "run")
@@ -808,6 +810,8 @@ def test_the_command_writes_the_file_and_says_where(cli, project):
     missing = cli(project, "report", "small", "--out", str(project / "nowhere" / "for the boss.html"))
     assert f"nowhere is not a folder. Hint: mkdir -p {project / 'nowhere'}" in missing.error
     assert not (project / "nowhere").exists()
+    too_long = cli(project, "report", "small", "--out", str(project / f"{'r' * 250}.html"))
+    assert "cannot be written (File name too long). Hint: name a file elsewhere with --out" in too_long.error
     for option, ours in (("--out", "must end with .html"), ("--to", "names the last partition")):
         refused = cli(project, "report", "small", option, "for the boss.xlsx")
         assert ours in refused.err

@@ -150,6 +150,7 @@ def test_one_read_of_the_features_serves_all(pipeline, monkeypatch):
     assert sorted(stem.partition(".")[0] for stem in read) == ["2024-02-02", "2024-02-03"]
 
 
+@pytest.mark.full
 def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
     read: list[str] = []
     learnable = History._read_learnable
@@ -265,6 +266,7 @@ def test_rank_correlation_and_flipped_decisions_are_those_of_scipy_and_numpy(
         assert run.decisions_flipped == (flipped if decides else None)
 
 
+@pytest.mark.full
 def test_segments_have_neither_a_rank_correlation_nor_decisions(tmp_path):
     clusters = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
     four = {"name": "four", "estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 4}}
@@ -276,6 +278,7 @@ def test_segments_have_neither_a_rank_correlation_nor_decisions(tmp_path):
     assert measured.select("metric", "challenger").rows() == [("silhouette", None), ("silhouette", "four")]
 
 
+@pytest.mark.full
 def test_a_challenger_never_serves_however_good_it_is(tmp_path):
     weak = {"params": {"max_iter": 1, "max_leaf_nodes": 2}}
     pipeline = small_pipeline(tmp_path, model=weak, **BOTH)
@@ -366,6 +369,7 @@ def test_assets_of_users_read_the_performance_of_production_unless_they_ask_for_
     assert set(asked["challenger"]) == {None, "linear", "tree"}
 
 
+@pytest.mark.full
 def test_a_challenger_that_cannot_be_trained_is_recorded_with_a_warning_and_production_goes_on(tmp_path, caplog):
     pipeline = small_pipeline(tmp_path, challengers=[BROKEN, TREE])
     with caplog.at_level(logging.WARNING):
@@ -390,6 +394,7 @@ def test_a_challenger_that_cannot_be_trained_is_recorded_with_a_warning_and_prod
     assert versions(mended)[None] == champion, "the model is not trained again for it"
 
 
+@pytest.mark.full
 def test_a_challenger_that_did_not_converge_says_so_in_its_manifest_and_in_the_decision_on_it(tmp_path):
     pipeline = small_pipeline(tmp_path, challengers=[LINEAR | {"params": {"max_iter": 1}}])
     carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
@@ -455,6 +460,7 @@ def test_a_challenger_that_raises_while_it_scores_does_not_affect_the_others(tmp
     assert after["2024-02-02", "linear"].rows_scored == 40
 
 
+@pytest.mark.full
 def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reason(tmp_path):
     early = pl.col("ts") < datetime(2024, 2, 1, tzinfo=UTC)
     events = small_events().with_columns(
@@ -601,6 +607,7 @@ def spoilt(least: float | None = None) -> pl.DataFrame:
     return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
 
 
+@pytest.mark.full
 def test_a_challenger_that_can_no_longer_score_ends_once_a_partition_is_scored_again(tmp_path):
     carry_out(small_pipeline(tmp_path, features=RULES, events=spoilt(), **BOTH), NOW)
     fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), **BOTH)

@@ -291,6 +291,7 @@ def many_rows(path: Path, batches: int, batch: int = 125_000) -> int:
     return batches * batch
 
 
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_partition(tmp_path):
     peaks: list[int] = []
     for batches in (8, 32):

@@ -80,6 +80,7 @@ def on(server: str, folder: Path, **options: Any) -> Pipeline:
     return small_pipeline(folder, **declared("trees"), engine=engine)
 
 
+@pytest.mark.full
 def test_a_server_of_spark_connect_scores_what_the_local_engine_scores_with_the_home_on_a_local_disk(
     server, staged, tmp_path, caplog
 ):
@@ -101,6 +102,7 @@ def test_a_server_of_spark_connect_scores_what_the_local_engine_scores_with_the_
     assert not list(pipeline.home.spark_logs.iterdir())
 
 
+@pytest.mark.full
 def test_a_changed_feature_file_is_refused_in_the_store_too(server, staged, tmp_path):
     finished_pipeline(tmp_path, NOW, **declared("trees"))
     pipeline = on(server, tmp_path, staging=STAGING)
@@ -132,6 +134,7 @@ def test_a_session_that_the_user_lends_or_has_begun_is_used_and_left_running(ser
     assert predictions(local)["predictions"].equals(before["predictions"])
 
 
+@pytest.mark.full
 def test_without_staging_the_executors_use_the_home_and_the_modules_of_the_project_are_sent(
     server, tmp_path, monkeypatch
 ):

@@ -22,6 +22,7 @@ def test_a_name_that_is_not_public_is_refused():
         _ = batch_platform.Warehouse
 
 
+@pytest.mark.full
 def test_the_public_names_are_imported_by_a_star():
     code = f"from batch_platform import *; print(all(name in globals() for name in {batch_platform.__all__!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -520,6 +520,7 @@ def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_whol
     assert outcomes == {True, False}, "some were killed before the commit and some after"
 
 
+@pytest.mark.full
 def test_a_transaction_that_does_not_fit_on_the_disk_changes_nothing(home, tmp_path):
     warehouse = Warehouse(home)
     commit(warehouse, staged(tmp_path))

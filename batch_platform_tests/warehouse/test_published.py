@@ -25,7 +25,7 @@ from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.sql import quoted
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.harness.tiers import examples
+from batch_platform_tests.harness.tiers import crossed, examples
 from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held, staged
 
 
@@ -345,7 +345,13 @@ def test_an_unfinished_copy_is_skipped_and_removed(home, tmp_path, rubbish):
     assert not broken.exists()
 
 
-@pytest.mark.parametrize("at", [0, 8, 100, 4096, 4104, 4200, 8192, 8200, 8300, 12288, 12300, 12400])
+@pytest.mark.parametrize(
+    "at",
+    [
+        *(0, 4104, 8300, 12288),  # one of each block, and each place within a block
+        *(pytest.param(at, marks=pytest.mark.full) for at in (8, 100, 4096, 4200, 8192, 8200, 12300, 12400)),
+    ],
+)
 def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
     for n in range(3):
         write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))
@@ -459,6 +465,7 @@ def test_f40_damage_that_changes_neither_size_nor_time_of_a_copy_is_not_publishe
     assert verify(home).is_newest
 
 
+@pytest.mark.full
 def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(home, tmp_path, caplog):
     write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
     publish(home)
@@ -479,6 +486,7 @@ def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(h
     assert not caplog.records
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", ["^INSERT", r"^replace \.published\.json", "^rename published-"])
 def test_a_copy_that_a_killed_publish_was_writing_is_not_blamed_on_another_program(home, tmp_path, caplog, step):
     enlarge(home)
@@ -554,8 +562,7 @@ def left_with_a_log(home: Home) -> None:
     assert Path(f"{home.published.resolve()}.wal").exists()
 
 
-@pytest.mark.parametrize("change", [written_into, left_with_a_log])
-@pytest.mark.parametrize("again", [True, False], ids=["and nothing new", "and a new commit"])
+@pytest.mark.parametrize(("change", "again"), crossed([written_into, left_with_a_log], [True, False]))
 def test_what_another_program_writes_into_a_copy_is_noticed_and_made_anew(home, tmp_path, caplog, change, again):
     write(home, tmp_path, KEYS[0], "one")
     publish(home)

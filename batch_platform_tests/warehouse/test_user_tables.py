@@ -94,8 +94,10 @@ def test_a_transaction_that_only_reads_is_not_journaled(home):
     ("statement", "table"),
     [
         ("DELETE FROM small.predictions", "small.predictions"),
-        ("DROP TABLE small.rejected_rows", "small.rejected_rows"),
-        ("ALTER TABLE small.predictions ADD COLUMN mine INTEGER", "small.predictions"),
+        pytest.param("DROP TABLE small.rejected_rows", "small.rejected_rows", marks=pytest.mark.full),
+        pytest.param(
+            "ALTER TABLE small.predictions ADD COLUMN mine INTEGER", "small.predictions", marks=pytest.mark.full
+        ),
         ("DELETE FROM batch_platform.score_runs", "batch_platform.score_runs"),
     ],
 )
