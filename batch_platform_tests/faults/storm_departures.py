@@ -127,7 +127,7 @@ def take_out(of: Any, chance: random.Random) -> None:
     """Export and report what is published."""
     pipeline, to = passing(of.root), Path(of.root).parent / f"exported-{chance.randrange(3)}.parquet"
     export(pipeline, to, features=chance.random() < 0.5, overwrite=True)
-    write_report(pipeline.home, pipeline.spec, file=to.with_suffix(".html"))
+    write_report(pipeline, of.stamp().at, file=to.with_suffix(".html"))
 
 
 DEPARTURES = (write, drop, erase, rename, take_out)
