@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import duckdb
@@ -63,9 +64,13 @@ def rows_within(
     return rows_within(query, con, partitions[: len(partitions) // 2], order) if len(partitions) > 1 else []
 
 
-def how_many_next(several: int, tables: Sequence[pa.Table]) -> int:
-    """The number of partitions to read together after these, if the next ones resemble them."""
-    return 2 * several if 2 * sum(table.nbytes for table in tables) <= WINDOW_BYTES else max(1, several // 2)
+def how_many_next(several: int, tables: Sequence[pa.Table], most_rows: float = inf) -> int:
+    """The number of partitions to read together after these if the next ones resemble them: half of WINDOW_BYTES, or `most_rows`.
+
+    At most eight times as many, since they may not. Each query may parse a whole file of text.
+    """
+    size, rows = (max(1, sum(sizes)) for sizes in zip(*((it.nbytes, it.num_rows) for it in tables), strict=True))
+    return max(1, int(several * min(8, WINDOW_BYTES / 2 / size, most_rows / rows)))
 
 
 class RowsAhead:
@@ -97,7 +102,7 @@ class RowsAhead:
 
     def keep(self, partitions: Sequence[Partition], tables: Sequence[pa.Table], read_from: object) -> pa.Table:
         """Keep the rows of the first partitions of some, as many as were read, and return those of the very first."""
-        self._read_from, self._several = read_from, how_many_next(len(tables), tables)
+        self._read_from, self._several = read_from, how_many_next(len(tables), tables, BATCH_ROWS)
         self._rows = {partition.key: table for partition, table in zip(partitions, tables, strict=False)}
         return self._rows.pop(partitions[0].key)
 

@@ -102,7 +102,7 @@ def test_one_query_gives_the_labels_of_many_partitions_as_a_query_for_each_does(
     read = labels(sql)
     assert same(read.together(), read.one_by_one())
     assert not read.alone
-    assert read.queries == 4  # of 2, 4, 8 and 6 partitions
+    assert read.queries == 3  # of 2, 16 and 2 partitions
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_reading_the_labels_of_a_window_takes_hardly_more_queries_for_a_longer_h
         read.partitions, read.queries = calendar.within(calendar.first_start, calendar.last_end)[:hours], 0
         assert sum(frame.height for frame in read.together()) > 0
         asked.append(read.queries)
-    assert asked == [6, 10]
+    assert asked == [3, 5]
     assert not read.alone
 
 
@@ -278,7 +278,7 @@ def test_one_query_writes_the_features_of_many_partitions_byte_for_byte_as_a_que
     written = read.together()
     assert written == read.one_by_one()
     assert not any(isinstance(outcome, str) for outcome in written)
-    assert read.queries == 4  # of 2, 4, 8 and 6 partitions
+    assert read.queries == 3  # of 2, 16 and 2 partitions
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features
     assert all(outcome != other for outcome, other in zip(outcomes[:9], as_changed[:9], strict=True))
 
 
-@pytest.mark.parametrize(("most", "queries"), [(3 * 40, 10), (40, 20), (39, 0)])
+@pytest.mark.parametrize(("most", "queries"), [(3 * 40, 7), (40, 20), (39, 0)])
 def test_features_read_together_have_no_more_rows_than_a_batch(features, monkeypatch, most, queries):
     monkeypatch.setattr(windows, "BATCH_ROWS", most)
     read = features()
@@ -329,4 +329,4 @@ def test_a_partition_that_is_left_out_leaves_the_features_of_those_read_with_it(
     with read.builder.session(ahead=read.partitions) as session:
         written = [session.write(day, read.folder / "lake").sha256 for day in read.partitions[::3]]
     assert written == [sha256 for sha256, _ in read.one_by_one()][::3]
-    assert read.queries == 4
+    assert read.queries == 2
