@@ -24,6 +24,7 @@ from batch_platform.warehouse.sql import has_table, quoted
 MOST_COLUMNS = 12  # columns in the heat map, those that drifted most
 MOST_PERIODS = 62  # periods in the heat map; more partitions are shown by week, and more weeks by month
 WORST = 5
+FEW_ROWS = 30  # in partitions with fewer, drift does not stand out from chance
 _MATTERS = 0.05  # change of a share of rows that explains a drift
 _STRENGTHS = ((1.0, "a very strong"), (0.25, "a strong"), (0.0, "a noticeable"))
 _CELLS = {"column": pl.String, "period": pl.String, "index": pl.Float64, "alarms": pl.Int64, "partitions": pl.Int64}

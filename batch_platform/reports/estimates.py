@@ -16,10 +16,12 @@ from batch_platform.monitoring.measures.estimates import (
     segment_track_records,
     track_records,
 )
+from batch_platform.monitoring.resampling import wilson
 from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
+PROMISED = 0.95  # share of the observed values that the intervals should hold
 LEAST_ROWS = 30  # fewer rows keep a segment out of the report
 
 
@@ -34,6 +36,12 @@ class EstimateFigures:
     # Estimates of the newest partition that has any, most rows first, by column; and their records, by column and segment.
     by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
     segment_records: Mapping[tuple[str, str | None], TrackRecord]
+
+    @property
+    def falls_short(self) -> bool:
+        """True if the intervals held fewer observed values than PROMISED, by more than chance."""
+        record = self.record
+        return record is not None and wilson(record.within, record.partitions).high < PROMISED
 
     @property
     def drawn(self) -> list[EstimatedMetric]:

@@ -15,6 +15,7 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.wording import number
 from batch_platform.pipeline.status import status_at
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.drift import FEW_ROWS
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable
 from batch_platform.reports.summary import in_words
@@ -91,6 +92,7 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
         charts=charts,
         figure=figure,
         ends=ends,
+        few_rows=FEW_ROWS,
         rates=RATES,
         compared=comparable(figures.segments),
         least_positives=LEAST_POSITIVES,

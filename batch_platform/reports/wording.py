@@ -9,7 +9,7 @@ from batch_platform.declaration.wording import number
 MOST_NAMED = 3  # partitions that a sentence names
 MOST_DECIMALS = 6
 PLAIN = {  # metrics as somebody would say them who has never heard of them
-    "accuracy": "share of right decisions",
+    "accuracy": "share of rows whose most probable class was the true one",
     "average_precision": "precision over all thresholds",
     "bias": "mean error, above 0 where predictions are too high",
     "brier": "squared error of the probabilities",

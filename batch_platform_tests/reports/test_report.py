@@ -115,6 +115,9 @@ def test_every_metric_has_plain_words_with_its_term_behind():
     assert PLAIN.keys() == METRICS.keys()
     assert plain("roc_auc") == "quality of the ranking (ROC AUC)"
     assert plain("of_my_own") == "of my own"
+    assert plain("accuracy") == "share of rows whose most probable class was the true one (accuracy)", (
+        "whatever the rule"
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,14 @@ def test_the_values_of_a_column_are_drawn_then_and_otherwise_and_never_become_ma
         assert "<img" not in picture
 
 
+def test_of_a_few_rows_a_partition_no_alarm_tells_nothing(figures):
+    quiet = replace(figures, drift=replace(figures.drift, worst=[], drifted=0))
+    assert "cannot be told from chance" not in shown(quiet)
+    few = Span(tuple(replace(run, rows_scored=2 * (at % 2)) for at, run in enumerate(figures.window.runs)))
+    remark = "columns raised an alarm. A partition usually has 2 rows; with so few, drift cannot be told from chance."
+    assert remark in shown(replace(quiet, window=few)), "partitions without rows do not count"
+
+
 def test_drift_that_was_not_judged_is_no_alarm(pipeline):
     monitoring = pipeline.spec.monitoring.model_copy(update={"drift": None})
     spec = pipeline.spec.model_copy(update={"monitoring": monitoring})
@@ -430,6 +441,16 @@ def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
     cells = (f'<td class="n">{cell}</td>' for cell in numbers)
     assert "".join([f'<th scope="row">{row.partition_key}</th>', *cells]) in text
     assert set(figures.definitions) == {"roc_auc"}
+
+
+@pytest.mark.parametrize(("within", "falls_short"), [(34, True), (46, False)])
+def test_intervals_that_held_fewer_observed_values_than_they_promise_are_said_to(figures, within, falls_short):
+    record = replace(figures.estimates.record, partitions=48, within=within / 48)
+    page = shown(replace(figures, estimates=replace(figures.estimates, record=record)))
+    remark = (
+        "lay within their interval: fewer than the 95% that they promise, so trust the estimates less. The estimates"
+    )
+    assert (remark in page) == falls_short
 
 
 def test_thin_partitions_are_drawn_as_the_mean_of_their_estimates_beside_the_mean_of_what_came_true(figures, charts):
