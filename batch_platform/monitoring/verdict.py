@@ -86,8 +86,7 @@ class Verdict:
 
     def _end(self, end: float) -> str:
         """An end of the interval, with so many digits that only a 0 looks like one: the verdict depends on its sign."""
-        rounded = round(end, self._decimals) + 0.0  # never -0
-        decimals = self._decimals if rounded or abs(end) <= ROUNDING else -floor(log10(abs(end)))
+        decimals = self._decimals if abs(end) <= ROUNDING else max(self._decimals, -floor(log10(abs(end))))
         return f"{round(end, decimals) + 0.0:,.{decimals}f}"
 
     @property

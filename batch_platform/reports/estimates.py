@@ -21,7 +21,7 @@ from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
-PROMISED = 0.95  # share of the observed values that the intervals should hold
+PROMISED = 0.95  # share of the observed values that intervals should hold
 LEAST_ROWS = 30  # fewer rows keep a segment out of the report
 
 
@@ -63,11 +63,11 @@ class EstimateFigures:
 
 
 def _as_one(rows: Sequence[EstimatedMetric]) -> EstimatedMetric:
-    """The mean of some partitions by their rows, at the first of them; the interval is as wide as theirs, which share some of their error."""
+    """The mean of some partitions by their rows, at the middle one; the interval is as wide as theirs, which share some of their error."""
     shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
     numbers = [(row.estimate, row.low, row.high, row.realised) for row in rows]
     estimate, low, high, realised = (shares @ np.array(numbers, dtype=np.float64)).tolist()
-    return replace(rows[0], estimate=estimate, low=low, high=high, realised=realised)
+    return replace(rows[len(rows) // 2], estimate=estimate, low=low, high=high, realised=realised)
 
 
 def read_estimate_figures(

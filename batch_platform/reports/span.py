@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from statistics import median_low
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -50,11 +49,6 @@ class Span:
         """The week or month in which each partition starts, by its key."""
         starts = {run.partition_key: run.partition_start.astimezone(zone) for run in self.runs}
         return {key: f"{start:{PERIODS[every]}}" for key, start in starts.items()}
-
-    @property
-    def usual_rows(self) -> int:
-        """The median number of scored rows of the partitions that have any."""
-        return median_low([run.rows_scored for run in self.runs if run.rows_scored] or [0])
 
     def require_undamaged(self, con: duckdb.DuckDBPyConnection, pipeline: str) -> None:
         """Raise DamagedRowsError if a file with rows of these partitions is not as it was published."""
