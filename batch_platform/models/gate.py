@@ -31,6 +31,7 @@ from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.ledger import Action, Version
 
 MEETS = "meets the gate"  # begins the reason of each version that the gate does not refuse
+BY_LESS = "but by less than the tolerance of "  # follows the verdict on a worse version that the tolerance lets pass
 WAITS = "waits for promotion"
 _INDEX = "__index"
 
@@ -144,7 +145,9 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
     if beside is not None:
         by = ""
         if gate.tolerance and beside.word == "worse":
-            by = f", {'maybe by more' if is_refused(gate, beside) else 'but by less'} than the tolerance of {gate.tolerance:g}"
+            by = (
+                f", {'maybe by more than the tolerance of ' if is_refused(gate, beside) else BY_LESS}{gate.tolerance:g}"
+            )
         reasons.append(beside.beside(f"champion {name}") + by)
     if coverage is not None and coverage.champion_is_unfit:
         faults = {

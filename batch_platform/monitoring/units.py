@@ -13,7 +13,7 @@ from batch_platform.monitoring.outcomes import ENTITY, PARTITION
 
 CONFIDENCE = (
     "A 95% confidence interval says where a number lies in the whole population that the rows stand for, if the world stays the "
-    "same: of 100 such intervals, about 95 hold it. A repeat on other rows varies by itself too, and falls into it less often."
+    "same: of 100 such intervals, about 95 hold it. A new measurement on other rows varies too, and falls into it less often."
 )
 
 

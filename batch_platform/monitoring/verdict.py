@@ -51,7 +51,7 @@ class Verdict:
 
     @property
     def would_tell(self) -> str:
-        """About how many independent units would tell a difference like this one from chance; empty if told, or far too many.
+        """About how many independent units would tell a difference like this one from chance; empty if told, if about as many as there are, or far too many.
 
         An interval is as wide as the root of their number is small, so they are n x (half its width / difference)².
         """
@@ -62,8 +62,10 @@ class Verdict:
         times = (half / difference.estimate) ** 2
         if not 1 < times < MOST_TIMES:
             return ""
-        units = round(times * (difference.rows if difference.resampled_by == "row" else difference.groups))
-        return f"about {counted(round(units, -floor(log10(units))), difference.resampled_by)} would tell"
+        present = difference.rows if difference.resampled_by == "row" else difference.groups
+        units = round(times * present)
+        about = round(units, -floor(log10(units)))
+        return f"about {counted(about, difference.resampled_by)} would tell" if about > present else ""
 
     def beside(self, other: str, unclear: str = "cannot tell from") -> str:
         """The verdict with its evidence, as a clause, e.g. `better than champion V: roc_auc 0.744 against 0.731 on 840 rows (…)`."""
@@ -73,14 +75,19 @@ class Verdict:
         if difference is None:
             evidence = "no interval can be computed"
         else:
-            ends = (difference.estimate, difference.low, difference.high)
-            estimate, low, high = (f"{round(number, self._decimals) + 0.0:{digits}}" for number in ends)  # never -0
+            estimate = f"{round(difference.estimate, self._decimals) + 0.0:{digits}}"  # never -0
+            low, high = map(self._end, (difference.low, difference.high))
             evidence = f"difference {estimate}, between {low} and {high}"
             if difference.resampled_by != "row":
                 rows += f" of {counted(difference.groups, difference.resampled_by)}"
         values = f"{self.metric} {self.value:{digits}} against {self.other:{digits}}"
         clause = f"{relation} {other}: {values} on {rows} ({evidence})"
         return f"{clause}; {self.would_tell}" if self.would_tell else clause
+
+    def _end(self, end: float) -> str:
+        """An end of the interval, with so many digits that only a 0 looks like one: the verdict depends on its sign."""
+        decimals = self._decimals if abs(end) <= ROUNDING else max(self._decimals, -floor(log10(abs(end))))
+        return f"{round(end, decimals) + 0.0:,.{decimals}f}"
 
     @property
     def _decimals(self) -> int:

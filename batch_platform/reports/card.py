@@ -245,7 +245,7 @@ def _calibration(judged: JudgedScores | None) -> Iterator[Section]:
         if weights[here := cells == at].any()
     ]
     sentence = "A well calibrated score of 30% comes true in 30% of the rows."
-    yield Section("Calibration", [sentence], ("score", "mean score", "came true", "rows"), rows)
+    yield Section("Calibration", [sentence], ("score", "mean score", "observed", "rows"), rows)
 
 
 def _refinements(spec: PipelineSpec, manifest: Manifest) -> Iterator[Section]:

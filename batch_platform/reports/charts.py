@@ -6,8 +6,9 @@ any kind of colour vision can tell apart, and no chart says anything by colour a
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -15,9 +16,10 @@ import altair as alt
 import polars as pl
 import vl_convert
 
+from batch_platform.declaration.wording import number
 from batch_platform.reports.drift import Drifted
 from batch_platform.reports.figures import Figures
-from batch_platform.reports.wording import capital, plain
+from batch_platform.reports.wording import capital, plain, term, words
 
 GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#6B6B6B")
 BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#6B6B6B", "#08306B"
@@ -25,7 +27,8 @@ PALE, FAINT = "#f7f7f7", "#e4e4e4"
 _DAY, _WEEK = timedelta(hours=20), timedelta(days=6)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # pixels, in the heat map
-THIN = "Neighbouring partitions with few rows of a class count as one"
+THIN = "Neighbouring partitions with too few rows count as one"
+TOLD = "told:N"
 LEAST = 3  # fewer partitions make no line
 FEW = 31  # so few partitions have a dot each on a line
 MANY = 92  # more partitions have small dots
@@ -34,15 +37,10 @@ WIDE, NARROW, HEIGHT = 680, 270, 220  # pixels of a picture without its axis
 _IDENTIFIER = re.compile(r'( id="|url\(#)((?:gradient_|clip)\d+)')
 _MARK = re.compile(r'(<path )aria-label="([^"]*)"( role="graphics-symbol" [^>]*)/>')
 LEAST_TICKS = 10  # so few days have a label each
-# The year stands below the first label, and below the first one of another year.
-_LABEL = (
-    "[utcFormat(datum.value, '{0}'), datum.index == 0 || (utcmonth(datum.value) == 0 && utcdate(datum.value) < 8)"
-    " ? utcFormat(datum.value, '%Y') : '']"
-)
+_LABEL = "[utcFormat(datum.value, '{0}'), utcFormat(datum.value, '%Y')]"  # the year stands below
 _NEEDLESS = re.compile(r' (role|aria-[a-z]+|pointer-events)="[^"]*"| (stroke-width|opacity)="1"')
 _PLACE = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')  # coordinates of a mark
-_DECIMALS, _TOLD = re.compile(r"(\d\.\d\d)\d+"), re.compile(r"(\.\d{3})\d+(?=[%;<])")
-_INSTANT = re.compile(r"start \([a-z-]+\): (\d{9,})?")  # milliseconds, unless it is written as a date
+_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 BASELINES = {"reference": "the training data", "previous": "the partition before", "week_before": "the week before"}
 
 
@@ -53,6 +51,7 @@ class Chart:
     name: str  # its element in the page is called chart-NAME
     title: str
     text: str
+    extremes: str  # its first, last, lowest and highest value in words; empty where it has no course
     wide: str  # SVG
     narrow: str
 
@@ -75,7 +74,7 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
 def _volume(figures: Figures, times: pl.DataFrame) -> Chart:
     kinds = ("scored", "rejected") if figures.window.total("rows_rejected") else ("scored",)
     counts = [
-        {"partition_key": run.partition_key, "kind": kind, "rows": rows}
+        {"partition_key": run.partition_key, "rows": rows, "kind": kind}
         for run in figures.window.runs
         for kind, rows in zip(kinds, (run.rows_scored, run.rows_rejected), strict=False)
     ]
@@ -86,10 +85,12 @@ def _volume(figures: Figures, times: pl.DataFrame) -> Chart:
         x=_time(figures),
         y=alt.Y("rows:Q"),
         color=alt.Color("kind:N", scale=colours, legend=legend),
+        description=TOLD,
     )
     text = "Scored and rejected rows" if len(kinds) > 1 else "Scored rows"
     rows = pl.DataFrame(counts).join(times, on="partition_key")
-    return _chart("volume", "Rows by partition", f"{text} of each partition.", rows, bars)
+    text, course = f"{text} of each partition.", "" if kinds[1:] else "rows"
+    return _chart("volume", "Rows by partition", text, rows, bars, course=course)
 
 
 def _scores(figures: Figures, times: pl.DataFrame) -> Chart | None:
@@ -100,10 +101,11 @@ def _scores(figures: Figures, times: pl.DataFrame) -> Chart | None:
     ]
     if not ranged:
         return _classes(figures, times)
-    score, rows = figures.score, pl.DataFrame(ranged).join(times, on="partition_key")
+    score, rows = figures.score, pl.DataFrame(ranged).select("partition_key", "mean", "p10", "p90")
+    rows = rows.join(times, on="partition_key")
     course = _course(figures, alt.Y("mean:Q", title=score), "p10", "p90")
-    text = f"The mean {score} of each partition (line), and the range of eight of ten {score}s (band)."
-    return _chart("scores", f"{score.capitalize()}s over time", text, rows, course)
+    text = f"The mean {score} of each partition (line), and the middle 80% of its {score}s (band)."
+    return _chart("scores", f"{score.capitalize()}s over time", text, rows, course, course="mean")
 
 
 def _classes(figures: Figures, times: pl.DataFrame) -> Chart | None:
@@ -119,7 +121,7 @@ def _classes(figures: Figures, times: pl.DataFrame) -> Chart | None:
     kind = "group" if figures.task == "clustering" else "predicted class"
     legend = alt.Legend(orient="top", title=kind)
     colours = alt.Color("class:N", scale=alt.Scale(range=list(GROUPS)), legend=legend)
-    bars = bars.encode(x=_time(figures), y=share, color=colours)
+    bars = bars.encode(x=_time(figures), y=share, color=colours, description=TOLD)
     rows = pl.DataFrame(counts).join(times, on="partition_key")
     title = "Groups over time" if figures.task == "clustering" else "Predicted classes over time"
     return _chart("scores", title, f"The share of each {kind}.", rows, bars)
@@ -129,12 +131,13 @@ def _performance(figures: Figures, times: pl.DataFrame) -> Chart | None:
     if figures.metric is None or figures.performance.height <= 1:
         return None
     rows = figures.performance.join(times, on="partition_key")
-    course = _course(figures, _metric("value", plain(figures.metric)), "low", "high")
+    course = _course(figures, _metric("value", term(figures.metric)), "low", "high")
     text = f"{capital(plain(figures.metric))}, of each partition (line)"
     text += " with its 95% interval (band). Few rows make a wide band." if rows["low"].count() else "."
     if figures.performance["keys"].str.contains(" to ").any():
         text += f" {THIN}."
-    return _chart("performance", "Performance over time", text, rows, course)
+    rows = rows.select("keys", "value", "low", "high", "start")
+    return _chart("performance", "Performance over time", text, rows, course, course="value")
 
 
 def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
@@ -142,38 +145,41 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
         return None
     metric, lies = plain(figures.estimates.metric), {True: INSIDE, False: OUTSIDE, None: None}
     rows = pl.DataFrame(
-        [vars(row) | {"lies": lies[row.within]} for row in drawn],
-        schema_overrides={"realised": pl.Float64, "lies": pl.String},
-    ).select("partition_key", "estimate", "low", "high", "realised", "lies")
-    time = _time(figures)
+        [vars(row) | {"observed": row.realised, "lies": lies[row.within]} for row in drawn],
+        schema_overrides={"observed": pl.Float64, "lies": pl.String},
+    ).select("partition_key", "estimate", "low", "high", "observed", "lies")
+    time, axis = _time(figures), term(figures.estimates.metric)
     line = alt.Chart().mark_line(color=DARK, strokeDash=[6, 4], strokeWidth=1.5)
     text = f"Estimated {metric} of each partition (dashed line) with its 95% interval (grey)."
-    layers = [_band(figures, "low", "high", GREY), line.encode(x=time, y=_metric("estimate", metric))]
-    if rows["realised"].count():
+    layers = [_band(figures, "low", "high", GREY), line.encode(x=time, y=_metric("estimate", axis))]
+    if rows["observed"].count():
         shapes = alt.Scale(domain=[INSIDE, OUTSIDE], range=["circle", "cross"])
-        legend = alt.Legend(orient="top", title="what came true", titleLimit=300, columns=1)
+        legend = alt.Legend(orient="top", title="observed", titleLimit=300, columns=1)
         dots = alt.Chart().mark_point(filled=True, size=25 if rows.height > MANY else 45, opacity=1, color=BLUE)
-        dots = dots.transform_filter("isValid(datum.realised)")
+        dots = dots.transform_filter("isValid(datum.observed)")
         shape = alt.Shape("lies:N", scale=shapes, legend=legend)
-        layers.append(dots.encode(x=time, y=_metric("realised", metric), shape=shape))
-        text += " A dot is what came true, a cross what came true outside of the interval."
+        layers.append(dots.encode(x=time, y=_metric("observed", axis), shape=shape, description=TOLD))
+        text += " A dot is the observed value, a cross one outside of the interval."
     if len(drawn) < len(figures.estimates.partitions):
         text += f" {THIN}, by their mean."
     rows = rows.join(times, on="partition_key")
-    return _chart("estimates", "Estimated performance over time", text, rows, alt.layer(*layers))
+    together = {keys[len(keys) // 2]: f"{keys[0]} to {keys[-1]}" for keys in figures.estimates.measured if keys[1:]}
+    rows = rows.with_columns(pl.col("partition_key").replace(together))
+    return _chart("estimates", "Estimated performance over time", text, rows, alt.layer(*layers), course="estimate")
 
 
 def _months(figures: Figures) -> Chart | None:
     if figures.metric is None or figures.months.height <= 1:
         return None
-    metric = plain(figures.metric)
+    metric, axis = plain(figures.metric), term(figures.metric)
     rows = figures.months.with_columns(start=pl.col("period_start").dt.strftime("%Y-%m-%dT00:00:00Z"))
+    rows = rows.select(pl.col("period_start").dt.strftime("%Y-%m").alias("month"), "value", "low", "high", "start")
     month = _axis("utcyearmonth", "%b")
-    span = alt.Chart().mark_rule(color=GREY).encode(x=month, y=_metric("low", metric), y2="high")
+    span = alt.Chart().mark_rule(color=GREY).encode(x=month, y=_metric("low", axis), y2="high")
     dots = alt.Chart().mark_point(filled=True, size=70, color=BLUE, opacity=1)
-    dots = dots.encode(x=month, y=_metric("value", metric))
+    dots = dots.encode(x=month, y=_metric("value", axis), description=TOLD)
     text = f"{capital(metric)}, of all rows of a month together, with its 95% interval."
-    return _chart("months", "Performance by month", text, rows.drop("period_start"), alt.layer(span, dots))
+    return _chart("months", "Performance by month", text, rows, alt.layer(span, dots), course="value")
 
 
 def _calibration(figures: Figures) -> Chart | None:
@@ -181,14 +187,15 @@ def _calibration(figures: Figures) -> Chart | None:
     if not rows.height:
         return None
     scale = alt.Scale(zero=False)
-    x = alt.X("mean_score:Q", title="mean prediction", scale=scale)
-    y = alt.Y("outcome:Q", title="mean of what came true", scale=scale)
+    x = alt.X("mean_prediction:Q", title="mean prediction", scale=scale)
+    y = alt.Y("observed:Q", title="mean observed", scale=scale)
     values = [*rows["mean_score"].to_list(), *rows["outcome"].to_list()]
-    ends = [{"mean_score": end, "outcome": end} for end in (min(values), max(values))]
-    diagonal = alt.Chart(alt.InlineData(values=ends)).mark_line(strokeDash=[4, 4], color=GREY).encode(x=x, y=y)
+    corners = [{"mean_prediction": end, "observed": end} for end in (min(values), max(values))]
+    diagonal = alt.Chart(alt.InlineData(values=corners)).mark_line(strokeDash=[4, 4], color=GREY).encode(x=x, y=y)
     dots = alt.Chart().mark_point(filled=True, color=BLUE, opacity=1)
-    dots = dots.encode(x=x, y=y, size=alt.Size("rows:Q", legend=None))
-    text = "Each point stands for rows with similar predictions. On the dashed line, what was predicted came true on average."
+    dots = dots.encode(x=x, y=y, size=alt.Size("rows:Q", legend=None), description=TOLD)
+    text = "Each point stands for rows with similar predictions. On the dashed line, predictions were right on average."
+    rows = rows.select(pl.col("mean_score").alias("mean_prediction"), pl.col("outcome").alias("observed"), "rows")
     return _chart("calibration", "Predicted and true", text, rows, alt.layer(diagonal, dots))
 
 
@@ -202,11 +209,13 @@ def _drift(figures: Figures) -> Chart | None:
     shades = alt.Scale(range=[PALE, DARK], domain=[0, STRONG], clamp=True)
     legend = alt.Legend(orient="top", title=f"distance (index), strong from {STRONG:g}", titleLimit=300)
     cells = alt.Chart().mark_rect(stroke=FAINT, strokeWidth=0.5)
-    cells = cells.encode(x=x, y=y, color=alt.Color("index:Q", scale=shades, legend=legend))
+    cells = cells.encode(x=x, y=y, color=alt.Color("index:Q", scale=shades, legend=legend), description=TOLD)
     alarms = alt.Chart().transform_filter("datum.alarms > 0")
     alarms = alarms.mark_point(shape="cross", filled=True, size=45, color=ORANGE, stroke="white", strokeWidth=0.5)
-    alarms = alarms.encode(x=x, y=y)
+    alarms = alarms.encode(x=x, y=y, description=TOLD)
     text = f"How far each column is from {BASELINES[drift.baseline]}, in each {drift.every}. A cross marks an alarm."
+    if columns.height < drift.columns:
+        text += f" Only the {columns.height} of {drift.columns} columns that drifted most are shown."
     return _chart("drift", "Drift", text, drift.cells, alt.layer(cells, alarms), ROW_HEIGHT * columns.height)
 
 
@@ -217,19 +226,19 @@ def _before_and_after(name: str, item: Drifted) -> Chart | None:
     rows = pl.DataFrame(item.shares, schema=["values", "usual", "then"], orient="row")
     x = alt.X("values:O", title=None, sort=None, axis=alt.Axis(labelAngle=-40, labelLimit=110, labelOverlap=True))
     share = alt.Y("usual:Q", title="share of rows", axis=alt.Axis(format="%"))
-    bars = alt.Chart().mark_bar(color=GREY, opacity=0.45).encode(x=x, y=share)
-    marks = alt.Chart().mark_tick(color=ORANGE, thickness=4).encode(x=x, y="then:Q")
+    bars = alt.Chart().mark_bar(color=GREY, opacity=0.45).encode(x=x, y=share, description=TOLD)
+    marks = alt.Chart().mark_tick(color=ORANGE, thickness=4).encode(x=x, y="then:Q", description=TOLD)
     text = f"The values of {item.column}: lines show {item.partition_key}, grey bars the partitions without an alarm together."
     return _chart(name, f"{item.column} before and after", text, rows, alt.layer(bars, marks), HEIGHT // 2)
 
 
 def _course(figures: Figures, y: alt.Y, low: str, high: str) -> alt.LayerChart | alt.FacetChart:
-    """Draw a value of each partition as a line in the band of its interval; a pointer that rests on it is told the value."""
+    """Draw a value of each partition as a line in the band of its interval; a dot tells it to a pointer that rests there."""
     line = alt.Chart().mark_line(color=BLUE).encode(x=_time(figures), y=y)
     if len(figures.window.runs) > MANY:  # dots would make the page large
         return alt.layer(_band(figures, low, high, BLUE), line)
     dots = alt.Chart().mark_point(filled=True, color=BLUE, opacity=int(len(figures.window.runs) <= FEW), size=60)
-    return alt.layer(_band(figures, low, high, BLUE), line, dots.encode(x=_time(figures), y=y))
+    return alt.layer(_band(figures, low, high, BLUE), line, dots.encode(x=_time(figures), y=y, description=TOLD))
 
 
 def _band(figures: Figures, low: str, high: str, colour: str) -> alt.Chart:
@@ -244,19 +253,25 @@ def _time(figures: Figures) -> alt.X:
         return _axis("utcyearmonth", "%b") if figures.window.monthly else _axis("utcyearmonthdate", "%-d %b")
     few = alt.Undefined if len(figures.window.runs) > LEAST_TICKS else {"interval": "day", "step": 1}
     if length < _DAY:
-        return alt.X("start:T", title=None, axis=alt.Axis(labelSeparation=8)).timeUnit("utcyearmonthdatehours")
-    axis = alt.Axis(labelSeparation=8, labelExpr=_LABEL.format("%-d %b"), tickCount=few)
+        return alt.X("start:T", title=None, axis=alt.Axis(labelSeparation=12)).timeUnit("utcyearmonthdatehours")
+    axis = alt.Axis(labelSeparation=12, labelExpr=_LABEL.format("%-d %b"), tickCount=few)
     return alt.X("start:T", title=None, axis=axis).timeUnit("utcyearmonthdate")
 
 
 def _axis(unit: Literal["utcyearmonth", "utcyearmonthdate"], form: str) -> alt.X:
-    """An axis with a place for each week or month; the year stands below the first one of it."""
-    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=4, labelExpr=_LABEL.format(form))
+    """An axis with a place for each week or month; its year stands below."""
+    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=12, labelExpr=_LABEL.format(form))
     return alt.X("start:O", title=None, axis=axis).timeUnit(unit)
 
 
 def _metric(field: str, title: str) -> alt.Y:
     return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """The values of a row in words, but for its place on the axis of time."""
+    values = ((words(name), value) for name, value in row.items() if name != "start" and value is not None)
+    return ", ".join(value if isinstance(value, str) else f"{name} {number(value, '.3g')}" for name, value in values)
 
 
 def _chart(  # noqa: PLR0913 - what a chart is called, says and draws
@@ -266,17 +281,22 @@ def _chart(  # noqa: PLR0913 - what a chart is called, says and draws
     rows: pl.DataFrame,
     marks: alt.Chart | alt.LayerChart | alt.FacetChart,
     height: int = HEIGHT,
+    *,
+    course: str = "",
 ) -> Chart:
-    """Finish a chart of some rows."""
+    """Finish a chart of some rows, whose marks tell the values of their row; `course` is a column with a value for each `start`."""
+    rows = rows.with_columns(told=pl.Series([_told(row) for row in rows.iter_rows(named=True)], dtype=pl.String))
+    values, extremes = rows.sort("start")[course].drop_nulls().to_list() if course else [], ""
+    if values:
+        first, last, *ends = (number(value, ".3g") for value in (values[0], values[-1], min(values), max(values)))
+        extremes = f" First {first}, last {last}, lowest {ends[0]}, highest {ends[1]}."
     chart: Any = marks.properties(data=alt.InlineData(values=json.loads(rows.write_json())), height=height)
     chart = chart.configure(font="system-ui, sans-serif", background="transparent").configure_view(stroke=None)
-    chart = chart.configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+    chart = chart.configure_area(aria=False).configure_line(aria=False).configure_rule(aria=False)
+    chart = chart.configure_axis(labelFontSize=12, titlePadding=12, titleFontSize=12, titleFontWeight="normal")
     wide, narrow = (vl_convert.vegalite_to_svg(chart.properties(width=width).to_dict()) for width in (WIDE, NARROW))
-    return Chart(name, title, text, _as_part_of_a_page(wide, name), _as_part_of_a_page(narrow, f"{name}-narrow"))
-
-
-def _day(milliseconds: str) -> date:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC).date()
+    parts = (_as_part_of_a_page(wide, name), _as_part_of_a_page(narrow, f"{name}-narrow"))
+    return Chart(name, title, text, extremes, *parts)
 
 
 def _as_part_of_a_page(picture: str, name: str) -> str:
@@ -285,6 +305,5 @@ def _as_part_of_a_page(picture: str, name: str) -> str:
     picture = _IDENTIFIER.sub(
         lambda match: f"{match[1]}{numbers.setdefault(match[2], f'{name}-{len(numbers)}')}", picture
     )
-    picture = _TOLD.sub(r"\1", _NEEDLESS.sub("", _MARK.sub(r"\1\3><title>\2</title></path>", picture)))
-    picture = _INSTANT.sub(lambda match: str(_day(match[1])) if match[1] else "", picture)
+    picture = _NEEDLESS.sub("", _MARK.sub(r"\1\3><title>\2</title></path>", picture))
     return _PLACE.sub(lambda match: _DECIMALS.sub(r"\1", match[0]), picture)

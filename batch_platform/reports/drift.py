@@ -126,7 +126,7 @@ def _drifted(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, rows: pl.DataFr
     later = [other for other in judged if span.keys.index(other) > span.keys.index(alarms[-1])]
     profiles = read_profiles(con, spec.name, [*({*judged} - {*alarms}), key])
     columns = {other: column for other, of in profiles.items() for column in of if column.name == name}
-    then, change = columns.pop(key, None), _change(worst)
+    then, change = columns.pop(key, None), _change(worst, f"{'in' if span.monthly else 'on'} {key}")
     usual = [column for column in columns.values() if then is not None and column.is_comparable(then)]
     shares = [] if then is None or not usual else _shares(reduce(add, usual), then)
     distance = next(word for least, word in _STRENGTHS if worst["unusual"] >= least)
@@ -150,9 +150,8 @@ def _shares(usual: Profile, then: Profile) -> list[tuple[str, float, float]]:
     return [(name, of / max(1, usual.rows), now / max(1, then.rows)) for name, of, now in cells if of or now]
 
 
-def _change(row: Mapping[str, Any]) -> str:
+def _change(row: Mapping[str, Any], where: str) -> str:
     """Describe how a column differs, by the number that changed most."""
-    key = row["partition_key"]
     shares = {
         "empty": row["null_share"] - row["baseline_null_share"],
         "unknown": row["unknown_share"] - row["baseline_unknown_share"],
@@ -161,13 +160,13 @@ def _change(row: Mapping[str, Any]) -> str:
     name = {"empty": "null_share", "unknown": "unknown_share"}[kind]
     now, then = row[name], row[f"baseline_{name}"]
     if abs(shares[kind]) >= _MATTERS and kind == "empty":
-        what = f"{now:.1%} of its values are empty in {key}, instead of {then:.1%}"
+        what = f"{now:.1%} of its values are empty {where}, instead of {then:.1%}"
     elif abs(shares[kind]) >= _MATTERS:
-        what = f"{now:.1%} of its values in {key} are categories that the model does not know, instead of {then:.1%}"
+        what = f"{now:.1%} of its values {where} are categories that the model does not know, instead of {then:.1%}"
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
-        what = f"its mean is {number(row['mean'])} in {key}, instead of {number(row['baseline_mean'])}"
+        what = f"its mean is {number(row['mean'])} {where}, instead of {number(row['baseline_mean'])}"
     else:
-        what = f"other values are frequent in {key} than usual"
+        what = f"other values are frequent {where} than usual"
     if (row["outside_share"] or 0) >= (expected := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
         what += f"; {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
     return what

@@ -16,10 +16,12 @@ from batch_platform.monitoring.measures.estimates import (
     segment_track_records,
     track_records,
 )
+from batch_platform.monitoring.resampling import wilson
 from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
+PROMISED = 0.95  # share of the observed values that intervals should hold
 LEAST_ROWS = 30  # fewer rows keep a segment out of the report
 
 
@@ -34,6 +36,12 @@ class EstimateFigures:
     # Estimates of the newest partition that has any, most rows first, by column; and their records, by column and segment.
     by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
     segment_records: Mapping[tuple[str, str | None], TrackRecord]
+
+    @property
+    def falls_short(self) -> bool:
+        """True if the intervals held fewer observed values than PROMISED, by more than chance."""
+        record = self.record
+        return record is not None and wilson(record.within, record.partitions).high < PROMISED
 
     @property
     def drawn(self) -> list[EstimatedMetric]:
@@ -55,11 +63,11 @@ class EstimateFigures:
 
 
 def _as_one(rows: Sequence[EstimatedMetric]) -> EstimatedMetric:
-    """The mean of some partitions by their rows, at the first of them; the interval is as wide as theirs, which share some of their error."""
+    """The mean of some partitions by their rows, at the middle one; the interval is as wide as theirs, which share some of their error."""
     shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
     numbers = [(row.estimate, row.low, row.high, row.realised) for row in rows]
     estimate, low, high, realised = (shares @ np.array(numbers, dtype=np.float64)).tolist()
-    return replace(rows[0], estimate=estimate, low=low, high=high, realised=realised)
+    return replace(rows[len(rows) // 2], estimate=estimate, low=low, high=high, realised=realised)
 
 
 def read_estimate_figures(

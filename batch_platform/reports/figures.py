@@ -107,7 +107,7 @@ class Figures:
     headlines: list[Headline]
     metric: str | None  # metric that judges the model; None where it was not measured
     distributions: dict[str, ScoreDistribution]  # scores by partition key
-    # Metric of each measured partition, of thin ones together: keys, partition_key (the first), value, low, high, rows, positives.
+    # Metric of each measured partition, of thin ones together: keys, partition_key (the middle one), value, low, high, rows, positives.
     performance: pl.DataFrame
     estimates: EstimateFigures | None  # None where nothing was estimated
     pooled: pl.DataFrame  # every metric of the whole window, in the form of `pooled_performance`
@@ -126,6 +126,8 @@ class Figures:
     challengers: pl.DataFrame  # columns challenger (null: the models that served), value, low, high, rows, partitions
     missed: list[str]  # partitions of `performance` whose metric misses the declared bound by more than chance
     no_better_than_guessing: list[str]  # partitions of `performance` whose metric is not above what guessing has
+    decided: Mapping[str, int]  # rows of the newest partition by their decision
+    threshold: float | None  # score from which a row is decided positive
     groups: GroupFigures | None  # None unless the model groups rows, or finds those that stand out
     status: "PipelineStatus | None"  # what `status` says; None if it was not asked
     issues: list[OpenIssue]  # those of the status
@@ -206,6 +208,8 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         challengers=_challengers(pooled, metric),
         missed=missed(spec, performance, metric, task),
         no_better_than_guessing=no_better_than_guessing(performance, metric),
+        decided=read_decided(con, spec.name, window.keys[-1]),
+        threshold=spec.predictions.decide and spec.predictions.decide.probability,
         groups=read_groups(con, spec, window.keys, outliers=task == "outliers") if task in UNSUPERVISED else None,
         status=status,
         issues=[] if status is None else open_issues(status),
@@ -276,7 +280,7 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
 
     earlier = {} if before is None else numbers(before)
     forms: dict[str, dict[str, Any]] = {
-        "rows rejected": {"form": ".2%"},
+        "rows rejected": {"form": ".2%" if any(of.total("rows_rejected") for of in (span, before) if of) else ".0%"},
         metric: {"lower_is_better": better, **ends},
     }
     return [
@@ -399,6 +403,14 @@ def _decisions(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> pl.
     return con.sql(
         query, params={"pipeline": pipeline, "versions": versions, "start": span.runs[0].partition_start}
     ).pl()
+
+
+def read_decided(con: duckdb.DuckDBPyConnection, pipeline: str, key: str) -> dict[str, int]:
+    """Count the rows of a partition by their decision; empty where there are none."""
+    if DECISION not in dict(table_columns(con, pipeline, "predictions")):
+        return {}
+    query = f"SELECT {DECISION}::VARCHAR AS decided, count(*) FROM {quoted(pipeline)}.predictions WHERE partition_key = $key AND decided IS NOT NULL GROUP BY ALL"
+    return dict(con.execute(query, {"key": key}).fetchall())
 
 
 def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:

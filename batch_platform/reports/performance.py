@@ -93,7 +93,7 @@ def performance_by_partition(
             row = row_of(measured(con, spec, part, metric, own, whole=False), metric)
         if row is not None:
             number_of = {name: row[name] for name in _NUMBERS}
-            values.append({"keys": part.words, "partition_key": part.keys[0], **number_of})
+            values.append({"keys": part.words, "partition_key": part.keys[len(members) // 2], **number_of})
     return pl.DataFrame(values, schema={"keys": pl.String, "partition_key": pl.String, **_NUMBERS})
 
 

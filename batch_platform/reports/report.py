@@ -18,7 +18,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable
 from batch_platform.reports.summary import in_words
-from batch_platform.reports.wording import capital, ends, figure, plain, words
+from batch_platform.reports.wording import SHARES, alike, capital, ends, figure, plain, words
 from batch_platform.warehouse.published import open_published
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     filters = {"number": number, "words": words, "plain": plain, "capital": capital, "visible": redact}
-    environment.filters.update(filters, local=partial(_local, zone=zone))
+    environment.filters.update(filters, alike=alike, local=partial(_local, zone=zone))
     template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         of=figures,
@@ -92,6 +92,7 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
         figure=figure,
         ends=ends,
         rates=RATES,
+        shares=SHARES,
         compared=comparable(figures.segments),
         least_positives=LEAST_POSITIVES,
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from batch_platform.declaration.errors import counted
 from batch_platform.declaration.wording import number
+from batch_platform.models.gate import BY_LESS
 from batch_platform.reports.groups import STANDS_OUT
 from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, plain, when
 
@@ -17,7 +18,7 @@ MOST_COLUMNS, MOST_COUNTS = 2, 2  # drifted columns and unusual counts of rows t
 
 def in_words(figures: "Figures") -> list[str]:
     """The sentences of the paragraph."""
-    return [*_of_the_model(figures), *_of_the_data(figures), *_of_the_reader(figures)]
+    return [*_of_the_model(figures), *_of_decisions(figures), *_of_the_data(figures), *_of_the_reader(figures)]
 
 
 def _of_the_model(figures: "Figures") -> Iterator[str]:
@@ -31,7 +32,7 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
     if figures.metric is None or headline is None:
         if figures.groups is not None:
             return
-        yield f"{period}, no prediction could be compared with what came true: no label is known yet."
+        yield f"{period}, no prediction could be compared with observed values: no label is known yet."
     else:
         yield f"{period}, {_quality(figures.metric, headline)}."
         if headline.before is not None and figures.before is not None:
@@ -44,6 +45,27 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
         yield f"{capital(on)} {dates(figures.no_better_than_guessing, monthly=monthly)} the model was no better than guessing."
     if others := [key for key in figures.missed if key not in figures.no_better_than_guessing]:
         yield f"It was worse than the declared limit, by more than chance, {on} {dates(others, monthly=monthly)}."
+
+
+def _of_decisions(figures: "Figures") -> Iterator[str]:
+    """The decisions on the rows of the newest partition, and the models that were approved although they were worse."""
+    newest, monthly = figures.window.keys[-1], figures.window.monthly
+    if figures.task == "binary" and (rows := sum(figures.decided.values())):
+        at = figures.threshold and f" (threshold: a score of at least {number(figures.threshold, '.3g')})"
+        positive = figures.decided.get("true", 0)
+        yield f"Of the {rows:,} rows of {when(newest, monthly=monthly)}, {positive:,} were decided true{at or ''}."
+    first = {service.version: service.first for service in figures.services}
+    worse = {
+        first[row["version"]]: row["reason"].partition(BY_LESS)[2].partition(";")[0]
+        for row in figures.decisions.iter_rows(named=True)
+        if row["action"] == "approved" and row["version"] in first and BY_LESS in row["reason"]
+    }
+    if worse:
+        models, were, each = ("model", "was", "it") if len(worse) == 1 else ("models", "were", "each")
+        yield (
+            f"The {models} in use from {dates([*worse], monthly=monthly)} {were} approved although {each} was worse than the "
+            f"one before, within the tolerance of {[*worse.values()][-1]}."
+        )
 
 
 def _of_groups(groups: "GroupFigures", newest: str, task: str) -> str:
@@ -74,9 +96,10 @@ def _quality(metric: str, headline: "Headline") -> str:
 
 def _of_the_data(figures: "Figures") -> Iterator[str]:
     drift, monthly = figures.drift, figures.window.monthly
+    on = "in" if monthly else "on"
     for item in drift.worst[:MOST_COLUMNS] if drift else ():
         if len(item.alarms) == 1:
-            text = f"{item.column} was unusual {'in' if monthly else 'on'} {when(item.alarms[0], monthly=monthly)}"
+            text = f"{item.column} was unusual {on} {when(item.alarms[0], monthly=monthly)}"
         else:
             text = f"{item.column} was unusual in {len(item.alarms):,} partitions since {when(item.alarms[0], monthly=monthly)}"
         again = (
@@ -84,7 +107,7 @@ def _of_the_data(figures: "Figures") -> Iterator[str]:
             if item.again
             else ", the newest one included"
         )
-        change = item.change.replace(f" in {item.partition_key}", "") if len(item.alarms) == 1 else item.change
+        change = item.change.replace(f" {on} {item.partition_key}", "") if len(item.alarms) == 1 else item.change
         yield f"{text} ({change}){again}."
     if drift and drift.drifted > MOST_COLUMNS:
         yield f"{drift.drifted:,} columns drifted in all."
@@ -100,11 +123,11 @@ def _of_the_reader(figures: "Figures") -> Iterator[str]:
         return
     alarms = figures.status.health.alarms
     if not figures.issues and not alarms:
-        yield "Nothing needs you: all that is due is scored, nothing failed, and no check of the newest partition warns."
+        yield "No action needed: everything that is due has been scored, nothing failed, and no check of the newest partition warns."
         return
     needed = [
         f"{issue.what} ({issue.where.partition(',')[0]}{' and others' if ',' in issue.where else ''})"
         for issue in figures.issues
     ]
     needed += [alarm.text.partition(": ")[0] for alarm in alarms]
-    yield f"This needs somebody: {'; '.join(needed)}."
+    yield f"Action needed: {'; '.join(needed)}."

@@ -1,7 +1,7 @@
 """Numbers, dates and names in the wording of the report: for readers who know neither the pipeline nor statistics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 
 from batch_platform.declaration.wording import number
@@ -9,11 +9,11 @@ from batch_platform.declaration.wording import number
 MOST_NAMED = 3  # partitions that a sentence names
 MOST_DECIMALS = 6
 PLAIN = {  # metrics as somebody would say them who has never heard of them
-    "accuracy": "share of right decisions",
+    "accuracy": "share of rows whose most probable class was the true one",
     "average_precision": "precision over all thresholds",
     "bias": "mean error, above 0 where predictions are too high",
     "brier": "squared error of the probabilities",
-    "calibration_error": "distance of the probabilities from what came true",
+    "calibration_error": "distance of the probabilities from the observed shares",
     "decision_cost": "cost of the decisions for each row",
     "decision_cost_always": "cost of always acting",
     "decision_cost_in_hindsight": "lowest cost that any threshold would have had",
@@ -39,6 +39,7 @@ PLAIN = {  # metrics as somebody would say them who has never heard of them
     "selection_rate": "share of rows that were chosen",
     "silhouette": "separation of the groups",
 }
+SHARES = {"accuracy", "false_positive_rate", "outlier_share", "precision", "recall", "selection_rate"}  # in percent
 GUESSING = {"roc_auc": 0.5, "r2": 0.0}  # values that a model without features has
 _TERMS = {"roc_auc": "ROC AUC", "rmse": "RMSE", "mae": "MAE", "mape": "MAPE", "r2": "R²", "ks": "KS", "f1": "F1"}
 
@@ -55,6 +56,12 @@ def ends(low: float | None, high: float | None) -> str:
     return f"{_rounded(low, (high - low) / 2)} to {_rounded(high, (high - low) / 2)}"
 
 
+def alike(values: Iterable[float]) -> str:
+    """Return the format that gives numbers as many decimals as show three digits of the largest."""
+    largest = max(map(abs, values), default=0)
+    return f".{max(0, 2 - math.floor(math.log10(largest))) if largest else 0}f"
+
+
 def _rounded(value: float, half: float) -> str:
     decimals = 3 if half <= 0 else min(max(0, math.ceil(-math.log10(half / 2))), MOST_DECIMALS)
     return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # never -0
@@ -67,8 +74,12 @@ def words(name: str) -> str:
 
 def plain(metric: str) -> str:
     """Say a metric in plain words, with its term behind; one of the pipeline's own has its own name."""
-    term = _TERMS.get(metric, words(metric))
-    return f"{PLAIN[metric]} ({term})" if metric in PLAIN else words(metric)
+    return f"{PLAIN[metric]} ({term(metric)})" if metric in PLAIN else words(metric)
+
+
+def term(metric: str) -> str:
+    """Return the common name of a metric."""
+    return _TERMS.get(metric, words(metric))
 
 
 def when(key: str, *, monthly: bool = False) -> str:

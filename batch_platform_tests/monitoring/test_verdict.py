@@ -55,6 +55,21 @@ def test_a_verdict_is_read_aloud():
     )
 
 
+def test_an_end_that_is_not_0_is_never_printed_as_0():
+    unclear = verdict("rmse", 31.9, 31.6, (-0.03, 0.5), resampled_by="partition", groups=10)
+    assert unclear.beside("champion V").endswith("(difference 0.3, between -0.03 and 0.5)")
+    worse = verdict("rmse", 26.9, 26.0, (0.04, 1.7))
+    assert worse.beside("champion V").endswith("(difference 0.9, between 0.04 and 1.7)")
+    same = verdict(value=0.744, other=0.744, ends=(-1e-12, 0.0))
+    assert same.beside("champion V").endswith("(difference 0.000, between 0.000 and 0.000)")
+
+
+def test_no_more_rows_are_asked_for_than_there_are():
+    """About 12 partitions would tell, which are 10 in round numbers."""
+    assert verdict("rmse", 31.8, 31.6, (-0.02, 0.42), resampled_by="partition", groups=10).would_tell == ""
+    assert verdict("rmse", 31.8, 31.6, (-0.1, 0.5), resampled_by="partition", groups=10).would_tell
+
+
 def test_nobody_is_told_how_many_rows_would_tell_a_difference_of_almost_nothing():
     assert verdict(value=0.7441, other=0.744, ends=(-0.005, 0.0052)).would_tell == ""
     assert verdict(value=0.744, other=0.744, ends=(0.0, 0.0)).would_tell == ""

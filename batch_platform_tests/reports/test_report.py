@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.wording import number
+from batch_platform.models.gate import BY_LESS
 from batch_platform.monitoring.health import Health
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.drop import drop_partitions
@@ -26,14 +27,15 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.drift import Drifted, read_drift_figures
 from batch_platform.reports.estimates import LEAST_ROWS, read_estimate_figures
-from batch_platform.reports.figures import Figures, Headline, read_figures
+from batch_platform.reports.figures import Figures, Headline, read_decided, read_figures
 from batch_platform.reports.groups import read_groups
+from batch_platform.reports.measures import read_further_measures
 from batch_platform.reports.performance import LEAST_OF_A_CLASS, thin_together
 from batch_platform.reports.report import html
 from batch_platform.reports.segments import RATES, comparable, gaps_of, segment_drift
 from batch_platform.reports.span import Span
 from batch_platform.reports.summary import in_words
-from batch_platform.reports.wording import PLAIN, ends, figure, plain
+from batch_platform.reports.wording import PLAIN, alike, ends, figure, plain
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.browsing import installed_browser
@@ -111,10 +113,21 @@ def test_a_number_has_the_digits_that_its_interval_supports(value, low, high, sh
     assert (figure(value, low, high), ends(low, high)) == shown
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [([0.0448, 0.51, 0.92, 1.0], ["0.04", "0.51", "0.92", "1.00"]), ([576.2, 99.0], ["576", "99"]), ([0.0], ["0"])],
+)
+def test_numbers_of_a_column_have_as_many_decimals(values, shown):
+    assert [number(value, alike(values)) for value in values] == shown
+
+
 def test_every_metric_has_plain_words_with_its_term_behind():
     assert PLAIN.keys() == METRICS.keys()
     assert plain("roc_auc") == "quality of the ranking (ROC AUC)"
     assert plain("of_my_own") == "of my own"
+    assert plain("accuracy") == "share of rows whose most probable class was the true one (accuracy)", (
+        "whatever the rule"
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +315,7 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
         ).fetchall()
     worst = figures.drift.worst[0]
     assert (worst.column, worst.partition_key) == ("items", STRANGE)
-    assert f"its mean is {number(mean)} in {STRANGE}, instead of {number(usual)}" in worst.sentence
+    assert f"its mean is {number(mean)} on {STRANGE}, instead of {number(usual)}" in worst.sentence
     assert (
         "; 100.0% of the values lie outside the range seen in training, 0.0% expected: a very strong change (index"
         in worst.sentence
@@ -323,6 +336,14 @@ def test_the_values_of_a_column_are_drawn_then_and_otherwise_and_never_become_ma
         assert "document.title" in picture
         assert "<script" not in picture
         assert "<img" not in picture
+
+
+def test_of_a_few_rows_a_partition_no_alarm_tells_nothing(figures):
+    quiet = replace(figures, drift=replace(figures.drift, worst=[], drifted=0))
+    assert "cannot be told from chance" not in shown(quiet)
+    few = Span(tuple(replace(run, rows_scored=2 * (at % 2)) for at, run in enumerate(figures.window.runs)))
+    remark = "columns raised an alarm. A partition usually has 2 rows; with so few, drift cannot be told from chance."
+    assert remark in shown(replace(quiet, window=few)), "partitions without rows do not count"
 
 
 def test_drift_that_was_not_judged_is_no_alarm(pipeline):
@@ -432,21 +453,31 @@ def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
     assert set(figures.definitions) == {"roc_auc"}
 
 
+@pytest.mark.parametrize(("within", "falls_short"), [(34, True), (46, False)])
+def test_intervals_that_held_fewer_observed_values_than_they_promise_are_said_to(figures, within, falls_short):
+    record = replace(figures.estimates.record, partitions=48, within=within / 48)
+    page = shown(replace(figures, estimates=replace(figures.estimates, record=record)))
+    remark = (
+        "lay within their interval: fewer than the 95% that they promise, so trust the estimates less. The estimates"
+    )
+    assert (remark in page) == falls_short
+
+
 def test_thin_partitions_are_drawn_as_the_mean_of_their_estimates_beside_the_mean_of_what_came_true(figures, charts):
     estimates = figures.estimates
     drawn = {row.partition_key: row for row in estimates.drawn}
     assert {*drawn} == {*figures.performance["partition_key"]}, "as performance is"
     by_key = {row.partition_key: row for row in estimates.partitions}
     for keys in estimates.measured:
-        one, rows = drawn[keys[0]], [by_key[key] for key in keys]
+        one, rows = drawn[keys[len(keys) // 2]], [by_key[key] for key in keys]
         shares = np.array([row.rows for row in rows]) / sum(row.rows for row in rows)
         assert one.estimate == pytest.approx(sum(shares * [row.estimate for row in rows]), rel=1e-12)
         assert one.realised == pytest.approx(sum(shares * [row.realised for row in rows]), rel=1e-12)
         assert one.high == pytest.approx(sum(shares * [row.high for row in rows]), rel=1e-12)
-    assert any(len(keys) > 1 for keys in estimates.measured)
-    assert charts["estimates"].text.endswith(
-        "Neighbouring partitions with few rows of a class count as one, by their mean."
-    )
+    pooled = next(keys for keys in estimates.measured if len(keys) > 1)
+    for name in ("performance", "estimates"):
+        assert f"<title>{pooled[0]} to {pooled[-1]}, " in charts[name].wide
+    assert charts["estimates"].text.endswith("Neighbouring partitions with too few rows count as one, by their mean.")
 
 
 @pytest.mark.parametrize("days", range(1, 14))
@@ -566,6 +597,8 @@ def test_a_clustering_is_reported_without_labels(tmp_path):
     charts = charts_of(figures, BERLIN)
     text = html(figures, charts, BERLIN)
     assert charts["scores"].title == "Groups over time"
+    assert "95% confidence interval" not in text, "none is shown"
+    assert "<b>0%</b>" in text, "no row was rejected"
     assert "<h2>The groups</h2>" in text
     assert "<h2>How good the predictions were</h2>" not in text, "nothing stands below it"
     assert "1 if every row is much nearer to its own group than to any other" in text
@@ -646,10 +679,75 @@ def test_the_paragraph_at_the_top_says_what_broke_and_what_is_needed_of_the_read
     assert "by more than chance, on 12 February 2024." in " ".join(in_words(bad))
 
 
+def test_the_paragraph_at_the_top_says_how_many_rows_were_decided_and_by_which_threshold(figures):
+    with duckdb.connect() as con:
+        con.execute("CREATE SCHEMA small; CREATE TABLE small.predictions (partition_key TEXT)")
+        assert read_decided(con, "small", LAST) == {}, "no rule is declared"
+        con.execute("ALTER TABLE small.predictions ADD COLUMN decision BOOLEAN")
+        rows = [(LAST, True)] * 31 + [(LAST, False)] * 19 + [(FIRST, True), (LAST, None)]
+        con.executemany("INSERT INTO small.predictions VALUES (?, ?)", rows)
+        decided = read_decided(con, "small", LAST)
+    of_costs = replace(figures, decided=decided, threshold=1 / 6)
+    sentence = "Of the 50 rows of 22 February 2024, 31 were decided true"
+    assert f"{sentence} (threshold: a score of at least 0.167)." in in_words(of_costs)
+    assert f"{sentence}." in in_words(replace(of_costs, threshold=None))
+
+
+def test_models_that_only_the_tolerance_lets_pass_are_named_at_the_top(figures):
+    (service,) = figures.services
+    assert "tolerance" not in " ".join(in_words(figures))
+    reason = (
+        f"meets the gate; worse than champion V: mae 0.5 against 0.4, {BY_LESS}0.4; not clearly better than guessing"
+    )
+    services = [
+        replace(service, version=name, first=f"2024-02-{day}") for name, day in (("a", 12), ("b", 19), ("c", 20))
+    ]
+    actions = {"a": "approved", "b": "approved", "c": "challenger", "d": "approved"}
+    decisions = pl.DataFrame(
+        [{"version": name, "action": action, "reason": reason} for name, action in actions.items()]
+    )
+    assert (
+        "The models in use from 12 February 2024 and 19 February 2024 were approved although each was worse than the one "
+        "before, within the tolerance of 0.4."
+    ) in in_words(replace(figures, services=services, decisions=decisions))
+    assert (
+        "The model in use from 12 February 2024 was approved although it was worse than the one before, within the "
+        "tolerance of 0.4."
+    ) in in_words(replace(figures, services=services[:1], decisions=decisions))
+
+
+def test_a_comparison_of_segments_that_is_left_out_is_mentioned(figures):
+    few = shown(replace(figures, segments=figures.segments.with_columns(positives=pl.lit(99))))
+    sentence = "Decisions are not compared between segments: that takes two segments of a column with at least 100 measured rows of each class."
+    assert sentence in few
+    enough = figures.segments.with_columns(rows=pl.lit(900), positives=pl.lit(300))
+    assert sentence not in shown(replace(figures, segments=enough))
+
+
+def test_intervals_are_judged_by_all_outcomes_together(figures):
+    keys = figures.window.keys[:3]
+    with duckdb.connect() as con:
+        con.execute("""
+            CREATE SCHEMA small; CREATE TABLE small.interval_coverage (partition_key TEXT, challenger TEXT, segment_column TEXT,
+            rows BIGINT, covered BIGINT, coverage DOUBLE, expected DOUBLE, mean_width DOUBLE, median_width DOUBLE, in_sample BOOLEAN)
+        """)
+        rows = [(keys[0], None, 2, 1), (keys[1], None, 198, 179), (keys[1], "shop", 100, 0)]
+        values = [(key, column, n, inside, inside / n, 0.9, 1.5, 1.5, False) for key, column, n, inside in rows]
+        learned = (keys[2], None, 100, 0, 0.0, 0.9, 1.5, 1.5, True)
+        con.executemany(
+            "INSERT INTO small.interval_coverage VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?)", [*values, learned]
+        )
+        (measure,) = read_further_measures(con, "small", figures.window)
+    assert measure.together == "90% of 200 outcomes lay inside; 90% were promised."
+    assert measure.together in shown(replace(figures, measures=[measure]))
+
+
 def test_the_report_and_status_never_disagree(pipeline, figures):
     """Both are of one source, and nothing that `status` warns of is left out."""
     quiet = replace(figures.status, health=Health.of([]))
-    assert in_words(replace(figures, status=quiet, issues=[]))[-1].startswith("Nothing needs you")
+    assert in_words(replace(figures, status=quiet, issues=[]))[-1].startswith(
+        "No action needed: everything that is due has been scored"
+    )
     later = status_at(pipeline, PlanRequest(NOW + timedelta(days=2)))
     with open_published(pipeline.home) as con:
         late = read_figures(con, pipeline.spec, FIRST, LAST, status=later)
@@ -659,7 +757,7 @@ def test_the_report_and_status_never_disagree(pipeline, figures):
     ]
     assert next(alarm.name for alarm in later.health.alarms) == "fresh"
     text, page = in_words(late)[-1], shown(late)
-    assert "Nothing needs you" not in page
+    assert "No action needed" not in page
     for alarm in later.health.alarms:
         assert alarm.text.partition(": ")[0] in text
         assert alarm.text in page
@@ -768,14 +866,31 @@ def test_every_chart_says_in_words_what_it_shows(page, charts):
     text = page.read_text(encoding="utf-8")
     assert {"volume", "scores", "performance", "estimates", "calibration", "drift"} <= charts.keys()
     for name, chart in charts.items():
-        assert f'<div id="chart-{name}" role="img" aria-label="{chart.title}. {chart.text}">' in text
+        assert f'<div id="chart-{name}" role="img" aria-label="{chart.title}. {chart.text}{chart.extremes}">' in text
         assert f"<figcaption>{chart.text}</figcaption>" in text
+
+
+def test_marks_tell_their_values_and_labels_their_year(figures, charts):
+    first = figures.window.runs[0]
+    assert f"<title>{first.partition_key}, rows {first.rows_scored}, scored</title>" in charts["volume"].wide
+    for name, chart in charts.items():
+        assert not re.search(r"<title>[^<]*(null|NaN|\d{6,}|: )", chart.wide), name
+    assert charts["volume"].wide.count(">2024<") > 3
+    mean = figures.performance["value"]
+    assert charts["performance"].extremes == " First {}, last {}, lowest {}, highest {}.".format(
+        *(number(value, ".3g") for value in (mean[0], mean[-1], mean.min(), mean.max()))
+    )
+    more = replace(figures, drift=replace(figures.drift, columns=30))
+    assert re.search(
+        r" Only the \d+ of 30 columns that drifted most are shown\.$", charts_of(more, BERLIN)["drift"].text
+    )
 
 
 def test_the_page_needs_no_javascript_and_is_small(page, charts):
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 2 * len(charts), "for wide and for narrow windows"
     assert "<script>" not in text
+    assert text.count('<div class="scroll" tabindex="0" role="region" aria-label="') == text.count("<table>") > 3
     assert "<img" not in text
     assert len(text) < 1_000_000
 
