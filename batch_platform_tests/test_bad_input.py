@@ -49,7 +49,8 @@ ELSEWHERE = {
     ),
     "B24": (
         test_proposed_shapes.test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place,
-        test_proposed_shapes.test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day,
+        test_proposed_shapes.test_a_time_can_be_the_key,
+        test_proposed_shapes.test_new_rows_whose_key_is_their_time_are_scored_the_next_day,
         test_build.test_rows_are_counted_by_a_time_in_nanoseconds_as_pandas_writes_it,
     ),
     "B25": (
