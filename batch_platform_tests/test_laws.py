@@ -561,7 +561,6 @@ def test_law_17_renaming_labels_changes_no_probability(estimator, classes):
         assert np.array_equal(probabilities(names), expected), renaming
 
 
-@pytest.mark.full
 def test_law_17_the_order_of_rows_changes_no_training_data(tmp_path):
     """Rows that nothing names, newest first: later ones stand above the others, and some rows are equal."""
     file, rows = tmp_path / "orders.csv", small_events(date(2024, 1, 1), date(2024, 2, 10), 20).drop("id")

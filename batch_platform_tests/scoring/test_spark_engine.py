@@ -199,8 +199,7 @@ def test_a_schedule_and_the_ui_score_on_the_cluster_too(cluster, project):
         assert ui.published(last) == [(asked,)]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("victim", ["executor", "worker"])
+@pytest.mark.parametrize("victim", ["executor", pytest.param("worker", marks=pytest.mark.full)])
 def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spark, tmp_path, victim):
     before, scored = predictions(pipeline), scoring()
     wait_for(tmp_path, 2)
