@@ -178,6 +178,8 @@ def _wiped(home: Home) -> Path | None:
     """
     try:
         with Warehouse(home).open(compact=True) as con:
+            if not home.wiping.exists():  # another process has done it while this one waited
+                return _published(con, home)
             for path in files_set_aside(home):
                 home.remove(path)
             for copy in {*published_copies(home)} - {current_copy(home)}:
