@@ -31,7 +31,7 @@ def test_the_public_names_are_imported_by_a_star():
 
 def test_the_notebook_of_the_guide_builds_what_is_due(tmp_path, monkeypatch, capsys):
     (cells,) = [block for block in blocks("python", GUIDE["acting"]) if "make_plan" in block]
-    folder = write_small_project(tmp_path / "defs" / "churn")
+    folder = write_small_project(tmp_path / "pipelines" / "defs" / "churn")
     (folder / "defs.yaml").write_text(yaml.safe_dump({"attributes": small_declaration()}))
     monkeypatch.chdir(tmp_path)
     exec(compile(cells, "notebook", "exec"), {})
