@@ -126,7 +126,10 @@ def _run(arguments: list[str]) -> int:
         return done.exit_code
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "batch-platform"
-        terminal.fail(f"{error.format_message()} Hint: {command} --help")
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message(), err=True)
+        else:
+            terminal.fail(f"{error.format_message()} Hint: {command} --help")
         return WrongUseError.exit_code
     except KeyboardInterrupt:
         return _interrupted()

@@ -651,6 +651,12 @@ def test_version_and_help(tmp_path):
     assert all(f"  {command} " in answer.out for command in COMMANDS)
 
 
+def test_without_a_command_the_help_is_shown(tmp_path):
+    shown = run_command(tmp_path, "--help").out
+    alone = run_command(tmp_path)
+    assert (alone.code, alone.out, alone.err.strip()) == (2, "", shown.strip())
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from batch_platform.cli import main; sys.argv = ['batch-platform', '--help']\n"
