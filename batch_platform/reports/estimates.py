@@ -16,12 +16,11 @@ from batch_platform.monitoring.measures.estimates import (
     segment_track_records,
     track_records,
 )
-from batch_platform.monitoring.resampling import wilson
+from batch_platform.monitoring.resampling import LEVEL, wilson
 from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
-PROMISED = 0.95  # share of the observed values that intervals should hold
 LEAST_ROWS = 30  # fewer rows keep a segment out of the report
 
 
@@ -39,9 +38,9 @@ class EstimateFigures:
 
     @property
     def falls_short(self) -> bool:
-        """True if the intervals held fewer observed values than PROMISED, by more than chance."""
+        """True if the intervals held fewer observed values than LEVEL promises, by more than chance."""
         record = self.record
-        return record is not None and wilson(record.within, record.partitions).high < PROMISED
+        return record is not None and wilson(record.within, record.partitions).high < LEVEL
 
     @property
     def drawn(self) -> list[EstimatedMetric]:

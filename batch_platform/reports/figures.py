@@ -409,7 +409,7 @@ def read_decided(con: duckdb.DuckDBPyConnection, pipeline: str, key: str) -> dic
     """Count the rows of a partition by their decision; empty where there are none."""
     if DECISION not in dict(table_columns(con, pipeline, "predictions")):
         return {}
-    query = f"SELECT {DECISION}::VARCHAR AS decided, count(*) FROM {quoted(pipeline)}.predictions WHERE partition_key = $key AND decided IS NOT NULL GROUP BY ALL"
+    query = f"SELECT {DECISION}::VARCHAR AS decided, count(*) FROM {quoted(pipeline)}.predictions WHERE partition_key = $key AND {DECISION} IS NOT NULL GROUP BY ALL"
     return dict(con.execute(query, {"key": key}).fetchall())
 
 
