@@ -67,10 +67,10 @@ def rows_within(
 def how_many_next(several: int, tables: Sequence[pa.Table], most_rows: float = inf) -> int:
     """The number of partitions to read together after these if the next ones resemble them: half of WINDOW_BYTES, or `most_rows`.
 
-    At most eight times as many, since they may not. Each query may parse a whole file of text.
+    At most eight times as many, since they may not. Each query may parse a whole file of text, also one that finds too many rows.
     """
     size, rows = (max(1, sum(sizes)) for sizes in zip(*((it.nbytes, it.num_rows) for it in tables), strict=True))
-    return max(1, int(several * min(8, WINDOW_BYTES / 2 / size, most_rows / rows)))
+    return max(1, int(several * min(8, WINDOW_BYTES / 2 / size, 0.9 * most_rows / rows)))
 
 
 class RowsAhead:

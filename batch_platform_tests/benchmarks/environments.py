@@ -28,8 +28,16 @@ PINNED: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime==1.32.0", "onnxmltools==1.16.0", "lightgbm==4.7.0", "xgboost-cpu==3.2.0"),
     "shap": ("shap==0.51.0",),
     "evidently": ("evidently==0.7.23", "pandas==2.3.3", "pyarrow==26.0.1"),
+    "nannyml": (
+        "nannyml==0.13.1",
+        "statsmodels==0.15.0",
+        "pandas==2.3.3",
+        "scikit-learn==1.9.1",
+        "numpy==2.4.6",
+        "pyarrow==26.0.1",
+    ),
 }
-ALONE = ("evidently",)  # judges rows, not our model: it need not share its libraries' versions
+ALONE = ("evidently", "nannyml")  # they judge rows, not our model: they need not share its libraries' versions
 JAVA_VERSIONS = ("17", "21")
 USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
 

@@ -1,4 +1,4 @@
-"""Find faults in real partitions: this project and Evidently on the same tables with the same faults.
+"""Find faults in real partitions: this project, Evidently and NannyML on the same tables with the same faults.
 
 A model learns from the first half of a table, and the partitions of the second half are judged one by one. A fault goes on for three
 partitions. Beside what was found stand the partitions until it was (0: the first), the clean partitions with an alarm, and the
@@ -26,7 +26,7 @@ from batch_platform_tests.harness.small_pipeline import carry_out
 
 TITLE = "Finding faults in real tables"
 CLEAN = "clean"
-PEERS = {"evidently": "evidently_days.py"}
+PEERS = {"evidently": "evidently_days.py", "nannyml": "nannyml_days.py"}
 SCRIPTS = Path(__file__).parent / "peers"
 NOW = datetime(2014, 2, 1, tzinfo=UTC)
 
@@ -154,7 +154,7 @@ def _peer(contender: str, table: Table, options: Options) -> Iterator[Judged]:
     cases |= {fault: faulty_partitions(table, fault) for fault in FAULTS}
     for fault, stretches in cases.items():
         pl.concat([rows for stretch in stretches.values() for rows in stretch]).write_parquet(folder / "judged.parquet")
-        facts = {"features": table.features, "key": KEY}
+        facts = {"features": table.features, "key": KEY, "every": table.every}
         (folder / "facts.json").write_text(json.dumps(facts))
         python = options.environments.python(contender)
         cost = run([str(python), str(SCRIPTS / PEERS[contender]), str(folder)], folder)

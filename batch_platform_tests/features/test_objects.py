@@ -77,6 +77,17 @@ def test_only_the_objects_of_the_source_can_be_read_and_none_be_written(store):
                 con.duckdb.execute(f"FROM 's3://lake/{other}'")
 
 
+def test_what_a_store_sends_is_kept_only_where_memory_has_a_limit(store, tmp_path):
+    store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
+    kept = list[int]()
+    for spill in (None, tmp_path / "spill"):
+        with declared({"parquet": "s3://lake/a.parquet"}).connect(FIRST, spill=spill) as con:
+            assert con.duckdb.execute("FROM a").fetchall() == TABLE.rows()
+            kept.append(len(con.duckdb.execute("FROM duckdb_external_file_cache()").fetchall()))
+    assert not kept[0]
+    assert kept[1]
+
+
 @pytest.mark.parametrize("name", ["a b.parquet", "odd [1] #?% +ü*.parquet", "deep/er/a.parquet"])
 def test_a_name_may_hold_any_character(store, name):
     store.files.pipe(f"{BUCKET}/{name}", PARQUET)

@@ -316,7 +316,7 @@ def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features
     assert all(outcome != other for outcome, other in zip(outcomes[:9], as_changed[:9], strict=True))
 
 
-@pytest.mark.parametrize(("most", "queries"), [(3 * 40, 7), (40, 20), (39, 0)])
+@pytest.mark.parametrize(("most", "queries"), [(4 * 40, 7), (40, 20), (39, 0)])
 def test_features_read_together_have_no_more_rows_than_a_batch(features, monkeypatch, most, queries):
     monkeypatch.setattr(windows, "BATCH_ROWS", most)
     read = features()

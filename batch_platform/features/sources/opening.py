@@ -50,7 +50,9 @@ def bounded(spill: Path | None, timezone: str) -> Generator[duckdb.DuckDBPyConne
         con.execute(f"SET TimeZone = {literal(timezone)}")
         if most := most_threads():
             con.execute(f"SET threads = {most}")
-        if spill is not None:
+        if spill is None:
+            con.execute("SET enable_external_file_cache = false")  # it would keep what a store sent, without a limit
+        else:
             con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
             con.execute(f"SET max_temp_directory_size = '{_spill_limit(spill)} bytes'")
         yield con
