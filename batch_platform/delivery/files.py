@@ -69,7 +69,9 @@ def _write(ending: str, column: str, rows: pa.RecordBatchReader, file: Path) -> 
         con.execute("SET TimeZone = 'UTC'")
         con.register("delivered", rows)
         query = f"SELECT * EXCLUDE ({quoted(column)}) FROM delivered"
-        query = flat(con, query) if ending == CSV else query
+        if ending == CSV:
+            query = flat(con, query)
+            con.execute("SET threads = 1")  # more would keep rows in memory until it is their turn
         con.execute(f"COPY ({query}) TO {literal(str(file))} ({FORMATS[ending]})")
 
 
