@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
 from batch_platform.warehouse import ledger, published, rolling_check
+from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
@@ -61,6 +63,26 @@ def shown(path: Path) -> dict[str, list[tuple]]:
             f"{schema}.{table}": con.execute(f"FROM {quoted(schema)}.{quoted(table)} ORDER BY ALL").fetchall()
             for schema, table in tables
         }
+
+
+def test_a_publication_that_waited_for_another_one_finds_its_deleted_rows_removed(home, tmp_path, monkeypatch, caplog):
+    write(home, tmp_path, KEYS[0], "one")
+    leave_mark(home)
+    waits, remove, copies = threading.Event(), published._wiped, list[Path]()
+
+    def waiting(home: Home) -> Path | None:
+        waits.set()
+        return remove(home)
+
+    monkeypatch.setattr(published, "_wiped", waiting)
+    second = threading.Thread(target=lambda: copies.append(publish(home)))
+    with Warehouse(home).open():
+        second.start()
+        assert waits.wait(60)
+        home.wiping.unlink()  # as the publication does that holds the warehouse
+    second.join()
+    assert copies == [published.current_copy(home)]
+    assert not caplog.records
 
 
 def test_readers_see_exactly_what_the_warehouse_holds(home, tmp_path):
