@@ -237,12 +237,20 @@ def read(root: str, report: str, stop: str) -> None:
             time.sleep(0.005)
             continue
         copy_seen, looked_at = copy_now, time.monotonic()
-        with duckdb.connect(str(home.published), read_only=True) as con:
-            seen = inspect(con, "", list(DECLARED), watermarks)
-            if chance.random() < 0.1:
-                time.sleep(0.3)
-                again = inspect(con, "", list(DECLARED), watermarks)
-                seen.check("a reader that stays sees the same", [] if again.states == seen.states else ["other rows"])
+        opened = home.published.resolve()
+        try:
+            with duckdb.connect(str(home.published), read_only=True) as con:
+                seen = inspect(con, "", list(DECLARED), watermarks)
+                if chance.random() < 0.1:
+                    time.sleep(0.3)
+                    again = inspect(con, "", list(DECLARED), watermarks)
+                    same = again.states == seen.states
+                    seen.check("a reader that stays sees the same", [] if same else ["other rows"])
+        except duckdb.IOException as error:
+            # Where rows are deleted for good, files of former states go at once, and a reader opens the copy anew.
+            if not LOST_FILE.search(str(error)) or home.published.resolve() == opened:
+                raise
+            continue
         memory.compare(seen)
         watermarks = seen.watermarks
         time.sleep(0.05)  # for the others to get on
