@@ -36,7 +36,8 @@ from batch_platform_tests.make_reference import FOLDER, pages
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 MINUTES, WORDS_A_MINUTE = 10, 220
 LANGUAGES = {"bash", "console", "mermaid", "python", "sql", "toml", "yaml", "yaml fragment"}
-OTHERS = {"cd", "chmod", "cp", "dagster", "docker", "export", "pip", "python", "python3", "sudo", "touch"}  # not ours
+SHELL = {"cd", "chmod", "cp", "export", "sudo", "touch", "unset"}
+OTHERS = {"dagster", "docker", "pip", "python", "python3", *SHELL}  # commands of the guide that are not ours
 QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading that answers
     "What is a serving period?": ("concepts", "Vocabulary"),
     "Can a killed run leave half a partition?": ("concepts", "What is promised"),
