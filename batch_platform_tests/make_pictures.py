@@ -1,4 +1,4 @@
-"""Take the pictures of the README and the guide: three months of the flights, scored and measured in a folder of their own, and reports.
+"""Take the pictures of the README and the guide: a month of the flights in which all is well, scored and measured in a folder of its own, and reports.
 
 python -m batch_platform_tests.make_pictures [--demos FOLDER]
 
@@ -25,7 +25,7 @@ from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folde
 from batch_platform_tests.harness.served import Ui, served
 
 PICTURES = ROOT / ".pictures"
-FIRST, LAST, END = "2013-03-01", "2013-05-31", "2013-06-01"
+FIRST, LAST, END = "2013-03-01", "2013-03-31", "2013-04-01"
 HOME = ".batch_platform"
 WIDTH, HEIGHT, SCALE = 1280, 1400, 1.25  # a README is about 900 wide
 NARROW, DEMO = 390, {"width": 1000, "height": 900}
@@ -140,7 +140,7 @@ def take(ui: Ui, dagster: Dagster) -> None:
     dagster.words("score_distribution").first.click()  # of partitions that pass alike no plot is drawn
     dagster.sees("Passed")
     save(dagster, "checks", until=dagster.words("one_score_for_all_rows"))
-    dagster.open("/assets/flight_delays/model?view=partitions&partition=2013-05-01")
+    dagster.open(f"/assets/flight_delays/model?view=partitions&partition={FIRST}")
     save(dagster, "model", until=dagster.words("trained_until"))
     backfill(ui, dagster)
     save(dagster, "backfill", until=dagster.words("100% completed").last)
@@ -165,10 +165,10 @@ def drift(folder: Path) -> None:
 
 
 def backfill(ui: Ui, dagster: Dagster) -> None:
-    """Ask for May again, as one run, and see it done."""
+    """Ask for the month again, as one run, and see it done."""
     dagster.open("/assets/flight_delays/predictions")
     dagster.button("Materialize").click()
-    dagster.choose_partitions("[2013-05-02...2013-05-31]")
+    dagster.choose_partitions(f"[{FIRST}...{LAST}]")
     dagster.button("Launch backfill").click()
 
     def done() -> str | None:

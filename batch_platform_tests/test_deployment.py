@@ -60,8 +60,43 @@ def test_every_file_that_is_mounted_or_copied_exists():
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
+def test_the_user_of_the_image_owns_the_home_and_the_folder_of_the_records():
+    """Docker gives a folder to root that is missing in a volume where a file is mounted below it."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    (owned,) = re.findall(r"install -d -o scores -g scores -m 0750 (.+)$", dockerfile, re.MULTILINE)
+    homes = re.findall(r"(?:BATCH_PLATFORM_HOME|DAGSTER_HOME)=(\S+)", dockerfile)
+    assert owned.split() == homes
+    assert [volume for volume in COMPOSE["x-platform"]["volumes"] if f":{homes[1]}/dagster.yaml:" in volume]
+
+
+def test_the_manifests_of_kubernetes_run_commands_that_exist_on_the_home_and_as_the_user_of_the_image():
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
+    claim, secret, deployment, service = documents
+    pod = deployment["spec"]["template"]["spec"]
+    (container,), (volume,) = pod["containers"], pod["volumes"]
+    program, *arguments = container["command"]
+    assert program == "batch-platform"
+    takes_all(app, arguments)
+    assert container["livenessProbe"]["exec"]["command"] == PROBE.split()
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/data"}]
+    assert "BATCH_PLATFORM_HOME=/data " in dockerfile
+    assert f"useradd --uid {pod['securityContext']['runAsUser']} " in dockerfile
+    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]["type"]) == (1, "Recreate")
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def test_every_variable_of_the_units_has_an_example():
+    units = "".join(unit.read_text(encoding="utf-8") for unit in (DEPLOY / "systemd").iterdir())
+    example = (DEPLOY / "batch-platform.env").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$\{(\w+)\}", units)) <= set(re.findall(r"^(\w+)=", example, re.MULTILINE))
+
+
 def test_the_image_installs_extras_that_exist():
     (extras,) = re.findall(r"^ARG EXTRAS=(.+)$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert EXAMPLE["EXTRAS"] == extras
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= declared.keys()
 

@@ -287,8 +287,7 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
         same = counted(len(shared[0].predicted), "evaluation row")
         terminal.say(f"The metrics are those of the {same} that both have scored.")
     if isinstance(verdict, Verdict):
-        verb = "" if verdict.word == "cannot tell" else "is judged "
-        terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told from')}.")
+        terminal.say(f"{left} is judged {verdict.beside(right)}.")
         return
     terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
     any_version = f"batch-platform backtest {target.pipeline} --from KEY --to KEY --model VERSION"
@@ -458,8 +457,8 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
     terminal.report(report)
     begin = "" if event.holds_from is None else f" from {event.holds_from:%Y-%m-%d %H:%M} UTC on"
     terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
-    change = "as before" if before == after else f"before {before or 'none'}"
-    terminal.say(f"  champion there: {after}, {change}")
+    change = "as before" if before == after else f"instead of {before or 'none'}"
+    terminal.say(f"  champion from then on: {after or 'none'}, {change}")
     if decision.until is not None:
         following = decision.following.version if decision.following else "none"
         terminal.say(f"  until {decision.until:%Y-%m-%d %H:%M} UTC, then: {following}")

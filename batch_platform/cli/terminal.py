@@ -158,6 +158,7 @@ def _print(console: Console, level: str, text: str, prefix: str = "") -> None:
     _heard(monotonic())
     if logs_json():
         console.file.write(f"{_json_line(level, text.strip())}\n")
+        console.file.flush()  # a log shows it while the command still works
     else:
         console.print(f"{prefix}{_visible(text)}", markup=False)
 

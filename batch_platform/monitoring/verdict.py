@@ -10,7 +10,7 @@ from batch_platform.monitoring.metrics import METRICS, lower_is_better, measure
 from batch_platform.monitoring.outcomes import Outcomes
 
 Word = Literal["better", "worse", "cannot tell"]
-MOST_TIMES = 100  # times as many rows as there are, beyond which it says nothing how many would tell
+MOST_TIMES = 100  # times as many rows as there are, beyond which it does not say how many would be needed
 MOST_DECIMALS = 6
 
 
@@ -51,7 +51,7 @@ class Verdict:
 
     @property
     def would_tell(self) -> str:
-        """About how many independent units would tell a difference like this one from chance; empty if told, if about as many as there are, or far too many.
+        """About how many independent units would be needed to tell such a difference from chance; empty if it is told, if they are not more than there are, or far too many.
 
         An interval is as wide as the root of their number is small, so they are n x (half its width / difference)².
         """
@@ -65,9 +65,9 @@ class Verdict:
         present = difference.rows if difference.resampled_by == "row" else difference.groups
         units = round(times * present)
         about = round(units, -floor(log10(units)))
-        return f"about {counted(about, difference.resampled_by)} would tell" if about > present else ""
+        return f"about {counted(about, difference.resampled_by)} would be needed to tell" if about > present else ""
 
-    def beside(self, other: str, unclear: str = "cannot tell from") -> str:
+    def beside(self, other: str, unclear: str = "not clearly better or worse than") -> str:
         """The verdict with its evidence, as a clause, e.g. `better than champion V: roc_auc 0.744 against 0.731 on 840 rows (…)`."""
         relation = unclear if self.word == "cannot tell" else f"{self.word} than"
         digits = f",.{self._decimals}f"

@@ -27,8 +27,8 @@ def test_backtest_of_an_estimator_shows_each_partition_the_totals_and_the_table(
     assert "over 11 partitions; production 0." in total
     (verdict,) = [line for line in lines if " production: " in line]
     assert re.fullmatch(
-        r"  (better than|worse than|cannot tell from) production: roc_auc 0\.\d+ against 0\.\d+ on \d+ rows( of \d+ \w+)? "
-        r"\(difference -?0\.\d+, between -?0\.\d+ and -?0\.\d+\)(; about [\d,]+ \w+ would tell)?",
+        r"  (better than|worse than|not clearly better or worse than) production: roc_auc 0\.\d+ against 0\.\d+ on \d+ rows( of \d+ \w+)? "
+        r"\(difference -?0\.\d+, between -?0\.\d+ and -?0\.\d+\)(; about [\d,]+ \w+ would be needed to tell)?",
         verdict,
     )
     assert "table small.backtests, backtest_id 'backtest-" in lines[-1]

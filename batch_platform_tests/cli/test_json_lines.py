@@ -73,5 +73,6 @@ def test_another_format_is_refused(fresh, cli, monkeypatch):
 @pytest.mark.full
 def test_webserver_daemon_and_code_server_write_lines_of_json(project):
     with served(project, project / ".batch_platform", **{LOG_VARIABLE: "json"}) as ui:
-        ui.wait(lambda: True if '"dagster.daemon"' in ui.log.read_text() else None)
+        for expected in ('"dagster.daemon"', f"{ui.url} serves "):
+            ui.wait(lambda text=expected: text in ui.log.read_text() or None)
     assert {"dagster-webserver", "dagster.daemon"} <= {line.get("logger") for line in lines(ui.log.read_text())}

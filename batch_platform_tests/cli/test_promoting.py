@@ -30,7 +30,7 @@ def test_a_rollback_is_recorded_listed_and_rescored_and_sql_distinguishes_then_f
     first, second, third = versions(weekly)
     lines = cli(weekly, "models", "small", "rollback", "--reason", "too many false alarms").out.splitlines()
     assert lines[0] == f"small: {third} is withdrawn from 2024-02-17 23:00 UTC on: too many false alarms."
-    assert lines[1] == f"  champion there: {second}, before {third}"
+    assert lines[1] == f"  champion from then on: {second}, instead of {third}"
     assert lines[2] == "  scored by another version: 7 partitions (2024-02-18 to 2024-02-24)"
     assert lines[3].startswith("  batch-platform run small --from 2024-02-18 --to 2024-02-24 ")
     assert published(weekly, STATUS) == [
@@ -99,7 +99,7 @@ def test_a_withdrawn_version_is_promoted_again_and_an_older_one_from_a_partition
         "SELECT partition_key, s.model_version, s.hindsight, p.reason FROM batch_platform.score_runs AS s "
         "JOIN batch_platform.promotions AS p ON p.seq = s.decision_seq WHERE p.reason LIKE 'promoted%' ORDER BY ALL"
     )
-    assert published(weekly, by_hand) == [(key, first, True, "promoted by hand") for key in older["partitions"]]
+    assert published(weekly, by_hand) == [(key, first, True, "promoted manually") for key in older["partitions"]]
 
 
 def test_wrong_decisions_change_nothing(cli, weekly):
@@ -152,7 +152,7 @@ def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_wer
     *_, said = cli(project, "models", "small", "compare", good, worse).out.splitlines()
     assert said.startswith(f"{good} is judged better than {worse}: roc_auc 0.")
     *_, said = cli(project, "models", "small", "compare", good, good).out.splitlines()
-    assert said.startswith(f"{good} cannot be told from {good}: roc_auc 0.")
+    assert said.startswith(f"{good} is judged not clearly better or worse than {good}: roc_auc 0.")
 
 
 def test_status_and_train_agree_on_declared_parameters_once_their_version_is_withdrawn(cli, weekly):
@@ -164,7 +164,7 @@ def test_status_and_train_agree_on_declared_parameters_once_their_version_is_wit
         assert cli(weekly, "models", "small", *decision).code == 0
     status = cli(weekly, "status", "small", "--json").json[0]
     assert status["champion"].startswith("2024-02-18")
-    note = f"{tuned}, trained with them, is withdrawn: rolled back by hand"
+    note = f"{tuned}, trained with them, is withdrawn: rolled back manually"
     assert status["declaration_change"]["note"] == note
-    nothing = f"nothing is due; the newest version is {tuned}, which is withdrawn: rolled back by hand."
+    nothing = f"nothing is due; the newest version is {tuned}, which is withdrawn: rolled back manually."
     assert nothing in cli(weekly, "train", "small").out

@@ -14,7 +14,7 @@ _, _, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
 def test_a_sensor_tells_of_an_old_model_and_assets_follow(project, monkeypatch):
     write_defs_yaml(project, small_declaration())
     (project / PACKAGE / "defs" / "alerts.py").write_text(ALERTS)
-    (project / PACKAGE / "defs" / "followers.py").write_text(FOLLOWERS)
+    (project / PACKAGE / "defs" / "followers.py").write_text(FOLLOWERS.replace("churn", "small"))
     hook = receiver()
     with hook.up(), workspace_of(project, monkeypatch) as location:
         monkeypatch.setenv("ALERTS_URL", f"http://127.0.0.1:{hook.port}/")

@@ -454,19 +454,19 @@ def late_by_carrier(predictions: pl.LazyFrame) -> pl.LazyFrame:
 """
 
 
-def test_the_weekly_summary_of_the_guide_works_as_it_stands(deployment):
-    assert WEEKLY_SUMMARY in blocks("python", GUIDE["acting"])
-    ours = {
-        "flight_delays": "small",
-        "2013-03-03": "2024-02-04",
-        "2013-12-29": "2024-02-25",
-        "America/New_York": "Europe/Berlin",
-    }
-    text = WEEKLY_SUMMARY.replace('"carrier"', '"shop"')
-    for theirs, own in ours.items():
+def executed(text: str, ours: dict[str, str]) -> dict[str, Any]:
+    """Execute a file of the guide on the flights with names and dates of the small pipeline; gives what it defines."""
+    for theirs, own in {"flight_delays": "small", "America/New_York": "Europe/Berlin", **ours}.items():
+        assert theirs in text
         text = text.replace(theirs, own)
     written: dict[str, Any] = {}
     exec(text, written)
+    return written
+
+
+def test_the_weekly_summary_of_the_guide_works_as_it_stands(deployment):
+    assert WEEKLY_SUMMARY in blocks("python", GUIDE["acting"])
+    written = executed(WEEKLY_SUMMARY, {'"carrier"': '"shop"', "2013-03-03": "2024-02-04", "2013-12-29": "2024-02-25"})
     succeeded(deployment, written["late_by_carrier"], first="2024-02-04")
     (first, *_) = stored(
         deployment, "SELECT shop, flights, expected_late, partition_key FROM reports.late_by_carrier ORDER BY ALL"
@@ -483,14 +483,13 @@ def test_the_sink_of_the_guide_keeps_one_copy_of_each_day_and_follows_a_day_that
     deployment, tmp_path, monkeypatch
 ):
     (text,) = [block for block in blocks("python", GUIDE["extending"]) if "shop_scores" in block]
-    written: dict[str, Any] = {}
-    exec(text, written)
-    sink = written["shop_scores"]
+    ours = {'"flight_id"': '"id"', "2013-03-01": "2024-01-01", "2014-01-01": "2024-03-01"}
+    sink = executed(text, ours)["shop_scores"]
     monkeypatch.setenv("SHOP_DATABASE", str(tmp_path / "shop.sqlite"))
     for day in (SCORED_FROM, LAST, LAST):
         succeeded(deployment, sink, first=day)
     with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as con:
-        delivered = con.execute("SELECT * FROM scores ORDER BY day, id").fetchall()
+        delivered = con.execute("SELECT day, CAST(flight_id AS INTEGER), score FROM scores ORDER BY 1, 2").fetchall()
     days = f"partition_key IN ('{SCORED_FROM}', '{LAST}')"
     assert delivered == stored(
         deployment, f"SELECT partition_key, id, score FROM small.predictions WHERE {days} ORDER BY ALL"

@@ -98,7 +98,9 @@ def test_a_daemon_without_a_webserver_brings_a_day_from_the_raw_asset_to_the_rep
     project = write_dagster_project(tmp_path / "project", **ARRIVING)
     write_days(pipeline_folder(project))
     (project / PACKAGE / "defs" / "raw.py").write_text(RAW_ASSET)
-    (project / PACKAGE / "defs" / "follow.py").write_text(blocks("python", GUIDE["scheduling"])[0])
+    (project / PACKAGE / "defs" / "follow.py").write_text(
+        blocks("python", GUIDE["scheduling"])[0].replace("churn", "small")
+    )
     ran = run_command(project, "run", "small", "--partition", "2024-02-01")
     assert ran.code == 0, ran.err
     home = Home(project / ".batch_platform")

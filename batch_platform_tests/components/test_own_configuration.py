@@ -101,7 +101,7 @@ def test_a_plain_definitions_composes_a_pipeline_with_resources_and_an_executor_
     file.unlink()
     code = blocks("python", GUIDE["production"])[3]
     shown = re.search(r"BatchInference\(.*?^\)", code, flags=re.DOTALL | re.MULTILINE).group()
-    code = code.replace(shown, f"BatchInference(**{declared!r})").replace('/ "churn"', '/ "defs" / "small"')
+    code = code.replace(shown, f"BatchInference(**{declared!r})").replace('/ "churn"', '/ "small"')
     (folder / PACKAGE / "definitions.py").write_text(code.replace("crm.duckdb", f"{folder}/crm.duckdb"))
     assert cli(folder, "run", "small", "--partition", "2024-02-10", "--force").code == 0
     forget_projects()
