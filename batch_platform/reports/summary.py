@@ -70,7 +70,7 @@ def _of_decisions(figures: "Figures") -> Iterator[str]:
 
 def _of_groups(groups: "GroupFigures", newest: str, task: str) -> str:
     """Say how many rows stand out, or how many groups there are, and how many rows moved between groups."""
-    rows, moved = f"{sum(groups.sizes.values()):,} rows of {newest}", "moved to another one"
+    rows, moved = f"{sum(groups.sizes.values()):,} rows of {newest}", "moved to another group"
     text = f"The {rows} are in {counted(len(groups.sizes), 'group')}"
     if task == "outliers":
         text = f"Of the {rows}, {groups.sizes.get(STANDS_OUT, 0):,} stand out"
@@ -78,7 +78,7 @@ def _of_groups(groups: "GroupFigures", newest: str, task: str) -> str:
     if not groups.followed:
         return f"{text}."
     share = (groups.followed - groups.stayed) / groups.followed
-    return f"{text}; {share:.1%} of those that were in the partition before {moved}."
+    return f"{text}; {share:.1%} of those also scored in the partition before {moved}."
 
 
 def _quality(metric: str, headline: "Headline") -> str:

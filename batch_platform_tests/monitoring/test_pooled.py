@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from batch_platform.declaration.errors import DataError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.metrics import METRICS, Metric
+from batch_platform.monitoring.metrics import METRICS, Metric, own_metrics
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.pipeline import Pipeline
@@ -185,6 +185,11 @@ def test_before_anything_was_measured_a_window_has_no_performance(tmp_path):
 def test_metrics_and_segments_that_cannot_be_are_refused_when_declared(monitoring, message):
     with pytest.raises(ValueError, match=message):
         small_spec(monitoring=monitoring)
+
+
+def test_a_metric_of_the_users_own_keeps_the_docstring_by_which_reports_describe_it():
+    declared, _ = own_metrics(small_spec(monitoring={"metrics": OWN}))
+    assert declared.value.__doc__ == cost.__doc__
 
 
 def test_a_metric_that_does_not_exist_or_is_not_finite_is_refused_by_name(pipeline, monkeypatch):

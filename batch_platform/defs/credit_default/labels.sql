@@ -1,6 +1,6 @@
--- Whether the credit was classed as a bad risk.
+-- How the credit was classed: good or bad.
 
-SELECT applicant_id, defaulted
+SELECT applicant_id, creditability
 FROM applicants
 WHERE applied_at >= $partition_start
   AND applied_at < $partition_end
