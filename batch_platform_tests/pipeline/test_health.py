@@ -66,7 +66,7 @@ def test_every_aspect_of_the_newest_partitions_is_judged(odd):
     }
     assert aspects["drift"].text == "3 rows of 2024-02-28 are too few to judge drift"
     assert aspects["rejected_share"].text.startswith("2 of 5 rows rejected in 2024-02-28, at most 0.00% in the ")
-    assert aspects["champion_age"].text == "the model is 28 days old, more than 20 days"
+    assert aspects["champion_age"].text == "the model is 28 days old, more than the 20 days that are allowed: train a new one"
     assert aspects["performance"].text.endswith(" on 2024-02-27 is below 0.99")
     assert aspects["performance"].partition == "2024-02-27", "the labels of the newest day are not known yet"
 
@@ -160,7 +160,7 @@ def test_the_volume_of_a_partition_is_not_judged_before_a_week_is_known(odd):
 
 def test_a_model_is_as_old_as_its_newest_partition_has_it_once_the_calendar_has_ended(odd):
     years_later = health(odd, NOW.replace(year=2032))["champion_age"]
-    assert years_later.text == "the model is 28 days old, more than 20 days"
+    assert years_later.text == "the model is 28 days old, more than the 20 days that are allowed: train a new one"
 
 
 def test_a_source_whose_file_is_gone_fails(tmp_path):
