@@ -260,7 +260,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     """Compare two versions side by side: metrics, data windows, what else differs, and which is better on the same rows.
 
     Better or worse is said from one paired interval of the gate's metric, on the evaluation rows of both, for the fits that the
-    gate judged. The metrics are of the same rows if there are any, otherwise of the evaluation rows of each.
+    gate judged. Where these share no row, the verdict is that of the gate, if it held one against the other. The metrics are of the
+    same rows if there are any, otherwise of the evaluation rows of each.
     """
     pipeline = target.declared()
     registry = pipeline.published_state().registry
@@ -271,7 +272,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     values, shared = compared(*manifests), _on_shared_rows(pipeline, left, right, *manifests)
     verdict: Verdict | str
     if isinstance(shared, str):
-        verdict = shared
+        before = registry.judged_beside(right, left)
+        verdict = registry.judged_beside(left, right) or (before and before.turned) or shared
     else:
         metric = pipeline.spec.model.promote.metric or default_metric(manifests[0].task)
         verdict = Verdict.on(metric, *shared) or f"{metric} cannot be measured on the rows that both can score"
@@ -286,9 +288,13 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     if not isinstance(shared, str):
         same = counted(len(shared[0].predicted), "evaluation row")
         terminal.say(f"The metrics are those of the {same} that both have scored.")
+    elif isinstance(verdict, Verdict):
+        terminal.say(
+            "The metrics are those of each one's own evaluation rows; the verdict is the gate's, on the same rows."
+        )
     if isinstance(verdict, Verdict):
         verb = "" if verdict.word == "cannot tell" else "is judged "
-        terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told from')}.")
+        terminal.say(f"{left} {verb}{verdict.beside(right, unclear='cannot be told apart from')}.")
         return
     terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
     any_version = f"batch-platform backtest {target.pipeline} --from KEY --to KEY --model VERSION"
@@ -458,8 +464,14 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
     terminal.report(report)
     begin = "" if event.holds_from is None else f" from {event.holds_from:%Y-%m-%d %H:%M} UTC on"
     terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
-    change = "as before" if before == after else f"before {before or 'none'}"
-    terminal.say(f"  champion there: {after}, {change}")
+    rows = 0 if decision.after is None else decision.after.rows_trained
+    learned = (
+        f" (learned from {rows:,} rows until {decision.after.trained_until:%Y-%m-%d})"
+        if decision.after and rows
+        else ""
+    )
+    change = "as before" if before == after else f"before, by {before or 'none'}"
+    terminal.say(f"  partitions from then on are scored by {after}{learned}; {change}")
     if decision.until is not None:
         following = decision.following.version if decision.following else "none"
         terminal.say(f"  until {decision.until:%Y-%m-%d %H:%M} UTC, then: {following}")

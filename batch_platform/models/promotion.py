@@ -55,7 +55,7 @@ def promote(
     version = registry.present(name)
     begin = max(version.serving_start, holds_from or version.serving_start)
     last = registry.last_decision(name)
-    reason = maker.reason or "promoted by hand"
+    reason = maker.reason or "promoted manually"
     if last is not None and last.action == "refused":
         reason += f"; the gate had refused it: {last.reason}"
     if last is not None and last.action == "challenger":
@@ -91,7 +91,7 @@ def roll_back(
             msg, hint=f"batch-platform models {registry.pipeline} timeline shows which version serves when."
         )
     begin, champion = holds_from or standing.begin, standing.version
-    maker = replace(maker, reason=maker.reason or "rolled back by hand")
+    maker = replace(maker, reason=maker.reason or "rolled back manually")
     decision = _decision(registry, scores, _promotion(champion, "withdrawn", "{}", maker, begin), begin)
     if decision.after is None:
         msg = f"{registry.pipeline}: no approved version but {champion.version} serves {_day(begin)}; nothing is withdrawn."

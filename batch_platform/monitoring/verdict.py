@@ -1,6 +1,6 @@
 """The verdict on a model beside another one on the same rows: better, worse, or cannot tell, from one paired interval."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log10
 from typing import Literal
 
@@ -10,7 +10,7 @@ from batch_platform.monitoring.metrics import METRICS, lower_is_better, measure
 from batch_platform.monitoring.outcomes import Outcomes
 
 Word = Literal["better", "worse", "cannot tell"]
-MOST_TIMES = 100  # times as many rows as there are, beyond which it says nothing how many would tell
+MOST_TIMES = 100  # times as many rows as there are, beyond which it says nothing how many would be needed
 MOST_DECIMALS = 6
 
 
@@ -34,6 +34,14 @@ class Verdict:
         return cls(metric, value, other, len(first.predicted), difference)
 
     @property
+    def turned(self) -> "Verdict":
+        """The verdict on the other model beside this one."""
+        turned = self.difference
+        if turned is not None:
+            turned = replace(turned, estimate=-turned.estimate, low=-turned.high, high=-turned.low)
+        return replace(self, value=self.other, other=self.value, difference=turned)
+
+    @property
     def gain(self) -> tuple[float, float]:
         """The ends of the interval of the difference, turned so that what is above 0 is better; (-inf, inf) without one."""
         if self.difference is None:
@@ -51,7 +59,7 @@ class Verdict:
 
     @property
     def would_tell(self) -> str:
-        """About how many independent units would tell a difference like this one from chance; empty if told, if about as many as there are, or far too many.
+        """About how many independent units would be needed to tell a difference like this one from chance; empty if told, if about as many as there are, or far too many.
 
         An interval is as wide as the root of their number is small, so they are n x (half its width / difference)².
         """
@@ -65,9 +73,9 @@ class Verdict:
         present = difference.rows if difference.resampled_by == "row" else difference.groups
         units = round(times * present)
         about = round(units, -floor(log10(units)))
-        return f"about {counted(about, difference.resampled_by)} would tell" if about > present else ""
+        return f"about {counted(about, difference.resampled_by)} would be needed to tell" if about > present else ""
 
-    def beside(self, other: str, unclear: str = "cannot tell from") -> str:
+    def beside(self, other: str, unclear: str = "cannot tell apart from") -> str:
         """The verdict with its evidence, as a clause, e.g. `better than champion V: roc_auc 0.744 against 0.731 on 840 rows (…)`."""
         relation = unclear if self.word == "cannot tell" else f"{self.word} than"
         digits = f",.{self._decimals}f"

@@ -1,9 +1,12 @@
 """`models compare`, `promote`, `rollback` and `timeline`: what they say, what they record, and what SQL answers afterwards."""
 
+import re
+
 import pytest
 
 from batch_platform_tests.cli.test_training import redeclare
 from batch_platform_tests.harness.command_line import copy_of, published, run_command, write_project
+from batch_platform_tests.harness.dagster_project import pipeline_folder
 from batch_platform_tests.harness.starting_points import made_once
 
 STATUS = "SELECT DISTINCT condition, reason, model_version, champion FROM batch_platform.partition_status ORDER BY ALL"
@@ -30,7 +33,10 @@ def test_a_rollback_is_recorded_listed_and_rescored_and_sql_distinguishes_then_f
     first, second, third = versions(weekly)
     lines = cli(weekly, "models", "small", "rollback", "--reason", "too many false alarms").out.splitlines()
     assert lines[0] == f"small: {third} is withdrawn from 2024-02-17 23:00 UTC on: too many false alarms."
-    assert lines[1] == f"  champion there: {second}, before {third}"
+    learned = r"learned from [\d,]+ rows until 2024-02-\d\d"
+    assert re.fullmatch(
+        rf"  partitions from then on are scored by {second} \({learned}\); before, by {third}", lines[1]
+    )
     assert lines[2] == "  scored by another version: 7 partitions (2024-02-18 to 2024-02-24)"
     assert lines[3].startswith("  batch-platform run small --from 2024-02-18 --to 2024-02-24 ")
     assert published(weekly, STATUS) == [
@@ -99,7 +105,7 @@ def test_a_withdrawn_version_is_promoted_again_and_an_older_one_from_a_partition
         "SELECT partition_key, s.model_version, s.hindsight, p.reason FROM batch_platform.score_runs AS s "
         "JOIN batch_platform.promotions AS p ON p.seq = s.decision_seq WHERE p.reason LIKE 'promoted%' ORDER BY ALL"
     )
-    assert published(weekly, by_hand) == [(key, first, True, "promoted by hand") for key in older["partitions"]]
+    assert published(weekly, by_hand) == [(key, first, True, "promoted manually") for key in older["partitions"]]
 
 
 def test_wrong_decisions_change_nothing(cli, weekly):
@@ -120,7 +126,7 @@ def test_rolling_back_to_nobody_is_refused(cli, project):
 
 
 def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly):
-    first, second, _ = versions(weekly)
+    first, _, second = versions(weekly)
     report = cli(weekly, "models", "small", "compare", first, second, "--json").json
     assert set(report["metrics.roc_auc"]) == {first, second}
     assert report["training.end"][first] < report["training.end"][second]
@@ -135,6 +141,23 @@ def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly
     assert report["verdict"] == {"not_compared": reason}, "each was judged on the three days before it"
     assert why == f"{first} cannot be compared with {second} on the same rows: {reason}."
     assert how.endswith("measures any version on any partitions")
+
+
+def test_compare_gives_the_verdict_of_the_gate_where_the_evaluation_rows_of_two_versions_differ(cli, weekly):
+    first, second, _ = versions(weekly)
+    query = f"SELECT reason FROM batch_platform.promotions WHERE version = '{second}'"
+    ((reason,),) = published(weekly, query)
+    *_, metrics, verdict = cli(weekly, "models", "small", "compare", second, first).out.splitlines()
+    assert metrics.endswith("the verdict is the gate's, on the same rows.")
+    values = verdict.removesuffix(".").partition(": ")[2]
+    assert values in reason, "the gate said the same"
+    forth, back = (
+        cli(weekly, "models", "small", "compare", *pair, "--json").json["verdict"]
+        for pair in ((second, first), (first, second))
+    )
+    assert (forth["value"], forth["difference"]["low"]) == (back["other"], -back["difference"]["high"])
+    opposite = {"better": "worse", "worse": "better"}
+    assert back["word"] == opposite.get(forth["word"], forth["word"])
 
 
 def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_were_judged_on(cli, project):
@@ -152,7 +175,22 @@ def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_wer
     *_, said = cli(project, "models", "small", "compare", good, worse).out.splitlines()
     assert said.startswith(f"{good} is judged better than {worse}: roc_auc 0.")
     *_, said = cli(project, "models", "small", "compare", good, good).out.splitlines()
-    assert said.startswith(f"{good} cannot be told from {good}: roc_auc 0.")
+    assert said.startswith(f"{good} cannot be told apart from {good}: roc_auc 0.")
+
+
+def test_check_refuses_a_challenger_whose_version_is_not_stored(cli, project):
+    (stored,) = versions(project)
+    file = pipeline_folder(project) / "defs.yaml"
+    text = file.read_text()
+    for version, problem in {stored: "ok", "2024-02-01-00000000": "1 problem"}.items():
+        file.write_text(f"{text}  challengers: [{{name: former, version: {version}}}]\n")
+        checked = cli(project, "check")
+        assert checked.out.startswith(f"small: {problem}\n")
+    assert "challengers.former.version: small has no version '2024-02-01-00000000'; there is only " in checked.error
+    assert stored in checked.error
+    assert cli(project, "check", BATCH_PLATFORM_HOME=str(project / "empty")).code == 0, (
+        "as on a machine that only checks"
+    )
 
 
 def test_status_and_train_agree_on_declared_parameters_once_their_version_is_withdrawn(cli, weekly):
@@ -164,7 +202,7 @@ def test_status_and_train_agree_on_declared_parameters_once_their_version_is_wit
         assert cli(weekly, "models", "small", *decision).code == 0
     status = cli(weekly, "status", "small", "--json").json[0]
     assert status["champion"].startswith("2024-02-18")
-    note = f"{tuned}, trained with them, is withdrawn: rolled back by hand"
+    note = f"{tuned}, trained with them, is withdrawn: rolled back manually"
     assert status["declaration_change"]["note"] == note
-    nothing = f"nothing is due; the newest version is {tuned}, which is withdrawn: rolled back by hand."
+    nothing = f"nothing is due; the newest version is {tuned}, which is withdrawn: rolled back manually."
     assert nothing in cli(weekly, "train", "small").out

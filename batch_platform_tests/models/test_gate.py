@@ -156,7 +156,7 @@ def test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_
     decision = registry.last_decision(version.version)
     assert decision.action == "refused"
     assert decision.reason.startswith("labels or data may have changed: roc_auc was 0."), "what decides comes first"
-    assert f"; cannot tell from champion {champion.version}: roc_auc 0." in decision.reason
+    assert f"; cannot tell apart from champion {champion.version}: roc_auc 0." in decision.reason
     assert "; not clearly better than guessing (class shares" in decision.reason
     assert decision.reason.count("labels or data") == 1
     assert registry.champion(datetime(2024, 3, 5, tzinfo=UTC)) == champion

@@ -1,4 +1,4 @@
-"""Better, worse, or cannot tell: the words, the numbers behind them, and how many rows would tell."""
+"""Better, worse, or cannot tell: the words, the numbers behind them, and how many rows would be needed."""
 
 import numpy as np
 import pytest
@@ -40,18 +40,18 @@ def test_a_verdict_is_read_aloud():
     )
     unclear = verdict(value=0.744, other=0.741, ends=(-0.0021, 0.0078))
     assert unclear.beside("champion V") == (
-        "cannot tell from champion V: roc_auc 0.744 against 0.741 on 12,030 rows "
-        "(difference 0.003, between -0.002 and 0.008); about 30,000 rows would tell"
+        "cannot tell apart from champion V: roc_auc 0.744 against 0.741 on 12,030 rows "
+        "(difference 0.003, between -0.002 and 0.008); about 30,000 rows would be needed to tell"
     )
     assert unclear.beside("guessing (mean)", unclear="not better than").startswith(
         "not better than guessing (mean): roc"
     )
     by_day = verdict(value=0.75, other=0.74, ends=(-0.01, 0.03), resampled_by="partition", groups=14)
     assert " on 12,030 rows of 14 partitions (" in by_day.beside("champion V")
-    assert by_day.beside("champion V").endswith("; about 60 partitions would tell")
+    assert by_day.beside("champion V").endswith("; about 60 partitions would be needed to tell")
     alone = Verdict("silhouette", 0.41, 0.39, 840, None)
     assert alone.beside("champion V") == (
-        "cannot tell from champion V: silhouette 0.410 against 0.390 on 840 rows (no interval can be computed)"
+        "cannot tell apart from champion V: silhouette 0.410 against 0.390 on 840 rows (no interval can be computed)"
     )
 
 
@@ -65,7 +65,7 @@ def test_an_end_that_is_not_0_is_never_printed_as_0():
 
 
 def test_no_more_rows_are_asked_for_than_there_are():
-    """About 12 partitions would tell, which are 10 in round numbers."""
+    """About 12 partitions would be needed, which are 10 in round numbers."""
     assert verdict("rmse", 31.8, 31.6, (-0.02, 0.42), resampled_by="partition", groups=10).would_tell == ""
     assert verdict("rmse", 31.8, 31.6, (-0.1, 0.5), resampled_by="partition", groups=10).would_tell
 

@@ -236,7 +236,7 @@ def test_a_rollback_scores_again_and_sql_shows_the_model_then_and_today(project,
     )
     assert published(project, then_and_today) == [(december, december, "scored")]
     output = command(project, "models", NAME, "rollback", "--from", WITHDRAWN_FROM, "--reason", "too many alarms").out
-    assert f"champion there: {november}, before {december}" in output
+    assert f"partitions from then on are scored by {november} (learned from " in output
     assert published(project, then_and_today) == [(december, november, "stale")]
     command(project, "run", NAME, "--from", WITHDRAWN_FROM, "--to", LAST)
     assert published(project, then_and_today) == [(november, november, "scored")]

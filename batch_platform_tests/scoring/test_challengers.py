@@ -296,7 +296,7 @@ def test_a_promoted_challenger_serves_and_does_not_challenge_itself(pipeline):
     state, tree, me = pipeline.state(), versions(pipeline)["tree"], Maker("me", NOW)
     decision = promote(state.registry, state.scores, tree, me)
     assert (decision.before.version, decision.after.version) == (versions(pipeline)[None], tree)
-    assert decision.promotion.reason.startswith("promoted by hand; it was a challenger: tree; ")
+    assert decision.promotion.reason.startswith("promoted manually; it was a challenger: tree; ")
     pipeline.decide(decision.promotion, state)
     stale = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("predictions")
     assert {item.reason for item in stale} == {f"scored by {versions(pipeline)[None]}, the champion is {tree}"}
