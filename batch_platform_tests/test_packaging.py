@@ -95,7 +95,7 @@ def test_pipeline_of_the_other_project_runs(installed):
     assert installed.command("check").splitlines()[0] == "churn: ok"
     output = installed.command("run churn")
     assert output.startswith("churn: to do\n")
-    assert "6 of 21 partitions scored: 240 rows in, 240 scored, 0 rejected." in output
+    assert "6 of 21 partitions are scored: 240 rows in, 240 scored, 0 rejected." in output
     (status,) = json.loads(installed.command("status --json"))
     assert (status["pipeline"], status["counts"]) == ("churn", {"scored": 6, "warm-up": 15})
     (model,) = json.loads(installed.command("models churn list --json"))

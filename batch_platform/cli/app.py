@@ -106,6 +106,7 @@ def process() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the end of a terminal
             signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    terminal.say_if_loading_takes_long()
     code = _run(sys.argv[1:])
     atexit._run_exitfuncs()  # noqa: SLF001 - all else that the interpreter does at its end is to free memory
     with suppress(OSError):
@@ -131,7 +132,9 @@ def _run(arguments: list[str]) -> int:
         else:
             terminal.fail(f"{error.format_message()} Hint: {command} --help")
         return WrongUseError.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort) as end:
+        if isinstance(end, click.Abort):  # Ctrl-C or Ctrl-D at a prompt, behind which the cursor stands
+            click.echo(err=True)
         return _interrupted()
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -163,6 +166,6 @@ def _require_values(arguments: list[str]) -> None:
 
 def explain(error: Exception) -> int:
     """Print one paragraph about an error and return the exit code."""
-    ours = explained(error, hint=terminal.DEBUG_HINT)
+    ours = explained(error, hint=terminal.debug_hint())
     terminal.fail(str(ours))
     return ours.exit_code

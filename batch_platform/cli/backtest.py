@@ -84,7 +84,12 @@ def command(  # noqa: PLR0913 - the options of the command
         def watch(partition: Partition, rows: int, of: int) -> None:
             listener(pace().reached(partition.key, rows, None if rows >= of else of))
 
-        result = backtest(wiring.pipeline(), partitions, model, stamp, keep_scores=scores, watch=watch)
+        def announce(period: Partition) -> None:
+            terminal.say(f"  training the model of {period.key}")
+
+        result = backtest(
+            wiring.pipeline(), partitions, model, stamp, keep_scores=scores, watch=watch, announce=announce
+        )
     table, published = f"{pipeline}.{BACKTESTS}", str(wiring.pipeline().home.published)
     report = {
         "pipeline": pipeline,
@@ -132,14 +137,14 @@ def _show(result: Backtested, metric: str) -> None:
         ],
     )
     for total in totals(result.partitions):
-        text = f"  {total.metric}: {total.value:.4f} over {counted(total.partitions, 'partition')}"
+        text = f"  {total.metric}: {total.value:.4f}, the mean of {counted(total.partitions, 'partition')}"
         if total.production_value is not None and total.value_where_compared is not None:
             if total.compared != total.partitions:
-                text += f" ({total.value_where_compared:.4f} over the {total.compared} that production scored)"
+                text += f" ({total.value_where_compared:.4f} of the {total.compared} that production scored)"
             text += f"; production {total.production_value:.4f}"
         terminal.say(text)
     if result.verdict is not None:
-        terminal.say(f"  {result.verdict.beside('production')}")
+        terminal.say(f"  on all rows together: {result.verdict.beside('production')}")
 
 
 def _metric_shown(wiring: Wiring, result: Backtested) -> str:

@@ -13,10 +13,10 @@ from batch_platform.cli.project import Project, find_project
 from batch_platform.components.receivers import require_known
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
-    MOST_LISTED,
     BatchPlatformError,
     SourceError,
     WrongUseError,
+    all_of,
     counted,
     listed,
     merged,
@@ -147,15 +147,6 @@ def _by_place(spec: PipelineSpec) -> str | None:
     )
 
 
-def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
-    """One error that tells all; a single one as it is."""
-    if len(errors) == 1:
-        return errors[0]
-    numbered = " ".join(f"({number}) {error}" for number, error in enumerate(errors[:MOST_LISTED], start=1))
-    more = f" And {len(errors) - MOST_LISTED} more." if len(errors) > MOST_LISTED else ""
-    return BatchPlatformError(f"{len(errors)} problems. {numbered}{more}")
-
-
 def check_pipeline(pipeline: Pipeline, now: datetime) -> list[BatchPlatformError]:
     """Find what would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
     errors, lacking = check_declared(pipeline, now)
@@ -176,7 +167,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
                 errors.append(error)
 
     attempt(lambda: check_model(spec.model, builder.sources.folder, spec.predictions))
-    attempt(lambda: check_challengers(spec, builder.sources.folder))
+    attempt(lambda: check_challengers(spec, builder.sources.folder, pipeline.published_ledgers().registry))
     attempt(lambda: own_metrics(spec))
     attempt(lambda: declared(spec))
     attempt(lambda: require_known(spec.monitoring.notify))

@@ -77,7 +77,8 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint=f"{HOME_VARIABLE} names the home.")
     holding = held_partitions(wiring.pipeline(), keys)
     _announce(pipeline, asked, holding)
-    if holding.partitions and not yes and not _confirmed(pipeline):
+    refusal = f"{pipeline}: nothing is deleted"
+    if holding.partitions and not yes and not terminal.require_confirmed(refusal, "Delete all of it?"):
         terminal.say("Nothing is deleted.")
         return
     with open_instance(project) as instance:
@@ -129,11 +130,3 @@ def _require_free(wiring: Wiring, instance: dg.DagsterInstance, keys: Sequence[s
     if running := [f"{asset} {key}" for asset, key in sorted(held(wiring, instance)) if key in keys]:
         msg = f"{wiring.spec.name}: a run is working on {listed(running)}; nothing is deleted."
         raise WrongUseError(msg, hint="drop them when the run has ended.")
-
-
-def _confirmed(pipeline: str) -> bool:
-    """Ask for a yes on the terminal; raises WrongUseError if there is none."""
-    if not terminal.can_ask():
-        msg = f"{pipeline}: nothing is deleted without a confirmation, and there is no terminal to ask on."
-        raise WrongUseError(msg, hint="add --yes.")
-    return terminal.confirm("Delete all of it?")

@@ -260,7 +260,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     """Compare two versions side by side: metrics, data windows, what else differs, and which is better on the same rows.
 
     Better or worse is said from one paired interval of the gate's metric, on the evaluation rows of both, for the fits that the
-    gate judged. The metrics are of the same rows if there are any, otherwise of the evaluation rows of each.
+    gate judged. Where these share no row, the verdict is that of the gate, if it held one against the other. The metrics are of the
+    same rows if there are any, otherwise of the evaluation rows of each.
     """
     pipeline = target.declared()
     registry = pipeline.published_state().registry
@@ -271,7 +272,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     values, shared = compared(*manifests), _on_shared_rows(pipeline, left, right, *manifests)
     verdict: Verdict | str
     if isinstance(shared, str):
-        verdict = shared
+        before = registry.judged_beside(right, left)
+        verdict = registry.judged_beside(left, right) or (before and before.turned) or shared
     else:
         metric = pipeline.spec.model.promote.metric or default_metric(manifests[0].task)
         verdict = Verdict.on(metric, *shared) or f"{metric} cannot be measured on the rows that both can score"
@@ -286,6 +288,10 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     if not isinstance(shared, str):
         same = counted(len(shared[0].predicted), "evaluation row")
         terminal.say(f"The metrics are those of the {same} that both have scored.")
+    elif isinstance(verdict, Verdict):
+        terminal.say(
+            "The metrics are those of each one's own evaluation rows; the verdict is the gate's, on the same rows."
+        )
     if isinstance(verdict, Verdict):
         terminal.say(f"{left} is judged {verdict.beside(right)}.")
         return

@@ -15,7 +15,7 @@ import click
 import yaml
 
 from batch_platform.cli import terminal
-from batch_platform.cli.check import all_of, check_declared
+from batch_platform.cli.check import check_declared
 from batch_platform.cli.declared import rendered
 from batch_platform.cli.project import (
     Project,
@@ -33,7 +33,7 @@ from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.summary import report_of, sentences
 from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.cli.proposal.trial import SECONDS, Trial, candidates, past_of, require_fits, that_runs, tried
-from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError, all_of, counted
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
@@ -124,7 +124,7 @@ def command(  # noqa: PLR0913 - the options of the command
     asked = Asked(now, key, time, label, cluster, snapshot, timezone, command=join(["batch-platform", *sys.argv[1:]]))
     origin = locate(file, table, encoding)
     with (
-        terminal.err.status("Reading the table") as status,
+        terminal.busy("Reading the table") as status,
         survey(origin, timezone, date_order) as table_survey,
     ):
         if terminal.can_ask() and not yes:
@@ -161,12 +161,15 @@ def _tried(table_survey: Survey, proposal: Proposal, asked: Asked) -> tuple[Prop
         msg = f"{table_survey.origin.path} has too few rows for a model to learn from earlier labels, and no other column to learn from."
         instead = f"score the whole table with --snapshot instead of --time {quote(proposal.time.name)}, or "
         raise WrongUseError(msg, hint=f"{instead if proposal.time.is_number else ''}add rows or columns.")
-    terminal.say(f"Trying {len(candidates(proposal))} proposals on the past of the table, up to {SECONDS} s")
+    count = len(candidates(proposal))
+    terminal.say(f"Trying {count} proposals on the past of the table, up to {SECONDS} s")
     choice = tried(proposal, past, lambda: monotonic() - began)
     if choice is None:
         terminal.say("  none: the past is too short to learn from it and to predict the rest")
     else:
         terminal.show_table(*choice[1].as_table())
+        if left := count - len(choice[1].candidates):
+            terminal.say(f"  {counted(left, 'proposal')} not tried: the {SECONDS} s were over")
         if proposal.windows:  # other rows than those on which `run` and `status` measure
             terminal.say(
                 f"  on {choice[1].rows:,} rows of the past; run and status measure each model on the end of what it had"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batch_platform.cli.declared import loads_only_its_folder, read_declared
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed, named
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, all_of, listed, named
+from batch_platform.declaration.explaining import explained as as_our_own
 from batch_platform.declaration.spec import ASSETS, PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES
 from batch_platform.pipeline.pipeline import Pipeline
@@ -66,6 +67,7 @@ class Project:
     autoloaded: bool = False  # `module` is a package with folders of components
     location: str = SHIPPED  # the name under which Dagster shows the project
     declarations: Path | None = None  # the folder of definitions; None if unknown
+    former: str = ""  # name that a pipeline had, by which users' definitions may still refer to it
     only: str = ""  # the one pipeline to load, where the files leave no doubt about it; empty for all
 
     @property
@@ -115,25 +117,40 @@ class Project:
 
     @cached_property
     def _loaded(self) -> "tuple[dg.Definitions, list[BrokenPipeline]]":
-        from batch_platform.components.broken import broken_in, quietly, unreadable_left_out, without_folders
+        from batch_platform.components.broken import (
+            broken_in,
+            quietly,
+            unreadable_left_out,
+            with_former_name,
+            without_folders,
+        )
         from batch_platform.components.dagster_internals import without_component_pages
 
         files = self.declarations.rglob("*") if self.only and self.declarations else ()
         plain = self._plain if sum(file.name in FILE_NAMES for file in files) > 1 else None
         asked = None if plain is None else plain.get(self.only)
         others = {it.folder for it in plain.values()} - {asked.folder} if plain and asked else ()
-        with quietly(), without_component_pages(), without_folders(others), unreadable_left_out() as left_out:
-            definitions = self._load()
-        broken = {(item.name, str(item.error)): item for item in (*broken_in(definitions), *left_out)}
+        with quietly() as heard, without_component_pages(), without_folders(others), unreadable_left_out():
+            try:
+                definitions = self._load()
+                if self.former:
+                    definitions = with_former_name(definitions, self.former)
+                heard.extend(broken_in(definitions))
+            except Exception as error:
+                if not heard:
+                    raise
+                raise all_of([*(item.error for item in heard), as_our_own(error)]) from error
+        broken = {(item.name, str(item.error)): item for item in heard}
         return definitions, sorted(broken.values(), key=lambda item: (item.name, item.place))
 
     def _load(self) -> "dg.Definitions":
         import dagster as dg
 
+        from batch_platform.components.broken import load_from_defs_folder
         from batch_platform.components.dagster_internals import LazyDefinitions
 
         if self.autoloaded:
-            return dg.load_from_defs_folder(path_within_project=self.root)
+            return load_from_defs_folder(path_within_project=self.root)
         module = importlib.import_module(self.module)
         for value in vars(module).values():
             if isinstance(value, LazyDefinitions):

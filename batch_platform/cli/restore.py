@@ -24,12 +24,14 @@ from batch_platform.warehouse.restore import restore_from_published
 @click.argument("place", metavar="DEST", required=False)
 @click.option("--backup", "name", help="Name of the backup. Default: the newest one.")
 @click.option("--from-published", is_flag=True, help="Make the warehouse from the newest published copy.")
+@click.option("--yes", is_flag=True, help="Replace the warehouse without asking.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, place: str | None, name: str | None, *, from_published: bool) -> None:
+def command(folder: Path | None, place: str | None, name: str | None, *, from_published: bool, yes: bool) -> None:
     """Restore a backup in DEST into an empty home, or a lost or damaged warehouse from the home's own published copy.
 
-    Nothing that is there is removed: a backup needs an empty home, and --from-published sets the file of the warehouse aside.
+    Nothing that is there is removed: a backup needs an empty home, and --from-published sets the file of the warehouse aside,
+    after asking.
     What was committed and is in neither is done again by the next run.
     """
     if from_published == (place is not None):
@@ -39,6 +41,11 @@ def command(folder: Path | None, place: str | None, name: str | None, *, from_pu
     if place is not None:
         _restore_backup(project, Archive.at(place), name)
     else:
+        warehouse = project.home.warehouse
+        question = f"Set {warehouse} aside, and what it holds that was not published?"
+        if warehouse.exists() and not yes and not terminal.require_confirmed(f"{warehouse} is not replaced", question):
+            terminal.say("Nothing is replaced.")
+            return
         restored = restore_from_published(project.home, datetime.now(UTC))
         terminal.report(restored)
         terminal.say(f"{restored.warehouse} is restored from {restored.copy.name}.")

@@ -267,12 +267,18 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
         for item in plan.of(step):
             if item.again:
                 terminal.say(f"    {item.partition.key} again: {item.reason}")
-    warm_up = [item for item in plan.blocked if item.warm_up]
-    _say_ranges("no model serves", "partition", [item for item in plan.blocked if not item.warm_up])
-    if warm_up:
-        terminal.say(f"  {warm_up_line(warm_up)}")
+    _say_blocked(plan.blocked)
     if plan.items and seconds is not None:
         terminal.say(f"  this takes {terminal.roughly(seconds)}, going by earlier runs")
+
+
+def _say_blocked(blocked: Sequence[Item]) -> None:
+    """Say which partitions no model serves, and why."""
+    unserved, warm_up = ([item for item in blocked if item.warm_up is early] for early in (False, True))
+    for reason in dict.fromkeys(item.reason for item in unserved):
+        _say_ranges("leave out", "partition", [item for item in unserved if item.reason == reason], f": {reason}")
+    if warm_up:
+        terminal.say(f"  {warm_up_line(warm_up)}")
 
 
 def warm_up_line(items: Sequence[Item]) -> str:
@@ -291,8 +297,8 @@ def _say_items(step: Step, items: Sequence[Item]) -> None:
         _say_ranges(verb + to, noun, [item for item in items if delivery == (item.delivery and item.delivery.name)])
 
 
-def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:
+def _say_ranges(verb: str, noun: str, items: Sequence[Item], reason: str = "") -> None:
     for partitions in ranges(item.partition for item in items):
         keys = [partition.key for partition in partitions]
         span = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
-        terminal.say(f"  {verb} {counted(len(keys), noun)} ({span})")
+        terminal.say(f"  {verb} {counted(len(keys), noun)} ({span}){reason}")

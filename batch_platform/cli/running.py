@@ -174,4 +174,4 @@ def _failure(result: dg.JobExecutionResult) -> BaseException | None:
         return RunFailedError(raised.description)
     error = failure.error.cause or failure.error if failure.error else None
     message = " ".join(error.message.split()).rstrip(".") if error else "a step failed"
-    return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.DEBUG_HINT)
+    return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.debug_hint())

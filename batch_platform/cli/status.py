@@ -10,7 +10,15 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.recorded import materialized_in_dagster
-from batch_platform.declaration.errors import BatchPlatformError, WarehouseError, alike, counted, in_short, listed
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    WarehouseError,
+    alike,
+    all_of,
+    counted,
+    in_short,
+    listed,
+)
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
@@ -81,8 +89,6 @@ def command(  # noqa: PLR0913 - the options
         else:
             _show_pipeline(status, every=every)
     if broken and not statuses:
-        from batch_platform.cli.check import all_of
-
         raise all_of([item.error for item in broken])
     for item in broken:
         terminal.warn(f"{item.name} cannot be loaded: {item.error}")
@@ -125,7 +131,8 @@ def _show_in_short(status: PipelineStatus) -> None:
 
 
 def _show_counts(status: PipelineStatus) -> None:
-    counts = ", ".join(f"{count} {condition}" for condition, count in sorted(status.counts.items()))
+    named = {"blocked": "blocked (no model serves them)"}
+    counts = ", ".join(f"{count} {named.get(name, name)}" for name, count in sorted(status.counts.items()))
     terminal.say(f"{status.pipeline}: {counts or 'no partition is due yet'}")
 
 
@@ -203,8 +210,6 @@ def _show_files(damaged: Sequence[BatchPlatformError]) -> None:
     if not damaged:
         terminal.say("All feature files, and the models that serve, are as they were recorded.")
         return
-    from batch_platform.cli.check import all_of
-
     raise all_of([*damaged])
 
 

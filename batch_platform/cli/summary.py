@@ -209,12 +209,7 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
         terminal.say(f"and {counted(more, 'more model')}; batch-platform models {outcome.pipeline} lists them.")
     for positive in dict.fromkeys(model.positive for model in outcome.models if isinstance(model.positive, str)):
         terminal.say(f"  score is for {positive!r}: labels.positive names the other class instead")
-    failed = len({it.partition_key for it in outcome.failures if it.step in ("features", "predictions")})
-    if outcome.scored or failed:
-        terminal.say(
-            f"{outcome.scored} of {outcome.partitions} partitions scored{f', {failed} failed' if failed else ''}: "
-            f"{outcome.rows_in:,} rows in, {outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
-        )
+    _show_scored(outcome)
     for name, count in outcome.delivered.items():
         terminal.say(f"  delivered {counted(count, 'partition')} to {name!r}")
     for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
@@ -228,6 +223,19 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
         terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")
     for at, step in enumerate(outcome.next):
         terminal.say(f"{'Next: ' if not at else '      '}{step}")
+
+
+def _show_scored(outcome: RunSummary) -> None:
+    """Say what this run scored, and what is scored of all that was asked for."""
+    failed = len({it.partition_key for it in outcome.failures if it.step in ("features", "predictions")})
+    if not (outcome.scored or failed):
+        return
+    done = f"{outcome.scored} of {outcome.partitions} partitions"
+    if outcome.scored_now != outcome.partitions:
+        now = f"{counted(outcome.scored_now, 'partition')} scored by this run{f', {failed} failed' if failed else ''}"
+        done = f"{now}; in all, {done} are"
+    rows = f"{outcome.rows_in:,} rows in, {outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected"
+    terminal.say(f"{done} scored: {rows}.")
 
 
 def _show_failures(failures: Sequence[Failure], calendar: Calendar) -> None:

@@ -10,12 +10,13 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +27,50 @@ from batch_platform.declaration.errors import WrongUseError, counted, first_few,
 from batch_platform.declaration.redaction import LOG_VARIABLE, logs_json, redact, redacted_output
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from batch_platform.components.progress import Listener, RunProgress
     from batch_platform.declaration.calendar import Partition
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
-DEBUG_HINT = "put --debug before the command to see the traceback: batch-platform --debug run NAME."
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
 SECONDS_BETWEEN_LINES = 10  # lines of progress without a terminal, and longest silence of a command
+SECONDS_OF_LOADING = 2  # silence at the start of a command, after which it says on a terminal that it loads
 A_FEW, MINUTE, HOUR = 10, 60, 3600  # seconds
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 _heard_at = monotonic()  # when something was last shown; infinite while a person is asked
+_shown = Event()  # once anything was shown, or a person was asked
 _news: deque[str] = deque(maxlen=1)  # the newest progress, as long as it was not shown
+
+
+def say_if_loading_takes_long(seconds: float = SECONDS_OF_LOADING) -> Timer:
+    """Say on the terminal that the project loads, if nothing else is shown soon; returns the timer that waits."""
+
+    def say_so() -> None:
+        if err.is_terminal and not is_json() and not _shown.is_set():
+            _print(err, "info", "Loading the project ...")
+
+    timer = Timer(seconds, say_so)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def busy(text: str) -> "Status":
+    """A spinner on standard error with what is being done."""
+    _shown.set()
+    return err.status(text)
 
 
 def examples(*arguments: str) -> str:
     """The end of a command's help: calls of the command with these arguments, each on a line of its own."""
     return "\n".join(("\b", "Examples:", *(f"  batch-platform {line}" for line in arguments)))
+
+
+def debug_hint() -> str:
+    """Say how the same command shows a traceback."""
+    return f"the traceback: {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
 
 
 def debugging() -> bool:
@@ -87,7 +115,7 @@ def _signs_of_life() -> Generator[None]:
             if monotonic() - _heard_at >= SECONDS_BETWEEN_LINES and not is_json():
                 break_silence(monotonic() - began)
 
-    _heard(began)
+    _heard(began, shown=False)
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -107,9 +135,11 @@ def break_silence(seconds: float) -> None:
         _print(err, "info", f"still at work after {seconds:.0f} s")
 
 
-def _heard(at: float) -> None:
+def _heard(at: float, *, shown: bool = True) -> None:
     global _heard_at  # noqa: PLW0603 - there is one terminal
     _heard_at = at
+    if shown:
+        _shown.set()
 
 
 @contextmanager
@@ -202,6 +232,14 @@ def confirm(question: str) -> bool:
     return answer
 
 
+def require_confirmed(refusal: str, question: str) -> bool:
+    """Ask for a yes on the terminal; raises WrongUseError with a refusal, and the hint to add `--yes`, where there is none."""
+    if not can_ask():
+        msg = f"{refusal} without a confirmation, and there is no terminal to ask on."
+        raise WrongUseError(msg, hint="add --yes.")
+    return confirm(question)
+
+
 def warn(text: str) -> None:
     """Print a warning on standard error."""
     _print(err, "warning", redact(text), "Warning: ")
@@ -220,6 +258,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, sepa
     """
     if is_json():
         return
+    _heard(monotonic())
     if logs_json():
         for row in rows:
             out.file.write(f"{_json_line('info', '', row=dict(zip(columns, row, strict=True)))}\n")

@@ -30,7 +30,12 @@ from batch_platform.pipeline.wanted import PlanRequest
     "train", epilog=terminal.examples("train flight_delays", "train flight_delays --period 2013-06-01 --force")
 )
 @click.argument("pipeline")
-@click.option("--period", "key", metavar="KEY", help="Serving period. Default: the newest one that has begun.")
+@click.option(
+    "--period",
+    "key",
+    metavar="KEY",
+    help="Serving period. Default: the newest one whose model is due, otherwise the newest one that has begun.",
+)
 @click.option("--all", "every", is_flag=True, help="Every serving period that has begun, not only the newest.")
 @click.option("--force", is_flag=True, help="Train again even if nothing has changed.")
 @terminal.reports

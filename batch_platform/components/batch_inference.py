@@ -18,7 +18,7 @@ from pydantic import (
 from batch_platform.components import checks
 from batch_platform.components.alerts import build_sensors
 from batch_platform.components.assets import build_assets
-from batch_platform.components.broken import BrokenPipeline, failing_asset, set_apart, validating
+from batch_platform.components.broken import BrokenPipeline, set_apart, validating
 from batch_platform.components.dagster_internals import (
     is_valid_cron_string,
     key_in_file,
@@ -162,11 +162,12 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         path = Path(context.path)
         if stands_alone(context):
             return build_definitions(self, path)
+        resources = not_defined_elsewhere(context, RESOURCES)
         try:
             self._refuse_a_shared_name(context.component_tree)
-            return _definitions(self, path, not_defined_elsewhere(context, RESOURCES))
+            return _definitions(self, path, resources)
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
-            return failing_asset(set_apart(error, path, context.defs_module_path, key_in_file(context), self.name))
+            return set_apart(error, path, context.defs_module_path, key_in_file(context), self.name).build_defs(context)
 
     def _refuse_a_shared_name(self, tree: dg.ComponentTree) -> None:
         """Refuse every pipeline of a name that several declare: each would write to the tables of the other."""

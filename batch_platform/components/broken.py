@@ -6,7 +6,7 @@ Where Dagster validates definitions (`dg check defs`), the error is raised inste
 import logging
 import os
 import re
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,16 +16,25 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from batch_platform.components.dagster_internals import EXECUTES_RUNS, leaving_out, without_component_pages
+from batch_platform.components.dagster_internals import (
+    EXECUTES_RUNS,
+    leaving_out,
+    loaded_components,
+    not_defined_elsewhere,
+    stands_alone,
+    without_component_pages,
+)
 from batch_platform.components.held import held, hold
+from batch_platform.components.resources import BROKEN_METADATA, IO_MANAGER_KEY, RESOURCES
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.notation import name_of
+from batch_platform.declaration.spec import ASSETS
 from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file, declared_in
 
 _unasked: ContextVar[Collection[Path]] = ContextVar("folders_not_asked_for", default=())
 VALIDATION_VARIABLE = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster, as its documentation says
-_METADATA = "batch_platform/broken"
+_heard: ContextVar[list["BrokenPipeline"] | None] = ContextVar("pipelines_set_apart", default=None)
 _log = logging.getLogger(__name__)
 
 
@@ -37,9 +46,11 @@ class BrokenPipeline(dg.Component):
     place: str  # its path below the folder of definitions
     error: BatchPlatformError
 
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002 - as Dagster calls it
-        """One asset that shows the error and fails with it."""
-        return failing_asset(self)
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Assets that show the error and fail with it."""
+        if stands_alone(context):
+            return failing_assets(self, [], RESOURCES)
+        return failing_assets(self, named_in(context.component_tree), not_defined_elsewhere(context, RESOURCES))
 
 
 def validating() -> bool:
@@ -64,29 +75,60 @@ def set_apart(error: Exception, path: Path, root: Path, key: int | str = 0, name
     if str(path) not in reason.message:
         reason = type(reason)(f"{path}: {reason.message}", hint=reason.hint)
         reason.__cause__ = error
-    return BrokenPipeline(name or _name(path, key), f"{place}.{key}" if key else place, reason)
+    broken = BrokenPipeline(name or _name(path, key), f"{place}.{key}" if key else place, reason)
+    if (heard := _heard.get()) is not None:
+        heard.append(broken)
+    return broken
 
 
-def failing_asset(broken: BrokenPipeline) -> dg.Definitions:
-    """The asset that stands for a broken pipeline in the graph."""
+def named_in(tree: dg.ComponentTree) -> list[str]:
+    """The names of all pipelines of a project, broken ones included."""
+    return [name for _, component in loaded_components(tree) if (name := getattr(component, "name", None))]
+
+
+def failing_assets(broken: BrokenPipeline, names: Sequence[str], resources: Mapping[str, Any]) -> dg.Definitions:
+    """The assets that stand for a broken pipeline, also under the keys of its own, to which users' definitions may refer.
+
+    Args:
+        broken: The pipeline.
+        names: The names of all pipelines: the keys of a name that several have are left out.
+        resources: Those that it would bring.
+    """
     _log.error("The pipeline %s in %s cannot be loaded: %s", broken.name, broken.place, broken.error)
     key = [*(re.sub(r"\W", "_", part, flags=re.ASCII) for part in re.split(r"[/.]", broken.place)), "cannot_be_loaded"]
 
-    @dg.asset(
-        key=dg.AssetKey(key),
+    own = ASSETS if names.count(broken.name) <= 1 else ()
+    keys = [dg.AssetKey(key), *(dg.AssetKey([broken.name, asset]) for asset in own)]
+
+    @dg.multi_asset(
+        name=keys[0].to_python_identifier(),
+        specs=[
+            dg.AssetSpec(
+                key,
+                description=f"The pipeline `{broken.name}` cannot be loaded.\n\n{broken.error}",
+                metadata=hold(BROKEN_METADATA, broken.place, broken),
+            ).with_io_manager_key(IO_MANAGER_KEY)
+            for key in keys
+        ],
         group_name=broken.name,
-        description=f"The pipeline `{broken.name}` cannot be loaded.\n\n{broken.error}",
-        metadata=hold(_METADATA, broken.place, broken),
+        can_subset=True,
     )
-    def cannot_be_loaded() -> None:
+    def cannot_be_loaded() -> dg.MaterializeResult:
         raise dg.Failure(str(broken.error), allow_retries=False)
 
-    return dg.Definitions(assets=[cannot_be_loaded])
+    return dg.Definitions(assets=[cannot_be_loaded], resources=dict(resources))
+
+
+def with_former_name(definitions: dg.Definitions, name: str) -> dg.Definitions:
+    """Add the keys of a pipeline that was called so, to which users' definitions may still refer."""
+    defined = {key for it in definitions.assets or () if isinstance(it, dg.AssetsDefinition) for key in it.keys}
+    keys = {dg.AssetKey([name, asset]) for asset in ASSETS} - defined
+    return dg.Definitions.merge(definitions, dg.Definitions(assets=[dg.AssetSpec(key) for key in keys]))
 
 
 def broken_in(definitions: dg.Definitions) -> list[BrokenPipeline]:
     """The broken pipelines among loaded definitions."""
-    things = (held(spec, _METADATA) for spec in definitions.resolve_all_asset_specs())
+    things = (held(spec, BROKEN_METADATA) for spec in definitions.resolve_all_asset_specs())
     return [thing for thing in things if isinstance(thing, BrokenPipeline)]
 
 
@@ -145,20 +187,27 @@ def _about_the_type(error: Exception, folder: Path) -> Exception:
 
 
 @contextmanager
-def quietly() -> Generator[None]:
-    """Load without logging what is broken, for a caller who reports it."""
+def quietly() -> Generator[list[BrokenPipeline]]:
+    """Load without logging what is broken, for a caller who reports it; yields that, also where loading fails later."""
+    heard = list[BrokenPipeline]()
+    token = _heard.set(heard)
     _log.disabled = True
     try:
-        yield
+        yield heard
     finally:
         _log.disabled = False
+        _heard.reset(token)
 
 
 def load_from_defs_folder(*, path_within_project: Path) -> dg.Definitions:
     """Load a project like Dagster's function of this name, and what can be loaded if a YAML file cannot be read."""
     with without_component_pages() if EXECUTES_RUNS else nullcontext(), unreadable_left_out() as broken:
         definitions = dg.load_from_defs_folder(path_within_project=path_within_project)
-    return dg.Definitions.merge(definitions, *map(failing_asset, broken)) if broken else definitions
+    if not broken:
+        return definitions
+    names = [*(named_in(definitions.component_tree) if definitions.component_tree else ()), *(it.name for it in broken)]
+    missing = {key: resource for key, resource in RESOURCES.items() if key not in (definitions.resources or {})}
+    return dg.Definitions.merge(definitions, *(failing_assets(item, names, missing) for item in broken))
 
 
 def _name(folder: Path, key: int | str) -> str:

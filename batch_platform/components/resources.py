@@ -43,6 +43,7 @@ LONG_SECONDS = 5.0  # time of holding the warehouse after which the user is warn
 WAREHOUSE_KEY = "batch_platform_warehouse"
 ROWS_OF_A_GROUP = 131_072
 IO_MANAGER_KEY = "batch_platform_io_manager"
+BROKEN_METADATA = "batch_platform/broken"  # metadata of the assets of a pipeline that cannot be loaded
 INPUT_METADATA = ("columns", "table", "allow_missing_partitions")
 _TYPES = "pl.LazyFrame, pl.DataFrame or duckdb.DuckDBPyRelation"
 
@@ -143,6 +144,9 @@ class TableIOManager(dg.ConfigurableIOManager):
             msg = f"{_named(context)}: unknown metadata {listed(map(repr, unknown))} on the input; there is {listed(INPUT_METADATA)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], INPUT_METADATA))
         above = context.upstream_output.definition_metadata if context.upstream_output else {}
+        if BROKEN_METADATA in above:  # its partitions are unknown, so that all rows would be read
+            msg = f"{_named(context)}: its pipeline cannot be loaded."
+            raise WrongUseError(msg, hint="batch-platform check says why.")
         keys = read_partitions(context)
         home, columns = Home.from_environment(), metadata.get("columns")
         if pipeline := text_of(above.get(NAME_METADATA)):

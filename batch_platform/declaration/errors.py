@@ -216,6 +216,15 @@ def merged(
     return error
 
 
+def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
+    """One error that tells all; a single one as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    numbered = " ".join(f"({number}) {error}" for number, error in enumerate(errors[:MOST_LISTED], start=1))
+    more = f" And {len(errors) - MOST_LISTED} more." if len(errors) > MOST_LISTED else ""
+    return BatchPlatformError(f"{len(errors)} problems. {numbered}{more}")
+
+
 def without_place(pipeline: str, message: str) -> str:
     """A message without the pipeline and the partition or serving period at its beginning, which are said elsewhere."""
     return re.sub(rf"^{re.escape(pipeline)}(, (partition|serving period) \S+)?: ", "", message)

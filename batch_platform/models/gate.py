@@ -27,6 +27,7 @@ from batch_platform.models.judged import not_comparable, scores_of, verdict_on_s
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import NOT_BETTER
 from batch_platform.monitoring.metrics import CLASSIFICATION, default_metric, is_worse, known_to
+from batch_platform.monitoring.resampling import intervals
 from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.ledger import Action, Version
 
@@ -34,6 +35,9 @@ MEETS = "meets the gate"  # begins the reason of each version that the gate does
 BY_LESS = "but by less than the tolerance of "  # follows the verdict on a worse version that the tolerance lets pass
 WAITS = "waits for promotion"
 _INDEX = "__index"
+_COMPARABLE = (
+    "roc_auc"  # the metric whose level does not depend on the shares of the classes or on the spread of the labels
+)
 
 
 @dataclass(frozen=True)
@@ -200,9 +204,10 @@ def _compared(  # noqa: PLR0913 - two models and their rows
 
 
 def _lost_lead(metric: str, fitted: Fitted, champion: str, manifest: Manifest) -> str:
-    """Say that a version has less than half the lead over guessing that was recorded for the champion, beyond chance.
+    """Say that a version has less than half the lead over guessing that was recorded for the champion, beyond chance; empty if not.
 
-    Empty if it has more. Labels that are wrong on all evaluation rows are found in this way: all models look alike.
+    Labels that are wrong on all evaluation rows are found in this way: all models look alike. They are blamed only for a fall of
+    the area under the curve beyond chance: the level of other metrics, and how good guessing is, depend on the rows.
     """
     here = None if fitted.trivial is None else fitted.trivial.verdict
     recorded = manifest.evaluation
@@ -213,8 +218,13 @@ def _lost_lead(metric: str, fitted: Fitted, champion: str, manifest: Manifest) -
     left = abs(here.value - here.other) if is_worse(metric, here.other, here.value) else 0.0
     if left >= lead / 2 or here.gain[1] >= lead:
         return ""
+    fell, outcomes = False, fitted.judged and fitted.judged.outcomes
+    if metric == _COMPARABLE and outcomes is not None:
+        interval = intervals(outcomes, {metric: here.value}).get(metric)
+        fell = interval is not None and interval.high < there
+    reason = "labels or data may have changed" if fell else "its lead over guessing is less than half of what it was"
     return (
-        f"labels or data may have changed: {metric} was {there:.4f} against {bound:.4f} of guessing when the champion {champion} "
+        f"{reason}: {metric} was {there:.4f} against {bound:.4f} of guessing when the champion {champion} "
         f"was judged, and is {here.value:.4f} against {here.other:.4f} now"
     )
 

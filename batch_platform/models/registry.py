@@ -17,8 +17,11 @@ import duckdb
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, TrainingRefusedError, WrongUseError, listed, named
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.timeline import Timeline
+from batch_platform.monitoring.comparison import Difference
 from batch_platform.monitoring.leakage import SuspectedLeak
+from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.descriptions import OF_PIPELINES, RUN, Description
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -135,6 +138,15 @@ class Registry:
         """The leaks that were suspected when a version was trained."""
         return next((leaks for event in self._decisions.get(version, ()) if (leaks := leaks_in(event.evidence))), [])
 
+    def judged_beside(self, version: str, champion: str) -> Verdict | None:
+        """The gate's verdict on a version beside a champion of its time; None if it was not held against that one."""
+        for event in self._decisions.get(version, ()):
+            recorded = json.loads(event.evidence).get("comparison") or {}
+            if recorded.get("champion") == champion and (verdict := recorded.get("verdict")):
+                difference = verdict["difference"]
+                return Verdict(**verdict | {"difference": difference and Difference(**difference)})
+        return None
+
     def refinements(self, version: str) -> dict[str, list[str]]:
         """The names of the `applied` refinements of a version, and the `remarks` on declared ones; empty if nobody knows."""
         return self._refinements.get(version, {})
@@ -222,8 +234,13 @@ class Registry:
 
 
 def has_seen(version: Version, partition: Partition) -> bool:
-    """Return whether a version learned from data that overlap a partition, so that its scores there are in-sample."""
+    """Return whether a version learned from data that overlap a partition, see `is_in_sample`."""
     return version.trained_from < partition.end and partition.start < version.trained_until
+
+
+def is_in_sample(spec: PipelineSpec, version: Version, partition: Partition) -> bool:
+    """Return whether a version is measured on rows of a partition that it learned from. Of a snapshot, it never is: those rows are left out."""
+    return not spec.partitions.snapshot and has_seen(version, partition)
 
 
 def positive_class(version: Version) -> Any:

@@ -1,6 +1,6 @@
 """The verdict on a model beside another one on the same rows: better, worse, or cannot tell, from one paired interval."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log10
 from typing import Literal
 
@@ -32,6 +32,14 @@ class Verdict:
             return None
         difference = None if first.truth is None else paired_difference(metric, first, second)
         return cls(metric, value, other, len(first.predicted), difference)
+
+    @property
+    def turned(self) -> "Verdict":
+        """The verdict on the other model beside this one."""
+        turned = self.difference
+        if turned is not None:
+            turned = replace(turned, estimate=-turned.estimate, low=-turned.high, high=-turned.low)
+        return replace(self, value=self.other, other=self.value, difference=turned)
 
     @property
     def gain(self) -> tuple[float, float]:

@@ -6,7 +6,7 @@ known now, including corrections made since then. Rows of `<pipeline>.backtests`
 `<pipeline>.backtest_scores` are only ever added.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -93,10 +93,12 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
     *,
     keep_scores: bool = False,
     watch: Watch | None = None,
+    announce: Callable[[Partition], object] = lambda _: None,
 ) -> Backtested:
     """Score and measure partitions, oldest first, and commit the results of all of them in one transaction.
 
     The run of the stamp names the backtest; labels are those known to it. `keep_scores` stores the scores of all rows too.
+    Each training is announced by its serving period before it begins.
 
     Raises:
         WrongUseError: The version or estimator does not exist, or no model could have been trained for a partition.
@@ -116,7 +118,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
             versions = dict.fromkeys((partition.key for partition in partitions), state.registry.present(model.version))
         else:
             other = replace(pipeline, spec=with_model(spec, model))
-            versions = train_models(other, state, partitions, stamp, folder)
+            versions = train_models(other, state, partitions, stamp, folder, announce)
             bundle_folder = partial(trained_bundle, spec, folder / "models")
         pipeline.publish()
         due = [Due(partition, versions[partition.key], state.features[partition.key], None) for partition in partitions]

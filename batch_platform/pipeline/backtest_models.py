@@ -1,7 +1,7 @@
 """The models that a backtest tests: registered versions, or versions trained as of then for the backtest alone."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -39,8 +39,13 @@ def trained_bundle(spec: PipelineSpec, models: Path, version: Version, rows: int
     return BundleFolder(version.version, folder, version.sha256, rows, spec.model.allow_pickle)
 
 
-def train_models(
-    pipeline: Pipeline, state: State, partitions: Sequence[Partition], stamp: Stamp, folder: Path
+def train_models(  # noqa: PLR0913 - what is trained, and where
+    pipeline: Pipeline,
+    state: State,
+    partitions: Sequence[Partition],
+    stamp: Stamp,
+    folder: Path,
+    announce: Callable[[Partition], object],
 ) -> dict[str, Version]:
     """The trained versions by partition key: one per serving period, each from what was known at its start."""
     model, periods = pipeline.spec.model, _periods(pipeline.spec, partitions, stamp)
@@ -48,6 +53,7 @@ def train_models(
     require_features(pipeline, state, [*partitions, *chain.from_iterable(windows)], as_declared=True)
     trained: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):
+        announce(period)
         training = Training(pipeline.history, state, period, stamp)
         learned = training.refit(training.learn(model.params))
         trained[period.key] = learned.write(folder, folder / "models", allow_pickle=model.allow_pickle)

@@ -7,6 +7,7 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.declared_model import check_model
+from batch_platform.models.registry import Registry
 
 _MODEL_KEY = re.compile(
     r"\bmodel\.(estimator|build|import|params|search|calibrate|flavour|task|classes|allow_pickle)\b"
@@ -26,17 +27,22 @@ def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
     return spec.model_copy(update={"model": spec.model.model_copy(update={**declared, "publish": None})})
 
 
-def check_challengers(spec: PipelineSpec, folder: Path) -> None:
-    """Check, without data and without a server, that the challengers could be trained or imported.
+def check_challengers(spec: PipelineSpec, folder: Path, registry: Registry) -> None:
+    """Check, without data and without a server, that the challengers could be trained or imported, or are stored versions.
+
+    Where no version is stored, such as on a machine that only checks, none is missed.
 
     Raises:
         WrongUseError: A challenger could not; the message names it.
         DataError: The file of an import is not of its flavour.
     """
     for challenger in spec.challengers:
-        if challenger.version is None:
-            try:
+        try:
+            if challenger.version is None:
                 check_model(as_model(spec, challenger).model, folder, spec.predictions)
-            except BatchPlatformError as error:
-                hint = None if error.hint is None else with_own_keys(error.hint, challenger)
-                raise type(error)(with_own_keys(error.message, challenger), hint=hint) from error
+            elif registry.versions:
+                registry.present(challenger.version)
+        except BatchPlatformError as error:
+            hint = None if error.hint is None else with_own_keys(error.hint, challenger)
+            key = f"challengers.{challenger.name}.version: " if challenger.version else ""
+            raise type(error)(key + with_own_keys(error.message, challenger), hint=hint) from error

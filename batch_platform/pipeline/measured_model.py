@@ -20,7 +20,7 @@ from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.interval import INTERVAL, correlation_by_widths
-from batch_platform.models.registry import Registry, Version, has_seen
+from batch_platform.models.registry import Registry, Version, is_in_sample
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
@@ -116,8 +116,7 @@ class Measuring:
             labels,
             read_features,
             own_metrics(spec),
-            in_sample=not spec.partitions.snapshot
-            and has_seen(model, partition),  # only unseen rows of a snapshot count
+            in_sample=is_in_sample(spec, model, partition),
             segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
             unit=UnitRule.of(spec),

@@ -32,7 +32,6 @@ from batch_platform.pipeline.trainings_due import (
     changed,
     due_challengers,
     due_models,
-    due_single_model,
     knows_too_much,
     single_period,
     why_again,
@@ -234,7 +233,7 @@ def _remark_on(spec: PipelineSpec, state: State, run: ScoreRun, awaiting: str | 
 def training_asked_for(
     spec: PipelineSpec, state: State, now: datetime, key: str | None = None, *, force: bool
 ) -> tuple[Partition | None, str | None]:
-    """The serving period with a key, or the newest one that has begun, and why its model is to be trained.
+    """The serving period with a key, else the newest whose model is due, else the newest that has begun, and why its model is to be trained.
 
     There is no period if none can be trained yet, and no reason if nothing is due and none is forced. Without
     `model.train.every`, the key is that of the first partition to serve; a forced training then begins with the newest
@@ -250,15 +249,18 @@ def training_asked_for(
         if period.start > now:
             msg = f"{spec.name}: the serving period {key!r} has not begun; it begins on {period.start:%Y-%m-%d %H:%M} UTC."
             raise WrongUseError(msg, hint="a model learns only from what is known when its serving period begins.")
+    elif not force and (due := due_models(question)):
+        return due[-1].partition, due[-1].reason
     elif calendar is not None:
         period = next(reversed(serving_periods(spec, now)), None)
     elif force:
         begun = [partition for partition in question.wanted if partition.start <= now][-1:]
         period = next((last for last in begun if can_train(spec, training_window(spec, last.start))), None)
     else:
-        items = due_single_model(question)
-        return (items[0].partition, items[0].reason) if items else (single_period(state, now), None)
-    return period, "asked for" if period is None or force else _why_trained(spec, state, period)
+        period = single_period(state, now)
+    if force:
+        return period, "asked for"
+    return period, None if key is None or period is None else _why_trained(spec, state, period)
 
 
 def trainings_asked_for(
@@ -313,7 +315,8 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
         if run is not None:
             comparable = is_served or run.code_version == state.code_version_of(run.model_version)
             reason = _stale_reason(state, partition, run, champion) if comparable else None
-            reason = reason or ("a newer model is due" if awaits else None)
+            if awaits and reason in (None, DECISION_CHANGED):  # new scores get new decisions
+                reason = "a newer model is due"
             if reason is not None:
                 unserved = "" if champion or awaits else f"; {_unserved(spec, state.registry, partition)}"
                 stale[partition.key] = reason + unserved
@@ -344,7 +347,7 @@ def _unserved(spec: PipelineSpec, registry: Registry, partition: Partition) -> s
         return f"no model serves it: {decision.version} was refused, {decision.reason}"
     if decision is not None and decision.action == "waiting":
         return f"no model serves it: {decision.version} waits for promotion"
-    return "no model serves it"
+    return "no model serves it: no version is approved that starts so early"
 
 
 def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] = ()) -> Partition | None:

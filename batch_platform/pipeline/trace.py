@@ -8,7 +8,7 @@ the columns read from it. Reads the published copy, and the sources as they are 
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -38,7 +38,7 @@ from batch_platform.models.refinements.reasons import REASONS, explained_outputs
 from batch_platform.models.refinements.refinement import model_of
 from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.pipeline.export import scored_file
-from batch_platform.pipeline.plan import first_served
+from batch_platform.pipeline.untraced import untraced
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
@@ -171,26 +171,10 @@ def trace(
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
     with reading_published(home) as con:
         rows = _rows(con, spec, key, only)
-        unscored = None if rows else _unscored(con, home, spec, key)
+        if not rows:
+            raise untraced(con, home, spec, key, only)
         runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
         builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
-    if not rows:
-        asked = key if only is None else {**key, PARTITION: only}
-        row = ", ".join(f"{column}={value}" for column, value in asked.items())
-        if unscored is not None and only in (None, unscored.key):
-            first = first_served(spec, registry)
-            msg = f"{name}, partition {unscored.key}: the row with {row} is not scored."
-            if first is not None and unscored.start < first.start:
-                msg = f"{msg} It is warm-up, which models only learn from: the first model serves from {first.key}."
-            raise DataError(
-                msg, hint=f"batch-platform status {name} shows which partitions are scored, and why others are not."
-            )
-        msg = f"{name}: no scored or rejected row has {row}."
-        hint = (
-            f"batch-platform status {name} shows which partitions are scored; batch-platform run {name} --recheck finds rows "
-            "that came later than `late` says."
-        )
-        raise DataError(msg, hint=hint)
     traces: list[Trace] = []
     for outcome, row in rows:
         run, build = runs.get(row["partition_key"]), builds.get(row["partition_key"])
@@ -219,25 +203,6 @@ def trace(
             reasons = _reasons(open_version, version, read)
         traces.append(Trace(outcome, row, run, model, features, reasons))
     return sorted(traces, key=lambda trace: trace.commit.partition_start, reverse=True)
-
-
-def _unscored(
-    con: duckdb.DuckDBPyConnection, home: Home, spec: PipelineSpec, key: Mapping[str, str]
-) -> Partition | None:
-    """The first partition that is not scored and whose features hold a row with these values of the key; None without one."""
-    scored, calendar = read_latest(con, ScoreRun, spec.name), spec.partitions.calendar
-    same = (
-        " AND ".join(f"CAST({quoted(column)} AS VARCHAR) = ${at}" for at, column in enumerate(key, start=1)) or "true"
-    )
-    with in_memory() as features, suppress(WrongUseError):  # a partition that is no longer declared
-        for name, build in sorted(read_latest(con, FeatureBuild, spec.name).items()):
-            path = home.feature_file(spec.name, name, build.sha256)
-            if name in scored or not path.is_file():
-                continue
-            rows = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same} LIMIT 1"
-            if features.execute(rows, [*key.values()]).fetchone():
-                return calendar.named(name)
-    return None
 
 
 def _rows(

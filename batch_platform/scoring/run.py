@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError, thr
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
-from batch_platform.models.registry import Version, has_seen
+from batch_platform.models.registry import Version, is_in_sample
 from batch_platform.models.timeline import Stretch
 from batch_platform.monitoring.catalogue import (
     Subject,
@@ -183,7 +183,7 @@ class ScoringRun:
             rows_in=staged.counts.rows_in,
             rows_scored=staged.counts.rows_scored,
             rows_rejected=staged.counts.rows_rejected,
-            in_sample=has_seen(model, partition),
+            in_sample=is_in_sample(self.history.spec, model, partition),
             started_at=staged.started_at,
             committed_at=staged.started_at,  # replaced when it is committed
             run_id=self.stamp.run_id,
@@ -227,7 +227,7 @@ class ScoringRun:
             rank_correlation=agreed.rank_correlation,
             decisions_flipped=agreed.decisions_flipped,
             failure=scores.failure or None,
-            in_sample=isinstance(version, Version) and has_seen(version, due.partition),
+            in_sample=isinstance(version, Version) and is_in_sample(self.history.spec, version, due.partition),
             scored_at=run.started_at,
             run_id=run.run_id,
         )

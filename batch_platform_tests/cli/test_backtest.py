@@ -24,10 +24,11 @@ def test_backtest_of_an_estimator_shows_each_partition_the_totals_and_the_table(
     (row,) = [line.split() for line in lines if line.startswith("2024-02-19")]
     assert row[1:4] == ["trained", "for", "2024-02-01"]
     (total,) = [line for line in lines if line.startswith("  roc_auc: ")]
-    assert "over 11 partitions; production 0." in total
+    assert ", the mean of 11 partitions; production 0." in total
+    assert lines[1] == "  training the model of 2024-02-01"
     (verdict,) = [line for line in lines if " production: " in line]
     assert re.fullmatch(
-        r"  (better than|worse than|not clearly better or worse than) production: roc_auc 0\.\d+ against 0\.\d+ on \d+ rows( of \d+ \w+)? "
+        r"  on all rows together: (better than|worse than|not clearly better or worse than) production: roc_auc 0\.\d+ against 0\.\d+ on \d+ rows( of \d+ \w+)? "
         r"\(difference -?0\.\d+, between -?0\.\d+ and -?0\.\d+\)(; about [\d,]+ \w+ would be needed to tell)?",
         verdict,
     )

@@ -26,6 +26,13 @@ def test_erase_says_what_it_would_erase_and_erases_it_once(cli, project):
     again = cli(project, "erase", "small", f"id={order}").out
     assert again.startswith(f"small: id={order} was erased at 20")
     assert cli(project, "erase", "small", "id=-1").out == "small: no row has id=-1; there is nothing to erase.\n"
+    traced = cli(project, "trace", "small", f"id={order}")
+    assert traced.error.startswith(f"small: what had id={order} was erased at 20")
+    assert f"run_id '{answer['run_id']}'" in traced.error
+    nowhere = (
+        "small: no scored or rejected row has shop=nowhere. Rows were erased by id; if this was one of them, nothing"
+    )
+    assert cli(project, "trace", "small", "shop=nowhere").error.startswith(nowhere)
     status = cli(project, "status", "small").out
     assert status.startswith("small: 29 scored, 31 warm-up\n")
     assert "  due now: nothing" in status

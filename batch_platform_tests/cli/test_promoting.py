@@ -1,9 +1,11 @@
 """`models compare`, `promote`, `rollback` and `timeline`: what they say, what they record, and what SQL answers afterwards."""
 
+
 import pytest
 
 from batch_platform_tests.cli.test_training import redeclare
 from batch_platform_tests.harness.command_line import copy_of, published, run_command, write_project
+from batch_platform_tests.harness.dagster_project import pipeline_folder
 from batch_platform_tests.harness.starting_points import made_once
 
 STATUS = "SELECT DISTINCT condition, reason, model_version, champion FROM batch_platform.partition_status ORDER BY ALL"
@@ -120,7 +122,7 @@ def test_rolling_back_to_nobody_is_refused(cli, project):
 
 
 def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly):
-    first, second, _ = versions(weekly)
+    first, _, second = versions(weekly)
     report = cli(weekly, "models", "small", "compare", first, second, "--json").json
     assert set(report["metrics.roc_auc"]) == {first, second}
     assert report["training.end"][first] < report["training.end"][second]
@@ -135,6 +137,23 @@ def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly
     assert report["verdict"] == {"not_compared": reason}, "each was judged on the three days before it"
     assert why == f"{first} cannot be compared with {second} on the same rows: {reason}."
     assert how.endswith("measures any version on any partitions")
+
+
+def test_compare_gives_the_verdict_of_the_gate_where_the_evaluation_rows_of_two_versions_differ(cli, weekly):
+    first, second, _ = versions(weekly)
+    query = f"SELECT reason FROM batch_platform.promotions WHERE version = '{second}'"
+    ((reason,),) = published(weekly, query)
+    *_, metrics, verdict = cli(weekly, "models", "small", "compare", second, first).out.splitlines()
+    assert metrics.endswith("the verdict is the gate's, on the same rows.")
+    values = verdict.removesuffix(".").partition(": ")[2]
+    assert values in reason, "the gate said the same"
+    forth, back = (
+        cli(weekly, "models", "small", "compare", *pair, "--json").json["verdict"]
+        for pair in ((second, first), (first, second))
+    )
+    assert (forth["value"], forth["difference"]["low"]) == (back["other"], -back["difference"]["high"])
+    opposite = {"better": "worse", "worse": "better"}
+    assert back["word"] == opposite.get(forth["word"], forth["word"])
 
 
 def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_were_judged_on(cli, project):
@@ -153,6 +172,21 @@ def test_compare_holds_two_versions_against_each_other_on_the_rows_that_both_wer
     assert said.startswith(f"{good} is judged better than {worse}: roc_auc 0.")
     *_, said = cli(project, "models", "small", "compare", good, good).out.splitlines()
     assert said.startswith(f"{good} is judged not clearly better or worse than {good}: roc_auc 0.")
+
+
+def test_check_refuses_a_challenger_whose_version_is_not_stored(cli, project):
+    (stored,) = versions(project)
+    file = pipeline_folder(project) / "defs.yaml"
+    text = file.read_text()
+    for version, problem in {stored: "ok", "2024-02-01-00000000": "1 problem"}.items():
+        file.write_text(f"{text}  challengers: [{{name: former, version: {version}}}]\n")
+        checked = cli(project, "check")
+        assert checked.out.startswith(f"small: {problem}\n")
+    assert "challengers.former.version: small has no version '2024-02-01-00000000'; there is only " in checked.error
+    assert stored in checked.error
+    assert cli(project, "check", BATCH_PLATFORM_HOME=str(project / "empty")).code == 0, (
+        "as on a machine that only checks"
+    )
 
 
 def test_status_and_train_agree_on_declared_parameters_once_their_version_is_withdrawn(cli, weekly):

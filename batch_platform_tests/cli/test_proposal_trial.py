@@ -1,6 +1,7 @@
 """`batch-platform new`: the past of a table chooses among what can be proposed, and what is proposed can be trained."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from batch_platform.cli import new
 from batch_platform.cli.proposal import trial
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.dated import Layout
@@ -197,6 +199,15 @@ def test_the_budget_ends_the_trial_after_a_fold_or_within_the_first(tmp_path):
     assert after(0).folds > 1
     assert (after(trial.SECONDS - 1).folds, len(after(trial.SECONDS - 1).candidates)) == (1, len(after(0).candidates))
     assert (after(2 * trial.SECONDS).folds, len(after(2 * trial.SECONDS).candidates)) == (1, 1)
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_proposals_for_which_no_time_is_left_are_counted(cli, tmp_path, monkeypatch):
+    with_level(lambda hour, noise: 3.0 * hour + noise).write_csv(tmp_path / "sensor.csv")
+    monkeypatch.setattr(trial, "SECONDS", 0)
+    shown = cli(tmp_path, "new", "one", "--from", "sensor.csv", "--label", "level")
+    (count,) = re.findall(r"^Trying (\d+) proposals", shown.out)
+    assert f"\n  {int(count) - 1} proposals not tried: the {new.SECONDS} s were over\n" in shown.out
 
 
 @pytest.mark.usefixtures("few_trees")

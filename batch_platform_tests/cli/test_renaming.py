@@ -6,6 +6,7 @@ from pathlib import Path
 import duckdb
 import yaml
 
+from batch_platform_tests.components.test_broken import OF_A_USER
 from batch_platform_tests.harness.command_line import REJECTED_DAY, copy_of, published
 from batch_platform_tests.harness.dagster_project import pipeline_folder
 
@@ -66,6 +67,15 @@ def test_a_renamed_pipeline_keeps_everything_and_nothing_is_scored_again(cli, pr
     assert cli(project, "status", "orders").out.count("not materialized in Dagster") == 0, "the run told Dagster"
     assert cli(project, "gc").out == "Nothing to remove.\n"
     assert "There is no pipeline 'small'; there is only orders." in cli(project, "status", "small").error
+
+
+def test_a_rename_says_which_assets_of_the_user_refer_to_the_old_name(cli, project):
+    pipeline_folder(project, "mine.py").write_text(OF_A_USER)
+    assert "still declared" in cli(project, "rename", "small", "orders").error
+    declare(project, "orders")
+    answer = cli(project, "rename", "small", "orders")
+    assert answer.out.startswith("small is now orders.\n")
+    assert answer.err == "Warning: counts refers to small/predictions: write orders in the place of small there.\n"
 
 
 def test_a_name_that_is_taken_or_not_declared_is_refused(cli, project):

@@ -16,8 +16,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from batch_platform.cli.app import INTERRUPTED
 from batch_platform_tests.harness.command_line import (
     COMMAND,
+    HANGS_AFTER,
     OVERRIDES,
     clean_environment,
     published,
@@ -99,7 +101,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
         lines[7],
     )
     assert lines[8:] == [
-        "3 of 34 partitions scored: 120 rows in, 120 scored, 0 rejected.",
+        "3 partitions scored by this run; in all, 3 of 34 partitions are scored: 120 rows in, 120 scored, 0 rejected.",
         "  left out 31 partitions (2024-01-01 to 2024-01-31): warm-up, the first model serves from 2024-02-01",
         f"Read them in {fresh}/.batch_platform/published.duckdb, table small.predictions.",
         f"Next: batch-platform models small show {version['version']}",
@@ -159,7 +161,10 @@ def test_a_partition_that_failed_is_not_counted_as_scored_because_it_was_scored_
     events.with_columns(amount=pl.when(pl.Series(of_day)).then(-1.0).otherwise("amount")).write_parquet(source)
     answer = cli(project, "run", "small", "--from", "2024-02-09", "--to", "2024-02-11", "--force")
     assert answer.code == 1
-    assert "2 of 3 partitions scored, 1 failed: 80 rows in, 80 scored, 0 rejected." in answer.out
+    assert (
+        "2 partitions scored by this run, 1 failed; in all, 2 of 3 partitions are scored: 80 rows in, 80 scored, 0 rejected."
+        in answer.out
+    )
 
 
 @pytest.mark.full
@@ -431,6 +436,26 @@ def test_two_runs_at_once_both_end_well_or_say_why_not(project):
         assert process.returncode == 0 or "this run changes nothing" in err
     assert published(project, BALANCE) == [(0,)]
     assert len(published(project, SCORED)) == 29
+
+
+def test_the_end_of_the_input_at_a_prompt_ends_the_command_as_an_interruption_does(project):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "drop", "small", "--partition", DAY],
+        cwd=project,
+        env=clean_environment(),
+        stdin=follower,
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.write(leader, b"\x04")
+    _, err = process.communicate(timeout=HANGS_AFTER)
+    os.close(follower)
+    os.close(leader)
+    assert process.returncode == INTERRUPTED
+    assert err.splitlines()[-1].startswith("Error: interrupted; everything committed so far stays.")
+    assert DAY in {key for key, *_ in published(project, SCORED)}
 
 
 def test_terminal_shows_bars_and_no_lines(project):

@@ -17,6 +17,7 @@ from dagster._cli import definitions as validation
 from batch_platform.components import load_from_defs_folder
 from batch_platform.components.broken import VALIDATION_VARIABLE, broken_in
 from batch_platform.declaration.explaining import explained
+from batch_platform.declaration.spec import ASSETS
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
 
@@ -59,7 +60,7 @@ def groups(definitions: dg.Definitions) -> set[str | None]:
     return {spec.group_name for spec in definitions.resolve_all_asset_specs()}
 
 
-def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_one_failing_asset(user_project, caplog):
+def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_failing_assets(user_project, caplog):
     for name in BROKEN:
         add(user_project, name)
     with caplog.at_level(logging.ERROR):
@@ -71,9 +72,10 @@ def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_one_faili
         assert BROKEN[name][-1] in str(item.error)
         assert str(pipeline_folder(user_project, name)) in item.error.message
         assert any(str(item.error) in record.getMessage() for record in caplog.records)
-    (asset,) = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "misspelt"]
-    assert asset.key == dg.AssetKey(["misspelt", "cannot_be_loaded"])
-    assert str(broken["misspelt"].error) in (asset.description or "")
+    shown = {spec.key: spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "misspelt"}
+    assert shown.keys() == {dg.AssetKey(["misspelt", asset]) for asset in (*ASSETS, "cannot_be_loaded")}
+    assert all(str(broken["misspelt"].error) in (spec.description or "") for spec in shown.values())
+    asset = shown[dg.AssetKey(["misspelt", "predictions"])]
     with dg.DagsterInstance.ephemeral() as instance:
         failed = dg.materialize(
             [definitions.resolve_assets_def(asset.key)], instance=instance, raise_on_error=False
@@ -199,6 +201,57 @@ def test_validation_of_a_file_that_cannot_be_read_fails(user_project, monkeypatc
     monkeypatch.setenv(VALIDATION_VARIABLE, "1")
     with pytest.raises(Exception, match="the file is not valid YAML"):
         load_from_defs_folder(path_within_project=user_project)
+
+
+OF_A_USER = """\
+import dagster as dg
+import polars as pl
+
+PREDICTIONS = dg.AssetKey(["small", "predictions"])
+
+
+@dg.asset(
+    ins={"predictions": dg.AssetIn(PREDICTIONS)},
+    required_resource_keys={"batch_platform_warehouse"},
+    io_manager_key="batch_platform_io_manager",
+)
+def counts(predictions: pl.LazyFrame) -> pl.LazyFrame:
+    return predictions.select(pl.len())
+
+
+follow = dg.AutomationConditionSensorDefinition("follow", target=dg.AssetSelection.assets(PREDICTIONS))
+"""
+OF_ITS_JOB = """\
+import dagster as dg
+
+
+@dg.schedule(job_name="small_train", cron_schedule="0 0 * * *")
+def train_now(context): ...
+"""
+
+
+@pytest.mark.parametrize("wrong", ["evalute:", "evaluate: ["])
+def test_what_refers_to_a_broken_pipeline_loads_and_the_error_of_the_pipeline_is_the_one_that_is_reported(
+    cli, user_project, wrong
+):
+    file = pipeline_folder(user_project) / "defs.yaml"
+    file.write_text(file.read_text().replace("evaluate:", wrong))
+    pipeline_folder(user_project, "mine.py").write_text(OF_A_USER)
+    definitions = load_from_defs_folder(path_within_project=user_project)
+    dg.Definitions.validate_loadable(definitions)
+    with dg.DagsterInstance.ephemeral() as instance:
+        (failed,) = (
+            definitions.resolve_implicit_global_asset_job_def()
+            .execute_in_process(instance=instance, asset_selection=[dg.AssetKey("counts")], raise_on_error=False)
+            .get_step_failure_events()
+        )
+    assert "its pipeline cannot be loaded. Hint: batch-platform check" in str(failed.step_failure_data)
+    for command in (["check"], ["run", "small"], ["status"]):
+        answer = cli(user_project, *command)
+        assert answer.error.startswith(f"{file}:")
+    pipeline_folder(user_project, "mine.py").write_text(OF_ITS_JOB)
+    stopped = cli(user_project, "status")
+    assert re.match(rf"2 problems\. \(1\) {file}:\d+: .* \(2\) .*small_train", stopped.error)
 
 
 def test_dagster_sets_the_variable_by_which_a_load_knows_that_it_is_validated():

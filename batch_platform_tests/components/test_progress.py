@@ -1,6 +1,10 @@
 """Progress: by partitions and by the rows of a large one, with its pace and the time that is left."""
 
+from io import StringIO
+from threading import Event
+
 import pytest
+from rich.console import Console
 
 from batch_platform.cli import terminal
 from batch_platform.components.progress import Pace
@@ -46,6 +50,17 @@ def test_without_a_terminal_a_line_shows_the_newest_progress_of_partitions_that_
     shown = capsys.readouterr()
     assert shown.out == "features: 40 of 100, day 39, 24 rows, 96 rows/s, 15 s left\n"
     assert shown.err == "still at work after 30 s\n"
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_a_command_that_takes_long_to_load_says_so_once_on_a_terminal(monkeypatch, says):
+    shown = StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=shown, force_terminal=True, highlight=False))
+    monkeypatch.setattr(terminal, "_shown", Event())
+    if says:
+        terminal.warn("something else")
+    terminal.say_if_loading_takes_long(0).join()
+    assert ("Loading the project ...\n" in shown.getvalue()) is not says
 
 
 def test_a_command_that_says_nothing_for_long_shows_that_it_is_at_work(capfd, monkeypatch):

@@ -46,6 +46,7 @@ from batch_platform.models.refinements.refinement import (
     refined,
     refinements_file,
 )
+from batch_platform.models.registry import Registry
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -471,7 +472,7 @@ def test_a_calibration_of_anything_but_a_classifier_is_refused_with_its_key(tmp_
         assert "leave model.calibrate out" in str(refused.value.hint)
     challenger = {"name": "ridge", "estimator": "sklearn.linear_model.Ridge", "calibrate": "sigmoid"}
     with pytest.raises(WrongUseError, match=r"challengers\.ridge\.calibrate: sigmoid is for"):
-        check_challengers(small_spec(challengers=[challenger]), tmp_path)
+        check_challengers(small_spec(challengers=[challenger]), tmp_path, Registry("small"))
 
 
 def numbers(classes: TrainingData) -> TrainingData:

@@ -264,9 +264,9 @@ def test_a_champion_is_compared_on_the_rows_that_it_has_not_learned_from(tmp_pat
     assert comparison["verdict"]["rows"] == unseen.height < newest.rows_evaluated
 
 
-def corrected(tmp_path: Path, every: int) -> Pipeline:
+def corrected(tmp_path: Path, every: int, metric: str = "roc_auc") -> Pipeline:
     """A pipeline with a champion, after every so many labels of its evaluation rows were turned round: harder for all models."""
-    model = {"promote": {"tolerance": 0.0}}
+    model = {"promote": {"metric": metric, "tolerance": 0.0}}
     carry_out(small_pipeline(tmp_path, model=model), NOW)
     turned = (pl.col("ts") >= BOUNDARY) & (pl.col("id") % every == 0)
     pipeline = small_pipeline(tmp_path, events=small_events().with_columns(pl.col("returned") ^ turned), model=model)
@@ -294,13 +294,22 @@ def test_a_champion_that_was_refitted_on_the_evaluation_rows_is_compared_by_the_
     assert worse.decision.reason.startswith(f"worse than champion {same.version.version}: roc_auc 0.")
 
 
-def test_a_version_far_below_what_was_recorded_for_the_champion_says_that_the_labels_may_have_changed(tmp_path):
-    pipeline = corrected(tmp_path, every=3)
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("roc_auc", "labels or data may have changed"),
+        ("log_loss", "its lead over guessing is less than half of what it was"),
+    ],
+)
+def test_a_version_far_below_what_was_recorded_for_the_champion_says_so_and_blames_labels_only_for_a_comparable_metric(
+    tmp_path, metric, says
+):
+    pipeline = corrected(tmp_path, every=3, metric=metric)
     (champion,) = pipeline.state().registry.versions
     decision = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW)).decision
     assert decision.action == "approved", "it is as good as the champion, and still better than guessing"
-    then = f"roc_auc was {champion.metric_values['roc_auc']:.4f} against 0."
-    assert f"; labels or data may have changed: {then}" in decision.reason
+    then = f"{metric} was {champion.metric_values[metric]:.4f} against 0."
+    assert f"; {says}: {then}" in decision.reason
     assert f" when the champion {champion.version} was judged, and is 0." in decision.reason
 
 

@@ -231,6 +231,16 @@ def test_what_cannot_be_backed_up_or_restored_is_refused_in_a_sentence(fresh, cl
     assert not (tmp_path / "dest").exists()
 
 
+def test_a_warehouse_that_is_there_is_replaced_only_after_a_yes(project, cli):
+    warehouse = home_of(project).warehouse
+    refused = cli(project, "restore", "--from-published")
+    says = f"{warehouse} is not replaced without a confirmation, and there is no terminal to ask on. Hint: add --yes."
+    assert (refused.code, refused.error) == (2, says)
+    assert cli(project, "restore", "--from-published", "--yes", "--json").json["set_aside"] is not None
+    warehouse.unlink()
+    assert cli(project, "restore", "--from-published", "--json").json["set_aside"] is None, "nothing is replaced"
+
+
 def test_a_place_that_cannot_be_written_is_named_in_a_sentence(project, cli, tmp_path):
     (tmp_path / "file").touch()
     answer = cli(project, "backup", str(tmp_path / "file" / "dest"))

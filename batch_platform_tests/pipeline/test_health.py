@@ -66,7 +66,10 @@ def test_every_aspect_of_the_newest_partitions_is_judged(odd):
     }
     assert aspects["drift"].text == "3 rows of 2024-02-28 are too few to judge drift"
     assert aspects["rejected_share"].text.startswith("2 of 5 rows rejected in 2024-02-28, at most 0.00% in the ")
-    assert aspects["champion_age"].text == "the model is 28 days old, more than the 20 days that are allowed: train a new one"
+    assert (
+        aspects["champion_age"].text
+        == "the model is 28 days old, more than the 20 days that are allowed: train a new one"
+    )
     assert aspects["performance"].text.endswith(" on 2024-02-27 is below 0.99")
     assert aspects["performance"].partition == "2024-02-27", "the labels of the newest day are not known yet"
 

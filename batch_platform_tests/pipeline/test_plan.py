@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.deciding import DECISION_CHANGED
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.inputs import Labels
 from batch_platform.declaration.spec import PipelineSpec
@@ -244,6 +245,8 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
         plan = make_plan(spec, state, PlanRequest(now))
         kinds = [STEPS.index(item.step) for item in plan.items]
         assert kinds == sorted(kinds)
+        due = [item.reason for item in plan.of("model")]
+        assert training_asked_for(spec, state, now, force=False)[1] == (due[-1] if due else None), "train asks the plan"
         state = carried_out(spec, state, plan, refused, found, failing=failing)
         assert make_plan(spec, state, PlanRequest(now)).items == []
 
@@ -675,6 +678,14 @@ def test_the_only_model_is_trained_again_for_its_serving_period():
     assert planned(with_params(spec, max_iter=9), state) == [
         (version.serving_period, "the declared parameters changed")
     ]
+
+
+def test_what_a_newer_model_is_to_score_is_not_planned_as_decided_again():
+    spec = SPECS["monthly models"]
+    state = replace(finished(spec), decision_rule="threshold 0.3")
+    assert {item.reason for item in make_plan(spec, state, PlanRequest(NOW)).of("predictions")} == {DECISION_CHANGED}
+    plan = make_plan(with_params(spec, max_iter=9), state, PlanRequest(NOW))
+    assert {item.reason for item in plan.of("predictions")} == {"a newer model is due"}
 
 
 def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_itself():

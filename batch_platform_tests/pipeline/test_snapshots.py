@@ -108,6 +108,10 @@ def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_mode
     assert measured == pytest.approx(version.metric_values["roc_auc"], abs=1e-12)
     pooled = "SELECT DISTINCT period, value, rows FROM small.performance_pooled WHERE metric = 'roc_auc' ORDER BY ALL"
     assert query(pipeline, pooled) == [("month", measured, held_out), ("quarter", measured, held_out)]
+    everywhere = (
+        "SELECT DISTINCT in_sample FROM small.performance UNION SELECT in_sample FROM batch_platform.score_runs"
+    )
+    assert query(pipeline, everywhere) == [(False,)]
 
 
 def test_rows_of_a_group_are_held_out_together(tmp_path):

@@ -30,7 +30,7 @@ def test_a_home_of_an_earlier_format_is_brought_to_todays_keeps_its_rows_and_not
     ) == (1, True)
     done = run_command(project, "run", "small")
     assert done.code == 0, done.err
-    assert "29 of 60 partitions scored: 348 rows in, 348 scored, 0 rejected." in done.out
+    assert "29 of 60 partitions are scored: 348 rows in, 348 scored, 0 rejected." in done.out
     assert published(project, "SELECT format FROM batch_platform.meta") == [(FORMAT,)]
     assert [published(project, query) for query in (*ROWS, RUNS)] == before
     (status, reading) = run_command(project, "status", "small", "--verify", "--json").json

@@ -88,7 +88,12 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
         return Aspect("champion_age", None, text, numbers={"days": days})
     if oldest.after(version.serving_start, spec.partitions.calendar.zone) >= at:
         return Aspect("champion_age", "none", text, numbers={"days": days})
-    return Aspect("champion_age", "warn", f"{text}, more than the {oldest} that are allowed: train a new one", numbers={"days": days})
+    return Aspect(
+        "champion_age",
+        "warn",
+        f"{text}, more than the {oldest} that are allowed: train a new one",
+        numbers={"days": days},
+    )
 
 
 def partition_aspects(
