@@ -362,9 +362,19 @@ def after_refit(
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
     alike = OUTLIERS_ALIKE if signature.task == "outliers" else REFITTED_ALIKE
     if divergence is not None and divergence.psi <= alike:  # both describe the same rows, so that nothing is chance
-        return reference
+        return replace(reference, raised=_raised(raw, signature, judged, divergence.psi))
     fresh = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
     return replace(reference, prediction=fresh, prediction_is_baseline=False, by_segment=SegmentCounts())
+
+
+def _raised(raw: NDArray[Any], signature: Signature, judged: Profile, psi: float) -> float:
+    """The part of an index between the scores of two fits that goes away where both have the same mean; of classes, all of it."""
+    if signature.task in _CATEGORICAL or judged.mean is None:
+        return psi
+    numbers = _numbers(raw, signature)
+    level = counted_profile(judged.name, "prediction", judged.bins, numbers + (judged.mean - numbers.mean()))
+    (divergence,) = divergences([(level, judged)])
+    return 0.0 if divergence is None else max(0.0, psi - divergence.psi)
 
 
 def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
