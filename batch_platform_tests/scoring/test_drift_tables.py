@@ -16,7 +16,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import reference_of
-from batch_platform.monitoring.drift import ColumnDrift, has_moved
+from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, has_moved
 from batch_platform.monitoring.measures.drift import DRIFT, drifted_segments, read_drift
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.health import health_of, newest_measured
@@ -41,6 +41,7 @@ from batch_platform_tests.harness.small_pipeline import (
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
 DAY = "2024-02-14"
+LOGISTIC = "sklearn.linear_model.LogisticRegression"
 BROKEN: dict[str, tuple[pl.Expr, str]] = {
     "all null": (pl.lit(None, pl.Float64).alias("amount"), "amount"),
     "another unit": (pl.col("amount") * 1000, "amount"),
@@ -221,6 +222,38 @@ def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_
     list(broken.build_features(day, STAMP, force=True))
     list(broken.score(day, STAMP, force=True))
     assert {*alarms(drift(broken, DAY)[DAY])} == {"rhythm", "amount", "score"}
+
+
+def test_scores_that_the_second_fit_raised_are_no_drift_and_a_change_of_the_rows_is(tmp_path):
+    """More orders are returned in the evaluation window than before: the fit that has learned from it scores higher."""
+    labels = LABELS_SQL.replace("id, returned", "id, (returned OR (ts >= '2024-01-17' AND id % 8 = 0)) AS returned")
+
+    def multiplied_by(factor: str) -> Pipeline:
+        return small_pipeline(
+            tmp_path,
+            events=small_events(FIRST_DAY, date(2024, 3, 1), 400),
+            features_sql=FEATURES_SQL.replace("amount", f"coalesce(amount, 60) * {factor} AS amount"),
+            labels_sql=labels,
+            model={"estimator": LOGISTIC, "params": None, "train": {"evaluate": "14 days"}},
+            monitoring={"drift": {}},
+        )
+
+    pipeline = multiplied_by("1")
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.of_model
+    raised = pipeline.bundle(version).reference.raised
+    days = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
+    scores = [
+        row for rows in days.values() for row in rows if (row.column_name, row.baseline) == ("score", "reference")
+    ]
+    assert [row.level for row in scores].count("none") >= len(scores) - 1
+    unexplained = [row.psi - row.psi_by_chance - USUAL_MARGIN * (row.psi_usual - raised) for row in scores]
+    assert min(unexplained) > 0.05, "every day would be an alarm, were that not usual"
+    broken = multiplied_by(f"(CASE WHEN $partition_key = '{DAY}' THEN 3 ELSE 1 END)")
+    day = [broken.spec.partitions.calendar.named(DAY)]
+    list(broken.build_features(day, STAMP, force=True))
+    list(broken.score(day, STAMP, force=True))
+    assert {*alarms(drift(broken, DAY)[DAY])} == {"amount", "score"}
 
 
 def test_a_few_values_in_another_unit_are_named_although_the_shares_of_the_cells_hardly_change(tmp_path):
