@@ -47,10 +47,6 @@ MOST_OF_FEATURES, MOST_PARTITIONS = 1000, 100
 LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell how far ranges and means usually differ
 IN_A_ROW = 25  # consecutive partitions among them, so that every weekday and every hour of a day occurs
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
-_SUREST, _FARTHEST = (
-    1e-9,
-    50.0,
-)  # the probability nearest to 0, and the log-odds by which such ones can be raised to any mean
 _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
 
 
@@ -366,26 +362,9 @@ def after_refit(
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
     alike = OUTLIERS_ALIKE if signature.task == "outliers" else REFITTED_ALIKE
     if divergence is not None and divergence.psi <= alike:  # both describe the same rows, so that nothing is chance
-        return replace(reference, raised=_raised(raw, signature, judged, divergence.psi))
+        return replace(reference, apart=divergence.psi)
     fresh = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
     return replace(reference, prediction=fresh, prediction_is_baseline=False, by_segment=SegmentCounts())
-
-
-def _raised(raw: NDArray[Any], signature: Signature, judged: Profile, psi: float) -> float:
-    """The part of an index between the scores of two fits that goes away where both have the same mean; of classes, all of it."""
-    from scipy.optimize import brentq  # imported late: it takes its time
-    from scipy.special import expit, logit
-
-    if signature.task in _CATEGORICAL or judged.mean is None:
-        return psi
-    numbers = _numbers(raw, signature)
-    if signature.task == "binary":  # probabilities are raised in their log-odds
-        odds, mean = logit(np.clip(numbers, _SUREST, 1 - _SUREST)), np.clip(judged.mean, _SUREST, 1 - _SUREST)
-        numbers = expit(odds + brentq(lambda by: float(expit(odds + by).mean() - mean), -_FARTHEST, _FARTHEST))
-    else:
-        numbers = numbers + (judged.mean - numbers.mean())
-    (divergence,) = divergences([(counted_profile(judged.name, "prediction", judged.bins, numbers), judged)])
-    return 0.0 if divergence is None else max(0.0, psi - divergence.psi)
 
 
 def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

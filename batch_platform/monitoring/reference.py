@@ -105,8 +105,8 @@ class ReferenceProfile:
     # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
     moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
     rows: RowReference = field(default_factory=RowReference)
-    # Index by which the fit that serves raised or lowered the scores of the rows that it was judged by, against the judged fit.
-    raised: float = 0.0
+    # Index between the scores that the judged fit and the one that serves give the rows that the former was judged by.
+    apart: float = 0.0
 
     @property
     def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
@@ -118,9 +118,9 @@ class ReferenceProfile:
         for baseline, distances in self.distances.items():
             if self.prediction is not None:
                 known[baseline, self.prediction.role, self.prediction.name] = usual_of(distances.values())
-        if self.prediction is not None and self.raised:
+        if self.prediction is not None and self.apart:
             of_score = "reference", self.prediction.role, self.prediction.name
-            known[of_score] = known.get(of_score, 0.0) + self.raised
+            known[of_score] = known.get(of_score, 0.0) + self.apart
         return known
 
     @property
@@ -139,7 +139,7 @@ class ReferenceProfile:
         """
         if not (own := self.segment_distances.get(column, {}).get(segment)):
             return None
-        return max([*own.values(), *self.distances.get("reference", {}).values()]) + self.raised
+        return max([*own.values(), *self.distances.get("reference", {}).values()]) + self.apart
 
     @property
     def baseline(self) -> tuple[Profile, ...]:
@@ -174,7 +174,7 @@ class ReferenceProfile:
             "basis": None if self.basis is None else self.basis.to_json(),
             "by_segment": self.by_segment.to_json(),
             "rows": self.rows.to_json(),
-            "raised": self.raised,
+            "apart": self.apart,
         }
         return json.dumps(values, allow_nan=False).encode()
 
@@ -194,5 +194,5 @@ class ReferenceProfile:
             SegmentCounts.from_json(values["by_segment"]),
             {baseline: tuple(of and Moves(**of) for of in moves) for baseline, moves in values["moves"].items()},
             RowReference.from_json(values.get("rows")),
-            values.get("raised", 0.0),
+            values.get("apart", 0.0),
         )

@@ -1,6 +1,5 @@
 """`models compare`, `promote`, `rollback` and `timeline`: what they say, what they record, and what SQL answers afterwards."""
 
-
 import pytest
 
 from batch_platform_tests.cli.test_training import redeclare

@@ -224,7 +224,7 @@ def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_
     assert {*alarms(drift(broken, DAY)[DAY])} == {"rhythm", "amount", "score"}
 
 
-def test_scores_that_the_second_fit_raised_are_no_drift_and_a_change_of_the_rows_is(tmp_path):
+def test_what_two_fits_differ_by_is_no_drift_of_the_score_and_a_change_of_the_rows_is(tmp_path):
     """More orders are returned in the evaluation window than before: the fit that has learned from it scores higher."""
     labels = LABELS_SQL.replace("id, returned", "id, (returned OR (ts >= '2024-01-17' AND id % 8 = 0)) AS returned")
 
@@ -241,13 +241,13 @@ def test_scores_that_the_second_fit_raised_are_no_drift_and_a_change_of_the_rows
     pipeline = multiplied_by("1")
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.of_model
-    raised = pipeline.bundle(version).reference.raised
+    apart = pipeline.bundle(version).reference.apart
     days = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
     scores = [
         row for rows in days.values() for row in rows if (row.column_name, row.baseline) == ("score", "reference")
     ]
     assert [row.level for row in scores].count("none") >= len(scores) - 1
-    unexplained = [row.psi - row.psi_by_chance - USUAL_MARGIN * (row.psi_usual - raised) for row in scores]
+    unexplained = [row.psi - row.psi_by_chance - USUAL_MARGIN * (row.psi_usual - apart) for row in scores]
     assert min(unexplained) > 0.05, "every day would be an alarm, were that not usual"
     broken = multiplied_by(f"(CASE WHEN $partition_key = '{DAY}' THEN 3 ELSE 1 END)")
     day = [broken.spec.partitions.calendar.named(DAY)]
