@@ -24,7 +24,9 @@ _RECORDS_HINT = (
     "records, or move the damaged files out of the folder dagster of the home: the next run records there what was done, and "
     "schedules are switched on again in the UI if theirs were lost."
 )
-LOST_FILE = re.compile(r"(?:No files found|Cannot open file) .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # DuckDB's messages
+LOST_FILE = re.compile(
+    r"(?:No files found|Cannot open file) .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet"
+)  # DuckDB's messages
 _WANTED = {  # the expected type, by Pydantic's name for the error
     "string_type": "a text",
     "int_type": "a whole number",
