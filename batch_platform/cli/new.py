@@ -162,7 +162,8 @@ def _tried(table_survey: Survey, proposal: Proposal, asked: Asked) -> tuple[Prop
         instead = f"score the whole table with --snapshot instead of --time {quote(proposal.time.name)}, or "
         raise WrongUseError(msg, hint=f"{instead if proposal.time.is_number else ''}add rows or columns.")
     count = len(candidates(proposal))
-    terminal.say(f"Trying {count} proposals on the past of the table, up to {SECONDS} s")
+    part = "the past" if proposal.windows else "random parts"
+    terminal.say(f"Trying {count} proposals on {part} of the table, up to {SECONDS} s")
     choice = tried(proposal, past, lambda: monotonic() - began)
     if choice is None:
         terminal.say("  none: the past is too short to learn from it and to predict the rest")

@@ -12,6 +12,8 @@ from batch_platform.declaration.errors import DataError, NothingPublishedError, 
 from batch_platform.pipeline.export import FORMATS, require_writable, write_query
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.sql import table_columns
+from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 
 @click.command(
@@ -66,6 +68,9 @@ def command(  # noqa: PLR0913 - the options of the command
                 return
             shown = answer.fetchmany(limit + 1)
         except duckdb.Error as error:
+            if isinstance(error, duckdb.CatalogException) and not table_columns(con, pipeline, PREDICTIONS.view):
+                msg = f"{pipeline} has no table of predictions yet: nothing is scored, or its first run goes on."
+                raise NothingPublishedError(msg, hint=f"batch-platform status {pipeline} shows what is due.") from error
             msg = f"{pipeline}: the query fails: {' '.join(str(error).split())}"
             tables = "batch-platform guide tables lists the tables and their columns."
             raise DataError(msg, hint=tables) from error

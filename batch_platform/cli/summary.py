@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -188,8 +189,14 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
     if models and any(item.warm_up for item in left.blocked) and (first := _could_serve_from(wiring, left)):
         steps.append(f"batch-platform run {name} --from {first}, to score the past too, by a model of what was before")
     running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
-    if off := [schedule for duty in SCHEDULED if (schedule := schedule_name(name, duty)) not in running]:
-        steps.append(f"batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves")
+    off = [schedule for duty in SCHEDULED if (schedule := schedule_name(name, duty)) not in running]
+    if off and not failures:
+        last = wiring.spec.partitions.calendar.last_end
+        over = last is not None and last <= datetime.now(UTC)
+        first = f"move partitions.end on, which is {wiring.spec.partitions.end}; then " if over else ""
+        steps.append(
+            f"{first}batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves"
+        )
     return steps
 
 

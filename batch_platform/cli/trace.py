@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -46,7 +47,7 @@ def command(  # noqa: PLR0913 - the options of the command
     rows of the sources, and the run; with --reasons the columns that moved the score most, where the model can tell.
     """
     declared = find_project(folder).declared_as(pipeline)
-    example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in declared.spec.features.key)}"
+    example = f"batch-platform trace {pipeline} {' '.join(f'{quote(name)}=…' for name in declared.spec.features.key)}"
     if bool(key) == bool(source) or (only and not source):
         msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
         raise WrongUseError(msg, hint=example)

@@ -18,6 +18,7 @@ from batch_platform.declaration.errors import (
     BatchPlatformError,
     SharedSourceError,
     SourceError,
+    did_you_mean,
     is_interruption,
     listed,
     nearest_names,
@@ -203,7 +204,8 @@ class Query(SqlFile):
             if gone is None or not unread or gone[1] in has:
                 raise
             msg = f"{error.message.rstrip('.')}; no SQL of the pipeline reads {listed(map(repr, unread))}."
-            hint = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
+            renamed = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
+            hint = did_you_mean(gone[1], has) or renamed
             raise SourceError(msg, hint=hint) from error
 
     def comes_in_order(self, con: SourceConnection, partition: Partition, column: str) -> bool:

@@ -105,7 +105,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
         "  left out 31 partitions (2024-01-01 to 2024-01-31): warm-up, the first model serves from 2024-02-01",
         f"Read them in {fresh}/.batch_platform/published.duckdb, table small.predictions.",
         f"Next: batch-platform models small show {version['version']}",
-        f"      {SWITCH_ON}",
+        f"      move partitions.end on, which is 2024-03-01; then {SWITCH_ON}",
     ]
     assert [key for key, *_ in published(fresh, SCORED)] == ["2024-02-01", "2024-02-02", "2024-02-03"]
 
