@@ -109,6 +109,10 @@ class Warehouse:
                     aside = compact_file(con, self._aside)
                 aside.rename(self.home.warehouse)
                 sync(self.home.root)
+            for left_behind in self.home.root.glob(
+                f"{self._aside.name}*"
+            ):  # by a process killed while it wrote the file anew
+                self.home.remove(left_behind)
             with self._opened(patience, reusable=not for_user) as con:
                 yield con
 

@@ -105,6 +105,18 @@ def held(warehouse: Warehouse) -> dict[str, list[tuple]]:
         }
 
 
+def test_what_a_killed_process_left_of_a_new_file_goes_with_the_next_opening(home, warehouse):
+    with warehouse.open():
+        pass
+    left = [home.root / ".warehouse.duckdb", home.root / ".warehouse.duckdb.wal"]
+    for file in left:
+        file.write_bytes(b"part of a file")
+    (home.root / ".warehouse-notes").write_text("a user's")
+    with warehouse.open():
+        assert not [file for file in left if file.exists()]
+    assert (home.root / ".warehouse-notes").exists()
+
+
 def test_a_partition_is_replaced_together_with_its_ledger_row(warehouse, tmp_path):
     (first,) = commit(warehouse, staged(tmp_path))
     (second,) = commit(warehouse, staged(tmp_path, seen=first.seq, run_id="again", id=[7], score=[0.75], rejected=1))
