@@ -54,15 +54,13 @@ def require_wiped(home: Home) -> None:
 
 
 def compact_file(con: duckdb.DuckDBPyConnection, to: Path) -> Path:
-    """Write what the warehouse holds to a new file, which is complete on the disk afterwards; returns its path.
+    """Write what the warehouse holds to a file that is not there yet, which is complete on the disk afterwards; returns its path.
 
     The journal notes it, so that a copy is published under a new name.
 
     Raises:
         duckdb.Error: The file cannot be written; the warehouse is as before.
     """
-    for left_behind in (to, to.with_name(f"{to.name}.wal")):
-        left_behind.unlink(missing_ok=True)
     with transaction(con):
         journal(con, [(LEDGERS_SCHEMA, "meta", None)])
     ((name,),) = con.execute("SELECT current_database()").fetchall()

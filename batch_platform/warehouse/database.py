@@ -102,6 +102,10 @@ class Warehouse:
         """
         patience = Patience(self.home.create(), self.timeout)
         with locked(patience):
+            # A process that was killed while it wrote the file anew may have left one; it makes no folders of these names.
+            for left_behind in self.home.root.glob(f"{self._aside.name}*"):
+                if not left_behind.is_dir():
+                    self.home.remove(left_behind)
             if compact:
                 # A killed process may have spilled rows there.
                 self.home.remove(self.home.warehouse.with_name(f"{self.home.warehouse.name}.tmp"))
@@ -109,10 +113,6 @@ class Warehouse:
                     aside = compact_file(con, self._aside)
                 aside.rename(self.home.warehouse)
                 sync(self.home.root)
-            for left_behind in self.home.root.glob(
-                f"{self._aside.name}*"
-            ):  # by a process killed while it wrote the file anew
-                self.home.remove(left_behind)
             with self._opened(patience, reusable=not for_user) as con:
                 yield con
 
@@ -272,7 +272,6 @@ class Warehouse:
         try:
             if not self.home.warehouse.exists():
                 require_not_lost(self.home)
-                self.home.remove(self._aside)  # a killed process may have left it
                 attach(self._aside).close()
                 self._aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
