@@ -272,8 +272,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     values, shared = compared(*manifests), _on_shared_rows(pipeline, left, right, *manifests)
     verdict: Verdict | str
     if isinstance(shared, str):
-        before = registry.judged_beside(right, left)
-        verdict = registry.judged_beside(left, right) or (before and before.turned) or shared
+        reverse = registry.judged_beside(right, left)
+        verdict = registry.judged_beside(left, right) or (reverse and reverse.turned) or shared
     else:
         metric = pipeline.spec.model.promote.metric or default_metric(manifests[0].task)
         verdict = Verdict.on(metric, *shared) or f"{metric} cannot be measured on the rows that both can score"

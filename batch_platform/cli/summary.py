@@ -191,9 +191,9 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
     running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
     off = [schedule for duty in SCHEDULED if (schedule := schedule_name(name, duty)) not in running]
     if off and not failures:
-        last = wiring.spec.partitions.calendar.last_end
-        over = last is not None and last <= datetime.now(UTC)
-        first = f"move partitions.end on, which is {wiring.spec.partitions.end}; then " if over else ""
+        calendar = wiring.spec.partitions.calendar
+        ended = calendar.ended(datetime.now(UTC))
+        first = f"move partitions.end on, which is {calendar.end_key}; then " if ended else ""
         steps.append(
             f"{first}batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves"
         )

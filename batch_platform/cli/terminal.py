@@ -39,8 +39,8 @@ SECONDS_OF_LOADING = 2  # silence at the start of a command, after which it says
 A_FEW, MINUTE, HOUR = 10, 60, 3600  # seconds
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
-_heard_at = monotonic()  # when something was last shown; infinite while a person is asked
-_shown = Event()  # once anything was shown, or a person was asked
+_LOADED_AT = monotonic()
+_heard_at = _LOADED_AT  # when something was last shown, the same until anything is; infinite while a person is asked
 _news: deque[str] = deque(maxlen=1)  # the newest progress, as long as it was not shown
 
 
@@ -48,7 +48,7 @@ def say_if_loading_takes_long(seconds: float = SECONDS_OF_LOADING) -> Timer:
     """Say on the terminal that the project loads, if nothing else is shown soon; returns the timer that waits."""
 
     def say_so() -> None:
-        if err.is_terminal and not is_json() and not _shown.is_set():
+        if err.is_terminal and not is_json() and _heard_at == _LOADED_AT:
             _print(err, "info", "Loading the project ...")
 
     timer = Timer(seconds, say_so)
@@ -59,7 +59,7 @@ def say_if_loading_takes_long(seconds: float = SECONDS_OF_LOADING) -> Timer:
 
 def busy(text: str) -> "Status":
     """A spinner on standard error with what is being done."""
-    _shown.set()
+    _heard(monotonic())
     return err.status(text)
 
 
@@ -70,7 +70,7 @@ def examples(*arguments: str) -> str:
 
 def debug_hint() -> str:
     """Say how the same command shows a traceback."""
-    return f"the traceback: {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
+    return f"to see the traceback, call {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
 
 
 def debugging() -> bool:
@@ -110,12 +110,14 @@ def _signs_of_life() -> Generator[None]:
     """Break the silence whenever nothing was shown for ten seconds, unless the command reports as JSON."""
     began, done = monotonic(), Event()
 
+    def silence() -> float:
+        return monotonic() - max(_heard_at, began)
+
     def watch() -> None:
-        while not done.wait(min(max(0.01, _heard_at + SECONDS_BETWEEN_LINES - monotonic()), SECONDS_BETWEEN_LINES)):
-            if monotonic() - _heard_at >= SECONDS_BETWEEN_LINES and not is_json():
+        while not done.wait(min(max(0.01, SECONDS_BETWEEN_LINES - silence()), SECONDS_BETWEEN_LINES)):
+            if silence() >= SECONDS_BETWEEN_LINES and not is_json():
                 break_silence(monotonic() - began)
 
-    _heard(began, shown=False)
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -135,11 +137,9 @@ def break_silence(seconds: float) -> None:
         _print(err, "info", f"still at work after {seconds:.0f} s")
 
 
-def _heard(at: float, *, shown: bool = True) -> None:
+def _heard(at: float) -> None:
     global _heard_at  # noqa: PLW0603 - there is one terminal
     _heard_at = at
-    if shown:
-        _shown.set()
 
 
 @contextmanager

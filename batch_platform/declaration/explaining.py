@@ -24,9 +24,8 @@ _RECORDS_HINT = (
     "records, or move the damaged files out of the folder dagster of the home: the next run records there what was done, and "
     "schedules are switched on again in the UI if theirs were lost."
 )
-LOST_FILE = re.compile(
-    r"(?:No files found|Cannot open file) .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet"
-)  # DuckDB's messages
+# DuckDB's messages about a file that is gone, before or while it is opened.
+LOST_FILE = re.compile(r"(?:No files found|Cannot open file) .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")
 _WANTED = {  # the expected type, by Pydantic's name for the error
     "string_type": "a text",
     "int_type": "a whole number",

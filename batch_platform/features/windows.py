@@ -26,6 +26,7 @@ from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 
 WINDOW_BYTES = 64 << 20  # bytes of rows that are read together
+MARGIN = 0.9  # share of the most rows, since partitions differ
 _TIME = "__time_of_row"
 _COMPARED = {"partition_start": "COMPARE_GREATERTHANOREQUALTO", "partition_end": "COMPARE_LESSTHAN"}
 _OF_MANY_ROWS = ("group_expressions", "group_sets", "having", "qualify")  # parts of a SELECT
@@ -67,10 +68,11 @@ def rows_within(
 def how_many_next(several: int, tables: Sequence[pa.Table], most_rows: float = inf) -> int:
     """The number of partitions to read together after these if the next ones resemble them: half of WINDOW_BYTES, or `most_rows`.
 
-    At most eight times as many, since they may not. Each query may parse a whole file of text, also one that finds too many rows.
+    At most eight times as many, since they may not. Each query may parse a whole file of text, also one that finds too many rows: so
+    somewhat fewer than `most_rows`.
     """
     size, rows = (max(1, sum(sizes)) for sizes in zip(*((it.nbytes, it.num_rows) for it in tables), strict=True))
-    return max(1, int(several * min(8, WINDOW_BYTES / 2 / size, 0.9 * most_rows / rows)))
+    return max(1, int(several * min(8, WINDOW_BYTES / 2 / size, MARGIN * most_rows / rows)))
 
 
 class RowsAhead:

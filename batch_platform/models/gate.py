@@ -35,9 +35,8 @@ MEETS = "meets the gate"  # begins the reason of each version that the gate does
 BY_LESS = "but by less than the tolerance of "  # follows the verdict on a worse version that the tolerance lets pass
 WAITS = "waits for promotion"
 _INDEX = "__index"
-_COMPARABLE = (
-    "roc_auc"  # the metric whose level does not depend on the shares of the classes or on the spread of the labels
-)
+# The metric whose level does not depend on the shares of the classes or on the spread of the labels.
+_COMPARABLE = "roc_auc"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Why a row cannot be traced: it is not scored yet, it was erased, or there is none."""
+"""The error for a row that cannot be traced: it is not scored yet, it was erased, or there is none."""
 
 import json
 from collections.abc import Mapping

@@ -517,7 +517,7 @@ def test_definitions_that_fail_are_explained_by_the_innermost_error(cli, fresh):
     assert answer.code == 1
     assert (
         answer.error
-        == "ModuleNotFoundError: No module named 'nosuch_library'. Hint: the traceback: batch-platform --debug check"
+        == "ModuleNotFoundError: No module named 'nosuch_library'. Hint: to see the traceback, call batch-platform --debug check"
     )
 
 

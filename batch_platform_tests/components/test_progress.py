@@ -1,7 +1,6 @@
 """Progress: by partitions and by the rows of a large one, with its pace and the time that is left."""
 
 from io import StringIO
-from threading import Event
 
 import pytest
 from rich.console import Console
@@ -56,7 +55,7 @@ def test_without_a_terminal_a_line_shows_the_newest_progress_of_partitions_that_
 def test_a_command_that_takes_long_to_load_says_so_once_on_a_terminal(monkeypatch, says):
     shown = StringIO()
     monkeypatch.setattr(terminal, "err", Console(file=shown, force_terminal=True, highlight=False))
-    monkeypatch.setattr(terminal, "_shown", Event())
+    monkeypatch.setattr(terminal, "_heard_at", terminal._LOADED_AT)
     if says:
         terminal.warn("something else")
     terminal.say_if_loading_takes_long(0).join()
