@@ -189,9 +189,11 @@ class _Partitions:
         return distances
 
     def moves(self, values: NDArray[np.float64], bins: Bins) -> dict[Baseline, Moves]:
-        """Measure how far partitions are from their baselines at most by range and mean, given a number of each row; NaN is left out.
+        """Measure how far partitions are from their baselines at most by range, mean and spread, given a number of each row; NaN is left out.
 
-        A value is outside if it is beyond the values of all other partitions, or beyond the cells. A baseline whose means overflow is left out.
+        A value is outside if it is beyond the values of all other partitions, or beyond the cells. Mean and spread are those without
+        the farthest value, as where partitions are judged: one absurd value of the training data would hide many later. A baseline
+        whose means overflow is left out.
         """
         known, count = ~np.isnan(values), len(self.starts)
         of_rows, values = self.of_rows[known], values[known]
@@ -208,11 +210,17 @@ class _Partitions:
         moves = dict[Baseline, Moves]()
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             share, means, others = outside / rows, sums / rows, (sums.sum() - sums) / (rows.sum() - rows)
+            squares = np.bincount(of_rows, (values - means[of_rows]) ** 2, count)
             for baseline, (own, base) in self.compared.items():
-                distances = np.abs(means[own] - (others[own] if base is None else means[base]))
-                distance = float(np.nanmax(distances, initial=0.0))
-                if np.isfinite(distance):
-                    moves[baseline] = Moves(float(np.nanmax(share, initial=0.0)), distance)
+                middle = others[own] if base is None else means[base]
+                farthest = np.where(middle - lowest[own] > highest[own] - middle, lowest[own], highest[own])
+                distances = np.abs((sums[own] - farthest) / (rows[own] - 1) - middle)
+                spreads = np.sqrt(
+                    squares[own] / (rows[own] - 1) - (farthest - means[own]) ** 2 * rows[own] / (rows[own] - 1) ** 2
+                )
+                furthest = [float(np.nanmax(of, initial=0.0)) for of in (share, distances, spreads)]
+                if np.isfinite(furthest).all():
+                    moves[baseline] = Moves(*furthest)
         return moves
 
     def distances_of_segments(self, column: pl.Series, places: Places) -> dict[str | None, dict[str, float]]:

@@ -13,7 +13,7 @@ differs from its baseline by chance alone: its index is `expected` on average ev
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import erfc, exp, gamma, log, sqrt
+from math import inf, log, sqrt
 from typing import Literal
 
 import numpy as np
@@ -82,10 +82,14 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Moves:
-    """Measure how far partitions of the training data are from a baseline at most, by the range and the mean of a number."""
+    """Measure how far partitions of the training data are from a baseline at most, by the range, mean and spread of a number.
+
+    Mean and spread are those of all values but the one farthest from the mean of the baseline.
+    """
 
     outside: float  # share of the values of a partition outside the range of the others
     mean: float  # distance of the mean
+    spread: float = inf  # standard deviation
 
 
 def outside_share(profile: Profile) -> float | None:
@@ -99,13 +103,13 @@ def outside_share(profile: Profile) -> float | None:
 
 
 def has_moved(profile: Profile, base: Profile, usual: Moves | None) -> bool:
-    """Return whether more values than usual lie far outside the range of the training data, or their mean is unusually far from the baseline's.
+    """Return whether more values than usual lie far outside the range of the training data, or their mean or spread is unusual.
 
     A column of which some partition of the training data lies mostly outside the range of the others, such as a counter, is not judged.
     """
     if usual is None or base.values < LEAST_VALUES or usual.outside * MOVED_MARGIN >= 1:
         return False
-    return _has_left_range(profile, base, usual.outside) or _has_moved_mean(profile, base, usual.mean)
+    return _has_left_range(profile, base, usual.outside) or _has_moved_mean(profile, base, usual)
 
 
 def _has_left_range(profile: Profile, base: Profile, usual: float) -> bool:
@@ -130,23 +134,20 @@ def _has_left_range(profile: Profile, base: Profile, usual: float) -> bool:
     )
 
 
-def _has_moved_mean(profile: Profile, base: Profile, usual: float) -> bool:
-    """The mean without the farthest value, which alone tells nothing, is beyond chance and partitions before, and far enough to matter."""
-    if (
-        profile.mean is None
-        or base.mean is None
-        or base.variance is None
-        or profile.low is None
-        or profile.high is None
-    ):
+def _has_moved_mean(profile: Profile, base: Profile, usual: Moves) -> bool:
+    """The values without the farthest, which alone tells nothing, have a mean or a spread beyond chance and partitions before, and far enough to matter."""
+    low, high, rows = profile.low, profile.high, profile.values
+    if profile.mean is None or base.mean is None or low is None or high is None:
         return False
-    if profile.values < 2 or not base.variance:  # noqa: PLR2004 - one is left out
+    if rows < 2 or not base.variance or profile.variance is None:  # noqa: PLR2004 - one is left out
         return False
-    farthest = profile.low if base.mean - profile.low > profile.high - base.mean else profile.high
-    mean = (profile.mean * profile.values - farthest) / (profile.values - 1)
-    error = sqrt(1 / profile.values + 1 / base.values)
+    farthest = low if base.mean - low > high - base.mean else high
+    mean = (profile.mean * rows - farthest) / (rows - 1)
+    spread = sqrt(max(0.0, profile.variance - (farthest - profile.mean) ** 2 * rows / (rows - 1) ** 2))
+    error = sqrt(1 / rows + 1 / base.values)
     least = max(MEAN_MATTERS, MEAN_SURPRISE * error) * sqrt(base.variance)
-    return abs(mean - base.mean) > max(least, MOVED_MARGIN * usual)
+    has_moved = abs(mean - base.mean) > max(least, MOVED_MARGIN * usual.mean)
+    return has_moved or spread > MOVED_MARGIN * max(usual.spread, sqrt(base.variance))
 
 
 def _divergence(share: float, other: float) -> float:
@@ -231,6 +232,8 @@ def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[n
 
 def _p_values(own: NDArray[np.float64], other: NDArray[np.float64]) -> list[float]:
     """The p-value of each pair, over groups of cells that are not too rare for the test."""
+    from scipy.special import chdtrc  # imported here: it takes longer than many a command
+
     rows, base = own.sum(axis=1, keepdims=True), other.sum(axis=1, keepdims=True)
     awaited = other / base * np.minimum(rows, base)  # whatever the partition holds there
     groups = np.array([_groups(part.tolist()) for part in np.nan_to_num(awaited)])
@@ -243,23 +246,8 @@ def _p_values(own: NDArray[np.float64], other: NDArray[np.float64]) -> list[floa
         pearson = (counts - expected) ** 2 / expected
         ratio = 2 * (np.where(counts > 0, counts * np.log(counts / expected), 0.0) - counts + expected)
         statistic += np.where(filled, np.where(common, pearson, ratio), 0.0).sum(axis=1)
-    return list(map(_chi_square_tail, statistic.tolist(), (filled.sum(axis=1) - 1).tolist()))
-
-
-def _chi_square_tail(statistic: float, freedom: int) -> float:
-    """The probability that chance exceeds a statistic, as `scipy.special.chdtrc` has it, whose import takes longer than a small run scores.
-
-    The finite sums for whole degrees of freedom: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.4.4 and 26.4.5.
-    """
-    if freedom < 1 or not statistic > 0:
-        return 1.0
-    half, order = statistic / 2, 0.5 if freedom % 2 else 1.0
-    tail = erfc(sqrt(half)) if freedom % 2 else exp(-half)
-    term = exp(-half) * half**order / gamma(order + 1)
-    while order < freedom / 2:
-        tail, order = tail + term, order + 1
-        term *= half / order
-    return tail
+    freedom = filled.sum(axis=1) - 1
+    return np.where(freedom > 0, chdtrc(np.maximum(freedom, 1), statistic), 1.0).tolist()
 
 
 def _groups(awaited: Sequence[float]) -> list[int]:
