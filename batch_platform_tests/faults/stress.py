@@ -72,6 +72,7 @@ REFUSALS = (
     "were erased after this run started",
     "there are no published predictions",
     "Nothing is published of",
+    "no partition is scored, so there is nothing to report",  # a report of a pipeline that is renamed or dropped meanwhile
     "No files found that match the pattern",  # a report of predictions in files that are dropped or erased meanwhile
     "the features that it was scored from are gone",  # an export of features that are built again and not scored yet
 )
