@@ -8,12 +8,14 @@ A table misses the goal only if the whole 95% interval of the difference is beyo
 snapshot, as in `monitoring.resampling`. A few held-out rows do not show what a rare mistake costs, and no drawing of the same rows
 brings one: surer trees have a log loss of 0.001 on 32 rows of wine, and of 0.06 to 0.19 on all rows by other splits. So where a
 snapshot holds out fewer than 200 rows, the difference is that of all its rows, each predicted by models of the other four fifths:
-ours is the declared one, fitted as `run` fits it. The metrics shown are always those of the rows that `run` scored.
+ours is the declared one, fitted as `run` fits it. Of a series of which so few rows are scored, the proposal is run again with the
+second half of the partitions served. The metrics shown are always those of the rows that the first `run` scored.
 
 The tables are made from installed packages; nothing is downloaded, and a table whose package is not installed is left out.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +45,7 @@ from batch_platform_tests.benchmarks.options import Options
 TITLE = "From a table to predictions"
 GOAL_WORSE, GOAL_SECONDS = 0.05, 30
 EVER = {"partition_start": datetime(1700, 1, 1, tzinfo=UTC), "partition_end": datetime(2200, 1, 1, tzinfo=UTC)}
-ENOUGH_HELD_OUT, FOLDS = 200, 5  # rows of a snapshot; of fewer all rows are predicted in turn
+ENOUGH_JUDGED, FOLDS = 200, 5  # rows; of a snapshot with fewer all rows are predicted in turn
 ROUNDS = 1_000
 _MINIMUM = 1e-12
 
@@ -229,12 +231,27 @@ def _measured(name: str, table: Table, folder: Path) -> TableResult:
         f"{report['label']} of {len(report['features'])} columns, {rhythm}, {report['estimator'].rpartition('.')[2]}"
     )
     measured = _compared(folder, report)
+    if not report["snapshot"] and measured["rows_judged"] < ENOUGH_JUDGED:
+        again = _served_from_the_middle(folder, report)
+        measured |= {name: again[name] for name in ("worse_than_trees", "worse_than_trivial", "rows_judged")}
     costs = {
         "seconds": proposal.seconds + work.seconds,
         "core_seconds": proposal.core_seconds + work.core_seconds,
         "peak_mib": max(proposal.peak_mib, work.peak_mib),
     }
     return replace(result, proposed=proposed, **costs, **measured)
+
+
+def _served_from_the_middle(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The comparison of the same proposal when the second half of the partitions is served."""
+    declaration = Path(report["folder"]) / "defs.yaml"
+    text = declaration.read_text(encoding="utf-8")
+    partitions = PipelineSpec.model_validate(yaml.safe_load(text)["attributes"]).partitions
+    ends = [datetime.fromisoformat(str(end)) for end in (partitions.start, partitions.end)]
+    middle = f"{ends[0] + (ends[1] - ends[0]) / 2:%Y-%m}-01"
+    declaration.write_text(re.sub(r'(train: {.*?start: )"[^"]*"', rf'\1"{middle}"', text), encoding="utf-8")
+    run([COMMAND, "run", "table", "--json"], folder)
+    return _compared(folder, report)
 
 
 def _compared(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +287,7 @@ def _compared(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     losses = np.concatenate(measured)
     ours, trees, trivial = np.sqrt(losses.mean(axis=0)) if is_numbers else losses.mean(axis=0)
     drawn: Sequence[object] = range(len(losses)) if spec.partitions.snapshot else groups
-    if spec.partitions.snapshot and len(losses) < ENOUGH_HELD_OUT:
+    if spec.partitions.snapshot and len(losses) < ENOUGH_JUDGED:
         losses = _in_turn(rows, spec)
         drawn = range(len(losses))
     return {
