@@ -120,14 +120,16 @@ def _calibrated(learned: Learned, predictor: Predictor, matrix: Values) -> Value
     apply = _CALIBRATORS[learned["method"]]
     columns = [apply(each, inputs[:, at]) for at, each in enumerate(learned["calibrators"])]
     if len(columns) == 1:
-        second = np.asarray(columns[0], np.float64)
-        probabilities = np.column_stack([1.0 - second, second])
+        probabilities = np.empty((len(columns[0]), 2))
+        probabilities[:, 1] = columns[0]
+        np.subtract(1.0, probabilities[:, 1], out=probabilities[:, 0])
     else:
         parts = np.column_stack(columns).astype(np.float64, copy=False)
         whole = np.sum(parts, axis=1)[:, None]
         uniform = np.full_like(parts, 1 / parts.shape[1])  # the answer for a row of which no class is probable
         probabilities = np.divide(parts, whole, out=uniform, where=whole != 0)
-    probabilities[(probabilities > 1.0) & (probabilities <= 1.0 + 1e-5)] = 1.0  # scikit-learn rounds so
+    if (above := probabilities > 1.0).any():
+        probabilities[above & (probabilities <= 1.0 + 1e-5)] = 1.0  # scikit-learn rounds so
     return probabilities
 
 
