@@ -59,7 +59,7 @@ _STORAGE_ERRORS = (
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 _REJECTED = "rejected_rows"
-LARGE_ROWS = 5_000_000  # rows from which a commit bounds DuckDB's buffer
+LARGE_BYTES = 100_000_000  # of staged files, from which a commit bounds DuckDB's buffer: about 5 million plain scores
 WIDE_ROW_BYTES = 256  # of its staged file; three reasons take about 150
 BUFFER_BYTES = 128 * 2**20  # bound for each of DuckDB's threads
 
@@ -316,9 +316,9 @@ class Warehouse:
 def bounded_buffer(con: duckdb.DuckDBPyConnection, staged: Sequence[Path], rows: int) -> Generator[None]:
     """Bound the blocks that DuckDB keeps in memory once it has written them, which would grow with the partition.
 
-    Few rows need no bound, and wide rows need the memory while they are written.
+    Small files need no bound, and wide rows need the memory while they are written.
     """
-    if rows < LARGE_ROWS or sum(file.stat().st_size for file in staged) > rows * WIDE_ROW_BYTES:
+    if not LARGE_BYTES <= sum(file.stat().st_size for file in staged) <= rows * WIDE_ROW_BYTES:
         yield
         return
     with con.cursor() as settings:  # outside the transaction, which an error may have ended

@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.warehouse import ledger
-from batch_platform.warehouse.database import LARGE_ROWS, WIDE_ROW_BYTES, StagedScores, Warehouse, bounded_buffer
+from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, StagedScores, Warehouse, bounded_buffer
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     FORMAT,
@@ -150,21 +150,19 @@ def test_the_time_of_the_commit_is_recorded(warehouse, tmp_path):
     assert warehouse.latest(ScoreRun, "small")[KEYS[0]].committed_at == DAY + timedelta(hours=3)
 
 
-def test_the_buffer_is_bounded_while_many_rows_are_written_unless_they_are_wide(warehouse, tmp_path):
-    limit = "SELECT current_setting('memory_limit')"
-    few, wide = tmp_path / "few", tmp_path / "wide"
-    few.write_bytes(b"0123456789")
-    with wide.open("wb") as file:
-        file.truncate(LARGE_ROWS * (WIDE_ROW_BYTES + 1))
+def test_the_buffer_is_bounded_while_large_files_are_written_unless_their_rows_are_wide(warehouse, tmp_path):
+    limit, large, rows = "SELECT current_setting('memory_limit')", tmp_path / "large", LARGE_BYTES // WIDE_ROW_BYTES + 1
+    with large.open("wb") as file:
+        file.truncate(LARGE_BYTES)
     with warehouse.open() as con:
         before = con.execute(limit).fetchall()
-        for rows, file in ((LARGE_ROWS - 1, few), (LARGE_ROWS, wide)):
-            with bounded_buffer(con, [file], rows):
+        for staged_files, of_rows in (([], rows), ([large], rows - 2)):
+            with bounded_buffer(con, staged_files, of_rows):
                 assert con.execute(limit).fetchall() == before
-        with bounded_buffer(con, [few], LARGE_ROWS):
+        with bounded_buffer(con, [large], rows):
             assert con.execute(limit).fetchall() != before
         con.execute("BEGIN")
-        with pytest.raises(duckdb.Error), bounded_buffer(con, [few], LARGE_ROWS):
+        with pytest.raises(duckdb.Error), bounded_buffer(con, [large], rows):
             con.execute("SELECT error('the transaction ends')")
         con.execute("ROLLBACK")
         assert con.execute(limit).fetchall() == before
