@@ -5,6 +5,7 @@ key it was.
 """
 
 import re
+import unicodedata
 from collections.abc import Collection
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -98,8 +99,9 @@ def check_asset(value: str) -> str:
 
 
 def name_of(text: str) -> str | None:
-    """Turn a text into a valid name; None if that is impossible."""
-    name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
+    """Turn a text into a valid name, accents and umlauts left out; None if that is impossible."""
+    plain = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text.casefold()))
+    name = re.sub(r"[^a-z0-9_]+", "_", plain).strip("_")
     try:
         check_name(name)
     except ValueError:

@@ -534,8 +534,8 @@ def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(t
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_file_in_another_encoding_is_read_with_its_name(cli, tmp_path, encoding):
     lines = ["kunde;größe;gewicht;übrig"] + [f"k{at};{at % 40},5;{at % 7},25;{at % 40 > 20}" for at in range(200)]
-    (tmp_path / "kunden.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
-    answer = cli(tmp_path, "new", "kunden", "--from", "kunden.csv", "--label", "übrig", "--encoding", encoding)
+    (tmp_path / "Künden.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+    answer = cli(tmp_path, "new", "kunden", "--from", "Künden.csv", "--label", "übrig", "--encoding", encoding)
     assert answer.code == 0, answer.err
     written = yaml.safe_load((tmp_path / "pipelines/defs/kunden/defs.yaml").read_text())
     source = written["attributes"]["sources"]["kunden"]

@@ -411,7 +411,7 @@ def test_the_proposal_for_a_table_with_one_time_far_off_has_daily_partitions_and
     why = "1 row whose at is not a time, or far from all others, such as 2099-01-01"
     assert f"; in no partition: {why}" in answer.out
     assert f"-- In no partition: {why}." in (tmp_path / "pipelines/defs/table/features.sql").read_text()
-    assert "  partitions: day, of which " in answer.out
+    assert "  partitions: day in UTC, unless --timezone names another zone, of which " in answer.out
 
 
 @pytest.mark.parametrize("fraction", [0, 0.1041])

@@ -101,7 +101,8 @@ def _partitions(proposal: Proposal, windows: Windows) -> str:
         if windows.end
         else ""
     )
-    return f"{proposal.every}, of which {windows.span.filled[proposal.every]:,} hold rows{ends}"
+    zone = proposal.timezone + (", unless --timezone names another zone" if proposal.timezone == "UTC" else "")
+    return f"{proposal.every} in {zone}, of which {windows.span.filled[proposal.every]:,} hold rows{ends}"
 
 
 def _label(proposal: Proposal) -> str:
