@@ -127,6 +127,7 @@ def _serve(  # noqa: PLR0913 - a service, and where it is
     environment = {**os.environ, VARIABLE: str(instance)}
     environments = [environment | ({TOKEN: token} if token else {}), environment]
     address = f"{page}{f'/?token={quote(token)}' if token else ''}"
+    terminal.say(f"Starting Dagster for {project.root}; its address follows once it answers.")
     with dg.DagsterInstance.from_config(str(instance)) as opened:
         close_dead_runs(opened)
         with code_server(project.code_location, opened) as workspace:

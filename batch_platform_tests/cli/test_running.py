@@ -513,6 +513,7 @@ def test_interruption_outside_of_a_run_is_one_line(fresh):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = start(fresh, "ui", "--port", str(port))
+    wait_for(process, "Starting Dagster for ")
     wait_for(process, "http://127.0.0.1:")
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
