@@ -98,7 +98,7 @@ def sampled_by_class(rows: pl.DataFrame, most: Mapping[str, int], by: str) -> pl
 
 def class_counts(rows: pl.DataFrame, by: str) -> Counter[str]:
     """The rows of each class of a column, by its name as text."""
-    return Counter(dict(rows[by].cast(pl.String).value_counts(name="n").iter_rows()))
+    return Counter(dict(rows[by].cast(pl.String).alias("class").value_counts(name="n").iter_rows()))
 
 
 def equal_shares(counts: Mapping[str, int], most: int | None) -> dict[str, int]:

@@ -395,5 +395,5 @@ def suspiciously_good(
     """The model itself as a suspected leak, if it is nearly perfect on its evaluation rows."""
     if label is None or not evaluated.height:
         return []
-    rows = evaluated.height if task == "regression" else min(evaluated[label].value_counts()["count"].to_list())
+    rows = evaluated.height if task == "regression" else min(evaluated[label].unique_counts().to_list())
     return nearly_perfect(metrics, rows)

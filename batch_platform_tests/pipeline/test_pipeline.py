@@ -15,6 +15,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
+    LABELS_SQL,
     carry_out,
     feature_file,
     finished_pipeline,
@@ -124,6 +125,22 @@ def test_recorded_sources_are_the_versions_that_were_read(tmp_path):
     build = pipeline.state().features["2024-02-03"]
     day = pipeline.spec.partitions.calendar.named("2024-02-03")
     assert json.loads(build.sources) == pipeline.builder.sources.versions(day, pipeline.builder.feature_sources)
+
+
+@pytest.mark.parametrize("label", ["count", "n"])
+def test_columns_may_have_the_names_that_counting_gives(tmp_path, label):
+    others = ", ".join(
+        f"amount AS {name}" for name in ("count", "n", "len", "value", "index", "literal") if name != label
+    )
+    pipeline = small_pipeline(
+        tmp_path,
+        features_sql=FEATURES_SQL.replace("amount", f"amount, {others}"),
+        labels_sql=LABELS_SQL.replace("returned", f"returned AS {label}", 1),
+        labels={"column": label},
+        monitoring={"drift": {}},
+    )
+    carry_out(pipeline, NOW)
+    assert pipeline.state().scores
 
 
 def test_no_partitions_mean_no_work(tmp_path):
