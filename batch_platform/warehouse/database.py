@@ -61,7 +61,7 @@ HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 _REJECTED = "rejected_rows"
 LARGE_BYTES = 100_000_000  # of staged files, from which a commit bounds DuckDB's buffer: about 5 million plain scores
 WIDE_ROW_BYTES = 256  # of its staged file; three reasons take about 150
-BUFFER_BYTES = 128 * 2**20  # bound for each of DuckDB's threads
+BUFFER_BYTES = 64 * 2**20  # bound for each of DuckDB's threads
 
 _RESTORE = "restore the newest published copy: batch-platform restore --from-published; or a backup of the whole home."
 
