@@ -37,7 +37,7 @@ _NO_FEATURE: dict[Holds, str] = {
 _LABEL_NAME = re.compile(
     "label|target|y|outcome|class|churn|fraud|default|late|attrition|resp(onse)?|responder|fail(ure)?|diagnosis|price|sales|demand"
     "|salary|wages?|charges|cost|score|rating|status|event|case|death|dead|result|decision|choice|vote|purchase|count|yield|close"
-    "|earnings|revenue|profit|loss|value|rate|answer|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
+    "|earnings|revenue|profit|loss|value|rate|answer|math(s|ematics)?|reading|gpa|exam|marks?|(l|ln|log)(wage|price|sales|salary)|(?!.*(eed|red|bed|med|rried|orced|rated|owed)$)[a-z]{3,}ed"
 )
 # Names of who, where and when, which are known rather than predicted.
 _GIVEN_NAME = re.compile(
@@ -46,11 +46,13 @@ _GIVEN_NAME = re.compile(
     "|occupation|married|marital|religi(on|ous)|urban|rural|black|white|hispanic|asian|fe?male|group|treat(ment|ed)?|trt|arms?"
     "|cent(er|re)|hospital|dose|subject|visit|stratum|brand|model|colou?r|category|language|north|south|east|west"
 )
+_NUMBERED = re.compile(r"(?<=[a-z]{3})\d+$")  # of which year, class or measurement
 _UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")  # behind the noun of a name
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 _ID_NAME = re.compile(
-    "(.* )?([pucho]?id|uuid|guid|mrn|ssn|iban|isbn|vin|imei|sku|ean|row ?names?|subject|patient|respondent|seqno|id(case|num|no)"
+    "(.* )?((?!(un|pre|re)?paid$|(a|b|m|k|d|ac|gr|co|hum|lip|val|inval|sol|flu|liqu|rap|hybr)id$|[a-z]+(oid|vid)$)[a-z]{0,6}id"
+    "|uuid|guid|mrn|ssn|iban|isbn|vin|imei|sku|ean|row ?names?|subject|patient|respondent|seqno?|id(case|num|no)"
     "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num)"
     "|(first|last|full|given|sur|user|client|customer|employee|member|passenger|patient|person|player|student) ?name|e ?mail"
     ")( (str|no|nr))?|name"
@@ -153,7 +155,8 @@ def _weighed(survey: Survey, able: Sequence[TableColumn]) -> Iterator[Evidence]:
 def _is_called_like_a_label(own: Sequence[str]) -> bool:
     """Return whether the last word of a name, which says what the column is, or a question says that it is an outcome."""
     nouns = [word for word in own if not _UNIT.fullmatch(word)]
-    return bool(nouns) and (_LABEL_NAME.fullmatch(nouns[-1]) is not None or nouns[0] in ("is", "has", "did"))
+    noun = _NUMBERED.sub("", nouns[-1]) if nouns else ""
+    return bool(nouns) and (_LABEL_NAME.fullmatch(noun) is not None or nouns[0] in ("is", "has", "did"))
 
 
 def target_of(survey: Survey, label: TableColumn) -> str:
