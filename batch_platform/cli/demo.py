@@ -142,9 +142,12 @@ def _copy(name: str, target: Path) -> None:
     terminal.report({"project": str(project.root), "project_made": created, "folder": str(place)})
     if created:
         terminal.say(f"{project.root} is now a Dagster project.")
-    terminal.say(f"{place} holds the pipeline and its data. Next: cd {shlex.quote(str(target))}")
+    terminal.say(f"{place} holds the pipeline and its data.")
     first, _ = WINDOWS.get(name, (None, None))
-    terminal.say(f"      batch-platform run {name}{f' --from {first}' if first else ''}")
+    steps = [] if target.resolve() == Path.cwd() else [f"cd {shlex.quote(str(target))}"]
+    steps.append(f"batch-platform run {name}{f' --from {first}' if first else ''}")
+    for at, step in enumerate(steps):
+        terminal.say(f"{'      ' if at else 'Next: '}{step}")
 
 
 def _measured(wiring: Wiring, home: Home) -> list[Measured]:
