@@ -14,7 +14,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "declaring": "What does the YAML look like, and what does it become? How is input declared?",
     "keys": "Which keys do models, challengers and predictions have?",
     "more_keys": "Which keys do monitoring, reports, runs and engines have?",
-    "features": "How do I keep the future out of my features? How do I notice broken input?",
+    "features": "How do I keep the future out of my features? What if there is no time, or input breaks?",
     "sources": "Which files, databases, stores such as S3, and tables can be read, and how?",
     "models": "Which models can I use, PyTorch too? Which one serves, and how do I go back?",
     "refinements": "Can I trust a probability? How sure is a number? Why is a score so high?",
