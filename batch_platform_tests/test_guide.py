@@ -36,8 +36,8 @@ from batch_platform_tests.make_reference import FOLDER, pages
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 MINUTES, WORDS_A_MINUTE = 10, 220
 LANGUAGES = {"bash", "console", "mermaid", "python", "sql", "toml", "yaml", "yaml fragment"}
-SHELL = {"cd", "chmod", "cp", "export", "sudo", "touch", "unset"}
-OTHERS = {"dagster", "docker", "pip", "python", "python3", *SHELL}  # commands of the guide that are not ours
+SHELL = {"cd", "chmod", "cp", "echo", "export", "printf", "sudo", "touch", "unset"}
+OTHERS = {"dagster", "docker", "kubectl", "pip", "python", "python3", *SHELL}  # commands of the guide that are not ours
 QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading that answers
     "What is a serving period?": ("concepts", "Vocabulary"),
     "Can a killed run leave half a partition?": ("concepts", "What is promised"),
@@ -93,7 +93,8 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Where does the address of Slack go?": ("monitoring", "Alerts"),
     "How does a network of PyTorch come in?": ("models", "PyTorch"),
     "What do I save before an upgrade?": ("home", "Upgrades"),
-    "How is a pipeline written in Python?": ("production", "In your own Dagster project"),
+    "How is a pipeline written in Python?": ("production", "A pipeline in Python"),
+    "How do I know that the input broke?": ("features", "When the input breaks"),
     "Where does the code that picks a champion live?": ("architecture", "Where things are"),
 }
 

@@ -67,6 +67,7 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     assert [line.split()[:2] for line in commands] == [["batch-platform", name] for name in ("report", "ui", "demo")]
     ((rows,),) = query(clone, "SELECT count(*) FROM flight_delays.predictions")
     assert rows == 57_164
+    assert f"scores two months, {rows:,} flights," in README
 
 
 @pytest.mark.full

@@ -22,6 +22,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.comparison import Difference, paired_difference
+from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.pipeline.shipped import DEMOS_VARIABLE, FLIGHTS, FOLDER, shipped
 from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.command_line import run_command
@@ -58,6 +60,20 @@ class Demo:
         return value
 
 
+def lead(metric: str, rows: pl.DataFrame, first: Any, second: Any, unit: str) -> Difference:
+    """By how much the first predictions have a lower error than the second ones, as the pages state it."""
+    binary = "event" in rows.columns
+    truth = rows["event" if binary else "outcome_value"].to_numpy()
+    units = {unit: rows[unit if unit in rows.columns else "partition_key"].rank("dense").to_numpy()}
+    weights = rows["outcome_weight"].to_numpy() if "outcome_weight" in rows.columns else None
+    made = [np.column_stack([1 - it, it]) if binary else it for it in (np.asarray(second), np.asarray(first))]
+    task, classes = ("binary", (False, True)) if binary else ("regression", ())
+    both = [Outcomes(task, it, truth, classes, units=units, weights=weights) for it in made]
+    difference = paired_difference(metric, *both)
+    assert difference is not None
+    return difference
+
+
 def better_than_its_simple_models(demo: Demo) -> None:
     """The checks of the pages: each figure beside its baseline."""
     CHECKS[demo.name](demo)
@@ -67,7 +83,8 @@ def credit_default(demo: Demo) -> None:
     assert demo.measured() > 0.72
     costs = dict(
         demo.sql(
-            "SELECT metric, sum(value * rows) / sum(rows) FROM performance WHERE metric LIKE 'decision_cost%' GROUP BY ALL"
+            "SELECT metric, sum(value * rows) / sum(rows) FROM performance WHERE metric LIKE 'decision_cost%'"
+            " AND challenger IS NULL GROUP BY ALL"
         ).iter_rows()
     )
     assert costs["decision_cost"] < 0.93 * costs["decision_cost_always"] < costs["decision_cost_never"]
@@ -96,6 +113,13 @@ def market_risk(demo: Demo) -> None:
         september.select(pl.col("outcome_value").is_between("prediction_low", "prediction_high").mean()).item() < 0.85
     )
     assert demo.measured() < demo.measured("har") < demo.measured("trees")
+    har = rows.join(
+        demo.sql("SELECT symbol, partition_key, prediction AS har FROM challenger_scores WHERE challenger = 'har'"),
+        ["symbol", "partition_key"],
+    )
+    assert lead("mae", rows, rows["prediction"], rows["last_day"], PARTITION).low > 0
+    of_har = lead("mae", har, har["prediction"], har["har"], PARTITION)
+    assert of_har.low < 0 < of_har.high, "no difference from the published model is shown"
     error = 2 * (rows["outcome_value"] - rows["prediction"])
     (qlike,) = demo.sql(
         "SELECT sum(value * rows) / sum(rows) FROM performance WHERE metric = 'qlike' AND challenger IS NULL"
@@ -140,14 +164,17 @@ def patient_risk(demo: Demo) -> None:
     assert abs(rows["score"].mean() - share) < 0.02, "probabilities come true on average"
     auc = roc_auc_score(rows["event"], rows["score"])
     assert auc > 0.9
-    published = demo.sql(
-        "SELECT o.outcome = 'true' AS event, c.score FROM challenger_scores AS c JOIN outcomes AS o"
-        " USING (patient_id, visited_at, partition_key) WHERE c.challenger = 'mayo'"
+    scores = "SELECT patient_id, visited_at, score AS mayo FROM challenger_scores WHERE challenger = 'mayo'"
+    both = rows.join(demo.sql(scores), ["patient_id", "visited_at"])
+    assert both.height == rows.height
+    assert auc > roc_auc_score(both["event"], both["mayo"]) > 0.89, "than the score that the clinic published"
+    assert lead("brier", both, both["score"], both["mayo"], "patient_id").low > 0
+    new = both.join(
+        demo.sql("SELECT patient_id FROM features GROUP BY ALL HAVING min(visited_at) >= '1982-01-01'"), "patient_id"
     )
-    assert published.height == rows.height
-    assert auc > roc_auc_score(published["event"], published["score"]) > 0.89, (
-        "than the score that the clinic published"
-    )
+    of_new = lead("brier", new, new["score"], new["mayo"], "patient_id")
+    assert (of_new.rows, of_new.groups) == (164, 50)
+    assert of_new.low < 0 < of_new.high, "no lead on patients of whom the model knew nothing"
 
 
 def student_grades(demo: Demo) -> None:
@@ -159,9 +186,10 @@ def student_grades(demo: Demo) -> None:
         [1] * 32
     )
     slope, offset = np.polyfit(rows["math2"], rows["outcome_value"], 1, w=weights.sqrt())
-    errors = (rows["outcome_value"] - (offset + slope * rows["math2"])) ** 2
-    line = np.average(errors, weights=weights) ** 0.5
-    assert demo.measured() < line < rows["outcome_value"].std(), "than a line through the score of the grade before"
+    line = offset + slope * rows["math2"]
+    error = np.average((rows["outcome_value"] - line) ** 2, weights=weights) ** 0.5
+    assert error < rows["outcome_value"].std()
+    assert lead("rmse", rows, rows["prediction"], line, PARTITION).low > 0, "than a line through the grade before"
     assert {it["model"] for it in demo.report["measured"]} == {"champion", "tree", "network", "trees"}
     assert demo.measured() < demo.measured("tree")
     covered = rows.select(pl.col("outcome_value").is_between("prediction_low", "prediction_high").mean()).item()

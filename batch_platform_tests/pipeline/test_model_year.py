@@ -37,7 +37,7 @@ REFUSED_PERIOD, WITHDRAWN_FROM = "2013-10-01", "2013-12-10"
 YEAR = r"(\d+) partitions of features, (\w+) models, (\d+) scored and evaluated partitions"
 COUNTS = ("all days", "months", "scored days")
 STATED: dict[str, dict[str, tuple[str, ...]]] = {  # by page and pattern, which figures its groups are
-    "README.md": {r"of a real table: ([\d,]+) flights": ("all flights",), YEAR: COUNTS},
+    "README.md": {r"of a real table of ([\d,]+) flights": ("all flights",), YEAR: COUNTS},
     "batch_platform/guide/monitoring.md": {
         r"of at most ([\d,]+) rows, the AUC of all flights is (0\.\d+), the mean of the days (0\.\d+)": (
             "most rows",

@@ -8,6 +8,6 @@ LAST_DAY, LAST_WEEK, LAST_MONTH = 0, 1, 2  # positions among the features, which
 
 
 def har() -> Pipeline:
-    """A line through the volatility of the last day, week and month, and nothing else."""
+    """Linear regression on the volatility of the last day, week and month, and nothing else."""
     columns = ColumnTransformer([("volatility", "passthrough", [LAST_DAY, LAST_WEEK, LAST_MONTH])])
     return make_pipeline(columns, LinearRegression())
