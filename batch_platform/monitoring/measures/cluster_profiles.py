@@ -14,9 +14,10 @@ def _compute(partition: ScoredPartition) -> pl.DataFrame:
         # Whatever names somebody is left out: the key, columns that tell units apart, and text that no model is given.
         left_out = {*partition.predictions.columns, *partition.unit.columns}
         for column in frame.select(pl.exclude(left_out)):
+            is_text = isinstance(column.dtype, pl.String | pl.Categorical | pl.Enum)
             if column.dtype.is_numeric() or column.dtype == pl.Boolean:
                 profiles.append(_profile(frame["prediction"], column.cast(pl.Float64)))
-            elif column.dtype in (pl.String, pl.Categorical, pl.Enum) and column.name not in partition.not_given:
+            elif is_text and column.name not in partition.not_given:
                 profiles.append(_profile(frame["prediction"], column.cast(pl.String)))
     return pl.concat(profiles, how="diagonal_relaxed")
 
