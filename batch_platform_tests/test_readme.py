@@ -145,9 +145,12 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     }
     intervals = small_pipeline(tmp_path / "intervals", **regression)
     carry_out(intervals, NOW)
+    kmeans = {"estimator": "sklearn.cluster.KMeans", "params": None}
+    clusters = small_pipeline(tmp_path / "clusters", labels=None, model=kmeans)
+    carry_out(clusters, NOW)
     columns = "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE NOT internal"
     described = query(clone, columns)
-    for home in (pipeline.home, intervals.home):
+    for home in (pipeline.home, intervals.home, clusters.home):
         with duckdb.connect(str(home.warehouse), read_only=True) as con:
             described += con.execute(columns).fetchall()
     present: dict[str, set[str]] = {}

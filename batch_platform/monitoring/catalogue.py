@@ -26,6 +26,7 @@ from batch_platform.monitoring.measure import (
     ScoredPartition,
 )
 from batch_platform.monitoring.measures.challengers import CHALLENGERS
+from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES
 from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
@@ -46,7 +47,7 @@ MEASURES: dict[str, Measure[Any]] = {
     measure.name: measure
     for measure in (
         *(REJECTIONS, REJECTED_SHARE, VOLUME, FEATURE_ROWS, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES),
-        *(DRIFT, IMPORTANCE, PERFORMANCE, CONCEPT_DRIFT, INTERVAL_COVERAGE),
+        *(DRIFT, IMPORTANCE, PERFORMANCE, CONCEPT_DRIFT, INTERVAL_COVERAGE, CLUSTER_PROFILES),
     )
 }
 

@@ -6,7 +6,7 @@ asset checks, the metadata of the UI and the report are built from these records
 module and list it in `catalogue.py`; its settings get a block under `monitoring:` in `declaration/monitored.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +137,7 @@ class ScoredPartition:
     # Number of rows whose labels count, since no model learns from them; None: those of all rows.
     held_out: int | None = None
     expected: Expected | None = None  # estimate for the model that serves
+    not_given: Collection[str] = ()  # columns of the features that no model is given (`feature: false`)
 
     @cached_property
     def score_columns(self) -> list[str]:

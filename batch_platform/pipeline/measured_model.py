@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import duckdb
 import polars as pl
@@ -114,7 +114,7 @@ class Measuring:
             spec.features.key,
             predictions,
             labels,
-            read_features,
+            cache(read_features),
             own_metrics(spec),
             in_sample=is_in_sample(spec, model, partition),
             segments=spec.monitoring.segments,
@@ -124,6 +124,7 @@ class Measuring:
             decide=rule_in(run.decision_rule),
             held_out=held_out,
             expected=None if challenger else self._expected(partition.key, model),
+            not_given=[name for name, rule in spec.features.columns.items() if not rule.feature],
         )
         with one_thread():
             tables = {

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 from batch_platform.declaration.errors import counted
 from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
-from batch_platform.reports.groups import STANDS_OUT
+from batch_platform.reports.groups import STRUCTURE
 from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, plain, when
 
 if TYPE_CHECKING:
     from batch_platform.reports.figures import Figures, Headline
-    from batch_platform.reports.groups import GroupFigures
 
 MOST_COLUMNS, MOST_COUNTS = 2, 2  # drifted columns and unusual counts of rows that the paragraph describes
 
@@ -25,10 +24,12 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
     headline = next((item for item in figures.headlines if item.label == figures.metric), None)
     period, monthly = capital(figures.summed_up.in_words), figures.window.monthly
     if figures.groups is not None:
-        yield _of_groups(figures.groups, when(figures.groups.newest, monthly=monthly), figures.task)
+        newest = when(figures.groups.newest, monthly=monthly)
+        yield figures.groups.in_words(newest, outliers=figures.task == "outliers")
         if figures.metric == "silhouette":
-            apart = number(figures.performance["value"][-1], ".2g")
-            yield f"The {plain(figures.metric)} is {apart}; at 0 they touch, at 1 they are far apart."
+            apart = figures.performance["value"][-1]
+            how = next((how for how, above in STRUCTURE.items() if apart > above), "hardly")
+            yield f"The groups are {how} separated (silhouette {apart:.2f})."
     if figures.metric is None or headline is None:
         if figures.groups is not None:
             return
@@ -66,19 +67,6 @@ def _of_decisions(figures: "Figures") -> Iterator[str]:
             f"The {models} in use from {dates([*worse], monthly=monthly)} {were} approved although {each} was worse than the "
             f"one before, within the tolerance of {[*worse.values()][-1]}."
         )
-
-
-def _of_groups(groups: "GroupFigures", newest: str, task: str) -> str:
-    """Say how many rows stand out, or how many groups there are, and how many rows moved between groups."""
-    rows, moved = f"{sum(groups.sizes.values()):,} rows of {newest}", "moved to another group"
-    text = f"The {rows} are in {counted(len(groups.sizes), 'group')}"
-    if task == "outliers":
-        text = f"Of the {rows}, {groups.sizes.get(STANDS_OUT, 0):,} stand out"
-        moved = "stand out in only one of the two"
-    if not groups.followed:
-        return f"{text}."
-    share = (groups.followed - groups.stayed) / groups.followed
-    return f"{text}; {share:.1%} of those also scored in the partition before {moved}."
 
 
 def _quality(metric: str, headline: "Headline") -> str:

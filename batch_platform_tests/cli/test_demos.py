@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from polars.testing import assert_frame_equal
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
@@ -152,6 +153,18 @@ def customer_segments(demo: Demo) -> None:
     assert moved["stayed"].min() > 0.84, "segments keep their numbers from month to month"
     means = demo.sql("SELECT prediction, avg(frequency) AS often, avg(recency) AS ago FROM predictions GROUP BY ALL")
     assert means.sort("often")["prediction"].last() == means.sort("ago")["prediction"].first(), "the loyal came lately"
+    (typical, stayed) = (
+        demo.sql(query)
+        for block in blocks("sql", GUIDE["tables"])
+        if demo.name in block
+        for query in block.split(";")
+        if query.strip()
+    )
+    assert stayed["rows"].sum() == 23_570
+    assert stayed["stayed"].min() > 0.5
+    newest = "SELECT prediction::BIGINT AS cluster, avg(money) AS mean FROM predictions WHERE partition_key = '1998-06-01' GROUP BY ALL ORDER BY ALL"
+    of_money = typical.filter(column_name="money").select("cluster", "mean")
+    assert_frame_equal(of_money, demo.sql(newest), rel_tol=1e-12)
 
 
 def patient_risk(demo: Demo) -> None:

@@ -28,7 +28,11 @@ NOW = datetime(2024, 2, 9, 12, tzinfo=UTC)
 EMPTY, ONE_ROW, DAY, BEFORE = "2024-02-03", "2024-02-04", "2024-02-06", "2024-02-05"
 LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 50}}
 OUTSIDE = ("empty_cells", "score_range")  # registered by the page on extending
-NAMES = (*(name for name in MEASURES if name != "interval_coverage"), *OUTSIDE)  # of regressions: test_intervals.py
+ELSEWHERE = (
+    "interval_coverage",
+    "cluster_profiles",
+)  # of regressions and clusters: test_intervals, test_cluster_profiles
+NAMES = (*(name for name in MEASURES if name not in ELSEWHERE), *OUTSIDE)
 SCORED = tuple(name for name in NAMES if name not in ("performance", "concept_drift", "score_range"))
 every_measure = pytest.mark.parametrize("name", NAMES)
 every_scored_measure = pytest.mark.parametrize("name", SCORED)

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -602,6 +603,21 @@ def test_a_clustering_is_reported_without_labels(tmp_path):
     assert "<h2>The groups</h2>" in text
     assert "<h2>How good the predictions were</h2>" not in text, "nothing stands below it"
     assert "1 if every row is much nearer to its own group than to any other" in text
+    assert "groups are strongly separated above 0.7" in text
+    for apart, how in {
+        0.71: "strongly",
+        0.51: "reasonably well",
+        0.39: "weakly",
+        0.2: "hardly",
+        -0.1: "hardly",
+    }.items():
+        measured = replace(figures, performance=figures.performance.with_columns(value=pl.lit(apart)))
+        assert in_words(measured)[1] == f"The groups are {how} separated (silhouette {apart:.2f})."
+    shown_columns = re.findall(r'<th scope="row">(amount|items|known|shop)</th>', text)
+    assert shown_columns == [*groups.typical], "those that distinguish the groups most first"
+    assert sorted(shown_columns) == ["amount", "items", "known", "shop"]
+    for value in groups.typical["shop"].values():
+        assert value in unescape(text)
     assert figures.estimates is None
     assert "stimate" not in text
 
@@ -631,8 +647,21 @@ def test_rows_are_followed_from_one_group_to_another():
     )
     assert groups.moves == {("0", "0"): 1, ("0", "1"): 1}
     assert (groups.stayed, groups.followed) == (1, 2)
+    assert [groups.share_stayed(name) for name in groups.names] == [0.5, None, None]
+    assert groups.typical == {}, "the partition was measured before there were typical values"
+    moved = "Of 2 rows that were also scored in the day before, 1 (50.0%) moved to another group."
+    lost = "Group 0 lost 1 row (-50%), the largest change among the 3 groups of 2 February 2024."
+    assert groups.in_words("2 February 2024", outliers=False) == f"{lost} {moved}"
+    new = replace(groups, sizes={"0": 2, "1": 1, "2": 4}, moves={})
+    gained = "Group 2 gained 4 rows (it is new), the largest change among the 3 groups of May."
+    assert new.in_words("May", outliers=False) == gained
+    same = replace(groups, sizes=groups.sizes_before, moves={})
+    assert same.in_words("May", outliers=False) == "The 3 rows of May are in 2 groups."
+    assert replace(new, sizes_before={}).in_words("May", outliers=False) == "The 7 rows of May are in 3 groups."
     assert (odd.sizes, odd.sizes_before) == ({"as usual": 2, "stands out": 1}, {"stands out": 3})
     assert odd.moves == {("stands out", "as usual"): 2}
+    other = "2 (100.0%) stand out in only one of the two."
+    assert odd.in_words("May", outliers=True).endswith(f"1 stand out. {moved.partition(', ')[0]}, {other}")
 
 
 def test_a_report_on_outliers_says_how_many_rows_stand_out(tmp_path):

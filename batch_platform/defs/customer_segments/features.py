@@ -16,8 +16,13 @@ def of_customers(purchases: pl.LazyFrame, partition: Partition) -> pl.LazyFrame:
         purchases.filter(pl.col("day") < month)
         .group_by("customer_id")
         .agg(
-            recency=(month - pl.col("day").max()).dt.total_days().log1p(),  # days since the last purchase
-            frequency=pl.len().log(),  # purchases
-            money=(cents / 100 / pl.len()).log1p(),  # dollars a purchase
+            recency=(month - pl.col("day").max()).dt.total_days(),  # days since the last purchase
+            frequency=pl.len(),  # purchases
+            money=cents / 100 / pl.len(),  # dollars a purchase
+        )
+        .with_columns(
+            log_recency=pl.col("recency").log1p(),
+            log_frequency=pl.col("frequency").log(),
+            log_money=pl.col("money").log1p(),
         )
     )

@@ -1,0 +1,210 @@
+"""The typical values of clusters: those that polars computes from the features, and none that tells what a single row held."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES, LEAST_ROWS
+from batch_platform.monitoring.units import UnitRule
+from batch_platform.pipeline.erase import erase_subject
+from batch_platform.reports.figures import read_figures
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_pipeline
+
+NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
+KEY = "2024-02-04"
+ROWS = 400
+KMEANS = {  # so many clusters that some hold a single row of a partition
+    "estimator": "sklearn.cluster.KMeans",
+    "params": {"n_clusters": 16, "random_state": 0, "max_iter": None, "max_leaf_nodes": None, "early_stopping": None},
+}
+
+
+def drawn(rows: int = ROWS) -> pl.DataFrame:
+    """Rows of three clusters with numbers, texts and nulls that have to do with their cluster, and some that do not."""
+    random = np.random.default_rng(5)
+    cluster = random.choice([0, 2, 5], rows, p=[0.5, 0.3, 0.2])
+    text = np.where(random.random(rows) < 0.7, np.array(["a", "b", "c"])[cluster // 2], "d")
+    nulls = random.random(rows) < 0.1
+    return pl.DataFrame(
+        {
+            "id": range(rows),
+            "at": [NOW] * rows,
+            "apart": random.normal(size=rows) + 3 * cluster,
+            "noise": pl.Series(np.where(nulls, np.nan, random.normal(size=rows))).fill_nan(None),
+            "whole": pl.Series(random.integers(0, 9, rows), dtype=pl.Int32),
+            "flag": random.random(rows) < cluster / 6,
+            "text": pl.Series(text).set(pl.Series(nulls), None),
+            "same": [0.1] * rows,
+            "prediction": pl.Series(cluster, dtype=pl.Int32),
+        }
+    )
+
+
+def scored(frame: pl.DataFrame, **further: object) -> ScoredPartition:
+    predictions = frame.select("id", "prediction")
+    return ScoredPartition("clustering", [], ["id"], predictions, None, lambda: (frame, np.empty((0, 0))), **further)
+
+
+def profiles(frame: pl.DataFrame, **further: object) -> pl.DataFrame:
+    return CLUSTER_PROFILES.compute(scored(frame, **further)).sort("column_name", "cluster")
+
+
+def explained(frame: pl.DataFrame, column: str) -> float:
+    """The share of the variance between clusters of a number, or of the zeros and ones of a text."""
+    known = frame.drop_nulls(column)
+    values = (
+        known[column].to_dummies() if known[column].dtype == pl.String else known.select(pl.col(column).cast(float))
+    )
+    between = values.with_columns(cluster=known["prediction"]).select(pl.exclude("cluster").mean().over("cluster"))
+    return (
+        between.select(pl.all().var(ddof=0)).sum_horizontal()[0]
+        / values.select(pl.all().var(ddof=0)).sum_horizontal()[0]
+    )
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("column", ["apart", "noise", "whole", "flag"])
+def test_the_typical_number_is_the_mean_of_the_known_values(column):
+    frame = drawn()
+    means = frame.group_by(cluster=pl.col("prediction").cast(pl.Int64)).agg(
+        rows=pl.len().cast(pl.Int64), mean=pl.col(column).cast(float).mean()
+    )
+    of_column = profiles(frame).filter(column_name=column)
+    assert_frame_equal(of_column.select("cluster", "rows", "mean"), means.sort("cluster"), rel_tol=1e-12)
+    assert of_column["explained"].to_list() == pytest.approx([explained(frame, column)] * 3, rel=1e-9)
+    assert of_column["category"].null_count() == of_column["share"].null_count() == 3
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["a", "b", "c", "d"])])
+def test_the_typical_text_is_the_most_frequent_one_with_its_share_of_all_rows_of_the_cluster(dtype):
+    frame = drawn()
+    counts = frame.drop_nulls("text").group_by("prediction", "text").len().sort("len", descending=True)
+    most = counts.group_by("prediction", maintain_order=True).first().sort("prediction")
+    of_text = profiles(frame.with_columns(pl.col("text").cast(dtype))).filter(column_name="text")
+    assert of_text["category"].to_list() == most["text"].to_list()
+    assert (of_text["share"] * of_text["rows"]).to_list() == pytest.approx(most["len"].to_list())
+    assert of_text["mean"].null_count() == 3
+    assert of_text["explained"].to_list() == pytest.approx([explained(frame, "text")] * 3, rel=1e-9)
+
+
+@pytest.mark.unit
+def test_a_column_with_a_single_value_explains_nothing_and_one_that_has_nothing_to_do_with_clusters_next_to_nothing():
+    shares = dict(profiles(drawn()).select("column_name", "explained").unique().iter_rows())
+    assert shares["same"] is None
+    assert 0 <= shares["noise"] < 0.05 < shares["text"] < shares["apart"] < 1
+    sure = profiles(drawn().with_columns(text=pl.col("prediction").cast(pl.String), apart="prediction"))
+    assert set(sure.filter(pl.col("column_name").is_in(["text", "apart"]))["explained"]) == {1.0}
+
+
+@pytest.mark.unit
+def test_fewer_than_five_rows_have_no_typical_value():
+    assert LEAST_ROWS == 5
+    frame = drawn().filter((pl.col("prediction") != 5) | (pl.int_range(pl.len()).over("prediction") < 4))
+    few = profiles(frame).filter(cluster=5)
+    assert set(few["rows"]) == {4}
+    assert few.select("mean", "category", "share").null_count().row(0) == (few.height,) * 3
+    five = drawn().filter((pl.col("prediction") != 5) | (pl.int_range(pl.len()).over("prediction") < 5))
+    five = five.with_columns(noise=pl.when(pl.int_range(pl.len()) > 0).then("noise"), text=pl.lit("a"))
+    five = profiles(five).filter(cluster=5)
+    assert five.filter(column_name="apart")["mean"].null_count() == 0
+    assert five.filter(column_name="text")["category"].to_list() == ["a"]
+    lacking = drawn().with_columns(noise=pl.when(pl.int_range(pl.len()).over("prediction") < 4).then("whole"))
+    assert profiles(lacking).filter(column_name="noise")["mean"].null_count() == 3, "four values are known of each"
+
+
+@pytest.mark.unit
+def test_what_may_name_somebody_is_no_typical_value():
+    frame = drawn().with_columns(customer=pl.lit("Ann"), household=pl.lit(7), plan=pl.lit("gold"))
+    frame = frame.with_columns(remark=pl.format("text {}", "id"))
+    known = {"apart", "noise", "whole", "flag", "text", "same", "plan"}
+    unit = UnitRule("household")
+    columns = set(profiles(frame, not_given=["customer", "whole"], unit=unit)["column_name"])
+    assert columns == known | {"remark"}, "neither key nor time, and a number whether or not a model is given it"
+    assert profiles(frame).filter(column_name="remark")["category"].null_count() == 3, "each text is in one row"
+
+
+@pytest.mark.unit
+def test_only_clusters_are_profiled_and_a_column_without_values_has_none():
+    frame = drawn()
+    assert not CLUSTER_PROFILES.compute(replace(scored(frame), task="outliers")).height
+    empty = frame.with_columns(noise=pl.lit(None, pl.Float64), text=pl.lit(None, pl.String))
+    nothing = profiles(empty).filter(pl.col("column_name").is_in(["noise", "text"]))
+    assert nothing.height == 6
+    assert nothing.select("mean", "category", "share", "explained").null_count().row(0) == (6,) * 4
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A pipeline of clusters of 40 orders a day, some of which have fewer than five."""
+    sql = FEATURES_SQL.replace("known", "known, 100 * amount AS cents, 'customer ' || id AS customer")
+    columns = {"amount": {"nullable": True}, "cents": {"feature": False}, "customer": {"feature": False}}
+    pipeline = small_pipeline(
+        tmp_path_factory.mktemp("clusters"), features_sql=sql, features={"columns": columns}, labels=None, model=KMEANS
+    )
+    carry_out(pipeline, NOW)
+    return pipeline
+
+
+def table(pipeline) -> pl.DataFrame:
+    with open_published(pipeline.home) as con:
+        return con.sql("FROM small.cluster_profiles ORDER BY ALL").pl()
+
+
+def features_of(pipeline, key: str) -> pl.DataFrame:
+    with open_published(pipeline.home) as con:
+        predictions = con.sql(f"SELECT id, prediction FROM small.predictions WHERE partition_key = '{key}'").pl()
+    return pl.read_parquet(feature_file(pipeline, key)).join(predictions, on="id")
+
+
+def test_the_table_holds_the_typical_values_of_the_features_of_each_partition(done):
+    rows, frame = table(done).filter(partition_key=KEY), features_of(done, KEY)
+    assert set(rows["column_name"]) == {"amount", "cents", "items", "known", "shop"}
+    sizes = dict(frame["prediction"].value_counts().iter_rows())
+    assert dict(rows.select("cluster", "rows").iter_rows()) == sizes
+    assert min(sizes.values()) < LEAST_ROWS <= max(sizes.values())
+    enough = pl.when(pl.col("cents").count() >= LEAST_ROWS).then(pl.col("cents").mean())
+    means = frame.group_by(cluster=pl.col("prediction").cast(pl.Int64)).agg(mean=enough).sort("cluster")
+    of_cents = rows.filter(column_name="cents").select("cluster", "mean").sort("cluster")
+    assert_frame_equal(of_cents, means, rel_tol=1e-12)
+    assert rows["challenger"].null_count() == rows.height
+
+
+def test_a_partition_that_is_evaluated_again_has_the_same_values(done):
+    before = table(done).drop("run_id", "evaluated_at")
+    list(done.evaluate([done.spec.partitions.calendar.named(KEY)], Stamp("again", NOW)))
+    done.publish()
+    assert table(done).drop("run_id", "evaluated_at").equals(before)
+    assert set(table(done).filter(partition_key=KEY)["run_id"]) == {"again"}
+
+
+def test_the_report_describes_each_group_by_the_columns_that_differ_most(done):
+    with open_published(done.home) as con:
+        groups = read_figures(con, done.spec).groups
+    rows = table(done).filter(partition_key=groups.newest).sort("explained", descending=True)
+    assert list(groups.typical) == rows["column_name"].unique(maintain_order=True).to_list()
+    many = [groups.profiles.with_columns(column_name=pl.lit(f"column {at}")) for at in range(9)]
+    assert list(replace(groups, profiles=pl.concat(many)).typical) == [f"column {at}" for at in range(8)]
+    for column, values in groups.typical.items():
+        assert set(values) == set(groups.sizes), column
+    largest = max(groups.sizes, key=groups.sizes.__getitem__)
+    mean = features_of(done, groups.newest).filter(prediction=int(largest))["cents"].mean()
+    assert groups.typical["cents"][largest] == f"{mean:,.0f}"
+
+
+def test_the_value_of_an_erased_row_is_not_among_the_typical_ones(done):
+    frame = features_of(done, KEY).drop_nulls("amount")
+    lonely = frame.filter(pl.len().over("prediction") == 1)
+    assert lonely.height, "a cluster of a single row"
+    row = lonely.row(0, named=True)
+    erase_subject(done, {"id": str(row["id"])}, "somebody", Stamp("erased", NOW))
+    rows = table(done).filter(partition_key=KEY)
+    assert not rows.filter(pl.col("mean").is_in([row["amount"], float(row["items"])])).height
+    assert rows.filter(cluster=row["prediction"]).select("mean", "category").null_count().row(0) == (5, 5)
