@@ -28,7 +28,7 @@ from batch_platform.pipeline.status import PipelineStatus, status_at
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.drift import Drifted, read_drift_figures
-from batch_platform.reports.estimates import LEAST_ROWS, read_estimate_figures
+from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, Headline, read_decided, read_figures
 from batch_platform.reports.groups import read_groups
 from batch_platform.reports.measures import read_further_measures
@@ -416,31 +416,6 @@ def assert_estimates_are_those_of_the_tables(figures, con, metric):
     sentence = f"{within} of {record.partitions} estimates with known labels lay within their interval. The estimates were off by "
     assert f"{sentence}{number(numbers[2], '.2g')} on average (mean absolute error)." in text
     assert f"<strong>Estimated, not measured:</strong> the {plain(metric)} that each day" in text
-    query = """
-        SELECT segment, rows, estimate, low, high, realised FROM small.estimates_by_segment
-        WHERE partition_key = $last AND metric = $metric AND segment_column = 'shop' ORDER BY rows DESC, segment
-    """
-    of_segments = con.execute(query, {"metric": metric, "last": window["last"]}).fetchall()
-    rows = figures.estimates.by_segment["shop"]
-    assert [(row.segment, row.rows, row.estimate, row.low, row.high, row.realised) for row in rows] == of_segments
-    assert sum(row.rows for row in rows) == figures.window.runs[-1].rows_scored
-    enough = replace(figures.estimates, by_segment={"shop": tuple(replace(row, rows=row.rows * 30) for row in rows)})
-    page = shown(replace(figures, estimates=enough))
-    few = next(row for row in rows if row.rows < LEAST_ROWS)
-    assert (
-        f'<td class="n">{figure(few.estimate, few.low, few.high)}</td><td class="n">{ends(few.low, few.high)}'
-        not in text
-    )
-    for row in enough.by_segment["shop"]:
-        of_shop = figures.estimates.segment_records["shop", row.segment]
-        cells = (
-            row.rows,
-            figure(row.estimate, row.low, row.high),
-            ends(row.low, row.high),
-            figure(row.realised, row.low, row.high),
-        )
-        so_far = (f"{of_shop.partitions_within} of {of_shop.partitions}", number(of_shop.mean_error, ".2g"))
-        assert "".join(f'<td class="n">{number(cell)}</td>' for cell in (*cells, *so_far)) in page
 
 
 def assert_mean_estimates_are_those_of_the_rows(made, con, metric, of_row):
