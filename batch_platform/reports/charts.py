@@ -63,7 +63,7 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     starts = [f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs]
     times = pl.DataFrame({"partition_key": figures.window.keys, "start": starts})
     over_time = (_volume, _scores, _performance, _estimates) if times.height >= LEAST else ()
-    drawn = [*(draw(figures, times) for draw in over_time), _months(figures), _calibration(figures), _drift(figures)]
+    drawn = [*(draw(figures, times) for draw in over_time), _calibration(figures), _drift(figures)]
     worst = figures.drift.worst if figures.drift else ()
     drawn += [_before_and_after(figures, f"column-{at}", item) for at, item in enumerate(worst)]
     return {chart.name: chart for chart in drawn if chart is not None}
@@ -174,20 +174,6 @@ def _thin(figures: Figures) -> str:
     few = f"fewer than {LEAST_OF_A_CLASS} rows{' of a class' if figures.task == 'binary' else ''}"
     named = f": {dates(together, monthly=figures.window.monthly)}" if len(together) <= MOST_NAMED else ""
     return f" Neighbouring {figures.unit}s with {few} are measured together{named}."
-
-
-def _months(figures: Figures) -> Chart | None:
-    if figures.metric is None or figures.months.height <= 1:
-        return None
-    metric, axis = plain(figures.metric), term(figures.metric)
-    rows = figures.months.with_columns(start=pl.col("period_start").dt.strftime("%Y-%m-%dT00:00:00Z"))
-    rows = rows.select(pl.col("period_start").dt.strftime("%Y-%m").alias("month"), "value", "low", "high", "start")
-    month = _axis("utcyearmonth", "%b")
-    span = alt.Chart().mark_rule(color=GREY).encode(x=month, y=_metric("low", axis), y2="high")
-    dots = alt.Chart().mark_point(filled=True, size=70, color=BLUE, opacity=1)
-    dots = dots.encode(x=month, y=_metric("value", axis), description=TOLD)
-    text = f"{capital(metric)}, of all rows of a month together, with its 95% interval."
-    return _chart("months", "Performance by month", text, rows, alt.layer(span, dots), course="value")
 
 
 def _calibration(figures: Figures) -> Chart | None:

@@ -35,7 +35,6 @@ from batch_platform.reports.performance import (
     measured,
     missed,
     no_better_than_guessing,
-    performance_by_month,
     performance_by_partition,
     row_of,
     shown_of,
@@ -115,7 +114,6 @@ class Figures:
     performance: pl.DataFrame
     estimates: EstimateFigures | None  # None where nothing was estimated
     pooled: pl.DataFrame  # every metric of the whole window, in the form of `pooled_performance`
-    months: pl.DataFrame  # metric of each month of the window: period_start, value, low, high, rows
     segments: pl.DataFrame  # form: see `read_segments`
     gaps: list[Gap]  # differences between segments in the rates of binary decisions
     drift: DriftFigures | None
@@ -234,7 +232,6 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         performance=performance,
         estimates=estimates,
         pooled=shown,
-        months=performance_by_month(con, spec, metric, window),
         segments=segments,
         gaps=gaps_of(segments) if task == "binary" else [],
         drift=read_drift_figures(con, spec, window),

@@ -1,4 +1,4 @@
-"""Performance in the report: the metrics of a span, of each partition, and of each month; thin partitions are measured together."""
+"""Performance in the report: the metrics of a span and of each partition; thin partitions are measured together."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ import polars as pl
 
 from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import BINARY, Outcomes, Weighted, over_all_rows, total
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.resampling import LEAST_UNITS
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.reports.segments import RATES
-from batch_platform.reports.span import PERIODS, Span
+from batch_platform.reports.span import Span
 from batch_platform.reports.wording import GUESSING, SELF_EXPLANATORY
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -137,21 +137,6 @@ def missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: str
 def no_better_than_guessing(performance: pl.DataFrame, metric: str) -> list[str]:
     """List the partitions whose metric is not above what a model without features has."""
     return performance.filter(pl.col("value") <= GUESSING.get(metric, -inf))["keys"].to_list()
-
-
-def performance_by_month(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
-    """The metric of each month; none where partitions are as long, and where a month has too few rows of a class."""
-    schema = {"period_start": pl.Date, **_NUMBERS}
-    if not has_table(con, spec.name, POOLED) or span.monthly:
-        return pl.DataFrame(schema=schema)
-    months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]
-    query = f"""
-        SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
-        WHERE metric = $metric AND period = 'month' AND strftime(period_start, '{PERIODS["month"]}') IN $months
-        AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
-    """
-    rows = con.sql(query, params={"metric": metric, "months": months}).pl().cast(schema)
-    return rows.clear() if any(_few([row]) for row in rows.iter_rows(named=True)) else rows
 
 
 def shown_of(pooled: pl.DataFrame, metric: str, rule: Decide | None) -> pl.DataFrame:
