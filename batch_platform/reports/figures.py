@@ -213,7 +213,7 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
 
     newest, whole = measure(summed_up), row_of(pooled, metric)
     known = METRICS.get(metric, next((item for item in own if item.name == metric), None))
-    if newest is not None and whole is not None and is_vague(newest, known):
+    if summed_up != window and newest is not None and whole is not None and is_vague(newest, known):
         summed_up, before = window, None
     calibration, confusion = _calibration(con, spec, registry, window)
     estimates = read_estimate_figures(con, spec, metric, window)

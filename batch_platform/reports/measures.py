@@ -69,10 +69,7 @@ def _coverage(by_partition: Mapping[str, pl.DataFrame], span: Span) -> list[Furt
         for key, count, inside, due, width in months.iter_rows()
     ]
     total, inside, due = rows.select(pl.sum("rows"), pl.sum("covered"), pl.col("expected").dot("rows")).row(0)
-    by_month = (
-        f", by month from {months['coverage'].min():.0%} to {months['coverage'].max():.0%}" if len(shown) > 1 else ""
-    )
-    together = f"{inside / total:.0%} of {total:,} outcomes lay inside{by_month}; {due / total:.0%} were promised."
+    together = f"{inside / total:.0%} of {total:,} outcomes lay inside; {due / total:.0%} were promised."
     few = rows.filter(pl.col("high") < pl.col("expected"))["key"].to_list()
     finding = (
         f"Fewer outcomes than promised lay inside their intervals, by more than chance, {span.at(few)}." if few else ""
