@@ -127,7 +127,7 @@ def reworded(reason: str, unit: str) -> str:
 
 def spanned(keys: Sequence[str], *, monthly: bool = False) -> str:
     """Name one or two partitions, or the time from the first to the last."""
-    return dates(keys, monthly=monthly) if len(keys) <= 2 else between(keys[0], keys[-1], monthly=monthly)  # noqa: PLR2004
+    return between(keys[0], keys[-1], monthly=monthly) if keys[2:] else dates(keys, monthly=monthly)
 
 
 def capital(text: str) -> str:

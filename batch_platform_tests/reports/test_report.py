@@ -916,9 +916,10 @@ def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
         carry_out(made, datetime(2024, 2, 9, 12, tzinfo=UTC))
     made.conclude(datetime(2024, 2, 9, 12, tzinfo=UTC))
     with open_published(made.home) as con:
-        (issue,) = read_figures(
+        issue, *alarms = read_figures(
             con, made.spec, status=status_at(made, PlanRequest(datetime(2024, 2, 9, 12, tzinfo=UTC)))
         ).issues
+    assert not [alarm for alarm in alarms if "fail" in alarm.what + alarm.why], "one cause, one line"
     assert (issue.what, issue.where) == ("predictions failed", "5 February 2024 and 7 February 2024")
     assert issue.why.startswith("2024-02-05: 20 of 40 rows break the contract")
     assert issue.why.endswith("Broken rules: items: no value where training always had one (20 rows).")
