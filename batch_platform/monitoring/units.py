@@ -34,12 +34,10 @@ class UnitRule:
         if self.declared == "row":
             return "All rows are held to be independent, as monitoring.unit declares."
         if self.column:
-            return f"Rows with the same {self.column[0]} count as one, as monitoring.unit declares."
-        entity = (
-            f"with the same {listed(self.group)}" if self.group else "of one entity (with the same key, times aside)"
-        )
-        rows = "" if self.declared else f"Rows {entity} count as one. "
-        return f"{rows}If several partitions are measured together, each counts as one where they vary by more than that explains."
+            return f"Several rows with the same {self.column[0]} count as one, as monitoring.unit declares."
+        entity = f"with the same {listed(self.group)}" if self.group else "of one entity (same key, times aside)"
+        rows = "" if self.declared else f"Several rows {entity} count as one. "
+        return f"{rows}Where partitions differ by more than chance explains, each counts as a single observation, so that more rows can give a wider interval."
 
     @property
     def column(self) -> list[str]:

@@ -17,9 +17,10 @@ import polars as pl
 import vl_convert
 
 from batch_platform.declaration.wording import number
-from batch_platform.reports.drift import Drifted
+from batch_platform.reports.drift import NOTICEABLE, Drifted
 from batch_platform.reports.figures import Figures
-from batch_platform.reports.wording import capital, plain, term, words
+from batch_platform.reports.performance import LEAST_OF_A_CLASS
+from batch_platform.reports.wording import MOST_NAMED, capital, dates, plain, term, words
 
 GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#6B6B6B")
 BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#6B6B6B", "#08306B"
@@ -27,7 +28,6 @@ PALE, FAINT = "#f7f7f7", "#e4e4e4"
 _DAY, _WEEK = timedelta(hours=20), timedelta(days=6)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # pixels, in the heat map
-THIN = "Neighbouring partitions with too few rows count as one"
 TOLD = "told:N"
 LEAST = 3  # fewer partitions make no line
 FEW = 31  # so few partitions have a dot each on a line
@@ -41,7 +41,6 @@ _LABEL = "[utcFormat(datum.value, '{0}'), utcFormat(datum.value, '%Y')]"  # the 
 _NEEDLESS = re.compile(r' (role|aria-[a-z]+|pointer-events)="[^"]*"| (stroke-width|opacity)="1"')
 _PLACE = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')  # coordinates of a mark
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")
-BASELINES = {"reference": "the training data", "previous": "the partition before", "week_before": "the week before"}
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,15 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     starts = [f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs]
     times = pl.DataFrame({"partition_key": figures.window.keys, "start": starts})
     over_time = (_volume, _scores, _performance, _estimates) if times.height >= LEAST else ()
-    drawn = [*(draw(figures, times) for draw in over_time), _months(figures), _calibration(figures), _drift(figures)]
-    drawn += [
-        _before_and_after(f"column-{at}", item) for at, item in enumerate(figures.drift.worst if figures.drift else ())
-    ]
+    drawn = [*(draw(figures, times) for draw in over_time), _calibration(figures), _drift(figures)]
+    worst = figures.drift.worst if figures.drift else ()
+    drawn += [_before_and_after(figures, f"column-{at}", item) for at, item in enumerate(worst)]
     return {chart.name: chart for chart in drawn if chart is not None}
 
 
-def _volume(figures: Figures, times: pl.DataFrame) -> Chart:
+def _volume(figures: Figures, times: pl.DataFrame) -> Chart | None:
+    if figures.even:
+        return None
     kinds = ("scored", "rejected") if figures.window.total("rows_rejected") else ("scored",)
     counts = [
         {"partition_key": run.partition_key, "rows": rows, "kind": kind}
@@ -89,8 +89,8 @@ def _volume(figures: Figures, times: pl.DataFrame) -> Chart:
     )
     text = "Scored and rejected rows" if len(kinds) > 1 else "Scored rows"
     rows = pl.DataFrame(counts).join(times, on="partition_key")
-    text, course = f"{text} of each partition.", "" if kinds[1:] else "rows"
-    return _chart("volume", "Rows by partition", text, rows, bars, course=course)
+    text, course = f"{text} of each {figures.unit}.", "" if kinds[1:] else "rows"
+    return _chart("volume", "Rows over time", text, rows, bars, course=course)
 
 
 def _scores(figures: Figures, times: pl.DataFrame) -> Chart | None:
@@ -104,7 +104,7 @@ def _scores(figures: Figures, times: pl.DataFrame) -> Chart | None:
     score, rows = figures.score, pl.DataFrame(ranged).select("partition_key", "mean", "p10", "p90")
     rows = rows.join(times, on="partition_key")
     course = _course(figures, alt.Y("mean:Q", title=score), "p10", "p90")
-    text = f"The mean {score} of each partition (line), and the middle 80% of its {score}s (band)."
+    text = f"The mean {score} of each {figures.unit} (line), and the middle 80% of its {score}s (band)."
     return _chart("scores", f"{score.capitalize()}s over time", text, rows, course, course="mean")
 
 
@@ -132,10 +132,9 @@ def _performance(figures: Figures, times: pl.DataFrame) -> Chart | None:
         return None
     rows = figures.performance.join(times, on="partition_key")
     course = _course(figures, _metric("value", term(figures.metric)), "low", "high")
-    text = f"{capital(plain(figures.metric))}, of each partition (line)"
-    text += " with its 95% interval (band). Few rows make a wide band." if rows["low"].count() else "."
-    if figures.performance["keys"].str.contains(" to ").any():
-        text += f" {THIN}."
+    text = f"{capital(plain(figures.metric))}, of each {figures.unit} (line)"
+    text += " with its 95% interval (band). With few rows the band is wider." if rows["low"].count() else "."
+    text += _thin(figures)
     rows = rows.select("keys", "value", "low", "high", "start")
     return _chart("performance", "Performance over time", text, rows, course, course="value")
 
@@ -150,7 +149,7 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
     ).select("partition_key", "estimate", "low", "high", "observed", "lies")
     time, axis = _time(figures), term(figures.estimates.metric)
     line = alt.Chart().mark_line(color=DARK, strokeDash=[6, 4], strokeWidth=1.5)
-    text = f"Estimated {metric} of each partition (dashed line) with its 95% interval (grey)."
+    text = f"Estimated {metric} of each {figures.unit} (dashed line) with its 95% interval (grey)."
     layers = [_band(figures, "low", "high", GREY), line.encode(x=time, y=_metric("estimate", axis))]
     if rows["observed"].count():
         shapes = alt.Scale(domain=[INSIDE, OUTSIDE], range=["circle", "cross"])
@@ -161,25 +160,20 @@ def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
         layers.append(dots.encode(x=time, y=_metric("observed", axis), shape=shape, description=TOLD))
         text += " A dot is the observed value, a cross one outside of the interval."
     if len(drawn) < len(figures.estimates.partitions):
-        text += f" {THIN}, by their mean."
+        text += f"{_thin(figures)} Here they stand with their mean, so a dot may differ from the chart above."
     rows = rows.join(times, on="partition_key")
     together = {keys[len(keys) // 2]: f"{keys[0]} to {keys[-1]}" for keys in figures.estimates.measured if keys[1:]}
     rows = rows.with_columns(pl.col("partition_key").replace(together))
     return _chart("estimates", "Estimated performance over time", text, rows, alt.layer(*layers), course="estimate")
 
 
-def _months(figures: Figures) -> Chart | None:
-    if figures.metric is None or figures.months.height <= 1:
-        return None
-    metric, axis = plain(figures.metric), term(figures.metric)
-    rows = figures.months.with_columns(start=pl.col("period_start").dt.strftime("%Y-%m-%dT00:00:00Z"))
-    rows = rows.select(pl.col("period_start").dt.strftime("%Y-%m").alias("month"), "value", "low", "high", "start")
-    month = _axis("utcyearmonth", "%b")
-    span = alt.Chart().mark_rule(color=GREY).encode(x=month, y=_metric("low", axis), y2="high")
-    dots = alt.Chart().mark_point(filled=True, size=70, color=BLUE, opacity=1)
-    dots = dots.encode(x=month, y=_metric("value", axis), description=TOLD)
-    text = f"{capital(metric)}, of all rows of a month together, with its 95% interval."
-    return _chart("months", "Performance by month", text, rows, alt.layer(span, dots), course="value")
+def _thin(figures: Figures) -> str:
+    """Say which neighbouring partitions count as one, and why; empty if none do."""
+    if not (together := [key for key in figures.performance["keys"] if " to " in key]):
+        return ""
+    few = f"fewer than {LEAST_OF_A_CLASS} rows{' of a class' if figures.task == 'binary' else ''}"
+    named = f": {dates(together, monthly=figures.window.monthly)}" if len(together) <= MOST_NAMED else ""
+    return f" Neighbouring {figures.unit}s with {few} are measured together{named}."
 
 
 def _calibration(figures: Figures) -> Chart | None:
@@ -187,7 +181,7 @@ def _calibration(figures: Figures) -> Chart | None:
     if not rows.height:
         return None
     scale = alt.Scale(zero=False)
-    x = alt.X("mean_prediction:Q", title="mean prediction", scale=scale)
+    x = alt.X("mean_prediction:Q", title="mean prediction", scale=scale, axis=alt.Axis(tickCount=8))
     y = alt.Y("observed:Q", title="mean observed", scale=scale)
     values = [*rows["mean_score"].to_list(), *rows["outcome"].to_list()]
     corners = [{"mean_prediction": end, "observed": end} for end in (min(values), max(values))]
@@ -201,11 +195,14 @@ def _calibration(figures: Figures) -> Chart | None:
 
 def _drift(figures: Figures) -> Chart | None:
     drift = figures.drift
-    if drift is None or drift.cells["period"].n_unique() <= 1:
+    if drift is None or not drift.moved or drift.cells["period"].n_unique() <= 1 or (figures.thin and drift.judged):
         return None
-    columns = drift.cells.group_by("column").agg(pl.max("index")).sort("index", "column", descending=[True, False])
-    x = alt.X("period:O", title=None, axis=alt.Axis(labelAngle=-40, labelOverlap=True))
-    y = alt.Y("column:N", title=None, sort=columns["column"].to_list(), axis=alt.Axis(labelLimit=110))
+    rows = drift.cells.filter(pl.col("column").is_in(drift.moved))
+    rows = rows.with_columns(
+        period=pl.col("period").replace({key: figures.window.named(key) for key in rows["period"]})
+    )
+    x = alt.X("period:O", title=None, sort=None, axis=alt.Axis(labelAngle=-40, labelOverlap=True))
+    y = alt.Y("column:N", title=None, sort=drift.moved, axis=alt.Axis(labelLimit=110))
     shades = alt.Scale(range=[PALE, DARK], domain=[0, STRONG], clamp=True)
     legend = alt.Legend(orient="top", title=f"distance (index), strong from {STRONG:g}", titleLimit=300)
     cells = alt.Chart().mark_rect(stroke=FAINT, strokeWidth=0.5)
@@ -213,22 +210,23 @@ def _drift(figures: Figures) -> Chart | None:
     alarms = alt.Chart().transform_filter("datum.alarms > 0")
     alarms = alarms.mark_point(shape="cross", filled=True, size=45, color=ORANGE, stroke="white", strokeWidth=0.5)
     alarms = alarms.encode(x=x, y=y, description=TOLD)
-    text = f"How far each column is from {BASELINES[drift.baseline]}, in each {drift.every}. A cross marks an alarm."
-    if columns.height < drift.columns:
-        text += f" Only the {columns.height} of {drift.columns} columns that drifted most are shown."
-    return _chart("drift", "Drift", text, drift.cells, alt.layer(cells, alarms), ROW_HEIGHT * columns.height)
+    text = f"How far each column is from {drift.baseline}, in each {drift.every}."
+    text += " A cross marks an alarm." if drift.drifted else ""
+    if len(drift.moved) < drift.columns:
+        text += f" Shown are the {len(drift.moved)} of {drift.columns} columns that were far ({NOTICEABLE:g} or more)."
+    return _chart("drift", "Drift", text, rows, alt.layer(cells, alarms), ROW_HEIGHT * len(drift.moved))
 
 
-def _before_and_after(name: str, item: Drifted) -> Chart | None:
+def _before_and_after(figures: Figures, name: str, item: Drifted) -> Chart | None:
     """Draw the shares of the values of a column in its worst partition over those of partitions without an alarm."""
     if not item.shares:
         return None
     rows = pl.DataFrame(item.shares, schema=["values", "usual", "then"], orient="row")
-    x = alt.X("values:O", title=None, sort=None, axis=alt.Axis(labelAngle=-40, labelLimit=110, labelOverlap=True))
+    x = alt.X("values:O", title=None, sort=None, axis=alt.Axis(labelAngle=-90, labelLimit=110, labelFontSize=10))
     share = alt.Y("usual:Q", title="share of rows", axis=alt.Axis(format="%"))
     bars = alt.Chart().mark_bar(color=GREY, opacity=0.45).encode(x=x, y=share, description=TOLD)
     marks = alt.Chart().mark_tick(color=ORANGE, thickness=4).encode(x=x, y="then:Q", description=TOLD)
-    text = f"The values of {item.column}: lines show {item.partition_key}, grey bars the partitions without an alarm together."
+    text = f"The values of {item.column}: lines show {figures.window.named(item.partition_key)}, grey bars the {figures.unit}s without an alarm together."
     return _chart(name, f"{item.column} before and after", text, rows, alt.layer(bars, marks), HEIGHT // 2)
 
 

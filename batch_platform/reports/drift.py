@@ -22,10 +22,12 @@ from batch_platform.warehouse.ledger import selected
 from batch_platform.warehouse.sql import has_table, quoted
 
 MOST_COLUMNS = 12  # columns in the heat map, those that drifted most
+NOTICEABLE = 0.1  # index from which a difference is worth a look by common rule
 MOST_PERIODS = 62  # periods in the heat map; more partitions are shown by week, and more weeks by month
 WORST = 5
 _MATTERS = 0.05  # change of a share of rows that explains a drift
 _STRENGTHS = ((1.0, "a very strong"), (0.25, "a strong"), (0.0, "a noticeable"))
+_BASELINES = {"reference": "the training data", "previous": "the {} before", "week_before": "the week before"}
 _CELLS = {"column": pl.String, "period": pl.String, "index": pl.Float64, "alarms": pl.Int64, "partitions": pl.Int64}
 
 
@@ -46,14 +48,20 @@ class Drifted:
 class DriftFigures:
     """Distance of features and predictions from their baseline."""
 
-    baseline: Baseline
-    every: str  # length of a period: partition, week or month
+    baseline: str  # what is compared with, in words
+    every: str  # length of a period: that of a partition, week or month
     cells: pl.DataFrame  # columns column, period, index (the highest of the period), alarms, partitions
     worst: list[Drifted]  # worst first
     columns: int  # number of measured columns
     judged: bool  # whether any column was held against limits
     drifted: int  # number of columns that raised an alarm
     unjudged: int  # partitions whose predictions have no baseline, though features have
+
+    @property
+    def moved(self) -> list[str]:
+        """The columns that were noticeably far from the baseline in some period, the farthest first."""
+        farthest = self.cells.group_by("column").agg(pl.max("index")).filter(pl.col("index") >= NOTICEABLE)
+        return farthest.sort("index", "column", descending=[True, False])["column"].to_list()
 
 
 def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span) -> DriftFigures | None:
@@ -65,7 +73,7 @@ def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span:
     rows = _rows(con, pipeline, baseline, span)
     if not rows.height:
         return None
-    every, periods = _periods(span, zone)
+    every, periods = _periods(span, zone, spec.partitions.every)
     rows = rows.with_columns(period=pl.col("partition_key").replace_strict(periods))
     of_columns = rows.group_by("column_name").agg(
         pl.len().alias("partitions"),
@@ -92,9 +100,8 @@ def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span:
     ]
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
-    return DriftFigures(
-        baseline, every, cells, worst, of_columns.height, bool(rows["level"].count()), alarming.height, unjudged
-    )
+    judged, beside = bool(rows["level"].count()), _BASELINES[baseline].format(spec.partitions.every)
+    return DriftFigures(beside, every, cells, worst, of_columns.height, judged, alarming.height, unjudged)
 
 
 def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, baseline: Baseline, span: Span) -> pl.DataFrame:
@@ -107,10 +114,10 @@ def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, baseline: Baseline, spa
     return con.sql(query, params={"baseline": baseline, "keys": span.keys}).pl()
 
 
-def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:
+def _periods(span: Span, zone: ZoneInfo, unit: str) -> tuple[str, dict[str, str]]:
     """Return the length of a period of the heat map, and the period of each partition."""
     if len(span.runs) <= MOST_PERIODS:
-        return "partition", {key: key for key in span.keys}
+        return unit, {key: key for key in span.keys}
     weeks = span.periods("week", zone)
     if len(set(weeks.values())) <= MOST_PERIODS:
         return "week", weeks
@@ -126,11 +133,11 @@ def _drifted(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, rows: pl.DataFr
     later = [other for other in judged if span.keys.index(other) > span.keys.index(alarms[-1])]
     profiles = read_profiles(con, spec.name, [*({*judged} - {*alarms}), key])
     columns = {other: column for other, of in profiles.items() for column in of if column.name == name}
-    then, change = columns.pop(key, None), _change(worst, f"{'in' if span.monthly else 'on'} {key}")
+    then, change = columns.pop(key, None), _change(worst)
     usual = [column for column in columns.values() if then is not None and column.is_comparable(then)]
     shares = [] if then is None or not usual else _shares(reduce(add, usual), then)
     distance = next(word for least, word in _STRENGTHS if worst["unusual"] >= least)
-    sentence = f"{change}: {distance} change (index {number(worst['unusual'], '.2f')}); an alarm in {len(alarms):,} of {rows.height:,} partitions."
+    sentence = f"{span.at([key])}, {change}: {distance} change (index {number(worst['unusual'], '.2f')}); an alarm in {len(alarms):,} of {rows.height:,} {spec.partitions.every}s."
     sentence = " ".join(filter(None, (sentence, spec.column_descriptions.get(name))))
     return Drifted(name, key, change, sentence, alarms, later[0] if later else None, shares)
 
@@ -150,7 +157,7 @@ def _shares(usual: Profile, then: Profile) -> list[tuple[str, float, float]]:
     return [(name, of / max(1, usual.rows), now / max(1, then.rows)) for name, of, now in cells if of or now]
 
 
-def _change(row: Mapping[str, Any], where: str) -> str:
+def _change(row: Mapping[str, Any]) -> str:
     """Describe how a column differs, by the number that changed most."""
     shares = {
         "empty": row["null_share"] - row["baseline_null_share"],
@@ -160,15 +167,15 @@ def _change(row: Mapping[str, Any], where: str) -> str:
     name = {"empty": "null_share", "unknown": "unknown_share"}[kind]
     now, then = row[name], row[f"baseline_{name}"]
     if abs(shares[kind]) >= _MATTERS and kind == "empty":
-        what = f"{now:.1%} of its values are empty {where}, instead of {then:.1%}"
+        what = f"{now:.1%} of its values are empty instead of {then:.1%}"
     elif abs(shares[kind]) >= _MATTERS:
-        what = f"{now:.1%} of its values {where} are categories that the model does not know, instead of {then:.1%}"
+        what = f"{now:.1%} of its values are categories that the model does not know instead of {then:.1%}"
     elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
-        what = f"its mean is {number(row['mean'])} {where}, instead of {number(row['baseline_mean'])}"
+        what = f"its mean is {number(row['mean'])} instead of {number(row['baseline_mean'])}"
     else:
-        what = f"other values are frequent {where} than usual"
+        what = "other values are frequent than usual"
     if (row["outside_share"] or 0) >= (expected := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
-        what += f"; {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
+        what += f", and {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
     return what
 
 

@@ -1,6 +1,6 @@
 """Estimates in the report: the expected metric of each partition, and the errors of such estimates so far."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import duckdb
@@ -8,20 +8,12 @@ import numpy as np
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.estimates import TrackRecord, estimated_metric
-from batch_platform.monitoring.measures.estimates import (
-    EstimatedMetric,
-    EstimatedSegmentMetric,
-    read_estimates,
-    read_segment_estimates,
-    segment_track_records,
-    track_records,
-)
+from batch_platform.monitoring.measures.estimates import EstimatedMetric, read_estimates, track_records
 from batch_platform.monitoring.resampling import LEVEL, wilson
 from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span
 
 MOST_UNMEASURED = 7  # newest partitions that are listed
-LEAST_ROWS = 30  # fewer rows keep a segment out of the report
 
 
 @dataclass(frozen=True)
@@ -32,9 +24,6 @@ class EstimateFigures:
     partitions: tuple[EstimatedMetric, ...]  # estimates in order of time
     measured: tuple[tuple[str, ...], ...]  # keys of the measured partitions, those of thin neighbours together
     record: TrackRecord | None  # record over every estimate of the metric; None before one came true
-    # Estimates of the newest partition that has any, most rows first, by column; and their records, by column and segment.
-    by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
-    segment_records: Mapping[tuple[str, str | None], TrackRecord]
 
     @property
     def falls_short(self) -> bool:
@@ -48,12 +37,6 @@ class EstimateFigures:
         realised = {row.partition_key: row for row in self.partitions if row.realised is not None}
         together = [[realised[key] for key in keys if key in realised] for keys in self.measured]
         return [row for row in self.partitions if row.realised is None] + [_as_one(rows) for rows in together if rows]
-
-    @property
-    def of_segments(self) -> dict[str, list[EstimatedSegmentMetric]]:
-        """The estimates of the segments that have enough rows, by column; a column without any is left out."""
-        columns = {name: [row for row in rows if row.rows >= LEAST_ROWS] for name, rows in self.by_segment.items()}
-        return {name: rows for name, rows in columns.items() if rows}
 
     @property
     def unmeasured(self) -> tuple[EstimatedMetric, ...]:
@@ -88,15 +71,4 @@ def read_estimate_figures(
         partitions,
         tuple(tuple(row["partition_key"] for row in rows) for rows in thin_together(con, spec, metric, span)),
         track_records(con, pipeline).get(metric),
-        _by_segment(con, pipeline, metric, keys),
-        segment_track_records(con, pipeline, metric),
     )
-
-
-def _by_segment(
-    con: duckdb.DuckDBPyConnection, pipeline: str, metric: str, keys: Sequence[str]
-) -> dict[str, tuple[EstimatedSegmentMetric, ...]]:
-    newest_first = (read_segment_estimates(con, pipeline, [key]).get(key, ()) for key in reversed(keys))
-    rows = [row for row in next(filter(None, newest_first), ()) if row.metric == metric]
-    columns = dict.fromkeys(row.segment_column for row in rows)
-    return {column: tuple(row for row in rows if row.segment_column == column) for column in columns}

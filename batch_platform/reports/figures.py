@@ -1,11 +1,12 @@
 """The numbers of the report, all read from the published copy; the same copy gives the same numbers."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 from math import hypot
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -18,7 +19,7 @@ from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
-from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
+from batch_platform.monitoring.metrics import METRICS, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNSUPERVISED, class_texts
 from batch_platform.monitoring.units import CONFIDENCE, UnitRule
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
@@ -27,12 +28,16 @@ from batch_platform.reports.groups import GroupFigures, read_groups
 from batch_platform.reports.issues import OpenIssue, open_issues, unusual_counts
 from batch_platform.reports.measures import FurtherMeasure, read_further_measures
 from batch_platform.reports.performance import (
+    LEAST_OF_A_CLASS,
+    SCORE_BIAS,
+    definitions_of,
+    is_vague,
     measured,
     missed,
     no_better_than_guessing,
-    performance_by_month,
     performance_by_partition,
     row_of,
+    shown_of,
 )
 from batch_platform.reports.segments import Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
@@ -96,9 +101,7 @@ class Service:
 class Figures:
     """Every number and name in the report."""
 
-    pipeline: str
-    description: str
-    owners: tuple[str, ...]
+    spec: PipelineSpec
     task: str  # task of the newest version in the window
     as_of: datetime  # newest commit of the pipeline, in UTC
     window: Span
@@ -111,14 +114,12 @@ class Figures:
     performance: pl.DataFrame
     estimates: EstimateFigures | None  # None where nothing was estimated
     pooled: pl.DataFrame  # every metric of the whole window, in the form of `pooled_performance`
-    months: pl.DataFrame  # metric of each month of the window: period_start, value, low, high, rows
     segments: pl.DataFrame  # form: see `read_segments`
     gaps: list[Gap]  # differences between segments in the rates of binary decisions
     drift: DriftFigures | None
     measures: list[FurtherMeasure]  # measures without a section of their own
     confusion: pl.DataFrame  # decisions of a classification: decided, came_true, rows
     calibration: pl.DataFrame  # groups of rows with similar scores: rows, weight, mean_score, outcome
-    calibration_error: float | None  # mean distance between score and outcome, by weight
     rejections: dict[str, int]  # rows by column and reason
     unusual: "list[Aspect]"  # volumes and rejected shares that earlier partitions do not explain, newest first
     services: list[Service]
@@ -126,13 +127,47 @@ class Figures:
     challengers: pl.DataFrame  # columns challenger (null: the models that served), value, low, high, rows, partitions
     missed: list[str]  # partitions of `performance` whose metric misses the declared bound by more than chance
     no_better_than_guessing: list[str]  # partitions of `performance` whose metric is not above what guessing has
-    decided: Mapping[str, int]  # rows of the newest partition by their decision
-    threshold: float | None  # score from which a row is decided positive
+    decided: Mapping[str, int]  # rows of `summed_up` by their decision
+    positive: str  # the positive class of a binary model
+    guesses: dict[str, str]  # models that were not clearly better than guessing, in words, by their first partition
     groups: GroupFigures | None  # None unless the model groups rows, or finds those that stand out
     status: "PipelineStatus | None"  # what `status` says; None if it was not asked
-    issues: list[OpenIssue]  # those of the status
+    issues: list[OpenIssue]  # what the status complains of
     confidence: str  # meaning of the intervals
     definitions: dict[str, str]  # a sentence for each metric, by name
+
+    @property
+    def unit(self) -> str:
+        """The length of a partition, such as day."""
+        return self.spec.partitions.every
+
+    @property
+    def rule(self) -> str:
+        """The rule by which rows are chosen; of several classes, by which one is decided."""
+        otherwise = "a score above one half" if self.positive else "the most probable class"
+        return str(self.spec.predictions.decide or otherwise).replace("partition", self.unit)
+
+    @property
+    def even(self) -> bool:
+        """True if every partition has the same number of rows."""
+        return len({(run.rows_in, run.rows_scored) for run in self.window.runs}) == 1 < len(self.window.runs)
+
+    @property
+    def thin(self) -> int | None:
+        """The usual number of rows of a partition, where drift could not be told from chance; None where it can, and where it was."""
+        usual = median_low(list(filter(None, (run.rows_scored for run in self.window.runs))) or [0])
+        return None if usual >= LEAST_OF_A_CLASS or (self.drift and self.drift.worst) else usual
+
+    @property
+    def newest_decisions(self) -> pl.DataFrame:
+        """The newest decision of each kind on the models in use, and on each challenger."""
+        name = pl.when(action="challenger").then(pl.col("reason").str.split(";").list.first()).otherwise("action")
+        return self.decisions.with_columns(name=name).unique("name", keep="last", maintain_order=True)
+
+    @property
+    def overall(self) -> dict[str, dict[str, Any]]:
+        """The row of each metric of the whole window, by name."""
+        return {row["metric"]: row for row in self.pooled.iter_rows(named=True)}
 
     @property
     def score(self) -> str:
@@ -165,23 +200,27 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
     for span in filter(None, (window, before)):
         span.require_undamaged(con, spec.name)
     registry = read_registry(con, spec.name)
-    task = registry.named(window.runs[-1].model_version).task
+    served, services = registry.named(window.runs[-1].model_version), _services(registry, window)
+    task = served.task
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
-    pooled = measured(con, spec, window, metric, own, whole=True)
+    pooled = measured(con, spec, window, metric, [SCORE_BIAS, *own], whole=True)
     performance = performance_by_partition(con, spec, metric, window, own)
     judged_by = metric if row_of(pooled, metric) or performance.height else None
 
     def measure(span: Span) -> Mapping[str, float] | None:
         return row_of(pooled if span == window else measured(con, spec, span, metric, own, whole=False), metric)
 
+    newest, whole = measure(summed_up), row_of(pooled, metric)
+    known = METRICS.get(metric, next((item for item in own if item.name == metric), None))
+    if summed_up != window and newest is not None and whole is not None and is_vague(newest, known):
+        summed_up, before = window, None
     calibration, confusion = _calibration(con, spec, registry, window)
     estimates = read_estimate_figures(con, spec, metric, window)
+    shown = shown_of(pooled, metric, spec.predictions.decide)
     segments = read_segments(con, spec, metric, window, pooled)
     return Figures(
-        pipeline=spec.name,
-        description=spec.description,
-        owners=tuple(spec.owners),
+        spec=spec,
         task=task,
         as_of=max(run.committed_at for run in runs),
         window=window,
@@ -192,29 +231,30 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         distributions=committed_distributions(con, spec.name, window.keys),
         performance=performance,
         estimates=estimates,
-        pooled=pooled.filter(pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())),
-        months=performance_by_month(con, spec, metric, window),
+        pooled=shown,
         segments=segments,
         gaps=gaps_of(segments) if task == "binary" else [],
         drift=read_drift_figures(con, spec, window),
         measures=read_further_measures(con, spec.name, window),
         confusion=confusion,
         calibration=calibration,
-        calibration_error=_calibration_error(calibration),
         rejections=_rejections(con, spec.name, window),
         unusual=unusual_counts(spec, runs, window),
-        services=_services(registry, window),
+        services=services,
         decisions=_decisions(con, spec.name, window),
         challengers=_challengers(pooled, metric),
         missed=missed(spec, performance, metric, task),
         no_better_than_guessing=no_better_than_guessing(performance, metric),
-        decided=read_decided(con, spec.name, window.keys[-1]),
-        threshold=spec.predictions.decide and spec.predictions.decide.probability,
+        decided=read_decided(con, spec.name, summed_up.keys),
+        positive=class_texts(served.class_labels)[-1] if task == "binary" else "",
+        guesses={
+            service.first: text for service in services if (text := registry.not_better_than_guessing(service.version))
+        },
         groups=read_groups(con, spec, window.keys, outliers=task == "outliers") if task in UNSUPERVISED else None,
         status=status,
-        issues=[] if status is None else open_issues(status),
-        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}",
-        definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
+        issues=[] if status is None else open_issues(spec, status),
+        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}".replace("partition", spec.partitions.every),
+        definitions=definitions_of({*shown["metric"], *([estimates.metric] if estimates else [])}, own),
     )
 
 
@@ -363,14 +403,6 @@ def _calibration(
     return of_known.sort("bin").cast(dict(of_bins.schema)), decided
 
 
-def _calibration_error(calibration: pl.DataFrame) -> float | None:
-    """Expected calibration error (Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015)."""
-    if not calibration.height:
-        return None
-    distance = (pl.col("mean_score") - pl.col("outcome")).abs()
-    return calibration.select((distance * pl.col("weight")).sum() / pl.col("weight").sum()).item()
-
-
 def _weighted(spec: PipelineSpec) -> str:
     """A sentence on the weights of rows; empty without any."""
     weight = spec.labels and spec.labels.weight
@@ -405,12 +437,12 @@ def _decisions(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> pl.
     ).pl()
 
 
-def read_decided(con: duckdb.DuckDBPyConnection, pipeline: str, key: str) -> dict[str, int]:
-    """Count the rows of a partition by their decision; empty where there are none."""
+def read_decided(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]) -> dict[str, int]:
+    """Count the rows of some partitions by their decision; empty where there are none."""
     if DECISION not in dict(table_columns(con, pipeline, "predictions")):
         return {}
-    query = f"SELECT {DECISION}::VARCHAR AS decided, count(*) FROM {quoted(pipeline)}.predictions WHERE partition_key = $key AND {DECISION} IS NOT NULL GROUP BY ALL"
-    return dict(con.execute(query, {"key": key}).fetchall())
+    query = f"SELECT {DECISION}::VARCHAR AS decided, count(*) FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys AND {DECISION} IS NOT NULL GROUP BY ALL"
+    return dict(con.execute(query, {"keys": [*keys]}).fetchall())
 
 
 def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -419,10 +451,3 @@ def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
     rows = pooled.filter(together, pl.col("metric") == metric)
     rows = rows.select("challenger", "value", "low", "high", "rows", "partitions")
     return rows if rows["challenger"].drop_nulls().len() else rows.clear()
-
-
-def _definitions(shown: Collection[str], own: Sequence[Metric]) -> dict[str, str]:
-    """Return the first paragraph of the docstring of each metric that the report shows."""
-    known = METRICS | {metric.name: metric for metric in own}
-    texts = {name: (known[name].value.__doc__ or "").strip() for name in sorted(shown) if name in known}
-    return {name: " ".join(text.split("\n\n")[0].replace("`", "").split()) for name, text in texts.items() if text}

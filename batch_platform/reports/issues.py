@@ -2,21 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from batch_platform.declaration.errors import alike, in_short, listed, without_place
+from batch_platform.declaration.errors import alike, counted, in_short, without_place
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.health import Aspect, AspectName
 from batch_platform.monitoring.measures.health import partition_aspects
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.status import PipelineStatus
 from batch_platform.reports.span import Span
+from batch_platform.reports.wording import spanned, words
 from batch_platform.warehouse.ledger import ScoreRun
 
 EXAMPLES = " For example "  # begins what a reason quotes of rows
 _CONDITIONS = {
-    "stale": "predictions are out of date",
-    "blocked": "no model serves these partitions",
-    "missing": "partitions are due and not scored",
+    "stale": "predictions of {} out of date",
+    "blocked": "no model for {}",
+    "missing": "{} not yet scored",
+}
+_ALARMS: dict[AspectName, str] = {  # whose names say what should be, and not what is
+    "fresh": "not scored in time",
+    "delivered": "predictions are not delivered",
+    "performance": "worse than the declared limit",
+    "better_than_guessing": "the model in use is not clearly better than a simple guess",
 }
 
 
@@ -36,20 +44,33 @@ def unusual_counts(spec: PipelineSpec, runs: Sequence[ScoreRun], span: Span) -> 
     return [aspect for aspect in judged if not aspect.passed]
 
 
-def open_issues(status: PipelineStatus) -> list[OpenIssue]:
-    """List the partitions that are out of date, failed or missing; those with the same problem are one issue."""
+def open_issues(spec: PipelineSpec, status: PipelineStatus) -> list[OpenIssue]:
+    """List what `status` complains of: failed, out of date or missing partitions, then what its health warns of; one issue for each cause."""
     failed: dict[tuple[str, str], dict[str, str]] = {}  # reasons by partition key, grouped by step and kind of reason
     for failure in status.failures:
         key, reason = failure.partition_key, failure.reason.partition(EXAMPLES)[0]  # no values of rows in a report
         failed.setdefault((failure.step, alike(key, in_short(status.pipeline, reason))), {})[key] = reason
+    every, dated = spec.partitions.every, partial(spanned, monthly=spec.partitions.every == "month")
     issues: list[OpenIssue] = []
     for (step, _), reasons in failed.items():
         key, reason = next(iter(reasons.items()))
         example = f"{key}: " if len(reasons) > 1 else ""
-        issues.append(OpenIssue(f"{step} failed", listed(reasons), example + without_place(status.pipeline, reason)))
+        issues.append(
+            OpenIssue(f"{step} failed", dated(sorted(reasons)), example + without_place(status.pipeline, reason))
+        )
     standing: dict[tuple[str, str], list[str]] = {}
     for partition in status.partitions:
         if partition.condition in _CONDITIONS:
             standing.setdefault((partition.condition, partition.reason), []).append(partition.partition)
-    issues += [OpenIssue(_CONDITIONS[condition], listed(keys), why) for (condition, why), keys in standing.items()]
+    alarms = {alarm.name: alarm for alarm in status.health.alarms}
+    for (condition, reason), keys in standing.items():
+        fresh = alarms.get("fresh")  # whose partition is missing too
+        cause = alarms.pop("fresh").text if condition == "missing" and fresh and fresh.partition in keys else ""
+        what = _CONDITIONS[condition].format(counted(len(keys), every))
+        issues.append(OpenIssue(what, dated(keys), "; ".join(filter(None, (reason, cause)))))
+    if failed:
+        alarms.pop("failures", None)
+    for alarm in alarms.values():
+        where = dated([alarm.partition]) if alarm.partition else ""
+        issues.append(OpenIssue(_ALARMS.get(alarm.name, words(alarm.name)), where, alarm.text))
     return issues

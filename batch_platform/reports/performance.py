@@ -1,5 +1,6 @@
-"""Performance in the report: the metrics of a span, of each partition, and of each month; thin partitions are measured together."""
+"""Performance in the report: the metrics of a span and of each partition; thin partitions are measured together."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
@@ -7,18 +8,30 @@ from typing import Any
 import duckdb
 import polars as pl
 
+from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE, POOLED
-from batch_platform.monitoring.metrics import Metric
+from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
+from batch_platform.monitoring.metrics import METRICS, Metric
+from batch_platform.monitoring.outcomes import BINARY, Outcomes, Weighted, over_all_rows, total
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.resampling import LEAST_UNITS
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.reports.segments import RATES
-from batch_platform.reports.span import PERIODS, Span
-from batch_platform.reports.wording import GUESSING
+from batch_platform.reports.span import Span
+from batch_platform.reports.wording import GUESSING, SELF_EXPLANATORY
 from batch_platform.warehouse.sql import has_table, quoted
 
+_FUNCTION = re.compile(r" \(`[^)]*`\)")  # a library's function that gives the metric too
 LEAST_OF_A_CLASS = 30  # rows; partitions with fewer count together with their neighbours
+
+
+def _score_bias(outcomes: Outcomes) -> Weighted:
+    """Mean score minus the share of positives: above 0, scores are too high."""
+    positive, score = outcomes.positive_and_score
+    return lambda weights: weights @ (score - positive) / total(weights)
+
+
+SCORE_BIAS = Metric("bias", BINARY, lambda rows: over_all_rows(_score_bias, rows), weighted=_score_bias, signed=True)
 UNMEASURED: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("metric", "challenger", "model_version", "segment_column", "segment"), pl.String),
     **dict.fromkeys(("value", "low", "high"), pl.Float64),
@@ -104,6 +117,12 @@ def _few(rows: Sequence[Mapping[str, Any]]) -> bool:
     return 1 < len(rows) < LEAST_UNITS or (min(positives, total - positives) if known else total) < LEAST_OF_A_CLASS
 
 
+def is_vague(row: Mapping[str, Any], metric: Metric | None) -> bool:
+    """Return whether a metric is of too few rows to sum anything up: few of a class, or as far from guessing as its interval is wide."""
+    judged = metric is not None and row["low"] is not None and not (metric.signed or metric.neutral)
+    return _few([row]) or (judged and abs(row["value"] - GUESSING.get(row["metric"], 0)) < row["high"] - row["low"])
+
+
 def missed(spec: PipelineSpec, performance: pl.DataFrame, metric: str, task: str) -> list[str]:
     """List the partitions whose metric is worse than monitoring.performance allows, by more than chance."""
     check = PERFORMANCE.check(spec)
@@ -120,16 +139,24 @@ def no_better_than_guessing(performance: pl.DataFrame, metric: str) -> list[str]
     return performance.filter(pl.col("value") <= GUESSING.get(metric, -inf))["keys"].to_list()
 
 
-def performance_by_month(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
-    """The metric of each month; none where partitions are as long, and where a month has too few rows of a class."""
-    schema = {"period_start": pl.Date, **_NUMBERS}
-    if not has_table(con, spec.name, POOLED) or span.monthly:
-        return pl.DataFrame(schema=schema)
-    months = [*dict.fromkeys(span.periods("month", spec.partitions.calendar.zone).values())]
-    query = f"""
-        SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
-        WHERE metric = $metric AND period = 'month' AND strftime(period_start, '{PERIODS["month"]}') IN $months
-        AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
+def shown_of(pooled: pl.DataFrame, metric: str, rule: Decide | None) -> pl.DataFrame:
+    """The metrics of all models that served together, without those that mislead and do not judge the model.
+
+    They are an error relative to a target that may be 0, and the accuracy of the most probable class beside a rule that decides
+    otherwise. A share that the rule sets has no interval.
     """
-    rows = con.sql(query, params={"metric": metric, "months": months}).pl().cast(schema)
-    return rows.clear() if any(_few([row]) for row in rows.iter_rows(named=True)) else rows
+    dropped = {"mape", *(["accuracy"] if rule else [])} - {metric}
+    rows = pooled.filter(
+        pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null()),
+        ~pl.col("metric").is_in(dropped),
+    )
+    fixed = (pl.col("metric") == "selection_rate") & (rule is not None and rule.top is not None)
+    return rows.with_columns(pl.when(~fixed).then(end).alias(end) for end in ("low", "high"))
+
+
+def definitions_of(shown: set[str], own: Sequence[Metric]) -> dict[str, str]:
+    """Return the first paragraph of the docstring of each metric that the report shows and whose name does not define it."""
+    known = METRICS | {metric.name: metric for metric in own}
+    texts = {name: known[name].value.__doc__ or "" for name in sorted(shown & {*known} - SELF_EXPLANATORY)}
+    first = {name: _FUNCTION.sub("", text.strip().split("\n\n")[0]) for name, text in texts.items()}
+    return {name: " ".join(text.replace("`", "").split()) for name, text in first.items() if text}

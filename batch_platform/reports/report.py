@@ -15,10 +15,10 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.wording import number
 from batch_platform.pipeline.status import status_at
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports import wording
 from batch_platform.reports.figures import Figures, read_figures
-from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable
-from batch_platform.reports.summary import in_words
-from batch_platform.reports.wording import SHARES, alike, capital, ends, figure, plain, words
+from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable, ordered
+from batch_platform.reports.summary import in_words, on_average
 from batch_platform.warehouse.published import open_published
 
 if TYPE_CHECKING:
@@ -81,19 +81,20 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    filters = {"number": number, "words": words, "plain": plain, "capital": capital, "visible": redact}
-    environment.filters.update(filters, alike=alike, local=partial(_local, zone=zone))
+    filters = {"number": number, "visible": redact, "ordered": ordered, "local": partial(_local, zone=zone)}
+    worded = {name: value for name, value in vars(wording).items() if not name.startswith("_")}
+    environment.filters.update(worded, **filters)
+    environment.globals.update(worded)
     template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
+    segments = comparable(figures.segments)
     return template.render(
         of=figures,
+        every=figures.unit,
         summary=in_words(figures),
-        alarms=[] if figures.status is None else figures.status.health.alarms,
+        on_average=on_average(figures),
         charts=charts,
-        figure=figure,
-        ends=ends,
         rates=RATES,
-        shares=SHARES,
-        compared=comparable(figures.segments),
+        compared={*segments.select("segment_column", "segment").iter_rows()} if segments.height else (),
         least_positives=LEAST_POSITIVES,
     )
 

@@ -16,9 +16,9 @@ from batch_platform.warehouse.sql import has_table, quoted
 LEAST_POSITIVES = 100  # fewer positives, or fewer negatives, keep a segment out of the comparison
 FOUR_FIFTHS = 0.8
 RATES = {
-    "selection_rate": "selection rate",
-    "recall": "true positive rate",
-    "false_positive_rate": "false positive rate",
+    "selection_rate": "share chosen",
+    "recall": "share found",
+    "false_positive_rate": "share chosen in error",
 }
 
 
@@ -75,6 +75,12 @@ def comparable(segments: pl.DataFrame) -> pl.DataFrame:
     least = pl.min_horizontal(pl.col("positives"), pl.col("rows") - pl.col("positives")) >= LEAST_POSITIVES
     known = segments.filter(least, *(pl.col(rate).is_not_null() for rate in RATES))
     return known.filter(pl.len().over("segment_column") > 1)
+
+
+def ordered(rows: pl.DataFrame) -> list[dict[str, object]]:
+    """The rows of segments, those with dates or numbers for names in their order, others as they are."""
+    numeric = all(str(name)[:1].isdigit() for name in rows["segment"])
+    return (rows.sort("segment") if numeric else rows).rows(named=True)
 
 
 def gaps_of(segments: pl.DataFrame) -> list[Gap]:

@@ -1,5 +1,6 @@
 """A span of scored partitions, and the column of predictions that sums up a row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from zoneinfo import ZoneInfo
@@ -7,7 +8,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from batch_platform.declaration.reporting import ReportEvery
-from batch_platform.reports.wording import when
+from batch_platform.reports.wording import between, dates
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import table_columns
 from batch_platform.warehouse.tables_in_files import require_undamaged
@@ -39,11 +40,22 @@ class Span:
         return self.runs[0].partition_end - self.runs[0].partition_start >= MONTH
 
     @property
+    def dates(self) -> str:
+        """The time of the partitions: "August 1974", "18 April 2013", "1 to 30 April 2013"."""
+        return self.named(self.keys[0], self.keys[-1])
+
+    @property
     def in_words(self) -> str:
         """Write the time of the partitions for a sentence: "in August 1974", "on 18 April 2013", "from 1 to 30 April 2013"."""
-        first, last = (when(key, monthly=self.monthly) for key in (self.keys[0], self.keys[-1]))
-        alone = "in" if self.monthly else "on"
-        return f"{alone} {first}" if first == last else f"from {first} to {last}"
+        return f"from {self.dates}" if len(self.runs) > 1 else self.at(self.keys)
+
+    def named(self, first: str, last: str | None = None) -> str:
+        """Name a partition, or the time from one to another."""
+        return between(first, last or first, monthly=self.monthly)
+
+    def at(self, keys: Sequence[str]) -> str:
+        """Say at which partitions something was so: "on 18 April 2013", "in March 1998 and April 1998"."""
+        return f"{'in' if self.monthly else 'on'} {dates(keys, monthly=self.monthly)}"
 
     def periods(self, every: ReportEvery, zone: ZoneInfo) -> dict[str, str]:
         """The week or month in which each partition starts, by its key."""

@@ -1,13 +1,17 @@
 """The paragraph that opens the report: what happened to the model, what broke and was repaired, and what is needed of the reader."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+import polars as pl
 
 from batch_platform.declaration.errors import counted
 from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
 from batch_platform.reports.groups import STRUCTURE
-from batch_platform.reports.wording import GUESSING, capital, dates, ends, figure, plain, when
+from batch_platform.reports.wording import GUESSING, alike, capital, dates, ends, figure, percent, plain, term, when
 
 if TYPE_CHECKING:
     from batch_platform.reports.figures import Figures, Headline
@@ -15,9 +19,11 @@ if TYPE_CHECKING:
 MOST_COLUMNS, MOST_COUNTS = 2, 2  # drifted columns and unusual counts of rows that the paragraph describes
 
 
-def in_words(figures: "Figures") -> list[str]:
-    """The sentences of the paragraph."""
-    return [*_of_the_model(figures), *_of_decisions(figures), *_of_the_data(figures), *_of_the_reader(figures)]
+def in_words(figures: "Figures") -> dict[str, list[str]]:
+    """The sentences of the paragraph, by what they are about: the system may run well and the results be poor, or the other way round."""
+    results = [*_of_decisions(figures), *_of_the_model(figures), *_of_doubts(figures)]
+    parts = {"Results": results, "Data": [*_of_the_data(figures)], "System": [*_of_the_system(figures)]}
+    return {about: sentences for about, sentences in parts.items() if sentences}
 
 
 def _of_the_model(figures: "Figures") -> Iterator[str]:
@@ -40,21 +46,51 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
             before = figure(headline.before, headline.before_low, headline.before_high)
             verdict = f"Clearly {headline.verdict} than" if headline.verdict else "No clear change from"
             verdict = "It stands beside" if headline.lower_is_better is None else verdict
-            yield f"{verdict} the {before} of {figures.before.in_words.partition(' ')[2]}."
-    on = "in" if monthly else "on"
-    if figures.no_better_than_guessing:
-        yield f"{capital(on)} {dates(figures.no_better_than_guessing, monthly=monthly)} the model was no better than guessing."
-    if others := [key for key in figures.missed if key not in figures.no_better_than_guessing]:
-        yield f"It was worse than the declared limit, by more than chance, {on} {dates(others, monthly=monthly)}."
+            yield f"{verdict} the {before} of {figures.before.dates}."
 
 
 def _of_decisions(figures: "Figures") -> Iterator[str]:
-    """The decisions on the rows of the newest partition, and the models that were approved although they were worse."""
-    newest, monthly = figures.window.keys[-1], figures.window.monthly
-    if figures.task == "binary" and (rows := sum(figures.decided.values())):
-        at = figures.threshold and f" (threshold: a score of at least {number(figures.threshold, '.3g')})"
-        positive = figures.decided.get("true", 0)
-        yield f"Of the {rows:,} rows of {when(newest, monthly=monthly)}, {positive:,} were decided true{at or ''}."
+    """The rows that were chosen, how many of them rightly, how many were missed, and what the decisions cost."""
+    if figures.task != "binary":
+        return
+    if rows := sum(figures.decided.values()):
+        acted = f"{figures.decided.get('true', 0):,} of {rows:,} rows"
+        yield f"{capital(figures.summed_up.in_words)}, {acted} were chosen (rule: {figures.rule})."
+    known, overall = Counter[tuple[bool, bool]](), figures.overall
+    for decided, came_true, count in figures.confusion.iter_rows():
+        known[decided == figures.positive, came_true == figures.positive] += count
+    chosen, real = known[True, True] + known[True, False], known[True, True] + known[False, True]
+    if known and figures.spec.predictions.decide is None:
+        of_known = f"{chosen:,} of the {known.total():,} rows whose outcome is known"
+        yield f"No rule of decision is declared; {figures.rule} would choose {of_known}."
+    if chosen and real:
+        right, recall = overall["precision"], overall["recall"]
+        is_so = f"{figures.spec.labels and figures.spec.labels.column} is {figures.positive}"
+        when_chosen = "" if rows and figures.summed_up == figures.window else f" {figures.window.in_words}"
+        yield (
+            f"Of the {chosen:,} chosen{when_chosen} whose outcome is known, {percent(right['value'])} were right "
+            f"({is_so}{_interval(right['low'], right['high'], percent)}); of all rows, {percent(real / known.total())} were."
+        )
+        yield f"Of the {real:,} rows where {is_so}, {percent(recall['value'])} were chosen and {known[False, True]:,} were missed."
+    if "decision_cost" in overall:
+        cost = overall["decision_cost"]
+        cheapest = min(("always", "never"), key=lambda name: overall[f"decision_cost_{name}"]["value"])
+        other = number(overall[f"decision_cost_{cheapest}"]["value"], ".2g")
+        spent = f"{figure(cost['value'], cost['low'], cost['high'])} a row{_interval(cost['low'], cost['high'])}"
+        yield f"The decisions cost {spent}; the cheaper of always and never acting ({cheapest}) would have cost {other}."
+
+
+def _of_doubts(figures: "Figures") -> Iterator[str]:
+    """Findings on the results that stand, however well the system runs."""
+    at, monthly = figures.window.at, figures.window.monthly
+    if figures.no_better_than_guessing:
+        yield f"{capital(at(figures.no_better_than_guessing))} the model ranked no better than chance."
+    if others := [key for key in figures.missed if key not in figures.no_better_than_guessing]:
+        yield f"It was worse than the declared limit, by more than chance, {at(others)}."
+    if figures.guesses:
+        simple = dict.fromkeys(text.partition("(")[2].partition(")")[0] for text in figures.guesses.values())
+        verdict = f"not clearly better than a simple guess ({', '.join(simple)}) when approved"
+        yield f"{_models([*figures.guesses], monthly=monthly)} {verdict}."
     first = {service.version: service.first for service in figures.services}
     worse = {
         first[row["version"]]: row["reason"].partition(BY_LESS)[2].partition(";")[0]
@@ -62,41 +98,68 @@ def _of_decisions(figures: "Figures") -> Iterator[str]:
         if row["action"] == "approved" and row["version"] in first and BY_LESS in row["reason"]
     }
     if worse:
-        models, were, each = ("model", "was", "it") if len(worse) == 1 else ("models", "were", "each")
-        yield (
-            f"The {models} in use from {dates([*worse], monthly=monthly)} {were} approved although {each} was worse than the "
-            f"one before, within the tolerance of {[*worse.values()][-1]}."
-        )
+        verdict = f"approved although worse than the one before, within the tolerance of {[*worse.values()][-1]}"
+        yield f"{_models([*worse], monthly=monthly)} {verdict}."
+    if _leaning(figures):
+        yield on_average(figures)
+    yield from (measure.finding for measure in figures.measures if measure.finding)
+
+
+def _models(keys: Sequence[str], *, monthly: bool) -> str:
+    """The models that came into use with some partitions, as the beginning of a sentence."""
+    models, were = ("model", "was") if len(keys) == 1 else ("models", "were")
+    return f"The {models} in use from {dates(keys, monthly=monthly)} {were}"
 
 
 def _quality(metric: str, headline: "Headline") -> str:
-    value, between = figure(headline.value, headline.low, headline.high), ""
-    if headline.low is not None:
-        between = f", 95% interval {ends(headline.low, headline.high)}"
+    value = figure(headline.value, headline.low, headline.high)
+    between = _interval(headline.low, headline.high)
     if metric == "roc_auc":
         return (
-            f"the scores put {headline.value:.0%} of all pairs of a positive and a negative row in the right order, where "
-            f"guessing gets 50% (ROC AUC {value}{between})"
+            "of one positive and one negative row picked at random, the positive one had the higher score in "
+            f"{headline.value:.0%} of cases (chance alone: 50%; ROC AUC {value}{between})"
         )
-    guessing = f"; guessing has {GUESSING[metric]:g}" if metric in GUESSING else ""
-    return f"the {plain(metric)} was {value}{between}{guessing}"
+    if metric in ("mae", "rmse"):
+        size = f"{value} off on average" if metric == "mae" else f"typically {value} off"
+        return f"predictions were {size} ({term(metric)}{between})"
+    chance = f"; chance alone: {GUESSING[metric]:g}" if metric in GUESSING else ""
+    return f"the {plain(metric)} was {value}{between}{chance}"
+
+
+def _interval(low: float | None, high: float | None, form: Callable[[float], str] | None = None) -> str:
+    """An interval as the end of a clause; empty without one."""
+    if low is None or high is None:
+        return ""
+    return f", 95% interval {f'{form(low)} to {form(high)}' if form else ends(low, high)}"
+
+
+def _leaning(figures: "Figures") -> str:
+    """The direction in which predictions are off on average; empty where chance explains it, or nobody knows."""
+    bias = figures.overall.get("bias")
+    if not bias or bias["low"] is None or bias["low"] <= 0 <= bias["high"]:
+        return ""
+    return "too high" if bias["low"] > 0 else "too low"
+
+
+def on_average(figures: "Figures") -> str:
+    """Say if predictions are too high or too low, on average over all rows whose outcome is known; empty without any."""
+    if not figures.calibration.height:
+        return ""
+    means = figures.calibration.select(pl.col("mean_score", "outcome").dot("weight") / pl.sum("weight")).row(0)
+    form = percent if figures.task == "binary" else partial(number, form=alike(means))
+    verdict = _leaning(figures) or "neither clearly too high nor too low"
+    return f"On average, {figures.score}s were {verdict}: {form(means[0])} was predicted, {form(means[1])} came true."
 
 
 def _of_the_data(figures: "Figures") -> Iterator[str]:
-    drift, monthly = figures.drift, figures.window.monthly
-    on = "in" if monthly else "on"
+    drift, at, monthly = figures.drift, figures.window.at, figures.window.monthly
     for item in drift.worst[:MOST_COLUMNS] if drift else ():
-        if len(item.alarms) == 1:
-            text = f"{item.column} was unusual {on} {when(item.alarms[0], monthly=monthly)}"
-        else:
-            text = f"{item.column} was unusual in {len(item.alarms):,} partitions since {when(item.alarms[0], monthly=monthly)}"
-        again = (
-            f", and as usual again from {when(item.again, monthly=monthly)}"
-            if item.again
-            else ", the newest one included"
-        )
-        change = item.change.replace(f" {on} {item.partition_key}", "") if len(item.alarms) == 1 else item.change
-        yield f"{text} ({change}){again}."
+        text = f"{item.column} was unusual {at(item.alarms)} ({item.change})"
+        if len(item.alarms) > 1:
+            first = when(item.alarms[0], monthly=monthly)
+            text = f"{item.column} was unusual in {len(item.alarms):,} {figures.unit}s since {first} ({at([item.partition_key])}, {item.change})"
+        again = f"as usual again from {when(item.again, monthly=monthly)}" if item.again else "the newest one included"
+        yield f"{text}, {'and ' if item.again else ''}{again}."
     if drift and drift.drifted > MOST_COLUMNS:
         yield f"{drift.drifted:,} columns drifted in all."
     for aspect in figures.unusual[:MOST_COUNTS]:
@@ -105,17 +168,13 @@ def _of_the_data(figures: "Figures") -> Iterator[str]:
         yield f"{counted(more, 'more count')} of rows {'is' if more == 1 else 'are'} unusual."
 
 
-def _of_the_reader(figures: "Figures") -> Iterator[str]:
-    """The open issues and warnings of `status`; nothing if it was not asked."""
+def _of_the_system(figures: "Figures") -> Iterator[str]:
+    """The issues of `status`; nothing if it was not asked."""
     if figures.status is None:
         return
-    alarms = figures.status.health.alarms
-    if not figures.issues and not alarms:
-        yield "No action needed: everything that is due has been scored, nothing failed, and no check of the newest partition warns."
-        return
-    needed = [
-        f"{issue.what} ({issue.where.partition(',')[0]}{' and others' if ',' in issue.where else ''})"
-        for issue in figures.issues
-    ]
-    needed += [alarm.text.partition(": ")[0] for alarm in alarms]
-    yield f"Action needed: {'; '.join(needed)}."
+    if figures.issues:
+        needed = "; ".join(f"{issue.what} ({issue.where})" if issue.where else issue.what for issue in figures.issues)
+        yield f"Action needed: {needed}."
+    else:
+        checks = f"no check of the newest {figures.unit} warns"
+        yield f"Everything ran, and nothing needs repair: all that is due has been scored, nothing failed, and {checks}."

@@ -1,12 +1,14 @@
 """Numbers, dates and names in the wording of the report: for readers who know neither the pipeline nor statistics."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from datetime import date
+from itertools import takewhile
 
 from batch_platform.declaration.wording import number
 
-MOST_NAMED = 3  # partitions that a sentence names
+MOST_NAMED = 6  # partitions that a sentence names
 MOST_DECIMALS = 6
 PLAIN = {  # metrics as somebody would say them who has never heard of them
     "accuracy": "share of rows whose most probable class was the true one",
@@ -34,13 +36,16 @@ PLAIN = {  # metrics as somebody would say them who has never heard of them
     "precision": "share of the chosen that were right",
     "r2": "share of the differences that is explained",
     "recall": "share of the positives that were chosen",
-    "rmse": "size of an error, large ones counting more",
+    "rmse": "typical size of an error, large ones counting more",
     "roc_auc": "quality of the ranking",
     "selection_rate": "share of rows that were chosen",
     "silhouette": "separation of the groups",
 }
 SHARES = {"accuracy", "false_positive_rate", "outlier_share", "precision", "recall", "selection_rate"}  # in percent
+_FAMILIES = ("decision_", "error_", "lift_")
+SELF_EXPLANATORY = {"bias", "mae", "mape", *SHARES, *(name for name in PLAIN if name.startswith(_FAMILIES))}
 GUESSING = {"roc_auc": 0.5, "r2": 0.0}  # values that a model without features has
+_REWORDED = {"the gate": "its acceptance test", "champion": "the model in use", "than guessing": "than a simple guess"}
 _TERMS = {"roc_auc": "ROC AUC", "rmse": "RMSE", "mae": "MAE", "mape": "MAPE", "r2": "R²", "ks": "KS", "f1": "F1"}
 
 
@@ -93,11 +98,36 @@ def when(key: str, *, monthly: bool = False) -> str:
     return f"{day.day} {day:%B %Y}" if len(key) == len("2013-04-18") else key
 
 
+def between(first: str, last: str, *, monthly: bool = False) -> str:
+    """Name the time from one partition to another: "August 1974", "January to August 1974", "1 to 30 April 2013"."""
+    start, end = (when(key, monthly=monthly).split() for key in (first, last))
+    shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(reversed(start), reversed(end), strict=False))])
+    return " ".join(end if start == end else [*start[: len(start) - shared], "to", *end])
+
+
 def dates(keys: Sequence[str], *, monthly: bool = False) -> str:
-    """Name some partitions, the newest if there are many."""
-    shown = [" to ".join(when(end, monthly=monthly) for end in key.split(" to ")) for key in keys[-MOST_NAMED:]]
+    """Name some partitions, or times from one to another ("KEY to KEY"), the newest if there are many."""
+    ends = ((key.partition(" to ")[0], key.rpartition(" to ")[2]) for key in keys[-MOST_NAMED:])
+    shown = [between(first, last, monthly=monthly) for first, last in ends]
     more = f" and {len(keys) - len(shown):,} more" if len(keys) > len(shown) else ""
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 and not more else f"{', '.join(shown)}{more}"
+
+
+def percent(share: float) -> str:
+    """Write a share in percent, one near none or all with a decimal."""
+    return f"{share:.0%}" if 0.2 <= share <= 0.9 else f"{share:.1%}"  # noqa: PLR2004 - where a point is a small part
+
+
+def reworded(reason: str, unit: str) -> str:
+    """Write a recorded reason in the words of the report."""
+    for recorded, shown in _REWORDED.items():
+        reason = reason.replace(recorded, shown)
+    return re.sub(rf"\b({'|'.join(_TERMS)})\b", lambda match: _TERMS[match[1]], reason.replace("partition", unit))
+
+
+def spanned(keys: Sequence[str], *, monthly: bool = False) -> str:
+    """Name one or two partitions, or the time from the first to the last."""
+    return between(keys[0], keys[-1], monthly=monthly) if keys[2:] else dates(keys, monthly=monthly)
 
 
 def capital(text: str) -> str:

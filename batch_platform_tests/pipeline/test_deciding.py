@@ -262,7 +262,7 @@ def test_the_check_and_the_report_show_what_the_decisions_cost(tmp_path):
     assert shown <= judged.shown.keys()
     report = tmp_path / "report.html"
     write_report(pipeline, NOW, file=report)
-    assert "Mean cost per row of the decisions" in report.read_text(encoding="utf-8")
+    assert "The decisions cost " in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("rule", [None, COSTS, {"top": 7}], ids=str)

@@ -55,9 +55,7 @@ def outputs(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     return {
         "export": pl.read_parquet(exported).drop(OF_RUNS, strict=False).to_dicts(),
         "trace": (traced.outcome, {name: value for name, value in traced.row.items() if name not in OF_RUNS}),
-        "report": {
-            name: str(value) for name, value in figures.items() if name in ("performance", "months", "segments")
-        },
+        "report": {name: str(value) for name, value in figures.items() if name in ("performance", "segments")},
         "performance": performance.to_dicts(),
         "asset": open_table(pipeline.home, TableName("small", "predictions"), partitions=SCORED[:2]).pl().height,
         "partitions": stored_partitions(pipeline.home, TableName("small", "predictions")),

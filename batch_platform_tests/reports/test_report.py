@@ -15,7 +15,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 from sklearn.metrics import roc_auc_score
 
+from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.model import ModelCard
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
@@ -27,16 +29,16 @@ from batch_platform.pipeline.status import PipelineStatus, status_at
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.drift import Drifted, read_drift_figures
-from batch_platform.reports.estimates import LEAST_ROWS, read_estimate_figures
+from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, Headline, read_decided, read_figures
 from batch_platform.reports.groups import read_groups
 from batch_platform.reports.measures import read_further_measures
-from batch_platform.reports.performance import LEAST_OF_A_CLASS, thin_together
+from batch_platform.reports.performance import LEAST_OF_A_CLASS, is_vague, measured, shown_of, thin_together
 from batch_platform.reports.report import html
-from batch_platform.reports.segments import RATES, comparable, gaps_of, segment_drift
+from batch_platform.reports.segments import RATES, comparable, gaps_of, ordered, segment_drift
 from batch_platform.reports.span import Span
 from batch_platform.reports.summary import in_words
-from batch_platform.reports.wording import PLAIN, alike, ends, figure, plain
+from batch_platform.reports.wording import PLAIN, alike, between, ends, figure, percent, plain, reworded
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.browsing import installed_browser
@@ -115,6 +117,21 @@ def test_a_number_has_the_digits_that_its_interval_supports(value, low, high, sh
 
 
 @pytest.mark.parametrize(
+    ("first", "last", "monthly", "text"),
+    [
+        ("1974-01-01", "1974-08-01", True, "January to August 1974"),
+        ("1986-12-01", "1986-12-01", True, "December 1986"),
+        ("1997-11-01", "1998-04-01", True, "November 1997 to April 1998"),
+        ("2013-04-01", "2013-04-30", False, "1 to 30 April 2013"),
+        ("2013-05-01", "2013-12-31", False, "1 May to 31 December 2013"),
+        ("2013-05-01-04:00", "2013-05-01-05:00", False, "2013-05-01-04:00 to 2013-05-01-05:00"),
+    ],
+)
+def test_times_are_written_as_people_write_them(first, last, monthly, text):
+    assert between(first, last, monthly=monthly) == text
+
+
+@pytest.mark.parametrize(
     ("values", "shown"),
     [([0.0448, 0.51, 0.92, 1.0], ["0.04", "0.51", "0.92", "1.00"]), ([576.2, 99.0], ["576", "99"]), ([0.0], ["0"])],
 )
@@ -152,6 +169,11 @@ def test_a_difference_is_a_verdict_only_where_its_interval_says_so(value, before
 
 def status_now(pipeline: Pipeline) -> PipelineStatus:
     return status_at(pipeline, PlanRequest(NOW))
+
+
+def said(figures: Figures) -> list[str]:
+    """The sentences at the top."""
+    return [sentence for sentences in in_words(figures).values() for sentence in sentences]
 
 
 def shown(figures: Figures) -> str:
@@ -218,8 +240,10 @@ def test_performance_calibration_and_segments_are_those_of_the_rows(figures, row
     )
     for column in ("rows", "mean_score", "outcome"):
         np.testing.assert_allclose(figures.calibration[column], binned.sort("bin")[column], rtol=1e-12)
-    distance = (binned["mean_score"] - binned["outcome"]).abs()
-    assert figures.calibration_error == pytest.approx((distance * binned["rows"]).sum() / known.height, rel=1e-12)
+    bias = figures.overall["bias"]
+    assert bias["value"] == pytest.approx((known["score"] - known["truth"]).mean(), rel=1e-9)
+    assert bias["low"] < bias["value"] < bias["high"]
+    assert figures.overall["precision"]["rows"] == known.height
     segments = {row["segment"]: row for row in figures.segments.iter_rows(named=True)}
     assert set(segments) == set(rows["shop"])
     for shop, row in segments.items():
@@ -316,13 +340,13 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
         ).fetchall()
     worst = figures.drift.worst[0]
     assert (worst.column, worst.partition_key) == ("items", STRANGE)
-    assert f"its mean is {number(mean)} on {STRANGE}, instead of {number(usual)}" in worst.sentence
+    assert worst.sentence.startswith(f"on 20 February 2024, its mean is {number(mean)} instead of {number(usual)}")
     assert (
-        "; 100.0% of the values lie outside the range seen in training, 0.0% expected: a very strong change (index"
+        ", and 100.0% of the values lie outside the range seen in training, 0.0% expected: a very strong change (index"
         in worst.sentence
     )
     assert mean > 50 * usual
-    assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} partitions."), "a day has no rows"
+    assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} days."), "a day has no rows"
     assert (worst.alarms, worst.again) == ([STRANGE], "2024-02-21")
     assert [sum(share) for share in list(zip(*worst.shares, strict=True))[1:]] == pytest.approx([1, 1])
     (beyond,) = (values for values, before, then in worst.shares if then > before)
@@ -341,10 +365,17 @@ def test_the_values_of_a_column_are_drawn_then_and_otherwise_and_never_become_ma
 
 def test_of_a_few_rows_a_partition_no_alarm_tells_nothing(figures):
     quiet = replace(figures, drift=replace(figures.drift, worst=[], drifted=0))
-    assert "cannot be told from chance" not in shown(quiet)
+    assert "too few to tell drift from chance" not in shown(quiet)
+    assert "A cross marks an alarm" in charts_of(figures, BERLIN)["drift"].text
+    assert "A cross" not in charts_of(quiet, BERLIN)["drift"].text
     few = Span(tuple(replace(run, rows_scored=2 * (at % 2)) for at, run in enumerate(figures.window.runs)))
-    remark = "columns raised an alarm. A partition usually has 2 rows; with so few, drift cannot be told from chance."
+    judged = f"so none of {figures.drift.columns} columns can be judged."
+    remark = f"<p>The usual 2 rows a day are too few to tell drift from chance, {judged}</p>"
     assert remark in shown(replace(quiet, window=few)), "partitions without rows do not count"
+    assert "drift" not in charts_of(replace(quiet, window=few), BERLIN)
+    still = replace(quiet.drift, cells=quiet.drift.cells.with_columns(index=pl.lit(0.0)))
+    assert "No column was noticeably far (0.1) from the training data." in shown(replace(quiet, drift=still))
+    assert "drift" not in charts_of(replace(quiet, drift=still), BERLIN), "an empty chart"
 
 
 def test_drift_that_was_not_judged_is_no_alarm(pipeline):
@@ -386,32 +417,7 @@ def assert_estimates_are_those_of_the_tables(figures, con, metric):
     text = " ".join(html(figures, {}, BERLIN).split())
     sentence = f"{within} of {record.partitions} estimates with known labels lay within their interval. The estimates were off by "
     assert f"{sentence}{number(numbers[2], '.2g')} on average (mean absolute error)." in text
-    assert f"<strong>Estimated, not measured:</strong> the {plain(metric)} that each partition" in text
-    query = """
-        SELECT segment, rows, estimate, low, high, realised FROM small.estimates_by_segment
-        WHERE partition_key = $last AND metric = $metric AND segment_column = 'shop' ORDER BY rows DESC, segment
-    """
-    of_segments = con.execute(query, {"metric": metric, "last": window["last"]}).fetchall()
-    rows = figures.estimates.by_segment["shop"]
-    assert [(row.segment, row.rows, row.estimate, row.low, row.high, row.realised) for row in rows] == of_segments
-    assert sum(row.rows for row in rows) == figures.window.runs[-1].rows_scored
-    enough = replace(figures.estimates, by_segment={"shop": tuple(replace(row, rows=row.rows * 30) for row in rows)})
-    page = shown(replace(figures, estimates=enough))
-    few = next(row for row in rows if row.rows < LEAST_ROWS)
-    assert (
-        f'<td class="n">{figure(few.estimate, few.low, few.high)}</td><td class="n">{ends(few.low, few.high)}'
-        not in text
-    )
-    for row in enough.by_segment["shop"]:
-        of_shop = figures.estimates.segment_records["shop", row.segment]
-        cells = (
-            row.rows,
-            figure(row.estimate, row.low, row.high),
-            ends(row.low, row.high),
-            figure(row.realised, row.low, row.high),
-        )
-        so_far = (f"{of_shop.partitions_within} of {of_shop.partitions}", number(of_shop.mean_error, ".2g"))
-        assert "".join(f'<td class="n">{number(cell)}</td>' for cell in (*cells, *so_far)) in page
+    assert f"<strong>Estimated, not measured:</strong> the {plain(metric)} that each day" in text
 
 
 def assert_mean_estimates_are_those_of_the_rows(made, con, metric, of_row):
@@ -447,10 +453,10 @@ def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
     assert (row.partition_key, row.realised, figures.metric) == ("2024-02-24", None, None)
     assert charts_of(figures, BERLIN) == {}, "a single partition makes no course"
     text = html(figures, {}, BERLIN)
-    assert "No labels are known for these partitions" in text
+    assert "No labels are known for these days" in text
     numbers = (figure(row.estimate, row.low, row.high), ends(row.low, row.high), number(row.rows))
     cells = (f'<td class="n">{cell}</td>' for cell in numbers)
-    assert "".join([f'<th scope="row">{row.partition_key}</th>', *cells]) in text
+    assert "".join(['<th scope="row">24 February 2024</th>', *cells]) in text
     assert set(figures.definitions) == {"roc_auc"}
 
 
@@ -478,7 +484,9 @@ def test_thin_partitions_are_drawn_as_the_mean_of_their_estimates_beside_the_mea
     pooled = next(keys for keys in estimates.measured if len(keys) > 1)
     for name in ("performance", "estimates"):
         assert f"<title>{pooled[0]} to {pooled[-1]}, " in charts[name].wide
-    assert charts["estimates"].text.endswith("Neighbouring partitions with too few rows count as one, by their mean.")
+    together = "Neighbouring days with fewer than 30 rows of a class are measured together: 12 to 1"
+    assert together in charts["performance"].text
+    assert together in charts["estimates"].text
 
 
 @pytest.mark.parametrize("days", range(1, 14))
@@ -512,7 +520,7 @@ def test_a_measured_partition_is_told_by_numbers_alone(pipeline):
         figures = read_figures(con, pipeline.spec, LAST, LAST)
     assert set(charts_of(figures, BERLIN)) == {"calibration"}
     text = " ".join(html(figures, {}, BERLIN).split())
-    assert f"<p>These numbers are for {LAST}, compared with 2024-02-21.</p>" in text
+    assert "<p>These numbers are for 22 February 2024, compared with 21 February 2024.</p>" in text
     rows_in, scored, rejected = (figures.window.total(f"rows_{name}") for name in ("in", "scored", "rejected"))
     assert f"<p>{rows_in} rows came in: {scored} scored, {rejected} rejected.</p>" in text
     assert "Estimated, not measured" not in text
@@ -674,7 +682,7 @@ def test_a_report_on_outliers_says_how_many_rows_stand_out(tmp_path):
         figures = read_figures(con, made.spec)
         query = "SELECT count(*), sum((prediction = -1)::INTEGER) FROM small.predictions WHERE partition_key = $newest"
         ((rows, odd),) = con.execute(query, {"newest": figures.window.keys[-1]}).fetchall()
-    assert in_words(figures)[0] == f"Of the {rows} rows of 4 February 2024, {odd} stand out."
+    assert said(figures)[0] == f"Of the {rows} rows of 4 February 2024, {odd} stand out."
     assert "<h2>What stands out</h2>" in shown(figures)
     assert "group" not in shown(figures).partition("<h2>How the numbers")[0].partition("<h2>In short")[2].lower()
 
@@ -687,44 +695,103 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert figures.decisions.height >= 1
     assert set(figures.definitions) >= {"roc_auc", "brier", "log_loss"}
     assert "of 100 such intervals, about 95 hold it" in figures.confidence
-    assert "Rows of one entity (with the same key, times aside) count as one." in figures.confidence
+    assert "Several rows of one entity (same key, times aside) count as one. Where days differ" in figures.confidence
     assert figures.issues == []
-    shares = {name: text.partition(" with")[0] for name, text in figures.definitions.items() if "lift" in name}
-    assert shares == {f"lift_at_{share}": f"Rate of positives among the {share}% of the rows" for share in (1, 5, 10)}
+    assert not {"lift_at_5", "precision", "bias"} & {*figures.definitions}, "their plain words define them"
+    assert not any("sklearn" in text or "`" in text for text in figures.definitions.values())
 
 
 def test_the_paragraph_at_the_top_says_what_broke_and_what_is_needed_of_the_reader(figures):
-    text = " ".join(in_words(figures))
+    assert [*in_words(figures)] == ["Results", "Data", "System"]
+    text = " ".join(said(figures))
     headline = next(item for item in figures.headlines if item.label == "roc_auc")
-    assert text.startswith(
-        f"From 12 February 2024 to 22 February 2024, the scores put {headline.value:.0%} of all pairs"
-    )
+    assert (
+        "From 12 to 22 February 2024, of one positive and one negative row picked at random, the positive one had the higher "
+        f"score in {headline.value:.0%} of cases (chance alone: 50%; ROC AUC "
+    ) in text
     assert "items was unusual on 20 February 2024 (its mean is " in text
     assert "2024-02-20" not in text, "the date is written once"
-    assert "and as usual again from 21 February 2024." in text
+    assert ", and as usual again from 21 February 2024." in text
     assert f"{figures.unusual[0].text}." in text
     bad = replace(figures, missed=["2024-02-12"], no_better_than_guessing=["2024-02-13"])
-    assert "On 13 February 2024 the model was no better than guessing." in " ".join(in_words(bad))
-    assert "by more than chance, on 12 February 2024." in " ".join(in_words(bad))
+    assert "On 13 February 2024 the model ranked no better than chance." in said(bad)
+    assert "by more than chance, on 12 February 2024." in " ".join(said(bad))
 
 
-def test_the_paragraph_at_the_top_says_how_many_rows_were_decided_and_by_which_threshold(figures):
+def with_rule(figures: Figures, rule: Decide | None) -> Figures:
+    predictions = figures.spec.predictions.model_copy(update={"decide": rule})
+    return replace(figures, spec=figures.spec.model_copy(update={"predictions": predictions}))
+
+
+def test_the_paragraph_at_the_top_leads_with_who_was_chosen_and_how_many_of_them_rightly(figures):
     with duckdb.connect() as con:
         con.execute("CREATE SCHEMA small; CREATE TABLE small.predictions (partition_key TEXT)")
-        assert read_decided(con, "small", LAST) == {}, "no rule is declared"
+        assert read_decided(con, "small", [LAST]) == {}, "no rule is declared"
         con.execute("ALTER TABLE small.predictions ADD COLUMN decision BOOLEAN")
         rows = [(LAST, True)] * 31 + [(LAST, False)] * 19 + [(FIRST, True), (LAST, None)]
         con.executemany("INSERT INTO small.predictions VALUES (?, ?)", rows)
-        decided = read_decided(con, "small", LAST)
-    of_costs = replace(figures, decided=decided, threshold=1 / 6)
-    sentence = "Of the 50 rows of 22 February 2024, 31 were decided true"
-    assert f"{sentence} (threshold: a score of at least 0.167)." in in_words(of_costs)
-    assert f"{sentence}." in in_words(replace(of_costs, threshold=None))
+        decided = read_decided(con, "small", [LAST])
+    counts = {(decided, true): rows for decided, true, rows in figures.confusion.iter_rows()}
+    chosen = counts["true", "true"] + counts["true", "false"]
+    real = counts["true", "true"] + counts["false", "true"]
+    without, *shares = said(figures)
+    assert without == (
+        "No rule of decision is declared; a score above one half would choose "
+        f"{chosen} of the {sum(counts.values())} rows whose outcome is known."
+    )
+    assert shares[0].startswith(f"Of the {chosen} chosen from 12 to 22 February 2024 whose outcome is known, ")
+    assert f"{percent(counts['true', 'true'] / chosen)} were right (returned is true, 95% interval " in shares[0]
+    assert shares[0].endswith(f"; of all rows, {percent(real / sum(counts.values()))} were.")
+    missed = f"{percent(counts['true', 'true'] / real)} were chosen and {counts['false', 'true']} were missed."
+    assert shares[1] == f"Of the {real} rows where returned is true, {missed}"
+    of_top = with_rule(replace(figures, decided=decided), Decide(top=500))
+    assert said(of_top)[0] == (
+        "From 12 to 22 February 2024, 31 of 50 rows were chosen (rule: act on the 500 rows of each day with the highest scores)."
+    )
+    cost = {"metric": "decision_cost", "value": 0.62, "low": 0.52, "high": 0.74}
+    costs = pl.DataFrame(
+        [cost, cost | {"metric": "decision_cost_always", "value": 0.69}, cost | {"metric": "decision_cost_never"}]
+    )
+    pooled = pl.concat([figures.pooled, costs], how="diagonal")
+    assert (
+        "The decisions cost 0.62 a row, 95% interval 0.52 to 0.74; the cheaper of always and never acting (never) would have "
+        "cost 0.62."
+    ) in said(replace(figures, pooled=pooled))
 
 
-def test_models_that_only_the_tolerance_lets_pass_are_named_at_the_top(figures):
+def test_a_table_of_metrics_holds_no_metric_that_misleads_beside_the_rule(pipeline, figures):
+    with open_published(pipeline.home) as con:
+        pooled = measured(con, pipeline.spec, figures.window, "roc_auc", [], whole=True)
+    assert {"accuracy"} <= {*shown_of(pooled, "roc_auc", None)["metric"]}
+    of_top = shown_of(pooled, "roc_auc", Decide(top=5))
+    assert "accuracy" not in {*of_top["metric"]}
+    assert "accuracy" in {*shown_of(pooled, "accuracy", Decide(top=5))["metric"]}, "the one that judges"
+    ends = of_top.filter(metric="selection_rate").select("low", "high").row(0)
+    assert ends == (None, None), "the rule sets the share"
+    of_threshold = shown_of(pooled, "roc_auc", Decide(threshold=0.2)).filter(metric="selection_rate")
+    assert None not in of_threshold.select("low", "high").row(0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.03, "too high"),
+        (-0.03, -0.01, "too low"),
+        (-0.01, 0.03, "neither clearly too high nor too low"),
+    ],
+)
+def test_a_finding_on_the_results_stands_at_the_top_whatever_the_system_does(figures, low, high, verdict):
+    bias = pl.DataFrame([{"metric": "bias", "value": 0.01, "low": low, "high": high}])
+    pooled = pl.concat([figures.pooled.filter(pl.col("metric") != "bias"), bias], how="diagonal")
+    tilted = replace(figures, pooled=pooled)
+    sentence = f"On average, scores were {verdict}: "
+    assert any(text.startswith(sentence) for text in in_words(tilted)["Results"]) == (not verdict.startswith("neither"))
+    assert f"<p>{sentence}" in shown(tilted)
+
+
+def test_models_that_were_not_better_than_guessing_or_that_only_the_tolerance_lets_pass_are_named_at_the_top(figures):
     (service,) = figures.services
-    assert "tolerance" not in " ".join(in_words(figures))
+    assert "tolerance" not in " ".join(said(figures))
     reason = (
         f"meets the gate; worse than champion V: mae 0.5 against 0.4, {BY_LESS}0.4; not clearly better than guessing"
     )
@@ -735,62 +802,126 @@ def test_models_that_only_the_tolerance_lets_pass_are_named_at_the_top(figures):
     decisions = pl.DataFrame(
         [{"version": name, "action": action, "reason": reason} for name, action in actions.items()]
     )
+    passed = "approved although worse than the one before, within the tolerance of 0.4."
+    assert f"The models in use from 12 February 2024 and 19 February 2024 were {passed}" in said(
+        replace(figures, services=services, decisions=decisions)
+    )
+    assert f"The model in use from 12 February 2024 was {passed}" in said(
+        replace(figures, services=services[:1], decisions=decisions)
+    )
+    guesses = {FIRST: "not clearly better than guessing (last known value): mae 0.3 against 0.4"}
+    sentence = "was not clearly better than a simple guess (last known value) when approved."
     assert (
-        "The models in use from 12 February 2024 and 19 February 2024 were approved although each was worse than the one "
-        "before, within the tolerance of 0.4."
-    ) in in_words(replace(figures, services=services, decisions=decisions))
-    assert (
-        "The model in use from 12 February 2024 was approved although it was worse than the one before, within the "
-        "tolerance of 0.4."
-    ) in in_words(replace(figures, services=services[:1], decisions=decisions))
+        f"The model in use from 12 February 2024 {sentence}" in in_words(replace(figures, guesses=guesses))["Results"]
+    )
 
 
-def test_a_comparison_of_segments_that_is_left_out_is_mentioned(figures):
+def test_of_many_decisions_the_newest_of_each_model_are_shown_in_plain_words(figures):
+    reasons = [
+        ("approved", "meets the gate; better than champion A: roc_auc 0.8 against 0.7 on 90 rows of 14 partitions"),
+        ("challenger", "tree; meets the gate"),
+        ("challenger", "forest; would not pass the gate: worse than guessing (mean)"),
+    ]
+    rows = [
+        {"decided_at": NOW + timedelta(days=at), "version": f"{name[0]}{at}", "action": name, "reason": reason}
+        for at in range(3)
+        for name, reason in reasons
+    ]
+    page = shown(replace(figures, decisions=pl.DataFrame(rows)))
+    assert page.count("its acceptance test") == len(reasons)
+    assert (
+        "meets its acceptance test; better than the model in use A: ROC AUC 0.8 against 0.7 on 90 rows of 14 days"
+        in page
+    )
+    assert "forest; would not pass its acceptance test: worse than a simple guess (mean)" in page
+    assert "All decisions: batch-platform models small." in page
+
+
+def test_a_period_with_few_rows_of_a_class_is_no_headline(pipeline):
+    rows = {"metric": "roc_auc", "value": 0.75, "low": 0.7, "high": 0.8, "rows": 200, "positives": 40}
+    assert not is_vague(rows, METRICS["roc_auc"])
+    assert is_vague(rows | {"positives": 29}, METRICS["roc_auc"])
+    assert is_vague(rows | {"low": 0.5, "high": 0.9}, METRICS["roc_auc"]), "as wide as it is far from chance"
+    assert is_vague(rows | {"metric": "mae", "value": 0.3, "low": 0.1, "high": 0.8, "positives": None}, METRICS["mae"])
+    assert not is_vague(rows | {"metric": "bias", "value": 0.0, "positives": None}, METRICS["bias"])
+    weekly = pipeline.spec
+    with open_published(pipeline.home) as con:
+        figures = read_figures(con, weekly, "2024-02-05", "2024-02-19", every="week")
+    assert figures.summed_up == figures.window, "a Monday alone"
+    assert figures.before is None
+
+
+def test_decisions_are_shown_of_every_segment_and_compared_only_of_large_ones(figures):
     few = shown(replace(figures, segments=figures.segments.with_columns(positives=pl.lit(99))))
-    sentence = "Decisions are not compared between segments: that takes two segments of a column with at least 100 measured rows of each class."
+    sentence = "Segments are not compared: that takes two of a column with at least 100 measured rows of each class."
     assert sentence in few
-    enough = figures.segments.with_columns(rows=pl.lit(900), positives=pl.lit(300))
-    assert sentence not in shown(replace(figures, segments=enough))
+    assert few.count(" (99)</td>") == figures.segments.height, "how many were to be found"
+    section = few.partition("<h3>Decisions by segment</h3>")[2].partition("</table>")[0]
+    assert section.count(">-</td>") == 4 * figures.segments.height, "rates and ends of few rows"
+    enough = shown(replace(figures, segments=figures.segments.with_columns(rows=pl.lit(900), positives=pl.lit(300))))
+    assert sentence not in enough
+    assert "Guidelines" not in enough, "the law stands in the guide"
 
 
-def test_intervals_are_judged_by_all_outcomes_together(figures):
+def test_segments_that_are_dates_stand_in_their_order():
+    of_dates = pl.DataFrame({"segment": ["1997-02", "1997-01"], "scored": [9, 8]})
+    assert [row["segment"] for row in ordered(of_dates)] == ["1997-01", "1997-02"]
+    assert ordered(of_dates.with_columns(segment=pl.Series(["b", None])))[0]["segment"] == "b"
+
+
+def test_intervals_are_judged_by_all_outcomes_together_and_listed_by_month(figures):
     keys = figures.window.keys[:3]
     with duckdb.connect() as con:
         con.execute("""
             CREATE SCHEMA small; CREATE TABLE small.interval_coverage (partition_key TEXT, challenger TEXT, segment_column TEXT,
-            rows BIGINT, covered BIGINT, coverage DOUBLE, expected DOUBLE, mean_width DOUBLE, median_width DOUBLE, in_sample BOOLEAN)
+            rows BIGINT, covered BIGINT, coverage DOUBLE, low DOUBLE, high DOUBLE, expected DOUBLE, mean_width DOUBLE, in_sample BOOLEAN)
         """)
-        rows = [(keys[0], None, 2, 1), (keys[1], None, 198, 179), (keys[1], "shop", 100, 0)]
-        values = [(key, column, n, inside, inside / n, 0.9, 1.5, 1.5, False) for key, column, n, inside in rows]
-        learned = (keys[2], None, 100, 0, 0.0, 0.9, 1.5, 1.5, True)
+        rows = [(keys[0], None, 2, 1, 0.95), (keys[1], None, 198, 179, 0.89), (keys[1], "shop", 100, 0, 0.1)]
+        values = [
+            (key, column, n, inside, inside / n, 0.0, high, 0.9, 1.5, False) for key, column, n, inside, high in rows
+        ]
+        learned = (keys[2], None, 100, 0, 0.0, 0.0, 0.1, 0.9, 1.5, True)
         con.executemany(
-            "INSERT INTO small.interval_coverage VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?)", [*values, learned]
+            "INSERT INTO small.interval_coverage VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [*values, learned]
         )
         (measure,) = read_further_measures(con, "small", figures.window)
     assert measure.together == "90% of 200 outcomes lay inside; 90% were promised."
-    assert measure.together in shown(replace(figures, measures=[measure]))
+    assert measure.rows == [("February 2024", "200", "90%", "90%", "1.5")]
+    told = replace(figures, measures=[measure])
+    assert measure.together in shown(told)
+    finding = "Fewer outcomes than promised lay inside their intervals, by more than chance, on 13 February 2024."
+    assert in_words(told)["Results"][-1] == finding
+
+
+def test_the_limits_of_the_model_end_the_report(figures):
+    assert "Use and limits" not in shown(figures)
+    card = ModelCard(intended_use="The desk calls.", limits="Not for diagnosis.")
+    model = figures.spec.model.model_copy(update={"card": card})
+    page = shown(replace(figures, spec=figures.spec.model_copy(update={"model": model})))
+    assert page.endswith("<p>The desk calls.</p><p>Not for diagnosis.</p></section> </main> </body> </html>")
 
 
 def test_the_report_and_status_never_disagree(pipeline, figures):
-    """Both are of one source, and nothing that `status` warns of is left out."""
+    """Both are of one source, and nothing that `status` warns of is left out; what has one cause stands in one line."""
     quiet = replace(figures.status, health=Health.of([]))
-    assert in_words(replace(figures, status=quiet, issues=[]))[-1].startswith(
-        "No action needed: everything that is due has been scored"
-    )
+    (good,) = in_words(replace(figures, status=quiet, issues=[]))["System"]
+    assert good.startswith("Everything ran, and nothing needs repair: all that is due has been scored")
+    assert good.endswith("and no check of the newest day warns.")
     later = status_at(pipeline, PlanRequest(NOW + timedelta(days=2)))
     with open_published(pipeline.home) as con:
         late = read_figures(con, pipeline.spec, FIRST, LAST, status=later)
     assert later.counts["missing"] == 2
-    assert [(issue.what, issue.where) for issue in late.issues] == [
-        ("partitions are due and not scored", "2024-02-25, 2024-02-26")
-    ]
-    assert next(alarm.name for alarm in later.health.alarms) == "fresh"
-    text, page = in_words(late)[-1], shown(late)
-    assert "No action needed" not in page
-    for alarm in later.health.alarms:
-        assert alarm.text.partition(": ")[0] in text
-        assert alarm.text in page
-    assert page.count("partitions are due and not scored") == 2, "at the top, and in the table"
+    fresh, *others = later.health.alarms
+    missing, *rest = late.issues
+    assert (missing.what, missing.where) == ("2 days not yet scored", "25 February 2024 and 26 February 2024")
+    assert missing.why.endswith(fresh.text), "the same cause"
+    assert [issue.why for issue in rest] == [alarm.text for alarm in others]
+    (text,), page = in_words(late)["System"], shown(late)
+    assert text.startswith("Action needed: 2 days not yet scored (25 February 2024 and 26 February 2024)")
+    for issue in late.issues:
+        assert issue.what in text
+        assert reworded(issue.why, "day") in page
+    assert page.count("2 days not yet scored") == 2, "at the top, and in the table"
 
 
 def test_partitions_that_miss_the_declared_performance_by_more_than_chance_are_listed(pipeline, figures):
@@ -814,10 +945,11 @@ def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
         carry_out(made, datetime(2024, 2, 9, 12, tzinfo=UTC))
     made.conclude(datetime(2024, 2, 9, 12, tzinfo=UTC))
     with open_published(made.home) as con:
-        (issue,) = read_figures(
+        issue, *alarms = read_figures(
             con, made.spec, status=status_at(made, PlanRequest(datetime(2024, 2, 9, 12, tzinfo=UTC)))
         ).issues
-    assert (issue.what, issue.where) == ("predictions failed", ", ".join(days))
+    assert not [alarm for alarm in alarms if "fail" in alarm.what + alarm.why], "one cause, one line"
+    assert (issue.what, issue.where) == ("predictions failed", "5 February 2024 and 7 February 2024")
     assert issue.why.startswith("2024-02-05: 20 of 40 rows break the contract")
     assert issue.why.endswith("Broken rules: items: no value where training always had one (20 rows).")
     assert "id=" not in issue.why, "no values of rows"
@@ -870,7 +1002,7 @@ def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(p
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("console", lambda message: complaints.append(message.text))
         tab.goto(page.as_uri())
-        assert tab.title() == f"small: {figures.window.words}"
+        assert tab.title() == f"small: {figures.window.dates}"
         assert HOSTILE in (tab.text_content("header") or "")
         assert HOSTILE in (tab.text_content("body") or "")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -911,7 +1043,7 @@ def test_marks_tell_their_values_and_labels_their_year(figures, charts):
     )
     more = replace(figures, drift=replace(figures.drift, columns=30))
     assert re.search(
-        r" Only the \d+ of 30 columns that drifted most are shown\.$", charts_of(more, BERLIN)["drift"].text
+        r" Shown are the \d+ of 30 columns that were far \(0\.1 or more\)\.$", charts_of(more, BERLIN)["drift"].text
     )
 
 

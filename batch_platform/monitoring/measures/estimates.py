@@ -157,38 +157,15 @@ def read_estimates(
     )
 
 
-def read_segment_estimates(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
-) -> dict[str, tuple[EstimatedSegmentMetric, ...]]:
-    """The estimates of the segments of some partitions by partition key, those with most rows first."""
-    order = "partition_key, segment_column, rows DESC, segment, metric"
-    return rows_of_partitions(con, EstimatedSegmentMetric, pipeline, OF_SEGMENTS, partition_keys, order=order)
-
-
 def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:
     """The track record of a pipeline's estimates, by metric; empty before anything came true."""
-    return {record.metric: record for record, *_ in _track_records(con, pipeline, ESTIMATES.name)}
-
-
-def segment_track_records(
-    con: duckdb.DuckDBPyConnection, pipeline: str, metric: str
-) -> dict[tuple[str, str | None], TrackRecord]:
-    """The track record of the estimates of a metric, by column and segment."""
-    records = _track_records(con, pipeline, OF_SEGMENTS, "segment_column", "segment")
-    return {(column, segment): record for record, column, segment in records if record.metric == metric}
-
-
-def _track_records(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, *by: str) -> Iterator[tuple[Any, ...]]:
-    """A track record for each metric and combination of values of some columns, and these values."""
-    if not has_table(con, pipeline, table):
-        return
-    also = "".join(f", {column}" for column in by)
+    if not has_table(con, pipeline, ESTIMATES.name):
+        return {}
     query = f"""
-        SELECT metric, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INTEGER){also}
-        FROM {quoted(pipeline)}.{table} WHERE realised IS NOT NULL GROUP BY metric{also} ORDER BY metric{also}
+        SELECT metric, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INTEGER)
+        FROM {quoted(pipeline)}.{ESTIMATES.name} WHERE realised IS NOT NULL GROUP BY metric ORDER BY metric
     """
-    for metric, partitions, mean_error, within, *values in con.execute(query).fetchall():
-        yield TrackRecord(metric, partitions, mean_error, within), *values
+    return {metric: TrackRecord(metric, *numbers) for metric, *numbers in con.execute(query).fetchall()}
 
 
 @dataclass(frozen=True)
