@@ -620,7 +620,7 @@ def test_a_clustering_is_reported_without_labels(tmp_path):
         -0.1: "hardly",
     }.items():
         measured = replace(figures, performance=figures.performance.with_columns(value=pl.lit(apart)))
-        assert in_words(measured)[1] == f"The groups are {how} separated (silhouette {apart:.2f})."
+        assert in_words(measured)["Results"][1] == f"The groups are {how} separated (silhouette {apart:.2f})."
     shown_columns = re.findall(r'<th scope="row">(amount|items|known|shop)</th>', text)
     assert shown_columns == [*groups.typical], "those that distinguish the groups most first"
     assert sorted(shown_columns) == ["amount", "items", "known", "shop"]
