@@ -99,6 +99,8 @@ def test_the_typical_text_is_the_most_frequent_one_with_its_share_of_all_rows_of
 def test_a_column_with_a_single_value_explains_nothing_and_one_that_has_nothing_to_do_with_clusters_next_to_nothing():
     shares = dict(profiles(drawn()).select("column_name", "explained").unique().iter_rows())
     assert shares["same"] is None
+    tiny = profiles(drawn().with_columns(same=pl.col("prediction") * 1e-200)).filter(column_name="same")
+    assert tiny["explained"].null_count() == 3, "the variance is 0 in floating point"
     assert 0 <= shares["noise"] < 0.05 < shares["text"] < shares["apart"] < 1
     sure = profiles(drawn().with_columns(text=pl.col("prediction").cast(pl.String), apart="prediction"))
     assert set(sure.filter(pl.col("column_name").is_in(["text", "apart"]))["explained"]) == {1.0}

@@ -36,7 +36,7 @@ def _profile(clusters: pl.Series, column: pl.Series) -> pl.DataFrame:
     frame, spread = pl.DataFrame({"cluster": clusters, "value": column}), spread * known.len()
     of_clusters = frame.group_by("cluster").agg(rows=pl.len(), within=spread, **typical).sort("cluster")
     total, differ = frame.select(total=spread, differ=known.min() != known.max()).row(0)
-    explained = max(0.0, 1 - of_clusters["within"].sum() / total) if differ else None
+    explained = max(0.0, 1 - of_clusters["within"].sum() / total) if differ and total else None
     of_column = {"column_name": pl.lit(column.name), "explained": pl.lit(explained, pl.Float64)}
     return of_clusters.drop("within").with_columns(**of_column)
 
