@@ -128,7 +128,7 @@ def _classes(figures: Figures, times: pl.DataFrame) -> Chart | None:
 
 
 def _performance(figures: Figures, times: pl.DataFrame) -> Chart | None:
-    if figures.metric is None or figures.performance.height <= 1:
+    if figures.metric is None or figures.performance.height < LEAST:
         return None
     rows = figures.performance.join(times, on="partition_key")
     course = _course(figures, _metric("value", term(figures.metric)), "low", "high")
@@ -140,7 +140,7 @@ def _performance(figures: Figures, times: pl.DataFrame) -> Chart | None:
 
 
 def _estimates(figures: Figures, times: pl.DataFrame) -> Chart | None:
-    if figures.estimates is None or len(drawn := figures.estimates.drawn) <= 1:
+    if figures.estimates is None or len(drawn := figures.estimates.drawn) < LEAST:
         return None
     metric, lies = plain(figures.estimates.metric), {True: INSIDE, False: OUTSIDE, None: None}
     rows = pl.DataFrame(

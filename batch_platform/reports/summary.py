@@ -41,7 +41,7 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
             return
         yield f"{period}, no prediction could be compared with observed values: no label is known yet."
     else:
-        yield f"{period}, {_quality(figures.metric, headline)}."
+        yield f"{period}, {_quality(figures, figures.metric, headline)}."
         if headline.before is not None and figures.before is not None:
             before = figure(headline.before, headline.before_low, headline.before_high)
             verdict = f"Clearly {headline.verdict} than" if headline.verdict else "No clear change from"
@@ -65,11 +65,11 @@ def _of_decisions(figures: "Figures") -> Iterator[str]:
         yield f"No rule of decision is declared; {figures.rule} would choose {of_known}."
     if chosen and real:
         right, recall = overall["precision"], overall["recall"]
-        is_so = f"{figures.spec.labels and figures.spec.labels.column} is {figures.positive}"
+        is_so = _is_positive(figures)
         when_chosen = "" if rows and figures.summed_up == figures.window else f" {figures.window.in_words}"
         yield (
             f"Of the {chosen:,} chosen{when_chosen} whose outcome is known, {percent(right['value'])} were right "
-            f"({is_so}{_interval(right['low'], right['high'], percent)}); of all rows, {percent(real / known.total())} were."
+            f"({is_so}{_interval(right['low'], right['high'], percent)}), against {percent(real / known.total())} of all rows."
         )
         yield f"Of the {real:,} rows where {is_so}, {percent(recall['value'])} were chosen and {known[False, True]:,} were missed."
     if "decision_cost" in overall:
@@ -89,7 +89,7 @@ def _of_doubts(figures: "Figures") -> Iterator[str]:
         yield f"It was worse than the declared limit, by more than chance, {at(others)}."
     if figures.guesses:
         simple = dict.fromkeys(text.partition("(")[2].partition(")")[0] for text in figures.guesses.values())
-        verdict = f"not clearly better than a simple guess ({', '.join(simple)}) when approved"
+        verdict = f"not clearly better, when approved, than a simple guess ({', '.join(simple)})"
         yield f"{_models([*figures.guesses], monthly=monthly)} {verdict}."
     first = {service.version: service.first for service in figures.services}
     worse = {
@@ -108,15 +108,19 @@ def _of_doubts(figures: "Figures") -> Iterator[str]:
 def _models(keys: Sequence[str], *, monthly: bool) -> str:
     """The models that came into use with some partitions, as the beginning of a sentence."""
     models, were = ("model", "was") if len(keys) == 1 else ("models", "were")
-    return f"The {models} in use from {dates(keys, monthly=monthly)} {were}"
+    return f"The {models} that served from {dates(keys, monthly=monthly)} {were}"
 
 
-def _quality(metric: str, headline: "Headline") -> str:
+def _is_positive(figures: "Figures") -> str:
+    return f"{figures.spec.labels and figures.spec.labels.column} is {figures.positive}"
+
+
+def _quality(figures: "Figures", metric: str, headline: "Headline") -> str:
     value = figure(headline.value, headline.low, headline.high)
     between = _interval(headline.low, headline.high)
     if metric == "roc_auc":
         return (
-            "of one positive and one negative row picked at random, the positive one had the higher score in "
+            f"of one row where {_is_positive(figures)} and one where it is not, picked at random, the first had the higher score in "
             f"{headline.value:.0%} of cases (chance alone: 50%; ROC AUC {value}{between})"
         )
     if metric in ("mae", "rmse"):
@@ -175,6 +179,8 @@ def _of_the_system(figures: "Figures") -> Iterator[str]:
     if figures.issues:
         needed = "; ".join(f"{issue.what} ({issue.where})" if issue.where else issue.what for issue in figures.issues)
         yield f"Action needed: {needed}."
+        if any(partition.condition in ("missing", "stale") for partition in figures.status.partitions):
+            yield f"Whoever runs the system catches up with: batch-platform run {figures.spec.name}."
     else:
         checks = f"no check of the newest {figures.unit} warns"
         yield f"Everything ran, and nothing needs repair: all that is due has been scored, nothing failed, and {checks}."

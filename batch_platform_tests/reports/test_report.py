@@ -706,7 +706,7 @@ def test_the_paragraph_at_the_top_says_what_broke_and_what_is_needed_of_the_read
     text = " ".join(said(figures))
     headline = next(item for item in figures.headlines if item.label == "roc_auc")
     assert (
-        "From 12 to 22 February 2024, of one positive and one negative row picked at random, the positive one had the higher "
+        "From 12 to 22 February 2024, of one row where returned is true and one where it is not, picked at random, the first had the higher "
         f"score in {headline.value:.0%} of cases (chance alone: 50%; ROC AUC "
     ) in text
     assert "items was unusual on 20 February 2024 (its mean is " in text
@@ -741,7 +741,7 @@ def test_the_paragraph_at_the_top_leads_with_who_was_chosen_and_how_many_of_them
     )
     assert shares[0].startswith(f"Of the {chosen} chosen from 12 to 22 February 2024 whose outcome is known, ")
     assert f"{percent(counts['true', 'true'] / chosen)} were right (returned is true, 95% interval " in shares[0]
-    assert shares[0].endswith(f"; of all rows, {percent(real / sum(counts.values()))} were.")
+    assert shares[0].endswith(f", against {percent(real / sum(counts.values()))} of all rows.")
     missed = f"{percent(counts['true', 'true'] / real)} were chosen and {counts['false', 'true']} were missed."
     assert shares[1] == f"Of the {real} rows where returned is true, {missed}"
     of_top = with_rule(replace(figures, decided=decided), Decide(top=500))
@@ -803,16 +803,17 @@ def test_models_that_were_not_better_than_guessing_or_that_only_the_tolerance_le
         [{"version": name, "action": action, "reason": reason} for name, action in actions.items()]
     )
     passed = "approved although worse than the one before, within the tolerance of 0.4."
-    assert f"The models in use from 12 February 2024 and 19 February 2024 were {passed}" in said(
+    assert f"The models that served from 12 February 2024 and 19 February 2024 were {passed}" in said(
         replace(figures, services=services, decisions=decisions)
     )
-    assert f"The model in use from 12 February 2024 was {passed}" in said(
+    assert f"The model that served from 12 February 2024 was {passed}" in said(
         replace(figures, services=services[:1], decisions=decisions)
     )
     guesses = {FIRST: "not clearly better than guessing (last known value): mae 0.3 against 0.4"}
-    sentence = "was not clearly better than a simple guess (last known value) when approved."
+    sentence = "was not clearly better, when approved, than a simple guess (last known value)."
     assert (
-        f"The model in use from 12 February 2024 {sentence}" in in_words(replace(figures, guesses=guesses))["Results"]
+        f"The model that served from 12 February 2024 {sentence}"
+        in in_words(replace(figures, guesses=guesses))["Results"]
     )
 
 
@@ -916,7 +917,8 @@ def test_the_report_and_status_never_disagree(pipeline, figures):
     assert (missing.what, missing.where) == ("2 days not yet scored", "25 February 2024 and 26 February 2024")
     assert missing.why.endswith(fresh.text), "the same cause"
     assert [issue.why for issue in rest] == [alarm.text for alarm in others]
-    (text,), page = in_words(late)["System"], shown(late)
+    (text, remedy), page = in_words(late)["System"], shown(late)
+    assert remedy.endswith(": batch-platform run small.")
     assert text.startswith("Action needed: 2 days not yet scored (25 February 2024 and 26 February 2024)")
     for issue in late.issues:
         assert issue.what in text
