@@ -22,7 +22,10 @@ MOST_COLUMNS, MOST_COUNTS = 2, 2  # drifted columns and unusual counts of rows t
 def in_words(figures: "Figures") -> dict[str, list[str]]:
     """The sentences of the paragraph, by what they are about: the system may run well and the results be poor, or the other way round."""
     results = [*_of_decisions(figures), *_of_the_model(figures), *_of_doubts(figures)]
-    parts = {"Results": results, "Data": [*_of_the_data(figures)], "System": [*_of_the_system(figures)]}
+    card = figures.spec.model.card
+    limits = [text for text in (card.intended_use, card.limits) if text] if card else []
+    parts = {"Results": results, "Use and limits": limits}
+    parts |= {"Data": [*_of_the_data(figures)], "System": [*_of_the_system(figures)]}
     return {about: sentences for about, sentences in parts.items() if sentences}
 
 

@@ -894,12 +894,13 @@ def test_intervals_are_judged_by_all_outcomes_together_and_listed_by_month(figur
     assert in_words(told)["Results"][-1] == finding
 
 
-def test_the_limits_of_the_model_end_the_report(figures):
+def test_the_limits_of_the_model_stand_beside_its_results(figures):
     assert "Use and limits" not in shown(figures)
     card = ModelCard(intended_use="The desk calls.", limits="Not for diagnosis.")
     model = figures.spec.model.model_copy(update={"card": card})
-    page = shown(replace(figures, spec=figures.spec.model_copy(update={"model": model})))
-    assert page.endswith("<p>The desk calls.</p><p>Not for diagnosis.</p></section> </main> </body> </html>")
+    limited = replace(figures, spec=figures.spec.model_copy(update={"model": model}))
+    assert [*in_words(limited)][:2] == ["Results", "Use and limits"]
+    assert "<strong>Use and limits.</strong> The desk calls. Not for diagnosis." in shown(limited)
 
 
 def test_the_report_and_status_never_disagree(pipeline, figures):
