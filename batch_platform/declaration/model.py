@@ -344,7 +344,7 @@ class Model(Learner):
     )
     card: ModelCard | None = Field(
         default=None,
-        description="Texts for the card that `batch-platform models PIPELINE card VERSION` writes.",
+        description="Texts for the report and for the card that `batch-platform models PIPELINE card VERSION` writes.",
         examples=[{"intended_use": "The service desk calls customers who are likely to leave."}],
     )
     publish: Literal["mlflow"] | None = Field(
