@@ -69,7 +69,13 @@ class GroupFigures:
         changes = {name: self.sizes.get(name, 0) - self.sizes_before.get(name, 0) for name in self.names}
         name = max(changes, key=lambda name: abs(changes[name]), default="")
         if outliers:
-            text = f"Of the {rows}, {self.sizes.get(STANDS_OUT, 0):,} stand out."
+            odd, earlier = (sizes.get(STANDS_OUT, 0) for sizes in (self.sizes, self.sizes_before))
+            before = (
+                f", after {earlier:,} of {sum(self.sizes_before.values()):,} in the {self.spec.partitions.every} before"
+                if self.sizes_before
+                else ""
+            )
+            text = f"Of the {rows}, {odd:,} stand out{before}."
             moved = "stand out in only one of the two"
         elif self.sizes_before and (change := changes[name]):
             before, how = self.sizes_before.get(name), "gained" if change > 0 else "lost"

@@ -53,7 +53,15 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
 
 
 def _of_decisions(figures: "Figures") -> Iterator[str]:
-    """The rows that were chosen, how many of them rightly, how many were missed, and what the decisions cost."""
+    """The rows that were chosen, how many of them rightly, how many were missed, and what the decisions cost; of several classes, how many were right."""
+    if figures.task == "multiclass" and figures.confusion.height:
+        rows, decided, came_true = (pl.col(name) for name in ("rows", "decided", "came_true"))
+        known, right = figures.confusion.select(rows.sum(), right=rows.filter(decided == came_true).sum()).row(0)
+        most = figures.confusion.group_by("came_true").agg(rows.sum()).sort("rows", "came_true").row(-1)
+        yield (
+            f"For {percent(right / known)} of the {known:,} rows whose outcome is known, the decided class came true; always "
+            f"deciding the most frequent ({most[0]}) would be right for {percent(most[1] / known)}."
+        )
     if figures.task != "binary":
         return
     if rows := sum(figures.decided.values()):

@@ -540,6 +540,18 @@ def test_a_model_of_several_classes_is_reported_with_its_estimated_accuracy(tmp_
         figures = read_figures(con, made.spec)
         assert (figures.task, figures.metric) == ("multiclass", "log_loss")
         assert_estimates_are_those_of_the_tables(figures, con, "accuracy")
+        came_true = figures.confusion.select(
+            pl.col("rows").filter(pl.col("decided") == pl.col("came_true")).sum()
+        ).item()
+        rows, classes = (
+            figures.confusion["rows"].sum(),
+            figures.confusion.group_by("came_true").agg(pl.col("rows").sum()),
+        )
+        sentence = in_words(figures)["Results"][0]
+        assert sentence.startswith(
+            f"For {percent(came_true / rows)} of the {rows:,} rows whose outcome is known, the decided"
+        )
+        assert sentence.endswith(f"would be right for {percent(classes['rows'].max() / rows)}.")
 
         def right(rows, basis, _):
             confidence = rows.select(pl.max_horizontal(pl.col("^score_.*$"))).to_series().to_numpy()
@@ -669,7 +681,9 @@ def test_rows_are_followed_from_one_group_to_another():
     assert (odd.sizes, odd.sizes_before) == ({"as usual": 2, "stands out": 1}, {"stands out": 3})
     assert odd.moves == {("stands out", "as usual"): 2}
     other = "2 (100.0%) stand out in only one of the two."
-    assert odd.in_words("May", outliers=True).endswith(f"1 stand out. {moved.partition(', ')[0]}, {other}")
+    assert odd.in_words("May", outliers=True).endswith(
+        f"1 stand out, after 3 of 3 in the day before. {moved.partition(', ')[0]}, {other}"
+    )
 
 
 def test_a_report_on_outliers_says_how_many_rows_stand_out(tmp_path):
@@ -681,8 +695,11 @@ def test_a_report_on_outliers_says_how_many_rows_stand_out(tmp_path):
     with open_published(made.home) as con:
         figures = read_figures(con, made.spec)
         query = "SELECT count(*), sum((prediction = -1)::INTEGER) FROM small.predictions WHERE partition_key = $newest"
-        ((rows, odd),) = con.execute(query, {"newest": figures.window.keys[-1]}).fetchall()
-    assert said(figures)[0] == f"Of the {rows} rows of 4 February 2024, {odd} stand out."
+        (rows, odd), (rows_before, odd_before) = (
+            con.execute(query, {"newest": key}).fetchall()[0] for key in figures.window.keys[:-3:-1]
+        )
+    before = f"after {odd_before} of {rows_before} in the day before"
+    assert said(figures)[0] == f"Of the {rows} rows of 4 February 2024, {odd} stand out, {before}."
     assert "<h2>What stands out</h2>" in shown(figures)
     assert "group" not in shown(figures).partition("<h2>How the numbers")[0].partition("<h2>In short")[2].lower()
 
