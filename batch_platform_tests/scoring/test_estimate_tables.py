@@ -1,7 +1,7 @@
 """Estimates through a whole pipeline: made when a partition is scored, held against what comes true, and gone with it."""
 
 from collections import Counter
-from dataclasses import astuple, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,9 +12,9 @@ from batch_platform.components import describe
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.estimates import (
     ESTIMATES,
+    OF_SEGMENTS,
+    EstimatedSegmentMetric,
     read_estimates,
-    read_segment_estimates,
-    segment_track_records,
     track_records,
 )
 from batch_platform.pipeline.health import newest_measured
@@ -22,6 +22,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.ledger import rows_of_partitions
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import SHOPS, carry_out, small_pipeline
 
@@ -41,9 +42,10 @@ def published(pipeline, *keys):
         return read_estimates(con, "small", keys)
 
 
-def published_segments(pipeline):
+def published_segments(pipeline, *keys):
+    order = "partition_key, segment_column, rows DESC, segment, metric"
     with open_published(pipeline.home) as con:
-        return read_segment_estimates(con, "small", [EVALUATED])[EVALUATED]
+        return rows_of_partitions(con, EstimatedSegmentMetric, "small", OF_SEGMENTS, keys, order=order)
 
 
 def test_each_partition_has_its_estimates_and_what_came_true_of_them(pipeline):
@@ -70,19 +72,12 @@ def test_each_partition_has_its_estimates_and_what_came_true_of_them(pipeline):
 def test_each_segment_has_its_estimates_and_what_came_true_of_them(pipeline):
     """Computed once more from the rows: each has the share of positives that was learned for its score."""
     version = pipeline.published_state().registry.versions[-1]
+    rows = published_segments(pipeline, NEWEST, EVALUATED)
     with open_published(pipeline.home) as con:
-        rows = read_segment_estimates(con, "small", [NEWEST, EVALUATED])
         query = (
             "SELECT p.*, o.outcome FROM small.predictions AS p LEFT JOIN small.outcomes AS o USING (partition_key, id)"
         )
         scored = con.sql(f"{query} WHERE partition_key IN ('{NEWEST}', '{EVALUATED}')").pl()
-        records = segment_track_records(con, "small", "brier")
-        query = """
-            SELECT segment, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INT)
-            FROM small.estimates_by_segment WHERE metric = 'brier' AND realised IS NOT NULL GROUP BY segment
-        """
-        by_hand = {("shop", shop): tuple(numbers) for shop, *numbers in con.execute(query).fetchall()}
-    assert {segment: astuple(record)[1:] for segment, record in records.items()} == by_hand
     expectation = pipeline.bundle(version).reference.basis.expectation
     compared = Counter()
     for row in (row for of_partition in rows.values() for row in of_partition):
@@ -132,21 +127,22 @@ def test_estimates_stand_beside_their_track_record(pipeline):
 
 def test_scoring_again_forgets_what_came_true_until_it_is_measured_again(pipeline):
     partition = pipeline.spec.partitions.calendar.named(EVALUATED)
-    before, of_segments = published(pipeline, EVALUATED)[EVALUATED], published_segments(pipeline)
+    before, of_segments = published(pipeline, EVALUATED)[EVALUATED], published_segments(pipeline, EVALUATED)[EVALUATED]
     stamp = Stamp("again", NOW)
     (committed,) = pipeline.score([partition], stamp, force=True)
     assert [row.estimate for row in ESTIMATES.of(committed.measures).metrics] == [row.estimate for row in before]
     pipeline.publish()
-    assert {row.realised for row in (*published(pipeline, EVALUATED)[EVALUATED], *published_segments(pipeline))} == {
-        None
-    }
+    assert {
+        row.realised
+        for row in (*published(pipeline, EVALUATED)[EVALUATED], *published_segments(pipeline, EVALUATED)[EVALUATED])
+    } == {None}
     list(pipeline.evaluate([partition], stamp))
     pipeline.publish()
     again = published(pipeline, EVALUATED)[EVALUATED]
     assert [(row.metric, row.estimate, row.realised) for row in again] == [
         (row.metric, row.estimate, row.realised) for row in before
     ]
-    assert [replace(row, run_id="") for row in published_segments(pipeline)] == [
+    assert [replace(row, run_id="") for row in published_segments(pipeline, EVALUATED)[EVALUATED]] == [
         replace(row, run_id="") for row in of_segments
     ]
 
