@@ -50,6 +50,7 @@ _NUMBERED = re.compile(r"(?<=[a-z]{3})\d+$")  # of which year, class or measurem
 _UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")  # behind the noun of a name
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
+# Also distid and custid, but not words such as paid, acid, valid and steroid.
 _ID_NAME = re.compile(
     "(.* )?((?!(un|pre|re)?paid$|(a|b|m|k|d|ac|gr|co|hum|lip|val|inval|sol|flu|liqu|rap|hybr)id$|[a-z]+(oid|vid)$)[a-z]{0,6}id"
     "|uuid|guid|mrn|ssn|iban|isbn|vin|imei|sku|ean|row ?names?|subject|patient|respondent|seqno?|id(case|num|no)"
