@@ -426,11 +426,13 @@ def test_the_last_word_of_a_name_says_whether_a_column_is_called_like_a_label(tm
     random = np.random.default_rng(13)
     others = {name: random.integers(0, 9, 300) for name in ("accounts_opened_by", "late_fees", "sold_via", "months")}
     values = random.normal(size=300) + others["late_fees"] / 3
-    pl.DataFrame(others | {"value_eur": values, "site": random.integers(0, 4, 300)}).write_csv(tmp_path / "table.csv")
+    named = {"value_eur": values, "math4": random.normal(size=300)}
+    more = {"y92": random.integers(0, 2, 300), "site": random.integers(0, 4, 300)}
+    pl.DataFrame(others | named | more).write_csv(tmp_path / "table.csv")
     with survey(locate(str(tmp_path / "table.csv"), None), "UTC") as seen:
         ranked = label_evidence(seen)
     assert ranked[0].column.name == "value_eur"
-    assert [evidence.column.name for evidence in ranked if "its name" in evidence.reasons] == ["value_eur"]
+    assert {evidence.column.name for evidence in ranked if "its name" in evidence.reasons} == {*named}
 
 
 @pytest.mark.parametrize(
@@ -454,6 +456,8 @@ def test_the_last_word_of_a_name_says_whether_a_column_is_called_like_a_label(tm
         ("store_id", [at % 5 for at in range(400)], None),
         ("steps", [at * 7919 % 100_003 for at in range(400)], None),
         ("paid", [at * at for at in range(400)], None),
+        ("lipid", [at * at * 3 for at in range(400)], None),
+        ("distid", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
         ("price_index", [100 + at / 7 for at in range(400)], None),
         ("consumerIndex", [at * at * 3 for at in range(400)], None),
         ("index", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
