@@ -189,7 +189,7 @@ def test_a_score_that_is_not_judged_is_said_to_be_so_wherever_drift_is_shown(cha
     assert f"no drift ({reason})" in texts
     with open_published(pipeline.home) as con:
         figures = read_figures(con, pipeline.spec, "2024-02-28", "2024-02-29")
-    assert "Scores: not judged in 2 of 2 partitions, for want of a baseline." in html(figures, {}, BERLIN)
+    assert "Scores: not judged in 2 of 2 days, for want of a baseline." in html(figures, {}, BERLIN)
 
 
 def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_as_on_no_day_before(tmp_path):
