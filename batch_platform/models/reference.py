@@ -25,7 +25,7 @@ from batch_platform.models.counting import counted_by_segment, counted_cells, co
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.row_reference import categories_of, row_reference
-from batch_platform.monitoring.drift import Moves, beyond_chance, divergences, usual_of
+from batch_platform.monitoring.drift import Moves, beyond_chance, divergences, usual_of, without_farthest
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import (
     Bins,
@@ -213,11 +213,9 @@ class _Partitions:
             squares = np.bincount(of_rows, (values - means[of_rows]) ** 2, count)
             for baseline, (own, base) in self.compared.items():
                 middle = others[own] if base is None else means[base]
-                farthest = np.where(middle - lowest[own] > highest[own] - middle, lowest[own], highest[own])
-                distances = np.abs((sums[own] - farthest) / (rows[own] - 1) - middle)
-                spreads = np.sqrt(
-                    squares[own] / (rows[own] - 1) - (farthest - means[own]) ** 2 * rows[own] / (rows[own] - 1) ** 2
-                )
+                of_own = (lowest[own], highest[own]), means[own], squares[own] / (rows[own] - 1), rows[own], middle
+                trimmed, variances = without_farthest(*of_own)
+                distances, spreads = np.abs(trimmed - middle), np.sqrt(variances)
                 furthest = [float(np.nanmax(of, initial=0.0)) for of in (share, distances, spreads)]
                 if np.isfinite(furthest).all():
                     moves[baseline] = Moves(*furthest)

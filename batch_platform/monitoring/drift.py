@@ -14,7 +14,7 @@ differs from its baseline by chance alone: its index is `expected` on average ev
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf, log, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ MOVED_MARGIN = (
 )
 UNUSUAL = f"psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0)"  # SQL of `beyond_usual` in a table, which may be negative
 Level = Literal["none", "warn", "fail"]
+Numbers = float | NDArray[Any]
 
 
 def beyond_usual(psi: float, by_chance: float, usual: float | None) -> float:
@@ -89,7 +90,7 @@ class Moves:
 
     outside: float  # share of the values of a partition outside the range of the others
     mean: float  # distance of the mean
-    spread: float = inf  # standard deviation
+    spread: float = inf  # standard deviation; unknown, and so never exceeded, in bundles of earlier versions
 
 
 def outside_share(profile: Profile) -> float | None:
@@ -109,7 +110,7 @@ def has_moved(profile: Profile, base: Profile, usual: Moves | None) -> bool:
     """
     if usual is None or base.values < LEAST_VALUES or usual.outside * MOVED_MARGIN >= 1:
         return False
-    return _has_left_range(profile, base, usual.outside) or _has_moved_mean(profile, base, usual)
+    return _has_left_range(profile, base, usual.outside) or _has_moved_in_mean_or_spread(profile, base, usual)
 
 
 def _has_left_range(profile: Profile, base: Profile, usual: float) -> bool:
@@ -134,16 +135,27 @@ def _has_left_range(profile: Profile, base: Profile, usual: float) -> bool:
     )
 
 
-def _has_moved_mean(profile: Profile, base: Profile, usual: Moves) -> bool:
+def without_farthest(
+    ends: tuple[Numbers, Numbers], mean: Numbers, variance: Numbers, rows: Numbers, middle: Numbers
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and variance of values without the lowest or the highest, whichever is farther from the middle: numbers, or arrays of them.
+
+    The variance has n - 1 in the denominator, where n counts the value that is left out.
+    """
+    low, high = ends
+    farthest = np.where(middle - low > high - middle, low, high)
+    return (mean * rows - farthest) / (rows - 1), variance - (farthest - mean) ** 2 * rows / (rows - 1) ** 2
+
+
+def _has_moved_in_mean_or_spread(profile: Profile, base: Profile, usual: Moves) -> bool:
     """The values without the farthest, which alone tells nothing, have a mean or a spread beyond chance and partitions before, and far enough to matter."""
     low, high, rows = profile.low, profile.high, profile.values
     if profile.mean is None or base.mean is None or low is None or high is None:
         return False
     if rows < 2 or not base.variance or profile.variance is None:  # noqa: PLR2004 - one is left out
         return False
-    farthest = low if base.mean - low > high - base.mean else high
-    mean = (profile.mean * rows - farthest) / (rows - 1)
-    spread = sqrt(max(0.0, profile.variance - (farthest - profile.mean) ** 2 * rows / (rows - 1) ** 2))
+    mean, variance = map(float, without_farthest((low, high), profile.mean, profile.variance, rows, base.mean))
+    spread = sqrt(max(0.0, variance))
     error = sqrt(1 / rows + 1 / base.values)
     least = max(MEAN_MATTERS, MEAN_SURPRISE * error) * sqrt(base.variance)
     has_moved = abs(mean - base.mean) > max(least, MOVED_MARGIN * usual.mean)

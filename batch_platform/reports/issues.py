@@ -20,7 +20,7 @@ _CONDITIONS = {
     "blocked": "no model for {}",
     "missing": "{} not yet scored",
 }
-_ALARMS: dict[AspectName, str] = {  # whose names say what should be, and not what is
+_ALARMS: dict[AspectName, str] = {  # aspects named after what should be, in words for what is
     "fresh": "not scored in time",
     "delivered": "predictions are not delivered",
     "performance": "worse than the declared limit",
@@ -64,7 +64,7 @@ def open_issues(spec: PipelineSpec, status: PipelineStatus) -> list[OpenIssue]:
             standing.setdefault((partition.condition, partition.reason), []).append(partition.partition)
     alarms = {alarm.name: alarm for alarm in status.health.alarms}
     for (condition, reason), keys in standing.items():
-        fresh = alarms.get("fresh")  # whose partition is missing too
+        fresh = alarms.get("fresh")  # the alarm about the newest partition, which may be one of the missing
         cause = alarms.pop("fresh").text if condition == "missing" and fresh and fresh.partition in keys else ""
         what = _CONDITIONS[condition].format(counted(len(keys), every))
         issues.append(OpenIssue(what, dated(keys), "; ".join(filter(None, (reason, cause)))))

@@ -59,7 +59,8 @@ _STORAGE_ERRORS = (
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 _REJECTED = "rejected_rows"
-LARGE_BYTES = 100_000_000  # of staged files, from which a commit bounds DuckDB's buffer: about 5 million plain scores
+# A commit of staged files this large bounds DuckDB's buffer; they hold about 5 million plain scores.
+LARGE_BYTES = 100_000_000
 WIDE_ROW_BYTES = 256  # of its staged file; three reasons take about 150
 BUFFER_BYTES = 64 * 2**20  # bound for each of DuckDB's threads
 

@@ -46,7 +46,7 @@ _GIVEN_NAME = re.compile(
     "|occupation|married|marital|religi(on|ous)|urban|rural|black|white|hispanic|asian|fe?male|group|treat(ment|ed)?|trt|arms?"
     "|cent(er|re)|hospital|dose|subject|visit|stratum|brand|model|colou?r|category|language|north|south|east|west"
 )
-_NUMBERED = re.compile(r"(?<=[a-z]{3})\d+$")  # of which year, class or measurement
+_NUMBERED = re.compile(r"(?<=[a-z]{3})\d+$")  # the number behind a noun tells the year, class or measurement
 _UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")  # behind the noun of a name
 KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
