@@ -108,9 +108,9 @@ class Expected:
     estimate: float
     low: float
     high: float
-    before: Sequence[
-        float
-    ] = ()  # deviations of earlier partitions, oldest first, in standard deviations; negative: worse
+    # Deviations of earlier partitions, oldest first, in standard deviations; negative: worse.
+    before: Sequence[float] = ()
+    log_loss: tuple[float, float] | None = None  # log loss of two classes, and the end of its interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, fu
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, RECENT
+from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, LOSS, RECENT
 from batch_platform.monitoring.measures.estimates import EstimatedMetric
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric, own_metrics
@@ -144,7 +144,12 @@ class Measuring:
         if metric is None:
             return None
         row, before = by_metric[metric], sorted(other for other in self.deviations if other < key)[1 - RECENT :]
-        return Expected(metric, row.estimate, row.low, row.high, [self.deviations[other] for other in before])
+        loss = by_metric.get(LOSS) if model.task == "binary" else None
+        return Expected(
+            *(metric, row.estimate, row.low, row.high),
+            before=[self.deviations[other] for other in before],
+            log_loss=loss and (loss.estimate, loss.high),
+        )
 
     def _intervals(self, model: Version) -> Intervals | None:
         """The intervals of a version; None if it has none, or cannot be read any more."""

@@ -145,7 +145,7 @@ class Figures:
     def rule(self) -> str:
         """The rule by which rows are chosen; of several classes, by which one is decided."""
         otherwise = "a score above one half" if self.positive else "the most probable class"
-        return str(self.spec.predictions.decide or otherwise).replace("partition", self.unit)
+        return str(self.spec.predictions.decide or otherwise)
 
     @property
     def even(self) -> bool:
@@ -253,7 +253,7 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         groups=read_groups(con, spec, window.keys, outliers=task == "outliers") if task in UNSUPERVISED else None,
         status=status,
         issues=[] if status is None else open_issues(spec, status),
-        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}".replace("partition", spec.partitions.every),
+        confidence=f"{CONFIDENCE} {UnitRule.of(spec)}{_weighted(spec)}",
         definitions=definitions_of({*shown["metric"], *([estimates.metric] if estimates else [])}, own),
     )
 

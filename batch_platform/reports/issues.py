@@ -1,8 +1,7 @@
 """Problems in the report: unusual counts of rows, and whatever `status` says that somebody should look at."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from batch_platform.declaration.errors import alike, counted, in_short, without_place
 from batch_platform.declaration.spec import PipelineSpec
@@ -10,8 +9,9 @@ from batch_platform.monitoring.health import Aspect, AspectName
 from batch_platform.monitoring.measures.health import partition_aspects
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.status import PipelineStatus
+from batch_platform.pipeline.steps import ranges
 from batch_platform.reports.span import Span
-from batch_platform.reports.wording import spanned, words
+from batch_platform.reports.wording import dates, words
 from batch_platform.warehouse.ledger import ScoreRun
 
 EXAMPLES = " For example "  # begins what a reason quotes of rows
@@ -50,7 +50,15 @@ def open_issues(spec: PipelineSpec, status: PipelineStatus) -> list[OpenIssue]:
     for failure in status.failures:
         key, reason = failure.partition_key, failure.reason.partition(EXAMPLES)[0]  # no values of rows in a report
         failed.setdefault((failure.step, alike(key, in_short(status.pipeline, reason))), {})[key] = reason
-    every, dated = spec.partitions.every, partial(spanned, monthly=spec.partitions.every == "month")
+    every, calendar = spec.partitions.every, spec.partitions.calendar
+    declared = {partition.partition for partition in status.partitions}
+
+    def dated(keys: Collection[str]) -> str:
+        spans = list(keys)
+        if declared.issuperset(keys):  # else serving periods
+            spans = [f"{members[0].key} to {members[-1].key}" for members in ranges(map(calendar.named, keys))]
+        return dates(spans, monthly=every == "month")
+
     issues: list[OpenIssue] = []
     for (step, _), reasons in failed.items():
         key, reason = next(iter(reasons.items()))

@@ -11,7 +11,19 @@ from batch_platform.declaration.errors import counted
 from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
 from batch_platform.reports.groups import STRUCTURE
-from batch_platform.reports.wording import GUESSING, alike, capital, dates, ends, figure, percent, plain, term, when
+from batch_platform.reports.wording import (
+    GUESSING,
+    alike,
+    capital,
+    dates,
+    ends,
+    figure,
+    of_length,
+    percent,
+    plain,
+    term,
+    when,
+)
 
 if TYPE_CHECKING:
     from batch_platform.reports.figures import Figures, Headline
@@ -66,14 +78,14 @@ def _of_decisions(figures: "Figures") -> Iterator[str]:
         return
     if rows := sum(figures.decided.values()):
         acted = f"{figures.decided.get('true', 0):,} of {rows:,} rows"
-        yield f"{capital(figures.summed_up.in_words)}, {acted} were chosen (rule: {figures.rule})."
+        yield f"{capital(figures.summed_up.in_words)}, {acted} were chosen (rule: {of_length(figures.rule, figures.unit)})."
     known, overall = Counter[tuple[bool, bool]](), figures.overall
     for decided, came_true, count in figures.confusion.iter_rows():
         known[decided == figures.positive, came_true == figures.positive] += count
     chosen, real = known[True, True] + known[True, False], known[True, True] + known[False, True]
     if known and figures.spec.predictions.decide is None:
         of_known = f"{chosen:,} of the {known.total():,} rows whose outcome is known"
-        yield f"No rule of decision is declared; {figures.rule} would choose {of_known}."
+        yield f"No rule of decision is declared; {of_length(figures.rule, figures.unit)} would choose {of_known}."
     if chosen and real:
         right, recall = overall["precision"], overall["recall"]
         is_so = _is_positive(figures)

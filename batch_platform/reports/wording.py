@@ -122,12 +122,12 @@ def reworded(reason: str, unit: str) -> str:
     """Write a recorded reason in the words of the report."""
     for recorded, shown in _REWORDED.items():
         reason = reason.replace(recorded, shown)
-    return re.sub(rf"\b({'|'.join(_TERMS)})\b", lambda match: _TERMS[match[1]], reason.replace("partition", unit))
+    return re.sub(rf"\b({'|'.join(_TERMS)})\b", lambda match: _TERMS[match[1]], of_length(reason, unit))
 
 
-def spanned(keys: Sequence[str], *, monthly: bool = False) -> str:
-    """Name one or two partitions, or the time from the first to the last."""
-    return between(keys[0], keys[-1], monthly=monthly) if keys[2:] else dates(keys, monthly=monthly)
+def of_length(text: str, unit: str) -> str:
+    """Call a partition by its length, such as day; names that hold the word, such as partition_key, stay as they are."""
+    return re.sub(r"\bpartition(s?)\b", rf"{unit}\1", text)
 
 
 def capital(text: str) -> str:

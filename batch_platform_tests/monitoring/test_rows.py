@@ -117,9 +117,10 @@ def test_performance_that_the_estimate_does_not_explain_is_named_where_labels_ar
     assert health.height == 19
     assert set(health.filter(~pl.col("passed"), pl.col("partition_key") <= LAST_GOOD)["partition_key"]) == {FLIPPED}
     assert set(health["asset"]) == {"performance"}
-    assert row["metric"] == "roc_auc"
+    assert row["contradicted"], "half of the labels are exchanged"
+    assert row["metric"] == "log_loss"
     assert row["deviation"] < -4
-    assert row["value"] < 0.6 < row["estimate"]
+    assert row["value"] > np.log(2) > row["estimate"]
 
 
 def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_by_itself(scored):

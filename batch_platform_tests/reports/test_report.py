@@ -712,7 +712,7 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert figures.decisions.height >= 1
     assert set(figures.definitions) >= {"roc_auc", "brier", "log_loss"}
     assert "of 100 such intervals, about 95 hold it" in figures.confidence
-    assert "Several rows of one entity (same key, times aside) count as one. Where days differ" in figures.confidence
+    assert "Several rows of one entity (same key, times aside) count as one. Where days differ" in shown(figures)
     assert figures.issues == []
     assert not {"lift_at_5", "precision", "bias"} & {*figures.definitions}, "their plain words define them"
     assert not any("sklearn" in text or "`" in text for text in figures.definitions.values())
@@ -932,12 +932,12 @@ def test_the_report_and_status_never_disagree(pipeline, figures):
     assert later.counts["missing"] == 2
     fresh, *others = later.health.alarms
     missing, *rest = late.issues
-    assert (missing.what, missing.where) == ("2 days not yet scored", "25 February 2024 and 26 February 2024")
+    assert (missing.what, missing.where) == ("2 days not yet scored", "25 to 26 February 2024")
     assert missing.why.endswith(fresh.text), "the same cause"
     assert [issue.why for issue in rest] == [alarm.text for alarm in others]
     (text, remedy), page = in_words(late)["System"], shown(late)
     assert remedy.endswith(": batch-platform run small.")
-    assert text.startswith("Action needed: 2 days not yet scored (25 February 2024 and 26 February 2024)")
+    assert text.startswith("Action needed: 2 days not yet scored (25 to 26 February 2024)")
     for issue in late.issues:
         assert issue.what in text
         assert reworded(issue.why, "day") in page

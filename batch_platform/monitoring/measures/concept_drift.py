@@ -4,15 +4,18 @@ The estimate follows every change of the rows, so what it does not explain is a 
 """
 
 from collections.abc import Collection
+from math import log, sqrt
 
 import duckdb
 import numpy as np
 import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measure import Check, Column, Finding, Measure, ScoredPartition, rounded
+from batch_platform.monitoring.estimates import AREA
+from batch_platform.monitoring.measure import Check, Column, Expected, Finding, Measure, ScoredPartition, rounded
 from batch_platform.monitoring.measures.performance import labelled_outcomes
 from batch_platform.monitoring.metrics import lower_is_better, measure
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import TWO_SIDED
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -20,6 +23,8 @@ SUDDEN = 4.0  # standard deviations of the estimate by which a single partition 
 SLOW = 2.0  # standard deviations by which the newest partitions are worse on average; large, because days resemble each other
 RECENT, LEAST_RECENT = 7, 4  # partitions of that average
 LEAST_ROWS = 30  # labelled rows; of two classes, of each
+CONTRADICTED = 3.5  # standard deviations by which labels that contradict are worse; that alone is not enough
+LOSS, COIN = "log_loss", log(2)  # its value for one half, whatever comes true
 
 
 def read_deviations(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Collection[str]) -> dict[str, float]:
@@ -35,17 +40,49 @@ def _compute(partition: ScoredPartition) -> pl.DataFrame:
     expected, rows = partition.expected, list[tuple[object, ...]]()
     outcomes = None if expected is None or partition.in_sample else labelled_outcomes(partition)
     if expected is not None and outcomes is not None:
-        count, positives = partition.labelled.height, outcomes.positives
-        fewest = count if positives is None else min(positives, count - positives)
-        value = measure(outcomes, only=(expected.metric,)).get(expected.metric)
-        less = lower_is_better(expected.metric)
-        reach = (expected.high - expected.estimate) if less else (expected.estimate - expected.low)
-        if value is not None and reach > 0 and fewest >= LEAST_ROWS:
-            deviation = (expected.estimate - value if less else value - expected.estimate) / reach * TWO_SIDED
+        count = partition.labelled.height
+        contradicted = _contradicted(expected, outcomes, count)
+        if (row := contradicted or _judged(expected, outcomes, count)) is not None:
+            deviation = row[-1]
             newest = np.clip([*expected.before, deviation][-RECENT:], -SUDDEN, SUDDEN)  # no single partition decides
             mean = float(newest.mean()) if len(newest) >= LEAST_RECENT else None
-            rows.append((expected.metric, value, expected.estimate, deviation, mean, count))
+            rows.append((*row, mean, count, contradicted is not None))
     return pl.DataFrame(rows, schema=CONCEPT_DRIFT.types, orient="row")
+
+
+def _judged(expected: Expected, outcomes: Outcomes, count: int) -> tuple[str, float, float, float] | None:
+    """The expected metric, what came true, what was expected, and the deviation; None of too few rows."""
+    positives = outcomes.positives
+    fewest = count if positives is None else min(positives, count - positives)
+    value = measure(outcomes, only=(expected.metric,)).get(expected.metric)
+    less = lower_is_better(expected.metric)
+    reach = (expected.high - expected.estimate) if less else (expected.estimate - expected.low)
+    if value is None or reach <= 0 or fewest < LEAST_ROWS:
+        return None
+    deviation = (expected.estimate - value if less else value - expected.estimate) / reach * TWO_SIDED
+    return expected.metric, value, expected.estimate, deviation
+
+
+def _contradicted(expected: Expected, outcomes: Outcomes, count: int) -> tuple[str, float, float, float] | None:
+    """The log loss, as `_judged` gives a metric, where labels contradict the probabilities of two classes; else None.
+
+    It is then far beyond what was expected and worse than that of one half for every row, and the area under the ROC curve is
+    not above one half by more than chance, whose variance is that of the U statistic without a difference (Mann and Whitney,
+    1947). A class may have few rows: the loss is that of all.
+    """
+    positives = outcomes.positives
+    if expected.log_loss is None or positives is None or count < LEAST_ROWS:
+        return None
+    (estimate, high), values = expected.log_loss, measure(outcomes, only=(AREA, LOSS))
+    negatives, loss, area = count - positives, values.get(LOSS), values.get(AREA)
+    if loss is None or loss <= COIN or high <= estimate:
+        return None
+    deviation = (estimate - loss) / (high - estimate) * TWO_SIDED
+    if deviation > -CONTRADICTED:
+        return None
+    if area is not None and area > 0.5 + TWO_SIDED * sqrt((count + 1) / (12 * positives * negatives)):
+        return None
+    return LOSS, loss, estimate, deviation
 
 
 def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
@@ -60,17 +97,26 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
         numbers = {
             name: row[name] for name in ("value", "estimate", "deviation", "deviation_recent") if row[name] is not None
         }
-        text = f"{row['metric']} is {row['value']:.4f}, as expected of these rows ({row['estimate']:.4f})"
-        if worse := row["deviation"] <= -SUDDEN or slow:
+        figures = f"{row['metric']} is {row['value']:.4f}, {row['estimate']:.4f} was expected of these rows"
+        if row["contradicted"]:
+            text = (
+                f"the labels contradict the predictions, as if true and false were exchanged in many rows: {figures} "
+                f"(tossing a coin: {COIN:.4f}), and the rows are ranked no better than by chance"
+            )
+        elif row["deviation"] <= -SUDDEN or slow:
             since = f", like the last {RECENT} partitions on average" if slow else ""
-            text = f"{row['metric']} is {row['value']:.4f}, {row['estimate']:.4f} was expected of these rows{since}: they lead to other outcomes than in training"
-        return Finding("warn" if worse else "none", {"what": text, **rounded(numbers)})
+            text = f"{figures}{since}: they lead to other outcomes than in training"
+        else:
+            text = f"{row['metric']} is {row['value']:.4f}, as expected of these rows ({row['estimate']:.4f})"
+            return Finding("none", {"what": text, **rounded(numbers)})
+        return Finding("warn", {"what": text, **rounded(numbers)})
 
     return Check(
         description=(
             "The performance of a partition is what was estimated before its labels were known. It gives a warning where it is worse by "
             f"{SUDDEN:g} standard deviations of the estimate, or by {SLOW:g} on average of the last {RECENT} partitions: the same rows "
-            "then lead to other outcomes (concept drift), or labels are wrong. Train anew, or look at the labels."
+            "then lead to other outcomes (concept drift), or labels are wrong. It also gives one where labels contradict the "
+            "probabilities of two classes, which are then worse than tossing a coin. Train anew, or look at the labels."
         ),
         judge=judge,
     )
@@ -92,6 +138,10 @@ CONCEPT_DRIFT = Measure[pl.DataFrame](
             f"mean of the newest partitions, at most {RECENT}, each at most {SUDDEN:g}; null with fewer than {LEAST_RECENT}",
         ),
         "rows": Column(pl.Int64, "labelled rows"),
+        "contradicted": Column(
+            pl.Boolean,
+            "whether labels contradict the predictions; the metric is then the log loss, which is worse than that of tossing a coin",
+        ),
     },
     compute=_compute,
     declared=lambda spec: spec.labels is not None,
