@@ -22,6 +22,12 @@ class Report(Block):
         examples=["0 7 1 * *"],
     )
 
+    compare: bool = Field(
+        default=True,
+        description="Whether the newest month or week is compared with the one before. False where partitions are no course of "
+        "time, such as schools: all that a report shows are then summed up together.",
+    )
+
     @property
     def cron(self) -> str:
         """The cron expression of the schedule."""

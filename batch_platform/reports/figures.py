@@ -278,8 +278,11 @@ def _window(spec: PipelineSpec, runs: Sequence[ScoreRun], first: str | None, las
 def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span, every: ReportEvery) -> tuple[Span, Span | None]:
     """Return the partitions of the headlines, and those to compare them with.
 
-    They are the newest month or week of a long window, else the window, and as many partitions right before it.
+    They are the newest month or week of a long window, else the window, and as many partitions right before it. Without a
+    comparison they are the window.
     """
+    if spec.report is not None and not spec.report.compare:
+        return window, None
     summed_up = window
     if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG[every]:
         periods = window.periods(every, spec.partitions.calendar.zone)

@@ -122,9 +122,11 @@ def _one_category(table: Table, rows: pl.DataFrame, _: pl.DataFrame, random: np.
     return rows.with_columns(pl.when(hit).then(pl.lit(most)).otherwise(table.category).alias(table.category))
 
 
-def _flipped(_: Table, rows: pl.DataFrame, __: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
-    hit = pl.lit(pl.Series(random.random(rows.height) < 0.5))
-    return rows.with_columns(pl.when(hit).then(~pl.col(LABEL)).otherwise(LABEL).alias(LABEL))
+def _flipped(share: float) -> Fault:
+    def faulty(_: Table, rows: pl.DataFrame, __: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
+        return rows.with_columns(pl.col(LABEL) ^ pl.Series(random.random(rows.height) < share))
+
+    return faulty
 
 
 FAULTS: dict[str, Fault] = {
@@ -135,7 +137,8 @@ FAULTS: dict[str, Fault] = {
     "columns shuffled": _shuffled,
     "yesterday's rows again": _stale,
     "20% repeated rows": _repeated,
-    "half of the labels flipped": _flipped,
+    "all labels flipped": _flipped(1.0),
+    "half of the labels flipped": _flipped(0.5),
 }
 
 

@@ -160,7 +160,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "fresh_by": "07:00",
         "max_champion_age": "90 days",
     },
-    "report": {"every": "week", "schedule": "30 7 * * 1"},
+    "report": {"every": "week", "schedule": "30 7 * * 1", "compare": False},
     "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
     "automation": "on_arrival",
     "dagster": {

@@ -147,7 +147,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "notify_values": True,
         "rows": False,
     },
-    "report": {"every": "month", "schedule": "0 7 1 * *"},
+    "report": {"every": "month", "schedule": "0 7 1 * *", "compare": False},
     "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
     "automation": "on_arrival",
     "dagster": {

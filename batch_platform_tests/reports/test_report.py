@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.model import ModelCard
+from batch_platform.declaration.reporting import Report
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
@@ -1009,6 +1010,16 @@ def test_without_a_window_all_that_is_scored_is_reported(pipeline):
     assert whole.window.keys == sorted(pipeline.state().scores)
     assert whole.summed_up == whole.window, "only months are summed up by the newest"
     assert whole.before is None
+
+
+def test_a_report_of_groups_that_are_no_course_of_time_compares_nothing(pipeline):
+    spec = pipeline.spec.model_copy(update={"report": Report(compare=False)})
+    with open_published(pipeline.home) as con:
+        whole = read_figures(con, spec, every="week")
+    assert whole.summed_up == whole.window
+    assert whole.before is None
+    assert "lear change" not in shown(whole)
+    assert "before:" not in shown(whole)
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
