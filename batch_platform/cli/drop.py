@@ -66,7 +66,11 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint="leave --partition, --from and --to out.")
     if not former and only is None and (first is None or last is None):
         msg = f"{pipeline}: no partition is named."
-        raise WrongUseError(msg, hint="name one with --partition, or a range with both --from and --to.")
+        hint = (
+            "name one with --partition, or a range with both --from and --to. To delete the whole pipeline, remove its "
+            f"declaration and call batch-platform gc --drop {pipeline}."
+        )
+        raise WrongUseError(msg, hint=hint)
     if former:
         asked = former_partitions(wiring.spec, wiring.pipeline().published_ledgers().scores.values())
     else:

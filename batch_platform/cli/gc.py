@@ -79,8 +79,8 @@ def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tupl
         terminal.say(f"{item.path.relative_to(project.home.root)}  {decimal(item.size)}  {item.reason}")
     verb = "could be removed" if dry_run else "removed"
     for rows in old_rows:
-        of = f"{rows.kind} of {counted(len(rows.partitions), 'partition')} ({terminal.span(rows.partitions)})"
-        terminal.say(f"{rows.pipeline}: {of} {verb}, older than retention.{rows.kind}.")
+        span = terminal.span(rows.partitions)
+        terminal.say(f"{rows.pipeline}: {rows.kind} of {span} {verb}, older than retention.{rows.kind}.")
     if garbage or not (old.runs or old_rows):
         terminal.say(f"{len(garbage)} {verb}, {decimal(size)}." if garbage else "Nothing to remove.")
     if old.runs:

@@ -26,7 +26,7 @@ class Retention(Block):
 
     features: Age | None = Field(
         default=None,
-        description="Age at which feature files are removed. What the newest model learned from stays. Left out: kept for good.",
+        description="Age at which feature files are removed. Those in the declared training window of the newest model stay. Left out: kept for good.",
         examples=["90 days"],
     )
     predictions: Age | None = Field(

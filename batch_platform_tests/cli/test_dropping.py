@@ -54,7 +54,11 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
     assert "  1 row of rejected_rows\n" in refused.out
     assert "  1 feature file, " in refused.out
     assert refused.error.endswith("there is no terminal to ask on. Hint: add --yes.")
-    assert "name one with --partition" in cli(project, "drop", "small", "--from", key, "--yes").error
+    unnamed = cli(project, "drop", "small", "--from", key, "--yes").error
+    assert "name one with --partition" in unnamed
+    assert unnamed.endswith(
+        "To delete the whole pipeline, remove its declaration and call batch-platform gc --drop small."
+    )
     assert tables_with(home.warehouse, key) == held
 
     answer = cli(project, "drop", "small", "--partition", key, "--yes", "--json").json

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ import pytest
 from playwright.sync_api import expect
 
 from batch_platform_tests.harness.browsing import Dagster, browser
-from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.checkout import GUIDE, blocks
+from batch_platform_tests.harness.command_line import clean_environment, run_command
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.harness.deployment import range_tags
 from batch_platform_tests.harness.receiver import Receiver, receiver
@@ -438,6 +441,20 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     assert scored == [(day,) for day in due]
     dagster.sees("requested", exact=False)
     dagster.switch()
+
+
+def test_the_command_of_the_guide_switches_on_the_schedule_that_the_daemon_runs(ui):
+    name = "small_remove_old_runs_every_week"
+    (block,) = [block for block in blocks("bash", GUIDE["scheduling"]) if "schedule start" in block]
+
+    def status() -> str:
+        return ui.ask(TICKS, selector={**repository(ui), "scheduleName": name})["scheduleState"]["status"]
+
+    for word, then in (("start", "RUNNING"), ("stop", "STOPPED")):
+        command = block.replace("flight_delays_score_when_due", name).replace("schedule start", f"schedule {word}")
+        environment = {**clean_environment(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        subprocess.run(["bash", "-euc", command], cwd=ui.home.parent, env=environment, check=True)
+        assert status() == then
 
 
 def test_assets_downstream_follow_by_themselves_after_a_backfill_and_after_a_schedule(ui):
