@@ -124,6 +124,7 @@ def test_the_command_shows_pages_and_lists_them(cli, fresh):
     assert refused.code == 2
     assert "There is no page 'concept'" in refused.err
     assert "'concepts'" in refused.err
+    assert cli(fresh, "guide", "slack").error == "There is no page 'slack'. Hint: read monitoring."
 
 
 def test_a_page_takes_at_most_ten_minutes():

@@ -5,7 +5,7 @@ from importlib.resources import files
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.declaration.errors import named
+from batch_platform.declaration.errors import WrongUseError, named
 
 PAGES = {  # each is a Markdown file in the folder `guide`, in the order in which to read them
     "concepts": "What is a partition, a champion, the ledger? What is promised?",
@@ -48,6 +48,10 @@ def command(page: str | None) -> None:
         terminal.show_table(("page", "answers"), [*PAGES.items()])
         terminal.say("Next: batch-platform guide concepts")
         return
+    about = [name for name, question in PAGES.items() if page.lower() in question.lower()]
+    if page not in PAGES and about:
+        msg = f"There is no page {page!r}."
+        raise WrongUseError(msg, hint=f"read {' or '.join(about)}.")
     named(page, PAGES, f"There is no page {page!r}; there are")
     from rich.markdown import Markdown
 

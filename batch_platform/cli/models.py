@@ -13,6 +13,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import (
     RunFailedError,
     WrongUseError,
@@ -332,12 +333,11 @@ def show_timeline(target: _Target) -> None:
     lines: list[TimelineLine] = []
     for scores in scores_on_timeline(state.registry, state.scores):
         stretch = scores.stretch
-        partition = calendar.holding(stretch.begin)
         line = as_record(
             TimelineLine,
             scores,
             stretch.decision,
-            first_partition=f"{stretch.begin:%Y-%m-%d %H:%M} UTC" if partition is None else partition.key,
+            first_partition=_first(calendar, stretch.begin),
             begin=stretch.begin,
             end=stretch.end,
             version=stretch.version.version,
@@ -377,7 +377,7 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
     state, maker = pipeline.state(), _maker(reason)
     decision = promote(state.registry, state.scores, version, maker, holds_from=_start(pipeline, first))
     pipeline.decide(decision.promotion, state)
-    _show_decision(decision, rescored=False)
+    _show_decision(decision, pipeline.spec.partitions.calendar, rescored=False)
 
 
 @command.command(
@@ -402,7 +402,7 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
     decision = roll_back(state.registry, state.scores, maker, holds_from=_start(pipeline, first))
     pipeline.decide(decision.promotion, state)
     again = rescore and bool(decision.partitions)
-    _show_decision(decision, rescored=again)
+    _show_decision(decision, pipeline.spec.partitions.calendar, rescored=again)
     if again:
         from batch_platform.cli.run import bring_up_to_date
 
@@ -445,7 +445,13 @@ def _start(pipeline: Pipeline, key: str | None) -> datetime | None:
     return None if key is None else pipeline.spec.partitions.calendar.named(key).start
 
 
-def _show_decision(decision: Decision, *, rescored: bool) -> None:
+def _first(calendar: Calendar, begin: datetime) -> str:
+    """The first partition from an instant on; the instant after the last one."""
+    partition = calendar.next_from(begin)
+    return f"{begin:%Y-%m-%d %H:%M} UTC" if partition is None else partition.key
+
+
+def _show_decision(decision: Decision, calendar: Calendar, *, rescored: bool) -> None:
     event, partitions = decision.promotion, decision.partitions
     before, after = (version.version if version else None for version in (decision.before, decision.after))
     report = {
@@ -461,13 +467,13 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
         "rescored": rescored,
     }
     terminal.report(report)
-    begin = "" if event.holds_from is None else f" from {event.holds_from:%Y-%m-%d %H:%M} UTC on"
+    begin = "" if event.holds_from is None else f" from {_first(calendar, event.holds_from)} on"
     terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
     change = "as before" if before == after else f"instead of {before or 'none'}"
     terminal.say(f"  champion from then on: {after or 'none'}, {change}")
     if decision.until is not None:
         following = decision.following.version if decision.following else "none"
-        terminal.say(f"  until {decision.until:%Y-%m-%d %H:%M} UTC, then: {following}")
+        terminal.say(f"  until {_first(calendar, decision.until)}, then: {following}")
     if partitions:
         first, last = partitions[0], partitions[-1]
         span = first if first == last else f"{first} to {last}"

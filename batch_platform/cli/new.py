@@ -146,7 +146,7 @@ def command(  # noqa: PLR0913 - the options of the command
         terminal.say(f"{project.root} is now a Dagster project.")
     terminal.say(f"{name}: proposed from {table_survey.rows:,} rows")
     terminal.show_fields(sentences(proposal, reading), indent=2)
-    terminal.say(f"Read and edit the files in {target}: a feature must be known when its partition starts. Then run")
+    terminal.say(f"Read and edit the files in {target}: a feature must be known when its row is scored. Then run")
     terminal.say(f"  batch-platform run {name}")
 
 

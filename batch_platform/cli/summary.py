@@ -215,7 +215,7 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
     if more := len(outcome.models[:-MOST_SHOWN]):
         terminal.say(f"and {counted(more, 'more model')}; batch-platform models {outcome.pipeline} lists them.")
     for positive in dict.fromkeys(model.positive for model in outcome.models if isinstance(model.positive, str)):
-        terminal.say(f"  score is for {positive!r}: labels.positive names the other class instead")
+        terminal.say(f"  the score is that of {positive!r}; labels.positive in the YAML chooses the class")
     _show_scored(outcome)
     for name, count in outcome.delivered.items():
         terminal.say(f"  delivered {counted(count, 'partition')} to {name!r}")

@@ -99,7 +99,7 @@ def _challengers(wiring: Wiring) -> str:
     if not names:
         return ""
     return (
-        f"\n\nChallengers ({names}) score the same rows in the same pass into `{name}.challenger_scores` and never serve; "
+        f"\n\nChallengers ({names}) score the same rows in the same pass into `{name}.challenger_scores`, and none serves unless it is promoted; "
         f"`{name}.challengers` says for each partition how far each challenger agrees with the champion."
     )
 

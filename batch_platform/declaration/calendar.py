@@ -168,6 +168,12 @@ class Calendar:
         at = bisect_right(windows, instant, key=_end)
         return windows[at] if at < self._count(windows) else None
 
+    def next_from(self, instant: datetime) -> Partition | None:
+        """The first partition that starts at or after an instant; None after the last one."""
+        windows = self._windows_beyond(instant, more=1)
+        at = bisect_left(windows, instant, key=_start)
+        return windows[at] if at < self._count(windows) else None
+
     def week_before(self, start: datetime) -> Partition | None:
         """The partition with the same local time a week before an instant; None without one, and for months."""
         return None if self.every == "month" else self.holding(_WEEK.before(start, self.zone))

@@ -74,7 +74,7 @@ class PipelineSpec(Block):
     )
     challengers: list[Challenger] = Field(
         default_factory=list,
-        description="Models that score the same rows as the champion, for comparison. They never serve.",
+        description="Models that score the champion's rows too; one serves only if promoted.",
         examples=[[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]],
     )
     predictions: Predictions = Field(

@@ -30,7 +30,7 @@ def versions(folder):
 def test_a_rollback_is_recorded_listed_and_rescored_and_sql_distinguishes_then_from_now(cli, weekly):
     first, second, third = versions(weekly)
     lines = cli(weekly, "models", "small", "rollback", "--reason", "too many false alarms").out.splitlines()
-    assert lines[0] == f"small: {third} is withdrawn from 2024-02-17 23:00 UTC on: too many false alarms."
+    assert lines[0] == f"small: {third} is withdrawn from 2024-02-18 on: too many false alarms."
     assert lines[1] == f"  champion from then on: {second}, instead of {third}"
     assert lines[2] == "  scored by another version: 7 partitions (2024-02-18 to 2024-02-24)"
     assert lines[3].startswith("  batch-platform run small --from 2024-02-18 --to 2024-02-24 ")

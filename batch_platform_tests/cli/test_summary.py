@@ -54,4 +54,4 @@ def test_the_class_that_scores_are_for_is_named_once_and_not_after_every_model(c
         show(outcome, small_spec().partitions.calendar)
     first, second, remark = capsys.readouterr().out.splitlines()
     assert (first[:12], second[:13]) == ("model first,", "model second,")
-    assert remark == "  score is for 'no': labels.positive names the other class instead"
+    assert remark == "  the score is that of 'no'; labels.positive in the YAML chooses the class"

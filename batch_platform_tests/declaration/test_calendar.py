@@ -138,6 +138,8 @@ def test_within_due_and_holding_agree(calendar, low, high):
     closed = [partition for partition in calendar.due(end) if partition.end <= end]
     assert calendar.within(start, end) == [partition for partition in closed if partition.start >= start]
     assert [calendar.holding(partition.start) for partition in closed] == closed
+    assert [calendar.next_from(partition.start) for partition in closed] == closed
+    assert [calendar.next_from(it.start + timedelta(microseconds=1)) for it in closed[:-1]] == closed[1:]
     assert [calendar.holding(partition.end - timedelta(microseconds=1)) for partition in closed] == closed
 
 
@@ -232,6 +234,13 @@ def test_no_partition_holds_an_instant_before_the_first_or_after_the_last_partit
     assert calendar.holding(calendar.first_start).key == "2024-01-01"
     assert calendar.holding(calendar.last_end - timedelta(microseconds=1)).key == "2024-01-02"
     assert calendar.holding(calendar.last_end) is None
+    assert calendar.next_from(calendar.first_start - timedelta(days=9)).key == "2024-01-01"
+    assert calendar.next_from(calendar.last_end - timedelta(days=1)).key == "2024-01-02"
+    assert calendar.next_from(calendar.last_end - timedelta(hours=1)) is None
+    assert (
+        Calendar("week", BERLIN, local("2024-01-01")).next_from(local("2024-06-01").replace(tzinfo=BERLIN)).key
+        == "2024-06-03"
+    )
 
 
 @pytest.mark.parametrize(

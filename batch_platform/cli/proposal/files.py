@@ -164,7 +164,7 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
     if proposal.left_out:
         reasons = (f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items())
         notes += ["-- Left out:", *reasons]
-    known = "when its partition starts" if windows is not None else "when the table is read"
+    known = "when it is scored" if windows is not None else "when the table is read"
     comment = (
         f"One row per key, with what is known about it {known}. Remove what is known only later:\n"
         "-- it would make a model look better than it can be."
