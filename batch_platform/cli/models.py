@@ -13,7 +13,6 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import (
     RunFailedError,
     WrongUseError,
@@ -329,15 +328,14 @@ def show_timeline(target: _Target) -> None:
     A partition is in hindsight if its version was approved to serve it only after the partition had ended.
     """
     pipeline = target.declared()
-    state, calendar = pipeline.published_state(), pipeline.spec.partitions.calendar
-    lines: list[TimelineLine] = []
+    state, lines = pipeline.published_state(), list[TimelineLine]()
     for scores in scores_on_timeline(state.registry, state.scores):
         stretch = scores.stretch
         line = as_record(
             TimelineLine,
             scores,
             stretch.decision,
-            first_partition=_first(calendar, stretch.begin),
+            first_partition=_first(pipeline, stretch.begin),
             begin=stretch.begin,
             end=stretch.end,
             version=stretch.version.version,
@@ -377,7 +375,7 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
     state, maker = pipeline.state(), _maker(reason)
     decision = promote(state.registry, state.scores, version, maker, holds_from=_start(pipeline, first))
     pipeline.decide(decision.promotion, state)
-    _show_decision(decision, pipeline.spec.partitions.calendar, rescored=False)
+    _show_decision(decision, pipeline, rescored=False)
 
 
 @command.command(
@@ -402,7 +400,7 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
     decision = roll_back(state.registry, state.scores, maker, holds_from=_start(pipeline, first))
     pipeline.decide(decision.promotion, state)
     again = rescore and bool(decision.partitions)
-    _show_decision(decision, pipeline.spec.partitions.calendar, rescored=again)
+    _show_decision(decision, pipeline, rescored=again)
     if again:
         from batch_platform.cli.run import bring_up_to_date
 
@@ -445,13 +443,13 @@ def _start(pipeline: Pipeline, key: str | None) -> datetime | None:
     return None if key is None else pipeline.spec.partitions.calendar.named(key).start
 
 
-def _first(calendar: Calendar, begin: datetime) -> str:
+def _first(pipeline: Pipeline, begin: datetime) -> str:
     """The first partition from an instant on; the instant after the last one."""
-    partition = calendar.next_from(begin)
+    partition = pipeline.spec.partitions.calendar.next_from(begin)
     return f"{begin:%Y-%m-%d %H:%M} UTC" if partition is None else partition.key
 
 
-def _show_decision(decision: Decision, calendar: Calendar, *, rescored: bool) -> None:
+def _show_decision(decision: Decision, pipeline: Pipeline, *, rescored: bool) -> None:
     event, partitions = decision.promotion, decision.partitions
     before, after = (version.version if version else None for version in (decision.before, decision.after))
     report = {
@@ -467,13 +465,13 @@ def _show_decision(decision: Decision, calendar: Calendar, *, rescored: bool) ->
         "rescored": rescored,
     }
     terminal.report(report)
-    begin = "" if event.holds_from is None else f" from {_first(calendar, event.holds_from)} on"
+    begin = "" if event.holds_from is None else f" from {_first(pipeline, event.holds_from)} on"
     terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
     change = "as before" if before == after else f"instead of {before or 'none'}"
     terminal.say(f"  champion from then on: {after or 'none'}, {change}")
     if decision.until is not None:
         following = decision.following.version if decision.following else "none"
-        terminal.say(f"  until {_first(calendar, decision.until)}, then: {following}")
+        terminal.say(f"  until {_first(pipeline, decision.until)}, then: {following}")
     if partitions:
         first, last = partitions[0], partitions[-1]
         span = first if first == last else f"{first} to {last}"

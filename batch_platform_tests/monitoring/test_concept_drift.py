@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from batch_platform.monitoring.measure import Expected, ScoredPartition
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT
+from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, CONTRADICTION
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 RARE, WEAK = 0.03, 0.45  # typical probabilities of the positive class
@@ -48,7 +48,7 @@ def test_exchanged_labels_contradict_the_predictions_however_rare_a_class_is(typ
     assert row["value"] > np.log(2) > row["estimate"]
     finding = CONCEPT_DRIFT.check(small_spec()).judge(pl.DataFrame([row]), "2024-02-01")
     assert finding.level == "warn"
-    assert finding.shown["what"].startswith("the labels contradict the predictions")
+    assert finding.shown["what"].startswith(CONTRADICTION)
 
 
 def test_labels_that_are_all_of_one_class_contradict_too():

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.measures.concept_drift import CONTRADICTION
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.monitoring.rows import RowReference, RowSketch, kept_of, row_hashes, sketch_of
@@ -121,6 +122,9 @@ def test_performance_that_the_estimate_does_not_explain_is_named_where_labels_ar
     assert row["metric"] == "log_loss"
     assert row["deviation"] < -4
     assert row["value"] > np.log(2) > row["estimate"]
+    partition = scored.spec.partitions.calendar.named(FLIPPED)
+    (evaluated,) = scored.evaluate([partition], Stamp("again", NOW))
+    assert evaluated.findings == (CONTRADICTION,)
 
 
 def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_by_itself(scored):

@@ -24,6 +24,7 @@ SLOW = 2.0  # standard deviations by which the newest partitions are worse on av
 RECENT, LEAST_RECENT = 7, 4  # partitions of that average
 LEAST_ROWS = 30  # labelled rows; of two classes, of each
 CONTRADICTED = 3.5  # standard deviations by which labels that contradict are worse; that alone is not enough
+CONTRADICTION = "the labels contradict the predictions, as if the two classes were exchanged in many rows"
 LOSS, COIN = "log_loss", log(2)  # its value for one half, whatever comes true
 
 
@@ -99,10 +100,7 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
         }
         figures = f"{row['metric']} is {row['value']:.4f}, {row['estimate']:.4f} was expected of these rows"
         if row["contradicted"]:
-            text = (
-                f"the labels contradict the predictions, as if true and false were exchanged in many rows: {figures} "
-                f"(tossing a coin: {COIN:.4f}), and the rows are ranked no better than by chance"
-            )
+            text = f"{CONTRADICTION}: {figures} (tossing a coin: {COIN:.4f}), and the rows are ranked no better than by chance"
         elif row["deviation"] <= -SUDDEN or slow:
             since = f", like the last {RECENT} partitions on average" if slow else ""
             text = f"{figures}{since}: they lead to other outcomes than in training"
