@@ -74,13 +74,13 @@ def _contradicted(expected: Expected, outcomes: Outcomes, count: int) -> tuple[s
     positives = outcomes.positives
     if expected.log_loss is None or positives is None or count < LEAST_ROWS:
         return None
-    (estimate, high), values = expected.log_loss, measure(outcomes, only=(AREA, LOSS))
-    negatives, loss, area = count - positives, values.get(LOSS), values.get(AREA)
+    (estimate, high), loss = expected.log_loss, measure(outcomes, only=(LOSS,)).get(LOSS)
     if loss is None or loss <= COIN or high <= estimate:
         return None
     deviation = (estimate - loss) / (high - estimate) * TWO_SIDED
     if deviation > -CONTRADICTED:
         return None
+    area, negatives = measure(outcomes, only=(AREA,)).get(AREA), count - positives
     if area is not None and area > 0.5 + TWO_SIDED * sqrt((count + 1) / (12 * positives * negatives)):
         return None
     return LOSS, loss, estimate, deviation
