@@ -56,7 +56,7 @@ from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.sources.spark_table import only_spark_reads
 from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
-from batch_platform.features.windows import RowsAhead, how_many_next, rows_within
+from batch_platform.features.windows import RowsAhead, how_many_first, how_many_next, rows_within
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
@@ -351,18 +351,19 @@ class FeatureSession:
             return self._known(partition, query.run(con, partition, columns).pl().select(columns))
 
     def labels_of(
-        self, partitions: Sequence[Partition], alone: Callable[[Partition], pl.DataFrame]
+        self, partitions: Sequence[Partition], most_rows: int, alone: Callable[[Partition], pl.DataFrame]
     ) -> Iterator[Callable[[], pl.DataFrame]]:
         """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
 
-        One query reads many of them where `rows_within` can, up to WINDOW_BYTES if they resemble those before. Others are
-        read by `alone`.
+        One query reads many of them where `rows_within` can, up to WINDOW_BYTES if they resemble those before; the first one
+        so many that each may have `most_rows`. Others are read by `alone`.
         """
-        spec, query, at, several = self._builder.spec, self._builder.labels_query, 0, 2
+        spec, query, at = self._builder.spec, self._builder.labels_query, 0
+        several = how_many_first(most_rows)
         while query is not None and spec.labels is not None and at < len(partitions):
             some, tables, columns = partitions[at : at + several], None, [*spec.features.key, *spec.labels.columns]
             with suppress(BatchPlatformError):  # the query for one partition says what fails, and where
-                tables = rows_within(query, self._moved(some[0]), some, columns, columns)
+                tables = rows_within(query, self._moved(some[0]), some, columns)
             if tables is None:
                 break
             yield from map(partial(partial, self._known), some, map(pl.DataFrame, tables))
@@ -503,7 +504,7 @@ class FeatureSession:
             if (rows := self._ahead.kept(partition, read_from)) is not None:
                 return rows
             some, order = self._ahead.next_from(partition), self._builder.spec.features.key
-            if tables := rows_within(query, self._moved(partition), some, order):
+            if tables := rows_within(query, self._moved(partition), some, order, self._ahead.most_rows):
                 return self._ahead.keep(some, tables, read_from)
         self._ahead = RowsAhead(())
         return None

@@ -126,13 +126,13 @@ class History:
         return self._labels.get(key, lambda: session.labels(partition))
 
     def labels_of(
-        self, session: FeatureSession, partitions: Sequence[Partition], stamp: Stamp
+        self, session: FeatureSession, partitions: Sequence[Partition], most_rows: int, stamp: Stamp
     ) -> Iterator[Callable[[], pl.DataFrame]]:
         """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
 
-        Many are read at once where `FeatureSession.labels_of` can.
+        Many are read at once where `FeatureSession.labels_of` can, which see for `most_rows`.
         """
-        return session.labels_of(partitions, lambda partition: self.labels(session, partition, stamp))
+        return session.labels_of(partitions, most_rows, lambda partition: self.labels(session, partition, stamp))
 
     def reading_once(self) -> AbstractContextManager[None]:
         """Have trainings within the block read each feature file and its labels once, as far as they fit into memory."""
@@ -219,7 +219,8 @@ class History:
         kept = [self._learnable.get(it.key, read_from) for it, read_from in zip(window, present, strict=True)]
         missing = [partition for partition, held in zip(window, kept, strict=True) if held is None]
         with self.builder.session(labels=True) as session:
-            labels = self.labels_of(session, missing, stamp)
+            most_rows = max((builds[partition.key].rows for partition in missing), default=0)
+            labels = self.labels_of(session, missing, most_rows, stamp)
             for partition, read_from, held in zip(window, present, kept, strict=True):
                 learnable = held
                 if learnable is None:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import inf
 from typing import Any
 
 import duckdb
@@ -26,7 +25,6 @@ from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 
 WINDOW_BYTES = 64 << 20  # bytes of rows that are read together
-MARGIN = 0.9  # share of the most rows, since partitions differ
 _TIME = "__time_of_row"
 _COMPARED = {"partition_start": "COMPARE_GREATERTHANOREQUALTO", "partition_end": "COMPARE_LESSTHAN"}
 _OF_MANY_ROWS = ("group_expressions", "group_sets", "having", "qualify")  # parts of a SELECT
@@ -38,12 +36,12 @@ def rows_within(
     con: SourceConnection,
     partitions: Sequence[Partition],
     order: Sequence[str],
-    columns: Sequence[str] | None = None,
+    most_rows: int | None = None,
 ) -> list[pa.Table] | None:
     """Read a query's rows for partitions as `Query.run` gives them for each, in the order of some columns.
 
-    Without `columns` all are read, but only of so many of the first partitions that they have no more rows than a batch, and
-    so need no more memory: perhaps of none. None where nothing proves that one query gives the same, or the partitions are
+    With `most_rows` all columns are read, and the rows of so many of the first partitions as have no more: perhaps of none.
+    Without it, only the columns of the order. None where nothing proves that one query gives the same, or the partitions are
     not in order of time. Raises what `Query.run` raises.
     """
     select = _with_time(query.text)
@@ -57,26 +55,30 @@ def rows_within(
         rows = con.duckdb.sql(f"FROM ({select})", params=query.bound(window))
         if str(rows.types[-1]) not in _INSTANTS:
             return None
-        if columns is not None or _count(rows) <= BATCH_ROWS:
-            named = ", ".join(map(quoted, columns or rows.columns[:-1]))
+        if most_rows is None or _count(rows) <= most_rows:
+            named = ", ".join(map(quoted, order if most_rows is None else rows.columns[:-1]))
             at = f"epoch_us(CAST({_TIME} AS TIMESTAMPTZ)) AS {_TIME}"
             table = rows.select(f"{named}, {at}").order(", ".join(map(quoted, order))).to_arrow_table()
             return _divided(table.drop_columns(_TIME), pl.Series(table[_TIME]).to_numpy(), partitions)
-    return rows_within(query, con, partitions[: len(partitions) // 2], order) if len(partitions) > 1 else []
+    half = partitions[: len(partitions) // 2]
+    return rows_within(query, con, half, order, most_rows) if half else []
 
 
-def how_many_next(several: int, tables: Sequence[pa.Table], most_rows: float = inf) -> int:
-    """The number of partitions to read together after these if the next ones resemble them: half of WINDOW_BYTES, or `most_rows`.
+def how_many_next(several: int, tables: Sequence[pa.Table]) -> int:
+    """The number of partitions to read together after these if the next ones resemble them: half of WINDOW_BYTES.
 
-    At most eight times as many, since they may not. Each query may parse a whole file of text, also one that finds too many rows: so
-    somewhat fewer than `most_rows`.
+    At most eight times as many, since they may not.
     """
-    size, rows = (max(1, sum(sizes)) for sizes in zip(*((it.nbytes, it.num_rows) for it in tables), strict=True))
-    return max(1, int(several * min(8, WINDOW_BYTES / 2 / size, MARGIN * most_rows / rows)))
+    return max(1, int(several * min(8, WINDOW_BYTES / 2 / max(1, sum(it.nbytes for it in tables)))))
+
+
+def how_many_first(most_rows: int) -> int:
+    """The number of partitions to read together at first, given the most rows of one: no more rows than a batch, or two partitions."""
+    return max(2, BATCH_ROWS // max(1, most_rows))
 
 
 class RowsAhead:
-    """The partitions that will be built, oldest first, and the rows of those that were read together.
+    """The partitions that will be built, oldest first, and the rows of those that were read together: at most WINDOW_BYTES.
 
     Rows from before a source changed are read again: a build never records a newer version than that of its rows.
     """
@@ -85,7 +87,7 @@ class RowsAhead:
         """Read nothing yet; one partition alone is never ahead."""
         self._partitions = partitions if len(partitions) > 1 else ()
         self._places = {partition.key: place for place, partition in enumerate(self._partitions)}
-        self._several = 2
+        self._several, self.most_rows = 2, BATCH_ROWS
         self._rows: dict[str, pa.Table] = {}
         self._read_from: object = None
 
@@ -104,7 +106,9 @@ class RowsAhead:
 
     def keep(self, partitions: Sequence[Partition], tables: Sequence[pa.Table], read_from: object) -> pa.Table:
         """Keep the rows of the first partitions of some, as many as were read, and return those of the very first."""
-        self._read_from, self._several = read_from, how_many_next(len(tables), tables, BATCH_ROWS)
+        self._read_from, self._several = read_from, how_many_next(len(tables), tables)
+        size, rows = (sum(sizes) for sizes in zip(*((it.nbytes, it.num_rows) for it in tables), strict=True))
+        self.most_rows = max(BATCH_ROWS, WINDOW_BYTES * rows // max(1, size))
         self._rows = {partition.key: table for partition, table in zip(partitions, tables, strict=False)}
         return self._rows.pop(partitions[0].key)
 

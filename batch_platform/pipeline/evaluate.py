@@ -85,7 +85,9 @@ class EvaluationStep:
                 estimated, deviations = read_estimates(con, name, keys), read_deviations(con, name, keys)
                 measuring = Measuring(history, con, registry, builds, challengers, estimated, deviations)
                 versions = self._label_versions(scored, taken)  # before any labels are read, which may be those of many
-                for partition, labels in zip(scored, history.labels_of(session, scored, self.stamp), strict=True):
+                most_rows = max((runs[partition.key].rows_in for partition in scored), default=0)
+                labels_of_each = history.labels_of(session, scored, most_rows, self.stamp)
+                for partition, labels in zip(scored, labels_of_each, strict=True):
                     with apart.attempt(partition.key):
                         label_sources = versions.get(partition.key) or history.label_versions(partition, taken)
                         run = runs[partition.key]

@@ -32,7 +32,7 @@ class Labels:
         self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
         calendar = self.spec.partitions.calendar
         self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
-        self.queries, self.alone = 0, list[str]()
+        self.queries, self.alone, self.most_rows = 0, list[str](), windows.BATCH_ROWS
         monkeypatch.setattr(build, "rows_within", self._counted(build.rows_within))
 
     def _counted(self, read):
@@ -51,7 +51,7 @@ class Labels:
             return session.labels(partition)
 
         with self.builder.session(labels=True) as session:
-            return [_outcome(read) for read in session.labels_of(self.partitions, alone)]
+            return [_outcome(read) for read in session.labels_of(self.partitions, self.most_rows, alone)]
 
     def one_by_one(self):
         """The same by a query for each."""
@@ -212,6 +212,13 @@ def test_reading_the_labels_of_a_window_takes_hardly_more_queries_for_a_longer_h
     assert not read.alone
 
 
+def test_labels_of_few_rows_are_read_by_one_query_from_the_start(labels):
+    read = labels()
+    read.most_rows = 40
+    assert same(read.together(), read.one_by_one())
+    assert read.queries == 1
+
+
 def test_partitions_out_of_order_are_read_one_by_one(labels):
     read = labels()
     read.partitions.reverse()
@@ -228,13 +235,14 @@ class Features:
         self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
         calendar = self.spec.partitions.calendar
         self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
-        self.queries = 0
+        self.queries, self.sizes = 0, list[int]()
         monkeypatch.setattr(build, "rows_within", self._counted(build.rows_within))
 
     def _counted(self, read):
         def counted(*arguments):
             tables = read(*arguments)
             self.queries += bool(tables)
+            self.sizes.append(sum(table.nbytes for table in tables or ()))
             return tables
 
         return counted
@@ -316,12 +324,24 @@ def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features
     assert all(outcome != other for outcome, other in zip(outcomes[:9], as_changed[:9], strict=True))
 
 
-@pytest.mark.parametrize(("most", "queries"), [(4 * 40, 7), (40, 20), (39, 0)])
-def test_features_read_together_have_no_more_rows_than_a_batch(features, monkeypatch, most, queries):
+@pytest.mark.parametrize(("most", "queries"), [(80, 3), (40, 3), (39, 0)])
+def test_the_first_features_read_together_have_no_more_rows_than_a_batch(features, monkeypatch, most, queries):
     monkeypatch.setattr(windows, "BATCH_ROWS", most)
     read = features()
     assert read.together() == read.one_by_one()
     assert read.queries == queries
+
+
+def test_features_read_together_need_no_more_memory_where_later_partitions_have_many_more_rows(features, monkeypatch):
+    events, ten_days = small_events(), pl.col("id") >= 10 * 40
+    more = [events.filter(ten_days).with_columns(pl.col("id") + 10_000 * times) for times in range(4)]
+    read = features(events=pl.concat([events, *more[1:]]))
+    day = 40 * 7 * 8  # fewer bytes than the rows of a day have
+    monkeypatch.setattr(windows, "BATCH_ROWS", 80)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 8 * day)
+    assert read.together() == read.one_by_one()
+    assert day < max(read.sizes) <= 8 * day
+    assert 4 < read.queries < DAYS
 
 
 def test_a_partition_that_is_left_out_leaves_the_features_of_those_read_with_it(features):
