@@ -1,6 +1,6 @@
 """The `gc` command: list the files of a home that nothing refers to, and remove them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -19,6 +19,7 @@ from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage, remove_old_rows
 from batch_platform.pipeline.rename import drop_pipelines, find_orphans
+from batch_platform.warehouse.renaming import HeldPipeline
 
 
 @click.command(
@@ -44,15 +45,18 @@ from batch_platform.pipeline.rename import drop_pipelines, find_orphans
     metavar="NAME",
     help="Pipeline to remove that nothing declares any more; repeatable.",
 )
+@click.option("--yes", is_flag=True, help="Remove the pipelines of --drop without asking.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tuple[str, ...], *, dry_run: bool) -> None:
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, keep: str, kept_runs: str | None, dropped: tuple[str, ...], *, dry_run: bool, yes: bool
+) -> None:
     """Remove files that nothing refers to, rows older than their retention, and Dagster's records of old runs.
 
     The files are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
     left behind. Of an old run the newest materialization of each partition and the newest result of each check stay.
-    Pipelines that nothing declares any more are listed, and removed only if --drop names them: their tables, ledgers,
-    features and models.
+    Pipelines that nothing declares any more are listed, and removed for good only if --drop names them: their tables,
+    ledgers, features and models.
     """
     project, now = find_project(folder), datetime.now(UTC)
     trained_before = _before(now, "--keep", keep)
@@ -64,8 +68,9 @@ def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tupl
         return
     specs = [wiring.spec for wiring in project.pipelines.values()]
     orphans = find_orphans({*project.pipelines, *(item.name for item in project.broken)}, project.home)
-    for name in dropped:
-        named(name, orphans, f"No undeclared pipeline is called {name!r}; there are")
+    if not _confirmed(dropped, orphans, asks=not (dry_run or yes)):
+        terminal.say("Nothing is removed.")
+        return
     garbage = find_garbage(specs, project.home, now, trained_before=trained_before)
     stamp = Stamp(run_id="gc", at=now)
     if not dry_run:
@@ -86,17 +91,29 @@ def command(folder: Path | None, keep: str, kept_runs: str | None, dropped: tupl
     if old.runs:
         terminal.say(f"Records of {counted(old.runs, 'old run')} {verb}, {decimal(old.size)}.")
     for name, orphan in orphans.items():
-        last = f", the last of {orphan.last_commit:%Y-%m-%d}" if orphan.last_commit else ""
         gone = " removed" if name in dropped and not dry_run else ""
-        terminal.say(
-            f"{name}: no pipeline of this project;{gone} {counted(orphan.partitions, 'partition')} with "
-            f"{counted(orphan.rows, 'prediction')}{last}, {counted(orphan.versions, 'model')}"
-        )
+        terminal.say(f"{name}: no pipeline of this project;{gone} {_held(orphan)}")
     if kept := [name for name in orphans if name not in dropped]:
         terminal.say(
             f"If one was renamed: batch-platform rename {kept[0]} NEW_NAME carries it over; batch-platform gc --drop "
             f"{kept[0]} removes it for good."
         )
+
+
+def _confirmed(dropped: Sequence[str], orphans: Mapping[str, HeldPipeline], *, asks: bool) -> bool:
+    """Return whether to remove pipelines; raises WrongUseError if one is declared, or where there is no terminal to ask on."""
+    held = {name: named(name, orphans, f"No undeclared pipeline is called {name!r}; there are") for name in dropped}
+    if not held or not asks:
+        return True
+    for name, orphan in held.items():
+        terminal.say(f"{name}: to remove for good, {_held(orphan)}")
+    return terminal.require_confirmed("Nothing is removed", "Remove all of it?")
+
+
+def _held(orphan: HeldPipeline) -> str:
+    last = f", the last of {orphan.last_commit:%Y-%m-%d}" if orphan.last_commit else ""
+    partitions, rows = counted(orphan.partitions, "partition"), counted(orphan.rows, "prediction")
+    return f"{partitions} with {rows}{last}, {counted(orphan.versions, 'model')}"
 
 
 def _before(now: datetime, option: str, age: str) -> datetime:

@@ -209,12 +209,16 @@ class Project:
     def _named(self, name: str, pipelines: Mapping[str, Named], broken: "Sequence[BrokenPipeline]") -> Named:
         if name not in pipelines and (errors := [item.error for item in broken if item.name == name]):
             raise errors[0]
-        refusal, hint = f"There is no pipeline {name!r}; there are", None
+        refusal = f"There is no pipeline {name!r}; there are"
         if self.is_shipped:
             refusal = f"No Dagster project lies around {self.root}, and the shipped examples have no pipeline {name!r}; there are"
             hint = "change to the project, whose pyproject.toml has [tool.dg.project], or name it: batch-platform --project FOLDER"
         elif broken:
             hint = f"{listed(item.name for item in broken)} cannot be loaded: batch-platform check says why"
+        elif pipelines:
+            hint = "batch-platform gc lists what is left of pipelines whose declaration is gone"
+        else:
+            hint = "batch-platform new NAME --from FILE proposes one"
         return named(name, pipelines, refusal, hint=hint)
 
 

@@ -86,6 +86,8 @@ class Verdict:
             estimate = f"{round(difference.estimate, self._decimals) + 0.0:{digits}}"  # never -0
             low, high = map(self._end, (difference.low, difference.high))
             evidence = f"difference {estimate}, between {low} and {high}"
+            if max(map(abs, (difference.low, difference.high))) <= ROUNDING:
+                evidence = "no difference"
             if difference.resampled_by != "row":
                 rows += f" of {counted(difference.groups, difference.resampled_by)}"
         values = f"{self.metric} {self.value:{digits}} against {self.other:{digits}}"

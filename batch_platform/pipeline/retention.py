@@ -36,7 +36,7 @@ def expired(spec: PipelineSpec, state: State, now: datetime) -> Expired:
 def why_left(spec: PipelineSpec, old: Expired) -> dict[str, str]:
     """Say why partitions are not scored any more, by key."""
     return {
-        partition.key: f"older than retention.{kind} ({getattr(spec.retention, kind)}), not scored again"
+        partition.key: f"older than retention.{kind} ({getattr(spec.retention, kind)}), left as it is"
         for kind in ("features", "predictions")
         for partition in old.get(kind, ())
     }

@@ -53,7 +53,9 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
     """
     # polars converts: Arrow would import pandas for it, wherever it is installed.
     scores = pl.concat([pl.read_parquet(file, columns=["score"]) for file in files])["score"].to_numpy()
-    chosen = highest(scores.astype(np.float64), declared.most(len(scores)), lambda rows: _keys(files, spec, rows))
+    chosen = highest(
+        scores.astype(np.float64, copy=False), declared.most(len(scores)), lambda rows: _keys(files, spec, rows)
+    )
     first = 0
     for file in files:
         aside, repeated = file.with_suffix(".decided"), [it for it in pq.read_schema(file).names if it in _REPEATED]
@@ -61,7 +63,7 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
             schema = parquet.schema_arrow
             with parquet_writer(aside, schema, lasting=spec.predictions.in_files) as writer:
                 for group in range(parquet.num_row_groups):
-                    table = parquet.read_row_group(group)
+                    table = parquet.read_row_group(group, use_threads=False)
                     decided = pl.Series(chosen[first : first + len(table)])
                     if spec.predictions.explains_decisions and (at := schema.get_field_index(REASONS)) >= 0:
                         selected = pl.select(pl.when(decided).then(pl.int_range(len(table)))).to_series()

@@ -98,7 +98,7 @@ def test_a_name_that_is_taken_or_not_declared_is_refused(cli, project):
     assert "Something was made already under the name 'orders'" in refused.error
     assert "gc --drop orders removes it." in refused.error
     declare(project, "small", instead_of="orders")
-    cli(project, "gc", "--drop", "orders")
+    cli(project, "gc", "--drop", "orders", "--yes")
     declare(project, "orders")
     assert cli(project, "rename", "small", "orders").code == 0
     assert facts(project / ".batch_platform", "orders") == before
@@ -120,7 +120,11 @@ def test_a_pipeline_renamed_by_hand_is_listed_by_gc_and_taken_over_or_dropped(cl
         item["name"] for item in json.loads(cli(dropped, "gc", "--drop", "small", "--dry-run", "--json").out)["orphans"]
     ] == ["small"]
     assert facts(dropped / ".batch_platform", "small") == before
-    assert " removed 29 partitions" in cli(dropped, "gc", "--drop", "small").out
+    assert cli(dropped, "gc", "--drop", "small").error == (
+        "Nothing is removed without a confirmation, and there is no terminal to ask on. Hint: add --yes."
+    )
+    assert facts(dropped / ".batch_platform", "small") == before
+    assert " removed 29 partitions" in cli(dropped, "gc", "--drop", "small", "--yes").out
     assert not held_by_anything(facts(dropped / ".batch_platform", "small"))
     assert cli(dropped, "gc").out == "Nothing to remove.\n"
     cli(project, "rename", "small", "orders")

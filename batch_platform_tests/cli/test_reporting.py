@@ -180,7 +180,9 @@ def test_project_without_a_pipeline_says_so(cli, tmp_path):
     (pipeline_folder(folder) / "defs.yaml").unlink()
     for args in (("check",), ("status",)):
         assert cli(folder, *args).out == f"{folder} declares no pipeline.\n"
-    assert cli(folder, "run", "small").error == "There is no pipeline 'small'; there are none."
+    assert cli(folder, "run", "small").error == (
+        "There is no pipeline 'small'; there are none. Hint: batch-platform new NAME --from FILE proposes one"
+    )
 
 
 def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):

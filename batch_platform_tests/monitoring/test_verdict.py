@@ -61,7 +61,7 @@ def test_an_end_that_is_not_0_is_never_printed_as_0():
     worse = verdict("rmse", 26.9, 26.0, (0.04, 1.7))
     assert worse.beside("champion V").endswith("(difference 0.9, between 0.04 and 1.7)")
     same = verdict(value=0.744, other=0.744, ends=(-1e-12, 0.0))
-    assert same.beside("champion V").endswith("(difference 0.000, between 0.000 and 0.000)")
+    assert same.beside("champion V").endswith("(no difference)")
 
 
 def test_no_more_rows_are_asked_for_than_there_are():

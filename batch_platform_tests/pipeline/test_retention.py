@@ -76,7 +76,7 @@ def test_old_rows_are_removed_to_the_last_byte_and_nothing_is_missing_afterwards
     assert months != [(0,)]
 
     stands = conditions(pipeline)
-    assert stands["2024-02-05"] == ("expired", "older than retention.predictions (20 days), not scored again")
+    assert stands["2024-02-05"] == ("expired", "older than retention.predictions (20 days), left as it is")
     assert stands["2024-02-12"] == ("scored", "")
     assert Counter(condition for condition, _ in stands.values()).keys() == {"expired", "scored"}
     assert due(pipeline) == due(pipeline, NOW + timedelta(days=3)) == []
@@ -95,7 +95,7 @@ def test_old_rows_are_removed_to_the_last_byte_and_nothing_is_missing_afterwards
 def test_partitions_without_features_but_with_predictions_stand_as_they_are(tmp_path):
     pipeline = finished(tmp_path, retention={"features": "10 days"})
     remove_old_rows(pipeline, STAMP)
-    reason = "older than retention.features (10 days), not scored again"
+    reason = "older than retention.features (10 days), left as it is"
     assert conditions(pipeline)["2024-02-05"] == ("scored", reason)
     changed = replace(
         pipeline, spec=small_spec(**overrides(retention={"features": "10 days"}, predictions={"keep": ["customer"]}))
