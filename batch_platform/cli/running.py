@@ -25,6 +25,7 @@ from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError
 from batch_platform.declaration.windows import served_calendar
+from batch_platform.models.declared_model import require_libraries
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.steps import Item, Step, ranges, requests
@@ -64,12 +65,16 @@ class Runs:
         A run is handed its part of the plan. Where a model is due, the first run gets all that is due, and those after it plan
         anew what the model changes. The job has no partitions that no model can serve: their features are built by a job
         of their own.
+
+        Raises:
+            WrongUseError: A library that training needs is not installed; nothing is done.
         """
+        if models := plan.of("model", "challengers"):
+            require_libraries(self.wiring.spec)  # before any feature is built
         begin, asked = served_calendar(self.wiring.spec).first_start, set(request.named)
         served = [partition for partition in request.named if partition.start >= begin]
         unserved = [item for item in plan.of("features") if item.partition in asked and item.partition.start < begin]
         self.bring(unserved, {"features": {"force": request.force}})
-        models = plan.of("model", "challengers")
         if models and not served:
             self.bring(models)
         due = {item.partition for item in plan.of("features", "predictions", "performance", "deliveries")}

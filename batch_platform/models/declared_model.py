@@ -41,6 +41,7 @@ from batch_platform.models.contract import (
 from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, flavour_of_class, flavour_of_import
 from batch_platform.models.flavours.sklearn import last_of
+from batch_platform.models.refinements.interval import LIBRARY as INTERVALS
 from batch_platform.models.trial import require_harmless
 from batch_platform.monitoring.decisions import rule_of
 from batch_platform.monitoring.metrics import METRICS
@@ -158,9 +159,7 @@ def _built(path: str, params: dict[str, Any]) -> Any:
 def _constructed(path: str, params: dict[str, Any]) -> Any:
     from sklearn.base import BaseEstimator
 
-    for kind in FLAVOURS.values():
-        if kind.package == path.partition(".")[0] and installed(kind.libraries[0]) is None:
-            raise missing(kind.libraries[0], kind.name)
+    _require_library(path)
     estimator_class = import_function(path, "model.estimator")
     if not (inspect.isclass(estimator_class) and issubclass(estimator_class, BaseEstimator)):
         msg = f"model.estimator: {path} is not a scikit-learn-compatible estimator."
@@ -316,6 +315,7 @@ def check_model(model: Model, folder: Path, predictions: Predictions | None = No
     """
     predictions = predictions or Predictions()
     decide = predictions.decide
+    _require_library_of_intervals(predictions)
     if model.import_ is None:
         check_search(model)
         estimator = _declared(model, model.tried_params)
@@ -329,6 +329,24 @@ def check_model(model: Model, folder: Path, predictions: Predictions | None = No
         imported = read_import(model, folder, model.params)
         _check_tasks(model, {imported.task}, predictions)
         require_rule(decide, imported.task, imported.classes)
+
+
+def require_libraries(spec: PipelineSpec) -> None:
+    """Raise WrongUseError, with the extra to install, if a library that training needs is not installed. Imports none."""
+    for declared in (spec.model, *spec.challengers):
+        _require_library(declared.estimator or "")
+    _require_library_of_intervals(spec.predictions)
+
+
+def _require_library(estimator: str) -> None:
+    for kind in FLAVOURS.values():
+        if kind.package == estimator.partition(".")[0] and installed(kind.libraries[0]) is None:
+            raise missing(kind.libraries[0], kind.name)
+
+
+def _require_library_of_intervals(predictions: Predictions) -> None:
+    if predictions.interval is not None and installed(INTERVALS) is None:
+        raise missing(INTERVALS, "interval")
 
 
 def require_rule(decide: Decide | None, task: str, classes: Sequence[ClassLabel]) -> Rule | None:

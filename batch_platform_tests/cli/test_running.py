@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from batch_platform.cli.app import INTERRUPTED
+from batch_platform.models import declared_model
 from batch_platform_tests.harness.command_line import (
     COMMAND,
     HANGS_AFTER,
@@ -137,6 +138,31 @@ def test_run_announces_decisions_by_a_changed_rule_and_no_scoring(cli, fresh):
         "  decide again on 3 partitions (2024-02-01 to 2024-02-03)",
         "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
     ]
+    assert (
+        "0 partitions scored by this run, 3 decided again; in all, 3 of 34 partitions are scored: "
+        "120 rows in, 120 scored, 0 rejected." in answer.out.splitlines()
+    )
+
+
+def test_a_run_whose_training_lacks_a_library_does_nothing(cli, fresh, monkeypatch):
+    installed = declared_model.installed
+    monkeypatch.setattr(declared_model, "installed", lambda it: None if it in ("crepes", "lightgbm") else installed(it))
+    predictions = {**OVERRIDES["predictions"], "interval": "90%"}
+    regression = {"estimator": "sklearn.linear_model.Ridge", "params": {}}
+    lightgbm = {"name": "boosted", "estimator": "lightgbm.LGBMRegressor"}
+    for library, extra, declared in (
+        ("crepes", "interval", {"model": regression, "predictions": predictions}),
+        ("lightgbm", "lightgbm", {"model": regression, "challengers": [lightgbm]}),
+    ):
+        write_defs_yaml(fresh, small_declaration(**{**OVERRIDES, **declared}))
+        for command in (("run", "small"), ("check",)):
+            refused = cli(fresh, *command)
+            assert refused.code in (1, 2)
+            assert (
+                f"{library} is needed here, and cannot be imported (it is not installed)" in refused.err + refused.out
+            )
+            assert f"pip install 'batch-platform[{extra}]'" in refused.err + refused.out
+        assert not (fresh / ".batch_platform" / "features").exists()
 
 
 def test_partitions_that_no_model_serves_any_more_are_told_and_not_counted_as_scored(cli, project):
@@ -196,6 +222,7 @@ def test_run_reports_as_json(cli, project):
         "partitions": 29,
         "scored": 29,
         "scored_now": 0,
+        "decided_now": 0,
         "unserved": 0,
         "left_out": [],
         "models": [],

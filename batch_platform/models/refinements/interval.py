@@ -25,6 +25,7 @@ from batch_platform.models.refinements.refinement import Batch, Check, Learned, 
 from batch_platform.monitoring.outcomes import HIGH, LOW, PARTITION, Outcomes
 from batch_platform.monitoring.reference import ErrorTree, Floats
 
+LIBRARY = "crepes"
 MOST_LEAVES, MOST_SPLIT_BY = 32, 50_000  # bounds of the tree: leaves, and rows that it grows from, evenly spaced
 BEYOND = 25  # rows of a leaf, at least, whose error is expected to be beyond half the width
 LEAST_PARTITIONS = 5  # partitions that show how much coverage differs between them
@@ -66,7 +67,7 @@ def half_widths(level: float, errors: Floats, leaves: NDArray[np.int64], nodes: 
     """
     reached, half = np.unique(leaves), np.full(nodes, np.inf)
     with warnings.catch_warnings():  # importing crepes changes the filters
-        with needed("crepes", extra="interval"):
+        with needed(LIBRARY, extra="interval"):
             from crepes import ConformalRegressor
         warnings.simplefilter("ignore")  # crepes warns of leaves with too few rows
         conformal = ConformalRegressor().fit(errors, bins=leaves)
