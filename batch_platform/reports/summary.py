@@ -146,9 +146,10 @@ def _quality(figures: "Figures", metric: str, headline: "Headline") -> str:
             f"of one row where {_is_positive(figures)} and one where it is not, picked at random, the first had the higher score in "
             f"{headline.value:.0%} of cases (chance alone: 50%; ROC AUC {value}{between})"
         )
-    if metric in ("mae", "rmse"):
-        size = f"{value} off on average" if metric == "mae" else f"typically {value} off"
-        return f"predictions were {size} ({term(metric)}{between})"
+    if metric == "mae":
+        return f"predictions were {value} off on average ({term(metric)}{between})"
+    if metric == "rmse":
+        return f"the typical error was {value}, large ones counting more ({term(metric)}{between})"
     chance = f"; chance alone: {GUESSING[metric]:g}" if metric in GUESSING else ""
     return f"the {plain(metric)} was {value}{between}{chance}"
 
