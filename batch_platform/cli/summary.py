@@ -110,6 +110,8 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     models = [
         trained_model(pipeline, state, version) for version in state.registry.versions if version.run_id in run_ids
     ]
+    due = pipeline.spec.partitions.calendar.due(datetime.now(UTC))
+    later = [it for it in due if asked and it.start >= asked[-1].end and it.key not in state.scores]
     odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
         partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
@@ -135,7 +137,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         delivered=dict(Counter(row.name for row in state.deliveries.values() if row.run_id in run_ids)),
         failures=failures,
         error=error,
-        next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],
+        next=_next_steps(wiring, instance, models, later, left, rejected, failures) if run_ids else [],
     )
 
 
@@ -174,6 +176,7 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
     wiring: Wiring,
     instance: dg.DagsterInstance,
     models: Sequence[TrainedModel],
+    later: Sequence[Partition],
     left: Plan,
     rejected: int,
     failures: Sequence[Failure],
@@ -191,11 +194,13 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
         steps.append(f"batch-platform models {name} show {newest.version}")
     if models and any(item.warm_up for item in left.blocked) and (first := _could_serve_from(wiring, left)):
         steps.append(f"batch-platform run {name} --from {first}, to score the past too, by a model of what was before")
+    if later and not failures:
+        steps.append(f"batch-platform run {name}, to score from {later[0].key} on too")
     running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
     off = [schedule for duty in SCHEDULED if (schedule := schedule_name(name, duty)) not in running]
     if off and not failures:
         calendar = wiring.spec.partitions.calendar
-        ended = calendar.ended(datetime.now(UTC))
+        ended = calendar.ended(datetime.now(UTC)) and not later
         first = f"move partitions.end on, which is {calendar.end_key}; then " if ended else ""
         steps.append(
             f"{first}batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves"

@@ -324,7 +324,7 @@ def _message(
 def without_keys(text: str, key: Sequence[str]) -> str:
     """A text about some rows up to their first key, as errors write it, and its hint."""
     names = "|".join(map(re.escape, key))
-    return re.sub(rf"(?<!\w)(?:{names})=.*?(?= Hint: |$)", "(rows are not named)", text)
+    return re.sub(rf"(?<!\w)(?:{names})=.*?(?= Hint: |$)", "(rows are not named).", text)
 
 
 def _link(pipeline: str, incident: Incident) -> str:

@@ -334,7 +334,8 @@ def check_model(model: Model, folder: Path, predictions: Predictions | None = No
 def require_libraries(spec: PipelineSpec) -> None:
     """Raise WrongUseError, with the extra to install, if a library that training needs is not installed. Imports none."""
     for declared in (spec.model, *spec.challengers):
-        _require_library(declared.estimator or "")
+        if declared.estimator is not None:  # what functions build and imports need is known only when they are called
+            _require_library(declared.estimator)
     _require_library_of_intervals(spec.predictions)
 
 

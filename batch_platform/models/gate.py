@@ -192,7 +192,7 @@ def _compared(  # noqa: PLR0913 - two models and their rows
             reason = "it has learned from the evaluation rows, and its bundle holds no scores that it gave them before"
             return replace(comparison, not_compared=reason)
     except (DataError, IntegrityError, WrongUseError) as error:
-        return replace(comparison, not_compared=error.message)
+        return replace(comparison, not_compared=f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}")
     if judged is None or fitted.judged is None:
         return replace(comparison, not_compared="there is no evaluation row that both have scored")
     with one_thread():

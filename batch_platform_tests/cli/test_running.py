@@ -30,7 +30,7 @@ from batch_platform_tests.harness.command_line import (
     write_project,
 )
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.harness.small_pipeline import small_declaration, small_events
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_events, small_spec
 
 DAY = "2024-02-10"
 PROGRESS = re.compile(r"(features|model|predictions|performance): [0-9]+ of ")  # only where a run takes ten seconds
@@ -106,9 +106,12 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
         "  left out 31 partitions (2024-01-01 to 2024-01-31): warm-up, the first model serves from 2024-02-01",
         f"Read them in {fresh}/.batch_platform/published.duckdb, table small.predictions.",
         f"Next: batch-platform models small show {version['version']}",
-        f"      move partitions.end on, which is 2024-03-01; then {SWITCH_ON}",
+        "      batch-platform run small, to score from 2024-02-04 on too",
+        f"      {SWITCH_ON}",
     ]
     assert [key for key, *_ in published(fresh, SCORED)] == ["2024-02-01", "2024-02-02", "2024-02-03"]
+    whole = cli(fresh, "run", "small")
+    assert whole.out.splitlines()[-1] == f"      move partitions.end on, which is 2024-03-01; then {SWITCH_ON}"
 
 
 def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
@@ -145,8 +148,10 @@ def test_run_announces_decisions_by_a_changed_rule_and_no_scoring(cli, fresh):
 
 
 def test_a_run_whose_training_lacks_a_library_does_nothing(cli, fresh, monkeypatch):
-    installed = declared_model.installed
-    monkeypatch.setattr(declared_model, "installed", lambda it: None if it in ("crepes", "lightgbm") else installed(it))
+    monkeypatch.setattr(declared_model, "installed", lambda library: "1.9" if library == "scikit-learn" else None)
+    for model in ({"build": "shop.models.made"}, {"import": "model.onnx", "task": "binary"}):
+        served = {"name": "old", "version": "2024-02-01-3f9c1a2b"}
+        declared_model.require_libraries(small_spec(model={"estimator": None, **model}, challengers=[served]))
     predictions = {**OVERRIDES["predictions"], "interval": "90%"}
     regression = {"estimator": "sklearn.linear_model.Ridge", "params": {}}
     lightgbm = {"name": "boosted", "estimator": "lightgbm.LGBMRegressor"}

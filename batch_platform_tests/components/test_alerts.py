@@ -313,7 +313,7 @@ def test_a_message_ends_before_the_first_key():
     text = "2 rows break the contract. For example id=7 shop=Ada (amount=-3); id=8 (no amount). Hint: look at paid=1."
     assert (
         without_keys(text, ["id"])
-        == "2 rows break the contract. For example (rows are not named) Hint: look at paid=1."
+        == "2 rows break the contract. For example (rows are not named). Hint: look at paid=1."
     )
     assert without_keys("the plaid=3 of nobody", ["id"]) == "the plaid=3 of nobody"
 
