@@ -355,8 +355,8 @@ class FeatureSession:
     ) -> Iterator[Callable[[], pl.DataFrame]]:
         """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
 
-        One query reads many of them where `rows_within` can, up to WINDOW_BYTES if they resemble those before; the first one
-        so many that each may have `most_rows`. Others are read by `alone`.
+        One query reads many of them where `rows_within` can: at first so many as have no more rows than a batch if none has
+        more than `most_rows`, then up to WINDOW_BYTES if they resemble those before. Others are read by `alone`.
         """
         spec, query, at = self._builder.spec, self._builder.labels_query, 0
         several = how_many_first(most_rows)
