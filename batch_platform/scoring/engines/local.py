@@ -129,11 +129,9 @@ class LocalEngine:
 
     def _spread(self, score: Callable[[Numbered], ScoredBatch], batches: Iterator[Numbered]) -> Generator[ScoredBatch]:
         """Score batches on all threads while further ones are read; the results keep the order of the batches."""
-        # A batch with reasons takes much memory, and much longer to score than to write: none has to wait.
-        ahead = 0 if self._spec.predictions.reasons else AHEAD
         with (
             closing(read_ahead(self._reader, batches, at_once=READ_AHEAD)) as read,
-            closing(in_order(self._scorers, score, read, at_once=self._threads + ahead)) as scored,
+            closing(in_order(self._scorers, score, read, at_once=self._threads + AHEAD)) as scored,
         ):
             yield from scored
 
