@@ -25,6 +25,7 @@ from batch_platform_tests.harness.command_line import (
     clean_environment,
     run_command,
     start_command,
+    without_signs_of_life,
 )
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.served import PATIENCE, served, session_of
@@ -44,7 +45,7 @@ def run_without_rights(folder: Path, *args: str) -> Answer:
     done = subprocess.run(
         [*bound, COMMAND, *args], cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False
     )
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return Answer(done.returncode, done.stdout, without_signs_of_life(done.stderr))
 
 
 def make_read_only(folder: Path) -> None:

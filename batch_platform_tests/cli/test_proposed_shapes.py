@@ -189,7 +189,7 @@ def test_a_sensor_with_the_same_day_every_day_ends_in_predictions_though_its_hou
     assert scored == 24
     assert error < 1.3, "the noise has 1"
     reasons = published(tmp_path, "SELECT DISTINCT reason FROM batch_platform.promotions")
-    same = "(difference 0.00, between 0.00 and 0.00)"
+    same = "(no difference)"
     guesses = (
         f"not clearly better than guessing (mean by hour): rmse 1.00 against 1.00 on 240 rows of 10 partitions {same}"
     )
