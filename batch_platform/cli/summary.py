@@ -90,6 +90,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     wiring: Wiring,
     instance: dg.DagsterInstance,
     state: State,
+    now: datetime,
     asked: Sequence[Partition],
     left: Plan,
     run_ids: Collection[str],
@@ -110,9 +111,12 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     models = [
         trained_model(pipeline, state, version) for version in state.registry.versions if version.run_id in run_ids
     ]
-    due = pipeline.spec.partitions.calendar.due(datetime.now(UTC))
     left_alone = {*state.scores, *state.dropped}
-    later = [it for it in due if asked and it.start >= asked[-1].end and it.key not in left_alone]
+    later = [
+        it
+        for it in pipeline.spec.partitions.calendar.due(now)
+        if asked and it.start >= asked[-1].end and it.key not in left_alone
+    ]
     odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
         partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
         for partition in asked
