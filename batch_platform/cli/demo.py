@@ -132,7 +132,7 @@ def _copy(name: str, target: Path) -> None:
     place = (project.declarations or project.root) / name
     if place.exists():
         msg = f"{place} exists, and nothing was copied."
-        raise WrongUseError(msg, hint="name a folder outside of this project with --copy-to, or remove that one.")
+        raise WrongUseError(msg, hint=f"name a folder outside of this project with --copy-to, or remove {place}.")
     with explained(place):
         shutil.copytree(FOLDER / name, place, ignore=shutil.ignore_patterns("__pycache__"))
         declaration = place / "defs.yaml"

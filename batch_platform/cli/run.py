@@ -159,7 +159,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
             request = _without_dropped(wiring, request, state)
         plan = make_plan(spec, state, request)
         working = [item for item in plan.items if not only_decides(spec, item)]
-        decided = {item.partition.key for item in plan.items if item not in working}
+        decided = {item.partition.key for item in plan.items if only_decides(spec, item)}
         _announce(wiring, request, plan, expected_seconds(state, working, partial(_began, instance)))
         with terminal.progress(Counter(item.name for item in plan.items)) as listener:
             runs = Runs(wiring, project, instance, listener)

@@ -82,14 +82,14 @@ class Verdict:
         difference, rows = self.difference, counted(self.rows, "row")
         if difference is None:
             evidence = "no interval can be computed"
+        elif max(abs(difference.low), abs(difference.high)) <= ROUNDING:
+            evidence = "no difference"
         else:
             estimate = f"{round(difference.estimate, self._decimals) + 0.0:{digits}}"  # never -0
             low, high = map(self._end, (difference.low, difference.high))
             evidence = f"difference {estimate}, between {low} and {high}"
-            if max(map(abs, (difference.low, difference.high))) <= ROUNDING:
-                evidence = "no difference"
-            if difference.resampled_by != "row":
-                rows += f" of {counted(difference.groups, difference.resampled_by)}"
+        if difference is not None and difference.resampled_by != "row":
+            rows += f" of {counted(difference.groups, difference.resampled_by)}"
         values = f"{self.metric} {self.value:{digits}} against {self.other:{digits}}"
         clause = f"{relation} {other}: {values} on {rows} ({evidence})"
         return f"{clause}; {self.would_tell}" if self.would_tell else clause

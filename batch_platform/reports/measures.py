@@ -73,7 +73,9 @@ def _coverage(by_partition: Mapping[str, pl.DataFrame], span: Span) -> list[Furt
     few, finding = rows.filter(pl.col("high") < pl.col("expected")), ""
     if few.height:
         of_few, at = few.select(pl.sum("covered") / pl.sum("rows")).item(), span.at(few["key"].to_list())
-        finding = f"Only {of_few:.0%} of the outcomes {at} lay inside their intervals: fewer than the {due / total:.0%} that were promised, by more than chance."
-        if inside >= due:
-            finding = f"{inside / total:.0%} of all outcomes lay inside their intervals, and {due / total:.0%} were promised; but only {of_few:.0%} of those {at}, fewer by more than chance."
+        finding = (
+            f"{inside / total:.0%} of all outcomes lay inside their intervals, and {due / total:.0%} were promised; but only {of_few:.0%} of those {at}, fewer by more than chance."
+            if inside >= due
+            else f"Only {of_few:.0%} of the outcomes {at} lay inside their intervals: fewer than the {due / total:.0%} that were promised, by more than chance."
+        )
     return [FurtherMeasure("How many outcomes lay inside their intervals.", _COVERAGE, shown, together, finding)]
