@@ -104,8 +104,7 @@ class Project:
     def reached(self) -> int:
         """Wait until a process waits in the source; returns its id."""
         path = self.folder / "reached"
-        wait(lambda: (path.exists() and path.read_text()) or None)
-        return int(path.read_text())
+        return int(wait(lambda: path.exists() and path.read_text()))  # the waiting process writes again and again
 
     @contextmanager
     def instance(self) -> Generator[dg.DagsterInstance]:
