@@ -13,7 +13,7 @@ differs from its baseline by chance alone: its index is `expected` on average ev
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import erfc, exp, gamma, inf, log, sqrt
+from math import inf, log, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -244,6 +244,8 @@ def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[n
 
 def _p_values(own: NDArray[np.float64], other: NDArray[np.float64]) -> list[float]:
     """The p-value of each pair, over groups of cells that are not too rare for the test."""
+    from scipy.special import chdtrc
+
     rows, base = own.sum(axis=1, keepdims=True), other.sum(axis=1, keepdims=True)
     awaited = other / base * np.minimum(rows, base)  # whatever the partition holds there
     groups = np.array([_groups(part.tolist()) for part in np.nan_to_num(awaited)])
@@ -256,23 +258,8 @@ def _p_values(own: NDArray[np.float64], other: NDArray[np.float64]) -> list[floa
         pearson = (counts - expected) ** 2 / expected
         ratio = 2 * (np.where(counts > 0, counts * np.log(counts / expected), 0.0) - counts + expected)
         statistic += np.where(filled, np.where(common, pearson, ratio), 0.0).sum(axis=1)
-    return list(map(_chi_square_tail, statistic.tolist(), (filled.sum(axis=1) - 1).tolist()))
-
-
-def _chi_square_tail(statistic: float, freedom: int) -> float:
-    """The probability that chance exceeds a statistic, as `scipy.special.chdtrc` has it, whose import takes longer than a small run scores.
-
-    The finite sums for whole degrees of freedom: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.4.4 and 26.4.5.
-    """
-    if freedom < 1 or not statistic > 0:
-        return 1.0
-    half, order = statistic / 2, 0.5 if freedom % 2 else 1.0
-    tail = erfc(sqrt(half)) if freedom % 2 else exp(-half)
-    term = exp(-half) * half**order / gamma(order + 1)
-    while order < freedom / 2:
-        tail, order = tail + term, order + 1
-        term *= half / order
-    return tail
+    freedom = filled.sum(axis=1) - 1
+    return np.where(freedom < 1, 1.0, chdtrc(freedom, statistic)).tolist()
 
 
 def _groups(awaited: Sequence[float]) -> list[int]:

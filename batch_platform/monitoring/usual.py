@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from math import exp, expm1, hypot, inf, log, log1p, sqrt
-from statistics import median
+from statistics import NormalDist, median
 
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.warehouse.ledger import ScoreRun
@@ -18,8 +19,8 @@ MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
 _STEADY = 0.05  # relative spread that is taken to be usual, however steady the history is
 _SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance
 _NORMAL = 1.4826  # times the median absolute deviation is the standard deviation of a normal variable
-# 99.95% quantiles of Student's distribution, by degrees of freedom.
-_STUDENT = {5: 6.869, 6: 5.959, 7: 5.408, 8: 5.041, 9: 4.781, 10: 4.587, 11: 4.437}
+_HIGH = 0.9995  # quantile up to which a number of rows is usual, and as far down
+_CLOSE = NormalDist().inv_cdf(_HIGH)  # standard deviations: less than the same quantile of any Student's distribution
 
 _Rhythm = tuple[int, ...]  # what partitions have in common whose numbers of rows are compared
 
@@ -63,14 +64,38 @@ class Past:
 class UsualRows:
     """The usual number of rows."""
 
-    low: float
-    middle: float
-    high: float
+    location: float  # of the logarithm of one row more
+    spread: float  # standard deviation of that logarithm in a further partition
     partitions: int  # number of partitions that it is known from
+    least: float = inf  # at least the numbers from this one
+    most: float = -inf  # to this one are usual
+
+    @property
+    def middle(self) -> float:
+        """The number in the middle."""
+        return expm1(self.location)
+
+    @property
+    def low(self) -> float:
+        """The lowest usual number."""
+        return min(self.least, expm1(max(0.0, self.location - self._reach)))
+
+    @property
+    def high(self) -> float:
+        """The highest usual number."""
+        end = self.location + self._reach
+        return inf if end > 700 else max(self.most, expm1(end))  # noqa: PLR2004 - beyond the range of a float
 
     def holds(self, rows: int) -> bool:
         """Return whether so many rows are usual."""
-        return self.low <= rows <= self.high
+        is_close = abs(log1p(rows) - self.location) <= _CLOSE * self.spread
+        return is_close or self.least <= rows <= self.most or self.low <= rows <= self.high
+
+    @cached_property
+    def _reach(self) -> float:
+        from scipy.special import stdtrit  # takes longer to import than a status to show, and is needed for few numbers
+
+        return float(stdtrit(self.partitions - 1, _HIGH)) * self.spread
 
 
 def usual_rows(history: Sequence[int]) -> UsualRows | None:
@@ -89,9 +114,7 @@ def usual_rows(history: Sequence[int]) -> UsualRows | None:
     middle = median(logs)
     deviation = median(abs(value - middle) for value in logs) * _NORMAL * count / (count - 0.8)
     spread = hypot(deviation, sqrt(_STEADY**2 + exp(-middle)))
-    reach = _STUDENT[count - 1] * spread * sqrt(1 + 1 / count)
-    high = inf if middle + reach > 700 else expm1(middle + reach)  # noqa: PLR2004 - beyond the range of a float
-    return UsualRows(expm1(max(0.0, middle - reach)), expm1(middle), high, count)
+    return UsualRows(middle, spread * sqrt(1 + 1 / count), count)
 
 
 def usual_rows_of_first_weeks(history: Sequence[int]) -> UsualRows | None:
@@ -104,8 +127,7 @@ def usual_rows_of_first_weeks(history: Sequence[int]) -> UsualRows | None:
     if usual is None or len(history) < DAYS_OF_WEEK:
         return None
     half, twice = min(compared) / 2, 2 * max(compared)
-    low, high = max(0.0, half - 3 * sqrt(half)), twice + 3 * sqrt(twice)
-    return replace(usual, low=min(usual.low, low), high=max(usual.high, high))
+    return replace(usual, least=max(0.0, half - 3 * sqrt(half)), most=twice + 3 * sqrt(twice))
 
 
 def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:

@@ -1,13 +1,13 @@
 """What is usual for the rows of a partition: chance and a short history raise no alarm, and a real change does."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from scipy.special import stdtrit
 
 from batch_platform.monitoring.usual import (
-    _STUDENT,
     DAYS_OF_WEEK,
     LEAST_HISTORY,
     Past,
@@ -86,5 +86,13 @@ def test_rejected_rows_are_unusual_only_beyond_chance_and_beyond_every_partition
     assert alarms < 3
 
 
-def test_the_quantiles_that_are_kept_so_that_status_need_not_import_scipy_are_those_of_scipy():
-    assert {degrees: round(float(stdtrit(degrees, 0.9995)), 3) for degrees in _STUDENT} == _STUDENT
+def test_only_a_number_that_may_be_unusual_costs_the_import_of_scipy():
+    script = """
+import sys
+from batch_platform.monitoring.usual import usual_rows
+usual = usual_rows([900, 930, 880, 910, 905, 890, 920])
+print(usual.holds(1000), "scipy" in sys.modules)
+print(usual.holds(1100), usual.holds(1500), "scipy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True False", "True False True"]

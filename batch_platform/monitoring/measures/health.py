@@ -53,11 +53,11 @@ def volume(past: Past, run: ScoreRun) -> Aspect:
     numbers: dict[str, float] = {"rows": run.rows_in}
     if usual is None:
         return Aspect("volume", None, f"{run.rows_in:,} rows", run.partition_key, numbers)
-    numbers |= {"usual": usual.middle, "usual_low": usual.low, "usual_high": usual.high}
-    numbers = {name: value for name, value in numbers.items() if isfinite(value)}
+    numbers["usual"] = usual.middle
     if usual.holds(run.rows_in):
         return Aspect("volume", "none", f"{run.rows_in:,} rows", run.partition_key, numbers)
     text = f"{run.partition_key} has {run.rows_in:,} rows, where {usual.low:,.0f} to {usual.high:,.0f} are usual"
+    numbers |= {end: rows for end, rows in (("usual_low", usual.low), ("usual_high", usual.high)) if isfinite(rows)}
     return Aspect("volume", "warn", text, run.partition_key, numbers)
 
 
