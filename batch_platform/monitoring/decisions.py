@@ -118,10 +118,20 @@ def realised(outcomes: Outcomes) -> Weighted:
     return _per_row(outcomes, outcomes.decisions)
 
 
-def range_of_costs(outcomes: Outcomes) -> tuple[float, float]:
-    """The cost of the cheapest and of the dearest decision on a row; no bounds without costs."""
+def range_of_costs(outcomes: Outcomes, decided: slice = slice(None)) -> tuple[float, float]:
+    """The cost of the cheapest and of the dearest decision on a row, among some classes to decide; no bounds without costs."""
     costs = None if outcomes.rule is None else outcomes.rule.costs
-    return (-np.inf, np.inf) if costs is None else (float(costs.min()), float(costs.max()))
+    return (-np.inf, np.inf) if costs is None else (float(costs[:, decided].min()), float(costs[:, decided].max()))
+
+
+def range_of_always(outcomes: Outcomes) -> tuple[float, float]:
+    """The costs of `of_always` on a row."""
+    return range_of_costs(outcomes, slice(1 if outcomes.task == "binary" else 0, None))
+
+
+def range_of_never(outcomes: Outcomes) -> tuple[float, float]:
+    """The costs of `of_never` on a row: one and the same where a benefit is declared."""
+    return range_of_costs(outcomes, slice(1))
 
 
 def of_always(outcomes: Outcomes) -> Weighted:

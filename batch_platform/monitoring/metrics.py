@@ -458,7 +458,7 @@ def _of_decisions(
 
 _SHARE: dict[str, Any] = {"least": 0, "most": 1, "in_detail": True}
 _ERROR: dict[str, Any] = {"lower_is_better": True, "least": 0}
-_COST: dict[str, Any] = {"lower_is_better": True, "in_detail": True, "range_of": decisions.range_of_costs}
+_COST: dict[str, Any] = {"lower_is_better": True, "in_detail": True}
 METRICS = {
     metric.name: metric
     for metric in (
@@ -496,9 +496,18 @@ METRICS = {
             lower_is_better=True,
             range_of=decisions.range_of_costs,
         ),
-        _weighted("decision_cost_always", CLASSIFICATION, decisions.of_always, **_COST),
-        _weighted("decision_cost_never", BINARY, decisions.of_never, **_COST),
-        _weighted("decision_cost_in_hindsight", BINARY, decisions.in_hindsight, grows_on_few_rows=True, **_COST),
+        _weighted(
+            "decision_cost_always", CLASSIFICATION, decisions.of_always, range_of=decisions.range_of_always, **_COST
+        ),
+        _weighted("decision_cost_never", BINARY, decisions.of_never, range_of=decisions.range_of_never, **_COST),
+        _weighted(
+            "decision_cost_in_hindsight",
+            BINARY,
+            decisions.in_hindsight,
+            grows_on_few_rows=True,
+            range_of=decisions.range_of_costs,
+            **_COST,
+        ),
         _of_decisions("selection_rate", decisions.selection_rate, in_detail=True, neutral=True),
         _of_decisions("false_positive_rate", decisions.false_positive_rate, in_detail=True, lower_is_better=True),
         _weighted(

@@ -225,6 +225,8 @@ class Resampled:
         """The interval about the value of a metric, on the scale on which it varies evenly; None without one."""
         (least, most), outcomes = metric.bounds(self.whole), metric.rows_of(self.whole)
         half = np.nan if reach is None else reach.half
+        if least == most:
+            return Interval(least, most)
         if (share_of := self.share_of(metric)) is not None and (self.units or not self.numbers):
             share = share_of(outcomes)
             rate = float(share.weighted(outcomes.row_weights))

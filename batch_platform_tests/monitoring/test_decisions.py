@@ -14,10 +14,12 @@ from batch_platform.models.refinements.decision import may_be_selected
 from batch_platform.monitoring.decisions import as_decided, highest, rule_of
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.resampling import Interval, intervals, wilson
 
 pytestmark = pytest.mark.unit
 
 CLASSES = ["a", "b", "c"]
+ERRORS = {"false_positive": 1, "false_negative": 8}
 COSTS = {"a": {"b": 1, "c": 2}, "b": {"a": 5, "c": 1}, "c": {"a": 3, "b": 1}}
 
 
@@ -72,6 +74,25 @@ def test_costs_are_those_of_the_decisions_and_of_what_came_true():
     assert measured["precision"] == (acted & hit).sum() / acted.sum()
     assert measured["recall"] == (acted & hit).sum() / hit.sum()
     assert measured["selection_rate"] == acted.mean()
+
+
+def test_what_never_acting_costs_is_certain_where_a_benefit_is_declared_and_a_share_of_the_misses_otherwise():
+    names = ("decision_cost_always", "decision_cost_never")
+    measured = {
+        declared: intervals(outcomes, {name: measure(outcomes)[name] for name in names})
+        for declared, outcomes in (("benefit", under(rule(benefit=40, cost=2))), ("errors", under(rule(costs=ERRORS))))
+    }
+    assert measured["benefit"]["decision_cost_never"] == Interval(0, 0)
+    positives = draws().labels.mean()
+    share = wilson(positives, len(draws().labels))
+    for name, low, high in (
+        ("benefit", 2 - 40 * share.high, 2 - 40 * share.low),
+        ("errors", 1 - share.high, 1 - share.low),
+    ):
+        always = measured[name]["decision_cost_always"]
+        assert (always.low, always.high) == pytest.approx((low, high), rel=2e-3)
+    never = measured["errors"]["decision_cost_never"]
+    assert (never.low, never.high) == pytest.approx((8 * share.low, 8 * share.high), rel=2e-3)
 
 
 @pytest.mark.parametrize("declared", [rule(threshold=0.3), rule(top=500)])
