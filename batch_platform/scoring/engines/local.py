@@ -128,10 +128,14 @@ class LocalEngine:
         recorded.require_untouched()
 
     def _spread(self, score: Callable[[Numbered], ScoredBatch], batches: Iterator[Numbered]) -> Generator[ScoredBatch]:
-        """Score batches on all threads while further ones are read; the results keep the order of the batches."""
+        """Score batches on all threads while further ones are read; the results keep the order of the batches.
+
+        Reasons take far longer to compute than to read and to write, and much memory: then none wait.
+        """
+        read_before, ahead = (1, 0) if self._spec.predictions.reasons else (READ_AHEAD, AHEAD)
         with (
-            closing(read_ahead(self._reader, batches, at_once=READ_AHEAD)) as read,
-            closing(in_order(self._scorers, score, read, at_once=self._threads + AHEAD)) as scored,
+            closing(read_ahead(self._reader, batches, at_once=read_before)) as read,
+            closing(in_order(self._scorers, score, read, at_once=self._threads + ahead)) as scored,
         ):
             yield from scored
 
