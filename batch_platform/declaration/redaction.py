@@ -113,6 +113,10 @@ class _Redacting:
             self._stream.write(waiting)
         self._stream.flush()
 
+    def close(self) -> None:
+        """Leave the stream of the process open: libraries that hold this one close it when the process ends."""
+        self.flush()
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - such as the encoding and the number of the file
         return getattr(self._stream, name)
 

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
@@ -121,6 +122,20 @@ def test_what_a_step_prints_and_logs_is_redacted(monkeypatch, capsys, caplog):
     assert "cannot log in with $A_TOKEN" in caplog.text
     assert "RuntimeError: $A_TOKEN" in caplog.text
     assert MARKER not in caplog.text
+
+
+def test_a_library_that_closes_the_stream_it_was_given_leaves_that_of_the_process_open():
+    script = """
+import sys
+from batch_platform.declaration.redaction import redacted_output
+with redacted_output():
+    kept = sys.stderr
+    print("within", file=kept, end="")
+kept.close()  # as the log handlers of some libraries do when the process ends
+print(" and after", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "within and after\n")
 
 
 def test_a_secret_that_is_set_after_a_message_is_redacted_in_the_next(monkeypatch, caplog):
