@@ -42,6 +42,7 @@ class Backup:
     name: str
     made_at: datetime
     files: Mapping[str, KeptFile]  # by path below the home
+    home: str | None = None  # what `Home.identity` holds; unknown in backups of earlier versions
 
     @property
     def size(self) -> int:
@@ -79,12 +80,13 @@ class Archive:
             msg = f"The backup {name} in {self.root} has format {manifest['format']}; this version of batch-platform reads {_FORMAT}."
             raise WrongUseError(msg, hint="use the version that made it.")
         files = {path: KeptFile(**file) for path, file in manifest["files"].items()}
-        return Backup(name, datetime.fromisoformat(manifest["made_at"]), files)
+        return Backup(name, datetime.fromisoformat(manifest["made_at"]), files, manifest.get("home"))
 
     def add(self, backup: Backup) -> None:
         """Write the manifest of a backup whose pieces are there."""
         files = {path: asdict(file) for path, file in backup.files.items()}
-        content = json.dumps({"format": _FORMAT, "made_at": backup.made_at.isoformat(), "files": files}).encode()
+        manifest = {"format": _FORMAT, "home": backup.home, "made_at": backup.made_at.isoformat(), "files": files}
+        content = json.dumps(manifest).encode()
         if isinstance(self.root, ObjectPath):
             self.write({_manifest(backup.name): content})
             return

@@ -15,11 +15,13 @@ from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from uuid import uuid4
 
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, listed
 from batch_platform.pipeline.archive import PIECE, Archive, Backup, KeptFile, PieceWriter
+from batch_platform.warehouse.checkpoint import write_whole
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import attach
@@ -71,7 +73,8 @@ def back_up(home: Home, archive: Archive, now: datetime, *, keep: int | None = N
         keep: How many backups to keep; None for all.
 
     Raises:
-        WrongUseError: There is nothing to back up, the archive lies in the home, or another backup of the home is being made.
+        WrongUseError: There is nothing to back up, the archive lies in the home or holds backups of another one, or another
+            backup of the home is being made.
         BatchPlatformError: A file cannot be read or written, or was removed while the backup was made.
     """
     if isinstance(archive.root, Path) and archive.root.resolve().is_relative_to(home.root.resolve()):
@@ -86,6 +89,10 @@ def back_up(home: Home, archive: Archive, now: datetime, *, keep: int | None = N
         if former is not None and name <= former.name:
             msg = f"{archive.root} holds a backup of {former.name} already, which is not before this one, {name}."
             raise WrongUseError(msg, hint="wait a second, or set the clock of this machine right.")
+        identity = _identity_of(home)
+        if former is not None and former.home not in (None, identity):
+            msg = f"{archive.root} holds backups of another home than {home.root}."
+            raise WrongUseError(msg, hint="name another folder or address: each home needs a place of its own.")
         kept = _Kept(PieceWriter(archive), former)
         for path, file in _files_of_dagster(home):
             with suppress(FileNotFoundError):  # Dagster removes records of old runs at any time
@@ -103,7 +110,7 @@ def back_up(home: Home, archive: Archive, now: datetime, *, keep: int | None = N
                     msg = f"{file} was removed while the backup was made, which is not complete."
                     raise BatchPlatformError(msg, hint="run it again; what is copied is not copied again.") from error
         kept.writer.flush()
-        backup = Backup(name, now, kept.files)
+        backup = Backup(name, now, kept.files, identity)
         archive.add(backup)
         removed = [] if keep is None else archive.keep(keep)
     return BackedUp(name, len(backup.files), backup.size, kept.writer.written, removed)
@@ -159,6 +166,13 @@ def restore_backup(archive: Archive, backup: Backup, home: Home) -> None:
     os.sync()
     publish(home)
     begun.unlink()
+
+
+def _identity_of(home: Home) -> str:
+    """What tells a home from others, made where it is missing."""
+    if not home.identity.exists():
+        write_whole(home.identity, uuid4().hex.encode())
+    return home.identity.read_text(encoding="utf-8")
 
 
 @dataclass

@@ -199,6 +199,11 @@ class Home:
         return self.root / "erasures.key"
 
     @property
+    def identity(self) -> Path:
+        """A random name, made by the first backup and restored with the home, by which a place of backups tells homes apart."""
+        return self.root / "identity"
+
+    @property
     def lake(self) -> Path:
         """Parquet files of features, and of the tables that are stored so."""
         return self.root / "lake"

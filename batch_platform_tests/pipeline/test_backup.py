@@ -214,6 +214,19 @@ def test_a_backup_is_restored_into_an_empty_home_only(project, cli, tmp_path):
     assert files_below(home_of(project).root) == before
 
 
+def test_a_place_belongs_to_one_home_and_to_what_is_restored_from_it(project, tmp_path):
+    dest = Archive.at(str(tmp_path / "dest"))
+    first = back_up(home_of(project), dest, NOW)
+    home_of(project).identity.unlink()  # what a home that was made by itself has not
+    with pytest.raises(WrongUseError, match="holds backups of another home than") as refused:
+        back_up(home_of(project), dest, LATER, keep=1)
+    assert refused.value.hint == "name another folder or address: each home needs a place of its own."
+    assert dest.names() == [first.backup]
+    restored = home_of(without_home(project, tmp_path / "other"))
+    restore_backup(dest, newest(dest), restored)
+    assert back_up(restored, dest, LATER, keep=1).removed == [first.backup]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -368,7 +381,7 @@ def test_links_are_not_followed_and_what_processes_leave_is_not_backed_up(projec
     assert not [
         path for path in paths if "link" in path or "unfinished" in path or "workspace" in path or ".lock" in path
     ]
-    assert {path.partition("/")[0] for path in paths} == {"warehouse.duckdb", "lake", "models", "dagster"}
+    assert {path.partition("/")[0] for path in paths} == {"warehouse.duckdb", "identity", "lake", "models", "dagster"}
 
 
 def test_a_link_in_an_empty_home_leads_no_restored_file_out_of_it(project, tmp_path):
