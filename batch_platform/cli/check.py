@@ -25,6 +25,7 @@ from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service, matures, serves_from
 from batch_platform.declaration.yaml_file import with_place
+from batch_platform.delivery.known import require_sinks
 from batch_platform.features.query import Query
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
@@ -171,6 +172,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
     attempt(lambda: own_metrics(spec))
     attempt(lambda: declared(spec))
     attempt(lambda: require_known(spec.monitoring.notify))
+    attempt(lambda: require_sinks(spec.predictions.deliver))
     attempt(lambda: require_no_former_partitions(spec, pipeline.published_ledgers().scores.values()))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))

@@ -22,6 +22,12 @@ def missing(library: str, extra: str, reason: str = "it is not installed") -> Wr
     return WrongUseError(msg, hint=f"pip install 'batch-platform[{extra}]'")
 
 
+def require_installed(library: str, *, extra: str) -> None:
+    """Raise WrongUseError, with the extra that installs it, if an optional library is missing; it is not imported."""
+    if installed(library) is None:
+        raise missing(library, extra)
+
+
 def installed(library: str) -> str | None:
     """The installed version of a library or of its build for the CPU; None if neither is installed."""
     for distribution in (library, f"{library}-cpu"):

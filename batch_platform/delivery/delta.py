@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.extras import needed, require_installed
 from batch_platform.delivery.sink import Sink, Target, storable
 from batch_platform.features.sources.objects import delta_options
 from batch_platform.warehouse.sql import literal, quoted
@@ -66,4 +66,8 @@ def _type(of: object) -> str:
     return str(getattr(of, "type", of))
 
 
-DELTA = Sink(replace=_replace, hint="see the message, and check the table; the next run delivers it.")
+DELTA = Sink(
+    replace=_replace,
+    hint="see the message, and check the table; the next run delivers it.",
+    require=lambda _: require_installed("deltalake", extra="delta"),
+)

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.delivery.sink import NESTED, Sink, Target
-from batch_platform.features.sources.objects import ObjectPath, put_object
+from batch_platform.features.sources.objects import ObjectPath, put_object, require_store
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.sql import connect, literal, quoted
 from batch_platform.warehouse.staging import staging_folder
@@ -76,5 +76,7 @@ def _write(ending: str, column: str, rows: pa.RecordBatchReader, file: Path) -> 
 
 
 _ROOM = "make room, or let this user write into the folder and the one above it; the next run delivers it."
-PARQUET = Sink(replace=partial(_replace, ".parquet"), hint=_ROOM)
-CSV_FILES = Sink(replace=partial(_replace, CSV), hint=_ROOM)
+PARQUET = Sink(
+    replace=partial(_replace, ".parquet"), hint=_ROOM, require=lambda delivery: require_store(str(delivery.to))
+)
+CSV_FILES = Sink(replace=partial(_replace, CSV), hint=_ROOM, require=lambda delivery: require_store(str(delivery.to)))

@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import pyarrow as pa
 
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.extras import needed, require_installed
 from batch_platform.delivery.sink import Sink, Target, alone, storable
 from batch_platform.features.sources.iceberg import catalog_of
 
@@ -56,4 +56,9 @@ def _parts(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
     yield pa.Table.from_batches(batches, rows.schema)
 
 
-ICEBERG = Sink(replace=_replace, path=lambda _: None, hint="check the catalog and the table; the next run delivers it.")
+ICEBERG = Sink(
+    replace=_replace,
+    path=lambda _: None,
+    hint="check the catalog and the table; the next run delivers it.",
+    require=lambda _: require_installed("pyiceberg", extra="iceberg"),
+)

@@ -1,10 +1,12 @@
 """The kinds of sinks by name, and the delivery of one partition to any of them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 
+from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.delivery.delta import DELTA
@@ -18,6 +20,12 @@ SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, 
 
 _DRAWN = re.compile(r"\x1b\[\d*m|↳")  # colours and arrows in messages of deltalake
 _LONGEST_REASON = 300  # characters
+
+
+def require_sinks(deliveries: Iterable[Delivery]) -> None:
+    """Raise WrongUseError, with the extra to install, if a library that one of some deliveries needs is not installed."""
+    for delivery in deliveries:
+        SINKS[delivery.kind].require(delivery)
 
 
 def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:

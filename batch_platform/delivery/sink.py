@@ -80,6 +80,8 @@ class Sink:
     # The local folder or file that it writes to, which must not lie in the home; anything else if it writes elsewhere.
     path: Callable[[Target], FilePath | None] = lambda target: target.path
     hint: str = "see the message; the next run delivers it."  # shown when the receiver refuses
+    # Raises WrongUseError if a library that the delivery needs is not installed. Connects to nothing.
+    require: Callable[[Delivery], object] = lambda _: None
 
 
 def storable(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:

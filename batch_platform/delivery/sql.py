@@ -14,9 +14,10 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.databases import DeliveredTable
+from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import listed
 from batch_platform.delivery.sink import BATCH_ROWS, NESTED, Sink, Target
-from batch_platform.features.sources.drivers import driver_of, postgresql_uri, reason_of, sqlite_uri
+from batch_platform.features.sources.drivers import Driver, driver_of, postgresql_uri, reason_of, sqlite_uri
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ _DIALECTS = {
 
 def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     database, file = _database(target), _file(target)
-    driver = driver_of(database, f"predictions.deliver ({target.delivery.name}).sql.uri")
+    driver = _driver(target.delivery)
     dialect = _DIALECTS[database.driver]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -253,6 +254,12 @@ def _database(target: Target) -> DeliveredTable:
     return target.delivery.sql
 
 
+def _driver(delivery: Delivery) -> Driver:
+    if delivery.sql is None:
+        raise TypeError(delivery.name)
+    return driver_of(delivery.sql, f"predictions.deliver ({delivery.name}).sql.uri")
+
+
 def _file(target: Target) -> Path | None:
     database = _database(target)
     return database.file_in(target.folder).resolve() if database.driver == "sqlite" else None
@@ -262,4 +269,5 @@ SQL = Sink(
     replace=_replace,
     path=_file,
     hint="check the address, the table, and the rights of its user there; the next run delivers it.",
+    require=_driver,
 )

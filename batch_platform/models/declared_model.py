@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import (
     nearest_names,
     shortened,
 )
-from batch_platform.declaration.extras import installed, missing
+from batch_platform.declaration.extras import require_installed
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.predictions import Predictions
@@ -341,13 +341,13 @@ def require_libraries(spec: PipelineSpec) -> None:
 
 def _require_library(estimator: str) -> None:
     for kind in FLAVOURS.values():
-        if kind.package == estimator.partition(".")[0] and installed(kind.libraries[0]) is None:
-            raise missing(kind.libraries[0], kind.name)
+        if kind.package == estimator.partition(".")[0]:
+            require_installed(kind.libraries[0], extra=kind.name)
 
 
 def _require_library_of_intervals(predictions: Predictions) -> None:
-    if predictions.interval is not None and installed(INTERVALS) is None:
-        raise missing(INTERVALS, "interval")
+    if predictions.interval is not None:
+        require_installed(INTERVALS, extra="interval")
 
 
 def require_rule(decide: Decide | None, task: str, classes: Sequence[ClassLabel]) -> Rule | None:

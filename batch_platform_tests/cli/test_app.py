@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -306,6 +307,32 @@ def test_check_tries_the_estimator(cli, tmp_path, model, says):
     answer = cli(write_project(tmp_path / "project", model=model), "check")
     assert answer.code == 2
     assert says in answer.error
+
+
+@pytest.mark.parametrize(
+    ("delivery", "extra"),
+    [
+        ({"delta": "lake/late"}, "delta"),
+        ({"iceberg": {"catalog": "lake", "table": "sales.late"}}, "iceberg"),
+        ({"csv": "s3://lake/late"}, "s3"),
+        ({"sql": {"uri": "postgresql://localhost/crm", "table": "late"}}, "sql"),
+    ],
+)
+def test_check_names_the_library_that_a_delivery_needs(cli, tmp_path, monkeypatch, delivery, extra):
+    folder = write_project(tmp_path / "project", predictions={"deliver": [delivery]})
+    assert cli(folder, "check").code == 0
+    version = metadata.version
+
+    def without(library):
+        if library in {"deltalake", "pyiceberg", "s3fs"}:
+            raise metadata.PackageNotFoundError
+        return version(library)
+
+    monkeypatch.setattr(metadata, "version", without)
+    monkeypatch.setitem(sys.modules, "adbc_driver_postgresql.dbapi", None)
+    answer = cli(folder, "check")
+    assert answer.code != 0
+    assert f"pip install 'batch-platform[{extra}]'" in answer.error
 
 
 def test_check_names_the_line_of_what_is_wrong_with_a_model(cli, fresh):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.extras import needed, require_installed
 from batch_platform.declaration.inputs import STORES, scheme_of
 from batch_platform.declaration.redaction import redact
 
@@ -316,6 +316,12 @@ class _OpenedObject:
 
     def close(self) -> None:
         self.closed = True
+
+
+def require_store(location: str) -> None:
+    """Raise WrongUseError if the library of the store that an address names is not installed; a path needs none."""
+    if (scheme := scheme_of(location)) is not None:
+        require_installed(_LIBRARIES[STORES[scheme]], extra=STORES[scheme])
 
 
 def _store_of(path: ObjectPath) -> tuple[Any, str]:
