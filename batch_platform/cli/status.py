@@ -225,7 +225,7 @@ def _show_models(status: PipelineStatus) -> None:
     for version, reason in status.waiting.items():
         terminal.say(f"  {version}: {reason}; batch-platform models {status.pipeline} promote {version}")
     if (change := status.declaration_change) is not None:
-        terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
+        terminal.say(f"  {listed(change.differs)} changed in the declaration since {change.version}: {change.note}")
     for period, reason in list(status.refused.items())[:MOST_REFUSED]:
         terminal.say(f"  model {period}: {reason}")
     if (more := len(status.refused) - MOST_REFUSED) > 0:

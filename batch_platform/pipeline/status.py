@@ -22,7 +22,7 @@ from batch_platform.pipeline.health import Measured, health_of, newest_measured
 from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
-from batch_platform.pipeline.trainings_due import declared_now, differences, trainings_of
+from batch_platform.pipeline.trainings_due import differences, is_declared_now, trainings_of
 from batch_platform.pipeline.wanted import PlanRequest, open_partitions
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
@@ -219,7 +219,7 @@ def _declaration_change(
     decision = None if newest is None else state.registry.last_decision(newest.version)
     if any(item.partition.start >= champion.serving_start for item in plan.of("model")):
         note = "a training is due"
-    elif last is not None and last.failure is not None and last.declared == declared_now(spec, state):
+    elif last is not None and last.failure is not None and is_declared_now(spec, state, last):
         note = "the training with them failed"
     elif newest is not None and newest != champion and decision is not None and not differences(spec, state, newest):
         is_listed = decision.action in ("refused", "waiting")  # such decisions are listed with their reasons

@@ -27,6 +27,8 @@ from batch_platform.pipeline.state import State, features_due
 from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import Question
 
+_WITHOUT = "-without "
+
 
 def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[Challenger]:
     """The challengers that were not tried for a serving period as they are declared now.
@@ -46,11 +48,21 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
 
 def declared_now(spec: PipelineSpec, state: State) -> str:
-    """Hashes of the declared model, the features, the positive class, the weight and refinements: another model is due if one changes."""
+    """Hashes of the declared model, the features, the positive class, the weight and refinements, and the columns that are no features.
+
+    Another model is due if one of these changes.
+    """
     positive = "" if spec.positive is None else f"-{spec.positive!r}"
     weight = "" if spec.labels is None or spec.labels.weight is None else f"-weight {spec.labels.weight!r}"
     refinements = f"-{hashed}" if (hashed := fingerprint(spec)) else ""
-    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}{weight}{refinements}"
+    without = json.dumps(sorted(name for name, rule in spec.features.columns.items() if not rule.feature))
+    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}{weight}{refinements}{_WITHOUT}{without}"
+
+
+def is_declared_now(spec: PipelineSpec, state: State, training: ModelTraining) -> bool:
+    """Return whether a training was declared as one would be now; records of earlier versions leave open which columns are no features."""
+    now = declared_now(spec, state)
+    return training.declared in (now, now.partition(_WITHOUT)[0])
 
 
 def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
@@ -63,7 +75,10 @@ def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]
         "features": (state.features_code_version, version.features_code_version),
         "positive class": (spec.positive, positive_class(version) if spec.positive is not None else None),
     }
-    return [name for name, (now, then) in declared.items() if now != then]
+    names = [name for name, (now, then) in declared.items() if now != then]
+    trainings = [training for training in state.registry.model_trainings if training.version == version.version]
+    others_differ = bool(trainings) and not is_declared_now(spec, state, trainings[-1])
+    return names or ["model"] * others_differ  # such as a refinement, the weight, or a column that is no feature
 
 
 def single_period(state: State, now: datetime) -> Partition | None:
@@ -81,7 +96,7 @@ def changed(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     registry, trainings = state.registry, trainings_of(spec, state.registry, period.key)
     champion = registry.champion(period.start)
     tried = [training for training in registry.model_trainings if champion and training.version == champion.version]
-    if not trainings or declared_now(spec, state) in {training.declared for training in (trainings[-1], *tried)}:
+    if not trainings or any(is_declared_now(spec, state, training) for training in (trainings[-1], *tried)):
         return None
     versions = {version.version: version for version in registry.of_model}
     trained = [versions[training.version] for training in trainings if training.version in versions]
@@ -108,24 +123,25 @@ def trainings_of(spec: PipelineSpec, registry: Registry, serving_period: str) ->
 def due_models(question: Question) -> list[Item]:
     """The serving periods whose model is not trained or is out of date, and the newest one if another model is declared.
 
-    Of those in which some of the wanted partitions lie, or of all that have begun if the request names no partitions.
+    Of those in which some of the wanted partitions lie, or of all that have begun if the request names no partitions. The
+    newest one of these is not trained again if there is a model of a later one.
     """
     spec, state, failed = question.spec, question.state, question.request.failed_models
     if serving_calendar(spec) is None:
         return due_single_model(question)
     trained = {version.serving_period: version for version in state.registry.of_model}  # the newest one of each
     periods, everything = serving_periods(spec, question.now), question.request.only is None
-    newest = periods[-1].key if periods else None
+    if not everything:
+        begins = [period.start for period in periods]
+        served = {bisect_right(begins, partition.start) for partition in question.wanted}
+        periods = [period for at, period in enumerate(periods, start=1) if at in served]
+    has_later = any(version.serving_start > periods[-1].start for version in trained.values()) if periods else True
+    newest = None if has_later else periods[-1].key
     if gone := {*question.old.get("features", ())}:  # retention removes them
         periods = [period for period in periods if gone.isdisjoint(training_window(spec, period.start))]
     asked = {newest} | state.refused_on.keys()
     asked |= {key for key, version in trained.items() if knows_too_much(spec, version) is not None}
     asked &= trained.keys() - failed
-    if not everything:
-        begins = [period.start for period in periods]
-        served = {bisect_right(begins, partition.start) for partition in question.wanted}
-        serve = {periods[at - 1].key for at in served if at}
-        periods = [period for period in periods if period.key in serve]
     due = [Item("model", period, "not trained") for period in periods if period.key not in trained.keys() | failed]
     again = [
         Item("model", period, reason, again=True)
@@ -138,11 +154,17 @@ def due_models(question: Question) -> list[Item]:
 
 
 def _all_from(question: Question, period: Partition) -> bool:
-    """Return whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
+    """Return whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew.
+
+    Of those of later periods, only what is scored: a model of their own is to score the others.
+    """
     keys = {partition.key for partition in question.wanted} | question.state.dropped.keys()
-    due = question.spec.partitions.calendar.due(question.now)
-    served = [partition for partition in due if partition.start >= period.start]
-    return bool(served) and all(partition.key in keys for partition in served)
+    due, scored = question.spec.partitions.calendar.due(question.now), question.state.scores.keys()
+    served = [partition.key for partition in due if partition.start >= period.start]
+    if period.end > period.start:  # of a pipeline's only model it is where it begins
+        served = [partition.key for partition in due if period.start <= partition.start < period.end]
+        served += [partition.key for partition in due if partition.start >= period.end and partition.key in scored]
+    return bool(served) and keys.issuperset(served)
 
 
 def why_again(spec: PipelineSpec, state: State, period: Partition) -> str | None:
@@ -177,7 +199,7 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     if (known := knows_too_much(spec, newest)) is not None:
         return None if failed and ("model", period.key) in standing else f"{newest.version} {known}"
     then = state.refused_on.get(period.key)
-    if not then or spec.partitions.snapshot or trainings[-1].declared != declared_now(spec, state):
+    if not then or spec.partitions.snapshot or not is_declared_now(spec, state, trainings[-1]):
         return None
     now = {key: build.sha256 for key, build in state.features.items()}
     other = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import DECISION_CHANGED
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
-from batch_platform.declaration.inputs import Labels
+from batch_platform.declaration.inputs import ColumnRule, Labels
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import (
@@ -617,6 +617,43 @@ def test_a_change_trains_nothing_in_a_run_over_some_of_the_partitions_that_its_m
     assert [item.partition.key for item in make_plan(changed_spec, state, PlanRequest(NOW, days)).of("model")] == [
         "2024-02-01"
     ]
+
+
+def test_a_change_trains_the_newest_model_again_also_in_a_run_that_ends_before_later_serving_periods():
+    spec = SPECS["weekly models"]
+    first, second, third, *_ = serving_periods(spec, NOW)
+    days = spec.partitions.calendar.within(first.start, second.end)
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW, days)))
+    changed_spec = with_params(spec, max_iter=9)
+
+    def asked_of(until):
+        wanted = spec.partitions.calendar.within(first.start, until)
+        return [
+            (item.partition.key, item.reason)
+            for item in make_plan(changed_spec, state, PlanRequest(NOW, wanted)).of("model")
+        ]
+
+    assert asked_of(first.end) == []
+    assert asked_of(second.end) == [(second.key, "the declared parameters changed")]
+    assert asked_of(third.end) == [(third.key, "not trained")]
+
+
+def test_a_change_of_what_no_difference_names_is_one_of_the_model():
+    spec = SPECS["monthly models"]
+    state = finished(spec)
+    (version,) = state.registry.versions
+    weighted = spec.model_copy(update={"labels": spec.labels.model_copy(update={"weight": "n"})})
+    columns = {"amount": ColumnRule(feature=False)}
+    without = spec.model_copy(update={"features": spec.features.model_copy(update={"columns": columns})})
+    assert differences(spec, state, version) == []
+    for other in (weighted, without):
+        assert differences(other, state, version) == ["model"]
+        assert planned(other, state) == [("2024-02-01", "the declared model changed")]
+    (training,) = state.registry.model_trainings
+    of_earlier = replace(training, declared=training.declared.partition("-without ")[0])
+    former = replace(state, registry=replace(state.registry, model_trainings=[of_earlier]))
+    assert differences(without, former, version) == planned(without, former) == [], "not known of it"
+    assert differences(weighted, former, version) == ["model"]
 
 
 def test_changed_features_and_estimators_are_named():
