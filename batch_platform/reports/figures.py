@@ -160,9 +160,16 @@ class Figures:
 
     @property
     def newest_decisions(self) -> pl.DataFrame:
-        """The newest decision of each kind on the models in use, and on each challenger."""
-        name = pl.when(action="challenger").then(pl.col("reason").str.split(";").list.first()).otherwise("action")
-        return self.decisions.with_columns(name=name).unique("name", keep="last", maintain_order=True)
+        """The newest decision on the model in use, and on each challenger."""
+        in_use = pl.col("version") == self.services[-1].version
+        name = (
+            pl.when(in_use)
+            .then(pl.lit(""))
+            .when(action="challenger")
+            .then(pl.col("reason").str.split(";").list.first())
+        )
+        named = self.decisions.with_columns(name=name).drop_nulls("name")
+        return named.unique("name", keep="last", maintain_order=True)
 
     @property
     def overall(self) -> dict[str, dict[str, Any]]:

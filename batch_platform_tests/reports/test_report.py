@@ -717,6 +717,20 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert not any("sklearn" in text or "`" in text for text in figures.definitions.values())
 
 
+def test_the_newest_decision_is_that_on_the_model_in_use_whatever_was_decided_on_others_later(figures):
+    in_use, columns = figures.services[-1].version, figures.decisions.columns
+    decided = [
+        (1, in_use, "approved", "meets the gate"),
+        (2, "other", "promoted", "tried"),
+        (3, "other", "rolled back", "worse"),
+        (4, "tree-1", "challenger", "tree; trained"),
+        (5, "tree-2", "challenger", "tree; trained again"),
+    ]
+    decisions = pl.DataFrame([(NOW + timedelta(at), *row) for at, *row in decided], columns, orient="row")
+    newest = replace(figures, decisions=decisions).newest_decisions
+    assert newest["version"].to_list() == [in_use, "tree-2"]
+
+
 def test_the_paragraph_at_the_top_says_what_broke_and_what_is_needed_of_the_reader(figures):
     assert [*in_words(figures)] == ["Results", "Data", "System"]
     text = " ".join(said(figures))
@@ -840,9 +854,10 @@ def test_of_many_decisions_the_newest_of_each_model_are_shown_in_plain_words(fig
         ("challenger", "forest; would not pass the gate: worse than guessing (mean)"),
     ]
     rows = [
-        {"decided_at": NOW + timedelta(days=at), "version": f"{name[0]}{at}", "action": name, "reason": reason}
+        {"decided_at": NOW + timedelta(days=at), "version": version, "action": name, "reason": reason}
         for at in range(3)
         for name, reason in reasons
+        for version in [figures.services[-1].version if name == "approved" else f"{name[0]}{at}"]
     ]
     page = shown(replace(figures, decisions=pl.DataFrame(rows)))
     assert page.count("its acceptance test") == len(reasons)
