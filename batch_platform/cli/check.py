@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import first_service, matures, serves_from
+from batch_platform.declaration.windows import first_service, matures, serves_from, serving_calendar
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.delivery.known import require_sinks
 from batch_platform.features.query import Query
@@ -126,7 +126,9 @@ def _never_served(spec: PipelineSpec) -> str | None:
     if not never:
         return None
     span = never[0].key if len(never) == 1 else f"{never[0].key} to {never[-1].key}"
-    if first is not None:
+    if first is not None and serving_calendar(spec) is None:
+        reason = f"warm-up, no model has enough to learn from before {first.key}"
+    elif first is not None:
         reason = f"warm-up, {serves_from(spec, first)}"
     else:
         every, delay = spec.model.train.every, "" if spec.labels is None else " plus labels.delay"

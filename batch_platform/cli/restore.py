@@ -21,7 +21,7 @@ from batch_platform.warehouse.restore import restore_from_published
         "restore s3://backup/scores", "restore /mnt/backup --backup 20260301T050000Z", "restore --from-published"
     ),
 )
-@click.argument("place", metavar="DEST", required=False)
+@click.argument("place", metavar="[DEST]", required=False)
 @click.option("--backup", "name", help="Name of the backup. Default: the newest one.")
 @click.option("--from-published", is_flag=True, help="Make the warehouse from the newest published copy.")
 @click.option("--yes", is_flag=True, help="Replace the warehouse without asking.")

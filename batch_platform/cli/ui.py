@@ -80,9 +80,9 @@ def command(  # noqa: PLR0913 - one parameter for each option
         )
     if demos:
         ask_for(ALL)
-    os.environ.pop(TOKEN, None)  # only the webserver is told
+    of_environment = os.environ.pop(TOKEN, None)  # only the webserver is told
     if token == GENERATED or (token is None and host not in LOOPBACK):
-        token = secrets.token_urlsafe(24)
+        token = of_environment or secrets.token_urlsafe(24)
     instance = prepare_instance(project.home)
     if instance != project.home.dagster:
         terminal.say(f"The instance of Dagster is {instance}, which {VARIABLE} names. What matters of its settings:")

@@ -132,12 +132,12 @@ def look(
 
 
 def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
-    """Return the partitions that were dropped, and the failures of all others."""
-    name = wiring.spec.name
+    """Return the partitions that were dropped, and the failures of all others, without those of deliveries declared no more."""
+    name, deliveries = wiring.spec.name, {delivery.asset for delivery in wiring.spec.predictions.deliver}
     try:
         with reading_published(wiring.pipeline().home) as con:
             dropped = frozenset(read_dropped(con, name))
-            failures = read_failures(con, name).values()
+            failures = [it for it in read_failures(con, name).values() if not it.of_delivery or it.step in deliveries]
             return dropped, [failure for failure in failures if failure.partition_key not in dropped]
     except NothingPublishedError:
         return frozenset(), []

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.checkpoint import sync
-from batch_platform.warehouse.descriptions import OF_ALL, Description
+from batch_platform.warehouse.descriptions import OF_ALL, RECORD, Description
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, create_table, insert, journal, read_records
@@ -29,6 +29,7 @@ ERASURES = "erasures"
 OF_ALL[ERASURES] = Description(
     "an erased subject, such as a customer",
     {
+        **RECORD,
         "columns": "columns by which it was named, as JSON",
         "subject": "HMAC-SHA-256 of these columns and their values, with the key in the file erasures.key of the home",
         "rows": "erased rows by table, as JSON; features are those of the feature files",

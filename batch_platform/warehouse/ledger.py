@@ -234,6 +234,7 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
         con.execute(
             f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         )
+        write_comments(con, LEDGERS_SCHEMA, "meta")
         for record, table in _TABLES.items():
             create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
         create_table(con, LEDGERS_SCHEMA, STATUS_TABLE, StatusRow)

@@ -639,6 +639,8 @@ def test_check_names_the_partitions_that_no_model_will_ever_serve_and_why(cli, t
     assert cli(folder, "check").out.splitlines()[1] == (
         "  no model will ever serve 9 partitions (2024-01-01 to 2024-02-26): warm-up, the first model serves from 2024-03-01"
     )
+    folder = write_project(tmp_path / "single", model={"train": {"every": None}})
+    assert "warm-up, no model has enough to learn from before 2024-01-" in cli(folder, "check").out.splitlines()[1]
 
 
 def test_warm_up_is_said_in_advance_and_is_no_failure(cli, tmp_path):

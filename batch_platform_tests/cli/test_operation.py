@@ -282,7 +282,7 @@ def test_the_ui_names_its_address_once_it_answers_and_refuses_one_that_another_p
         refused = run_command(project, "ui", "--port", str(port))
     assert refused.code == 2
     assert f"Another program answers at http://127.0.0.1:{port}. Hint: choose another port" in refused.err
-    with served(project, home_of(project).root) as ui:
-        while f"{ui.url} serves" not in ui.log.read_text():
+    with served(project, home_of(project).root, "--token", BATCH_PLATFORM_UI_TOKEN="of-our-own") as ui:  # and no other
+        while f"{ui.url}/?token=of-our-own serves" not in ui.log.read_text():
             assert ui.process.poll() is None
             time.sleep(0.05)

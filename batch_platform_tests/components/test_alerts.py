@@ -177,6 +177,26 @@ def test_a_pipeline_that_is_late_is_told_once_until_it_has_caught_up(tmp_path, m
     assert titles("2024-02-04T08:01") == ["small: over: the check newest_partition_scored on predictions failed"]
 
 
+def test_a_failed_delivery_is_over_once_it_is_declared_no_more(tmp_path, monkeypatch):
+    (blocked := tmp_path / "receiver").write_text("no folder")
+    declared = {"predictions": {"deliver": [{"parquet": str(blocked), "name": "crm"}]}}
+    deployed = deploy_trained(tmp_path, monkeypatch, monitoring={"notify": ["json://127.0.0.1/"]}, **declared)
+    deployed.run("features", "predictions", first="2024-02-01")
+    assert not deployed.run("delivered_crm", first="2024-02-01").success
+    looked = look(deployed.wiring, deployed.instance, [], Looked(), datetime(2024, 2, 3, tzinfo=UTC))
+    assert [message.title for message in looked.waiting] == ["small: delivered_crm failed (2024-02-01)"]
+    spec = deployed.wiring.spec
+    undeclared = spec.model_copy(update={"predictions": spec.predictions.model_copy(update={"deliver": []})})
+    looked = look(
+        replace(deployed.wiring, spec=undeclared),
+        deployed.instance,
+        [],
+        replace(looked, waiting=()),
+        datetime(2024, 2, 4, tzinfo=UTC),
+    )
+    assert [message.title for message in looked.waiting] == ["small: over: delivered_crm failed (2024-02-01)"]
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """The address of a receiver that accepts connections and never answers."""

@@ -107,7 +107,7 @@ def served(folder: Path, home: Path, *options: str, **variables: str) -> Iterato
             stderr=output,
             start_new_session=True,
         )
-    running = Ui(process, f"http://127.0.0.1:{port}", log, home)
+    running = Ui(process, f"http://127.0.0.1:{port}", log, home, variables.get("BATCH_PLATFORM_UI_TOKEN", ""))
     try:
         running.wait(lambda: answers(running))
         yield running

@@ -72,6 +72,7 @@ def test_tables_are_described_in_the_database_and_in_dagster_alike(deployment):
             assert in_copy[f"{schema}.{name}"] == table.row
             described = {column: in_copy.get(f"{schema}.{name}.{column}") for column in declared(table)}
             assert described == declared(table), name
+    assert [name for name, text in in_copy.items() if text is None and name.startswith(LEDGERS_SCHEMA)] == []
     assert comments(home.warehouse) == in_copy
 
     for asset in ("predictions", "performance"):

@@ -265,10 +265,11 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
     ranked = likely_times(survey, asked)
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
-            series = survey.is_series(column.name, span)
+            of_entity = _is_of_an_entity(column)
+            series = survey.is_series(column.name, span) and (asked.time is not None or not of_entity)
             every = _every(survey.rows, span, series=series)
             # No partition is as long as a year, and a birthday tells of no event.
-            is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts or _is_of_an_entity(column)
+            is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts or of_entity
             return _Times(
                 column,
                 span,

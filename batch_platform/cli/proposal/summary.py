@@ -55,9 +55,11 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
     )
     unnamed = "what a row holds" if proposal.key_holds == BY_CONTENT else place
     key = ", ".join(column.name for column in proposal.key) or unnamed
-    made = [windows.part_names[part] for part in windows.calendar] if windows else []
-    made += ["earlier values of the label"] if windows and windows.past else []
     features = [f"{len(names)}: {first_few(names)}"] if names else []
+    if windows and windows.calendar:
+        features.append(f"from the time: {', '.join(windows.part_names[part] for part in windows.calendar)}")
+    if windows and windows.past:
+        features.append("earlier values of the label")
     words = {
         shortened(column.name): f"no value where it is {' or '.join(map(repr, column.missing))}"
         for column in _with_words(proposal)
@@ -72,7 +74,7 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
         "label": _label(proposal) + others["label"] if proposal.label else "none: similar rows are grouped",
         "model": f"{proposal.estimator}, trained {f'once a {proposal.train_every}' if proposal.train_every else 'once'}",
         "learns from": _learns_from(proposal),
-        "features": "; ".join(features + ([f"from the time: {', '.join(made)}"] if made else [])),
+        "features": "; ".join(features),
         "read as": words,
         "left out": proposal.left_out or "nothing",
     }
