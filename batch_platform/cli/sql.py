@@ -72,8 +72,10 @@ def command(  # noqa: PLR0913 - the options of the command
                 msg = f"{pipeline} has no table of predictions yet: nothing is scored, or its first run goes on."
                 raise NothingPublishedError(msg, hint=f"batch-platform status {pipeline} shows what is due.") from error
             msg = f"{pipeline}: the query fails: {' '.join(str(error).split())}"
-            tables = "batch-platform guide tables lists the tables and their columns."
-            raise DataError(msg, hint=tables) from error
+            hint = "batch-platform guide tables lists the tables and their columns."
+            if isinstance(error, duckdb.IOException):  # a file of predictions is gone
+                hint = f"batch-platform status {pipeline} names what is damaged, and batch-platform run {pipeline} scores it again."
+            raise DataError(msg, hint=hint) from error
     terminal.show_table(columns, shown[:limit], separators=False)
     if len(shown) > limit:
         terminal.say("and more rows. Hint: --limit N shows more; --to scores.csv writes all of them.")

@@ -118,10 +118,11 @@ def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
     """Each wrong key with its file and line, as annotated by Dagster."""
     for wrong in error.errors():
         path, _, position = ".".join(str(part) for part in wrong["loc"]).partition(" at ")
-        message = _plainly(wrong).rstrip("?.")
+        message = _plainly(wrong).rstrip(".")
         if isinstance(wrong["input"], bool) and wrong["type"] in _READ_FROM_A_WORD:
             message += "; YAML reads words such as no, off and yes as truth values: put the word in quotes"
-        yield f"{position}: {path}: {message}." if position else f"{path}: {message}."
+        message = f"{path}: {message}{'' if message.endswith('?') else '.'}"
+        yield f"{position}: {message}" if position else message
 
 
 def _plainly(wrong: Mapping[str, Any]) -> str:

@@ -102,13 +102,15 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
     """Judge whether the newest partition that must be scored by a time is scored, whatever else was scored meanwhile.
 
     Partitions that were dropped, and those before the first model, need not be scored. Without `monitoring.fresh_by`, a
-    partition that is late is worth a warning; with it, it fails.
+    partition that is late is worth a warning; with it, it fails. A snapshot that was not taken cannot be made up for, and
+    counts no more once a later one is scored.
     """
     partition = newest_required(spec, state, now)
     newest = _newest(state, state.scores)
     if partition is None and newest is None:
         return Aspect("fresh", None, "nothing is scored yet")
-    if partition is None or partition.key in state.scores:
+    last_start = None if newest is None or not spec.partitions.snapshot else state.scores[newest].partition_start
+    if partition is None or partition.key in state.scores or (last_start and last_start > partition.start):
         return Aspect("fresh", "none", f"fresh ({newest})", newest)
     by = deadline(spec, partition).astimezone(spec.partitions.calendar.zone)
     last = "nothing is scored yet" if newest is None else f"the newest scored partition is {newest}"

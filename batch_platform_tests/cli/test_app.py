@@ -210,7 +210,7 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
         answer = cli(fresh, *args)
         assert answer.code == 2
         match = re.fullmatch(
-            r"(.+):(\d+): attributes\.model\.train: unknown key 'evalute'; allowed are (.+); did you mean 'evaluate'\.",
+            r"(.+):(\d+): attributes\.model\.train: unknown key 'evalute'; allowed are (.+); did you mean 'evaluate'\?",
             answer.error,
         )
         assert match, answer.error

@@ -334,6 +334,13 @@ def test_a_table_whose_only_time_tells_of_an_entity_is_scored_whole_unless_that_
     assert proposed(tmp_path / "customers.parquet", time=name)[0].windows.time.name == name
 
 
+def test_a_unique_birthday_does_not_name_a_row_beside_a_unique_identifier(tmp_path):
+    born = [date(1950, 1, 1) + timedelta(days=at) for at in range(ROWS)]
+    numbers = [f"P{at:05}" for at in range(ROWS)]
+    orders(ROWS, at=None, id=None, patient_mrn=numbers, birth_date=born).write_parquet(tmp_path / "patients.parquet")
+    assert [column.name for column in proposed(tmp_path / "patients.parquet")[0].key] == ["patient_mrn"]
+
+
 def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None:
     times = [START + timedelta(hours=2, minutes=30) * at for at in range(ROWS)]
     frame = pd.DataFrame(orders(ROWS, at=times).to_dict(as_series=False))

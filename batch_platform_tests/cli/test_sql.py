@@ -8,7 +8,7 @@ import pytest
 
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.command_line import COMMAND, clean_environment, published
+from batch_platform_tests.harness.command_line import COMMAND, clean_environment, published, write_project
 
 BEST = (
     "SELECT id, score, scored_at::DATE AS day FROM predictions WHERE partition_key = '2024-02-18' ORDER BY score DESC"
@@ -96,3 +96,18 @@ def test_readers_of_a_home_on_a_read_only_mount_get_their_answers(project, tmp_p
     ]
     assert [path.name for path in out.iterdir()] == ["report.html"]
     assert '"healthy": true' in done.stdout
+
+
+def test_a_query_that_misses_a_file_of_predictions_says_what_brings_it_back(cli, tmp_path):
+    folder = write_project(tmp_path / "project", predictions={"store": "parquet"})
+    assert cli(folder, "run", "small", "--to", "2024-02-02").code == 0
+    rows = cli(folder, "sql", "small", "SELECT count(*) AS rows FROM predictions", "--json").json
+    files = sorted((folder / ".batch_platform" / "lake" / "small" / "predictions").glob("*/*.parquet"))
+    files[0].unlink()
+    missed = cli(folder, "sql", "small", "SELECT count(*) FROM predictions WHERE partition_key = '2024-02-02'")
+    assert (missed.code, files[0].name in missed.error) == (1, True), missed.error
+    assert missed.error.endswith(
+        "Hint: batch-platform status small names what is damaged, and batch-platform run small scores it again."
+    )
+    assert cli(folder, "run", "small", "--to", "2024-02-02").code == 0
+    assert cli(folder, "sql", "small", "SELECT count(*) AS rows FROM predictions", "--json").json == rows

@@ -160,6 +160,7 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
     assert plan.items == []
     status = status_of(pipeline.spec, state, plan, now)
     assert [partition.partition for partition in status.partitions] == [FIRST, THIRD]
+    assert f"fresh ({THIRD})" in [aspect.text for aspect in status.health.aspects], "what cannot be taken is not late"
     second = pipeline.spec.partitions.calendar.named(SECOND)
     with pytest.raises(WrongUseError, match=f"the snapshot {SECOND} can no longer be taken") as refused:
         make_plan(pipeline.spec, state, PlanRequest(now, [second]))
