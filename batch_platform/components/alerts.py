@@ -132,7 +132,7 @@ def look(
 
 
 def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
-    """Return the partitions that were dropped, and the failures of all others, without those of deliveries declared no more."""
+    """Return the partitions that were dropped, and what failed of all others, of deliveries only of those still declared."""
     name, deliveries = wiring.spec.name, {delivery.asset for delivery in wiring.spec.predictions.deliver}
     try:
         with reading_published(wiring.pipeline().home) as con:
