@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from batch_platform.cli.app import INTERRUPTED
+from batch_platform.declaration import extras
 from batch_platform.models import declared_model
 from batch_platform_tests.harness.command_line import (
     COMMAND,
@@ -148,7 +149,7 @@ def test_run_announces_decisions_by_a_changed_rule_and_no_scoring(cli, fresh):
 
 
 def test_a_run_whose_training_lacks_a_library_does_nothing(cli, fresh, monkeypatch):
-    monkeypatch.setattr(declared_model, "installed", lambda library: "1.9" if library == "scikit-learn" else None)
+    monkeypatch.setattr(extras, "installed", lambda library: "1.9" if library == "scikit-learn" else None)
     for model in ({"build": "shop.models.made"}, {"import": "model.onnx", "task": "binary"}):
         served = {"name": "old", "version": "2024-02-01-3f9c1a2b"}
         declared_model.require_libraries(small_spec(model={"estimator": None, **model}, challengers=[served]))
