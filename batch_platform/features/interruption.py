@@ -1,10 +1,12 @@
 """Let Ctrl-C, Dagster's cancelling and a time limit end a query that DuckDB executes.
 
 Python runs the handler of a signal only once the main thread is back from DuckDB, which a query may keep for hours. So a thread
-watches for signals and interrupts what the open connections execute; the handler then raises what it raises.
+watches for signals and interrupts what the open connections execute. It goes on until they are closed, since a signal may come just
+before a query begins. DuckDB drops what the handler raises, so a block that went on after a signal ends with a KeyboardInterrupt.
 """
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -17,6 +19,7 @@ import duckdb
 from batch_platform.declaration.errors import threads_explained
 
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_AGAIN_AFTER = 100  # milliseconds between two interruptions
 
 
 class Interruptible(Protocol):
@@ -28,11 +31,16 @@ class Interruptible(Protocol):
 
 
 _open: list[Interruptible] = []
+_ended = threading.Event()  # whether a signal came since the first of them was opened
 
 
 @contextmanager
 def interruptible(con: Interruptible) -> Generator[None]:
-    """Let signals end what a connection executes, for the length of the block; only the main thread receives signals."""
+    """Let signals end what a connection executes, for the length of the block; only the main thread receives signals.
+
+    Raises:
+        KeyboardInterrupt: A signal came, and the block handled the error of the query that it interrupted, or raised another.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -40,9 +48,16 @@ def interruptible(con: Interruptible) -> Generator[None]:
     try:
         if len(_open) > 1:  # is watched already
             yield
-        else:
+            return
+        try:
             with _watching():
                 yield
+        except Exception as error:
+            if _ended.is_set():
+                raise KeyboardInterrupt from error
+            raise
+        if _ended.is_set():
+            raise KeyboardInterrupt
     finally:
         _open.remove(con)
 
@@ -78,6 +93,7 @@ class TimeLimit:
 @contextmanager
 def _watching() -> Generator[None]:
     """Python writes the number of each signal into a pipe as soon as it arrives, whatever the main thread does."""
+    _ended.clear()
     read, write = os.pipe()
     os.set_blocking(write, False)
     former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -95,12 +111,18 @@ def _watching() -> Generator[None]:
 
 
 def _watch(read: int, former: int) -> None:
-    while numbers := os.read(read, 64):
-        if former != -1:
-            os.write(former, numbers)
-        if _ENDING.intersection(numbers):
-            for con in [*_open]:
-                interrupt(con)
+    arrivals = select.poll()
+    arrivals.register(read)
+    while True:
+        if arrivals.poll(_AGAIN_AFTER if _ended.is_set() else None):
+            if not (numbers := os.read(read, 64)):
+                return
+            if former != -1:
+                os.write(former, numbers)
+            if _ENDING.intersection(numbers):
+                _ended.set()
+        for con in [*_open] if _ended.is_set() else ():
+            interrupt(con)
 
 
 def interrupt(con: Interruptible) -> None:

@@ -236,6 +236,7 @@ def sql_without_an_end(folder: Path) -> None:
     )
     reached = project / "reached"
     (project / "endless.py").write_text(REACHED.format(str(reached), str(pipeline_folder(project) / "events.parquet")))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, for all that is started below it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process = start_command(project, "run", "small", "--partition", "2024-02-01")
         try:
