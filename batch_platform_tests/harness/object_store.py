@@ -130,8 +130,8 @@ def shared_store() -> Iterator[ObjectStore]:
 def store(shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """A store with an empty bucket, which the environment leads to."""
     yield _led_to(shared_store, monkeypatch)
-    if there := shared_store.files.find(BUCKET):
-        shared_store.files.rm(there)
+    for path in shared_store.files.find(BUCKET):
+        shared_store.files.rm_file(path)  # `rm` takes a name with * or [ for a pattern
 
 
 @pytest.fixture
