@@ -1,4 +1,4 @@
-"""What `check` remarks on a pipeline that has no problem: partitions that no model will serve, a key by place, awaited labels."""
+"""Remarks of `check` on a pipeline without problems: partitions that no model will serve, a key by place, awaited labels."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -73,7 +73,7 @@ def command(  # noqa: PLR0913 - the options of the command
                 raise NothingPublishedError(msg, hint=f"batch-platform status {pipeline} shows what is due.") from error
             msg = f"{pipeline}: the query fails: {' '.join(str(error).split())}"
             hint = "batch-platform guide tables lists the tables and their columns."
-            if isinstance(error, duckdb.IOException) and str(declared.home.lake) in msg:  # it is gone
+            if isinstance(error, duckdb.IOException) and str(declared.home.lake) in msg:  # a lost file
                 hint = f"batch-platform status {pipeline} names what is damaged, and batch-platform run {pipeline} scores it again."
             raise DataError(msg, hint=hint) from error
     terminal.show_table(columns, shown[:limit], separators=False)

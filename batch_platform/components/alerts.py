@@ -132,13 +132,16 @@ def look(
 
 
 def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
-    """Return the partitions that were dropped, and what failed of all others, of deliveries only of those still declared."""
+    """Return the partitions that were dropped, and the failures of all others, without those of undeclared deliveries."""
     name, deliveries = wiring.spec.name, {delivery.asset for delivery in wiring.spec.predictions.deliver}
     try:
         with reading_published(wiring.pipeline().home) as con:
             dropped = frozenset(read_dropped(con, name))
-            failures = [it for it in read_failures(con, name).values() if not it.of_delivery or it.step in deliveries]
-            return dropped, [failure for failure in failures if failure.partition_key not in dropped]
+            return dropped, [
+                failure
+                for failure in read_failures(con, name).values()
+                if failure.partition_key not in dropped and (not failure.of_delivery or failure.step in deliveries)
+            ]
     except NothingPublishedError:
         return frozenset(), []
 

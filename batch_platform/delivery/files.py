@@ -76,7 +76,6 @@ def _write(ending: str, column: str, rows: pa.RecordBatchReader, file: Path) -> 
 
 
 _ROOM = "make room, or let this user write into the folder and the one above it; the next run delivers it."
-PARQUET = Sink(
-    replace=partial(_replace, ".parquet"), hint=_ROOM, require=lambda delivery: require_store(str(delivery.to))
-)
-CSV_FILES = Sink(replace=partial(_replace, CSV), hint=_ROOM, require=lambda delivery: require_store(str(delivery.to)))
+_FILES = partial(Sink, hint=_ROOM, require=lambda delivery: require_store(str(delivery.to)))
+PARQUET = _FILES(replace=partial(_replace, ".parquet"))
+CSV_FILES = _FILES(replace=partial(_replace, CSV))

@@ -112,7 +112,7 @@ def _columns_in_postgresql(cursor: "Cursor", target: Target) -> tuple[str | None
 
 
 def _columns_in_sqlite(cursor: "Cursor", target: Target) -> tuple[None, dict[str, str]]:
-    return None, dict(_ask(cursor, "SELECT name, type FROM pragma_table_info($1)", _database(target).table))
+    return None, dict(_ask(cursor, "SELECT name, type FROM pragma_table_info($1)", _database(target.delivery).table))
 
 
 def _create_in_postgresql(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
@@ -131,7 +131,7 @@ def _create_in_postgresql(cursor: "Cursor", target: Target, columns: Mapping[str
 def _create(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
     """Create the table with an index by partition, of which the rows of one are deleted."""
     declared = ", ".join(f"{quoted(name)} {type_}" for name, type_ in columns.items())
-    table, index = _table(target), quoted(f"{_database(target).name}_by_partition")
+    table, index = _table(target), quoted(f"{_database(target.delivery).name}_by_partition")
     cursor.execute(f"CREATE TABLE {table} ({declared})")
     cursor.execute(f"CREATE INDEX {index} ON {table} ({quoted(target.column)})")
 
@@ -170,7 +170,7 @@ _DIALECTS = {
 
 
 def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
-    database, file = _database(target), _file(target)
+    database, file = _database(target.delivery), _file(target)
     driver = _driver(target.delivery)
     dialect = _DIALECTS[database.driver]
     if file is not None:
@@ -234,7 +234,7 @@ def _explained(
     try:
         yield
     except errors as error:
-        problem += f": {reason_of(error, _database(target))}."
+        problem += f": {reason_of(error, _database(target.delivery))}."
         raise target.error(problem, SQL.hint, down=down) from None
 
 
@@ -245,23 +245,21 @@ def _ask(cursor: "Cursor", query: str, *values: str) -> list[tuple[Any, ...]]:
 
 def _table(target: Target) -> str:
     """The table in SQL."""
-    return ".".join(map(quoted, _database(target).table.split(".")))
+    return ".".join(map(quoted, _database(target.delivery).table.split(".")))
 
 
-def _database(target: Target) -> DeliveredTable:
-    if target.delivery.sql is None:
-        raise TypeError(target.delivery.name)
-    return target.delivery.sql
+def _database(delivery: Delivery) -> DeliveredTable:
+    if delivery.sql is None:
+        raise TypeError(delivery.name)
+    return delivery.sql
 
 
 def _driver(delivery: Delivery) -> Driver:
-    if delivery.sql is None:
-        raise TypeError(delivery.name)
-    return driver_of(delivery.sql, f"predictions.deliver ({delivery.name}).sql.uri")
+    return driver_of(_database(delivery), f"predictions.deliver ({delivery.name}).sql.uri")
 
 
 def _file(target: Target) -> Path | None:
-    database = _database(target)
+    database = _database(target.delivery)
     return database.file_in(target.folder).resolve() if database.driver == "sqlite" else None
 
 

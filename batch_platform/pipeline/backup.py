@@ -169,7 +169,7 @@ def restore_backup(archive: Archive, backup: Backup, home: Home) -> None:
 
 
 def _identity_of(home: Home) -> str:
-    """What tells a home from others, made where it is missing."""
+    """The random name of a home, made where it is missing."""
     if not home.identity.exists():
         write_whole(home.identity, uuid4().hex.encode())
     return home.identity.read_text(encoding="utf-8")

@@ -102,15 +102,13 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
     """Judge whether the newest partition that must be scored by a time is scored, whatever else was scored meanwhile.
 
     Partitions that were dropped, and those before the first model, need not be scored. Without `monitoring.fresh_by`, a
-    partition that is late is worth a warning; with it, it fails. A snapshot that was not taken cannot be made up for, and
-    counts no more once a later one is scored.
+    partition that is late is worth a warning; with it, it fails.
     """
     partition = newest_required(spec, state, now)
     newest = _newest(state, state.scores)
     if partition is None and newest is None:
         return Aspect("fresh", None, "nothing is scored yet")
-    last_start = None if newest is None or not spec.partitions.snapshot else state.scores[newest].partition_start
-    if partition is None or partition.key in state.scores or (last_start and last_start > partition.start):
+    if partition is None or partition.key in state.scores:
         return Aspect("fresh", "none", f"fresh ({newest})", newest)
     by = deadline(spec, partition).astimezone(spec.partitions.calendar.zone)
     last = "nothing is scored yet" if newest is None else f"the newest scored partition is {newest}"
@@ -119,11 +117,15 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
 
 
 def newest_required(spec: PipelineSpec, state: State, now: datetime) -> Partition | None:
-    """The newest partition that must be scored by a time; None if there is none."""
+    """The newest partition that must be scored by a time; None if there is none.
+
+    A snapshot that was not taken can no longer be: none before the newest one that is scored must be.
+    """
     first = first_served(spec, state.registry)
     if first is None:
         return None
-    begin = max(first.start, served_calendar(spec).first_start)
+    taken = [run.partition_start for run in state.scores.values()] if spec.partitions.snapshot else []
+    begin = max(first.start, served_calendar(spec).first_start, *taken)
     for partition in reversed(spec.partitions.calendar.due(now)):
         if partition.start < begin:
             return None

@@ -160,10 +160,10 @@ def _all_from(question: Question, period: Partition) -> bool:
     """
     keys = {partition.key for partition in question.wanted} | question.state.dropped.keys()
     due, scored = question.spec.partitions.calendar.due(question.now), question.state.scores.keys()
-    served = [partition.key for partition in due if partition.start >= period.start]
-    if period.end > period.start:  # of a pipeline's only model it is where it begins
-        served = [partition.key for partition in due if period.start <= partition.start < period.end]
-        served += [partition.key for partition in due if partition.start >= period.end and partition.key in scored]
+    is_only = period.end == period.start  # of a pipeline's only model a period is where it begins
+    served = [
+        it.key for it in due if it.start >= period.start and (is_only or it.start < period.end or it.key in scored)
+    ]
     return bool(served) and keys.issuperset(served)
 
 

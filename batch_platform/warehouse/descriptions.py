@@ -50,6 +50,13 @@ _FILE = {
     "file_bytes": "its size in bytes",
     "xxh3": "hash of its bytes",
 }
+_REJECTED = {
+    **OF_PARTITION,
+    "key": "its key, as JSON",
+    "reason": "rule that it broke",
+    "column_name": "column that broke the rule; null if the score did",
+    "row": "the row as it was read, as JSON",
+}
 _CHALLENGER_SCORES = {
     **SCORES,
     **OF_PARTITION,
@@ -77,11 +84,7 @@ OF_PIPELINES: dict[str, Description] = {
     "rejected_rows": Description(
         "a row that broke the contract and was not scored",
         {
-            **OF_PARTITION,
-            "key": "its key, as JSON",
-            "reason": "rule that it broke",
-            "column_name": "column that broke the rule; null if the score did",
-            "row": "the row as it was read, as JSON",
+            **_REJECTED,
         },
     ),
     "challenger_scores": Description(
@@ -129,7 +132,7 @@ OF_PIPELINES: dict[str, Description] = {
             "metric": "its name; null if nothing could be measured",
             "value": "the metric of the tested model",
             "production_value": "the metric of the version that served, on the same rows",
-            "rows_measured": "rows with a label that both models have scored",
+            "rows_measured": "rows with a label that the tested model scored, and the version that served, if one did",
             "model_version": "tested version; null for a model that is not registered",
             "production_version": "version that served the partition",
             "in_sample": IN_SAMPLE,
@@ -152,11 +155,7 @@ OF_PIPELINES: dict[str, Description] = {
     "refused_rows": Description(
         "a rejected row of a partition that was not published for them",
         {
-            **OF_PARTITION,
-            "key": "its key, as JSON",
-            "reason": "rule that it broke",
-            "column_name": "column that broke the rule; null if the score did",
-            "row": "the row as it was read, as JSON",
+            **_REJECTED,
             "rows_alike": "rows of the partition with the same column and reason, of which up to 100 are kept",
         },
     ),
@@ -174,8 +173,8 @@ _TRAINING = {
     "failure": "why it failed; null if it did not",
     "trained_at": "when, in UTC",
 }
-_SPAN = {
-    "partition_key": "key of the partition",
+_SCORED = {
+    **OF_PARTITION,
     "partition_start": "its start",
     "partition_end": "its end, which is the start of the next one",
     "rows_in": "rows of the features",
@@ -188,11 +187,11 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
     "score_runs": Description(
         "a committed partition of predictions; the newest of a partition counts",
         {
+            **_SCORED,
             **RECORD,
-            **_SPAN,
             "model_sha256": "hash of that version's bundle",
             "input_hash": "hash of the features",
-            "code_version": "hash of the code and settings that the rows depend on",
+            "code_version": "hash of the code and the declared rules that scored it",
             "engine": "what scored it, local or spark, and remarks on how",
             "started_at": "when scoring began",
             "in_sample": IN_SAMPLE,
@@ -225,7 +224,7 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
         },
     ),
     "promotions": Description(
-        "a decision on a version; the newest of a version counts",
+        "a decision on a version, with its reason and evidence",
         {
             **RECORD,
             "version": "the version",
@@ -244,8 +243,8 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
     "feature_builds": Description(
         "a built partition of features; the newest of a partition counts",
         {
+            **OF_PARTITION,
             **RECORD,
-            "partition_key": "key of the partition",
             "rows": "rows in the file of features",
             "sha256": "hash of the file",
             "xxh3": "second hash of the file, which is quicker to check",
@@ -259,21 +258,20 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
     "evaluations": Description(
         "an evaluated partition; the newest of a partition counts",
         {
+            **OF_PARTITION,
             **RECORD,
-            "partition_key": "key of the partition",
             "score_seq": "seq of the row of score_runs whose predictions were measured",
             "rows_scored": "rows with a prediction",
             "rows_labelled": "rows of these with a label",
-            "label_sources": "version of each source of labels, as JSON",
+            "label_sources": "version of each source of labels, or number and hash of its rows of the partition, as JSON",
             "evaluated_at": "when, in UTC",
         },
     ),
     "partition_status": Description(
         "a scored partition as it stood at computed_at",
         {
+            **_SCORED,
             "pipeline": RECORD["pipeline"],
-            **_SPAN,
-            **RUN,
             "condition": "scored or stale",
             "reason": "why it is stale; null if it is not",
             "champion": "version that would score it now",

@@ -266,7 +266,7 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
             of_entity = _is_of_an_entity(column)
-            series = survey.is_series(column.name, span) and (asked.time is not None or not of_entity)
+            series = (asked.time is not None or not of_entity) and survey.is_series(column.name, span)
             every = _every(survey.rows, span, series=series)
             # No partition is as long as a year, and a birthday tells of no event.
             is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts or of_entity
