@@ -12,7 +12,7 @@ selection rates are demographic parity (Calders and Verwer, Three naive Bayes ap
 of Opportunity in Supervised Learning, 2016).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,6 @@ from batch_platform.monitoring.outcomes import (
 )
 
 CELLS = 10  # cells of equal width in which calibration is measured
-_NUMBER = "__number"
 
 
 def rule_of(declared: Decide, task: str, classes: Sequence[Any]) -> Rule:
@@ -93,24 +92,6 @@ def as_decided(outcomes: Outcomes, rows: pl.DataFrame, declared: Decide | None) 
     stored = rows[DECISION].cast(pl.String).replace_strict(places, default=None, return_dtype=pl.Int64)
     decided = stored.fill_null(pl.Series(outcomes.predicted.argmax(axis=1))).to_numpy()
     return replace(outcomes, rule=rule, decided=decided)
-
-
-def highest(scores: Floats, count: int, keys: Callable[[NDArray[np.int64]], pl.DataFrame]) -> NDArray[np.bool_]:
-    """Mask of so many rows with the highest scores [n]; of rows with the last score among them, those with the lowest keys.
-
-    `keys` gives the keys of rows, by their positions.
-    """
-    if not 0 < count < len(scores):
-        return np.full(len(scores), count > 0)
-    last = np.partition(scores, len(scores) - count)[len(scores) - count]
-    chosen, tied = scores > last, np.flatnonzero(scores == last)
-    missing = count - int(chosen.sum())
-    if missing < len(tied):
-        of_tied = keys(tied)
-        order = of_tied.with_row_index(_NUMBER).sort(of_tied.columns)[_NUMBER].to_numpy()
-        tied = tied[order[:missing]]
-    chosen[tied] = True
-    return chosen
 
 
 def realised(outcomes: Outcomes) -> Weighted:

@@ -127,7 +127,9 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
             reading_published(pipeline.home) as con,
             pipeline.builder.session(labels=True) as session,
             make_engine(spec, folder, stamp, watch=watch) as engine,
-            closing(staged_whole(engine, orders_of(due, pipeline.history, bundle_folder), pipeline.history)) as results,
+            closing(
+                staged_whole(engine, orders_of(due, pipeline.history, bundle_folder), pipeline.history, in_place=True)
+            ) as results,
         ):
             runs, registry = read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name)
             run = Comparison(pipeline, versions, bundle_folder, stamp, state.features, con, session, runs, registry)

@@ -1,11 +1,13 @@
-"""Decisions on the highest scores of a whole partition, made in its staged files: the same for every engine and store."""
+"""Decisions on the highest scores of a whole partition: the same for every engine and store.
 
-from collections.abc import Sequence
+They are a condition on a row's score and key, which is known once all rows are scored: the commit evaluates it while it copies
+the staged rows, or it is evaluated here and the files are written again.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -13,49 +15,60 @@ from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import parquet_writer
 from batch_platform.models.refinements.reasons import COLUMN as REASONS
-from batch_platform.monitoring.decisions import highest
 from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.partition import Staged
 from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.replacing import rows_of_files
+from batch_platform.warehouse.sql import literal, quoted
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, file_xxh3, storage_explained
 
 # Columns with one text in all rows, which is stored once: reading it for each row takes three times as long as all the rest.
 _REPEATED = ("partition_key", "challenger", "model_version", "run_id")
 
 
-def with_whole(staged: Staged, spec: PipelineSpec) -> Staged:
+def with_whole(staged: Staged, spec: PipelineSpec, *, in_place: bool = False) -> Staged:
     """A scored partition with the decisions that need all of its rows: those of `top`, of the model and of its challengers.
+
+    What is copied into DuckDB is decided while it is copied, which spares writing each row twice; with `in_place`, and where
+    the files are published or their reasons depend on the decisions, the files have the decisions.
 
     Raises:
         WarehouseError: The disk does not take the files.
     """
-    declared = spec.predictions.decide
+    declared, predictions = spec.predictions.decide, spec.predictions
     if declared is None or declared.top is None:
         return staged
+    in_place = in_place or predictions.in_files or predictions.explains_decisions
+    conditions = dict[Path, str]()
 
-    def decided(scores: ChallengerScores) -> ChallengerScores:
+    def decided(files: Sequence[Path]) -> tuple[str, ...]:
+        if in_place:
+            return decide_on_highest(files, declared, spec)
+        conditions.update(dict.fromkeys(files, _is_among_highest(files, declared, spec)))
+        return ()
+
+    def of_challenger(scores: ChallengerScores) -> ChallengerScores:
         if scores.failure:
             return scores
-        hashes = decide_on_highest(scores.files, declared, spec)
-        flipped = differing(staged.predictions, scores.files, spec.features.key, DECISION)
+        hashes = decided(scores.files)
+        flipped = differing(staged.predictions, scores.files, spec.features.key, DECISION, conditions)
         return replace(scores, hashes=hashes, agreement=replace(scores.agreement, flipped=flipped))
 
     with storage_explained(spec.name, PREDICTIONS, [staged.partition.key]):
-        hashes = decide_on_highest(staged.predictions, declared, spec)
-        return replace(staged, hashes=hashes, challengers=tuple(map(decided, staged.challengers)))
+        hashes = decided(staged.predictions)
+        challengers = tuple(map(of_challenger, staged.challengers))
+    return replace(staged, hashes=hashes, challengers=challengers, decided=conditions)
 
 
 def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpec) -> tuple[str, ...]:
-    """Decide on the rows of the files of a partition by their rank; returns the hashes of the files, if they are published.
+    """Write the files of a partition again with the decisions by rank; returns their hashes, if they are published.
 
     Reasons of decisions, which were computed for rows that might be selected, stay with those that are.
     """
-    # polars converts: Arrow would import pandas for it, wherever it is installed.
-    scores = pl.concat([pl.read_parquet(file, columns=["score"]) for file in files])["score"].to_numpy()
-    chosen = highest(
-        scores.astype(np.float64, copy=False), declared.most(len(scores)), lambda rows: _keys(files, spec, rows)
-    )
+    rows, values = rows_of_files(files)
+    with in_memory() as con:
+        query = f"SELECT {_is_among_highest(files, declared, spec)} AS {DECISION} FROM {rows}"
+        chosen = con.sql(query, params=values).pl()[DECISION]
     first = 0
     for file in files:
         aside, repeated = file.with_suffix(".decided"), [it for it in pq.read_schema(file).names if it in _REPEATED]
@@ -64,7 +77,7 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
             with parquet_writer(aside, schema, lasting=spec.predictions.in_files) as writer:
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, use_threads=False)
-                    decided = pl.Series(chosen[first : first + len(table)])
+                    decided = chosen[first : first + len(table)]
                     if spec.predictions.explains_decisions and (at := schema.get_field_index(REASONS)) >= 0:
                         selected = pl.select(pl.when(decided).then(pl.int_range(len(table)))).to_series()
                         table = table.set_column(at, schema.field(REASONS), table[REASONS].take(selected.to_arrow()))
@@ -75,18 +88,35 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
     return tuple(map(file_xxh3, files)) if spec.predictions.in_files else ()
 
 
-def _keys(files: Sequence[Path], spec: PipelineSpec, rows: np.ndarray[Any, np.dtype[np.int64]]) -> pl.DataFrame:
-    """The keys of some rows of files, of types that are ordered by their values."""
-    keys = pl.concat([pl.DataFrame(pq.ParquetFile(file).read(spec.features.key)) for file in files])[rows]
-    return keys.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+def _is_among_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpec) -> str:
+    """The SQL condition that a row of a partition's files is selected by `top`: of equal scores, those with the lowest keys are."""
+    scores = pl.concat([pl.read_parquet(file, columns=["score"])["score"] for file in files])
+    if not (count := declared.most(len(scores))):
+        return "false"
+    last = scores.top_k(count).min()
+    selected, tied = count - int((scores > last).sum()), int((scores == last).sum())
+    score = f"'{last!r}'::DOUBLE"
+    if selected == tied:
+        return f"score >= {score}"
+    key, paths = ", ".join(map(quoted, spec.features.key)), ", ".join(literal(str(file)) for file in files)
+    rows = f"read_parquet([{paths}], union_by_name := true, hive_partitioning := false)"
+    of_last = f"SELECT ({key}) FROM {rows} WHERE score = {score} ORDER BY {key} LIMIT 1 OFFSET {selected - 1}"
+    return f"(score > {score} OR (score = {score} AND ({key}) <= ({of_last})))"
 
 
-def differing(first: Sequence[Path], second: Sequence[Path], key: Sequence[str], column: str) -> int:
-    """The number of rows of the second files whose value of a column differs from that of the first files."""
-    files = {"first": list(map(str, first)), "second": list(map(str, second))}
-    rows = "read_parquet(${}, union_by_name := true, hive_partitioning := false) AS {}"
+def differing(
+    first: Sequence[Path],
+    second: Sequence[Path],
+    key: Sequence[str],
+    column: str,
+    decided: Mapping[Path, str] | None = None,
+) -> int:
+    """The number of rows of the second files whose value of a column differs from that of the first; see `rows_of_files`."""
+    (of_first, values), (of_second, further) = (
+        rows_of_files(files, decided, name=name) for files, name in ((first, "first"), (second, "second"))
+    )
     differs = f"first.{quoted(column)} IS DISTINCT FROM second.{quoted(column)}"
-    query = f"SELECT count(*) FROM {rows.format('first', 'first')} JOIN {rows.format('second', 'second')} USING ({', '.join(map(quoted, key))}) WHERE {differs}"
+    both = f"{of_first} AS first JOIN {of_second} AS second USING ({', '.join(map(quoted, key))})"
     with in_memory() as con:
-        ((count,),) = con.execute(query, files).fetchall()
+        ((count,),) = con.execute(f"SELECT count(*) FROM {both} WHERE {differs}", values | further).fetchall()
     return int(count)

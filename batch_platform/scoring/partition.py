@@ -4,7 +4,7 @@ An engine may stage a partition in several parts; `merged` makes one partition o
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -114,6 +114,8 @@ class Staged:
     sketch: RowSketch = field(default_factory=RowSketch)
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
+    # Of files whose column `decision` is still null, also of challengers: the SQL condition that decides on a row.
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -201,6 +201,7 @@ class ScoringRun:
             run=run,
             seen_seq=0 if due.standing is None else due.standing.seq,
             files=self.in_files(run, PREDICTIONS, staged.predictions, staged.hashes),
+            decided=staged.decided,
         )
 
     def in_files(self, run: ScoreRun, *table_and_files: Any, challenger: str | None = None) -> list[StagedFile] | None:  # noqa: ANN401 - see `staged_files`
@@ -232,7 +233,7 @@ class ScoringRun:
             run_id=run.run_id,
         )
         files = self.in_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
-        return StagedChallenger(made, scores.files, files)
+        return StagedChallenger(made, scores.files, files, staged.decided)
 
     def _reference(self, run: ScoreRun) -> ReferenceProfile:
         """The reference profile of the version that scored a partition."""
@@ -343,11 +344,13 @@ def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> 
         )
 
 
-def staged_whole(engine: Engine, orders: Iterable[ScoringOrder], history: History) -> Generator[Staged]:
-    """Score partitions into files, as the engine does, with the decisions that need a whole partition."""
+def staged_whole(
+    engine: Engine, orders: Iterable[ScoringOrder], history: History, *, in_place: bool = False
+) -> Generator[Staged]:
+    """Score partitions into files, as the engine does, with the decisions that need a whole partition; see `with_whole`."""
     with closing(engine.staged(orders)) as results:
         for staged in results:
-            yield with_whole(staged, history.spec)
+            yield with_whole(staged, history.spec, in_place=in_place)
 
 
 _read_once = lru_cache(maxsize=64)(read_reference)

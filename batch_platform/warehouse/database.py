@@ -79,6 +79,7 @@ class StagedScores:
     seen_seq: int  # number of the partition's newest ledger row when scoring began; 0 for none
     # Predictions that are published as files; None if they are copied into DuckDB. The same for every partition of a commit.
     files: Sequence[StagedFile] | None = None
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # see `rows_of_files`
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,9 @@ class Warehouse:
                 keys = [scores.run.partition_key for scores in new]
                 predictions = [file for scores in new for file in scores.predictions]
                 files = [file for scores in new for file in scores.files or ()] if new[0].files is not None else None
-                rows = NewRows(keys, predictions, files, standing=[key for key in keys if key in standing])
+                decided = {file: condition for scores in new for file, condition in scores.decided.items()}
+                present = [key for key in keys if key in standing]
+                rows = NewRows(keys, predictions, files, standing=present, decided=decided)
                 with bounded_buffer(con, predictions, sum(scores.run.rows_scored for scores in new)):
                     scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, rows)
                 comment_columns(con, pipeline, PREDICTIONS.view, descriptions or {})

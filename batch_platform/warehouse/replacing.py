@@ -1,10 +1,12 @@
 """Replace the rows of partitions in a table, by column name: the table takes new columns, and refuses values that do not fit."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import duckdb
 
+from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.sql import folded, has_table, quoted
@@ -39,11 +41,21 @@ def insert_rows(
     return int(count)
 
 
-def rows_of_files(files: Sequence[Path]) -> tuple[str, dict[str, list[str]]]:
-    """The rows of Parquet files as SQL after FROM, and the values that it binds; no folder of their path is taken for a column."""
-    return "read_parquet($paths, union_by_name := true, hive_partitioning := false)", {
-        "paths": [str(file) for file in files]
-    }
+def rows_of_files(
+    files: Sequence[Path], decided: Mapping[Path, str] | None = None, *, name: str = "paths"
+) -> tuple[str, dict[str, list[str]]]:
+    """The rows of Parquet files as SQL after FROM, and the values that it binds, whose names begin with `name`.
+
+    No folder of their path is taken for a column. `decided` has, by file, the SQL condition that takes the place of its column
+    `decision`.
+    """
+    conditions, rows, values = decided or {}, list[str](), dict[str, list[str]]()
+    for condition, alike in groupby(files, key=conditions.get):
+        bound = f"{name}{len(rows)}"
+        values[bound] = [str(file) for file in alike]
+        columns = "*" if condition is None else f"* REPLACE ({condition} AS {DECISION})"
+        rows.append(f"SELECT {columns} FROM read_parquet(${bound}, union_by_name := true, hive_partitioning := false)")
+    return f"({' UNION ALL BY NAME '.join(rows)})", values
 
 
 def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the rows of all partitions are read

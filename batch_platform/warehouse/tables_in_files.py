@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -99,6 +99,7 @@ class NewRows:
     by_challenger: Mapping[str, Sequence[str]] | None = None
     # Partitions that may have rows, which are then looked for among those of all partitions; None: any partition.
     standing: Sequence[str] | None = None
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # see `rows_of_files`
 
     def delete_replaced(self, con: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         """Delete what these rows replace, in the caller's transaction."""
@@ -179,14 +180,14 @@ def replace_partitions(
     if new.staged:
         # Looked up in the catalog, which does not open the view's files.
         read_in = table.view if in_files and table_columns(con, pipeline, table.view) else None
-        fit_columns(con, pipeline, rows, *rows_of_files(new.staged), read_in=read_in)
+        fit_columns(con, pipeline, rows, *rows_of_files(new.staged, new.decided), read_in=read_in)
     elif not has_table(con, pipeline, rows):
         return 0
     new.delete_replaced(con, pipeline, rows)
     if in_files:
         new.delete_replaced(con, pipeline, table.files)
     if new.files is None and new.staged:
-        count = insert_rows(con, pipeline, rows, *rows_of_files(new.staged))
+        count = insert_rows(con, pipeline, rows, *rows_of_files(new.staged, new.decided))
     elif new.files:
         _bring_in(home, pipeline, table, new.files)
         count = sum(staged.row.rows for staged in new.files)

@@ -1,17 +1,15 @@
-"""Rules of decision on plain arrays: thresholds that follow from costs, classes of least cost, and the highest scores."""
+"""Rules of decision on plain arrays: thresholds that follow from costs, and classes of least cost."""
 
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from batch_platform.declaration.deciding import Decide, rule_in, rule_text
 from batch_platform.declaration.errors import DataError
 from batch_platform.models.refinements.decision import may_be_selected
-from batch_platform.monitoring.decisions import as_decided, highest, rule_of
+from batch_platform.monitoring.decisions import as_decided, rule_of
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import Interval, intervals, wilson
@@ -114,15 +112,6 @@ def test_a_decision_does_not_depend_on_the_other_rows_of_a_batch():
     made_out = rule_of(rule(costs=COSTS), "multiclass", CLASSES)
     one_by_one = [int(made_out.decided(row[None])[0]) for row in shares]
     assert made_out.decided(shares).tolist() == made_out.decided(np.asfortranarray(shares)).tolist() == one_by_one
-
-
-@given(scores=st.lists(st.integers(0, 5), max_size=40), count=st.integers(0, 45), seed=st.integers(0, 99))
-def test_the_highest_scores_are_taken_and_of_equal_ones_the_lowest_keys_in_any_order_of_the_rows(scores, count, seed):
-    table = pl.DataFrame({"score": pl.Series(scores, dtype=pl.Float64), "key": range(len(scores))})
-    table = table.sample(fraction=1, shuffle=True, seed=seed)
-    chosen = highest(table["score"].to_numpy(), count, lambda at: table.select("key")[at])
-    expected = table.sort("score", "key", descending=[True, False]).head(count)["key"].to_list()
-    assert set(table.filter(pl.Series(chosen, dtype=pl.Boolean))["key"]) == set(expected)
 
 
 def test_a_share_of_the_rows_is_rounded_down():

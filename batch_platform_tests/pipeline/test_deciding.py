@@ -324,7 +324,7 @@ def test_the_highest_scores_are_those_of_a_partition_that_was_staged_in_several_
         part.write_parquet(parts[-1])
     calendar = pipeline.spec.partitions.calendar
     staged = Staged(calendar.named(SCORED[0]), tuple(parts), (), Counts(), NOW)
-    assert pl.read_parquet(list(with_whole(staged, pipeline.spec).predictions)).equals(expected)
+    assert pl.read_parquet(list(with_whole(staged, pipeline.spec, in_place=True).predictions)).equals(expected)
 
 
 @pytest.mark.full

@@ -26,7 +26,7 @@ def decision_column(
     """
     decided = rule_of(declared, task, classes).decided(probabilities)
     if decided is None:
-        return pl.Series(DECISION, [None] * len(probabilities), dtype=pl.Boolean)
+        return pl.repeat(None, len(probabilities), dtype=pl.Boolean, eager=True).alias(DECISION)
     if len(classes) == BINARY:
         return pl.Series(DECISION, decided == 1)
     return pl.Series(np.array(classes)).gather(decided.astype(np.uint32)).alias(DECISION)

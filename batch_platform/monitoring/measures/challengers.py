@@ -7,7 +7,7 @@ declared stay as they are.
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class StagedChallenger:
     run: ChallengerRun
     paths: Sequence[Path]
     files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # see `rows_of_files`
 
 
 def replace_challengers(
@@ -105,6 +106,7 @@ def replace_challengers(
         staged=[path for challenger in staged for path in challenger.paths],
         files=_files(staged),
         by_challenger=by_challenger,
+        decided={file: condition for challenger in staged for file, condition in challenger.decided.items()},
     )
     scored = replace_partitions(con, home, pipeline, CHALLENGER_SCORES, new)
     runs = [challenger.run for challenger in staged]
