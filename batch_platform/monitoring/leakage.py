@@ -252,7 +252,7 @@ class _Question:
         judged, columns = self.fold == 0, self.columns[:, beside]
         if not beside or len(np.unique(self.target[judged])) == 1 or len(np.unique(self.target[~judged])) == 1:
             return known
-        model, held = _trees(self._is_class).fit(columns[~judged], self.target[~judged]), columns[judged]
+        model, held = _fitted(_trees(self._is_class), columns[~judged], self.target[~judged]), columns[judged]
         whole = _measured(_scores(model, held), self.target[judged]).area
         if whole < self._complete - SLACK:
             return known
@@ -321,7 +321,7 @@ def _strength_of(
         judged = fold == at
         learned = judged if judged.all() else ~judged
         if not is_class or 0 < target[learned].mean() < 1:
-            scores[judged] = _scores(model(is_class).fit(columns[learned], target[learned]), columns[judged])
+            scores[judged] = _scores(_fitted(model(is_class), columns[learned], target[learned]), columns[judged])
     return _measured(scores, target)
 
 
@@ -336,6 +336,11 @@ def _measured(scores: Values, target: NDArray[Any]) -> _Strength:
     return _Strength(
         1 - float(wrong @ wrong / (spread @ spread)), 1 - float(np.abs(wrong).sum() / np.abs(spread).sum())
     )
+
+
+def _fitted(model: Any, columns: Values, target: NDArray[Any]) -> Any:  # noqa: ANN401 - an estimator
+    """Fit on rows in which a column may have no value at all, which histogram trees reject: as a constant it splits nothing."""
+    return model.fit(np.where(np.isnan(columns).all(axis=0), 0.0, columns), target)
 
 
 def _scores(model: Any, rows: Values) -> Values:  # noqa: ANN401 - an estimator

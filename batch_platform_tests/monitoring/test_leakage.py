@@ -288,6 +288,16 @@ GROUP = OTHER.integers(0, 60, N)
 DRAWN = OTHER.random(N) < OTHER.beta(2.0, 5.0, 60)[GROUP]
 
 
+@pytest.mark.parametrize("is_late", [True, False])
+def test_columns_that_never_have_a_value_in_the_same_row_are_no_obstacle(is_late):
+    """As two versions of a form, of which the second asks something else."""
+    first = (np.arange(N) < 0.7 * N) if is_late else RANDOM.random(N) < 0.7
+    columns = {"noise": NOISE, "asked": np.where(first, AMOUNT, np.nan), "asked_later": np.where(first, np.nan, AMOUNT)}
+    truth = np.median(AMOUNT) < AMOUNT
+    found = suspected(truth, **columns), suspected(AMOUNT, classes=False, **columns)
+    assert all(any(leak.startswith("asked ") for leak in leaks) for leaks in found)
+
+
 def mean_of_group(target: np.ndarray) -> np.ndarray:
     return (np.bincount(GROUP, weights=target) / np.bincount(GROUP))[GROUP]
 
