@@ -1,7 +1,9 @@
 """`batch-platform new`: tables come as files of many kinds, and what is proposed for them runs."""
 
 import gzip
+import itertools
 import json
+import math
 import sqlite3
 import zipfile
 from collections.abc import Callable
@@ -339,6 +341,22 @@ def test_words_for_a_missing_value_among_numbers_and_times_are_no_values(cli, tm
     }
     assert proposal.windows.timeless == 90
     assert "CAST(nullif(nullif(amount, '?'), 'NA') AS DOUBLE) AS amount" in files["features.sql"]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_what_is_not_a_finite_number_is_no_value(cli, tmp_path, ending):
+    """Arrow and polars tell NaN from null; rows with such features would be rejected."""
+    values = zip(itertools.cycle(map(float, ["nan", "inf", "-inf", "0", "1", "2"])), orders()["amount"], strict=False)
+    amounts = [(value or 1.0) if math.isfinite(odd) else odd for odd, value in values]
+    table = orders(amount=amounts, weight=pl.Series(amounts, dtype=pl.Float32).fill_nan(1).reverse())
+    file = tmp_path / f"orders.{ending}"
+    getattr(table, f"write_{ending}")(file)
+    answer = cli(tmp_path, "new", "orders", "--from", file.name, "--label", "returned")
+    assert "amount: no value where it is '-inf' or 'inf' or 'nan'" in answer.out
+    assert "weight: no value where it is '-inf' or 'inf'\n" in answer.out
+    proposal, files = proposed(file, label="returned")
+    assert {"amount": 450, "weight": 300}.items() <= {column.name: column.nulls for column in proposal.features}.items()
+    assert "CASE WHEN isfinite(amount) THEN amount END AS amount" in files["features.sql"]
 
 
 @pytest.mark.full

@@ -82,7 +82,7 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
 
 
 def _with_words(proposal: Proposal) -> list[TableColumn]:
-    """The columns in which some texts stand for no value."""
+    """The columns in which some values, such as NA, stand for none."""
     used = dict.fromkeys([*proposal.key, proposal.time, *proposal.features, proposal.label])
     return [column for column in used if column is not None and column.missing]
 

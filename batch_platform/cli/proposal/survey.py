@@ -1,6 +1,6 @@
 """Survey a table that nobody has described: its columns, what they hold, and what is unique in it.
 
-Each question is one scan by DuckDB of the view `seen`: the rows of the table. In it, texts that are numbers are numbers, and a time that is spread over several columns is one more column.
+Each question is one scan by DuckDB of the view `seen`: the rows of the table. In it, texts that are numbers are numbers, NaN and infinite numbers are null, and a time that is spread over several columns is one more column.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, Literal
 
 import duckdb
@@ -56,6 +56,7 @@ _AT_ONCE = 500  # columns about which one query asks
 _NO_VALUE = ("", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "-", "--", "?", ".")  # words for a missing value
 _IS_NO_VALUE = f"lower(trim({{}})) IN ({', '.join(map(literal, _NO_VALUE))})"
 _WHOLE, _NUMBER = "[-+]?[0-9]{1,18}", "[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"  # regular expressions
+_FINITE = "CASE WHEN isfinite({}) THEN {} END"  # `isnan` is wrong on Parquet files, whose statistics leave NaN out
 _GROUPED = "CAST(replace(replace({}, '.', ''), ',', '.') AS DOUBLE)"
 
 
@@ -73,7 +74,7 @@ class TableColumn:
     counts_rows: bool  # integers that number the rows, hardly with a gap
     reading: Reading | None = None  # way to read the values as instants; None if they cannot be times
     sql: str = ""  # expression for a value, in which {} stands for the column, if texts are numbers such as 1.234,56
-    missing: tuple[str, ...] = ()  # texts among them that stand for no value, such as NA
+    missing: tuple[str, ...] = ()  # values that stand for none: texts such as NA, or numbers such as NaN
     made_of: tuple[str, ...] = ()  # the columns that tell a time together; the table has no column of this name
 
     @property
@@ -355,6 +356,14 @@ def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder 
         {name: facts[name][2:] for name in types if types[name] == "VARCHAR"},
         with_commas="decimal" in origin.options,
     )
+    numbers |= _infinite(
+        con,
+        [
+            name
+            for name, (*_, low, high) in facts.items()
+            if not all(isfinite(end) for end in (low, high) if isinstance(end, float))
+        ],
+    )
     stored = types
     if numbers:
         replaced = (f"{sql.replace('{}', quoted(name))} AS {quoted(name)}" for name, (sql, _) in numbers.items())
@@ -510,6 +519,12 @@ def _numbers_in_texts(
         elif low is not None and candidates("VARCHAR", name, low, high):
             numbers[name] = text, absent
     return numbers
+
+
+def _infinite(con: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The SQL that reads numbers without NaN and infinite ones, and which of these there are, by column."""
+    facts = (f"list(DISTINCT {quoted(name)}::VARCHAR) FILTER (NOT isfinite({quoted(name)}))" for name in columns)
+    return {name: (_FINITE, tuple(sorted(absent))) for name, absent in zip(columns, _ask(con, facts), strict=True)}
 
 
 def _worded_facts(name: str) -> tuple[str, ...]:
