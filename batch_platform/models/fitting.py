@@ -19,6 +19,8 @@ from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
     BINARY,
+    OFFENDER,
+    REASON,
     ClassLabel,
     Contract,
     Predictor,
@@ -126,16 +128,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
     """
     contract, kept, rejected = _checked(features, data)
     evaluated, unseen = contract.split(data.evaluate), contract.split(data.unseen)
-    if kept.height < LEAST_ROWS:
-        apart = f", beside {data.rows_apart:,} of groups that are evaluated" if data.rows_apart else ""
-        if data.not_known is not None:
-            apart += (
-                f", beside {data.not_known.before_cap:,} whose labels were not known when the evaluation rows began"
-            )
-        msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
-        longer = "train a later serving period, or declare a longer model.train.window."
-        recur = "declare a shorter model.train.evaluate, or leave model.train.group out if the same groups are scored again."
-        raise TrainingRefusedError(msg, hint=recur if data.rows_apart else longer)
+    _require_enough(kept, rejected, data)
     rows = EncodedRows.of(kept, contract, data.label)
     matrix, truth = rows.matrix, rows.truth
     estimator = make_estimator(model, {**model.tried_params, **params}, contract)
@@ -176,7 +169,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         metrics=metrics,
         rows_fitted=kept.height,
         rows_evaluated=evaluated.kept.height,
-        rows_rejected=rejected + evaluated.rejected.height + unseen.rejected.height,
+        rows_rejected=rejected.height + evaluated.rejected.height + unseen.rejected.height,
         leaks=_leaks(signature, (kept, matrix, truth), data, metrics, evaluated.kept),
         held_out=contract.encode(evaluated.kept) if judged is None else np.asarray(judged.outcomes.matrix),
         held_out_rows=evaluated.kept,
@@ -230,7 +223,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         estimator=estimator,
         signature=signature,
         rows_fitted=kept.height,
-        rows_rejected=rejected,
+        rows_rejected=rejected.height,
         held_out=contract.encode(held_out),
         held_out_rows=held_out,
         predictor=predictor,
@@ -284,15 +277,33 @@ def _rates(refinements: Refinements) -> list[float]:
     return list(refinements.of(PRIOR.name).get("rates", ()))
 
 
-def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, int]:
-    """The contract of the rows to fit on, the rows that keep it, and the number of those that do not."""
+def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, pl.DataFrame]:
+    """The contract of the rows to fit on, the rows that keep it, and those that do not, with the reasons."""
     names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
     contract = infer_contract(data.fit.select(names), features.columns)
     if not names:
         msg = "There is no feature column to learn from: the features hold only the key, the time and excluded columns."
         raise TrainingRefusedError(msg, hint="add columns to the features.")
     split = contract.split(data.fit)
-    return contract, split.kept, split.rejected.height
+    return contract, split.kept, split.rejected
+
+
+def _require_enough(kept: pl.DataFrame, rejected: pl.DataFrame, data: TrainingData) -> None:
+    """Raise TrainingRefusedError for too few rows that keep the contract, with those that do not and where the others are."""
+    if kept.height >= LEAST_ROWS:
+        return
+    apart, hint = "", "train a later serving period, or declare a longer model.train.window."
+    if data.rows_apart:
+        apart = f", beside {data.rows_apart:,} of groups that are evaluated"
+        hint = "declare a shorter model.train.evaluate, or leave model.train.group out if the same groups are scored again."
+    if data.not_known is not None:
+        apart += f", beside {data.not_known.before_cap:,} whose labels were not known when the evaluation rows began"
+    if broken := rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON).rows():
+        column, reason, _ = broken[-1]
+        apart += f", beside {rejected.height:,} that break the contract (most often {column}: {reason})"
+        hint = f"correct {column} in the features."
+    msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
+    raise TrainingRefusedError(msg, hint=hint)
 
 
 def _diverged(

@@ -1,5 +1,6 @@
 """Training: in the order of time, on a contract learned from the beginning, judged by the gate."""
 
+import math
 import warnings
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -179,6 +180,19 @@ def test_a_constant_target_is_refused():
 def test_too_few_rows_are_refused():
     with pytest.raises(TrainingRefusedError, match=f"There are 15 rows to learn from; at least {LEAST_ROWS}"):
         fitted(data(20))
+
+
+def test_rows_that_break_the_contract_are_named_where_too_few_are_left():
+    """As with a value that polars tells from null, in every row."""
+    message = (
+        r"There are 0 rows to learn from, beside 150 that break the contract \(most often (\w+): NaN or infinite\)"
+    )
+    training = data()
+    number = training.fit.select(pl.selectors.float()).columns[0]
+    broken = TrainingData(training.fit.with_columns(pl.lit(math.nan).alias(number)), training.evaluate, training.label)
+    with pytest.raises(TrainingRefusedError, match=message) as refused:
+        fitted(broken)
+    assert f"correct {number} in the features" in refused.value.hint
 
 
 def test_labels_that_are_needed_and_not_declared_are_refused():
