@@ -301,7 +301,7 @@ def _require_enough(kept: pl.DataFrame, rejected: pl.DataFrame, data: TrainingDa
     if broken := rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON).rows():
         column, reason, _ = broken[-1]
         apart += f", beside {rejected.height:,} that break the contract (most often {column}: {reason})"
-        hint = f"correct {column} in the features."
+        hint = f"correct {column} in the features." if kept.height + rejected.height >= LEAST_ROWS else hint
     msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
     raise TrainingRefusedError(msg, hint=hint)
 
