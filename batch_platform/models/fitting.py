@@ -289,7 +289,7 @@ def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataF
 
 
 def _require_enough(kept: pl.DataFrame, rejected: pl.DataFrame, data: TrainingData) -> None:
-    """Raise TrainingRefusedError for too few rows that keep the contract, with those that do not and where the others are."""
+    """Raise TrainingRefusedError if too few rows keep the contract; the message says which rows do not count, and why."""
     if kept.height >= LEAST_ROWS:
         return
     apart, hint = "", "train a later serving period, or declare a longer model.train.window."
@@ -301,7 +301,8 @@ def _require_enough(kept: pl.DataFrame, rejected: pl.DataFrame, data: TrainingDa
     if broken := rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON).rows():
         column, reason, _ = broken[-1]
         apart += f", beside {rejected.height:,} that break the contract (most often {column}: {reason})"
-        hint = f"correct {column} in the features." if kept.height + rejected.height >= LEAST_ROWS else hint
+        if kept.height + rejected.height >= LEAST_ROWS:
+            hint = f"correct {column} in the features."
     msg = f"There are {kept.height} rows to learn from{apart}; at least {LEAST_ROWS} are needed."
     raise TrainingRefusedError(msg, hint=hint)
 

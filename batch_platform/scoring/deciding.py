@@ -35,13 +35,14 @@ def with_whole(staged: Staged, spec: PipelineSpec, *, in_place: bool = False) ->
     Raises:
         WarehouseError: The disk does not take the files.
     """
-    declared, predictions = spec.predictions.decide, spec.predictions
+    declared = spec.predictions.decide
     if declared is None or declared.top is None:
         return staged
-    in_place = in_place or predictions.in_files or predictions.explains_decisions
+    in_place = in_place or spec.predictions.in_files or spec.predictions.explains_decisions
     conditions = dict[Path, str]()
 
-    def decided(files: Sequence[Path]) -> tuple[str, ...]:
+    def decide(files: Sequence[Path]) -> tuple[str, ...]:
+        """Decide on the rows of files; returns their hashes, if they are published."""
         if in_place:
             return decide_on_highest(files, declared, spec)
         conditions.update(dict.fromkeys(files, _is_among_highest(files, declared, spec)))
@@ -50,12 +51,12 @@ def with_whole(staged: Staged, spec: PipelineSpec, *, in_place: bool = False) ->
     def of_challenger(scores: ChallengerScores) -> ChallengerScores:
         if scores.failure:
             return scores
-        hashes = decided(scores.files)
+        hashes = decide(scores.files)
         flipped = differing(staged.predictions, scores.files, spec.features.key, DECISION, conditions)
         return replace(scores, hashes=hashes, agreement=replace(scores.agreement, flipped=flipped))
 
     with storage_explained(spec.name, PREDICTIONS, [staged.partition.key]):
-        hashes = decided(staged.predictions)
+        hashes = decide(staged.predictions)
         challengers = tuple(map(of_challenger, staged.challengers))
     return replace(staged, hashes=hashes, challengers=challengers, decided=conditions)
 
@@ -89,7 +90,7 @@ def decide_on_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpe
 
 
 def _is_among_highest(files: Sequence[Path], declared: Decide, spec: PipelineSpec) -> str:
-    """The SQL condition that a row of a partition's files is selected by `top`: of equal scores, those with the lowest keys are."""
+    """The SQL condition by which `top` selects rows of a partition's files; of equal scores, those with the lowest keys come first."""
     scores = pl.concat([pl.read_parquet(file, columns=["score"])["score"] for file in files])
     if not (count := declared.most(len(scores))):
         return "false"

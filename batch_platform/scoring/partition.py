@@ -114,7 +114,7 @@ class Staged:
     sketch: RowSketch = field(default_factory=RowSketch)
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
-    # Of files whose column `decision` is still null, also of challengers: the SQL condition that decides on a row.
+    # The SQL condition that decides on a row, by file whose column `decision` is still null, those of challengers included.
     decided: Mapping[Path, str] = field(default_factory=dict[Path, str])
 
     @property

@@ -79,7 +79,7 @@ class StagedScores:
     seen_seq: int  # number of the partition's newest ledger row when scoring began; 0 for none
     # Predictions that are published as files; None if they are copied into DuckDB. The same for every partition of a commit.
     files: Sequence[StagedFile] | None = None
-    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # see `rows_of_files`
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # SQL conditions, see `rows_of_files`
 
 
 @dataclass(frozen=True)

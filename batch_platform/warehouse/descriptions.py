@@ -83,9 +83,7 @@ OF_PIPELINES: dict[str, Description] = {
     ),
     "rejected_rows": Description(
         "a row that broke the contract and was not scored",
-        {
-            **_REJECTED,
-        },
+        _REJECTED,
     ),
     "challenger_scores": Description(
         "a row as a challenger scored it beside the model that serves",

@@ -46,8 +46,8 @@ def rows_of_files(
 ) -> tuple[str, dict[str, list[str]]]:
     """The rows of Parquet files as SQL after FROM, and the values that it binds, whose names begin with `name`.
 
-    No folder of their path is taken for a column. `decided` has, by file, the SQL condition that takes the place of its column
-    `decision`.
+    No folder of their path is taken for a column. `decided` holds the SQL conditions of files that were staged before their rows
+    could be decided: they take the place of the column `decision`.
     """
     conditions, rows, values = decided or {}, list[str](), dict[str, list[str]]()
     for condition, alike in groupby(files, key=conditions.get):

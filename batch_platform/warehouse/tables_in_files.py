@@ -99,7 +99,12 @@ class NewRows:
     by_challenger: Mapping[str, Sequence[str]] | None = None
     # Partitions that may have rows, which are then looked for among those of all partitions; None: any partition.
     standing: Sequence[str] | None = None
-    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # see `rows_of_files`
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # SQL conditions, see `rows_of_files`
+
+    @property
+    def rows(self) -> tuple[str, dict[str, list[str]]]:
+        """The staged rows as SQL after FROM, and the values that it binds."""
+        return rows_of_files(self.staged, self.decided)
 
     def delete_replaced(self, con: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         """Delete what these rows replace, in the caller's transaction."""
@@ -180,14 +185,14 @@ def replace_partitions(
     if new.staged:
         # Looked up in the catalog, which does not open the view's files.
         read_in = table.view if in_files and table_columns(con, pipeline, table.view) else None
-        fit_columns(con, pipeline, rows, *rows_of_files(new.staged, new.decided), read_in=read_in)
+        fit_columns(con, pipeline, rows, *new.rows, read_in=read_in)
     elif not has_table(con, pipeline, rows):
         return 0
     new.delete_replaced(con, pipeline, rows)
     if in_files:
         new.delete_replaced(con, pipeline, table.files)
     if new.files is None and new.staged:
-        count = insert_rows(con, pipeline, rows, *rows_of_files(new.staged, new.decided))
+        count = insert_rows(con, pipeline, rows, *new.rows)
     elif new.files:
         _bring_in(home, pipeline, table, new.files)
         count = sum(staged.row.rows for staged in new.files)

@@ -283,19 +283,19 @@ def test_a_column_with_few_values_is_no_leak_and_no_obstacle(filled):
     assert "fee" not in {column for leak in leaks for column in leak.columns}
 
 
-OTHER = np.random.default_rng(2)
-GROUP = OTHER.integers(0, 60, N)
-DRAWN = OTHER.random(N) < OTHER.beta(2.0, 5.0, 60)[GROUP]
-
-
 @pytest.mark.parametrize("is_late", [True, False])
 def test_columns_that_never_have_a_value_in_the_same_row_are_no_obstacle(is_late):
     """As two versions of a form, of which the second asks something else."""
-    first = (np.arange(N) < 0.7 * N) if is_late else RANDOM.random(N) < 0.7
+    first = (np.arange(N) < 0.7 * N) if is_late else np.random.default_rng(5).random(N) < 0.7
     columns = {"noise": NOISE, "asked": np.where(first, AMOUNT, np.nan), "asked_later": np.where(first, np.nan, AMOUNT)}
     truth = np.median(AMOUNT) < AMOUNT
     found = suspected(truth, **columns), suspected(AMOUNT, classes=False, **columns)
     assert all(any(leak.startswith("asked ") for leak in leaks) for leaks in found)
+
+
+OTHER = np.random.default_rng(2)
+GROUP = OTHER.integers(0, 60, N)
+DRAWN = OTHER.random(N) < OTHER.beta(2.0, 5.0, 60)[GROUP]
 
 
 def mean_of_group(target: np.ndarray) -> np.ndarray:

@@ -310,7 +310,7 @@ def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
 def test_the_highest_scores_of_a_partition_and_their_reasons_are_those_of_the_local_engine(pipeline, tmp_path):
     columns = ("id", "score", "decision", "reasons")
     for staged in stage(pipeline, orders(pipeline), tmp_path / "out"):
-        decided = frame(with_whole(staged, pipeline.spec, in_place=True).predictions)
+        decided = frame(with_whole(staged, pipeline.spec).predictions)
         with pipeline.warehouse.open() as con:
             query = f"SELECT {', '.join(columns)} FROM small.predictions WHERE partition_key = $key"
             stored = con.sql(query, params={"key": staged.partition.key}).pl()

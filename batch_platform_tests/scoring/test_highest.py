@@ -89,8 +89,10 @@ def test_the_highest_scores_are_taken_and_of_equal_ones_the_lowest_keys_in_any_o
         order = [
             pl.col(name).cast(pl.String) if rows[name].dtype == pl.Categorical else pl.col(name) for name in columns
         ]
-        best = rows.with_row_index().sort("score", *order, descending=[True, *(False for _ in order)])["index"][:most]
-        expected = [at in set(best) for at in range(len(keys))]
+        best = set(
+            rows.with_row_index().sort("score", *order, descending=[True, *(False for _ in order)])["index"][:most]
+        )
+        expected = [at in best for at in range(len(keys))]
         folder = tmp_path_factory.mktemp("staged")
         partition = staged(folder, rows, cuts)
         assert copied(with_whole(partition, spec))["decision"].to_list() == expected

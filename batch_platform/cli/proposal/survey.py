@@ -356,14 +356,7 @@ def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder 
         {name: facts[name][2:] for name in types if types[name] == "VARCHAR"},
         with_commas="decimal" in origin.options,
     )
-    numbers |= _infinite(
-        con,
-        [
-            name
-            for name, (*_, low, high) in facts.items()
-            if not all(isfinite(end) for end in (low, high) if isinstance(end, float))
-        ],
-    )
+    numbers |= _infinite_numbers(con, {name: facts[name][2:] for name in types})
     stored = types
     if numbers:
         replaced = (f"{sql.replace('{}', quoted(name))} AS {quoted(name)}" for name, (sql, _) in numbers.items())
@@ -521,8 +514,13 @@ def _numbers_in_texts(
     return numbers
 
 
-def _infinite(con: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The SQL that reads numbers without NaN and infinite ones, and which of these there are, by column."""
+def _infinite_numbers(
+    con: duckdb.DuckDBPyConnection, extremes: Mapping[str, tuple[object, object]]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The SQL that reads numbers without NaN and infinite ones, and which of these there are, by column that has any."""
+    columns = [
+        name for name, ends in extremes.items() if any(isinstance(end, float) and not isfinite(end) for end in ends)
+    ]
     facts = (f"list(DISTINCT {quoted(name)}::VARCHAR) FILTER (NOT isfinite({quoted(name)}))" for name in columns)
     return {name: (_FINITE, tuple(sorted(absent))) for name, absent in zip(columns, _ask(con, facts), strict=True)}
 

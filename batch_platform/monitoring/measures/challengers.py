@@ -64,7 +64,7 @@ class StagedChallenger:
     run: ChallengerRun
     paths: Sequence[Path]
     files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
-    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # see `rows_of_files`
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # SQL conditions, see `rows_of_files`
 
 
 def replace_challengers(

@@ -5,25 +5,25 @@ import polars as pl
 from batch_platform.monitoring.measure import Column, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.warehouse.replacing import rows_of_files
 
-_ROWS = "read_parquet($files, union_by_name := true, hive_partitioning := false)"
 # Two plain scans: one query that counts the rows too would first put all reasons aside in memory.
-_EXPLAINED = f"SELECT count(reasons) FROM {_ROWS}"
-_REASONS = f"""
+_EXPLAINED = "SELECT count(reasons) FROM {rows}"
+_REASONS = """
     SELECT
         reason.feature AS feature,
         sum(abs(reason.contribution)) / $explained AS mean_contribution,
         count(*) / $explained AS share
-    FROM (SELECT unnest(reasons) AS reason FROM {_ROWS})
+    FROM (SELECT unnest(reasons) AS reason FROM {rows})
     GROUP BY ALL ORDER BY mean_contribution DESC, feature
 """
 
 
 def _score(_: ScoreRun, part: ScoredPart) -> pl.DataFrame:
-    files = {"files": [str(file) for file in part.predictions]}
+    rows, values = rows_of_files(part.predictions)
     with in_memory() as con:
-        ((explained,),) = con.execute(_EXPLAINED, files).fetchall()
-        return con.sql(_REASONS, params={**files, "explained": explained}).pl()
+        ((explained,),) = con.execute(_EXPLAINED.format(rows=rows), values).fetchall()
+        return con.sql(_REASONS.format(rows=rows), params={**values, "explained": explained}).pl()
 
 
 IMPORTANCE = Measure[pl.DataFrame](

@@ -19,6 +19,7 @@ from batch_platform.declaration.wording import number
 from batch_platform.monitoring.markdown import Markdown, listing
 from batch_platform.monitoring.measure import DIGITS, Check, Commits, Finding, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
+from batch_platform.warehouse.replacing import rows_of_files
 from batch_platform.warehouse.sql import has_table, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
@@ -45,8 +46,7 @@ def staged_distributions(files: Sequence[Path]) -> dict[str, ScoreDistribution]:
     if not files:
         return {}
     with in_memory() as con:
-        values = {"files": [str(file) for file in files]}
-        return _distributions(con, "read_parquet($files, union_by_name := true, hive_partitioning := false)", values)
+        return _distributions(con, *rows_of_files(files))
 
 
 def committed_distributions(
