@@ -159,6 +159,7 @@ class Training:
             sampled=sample_of(spec, whole),
             refit=True,
             remarks=list(fitted.remarks),
+            refinements=fitted.refinements.facts,
         )
         return replace(learned, fitted=fitted, manifest=manifest)
 
