@@ -426,12 +426,15 @@ def show_metrics(metrics: Mapping[str, float], baseline: Baseline | None, *, ref
 
 
 def _show_search(search: Mapping[str, Any]) -> None:
-    """Print each trial of a search with its mean score and that of each fold, the best first."""
+    """Print each trial of a search with its mean score and that of each fold, the best first; an empty cell is as declared."""
     metric, trials = search["metric"], search["trials"]
     trials = sorted(trials, key=lambda trial: trial["score"], reverse=not lower_is_better(metric))
-    terminal.say(f"search: {counted(len(trials), 'trial')}, scored within the rows to learn from; the best is used")
-    names, folds = [*search["best"]], [f"fold {at}" for at, _ in enumerate(trials[0]["folds"], start=1)]
-    rows = [(*(str(trial["params"][name]) for name in names), trial["score"], *trial["folds"]) for trial in trials]
+    terminal.say(f"search: {counted(len(trials), 'trial')}, scored within the rows to learn from")
+    terminal.say(search.get("remark") or "The best is used.")
+    names, folds = [*trials[-1]["params"]], [f"fold {at}" for at, _ in enumerate(trials[0]["folds"], start=1)]
+    rows = [
+        (*(str(trial["params"].get(name, "")) for name in names), trial["score"], *trial["folds"]) for trial in trials
+    ]
     terminal.show_table((*names, metric, *folds), rows)
 
 

@@ -191,6 +191,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
             *_few_of_a_class(data),
             *_apart(data),
             *refinements.remarks,
+            *(() if searched is None else searched.remarks),
         ),
         refinements=refinements,
         search=searched,
@@ -241,6 +242,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
             *_few_of_a_class(whole),
             *_apart(whole),
             *refinements.remarks,
+            *(() if judged.search is None else judged.search.remarks),
         ),
         refinements=refinements,
     )

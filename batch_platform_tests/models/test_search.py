@@ -82,13 +82,32 @@ def test_trials_and_scores_are_those_of_scikit_learn_on_the_same_folds():
             strict=True,
         )
     )
-    assert [trial.params for trial in found.trials] == [*ParameterSampler(grid, 4, random_state=0)]
-    for trial in found.trials:
+    declared, *drawn = found.trials
+    assert declared.params == {}
+    assert [trial.params for trial in drawn] == [*ParameterSampler(grid, 4, random_state=0)]
+    for trial in drawn:
         named = json.dumps({f"logisticregression__{name}": trial.params[name] for name in trial.params}, sort_keys=True)
         assert trial.score == pytest.approx(scores[named], abs=1e-9)
         assert trial.score == pytest.approx(np.mean(trial.folds))
         assert len(trial.folds) == FOLDS
-    assert found.best == max(found.trials, key=lambda trial: trial.score).params
+
+
+def test_the_declared_parameters_stay_unless_a_trial_is_better_beyond_chance():
+    alike = searched(data(), LINEAR, verbose=[0, 0]).search
+    assert (alike.best, alike.trials[0].score) == ({}, alike.trials[1].score)
+    assert alike.remark == "model.search: the declared parameters stay, since no trial scores better"
+    chance = searched(data(), LINEAR, C=[1e-4, 1e-3])
+    assert max(chance.search.trials, key=lambda trial: trial.score).params == {"C": 1e-4}
+    assert (chance.search.best, chance.estimator[-1].C) == ({}, 1.0)
+    assert chance.remarks[-1].startswith(
+        "model.search: the declared parameters stay, since the best trial is not clearly better or worse than the declared parameters: "
+        "roc_auc 0.877 against 0.876 on 360 rows"
+    )
+    slow = {"estimator": HGB, "params": {"max_iter": 1}, "promote": {"metric": "log_loss"}}
+    model = Model.model_validate({**slow, "search": {"params": {"learning_rate": [0.01, 1.0]}}})
+    found = fit(model, FEATURES, data(), {"max_iter": 1})
+    assert (found.search.best, found.search.remark) == ({"learning_rate": 1.0}, "")
+    assert found.estimator.learning_rate == 1.0
 
 
 def test_folds_are_whole_partitions_scored_by_what_was_learned_before_them():
@@ -191,7 +210,8 @@ def test_what_is_given_for_one_training_is_not_searched_for():
         data(),
         {"max_iter": 4},
     )
-    assert {trial.params["learning_rate"] for trial in model.search.trials} == {0.1, 0.2}
+    assert model.search.trials[0].params == {}
+    assert {trial.params["learning_rate"] for trial in model.search.trials[1:]} == {0.1, 0.2}
     assert model.estimator.get_params()["max_iter"] == 4
 
 
@@ -266,7 +286,7 @@ def test_a_search_is_recorded_and_its_parameters_are_no_other_declaration(tmp_pa
     for version in state.registry.of_model:
         manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
         assert manifest.search["metric"] == "roc_auc"
-        assert len(manifest.search["trials"]) == 3
+        assert len(manifest.search["trials"]) == 4
         assert (
             manifest.params
             == {"max_leaf_nodes": 7, "early_stopping": False, **manifest.search["best"]}
@@ -276,7 +296,7 @@ def test_a_search_is_recorded_and_its_parameters_are_no_other_declaration(tmp_pa
         assert differences(pipeline.spec, state, version) == []
     training = state.registry.challenger_trainings[-1]
     challenger = state.registry.named(training.version)
-    assert json.loads(challenger.params) == {"C": 1.0}
+    assert json.loads(challenger.params) == {}, "1.0 is what the library takes itself"
     assert carry_out(Pipeline(pipeline.spec, pipeline.folder, pipeline.home), NOW).items == []
 
 
