@@ -54,7 +54,7 @@ def paired_differences(metrics: Iterable[str], first: Outcomes, second: Outcomes
     for name, reach in resampled.reaches(forms).items():
         value, other = values[name]
         estimate, (least, most), half = value - other, METRICS[name].bounds(first), reach.half
-        half = float(np.hypot(half, resampled.least_half(METRICS[name], kept)))
+        half = half or resampled.least_half(METRICS[name], kept)
         if not np.isnan(half):  # no difference is larger than the bounds allow
             ends = max(least - most, estimate - half), min(most - least, estimate + half)
             differences[name] = Difference(name, estimate, *ends, len(first.predicted), reach.unit, reach.units)

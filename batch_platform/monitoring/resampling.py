@@ -79,10 +79,11 @@ class Reach:
     parts: Floats  # what each unit moves the value by, times the number of units; their mean is 0
 
 
-NoInterval = Literal["few units", "few rows", "heavy tail", "not defined"]  # why a metric has no interval
+NoInterval = Literal["few units", "few rows", "grows", "heavy tail", "not defined"]  # why a metric has no interval
 REASONS: dict[NoInterval, str] = {
     "few units": f"there are fewer than {LEAST_UNITS} independent units",
-    "few rows": "few rows make it larger than it is",
+    "few rows": "there are too few rows",
+    "grows": "few rows make it larger than it is",
     "heavy tail": "a few rows hold so much of the error that more rows may show any larger value",
     "not defined": "it would not be defined without some of the rows, or does not vary",
 }
@@ -189,9 +190,7 @@ class Form:
     """What is measured again without each unit."""
 
     weighted: Weighted  # given weights of the rows
-    without: Callable[[_Unit], Floats] | None = (
-        None  # without each unit, exactly and at once; None: by weights, in groups
-    )
+    without: Callable[[_Unit], Floats] | None = None  # without each unit, exactly; None: by weights, in groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,10 +240,12 @@ class Resampled:
     def form_of_difference(self, metric: Metric, others: Outcomes) -> Form:
         """A metric of the rows minus that of the same rows of another model."""
         first, second = (self.weighted(metric, rows, metric.weighted) for rows in (self.rows, others))
-        weighted: Weighted = lambda weights: np.asarray(first(weights) - second(weights))  # noqa: E731
+
+        def weighted(weights: Floats) -> Floats:
+            return np.asarray(first(weights) - second(weights))
+
         ratio_of = metric.mean or (metric.share if metric.of_decisions else None)
-        ratios = [(rows, ratio_of(metric.rows_of(rows)) if ratio_of else None) for rows in (self.rows, others)]
-        (_, of_first), (_, of_second) = ratios
+        of_first, of_second = (ratio_of(metric.rows_of(rows)) if ratio_of else None for rows in (self.rows, others))
         if of_first is None or of_second is None:
             return Form(weighted)
 
@@ -318,7 +319,7 @@ class Resampled:
         """The interval about the value of a metric, or why it has none."""
         least, most = metric.bounds(self.whole)
         if metric.grows_on_few_rows:
-            return "few rows"
+            return "grows"
         ends = Interval(least, most) if least == most else self._ends(metric, value, reach)
         if not isinstance(ends, Interval):
             return ends
