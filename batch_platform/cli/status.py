@@ -250,4 +250,4 @@ def _challenger_line(challenger: ChallengerStatus) -> str:
 
 def _in_brackets(metrics: Mapping[str, float]) -> str:
     text = ", ".join(f"{name} {value:.4f}" for name, value in without_details(metrics).items())
-    return f" ({text} on its evaluation rows)" if text else ""
+    return f" ({text} of its judged fit on its evaluation rows)" if text else ""

@@ -104,6 +104,7 @@ def _show(name: str, model: TrainedModel, *, trained: bool) -> None:
         terminal.say(f"{model.version} is {model.decision}: {model.reason}.")
     if learned := terminal.learned_from(model.rows_trained, model.days_trained):
         terminal.say(f"  {learned}")
-    show_metrics(model.metrics, model.baseline, refit=model.refit)
+    judged = terminal.learned_from(model.judged_fit_rows, model.judged_fit_days)
+    show_metrics(model.metrics, model.baseline, refit=model.refit, judged=judged)
     if model.decision == "approved":
         terminal.say(f"  batch-platform run {name}   scores with it")
