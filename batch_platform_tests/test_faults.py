@@ -10,7 +10,7 @@ from batch_platform_tests.cli import test_instance, test_operation, test_reporti
 from batch_platform_tests.components import test_alerts, test_assets, test_postgres, test_schedules, test_ui
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
-from batch_platform_tests.pipeline import test_cleanup
+from batch_platform_tests.pipeline import test_backup, test_cleanup
 from batch_platform_tests.scoring import test_spark_engine
 
 PAGE = Path("batch_platform/guide/faults.md")
@@ -96,6 +96,10 @@ ELSEWHERE = {
     "F42": (
         test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,
         test_assets.test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails,
+    ),
+    "F53": (
+        test_backup.test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home,
+        test_backup.test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored,
     ),
     "F48": (
         test_instance.test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended,

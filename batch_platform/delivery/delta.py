@@ -1,12 +1,13 @@
 """Sinks of kind `delta`: one commit to a Delta table that replaces the rows of a partition."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 import pyarrow as pa
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.extras import needed, require_installed
-from batch_platform.delivery.sink import Sink, Target, storable
+from batch_platform.delivery.sink import Sink, Target, alone, storable
 from batch_platform.features.sources.objects import delta_options
 from batch_platform.warehouse.sql import literal, quoted
 
@@ -27,15 +28,12 @@ def _in_order(rows: pa.RecordBatchReader, names: Sequence[str], lacking: pa.Sche
 def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with needed("deltalake", extra="delta"):
         from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
-        from deltalake.exceptions import DeltaError
     new, root, options = storable(rows), str(target.path), delta_options(target.path)
     schema = Schema.from_arrow(new.schema)
-    if not DeltaTable.is_deltatable(root, options):
-        try:
+    # deltalake lets two processes create a table one after the other; the second one would invalidate commits in between.
+    with alone(target.home, f"delta-{sha256(root.encode()).hexdigest()[:16]}"):
+        if not DeltaTable.is_deltatable(root, options):
             DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column], storage_options=options)
-        except DeltaError:
-            if not DeltaTable.is_deltatable(root, options):  # else another partition was delivered at the same time
-                raise
     table = DeltaTable(root, storage_options=options)
     present = {field.name: field.type for field in table.schema().fields}
     wrong = [
@@ -66,8 +64,15 @@ def _type(of: object) -> str:
     return str(getattr(of, "type", of))
 
 
+def _is_conflict(error: Exception) -> bool:
+    from deltalake.exceptions import CommitFailedError
+
+    return isinstance(error, CommitFailedError)
+
+
 DELTA = Sink(
     replace=_replace,
+    is_conflict=_is_conflict,
     hint="see the message, and check the table; the next run delivers it.",
     require=lambda _: require_installed("deltalake", extra="delta"),
 )

@@ -79,6 +79,8 @@ class Sink:
     replace: Callable[[Target, pa.RecordBatchReader], None]
     # The local folder or file that it writes to, which must not lie in the home; anything else if it writes elsewhere.
     path: Callable[[Target], FilePath | None] = lambda target: target.path
+    # Tells whether `replace` raised because another commit came first, so that it can succeed when it is called again.
+    is_conflict: Callable[[Exception], bool] = lambda _: False
     hint: str = "see the message; the next run delivers it."  # shown when the receiver refuses
     # Raises WrongUseError if a library that the delivery needs is not installed. Connects to nothing.
     require: Callable[[Delivery], object] = lambda _: None

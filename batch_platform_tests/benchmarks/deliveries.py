@@ -64,7 +64,7 @@ def deliver(uri: str, file: str) -> int:
     with connect() as con:
         rows = con.read_parquet(file)
         number = len(rows)
-        replace_at_receiver(target, rows.to_arrow_reader(BATCH_ROWS))
+        replace_at_receiver(target, lambda: rows.to_arrow_reader(BATCH_ROWS))
     return number
 
 

@@ -162,8 +162,8 @@ def deliver(target: Target, rows: pl.DataFrame) -> None:
     """Deliver rows of a partition, in batches of two."""
     whole = rows.with_columns(pl.lit(target.partition_key).alias(target.column)).to_arrow()
     table = whole.cast(pa.schema([field.with_type(_plain(field.type)) for field in whole.schema]))
-    reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=2))
-    replace_at_receiver(target, reader)
+    batches = table.to_batches(max_chunksize=2)
+    replace_at_receiver(target, lambda: pa.RecordBatchReader.from_batches(table.schema, batches))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -207,9 +207,9 @@ def main() -> None:
             target = target_of(Path(folder), kind)
         elif hindrance == "nobody" and os.geteuid() == 0:
             os.setuid(65534)
-        rows = pa.RecordBatchReader.from_batches(schema, _many_rows(8, pausing=hindrance == "pause"))
+        batches = _many_rows(8, pausing=hindrance == "pause")
         try:
-            replace_at_receiver(target, rows)
+            replace_at_receiver(target, lambda: pa.RecordBatchReader.from_batches(schema, batches))
         except DeliveryError as error:
             print(error)
         if hindrance == "limit" and kind == "PostgreSQL":
