@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests import test_laws
-from batch_platform_tests.cli import test_instance, test_operation, test_reporting
-from batch_platform_tests.components import test_alerts, test_assets, test_postgres, test_schedules, test_ui
+from batch_platform_tests.cli import test_app, test_instance, test_operation, test_reporting
+from batch_platform_tests.components import (
+    test_alerts,
+    test_assets,
+    test_old_runs,
+    test_postgres,
+    test_schedules,
+    test_ui,
+)
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_backup, test_cleanup
@@ -93,6 +100,8 @@ ELSEWHERE = {
         test_operation.test_f50_damaged_records_of_dagster_are_called_that_and_status_goes_on,
         test_postgres.test_run_status_drop_and_a_schedule_work_with_dagsters_records_in_postgresql,
     ),
+    "F56": (test_app.test_f56_an_error_and_dagsters_own_about_it_that_are_each_others_cause_are_explained_once,),
+    "F57": (test_old_runs.test_f57_nothing_is_removed_of_a_run_with_a_step_of_the_users,),
     "F42": (
         test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,
         test_assets.test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails,
