@@ -15,6 +15,7 @@ from batch_platform_tests.components import (
     test_schedules,
     test_ui,
 )
+from batch_platform_tests.delivery import test_sinks_conformance, test_sql
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_backup, test_cleanup
@@ -102,6 +103,10 @@ ELSEWHERE = {
     ),
     "F56": (test_app.test_f56_an_error_and_dagsters_own_about_it_that_are_each_others_cause_are_explained_once,),
     "F57": (test_old_runs.test_f57_nothing_is_removed_of_a_run_with_a_step_of_the_users,),
+    "F52": (
+        test_sql.test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_what_it_held,
+        test_sinks_conformance.test_a_receiver_that_has_fewer_rows_than_were_sent_holds_what_it_held,
+    ),
     "F42": (
         test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,
         test_assets.test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails,
