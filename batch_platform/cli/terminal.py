@@ -68,9 +68,13 @@ def examples(*arguments: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  batch-platform {line}" for line in arguments)))
 
 
-def debug_hint() -> str:
-    """Say how the same command shows a traceback."""
-    return f"to see the traceback, call {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
+def debug_hint() -> str | None:
+    """Say how the same command shows a traceback; None if it does."""
+    return (
+        None
+        if debugging()
+        else f"to see the traceback, call {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
+    )
 
 
 def debugging() -> bool:

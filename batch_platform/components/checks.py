@@ -315,7 +315,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     asset = wiring.key("predictions")
     check = dg.AssetCheckKey(asset, UP_TO_DATE)
 
-    @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
+    @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description, op_tags=wiring.op_tags)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         pipeline = wiring.pipeline()
         with clear_failures(), at_work(context), pipeline.carrying(context.run.run_id):
@@ -336,7 +336,7 @@ def build_newest_scored(wiring: Wiring) -> dg.AssetChecksDefinition:
         "scoring anything."
     )
 
-    @dg.asset_check(asset=asset, name=NEWEST_SCORED, description=description)
+    @dg.asset_check(asset=asset, name=NEWEST_SCORED, description=description, op_tags=wiring.op_tags)
     def newest_partition_scored(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with clear_failures(), at_work(context):
             fresh = freshness(wiring.spec, wiring.pipeline().published_ledgers(), now())

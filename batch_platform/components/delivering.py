@@ -30,6 +30,7 @@ def delivered_asset(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition], del
 
     @dg.asset(
         key=key,
+        op_tags=wiring.op_tags,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={delivery.kind},

@@ -193,11 +193,12 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
                     dialect.create(cursor, target, types)
                 schema, present = dialect.columns(cursor, target)
                 _require_alike(target, present, types, dialect)
-                cursor.execute(
-                    f"DELETE FROM {_table(target)} WHERE {quoted(target.column)} = $1", [target.partition_key]
-                )
+                its_rows = f"FROM {_table(target)} WHERE {quoted(target.column)} = $1"
+                cursor.execute(f"DELETE {its_rows}", [target.partition_key])
                 values = con.sql(f"SELECT {_values(relation, types)} FROM delivered").to_arrow_reader(BATCH_ROWS)
                 cursor.adbc_ingest(database.name, values, mode="append", db_schema_name=schema)
+                ((there,),) = _ask(cursor, f"SELECT count(*) {its_rows}", target.partition_key)
+                target.require_whole(there)
             connection.commit()
 
 

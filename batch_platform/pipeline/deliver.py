@@ -109,7 +109,6 @@ class _DeliveryStep:
         query = f"SELECT {selected} FROM {quoted(name)}.{quoted(table)} WHERE partition_key = $key"
         values = {"key": partition.key}
         ((rows, total),) = con.execute(f"SELECT {digest(named.values())} FROM ({query})", values).fetchall()
-        target = Target(name, partition.key, self.delivery, self.folder, self.warehouse.home)
-        reader = con.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
-        replace_at_receiver(target, reader)
+        target = Target(name, partition.key, self.delivery, self.folder, self.warehouse.home, int(rows))
+        replace_at_receiver(target, lambda: con.sql(query, params=values).to_arrow_reader(BATCH_ROWS))
         return int(rows), f"{int(total or 0):032x}"

@@ -108,6 +108,19 @@ def test_a_table_of_others_may_have_more_columns_another_order_and_bounded_text(
     assert execute("SELECT count(*) FROM late").item() == 3
 
 
+@pytest.mark.usefixtures("postgresql")
+def test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_what_it_held(tmp_path):
+    target = target_of(tmp_path, "PostgreSQL")
+    deliver(target, NEW)
+    execute(
+        "CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN CASE WHEN NEW.x <> 2 THEN NEW END; END'",
+        "CREATE TRIGGER drops BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION drops()",
+    )
+    with pytest.raises(DeliveryError, match=r"3 rows were sent and 2 arrived, so nothing was changed there\. Hint: "):
+        deliver(target, OLD)
+    assert rows(tmp_path) == holds(NEW)
+
+
 def test_a_table_of_sqlite_with_other_types_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with closing(sqlite3.connect(tmp_path / "out/late.db")) as con:
