@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests import test_laws
-from batch_platform_tests.cli import test_app, test_instance, test_operation, test_reporting
+from batch_platform_tests.cli import test_app, test_instance, test_json_lines, test_operation, test_reporting
 from batch_platform_tests.components import (
     test_alerts,
     test_assets,
@@ -15,6 +15,7 @@ from batch_platform_tests.components import (
     test_schedules,
     test_ui,
 )
+from batch_platform_tests.declaration import test_redaction
 from batch_platform_tests.delivery import test_sinks_conformance, test_sql
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
 from batch_platform_tests.features import test_spark_features
@@ -114,6 +115,10 @@ ELSEWHERE = {
     "F53": (
         test_backup.test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home,
         test_backup.test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored,
+    ),
+    "F59": (
+        test_redaction.test_f59_a_variable_that_holds_no_secret_changes_no_text,
+        test_json_lines.test_f59_no_secret_changes_the_rows_of_a_query,
     ),
     "F48": (
         test_instance.test_f48_a_home_has_one_service_and_the_daemon_of_one_that_was_killed_is_ended,
