@@ -61,7 +61,7 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
         status = status_at(pipeline, PlanRequest(now))
         figures = read_figures(con, spec, first, last, every=every, status=status)
     zone = spec.partitions.calendar.zone
-    target = (file or home.reports(spec.name) / f"{figures.window.keys[-1]}.html").expanduser().absolute()
+    target = (file or home.reports(spec.name) / f"{figures.window.all_keys[-1]}.html").expanduser().absolute()
     page = html(figures, charts_of(figures, zone), zone)
     unfinished = target.with_name(f".{target.name}.part")
     try:
