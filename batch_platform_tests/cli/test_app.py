@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 
 import batch_platform
 from batch_platform import __version__
-from batch_platform.cli.app import COMMANDS, app, explain
+from batch_platform.cli.app import COMMANDS, app, explain, repeat_interruption
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform_tests.harness.command_line import (
     clean_environment,
@@ -728,6 +730,16 @@ def test_error_while_cleaning_up_does_not_hide_the_first(capfd):
     assert capfd.readouterr().err == "Error: the first Hint: mend it\n"
 
 
+@pytest.mark.parametrize("error", [ValueError("it broke"), DataError("it broke", hint="mend it")])
+def test_f56_an_error_and_dagsters_own_about_it_that_are_each_others_cause_are_explained_once(capfd, error):
+    step = RuntimeError("Dagster says a step failed")
+    step.__cause__, error.__context__ = error, step
+    assert explain(error) == 1
+    assert re.match(
+        r"Error: (ValueError: it broke\. Hint: to see the traceback|it broke Hint: mend it)", capfd.readouterr().err
+    )
+
+
 def test_every_command_and_option_has_help_that_is_a_sentence():
     context = click.Context(app)
     commands = [app.get_command(context, name) for name in COMMANDS]
@@ -780,3 +792,19 @@ def test_in_a_workspace_of_dg_its_projects_are_listed_and_nothing_is_made(cli, t
                 )
         (workspace / file).unlink()
     assert [path.name for path in workspace.rglob("*")] == ["sub"]
+
+
+def test_an_interruption_that_hits_a_finalizer_is_not_lost(monkeypatch, capsys):
+    class Cursor:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", repeat_interruption)
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `process` handles it
+    try:
+        Cursor()
+        with pytest.raises(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert capsys.readouterr().err == ""
