@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests import test_laws
-from batch_platform_tests.cli import test_app, test_instance, test_json_lines, test_operation, test_reporting
+from batch_platform_tests.cli import (
+    test_app,
+    test_instance,
+    test_json_lines,
+    test_operation,
+    test_reporting,
+    test_unread_sources,
+)
 from batch_platform_tests.components import (
     test_alerts,
     test_assets,
@@ -111,6 +118,10 @@ ELSEWHERE = {
     "F42": (
         test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,
         test_assets.test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails,
+    ),
+    "F51": (
+        test_unread_sources.test_f51_a_source_that_cannot_be_looked_at_is_named_by_run_and_status_and_is_an_error_where_it_was_asked_for,
+        test_unread_sources.test_f51_a_tick_and_the_check_name_a_source_that_cannot_be_looked_at,
     ),
     "F53": (
         test_backup.test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home,
