@@ -21,13 +21,7 @@ from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    NoChampionError,
-    RunFailedError,
-    WrongUseError,
-    counted,
-)
+from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
@@ -37,6 +31,7 @@ from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remainin
 from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges
+from batch_platform.pipeline.unserved import unserved_error
 from batch_platform.pipeline.wanted import PlanRequest
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
@@ -167,7 +162,9 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         if plan.items:
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
-        error = error_of(spec, state, runs.run_ids, deliveries=True) or _unserved(state, request, plan, named=named)
+        error = error_of(spec, state, runs.run_ids, deliveries=True) or unserved_error(
+            state, request.named, plan.blocked, named=named
+        )
         if request.retrain and error is None:
             error = state.registry.refusal({it.version for it in state.registry.of_model if it.run_id in runs.run_ids})
         outcome = summary_of(
@@ -225,22 +222,6 @@ def _without_dropped(wiring: Wiring, request: PlanRequest, state: State) -> Plan
         how = "To make it again" if len(dropped) == 1 else "To make them again, name each of them"
         terminal.say(f"{wiring.spec.name}: left out {terminal.spans(ranges(dropped))}: dropped. {how}: {again}")
     return replace(request, only=[it for it in request.named if it.key not in state.dropped])
-
-
-def _unserved(state: State, request: PlanRequest, left: Plan, *, named: bool) -> BatchPlatformError | None:
-    """The error that no model serves a partition if the user named it, or if nothing is scored though warm-up is over."""
-    blocked = [item for item in left.blocked if named or not item.warm_up]
-    if not blocked or not (named or not any(item.key in state.scores for item in request.named)):
-        return None
-    first, pipeline = blocked[0].partition, state.registry.pipeline
-    if first.key in state.scores:
-        msg = f"{pipeline}, partition {first.key}: its predictions stay as they were scored; {blocked[0].reason}."
-        return NoChampionError(msg, hint=f"batch-platform drop {pipeline} --partition {first.key} removes them.")
-    try:
-        state.registry.require_champion(first.start, first.key)
-    except NoChampionError as error:
-        return error
-    return None
 
 
 def _began(instance: dg.DagsterInstance, run_id: str) -> datetime | None:

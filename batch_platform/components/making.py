@@ -9,6 +9,7 @@ from itertools import chain
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
+from batch_platform.components.dagster_internals import assets_of_run
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import Duty, TrainingConfig, announced, is_of_job, name_of_whole
 from batch_platform.components.observing import observe_sources
@@ -61,7 +62,7 @@ class RunStep:
 
     def is_followed_by(self, *assets: str) -> bool:
         """Return whether another step of the run makes one of some assets."""
-        return not (self.context.run.asset_selection or frozenset()).isdisjoint(map(self.wiring.key, assets))
+        return not assets_of_run(self.context).isdisjoint(map(self.wiring.key, assets))
 
     def stamp(self) -> Stamp:
         """The stamp of work that begins now."""

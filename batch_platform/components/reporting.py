@@ -25,6 +25,7 @@ def build_reporting(wiring: Wiring) -> dg.Definitions:
 
     @dg.asset(
         key=wiring.key(REPORT),
+        op_tags=wiring.op_tags,
         group_name=spec.name,
         owners=spec.owners,
         kinds={"html"},

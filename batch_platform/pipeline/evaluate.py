@@ -3,8 +3,9 @@
 Reads the published copy, the lake and the label query.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +52,7 @@ class EvaluationStep:
     history: History
     warehouse: Warehouse
     declared: str  # hash of the whole declaration
+    inputs: Mapping[str, str]  # versions of what is measured beside the sources of the labels
     stamp: Stamp
 
     def committed(self, partitions: Sequence[Partition]) -> Iterator[Evaluated]:
@@ -119,7 +121,7 @@ class EvaluationStep:
                 rows_labelled=served.rows_labelled,
                 evaluated_at=self.stamp.now(),
                 run_id=self.stamp.run_id,
-                label_sources=label_sources,
+                label_sources=json.dumps(json.loads(label_sources) | self.inputs, sort_keys=True),
             ),
             served=served,
             challengers=tuple(measuring.of_challengers(partition, run, labels)),

@@ -81,7 +81,7 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    filters = {"number": number, "visible": redact, "ordered": ordered, "local": partial(_local, zone=zone)}
+    filters = {"number": number, "redacted": redact, "ordered": ordered, "local": partial(_local, zone=zone)}
     worded = {name: value for name, value in vars(wording).items() if not name.startswith("_")}
     environment.filters.update(worded, **filters)
     environment.globals.update(worded)

@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 
 from batch_platform.components.jobs import announced, announcing
+from batch_platform.models.promotion import Maker, promote
 from batch_platform.pipeline.plan import Plan
 from batch_platform_tests.components.test_runs_of_the_command import RETRY
 from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
@@ -63,6 +64,28 @@ def test_one_run_from_an_empty_home_makes_all_that_is_due_and_the_next_makes_not
     assert deployment.pipeline.state().scores["2024-02-02"].seq > after.scores["2024-02-02"].seq
     retrained = bring(deployment, "2024-02-03", "2024-02-03", retrain=True)
     assert keys(deployment, "model", retrained.run_id) == ["2024-02-01"]
+
+
+def test_a_run_that_scores_nothing_since_its_model_waits_fails_as_the_command_and_the_asset_do(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"promote": "manual"}, partitions={"start": "2024-01-17"})
+    result = bring(deployment, "2024-02-01", "2024-02-02")
+    assert deployment.pipeline.state().scores == {}
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    version = deployment.pipeline.state().registry.versions[0].version
+    reason = "small, partition 2024-02-01: no model serves it; no version is approved."
+    remedy = f"{version} waits for a decision: batch-platform models small promote {version}"
+    assert failure.step_failure_data.user_failure_data.description == f"{reason} Hint: {remedy}"
+    checked = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert not checked["up_to_date"].passed
+    assert remedy in checked["up_to_date"].description
+    alone = deployment.run("predictions", first="2024-02-01")
+    (failure,) = [event for event in alone.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data.description.endswith(f"or {remedy}")
+
+    made = promote(deployment.pipeline.state().registry, {}, version, Maker("me", AFTER_ALL))
+    deployment.pipeline.decide(made.promotion, deployment.pipeline.state())
+    assert bring(deployment, "2024-02-01", "2024-02-02").success
+    assert sorted(deployment.pipeline.state().scores) == ["2024-02-01", "2024-02-02"]
 
 
 def test_labels_that_were_corrected_long_ago_are_measured_again_if_the_run_rechecks(tmp_path, monkeypatch):

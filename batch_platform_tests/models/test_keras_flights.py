@@ -27,7 +27,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.release
 
 FOLDER = Path(sources.__file__).parent
 NOW = datetime(2013, 2, 10, 12, tzinfo=UTC)
