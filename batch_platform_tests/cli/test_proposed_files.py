@@ -414,6 +414,13 @@ def test_a_folder_is_read_beside_files_that_are_no_tables(tmp_path):
     assert "/data/[!._]*.csv" in files["defs.yaml"]
 
 
+def mixed_types(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "mixed.sqlite")) as con:
+        con.execute("CREATE TABLE orders (x)")
+        con.executemany("INSERT INTO orders VALUES (?)", [*((number,) for number in range(70_000)), ("late",)])
+        con.commit()
+
+
 def two_kinds(folder: Path) -> None:
     (folder / "mixed").mkdir()
     orders(100).write_csv(folder / "mixed" / "a.csv")
@@ -470,6 +477,12 @@ def stream(folder: Path) -> None:
         ),
         (lambda _: None, ("sqlite:///shop.sqlite",), 2, "Hint: name one, such as --table orders."),
         (lambda _: None, ("sqlite:///shop.sqlite", "--table", "orders"), 1, "there is no file "),
+        (
+            mixed_types,
+            ("sqlite:///mixed.sqlite", "--table", "orders"),
+            1,
+            "mixed.sqlite cannot be read: column 'x' holds values of several types",
+        ),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),

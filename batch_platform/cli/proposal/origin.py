@@ -19,7 +19,7 @@ from batch_platform.declaration.inputs import STORES, Encoding, Source, require_
 from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.files import files_of
-from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.kind import SourceTable, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import (
     FilePath,
@@ -153,6 +153,8 @@ def _on_this_machine(path: Path, file: str) -> tuple[str, FilePath]:
 
 def unreadable(path: FilePath, error: duckdb.Error, hint: str | None = None) -> SourceError:
     """The error that says why DuckDB cannot read a file, without the settings that it lists and the SQL that reads it."""
+    if (source_error := failure_in(error)) is not None:
+        return source_error
     if (failure := store_failure_in(error)) is not None:
         return SourceError(f"{failure}.", hint=hint_for(failure))
     message = " ".join(str(error).partition("\nLINE ")[0].split())
