@@ -13,6 +13,7 @@ from batch_platform.components.dagster_internals import assets_of_run
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import Duty, TrainingConfig, announced, is_of_job, name_of_whole
 from batch_platform.components.observing import observe_sources
+from batch_platform.components.upstream import never_materialized
 from batch_platform.components.wiring import Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
@@ -112,7 +113,8 @@ class RunStep:
         observe_sources(self.context, self.wiring, partitions)
         log = self.log("features", len(partitions))
         with cluster_heard(self.context, self.wiring):
-            builds = self.pipeline.build_features(partitions, self.stamp(), force=force)
+            absent = never_materialized(self.context, self.wiring)
+            builds = self.pipeline.build_features(partitions, self.stamp(), force=force, absent=absent)
             for built, commit in commits.features_in_turn(self.wiring, builds, partitions[-1].key):
                 read_from = lineage.built(self.wiring, built, partitions[-1])
                 log.committed(commit, metadata=read_from, findings=built.findings)

@@ -49,7 +49,8 @@ def health_of(
         run = state.scores[newest]
         past = Past(spec.partitions.calendar, state.scores.values())
         drift = DRIFT.of(measured.newest) or PartitionDrift(run)
-        aspects += [volume(past, run), rejected_share(past, run), drift_aspect(spec, drift)]
+        may_be_empty = spec.monitoring.allows_empty(newest)
+        aspects += [volume(past, run, may_be_empty=may_be_empty), rejected_share(past, run), drift_aspect(spec, drift)]
     if (performance := _performance(spec, state, measured)) is not None:
         aspects.append(performance)
     if newest is not None and newest not in state.evaluations:
