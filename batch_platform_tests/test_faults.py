@@ -23,9 +23,9 @@ from batch_platform_tests.components import (
     test_ui,
 )
 from batch_platform_tests.declaration import test_redaction
-from batch_platform_tests.delivery import test_sinks_conformance, test_sql
+from batch_platform_tests.delivery import test_sinks_conformance, test_sql, test_stores
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
-from batch_platform_tests.features import test_spark_features
+from batch_platform_tests.features import test_objects, test_spark_features
 from batch_platform_tests.pipeline import test_backup, test_cleanup
 from batch_platform_tests.scoring import test_spark_engine
 
@@ -114,6 +114,10 @@ ELSEWHERE = {
     "F52": (
         test_sql.test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_what_it_held,
         test_sinks_conformance.test_a_receiver_that_has_fewer_rows_than_were_sent_holds_what_it_held,
+    ),
+    "F55": (
+        test_objects.test_f55_a_store_that_accepts_and_never_answers_is_named_in_time,
+        test_stores.test_f55_a_store_that_accepts_and_never_answers_fails_the_delivery_in_time,
     ),
     "F42": (
         test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,

@@ -26,16 +26,21 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
 def lock_timeout() -> float:
     """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 if it is not set."""
-    text = os.environ.get(TIMEOUT_VARIABLE)
+    return seconds_in(TIMEOUT_VARIABLE, LOCK_TIMEOUT_SECONDS)
+
+
+def seconds_in(variable: str, default: float) -> float:
+    """The seconds that a variable of the environment holds; raises WrongUseError if it holds something else."""
+    text = os.environ.get(variable)
     if not text:
-        return LOCK_TIMEOUT_SECONDS
+        return default
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is not a number of seconds."
-        raise WrongUseError(msg, hint=f"for example {TIMEOUT_VARIABLE}=300; without it, {LOCK_TIMEOUT_SECONDS:g}.")
+        msg = f"{variable} is {text!r}, which is not a number of seconds."
+        raise WrongUseError(msg, hint=f"for example {variable}=300; without it, {default:g}.")
     return seconds
 
 
