@@ -26,7 +26,7 @@ from batch_platform_tests.declaration import test_redaction
 from batch_platform_tests.delivery import test_sinks_conformance, test_sql, test_stores
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
 from batch_platform_tests.features import test_objects, test_spark_features
-from batch_platform_tests.pipeline import test_backup, test_cleanup
+from batch_platform_tests.pipeline import test_backup, test_cleanup, test_deletion
 from batch_platform_tests.scoring import test_spark_engine
 
 PAGE = Path("batch_platform/guide/faults.md")
@@ -130,6 +130,9 @@ ELSEWHERE = {
     "F53": (
         test_backup.test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home,
         test_backup.test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored,
+    ),
+    "F54": (
+        test_deletion.test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_bundles_that_hold_it,
     ),
     "F59": (
         test_redaction.test_f59_a_variable_that_holds_no_secret_changes_no_text,

@@ -186,8 +186,7 @@ class Session:
                     else:
                         cursor.execute(text, values)
                         for batch in cursor.fetch_record_batch():
-                            unchecked = self._driver != "sqlite" and batch.schema.equals(schema)
-                            yield batch if unchecked else _cast(batch, schema)
+                            yield _cast(batch, schema)
             except SourceError as error:
                 raise failure_of_stream(error) from None
             unless_complete.pop_all()
