@@ -14,7 +14,7 @@ from batch_platform_tests.components import test_schedules
 from batch_platform_tests.features import test_build
 from batch_platform_tests.models import test_gate
 from batch_platform_tests.monitoring import test_leakage, test_measures
-from batch_platform_tests.pipeline import test_late_rows, test_staleness
+from batch_platform_tests.pipeline import test_inputs, test_late_rows, test_staleness
 
 PAGE = Path("batch_platform/guide/faults.md")
 CASES: dict[str, Case] = columns.CASES | values.CASES | rows.CASES | declarations.CASES
@@ -66,6 +66,10 @@ ELSEWHERE = {
     "B35": (
         test_laws.test_law_18_what_is_worse_beyond_chance_never_replaces_a_champion_by_itself,
         test_gate.test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_not_replace_a_champion_that_was,
+    ),
+    "B36": (
+        test_inputs.test_b36_labels_that_are_declared_otherwise_make_the_model_and_what_it_scored_due,
+        test_inputs.test_b36_a_label_column_that_does_not_exist_is_due_and_an_error_that_names_the_nearest,
     ),
 }
 

@@ -106,7 +106,8 @@ def process() -> NoReturn:
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the end of a terminal
-            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+            # A shell lets its background processes ignore SIGINT itself.
+            signal.signal(number, signal.default_int_handler)
     resend_lost_interruptions()
     terminal.say_if_loading_takes_long()
     code = _run(sys.argv[1:])

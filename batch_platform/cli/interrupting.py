@@ -14,13 +14,18 @@ _LATER = 0.05  # seconds after which the callback is over
 
 
 def resend_lost_interruptions() -> None:
-    """Send SIGINT again whenever Python drops or only prints the exception that stands for a signal."""
+    """Interrupt the main thread again whenever Python drops or only prints the exception that stands for a signal.
+
+    Errors of finalizers of what was interrupted are dropped; all others are printed as before.
+    """
     unraisable_hook, print_hook = sys.unraisablehook, sys.excepthook
 
     def on_unraisable(dropped: "sys.UnraisableHookArgs") -> None:
+        from batch_platform.features.interruption import was_interrupted  # which imports DuckDB
+
         if _stands_for_a_signal(dropped.exc_type):
             _send_again()
-        else:
+        elif not was_interrupted():
             unraisable_hook(dropped)
 
     def on_printed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -38,10 +43,13 @@ def _stands_for_a_signal(kind: type[BaseException]) -> bool:
 
 
 def _send_again() -> None:
-    """Interrupt the main thread from another one, once it is out of the code that lost the exception; once for several losses."""
+    """Interrupt the main thread from another one, once it is out of the code that lost the exception; once for several losses.
+
+    By SIGTERM: a shell lets its background processes ignore SIGINT.
+    """
     if any(isinstance(thread, _Sender) for thread in threading.enumerate()):
         return
-    sender = _Sender(_LATER, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    sender = _Sender(_LATER, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
     sender.daemon = True
     sender.start()
 

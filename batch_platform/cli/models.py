@@ -191,6 +191,7 @@ def show_version(target: _Target, version: str) -> None:
     leaks = state.registry.suspected_leaks(version)
     manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)
     manifest["remarks"] = "; ".join(manifest["remarks"])
+    manifest["judged_fit"] = None if stored.judged_fit is None else asdict(stored.judged_fit.training)
     search = manifest.pop("search")
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from batch_platform.cli import terminal
+from batch_platform.cli.failed_checks import FailedCheck, failed_in, show_failed
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
@@ -80,6 +81,7 @@ class RunSummary:
     published: str
     table: str
     findings: dict[str, Sequence[str]]  # what is odd about the sources, or not there yet, by partition
+    failed_checks: list[FailedCheck]  # checks that partitions failed as this command scored or evaluated them
     delivered: dict[str, int]  # partitions delivered by this command, by name of the delivery
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
@@ -139,6 +141,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         published=str(home.published),
         table=f"{name}.predictions",
         findings={key: [*findings.get(key, ()), *odd.get(key, ())] for key in sorted({*findings, *odd})},
+        failed_checks=failed_in(pipeline, run_ids),
         delivered=dict(Counter(row.name for row in state.deliveries.values() if row.run_id in run_ids)),
         failures=failures,
         error=error,
@@ -237,6 +240,7 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
     for group in outcome.left_out[:MOST_SHOWN]:
         span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
+    show_failed(outcome.failed_checks, calendar)
     _show_findings(outcome, calendar)
     _show_failures(outcome.failures, calendar)
     if outcome.scored:

@@ -161,7 +161,7 @@ class _JsonLines(logging.Formatter):
     """Formats each record of Python's logging as a line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        more = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        more = {"exception": redact(self.formatException(record.exc_info))} if record.exc_info else {}
         return _json_line(record.levelname.lower(), record.getMessage(), logger=record.name, **more)
 
 
@@ -183,8 +183,8 @@ def log_as_declared() -> None:
 
 
 def _json_line(level: str, message: str, **more: object) -> str:
-    line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": message, **more}
-    return redact(json.dumps(_plain(line), ensure_ascii=False))
+    line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": redact(message), **more}
+    return json.dumps(_plain(line), ensure_ascii=False)
 
 
 def _print(console: Console, level: str, text: str, prefix: str = "") -> None:

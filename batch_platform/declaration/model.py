@@ -242,7 +242,7 @@ class Train(Block):
     )
     retrain: Literal["when_changed", "never"] = Field(
         default="when_changed",
-        description="when_changed: the newest serving period is trained again when the estimator, its parameters or the features change, and any period whose model learned from labels that were not known yet, or was refused on a window that changed since. never: only `batch-platform train` trains again.",
+        description="when_changed: the newest serving period is trained again when the estimator, its parameters, the features, the labels or the rows to learn from change, and any period whose model learned from labels that were not known yet, or was refused on a window that changed since. never: only `batch-platform train` trains again.",
     )
 
     @model_validator(mode="after")

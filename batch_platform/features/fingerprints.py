@@ -26,7 +26,7 @@ from batch_platform.features.query import Query
 from batch_platform.features.sources.kind import SourceTable, digest
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.spark.query import SparkQuery
-from batch_platform.warehouse.fingerprints import read_fingerprints
+from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.sql import quoted
 
@@ -290,6 +290,17 @@ def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Take
     """Recorded state of a pipeline's sources."""
     rows = read_fingerprints(con, pipeline)
     return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
+
+
+def record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, taken: Taken) -> None:
+    """Record what was found in sources whose version is not known yet, within the caller's transaction."""
+    known = {(row.read_by, row.source): row.version for row in read_fingerprints(con, pipeline)}
+    looked_at = [
+        SourceFingerprints(*of, held.version, held.as_json())
+        for of, held in taken.items()
+        if known.get(of) != held.version
+    ]
+    replace_fingerprints(con, pipeline, looked_at)
 
 
 def fingerprint_of(con: SourceConnection, name: str, partition: Partition) -> Fingerprint:

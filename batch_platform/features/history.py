@@ -322,11 +322,17 @@ class History:
     def _own_versions(self, builds: Mapping[str, FeatureBuild]) -> tuple[dict[str, str], dict[str, str]]:
         """The source versions of builds, with the present version of sources that have a file for each partition.
 
-        A snapshot holds whole sources, so each of them counts. A build whose source files are gone is not among them, since
-        nothing newer can be built, but in the second mapping, which says what is gone.
+        A snapshot holds whole sources, so each of them counts; of others, the code of Python functions does. A build whose
+        source files are gone is not among them, since nothing newer can be built, but in the second mapping, which says
+        what is gone.
         """
-        snapshot, calendar = self.spec.partitions.snapshot, self.spec.partitions.calendar
-        looked_at = self.builder.feature_sources if snapshot else self.builder.own_feature_sources
+        snapshot, calendar, names = (
+            self.spec.partitions.snapshot,
+            self.spec.partitions.calendar,
+            self.builder.feature_sources,
+        )
+        functions = {name for name in names if self.spec.sources[name].python is not None}
+        looked_at = [it for it in names if snapshot or it in functions or self.spec.sources[it].by_partition]
 
         @cache
         def version(name: str, partition: Partition) -> str | SourceError:
@@ -336,7 +342,7 @@ class History:
                 return error
 
         versions, gone, first = dict[str, str](), dict[str, str](), calendar.around(calendar.first_start)
-        shared = {name for name in looked_at if builds and not self.builder.dated.takes_partition(name)}
+        shared = functions | {it for it in looked_at if builds and not self.builder.dated.takes_partition(it)}
         for key, partition in self._named(builds if looked_at else ()).items():
             now = {name: version(name, first if name in shared else partition) for name in looked_at}
             if errors := [(name, it) for name, it in now.items() if isinstance(it, SourceError)]:

@@ -155,11 +155,6 @@ class Registry:
         """That a version was not better than guessing when it was judged, in words; empty if it was, or if nobody knows."""
         return next((text for event in self._decisions.get(version, ()) if (text := guesses_in(event.evidence))), "")
 
-    def was_better_than_guessing(self, version: str) -> bool:
-        """Return whether a version was better than guessing, beyond chance, when it was judged."""
-        judged = (json.loads(event.evidence).get("baseline") or {} for event in self._decisions.get(version, ()))
-        return any(baseline.get("word") == "better" for baseline in judged)
-
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
         return last is not None and last.action == action

@@ -137,6 +137,7 @@ class ScoredPartition:
     # Number of rows whose labels count, since no model learns from them; None: those of all rows.
     held_out: int | None = None
     expected: Expected | None = None  # estimate for the model that serves
+    misplaced: str | None = None  # fault by which rows have the features of other rows; None without one
     not_given: Collection[str] = ()  # columns of the features that no model is given (`feature: false`)
 
     @cached_property
@@ -222,6 +223,8 @@ class Check(Generic[Value]):
     # of both, and the worst numbers.
     summary: Callable[[Mapping[str, Value], Sequence[str]], Mapping[str, Any]] | None = None
     name: str = ""  # name in the UI; by default that of the measure
+    # Causes of an alarm (see ALARMS) that put the rows or labels of a partition in doubt: the report gives its figures apart.
+    doubtful: Collection[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     first: str | None = None,
     last: str | None = None,
     *,
+    partitions: Collection[str] | None = None,
     by: Sequence[str] = (),
     metrics: Sequence[Metric] = (),
     only: Collection[str] | None = None,
@@ -108,7 +109,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
 ) -> pl.DataFrame:
     """The metrics of partitions from `first` to `last`, both included; a row is a `PooledMetric`.
 
-    `con` is a connection to the published copy. There are rows for all models that served, for each of their versions (unless
+    `con` is a connection to the published copy. With `partitions`, only these of them count. There are rows for all models that served, for each of their versions (unless
     `by_version` is false), for each challenger, and for each value of every column in `by`, which is a kept column of the
     predictions. Versions that know other classes are not measured together. `metrics` are measured beside the built-in ones.
     Most of the time goes into intervals: `only` names the metrics to measure, `of_segments` those of segments; None: all.
@@ -120,7 +121,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     if not has_table(con, pipeline, OUTCOMES):
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
-    keys = _measured(con, pipeline, first, last)
+    keys = [key for key in _measured(con, pipeline, first, last) if partitions is None or key in partitions]
     rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, unit, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 

@@ -25,7 +25,7 @@ from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, fu
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, LOSS, RECENT
+from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, LOSS, RECENT, counted_deviation
 from batch_platform.monitoring.measures.estimates import EstimatedMetric
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric, own_metrics
@@ -73,7 +73,9 @@ class Measuring:
     challengers: Mapping[str, list[ChallengerRun]]  # key: partition
     # Estimates by partition key.
     estimated: Mapping[str, Sequence[EstimatedMetric]] = field(default_factory=dict[str, Sequence[EstimatedMetric]])
-    # Deviations from estimates by partition, those of this run included.
+    # Fault by which rows have the features of other rows, by partition key.
+    misplaced: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Deviations from estimates by partition, those of this run included; of partitions in doubt, none.
     deviations: dict[str, float] = field(default_factory=dict[str, float])
 
     def of_challengers(
@@ -124,6 +126,7 @@ class Measuring:
             decide=rule_in(run.decision_rule),
             held_out=held_out,
             expected=None if challenger else self._expected(partition.key, model),
+            misplaced=self.misplaced.get(partition.key),
             not_given=[name for name, rule in spec.features.columns.items() if not rule.feature],
         )
         with one_thread():
@@ -133,8 +136,10 @@ class Measuring:
             beside = {} if labels is None or challenger else further_rows(scored)
         if challenger is None:
             self.deviations.pop(partition.key, None)
-            if (of_partition := tables.get(CONCEPT_DRIFT.name)) is not None and of_partition.height:
-                self.deviations[partition.key] = of_partition["deviation"][0]
+            if (drift := tables.get(CONCEPT_DRIFT.name)) is not None and (
+                deviation := counted_deviation(drift)
+            ) is not None:
+                self.deviations[partition.key] = deviation
         return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)
 
     def _expected(self, key: str, model: Version) -> Expected | None:

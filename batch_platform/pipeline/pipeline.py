@@ -193,7 +193,9 @@ class Pipeline:
         """
         awaited = self.awaited_labels(partitions, stamp.at)
         if known := [partition for partition in partitions if partition.key not in awaited]:
-            yield from EvaluationStep(self.history, self.warehouse, self.declared, stamp).committed(known)
+            yield from EvaluationStep(
+                self.history, self.warehouse, self.declared, self._keeper.inputs.measured, stamp
+            ).committed(known)
 
     def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:
         """Say what the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""

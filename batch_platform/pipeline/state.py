@@ -21,6 +21,7 @@ from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
+from batch_platform.pipeline.inputs import Inputs
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.erasures import ErasedSubjects
 from batch_platform.warehouse.failures import FailedStep, Failure
@@ -52,6 +53,7 @@ class State:
     changed: dict[str, str] = field(default_factory=dict[str, str])  # source of many partitions whose rows changed
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
     fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
+    inputs: Inputs = field(default_factory=Inputs)  # of models and evaluations, as declared now
     # Hashes of the features as the last training found them, by serving period in which it gave no model; see `Registry`.
     refused_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since

@@ -16,9 +16,11 @@ from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, Version
+from batch_platform.monitoring.catalogue import FailedCheck
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
-from batch_platform.pipeline.health import Measured, health_of, newest_measured
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import Measured, newest_measured
 from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
@@ -97,6 +99,9 @@ class PipelineStatus:
     former_partitions: list[str]  # predictions of theirs are stored, and they are no longer declared
     partitions: list[PartitionStatus]
     health: Health
+    failed_checks: list[
+        FailedCheck
+    ]  # checks that partitions failed as they are scored and evaluated now, oldest partition first
 
 
 def status_at(
@@ -115,7 +120,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
     plan: Plan,
     now: datetime,
     materialized: AbstractSet[str] | None = None,
-    measured: Measured | None = None,
+    measured: Measured = Measured(),  # noqa: B008 - immutable
 ) -> PipelineStatus:
     """Say where every partition stands that is due at a time, by the plan for that time.
 
@@ -171,7 +176,8 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         failures=failures,
         former_partitions=[partition.key for partition in former_partitions(spec, state.scores.values())],
         partitions=partitions,
-        health=health_of(spec, state, now, measured or Measured(), failures),
+        health=health_of(spec, state, now, measured, failures),
+        failed_checks=[check for check in measured.failed if check.partition_key in committed],
     )
 
 

@@ -24,7 +24,7 @@ from batch_platform.features.history import (
     window_sha256,
 )
 from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
-from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
+from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import is_classification, read_import, require_rule
@@ -158,9 +158,10 @@ class Training:
             training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
             sampled=sample_of(spec, whole),
             refit=True,
+            judged_fit=JudgedFit(learned.manifest.training, learned.manifest.contract),
             remarks=list(fitted.remarks),
         )
-        return replace(learned, fitted=fitted, manifest=manifest)
+        return replace(learned, fitted=fitted, manifest=manifest, judged_fit=learned.fitted)
 
     @cached_property
     def _former_reference(self) -> ReferenceProfile | None:

@@ -335,7 +335,8 @@ def bounded_buffer(con: duckdb.DuckDBPyConnection, staged: Sequence[Path], rows:
 
 
 def require_not_lost(home: Home) -> None:
-    """Raise WarehouseError if the warehouse is missing where one has been."""
+    """Raise WarehouseError if the warehouse is missing where one has been, or if a backup is not wholly restored."""
+    home.require_restored()
     if not home.warehouse.exists():
         _require_nothing_held(home, "is missing")
 

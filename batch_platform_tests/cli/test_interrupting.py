@@ -17,7 +17,7 @@ LONG = 600  # seconds
 
 
 def interrupt(*_: object) -> None:
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
 
 
 class Finalized:
@@ -57,13 +57,13 @@ def test_an_interruption_that_is_lost_is_sent_again(monkeypatch, capfd, lose, ki
 
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    former = signal.signal(signal.SIGINT, handle)
+    former = signal.signal(signal.SIGTERM, handle)
     try:
         resend_lost_interruptions()
         with pytest.raises(kind):
             lose_and_go_on(lose)
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGTERM, former)
     assert capfd.readouterr().err == ""
 
 

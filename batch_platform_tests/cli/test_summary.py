@@ -46,6 +46,7 @@ def test_the_class_that_scores_are_for_is_named_once_and_not_after_every_model(c
         published="",
         table="",
         findings={},
+        failed_checks=[],
         delivered={},
         failures=[],
         error=None,

@@ -415,7 +415,7 @@ def killed_at(tmp_path: Path, task: str, pipeline: Pipeline, **arguments: Any) -
             assert list(home.features("small").glob(".*")) == []
 
 
-@pytest.mark.full
+@pytest.mark.release
 def test_a_drop_that_is_killed_at_any_step_is_completed_by_the_next_publication(tmp_path):
     pipeline, outcomes = with_customers(tmp_path, "parquet"), Counter[bool]()
     gone = customers_of(pipeline, KEY)
@@ -427,7 +427,7 @@ def test_a_drop_that_is_killed_at_any_step_is_completed_by_the_next_publication(
     assert outcomes.keys() == {True, False}
 
 
-@pytest.mark.full
+@pytest.mark.release
 def test_an_erasure_that_is_killed_at_any_step_is_completed_by_the_next_publication_or_the_same_command(tmp_path):
     pipeline, outcomes = with_customers(tmp_path, "parquet"), Counter[bool]()
     customer, ids = subject_of(pipeline)

@@ -8,9 +8,10 @@ import pytest
 
 from batch_platform.declaration.windows import deadline, oldest_champion
 from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.monitoring.measures.health import VOLUME, JudgedRun, partition_aspects, volume
+from batch_platform.monitoring.measures.health import VOLUME, JudgedRun, rejected_share, volume
 from batch_platform.monitoring.usual import Past
-from batch_platform.pipeline.health import Measured, freshness, health_of, newest_measured
+from batch_platform.pipeline.health import freshness, health_of
+from batch_platform.pipeline.measured import Measured, newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
@@ -97,7 +98,7 @@ def test_a_partition_is_judged_by_earlier_ones_alone(odd):
     runs = odd.published_ledgers().scores
     past = Past(odd.spec.partitions.calendar, runs.values())
     first, last = runs["2024-02-01"], runs["2024-02-28"]
-    assert [aspect.level for aspect in partition_aspects(odd.spec, past, first)] == [None, "none"]
+    assert (volume(past, first).level, rejected_share(past, first).level) == (None, "none")
     assert {run.partition_key for run in past.before(last, 9, alike=True)} == {
         "2024-02-07",
         "2024-02-14",
@@ -105,7 +106,7 @@ def test_a_partition_is_judged_by_earlier_ones_alone(odd):
     }
     assert [run.partition_key for run in past.before(last, 2, alike=False)] == ["2024-02-26", "2024-02-27"]
     weeks = [replace(first, partition_start=last.partition_start - timedelta(days=7 * week)) for week in range(1, 9)]
-    judged = partition_aspects(odd.spec, Past(odd.spec.partitions.calendar, weeks), last)[0]
+    judged = volume(Past(odd.spec.partitions.calendar, weeks), last)
     assert (judged.level, judged.text) == ("warn", "2024-02-28 has 5 rows, where 15 to 104 are usual")
     past.add(replace(runs["2024-02-27"], rows_rejected=3, rows_in=3))
     assert past.before(last, 1, alike=False)[0].rows_in == 3, "a partition that is scored again replaces itself"

@@ -132,7 +132,9 @@ def test_another_budget_of_rejected_rows_makes_nothing_stale_and_judges_anew(tmp
 
 def test_an_evaluation_that_failed_leaves_its_partition_scored_and_says_why(pipeline):
     pipeline = small_pipeline(
-        pipeline.folder.parent, labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n")
+        pipeline.folder.parent,
+        labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n"),
+        model={"train": {"retrain": "never"}},
     )
     with pytest.raises(SourceError):
         list(pipeline.evaluate([pipeline.spec.partitions.calendar.named("2024-02-10")], Stamp("later", LABELS_KNOWN)))

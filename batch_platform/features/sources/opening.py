@@ -16,7 +16,6 @@ from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.threads import most_threads
 from batch_platform.features.interruption import interrupt, interruptible
 from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
@@ -48,8 +47,6 @@ def bounded(spill: Path | None, timezone: str) -> Generator[duckdb.DuckDBPyConne
     with connect() as con, interruptible(con):
         con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
         con.execute(f"SET TimeZone = {literal(timezone)}")
-        if most := most_threads():
-            con.execute(f"SET threads = {most}")
         if spill is None:
             con.execute("SET enable_external_file_cache = false")  # it would keep what a store sent, without a limit
         else:

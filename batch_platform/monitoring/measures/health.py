@@ -96,14 +96,6 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     )
 
 
-def partition_aspects(
-    spec: PipelineSpec, past: Past, run: ScoreRun, version: Version | None = None
-) -> tuple[Aspect, ...]:
-    """Judge a partition by its commit, and by the version that scored it if that is known."""
-    age = () if version is None else (champion_age(spec, version, run.partition_start),)
-    return (volume(past, run), rejected_share(past, run), *age)
-
-
 def _age(commits: Commits, run: ScoreRun) -> Aspect | None:
     version = commits.versions.get(run.model_version)
     return None if version is None else champion_age(commits.spec, version, run.partition_start)
@@ -157,8 +149,14 @@ def _check_rejected_share(spec: PipelineSpec) -> Check[JudgedRun]:
 
     def judge(judged: JudgedRun, _: str) -> Finding:
         near = budget.is_exceeded(ceil(judged.run.rows_rejected / NEAR_BUDGET), judged.run.rows_in)
-        counts = {"rejected_share": judged.share, "rows_rejected": judged.run.rows_rejected}
-        return Finding("warn" if near or not judged.aspect.passed else "none", counts | _shown(judged))
+        shown: dict[str, Any] = {
+            "rejected_share": judged.share,
+            "rows_rejected": judged.run.rows_rejected,
+            **_shown(judged),
+        }
+        if near and judged.aspect.passed:
+            shown["what"] += f" in {judged.run.partition_key}, more than half of features.max_rejected ({budget})"
+        return Finding("warn" if near or not judged.aspect.passed else "none", shown)
 
     return Check(
         description=(
