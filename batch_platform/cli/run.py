@@ -28,7 +28,6 @@ from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remaining
-from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges
 from batch_platform.pipeline.unserved import unserved_error
@@ -162,9 +161,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         if plan.items:
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
-        error = error_of(spec, state, runs.run_ids, deliveries=True) or unserved_error(
-            state, request.named, plan.blocked, named=named
-        )
+        error = runs.error(state) or unserved_error(state, request.named, plan.blocked, named=named)
         if request.recheck and error is None:
             error = state.unread_error
         if request.retrain and error is None:
