@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -72,6 +73,11 @@ class Window:
     rows_rejected: int  # rows that could not be learned from: NaN, infinite or out of declared bounds
     features_sha256: str  # over the partition keys and hashes of the feature files
     label_sources: str = ""  # digest of the label files and their labels; empty unless each partition has a label file
+
+    @property
+    def days(self) -> float:
+        """Its length."""
+        return (datetime.fromisoformat(self.end) - datetime.fromisoformat(self.start)) / timedelta(days=1)
 
 
 @dataclass(frozen=True)

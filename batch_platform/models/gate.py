@@ -147,7 +147,7 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
             by = (
                 f", {'maybe by more than the tolerance of ' if is_refused(gate, beside) else BY_LESS}{gate.tolerance:g}"
             )
-        reasons.append(beside.beside(f"champion {name}") + by)
+        reasons.append(beside.beside(f"champion {name}", worth=gate.tolerance) + by)
         reasons += _ends_of_learning(comparison)
     if coverage is not None and coverage.champion_is_unfit:
         faults = {

@@ -23,6 +23,8 @@ def trained(version: str) -> TrainedModel:
         reason="meets the gate",
         rows_trained=400,
         days_trained=10.0,
+        judged_fit_rows=0,
+        judged_fit_days=None,
         positive="no",
         suspected_leaks=[],
     )

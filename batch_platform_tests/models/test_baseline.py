@@ -1,7 +1,6 @@
 """A trained model is held against the strongest trivial one on its evaluation rows, and refused if it is worse."""
 
 import json
-import re
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -131,7 +130,6 @@ def test_a_first_version_that_learned_nothing_is_approved_and_said_to_be_no_bett
     assert len(guesses) >= 35
     assert {decision.action for decision in guesses} == {"approved"}
     assert all(guesses_in(decision.evidence) in decision.reason for decision in guesses)
-    assert any(re.search(r"; about [\d,]+ rows would be needed to tell$", decision.reason) for decision in guesses)
 
 
 @pytest.mark.parametrize(
