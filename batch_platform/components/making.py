@@ -12,8 +12,7 @@ from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.dagster_internals import assets_of_run
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import Duty, TrainingConfig, announced, is_of_job, name_of_whole
-from batch_platform.components.observing import observe_sources
-from batch_platform.components.upstream import never_materialized
+from batch_platform.components.observing import never_materialized, observe_sources
 from batch_platform.components.wiring import Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError

@@ -5,6 +5,7 @@ The estimate follows every change of the rows, so what it does not explain is a 
 
 from collections.abc import Collection
 from math import log, sqrt
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -120,7 +121,7 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
         row = rows.row(0, named=True)
         is_sudden, misplaced = row["contradicted"] or row["deviation"] <= -SUDDEN, row["misplaced"]
         slow = misplaced is None and row["deviation_recent"] is not None and row["deviation_recent"] <= -SLOW
-        alarms = list[tuple[str, str]]()
+        alarms = dict[str, Any]()
         numbers = {
             name: row[name] for name in ("value", "estimate", "deviation", "deviation_recent") if row[name] is not None
         }
@@ -130,7 +131,7 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
                 f"{figures}: they have the features of other rows ({misplaced}), as the check {FEATURE_ROWS.name} says"
             )
         elif row["contradicted"]:
-            alarms.append((EXCHANGED, "warn"))
+            alarms[ALARMS] = [[EXCHANGED, "warn"]]
             text = f"{CONTRADICTION}: {figures} (tossing a coin: {COIN:.4f}), and the rows are ranked no better than by chance"
         elif is_sudden or slow:
             since = f", like the last {RECENT} partitions on average" if slow else ""
@@ -138,7 +139,7 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
         else:
             text = f"{row['metric']} is {row['value']:.4f}, as expected of these rows ({row['estimate']:.4f})"
             return Finding("none", {"what": text, **rounded(numbers)})
-        return Finding("warn", {"what": text, **rounded(numbers), **({ALARMS: [*map(list, alarms)]} if alarms else {})})
+        return Finding("warn", {"what": text, **rounded(numbers), **alarms})
 
     return Check(
         description=(
