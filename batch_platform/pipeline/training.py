@@ -160,6 +160,7 @@ class Training:
             refit=True,
             judged_fit=JudgedFit(learned.manifest.training, learned.manifest.contract),
             remarks=list(fitted.remarks),
+            refinements=fitted.refinements.facts,
         )
         return replace(learned, fitted=fitted, manifest=manifest, judged_fit=learned.fitted)
 
