@@ -11,7 +11,7 @@ from batch_platform_tests import test_laws
 from batch_platform_tests.bad_input import Case, columns, declarations, rows, values
 from batch_platform_tests.cli import test_proposed_files, test_proposed_shapes
 from batch_platform_tests.components import test_schedules
-from batch_platform_tests.features import test_build
+from batch_platform_tests.features import test_build, test_sql
 from batch_platform_tests.models import test_gate
 from batch_platform_tests.monitoring import test_leakage, test_measures
 from batch_platform_tests.pipeline import test_inputs, test_late_rows, test_staleness
@@ -62,6 +62,10 @@ ELSEWHERE = {
     "B29": (test_laws.test_law_17_renaming_labels_changes_no_probability,),
     "B31": (
         test_staleness.test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_told_and_trained_again,
+    ),
+    "B37": (
+        test_sql.test_b37_infinite_times_of_postgresql_arrive_as_such,
+        test_sql.test_b37_values_of_postgresql_that_cannot_be_taken_over_are_named_by_column,
     ),
     "B35": (
         test_laws.test_law_18_what_is_worse_beyond_chance_never_replaces_a_champion_by_itself,

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from batch_platform_tests import test_laws
-from batch_platform_tests.cli import test_app, test_instance, test_json_lines, test_operation, test_reporting
+from batch_platform_tests.cli import (
+    test_app,
+    test_instance,
+    test_json_lines,
+    test_operation,
+    test_reporting,
+    test_unread_sources,
+)
 from batch_platform_tests.components import (
     test_alerts,
     test_assets,
@@ -16,10 +23,10 @@ from batch_platform_tests.components import (
     test_ui,
 )
 from batch_platform_tests.declaration import test_redaction
-from batch_platform_tests.delivery import test_sinks_conformance, test_sql
+from batch_platform_tests.delivery import test_sinks_conformance, test_sql, test_stores
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
-from batch_platform_tests.features import test_spark_features
-from batch_platform_tests.pipeline import test_backup, test_cleanup
+from batch_platform_tests.features import test_objects, test_spark_features
+from batch_platform_tests.pipeline import test_backup, test_cleanup, test_deletion
 from batch_platform_tests.scoring import test_spark_engine
 
 PAGE = Path("batch_platform/guide/faults.md")
@@ -108,13 +115,24 @@ ELSEWHERE = {
         test_sql.test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_what_it_held,
         test_sinks_conformance.test_a_receiver_that_has_fewer_rows_than_were_sent_holds_what_it_held,
     ),
+    "F55": (
+        test_objects.test_f55_a_store_that_accepts_and_never_answers_is_named_in_time,
+        test_stores.test_f55_a_store_that_accepts_and_never_answers_fails_the_delivery_in_time,
+    ),
     "F42": (
         test_assets.test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks,
         test_assets.test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_another_day_fails,
     ),
+    "F51": (
+        test_unread_sources.test_f51_a_source_that_cannot_be_looked_at_is_named_by_run_and_status_and_is_an_error_where_it_was_asked_for,
+        test_unread_sources.test_f51_a_tick_and_the_check_name_a_source_that_cannot_be_looked_at,
+    ),
     "F53": (
         test_backup.test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home,
         test_backup.test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored,
+    ),
+    "F54": (
+        test_deletion.test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_bundles_that_hold_it,
     ),
     "F59": (
         test_redaction.test_f59_a_variable_that_holds_no_secret_changes_no_text,

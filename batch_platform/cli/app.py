@@ -7,7 +7,6 @@ import atexit
 import os
 import signal
 import sys
-import threading
 import traceback
 from contextlib import suppress
 from importlib import import_module
@@ -18,13 +17,12 @@ import click
 
 from batch_platform import __version__
 from batch_platform.cli import terminal
+from batch_platform.cli.interrupting import resend_lost_interruptions
 from batch_platform.declaration.errors import WrongUseError, did_you_mean, is_interruption
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
 from batch_platform.models.native_threads import let_waiting_threads_sleep
 
-_INTERRUPTED_BY_DAGSTER = "DagsterExecutionInterruptedError"  # by name, as importing Dagster takes a second
-_AGAIN_AFTER = 0.05  # seconds, by which the finalizer has ended
 INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called
     "demo": "Train, score and evaluate a shipped pipeline on real data.",
@@ -108,10 +106,9 @@ def process() -> NoReturn:
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the end of a terminal
-            signal.signal(
-                number, signal.default_int_handler
-            )  # a shell lets its background processes ignore SIGINT itself
-    sys.unraisablehook = repeat_interruption
+            # A shell lets its background processes ignore SIGINT itself.
+            signal.signal(number, signal.default_int_handler)
+    resend_lost_interruptions()
     terminal.say_if_loading_takes_long()
     code = _run(sys.argv[1:])
     atexit._run_exitfuncs()  # noqa: SLF001 - all else that the interpreter does at its end is to free memory
@@ -119,20 +116,6 @@ def process() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def repeat_interruption(failure: "sys.UnraisableHookArgs") -> None:
-    """Interrupt the main thread again if the interruption hit a finalizer, whose exceptions Python only prints.
-
-    This is Python's hook for such exceptions. It prints all others, except of finalizers of what was interrupted.
-    """
-    from batch_platform.features.interruption import was_interrupted
-
-    if issubclass(failure.exc_type, KeyboardInterrupt) or failure.exc_type.__name__ == _INTERRUPTED_BY_DAGSTER:
-        main_thread = threading.main_thread().ident
-        threading.Timer(_AGAIN_AFTER, signal.pthread_kill, (main_thread, signal.SIGTERM)).start()
-    elif not was_interrupted():
-        sys.__unraisablehook__(failure)
 
 
 def _run(arguments: list[str]) -> int:

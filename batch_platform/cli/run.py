@@ -28,7 +28,6 @@ from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remaining
-from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges
 from batch_platform.pipeline.unserved import unserved_error
@@ -155,16 +154,16 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         plan = make_plan(spec, state, request)
         working = [item for item in plan.items if not only_decides(spec, item)]
         decided = {item.partition.key for item in plan.items if only_decides(spec, item)}
-        _announce(wiring, request, plan, expected_seconds(state, working, partial(_began, instance)))
+        _announce(wiring, request, state, plan, expected_seconds(state, working, partial(_began, instance)))
         with terminal.progress(Counter(item.name for item in plan.items)) as listener:
             runs = Runs(wiring, project, instance, listener)
             runs.carry_out(request, plan)
         if plan.items:
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
-        error = error_of(spec, state, runs.run_ids, deliveries=True) or unserved_error(
-            state, request.named, plan.blocked, named=named
-        )
+        error = runs.error(state) or unserved_error(state, request.named, plan.blocked, named=named)
+        if request.recheck and error is None:
+            error = state.unread_error
         if request.retrain and error is None:
             error = state.registry.refusal({it.version for it in state.registry.of_model if it.run_id in runs.run_ids})
         outcome = summary_of(
@@ -229,7 +228,7 @@ def _began(instance: dg.DagsterInstance, run_id: str) -> datetime | None:
     return datetime.fromtimestamp(record.start_time, UTC) if record and record.start_time else None
 
 
-def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float | None) -> None:
+def _announce(wiring: Wiring, request: PlanRequest, state: State, plan: Plan, seconds: float | None) -> None:
     """Say what is due, and how long it will take if that is known."""
     name = wiring.spec.name
     if not request.named:
@@ -240,10 +239,13 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
         terminal.say(f"{name}: nothing can be scored")
     else:
         unserved = any(not item.warm_up for item in plan.blocked)
-        terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date.")
+        known = ", as far as its sources could be looked at" if state.unread else ""
+        terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date{known}.")
         if request.named[-1].end == wiring.spec.partitions.calendar.last_end:
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
+    for error in state.unread.values():
+        terminal.say(f"  not looked at: {error}")
     for step in STEPS:
         decided = [item for item in plan.of(step) if only_decides(wiring.spec, item)]
         _say_items(step, [item for item in plan.of(step) if item not in decided])

@@ -52,7 +52,7 @@ _SHOWN = ("fresh", "drift", "performance", "estimated_performance", "champion_ag
 @click.option(
     "--fail-on",
     type=click.Choice(["warn", "fail"]),
-    help=f"End with exit code {UNHEALTHY} if the health of a pipeline is so bad, or worse.",
+    help=f"End with exit code {UNHEALTHY} if the health of a pipeline is so bad, or worse, and with 1 if that is not known.",
 )
 @terminal.reports
 @click.pass_obj
@@ -104,8 +104,16 @@ def command(  # noqa: PLR0913 - the options
         terminal.say(
             f"{project.examples_note}, and nothing was run here. batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
         )
+    unread = [state.unread_error for state in states if recheck or fail_on]
+    _require_known([error for error in unread if error is not None])
     if fail_on is not None and (broken or any(status.health.reaches(fail_on) for status in statuses)):
         raise click.exceptions.Exit(UNHEALTHY)
+
+
+def _require_known(unread: list[BatchPlatformError]) -> None:
+    """Raise the errors about sources that could not be looked at: no answer about them is known."""
+    if unread:
+        raise all_of(unread)
 
 
 def _say_if_behind(project: Project) -> None:

@@ -107,9 +107,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     name, home = pipeline.spec.name, pipeline.home
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
     unserved = {item.partition.key for item in left.blocked}
-    failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
-    outdated = unserved | failed  # what was scored before, perhaps, is not what was asked for
-    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - outdated]
+    runs = [state.scores[it.key] for it in asked if it.key in state.scores]  # also those that could not be scored again
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [

@@ -65,9 +65,9 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool,
             with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
                 runs = Runs(wiring, project, instance, listener)
                 runs.bring(plan.of("model"))  # its job builds the features that are due
-            if error := runs.error():
-                raise error
             state = wiring.pipeline().state()
+            if error := runs.error(state):
+                raise error
     newest = {period: state.registry.newest_of(period.key) for period, _ in asked}
     models = {period: trained_model(wiring.pipeline(), state, it) for period, it in newest.items() if it is not None}
     reports = [{"pipeline": pipeline, "trained": period in due, **vars(model)} for period, model in models.items()]

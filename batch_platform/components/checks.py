@@ -375,13 +375,14 @@ def _up_to_date(plan: Plan, state: State, unserved: BatchPlatformError | None) -
         "last_stale": max(plan.stale, default="none"),
         "models_with_corrected_labels": listed(state.relabelled) or "none",
     }
+    due = [f"{counted(len(keys), 'partition')}: {reason}" for reason, keys in reasons.items()]
     if reasons:
         partitions = {reason: f"{_count(keys)}: {listed(keys)}" for reason, keys in reasons.items()}
         metadata["reasons"] = dg.MetadataValue.md(listing(("reason", "partitions"), partitions))
     return dg.AssetCheckResult(
-        passed=not reasons and unserved is None,
+        passed=not (reasons or state.unread) and unserved is None,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{counted(len(keys), 'partition')}: {reason}" for reason, keys in reasons.items())
-        or (str(unserved) if unserved else "none is stale"),
+        description="; ".join([*due, *map(str, state.unread.values()), *([str(unserved)] if unserved else [])])
+        or "none is stale",
         metadata=metadata,
     )

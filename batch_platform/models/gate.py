@@ -68,10 +68,12 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     open_version: OpenVersion,
     *,
     learned_from: Window,
+    champion_over_guessing: Verdict | None = None,
 ) -> GateDecision:
     """Judge a fitted model by the declared rule and, on the evaluation rows, against a trivial model and the champion.
 
-    The champion is the version that serves where the model would; `learned_from` are the data of the fitted model. A gate that leaves the decision to a person says that a trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
+    The champion is the version that serves where the model would; `learned_from` are the data of the fitted model, and
+    `champion_over_guessing` is the verdict on the champion beside a trivial model when it was judged. A gate that leaves the decision to a person says that a trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
     version from replacing a champion that is worse. A version with a suspected leak that is not allowed waits for a person too.
     """
     task, metric = fitted.signature.task, gate.metric or default_metric(fitted.signature.task)
@@ -99,16 +101,29 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
         return decision("refused", refusal, *suspected)
     reasons = [*_beside_champion(gate, comparison), *([guesses] if guesses else []), *suspected]
     fit = not (coverage and coverage.champion_is_unfit)
-    worthless = guessing is not None and guessing.word == "worse"
+    lost = _lost_lead(champion_over_guessing, guessing) if fit and comparison is not None else ""
+    worthless = bool(lost) or (guessing is not None and guessing.word == "worse")
     replaces_worse = beside is not None and beside.word == "better"
     is_worse_than_champion = fit and is_refused(gate, beside)
     if is_worse_than_champion or (worthless and not replaces_worse and not gate.manual):
         # What decides comes first; where it is the champion, it does already.
-        first = [] if is_worse_than_champion else [guesses]
+        first = [] if is_worse_than_champion else [lost or guesses]
         return decision("refused", *first, *(reason for reason in reasons if reason not in first))
     if gate.manual or not all(leak.allowed for leak in fitted.leaks):
         return decision("waiting", MEETS, *reasons, WAITS)
     return decision("approved", MEETS, *reasons)
+
+
+def _lost_lead(then: Verdict | None, now: Verdict | None) -> str:
+    """Say that a version is not better than guessing beyond chance though the champion was, by more than chance explains; else empty.
+
+    Labels that are wrong on all evaluation rows are found in this way: they make every model look alike.
+    """
+    if then is None or now is None or then.metric != now.metric or then.word != "better" or now.word == "better":
+        return ""
+    if now.gain[1] >= then.gain[0]:
+        return ""
+    return f"labels or data may have changed: when the champion was judged, it was {then.beside('guessing')}"
 
 
 def unjudged(gate: Promote, reason: str) -> GateDecision:

@@ -6,7 +6,7 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -143,8 +143,15 @@ class Registry:
         for event in self._decisions.get(version, ()):
             recorded = json.loads(event.evidence).get("comparison") or {}
             if recorded.get("champion") == champion and (verdict := recorded.get("verdict")):
-                difference = verdict["difference"]
-                return Verdict(**verdict | {"difference": difference and Difference(**difference)})
+                return _recorded_verdict(verdict)
+        return None
+
+    def judged_beside_guessing(self, version: str) -> Verdict | None:
+        """The gate's verdict on a version beside a trivial model; None if there is none."""
+        for event in self._decisions.get(version, ()):
+            recorded = json.loads(event.evidence).get("baseline") or {}
+            if verdict := recorded.get("verdict"):
+                return _recorded_verdict(verdict)
         return None
 
     def refinements(self, version: str) -> dict[str, list[str]]:
@@ -226,6 +233,11 @@ class Registry:
             msg = f"{self.pipeline}: the bundle of {version} was removed by {last.actor} on {last.decided_at:%Y-%m-%d}: {last.reason}."
             raise WrongUseError(msg, hint="train its serving period again.")
         return registered
+
+
+def _recorded_verdict(recorded: Mapping[str, Any]) -> Verdict:
+    difference = recorded["difference"]
+    return Verdict(**{**recorded, "difference": difference and Difference(**difference)})
 
 
 def has_seen(version: Version, partition: Partition) -> bool:

@@ -213,14 +213,14 @@ class FailedCheck:
     check: str  # its name
     level: Level
     text: str  # what was judged, in words
-    causes: tuple[str, ...]  # columns or other causes of the alarm, the worst first
+    faults: tuple[str, ...]  # causes of the alarm that are no columns, the worst first
     # Whether the rows or labels are not what they should be, so that the report gives the partition's figures apart.
     doubtful: bool
     run_id: str
 
 
 def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> list[FailedCheck]:
-    """The checks that partitions failed, oldest partition first; those that are no longer declared are left out.
+    """The checks that partitions failed, oldest partition first, without those that are no longer declared, or accepted by now.
 
     What `run`, `status`, health and the report say of a check comes from here; Dagster's checks show the same judgements.
     """
@@ -234,18 +234,20 @@ def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> li
     failed = list[FailedCheck]()
     for row in read_records(con, HealthRow, f"{quoted(spec.name)}.{HEALTH} WHERE NOT passed", {}):
         if row.check_name in declared:
-            causes = tuple(row.columns.split(CAUSES) if row.columns else ())
-            doubtful = not {*causes}.isdisjoint(declared[row.check_name].doubtful)
+            check = declared[row.check_name]
+            faults = tuple(cause for cause in row.columns.split(CAUSES) if cause in check.faults)
+            if check.accepted(row.partition_key, faults):
+                continue
             level, judged = levels[row.severity], (row.partition_key, row.asset, row.check_name)
-            failed.append(FailedCheck(*judged, level, row.text, causes, doubtful, row.run_id))
+            failed.append(FailedCheck(*judged, level, row.text, faults, check.doubtful and bool(faults), row.run_id))
     return sorted(failed, key=lambda check: (check.partition_key, places[check.check]))
 
 
 def grouped(failed: Sequence[FailedCheck]) -> list[list[FailedCheck]]:
-    """Failed checks in groups of the same check, and of the same causes where they put rows or labels in doubt; such groups come first."""
+    """Failed checks in groups of the same check and faults; those that put rows or labels in doubt come first."""
     groups = dict[tuple[str, tuple[str, ...]], list[FailedCheck]]()
     for check in sorted(failed, key=lambda check: not check.doubtful):
-        groups.setdefault((check.check, check.causes if check.doubtful else ()), []).append(check)
+        groups.setdefault((check.check, check.faults), []).append(check)
     return [*groups.values()]
 
 

@@ -223,8 +223,12 @@ class Check(Generic[Value]):
     # of both, and the worst numbers.
     summary: Callable[[Mapping[str, Value], Sequence[str]], Mapping[str, Any]] | None = None
     name: str = ""  # name in the UI; by default that of the measure
-    # Causes of an alarm (see ALARMS) that put the rows or labels of a partition in doubt: the report gives its figures apart.
-    doubtful: Collection[str] = ()
+    faults: Collection[str] = ()  # causes of an alarm (see ALARMS) that are no columns; each has a line of its own
+    doubtful: bool = (
+        False  # whether these put rows or labels in doubt, so that the report gives a partition's figures apart
+    )
+    # Whether the declaration says by now that a fault of a partition, named by its key, is right.
+    accepted: Callable[[str, Collection[str]], bool] = lambda _key, _faults: False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from batch_platform.monitoring.measures.performance import (
 )
 from batch_platform.monitoring.metrics import Metric, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, class_texts, prediction_columns
+from batch_platform.monitoring.segments import named_texts
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
@@ -294,8 +295,10 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
             yield metric
             if by_version and len(versions) == 1:
                 yield replace(metric, model_version=versions[0])
+        key = rows.select(name for name, _ in table_columns(con, pipeline, OUTCOMES) if name in rows.columns)
+        key = key.select(pl.exclude(_PARTITION, *_OF_OUTCOMES))
         for column in by:
-            for (segment,), of_segment in rows.group_by(pl.col(column).cast(pl.String), maintain_order=True):
+            for (segment,), of_segment in rows.group_by(named_texts(rows[column], key), maintain_order=True):
                 pool = Pool(challenger=challenger, segment_column=column, segment=segment)
                 yield from _of_rows(kinds[versions[0]], of_segment, metrics, pool, of_segments)
 

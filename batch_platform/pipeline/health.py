@@ -4,7 +4,7 @@ A partition is compared with earlier partitions only, so its judgement is the sa
 by whoever asks whether a pipeline is fresh.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
@@ -36,8 +36,7 @@ def health_of(
     if failures:
         failed = listed(f"{failure.step} {failure.partition_key}" for failure in failures)
         aspects.insert(0, Aspect("failures", "fail", f"failed: {failed}", numbers={"failures": len(failures)}))
-    if measured.gone:
-        aspects.insert(0, Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone"))
+    aspects = [*_sources(state, measured), *aspects]
     if waiting := {
         delivery.name: len(keys)
         for delivery in spec.predictions.deliver
@@ -50,7 +49,8 @@ def health_of(
         run = state.scores[newest]
         past = Past(spec.partitions.calendar, state.scores.values())
         drift = DRIFT.of(measured.newest) or PartitionDrift(run)
-        aspects += [volume(past, run), rejected_share(past, run), drift_aspect(spec, drift)]
+        may_be_empty = spec.monitoring.allows_empty(newest)
+        aspects += [volume(past, run, may_be_empty=may_be_empty), rejected_share(past, run), drift_aspect(spec, drift)]
     if (performance := _performance(spec, state, measured)) is not None:
         aspects.append(performance)
     if newest is not None and newest not in state.evaluations:
@@ -82,6 +82,16 @@ def _with_failed_checks(aspects: Sequence[Aspect], newest: str | None, measured:
     }
     stand = [aspect for aspect in aspects if not (aspect.passed and aspect.name in failed)]
     return [*stand, *(aspect for name, aspect in failed.items() if name not in {other.name for other in stand})]
+
+
+def _sources(state: State, measured: Measured) -> Iterator[Aspect]:
+    """The sources that are gone, and those of which nobody knows whether they changed."""
+    if measured.gone:
+        yield Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone")
+    if state.unread:
+        names, why = listed(map(repr, state.unread)), " ".join(error.message for error in state.unread.values())
+        text = f"it is not known whether the rows of {names} changed: {why.rstrip('.')}"
+        yield Aspect("sources", "warn", text)
 
 
 def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:

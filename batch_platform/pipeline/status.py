@@ -163,7 +163,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         champion_leaks=list(map(str, state.registry.suspected_leaks(champion.version))) if champion else [],
         champion_remarks=state.registry.refinements(champion.version).get("remarks", []) if champion else [],
         waiting=state.registry.waiting(champion),
-        refused=_refused(state.registry, champion, {it.partition_key for it in failures if it.step == "model"}),
+        refused=_refused(spec, state, champion, {it.partition_key for it in failures if it.step == "model"}),
         declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion, now),
         outdated=_outdated(spec, plan),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
@@ -195,15 +195,18 @@ def _standing_failures(state: State, plan: Plan) -> list[Failure]:
     )
 
 
-def _refused(registry: Registry, champion: Version | None, failing: Collection[str]) -> dict[str, str]:
-    """Say why the models trained after the champion do not serve, by serving period; those that fail at what is due are left out."""
-    reasons = dict[str, str]()
+def _refused(spec: PipelineSpec, state: State, champion: Version | None, failing: Collection[str]) -> dict[str, str]:
+    """Say why the models trained after the champion do not serve, by serving period.
+
+    Left out are those that fail at what is due, and failures of a declaration that was changed since.
+    """
+    reasons, registry = dict[str, str](), state.registry
     for training in registry.model_trainings:
         decision = None if training.version is None else registry.last_decision(training.version)
         reasons.pop(training.serving_period, None)
         if (champion is not None and training.seq <= champion.seq) or training.serving_period in failing:
             continue
-        if training.failure is not None:
+        if training.failure is not None and is_declared_now(spec, state, training):
             reasons[training.serving_period] = f"could not be trained: {training.failure}"
         elif decision is not None and decision.action == "refused":
             promote = f"batch-platform models {registry.pipeline} promote {training.version} lets it serve all the same"

@@ -175,6 +175,7 @@ class TrainingStep:
                 opponent,
                 self.open_version,
                 learned_from=learned.manifest.training,
+                champion_over_guessing=opponent and registry.judged_beside_guessing(opponent.version),
             )
             if champion and knowing:
                 reason = f"{judged.reason}; the champion {champion.version} was not compared: it {knowing}"
@@ -281,6 +282,7 @@ class TrainingStep:
                 opponent,
                 self.open_version,
                 learned_from=learned.manifest.training,
+                champion_over_guessing=opponent and self.state.registry.judged_beside_guessing(opponent.version),
             )
             evidence = judged.evidence
             judgement = judged.reason if judged.action == "approved" else f"would not pass the gate: {judged.reason}"

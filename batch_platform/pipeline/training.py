@@ -174,9 +174,15 @@ class Training:
     def _with_prediction(self, fitted: Fitted) -> Fitted:
         """The same model with a profile of what it predicts for rows that it has not learned from."""
         spec, rows = self.history.spec, (fitted.held_out_rows, fitted.held_out)
-        segments, calendar = spec.monitoring.segments, spec.partitions.calendar
         predicted = with_prediction(
-            fitted.reference, fitted.scorer, fitted.signature, rows, segments, self._former_reference, calendar
+            fitted.reference,
+            fitted.scorer,
+            fitted.signature,
+            rows,
+            spec.monitoring.segments,
+            self._former_reference,
+            spec.partitions.calendar,
+            spec.features.key,
         )
         return replace(fitted, reference=predicted)
 
@@ -293,7 +299,11 @@ class Training:
             flavour=imported.flavour,
             predictor=predictor,
             reference=reference_of(
-                contract, (learned, learned_matrix), self._former_reference, spec.partitions.calendar
+                contract,
+                (learned, learned_matrix),
+                self._former_reference,
+                spec.partitions.calendar,
+                key=spec.features.key,
             ),
             details=imported.source.details,
             judged=judged,

@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +18,7 @@ import pytest
 
 import batch_platform
 from batch_platform import __version__
-from batch_platform.cli.app import COMMANDS, app, explain, repeat_interruption
+from batch_platform.cli.app import COMMANDS, app, explain
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform_tests.harness.command_line import (
     clean_environment,
@@ -792,19 +790,3 @@ def test_in_a_workspace_of_dg_its_projects_are_listed_and_nothing_is_made(cli, t
                 )
         (workspace / file).unlink()
     assert [path.name for path in workspace.rglob("*")] == ["sub"]
-
-
-def test_an_interruption_that_hits_a_finalizer_is_not_lost(monkeypatch, capsys):
-    class Cursor:
-        def __del__(self) -> None:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "unraisablehook", repeat_interruption)
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `process` handles it
-    try:
-        Cursor()
-        with pytest.raises(KeyboardInterrupt):
-            threading.Event().wait()
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    assert capsys.readouterr().err == ""

@@ -1,13 +1,17 @@
 """The job that follows the whole plan: one run over a range makes features, models, predictions and performance where due."""
 
+from threading import Event, Thread
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from batch_platform.components.jobs import announced, announcing
+from batch_platform.components.wiring import stamp_of
 from batch_platform.models.promotion import Maker, promote
-from batch_platform.pipeline.plan import Plan
+from batch_platform.pipeline.plan import Plan, make_plan
+from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.lock import folder_locked
 from batch_platform_tests.components.test_runs_of_the_command import RETRY
 from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
@@ -152,3 +156,34 @@ def test_a_plan_that_was_announced_is_carried_out_once_and_a_repeated_step_plans
         assert announced() is plan
         assert announced() is None
     assert announced() is None
+
+
+def test_a_model_that_another_run_registered_meanwhile_is_not_trained_once_more(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, partitions={"start": "2024-01-17"})
+    pipeline, calendar = deployment.pipeline, deployment.pipeline.spec.partitions.calendar
+    list(pipeline.build_features(calendar.due(at("2024-02-02T00:00")), stamp_of("first")))
+    request = PlanRequest(at("2024-02-03T00:00"), [calendar.named("2024-02-01")], serve_all=True)
+    plan = make_plan(pipeline.spec, pipeline.state(), request)
+    assert [item.partition.key for item in plan.of("model")] == ["2024-02-01"]
+    version = pipeline.train(calendar.named("2024-02-01"), stamp_of("first")).version
+    with announcing(plan):
+        assert bring(deployment, "2024-02-01", "2024-02-01").success
+    state = pipeline.state()
+    assert [it.version for it in state.registry.versions] == [version.version]
+    assert state.scores["2024-02-01"].model_version == version.version
+
+
+def test_a_run_waits_for_another_one_that_trains(tmp_path):
+    waited, entered = Event(), list[str]()
+
+    def train(name: str) -> None:
+        with folder_locked(tmp_path / "models", waited.set):
+            entered.append(name)
+
+    with folder_locked(tmp_path / "models", lambda: None):
+        second = Thread(target=train, args=["second"])
+        second.start()
+        waited.wait()
+        entered.append("first")
+    second.join()
+    assert entered == ["first", "second"]

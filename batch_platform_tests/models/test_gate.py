@@ -25,7 +25,7 @@ from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 SIMULATED = 400  # pairs of models; seeded
@@ -153,6 +153,26 @@ def test_equally_good_versions_of_a_rolling_window_are_approved_one_after_the_ot
         pipeline.train(item.partition, Stamp("run", until))
     registry = pipeline.state().registry
     assert [decision.action for decision in registry.promotions] == ["approved"] * 5
+
+
+@pytest.mark.full
+def test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_not_replace_a_champion_that_was(
+    tmp_path,
+):
+    """All models look alike on labels of other rows, so the champion is not better either."""
+    events = permuted_labels(small_events(), datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
+    month = {"train": {"window": "30 days"}}
+    pipeline = small_pipeline(tmp_path, events=events, partitions={"end": "2024-04-01"}, model=month)
+    carry_out(pipeline, datetime(2024, 3, 1, 12, tzinfo=UTC))
+    registry = pipeline.state().registry
+    champion, version = registry.of_model
+    decision = registry.last_decision(version.version)
+    assert decision.action == "refused"
+    told = "labels or data may have changed: when the champion was judged, it was better than guessing: roc_auc 0."
+    assert decision.reason.startswith(told), "what decides comes first"
+    assert f"; not clearly better or worse than champion {champion.version}: roc_auc 0." in decision.reason
+    assert "; not clearly better than guessing (class shares" in decision.reason
+    assert registry.champion(datetime(2024, 3, 5, tzinfo=UTC)) == champion
 
 
 @pytest.mark.full

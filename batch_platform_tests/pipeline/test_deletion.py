@@ -20,6 +20,7 @@ import pytest
 
 from batch_platform.declaration.errors import OvertakenError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.segments import OTHERS
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.build import FeatureStep
@@ -265,6 +266,37 @@ def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stal
     home.erasures_key.unlink()
     with pytest.raises(WarehouseError, match=r"erasures.key cannot be read.*Hint: restore it"):
         list(pipeline.build_features(days[:1], STAMP, force=True))
+
+
+def test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_bundles_that_hold_it(tmp_path):
+    columns = {"amount": {"max": 250, "nullable": True}}
+    pipeline = finished_pipeline(
+        tmp_path,
+        NOW,
+        events=customers(),
+        features_sql=CUSTOMERS["features_sql"],
+        features={"columns": columns, "max_rejected": "50%"},
+        predictions={"keep": ["customer"]},
+        monitoring={"segments": ["customer"]},
+    )
+    home = pipeline.home
+    bundles = {path.name: path for path in home.bundles("small").iterdir()}
+    known = json.loads((bundles[min(bundles)] / "manifest.json").read_text())["contract"]
+    (categories,) = (column["categories"] for column in known if column["name"] == "customer")
+    orders = customers().group_by("customer").agg("id").filter(pl.col("id").list.len() == 1)
+    once = {customer: ids[0] for customer, ids in orders.iter_rows()}
+    customer = next(name for name in categories if name in once)
+    with pipeline.warehouse.open() as con:
+        for table in ("profiles", "estimates_by_segment", "performance_pooled"):
+            rows = str(con.execute(f"SELECT t::VARCHAR FROM small.{table} AS t").fetchall())
+            assert not [name for name in once if name in rows], table
+        segments = con.execute(
+            "SELECT DISTINCT segment FROM small.performance_pooled WHERE segment_column = 'customer'"
+        )
+        assert OTHERS in {segment for (segment,) in segments.fetchall()}
+    held = erase_subject(pipeline, {"id": str(once[customer])}, "somebody", STAMP)
+    assert set(held.remains) == holding(home, customer)
+    assert {Path(place).name for place in held.remains} == {"manifest.json"}
 
 
 @pytest.mark.full

@@ -287,6 +287,7 @@ NO_INPUT = {  # keys that change nothing that is made, each with the reason
     "monitoring.drift.columns.fail": _JUDGED,
     "monitoring.drift.columns.warn": _JUDGED,
     "monitoring.rows": "adds warnings to what is scored from then on",
+    "monitoring.allow_empty": "says which partitions without rows are a warning",
 }
 
 OWN_CODE = """\

@@ -12,11 +12,12 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.interruption import interrupt, interruptible
+from batch_platform.features.sources.asset import not_stored
 from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
@@ -138,6 +139,17 @@ class Sources:
             except SourceError as error:
                 if isinstance(error.__cause__, StoreError):
                     raise
+
+    def require_stored(self, name: str, partition: Partition, keys: Collection[str]) -> None:
+        """Raise SourceError unless the table of an asset holds some of its partitions, with or without rows."""
+        table = self.table(name, partition)
+        if absent := not_stored(table, keys):
+            each = "partition" if len(absent) == 1 else "partitions"
+            were = "was" if len(absent) == 1 else "were"
+            problem = f": {each} {listed(absent)} of the asset {table.source.asset} {were} never materialized."
+            run = f"batch-platform run {self.spec.name} --partition {partition.key}"
+            hint = f"materialize what is missing, then {run}. To score {partition.key} without it: {run} --force"
+            raise table.error(problem, hint, shared=False)
 
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""

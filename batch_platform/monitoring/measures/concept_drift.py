@@ -149,7 +149,8 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
             f"the features of other rows ({FEATURE_ROWS.name}), that is the reason, and neither labels nor model are."
         ),
         judge=judge,
-        doubtful=(EXCHANGED,),
+        faults=(EXCHANGED,),
+        doubtful=True,
     )
 
 

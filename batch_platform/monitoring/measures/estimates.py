@@ -62,7 +62,7 @@ def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[st
             continue
         expectation = reference.basis.expectation
         rows += _rows(run, expectation, counted.histogram)
-        for column, by_value in part.by_segment.of("estimate").items():
+        for column, by_value in reference.named(part.by_segment).of("estimate").items():
             for segment, histogram in by_value.items():
                 of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
     return [

@@ -120,7 +120,8 @@ def _check(spec: PipelineSpec) -> Check[FeatureRows] | None:
         ),
         judge=judge,
         summary=lambda judged, failed: {"partitions": f"{len(judged):,}", "unusual": listed(failed) or "none"},
-        doubtful=(COPIED, REPEATED, APART),
+        faults=(COPIED, REPEATED, APART),
+        doubtful=True,
     )
 
 
