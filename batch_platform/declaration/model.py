@@ -217,7 +217,7 @@ class Train(Block):
         default=0.2,
         gt=0,
         lt=1,
-        description="Share of the rows of a snapshot that is never learned from and used for evaluation, chosen by a hash of their key.",
+        description="Share of the rows of a snapshot by which a fit on the others is judged, chosen by a hash of their key. With `refit`, the fit that serves then learns from all rows with a label.",
         examples=["20%"],
     )
     group: list[str] = Field(

@@ -60,12 +60,16 @@ def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> l
 
 
 def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame, part: float = 1.0) -> pl.Series:
-    """Mark the rows of a snapshot that training holds out, by a hash of their group or key: the same in every snapshot.
+    """Mark the rows of a snapshot that no judged fit learns from, by a hash of their group or key: the same in every snapshot.
 
     Only the first `part` of them are marked; it is a share.
     """
-    group = rows.select(spec.model.train.group or spec.features.key)
-    return _hashes(group, SEED) < int(spec.model.train.held_out * part * 2**64)
+    return snapshot_hashes(spec, rows) < int(spec.model.train.held_out * part * 2**64)
+
+
+def snapshot_hashes(spec: PipelineSpec, rows: pl.DataFrame) -> pl.Series:
+    """A hash of the group of each row of a snapshot, or of its key: the same in every snapshot."""
+    return _hashes(rows.select(spec.model.train.group or spec.features.key), SEED)
 
 
 def _hashes(values: pl.DataFrame, seed: int) -> pl.Series:
@@ -167,12 +171,13 @@ class History:
         fit, not_known = Sample(most, by, balanced=balanced), Sample(most, by, balanced=balanced and most is not None)
         known_from = {partition.start: matures(self.spec, partition) for partition in window}
         rows_unlabelled, nulls, keys, halves = 0, Counter[str](), [pl.Series(dtype=pl.UInt64)], list[pl.Series]()
+        labelled: pl.Series | None = None
         for partition, learnable in zip(window, self._learnable_rows(builds, window, stamp), strict=True):
             rows_unlabelled += learnable.unlabelled
             nulls.update(learnable.nulls_unlabelled)
             keyed, rows, is_later = learnable.keyed, learnable.rows, partition.start >= boundary
             if self.spec.partitions.snapshot:
-                held_out = never_learned_from(self.spec, keyed)
+                held_out, labelled = never_learned_from(self.spec, keyed), snapshot_hashes(self.spec, keyed)
                 fit.add(rows.filter(~held_out))
                 keyed, rows, is_later = keyed.filter(held_out), rows.filter(held_out), True
                 halves.append(never_learned_from(self.spec, keyed, 0.5))
@@ -206,6 +211,7 @@ class History:
             if not_known.seen
             else None,
             known_from=known_from,
+            labelled=labelled,
             calendar=self.spec.partitions.calendar,
         )
 

@@ -57,7 +57,9 @@ WITHOUT_JUDGED_FIT = 5  # read too: a version that was fitted again lacks the fi
 WITHOUT_PRIOR = 4  # read too, unless the version corrects its probabilities for a balanced sample
 MANIFEST = "manifest.json"
 REFERENCE_FILE = "profile.json"
+LEARNED_FILE = "learned_rows.bin"  # of a snapshot: hashes of the rows that the fit that serves learned from
 JUDGED = "judged_"  # begins the names of the files of the judged fit, where another fit serves
+NO_FILES: Mapping[str, bytes] = {}
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
 _log = logging.getLogger(__name__)
 
@@ -318,21 +320,21 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     models: Path,
     reference: ReferenceProfile,
     trees: bytes = b"",
-    judged_scores: bytes = b"",
+    read_later: Mapping[str, bytes] = NO_FILES,
     refinements: Sequence[Applied] = (),
     judged_fit: tuple[object, Sequence[Applied]] | None = None,
 ) -> tuple[str, str, Manifest]:
     """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
-    `staging` is an empty folder on the same disk; what a killed run leaves there is swept. `judged_fit` is the model that was judged
-    and its refinements, unless it is the one that serves. Returns the version, the bundle's
+    `staging` is an empty folder on the same disk; what a killed run leaves there is swept. `read_later` are files that no
+    scoring reads; `judged_fit` is the model that was judged and its refinements, unless it is the one that serves. Returns the version, the bundle's
     SHA-256, and the manifest with what is known only now: libraries, hashes, pickle. Raises TrainingRefusedError if the model
     holds a type that would not be trusted on loading, and WrongUseError if a library that it depends on is not installed.
     """
     models.mkdir(parents=True, exist_ok=True)
     kind = flavour(manifest.flavour)
     files = _model_files(kind, model, refinements)
-    files |= {name: data for name, data in ((TREES_FILE, trees), (SCORES_FILE, judged_scores)) if data}
+    files |= {name: data for name, data in ((TREES_FILE, trees), *read_later.items()) if data}
     files[REFERENCE_FILE] = reference.to_json()
     if judged_fit is not None:
         files |= {f"{JUDGED}{name}": data for name, data in _model_files(kind, *judged_fit).items()}
@@ -411,7 +413,7 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
     training (unless BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES=1), the flavour is unknown, or loading may run code without permission.
     """
     manifest = read_manifest(folder, sha256)
-    later = {name for name in manifest.files if name == SCORES_FILE or name.startswith(JUDGED)}
+    later = {name for name in manifest.files if name in (SCORES_FILE, LEARNED_FILE) or name.startswith(JUDGED)}
     files = {name: _file(folder, name, manifest) for name in manifest.files if name not in later}
     try:
         kind = flavour(manifest.flavour)
@@ -458,6 +460,16 @@ def read_judged(folder: Path, manifest: Manifest) -> JudgedScores | None:
     if SCORES_FILE not in manifest.files:
         return None
     return JudgedScores.from_parquet(_file(folder, SCORES_FILE, manifest), manifest.task, manifest.classes)
+
+
+def read_learned(folder: Path, manifest: Manifest) -> NDArray[np.uint64] | None:
+    """Read the hashes of the rows of a snapshot that the fit that serves learned from; None if it learned from no row held out.
+
+    Raises IntegrityError if the file is not the one that was registered.
+    """
+    if LEARNED_FILE not in manifest.files:
+        return None
+    return np.frombuffer(_file(folder, LEARNED_FILE, manifest), dtype="<u8")
 
 
 def _file(folder: Path, name: str, manifest: Manifest) -> bytes:

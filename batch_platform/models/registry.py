@@ -246,7 +246,7 @@ def has_seen(version: Version, partition: Partition) -> bool:
 
 
 def is_in_sample(spec: PipelineSpec, version: Version, partition: Partition) -> bool:
-    """Return whether a version is measured on rows of a partition that it learned from. Of a snapshot, it never is: those rows are left out."""
+    """Return whether a version is measured on rows of a partition that it learned from. Of a snapshot, its performance says so."""
     return not spec.partitions.snapshot and has_seen(version, partition)
 
 

@@ -204,8 +204,8 @@ def _periods_with(day: date) -> list[tuple[str, date]]:
 def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, first: str | None, last: str | None) -> list[str]:
     """The partitions whose present predictions were measured on rows that the model had not learned from, in order.
 
-    Those from `first` to `last`, both included; None: from the beginning or to the end. A snapshot that the model was trained on
-    counts: it was measured on the rows that are held out of training.
+    Those from `first` to `last`, both included; None: from the beginning or to the end. A snapshot counts
+    if some of its labelled rows were not learned from: it was measured on these.
     """
     within = "partition_key >= coalesce($first, '') AND partition_key <= coalesce($last, partition_key)"
     stated = f"SELECT partition_key, NULL::BOOLEAN AS seen FROM {LEDGERS_SCHEMA}.evaluations WHERE false"

@@ -6,14 +6,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batch_platform.declaration.errors import IntegrityError, PublishingError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.features.sample import SEED
-from batch_platform.models.bundle import Manifest, Sampled, Window, read_manifest, write_bundle
+from batch_platform.models.bundle import LEARNED_FILE, Manifest, Sampled, Window, read_manifest, write_bundle
 from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import is_classification
 from batch_platform.models.fitting import Fitted
+from batch_platform.models.judged import SCORES_FILE
 from batch_platform.models.registry import Promotion, Version
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import as_record
@@ -50,7 +53,9 @@ class LearnedModel:
         fit, judged_fit = self.fitted, self.judged_fit
         proven = replace(self.manifest, compiled=proof.compiled)
         judged, labelled = self.fitted.judged, self.data is not None and self.data.label is not None
-        scores = judged.to_parquet() if judged is not None and labelled else b""
+        read_later = {SCORES_FILE: judged.to_parquet()} if judged is not None and labelled else {}
+        if judged_fit is not None and labelled and self.data is not None and self.data.labelled is not None:
+            read_later[LEARNED_FILE] = np.unique(self.data.labelled.to_numpy()).astype("<u8").tobytes()
         version, sha256, manifest = write_bundle(
             proven,
             as_saved(fit.estimator),
@@ -58,7 +63,7 @@ class LearnedModel:
             models,
             fit.reference,
             proof.trees,
-            scores,
+            read_later,
             fit.refinements.applied,
             judged_fit and (as_saved(judged_fit.estimator), judged_fit.refinements.applied),
         )

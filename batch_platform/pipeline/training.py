@@ -139,12 +139,10 @@ class Training:
     def refit(self, learned: LearnedModel) -> LearnedModel:
         """Fit a model again on its whole window, evaluation rows included, if that is declared; write nothing.
 
-        Its metrics stay those of the first fit. An imported model stays as it is, and so does one of snapshots, whose
-        performance is measured on the rows that no model learns from. Raises what `learn` raises.
+        Its metrics stay those of the judged fit. An imported model stays as it is. Raises what `learn` raises.
         """
         spec, data = self.history.spec, learned.data
-        stays = not spec.model.refit or spec.model.import_ is not None or spec.partitions.snapshot
-        if stays or data is None or not data.evaluate.height:
+        if not spec.model.refit or spec.model.import_ is not None or data is None or not data.evaluate.height:
             return learned
         whole = data.whole(spec.model.train.max_rows, stratified=is_classification(spec.model))
         with self._located():

@@ -16,7 +16,7 @@ LEDGERS_SCHEMA = "batch_platform"
 RUN = {"run_id": "Dagster run that wrote the row"}
 OF_PARTITION = {"partition_key": "key of the partition", **RUN}
 MODEL_VERSION = "version that scored the partition"
-IN_SAMPLE = "whether it is measured on rows that the model has learned from; of a snapshot, these are left out"
+IN_SAMPLE = "whether it is measured on rows that the model has learned from; of a snapshot, these are left out if there are others"
 SEGMENT = {"segment_column": "kept column by which it is broken down", "segment": "value of that column"}
 SCORES = {
     "prediction": "predicted value or class",
