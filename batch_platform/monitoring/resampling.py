@@ -241,7 +241,10 @@ class Resampled:
     def form_of_difference(self, metric: Metric, others: Outcomes) -> Form:
         """A metric of the rows minus that of the same rows of another model."""
         first, second = (self.weighted(metric, rows, metric.weighted) for rows in (self.rows, others))
-        weighted: Weighted = lambda weights: np.asarray(first(weights) - second(weights))  # noqa: E731
+
+        def weighted(weights: Floats) -> Floats:
+            return np.asarray(first(weights) - second(weights))
+
         ratio_of = metric.mean or (metric.share if metric.of_decisions else None)
         ratios = [(rows, ratio_of(metric.rows_of(rows)) if ratio_of else None) for rows in (self.rows, others)]
         (_, of_first), (_, of_second) = ratios
