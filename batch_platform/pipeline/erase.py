@@ -248,12 +248,13 @@ def _delivered_again(pipeline: Pipeline, held: HeldSubject, stamp: Stamp) -> dic
             continue
         try:
             due = [key for key in held.partitions if undelivered(state, declared[receiver], key)]
-            for _ in deliver(pipeline, declared[receiver], [*map(calendar.named, due)], stamp):
-                pass
+            list(deliver(pipeline, declared[receiver], [*map(calendar.named, due)], stamp))
         except BatchPlatformError as error:
             to_tell[receiver] = error.message
         if receiver not in to_tell and declared[receiver].kind == "delta":
             to_tell[receiver] = (
                 "former versions of a Delta table keep their rows until it is vacuumed, and the log in _delta_log keeps the lowest and highest values of their columns until its entries expire"
             )
+    if held.receivers:
+        pipeline.publish()  # the last delivery
     return to_tell

@@ -31,6 +31,7 @@ from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.rename import drop_pipelines
+from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import StagedScores
@@ -207,12 +208,14 @@ def rows_of_others(pipeline: Pipeline, ids: list[int]) -> dict[str, pl.DataFrame
 
 @pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
 def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stale_because_of_it(tmp_path, store):
-    out = {"parquet": "out"}
-    pipeline = with_customers(tmp_path, store, predictions={"deliver": [out, {"csv": "gone", "name": "former"}]})
+    out, second = {"parquet": "out"}, {"csv": "second"}
+    pipeline = with_customers(
+        tmp_path, store, predictions={"deliver": [out, second, {"csv": "gone", "name": "former"}]}
+    )
     home, (customer, ids) = pipeline.home, subject_of(pipeline)
     for delivery in pipeline.spec.predictions.deliver:
         list(deliver(pipeline, delivery, pipeline.spec.partitions.calendar.due(NOW)[31:], STAMP))
-    pipeline = replace(pipeline, spec=small_spec(**declared(store, deliver=[out])))
+    pipeline = replace(pipeline, spec=small_spec(**declared(store, deliver=[out, second])))
     days, version = pipeline.spec.partitions.calendar.due(NOW)[31:], pipeline.state().registry.of_model[-1].version
     backtest(pipeline, days, BacktestModel(version=version), STAMP, keep_scores=True)
     list(pipeline.build_features(days[:3], Stamp("again", NOW), force=True))
@@ -231,7 +234,11 @@ def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stal
     assert held.rows["predictions"] == held.rows["challenger_scores"] == held.rows["backtest_scores"] == 11
     assert held.rows["rejected_rows"] == 1
     assert held.to_tell == {"former": "it is no longer declared"}
-    assert held.receivers == ["former", "parquet"]
+    assert held.receivers == ["csv", "former", "parquet"]
+    state = pipeline.published_ledgers()
+    assert not [
+        key for of in pipeline.spec.predictions.deliver for key in held.partitions if undelivered(state, of, key)
+    ]
     assert set(held.versions) == {version.version for version in pipeline.state().registry.versions}
 
     plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
