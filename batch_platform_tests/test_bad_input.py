@@ -51,7 +51,7 @@ ELSEWHERE = {
         test_proposed_shapes.test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place,
         test_proposed_shapes.test_a_time_can_be_the_key,
         test_proposed_shapes.test_new_rows_whose_key_is_their_time_are_scored_the_next_day,
-        test_build.test_rows_are_counted_by_a_time_in_nanoseconds_as_pandas_writes_it,
+        test_build.test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_of_the_partition,
     ),
     "B25": (
         test_proposed_files.test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder,

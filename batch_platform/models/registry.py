@@ -6,7 +6,7 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -235,9 +235,9 @@ class Registry:
         return registered
 
 
-def _recorded_verdict(recorded: Mapping[str, Any]) -> Verdict:
+def _recorded_verdict(recorded: dict[str, Any]) -> Verdict:
     difference = recorded["difference"]
-    return Verdict(**{**recorded, "difference": difference and Difference(**difference)})
+    return Verdict(**recorded | {"difference": difference and Difference(**difference)})
 
 
 def has_seen(version: Version, partition: Partition) -> bool:

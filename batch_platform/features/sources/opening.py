@@ -18,7 +18,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.interruption import interrupt, interruptible
 from batch_platform.features.sources.asset import not_stored
-from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
+from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, create_view, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
 from batch_platform.features.sources.zipped import ENDING, folder_in
@@ -39,7 +39,20 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
         weakref.finalize(con, stack.close)
         table = replace(table, session=stack.enter_context(kind.session(table)))
     kind.admit(con, table)
+    _create_view(con, kind, table)
+
+
+def _create_view(con: duckdb.DuckDBPyConnection, kind: SourceKind, table: SourceTable) -> None:
+    """Create the view of a source, with times in microseconds: DuckDB compares no time in nanoseconds with a TIMESTAMPTZ."""
     kind.view(con, table)
+    name = quoted(table.name)
+    rows = con.sql(f"FROM {name}")
+    finer = [column for column, dtype in zip(rows.columns, rows.types, strict=True) if str(dtype) == "TIMESTAMP_NS"]
+    if finer:
+        as_read = quoted(f"{table.name} in nanoseconds")
+        con.execute(f"DROP VIEW IF EXISTS {as_read}; ALTER VIEW {name} RENAME TO {as_read}")
+        rounded = ", ".join(f"make_timestamp(epoch_us({quoted(column)})) AS {quoted(column)}" for column in finer)
+        create_view(con, table.name, f"(SELECT * REPLACE ({rounded}) FROM {as_read})")
 
 
 @contextmanager
@@ -214,7 +227,7 @@ class SourceConnection:
         con.execute("SET enable_external_access = false")
         for name in self.names:
             with self.explained(name, partition) as (kind, table):
-                kind.view(con, table)
+                _create_view(con, kind, table)
         for name, condition in self.only.items():
             whole = quoted(f"{name} with all rows")
             con.execute(f"ALTER VIEW {quoted(name)} RENAME TO {whole}")
@@ -250,7 +263,7 @@ class SourceConnection:
         for name in self.names:
             with self.explained(name, partition) as (kind, table):
                 if kind.takes_partition(table):
-                    kind.view(self.duckdb, table)
+                    _create_view(self.duckdb, kind, table)
 
     def frames(self, partition: Partition, names: Collection[str]) -> dict[str, pl.LazyFrame]:
         """Some of the sources as a partition reads them, whichever partition the views show; may raise SourceError."""
