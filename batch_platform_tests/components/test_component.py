@@ -23,7 +23,7 @@ from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.command_line import run_command
@@ -310,7 +310,7 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     )
     (pipeline_folder(project) / "defs.yaml").unlink()
     by_component = shown(load(project))
-    directly = shown(build_definitions(small_spec(), pipeline_folder(project)))
+    directly = shown(build_definitions(small_spec(), str(pipeline_folder(project))))
     alone = BatchInference(**small_declaration())
     with pytest.raises(SourceError, match=r"small: .*features\.sql cannot be read"):
         dg.build_defs_for_component(alone)
@@ -318,6 +318,12 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     assert by_yaml == by_component == directly == shown(dg.build_defs_for_component(alone))
     assert len(by_yaml["assets"]) == 5
     assert len(by_yaml["schedules"]) == 4
+
+
+def test_definitions_of_a_folder_that_does_not_exist_are_refused_by_its_path(tmp_path):
+    folder = tmp_path / "churn"
+    with pytest.raises(WrongUseError, match=rf"The folder {folder} of the pipeline 'small' does not exist. Hint: give"):
+        build_definitions(small_spec(), str(folder))
 
 
 def test_every_key_reaches_the_specification(project):
