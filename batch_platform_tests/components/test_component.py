@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import jsonschema
 import polars as pl
 import pytest
 import yaml
@@ -467,6 +468,38 @@ def test_the_schema_of_the_component_holds_every_key():
     assert percent["type"] == "string"
 
 
+WRONG_KEYS: dict[tuple[str | int, ...], str] = {  # by the block that holds the key
+    (): "modell",
+    ("model", "train"): "windw",
+    ("model", "promote"): "metrc",
+    ("sources", "events"): "parqet",
+    ("sources", "customers", "sql"): "urii",
+    ("features", "max_rejected"): "shar",
+    ("labels",): "colum",
+    ("predictions", "deliver", 0): "parqet",
+    ("monitoring", "drift"): "warnn",
+    ("engine", "spark"): "mastr",
+}
+MISSPELT = small_declaration(
+    modell={},
+    model={"train": {"windw": "all"}, "promote": {"metrc": "auc"}},
+    sources={"events": {"parqet": "events.parquet"}, "customers": {"sql": {"urii": "sqlite:///a.db"}}},
+    features={"max_rejected": {"shar": 0.1}},
+    labels={"colum": "returned"},
+    predictions={"deliver": [{"parqet": "out"}]},
+    monitoring={"drift": {"warnn": 1}},
+    engine={"spark": {"mastr": "local"}},
+)
+
+
+def test_the_schema_names_a_wrong_key_in_blocks_of_every_depth_and_kind():
+    errors = jsonschema.Draft202012Validator(BatchInference.get_model_cls().model_json_schema()).iter_errors(MISSPELT)
+    messages = {(tuple(error.absolute_path), error.message) for error in errors if error.validator != "required"}
+    assert messages == {
+        (path, f"Additional properties are not allowed ('{key}' was unexpected)") for path, key in WRONG_KEYS.items()
+    }
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """For processes that leave nothing in the checkout."""
     (home / "dagster").mkdir(parents=True, exist_ok=True)
@@ -526,14 +559,14 @@ NAME = "batch_platform.components.BatchInference"
 
 
 @pytest.mark.full
-def test_dg_says_which_key_is_wrong(tmp_path):
+def test_dg_names_every_wrong_key(tmp_path):
     folder = write_dagster_project(tmp_path / "project")
-    file = write_defs_yaml(folder, small_declaration(model={"train": {"windw": "all"}}))
+    file = write_defs_yaml(folder, MISSPELT)
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
     done = command("dg", "check", "yaml", cwd=folder, env=env)
     assert done.returncode != 0
     assert f"{file}:" in done.stdout + done.stderr
-    assert "windw" in done.stdout + done.stderr
+    assert [key for key in WRONG_KEYS.values() if f"('{key}' was unexpected)" not in done.stdout + done.stderr] == []
 
 
 @pytest.mark.parametrize(
