@@ -62,7 +62,8 @@ from batch_platform.warehouse.sql import quoted
 
 # Leaves rows out of batches, and adds the number of each batch.
 LeaveOut = Callable[[Iterator[pa.RecordBatch], list[int]], Iterator[pa.RecordBatch]]
-NO_INPUTS = {"__all__": {"time": True, "late": True, "asset": True, "sql": {"version"}}}  # when to look, who writes it
+# When to look, how long to wait, who writes it.
+NO_INPUTS = {"__all__": {"time": True, "late": True, "wait": True, "asset": True, "sql": {"version"}}}
 LARGE_BYTES = 1 << 26  # bytes of a file from which a look at its keys alone costs little beside sorting its rows
 
 

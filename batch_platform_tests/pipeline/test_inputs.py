@@ -263,6 +263,7 @@ NO_INPUT = {  # keys that change nothing that is made, each with the reason
     "features.timeout": "ends a query, whose result does not depend on it",
     "sources.time": "says which rows are compared; the rows that are read are the same",
     "sources.late": "says how long rows are compared",
+    "sources.wait": "says how long to wait for the file",
     "sources.sql.version": "says when the rows are compared",
     **{
         f"dagster.{key}": _WHERE for key in ("executor", "max_partitions_per_run", "pool", "retry.delay", "retry.times")
