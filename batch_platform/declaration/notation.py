@@ -25,7 +25,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Duration
 from batch_platform.declaration.errors import did_you_mean, listed, nearest
@@ -53,7 +52,11 @@ class Block(BaseModel):
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls,
+        core_schema: Any,  # noqa: ANN401 - pydantic exports no type for it
+        handler: GetJsonSchemaHandler,
+    ) -> JsonSchemaValue:
         """Let a validator of the JSON schema name a wrong key of a block that may also be null, a number or a text.
 
         A failed `anyOf` says only that no alternative fits. So there it takes every mapping, and `then` checks the keys.
