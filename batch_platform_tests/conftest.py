@@ -22,7 +22,7 @@ from batch_platform_tests.harness.dagster_project import (
     remember_migrations,
     remember_statements,
 )
-from batch_platform_tests.harness.tiers import EVERYDAY, PROFILES, UNIT
+from batch_platform_tests.harness.tiers import PROFILES, UNIT
 
 if TYPE_CHECKING:
     from batch_platform_tests.harness.spark_cluster import SparkCluster
@@ -65,8 +65,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAn
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw fewer examples in the everyday and the unit tier."""
-    settings.load_profile("everyday" if config.getoption("markexpr") in (EVERYDAY, UNIT) else "full")
+    """Draw fewer examples in the tiers that run more often."""
+    tier = config.getoption("markexpr")
+    settings.load_profile(tier if tier in PROFILES else "release")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -167,7 +167,7 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
             self._refuse_a_shared_name(context.component_tree)
             return _definitions(self, path, resources)
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
-            return set_apart(error, path, context.defs_module_path, key_in_file(context), self.name).build_defs(context)
+            return set_apart(error, path, context.defs_module_path, key_in_file(context), self).build_defs(context)
 
     def _refuse_a_shared_name(self, tree: dg.ComponentTree) -> None:
         """Refuse every pipeline of a name that several declare: each would write to the tables of the other."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from batch_platform.monitoring.metrics import METRICS, Metric
-from batch_platform.monitoring.outcomes import Outcomes, Weighted
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import Resampled
 
 ROUNDING = 1e-9  # two ways to compute the same number may differ by as much
@@ -49,14 +49,12 @@ def paired_differences(metrics: Iterable[str], first: Outcomes, second: Outcomes
     resampled = Resampled.of(first, least=2)
     kept = second.at(resampled.kept)
 
-    def form(metric: Metric) -> Weighted:
-        of_first, of_second = (resampled.weighted(metric, rows, metric.weighted) for rows in (resampled.rows, kept))
-        return lambda weights: np.asarray(of_first(weights) - of_second(weights))
-
+    forms = {name: resampled.form_of_difference(METRICS[name], kept) for name in values}
     differences = dict[str, Difference]()
-    for name, reach in resampled.reaches({name: form(METRICS[name]) for name in values}).items():
+    for name, reach in resampled.reaches(forms).items():
         value, other = values[name]
         estimate, (least, most), half = value - other, METRICS[name].bounds(first), reach.half
+        half = float(np.hypot(half, resampled.least_half(METRICS[name], kept)))
         if not np.isnan(half):  # no difference is larger than the bounds allow
             ends = max(least - most, estimate - half), min(most - least, estimate + half)
             differences[name] = Difference(name, estimate, *ends, len(first.predicted), reach.unit, reach.units)

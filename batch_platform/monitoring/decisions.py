@@ -26,8 +26,8 @@ from batch_platform.monitoring.outcomes import (
     CLASSIFICATION,
     Floats,
     Outcomes,
+    Ratio,
     Rule,
-    Share,
     Weighted,
     class_texts,
     columns,
@@ -155,34 +155,34 @@ def _not_defined(weights: Floats) -> Floats:
     return np.full(weights.shape[:-1], np.nan)
 
 
-def precision(outcomes: Outcomes) -> Share:
+def precision(outcomes: Outcomes) -> Ratio:
     """Share of positives among the rows that are decided positive (`sklearn.metrics.precision_score`).
 
     Not defined where no row is.
     """
     held, positive = _held_and_positive(outcomes)
-    return Share(held * positive, held)
+    return Ratio(held * positive, held)
 
 
-def recall(outcomes: Outcomes) -> Share:
+def recall(outcomes: Outcomes) -> Ratio:
     """Share of the positives that are decided positive: the rate of true positives (`sklearn.metrics.recall_score`).
 
     Not defined without positives.
     """
     held, positive = _held_and_positive(outcomes)
-    return Share(held * positive, positive)
+    return Ratio(held * positive, positive)
 
 
-def false_positive_rate(outcomes: Outcomes) -> Share:
+def false_positive_rate(outcomes: Outcomes) -> Ratio:
     """Share of the negatives that are decided positive; not defined without negatives."""
     held, positive = _held_and_positive(outcomes)
-    return Share(held * (1 - positive), 1 - positive)
+    return Ratio(held * (1 - positive), 1 - positive)
 
 
-def selection_rate(outcomes: Outcomes) -> Share:
+def selection_rate(outcomes: Outcomes) -> Ratio:
     """Share of the rows that are decided positive, whatever came true."""
     held, _ = _held_and_positive(outcomes)
-    return Share(held, np.ones(len(held)))
+    return Ratio(held, np.ones(len(held)))
 
 
 def f1(outcomes: Outcomes) -> Weighted:

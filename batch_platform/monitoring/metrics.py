@@ -27,7 +27,7 @@ from batch_platform.monitoring.outcomes import (
     Floats,
     Outcomes,
     Ranked,
-    Share,
+    Ratio,
     Weighted,
     columns,
     over_all_rows,
@@ -51,7 +51,8 @@ class Metric:
     lower_is_better: bool = False  # whether it is an error rather than a score
     default_for: Sequence[str] = ()  # tasks whose models it judges when `model.promote.metric` names no metric
     weighted: Callable[[Outcomes], Weighted] | None = None  # prepares it for weighted rows, for intervals
-    share: Callable[[Outcomes], Share] | None = None  # the share of rows that it follows from
+    share: Callable[[Outcomes], Ratio | None] | None = None  # the share of rows that it follows from; None if of none
+    mean: Callable[[Outcomes], Ratio] | None = None  # the mean of a value per row that it follows from
     of_decisions: bool = False  # whether rows of a class that the model does not know count as wrong
     in_detail: bool = False  # whether lists of models leave it out
     signed: bool = False  # whether it is an error with a sign, of which 0 is best
@@ -171,10 +172,10 @@ def _require_finite(outcomes: Outcomes) -> None:
         raise ValueError(msg)
 
 
-def _accuracy(outcomes: Outcomes) -> Share:
+def _accuracy(outcomes: Outcomes) -> Ratio:
     """Share of the rows whose most probable class is the true one (`sklearn.metrics.accuracy_score`)."""
     hits = outcomes.predicted.argmax(axis=1) == outcomes.true_positions
-    return Share(hits.astype(np.float64), np.ones(len(hits)))
+    return Ratio(hits.astype(np.float64), np.ones(len(hits)))
 
 
 def _log_loss(outcomes: Outcomes) -> float:
@@ -211,12 +212,25 @@ def _row_brier_scores(outcomes: Outcomes) -> Floats:
     return distances / 2 if outcomes.task == "binary" else distances
 
 
-def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[Outcomes], Weighted]:
-    """The mean of a value per row, for weighted rows."""
+def _mean_of(
+    row_values: Callable[[Outcomes], NDArray[Any]], scaled: Callable[[Any], Any] | None = None
+) -> dict[str, Any]:
+    """The fields of a metric that is the mean of a value per row, or a function of the mean."""
+
+    def mean(outcomes: Outcomes) -> Ratio:
+        values = row_values(outcomes).astype(np.float64)
+        ones = np.ones(len(values))
+        return Ratio(values, ones) if scaled is None else Ratio(values, ones, scaled)
+
+    return {"mean": mean, "weighted": _from_ratio(mean)}
+
+
+def _from_ratio(ratio_of: Callable[[Outcomes], Ratio]) -> Callable[[Outcomes], Weighted]:
+    """The weighted form of a metric that follows from a ratio."""
 
     def prepare(outcomes: Outcomes) -> Weighted:
-        values = row_values(outcomes).astype(np.float64)
-        return lambda weights: weights @ values / total(weights)
+        ratio = ratio_of(outcomes)
+        return lambda weights: ratio.scaled(ratio.weighted(weights))
 
     return prepare
 
@@ -300,12 +314,14 @@ def _lift(share: float) -> Metric:
 
         return value
 
-    def among_highest(outcomes: Outcomes) -> Share:
+    def among_highest(outcomes: Outcomes) -> Ratio | None:
+        if outcomes.weights is not None:  # of weighted rows, more than the share at the top varies
+            return None
         positive, score = outcomes.positive_and_score
         highest, count = np.zeros(len(score)), round(share * len(score))
         highest[np.argsort(-score, kind="stable")[:count]] = 1
         rate_of_all = float(positive.mean()) if count >= LEAST_HIGHEST else np.nan
-        return Share(highest * positive, highest, lambda rate: rate / rate_of_all)
+        return Ratio(highest * positive, highest, lambda rate: rate / rate_of_all)
 
     weighted.__doc__ = (weighted.__doc__ or "").replace("{share:.0%}", f"{share:.0%}")
     name = f"lift_at_{share * 100:g}"
@@ -328,9 +344,8 @@ def _rmse(outcomes: Outcomes) -> float:
     return float(np.sqrt(np.mean(_errors(outcomes) ** 2)))
 
 
-def _weighted_rmse(outcomes: Outcomes) -> Weighted:
-    squares = (outcomes.labels - outcomes.predicted) ** 2
-    return lambda weights: np.sqrt(weights @ squares / total(weights))
+def _squares(outcomes: Outcomes) -> Floats:
+    return _errors(outcomes) ** 2
 
 
 def _r2(outcomes: Outcomes) -> float | None:
@@ -365,7 +380,7 @@ def _bias(outcomes: Outcomes) -> float:
     return float(np.mean(_errors(outcomes)))
 
 
-def _mape(outcomes: Outcomes) -> Weighted:
+def _mape(outcomes: Outcomes) -> Ratio:
     """Mean absolute error relative to the truth (`sklearn.metrics.mean_absolute_percentage_error`), as a share.
 
     Over the rows whose truth is not 0.
@@ -373,7 +388,7 @@ def _mape(outcomes: Outcomes) -> Weighted:
     size = np.abs(outcomes.labels)
     relative = np.divide(np.abs(_errors(outcomes)), size, out=np.zeros_like(size), where=size > 0)
     counted = (size > 0).astype(np.float64)
-    return lambda weights: weights @ relative / (weights @ counted)
+    return Ratio(relative, counted)
 
 
 def _error_quantile(share: float) -> Metric:
@@ -392,15 +407,17 @@ def _error_quantile(share: float) -> Metric:
 
         return value
 
-    def below(outcomes: Outcomes) -> Share:
+    def below(outcomes: Outcomes) -> Ratio:
         errors = _errors(outcomes)
-        reached = (errors <= np.quantile(errors, share, method="inverted_cdf")).astype(np.float64)
 
         def at(rate: float) -> float:  # beyond the lowest and the highest error nothing is known
             inside = 1 <= rate * len(errors) <= len(errors) - 1
-            return float(np.quantile(errors, rate, method="inverted_cdf")) if inside else np.nan
+            return (
+                float(np.quantile(errors, rate, method="inverted_cdf", weights=outcomes.weights)) if inside else np.nan
+            )
 
-        return Share(reached, np.ones(len(errors)), at)
+        middle = np.quantile(errors, share, method="inverted_cdf", weights=outcomes.weights)
+        return Ratio((errors <= middle).astype(np.float64), np.ones(len(errors)), at)
 
     name = f"error_p{share * 100:g}"
     return _weighted(name, REGRESSION, weighted, lower_is_better=True, share=below, signed=True, in_detail=True)
@@ -443,17 +460,19 @@ def _weighted(name: str, tasks: Sequence[str], weighted: Callable[[Outcomes], We
 
 def _of_decisions(
     name: str,
-    share: Callable[[Outcomes], Share],
+    share: Callable[[Outcomes], Ratio],
     tasks: Sequence[str] = BINARY,
     **further: Any,  # noqa: ANN401 - fields
 ) -> Metric:
     """A metric of decisions that is a share of rows."""
+    return _of_ratio(name, tasks, share, share=share, of_decisions=True, least=0, most=1, **further)
 
-    def weighted(outcomes: Outcomes) -> Weighted:
-        return share(outcomes).weighted
 
-    weighted.__doc__ = share.__doc__
-    return _weighted(name, tasks, weighted, share=share, of_decisions=True, least=0, most=1, **further)
+def _of_ratio(name: str, tasks: Sequence[str], ratio_of: Callable[[Outcomes], Ratio], **further: Any) -> Metric:  # noqa: ANN401 - fields
+    """A metric that is the ratio of two sums over the rows."""
+    weighted = _from_ratio(ratio_of)
+    weighted.__doc__ = ratio_of.__doc__
+    return _weighted(name, tasks, weighted, **further)
 
 
 _SHARE: dict[str, Any] = {"least": 0, "most": 1, "in_detail": True}
@@ -468,20 +487,20 @@ METRICS = {
             CLASSIFICATION,
             _log_loss,
             default_for=("multiclass",),
-            weighted=_weighted_mean(_row_log_losses),
+            **_mean_of(_row_log_losses),
             **_ERROR,
         ),
         Metric(
             "brier",
             CLASSIFICATION,
             _brier,
-            weighted=_weighted_mean(_row_brier_scores),
+            **_mean_of(_row_brier_scores),
             range_of=_range_of_brier,
             most=2,
             **_ERROR,
         ),
-        Metric("mae", REGRESSION, _mae, weighted=_weighted_mean(_absolute_errors), **_ERROR),
-        Metric("rmse", REGRESSION, _rmse, default_for=REGRESSION, weighted=_weighted_rmse, **_ERROR),
+        Metric("mae", REGRESSION, _mae, **_mean_of(_absolute_errors), **_ERROR),
+        Metric("rmse", REGRESSION, _rmse, default_for=REGRESSION, **_mean_of(_squares, np.sqrt), **_ERROR),
         Metric("r2", REGRESSION, _r2, weighted=_weighted_r2, most=1),
         Metric("silhouette", ("clustering",), _silhouette, default_for=("clustering",)),
         Metric("outlier_share", ("outliers",), _outlier_share, lower_is_better=True, default_for=("outliers",)),
@@ -526,11 +545,11 @@ METRICS = {
             REGRESSION,
             _bias,
             lower_is_better=True,
-            weighted=_weighted_mean(_errors),
+            **_mean_of(_errors),
             signed=True,
             in_detail=True,
         ),
-        _weighted("mape", REGRESSION, _mape, in_detail=True, **_ERROR),
+        _of_ratio("mape", REGRESSION, _mape, mean=_mape, in_detail=True, **_ERROR),
         *map(_error_quantile, ERROR_QUANTILES),
     )
 }

@@ -157,15 +157,15 @@ def weights_of(rows: pl.DataFrame) -> Floats | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
-    """A metric that follows from the share of some rows among those that count."""
+class Ratio:
+    """A metric that follows from the ratio of two sums over the rows: a share of rows, or a mean."""
 
-    part: Floats  # 1 for the rows of the share, 0 for others [n]
+    part: Floats  # 1 for the rows of a share, 0 for others; or the values of a mean [n]
     whole: Floats  # 1 for the rows that count, 0 for others [n]
-    scaled: Callable[[float], float] = float  # the metric, given the share
+    scaled: Callable[[Any], Any] = lambda ratio: ratio  # the metric, given the ratio
 
     def weighted(self, weights: Floats) -> Floats:
-        """The share of weighted rows."""
+        """The ratio of weighted rows."""
         return weights @ self.part / (weights @ self.whole)
 
 

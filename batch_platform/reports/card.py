@@ -28,7 +28,7 @@ from batch_platform.monitoring.markdown import Markdown, markdown, table
 from batch_platform.monitoring.metrics import default_metric, without_details
 from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.pooled import pooled_performance
-from batch_platform.monitoring.resampling import Interval, intervals
+from batch_platform.monitoring.resampling import REASONS, Interval, NoInterval, intervals_or_reasons
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.reports.wording import capital, figure, plain, words
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
@@ -187,10 +187,15 @@ def _data(spec: PipelineSpec, manifest: Manifest, zone: ZoneInfo) -> Section:
     if window.rows_rejected:
         sentences.append(f"{counted(window.rows_rejected, 'row')} could not be learned from.")
     if evaluation.rows:
-        judged = f"It was judged on {counted(evaluation.rows, 'row')} that the fit had not seen"
+        judged = f"It was judged on {counted(evaluation.rows, 'row')}"
         place = "" if spec.partitions.snapshot else f", until {_local(evaluation.end, zone)}"
-        again = "; it was then fitted again on these rows too" if manifest.refit else ""
-        sentences.append(f"{judged}{place}{again}.")
+        if manifest.judged_fit is None:
+            sentences.append(f"{judged} that the fit had not seen{place}.")
+        else:
+            learned = counted(manifest.judged_fit.training.rows, "other row")
+            sentences.append(
+                f"{judged}{place}, as a fit that had learned from {learned}. The fit that serves learned from all of them."
+            )
     return Section("Data", sentences)
 
 
@@ -207,21 +212,26 @@ def _metrics(manifest: Manifest, judged: JudgedScores | None) -> Iterator[Sectio
     metrics, baseline = without_details(manifest.evaluation.metrics), manifest.evaluation.baseline
     if not metrics:
         return
-    ends, weighted = dict[str, Interval](), judged is not None and judged.outcomes.weights is not None
+    ends, weighted = dict[str, Interval | NoInterval](), judged is not None and judged.outcomes.weights is not None
     if judged is not None:
         with one_thread():
-            ends = intervals(judged.outcomes, metrics)
+            ends = intervals_or_reasons(judged.outcomes, metrics)
     guessing = {} if baseline is None else baseline.metrics
     rows = [
         (
             capital(plain(name)),
             value,
-            *((ends[name].low, ends[name].high) if name in ends else (None, None)),
+            *((end.low, end.high) if isinstance(end := ends.get(name), Interval) else (None, None)),
             guessing.get(name),
         )
         for name, value in sorted(metrics.items())
     ]
     sentences = [f"On the {counted(manifest.evaluation.rows, 'evaluation row')}, with 95% intervals."]
+    sentences += [
+        f"{capital(plain(name))} has no interval: {REASONS[end]}."
+        for name, end in sorted(ends.items())
+        if not isinstance(end, Interval)
+    ]
     sentences += [WEIGHTED] if weighted else []
     if baseline is not None:
         sentences.append(f"Guessing is a trivial model: {baseline.name}.")

@@ -55,6 +55,7 @@ def measured(  # noqa: PLR0913 - the span, and what is measured of it
         spec.name,
         span.keys[0],
         span.keys[-1],
+        partitions=span.keys,
         by=spec.monitoring.segments if whole else (),
         metrics=own,
         only=None if whole else {metric},

@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, require_local
+from batch_platform.declaration.errors import BatchPlatformError, WarehouseError, WrongUseError, require_local
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
@@ -28,6 +28,7 @@ _WRITTEN_IN_PLACE = (
     ".warehouse.rollback",
     ".published.json",
     ".renaming.json",
+    ".restoring",
     "wiping",
     "dagster/.prepare.lock",
     "dagster/.prepared",
@@ -64,6 +65,7 @@ class Home:
     """The root of one installation's data."""
 
     root: Path  # absolute
+    restores: bool = field(default=False, compare=False)  # this process restores a backup into it
 
     def __post_init__(self) -> None:
         """Raise WrongUseError for a path that DuckDB, or SQLite as Dagster uses it, would take for another one."""
@@ -88,9 +90,10 @@ class Home:
     def create(self) -> "Home":
         """Make the folders that are missing.
 
-        Raises BatchPlatformError if one of them cannot be written to, if a file that is written in place is a link, or if
-        something else than a file has the name of a file.
+        Raises BatchPlatformError if one of them cannot be written to, if a file that is written in place is a link, if
+        something else than a file has the name of a file, or if a restore is not complete.
         """
+        self.require_restored()
         for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
             try:
                 folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
@@ -144,6 +147,16 @@ class Home:
             with suppress(OSError):
                 folder.rmdir()
 
+    def require_restored(self) -> None:
+        """Raise WarehouseError if a backup is being restored into the home, or if its restore was interrupted.
+
+        Whoever opens the home calls this first. The mark counts whatever it holds: it is made before everything else.
+        """
+        if not self.restores and self.restoring.exists():
+            msg = f"A backup is being restored into {self.root}, or its restore was interrupted; nothing else uses the home until it is complete."
+            hint = f"batch-platform restore DEST completes it; to give it up, remove everything in {self.root}."
+            raise WarehouseError(msg, hint=hint)
+
     def require_folder(self) -> None:
         """Raise BatchPlatformError if the root is not a folder and cannot be made one since a file is in the way."""
         if not next(path for path in (self.root, *self.root.parents) if path.exists()).is_dir():
@@ -187,6 +200,11 @@ class Home:
     def renaming(self) -> Path:
         """The names of a pipeline that is being renamed."""
         return self.root / "renaming.json"
+
+    @property
+    def restoring(self) -> Path:
+        """The mark of a home into which a backup is being restored, with the name of the backup."""
+        return self.root / ".restoring"
 
     @property
     def wiping(self) -> Path:

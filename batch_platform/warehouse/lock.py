@@ -9,10 +9,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import TIMEOUT_MAX, Lock, Thread
 
 from batch_platform.declaration.errors import WarehouseBusyError, WrongUseError
@@ -103,6 +104,20 @@ def locked(patience: Patience) -> Generator[None]:
         name = str(os.getpid()).encode()
         os.pwrite(descriptor, name, 0)  # so that the file is never empty for a process that reads it
         os.ftruncate(descriptor, len(name))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def folder_locked(folder: Path, on_wait: Callable[[], object]) -> Generator[None]:
+    """Hold the lock of a folder, which is created if missing; `on_wait` is called before waiting for another process, however long it takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _taken_at_once(descriptor):
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

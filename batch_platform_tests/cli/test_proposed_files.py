@@ -444,6 +444,13 @@ def test_a_folder_is_read_beside_files_that_are_no_tables(tmp_path):
     assert "/data/[!._]*.csv" in files["defs.yaml"]
 
 
+def mixed_types(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "mixed.sqlite")) as con:
+        con.execute("CREATE TABLE orders (x)")
+        con.executemany("INSERT INTO orders VALUES (?)", [*((number,) for number in range(70_000)), ("late",)])
+        con.commit()
+
+
 def two_kinds(folder: Path) -> None:
     (folder / "mixed").mkdir()
     orders(100).write_csv(folder / "mixed" / "a.csv")
@@ -500,6 +507,12 @@ def stream(folder: Path) -> None:
         ),
         (lambda _: None, ("sqlite:///shop.sqlite",), 2, "Hint: name one, such as --table orders."),
         (lambda _: None, ("sqlite:///shop.sqlite", "--table", "orders"), 1, "there is no file "),
+        (
+            mixed_types,
+            ("sqlite:///mixed.sqlite", "--table", "orders"),
+            1,
+            "mixed.sqlite cannot be read: column 'x' holds values of several types",
+        ),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),
@@ -538,10 +551,10 @@ def stream(folder: Path) -> None:
             "cut.csv has no header that fits its rows: its first 2 lines are not made of 3 names. Hint: write the header as one line",
         ),
         (
-            lambda folder: (folder / "mixed.csv").write_bytes(b'id,"x\nin cm",y\r\n' + b'1,"2",a\n2,"3",b\r\n' * 50),
-            ("mixed.csv",),
+            lambda folder: (folder / "long.csv").write_bytes(b"id,x\r\n" + b"1,2\r\n" * 50 + b"3,4,5\r\n6,7\n"),
+            ("long.csv",),
             1,
-            "mixed.csv cannot be read: its rows do not all have the same number of values, or do not all end with the same kind of line break. Hint: look",
+            "long.csv cannot be read: row 51 after the header does not have 2 values as its header has. Hint: correct the line;",
         ),
         (
             lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),
@@ -563,11 +576,21 @@ def test_what_cannot_be_located_is_explained_in_one_paragraph(  # noqa: PLR0913 
     assert not (tmp_path / "pipelines").exists()
 
 
-@pytest.mark.parametrize(("of_rows", "in_values"), [("\r\n", "\n"), ("\n", "\r\n"), ("\n", "\r"), ("\n", "\n")])
-def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(tmp_path, of_rows, in_values):
-    """Spreadsheets write one kind of line break into a cell and end rows by another."""
+@pytest.mark.parametrize(
+    ("of_rows", "in_values", "last"),
+    [
+        ("\r\n", "\n", "\r\n"),
+        ("\n", "\r\n", "\n"),
+        ("\n", "\r", "\n"),
+        ("\n", "\n", "\n"),
+        ("\r\n", "\n", "\n"),
+        ("\n", "\n", "\r\n"),
+    ],
+)
+def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(tmp_path, of_rows, in_values, last):
+    """Spreadsheets write one kind of line break into a cell and end rows by another; the last row often ends by a third."""
     values = [f'{at};"{at % 7},5";"a{in_values}{at % 2}"' for at in range(100)]
-    text = of_rows.join([f'id;"height{in_values}in cm";y', *values]) + of_rows
+    text = of_rows.join([f'id;"height{in_values}in cm";y', *values]) + last
     (tmp_path / "sheet.csv").write_bytes(text.encode())
     proposal, files = proposed(tmp_path / "sheet.csv", label="y")
     name = f"height{in_values}in cm"

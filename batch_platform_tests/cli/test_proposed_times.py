@@ -47,7 +47,7 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
     "nanoseconds": (
         pl.Series(CLOCKS, dtype=pl.Datetime("ns")),
         [*map(local, CLOCKS)],
-        'CAST("at" AS TIMESTAMPTZ) AS "at"',
+        '"at" >= $partition_start',
     ),
     "nanoseconds of a zone": (
         pl.Series(INSTANTS, dtype=pl.Datetime("ns", "America/New_York")),

@@ -18,7 +18,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.files import PARQUET
 from batch_platform.delivery.known import SINKS
 from batch_platform.pipeline import deliver
-from batch_platform.pipeline.health import Measured, health_of
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import Measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.set_apart import error_of

@@ -47,12 +47,14 @@ from batch_platform.models.refinements.refinement import (
     refinements_file,
 )
 from batch_platform.models.registry import Registry
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
+    FEATURES_SQL,
     carry_out,
     finished_pipeline,
     small_events,
@@ -191,6 +193,16 @@ def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_app
     facts = fine.refinements.facts["calibration"]
     assert facts["applied"] is False
     assert facts["brier_after"] > facts["brier_before"] == fine.metrics["brier"]
+    assert facts["calibration_error_after"] >= facts["calibration_error_before"]
+    before, after = np.linspace(0.301, 0.499, 2_000), np.full(2_000, 0.5)  # too low, but it ranks
+    truth = np.random.default_rng(1).random(2_000) < np.where(np.arange(2_000) < 1_000, 0.2, 0.8)
+    raw, stepped = (
+        Outcomes("binary", np.column_stack([1 - each, each]), truth, [False, True]) for each in (before, after)
+    )
+    check = CALIBRATION.check({"method": "isotonic", "rows": 2_000}, raw, stepped)
+    assert check.facts["brier_after"] > check.facts["brier_before"]
+    assert check.facts["applied"] is True, "its probabilities come true"
+    assert not check.objection
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -253,6 +265,7 @@ def test_a_calibration_of_a_fit_that_learned_far_less_than_the_one_that_serves_i
         return
     assert (shown == raw).all()
     assert "the fit that was judged learned from 3% of the rows of the one that serves" in remark
+    assert served.refinements.facts["calibration"] == {"applied": False}, "what was measured does not serve"
     worse = judged.refinements.around(served.predictor).predict(matrix)
     assert np.mean((raw[:, 1] - truth) ** 2) < np.mean((worse[:, 1] - truth) ** 2)
 
@@ -300,10 +313,10 @@ def test_a_balanced_sample_is_corrected_before_it_is_calibrated():
     assert fitted.scorer.predict(matrix)[:, 1].mean() == pytest.approx(share, rel=0.2)
 
 
-def of_february(tmp_path: Path, **overrides: Any) -> Pipeline:
+def of_february(tmp_path: Path, features_sql: str = FEATURES_SQL, **overrides: Any) -> Pipeline:
     """A calibrated pipeline with two scored days."""
     model = {"calibrate": "isotonic", "train": {"evaluate": "14 days"}, **overrides}
-    return finished_pipeline(tmp_path, NOW, model=model)
+    return finished_pipeline(tmp_path, NOW, model=model, features_sql=features_sql)
 
 
 def manifest_of(pipeline: Pipeline) -> Manifest:
@@ -360,6 +373,18 @@ def test_the_second_fit_keeps_the_calibration_of_the_first(tmp_path):
     first, second = (bundle_of(pipeline).refinements for pipeline in (judged, served))
     assert refinements_file(first) == refinements_file(second) != b""
     assert manifest_of(judged).refinements == manifest_of(served).refinements
+
+
+def test_what_was_measured_of_a_calibration_that_does_not_suit_the_second_fit_is_not_recorded_of_it(tmp_path):
+    """Most orders before the evaluation are of buyers in it, so that the judged fit learned from few of them."""
+    sql = FEATURES_SQL.replace("SELECT id", "SELECT id, id * 7919 % 700 AS buyer")
+    pipeline = of_february(
+        tmp_path, calibrate="sigmoid", train={"evaluate": "14 days", "group": ["buyer"]}, features_sql=sql
+    )
+    manifest = manifest_of(pipeline)
+    assert any("too few for its calibration to suit that" in remark for remark in manifest.remarks)
+    assert manifest.refinements["calibration"] == {"applied": False}
+    assert bundle_of(pipeline).refinements == ()
 
 
 def test_a_window_of_one_partition_cannot_be_divided_and_leaves_the_model_uncalibrated(tmp_path):

@@ -9,7 +9,14 @@ from scipy import stats
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
 from batch_platform.monitoring.outcomes import Outcomes, Rule
-from batch_platform.monitoring.resampling import LEAST_UNITS, MAX_ROWS, intervals, reach_of, wilson
+from batch_platform.monitoring.resampling import (
+    LEAST_UNITS,
+    MAX_ROWS,
+    intervals,
+    intervals_or_reasons,
+    reach_of,
+    wilson,
+)
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
 
 pytestmark = pytest.mark.unit
@@ -53,7 +60,7 @@ def test_an_interval_of_a_mean_is_students_whatever_the_number_of_units(units):
     values = np.random.default_rng(7).normal(size=units)
     left = (values.sum() - values) / (units - 1)
     expected = stats.t.interval(0.95, units - 1, 0, stats.sem(values))[1]
-    assert reach_of(left, "row", units).half == pytest.approx(expected, rel=1e-9)
+    assert reach_of(left, "row", units).even == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("hits", "rows"), [(0, 7), (7, 7), (1, 40), (13, 30)])
@@ -174,3 +181,31 @@ def test_rows_of_an_unknown_class_are_drawn_for_metrics_of_decisions_only():
     values, found = measure(strange), of(strange)
     assert set(found) == set(values)
     assert all(found[name].low < value < found[name].high for name, value in values.items())
+
+
+def test_an_error_whose_mean_few_rows_decide_reaches_far_up_and_has_no_interval_where_no_mean_is_finite():
+    random = np.random.default_rng(12)
+    even, skewed, endless = random.normal(size=300), np.exp(random.normal(size=300)), random.standard_cauchy(size=300)
+    ends = {
+        name: intervals_or_reasons(outcomes, measure(outcomes))["rmse"]
+        for name, errors in {"even": even, "skewed": skewed, "endless": endless}.items()
+        for outcomes in [Outcomes("regression", errors, np.zeros(300))]
+    }
+    above = {
+        name: ends[name].high ** 2 / np.mean(errors**2) for name, errors in {"even": even, "skewed": skewed}.items()
+    }
+    assert above["even"] < 1.3
+    assert above["skewed"] > 1.8
+    assert ends["endless"] == "heavy tail"
+
+
+def test_two_models_that_decide_alike_on_few_rows_may_differ_elsewhere():
+    truth, score = np.arange(200) % 40 == 0, np.linspace(0.01, 0.4, 200)
+    first, second = (
+        Outcomes("binary", np.column_stack([1 - each, each]), truth, [False, True]) for each in (score, score / 2)
+    )
+    difference = paired_difference("accuracy", first, second)
+    assert difference.estimate == 0
+    assert (difference.low, difference.high) == pytest.approx((-0.0137, 0.0137), abs=1e-4)
+    same = paired_difference("accuracy", first, first)
+    assert (same.low, same.high) == (0, 0)

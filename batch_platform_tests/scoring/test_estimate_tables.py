@@ -17,7 +17,7 @@ from batch_platform.monitoring.measures.estimates import (
     read_estimates,
     track_records,
 )
-from batch_platform.pipeline.health import newest_measured
+from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.pipeline.status import status_of

@@ -185,6 +185,8 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
     notes: list[str] = []
     if windows is not None and windows.timeless:
         notes = [f"-- In no partition: {windows.without_time}."]
+    if windows is not None and windows.repeated:
+        notes += [f"-- {windows.repeated}."]
     if proposal.left_out:
         reasons = (f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items())
         notes += ["-- Left out:", *reasons]

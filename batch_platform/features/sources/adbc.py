@@ -186,7 +186,7 @@ class Session:
                     else:
                         cursor.execute(text, values)
                         for batch in cursor.fetch_record_batch():
-                            yield batch if batch.schema.equals(schema) else _cast(batch, schema)
+                            yield _cast(batch, schema)
             except SourceError as error:
                 raise failure_of_stream(error) from None
             unless_complete.pop_all()
@@ -304,7 +304,10 @@ class Session:
         if (wrong := _WRONG_TYPE.search(reason)) is not None and columns is not None:
             column = columns.names[int(wrong[1])]
             reason = f"column {column!r} holds values of several types ({reason.rpartition(': ')[2]})"
-            hint = f"name one type in sources.{self._table.name}.sql.query, such as CAST({column} AS TEXT) AS {column}."
+            cast = f"CAST({column} AS TEXT) AS {column}"
+            hint = f"name one type in sources.{self._table.name}.sql.query, such as {cast}."
+            if not self._table.pipeline:
+                hint = f"create a view that selects {cast}, or NULL for other values, and read it with --table."
         return self._table.error(f" cannot be read: {reason}.", hint, shared=shared)
 
     def _tables(self) -> list[str]:
@@ -328,11 +331,12 @@ def _values(table: SourceTable, driver: str) -> dict[str, Any]:
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The values in the types of a schema; raises ArrowInvalid with the number of a column that holds others."""
+    """The values in the types of a schema; raises ArrowInvalid with the number of a column that holds others, such as bytes."""
     columns = list[pa.Array]()
     for at, (column, field) in enumerate(zip(batch.columns, schema, strict=True)):
         try:
             columns.append(column.cast(field.type))
+            columns[-1].validate(full=pa.types.is_string(field.type))
         except pa.ArrowInvalid as error:
             msg = f"Type mismatch in column {at}: {error}"
             raise pa.ArrowInvalid(msg) from error

@@ -134,7 +134,8 @@ def _size(table: SourceTable) -> int:
     """The bytes of the result as PostgreSQL estimates it, or of the file of SQLite; 0 if nothing tells."""
     database = _database(table)
     if database.driver == "sqlite":
-        return database.file_in(table.folder).stat().st_size
+        file = database.file_in(table.folder)
+        return file.stat().st_size if file.exists() else 0  # reading it says that it is gone
     if database.driver != "postgresql":
         return 0
     with _session(table) as session:

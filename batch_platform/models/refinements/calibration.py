@@ -35,6 +35,7 @@ LEAST_SHARE = (
     1 / 3
 )  # share of the serving fit's rows that the calibrated fit must have learned from; with fewer it scores too differently
 JUDGED_BY = "brier"  # a proper score, and finite where a probability is 0
+RELIABILITY = "calibration_error"
 Values = NDArray[np.float64]
 
 
@@ -169,15 +170,22 @@ def _measured(outcomes: Outcomes) -> dict[str, float]:
 
 
 def _checked(learned: Learned, before: Outcomes, after: Outcomes) -> Check:
-    """Refuse a calibration that is worse than none, beyond chance, on rows that it has not learned from."""
+    """Refuse a calibration that is worse than none, beyond chance, on rows that it has not learned from, and no more reliable.
+
+    A rising line of steps ranks rows less finely than the scores it replaces, which the Brier score charges for. If probabilities come
+    true more often as they say, that is what a calibration is declared for.
+    """
     method, measured = learned["method"], {"before": _measured(before), "after": _measured(after)}
     verdict = Verdict.on(JUDGED_BY, after.known, before.known)
-    worse = verdict is not None and verdict.word == "worse"
+    reliable = measured["after"].get(RELIABILITY, np.inf) < measured["before"].get(RELIABILITY, np.inf)
+    worse = verdict is not None and verdict.word == "worse" and not reliable
     facts: dict[str, Any] = {"method": method, "rows": learned["rows"], "applied": not worse}
     facts |= {f"{name}_{when}": values[name] for name in METRICS for when, values in measured.items() if name in values}
     if verdict is None or not worse:
         return Check(facts)
-    return Check(facts, f"it is not calibrated: with model.calibrate: {method} it is {verdict.beside('without')}")
+    errors = " against ".join(f"{measured[when][RELIABILITY]:.3f}" for when in ("after", "before") if measured[when])
+    clause = f"it is not calibrated: with model.calibrate: {method} it is {verdict.beside('without')}"
+    return Check(facts, f"{clause}, and its calibration error is no smaller: {errors}")
 
 
 def _unsuited(method: str, share: float) -> str:

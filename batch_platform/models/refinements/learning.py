@@ -80,7 +80,7 @@ class Refining:
             name = each.refinement.name
             if judged is not None and each.refinement.holds_out:
                 if objection := each.refinement.unsuited(each.settings, share) if name in stays else "":
-                    facts, remarks = facts | {name: {**facts.get(name, {}), "applied": False}}, [*remarks, objection]
+                    facts, remarks = facts | {name: {"applied": False}}, [*remarks, objection]
                 applied += [] if objection else filter(None, [stays.get(name)])
                 continue
             learned = self._attempted(each, refined(self.model, applied))
