@@ -18,6 +18,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.report import write_report
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
@@ -111,6 +112,8 @@ def test_performance_is_measured_on_rows_whose_label_became_known_after_the_trai
 
     pipeline = of_monday(tmp_path)
     assert "on rows that the model learned from" in health(MONDAY)
+    report = write_report(pipeline, MONDAY, file=tmp_path / "report.html").file.read_text()
+    assert "no label is known yet that the model has not learned from" in report
     change_source(pipeline, customers(unknown=150))
     carry_out(pipeline, days_later(1))
     assert "learned from" not in health(days_later(1))
