@@ -182,17 +182,23 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
             raise WrongUseError(msg, hint=hint)
 
 
-def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+def build_definitions(
+    spec: PipelineSpec, path: Path | str, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
     """Build the definitions of a pipeline whose files lie in a folder, or beside a file, for a `dg.Definitions` in Python.
 
     Args:
         spec: The pipeline, such as a `BatchInference`.
-        path: The folder or file.
+        path: The folder or file; a relative one starts at the current folder.
         resources: Resources of the project's own, by key. They replace those that come with every pipeline.
 
     Raises:
-        BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.
+        BatchPlatformError: The path does not exist, SQL, functions or the estimator cannot be read, or a flavour does not exist.
     """
+    path = Path(path)
+    if not path.exists():
+        msg = f"The folder {path.absolute()} of the pipeline {spec.name!r} does not exist."
+        raise WrongUseError(msg, hint="give build_definitions the folder with its SQL, such as Path(__file__).parent.")
     return _definitions(spec, path, {**RESOURCES, **(resources or {})})
 
 

@@ -153,7 +153,8 @@ def restore_backup(archive: Archive, backup: Backup, home: Home) -> None:
     """
     home = replace(home, restores=True)
     part = _part_restored(home)
-    if part != backup.name and any(not path.is_dir() for path in home.root.rglob("*") if path != home.restoring):
+    ignored = (home.restoring, home.gitignore)
+    if part != backup.name and any(not path.is_dir() for path in home.root.rglob("*") if path not in ignored):
         if not part:
             msg = f"The home {home.root} is not empty, and a backup is restored into an empty one only."
             raise WrongUseError(msg, hint="move what is there out of it, or set BATCH_PLATFORM_HOME to another folder.")

@@ -88,12 +88,13 @@ class Home:
         return next((cls(above.parent) for above in path.absolute().parents if above.name == "staging"), None)
 
     def create(self) -> "Home":
-        """Make the folders that are missing.
+        """Make the folders that are missing, and keep git from adding what lies in a new home.
 
         Raises BatchPlatformError if one of them cannot be written to, if a file that is written in place is a link, if
         something else than a file has the name of a file, or if a restore is not complete.
         """
         self.require_restored()
+        is_new = self._is_new()
         for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
             try:
                 folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
@@ -101,6 +102,8 @@ class Home:
                 raise self._unwritable(folder, error.strerror) from error
             if not os.access(folder, os.W_OK):
                 raise self._unwritable(folder, "permission denied")
+        if is_new:
+            self.gitignore.write_text("*\n", encoding="utf-8")
         in_place, made = (map(self.root.joinpath, names) for names in (_WRITTEN_IN_PLACE, _MADE_WHERE_MISSING))
         written = [*in_place, self.root / _SPILLED, *(path for path in made if not path.exists())]
         if link := next(filter(Path.is_symlink, written), None):
@@ -112,6 +115,13 @@ class Home:
             msg = f"{odd} is not a file, as it should be; nothing was changed."
             raise BatchPlatformError(msg, hint=f"move it out of {self.root}.")
         return self
+
+    def _is_new(self) -> bool:
+        """True if nothing lies in the root but the folder of Dagster, which has to be made before Dagster starts."""
+        try:
+            return not self.root.exists() or not {*self.root.iterdir()} - {self.dagster}
+        except OSError as error:
+            raise self._unwritable(self.root, error.strerror) from error
 
     @property
     def is_writable(self) -> bool:
@@ -220,6 +230,11 @@ class Home:
     def identity(self) -> Path:
         """A random name, made by the first backup and restored with the home, by which a place of backups tells homes apart."""
         return self.root / "identity"
+
+    @property
+    def gitignore(self) -> Path:
+        """The file by which git ignores the whole home, itself included."""
+        return self.root / ".gitignore"
 
     @property
     def lake(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import jsonschema
 import polars as pl
 import pytest
 import yaml
@@ -23,7 +24,7 @@ from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.command_line import run_command
@@ -310,7 +311,7 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     )
     (pipeline_folder(project) / "defs.yaml").unlink()
     by_component = shown(load(project))
-    directly = shown(build_definitions(small_spec(), pipeline_folder(project)))
+    directly = shown(build_definitions(small_spec(), str(pipeline_folder(project))))
     alone = BatchInference(**small_declaration())
     with pytest.raises(SourceError, match=r"small: .*features\.sql cannot be read"):
         dg.build_defs_for_component(alone)
@@ -318,6 +319,12 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     assert by_yaml == by_component == directly == shown(dg.build_defs_for_component(alone))
     assert len(by_yaml["assets"]) == 5
     assert len(by_yaml["schedules"]) == 4
+
+
+def test_definitions_of_a_folder_that_does_not_exist_are_refused_by_its_path(tmp_path):
+    folder = tmp_path / "churn"
+    with pytest.raises(WrongUseError, match=rf"The folder {folder} of the pipeline 'small' does not exist. Hint: give"):
+        build_definitions(small_spec(), str(folder))
 
 
 def test_every_key_reaches_the_specification(project):
@@ -461,6 +468,38 @@ def test_the_schema_of_the_component_holds_every_key():
     assert percent["type"] == "string"
 
 
+WRONG_KEYS: dict[tuple[str | int, ...], str] = {  # by the block that holds the key
+    (): "modell",
+    ("model", "train"): "windw",
+    ("model", "promote"): "metrc",
+    ("sources", "events"): "parqet",
+    ("sources", "customers", "sql"): "urii",
+    ("features", "max_rejected"): "shar",
+    ("labels",): "colum",
+    ("predictions", "deliver", 0): "parqet",
+    ("monitoring", "drift"): "warnn",
+    ("engine", "spark"): "mastr",
+}
+MISSPELT = small_declaration(
+    modell={},
+    model={"train": {"windw": "all"}, "promote": {"metrc": "auc"}},
+    sources={"events": {"parqet": "events.parquet"}, "customers": {"sql": {"urii": "sqlite:///a.db"}}},
+    features={"max_rejected": {"shar": 0.1}},
+    labels={"colum": "returned"},
+    predictions={"deliver": [{"parqet": "out"}]},
+    monitoring={"drift": {"warnn": 1}},
+    engine={"spark": {"mastr": "local"}},
+)
+
+
+def test_the_schema_names_a_wrong_key_in_blocks_of_every_depth_and_kind():
+    errors = jsonschema.Draft202012Validator(BatchInference.get_model_cls().model_json_schema()).iter_errors(MISSPELT)
+    messages = {(tuple(error.absolute_path), error.message) for error in errors if error.validator != "required"}
+    assert messages == {
+        (path, f"Additional properties are not allowed ('{key}' was unexpected)") for path, key in WRONG_KEYS.items()
+    }
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """For processes that leave nothing in the checkout."""
     (home / "dagster").mkdir(parents=True, exist_ok=True)
@@ -520,14 +559,14 @@ NAME = "batch_platform.components.BatchInference"
 
 
 @pytest.mark.full
-def test_dg_says_which_key_is_wrong(tmp_path):
+def test_dg_names_every_wrong_key(tmp_path):
     folder = write_dagster_project(tmp_path / "project")
-    file = write_defs_yaml(folder, small_declaration(model={"train": {"windw": "all"}}))
+    file = write_defs_yaml(folder, MISSPELT)
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
     done = command("dg", "check", "yaml", cwd=folder, env=env)
     assert done.returncode != 0
     assert f"{file}:" in done.stdout + done.stderr
-    assert "windw" in done.stdout + done.stderr
+    assert [key for key in WRONG_KEYS.values() if f"('{key}' was unexpected)" not in done.stdout + done.stderr] == []
 
 
 @pytest.mark.parametrize(
