@@ -107,7 +107,8 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     name, home = pipeline.spec.name, pipeline.home
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
     unserved = {item.partition.key for item in left.blocked}
-    runs = [state.scores[it.key] for it in asked if it.key in state.scores]  # also those that could not be scored again
+    # Scores stand that could not be made again; those that no model serves any more are told apart.
+    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - unserved]
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [

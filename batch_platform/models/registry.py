@@ -7,7 +7,7 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 import json
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
@@ -236,8 +236,8 @@ class Registry:
 
 
 def _recorded_verdict(recorded: dict[str, Any]) -> Verdict:
-    difference = recorded["difference"]
-    return Verdict(**recorded | {"difference": difference and Difference(**difference)})
+    difference: dict[str, Any] | None = recorded["difference"]
+    return replace(Verdict(**recorded), difference=difference and Difference(**difference))
 
 
 def has_seen(version: Version, partition: Partition) -> bool:

@@ -122,7 +122,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     if not has_table(con, pipeline, OUTCOMES):
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
-    keys = [key for key in _measured(con, pipeline, first, last) if partitions is None or key in partitions]
+    keys = [key for key in measured_partitions(con, pipeline, first, last) if partitions is None or key in partitions]
     rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, unit, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
@@ -137,7 +137,7 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
         for (name, start), seq in sorted(stale.items()):
             last = start.replace(month=start.month + PERIODS[name] - 1)
             # A key begins with its year and month, and no other character of a key is as great as ~.
-            measured = _measured(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
+            measured = measured_partitions(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
             keys = tuple(key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key))
             if keys not in pooled:  # a quarter may have the partitions of one of its months
                 pooled[keys] = list(_pooled(con, spec.name, keys, by, metrics, unit=unit))
@@ -201,7 +201,9 @@ def _periods_with(day: date) -> list[tuple[str, date]]:
     return [(name, date(day.year, (day.month - 1) // months * months + 1, 1)) for name, months in PERIODS.items()]
 
 
-def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, first: str | None, last: str | None) -> list[str]:
+def measured_partitions(
+    con: duckdb.DuckDBPyConnection, pipeline: str, first: str | None, last: str | None
+) -> list[str]:
     """The partitions whose present predictions were measured on rows that the model had not learned from, in order.
 
     Those from `first` to `last`, both included; None: from the beginning or to the end. A snapshot counts

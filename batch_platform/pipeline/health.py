@@ -141,6 +141,8 @@ def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect
     if value is None:
         return None
     text, numbers = f"{metric} {value:.4f} on {key}", {metric: value}
+    if rows["in_sample"].any():
+        return Aspect("performance", None, f"{text}, on rows that the model learned from", key, numbers)
     check = PERFORMANCE.check(spec)
     judgement = None if check is None else check.judge(rows, task)
     if not isinstance(judgement, Judgement):

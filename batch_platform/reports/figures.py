@@ -39,6 +39,7 @@ from batch_platform.reports.performance import (
     definitions_of,
     is_vague,
     measured,
+    measured_keys,
     missed,
     no_better_than_guessing,
     performance_by_partition,
@@ -382,7 +383,7 @@ def _calibration(
         return of_bins, decided
     ((task, classes),) = kinds
     known = class_texts(classes)
-    values: dict[str, object] = {"keys": [run.partition_key for run in span.runs if not run.in_sample]}
+    values: dict[str, object] = {"keys": measured_keys(con, spec, span)}
     scored = f"(SELECT * FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys)"
     key = ", ".join(map(quoted, ["partition_key", *spec.features.key]))
     joined = f"{scored} JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key})"

@@ -85,7 +85,7 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
     if figures.metric is None or headline is None:
         if figures.groups is not None:
             return
-        yield f"{period}, no prediction could be compared with observed values: no label is known yet."
+        yield f"{period}, no prediction could be compared with observed values: no label is known yet that the model has not learned from."
     else:
         yield f"{period}, {_quality(figures, figures.metric, headline.value, headline.low, headline.high)}."
         if headline.before is not None and figures.before is not None:

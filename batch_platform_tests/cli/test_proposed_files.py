@@ -12,6 +12,7 @@ from datetime import UTC, date, timedelta
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
 import polars as pl
 import pyarrow as pa
@@ -31,6 +32,7 @@ from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
 from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.postgres_server import postgres_server
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
@@ -110,6 +112,34 @@ def test_a_table_of_a_database_gives_the_rows_that_it_holds(tmp_path, monkeypatc
     first = START.replace(tzinfo=UTC)
     rows = built(pipeline_of(files, tmp_path), [first, first + timedelta(days=DAYS)])
     assert rows["id"].to_list() == orders().sort("id")["id"].to_list()
+
+
+def test_a_table_of_postgresql_with_a_time_is_read_by_a_query_for_each_partition(tmp_path, monkeypatch):
+    with postgres_server() as server:
+        uri = server.address.replace("+psycopg2", "")
+        monkeypatch.setenv("SHOP_URI", uri)
+        with closing(postgresql.connect(uri)) as con, closing(con.cursor()) as cursor:
+            cursor.adbc_ingest("Orders", orders().to_arrow().cast(_plain_schema(orders())), mode="create")
+            con.commit()
+        origin = locate(uri, "public.Orders")
+        with survey(origin, "UTC") as seen:
+            proposal = propose(seen, Asked(AFTER_ALL))
+            files = files_of("orders", proposal, layout(seen, proposal))
+        assert yaml.safe_load(files["defs.yaml"])["attributes"]["sources"] == {
+            "orders": {"sql": {"uri": "{{ env.SHOP_URI }}", "query": "orders_rows.sql"}}
+        }
+        query = files["orders_rows.sql"]
+        assert '\nFROM "public"."Orders"\nWHERE "at" >= $partition_start AND "at" < $partition_end\n' in query
+        declared = files | {"defs.yaml": files["defs.yaml"].replace("{{ env.SHOP_URI }}", uri)}
+        first = START.replace(tzinfo=UTC)
+        rows = built(pipeline_of(declared, tmp_path), [first, first + timedelta(days=DAYS)])
+    assert rows["id"].to_list() == orders().sort("id")["id"].to_list()
+
+
+def _plain_schema(table: pl.DataFrame) -> pa.Schema:
+    """The types as ADBC takes them."""
+    plain = {pa.large_string(): pa.string()}
+    return pa.schema([it.with_type(plain.get(it.type, it.type)) for it in table.to_arrow().schema])
 
 
 def test_an_address_with_a_password_is_written_as_the_variable_that_holds_it(monkeypatch):

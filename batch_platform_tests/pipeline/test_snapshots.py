@@ -12,10 +12,13 @@ from xxhash import xxh3_64_intdigest
 from batch_platform.declaration.errors import NoChampionError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.report import write_report
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
@@ -102,9 +105,18 @@ def test_the_fit_that_serves_learns_from_the_rows_that_judged_it_too_and_is_mark
 
 
 def test_performance_is_measured_on_rows_whose_label_became_known_after_the_training(tmp_path):
+    def health(now: datetime) -> str:
+        state = pipeline.state()
+        measured = newest_measured(pipeline.home, pipeline.spec, state)
+        return " ".join(aspect.text for aspect in health_of(pipeline.spec, state, now, measured).aspects)
+
     pipeline = of_monday(tmp_path)
+    assert "on rows that the model learned from" in health(MONDAY)
+    report = write_report(pipeline, MONDAY, file=tmp_path / "report.html").file.read_text()
+    assert "no label is known yet that the model has not learned from" in report
     change_source(pipeline, customers(unknown=150))
     carry_out(pipeline, days_later(1))
+    assert "learned from" not in health(days_later(1))
     assert len(pipeline.state().registry.versions) == 1
     learned, now = (customers(unknown).drop_nulls("returned").height for unknown in (400, 150))
     assert pipeline.state().evaluations[SECOND].rows_labelled == now - learned > 200

@@ -60,6 +60,16 @@ class Origin:
         """The same with further keys in its source block; those without a value are left out."""
         return replace(self, options={**self.options, **{key: value for key, value in options.items() if value}})
 
+    def read_by(self, query: str) -> "Origin":
+        """The same table of a database, read by a query in a file beside the declaration."""
+        return replace(self, options={"uri": self.options["uri"], "query": query})
+
+    @property
+    def driver(self) -> str | None:
+        """The driver of the database; None for a table elsewhere."""
+        sql = self.as_table("").source.sql if self.kind == "sql" else None
+        return None if sql is None else sql.driver
+
     def relative_to(self, root: Path, folder: Path) -> "Origin":
         """The same, with a path within a root relative to a folder."""
         inside = self.path.is_relative_to(root)

@@ -122,5 +122,5 @@ def _learns_from(proposal: Proposal) -> str:
     if proposal.windows is not None:
         return "all rows before the period that it serves"
     if proposal.label is None:
-        return "all its rows, after a fit on four fifths of them, drawn at random, was judged on the rest"
-    return "all its rows with a label, after a fit without a random fifth of them was judged on that fifth; expect somewhat worse results in the future"
+        return "all its rows; a first fit leaves out a random fifth of them, on which it is judged"
+    return "all its rows with a label; a first fit leaves out a random fifth of them, on which it is judged; expect somewhat worse results in the future"
