@@ -151,6 +151,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "notify": ["json://127.0.0.1/alerts"],
         "notify_values": True,
         "rows": False,
+        "allow_empty": ["2024-01-07"],
         "drift": {
             "warn": 0.1,
             "fail": 0.3,
