@@ -41,6 +41,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "routes": {"arrow": "routes.feather"},
         "airports": {
             "duckdb": "airports.duckdb",
+            "wait": "1 minute",
             "table": "main.airports",
             "time": "opened_at",
             "late": "14 days",
