@@ -231,7 +231,7 @@ def _verdict(  # noqa: PLR0913 - two models and their rows
 ) -> Verdict | str:
     """Hold the scores of a judged fit against those that the judged fit of the champion gives rows; or say why they cannot be compared."""
     if champion.manifest.lacks_judged_fit:
-        return "an earlier batch-platform trained it and kept only the fit that serves, which learned from later rows"
+        return "an earlier release trained it and kept only the fit that serves, which learned from later rows"
     if judged is not None and not unseen.height:
         return "it learned from all evaluation rows, or knows their groups"
     predictor, signature = champion.judged_fit
