@@ -134,7 +134,7 @@ class Project:
         with quietly() as heard, without_component_pages(), without_folders(others), unreadable_left_out():
             try:
                 definitions = self._load()
-                if self.former:
+                if self.former and self.former[0] != self.former[1]:
                     definitions = with_former_name(definitions, *self.former)
                 heard.extend(broken_in(definitions))
             except Exception as error:

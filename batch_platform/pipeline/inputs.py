@@ -147,11 +147,16 @@ def _module(dotted: str) -> Path | None:
     """The file of the module of `module.NAME`, which is not imported: its libraries may be slow."""
     if not DOTTED.fullmatch(dotted):
         return None
+    package, *rest = dotted.rpartition(".")[0].split(".")
     try:
-        spec = find_spec(dotted.rpartition(".")[0])
+        spec = find_spec(package)
     except (ImportError, ValueError):  # missing, as training says, or made by a program
         return None
-    return None if spec is None or spec.origin is None else Path(spec.origin)
+    if spec is None or not rest:
+        return None if spec is None or spec.origin is None else Path(spec.origin)
+    places = [Path(folder).joinpath(*rest) for folder in spec.submodule_search_locations or ()]
+    files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _digest(file: Path | None) -> str:

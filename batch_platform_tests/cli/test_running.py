@@ -240,6 +240,7 @@ def test_run_reports_as_json(cli, project):
         "rows_rejected": 1,
         "published": f"{project}/.batch_platform/published.duckdb",
         "findings": {},
+        "failed_checks": [],
         "failures": [],
         "delivered": {},
         "error": None,

@@ -81,4 +81,4 @@ def test_f51_a_tick_and_the_check_name_a_source_that_cannot_be_looked_at(tmp_pat
     requests, skipped = look(deployment, "performance", NOW)
     assert (requests, skipped.count("Not looked at: Source 'events' of 'small': ")) == ([], 1)
     plan = make_plan(pipeline.spec, unknown := pipeline.published_state(), PlanRequest(NOW))
-    assert _up_to_date(plan, unknown).passed is False
+    assert _up_to_date(plan, unknown, None).passed is False

@@ -241,7 +241,7 @@ def test_tables_of_one_name_in_two_databases_or_catalogs_are_two_receivers():
 
     for kind, key, first, second in (
         ("sql", "uri", "{{ env.CRM }}", "{{ env.SHOP }}"),
-        ("sql", "uri", "postgresql://u:one@h/crm", "postgresql://u:two@h/shop"),
+        ("sql", "uri", "postgresql://u:first-4711@h/crm", "postgresql://u:second-4711@h/shop"),
         ("iceberg", "catalog", "lake", "sea"),
     ):
         small_spec(predictions=declared(kind, key, first, second))

@@ -351,7 +351,7 @@ def test_a_bundle_of_an_earlier_build_holds_no_judged_fit_and_its_version_is_rep
         con.execute("UPDATE batch_platform.model_versions SET sha256 = ?", [sha256(text.encode()).hexdigest()])
     again = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW))
     assert again.decision.action == "approved"
-    assert "was not compared: an earlier batch-platform trained it and kept only the fit that serves" in (
+    assert "was not compared: an earlier release trained it and kept only the fit that serves" in (
         again.decision.reason
     )
 
