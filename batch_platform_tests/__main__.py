@@ -1,8 +1,10 @@
 """Run a tier of the tests on a machine that has Python and nothing else.
 
-`python -m batch_platform_tests [--full | --unit] [PYTEST ARGUMENTS]`. The everyday tier, which runs without either option,
-tests every law, capability and message, and leaves out the tests marked `full`. `--full` runs all tests, `--unit` only those
-marked `unit`: pure functions, in about a minute. Pytest arguments select within the tier; an `-m` among them replaces it.
+`python -m batch_platform_tests [--unit | --full | --release] [PYTEST ARGUMENTS]`. Without an option the everyday tier runs: it
+tests every law, capability and message, and leaves out the tests marked `full` or `release`. `--unit` runs only those marked
+`unit`: pure functions, in about a minute. `--full` is what CI runs: all but those marked `release`, such as long series of
+kills, simulations and benchmarks, which `--release` adds. Pytest arguments select within the tier; an `-m` among them
+replaces it.
 
 Installs what is missing with apt-get where that is possible (Debian or Ubuntu, as root), and says what to install
 otherwise. The tests' temporary files go to memory where it has room for them.

@@ -22,7 +22,7 @@ from batch_platform_tests.harness.dagster_project import (
     remember_migrations,
     remember_statements,
 )
-from batch_platform_tests.harness.tiers import EVERYDAY, PROFILES, UNIT
+from batch_platform_tests.harness.tiers import PROFILES, UNIT
 
 if TYPE_CHECKING:
     from batch_platform_tests.harness.spark_cluster import SparkCluster
@@ -41,7 +41,12 @@ remember_statements()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 for tier, number in PROFILES.items():
     settings.register_profile(tier, deadline=None, max_examples=number)
-ON_SPARK = ("test_spark_features.py", "test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
+ON_SPARK = (
+    "test_spark_connect.py",
+    "test_spark_features.py",
+    "test_engines.py",
+    "test_spark_engine.py",
+)  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
 LONG = ("test_dg_launch.py", "test_acting.py", "test_postgres.py")  # a single test each, as long as many others
 
@@ -65,8 +70,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAn
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw fewer examples in the everyday and the unit tier."""
-    settings.load_profile("everyday" if config.getoption("markexpr") in (EVERYDAY, UNIT) else "full")
+    """Draw fewer examples in the tiers that run more often."""
+    tier = config.getoption("markexpr")
+    settings.load_profile(tier if tier in PROFILES else "release")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -78,7 +84,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests and cases, so that no worker waits for one at the end."""
-    first = {name: place for place, name in enumerate((*LONG, *SPREAD))}
+    first = {name: place for place, name in enumerate((*LONG, *SPREAD, ON_SPARK[0]))}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 

@@ -11,10 +11,10 @@ from batch_platform_tests import test_laws
 from batch_platform_tests.bad_input import Case, columns, declarations, rows, values
 from batch_platform_tests.cli import test_proposed_files, test_proposed_shapes
 from batch_platform_tests.components import test_schedules
-from batch_platform_tests.features import test_build
+from batch_platform_tests.features import test_build, test_sql
 from batch_platform_tests.models import test_gate
 from batch_platform_tests.monitoring import test_leakage, test_measures
-from batch_platform_tests.pipeline import test_late_rows, test_staleness
+from batch_platform_tests.pipeline import test_inputs, test_late_rows, test_staleness
 
 PAGE = Path("batch_platform/guide/faults.md")
 CASES: dict[str, Case] = columns.CASES | values.CASES | rows.CASES | declarations.CASES
@@ -51,7 +51,7 @@ ELSEWHERE = {
         test_proposed_shapes.test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place,
         test_proposed_shapes.test_a_time_can_be_the_key,
         test_proposed_shapes.test_new_rows_whose_key_is_their_time_are_scored_the_next_day,
-        test_build.test_rows_are_counted_by_a_time_in_nanoseconds_as_pandas_writes_it,
+        test_build.test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_of_the_partition,
     ),
     "B25": (
         test_proposed_files.test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder,
@@ -63,9 +63,17 @@ ELSEWHERE = {
     "B31": (
         test_staleness.test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_told_and_trained_again,
     ),
+    "B37": (
+        test_sql.test_b37_infinite_times_of_postgresql_arrive_as_such,
+        test_sql.test_b37_values_of_postgresql_that_cannot_be_taken_over_are_named_by_column,
+    ),
     "B35": (
         test_laws.test_law_18_what_is_worse_beyond_chance_never_replaces_a_champion_by_itself,
         test_gate.test_a_version_that_is_no_better_than_a_trivial_one_on_permuted_labels_does_not_replace_a_champion_that_was,
+    ),
+    "B36": (
+        test_inputs.test_b36_labels_that_are_declared_otherwise_make_the_model_and_what_it_scored_due,
+        test_inputs.test_b36_a_label_column_that_does_not_exist_is_due_and_an_error_that_names_the_nearest,
     ),
 }
 

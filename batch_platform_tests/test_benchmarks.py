@@ -24,7 +24,7 @@ from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, 
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.reporting import losses, table
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.full  # those that run a benchmark are for a release
 
 HERE = [OURS, "script", "sklearn_in_memory"]
 TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
@@ -47,6 +47,7 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, An
     return benchmark(tmp_path_factory.mktemp("scoring"), "scoring", f"--rows={ROWS}", f"--only={only}", "--repeat=1")
 
 
+@pytest.mark.release
 def test_every_contender_scores_all_rows_and_the_scores_agree(scoring):
     results, _ = scoring
     assert [(result["rows"], result["workload"], result["contender"]) for result in results] == [
@@ -54,6 +55,7 @@ def test_every_contender_scores_all_rows_and_the_scores_agree(scoring):
     ], "the run itself ends where rows are missing or scores differ"
 
 
+@pytest.mark.release
 def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
     _, text = scoring
     assert all(f"| {kind} | {ROWS:,} | {name} |" in text for kind in TRIED for name in HERE)
@@ -62,6 +64,7 @@ def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
     assert all(library in text for library in ("duckdb 2.", "polars 2.", "scikit-learn 1.", "dagster 1."))
 
 
+@pytest.mark.release
 def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_copy_and_a_report_is_written(tmp_path):
     results, text = benchmark(tmp_path, "commit", "publish", "report", "--rows=5000", "--repeat=1")
     assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [
@@ -74,6 +77,7 @@ def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
+@pytest.mark.release
 def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_others(tmp_path, monkeypatch):
     """Of the others one, that cannot be installed."""
     monkeypatch.setattr(kernels, "SIZES", [(10, 20)])
@@ -95,6 +99,7 @@ def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_ot
     assert [line.split(" | ")[0] for line in same if OURS in line] == [f"| {kind}" for kind in [*kinds, *sized]]
 
 
+@pytest.mark.release
 def test_each_refinement_is_compared_with_the_same_scoring_without_it_and_reasons_with_other_libraries(tmp_path):
     names = [*refinements.CASES, "lightgbm", "xgboost"]
     results, text = benchmark(tmp_path, "refinements", "--rows=4000", f"--only={','.join(names)}", "--repeat=1")
@@ -146,6 +151,7 @@ def test_a_kept_line_holds_the_figures_of_a_commit_and_the_next_call_begins_with
     assert history.default_commits() == (commit, ".")
 
 
+@pytest.mark.release
 def test_history_measures_a_commit_and_the_working_tree_in_turn(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "TOLERATED", 100)
@@ -161,6 +167,7 @@ def test_history_measures_a_commit_and_the_working_tree_in_turn(tmp_path):
     assert "not measured" not in text
 
 
+@pytest.mark.release
 def test_growth_says_what_each_further_partition_costs(tmp_path):
     results, text = benchmark(tmp_path, "growth", "--partitions=5,3", "--repeat=1")
     names = ["backfill", "one partition", "status", "tick", "first tick", "load", "training"]
@@ -172,6 +179,7 @@ def test_growth_says_what_each_further_partition_costs(tmp_path):
     assert float(records.split("|")[2]) > 0.1
 
 
+@pytest.mark.release
 def test_the_share_of_profiles_in_scoring_is_reported(tmp_path):
     results, text = benchmark(tmp_path, "profiles", "--rows=3000", "--repeat=1")
     scoring, part = results
@@ -179,6 +187,7 @@ def test_the_share_of_profiles_in_scoring_is_reported(tmp_path):
     assert f"The profiles take {part['core_seconds'] / scoring['core_seconds']:.1%} of the core-seconds" in text
 
 
+@pytest.mark.release
 def test_the_cost_on_more_cores_is_modelled_from_one_core_and_a_small_partition(tmp_path):
     results, text = benchmark(tmp_path, "cores", "--rows=2000", "--repeat=1")
     small, *_, large = (result for result in results if result["contender"].endswith("cores: 1"))
@@ -286,6 +295,7 @@ def test_the_figures_of_the_readme_are_written_between_their_marks(tmp_path):
     assert readme.README.read_text(encoding="utf-8").count(readme.BEGIN) == 1
 
 
+@pytest.mark.release
 def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(cli, tmp_path, monkeypatch):
     """In this process, with the commands that the benchmark starts as processes."""
 
@@ -347,6 +357,7 @@ def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
     assert "by more than 5%, beyond chance: certain +10% (+10% to +10%). Worse" in tables.conclude(results)
 
 
+@pytest.mark.release
 def test_a_delivery_to_a_database_is_measured(tmp_path):
     results, text = benchmark(tmp_path, "deliveries", f"--rows={ROWS}", f"--only={OURS}", "--repeat=1")
     assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [

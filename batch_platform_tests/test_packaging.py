@@ -20,7 +20,7 @@ from batch_platform_tests.harness.dagster_project import (
 )
 from batch_platform_tests.harness.small_pipeline import small_declaration
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.release
 
 SHIPPED = {".py", ".yaml", ".sql", ".csv", ".parquet", ".typed", ".md", ".html"}
 

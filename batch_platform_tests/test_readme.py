@@ -170,7 +170,7 @@ def test_second_command_finds_every_test(tmp_path):
     installing, _, running = command("batch_platform_tests").rpartition(" && .venv/bin/python ")
     assert installing == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]'"
     assert missing_requirements("test") == []
-    collected = shell(f"{quote(sys.executable)} {running} --full --collect-only -q", copy_checkout(tmp_path))
+    collected = shell(f"{quote(sys.executable)} {running} --release --collect-only -q", copy_checkout(tmp_path))
     files = {line.split("::")[0] for line in collected.splitlines() if "::" in line}
     assert files == {str(path.relative_to(ROOT)) for path in (ROOT / "batch_platform_tests").rglob("test_*.py")}
 

@@ -1,4 +1,4 @@
-"""The tiers of the tests: the everyday tier, though it leaves out the tests marked `full`, tests every promise."""
+"""The tiers of the tests: the everyday tier, though it leaves out the tests marked `full` or `release`, tests every promise."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from batch_platform_tests import test_bad_input, test_faults, test_laws
 from batch_platform_tests.harness.checkout import ROOT
 from batch_platform_tests.harness.tiers import EVERYDAY, TIERS
 
-SLOW_FILE = "pipeline/test_model_year.py"
+RELEASE_FILE = "pipeline/test_model_year.py"
 ON_SPARK = "table_of_the_catalog"  # in the names of the tests of the source kind that only Spark reads
 
 
@@ -56,7 +56,8 @@ def test_the_everyday_tier_tests_every_engine_flavour_and_kind_of_source(everyda
 
 
 def test_a_tier_takes_its_tests_and_pytest_by_itself_takes_what_is_named(everyday):
-    file = f"batch_platform_tests/{SLOW_FILE}"
-    assert [test for test in everyday if test.startswith(SLOW_FILE)] == collected(*TIERS["--unit"], file) == []
-    assert TIERS["--full"] == [], "what pytest takes by itself"
+    file = f"batch_platform_tests/{RELEASE_FILE}"
+    assert [test for test in everyday if test.startswith(RELEASE_FILE)] == collected(*TIERS["--unit"], file) == []
+    assert collected(*TIERS["--full"], file) == []
+    assert TIERS["--release"] == [], "what pytest takes by itself"
     assert collected(file) != []

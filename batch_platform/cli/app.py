@@ -17,6 +17,7 @@ import click
 
 from batch_platform import __version__
 from batch_platform.cli import terminal
+from batch_platform.cli.interrupting import resend_lost_interruptions
 from batch_platform.declaration.errors import WrongUseError, did_you_mean, is_interruption
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
@@ -105,7 +106,9 @@ def process() -> NoReturn:
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the end of a terminal
-            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+            # A shell lets its background processes ignore SIGINT itself.
+            signal.signal(number, signal.default_int_handler)
+    resend_lost_interruptions()
     terminal.say_if_loading_takes_long()
     code = _run(sys.argv[1:])
     atexit._run_exitfuncs()  # noqa: SLF001 - all else that the interpreter does at its end is to free memory

@@ -77,3 +77,7 @@ def _show(pipeline: str, subject: str, holding: HeldSubject, *, dry_run: bool) -
         terminal.say(f"{'to deliver' if dry_run else 'delivered'} again to: {listed(delivered)}")
     for receiver, reason in holding.to_tell.items():
         terminal.say(f"tell the receiver {receiver!r}: {reason}")
+    if holding.remains:
+        terminal.say(f"texts that only the erased rows had are still in: {listed(holding.remains)}")
+    if any(place.startswith("models/") for place in holding.remains):
+        terminal.say(f"a bundle keeps its categories: batch-platform train {pipeline} --force trains one without them")

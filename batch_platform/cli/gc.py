@@ -55,6 +55,7 @@ def command(  # noqa: PLR0913 - the options of the command
 
     The files are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
     left behind. Of an old run the newest materialization of each partition and the newest result of each check stay.
+    Of a run with steps of your own everything stays.
     Pipelines that nothing declares any more are listed, and removed for good only if --drop names them: their tables,
     ledgers, features and models.
     """

@@ -8,6 +8,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
@@ -55,11 +56,27 @@ def records_elsewhere(home: Home) -> str | None:
     """Say where Dagster's records are if they are not in SQLite files of the home; None if they are, or if there are none."""
     if (own := own_instance(home)) is not None:
         return f"they are in the instance {own}, which {VARIABLE} names"
+    settings = _settings(home)
+    return f"they are where {_file(home)} says" if any("storage" in name for name in settings) else None
+
+
+def _file(home: Home) -> Path:
+    return home.dagster / "dagster.yaml"
+
+
+def _settings(home: Home) -> dict[str, Any]:
+    """The settings of the home's own instance; empty where it is not made yet. Raises WrongUseError if the file cannot be read."""
     import yaml
 
-    file = home.dagster / "dagster.yaml"
-    settings = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
-    return f"they are where {file} says" if any("storage" in name for name in settings) else None
+    try:
+        settings = yaml.safe_load(_file(home).read_text(encoding="utf-8")) if _file(home).exists() else None
+        if settings is None or isinstance(settings, dict):
+            return settings or {}
+        reason = "it holds no keys"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    msg = f"The settings of Dagster in {_file(home)} cannot be read: {reason}."
+    raise WrongUseError(msg, hint="correct the file, or move it away: batch-platform run NAME writes it anew.")
 
 
 def settings_that_matter(folder: Path) -> list[str]:
@@ -91,7 +108,8 @@ def prepare_instance(home: Home) -> Path:
         return own
     os.environ[VARIABLE] = str(home.dagster)
     _own.add(str(home.dagster))
-    config, prepared = home.dagster / "dagster.yaml", home.dagster / ".prepared"
+    _settings(home)  # Dagster's own error would name no file
+    config, prepared = _file(home), home.dagster / ".prepared"
     with (home.dagster / ".prepare.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not config.exists():

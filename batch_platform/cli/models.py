@@ -191,10 +191,17 @@ def show_version(target: _Target, version: str) -> None:
     leaks = state.registry.suspected_leaks(version)
     manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)
     manifest["remarks"] = "; ".join(manifest["remarks"])
+    manifest["judged_fit"] = None if stored.judged_fit is None else asdict(stored.judged_fit.training)
     search = manifest.pop("search")
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
-    show_metrics(stored.evaluation.metrics, stored.evaluation.baseline, refit=stored.refit)
+    judged, days = stored.judged_training, None if pipeline.spec.partitions.snapshot else stored.judged_training.days
+    show_metrics(
+        stored.evaluation.metrics,
+        stored.evaluation.baseline,
+        refit=stored.refit,
+        judged="" if stored.judged_fit is None else terminal.learned_from(judged.rows, days),
+    )
     if search:
         _show_search(search)
     bounds = ("min", "max", "lowest", "highest")
@@ -293,7 +300,7 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
             "The metrics are those of each one's own evaluation rows; the verdict is the gate's, on the same rows."
         )
     if isinstance(verdict, Verdict):
-        terminal.say(f"{left} is judged {verdict.beside(right)}.")
+        terminal.say(f"{left} is judged {verdict.beside(right, worth=pipeline.spec.model.promote.tolerance)}.")
         return
     terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
     any_version = f"batch-platform backtest {target.pipeline} --from KEY --to KEY --model VERSION"
@@ -411,14 +418,16 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
             raise RunFailedError(error)
 
 
-def show_metrics(metrics: Mapping[str, float], baseline: Baseline | None, *, refit: bool) -> None:
-    """Print each metric on the evaluation rows beside that of the trivial baseline."""
+def show_metrics(metrics: Mapping[str, float], baseline: Baseline | None, *, refit: bool, judged: str) -> None:
+    """Print each metric on the evaluation rows beside that of the trivial baseline; `judged` says what the judged fit learned from."""
     if not metrics:
         return
     name, of_baseline = (baseline.name, baseline.metrics) if baseline else ("none", {})
     terminal.say(f"metrics on the evaluation rows; trivial baseline: {name}")
     if refit:
-        terminal.say("  They are of the fit that the gate judged. The model was then fitted again, on these rows too.")
+        terminal.say(
+            f"  They are those of the judged fit{judged and ', which '}{judged}. The fit that serves learned from these rows too."
+        )
     terminal.show_table(
         ("metric", "value", "baseline"),
         [(metric, value, of_baseline.get(metric)) for metric, value in sorted(metrics.items())],

@@ -27,7 +27,7 @@ def command(folder: Path | None, pipeline: str, name: str) -> None:
     First write NAME in the place of PIPELINE in the YAML, before anything runs under the new name. A rename that is killed
     has changed nothing, or is completed by the next command.
     """
-    project = replace(find_project(folder), former=pipeline)
+    project = replace(find_project(folder), former=(pipeline, name))
     if pipeline in (declared := [*project.pipelines, *(item.name for item in project.broken)]):
         msg = f"{pipeline} is still declared under this name; nothing is renamed."
         hint = f"write name: {name} in its YAML first, then call batch-platform rename {pipeline} {name}."

@@ -54,7 +54,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     spec = declared.spec
     every = "month" if spec.report is None else spec.report.every
     written = write_report(declared, datetime.now(UTC), first, last, every=every, file=file)
-    window = written.figures.window
-    summary = {"file": str(written.file), "first": window.keys[0], "last": window.keys[-1]}
-    terminal.report({**summary, "partitions": len(window.runs), "seconds": perf_counter() - started})
-    terminal.say(f"The report on {terminal.span(window.keys)} is written to {written.file}")
+    keys = written.figures.window.all_keys
+    summary = {"file": str(written.file), "first": keys[0], "last": keys[-1]}
+    terminal.report({**summary, "partitions": len(keys), "seconds": perf_counter() - started})
+    terminal.say(f"The report on {terminal.span(keys)} is written to {written.file}")

@@ -11,7 +11,7 @@ from batch_platform.cli.instance import prepare_instance, records_elsewhere
 from batch_platform.cli.project import Project, find_project
 from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.pipeline.archive import Archive
-from batch_platform.pipeline.backup import restore_backup
+from batch_platform.pipeline.backup import backup_to_restore, restore_backup
 from batch_platform.warehouse.restore import restore_from_published
 
 
@@ -55,7 +55,7 @@ def command(folder: Path | None, place: str | None, name: str | None, *, from_pu
 
 
 def _restore_backup(project: Project, archive: Archive, name: str | None) -> None:
-    backup = archive.backup(name) if name else archive.newest()
+    backup = archive.backup(name) if name else backup_to_restore(archive, project.home)
     if backup is None:
         msg = f"{archive.root} holds no complete backup."
         raise WrongUseError(msg, hint="batch-platform backup DEST makes one.")

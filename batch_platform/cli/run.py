@@ -21,22 +21,16 @@ from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    NoChampionError,
-    RunFailedError,
-    WrongUseError,
-    counted,
-)
+from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remaining
-from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges
+from batch_platform.pipeline.unserved import unserved_error
 from batch_platform.pipeline.wanted import PlanRequest
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
@@ -160,14 +154,16 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         plan = make_plan(spec, state, request)
         working = [item for item in plan.items if not only_decides(spec, item)]
         decided = {item.partition.key for item in plan.items if only_decides(spec, item)}
-        _announce(wiring, request, plan, expected_seconds(state, working, partial(_began, instance)))
+        _announce(wiring, request, state, plan, expected_seconds(state, working, partial(_began, instance)))
         with terminal.progress(Counter(item.name for item in plan.items)) as listener:
             runs = Runs(wiring, project, instance, listener)
             runs.carry_out(request, plan)
         if plan.items:
             state = pipeline.state(recheck=request.recheck)
             plan = remaining(spec, state, request, runs.run_ids)
-        error = error_of(spec, state, runs.run_ids, deliveries=True) or _unserved(state, request, plan, named=named)
+        error = runs.error(state) or unserved_error(state, request.named, plan.blocked, named=named)
+        if request.recheck and error is None:
+            error = state.unread_error
         if request.retrain and error is None:
             error = state.registry.refusal({it.version for it in state.registry.of_model if it.run_id in runs.run_ids})
         outcome = summary_of(
@@ -227,28 +223,12 @@ def _without_dropped(wiring: Wiring, request: PlanRequest, state: State) -> Plan
     return replace(request, only=[it for it in request.named if it.key not in state.dropped])
 
 
-def _unserved(state: State, request: PlanRequest, left: Plan, *, named: bool) -> BatchPlatformError | None:
-    """The error that no model serves a partition if the user named it, or if nothing is scored though warm-up is over."""
-    blocked = [item for item in left.blocked if named or not item.warm_up]
-    if not blocked or not (named or not any(item.key in state.scores for item in request.named)):
-        return None
-    first, pipeline = blocked[0].partition, state.registry.pipeline
-    if first.key in state.scores:
-        msg = f"{pipeline}, partition {first.key}: its predictions stay as they were scored; {blocked[0].reason}."
-        return NoChampionError(msg, hint=f"batch-platform drop {pipeline} --partition {first.key} removes them.")
-    try:
-        state.registry.require_champion(first.start, first.key)
-    except NoChampionError as error:
-        return error
-    return None
-
-
 def _began(instance: dg.DagsterInstance, run_id: str) -> datetime | None:
     record = instance.get_run_record_by_id(run_id)
     return datetime.fromtimestamp(record.start_time, UTC) if record and record.start_time else None
 
 
-def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float | None) -> None:
+def _announce(wiring: Wiring, request: PlanRequest, state: State, plan: Plan, seconds: float | None) -> None:
     """Say what is due, and how long it will take if that is known."""
     name = wiring.spec.name
     if not request.named:
@@ -259,10 +239,13 @@ def _announce(wiring: Wiring, request: PlanRequest, plan: Plan, seconds: float |
         terminal.say(f"{name}: nothing can be scored")
     else:
         unserved = any(not item.warm_up for item in plan.blocked)
-        terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date.")
+        known = ", as far as its sources could be looked at" if state.unread else ""
+        terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date{known}.")
         if request.named[-1].end == wiring.spec.partitions.calendar.last_end:
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
+    for error in state.unread.values():
+        terminal.say(f"  not looked at: {error}")
     for step in STEPS:
         decided = [item for item in plan.of(step) if only_decides(wiring.spec, item)]
         _say_items(step, [item for item in plan.of(step) if item not in decided])

@@ -28,6 +28,7 @@ from batch_platform.declaration.windows import served_calendar
 from batch_platform.models.declared_model import require_libraries
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.set_apart import error_of
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Item, Step, ranges, requests
 from batch_platform.pipeline.wanted import PlanRequest
 
@@ -91,9 +92,9 @@ class Runs:
             for at in range(0, len(members), most):
                 yield members[at : at + most]
 
-    def error(self) -> RunFailedError | None:
-        """One error that names everything that failed; None if nothing did."""
-        return error_of(self.wiring.spec, self.wiring.pipeline().state(), self.run_ids, deliveries=True)
+    def error(self, state: State) -> RunFailedError | None:
+        """One error that names everything that failed by the state after the runs; None if nothing did."""
+        return error_of(self.wiring.spec, state, self.run_ids, deliveries=True)
 
     def bring(self, items: Sequence[Item], config: Mapping[Step, Mapping[str, Any]] | None = None) -> None:
         """Do due items of steps that one run can do, each range of partitions in a run of its own."""
@@ -136,7 +137,7 @@ class Runs:
         if not result.success and (error := self._termination(run_id) or _failure(result)) is not None:
             if isinstance(error, KeyboardInterrupt):
                 raise self._canceled(run_id)
-            apart = self.error()
+            apart = self.error(self.wiring.pipeline().state())
             raise RunFailedError(f"{apart.message} {error}") if apart else error
 
     def _canceled(self, run_id: str) -> KeyboardInterrupt:

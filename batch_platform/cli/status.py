@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
+from batch_platform.cli.failed_checks import show_failed
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.recorded import materialized_in_dagster
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import (
     BatchPlatformError,
     WarehouseError,
@@ -20,7 +22,6 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.monitoring.drift import Level
-from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.former_partitions import former_partitions_line
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at
@@ -33,7 +34,7 @@ from batch_platform.warehouse.verify import Verified, behind_since, cut_short, v
 UNHEALTHY = 3  # exit code
 MOST_REFUSED = 3  # serving periods whose refusal is shown
 # Where all is well.
-_SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "estimated_performance", "champion_age")
+_SHOWN = ("fresh", "drift", "performance", "estimated_performance", "champion_age")
 
 
 @click.command("status", epilog=terminal.examples("status", "status flight_delays --fail-on warn"))
@@ -51,7 +52,7 @@ _SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "estimated_pe
 @click.option(
     "--fail-on",
     type=click.Choice(["warn", "fail"]),
-    help=f"End with exit code {UNHEALTHY} if the health of a pipeline is so bad, or worse.",
+    help=f"End with exit code {UNHEALTHY} if the health of a pipeline is so bad, or worse, and with 1 if that is not known.",
 )
 @terminal.reports
 @click.pass_obj
@@ -83,11 +84,11 @@ def command(  # noqa: PLR0913 - the options
     terminal.report([*statuses, *left_out, *readings])
     _say_if_behind(project)
     briefly = len(statuses) + len(broken) > 1 and not every
-    for status in statuses:
+    for item, status in zip(pipelines, statuses, strict=True):
         if briefly:
-            _show_in_short(status)
+            _show_in_short(status, item.spec.partitions.calendar)
         else:
-            _show_pipeline(status, every=every)
+            _show_pipeline(status, item.spec.partitions.calendar, every=every)
     if broken and not statuses:
         raise all_of([item.error for item in broken])
     for item in broken:
@@ -103,8 +104,16 @@ def command(  # noqa: PLR0913 - the options
         terminal.say(
             f"{project.examples_note}, and nothing was run here. batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
         )
+    unread = [state.unread_error for state in states if recheck or fail_on]
+    _require_known([error for error in unread if error is not None])
     if fail_on is not None and (broken or any(status.health.reaches(fail_on) for status in statuses)):
         raise click.exceptions.Exit(UNHEALTHY)
+
+
+def _require_known(unread: list[BatchPlatformError]) -> None:
+    """Raise the errors about sources that could not be looked at: no answer about them is known."""
+    if unread:
+        raise all_of(unread)
 
 
 def _say_if_behind(project: Project) -> None:
@@ -117,11 +126,12 @@ def _say_if_behind(project: Project) -> None:
         terminal.say(f"{done} is under way or was cut short; the next run or publication completes it.")
 
 
-def _show_in_short(status: PipelineStatus) -> None:
-    """Show a pipeline in four lines at most, so that several fit on a screen."""
+def _show_in_short(status: PipelineStatus, calendar: Calendar) -> None:
+    """Show a pipeline in about four lines, so that several fit on a screen."""
     _show_counts(status)
     _show_health(status)
     terminal.say(f"  due now: {_due(status)}")
+    show_failed([check for check in status.failed_checks if check.doubtful], calendar)
     apart = [
         line for line in _ranges(status) if not line.endswith((": scored", ": missing")) and ": warm-up" not in line
     ]
@@ -149,13 +159,14 @@ def _due(status: PipelineStatus) -> str:
     return ", ".join(f"{count} of {kind}" for kind, count in status.due.items()) or nothing
 
 
-def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
+def _show_pipeline(status: PipelineStatus, calendar: Calendar, *, every: bool) -> None:
     last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
     _show_counts(status)
     _show_health(status)
     _show_models(status)
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {_due(status)}")
+    show_failed(status.failed_checks, calendar)
     if status.former_partitions:
         terminal.say(f"  {former_partitions_line(status.former_partitions)}; batch-platform check says what to do")
     for failure in status.failures:
@@ -250,4 +261,4 @@ def _challenger_line(challenger: ChallengerStatus) -> str:
 
 def _in_brackets(metrics: Mapping[str, float]) -> str:
     text = ", ".join(f"{name} {value:.4f}" for name, value in without_details(metrics).items())
-    return f" ({text} on its evaluation rows)" if text else ""
+    return f" ({text} of its judged fit on its evaluation rows)" if text else ""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from batch_platform.cli import terminal
+from batch_platform.cli.failed_checks import FailedCheck, failed_in, show_failed
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
@@ -46,6 +47,8 @@ class TrainedModel:
     reason: str
     rows_trained: int
     days_trained: float | None  # None for a snapshot
+    judged_fit_rows: int  # rows that the judged fit learned from, which the metrics are of; 0 if it serves
+    judged_fit_days: float | None
     positive: ClassLabel | None  # class whose probability the score is; None for a model without two classes
     suspected_leaks: list[SuspectedLeak]
 
@@ -80,6 +83,7 @@ class RunSummary:
     published: str
     table: str
     findings: dict[str, Sequence[str]]  # what is odd about the sources, or not there yet, by partition
+    failed_checks: list[FailedCheck]  # checks that partitions failed as this command scored or evaluated them
     delivered: dict[str, int]  # partitions delivered by this command, by name of the delivery
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
@@ -103,9 +107,8 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     name, home = pipeline.spec.name, pipeline.home
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
     unserved = {item.partition.key for item in left.blocked}
-    failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
-    outdated = unserved | failed  # what was scored before, perhaps, is not what was asked for
-    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - outdated]
+    # Scores stand that could not be made again; those that no model serves any more are told apart.
+    runs = [state.scores[it.key] for it in asked if it.key in state.scores.keys() - unserved]
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
     models = [
@@ -139,6 +142,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         published=str(home.published),
         table=f"{name}.predictions",
         findings={key: [*findings.get(key, ()), *odd.get(key, ())] for key in sorted({*findings, *odd})},
+        failed_checks=failed_in(pipeline, run_ids),
         delivered=dict(Counter(row.name for row in state.deliveries.values() if row.run_id in run_ids)),
         failures=failures,
         error=error,
@@ -152,6 +156,7 @@ def trained_model(pipeline: Pipeline, state: State, version: Version) -> Trained
     metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
     folder = pipeline.home.bundle(spec.name, version.version)
     manifest = read_manifest(folder, version.sha256) if folder.is_dir() else None
+    judged = manifest.judged_fit.training if manifest and manifest.judged_fit else None
     return TrainedModel(
         version=version.version,
         serving_period=version.serving_period,
@@ -165,6 +170,8 @@ def trained_model(pipeline: Pipeline, state: State, version: Version) -> Trained
         reason=decision.reason if decision else "",
         rows_trained=version.rows_trained,
         days_trained=None if spec.partitions.snapshot else version.days_trained,
+        judged_fit_rows=judged.rows if judged else 0,
+        judged_fit_days=None if spec.partitions.snapshot or judged is None else judged.days,
         positive=manifest and manifest.positive,
         suspected_leaks=state.registry.suspected_leaks(version.version),
     )
@@ -237,6 +244,7 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
     for group in outcome.left_out[:MOST_SHOWN]:
         span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
+    show_failed(outcome.failed_checks, calendar)
     _show_findings(outcome, calendar)
     _show_failures(outcome.failures, calendar)
     if outcome.scored:
@@ -291,6 +299,8 @@ def _show_findings(outcome: RunSummary, calendar: Calendar) -> None:
 def _show_model(model: TrainedModel) -> None:
     name = f"challenger {model.challenger}" if model.challenger else "model"
     value = "not measured" if model.value is None else f"{model.metric} {model.value:.4f}"
+    if judged := terminal.learned_from(model.judged_fit_rows, model.judged_fit_days):
+        value += f" (judged fit, which {judged})"
     if model.baseline is not None and model.metric in model.baseline.metrics:
         value += f", against {model.baseline.metrics[model.metric]:.4f} by guessing ({model.baseline.name})"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)

@@ -68,9 +68,13 @@ def examples(*arguments: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  batch-platform {line}" for line in arguments)))
 
 
-def debug_hint() -> str:
-    """Say how the same command shows a traceback."""
-    return f"to see the traceback, call {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
+def debug_hint() -> str | None:
+    """Say how the same command shows a traceback; None if it does."""
+    return (
+        None
+        if debugging()
+        else f"to see the traceback, call {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
+    )
 
 
 def debugging() -> bool:
@@ -157,7 +161,7 @@ class _JsonLines(logging.Formatter):
     """Formats each record of Python's logging as a line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        more = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        more = {"exception": redact(self.formatException(record.exc_info))} if record.exc_info else {}
         return _json_line(record.levelname.lower(), record.getMessage(), logger=record.name, **more)
 
 
@@ -179,8 +183,8 @@ def log_as_declared() -> None:
 
 
 def _json_line(level: str, message: str, **more: object) -> str:
-    line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": message, **more}
-    return redact(json.dumps(_plain(line), ensure_ascii=False))
+    line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": redact(message), **more}
+    return json.dumps(_plain(line), ensure_ascii=False)
 
 
 def _print(console: Console, level: str, text: str, prefix: str = "") -> None:

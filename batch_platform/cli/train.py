@@ -65,9 +65,9 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool,
             with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
                 runs = Runs(wiring, project, instance, listener)
                 runs.bring(plan.of("model"))  # its job builds the features that are due
-            if error := runs.error():
-                raise error
             state = wiring.pipeline().state()
+            if error := runs.error(state):
+                raise error
     newest = {period: state.registry.newest_of(period.key) for period, _ in asked}
     models = {period: trained_model(wiring.pipeline(), state, it) for period, it in newest.items() if it is not None}
     reports = [{"pipeline": pipeline, "trained": period in due, **vars(model)} for period, model in models.items()]
@@ -104,6 +104,7 @@ def _show(name: str, model: TrainedModel, *, trained: bool) -> None:
         terminal.say(f"{model.version} is {model.decision}: {model.reason}.")
     if learned := terminal.learned_from(model.rows_trained, model.days_trained):
         terminal.say(f"  {learned}")
-    show_metrics(model.metrics, model.baseline, refit=model.refit)
+    judged = terminal.learned_from(model.judged_fit_rows, model.judged_fit_days)
+    show_metrics(model.metrics, model.baseline, refit=model.refit, judged=judged)
     if model.decision == "approved":
         terminal.say(f"  batch-platform run {name}   scores with it")

@@ -65,6 +65,7 @@ def _features(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Ass
 
     @dg.asset(
         key=key,
+        op_tags=wiring.op_tags,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={_made_by(wiring.spec.features), "parquet"},
@@ -96,6 +97,7 @@ def _model(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Assets
 
     @dg.asset(
         key=key,
+        op_tags=wiring.op_tags,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={describe.model_kind(wiring)},
@@ -194,6 +196,7 @@ def _predictions(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
 
     @dg.multi_asset(
         name=key.to_python_identifier(),
+        op_tags=wiring.op_tags,
         specs=[*_scoring_specs(wiring)],
         partitions_def=wiring.served,
         backfill_policy=wiring.backfill_policy(wiring.served),
@@ -228,6 +231,7 @@ def _performance(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.
 
     @dg.asset(
         key=key,
+        op_tags=wiring.op_tags,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},

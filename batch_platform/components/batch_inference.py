@@ -167,7 +167,7 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
             self._refuse_a_shared_name(context.component_tree)
             return _definitions(self, path, resources)
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
-            return set_apart(error, path, context.defs_module_path, key_in_file(context), self.name).build_defs(context)
+            return set_apart(error, path, context.defs_module_path, key_in_file(context), self).build_defs(context)
 
     def _refuse_a_shared_name(self, tree: dg.ComponentTree) -> None:
         """Refuse every pipeline of a name that several declare: each would write to the tables of the other."""
@@ -182,17 +182,23 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
             raise WrongUseError(msg, hint=hint)
 
 
-def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+def build_definitions(
+    spec: PipelineSpec, path: Path | str, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
     """Build the definitions of a pipeline whose files lie in a folder, or beside a file, for a `dg.Definitions` in Python.
 
     Args:
         spec: The pipeline, such as a `BatchInference`.
-        path: The folder or file.
+        path: The folder or file; a relative one starts at the current folder.
         resources: Resources of the project's own, by key. They replace those that come with every pipeline.
 
     Raises:
-        BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.
+        BatchPlatformError: The path does not exist, SQL, functions or the estimator cannot be read, or a flavour does not exist.
     """
+    path = Path(path)
+    if not path.exists():
+        msg = f"The folder {path.absolute()} of the pipeline {spec.name!r} does not exist."
+        raise WrongUseError(msg, hint="give build_definitions the folder with its SQL, such as Path(__file__).parent.")
     return _definitions(spec, path, {**RESOURCES, **(resources or {})})
 
 

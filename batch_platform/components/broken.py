@@ -1,4 +1,4 @@
-"""A pipeline that cannot be loaded: a failing asset with its message, so that all others of the location load.
+"""A pipeline that cannot be loaded: definitions of its names that fail with its message, so that all others of the location load.
 
 Where Dagster validates definitions (`dg check defs`), the error is raised instead.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from batch_platform.components.dagster_internals import (
     without_component_pages,
 )
 from batch_platform.components.held import held, hold
-from batch_platform.components.resources import BROKEN_METADATA, IO_MANAGER_KEY, RESOURCES
+from batch_platform.components.resources import BROKEN_METADATA, RESOURCES
+from batch_platform.components.stand_in import build_stand_in, failing_asset
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.notation import name_of
-from batch_platform.declaration.spec import ASSETS
+from batch_platform.declaration.readable import Readable, read_what_is_right, readable_attributes
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file, declared_in
 
 _unasked: ContextVar[Collection[Path]] = ContextVar("folders_not_asked_for", default=())
@@ -45,12 +48,14 @@ class BrokenPipeline(dg.Component):
     name: str  # declared name, or that of the folder where no valid name is declared
     place: str  # its path below the folder of definitions
     error: BatchPlatformError
+    readable: Readable = field(compare=False, repr=False)
+    folder: Path = field(compare=False, repr=False)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Assets that show the error and fail with it."""
         if stands_alone(context):
-            return failing_assets(self, [], RESOURCES)
-        return failing_assets(self, named_in(context.component_tree), not_defined_elsewhere(context, RESOURCES))
+            return failing_definitions(self, [], RESOURCES)
+        return failing_definitions(self, named_in(context.component_tree), not_defined_elsewhere(context, RESOURCES))
 
 
 def validating() -> bool:
@@ -58,7 +63,9 @@ def validating() -> bool:
     return bool(os.environ.get(VALIDATION_VARIABLE))
 
 
-def set_apart(error: Exception, path: Path, root: Path, key: int | str = 0, name: str | None = None) -> BrokenPipeline:
+def set_apart(
+    error: Exception, path: Path, root: Path, key: int | str = 0, spec: PipelineSpec | None = None
+) -> BrokenPipeline:
     """The pipeline whose loading raised an error; raises it again where Dagster validates the definitions.
 
     Args:
@@ -66,7 +73,7 @@ def set_apart(error: Exception, path: Path, root: Path, key: int | str = 0, name
         path: The folder of the pipeline, or its Python file.
         root: The folder of definitions.
         key: Position of the pipeline in its YAML file, or the name of its function in its Python file.
-        name: The name of the pipeline, if the declaration could be read.
+        spec: The declaration, if it is right.
     """
     if validating():
         raise error
@@ -75,7 +82,9 @@ def set_apart(error: Exception, path: Path, root: Path, key: int | str = 0, name
     if str(path) not in reason.message:
         reason = type(reason)(f"{path}: {reason.message}", hint=reason.hint)
         reason.__cause__ = error
-    broken = BrokenPipeline(name or _name(path, key), f"{place}.{key}" if key else place, reason)
+    folder = path if path.is_dir() else path.parent
+    readable = Readable(spec, has_partitions=True) if spec else read_what_is_right(path, key, _name(path, key))
+    broken = BrokenPipeline(readable.spec.name, f"{place}.{key}" if key else place, reason, readable, folder)
     if (heard := _heard.get()) is not None:
         heard.append(broken)
     return broken
@@ -86,44 +95,50 @@ def named_in(tree: dg.ComponentTree) -> list[str]:
     return [name for _, component in loaded_components(tree) if (name := getattr(component, "name", None))]
 
 
-def failing_assets(broken: BrokenPipeline, names: Sequence[str], resources: Mapping[str, Any]) -> dg.Definitions:
-    """The assets that stand for a broken pipeline, also under the keys of its own, to which users' definitions may refer.
+def failing_definitions(broken: BrokenPipeline, names: Sequence[str], resources: Mapping[str, Any]) -> dg.Definitions:
+    """The definitions that stand for a broken pipeline: an asset with its error, and those of its own names.
 
     Args:
         broken: The pipeline.
-        names: The names of all pipelines: the keys of a name that several have are left out.
+        names: The names of all pipelines: what a name that several have stands for is left out.
         resources: Those that it would bring.
     """
     _log.error("The pipeline %s in %s cannot be loaded: %s", broken.name, broken.place, broken.error)
     key = [*(re.sub(r"\W", "_", part, flags=re.ASCII) for part in re.split(r"[/.]", broken.place)), "cannot_be_loaded"]
 
-    own = ASSETS if names.count(broken.name) <= 1 else ()
-    keys = [dg.AssetKey(key), *(dg.AssetKey([broken.name, asset]) for asset in own)]
+    description = f"The pipeline `{broken.name}` cannot be loaded.\n\n{broken.error}"
+    metadata = hold(BROKEN_METADATA, broken.place, broken)
 
-    @dg.multi_asset(
-        name=keys[0].to_python_identifier(),
-        specs=[
-            dg.AssetSpec(
-                key,
-                description=f"The pipeline `{broken.name}` cannot be loaded.\n\n{broken.error}",
-                metadata=hold(BROKEN_METADATA, broken.place, broken),
-            ).with_io_manager_key(IO_MANAGER_KEY)
-            for key in keys
-        ],
-        group_name=broken.name,
-        can_subset=True,
+    def reason() -> str:
+        return str(broken.error)
+
+    first = failing_asset(dg.AssetKey(key), reason, group=broken.name, description=description, metadata=metadata)
+    definitions = dg.Definitions(assets=[first], resources=dict(resources))
+    if names.count(broken.name) > 1:
+        return definitions
+    stand_in = build_stand_in(
+        Wiring(broken.readable.spec, broken.folder),
+        reason,
+        description=description,
+        metadata=metadata,
+        partitioned=broken.readable.has_partitions,
     )
-    def cannot_be_loaded() -> dg.MaterializeResult:
-        raise dg.Failure(str(broken.error), allow_retries=False)
-
-    return dg.Definitions(assets=[cannot_be_loaded], resources=dict(resources))
+    return dg.Definitions.merge(definitions, stand_in)
 
 
-def with_former_name(definitions: dg.Definitions, name: str) -> dg.Definitions:
-    """Add the keys of a pipeline that was called so, to which users' definitions may still refer."""
+def with_former_name(definitions: dg.Definitions, former: str, name: str) -> dg.Definitions:
+    """Add definitions of the former name of a pipeline, to which users' definitions may still refer."""
+    wirings = map(
+        Wiring.of, (spec for it in definitions.assets or () if isinstance(it, dg.AssetsDefinition) for spec in it.specs)
+    )
+    wiring = next((it for it in wirings if it is not None and it.spec.name == name), None)
+    if wiring is None:
+        return definitions
     defined = {key for it in definitions.assets or () if isinstance(it, dg.AssetsDefinition) for key in it.keys}
-    keys = {dg.AssetKey([name, asset]) for asset in ASSETS} - defined
-    return dg.Definitions.merge(definitions, dg.Definitions(assets=[dg.AssetSpec(key) for key in keys]))
+    error = WrongUseError(f"The pipeline {former} is called {name} now.", hint=f"write {name} in its place.")
+    renamed = Wiring(wiring.spec.model_copy(update={"name": former}), wiring.folder)
+    stand_in = build_stand_in(renamed, lambda: str(error), description=str(error), metadata={}, but=defined)
+    return dg.Definitions.merge(definitions, stand_in)
 
 
 def broken_in(definitions: dg.Definitions) -> list[BrokenPipeline]:
@@ -207,18 +222,12 @@ def load_from_defs_folder(*, path_within_project: Path) -> dg.Definitions:
         return definitions
     names = [*(named_in(definitions.component_tree) if definitions.component_tree else ()), *(it.name for it in broken)]
     missing = {key: resource for key, resource in RESOURCES.items() if key not in (definitions.resources or {})}
-    return dg.Definitions.merge(definitions, *(failing_assets(item, names, missing) for item in broken))
+    return dg.Definitions.merge(definitions, *(failing_definitions(item, names, missing) for item in broken))
 
 
 def _name(folder: Path, key: int | str) -> str:
     """The declared name of a pipeline, or a name made of that of its folder."""
-    for file in (folder / name for name in FILE_NAMES):
-        try:
-            check_file(file)
-            documents = dict[int | str, Any](enumerate(yaml.safe_load_all(file.read_text(encoding="utf-8"))))
-            declared = documents[key]["attributes"]["name"]
-        except (BatchPlatformError, OSError, KeyError, TypeError):
-            continue
-        if isinstance(declared, str) and name_of(declared) == declared:
-            return declared
+    declared = readable_attributes(folder, key).get("name")
+    if isinstance(declared, str) and name_of(declared) == declared:
+        return declared
     return name_of(folder.name) or "pipeline"

@@ -14,7 +14,7 @@ from batch_platform.components.processes import at_work
 from batch_platform.components.runs import shown_range, targets
 from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.errors import MOST_LISTED, counted, listed
+from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, counted, listed
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks, judgements
 from batch_platform.monitoring.markdown import listing
@@ -25,6 +25,7 @@ from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.train import Trained
+from batch_platform.pipeline.unserved import unserved_error
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
@@ -306,7 +307,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     rescored = wiring.spec.predictions.rescore != "never"
     what = "The schedule scores them again" if rescored else "They stay as they are (predictions.rescore: never)"
     description = (
-        "No committed partition is out of date. A partition is out of date if it was scored by a version that is no longer "
+        "No committed partition is out of date, and a model serves what is due. A partition is out of date if it was scored by a version that is no longer "
         "its champion, if its features, SQL, sources or declaration changed since, or if a newer model is due. "
         f"{what}; the table `batch_platform.partition_status` lists each partition with its reason. *Execute check* looks "
         "again without scoring anything."
@@ -315,13 +316,14 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     asset = wiring.key("predictions")
     check = dg.AssetCheckKey(asset, UP_TO_DATE)
 
-    @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
+    @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description, op_tags=wiring.op_tags)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         pipeline = wiring.pipeline()
         with clear_failures(), at_work(context), pipeline.carrying(context.run.run_id):
             state, plan = pipeline.conclude(now())
             _forget_partitions(context, wiring, check)
-        return _up_to_date(plan, state)
+            asked = wiring.spec.partitions.calendar.due(now())
+        return _up_to_date(plan, state, unserved_error(state, asked, plan.blocked, named=False))
 
     return StandingCheck.of(up_to_date)
 
@@ -336,7 +338,7 @@ def build_newest_scored(wiring: Wiring) -> dg.AssetChecksDefinition:
         "scoring anything."
     )
 
-    @dg.asset_check(asset=asset, name=NEWEST_SCORED, description=description)
+    @dg.asset_check(asset=asset, name=NEWEST_SCORED, description=description, op_tags=wiring.op_tags)
     def newest_partition_scored(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with clear_failures(), at_work(context):
             fresh = freshness(wiring.spec, wiring.pipeline().published_ledgers(), now())
@@ -357,8 +359,11 @@ def _forget_partitions(context: dg.AssetCheckExecutionContext, wiring: Wiring, c
     forget_planned(context.instance, context.run.run_id, check, keys)
 
 
-def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
-    """The stale partitions by reason, and which models learned from labels that were corrected since."""
+def _up_to_date(plan: Plan, state: State, unserved: BatchPlatformError | None) -> dg.AssetCheckResult:
+    """The stale partitions by reason, and which models learned from labels that were corrected since.
+
+    `unserved` is the error that no model serves what is due, if there is none.
+    """
     stale = defaultdict[str, list[str]](list)
     for key, reason in plan.stale.items():
         stale[reason].append(key)
@@ -370,13 +375,14 @@ def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
         "last_stale": max(plan.stale, default="none"),
         "models_with_corrected_labels": listed(state.relabelled) or "none",
     }
+    due = [f"{counted(len(keys), 'partition')}: {reason}" for reason, keys in reasons.items()]
     if reasons:
         partitions = {reason: f"{_count(keys)}: {listed(keys)}" for reason, keys in reasons.items()}
         metadata["reasons"] = dg.MetadataValue.md(listing(("reason", "partitions"), partitions))
     return dg.AssetCheckResult(
-        passed=not reasons,
+        passed=not (reasons or state.unread) and unserved is None,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{counted(len(keys), 'partition')}: {reason}" for reason, keys in reasons.items())
+        description="; ".join([*due, *map(str, state.unread.values()), *([str(unserved)] if unserved else [])])
         or "none is stale",
         metadata=metadata,
     )

@@ -215,16 +215,17 @@ def works_in_children(context: dg.AssetExecutionContext | dg.AssetCheckExecution
     return by_default or executor == dg.multiprocess_executor.name
 
 
-def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) -> int:
-    """The number of pipelines with such assets that a run works on at once, in processes of this machine; within one, step follows step.
+def assets_of_run(context: dg.AssetExecutionContext) -> frozenset[dg.AssetKey]:
+    """The assets that a run makes. Those of a run without a selection, of its whole job, are not in the public part of a context."""
+    return frozenset(context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys)
 
-    The assets of a run without a selection are not in the public part of a context.
-    """
+
+def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) -> int:
+    """The number of pipelines with such assets that a run works on at once, in processes of this machine; within one, step follows step."""
     if not works_in_children(context):
         return 1
     config = dict[str, Any](context.run.run_config).get("execution", {}).get("config", {})
-    keys = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
-    pipelines = {key.path[0] for key in keys if len(key.path) > 1 and key.path[-1] in assets}
+    pipelines = {key.path[0] for key in assets_of_run(context) if len(key.path) > 1 and key.path[-1] in assets}
     most = (config.get("multiprocess") or config).get("max_concurrent") or os.cpu_count() or 1
     return max(1, min(len(pipelines), most))
 

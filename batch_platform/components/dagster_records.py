@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,8 @@ def forget_runs(
 ) -> OldRecords:
     """Remove what Dagster recorded of the finished runs with a tag that nothing has changed since a time.
 
+    Nothing is removed of a run with a step whose op lacks the tag: such a step is the user's, and so is its log.
+
     What the UI shows of assets stays: the newest materialization and observation of each partition, the newest result of each
     check and the newest of the partitions of a check, and where a run failed, that a partition was to be made. A run that has one of
     these stays in the list of runs, without its log; any other is deleted. With `dry_run` nothing is removed.
@@ -107,12 +110,14 @@ def forget_runs(
     The public `instance.delete_run` removes the newest materializations too, after which partitions look as if they were never made.
     """
     storage: Any = _sql_storage(instance)
+    have_tag = cache(partial(_all_steps_have, instance, tag))
     runs = [
         record.dagster_run
         for value in values
         for record in instance.get_run_records(
             dg.RunsFilter(statuses=[*FINISHED_STATUSES], tags={tag: value}, updated_before=before)
         )
+        if have_tag(record.dagster_run.execution_plan_snapshot_id)
     ]
     if storage is None or not runs:
         return OldRecords(0, 0)
@@ -135,6 +140,18 @@ def forget_runs(
             with suppress(NotImplementedError):
                 instance.compute_log_manager.delete_logs(prefix=[run.run_id])
     return OldRecords(cleared, size)
+
+
+def _all_steps_have(instance: dg.DagsterInstance, tag: str, plan: str | None) -> bool:
+    """Return whether the ops of all steps of an execution plan bear a tag; False for a run without a recorded plan.
+
+    No public alternative: a run names its assets, but neither the checks of others nor the ops in it.
+    """
+    if plan is None:
+        return False
+    recorded = instance.get_execution_plan_snapshot(plan)
+    executed = {*recorded.step_keys_to_execute}
+    return all(tag in (step.tags or {}) for step in recorded.steps if step.key in executed)
 
 
 def _clear(con: "Connection", runs: Sequence[dg.DagsterRun], *, dry_run: bool) -> tuple[dict[str, int], set[str]]:

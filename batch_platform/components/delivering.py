@@ -9,7 +9,7 @@ from batch_platform.components import commits
 from batch_platform.components.automation import condition_of
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.making import RunStep
-from batch_platform.components.scoring import score_what_failed
+from batch_platform.components.scoring import require_all_done, score_what_failed
 from batch_platform.components.wiring import Wiring, now
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.redaction import redact
@@ -30,6 +30,7 @@ def delivered_asset(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition], del
 
     @dg.asset(
         key=key,
+        op_tags=wiring.op_tags,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={delivery.kind},
@@ -70,5 +71,5 @@ def _deliver(step: RunStep, delivery: Delivery, *, force: bool) -> PartitionLog:
     for _, done in deliver(step.pipeline, delivery, due, step.stamp()):
         log.committed(commits.delivered(done))
     if beside_scoring and not step.is_followed_by("performance"):
-        step.require_nothing_failed()
+        require_all_done(step)
     return log

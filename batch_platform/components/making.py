@@ -1,7 +1,7 @@
 """One step of a run at work: the features and models that it makes, also those that the partitions of another asset lack."""
 
 import traceback
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,9 +9,10 @@ from itertools import chain
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
+from batch_platform.components.dagster_internals import assets_of_run
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import Duty, TrainingConfig, announced, is_of_job, name_of_whole
-from batch_platform.components.observing import observe_sources
+from batch_platform.components.observing import never_materialized, observe_sources
 from batch_platform.components.wiring import Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
@@ -23,6 +24,7 @@ from batch_platform.pipeline.plan import make_plan, remaining
 from batch_platform.pipeline.set_apart import error_of, failures_of, setting_apart
 from batch_platform.pipeline.state import features_due, with_snapshots_over
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.lock import folder_locked
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class RunStep:
 
     def is_followed_by(self, *assets: str) -> bool:
         """Return whether another step of the run makes one of some assets."""
-        return not (self.context.run.asset_selection or frozenset()).isdisjoint(map(self.wiring.key, assets))
+        return not assets_of_run(self.context).isdisjoint(map(self.wiring.key, assets))
 
     def stamp(self) -> Stamp:
         """The stamp of work that begins now."""
@@ -110,7 +112,8 @@ class RunStep:
         observe_sources(self.context, self.wiring, partitions)
         log = self.log("features", len(partitions))
         with cluster_heard(self.context, self.wiring):
-            builds = self.pipeline.build_features(partitions, self.stamp(), force=force)
+            absent = never_materialized(self.context, self.wiring)
+            builds = self.pipeline.build_features(partitions, self.stamp(), force=force, absent=absent)
             for built, commit in commits.features_in_turn(self.wiring, builds, partitions[-1].key):
                 read_from = lineage.built(self.wiring, built, partitions[-1])
                 log.committed(commit, metadata=read_from, findings=built.findings)
@@ -128,8 +131,17 @@ class RunStep:
         windows = [training_window(self.wiring.spec, period.start, dropped) for period in periods]
         self.build_lacking(list(dict.fromkeys(chain.from_iterable(windows))))
 
-    def train(self, due: Sequence[tuple[Partition, TrainingConfig]], log: PartitionLog) -> None:
-        """Train the models of serving periods and log them; one that fails alone is set apart."""
+    def train(
+        self,
+        due: Sequence[tuple[Partition, TrainingConfig]],
+        log: PartitionLog,
+        still_due: Callable[[Partition], bool] = lambda _: True,
+    ) -> None:
+        """Train the models of serving periods and log them; one that fails alone is set apart.
+
+        One run at a time trains models of a pipeline. One that had to wait leaves out what is no longer `still_due`, since the
+        other run registered it.
+        """
         stamp = self.stamp()
         pipeline, spec = self.pipeline, self.wiring.spec
         with (
@@ -137,12 +149,20 @@ class RunStep:
             pipeline.history.reading_once(),
         ):
             for period, config in due:
-                with apart.attempt(period.key):
-                    if config.challengers_only:
+                with (
+                    apart.attempt(period.key),
+                    folder_locked(pipeline.home.bundles(spec.name), self._say_that_it_waits),
+                ):
+                    if not still_due(period):
+                        self.context.log.info("model %s is not due any more: another run trained it", period.key)
+                    elif config.challengers_only:
                         self._train_challengers(period, stamp, log)
                     else:
                         trained = pipeline.train(period, stamp, params=config.params)
                         log.committed(commits.model(self.wiring, trained), trained=trained)
+
+    def _say_that_it_waits(self) -> None:
+        self.context.log.info("waiting for another run that trains models of %s", self.wiring.spec.name)
 
     def _train_challengers(self, period: Partition, stamp: Stamp, log: PartitionLog) -> None:
         """Train the challengers that a serving period lacks; its model stays as it is."""
@@ -168,8 +188,14 @@ class RunStep:
                 self.build(partitions, force=request.force)
         if models := plan.of("model", "challengers"):
             due = [(item.partition, TrainingConfig(challengers_only=item.step == "challengers")) for item in models]
+
+            def still_due(period: Partition) -> bool:
+                state = self.pipeline.state(recheck=request.recheck)
+                left = make_plan(self.wiring.spec, state, request).of("model", "challengers")
+                return period.key in {item.partition.key for item in left}
+
             with self.failing_later():
-                self.train(due, self.log("model", len(models)))
+                self.train(due, self.log("model", len(models)), still_due)
         state = self.pipeline.state(recheck=request.recheck)
         left = remaining(self.wiring.spec, state, request, {self.run_id}, plan)
         return [item.partition for item in left.of("predictions")]

@@ -1,6 +1,6 @@
 """Raw sources as Dagster sees them: assets that are observed, by themselves or by a run that reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +13,8 @@ from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failure
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError
 from batch_platform.features.sources.known import SOURCE_KINDS
+
+NeverMaterialized = Callable[[Partition], Mapping[str, list[str]]]
 
 
 def source_asset(wiring: Wiring, name: str) -> dg.AssetsDefinition:
@@ -122,3 +124,32 @@ def _log_observed(  # noqa: PLR0913 - what makes up an observation
     tags = observed_version_tags(version) | {PIPELINE_TAG: wiring.spec.name}
     key = wiring.source_key(name)
     context.log_event(dg.AssetObservation(asset_key=key, partition=partition_key, metadata=metadata, tags=tags))
+
+
+def never_materialized(context: dg.AssetExecutionContext, wiring: Wiring) -> NeverMaterialized:
+    """A function that gives the partitions of assets that a partition reads and that were never materialized, by source.
+
+    It knows the assets of this code location whose partitions are windows of time, and whose table a source of the features
+    reads. An asset with a file for each partition is not among them: a missing file says the same.
+    """
+    graph, features = context.job_def.asset_layer.asset_graph, wiring.key("features")
+    materialized = dict[str, set[str]]()
+    for name in wiring.pipeline().builder.feature_sources:
+        asset = wiring.source_key(name)
+        if wiring.spec.sources[name].kind != "asset" or not graph.has(asset):
+            continue
+        if isinstance(graph.get(asset).partitions_def, dg.TimeWindowPartitionsDefinition):
+            materialized[name] = set(context.instance.get_materialized_partitions(asset))
+
+    def lacking(partition: Partition) -> dict[str, list[str]]:
+        read = {
+            name: graph.get_parent_partition_keys_for_child(partition.key, wiring.source_key(name), features)
+            for name in materialized
+        }
+        return {
+            name: sorted(absent)
+            for name, mapped in read.items()
+            if (absent := {*mapped.partitions_subset.get_partition_keys()} - materialized[name])
+        }
+
+    return lacking

@@ -9,17 +9,22 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.cleanup import remove_old_rows
 
 
+def name_of_cleanup(pipeline: str) -> str:
+    """Name of the job."""
+    return f"{pipeline}_remove_old_runs"
+
+
 def build_old_runs(wiring: Wiring) -> dg.Definitions:
     """Build the job and its schedule, which is stopped until it is switched on."""
     spec = wiring.spec
-    name, age = f"{spec.name}_remove_old_runs", spec.dagster.keep_runs
+    name, age = name_of_cleanup(spec.name), spec.dagster.keep_runs
     description = (
-        f"Removes the records of runs of {spec.name} that ended more than {age} ago (`dagster.keep_runs`). The newest "
-        "materialization of each partition and the newest result of each check stay. Rows that are older than `retention` go too. "
-        "The same as `batch-platform gc`."
+        f"Removes the records of runs of {spec.name} that ended more than {age} ago (`dagster.keep_runs`). Of a run with steps "
+        "of your own nothing is removed. The newest materialization of each partition and the newest result of each check stay. Rows that "
+        "are older than `retention` go too. The same as `batch-platform gc`."
     )
 
-    @dg.op(name=f"{spec.name}__remove_old_runs")
+    @dg.op(name=f"{spec.name}__remove_old_runs", tags=wiring.op_tags)
     def remove(context: dg.OpExecutionContext) -> None:
         before = parse_duration(age).before(now(), spec.partitions.calendar.zone)
         old = forget_runs(context.instance, PIPELINE_TAG, [spec.name], before)

@@ -25,6 +25,7 @@ def build_reporting(wiring: Wiring) -> dg.Definitions:
 
     @dg.asset(
         key=wiring.key(REPORT),
+        op_tags=wiring.op_tags,
         group_name=spec.name,
         owners=spec.owners,
         kinds={"html"},
@@ -67,10 +68,10 @@ def _metadata(written: WrittenReport, seconds: float) -> dict[str, Any]:
     headlines = {headline.label.replace(" ", "_"): float(headline.value) for headline in figures.headlines}
     return {
         "file": dg.MetadataValue.path(written.file),
-        "first": figures.window.keys[0],
-        "last": figures.window.keys[-1],
+        "first": figures.window.all_keys[0],
+        "last": figures.window.all_keys[-1],
         "summed_up": figures.summed_up.words,
-        "partitions": len(figures.window.runs),
+        "partitions": len(figures.window.all_keys),
         "open_issues": len(figures.issues),
         "bytes": written.file.stat().st_size,
         "seconds": round(seconds, 3),

@@ -10,7 +10,7 @@ and until then the tick sees that the run holds it. It also closes the runs whos
 commits.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -70,10 +70,12 @@ def _schedule(looks: "_Looks", duty: Duty, job: UnresolvedAssetJobDefinition) ->
         look = _look_at(looks, duty, context)
         ranges = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
         due = [part for request in ranges for part in _parts(request, spec.dagster.max_partitions_per_run)]
+        for error in look.unread if due else ():
+            context.log.warning("Not looked at: %s", error)
         for request in due:
             yield _run_request(look, request, context)
         if not due:
-            yield dg.SkipReason(_skip_reason(duty, look))
+            yield dg.SkipReason(" ".join([_skip_reason(duty, look), *(f"Not looked at: {it}" for it in look.unread)]))
 
     return tick
 
@@ -86,6 +88,7 @@ class _Tick:
     plan: Plan  # without the models whose training failed
     retried: Plan  # plan that trains those models again
     dropped: frozenset[str]  # partitions that were deleted for good
+    unread: Sequence[str]  # why sources could not be looked at
     held: frozenset[runs.Target]  # targets of runs that are queued or in progress
     failed: frozenset[runs.Target]  # targets that failed in their newest finished run
     evaluated_at: str
@@ -141,6 +144,7 @@ def _look_at(looks: _Looks, duty: Duty, context: dg.ScheduleEvaluationContext) -
         plan=make_plan(wiring.spec, state, PlanRequest(now, failed_models=failed_models)) if failed_models else retried,
         retried=retried,
         dropped=frozenset(state.dropped),
+        unread=[str(error) for error in state.unread.values()],
         held=held,
         failed=failed,
         evaluated_at=now.isoformat(),
@@ -208,7 +212,7 @@ def _nothing_due(duty: Duty, tick: _Tick) -> str:
         return f"; the evaluation of {listed(awaiting)} waits: {awaiting[max(awaiting)]}"
     if warm_up := tick.plan.blocked:
         return f"; {len(warm_up)} partitions are warm-up: {warm_up[0].reason}"
-    return ": every partition is up to date"
+    return ", as far as the sources could be looked at." if tick.unread else ": every partition is up to date"
 
 
 def _by_schedule(tick: _Tick, steps: Iterable[Step], due: Mapping[Step, str]) -> str:

@@ -19,6 +19,7 @@ from batch_platform.pipeline.plan import remaining
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.set_apart import failures_of
 from batch_platform.pipeline.state import State
+from batch_platform.pipeline.unserved import unserved_error
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.run import Committed
 
@@ -71,16 +72,42 @@ def score_with_features(step: RunStep, config: PredictionsConfig) -> ScoringLog:
 
 def bring_up_to_date(step: RunStep, config: PredictionsConfig) -> ScoringLog:
     """Make what the partitions of the run lack, score those that are due, and log the others as they are recorded."""
-    options = {name: getattr(config, name) for name in ("force", "model", "recheck", "retrain", "serve_all")}
-    due = step.make_upstream(PlanRequest(now(), step.partitions, **options))
+    due = step.make_upstream(_request(step, config))
     log = ScoringLog(step, len(due))
     state, keys = _up_to_date(step, due)
     keys = [key for key in keys if key in state.scores]
     for scored in recorded_predictions(step.pipeline, state, keys):
         log.committed(scored, last=not due and scored.partition.key == keys[-1], retold=True)
-    with step.failing_later(later=step.is_followed_by("performance", *step.wiring.deliveries)):
+    followed = step.is_followed_by("performance", *step.wiring.deliveries)
+    with step.failing_later(later=followed):
         _score(step, log, due, config)
+    if not followed:
+        require_all_done(step)
     return log
+
+
+def require_all_done(step: RunStep) -> None:
+    """Raise one error that names everything that failed in the run; of the whole job, also if no model serves what it was to score."""
+    step.require_nothing_failed()
+    if not step.of_whole_job:
+        return
+    spec, state, config = step.wiring.spec, step.pipeline.state(), _config(step)
+    request = _request(step, config)
+    left = remaining(spec, state, request, {step.run_id})
+    if error := unserved_error(state, request.named, left.blocked, named=config.serve_all):
+        raise error
+
+
+def _request(step: RunStep, config: PredictionsConfig) -> PlanRequest:
+    """What the run of the whole job is asked for."""
+    options = {name: getattr(config, name) for name in ("force", "model", "recheck", "retrain", "serve_all")}
+    return PlanRequest(now(), step.partitions, **options)
+
+
+def _config(step: RunStep) -> PredictionsConfig:
+    """The options of the run's step of the predictions, for its other steps."""
+    ops: Any = step.context.run.run_config.get("ops", {})
+    return PredictionsConfig(**ops.get(step.wiring.key("predictions").to_python_identifier(), {}).get("config", {}))
 
 
 def _score(step: RunStep, log: ScoringLog, partitions: Sequence[Partition], config: PredictionsConfig) -> None:
@@ -164,7 +191,7 @@ def evaluate_what_is_due(step: RunStep) -> PartitionLog:
     """Evaluate what is due, log the other partitions as they are recorded, and fail if something failed in the run."""
     request = PlanRequest(now(), step.partitions)
     score_what_failed(step, request)
-    plan = remaining(step.wiring.spec, step.pipeline.state(recheck=_rechecks(step)), request, {step.run_id})
+    plan = remaining(step.wiring.spec, step.pipeline.state(recheck=_config(step).recheck), request, {step.run_id})
     log, due = _log_of_evaluations(step, [item.partition for item in plan.of("performance")])
     state, keys = _up_to_date(step, due)
     unknown = [partition for partition in step.partitions if partition.key not in state.evaluations]
@@ -174,7 +201,7 @@ def evaluate_what_is_due(step: RunStep) -> PartitionLog:
         _log_evaluated(step, log, evaluated, last=not due and evaluated.partition.key == keys[-1], retold=True)
     with step.failing_later():
         _evaluate(step, log, due)
-    step.require_nothing_failed()
+    require_all_done(step)
     return log
 
 
@@ -208,10 +235,3 @@ def _log_evaluated(step: RunStep, log: PartitionLog, evaluated: Evaluated, *, la
     commit = commits.performance(step.wiring, evaluated)
     whole = commits.stored_table(step.wiring, "performance") if last else None
     log.committed(commit, metadata=whole, findings=evaluated.findings, retold=retold)
-
-
-def _rechecks(step: RunStep) -> bool:
-    """Return whether the run compares partitions with their sources however old they are, as its step of the predictions is told."""
-    ops: Any = step.context.run.run_config.get("ops", {})
-    config = ops.get(step.wiring.key("predictions").to_python_identifier(), {}).get("config", {})
-    return PredictionsConfig(**config).recheck

@@ -84,6 +84,11 @@ class Wiring:
         return [delivery.asset for delivery in self.spec.predictions.deliver]
 
     @property
+    def op_tags(self) -> dict[str, str]:
+        """Tags of every step that makes or checks its assets, by which records of runs tell them from steps of the user's."""
+        return {PIPELINE_TAG: self.spec.name}
+
+    @property
     def resource_keys(self) -> set[str]:
         """Keys of the user's resources that the steps need: the one that lends a session of Spark, if it is declared."""
         resource = self.spec.engine.on_spark.resource

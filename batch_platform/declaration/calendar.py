@@ -219,18 +219,11 @@ class Calendar:
             try:
                 parsed = datetime.strptime(key, fmt)  # noqa: DTZ007 - the zone is the calendar's
                 start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
-                if self._key(start) == key and self._begins(start):
+                if self._key(start) == key and self.around(start).start == start:
                     return self._between(start, self._next(start))
             except (ValueError, OverflowError):  # the key has another form, or lies beyond the range of datetime
                 continue
         return None
-
-    def _begins(self, start: datetime) -> bool:
-        local = start.astimezone(self.zone).date()
-        if self.every == "hour":
-            return _whole_hour(start, self.zone) == start
-        right_day = {"day": True, "week": local.weekday() == self.start.weekday(), "month": local.day == 1}[self.every]
-        return right_day and _midnight(local, self.zone) == start
 
     def _boundary_from(self, local: datetime) -> datetime:
         """The first instant (UTC) at or after a local time at which a window begins."""
@@ -253,7 +246,10 @@ class Calendar:
         local = start.astimezone(self.zone).date()
         if self.every == "month":
             return _midnight(_next_month(local), self.zone)
-        return _midnight(local + timedelta(days=7 if self.every == "week" else 1), self.zone)
+        if self.every == "day":
+            return _midnight(local + timedelta(days=1), self.zone)
+        late = (local.weekday() - self.start.weekday()) % 7  # days, where the zone has skipped the first of the week
+        return _midnight(local + timedelta(days=7 - late), self.zone)
 
     def _windows_beyond(self, instant: datetime, *, more: int = 0) -> list[Partition]:
         """The windows from the first one to the one that ends after an instant, and some more; each is made once.

@@ -66,7 +66,9 @@ class Database(Block):
 
     @property
     def address(self) -> str:
-        """The URI without user, password and options, for people."""
+        """The URI without user, password and options, for people; as declared until it is rendered."""
+        if "{{" in self.uri:
+            return self.uri
         rest, _, options = self.uri.partition("://")[2].partition("?")
         if "@" in options and "@" not in rest:  # a question mark in the password, perhaps
             return f"{self.scheme}://…"
@@ -77,8 +79,8 @@ class Database(Block):
         return folder / unquote(self.uri.partition("://")[2].removeprefix("/"))
 
     @field_serializer("uri", when_used="json")
-    def _without_secrets(self, uri: str) -> str:
-        return uri if "{{" in uri else self.address
+    def _without_secrets(self, _uri: str) -> str:
+        return self.address
 
 
 class DatabaseTable(Database):

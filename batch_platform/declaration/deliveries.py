@@ -105,6 +105,11 @@ class Delivery(Block):
         return getattr(self, self.kind)
 
     @property
+    def receiver(self) -> str:
+        """What tells the receiver from others, without secrets; of an address that is a template, the template."""
+        return self.model_dump_json(include={self.kind})
+
+    @property
     def digest(self) -> str:
         """A hash of the declaration."""
         return sha256(self.model_dump_json().encode()).hexdigest()[:12]

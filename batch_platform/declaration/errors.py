@@ -7,8 +7,9 @@ person who declared the pipeline. Any other error that escapes is a defect of th
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -170,17 +171,29 @@ def alike(key: str, sentence: str) -> str:
     return _NUMBER.sub("#", sentence.replace(key, "#"))
 
 
-def merged(
+@dataclass(frozen=True)
+class Grouping:
+    """How `merged` groups the errors of several keys."""
+
+    name: Callable[[str, str], str] = alike  # name of the group for a key and its sentence
+    keys: Callable[[Collection[str]], str] = listed  # the keys of a group in one phrase
+
+
+BY_SENTENCE = Grouping()
+
+
+def merged(  # noqa: PLR0913 - what failed, and how it is told
     pipeline: str,
     failed: Sequence[tuple[str, Failed]],
     succeeded: int,
     others: Mapping[str, str] = NO_OTHERS,
     noun: str = "partition",
+    grouping: Grouping = BY_SENTENCE,
 ) -> Failed:
     """Merge the errors of some partitions, each with its key, into one that names every partition once all others are done.
 
-    Errors that differ only in numbers and keys count as the same. A single error is given in full, of several the first
-    sentence each. The merged error has the type of the first one. `noun` says what the keys are of, and `others` which of
+    By default, errors that differ only in numbers and keys are one group. A single group shows its first error in full, each of several
+    its first sentence. The merged error has the type of the first one. `noun` says what the keys are of, and `others` which of
     them are of something else, such as "model 2024-02-01": "model".
     """
 
@@ -191,7 +204,7 @@ def merged(
     groups: dict[str, list[tuple[str, str, Failed]]] = {}
     for key, error in sorted(failed, key=lambda item: item[0]):
         sentence = in_short(pipeline, error.message)
-        groups.setdefault(alike(key, sentence), []).append((key, sentence, error))
+        groups.setdefault(grouping.name(key, sentence), []).append((key, sentence, error))
     (key, _, first), *later = next(iter(groups.values()))
     hint = first.hint
     if len(groups) == 1:
@@ -201,10 +214,11 @@ def merged(
             message = f"{pipeline}, {place}: {without_place(pipeline, message)}"
         if later:
             keys = [key for key, *_ in later]
-            message += f" {count(keys, 'more ')} failed the same way: {listed(keys)}."
+            same = len({alike(key, sentence) for key, sentence, _ in next(iter(groups.values()))}) == 1
+            message += f" {count(keys, 'more ')} failed{' the same way' if same else ' too'}: {grouping.keys(keys)}."
     else:
         shown = list(groups.values())[:MOST_LISTED]
-        lines = [f"{listed(key for key, *_ in members)}: {members[0][1]}" for members in shown]
+        lines = [f"{grouping.keys([key for key, *_ in members])}: {members[0][1]}" for members in shown]
         if rest := [key for members in list(groups.values())[MOST_LISTED:] for key, *_ in members]:
             lines.append(f"{count(rest, 'more ')} failed.")
         message = f"{pipeline}: {count(key for key, _ in failed)} failed. {' '.join(lines)}"

@@ -108,9 +108,18 @@ def _ours(chain: list[BaseException]) -> BatchPlatformError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and its causes, the innermost last.
+
+    Dagster raises the error of a step while it handles its own error about it, so that each is a cause of the other: the error
+    that is met again is the innermost.
+    """
     cause: BaseException | None = error
+    met = set[int]()
     while cause is not None:
         yield cause
+        if id(cause) in met:
+            return
+        met.add(id(cause))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 

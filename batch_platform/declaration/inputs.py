@@ -36,6 +36,7 @@ NUMBERED_KINDS = ("parquet", "csv", "json")  # kinds of files that DuckDB names 
 _KEYS_OF_KINDS = {
     **dict.fromkeys(("delimiter", "decimal", "encoding"), ("csv",)),
     "types": ("csv", "json"),
+    "wait": ("duckdb",),
     "version": ("delta",),
     "number_rows": NUMBERED_KINDS,
 }
@@ -219,12 +220,12 @@ class Source(Block):
     json_: str | None = Field(
         default=None,
         alias="json",
-        description="Path or glob of JSON lines or arrays, relative to this file, or an address such as s3://…; {partition_key}, {partition_date} and {partition_month} allowed.",
+        description="Path, glob or address of JSON lines or arrays, as for `parquet`.",
         examples=["orders/*.jsonl", "orders/{partition_key}.json"],
     )
     arrow: str | None = Field(
         default=None,
-        description="Path or glob of Arrow (Feather) files, relative to this file, or an address such as s3://…; {partition_key}, {partition_date} and {partition_month} allowed.",
+        description="Path, glob or address of Arrow (Feather) files, as for `parquet`.",
         examples=["orders/*.feather", "orders/{partition_key}.arrow"],
     )
     duckdb: str | None = Field(
@@ -235,6 +236,11 @@ class Source(Block):
         description="Table or view in the DuckDB file. With `asset` alone: the asset's table in the warehouse, if it is not named "
         "after the asset.",
         examples=["main.orders"],
+    )
+    wait: DurationText | None = Field(
+        default=None,
+        description="How long to wait for a process that writes to the DuckDB file. Left out: 2 minutes.",
+        examples=["10 minutes"],
     )
     delta: str | None = Field(
         default=None,

@@ -217,7 +217,7 @@ class Train(Block):
         default=0.2,
         gt=0,
         lt=1,
-        description="Share of the rows of a snapshot that is never learned from and used for evaluation, chosen by a hash of their key.",
+        description="Share of the rows of a snapshot by which a fit on the others is judged, chosen by a hash of their key. With `refit`, the fit that serves then learns from all rows with a label.",
         examples=["20%"],
     )
     group: list[str] = Field(
@@ -242,7 +242,7 @@ class Train(Block):
     )
     retrain: Literal["when_changed", "never"] = Field(
         default="when_changed",
-        description="when_changed: the newest serving period is trained again when the estimator, its parameters or the features change, and any period whose model learned from labels that were not known yet, or was refused on a window that changed since. never: only `batch-platform train` trains again.",
+        description="when_changed: the newest serving period is trained again when the estimator, its parameters, the features, the labels or the rows to learn from change, and any period whose model learned from labels that were not known yet, or was refused on a window that changed since. never: only `batch-platform train` trains again.",
     )
 
     @model_validator(mode="after")

@@ -110,6 +110,11 @@ class Monitoring(Block):
         description="Whether rows are looked at as wholes: those of the partition before once more, repeated ones, and columns that no longer go together.",
         examples=[False],
     )
+    allow_empty: bool | list[str] = Field(
+        default=False,
+        description="Whether a partition without rows is right: for all partitions, or a list of their keys. Any other partition without rows is a warning of the check `volume`, and `status` names it.",
+        examples=[True, ["2024-12-25"]],
+    )
     notify: list[str] = Field(
         default_factory=list,
         description="Addresses, as Apprise writes them, that are told when an incident begins, gets worse, or is over: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
@@ -131,6 +136,10 @@ class Monitoring(Block):
         description="How long after the start of its serving period a model may score without a warning. Left out: twice model.train.every and at least 7 days, and any length without it.",
         examples=["90 days"],
     )
+
+    def allows_empty(self, partition_key: str) -> bool:
+        """Return whether a partition without rows is right."""
+        return partition_key in self.allow_empty if isinstance(self.allow_empty, list) else self.allow_empty
 
     @field_validator("notify")
     @classmethod

@@ -18,11 +18,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Duration
 from batch_platform.declaration.errors import did_you_mean, listed, nearest
@@ -48,6 +50,27 @@ class Block(BaseModel):
     def allowed_keys(cls) -> list[str]:
         """The keys that the block allows."""
         return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls,
+        core_schema: Any,  # noqa: ANN401 - pydantic exports no type for it
+        handler: GetJsonSchemaHandler,
+    ) -> JsonSchemaValue:
+        """Let a validator of the JSON schema name a wrong key of a block that may also be null, a number or a text.
+
+        A failed `anyOf` says only that no alternative fits. So there it takes every mapping, and `then` checks the keys.
+        """
+        schema = handler(core_schema)
+        for about in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            for option in about.get("anyOf", []):
+                if handler.resolve_ref_schema(option).get("additionalProperties") is False:
+                    about |= {
+                        "anyOf": [*about["anyOf"], {"type": "object"}],
+                        "if": {"type": "object"},
+                        "then": {**option},
+                    }
+        return schema
 
     @model_validator(mode="wrap")
     @classmethod

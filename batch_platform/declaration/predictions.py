@@ -83,10 +83,11 @@ class Predictions(Block):
     @model_validator(mode="after")
     def _delivered_apart(self) -> Self:
         for key, values in (
-            ("name", [delivery.name for delivery in self.deliver]),
-            ("receiver", [f"{delivery.kind}: {delivery.to}" for delivery in self.deliver]),
+            ("name", [(delivery.name, delivery.name) for delivery in self.deliver]),
+            ("receiver", [(delivery.receiver, f"{delivery.kind}: {delivery.to}") for delivery in self.deliver]),
         ):
-            if shared := {value for value in values if values.count(value) > 1}:
+            identities = [identity for identity, _ in values]
+            if shared := {shown for identity, shown in values if identities.count(identity) > 1}:
                 msg = f"`deliver`: more than one delivery has the {key} {listed(map(repr, shared))}"
                 raise ValueError(msg)
         return self

@@ -1,8 +1,10 @@
 """Keep secrets out of everything shown and recorded: the value of a secret is replaced by the name of its variable.
 
-Secrets come only from environment variables: those whose name suggests a secret, those that a declaration names, whatever their
-length, and the passwords in URLs; what a declaration itself holds can be protected beside them. A value is recognised in a few forms (`_forms`), and not once it is cut, so redact before a text
-is cut.
+Secrets come only from environment variables: those that a declaration names, whatever they hold, the passwords in URLs, and those
+whose name suggests a secret and whose value can be one (`_can_be_secret`); what a declaration itself holds can be protected beside them.
+A value is recognised in a few forms (`_forms`), and not once it is cut, so redact before a text is cut.
+
+Redact texts, each by itself and before it becomes part of JSON. Never redact data: rows that a query gives, or the tables of a report.
 """
 
 import json
@@ -23,6 +25,8 @@ SHORTEST = 4  # a shorter value would also replace innocent text: if declared, i
 SAYS_SECRET = re.compile(
     r"secret|token|passw|passphrase|credential|private|apikey|dsn|_pwd$|(^|_)(key|auth|pat)($|_)", re.IGNORECASE
 )
+SHORTEST_UNDECLARED = 8  # of a value that no declaration names
+_NO_SECRET = re.compile(r"[A-Za-z]?[a-z]{1,14}|[A-Z]{1,15}|[-+\d.,:/ TZ]{1,25}")  # a word; a number, date or time
 _NAMED = re.compile(r"\benv(?:\.|\(\s*['\"]|\[\s*['\"])([A-Za-z_][A-Za-z0-9_]*)")
 _URL_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@\s:]*:([^/@\s]+)@")
 _named: set[str] = set()
@@ -131,12 +135,17 @@ def _redacted(value: object) -> object:
     return value
 
 
+def _can_be_secret(value: str) -> bool:
+    """Tell values that nobody could guess from words, booleans, numbers and dates, such as those of ENABLE_AUTH and MAX_TOKENS."""
+    return len(value) >= SHORTEST_UNDECLARED and _NO_SECRET.fullmatch(value) is None
+
+
 def _secrets() -> list[tuple[str, str]]:
     """Names and values."""
     secrets = set(_values)
     for name, whole in os.environ.items():
         value = whole.strip()
-        if value and (name in _named or (len(value) >= SHORTEST and SAYS_SECRET.search(name))):
+        if value and (name in _named or (SAYS_SECRET.search(name) and _can_be_secret(value))):
             secrets.add((name, value))
         if password := _URL_PASSWORD.match(value):
             secrets |= {(name, password[1]), (name, unquote(password[1]).strip() or password[1])}

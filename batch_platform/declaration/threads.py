@@ -1,6 +1,10 @@
 """Number of threads of this process that may work at once: those that score, those of DuckDB's queries and those that fit."""
 
 import os
+from contextlib import suppress
+from functools import cache
+from math import ceil
+from pathlib import Path
 
 from batch_platform.declaration.errors import WrongUseError
 
@@ -25,6 +29,37 @@ def most_threads() -> int | None:
 
 
 def threads() -> int:
-    """Number of threads of this process that work at once: as many as it has cores, unless the environment says otherwise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return most_threads() or cores
+    """Number of threads of this process that work at once: as many as it may use cores, unless the environment says otherwise."""
+    return most_threads() or cores()
+
+
+def cores() -> int:
+    """Number of cores that this process may use: those it is bound to, and no more than its container's share of time comes to."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, container_cores() or bound)
+
+
+@cache
+def container_cores(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Number of cores whose time the control groups of this process allow, rounded up; None without a limit.
+
+    Each group that contains another limits it too. Version 2 names the quota and the period in one file, version 1 in two.
+    """
+    shares = list[float]()
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    for number, controllers, group in (line.split(":", 2) for line in lines):
+        if number != "0" and "cpu" not in controllers.split(","):
+            continue
+        files = ("cpu.max",) if number == "0" else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        mount = root if number == "0" else root / "cpu"
+        folder = mount / group.lstrip("/")
+        for each in (folder, *folder.parents):
+            if not each.is_relative_to(mount):
+                break
+            with suppress(OSError, ValueError):  # a group without a limit has no such file, or "max" or -1 in it
+                quota, period = map(int, " ".join((each / file).read_text() for file in files).split())
+                shares += [quota / period] if quota > 0 else []
+    return max(1, ceil(min(shares))) if shares else None

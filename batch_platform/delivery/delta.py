@@ -1,12 +1,13 @@
 """Sinks of kind `delta`: one commit to a Delta table that replaces the rows of a partition."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from hashlib import sha256
 
 import pyarrow as pa
 
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import DeliveryError, listed
 from batch_platform.declaration.extras import needed, require_installed
-from batch_platform.delivery.sink import Sink, Target, storable
+from batch_platform.delivery.sink import Sink, Target, alone, storable
 from batch_platform.features.sources.objects import delta_options
 from batch_platform.warehouse.sql import literal, quoted
 
@@ -24,18 +25,29 @@ def _in_order(rows: pa.RecordBatchReader, names: Sequence[str], lacking: pa.Sche
     return pa.RecordBatchReader.from_batches(schema, batches)
 
 
+def _counted(target: Target, rows: pa.RecordBatchReader, refusals: list[DeliveryError]) -> Generator[pa.RecordBatch]:
+    """Count the rows as deltalake takes them, which commits once it has them all; it passes on only the text of a refusal."""
+    there = 0
+    for batch in rows:
+        there += len(batch)
+        yield batch
+    try:
+        target.require_whole(there)
+    except DeliveryError as error:
+        refusals.append(error)
+        raise
+
+
 def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with needed("deltalake", extra="delta"):
         from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
         from deltalake.exceptions import DeltaError
     new, root, options = storable(rows), str(target.path), delta_options(target.path)
     schema = Schema.from_arrow(new.schema)
-    if not DeltaTable.is_deltatable(root, options):
-        try:
+    # deltalake lets two processes create a table one after the other; the second one would invalidate commits in between.
+    with alone(target.home, f"delta-{sha256(root.encode()).hexdigest()[:16]}"):
+        if not DeltaTable.is_deltatable(root, options):
             DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column], storage_options=options)
-        except DeltaError:
-            if not DeltaTable.is_deltatable(root, options):  # else another partition was delivered at the same time
-                raise
     table = DeltaTable(root, storage_options=options)
     present = {field.name: field.type for field in table.schema().fields}
     wrong = [
@@ -49,25 +61,39 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     if (partitions := table.metadata().partition_columns) != [target.column]:
         problem = f"the Delta table {root} is partitioned by {listed(partitions) or 'nothing'}, not {target.column}."
         raise target.error(problem, "deliver to a table of its own, which is made if it does not exist.")
-    added = [name for name in new.schema.names if name not in present]
-    write_deltalake(
-        root,
-        _in_order(new, [*present, *added], pa.schema(table.schema().to_arrow())),  # other orders would change the table
-        mode="overwrite",
-        schema_mode="merge" if added else None,
-        partition_by=[target.column],
-        storage_options=options,
-        predicate=f"{quoted(target.column)} = {literal(target.partition_key)}",
-        commit_properties=CommitProperties(custom_metadata={"batch_platform": target.pipeline}),
-    )
+    added, refusals = [name for name in new.schema.names if name not in present], list[DeliveryError]()
+    # Another order of columns would change the table.
+    ordered = _in_order(new, [*present, *added], pa.schema(table.schema().to_arrow()))
+    try:
+        write_deltalake(
+            root,
+            pa.RecordBatchReader.from_batches(ordered.schema, _counted(target, ordered, refusals)),
+            mode="overwrite",
+            schema_mode="merge" if added else None,
+            partition_by=[target.column],
+            storage_options=options,
+            predicate=f"{quoted(target.column)} = {literal(target.partition_key)}",
+            commit_properties=CommitProperties(custom_metadata={"batch_platform": target.pipeline}),
+        )
+    except DeltaError:
+        if refusals:
+            raise refusals[0] from None
+        raise
 
 
 def _type(of: object) -> str:
     return str(getattr(of, "type", of))
 
 
+def _is_conflict(error: Exception) -> bool:
+    from deltalake.exceptions import CommitFailedError
+
+    return isinstance(error, CommitFailedError)
+
+
 DELTA = Sink(
     replace=_replace,
+    is_conflict=_is_conflict,
     hint="see the message, and check the table; the next run delivers it.",
     require=lambda _: require_installed("deltalake", extra="delta"),
 )

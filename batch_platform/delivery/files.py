@@ -19,9 +19,10 @@ from batch_platform.warehouse.sql import connect, literal, quoted
 from batch_platform.warehouse.staging import staging_folder
 
 CSV = ".csv"
+PARQUET_ENDING = ".parquet"
 # How DuckDB writes a file, by the ending of its name.
 FORMATS = {
-    ".parquet": "FORMAT parquet, COMPRESSION zstd",
+    PARQUET_ENDING: "FORMAT parquet, COMPRESSION zstd",
     CSV: "FORMAT csv, HEADER",
     ".json": "FORMAT json, ARRAY",
 }
@@ -40,7 +41,7 @@ def _replace(ending: str, target: Target, rows: pa.RecordBatchReader) -> None:
     file = root / f"{target.column}={quote(target.partition_key)}" / f"{target.pipeline}{ending}"
     if isinstance(file, ObjectPath):
         with staging_folder(target.home, f"delivery-{target.delivery.name}") as folder:
-            _write(ending, target.column, rows, folder / file.name)
+            _write(ending, target, rows, folder / file.name)
             put_object(file, folder / file.name)
     elif isinstance(root, Path):
         _replace_file(target, rows, root, file)
@@ -53,7 +54,7 @@ def _replace_file(target: Target, rows: pa.RecordBatchReader, root: Path, file: 
         left_behind.unlink(missing_ok=True)
     aside = root.with_name(f"{unfinished}{uuid4().hex}")
     try:
-        _write(file.suffix, target.column, rows, aside)
+        _write(file.suffix, target, rows, aside)
         sync(aside)
         file.parent.mkdir(exist_ok=True)
         aside.replace(file)
@@ -63,19 +64,23 @@ def _replace_file(target: Target, rows: pa.RecordBatchReader, root: Path, file: 
         aside.unlink(missing_ok=True)
 
 
-def _write(ending: str, column: str, rows: pa.RecordBatchReader, file: Path) -> None:
-    """Write a file in the format of an ending, without the column that the name of its folder holds."""
+def _write(ending: str, target: Target, rows: pa.RecordBatchReader, file: Path) -> None:
+    """Write a file in the format of an ending, without the column that the name of its folder holds, and count its rows."""
     with connect() as con:
         con.execute("SET TimeZone = 'UTC'")
         con.register("delivered", rows)
-        query = f"SELECT * EXCLUDE ({quoted(column)}) FROM delivered"
+        query = f"SELECT * EXCLUDE ({quoted(target.column)}) FROM delivered"
         if ending == CSV:
             query = flat(con, query)
             con.execute("SET threads = 1")  # more would keep rows in memory until it is their turn
-        con.execute(f"COPY ({query}) TO {literal(str(file))} ({FORMATS[ending]})")
+        written = con.execute(f"COPY ({query}) TO {literal(str(file))} ({FORMATS[ending]})")
+        if ending == PARQUET_ENDING:
+            written = con.execute(f"SELECT num_rows FROM parquet_file_metadata({literal(str(file))})")
+        ((there,),) = written.fetchall()
+        target.require_whole(there)
 
 
 _ROOM = "make room, or let this user write into the folder and the one above it; the next run delivers it."
 _FILES = partial(Sink, hint=_ROOM, require=lambda delivery: require_store(str(delivery.to)))
-PARQUET = _FILES(replace=partial(_replace, ".parquet"))
+PARQUET = _FILES(replace=partial(_replace, PARQUET_ENDING))
 CSV_FILES = _FILES(replace=partial(_replace, CSV))

@@ -24,6 +24,7 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with needed("pyiceberg", extra="iceberg"):
         from pyiceberg.exceptions import NoSuchTableError
         from pyiceberg.expressions import EqualTo
+        from pyiceberg.table.snapshots import Operation
     place = sha256(declared.model_dump_json().encode()).hexdigest()[:16]
     with alone(target.home, f"iceberg-{place}"):  # pyiceberg gives up soon where many commit at once
         catalog = catalog_of(declared)
@@ -42,6 +43,10 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
             transaction.overwrite(next(parts), rows_there, origin)
             for part in parts:
                 transaction.append(part, origin)
+            before = {snapshot.snapshot_id for snapshot in table.snapshots()}
+            appended = [it.summary for it in transaction.table_metadata.snapshots if it.snapshot_id not in before]
+            there = [int(it["added-records"] or 0) for it in appended if it and it.operation == Operation.APPEND]
+            target.require_whole(sum(there))
 
 
 def _parts(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:

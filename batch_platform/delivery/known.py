@@ -1,7 +1,7 @@
 """The kinds of sinks by name, and the delivery of one partition to any of them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, 
 
 _DRAWN = re.compile(r"\x1b\[\d*m|↳")  # colours and arrows in messages of deltalake
 _LONGEST_REASON = 300  # characters
+_MOST_CONFLICTS = 5  # with other commits, after which a delivery is tried again
 
 
 def require_sinks(deliveries: Iterable[Delivery]) -> None:
@@ -28,8 +29,12 @@ def require_sinks(deliveries: Iterable[Delivery]) -> None:
         SINKS[delivery.kind].require(delivery)
 
 
-def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:
+def replace_at_receiver(target: Target, read: Callable[[], pa.RecordBatchReader]) -> None:
     """Make rows the rows of a partition at its receiver, as `Sink.replace` says.
+
+    Args:
+        target: The partition at its receiver.
+        read: Begins to read the rows; called again if another commit to the receiver came first.
 
     Raises:
         DeliveryError: The receiver refuses them, or lies in the home.
@@ -40,7 +45,7 @@ def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:
         problem = f"{path} lies in the home {home}."
         raise target.error(problem, "deliver to a folder outside of it.")
     try:
-        sink.replace(target, rows)
+        _replace(sink, target, read)
     except BatchPlatformError as error:
         if error.of_one_partition:
             raise
@@ -54,3 +59,13 @@ def replace_at_receiver(target: Target, rows: pa.RecordBatchReader) -> None:
         if isinstance(error, OSError) and error.filename and error.strerror:
             problem = f"{error.filename} cannot be used ({error.strerror})."
         raise target.error(problem, sink.hint) from error
+
+
+def _replace(sink: Sink, target: Target, read: Callable[[], pa.RecordBatchReader]) -> None:
+    for _ in range(_MOST_CONFLICTS):
+        try:
+            return sink.replace(target, read())
+        except Exception as error:
+            if not sink.is_conflict(error):
+                raise
+    return sink.replace(target, read())

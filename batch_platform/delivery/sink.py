@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batch_platform.declaration.deliveries import Delivery
-from batch_platform.declaration.errors import DeliveryError, ReceiverDownError
+from batch_platform.declaration.errors import DeliveryError, ReceiverDownError, counted
 from batch_platform.features.sources.objects import FilePath, file_path
 from batch_platform.warehouse.descriptions import OF_PIPELINES, Description
 from batch_platform.warehouse.home import Home
@@ -37,6 +37,7 @@ class Target:
     delivery: Delivery
     folder: Path  # absolute folder at which relative paths start
     home: Home
+    rows: int  # that are sent
 
     @property
     def path(self) -> FilePath:
@@ -58,6 +59,12 @@ class Target:
         }
         return Description(own.row, columns | {self.column: own.columns["partition_key"]})
 
+    def require_whole(self, there: int) -> None:
+        """Raise DeliveryError if the receiver does not have as many rows of the partition as are sent; asked before its commit."""
+        if there != self.rows:
+            problem = f"{counted(self.rows, 'row')} were sent and {there:,} arrived, so nothing was changed there."
+            raise self.error(problem, "look for triggers and rules of the table that drop, move or add rows.")
+
     def error(self, problem: str, hint: str, *, down: bool = False) -> DeliveryError:
         """The error that the partition cannot be delivered; `down` if no other one can be either."""
         msg = (
@@ -76,9 +83,12 @@ class Sink:
     # Makes the given rows, one of whose columns is `Target.column`, the rows of the partition: all of them at once, so that a
     # reader, an error or a kill at any moment leaves the former rows or the new ones. Called again with the same rows, it
     # leaves one copy of them. Without rows the partition is empty afterwards. Reads the rows once, in batches. May raise anything.
+    # Before its commit it counts the rows of the partition where they arrived, and calls `Target.require_whole`.
     replace: Callable[[Target, pa.RecordBatchReader], None]
     # The local folder or file that it writes to, which must not lie in the home; anything else if it writes elsewhere.
     path: Callable[[Target], FilePath | None] = lambda target: target.path
+    # Tells whether `replace` raised because another commit came first, so that it can succeed when it is called again.
+    is_conflict: Callable[[Exception], bool] = lambda _: False
     hint: str = "see the message; the next run delivers it."  # shown when the receiver refuses
     # Raises WrongUseError if a library that the delivery needs is not installed. Connects to nothing.
     require: Callable[[Delivery], object] = lambda _: None

@@ -49,6 +49,8 @@ _SQLITE = {
     "double": "REAL",
     "blob": "BLOB",
 }
+_CAST = ("jsonb", "uuid")  # types of PostgreSQL whose values come as text, and which the driver does not write
+_STAGED = "batch_platform_rows"  # temporary table of such values
 _EXACT_DIGITS = 15  # a number of SQLite holds no more
 _FROM_DUCKDB = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "NUMERIC": "VARCHAR", "TEXT": "VARCHAR", "json": "VARCHAR"}
 _AFFINITIES = (("INT", "INTEGER"), ("CHAR", "TEXT"), ("CLOB", "TEXT"), ("TEXT", "TEXT"), ("BLOB", "BLOB"))
@@ -58,6 +60,14 @@ _COLUMNS_IN_POSTGRESQL = """
     JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
 """
+# The index that `_create` makes shows that the table is ours.
+_IS_OURS = {
+    "postgresql": """
+        SELECT count(*) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+        WHERE indrelid = to_regclass($1) AND relname = $2::name
+    """,
+    "sqlite": "SELECT count(*) FROM pragma_index_list($1) WHERE name = $2",
+}
 _LOCK = "SELECT count(*) FROM (SELECT pg_advisory_xact_lock(hashtextextended($1, 0))) AS lock"
 
 
@@ -77,7 +87,7 @@ def _type_in_sqlite(type_: "DuckDBPyType") -> str:
 def _is_as_in_postgresql(there: str, here: str) -> bool:
     return (
         there == here
-        or (here in ("text", "json") and (there == "text" or there.startswith("character varying")))
+        or (here in ("text", "json") and (there in ("text", "json", *_CAST) or there.startswith("character varying")))
         or (here.startswith("numeric") and there == "numeric")
     )
 
@@ -104,10 +114,7 @@ def _begin_in_sqlite(cursor: "Cursor", _target: Target) -> None:
 
 
 def _columns_in_postgresql(cursor: "Cursor", target: Target) -> tuple[str | None, dict[str, str]]:
-    table = _table(target)
-    rows = _ask(cursor, _COLUMNS_IN_POSTGRESQL, table)
-    if rows:
-        cursor.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")  # its columns stay as they are
+    rows = _ask(cursor, _COLUMNS_IN_POSTGRESQL, _table(target))
     return (rows[0][0] if rows else None), {name: type_ for _, name, type_ in rows}
 
 
@@ -116,24 +123,50 @@ def _columns_in_sqlite(cursor: "Cursor", target: Target) -> tuple[None, dict[str
 
 
 def _create_in_postgresql(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
-    """Create the table with its comments, unless another delivery does so at the same time."""
+    """Create the table with its comments, or add columns, unless another delivery does so at the same time."""
     table = _table(target)
     _ask(cursor, _LOCK, f"batch_platform {table}")
-    if _columns_in_postgresql(cursor, target)[1]:
-        return
-    _create(cursor, target, columns)
-    cursor.execute(f"COMMENT ON TABLE {table} IS {literal(f'{target.meaning.row}; delivered by {target.pipeline}')}")
+    if present := _columns_in_postgresql(cursor, target)[1]:
+        columns = {name: type_ for name, type_ in columns.items() if name not in present}
+        _extend(cursor, target, columns)
+    else:
+        _create(cursor, target, columns)
+        meaning = f"{target.meaning.row}; delivered by {target.pipeline}"
+        cursor.execute(f"COMMENT ON TABLE {table} IS {literal(meaning)}")
     for name, meaning in target.meaning.columns.items():
         if name in columns:
             cursor.execute(f"COMMENT ON COLUMN {table}.{quoted(name)} IS {literal(meaning)}")
 
 
+def _create_in_sqlite(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
+    if present := _columns_in_sqlite(cursor, target)[1]:
+        _extend(cursor, target, {name: type_ for name, type_ in columns.items() if name not in present})
+    else:
+        _create(cursor, target, columns)
+
+
 def _create(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
     """Create the table with an index by partition, of which the rows of one are deleted."""
     declared = ", ".join(f"{quoted(name)} {type_}" for name, type_ in columns.items())
-    table, index = _table(target), quoted(f"{_database(target.delivery).name}_by_partition")
+    table = _table(target)
     cursor.execute(f"CREATE TABLE {table} ({declared})")
-    cursor.execute(f"CREATE INDEX {index} ON {table} ({quoted(target.column)})")
+    cursor.execute(f"CREATE INDEX {quoted(_index(target))} ON {table} ({quoted(target.column)})")
+
+
+def _extend(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
+    for name, type_ in columns.items():
+        cursor.execute(f"ALTER TABLE {_table(target)} ADD COLUMN {quoted(name)} {type_}")
+
+
+def _is_ours(cursor: "Cursor", target: Target) -> bool:
+    """Tell whether a delivery created the table."""
+    database = _database(target.delivery)
+    table = database.table if database.driver == "sqlite" else _table(target)
+    return _ask(cursor, _IS_OURS[database.driver], table, _index(target)) == [(1,)]
+
+
+def _index(target: Target) -> str:
+    return f"{_database(target.delivery).name}_by_partition"
 
 
 @dataclass(frozen=True)
@@ -146,7 +179,8 @@ class _Dialect:
     begin: Callable[["Cursor", Target], None]  # after it, nobody else replaces the partition
     # The schema of the table, and the types of its columns, none if there is no table.
     columns: Callable[["Cursor", Target], tuple[str | None, dict[str, str]]]
-    create: Callable[["Cursor", Target, Mapping[str, str]], None]
+    create: Callable[["Cursor", Target, Mapping[str, str]], None]  # makes the table, or adds the columns that it lacks
+    lock: Callable[["Cursor", Target], object]  # after it, the columns stay as they are
 
 
 _DIALECTS = {
@@ -157,6 +191,7 @@ _DIALECTS = {
         begin=_begin_in_postgresql,
         columns=_columns_in_postgresql,
         create=_create_in_postgresql,
+        lock=lambda cursor, target: cursor.execute(f"LOCK TABLE {_table(target)} IN ROW EXCLUSIVE MODE"),
     ),
     "sqlite": _Dialect(
         uri=lambda _, file: sqlite_uri(file, "rwc"),
@@ -164,7 +199,8 @@ _DIALECTS = {
         is_as=_is_as_in_sqlite,
         begin=_begin_in_sqlite,
         columns=_columns_in_sqlite,
-        create=_create,
+        create=_create_in_sqlite,
+        lock=lambda *_: None,  # the transaction is the only one that writes
     ),
 }
 
@@ -189,15 +225,30 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
         with _explained(target, driver.errors, f"{database} refuses it"), closing(connection):
             with closing(connection.cursor()) as cursor:
                 dialect.begin(cursor, target)
-                if not dialect.columns(cursor, target)[1]:
+                present = dialect.columns(cursor, target)[1]
+                if not present:
                     dialect.create(cursor, target, types)
+                elif types.keys() - present.keys() and _is_ours(cursor, target):
+                    dialect.create(cursor, target, types)
+                    connection.commit()  # a table that is altered cannot be read until then
+                    dialect.begin(cursor, target)
+                dialect.lock(cursor, target)
                 schema, present = dialect.columns(cursor, target)
                 _require_alike(target, present, types, dialect)
-                cursor.execute(
-                    f"DELETE FROM {_table(target)} WHERE {quoted(target.column)} = $1", [target.partition_key]
-                )
+                its_rows = f"FROM {_table(target)} WHERE {quoted(target.column)} = $1"
+                cursor.execute(f"DELETE {its_rows}", [target.partition_key])
                 values = con.sql(f"SELECT {_values(relation, types)} FROM delivered").to_arrow_reader(BATCH_ROWS)
-                cursor.adbc_ingest(database.name, values, mode="append", db_schema_name=schema)
+                if any(present[name] in _CAST for name in types):
+                    cursor.adbc_ingest(_STAGED, values, mode="create", temporary=True)
+                    names = ", ".join(map(quoted, types))
+                    # Other columns are not cast: a text that is too long would lose its end.
+                    cast = {name: f"::{present[name]}" for name in types if present[name] in ("json", *_CAST)}
+                    staged = ", ".join(f"{quoted(name)}{cast.get(name, '')}" for name in types)
+                    cursor.execute(f"INSERT INTO {_table(target)} ({names}) SELECT {staged} FROM pg_temp.{_STAGED}")
+                else:
+                    cursor.adbc_ingest(database.name, values, mode="append", db_schema_name=schema)
+                ((there,),) = _ask(cursor, f"SELECT count(*) {its_rows}", target.partition_key)
+                target.require_whole(there)
             connection.commit()
 
 

@@ -62,6 +62,8 @@ from batch_platform.warehouse.sql import quoted
 
 # Leaves rows out of batches, and adds the number of each batch.
 LeaveOut = Callable[[Iterator[pa.RecordBatch], list[int]], Iterator[pa.RecordBatch]]
+# When to look, how long to wait, who writes it.
+NO_INPUTS = {"__all__": {"time": True, "late": True, "wait": True, "asset": True, "sql": {"version"}}}
 LARGE_BYTES = 1 << 26  # bytes of a file from which a look at its keys alone costs little beside sorting its rows
 
 
@@ -214,10 +216,8 @@ class FeatureBuilder:
 
     def _hashed(self, code: str) -> str:
         read = {"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python", "driving"}}
-        # Left out is when to look, and who writes the file.
-        left_out = {"sources": {"__all__": {"time": True, "late": True, "asset": True, "sql": {"version"}}}}
         # Without defaults, a key that this package learns later changes no version.
-        declared = self.spec.model_dump_json(include=read, exclude=left_out, exclude_defaults=True)
+        declared = self.spec.model_dump_json(include=read, exclude={"sources": NO_INPUTS}, exclude_defaults=True)
         assets = ((name, source.asset) for name, source in self.spec.sources.items() if source.kind == "asset")
         declared += "".join(f"\0{name}: {asset}" for name, asset in assets)
         declared += "".join(f"\0{name}: {text}" for name, text in self.sources.statements().items())

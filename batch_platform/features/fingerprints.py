@@ -11,8 +11,8 @@ late row makes the features of every partition behind it due; those that come ou
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Literal
 import duckdb
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Calendar, Partition
+from batch_platform.declaration.errors import SourceError
 from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.query import Query
 from batch_platform.features.sources.kind import SourceTable, digest
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.features.spark.query import SparkQuery
-from batch_platform.warehouse.fingerprints import read_fingerprints
+from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.sql import quoted
 
@@ -101,6 +102,31 @@ class Fingerprints:
 
 ReadBy = Literal["features", "labels"]
 Taken = Mapping[tuple[ReadBy, str], Fingerprints]  # fingerprints by reader and source
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at the sources of a pipeline: how closely, and what could not be looked at, so that it is not known whether it changed."""
+
+    recheck: bool = False  # all partitions are compared, however old
+    most_bytes: int | None = None  # larger sources are not read: they are held to be as recorded
+    files: Collection[str] = ()  # sources that are files, of which it is known if they are gone
+    unread: dict[str, SourceError] = field(default_factory=dict[str, SourceError])  # why, by source
+
+    @contextmanager
+    def at(self, name: str) -> Generator[None]:
+        """Go on behind the block if a source cannot be looked at, and note why; files that are gone are no such case."""
+        try:
+            yield
+        except SourceError as error:
+            self.finds_gone(name, error)
+
+    def finds_gone(self, name: str, error: SourceError) -> bool:
+        """Return whether an error says that the files of a source are gone; any other is noted."""
+        if name in self.files and error.__cause__ is None:
+            return True
+        self.unread[name] = error
+        return False
 
 
 @dataclass(frozen=True)
@@ -290,6 +316,17 @@ def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Take
     """Recorded state of a pipeline's sources."""
     rows = read_fingerprints(con, pipeline)
     return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
+
+
+def record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, taken: Taken) -> None:
+    """Record what was found in sources whose version is not known yet, within the caller's transaction."""
+    known = {(row.read_by, row.source): row.version for row in read_fingerprints(con, pipeline)}
+    looked_at = [
+        SourceFingerprints(*of, held.version, held.as_json())
+        for of, held in taken.items()
+        if known.get(of) != held.version
+    ]
+    replace_fingerprints(con, pipeline, looked_at)
 
 
 def fingerprint_of(con: SourceConnection, name: str, partition: Partition) -> Fingerprint:

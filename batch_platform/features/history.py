@@ -27,6 +27,7 @@ from batch_platform.features.fingerprints import (
     Fingerprint,
     Fingerprints,
     LabelChanges,
+    Look,
     ReadBy,
     SourceChanges,
     Taken,
@@ -59,12 +60,16 @@ def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> l
 
 
 def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame, part: float = 1.0) -> pl.Series:
-    """Mark the rows of a snapshot that training holds out, by a hash of their group or key: the same in every snapshot.
+    """Mark the rows of a snapshot that no judged fit learns from, by a hash of their group or key: the same in every snapshot.
 
     Only the first `part` of them are marked; it is a share.
     """
-    group = rows.select(spec.model.train.group or spec.features.key)
-    return _hashes(group, SEED) < int(spec.model.train.held_out * part * 2**64)
+    return snapshot_hashes(spec, rows) < int(spec.model.train.held_out * part * 2**64)
+
+
+def snapshot_hashes(spec: PipelineSpec, rows: pl.DataFrame) -> pl.Series:
+    """A hash of the group of each row of a snapshot, or of its key: the same in every snapshot."""
+    return _hashes(rows.select(spec.model.train.group or spec.features.key), SEED)
 
 
 def _hashes(values: pl.DataFrame, seed: int) -> pl.Series:
@@ -166,12 +171,13 @@ class History:
         fit, not_known = Sample(most, by, balanced=balanced), Sample(most, by, balanced=balanced and most is not None)
         known_from = {partition.start: matures(self.spec, partition) for partition in window}
         rows_unlabelled, nulls, keys, halves = 0, Counter[str](), [pl.Series(dtype=pl.UInt64)], list[pl.Series]()
+        labelled: pl.Series | None = None
         for partition, learnable in zip(window, self._learnable_rows(builds, window, stamp), strict=True):
             rows_unlabelled += learnable.unlabelled
             nulls.update(learnable.nulls_unlabelled)
             keyed, rows, is_later = learnable.keyed, learnable.rows, partition.start >= boundary
             if self.spec.partitions.snapshot:
-                held_out = never_learned_from(self.spec, keyed)
+                held_out, labelled = never_learned_from(self.spec, keyed), snapshot_hashes(self.spec, keyed)
                 fit.add(rows.filter(~held_out))
                 keyed, rows, is_later = keyed.filter(held_out), rows.filter(held_out), True
                 halves.append(never_learned_from(self.spec, keyed, 0.5))
@@ -205,6 +211,7 @@ class History:
             if not_known.seen
             else None,
             known_from=known_from,
+            labelled=labelled,
             calendar=self.spec.partitions.calendar,
         )
 
@@ -261,19 +268,18 @@ class History:
         self,
         builds: Mapping[str, FeatureBuild],
         recorded: Taken,
+        look: Look,
         *,
-        recheck: bool = False,
-        most_bytes: int | None = None,
         scored: Collection[str],
     ) -> SourceChanges:
         """Compare the sources with those that builds were made from, by version and, where versions differ, by rows.
 
         Of sources with the rows of many partitions, only as many of the newest partitions are looked at as `late` says, and
-        those without rows; with `recheck`, all. Partitions that are not `scored` are only learned from, perhaps much later:
-        unless `late` is declared, they are looked at however old they are. Fingerprints are taken unless they are `recorded` of the present version. A
-        source of more than `most_bytes` is not read: it is held to be as it is recorded.
+        those without rows; with `look.recheck`, all. Partitions that are not `scored` are only learned from, perhaps much later:
+        unless `late` is declared, they are looked at however old they are. Fingerprints are taken unless they are `recorded` of the present version.
+        What could not be looked at is noted in the look.
         """
-        versions, gone = self._own_versions(builds)
+        versions, gone = self._own_versions(builds, look)
         partitions = self._named(builds) if self.builder.dated.watched else {}
         changed, taken = dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
         newest = _newest_end(builds, partitions)
@@ -281,11 +287,11 @@ class History:
             try:
                 version = self.builder.sources.version(name, next(iter(partitions.values())))
             except SourceError as error:
-                gone |= dict.fromkeys(partitions, f"source {name!r} {absence(error)}")
+                gone |= dict.fromkeys(partitions if look.finds_gone(name, error) else (), f"source {name!r} is gone")
                 continue
             older = [key for key in partitions if json.loads(builds[key].sources).get(name) != version]
-            with suppress(SourceError):
-                held = self.builder.dated.taken(name, version, recorded, most_bytes=most_bytes) if older else None
+            with look.at(name):
+                held = self.builder.dated.taken(name, version, recorded, most_bytes=look.most_bytes) if older else None
                 if held is None:
                     continue
                 taken["features", name], lateness = held, self.spec.sources[name].lateness
@@ -297,7 +303,7 @@ class History:
                     if then.rows and not now.rows:
                         gone[key] = now.change_since(then, name)
                     elif (
-                        recheck
+                        look.recheck
                         or not then.rows
                         or is_recent(lateness, partitions[key].end, newest)
                         or (self.spec.sources[name].late is None and key not in scored)
@@ -305,9 +311,9 @@ class History:
                         changed[key] = now.change_since(then, name)
         for name in self.builder.dated.selected:
             late = self.spec.sources[name].lateness
-            recent = [it for it in partitions.values() if recheck or is_recent(late, it.end, newest)]
-            with suppress(SourceError):
-                for key, then, now in self.builder.dated.changes(name, recent, builds, most_bytes):
+            recent = [it for it in partitions.values() if look.recheck or is_recent(late, it.end, newest)]
+            with look.at(name):
+                for key, then, now in self.builder.dated.changes(name, recent, builds, look.most_bytes):
                     (changed if now.rows else gone)[key] = now.change_since(then, name)
         return SourceChanges(versions, changed, gone, taken)
 
@@ -319,14 +325,20 @@ class History:
                 partitions[key] = self.spec.partitions.calendar.named(key)
         return partitions
 
-    def _own_versions(self, builds: Mapping[str, FeatureBuild]) -> tuple[dict[str, str], dict[str, str]]:
+    def _own_versions(self, builds: Mapping[str, FeatureBuild], look: Look) -> tuple[dict[str, str], dict[str, str]]:
         """The source versions of builds, with the present version of sources that have a file for each partition.
 
-        A snapshot holds whole sources, so each of them counts. A build whose source files are gone is not among them, since
-        nothing newer can be built, but in the second mapping, which says what is gone.
+        A snapshot holds whole sources, so each of them counts; of others, the code of Python functions does. A build whose
+        source files are gone is not among them, since nothing newer can be built, but in the second mapping, which says
+        what is gone.
         """
-        snapshot, calendar = self.spec.partitions.snapshot, self.spec.partitions.calendar
-        looked_at = self.builder.feature_sources if snapshot else self.builder.own_feature_sources
+        snapshot, calendar, names = (
+            self.spec.partitions.snapshot,
+            self.spec.partitions.calendar,
+            self.builder.feature_sources,
+        )
+        functions = {name for name in names if self.spec.sources[name].python is not None}
+        looked_at = [it for it in names if snapshot or it in functions or self.spec.sources[it].by_partition]
 
         @cache
         def version(name: str, partition: Partition) -> str | SourceError:
@@ -336,12 +348,13 @@ class History:
                 return error
 
         versions, gone, first = dict[str, str](), dict[str, str](), calendar.around(calendar.first_start)
-        shared = {name for name in looked_at if builds and not self.builder.dated.takes_partition(name)}
+        shared = functions | {it for it in looked_at if builds and not self.builder.dated.takes_partition(it)}
         for key, partition in self._named(builds if looked_at else ()).items():
             now = {name: version(name, first if name in shared else partition) for name in looked_at}
             if errors := [(name, it) for name, it in now.items() if isinstance(it, SourceError)]:
-                name, error = errors[-1]
-                gone[key] = f"what it reads of source {name!r} {absence(error)}"
+                missing, (name, error) = [it for it in errors if look.finds_gone(*it)], errors[-1]
+                if missing or self.spec.sources[name].by_partition:
+                    gone[key] = f"what it reads of source {name!r} {absence(error)}"
             else:
                 versions[key] = json.dumps(json.loads(builds[key].sources) | now, sort_keys=True)
         return versions, gone
@@ -351,14 +364,13 @@ class History:
         evaluations: Mapping[str, EvaluationRun],
         builds: Mapping[str, FeatureBuild],
         recorded: Taken,
-        *,
-        recheck: bool = False,
-        most_bytes: int | None = None,
+        look: Look,
     ) -> LabelChanges:
         """The present versions of the labels of evaluated partitions; a partition whose files are gone is left out.
 
         Labels in a source with the rows of many partitions are looked at as the features are, from when they are known;
-        where scored rows have no label, however old they are, and also in a source whose rows have no time.
+        where scored rows have no label, however old they are, and also in a source whose rows have no time. What the look
+        found unread is not asked once more, since that may take seconds.
         """
         builder, versions, taken = self.builder, dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
         if self.spec.labels is None or not (builder.own_label_sources or builder.dated_labels.watched):
@@ -366,32 +378,32 @@ class History:
         partitions, newest = self._named(evaluations), _newest_end(builds, self._named(builds))
         delay = self.spec.labels.maturity.nominal
         undated = dict[str, str]()
-        for name in builder.dated_labels.shared if partitions else ():
-            with suppress(SourceError):
+        for name in [it for it in builder.dated_labels.shared if partitions and it not in look.unread]:
+            with look.at(name):
                 version = builder.sources.version(name, next(iter(partitions.values())))
-                held = builder.dated_labels.taken(name, version, recorded, most_bytes=most_bytes)
+                held = builder.dated_labels.taken(name, version, recorded, most_bytes=look.most_bytes)
                 if held is not None and held.dated:
                     taken["labels", name] = held
-                elif most_bytes is None or builder.dated_labels.size(name) <= most_bytes:
+                elif look.most_bytes is None or builder.dated_labels.size(name) <= look.most_bytes:
                     undated[name] = version
         selected = dict[str, dict[str, Fingerprint]]()
-        for name in builder.dated_labels.selected:
+        for name in [it for it in builder.dated_labels.selected if it not in look.unread]:
             late = self.spec.sources[name].lateness
-            looked_at = [it for it in partitions.values() if recheck or is_recent(late, it.end + delay, newest)]
-            with suppress(SourceError):
-                selected[name] = dict(builder.dated_labels.rows_now(name, looked_at, {}, most_bytes))
+            looked_at = [it for it in partitions.values() if look.recheck or is_recent(late, it.end + delay, newest)]
+            with look.at(name):
+                selected[name] = dict(builder.dated_labels.rows_now(name, looked_at, {}, look.most_bytes))
         names = (*undated, *(name for _, name in taken), *selected)
         lateness = {name: self.spec.sources[name].lateness for name in names}
         for key, partition in partitions.items():
             evaluation, known = evaluations[key], partition.end + delay
             lacking = evaluation.rows_labelled < evaluation.rows_scored
-            recent = {name for name, late in lateness.items() if recheck or is_recent(late, known, newest)}
+            recent = {name for name, late in lateness.items() if look.recheck or is_recent(late, known, newest)}
             if not (builder.own_label_sources or lacking or recent):
                 versions[key] = evaluation.label_sources
                 continue
             dated = {name: held.of(partition) for (_, name), held in taken.items() if lacking or name in recent}
             unlimited = {name for name in undated if name in recent or self.spec.sources[name].late is None}
-            with suppress(SourceError):
+            with look.at(next(iter(builder.own_label_sources), "")):
                 then = json.loads(evaluation.label_sources)
                 now = then | (json.loads(builder.label_versions(partition)) if builder.own_label_sources else {})
                 now |= {name: [held.rows, held.content] for name, held in dated.items() if name in then and held.rows}

@@ -62,6 +62,11 @@ def interruptible(con: Interruptible) -> Generator[None]:
         _open.remove(con)
 
 
+def was_interrupted() -> bool:
+    """Return whether a signal to end came while connections to DuckDB were last open."""
+    return _ended.is_set()
+
+
 class TimeLimit:
     """Time limit of a query of DuckDB or Spark; None for no limit."""
 

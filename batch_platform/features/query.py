@@ -37,10 +37,6 @@ TABLE_FUNCTIONS = frozenset(  # table functions that read neither files nor data
 )
 ONE_SELECT = "write helper tables as WITH … AS (…) in front of the SELECT."  # hints
 SQL_FAILS = "correct the SQL or its source; batch-platform check tries the SQL without reading a row."
-_IN_NANOSECONDS = (
-    "DuckDB compares no time with nanoseconds with $partition_start: write CAST(column AS TIMESTAMP) >= $partition_start, "
-    "and the same for $partition_end."
-)
 _INTERRUPTED = (
     "INTERRUPT Error",
     f"RuntimeError: {INTERRUPTED_QUERY}",
@@ -147,8 +143,7 @@ class SqlFile:
             line = _line_of(message, self.text)
             place = f"{self.path}:{line}" if line else str(self.path)
             msg = f"{where}: the SQL of {place} fails: {sentence_of(_CANDIDATES.sub('', message))}"
-            needs_cast = "TIMESTAMP_NS" in message and "explicit cast" in message
-            raise SourceError(msg, hint=_IN_NANOSECONDS if needs_cast else SQL_FAILS) from error
+            raise SourceError(msg, hint=SQL_FAILS) from error
 
 
 class Query(SqlFile):

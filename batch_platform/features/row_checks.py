@@ -241,8 +241,6 @@ def require_every_row(
         msg = f"{where}: the source {driving.source!r} has no column {driving.time!r}; it has {listed(columns)}."
         raise SourceError(msg, hint=did_you_mean(driving.time, columns) or "correct features.driving.time.")
     time = quoted(driving.time)
-    if columns[driving.time] == "TIMESTAMP_NS":  # the one type of times that DuckDB does not compare with a TIMESTAMPTZ
-        time = f"CAST({time} AS TIMESTAMPTZ)"
     inside = f"FROM {quoted(driving.source)} WHERE {time} >= $start AND {time} < $end"
     window = {"start": partition.start, "end": partition.end}
     try:

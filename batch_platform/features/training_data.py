@@ -49,6 +49,8 @@ class TrainingData:
     not_known: Rows | None = None
     # The time from which on the labels of a partition are known, by its start; of a partition that is missing, its start.
     known_from: Mapping[datetime, datetime] = field(default_factory=dict[datetime, datetime])
+    # Of a snapshot, a hash of the group or key of each row that is learned from or evaluated; see `snapshot_hashes`.
+    labelled: pl.Series | None = None
     # Calendar of the partitions; None if a partition is not compared with the week before.
     calendar: Calendar | None = None
 

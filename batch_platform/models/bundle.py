@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -51,10 +52,14 @@ from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.warehouse.ledger import Version
 
-FORMAT = 5  # greater than every number that a build has used: numbers only grow
-FORMER = 4  # read too, unless the version corrects its probabilities for a balanced sample
+FORMAT = 6  # greater than every number that a build has used: numbers only grow
+WITHOUT_JUDGED_FIT = 5  # read too: a version that was fitted again lacks the fit that was judged
+WITHOUT_PRIOR = 4  # read too, unless the version corrects its probabilities for a balanced sample
 MANIFEST = "manifest.json"
 REFERENCE_FILE = "profile.json"
+LEARNED_FILE = "learned_rows.bin"  # of a snapshot: hashes of the rows that the fit that serves learned from
+JUDGED = "judged_"  # begins the names of the files of the judged fit, where another fit serves
+NO_FILES: Mapping[str, bytes] = {}
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
 _log = logging.getLogger(__name__)
 
@@ -70,6 +75,11 @@ class Window:
     rows_rejected: int  # rows that could not be learned from: NaN, infinite or out of declared bounds
     features_sha256: str  # over the partition keys and hashes of the feature files
     label_sources: str = ""  # digest of the label files and their labels; empty unless each partition has a label file
+
+    @property
+    def days(self) -> float:
+        """Its length."""
+        return (datetime.fromisoformat(self.end) - datetime.fromisoformat(self.start)) / timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class JudgedFit:
+    """The fit that the gate judged, of a version that was fitted again: what it learned from, and the columns that it takes."""
+
+    training: Window
+    contract: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that is known about a bundle without loading its model."""
 
@@ -138,6 +156,9 @@ class Manifest:
     compiled: Compilation = NOT_TREES.compiled  # set when it is written
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
+    judged_fit: JudgedFit | None = (
+        None  # None if the fit that serves was judged, or if an earlier build made the bundle
+    )
     # Class whose probability `score` is, or label of the outliers; None in other tasks.
     positive: ClassLabel | None = None
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
@@ -151,6 +172,16 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict[str, str])  # SHA-256 by name
     pickle: bool = False  # whether loading it may run code that its files contain
     format: int = FORMAT
+
+    @property
+    def lacks_judged_fit(self) -> bool:
+        """True if an earlier build made the bundle, and kept only the fit that serves."""
+        return self.refit and self.judged_fit is None
+
+    @property
+    def judged_training(self) -> Window:
+        """The data that the judged fit learned from."""
+        return self.training if self.judged_fit is None else self.judged_fit.training
 
 
 class Native:
@@ -184,7 +215,7 @@ class Native:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose hashes were checked, but for that of its judged scores, which are read when they are needed."""
+    """A bundle whose hashes were checked, but for those of its judged fit and its scores, which are read when they are needed."""
 
     folder: Path
     sha256: str
@@ -205,6 +236,25 @@ class Bundle:
     def judged(self) -> JudgedScores | None:
         """The scores that its judged fit gave the evaluation rows; see `read_judged`."""
         return read_judged(self.folder, self.manifest)
+
+    @property
+    def judged_fit(self) -> tuple[Predictor, Signature]:
+        """The fit that the gate judged, with its refinements: another one than serves, if the model was fitted again.
+
+        Raises IntegrityError if a file of it is not the one that was registered.
+        """
+        recorded = self.manifest.judged_fit
+        if recorded is None:
+            return self.predictor, self.signature
+        files = {
+            name.removeprefix(JUDGED): _file(self.folder, name, self.manifest)
+            for name in self.manifest.files
+            if name.startswith(JUDGED)
+        }
+        signature = replace(self.signature, contract=Contract.from_json(recorded.contract))
+        refinements = read_refinements(files.pop(REFINEMENTS_FILE, b""), refinement_named)
+        native = Native(partial(flavour(self.manifest.flavour).load, files, signature))
+        return refined(native.loaded(), refinements), signature
 
     @property
     def signature(self) -> Signature:
@@ -270,21 +320,24 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     models: Path,
     reference: ReferenceProfile,
     trees: bytes = b"",
-    judged_scores: bytes = b"",
+    read_later: Mapping[str, bytes] = NO_FILES,
     refinements: Sequence[Applied] = (),
+    judged_fit: tuple[object, Sequence[Applied]] | None = None,
 ) -> tuple[str, str, Manifest]:
     """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
-    `staging` is an empty folder on the same disk; what a killed run leaves there is swept. Returns the version, the bundle's
+    `staging` is an empty folder on the same disk; what a killed run leaves there is swept. `read_later` are files that no
+    scoring reads; `judged_fit` is the model that was judged and its refinements, unless it is the one that serves. Returns the version, the bundle's
     SHA-256, and the manifest with what is known only now: libraries, hashes, pickle. Raises TrainingRefusedError if the model
     holds a type that would not be trusted on loading, and WrongUseError if a library that it depends on is not installed.
     """
     models.mkdir(parents=True, exist_ok=True)
     kind = flavour(manifest.flavour)
-    applied = refinements_file(refinements)
-    parts = ((TREES_FILE, trees), (SCORES_FILE, judged_scores), (REFINEMENTS_FILE, applied))
-    optional = {name: data for name, data in parts if data}
-    files = kind.save(model) | optional | {REFERENCE_FILE: reference.to_json()}
+    files = _model_files(kind, model, refinements)
+    files |= {name: data for name, data in ((TREES_FILE, trees), *read_later.items()) if data}
+    files[REFERENCE_FILE] = reference.to_json()
+    if judged_fit is not None:
+        files |= {f"{JUDGED}{name}": data for name, data in _model_files(kind, *judged_fit).items()}
     complete = replace(
         manifest,
         details={**kind.details, **manifest.details},
@@ -301,6 +354,12 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
     version = f"{manifest.serving_period}-{sha256[:8]}"
     bundle.replace(models / version)
     return version, sha256, complete
+
+
+def _model_files(kind: Flavour, model: object, refinements: Sequence[Applied]) -> dict[str, bytes]:
+    """The files of a fit and of its refinements, by name."""
+    applied = refinements_file(refinements)
+    return kind.save(model) | ({REFINEMENTS_FILE: applied} if applied else {})
 
 
 def _restore(folder: Path) -> str:
@@ -322,8 +381,10 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         msg = f"The manifest of {folder.name} is not the one that was registered; the bundle is not loaded."
         raise IntegrityError(msg, hint=_restore(folder))
     values: dict[str, Any] = json.loads(text)
-    if values["format"] == FORMER and not (values["sampled"] or {}).pop("rates", []):
-        values["format"] = FORMAT  # such a version has no refinements, and differs in nothing else
+    if values["format"] == WITHOUT_PRIOR and not (values["sampled"] or {}).pop("rates", []):
+        values["format"] = WITHOUT_JUDGED_FIT  # such a version has no refinements, and differs in nothing else
+    if values["format"] == WITHOUT_JUDGED_FIT:
+        values["format"] = FORMAT
     if values["format"] != FORMAT:
         msg = f"The bundle {folder.name} has format {values['format']}; this version reads format {FORMAT}."
         raise WrongUseError(msg, hint="use the version that wrote it, or train the serving period again.")
@@ -334,6 +395,8 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         raise IntegrityError(msg, hint=_restore(folder))
     values["compiled"] = Compilation(**values["compiled"])
     values["training"] = Window(**values["training"])
+    if judged := values.get("judged_fit"):
+        values["judged_fit"] = JudgedFit(Window(**judged["training"]), judged["contract"])
     for name, record in (("baseline", Baseline), ("coverage", Coverage)):
         recorded = values["evaluation"][name]
         values["evaluation"][name] = record(**recorded) if recorded else None
@@ -350,13 +413,14 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
     training (unless BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES=1), the flavour is unknown, or loading may run code without permission.
     """
     manifest = read_manifest(folder, sha256)
-    files = {name: _file(folder, name, manifest) for name in manifest.files if name != SCORES_FILE}
+    later = {name for name in manifest.files if name in (SCORES_FILE, LEARNED_FILE) or name.startswith(JUDGED)}
+    files = {name: _file(folder, name, manifest) for name in manifest.files if name not in later}
     try:
         kind = flavour(manifest.flavour)
     except WrongUseError as error:
         msg = f"The bundle {folder.name} cannot be loaded: {error.message}"
         raise WrongUseError(msg, hint="upgrade batch-platform.") from error
-    if _may_run_code(kind, files):
+    if _may_run_code(kind, manifest.files):
         risk = f"Loading the bundle {folder.name} of the flavour {kind.name!r} may run code that its files contain"
         if not allow_pickle:
             msg = f"{risk}; it is not loaded."
@@ -398,6 +462,16 @@ def read_judged(folder: Path, manifest: Manifest) -> JudgedScores | None:
     return JudgedScores.from_parquet(_file(folder, SCORES_FILE, manifest), manifest.task, manifest.classes)
 
 
+def read_learned(folder: Path, manifest: Manifest) -> NDArray[np.uint64] | None:
+    """Read the hashes of the rows of a snapshot that the fit that serves learned from; None if it learned from no row held out.
+
+    Raises IntegrityError if the file is not the one that was registered.
+    """
+    if LEARNED_FILE not in manifest.files:
+        return None
+    return np.frombuffer(_file(folder, LEARNED_FILE, manifest), dtype="<u8")
+
+
 def _file(folder: Path, name: str, manifest: Manifest) -> bytes:
     """Read a file of a bundle; raises IntegrityError if a byte of it differs from what was trained."""
     path = folder / Path(name).name
@@ -414,7 +488,7 @@ def compared(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:
     Returns the values of both by name; None if a manifest has no fact of that name.
     """
     left, right = _facts(first), _facts(second)
-    always = {name for name in left | right if name.startswith(("metrics.", "training.", "evaluation."))}
+    always = {name for name in left | right if name.startswith(("metrics.", "training.", "evaluation.", "judged_fit."))}
     return {
         name: (left.get(name), right.get(name))
         for name in dict.fromkeys([*left, *right])
@@ -439,8 +513,9 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     facts["refit"] = values["refit"]
     facts["remarks"] = "; ".join(values["remarks"])
     facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}
-    for window in ("training", "evaluation"):
-        facts |= {f"{window}.{name}": value for name, value in values[window].items()}
+    windows = {"training": values["training"], "judged_fit": asdict(manifest.judged_training)}
+    for window, recorded in (windows | {"evaluation": values["evaluation"]}).items():
+        facts |= {f"{window}.{name}": value for name, value in recorded.items()}
     facts |= {f"features.{column['name']}": _column(column) for column in values["contract"]}
     facts["features_code_version"] = values["features_code_version"]
     return facts | {f"libraries.{name}": value for name, value in sorted(values["libraries"].items())}
@@ -465,7 +540,7 @@ def _installed(name: str, distributions: Iterable[str]) -> dict[str, str]:
 
 
 def _may_run_code(kind: Flavour, files: Iterable[str]) -> bool:
-    return any(name in kind.pickle_files for name in files)
+    return any(name.removeprefix(JUDGED) in kind.pickle_files for name in files)
 
 
 def _allowed_libraries(version: str, name: str, trained_with: Mapping[str, str]) -> str:

@@ -180,6 +180,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
             in_proportion((kept, matrix), data.label, classes, rates),
             former,
             data.calendar,
+            key=features.key,
             sampled=bool(rates),
         ),
         judged=judged,
@@ -217,7 +218,12 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     refinements = refining.learn(judged.refinements.declared, judged.refinements, share)
     learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
     whole_reference = reference_of(
-        contract, learned, judged.reference, whole.calendar, sampled=bool(_rates(refinements))
+        contract,
+        learned,
+        judged.reference,
+        whole.calendar,
+        key=features.key,
+        sampled=bool(_rates(refinements)),
     )
     return replace(
         judged,

@@ -1,33 +1,31 @@
 """The gate that a trained version must pass to serve: its declared rule, and verdicts on it beside a trivial model and the champion.
 
-A verdict is better, worse or cannot tell, from one paired interval on the evaluation rows; see `Verdict`. The champion scores
-those that it has not learned from. If it has learned from all of them, because it was trained for the same serving period and
-then refitted, the scores that its judged fit gave them are in its bundle. Rows that only one of the two can score are the
-coverage of the version. A champion that can no longer be loaded, that was trained on other columns, or that could not score enough
+A verdict is better, worse or cannot tell, from one paired interval on the evaluation rows; see `Verdict`. Like is compared with
+like: the fit of the version that ended before its evaluation rows with the fit by which the champion was judged, which its bundle
+keeps beside the one that serves. Rows that only one of the two can score are the coverage of the version. A champion that can no longer be loaded, that was trained on other columns, or that could not score enough
 of the rows to be published, must not keep a new model from serving: then the reason says why. Any other champion is never replaced
 by a version that is worse, unless the gate declares by how much it may be. Records nothing.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, time
 
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
+from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, counted, listed
 from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.model import Promote
 from batch_platform.declaration.spec import Features
-from batch_platform.features.history import ENTITY, PARTITION_START, TrainingData
-from batch_platform.models.bundle import Coverage, Manifest, OpenVersion
+from batch_platform.features.history import ENTITY, FIRST_HALF, PARTITION_START, TrainingData
+from batch_platform.models.bundle import Bundle, Coverage, Manifest, OpenVersion, Window
 from batch_platform.models.contract import Signature, Task
 from batch_platform.models.fitting import Fitted
-from batch_platform.models.judged import not_comparable, scores_of, verdict_on_shared_rows
+from batch_platform.models.judged import JudgedScores, not_comparable, scores_of, verdict_on_shared_rows
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import NOT_BETTER
 from batch_platform.monitoring.metrics import CLASSIFICATION, default_metric, is_worse, known_to
-from batch_platform.monitoring.resampling import intervals
 from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.ledger import Action, Version
 
@@ -35,19 +33,20 @@ MEETS = "meets the gate"  # begins the reason of each version that the gate does
 BY_LESS = "but by less than the tolerance of "  # follows the verdict on a worse version that the tolerance lets pass
 WAITS = "waits for promotion"
 _INDEX = "__index"
-# The metric whose level does not depend on the shares of the classes or on the spread of the labels.
-_COMPARABLE = "roc_auc"
 
 
 @dataclass(frozen=True)
 class ChampionComparison:
-    """A version beside the champion, on the rows that both can score."""
+    """The judged fit of a version beside that of the champion, on the rows that both can score and neither has learned from."""
 
     champion: str
+    # Where the data end that each fit learned from, in local time; None for an imported model, and for a table without a time.
+    learned_until: str | None = None
+    champion_learned_until: str | None = None
     verdict: Verdict | None = None
     coverage: Coverage | None = None  # evaluation rows that each can score; None if the champion cannot read them
     not_compared: str = ""  # the reason; empty if they were compared
-    lost_lead: str = ""  # sentence: the version is far below what was recorded for the champion; empty if it is not
+    rows_seen: int = 0  # evaluation rows that are left out, because the champion learned from them
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,13 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     champion: Version | None,
     open_version: OpenVersion,
     *,
-    has_lead: bool = True,
+    learned_from: Window,
+    champion_over_guessing: Verdict | None = None,
 ) -> GateDecision:
     """Judge a fitted model by the declared rule and, on the evaluation rows, against a trivial model and the champion.
 
-    The champion is the version that serves where the model would; `has_lead` says whether it was better than guessing when it was
-    judged. A gate that leaves the decision to a person says that a trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
+    The champion is the version that serves where the model would; `learned_from` are the data of the fitted model, and
+    `champion_over_guessing` is the verdict on the champion beside a trivial model when it was judged. A gate that leaves the decision to a person says that a trivial model or the champion is better, and refuses nothing for it, unless it declares a tolerance. A trivial model keeps no
     version from replacing a champion that is worse. A version with a suspected leak that is not allowed waits for a person too.
     """
     task, metric = fitted.signature.task, gate.metric or default_metric(fitted.signature.task)
@@ -83,8 +83,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
         guesses = guessing.beside(f"guessing ({trivial.baseline.name})", unclear="not clearly better than")
     comparison = None
     if champion is not None:
-        comparison = _compared(metric, features, fitted, data, champion, open_version)
-        comparison = comparison if has_lead else replace(comparison, lost_lead="")
+        comparison = _compared(metric, features, fitted, data, champion, open_version, learned_from)
     beside, coverage = (None, None) if comparison is None else (comparison.verdict, comparison.coverage)
     evidence = {
         "metrics": fitted.metrics,
@@ -102,17 +101,29 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
         return decision("refused", refusal, *suspected)
     reasons = [*_beside_champion(gate, comparison), *([guesses] if guesses else []), *suspected]
     fit = not (coverage and coverage.champion_is_unfit)
-    lost_lead = fit and comparison is not None and bool(comparison.lost_lead) and bool(guesses)
-    worthless = lost_lead or (guessing is not None and guessing.word == "worse")
+    lost = _lost_lead(champion_over_guessing, guessing) if fit and comparison is not None else ""
+    worthless = bool(lost) or (guessing is not None and guessing.word == "worse")
     replaces_worse = beside is not None and beside.word == "better"
     is_worse_than_champion = fit and is_refused(gate, beside)
     if is_worse_than_champion or (worthless and not replaces_worse and not gate.manual):
         # What decides comes first; where it is the champion, it does already.
-        first = [] if is_worse_than_champion else [comparison.lost_lead if lost_lead and comparison else guesses]
+        first = [] if is_worse_than_champion else [lost or guesses]
         return decision("refused", *first, *(reason for reason in reasons if reason not in first))
     if gate.manual or not all(leak.allowed for leak in fitted.leaks):
         return decision("waiting", MEETS, *reasons, WAITS)
     return decision("approved", MEETS, *reasons)
+
+
+def _lost_lead(then: Verdict | None, now: Verdict | None) -> str:
+    """Say that a version is not better than guessing beyond chance though the champion was, by more than chance explains; else empty.
+
+    Labels that are wrong on all evaluation rows are found in this way: they make every model look alike.
+    """
+    if then is None or now is None or then.metric != now.metric or then.word != "better" or now.word == "better":
+        return ""
+    if now.gain[1] >= then.gain[0]:
+        return ""
+    return f"labels or data may have changed: when the champion was judged, it was {then.beside('guessing')}"
 
 
 def unjudged(gate: Promote, reason: str) -> GateDecision:
@@ -140,7 +151,7 @@ def is_refused(gate: Promote, beside: Verdict | None) -> bool:
 
 
 def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> list[str]:
-    """The verdict beside the champion in words, that the champion is unfit, the rows that only one can score, and what is odd."""
+    """The verdict beside the champion in words, with the ends of learning, that the champion is unfit, and the rows that only one can score."""
     if comparison is None:
         return []
     name, beside, coverage = comparison.champion, comparison.verdict, comparison.coverage
@@ -151,7 +162,8 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
             by = (
                 f", {'maybe by more than the tolerance of ' if is_refused(gate, beside) else BY_LESS}{gate.tolerance:g}"
             )
-        reasons.append(beside.beside(f"champion {name}") + by)
+        reasons.append(beside.beside(f"champion {name}", worth=gate.tolerance) + by)
+        reasons += _ends_of_learning(comparison)
     if coverage is not None and coverage.champion_is_unfit:
         faults = {
             "would reject": coverage.champion_rejects,
@@ -164,7 +176,17 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
         reasons.append(f"of {coverage.rows:,} evaluation rows {coverage.shared:,} can be scored by both, {counts}")
     if comparison.not_compared:
         reasons.append(f"the champion {name} was not compared: {comparison.not_compared}")
-    return [*reasons, *([comparison.lost_lead] if comparison.lost_lead else [])]
+    return reasons
+
+
+def _ends_of_learning(comparison: ChampionComparison) -> Iterator[str]:
+    """Until when each judged fit learned, and how many rows that left out."""
+    own, other = comparison.learned_until, comparison.champion_learned_until
+    texts = [f"this version's judged fit learned until {_day(own)}"] if own else []
+    texts += [f"the champion's {'' if own else 'judged fit learned '}until {_day(other)}"] if other else []
+    yield from [", ".join(texts)] if texts else []
+    if comparison.rows_seen:
+        yield f"{counted(comparison.rows_seen, 'evaluation row')} that the champion learned from, or whose group it knows, are left out"
 
 
 def _compared(  # noqa: PLR0913 - two models and their rows
@@ -174,58 +196,51 @@ def _compared(  # noqa: PLR0913 - two models and their rows
     data: TrainingData,
     champion: Version,
     open_version: OpenVersion,
+    learned_from: Window,
 ) -> ChampionComparison:
     comparison = ChampionComparison(champion.version)
     try:
         bundle = open_version(champion)
         manifest, contract = bundle.manifest, bundle.contract.under(features.columns)
-        comparison = replace(comparison, lost_lead=_lost_lead(metric, fitted, champion.version, manifest))
         own, standing = fitted.signature, Signature(manifest.task, manifest.classes, contract)
         if reason := not_comparable((own.task, own.classes), (standing.task, standing.classes)):
             return replace(comparison, not_compared=reason)
         scored = [_scored(data.evaluate, signature, data.label) for signature in (own, standing)]
         comparison = replace(comparison, coverage=_coverage(features.rejected_budget, *scored))
-        unseen = _not_learned_from(data, manifest)
-        if unseen.height:
-            judged = scores_of(bundle.predictor, standing, contract.split(unseen).kept, data.label)
-        elif (judged := bundle.judged) is None:
-            reason = "it has learned from the evaluation rows, and its bundle holds no scores that it gave them before"
-            return replace(comparison, not_compared=reason)
+        unseen = _not_seen(data, manifest)
+        comparison = replace(comparison, rows_seen=data.evaluate.height - unseen.height)
+        verdict = _verdict(metric, features, fitted.judged, bundle, unseen, data.label)
     except (DataError, IntegrityError, WrongUseError) as error:
         return replace(comparison, not_compared=f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}")
-    if judged is None or fitted.judged is None:
-        return replace(comparison, not_compared="there is no evaluation row that both have scored")
-    with one_thread():
-        verdict = verdict_on_shared_rows(metric, fitted.judged, judged)
     if isinstance(verdict, str):
         return replace(comparison, not_compared=verdict)
+    if not data.by_entity:
+        own_end = _local(learned_from.end, data) if fitted.rows_fitted else None
+        other_end = None if manifest.imported_from else _local(manifest.judged_training.end, data)
+        comparison = replace(comparison, learned_until=own_end, champion_learned_until=other_end)
     return replace(comparison, verdict=verdict)
 
 
-def _lost_lead(metric: str, fitted: Fitted, champion: str, manifest: Manifest) -> str:
-    """Say that a version has less than half the lead over guessing that was recorded for the champion, beyond chance; empty if not.
-
-    Labels that are wrong on all evaluation rows are found in this way: all models look alike. They are blamed only for a fall of
-    the area under the curve beyond chance: the level of other metrics, and how good guessing is, depend on the rows.
-    """
-    here = None if fitted.trivial is None else fitted.trivial.verdict
-    recorded = manifest.evaluation
-    there, bound = recorded.metrics.get(metric), recorded.baseline and recorded.baseline.metrics.get(metric)
-    if here is None or there is None or bound is None or not is_worse(metric, bound, there):
-        return ""
-    lead = abs(there - bound)
-    left = abs(here.value - here.other) if is_worse(metric, here.other, here.value) else 0.0
-    if left >= lead / 2 or here.gain[1] >= lead:
-        return ""
-    fell, outcomes = False, fitted.judged and fitted.judged.outcomes
-    if metric == _COMPARABLE and outcomes is not None:
-        interval = intervals(outcomes, {metric: here.value}).get(metric)
-        fell = interval is not None and interval.high < there
-    reason = "labels or data may have changed" if fell else "its lead over guessing is less than half of what it was"
-    return (
-        f"{reason}: {metric} was {there:.4f} against {bound:.4f} of guessing when the champion {champion} "
-        f"was judged, and is {here.value:.4f} against {here.other:.4f} now"
-    )
+def _verdict(  # noqa: PLR0913 - two models and their rows
+    metric: str,
+    features: Features,
+    judged: JudgedScores | None,
+    champion: Bundle,
+    unseen: pl.DataFrame,
+    label: str | None,
+) -> Verdict | str:
+    """Hold the scores of a judged fit against those that the judged fit of the champion gives rows; or say why they cannot be compared."""
+    if champion.manifest.lacks_judged_fit:
+        return "an earlier release trained it and kept only the fit that serves, which learned from later rows"
+    if judged is not None and not unseen.height:
+        return "it learned from all evaluation rows, or knows their groups"
+    predictor, signature = champion.judged_fit
+    signature = replace(signature, contract=signature.contract.under(features.columns))
+    other = scores_of(predictor, signature, signature.contract.split(unseen).kept, label)
+    if judged is None or other is None:
+        return "there is no evaluation row that both have scored"
+    with one_thread():
+        return verdict_on_shared_rows(metric, judged, other)
 
 
 @dataclass(frozen=True)
@@ -262,16 +277,35 @@ def _coverage(budget: RejectedBudget, version: _Scored, champion: _Scored) -> Co
     )
 
 
-def _not_learned_from(data: TrainingData, manifest: Manifest) -> pl.DataFrame:
-    """The evaluation rows that neither a model nor its refinements have learned from, nor from earlier rows of their group."""
+def _not_seen(data: TrainingData, manifest: Manifest) -> pl.DataFrame:
+    """The evaluation rows that neither the judged fit of a champion nor its refinements learned from, nor from earlier rows of their group.
+
+    Under one declaration these are all rows, but for groups: an evaluation window never begins before that of an earlier serving
+    period, and a judged fit ends where its own begins. So a champion has seen rows only if `evaluate` or `delay` was
+    shorter then, if it alone is calibrated, or if partitions were dropped since.
+    """
     rows, refined = data.evaluate, manifest.evaluation.rows_refined > 0
-    if PARTITION_START not in rows.columns or (manifest.imported_from and not refined):
+    if data.by_entity:
+        return rows.filter(~pl.col(FIRST_HALF)) if refined else rows
+    ends = [] if manifest.imported_from else [manifest.judged_training.end]
+    ends += [manifest.evaluation.start] if refined else []
+    if not ends or PARTITION_START not in rows.columns:
         return rows
-    known = [] if manifest.imported_from else [manifest.training.end]
-    known += [manifest.evaluation.start] if refined else []
-    end = max(map(datetime.fromisoformat, known))
+    end = max(map(datetime.fromisoformat, ends))
     if data.earlier is not None:
         earlier = [data.earlier, *([data.not_known.frame] if data.not_known else [])]
         learned = pl.concat(earlier, how="vertical_relaxed").filter(pl.col(PARTITION_START) < end)
         rows = rows.filter(~pl.col(ENTITY).is_in(learned[ENTITY].implode()))
     return rows.filter(pl.col(PARTITION_START) >= end)
+
+
+def _local(text: str, data: TrainingData) -> str:
+    """An instant of a manifest in the time zone of the pipeline, in ISO 8601."""
+    instant = datetime.fromisoformat(text)
+    return instant.isoformat() if data.calendar is None else instant.astimezone(data.calendar.zone).isoformat()
+
+
+def _day(text: str) -> str:
+    """A local instant in words; midnight is the day that it begins."""
+    instant = datetime.fromisoformat(text)
+    return f"{instant:%Y-%m-%d}" if instant.time() == time() else f"{instant:%Y-%m-%d %H:%M}"

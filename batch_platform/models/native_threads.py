@@ -7,7 +7,7 @@ from threading import Lock, local
 
 from threadpoolctl import get_cached_controller, reset_cached_controller
 
-from batch_platform.declaration.threads import SHORT_WAITS, most_threads
+from batch_platform.declaration.threads import SHORT_WAITS, container_cores, cores, most_threads
 
 
 def let_waiting_threads_sleep() -> None:
@@ -17,7 +17,11 @@ def let_waiting_threads_sleep() -> None:
     use fewer cores than it sees), the loop takes the core from the very thread it waits for. To sleep at once would be as wrong: on
     an idle machine waking up takes longer than most waits. Results do not change. Libraries read these variables when they are
     loaded: call this before, for this process and its child processes.
+
+    Where a container has a share of the cores that it sees, the libraries start no more threads than that.
     """
+    if (share := container_cores()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(min(share, cores())))  # OpenBLAS and Arrow heed it too
     for name, value in SHORT_WAITS.items():
         if not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
             os.environ.setdefault(name, value)

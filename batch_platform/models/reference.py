@@ -6,7 +6,7 @@ scores, which have no fixed scale. Then they fix the bins, but are no baseline: 
 Scoring profiles its rows in the same bins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 from math import ceil
@@ -37,7 +37,7 @@ from batch_platform.monitoring.profiles import (
 )
 from batch_platform.monitoring.reference import BySegment, ReferenceProfile
 from batch_platform.monitoring.rows import RowSketch
-from batch_platform.monitoring.segments import Places, SegmentCounts
+from batch_platform.monitoring.segments import Places, SegmentCounts, frequent_texts, named_texts
 
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
 # these make labelled scores surer, by 0.05 to 0.33 for the trees of the flights. Scores of few values differ by 0.6 to 5.
@@ -92,22 +92,32 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
     return profiles, counted_by_segment(rows[0].select(segments), places) if places else SegmentCounts(), sketch
 
 
-def reference_of(
+def reference_of(  # noqa: PLR0913 - rows, and what they are compared with
     contract: Contract,
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     former: ReferenceProfile | None,
     calendar: Calendar | None,
     *,
+    key: Sequence[str] = (),
     sampled: bool = False,
 ) -> ReferenceProfile:
     """The reference for features like these rows, which satisfy the contract and come with their encoding [n, columns].
+
+    Of a text, only categories are named that are frequent by the columns of the key.
 
     Rows that are `sampled` do not tell which rows a partition has. Without a calendar no partition is compared with the week before.
 
     A column keeps the bins of the version before as long as its values still resemble those that the bins were made for, so
     that partitions scored by different versions can be compared and merged.
     """
-    bins = {column.name: _bins_of_column(column, rows[1][:, at]) for at, column in enumerate(contract.columns)}
+    keys = rows[0].select(name for name in key if name in rows[0].columns)
+    frequent = {
+        column.name: frequent_texts(rows[0][column.name], keys) for column in contract.columns if _is_text(column)
+    }
+    bins = {
+        column.name: _bins_of_column(column, rows[1][:, at], frequent.get(column.name, ()))
+        for at, column in enumerate(contract.columns)
+    }
     features = _features(contract, rows, bins, {})
     if former is not None:
         before = {profile.name: profile for profile in former.features}
@@ -116,7 +126,8 @@ def reference_of(
             for profile in features
             if profile.is_comparable(before.get(profile.name))
         }
-        again = _features(contract, rows, bins | {name: profile.bins for name, profile in kept.items()}, {})
+        bins |= {name: _naming(profile.bins, frequent.get(name, ())) for name, profile in kept.items()}
+        again = _features(contract, rows, bins, {})
         features = tuple(
             profile if profile.name in kept and _alike(profile, kept[profile.name]) else fresh
             for profile, fresh in zip(again, features, strict=True)
@@ -288,6 +299,7 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     segments: Sequence[str],
     former: ReferenceProfile | None,
     calendar: Calendar,
+    key: Sequence[str] = (),
 ) -> ReferenceProfile:
     """The reference with the profile of what a model predicts for rows that it has not learned from, and by their segments.
 
@@ -302,6 +314,7 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         segments: Names of columns by which predictions are broken down.
         former: The reference of the version before, if there is one.
         calendar: Of the partitions.
+        key: Names of the columns of the key, by which a segment is frequent enough to be named.
     """
     frame, matrix = rows
     if not len(matrix):
@@ -322,7 +335,9 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         distances[baseline] = _newest(passed_on.distances.get(baseline, {}), of_own)
     by_segment, segment_distances = SegmentCounts(), dict[str, BySegment]()
     if names := [name for name in segments if name in frame.columns]:
-        of_segments = frame.select(names).filter(finite)
+        scored = frame.filter(finite)
+        keys = scored.select(name for name in key if name in frame.columns)
+        of_segments = scored.select(named_texts(scored[name], keys) for name in names)
         by_segment = counted_by_segment(of_segments, {"prediction": places})
         for column in of_segments.get_columns():
             known = passed_on.segment_distances.get(column.name, {})
@@ -395,12 +410,20 @@ def _is_text(column: ContractColumn) -> bool:
     return column.type == "category"
 
 
-def _bins_of_column(column: ContractColumn, values: NDArray[np.float64]) -> Bins:
+def _bins_of_column(column: ContractColumn, values: NDArray[np.float64], frequent: Collection[str]) -> Bins:
     if not _is_text(column):
         return number_bins(values)
     codes = values[~np.isnan(values)].astype(np.int64)
     counts = np.bincount(codes, minlength=len(column.categories)).tolist()
-    return category_bins(dict(zip(column.categories, counts, strict=True)))
+    of_frequent = {name: count for name, count in zip(column.categories, counts, strict=True) if name in frequent}
+    return category_bins(of_frequent)
+
+
+def _naming(bins: Bins, frequent: Collection[str]) -> Bins:
+    """The bins of the version before, without a cell for a category that is no longer frequent."""
+    if bins.categories is None:
+        return bins
+    return Bins(categories=tuple(name for name in bins.categories if name in frequent))
 
 
 def _features(

@@ -7,7 +7,7 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 import json
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
@@ -143,8 +143,15 @@ class Registry:
         for event in self._decisions.get(version, ()):
             recorded = json.loads(event.evidence).get("comparison") or {}
             if recorded.get("champion") == champion and (verdict := recorded.get("verdict")):
-                difference = verdict["difference"]
-                return Verdict(**verdict | {"difference": difference and Difference(**difference)})
+                return _recorded_verdict(verdict)
+        return None
+
+    def judged_beside_guessing(self, version: str) -> Verdict | None:
+        """The gate's verdict on a version beside a trivial model; None if there is none."""
+        for event in self._decisions.get(version, ()):
+            recorded = json.loads(event.evidence).get("baseline") or {}
+            if verdict := recorded.get("verdict"):
+                return _recorded_verdict(verdict)
         return None
 
     def refinements(self, version: str) -> dict[str, list[str]]:
@@ -154,11 +161,6 @@ class Registry:
     def not_better_than_guessing(self, version: str) -> str:
         """That a version was not better than guessing when it was judged, in words; empty if it was, or if nobody knows."""
         return next((text for event in self._decisions.get(version, ()) if (text := guesses_in(event.evidence))), "")
-
-    def was_better_than_guessing(self, version: str) -> bool:
-        """Return whether a version was better than guessing, beyond chance, when it was judged."""
-        judged = (json.loads(event.evidence).get("baseline") or {} for event in self._decisions.get(version, ()))
-        return any(baseline.get("word") == "better" for baseline in judged)
 
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
@@ -233,13 +235,18 @@ class Registry:
         return registered
 
 
+def _recorded_verdict(recorded: dict[str, Any]) -> Verdict:
+    difference: dict[str, Any] | None = recorded["difference"]
+    return replace(Verdict(**recorded), difference=difference and Difference(**difference))
+
+
 def has_seen(version: Version, partition: Partition) -> bool:
     """Return whether a version learned from data that overlap a partition, see `is_in_sample`."""
     return version.trained_from < partition.end and partition.start < version.trained_until
 
 
 def is_in_sample(spec: PipelineSpec, version: Version, partition: Partition) -> bool:
-    """Return whether a version is measured on rows of a partition that it learned from. Of a snapshot, it never is: those rows are left out."""
+    """Return whether a version is measured on rows of a partition that it learned from. Of a snapshot, its performance says so."""
     return not spec.partitions.snapshot and has_seen(version, partition)
 
 

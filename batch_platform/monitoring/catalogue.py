@@ -7,13 +7,14 @@ order of the dictionary: drift reads the profiles.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.wording import number
+from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.measure import (
     ALARMS,
     Asset,
@@ -40,7 +41,7 @@ from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.measures.scores import SCORES
 from batch_platform.warehouse import descriptions
 from batch_platform.warehouse.descriptions import OF_PARTITION, Description
-from batch_platform.warehouse.ledger import create_table, insert, note, note_partitions
+from batch_platform.warehouse.ledger import create_table, insert, note, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 
 MEASURES: dict[str, Measure[Any]] = {
@@ -51,8 +52,8 @@ MEASURES: dict[str, Measure[Any]] = {
     )
 }
 
-HEALTH = "health"
-_SEVERITIES = {"none": None, "warn": "warning", "fail": "error"}
+HEALTH, CAUSES = "health", ", "  # the table, and what stands between the causes of an alarm
+_SEVERITIES: dict[Level, str | None] = {"none": None, "warn": "warning", "fail": "error"}
 HEALTH_TABLE = Description(
     "the judgement of a partition by a check",
     {
@@ -196,11 +197,64 @@ def _rows(spec: PipelineSpec, asset: Asset, subject: Subject) -> Iterator[Health
             passed=judged.level == "none",
             severity=_SEVERITIES[judged.level],
             text=in_words(judged),
-            columns=", ".join(cause for cause, _ in judged.shown.get(ALARMS, ())),
+            columns=CAUSES.join(cause for cause, _ in judged.shown.get(ALARMS, ())),
             judged_at=subject.at,
             model_version=subject.model_version,
             run_id=subject.run_id,
         )
+
+
+@dataclass(frozen=True)
+class FailedCheck:
+    """A check that a partition failed, as it stands in the table `health`."""
+
+    partition_key: str
+    asset: str
+    check: str  # its name
+    level: Level
+    text: str  # what was judged, in words
+    faults: tuple[str, ...]  # causes of the alarm that are no columns, the worst first
+    # Whether the rows or labels are not what they should be, so that the report gives the partition's figures apart.
+    doubtful: bool
+    run_id: str
+
+
+def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> list[FailedCheck]:
+    """The checks that partitions failed, oldest partition first, without those that are no longer declared, or accepted by now.
+
+    What `run`, `status`, health and the report say of a check comes from here; Dagster's checks show the same judgements.
+    """
+    if not has_table(con, spec.name, HEALTH):
+        return []
+    declared = {
+        check.name or name: check for asset in get_args(Asset) for name, check in declared_checks(spec, asset).items()
+    }
+    places = {name: at for at, name in enumerate(declared)}
+    levels: dict[str | None, Level] = {text: level for level, text in _SEVERITIES.items()}
+    failed = list[FailedCheck]()
+    for row in read_records(con, HealthRow, f"{quoted(spec.name)}.{HEALTH} WHERE NOT passed", {}):
+        if row.check_name in declared:
+            check = declared[row.check_name]
+            faults = tuple(cause for cause in row.columns.split(CAUSES) if cause in check.faults)
+            if check.accepted(row.partition_key, faults):
+                continue
+            level, judged = levels[row.severity], (row.partition_key, row.asset, row.check_name)
+            failed.append(FailedCheck(*judged, level, row.text, faults, check.doubtful and bool(faults), row.run_id))
+    return sorted(failed, key=lambda check: (check.partition_key, places[check.check]))
+
+
+def grouped(failed: Sequence[FailedCheck]) -> list[list[FailedCheck]]:
+    """Failed checks in groups of the same check and faults; those that put rows or labels in doubt come first."""
+    groups = dict[tuple[str, tuple[str, ...]], list[FailedCheck]]()
+    for check in sorted(failed, key=lambda check: not check.doubtful):
+        groups.setdefault((check.check, check.faults), []).append(check)
+    return [*groups.values()]
+
+
+def texts_in_short(failed: Sequence[FailedCheck]) -> str:
+    """The text that failed checks have in common, or else the newest one with its partition."""
+    newest = failed[-1]
+    return newest.text if len({check.text for check in failed}) == 1 else f"{newest.text} ({newest.partition_key})"
 
 
 def in_words(judged: Judged) -> str:

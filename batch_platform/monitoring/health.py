@@ -2,23 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from batch_platform.monitoring.drift import Level
 
-AspectName = Literal[
-    "sources",
-    "failures",
-    "fresh",
-    "delivered",
-    "volume",
-    "rejected_share",
-    "drift",
-    "performance",
-    "estimated_performance",
-    "champion_age",
-    "better_than_guessing",
-]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 
@@ -26,7 +13,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 class Aspect:
     """One judgement."""
 
-    name: AspectName
+    name: str  # that of a check of the newest partition, or sources, failures, fresh, delivered and so on
     level: Level | None  # None where it is not judged
     text: str  # a clause that says what is so
     partition: str | None = None  # key of the partition that it is about

@@ -126,19 +126,28 @@ def on_both_sides(
     Rows that agree by chance, because the features have few values, are told by labels that differ or by how often they recur.
     Where nearly all rows are of one class and labels seldom differ, evaluation rows must recur more often than training rows.
     """
-    known = learned.group_by(features).agg(pl.col(label).first().alias("__label"))
+    known = learned.group_by(features, maintain_order=True).agg(pl.col(label).first().alias("__label"))
     again = judged.join(known, on=features, nulls_equal=True)
     many = again.height >= max(MIN_ROWS, judged.height / 20) and known.height >= learned.height / 2
     if not many or again[label].n_unique() == 1:
         return []
     unlike = (again[label] != again["__label"]).sum()
-    by_chance = (again[label] != again["__label"].shuffle(seed=0)).sum()
+    by_chance = _unlike_by_chance(again[label], again["__label"])
     recurring = learned.select(pl.struct(features).is_duplicated().mean()).item()
     is_rarer = again.height / judged.height < recurring + 1 / 20
     if unlike > (1 - PURE) * again.height or (by_chance < MIN_ROWS and is_rarer) or unlike > by_chance / 10:
         return []
     rows = f"{again.height:,} of {judged.height:,} evaluation rows have the features and the label of a training row"
     return [SuspectedLeak((), f"is judged on rows that it has learned from: {rows}")]
+
+
+def _unlike_by_chance(own: pl.Series, other: pl.Series) -> float:
+    """The number of values that differ from the value beside them, on average over all orders of the other values."""
+    counts = [values.alias("value").value_counts(name=name) for values, name in ((own, "own"), (other, "other"))]
+    alike = (
+        counts[0].join(counts[1], on="value", nulls_equal=True).select(pl.col("own").cast(pl.Float64) * pl.col("other"))
+    )
+    return len(own) - alike.sum().item() / max(len(own), 1)
 
 
 def of_known_entities(
@@ -149,18 +158,16 @@ def of_known_entities(
     An entity is found by a feature of which each value has one label, while that of the next value is another as often as chance.
     """
     for name in features:
-        known = learned.group_by(name).agg(pl.col(label).first().alias("__label")).drop_nulls().sort(name)
+        known = learned.group_by(name, maintain_order=True).agg(pl.col(label).first().alias("__label"))
+        known = known.drop_nulls().sort(name)
         again = judged.join(known, on=name)
         if known.height < MIN_ROWS or known.height > learned.height / 2 or again.height < judged.height / 2:
             continue
-        unlike, by_chance, next_to_it = (
+        unlike, next_to_it = (
             (own != other).sum() / len(own)
-            for own, other in (
-                (again[label], again["__label"]),
-                (again[label], again["__label"].shuffle(seed=0)),
-                (known["__label"], known["__label"].shift()),
-            )
+            for own, other in ((again[label], again["__label"]), (known["__label"], known["__label"].shift()))
         )
+        by_chance = _unlike_by_chance(again[label], again["__label"]) / again.height
         is_chance = by_chance * again.height < MIN_ROWS or next_to_it < by_chance / 2
         if is_chance or unlike > min(1 - PURE, by_chance / 10):
             continue

@@ -137,6 +137,7 @@ class ScoredPartition:
     # Number of rows whose labels count, since no model learns from them; None: those of all rows.
     held_out: int | None = None
     expected: Expected | None = None  # estimate for the model that serves
+    misplaced: str | None = None  # fault by which rows have the features of other rows; None without one
     not_given: Collection[str] = ()  # columns of the features that no model is given (`feature: false`)
 
     @cached_property
@@ -222,6 +223,12 @@ class Check(Generic[Value]):
     # of both, and the worst numbers.
     summary: Callable[[Mapping[str, Value], Sequence[str]], Mapping[str, Any]] | None = None
     name: str = ""  # name in the UI; by default that of the measure
+    faults: Collection[str] = ()  # causes of an alarm (see ALARMS) that are no columns; each has a line of its own
+    doubtful: bool = (
+        False  # whether these put rows or labels in doubt, so that the report gives a partition's figures apart
+    )
+    # Whether the declaration says by now that a fault of a partition, named by its key, is right.
+    accepted: Callable[[str, Collection[str]], bool] = lambda _key, _faults: False
 
 
 @dataclass(frozen=True, kw_only=True)

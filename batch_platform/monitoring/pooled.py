@@ -34,6 +34,7 @@ from batch_platform.monitoring.measures.performance import (
 )
 from batch_platform.monitoring.metrics import Metric, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, class_texts, prediction_columns
+from batch_platform.monitoring.segments import named_texts
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
@@ -99,6 +100,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     first: str | None = None,
     last: str | None = None,
     *,
+    partitions: Collection[str] | None = None,
     by: Sequence[str] = (),
     metrics: Sequence[Metric] = (),
     only: Collection[str] | None = None,
@@ -108,7 +110,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
 ) -> pl.DataFrame:
     """The metrics of partitions from `first` to `last`, both included; a row is a `PooledMetric`.
 
-    `con` is a connection to the published copy. There are rows for all models that served, for each of their versions (unless
+    `con` is a connection to the published copy. With `partitions`, only these of them count. There are rows for all models that served, for each of their versions (unless
     `by_version` is false), for each challenger, and for each value of every column in `by`, which is a kept column of the
     predictions. Versions that know other classes are not measured together. `metrics` are measured beside the built-in ones.
     Most of the time goes into intervals: `only` names the metrics to measure, `of_segments` those of segments; None: all.
@@ -120,7 +122,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     if not has_table(con, pipeline, OUTCOMES):
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
-    keys = _measured(con, pipeline, first, last)
+    keys = [key for key in measured_partitions(con, pipeline, first, last) if partitions is None or key in partitions]
     rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, unit, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
@@ -135,7 +137,7 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
         for (name, start), seq in sorted(stale.items()):
             last = start.replace(month=start.month + PERIODS[name] - 1)
             # A key begins with its year and month, and no other character of a key is as great as ~.
-            measured = _measured(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
+            measured = measured_partitions(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
             keys = tuple(key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key))
             if keys not in pooled:  # a quarter may have the partitions of one of its months
                 pooled[keys] = list(_pooled(con, spec.name, keys, by, metrics, unit=unit))
@@ -199,11 +201,13 @@ def _periods_with(day: date) -> list[tuple[str, date]]:
     return [(name, date(day.year, (day.month - 1) // months * months + 1, 1)) for name, months in PERIODS.items()]
 
 
-def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, first: str | None, last: str | None) -> list[str]:
+def measured_partitions(
+    con: duckdb.DuckDBPyConnection, pipeline: str, first: str | None, last: str | None
+) -> list[str]:
     """The partitions whose present predictions were measured on rows that the model had not learned from, in order.
 
-    Those from `first` to `last`, both included; None: from the beginning or to the end. A snapshot that the model was trained on
-    counts: it was measured on the rows that are held out of training.
+    Those from `first` to `last`, both included; None: from the beginning or to the end. A snapshot counts
+    if some of its labelled rows were not learned from: it was measured on these.
     """
     within = "partition_key >= coalesce($first, '') AND partition_key <= coalesce($last, partition_key)"
     stated = f"SELECT partition_key, NULL::BOOLEAN AS seen FROM {LEDGERS_SCHEMA}.evaluations WHERE false"
@@ -293,8 +297,10 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
             yield metric
             if by_version and len(versions) == 1:
                 yield replace(metric, model_version=versions[0])
+        key = rows.select(name for name, _ in table_columns(con, pipeline, OUTCOMES) if name in rows.columns)
+        key = key.select(pl.exclude(_PARTITION, *_OF_OUTCOMES))
         for column in by:
-            for (segment,), of_segment in rows.group_by(pl.col(column).cast(pl.String), maintain_order=True):
+            for (segment,), of_segment in rows.group_by(named_texts(rows[column], key), maintain_order=True):
                 pool = Pool(challenger=challenger, segment_column=column, segment=segment)
                 yield from _of_rows(kinds[versions[0]], of_segment, metrics, pool, of_segments)
 

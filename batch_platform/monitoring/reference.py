@@ -151,6 +151,11 @@ class ReferenceProfile:
         """All profiles, that of the prediction last."""
         return self.features if self.prediction is None else (*self.features, self.prediction)
 
+    def named(self, by_segment: SegmentCounts) -> SegmentCounts:
+        """Counts of a partition under the names that may be kept: values that are frequent in it or in the reference."""
+        own, known = by_segment.frequent, self.by_segment.frequent
+        return by_segment.naming({column: {*values, *known.get(column, ())} for column, values in own.items()})
+
     def of_segment(self, counts: Sequence[int]) -> Profile:
         """The profile of the prediction in a segment, from its counts: those of the cells, and then of unknown categories."""
         if self.prediction is None:

@@ -11,6 +11,7 @@ from batch_platform.monitoring.outcomes import Outcomes
 
 Word = Literal["better", "worse", "cannot tell"]
 MOST_TIMES = 100  # times as many rows as there are, beyond which it does not say how many would be needed
+POWER_OF_80 = 1 + 0.84 / 1.96  # halves of a 95% interval by which models differ that are told apart in 80% of cases
 MOST_DECIMALS = 6
 
 
@@ -57,26 +58,28 @@ class Verdict:
         low, high = self.gain
         return "better" if low > ROUNDING else "worse" if high < -ROUNDING else "cannot tell"
 
-    @property
-    def would_tell(self) -> str:
-        """About how many independent units would be needed to tell such a difference from chance; empty if it is told, if they are not more than there are, or far too many.
+    def units_needed(self, worth: float | None) -> str:
+        """About how many independent units would show a difference of `worth` in 8 of 10 cases; empty if no such number can be said.
 
-        An interval is as wide as the root of their number is small, so they are n x (half its width / difference)².
+        It cannot without an interval or a difference worth seeing, if so many units are there, or if far more would be needed. An interval is
+        as wide as the root of their number is small, and a difference of (1 + 0.84 / 1.96) times half its width is seen in 80% of cases.
         """
         difference = self.difference
-        if difference is None or self.word != "cannot tell" or abs(difference.estimate) <= ROUNDING:
+        if difference is None or not worth or self.word != "cannot tell":
             return ""
-        half = max(difference.high - difference.estimate, difference.estimate - difference.low)
-        times = (half / difference.estimate) ** 2
+        times = (POWER_OF_80 * (difference.high - difference.low) / 2 / worth) ** 2
+        present = difference.rows if difference.resampled_by == "row" else difference.groups
         if not 1 < times < MOST_TIMES:
             return ""
-        present = difference.rows if difference.resampled_by == "row" else difference.groups
         units = round(times * present)
-        about = round(units, -floor(log10(units)))
-        return f"about {counted(about, difference.resampled_by)} would be needed to tell" if about > present else ""
+        about = round(units, 1 - floor(log10(units)))
+        return f"about {counted(about, difference.resampled_by)} would be needed to see a difference of {worth:g} in 8 of 10 cases"
 
-    def beside(self, other: str, unclear: str = "not clearly better or worse than") -> str:
-        """The verdict with its evidence, as a clause, e.g. `better than champion V: roc_auc 0.744 against 0.731 on 840 rows (…)`."""
+    def beside(self, other: str, unclear: str = "not clearly better or worse than", worth: float | None = None) -> str:
+        """The verdict with its evidence, as a clause, e.g. `better than champion V: roc_auc 0.744 against 0.731 on 840 rows (…)`.
+
+        `worth` is the smallest difference worth seeing; see `units_needed`.
+        """
         relation = unclear if self.word == "cannot tell" else f"{self.word} than"
         digits = f",.{self._decimals}f"
         difference, rows = self.difference, counted(self.rows, "row")
@@ -92,7 +95,7 @@ class Verdict:
             rows += f" of {counted(difference.groups, difference.resampled_by)}"
         values = f"{self.metric} {self.value:{digits}} against {self.other:{digits}}"
         clause = f"{relation} {other}: {values} on {rows} ({evidence})"
-        return f"{clause}; {self.would_tell}" if self.would_tell else clause
+        return f"{clause}; {needed}" if (needed := self.units_needed(worth)) else clause
 
     def _end(self, end: float) -> str:
         """An end of the interval, with so many digits that only a 0 looks like one: the verdict depends on its sign."""

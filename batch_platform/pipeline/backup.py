@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, listed
 from batch_platform.pipeline.archive import PIECE, Archive, Backup, KeptFile, PieceWriter
-from batch_platform.warehouse.checkpoint import write_whole
+from batch_platform.warehouse.checkpoint import sync, write_whole
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import attach
@@ -32,7 +32,6 @@ from batch_platform.warehouse.tables_in_files import named_files
 
 _WAREHOUSE = "warehouse.duckdb"
 _OTHER_BACKUP = "back up again, or use another backup."
-_RESTORING = ".restoring"  # file of a home that is being restored, with the name of the backup
 _BUSY_SECONDS = 60
 _SETTLED = timedelta(seconds=2)  # age from which the time of a file tells whether it has changed since
 
@@ -143,29 +142,50 @@ def read_backup(archive: Archive, backup: Backup, folder: Path) -> BackupRead:
 
 
 def restore_backup(archive: Archive, backup: Backup, home: Home) -> None:
-    """Lay a backup out in an empty home, and publish it. Killed in the middle, it begins anew when it is called again.
+    """Lay a backup out in an empty home, and publish it.
+
+    Killed in the middle, it begins anew when it is called again, and until then no other process uses the home.
 
     Raises:
-        WrongUseError: The home holds something.
+        WrongUseError: The home holds something, part of another backup for example, or another process restores into it.
         IntegrityError: A piece has changed, or a path of the backup leads out of the home.
         BatchPlatformError: A piece is missing or cannot be read.
     """
-    begun = home.root / _RESTORING
-    goes_on = begun.is_file() and begun.read_text(encoding="utf-8") == backup.name
-    if not goes_on and any(not path.is_dir() for path in home.root.rglob("*")):
-        msg = f"The home {home.root} is not empty, and a backup is restored into an empty one only."
-        raise WrongUseError(msg, hint="move what is there out of it, or set BATCH_PLATFORM_HOME to another folder.")
-    home.create()
-    begun.write_text(backup.name, encoding="utf-8")
-    files = dict(backup.files)
-    files[_WAREHOUSE] = files.pop(_WAREHOUSE)  # comes last: a home without it is refused by everything else
-    for path, aside in _laid_out(archive, files, lambda path: _aside(home, path)):
-        if aside is not None:
-            os.utime(aside, ns=(files[path].modified, files[path].modified))
-            aside.replace(home.root / path)
-    os.sync()
-    publish(home)
-    begun.unlink()
+    home = replace(home, restores=True)
+    part = _part_restored(home)
+    ignored = (home.restoring, home.gitignore)
+    if part != backup.name and any(not path.is_dir() for path in home.root.rglob("*") if path not in ignored):
+        if not part:
+            msg = f"The home {home.root} is not empty, and a backup is restored into an empty one only."
+            raise WrongUseError(msg, hint="move what is there out of it, or set BATCH_PLATFORM_HOME to another folder.")
+        msg = f"The home {home.root} holds part of the backup {part}, whose restore was interrupted, and not of {backup.name}."
+        hint = f"complete it: batch-platform restore DEST --backup {part}; or remove everything in {home.root} and restore again."
+        raise WrongUseError(msg, hint=hint)
+    with _alone(home.create()):
+        # The mark is on the disk before anything else, and it counts whatever it holds: a kill here leaves an empty one.
+        home.restoring.write_text(backup.name, encoding="utf-8")
+        sync(home.restoring)
+        sync(home.root)
+        for path, aside in _laid_out(archive, backup.files, lambda path: _aside(home, path)):
+            if aside is not None:
+                os.utime(aside, ns=(backup.files[path].modified, backup.files[path].modified))
+                aside.replace(home.root / path)
+        os.sync()
+        publish(home)
+        home.restoring.unlink()
+        sync(home.root)
+
+
+def backup_to_restore(archive: Archive, home: Home) -> Backup | None:
+    """The backup whose restore into a home was interrupted, if the archive holds it, else the newest one; None without any."""
+    names = archive.names()
+    part = _part_restored(home)
+    return archive.backup(part if part in names else names[-1]) if names else None
+
+
+def _part_restored(home: Home) -> str | None:
+    """The name of the backup whose restore into a home was interrupted, which may be cut off; None without such a restore."""
+    return home.restoring.read_text(encoding="utf-8", errors="replace") if home.restoring.is_file() else None
 
 
 def _identity_of(home: Home) -> str:
@@ -229,13 +249,13 @@ class _Kept:
 
 @contextmanager
 def _alone(home: Home) -> Generator[None]:
-    """Be the only process that backs a home up: another one might remove what this one counts on."""
+    """Be the only process that backs a home up or restores into it: another one might remove what this one counts on."""
     descriptor = os.open(home.root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            msg = f"Another backup of {home.root} is being made."
+            msg = f"Another backup or restore of {home.root} is in progress."
             raise WrongUseError(msg, hint="wait until it is complete.") from error
         yield
     finally:

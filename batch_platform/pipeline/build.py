@@ -1,7 +1,7 @@
 """The step that builds features: the sources that a partition reads, and the record of what was built."""
 
 import json
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -33,6 +33,10 @@ class Built:
     link: str = ""  # page on which the engine of the SQL shows its work as long as it lasts
 
 
+# The partitions of assets that a partition reads and that were never materialized, by source.
+Absent = Callable[[Partition], Mapping[str, Collection[str]]]
+
+
 @dataclass(frozen=True)
 class FeatureStep:
     """The building of features in one run; builds are recorded in groups."""
@@ -41,7 +45,8 @@ class FeatureStep:
     warehouse: Warehouse
     state: State
     stamp: Stamp
-    force: bool  # build also what is up to date, and a partition where a source is gone
+    force: bool  # build also what is up to date, and a partition where a source is gone, or an asset lacks a partition
+    absent: Absent = lambda _: {}
 
     def recorded(self, partitions: Sequence[Partition]) -> Iterator[Built]:
         """Build the features of partitions, oldest first; see `Pipeline.build_features`.
@@ -98,12 +103,14 @@ class FeatureStep:
                 yield from built
 
     def _require_sources(self, partition: Partition) -> None:
-        """Refuse to build from nothing what was built from rows; raises SourceError."""
+        """Refuse to build from nothing what was built from rows, and from assets that lack a partition; raises SourceError."""
         if (reason := self.state.gone.get(partition.key)) is not None:
             name = self.history.spec.name
             msg = f"{name}, partition {partition.key}: {reason}; its features stay as they are."
             hint = f"restore it, or accept it: batch-platform run {name} --partition {partition.key} --force"
             raise SourceError(msg, hint=hint)
+        for source, keys in self.absent(partition).items():
+            self.history.builder.sources.require_stored(source, partition, keys)
 
     def _fingerprints(self, partition: Partition) -> dict[str, Fingerprints]:
         """Take the fingerprints of the sources with the rows of many partitions."""

@@ -23,9 +23,10 @@ from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.shipped import FOLDER
 from batch_platform.pipeline.state import State
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.sql import digest, quoted, table_columns
+from batch_platform.warehouse.sql import digest, folded, quoted, table_columns
 from batch_platform.warehouse.tables_in_files import require_undamaged
 
 
@@ -99,7 +100,7 @@ class _DeliveryStep:
         if not present:  # no partition has had such rows
             return 0, ""
         require_undamaged(con, name, [partition.key], table)
-        columns = self.delivery.renamed or {column: column for column in present}
+        columns = self.delivery.renamed or {column: column for column in self._current(con, partition, present)}
         if unknown := columns.keys() - {*present}:
             msg = f"{name}, partition {partition.key}: {name}.{table} has no column {listed(map(repr, unknown))}; it has {listed(present)}."
             guess = did_you_mean(min(unknown), present)
@@ -109,7 +110,19 @@ class _DeliveryStep:
         query = f"SELECT {selected} FROM {quoted(name)}.{quoted(table)} WHERE partition_key = $key"
         values = {"key": partition.key}
         ((rows, total),) = con.execute(f"SELECT {digest(named.values())} FROM ({query})", values).fetchall()
-        target = Target(name, partition.key, self.delivery, self.folder, self.warehouse.home)
-        reader = con.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
-        replace_at_receiver(target, reader)
+        target = Target(name, partition.key, self.delivery, self.folder, self.warehouse.home, int(rows))
+        replace_at_receiver(target, lambda: con.sql(query, params=values).to_arrow_reader(BATCH_ROWS))
         return int(rows), f"{int(total or 0):032x}"
+
+    def _current(self, con: duckdb.DuckDBPyConnection, partition: Partition, present: Sequence[str]) -> list[str]:
+        """The columns of a table without those that are no longer declared and have no value in the partition."""
+        name, table = self.spec.name, TABLE_OF[self.delivery.of]
+        declared = {*self.spec.features.key_and_time, *self.spec.predictions.keep, *OF_PIPELINES[table].columns}
+        declared = {*map(folded, declared)}
+        if not (others := [column for column in present if folded(column) not in declared]):
+            return [*present]
+        counts = ", ".join(f"count({quoted(column)})" for column in others)
+        query = f"SELECT {counts} FROM {quoted(name)}.{quoted(table)} WHERE partition_key = $key"
+        (values,) = con.execute(query, {"key": partition.key}).fetchall()
+        empty = {column for column, count in zip(others, values, strict=True) if not count}
+        return [column for column in present if column not in empty]

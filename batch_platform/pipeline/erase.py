@@ -22,6 +22,7 @@ from batch_platform.monitoring.measures.challengers import RUNS
 from batch_platform.monitoring.measures.performance import OUTCOMES
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.remains import remains_of, texts_of
 from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import FoundRows, HeldSubject, SubjectRows, find_rows, read_file
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
@@ -68,9 +69,11 @@ def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, sta
         WarehouseError: The rows are deleted, but their bytes could not be removed.
     """
     held: HeldSubject | None = None
+    texts = set[str]()
     with staging_folder(pipeline.home, stamp.run_id) as folder:
         while held is None:
             matches = find_rows(pipeline, values)
+            texts = texts_of(pipeline, matches)
             rewritten = [_rewritten(pipeline, matches, matches.builds[key], folder / key) for key in matches.rows]
             with pipeline.warehouse.transaction() as con:
                 if read_latest(con, FeatureBuild, pipeline.spec.name) == matches.builds:  # no run built any meanwhile
@@ -81,7 +84,8 @@ def erase_subject(pipeline: Pipeline, values: Mapping[str, str], actor: str, sta
         remove_unlocked(unfinished)
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
-    return replace(held, to_tell=_delivered_again(pipeline, held, stamp))
+    to_tell = _delivered_again(pipeline, held, stamp)
+    return replace(held, to_tell=to_tell, remains=remains_of(pipeline, texts) if held.partitions else [])
 
 
 def _erased_before(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, values: Mapping[str, str]) -> HeldSubject | None:
@@ -244,10 +248,13 @@ def _delivered_again(pipeline: Pipeline, held: HeldSubject, stamp: Stamp) -> dic
             continue
         try:
             due = [key for key in held.partitions if undelivered(state, declared[receiver], key)]
-            for _ in deliver(pipeline, declared[receiver], [*map(calendar.named, due)], stamp):
-                pass
+            list(deliver(pipeline, declared[receiver], [*map(calendar.named, due)], stamp))
         except BatchPlatformError as error:
             to_tell[receiver] = error.message
         if receiver not in to_tell and declared[receiver].kind == "delta":
-            to_tell[receiver] = "former versions of a Delta table keep their rows until it is vacuumed"
+            to_tell[receiver] = (
+                "former versions of a Delta table keep their rows until it is vacuumed, and the log in _delta_log keeps the lowest and highest values of their columns until its entries expire"
+            )
+    if held.receivers:
+        pipeline.publish()  # the last delivery
     return to_tell

@@ -3,8 +3,9 @@
 Reads the published copy, the lake and the label query.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +22,9 @@ from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import read_registry
 from batch_platform.monitoring.catalogue import MEASURES, Subject, is_table, replace_judgements, settle_measures
 from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, CONTRADICTION, read_deviations
+from batch_platform.monitoring.measures.concept_drift import read_deviations
 from batch_platform.monitoring.measures.estimates import read_estimates
+from batch_platform.monitoring.measures.rows import read_misplaced
 from batch_platform.monitoring.pooled import pool
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
@@ -50,6 +52,7 @@ class EvaluationStep:
     history: History
     warehouse: Warehouse
     declared: str  # hash of the whole declaration
+    inputs: Mapping[str, str]  # versions of what is measured beside the sources of the labels
     stamp: Stamp
 
     def committed(self, partitions: Sequence[Partition]) -> Iterator[Evaluated]:
@@ -83,7 +86,8 @@ class EvaluationStep:
             with history.builder.session(labels=True) as session:
                 taken = recorded_fingerprints(con, name)
                 estimated, deviations = read_estimates(con, name, keys), read_deviations(con, name, keys)
-                measuring = Measuring(history, con, registry, builds, challengers, estimated, deviations)
+                misplaced = read_misplaced(con, history.spec, keys)
+                measuring = Measuring(history, con, registry, builds, challengers, estimated, misplaced, deviations)
                 versions = self._label_versions(scored, taken)  # before any labels are read, which may be those of many
                 most_rows = max((runs[partition.key].rows_in for partition in scored), default=0)
                 labels_of_each = history.labels_of(session, scored, most_rows, self.stamp)
@@ -93,7 +97,7 @@ class EvaluationStep:
                         run = runs[partition.key]
                         known = None if history.spec.labels is None else labels()
                         evaluated = self._evaluation(partition, run, label_sources, measuring, known)
-                        yield replace(evaluated, findings=_odd_labels(evaluated, before.get(partition.key)))
+                        yield replace(evaluated, findings=_lost_labels(evaluated.run, before.get(partition.key)))
 
     def _label_versions(self, partitions: Sequence[Partition], taken: Taken) -> dict[str, str]:
         """The present versions of the labels of partitions by key; those whose file is missing are left out."""
@@ -117,7 +121,7 @@ class EvaluationStep:
                 rows_labelled=served.rows_labelled,
                 evaluated_at=self.stamp.now(),
                 run_id=self.stamp.run_id,
-                label_sources=label_sources,
+                label_sources=json.dumps(json.loads(label_sources) | self.inputs, sort_keys=True),
             ),
             served=served,
             challengers=tuple(measuring.of_challengers(partition, run, labels)),
@@ -142,14 +146,12 @@ class EvaluationStep:
         return group
 
 
-def _odd_labels(evaluated: Evaluated, before: EvaluationRun | None) -> tuple[str, ...]:
-    """Say that labels contradict the predictions, and that fewer are known than at the last evaluation of at most as many rows."""
-    drift, now = evaluated.served.tables.get(CONCEPT_DRIFT.name), evaluated.run
-    findings = [CONTRADICTION] if drift is not None and drift["contradicted"].any() else []
-    if before is not None and before.rows_scored <= now.rows_scored and before.rows_labelled > now.rows_labelled:
-        lost = counted(before.rows_labelled - now.rows_labelled, "label")
-        findings.append(f"{lost} of {before.rows_labelled:,} that were known at its last evaluation are gone")
-    return tuple(findings)
+def _lost_labels(now: EvaluationRun, before: EvaluationRun | None) -> tuple[str, ...]:
+    """Say that fewer labels are known than at the last evaluation of at most as many rows."""
+    if before is None or before.rows_scored > now.rows_scored or before.rows_labelled <= now.rows_labelled:
+        return ()
+    lost = counted(before.rows_labelled - now.rows_labelled, "label")
+    return (f"{lost} of {before.rows_labelled:,} that were known at its last evaluation are gone",)
 
 
 def _measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:

@@ -4,60 +4,28 @@ A partition is compared with earlier partitions only, so its judgement is the sa
 by whoever asks whether a pipeline is fresh.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
-
-import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import NothingPublishedError, counted, listed
+from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import deadline, served_calendar
 from batch_platform.declaration.wording import number
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.monitoring.measure import Commits, Judgement
+from batch_platform.monitoring.measure import Judgement
 from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift, drift_aspect
 from batch_platform.monitoring.measures.estimates import ESTIMATES, in_words
-from batch_platform.monitoring.measures.health import champion_age, rejected_share, volume
+from batch_platform.monitoring.measures.health import CHAMPION_AGE, champion_age, rejected_share, volume
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.usual import Past
+from batch_platform.pipeline.measured import Measured, newest_of
 from batch_platform.pipeline.plan import first_served
 from batch_platform.pipeline.state import State, undelivered
 from batch_platform.warehouse.failures import Failure
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import reading_published
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The measures of the newest partitions."""
-
-    # Values of the newest scored partition, by measure.
-    newest: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    evaluated: str | None = None  # the newest partition whose labels are known
-    performance: pl.DataFrame | None = None  # its metrics
-    gone: Sequence[str] = ()  # sources whose files are gone
-
-
-def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
-    """Read the measures of the newest partitions from the published copy."""
-    newest, evaluated = _newest(state, state.scores), _newest(state, state.evaluations)
-    if newest is None:
-        return Measured()
-    commits = Commits(spec, home, [state.scores[newest]], Past(spec.partitions.calendar, ()), {})
-    try:
-        with reading_published(home) as con:
-            values = {measure.name: measure.read_from(con, commits).get(newest) for measure in (DRIFT, ESTIMATES)}
-            keys = [] if evaluated is None else [evaluated]
-            rows = PERFORMANCE.rows(con, spec.name, keys).filter(pl.col("challenger").is_null())
-    except NothingPublishedError:
-        return Measured()
-    return Measured(values, evaluated, rows)
 
 
 def health_of(
@@ -68,8 +36,7 @@ def health_of(
     if failures:
         failed = listed(f"{failure.step} {failure.partition_key}" for failure in failures)
         aspects.insert(0, Aspect("failures", "fail", f"failed: {failed}", numbers={"failures": len(failures)}))
-    if measured.gone:
-        aspects.insert(0, Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone"))
+    aspects = [*_sources(state, measured), *aspects]
     if waiting := {
         delivery.name: len(keys)
         for delivery in spec.predictions.deliver
@@ -77,12 +44,13 @@ def health_of(
     }:
         text = "; ".join(f"{counted(count, 'partition')} not delivered to {name!r}" for name, count in waiting.items())
         aspects.append(Aspect("delivered", "warn", text, numbers=waiting))
-    newest = _newest(state, state.scores)
+    newest = newest_of(state, state.scores)
     if newest is not None:
         run = state.scores[newest]
         past = Past(spec.partitions.calendar, state.scores.values())
         drift = DRIFT.of(measured.newest) or PartitionDrift(run)
-        aspects += [volume(past, run), rejected_share(past, run), drift_aspect(spec, drift)]
+        may_be_empty = spec.monitoring.allows_empty(newest)
+        aspects += [volume(past, run, may_be_empty=may_be_empty), rejected_share(past, run), drift_aspect(spec, drift)]
     if (performance := _performance(spec, state, measured)) is not None:
         aspects.append(performance)
     if newest is not None and newest not in state.evaluations:
@@ -95,7 +63,35 @@ def health_of(
             aspects.append(champion_age(spec, champion, at))
         if guesses := state.registry.not_better_than_guessing(champion.version):
             aspects.append(Aspect("better_than_guessing", "warn", f"the model {champion.version} is {guesses}"))
-    return Health.of(aspects)
+    return Health.of(_with_failed_checks(aspects, newest, measured))
+
+
+def _with_failed_checks(aspects: Sequence[Aspect], newest: str | None, measured: Measured) -> list[Aspect]:
+    """Add the checks that the newest partitions failed, unless an aspect warns of the same; the age of a model is judged as of now."""
+    of_newest = [
+        check
+        for check in measured.failed
+        if check.partition_key == (measured.evaluated if check.asset == "performance" else newest)
+        and check.check != CHAMPION_AGE.name
+    ]
+    failed = {
+        check.check: Aspect(
+            check.check, check.level, f"{check.check} on {check.partition_key}: {check.text}", check.partition_key
+        )
+        for check in of_newest
+    }
+    stand = [aspect for aspect in aspects if not (aspect.passed and aspect.name in failed)]
+    return [*stand, *(aspect for name, aspect in failed.items() if name not in {other.name for other in stand})]
+
+
+def _sources(state: State, measured: Measured) -> Iterator[Aspect]:
+    """The sources that are gone, and those of which nobody knows whether they changed."""
+    if measured.gone:
+        yield Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone")
+    if state.unread:
+        names, why = listed(map(repr, state.unread)), " ".join(error.message for error in state.unread.values())
+        text = f"it is not known whether the rows of {names} changed: {why.rstrip('.')}"
+        yield Aspect("sources", "warn", text)
 
 
 def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
@@ -105,7 +101,7 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
     partition that is late is worth a warning; with it, it fails.
     """
     partition = newest_required(spec, state, now)
-    newest = _newest(state, state.scores)
+    newest = newest_of(state, state.scores)
     if partition is None and newest is None:
         return Aspect("fresh", None, "nothing is scored yet")
     if partition is None or partition.key in state.scores:
@@ -145,6 +141,8 @@ def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect
     if value is None:
         return None
     text, numbers = f"{metric} {value:.4f} on {key}", {metric: value}
+    if rows["in_sample"].any():
+        return Aspect("performance", None, f"{text}, on rows that the model learned from", key, numbers)
     check = PERFORMANCE.check(spec)
     judgement = None if check is None else check.judge(rows, task)
     if not isinstance(judgement, Judgement):
@@ -168,9 +166,3 @@ def _estimated_performance(spec: PipelineSpec, version: Version, measured: Measu
     text = in_words(estimate, estimated.records)
     numbers = {estimate.metric: estimate.estimate, "low": estimate.low, "high": estimate.high}
     return [Aspect("estimated_performance", None, text, estimate.partition_key, numbers)]
-
-
-def _newest(state: State, keys: Mapping[str, object]) -> str | None:
-    """The newest of some scored partitions."""
-    starts = ((state.scores[key].partition_start, key) for key in keys if key in state.scores)
-    return max(starts, default=(None, None))[1]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 
 import duckdb
 
@@ -12,9 +13,10 @@ from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
 from batch_platform.delivery.ledger import not_outdated, read_deliveries
-from batch_platform.features.fingerprints import Taken, recorded_fingerprints
+from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, read_registry
+from batch_platform.pipeline.inputs import Inputs
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State, checked, with_files_as_seen
 from batch_platform.pipeline.status import status_rows
@@ -23,7 +25,6 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.erasures import read_erased
 from batch_platform.warehouse.failures import read_failures
-from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -59,6 +60,11 @@ class StateKeeper:
     unexplained_code_version: str  # see `State`
     declared: str  # hash of the whole declaration
     _carried: _Carried = field(default_factory=_Carried, init=False, repr=False, compare=False)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The versions of what models and evaluations are made from beside the features, as declared now."""
+        return Inputs.declared(self.history.builder)
 
     @contextmanager
     def carrying(self, work: str) -> Generator[None]:
@@ -122,6 +128,7 @@ class StateKeeper:
             features_code_version=self.history.builder.code_version,
             scoring_code_version=self.scoring_code_version,
             unexplained_code_version=self.unexplained_code_version,
+            inputs=self.inputs,
             decision_rule=rule_text(self.history.spec.predictions.decide),
             failures=read_failures(con, name),
             deliveries=not_outdated(con, self.history.spec, scores, read_deliveries(con, name, partition_keys)),
@@ -158,7 +165,9 @@ class StateKeeper:
             with self.warehouse.transaction() as con:
                 others = _changed_since(con, name, state)
                 if others is not None:
-                    _record_fingerprints(con, name, {**state.fingerprints, **self.history.builder.taken})
+                    first_seen = self.inputs.first_seen(state.registry.model_trainings, state.evaluations.values())
+                    taken = {**first_seen, **state.fingerprints, **self.history.builder.taken}
+                    record_fingerprints(con, name, taken)
                     own = [row for key, row in rows.items() if key not in others]
                     replace_statuses(con, name, own, rows.keys() - others if others else None)
                     break
@@ -186,14 +195,3 @@ def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -
     values = {"seq": seen.newest_change, "pipeline": pipeline, "ledgers": LEDGERS_SCHEMA}
     changes = con.execute(query, values).fetchall()
     return None if any(schema == LEDGERS_SCHEMA for schema, _ in changes) else {key for _, key in changes}
-
-
-def _record_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, taken: Taken) -> None:
-    """Record what was found in sources whose version is not known yet, within the caller's transaction."""
-    known = {(row.read_by, row.source): row.version for row in read_fingerprints(con, pipeline)}
-    looked_at = [
-        SourceFingerprints(*of, held.version, held.as_json())
-        for of, held in taken.items()
-        if known.get(of) != held.version
-    ]
-    replace_fingerprints(con, pipeline, looked_at)

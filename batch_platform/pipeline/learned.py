@@ -6,14 +6,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batch_platform.declaration.errors import IntegrityError, PublishingError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.features.sample import SEED
-from batch_platform.models.bundle import Manifest, Sampled, Window, read_manifest, write_bundle
+from batch_platform.models.bundle import LEARNED_FILE, Manifest, Sampled, Window, read_manifest, write_bundle
 from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import is_classification
 from batch_platform.models.fitting import Fitted
+from batch_platform.models.judged import SCORES_FILE
 from batch_platform.models.registry import Promotion, Version
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import as_record
@@ -28,6 +31,7 @@ class LearnedModel:
     manifest: Manifest  # without what is known only once the files are written
     params: dict[str, Any]
     whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
+    judged_fit: Fitted | None = None  # the fit that was judged, if another one serves
 
     def changes_since(self, former: Version, spec: PipelineSpec, home: Home) -> list[str]:
         """Say which features changed since a former version; nothing if its bundle is gone or damaged. See `Contract.changes_since`."""
@@ -44,21 +48,24 @@ class LearnedModel:
         Raises:
             TrainingRefusedError: The model holds a type that would not be trusted on loading.
         """
-        model, pickled, proof = self.fitted.estimator, self.fitted.flavour.pickled, self.fitted.proof
-        if pickled is not None and allow_pickle:
-            model = pickled(model)
+        proof, pickled = self.fitted.proof, self.fitted.flavour.pickled
+        as_saved = pickled if pickled is not None and allow_pickle else lambda model: model
+        fit, judged_fit = self.fitted, self.judged_fit
         proven = replace(self.manifest, compiled=proof.compiled)
         judged, labelled = self.fitted.judged, self.data is not None and self.data.label is not None
-        scores = judged.to_parquet() if judged is not None and labelled else b""
+        read_later = {SCORES_FILE: judged.to_parquet()} if judged is not None and labelled else {}
+        if judged_fit is not None and labelled and self.data is not None and self.data.labelled is not None:
+            read_later[LEARNED_FILE] = np.unique(self.data.labelled.to_numpy()).astype("<u8").tobytes()
         version, sha256, manifest = write_bundle(
             proven,
-            model,
+            as_saved(fit.estimator),
             staging,
             models,
-            self.fitted.reference,
+            fit.reference,
             proof.trees,
-            scores,
-            self.fitted.refinements.applied,
+            read_later,
+            fit.refinements.applied,
+            judged_fit and (as_saved(judged_fit.estimator), judged_fit.refinements.applied),
         )
         # Scores are found by the names of their columns: with one order of classes, any two versions are measured together.
         trained_classes = manifest.task == "multiclass" and not manifest.imported_from

@@ -15,9 +15,9 @@ import polars as pl
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import rule_in
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
-from batch_platform.features.history import History, never_learned_from
+from batch_platform.features.history import History, never_learned_from, snapshot_hashes
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.models.bundle import read_manifest
+from batch_platform.models.bundle import read_learned, read_manifest
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.interval import INTERVAL, correlation_by_widths
 from batch_platform.models.registry import Registry, Version, is_in_sample
@@ -25,7 +25,7 @@ from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, fu
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
 from batch_platform.monitoring.measures.challengers import ChallengerRun
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, LOSS, RECENT
+from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, LOSS, RECENT, counted_deviation
 from batch_platform.monitoring.measures.estimates import EstimatedMetric
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric, own_metrics
@@ -73,7 +73,9 @@ class Measuring:
     challengers: Mapping[str, list[ChallengerRun]]  # key: partition
     # Estimates by partition key.
     estimated: Mapping[str, Sequence[EstimatedMetric]] = field(default_factory=dict[str, Sequence[EstimatedMetric]])
-    # Deviations from estimates by partition, those of this run included.
+    # Fault by which rows have the features of other rows, by partition key.
+    misplaced: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Deviations from estimates by partition, those of this run included; of partitions in doubt, none.
     deviations: dict[str, float] = field(default_factory=dict[str, float])
 
     def of_challengers(
@@ -100,13 +102,15 @@ class Measuring:
         """Measure the predictions of a version, or its scores as a challenger; `labels` are those known of the partition."""
         spec, model = self.history.spec, self.registry.named(model_version)
         predictions = committed_predictions(self.con, spec, partition, model, challenger)
-        held_out = None
+        held_out, in_sample = None, is_in_sample(spec, model, partition)
         if labels is not None:
             labels = with_keys_of(predictions, spec, partition, labels, what="labels")
             if spec.partitions.snapshot:
-                unseen = predictions.filter(never_learned_from(spec, predictions))
-                held_out = unseen.height
-                labels = labels.join(unseen, on=spec.features.key, how="semi")
+                unseen = predictions.filter(self._not_learned_from(model, predictions))
+                known = labels.join(unseen, on=spec.features.key, how="semi")
+                in_sample = bool(labels.height) and not known.height
+                if not in_sample:
+                    labels, held_out = known, unseen.height
         read_features = partial(features_as_scored, self.history, self.builds, partition, run, model, predictions)
         scored = ScoredPartition(
             model.task,
@@ -116,7 +120,7 @@ class Measuring:
             labels,
             cache(read_features),
             own_metrics(spec),
-            in_sample=is_in_sample(spec, model, partition),
+            in_sample=in_sample,
             segments=spec.monitoring.segments,
             read_segments=partial(segments_of, self.con, spec, partition),
             unit=UnitRule.of(spec),
@@ -124,6 +128,7 @@ class Measuring:
             decide=rule_in(run.decision_rule),
             held_out=held_out,
             expected=None if challenger else self._expected(partition.key, model),
+            misplaced=self.misplaced.get(partition.key),
             not_given=[name for name, rule in spec.features.columns.items() if not rule.feature],
         )
         with one_thread():
@@ -133,9 +138,22 @@ class Measuring:
             beside = {} if labels is None or challenger else further_rows(scored)
         if challenger is None:
             self.deviations.pop(partition.key, None)
-            if (of_partition := tables.get(CONCEPT_DRIFT.name)) is not None and of_partition.height:
-                self.deviations[partition.key] = of_partition["deviation"][0]
+            if (drift := tables.get(CONCEPT_DRIFT.name)) is not None and (
+                deviation := counted_deviation(drift)
+            ) is not None:
+                self.deviations[partition.key] = deviation
         return MeasuredModel(model, tables, scored.labelled.height, challenger, beside)
+
+    def _not_learned_from(self, model: Version, predictions: pl.DataFrame) -> pl.Series:
+        """Mark the rows of a snapshot that a version did not learn from; none, where its bundle can no longer say so."""
+        spec, folder = self.history.spec, self.history.home.bundle(model.pipeline, model.version)
+        try:
+            learned = read_learned(folder, read_manifest(folder, model.sha256))
+        except (IntegrityError, WrongUseError):
+            return pl.repeat(value=False, n=predictions.height, eager=True)
+        if learned is None:
+            return never_learned_from(spec, predictions)
+        return ~snapshot_hashes(spec, predictions).is_in(pl.Series(learned).implode())
 
     def _expected(self, key: str, model: Version) -> Expected | None:
         """The gate's metric, or the accuracy or error in its place, as it was expected of a partition; None without an estimate."""

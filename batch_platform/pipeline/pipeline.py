@@ -22,7 +22,7 @@ from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Promotion, Version, read_registry, record_decisions
-from batch_platform.pipeline.build import Built, FeatureStep
+from batch_platform.pipeline.build import Absent, Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, EvaluationStep
 from batch_platform.pipeline.keeping import StateKeeper
 from batch_platform.pipeline.plan import Plan, awaited_labels
@@ -121,10 +121,12 @@ class Pipeline:
             record_decisions(con, [decision, *others])
         self._keeper.conclude(self._keeper.renewed(seen), decision.decided_at)
 
-    def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
+    def build_features(
+        self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False, absent: Absent = lambda _: {}
+    ) -> Iterator[Built]:
         """Build the features of partitions, oldest first; one that fails alone is set apart, see `setting_apart`.
 
-        Each is compared with its sources, however old it is.
+        Each is compared with its sources, however old it is. `absent` gives the partitions of assets that it lacks, by source.
 
         Raises:
             SourceError: A source cannot be read, or the SQL fails.
@@ -135,7 +137,7 @@ class Pipeline:
         state = with_snapshots_over(self.spec, self.state(), stamp.at)
         if not force and any(features_due(state, partition) is None for partition in partitions):
             state = with_snapshots_over(self.spec, self.state(recheck=True), stamp.at)
-        yield from FeatureStep(self.history, self.warehouse, state, stamp, force).recorded(partitions)
+        yield from FeatureStep(self.history, self.warehouse, state, stamp, force, absent).recorded(partitions)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
@@ -193,7 +195,9 @@ class Pipeline:
         """
         awaited = self.awaited_labels(partitions, stamp.at)
         if known := [partition for partition in partitions if partition.key not in awaited]:
-            yield from EvaluationStep(self.history, self.warehouse, self.declared, stamp).committed(known)
+            yield from EvaluationStep(
+                self.history, self.warehouse, self.declared, self._keeper.inputs.measured, stamp
+            ).committed(known)
 
     def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:
         """Say what the evaluation of partitions waits for at a time, by partition key; those that can be evaluated are left out."""

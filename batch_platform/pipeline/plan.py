@@ -198,6 +198,12 @@ def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str])
     """
     spec, state = question.spec, question.state
     knowing = {version.version: knows_too_much(spec, version) for version in state.registry.versions}
+    learned = {version.version for version in state.registry.versions if version.rows_trained}
+    for training in state.registry.model_trainings:
+        if training.version in learned and "labels" in state.inputs.changes_since(training, state.fingerprints):
+            knowing[training.version] = (
+                "learned other labels: labels.sql or the declaration of the labels changed since"
+            )
     scores = state.scores
     if question.request.only is not None:
         scores = {it.key: scores[it.key] for it in question.wanted if it.key in scores}
@@ -214,7 +220,7 @@ def _remarks(question: Question, scoring: _Scoring, awaiting: Mapping[str, str])
 def _remark_on(spec: PipelineSpec, state: State, run: ScoreRun, awaiting: str | None, known: str | None) -> str:
     """Say what readers of a committed partition should know although scoring it now would change nothing.
 
-    Its evaluation may be `awaiting` something, and `known` says what its model learned from too early; see `knows_too_much`.
+    Its evaluation may be `awaiting` something, and `known` says what is wrong with the labels that its model learned.
     """
     remarks = [state.gone[run.partition_key]] if run.partition_key in state.gone else []
     remarks += [] if awaiting is None else [f"its evaluation waits: {awaiting}"]
@@ -452,9 +458,8 @@ def _evaluation_due(state: State, partition: Partition) -> str | None:
     run, evaluation = state.scores.get(partition.key), state.evaluations.get(partition.key)
     if run is not None and (evaluation is None or evaluation.score_seq != run.seq):
         return "missing" if evaluation is None else "scored again"
-    if (
-        evaluation is None
-        or state.label_versions.get(partition.key, evaluation.label_sources) == evaluation.label_sources
-    ):
+    if evaluation is None:
         return None
-    return "its labels changed"
+    if state.label_versions.get(partition.key, evaluation.label_sources) != evaluation.label_sources:
+        return "its labels changed"
+    return state.inputs.change_since(evaluation, state.fingerprints)

@@ -5,10 +5,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.errors import BatchPlatformError, RunFailedError, merged
+from batch_platform.declaration.deliveries import PREFIX
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    Grouping,
+    RunFailedError,
+    alike,
+    first_few,
+    listed,
+    merged,
+)
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import ranges
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure
 
@@ -84,7 +94,8 @@ def setting_apart(  # noqa: PLR0913 - the step, and where its failures are recor
     record()
     if apart.failed:
         noun = "serving period" if step == "model" else "partition"
-        raise merged(spec.name, apart.failed, total - len(apart.failed), noun=noun) from apart.failed[0][1]
+        done, grouping = total - len(apart.failed), _grouping(spec, step)
+        raise merged(spec.name, apart.failed, done, noun=noun, grouping=grouping) from apart.failed[0][1]
 
 
 def failures_of(state: State, run_ids: Collection[str]) -> list[Failure]:
@@ -105,4 +116,27 @@ def error_of(
     errors = [RunFailedError(item.reason, hint=item.hint) for item in failures]
     nouns = [_NOUNS.get(item.step, "delivery" if item.of_delivery else "") for item in failures]
     others = {label: noun for label, noun in zip(labels, nouns, strict=True) if noun}
-    return merged(spec.name, list(zip(labels, errors, strict=True)), 0, others) if errors else None
+    failed = list(zip(labels, errors, strict=True))
+    return merged(spec.name, failed, 0, others, grouping=_grouping(spec)) if errors else None
+
+
+def _grouping(spec: PipelineSpec, step: str = "") -> Grouping:
+    """Group the failed deliveries to each receiver, whatever their causes, and write their partitions as ranges.
+
+    Errors of other steps are grouped by their sentences. `step` is the step of keys that do not name theirs.
+    """
+
+    def delivery_of(key: str) -> str:
+        name = key.rpartition(" ")[0] or step
+        return name if name.startswith(PREFIX) else ""
+
+    def in_ranges(keys: Collection[str]) -> str:
+        if not all(map(delivery_of, keys)):
+            return listed(keys)
+        labels = {key.rpartition(" ")[0] for key in keys}
+        joined = ranges(spec.partitions.calendar.named(key.rpartition(" ")[2]) for key in keys)
+        ends = [(members[0].key, members[-1].key) for members in joined]
+        spans = first_few([first if first == last else f"{first} to {last}" for first, last in ends])
+        return " ".join([*filter(None, labels), spans])
+
+    return Grouping(lambda key, sentence: delivery_of(key) or alike(key, sentence), in_ranges)

@@ -11,16 +11,17 @@ from typing import TypeVar
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deliveries import Delivery
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.delivery.ledger import Delivered, Deliveries
-from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
+from batch_platform.features.fingerprints import Fingerprints, Look, ReadBy, Taken
 from batch_platform.features.history import History
 from batch_platform.features.sources.objects import listed_once
 from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
+from batch_platform.pipeline.inputs import Inputs
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.erasures import ErasedSubjects
 from batch_platform.warehouse.failures import FailedStep, Failure
@@ -51,7 +52,10 @@ class State:
     awaited_label_sources: Callable[[Partition], Sequence[str]] = lambda _: ()
     changed: dict[str, str] = field(default_factory=dict[str, str])  # source of many partitions whose rows changed
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
+    # Why sources could not be looked at, by name: whether their rows changed is not known.
+    unread: Mapping[str, SourceError] = field(default_factory=dict[str, SourceError])
     fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
+    inputs: Inputs = field(default_factory=Inputs)  # of models and evaluations, as declared now
     # Hashes of the features as the last training found them, by serving period in which it gave no model; see `Registry`.
     refused_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
@@ -78,6 +82,15 @@ class State:
             return explained
         known = self.registry.refinements(version)
         return unexplained if known and REASONS.name not in known["applied"] else explained
+
+    @property
+    def unread_error(self) -> SourceError | None:
+        """The error that it is not known whether everything is up to date, since sources could not be looked at."""
+        if not self.unread:
+            return None
+        names = listed(map(repr, self.unread))
+        msg = f"{self.registry.pipeline}: it is not known whether the rows of {names} changed, which could not be looked at."
+        return SourceError(msg, hint="repeat the command once the source answers.")
 
     @property
     def scored_by_retired(self) -> list[str]:
@@ -135,12 +148,10 @@ def undelivered(state: State, delivery: Delivery, partition_key: str) -> str | N
 def checked(history: History, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
     """A recorded state, checked against the files of features, sources and labels."""
     features = history.recorded(recorded.features)
-    sources = history.source_changes(
-        recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes, scored=recorded.scores
-    )
-    labels = history.label_changes(
-        recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
-    )
+    known = history.builder.sources
+    look = Look(recheck, most_bytes, [name for name in history.spec.sources if known.kind(name).endings])
+    sources = history.source_changes(recorded.features, recorded.fingerprints, look, scored=recorded.scores)
+    labels = history.label_changes(recorded.evaluations, recorded.features, recorded.fingerprints, look)
     scored_by = {run.model_version for run in recorded.scores.values()}
     return replace(
         recorded,
@@ -150,6 +161,7 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
         source_versions=sources.versions,
         changed=sources.changed,
         gone=sources.gone,
+        unread=look.unread,
         fingerprints={**recorded.fingerprints, **sources.fingerprints, **labels.fingerprints},
         label_versions=labels.versions,
         awaited_label_sources=cache(history.builder.awaited_label_sources),
@@ -191,6 +203,7 @@ def with_files_as_seen(recorded: State, seen: State, keys: Collection[str] | Non
         source_versions=as_seen(seen.source_versions, same),
         changed=as_seen(seen.changed, same),
         gone=as_seen(seen.gone, same),
+        unread=seen.unread,
         fingerprints={**recorded.fingerprints, **seen.fingerprints},
         label_versions=as_seen(seen.label_versions, measured),
         awaited_label_sources=seen.awaited_label_sources,

@@ -16,9 +16,11 @@ from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, Version
+from batch_platform.monitoring.catalogue import FailedCheck
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
-from batch_platform.pipeline.health import Measured, health_of, newest_measured
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import Measured, newest_measured
 from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
@@ -97,6 +99,9 @@ class PipelineStatus:
     former_partitions: list[str]  # predictions of theirs are stored, and they are no longer declared
     partitions: list[PartitionStatus]
     health: Health
+    failed_checks: list[
+        FailedCheck
+    ]  # checks that partitions failed as they are scored and evaluated now, oldest partition first
 
 
 def status_at(
@@ -115,7 +120,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
     plan: Plan,
     now: datetime,
     materialized: AbstractSet[str] | None = None,
-    measured: Measured | None = None,
+    measured: Measured = Measured(),  # noqa: B008 - immutable
 ) -> PipelineStatus:
     """Say where every partition stands that is due at a time, by the plan for that time.
 
@@ -158,7 +163,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         champion_leaks=list(map(str, state.registry.suspected_leaks(champion.version))) if champion else [],
         champion_remarks=state.registry.refinements(champion.version).get("remarks", []) if champion else [],
         waiting=state.registry.waiting(champion),
-        refused=_refused(state.registry, champion, {it.partition_key for it in failures if it.step == "model"}),
+        refused=_refused(spec, state, champion, {it.partition_key for it in failures if it.step == "model"}),
         declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion, now),
         outdated=_outdated(spec, plan),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
@@ -171,7 +176,8 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         failures=failures,
         former_partitions=[partition.key for partition in former_partitions(spec, state.scores.values())],
         partitions=partitions,
-        health=health_of(spec, state, now, measured or Measured(), failures),
+        health=health_of(spec, state, now, measured, failures),
+        failed_checks=[check for check in measured.failed if check.partition_key in committed],
     )
 
 
@@ -189,15 +195,18 @@ def _standing_failures(state: State, plan: Plan) -> list[Failure]:
     )
 
 
-def _refused(registry: Registry, champion: Version | None, failing: Collection[str]) -> dict[str, str]:
-    """Say why the models trained after the champion do not serve, by serving period; those that fail at what is due are left out."""
-    reasons = dict[str, str]()
+def _refused(spec: PipelineSpec, state: State, champion: Version | None, failing: Collection[str]) -> dict[str, str]:
+    """Say why the models trained after the champion do not serve, by serving period.
+
+    Left out are those that fail at what is due, and failures of a declaration that was changed since.
+    """
+    reasons, registry = dict[str, str](), state.registry
     for training in registry.model_trainings:
         decision = None if training.version is None else registry.last_decision(training.version)
         reasons.pop(training.serving_period, None)
         if (champion is not None and training.seq <= champion.seq) or training.serving_period in failing:
             continue
-        if training.failure is not None:
+        if training.failure is not None and is_declared_now(spec, state, training):
             reasons[training.serving_period] = f"could not be trained: {training.failure}"
         elif decision is not None and decision.action == "refused":
             promote = f"batch-platform models {registry.pipeline} promote {training.version} lets it serve all the same"

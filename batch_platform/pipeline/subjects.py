@@ -43,6 +43,8 @@ class HeldSubject:
     receivers: list[str]  # deliveries that hold some of these partitions
     erased_at: datetime | None = None  # time of an earlier erasure, in UTC, if no row is left
     to_tell: dict[str, str] = field(default_factory=dict[str, str])  # receivers that may still hold rows, and why
+    # Tables, and files by their path in the home, that hold texts of erased rows which no other row has.
+    remains: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def _keys_in(path: Path, key: Sequence[str], values: Mapping[str, str]) -> tuple
     if not {*values, *key} <= {*pq.read_schema(path).names}:
         return pl.DataFrame(), pl.DataFrame()
     as_texts = ", ".join(f"CAST({quoted(name)} AS VARCHAR) AS {quoted(name)}" for name in key)
-    where = f"FROM {read_file(path)} WHERE {_same(values)}"
+    where = f"FROM {read_file(path)} WHERE {same(values)}"
     with in_memory() as con:
         keys, keys_as_texts = (
-            con.sql(f"SELECT {selected} {where}", params=_bound(values)).pl()
+            con.sql(f"SELECT {selected} {where}", params=bound(values)).pl()
             for selected in (", ".join(map(quoted, key)), as_texts)
         )
         return keys, keys_as_texts
@@ -139,7 +141,7 @@ class SubjectRows:
                 conditions.append(f"segment_column = {literal(*values)} AND segment = $value0")
             elif "partition_key" in columns:
                 conditions += [self.has_key("partition_key")] if {*key} <= columns - own.keys() else []
-                conditions += [_same(values)] if values.keys() <= columns - own.keys() else []
+                conditions += [same(values)] if values.keys() <= columns - own.keys() else []
             if conditions:
                 wheres[table] = f"{quoted(name)}.{quoted(table)} WHERE ({') OR ('.join(conditions)})"
         return wheres
@@ -152,7 +154,7 @@ class SubjectRows:
 
     def bound(self, sql: str) -> dict[str, str]:
         """The values that the SQL binds."""
-        return {name: text for name, text in _bound(self.matches.values).items() if f"${name}" in sql}
+        return {name: text for name, text in bound(self.matches.values).items() if f"${name}" in sql}
 
     @cached_property
     def _keys(self) -> str:
@@ -161,8 +163,8 @@ class SubjectRows:
         name, key, view = self.pipeline.spec.name, self.pipeline.spec.features.key, PREDICTIONS.view
         if {*key, *self.matches.values} <= {column for column, _ in table_columns(self.con, name, view)}:
             texts = ", ".join(f"CAST({quoted(column)} AS VARCHAR) AS {quoted(column)}" for column in key)
-            query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {_same(self.matches.values)}"
-            keys = pl.concat([keys, self.con.sql(query, params=_bound(self.matches.values)).pl()])
+            query = f"SELECT partition_key, NULL::VARCHAR AS key_json, {texts} FROM {quoted(name)}.{view} WHERE {same(self.matches.values)}"
+            keys = pl.concat([keys, self.con.sql(query, params=bound(self.matches.values)).pl()])
         self.con.register("keys_of_subject", keys)
         return "keys_of_subject"
 
@@ -224,11 +226,13 @@ def read_file(path: Path) -> str:
     return f"read_parquet({literal(str(path))}, hive_partitioning = false)"
 
 
-def _same(columns: Iterable[str]) -> str:
+def same(columns: Iterable[str]) -> str:
+    """The SQL condition that columns have the values that `bound` gives, as text."""
     return " AND ".join(f"CAST({quoted(name)} AS VARCHAR) = $value{at}" for at, name in enumerate(columns))
 
 
-def _bound(values: Mapping[str, str]) -> dict[str, str]:
+def bound(values: Mapping[str, str]) -> dict[str, str]:
+    """The values of a subject as SQL binds them."""
     return {f"value{at}": text for at, text in enumerate(values.values())}
 
 

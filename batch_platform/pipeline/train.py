@@ -167,7 +167,6 @@ class TrainingStep:
         else:
             knowing = champion and knows_too_much(self.history.spec, champion)
             opponent = None if knowing else champion
-            has_lead = opponent is not None and registry.was_better_than_guessing(opponent.version)
             judged = pass_gate(
                 model.promote,
                 features,
@@ -175,7 +174,8 @@ class TrainingStep:
                 learned.data,
                 opponent,
                 self.open_version,
-                has_lead=has_lead,
+                learned_from=learned.manifest.training,
+                champion_over_guessing=opponent and registry.judged_beside_guessing(opponent.version),
             )
             if champion and knowing:
                 reason = f"{judged.reason}; the champion {champion.version} was not compared: it {knowing}"
@@ -274,8 +274,6 @@ class TrainingStep:
         judgement, evidence = "there are no labels to judge it by", "{}"
         if learned.data is not None:
             gate = spec.model.promote.model_copy(update={"manual": False})
-            registry = self.state.registry
-            has_lead = opponent is not None and registry.was_better_than_guessing(opponent.version)
             judged = pass_gate(
                 gate,
                 spec.features,
@@ -283,7 +281,8 @@ class TrainingStep:
                 learned.data,
                 opponent,
                 self.open_version,
-                has_lead=has_lead,
+                learned_from=learned.manifest.training,
+                champion_over_guessing=opponent and self.state.registry.judged_beside_guessing(opponent.version),
             )
             evidence = judged.evidence
             judgement = judged.reason if judged.action == "approved" else f"would not pass the gate: {judged.reason}"

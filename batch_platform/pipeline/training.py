@@ -24,7 +24,7 @@ from batch_platform.features.history import (
     window_sha256,
 )
 from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
-from batch_platform.models.bundle import Evaluation, Manifest, Window, read_reference
+from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import is_classification, read_import, require_rule
@@ -139,12 +139,10 @@ class Training:
     def refit(self, learned: LearnedModel) -> LearnedModel:
         """Fit a model again on its whole window, evaluation rows included, if that is declared; write nothing.
 
-        Its metrics stay those of the first fit. An imported model stays as it is, and so does one of snapshots, whose
-        performance is measured on the rows that no model learns from. Raises what `learn` raises.
+        Its metrics stay those of the judged fit. An imported model stays as it is. Raises what `learn` raises.
         """
         spec, data = self.history.spec, learned.data
-        stays = not spec.model.refit or spec.model.import_ is not None or spec.partitions.snapshot
-        if stays or data is None or not data.evaluate.height:
+        if not spec.model.refit or spec.model.import_ is not None or data is None or not data.evaluate.height:
             return learned
         whole = data.whole(spec.model.train.max_rows, stratified=is_classification(spec.model))
         with self._located():
@@ -158,10 +156,11 @@ class Training:
             training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
             sampled=sample_of(spec, whole),
             refit=True,
+            judged_fit=JudgedFit(learned.manifest.training, learned.manifest.contract),
             remarks=list(fitted.remarks),
             refinements=fitted.refinements.facts,
         )
-        return replace(learned, fitted=fitted, manifest=manifest)
+        return replace(learned, fitted=fitted, manifest=manifest, judged_fit=learned.fitted)
 
     @cached_property
     def _former_reference(self) -> ReferenceProfile | None:
@@ -176,9 +175,15 @@ class Training:
     def _with_prediction(self, fitted: Fitted) -> Fitted:
         """The same model with a profile of what it predicts for rows that it has not learned from."""
         spec, rows = self.history.spec, (fitted.held_out_rows, fitted.held_out)
-        segments, calendar = spec.monitoring.segments, spec.partitions.calendar
         predicted = with_prediction(
-            fitted.reference, fitted.scorer, fitted.signature, rows, segments, self._former_reference, calendar
+            fitted.reference,
+            fitted.scorer,
+            fitted.signature,
+            rows,
+            spec.monitoring.segments,
+            self._former_reference,
+            spec.partitions.calendar,
+            spec.features.key,
         )
         return replace(fitted, reference=predicted)
 
@@ -295,7 +300,11 @@ class Training:
             flavour=imported.flavour,
             predictor=predictor,
             reference=reference_of(
-                contract, (learned, learned_matrix), self._former_reference, spec.partitions.calendar
+                contract,
+                (learned, learned_matrix),
+                self._former_reference,
+                spec.partitions.calendar,
+                key=spec.features.key,
             ),
             details=imported.source.details,
             judged=judged,

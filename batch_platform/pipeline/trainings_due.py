@@ -48,10 +48,12 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
 
 def declared_now(spec: PipelineSpec, state: State) -> str:
-    """Hashes of the declared model, the features, the positive class, the weight and refinements, and the columns that are no features.
+    """Versions of all that a model is made from; another model is due if one of them changes. See also `Inputs`."""
+    return _recorded_first(spec, state) + state.inputs.text
 
-    Another model is due if one of these changes.
-    """
+
+def _recorded_first(spec: PipelineSpec, state: State) -> str:
+    """Hashes of the declared model, the features, the positive class, the weight and refinements, and the columns that are no features."""
     positive = "" if spec.positive is None else f"-{spec.positive!r}"
     weight = "" if spec.labels is None or spec.labels.weight is None else f"-weight {spec.labels.weight!r}"
     refinements = f"-{hashed}" if (hashed := fingerprint(spec)) else ""
@@ -60,9 +62,14 @@ def declared_now(spec: PipelineSpec, state: State) -> str:
 
 
 def is_declared_now(spec: PipelineSpec, state: State, training: ModelTraining) -> bool:
-    """Return whether a training was declared as one would be now; records of earlier versions leave open which columns are no features."""
-    now = declared_now(spec, state)
-    return training.declared in (now, now.partition(_WITHOUT)[0])
+    """Return whether a training was declared as one would be now, as far as is known: see `Inputs`.
+
+    Records of still earlier releases leave open which columns are no features.
+    """
+    first = _recorded_first(spec, state)
+    if training.declared in (first, first.partition(_WITHOUT)[0]):
+        return not state.inputs.changes_since(training, state.fingerprints)
+    return training.declared == declared_now(spec, state)
 
 
 def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
@@ -77,6 +84,7 @@ def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]
     }
     names = [name for name, (now, then) in declared.items() if now != then]
     trainings = [training for training in state.registry.model_trainings if training.version == version.version]
+    names += state.inputs.changes_since(trainings[-1], state.fingerprints) if trainings else []
     others_differ = bool(trainings) and not is_declared_now(spec, state, trainings[-1])
     return names or ["model"] * others_differ  # such as a refinement, the weight, or a column that is no feature
 

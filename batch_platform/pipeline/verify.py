@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 
-from batch_platform.declaration.errors import IntegrityError
+from batch_platform.declaration.errors import IntegrityError, WrongUseError
 from batch_platform.models.bundle import require_unchanged
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 
 
 def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
-    """Read every feature file that is there and every bundle that serves; gives an error for each that is not as recorded."""
-    for build in state.features.values():
-        if pipeline.history.file(build).exists():  # what is gone is built again where it is needed
+    """Read every feature file and every bundle that serves; gives an error for each that is not as recorded.
+
+    A file may be missing of a partition that is not scored, which builds it again, or no longer declared, whose file `gc` removes.
+    """
+    for key, build in {**state.features, **state.lost}.items():
+        is_needed = key in state.scores and _is_declared(pipeline, key)
+        if is_needed or pipeline.history.file(build).exists():
             try:
                 pipeline.history.require_unchanged(build)
             except IntegrityError as error:
@@ -25,3 +29,11 @@ def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
             require_unchanged(pipeline.home.bundle(registry.pipeline, name), sha256)
         except IntegrityError as error:
             yield error
+
+
+def _is_declared(pipeline: Pipeline, key: str) -> bool:
+    try:
+        pipeline.spec.partitions.calendar.named(key)
+    except WrongUseError:
+        return False
+    return True

@@ -187,10 +187,15 @@ def _data(spec: PipelineSpec, manifest: Manifest, zone: ZoneInfo) -> Section:
     if window.rows_rejected:
         sentences.append(f"{counted(window.rows_rejected, 'row')} could not be learned from.")
     if evaluation.rows:
-        judged = f"It was judged on {counted(evaluation.rows, 'row')} that the fit had not seen"
+        judged = f"It was judged on {counted(evaluation.rows, 'row')}"
         place = "" if spec.partitions.snapshot else f", until {_local(evaluation.end, zone)}"
-        again = "; it was then fitted again on these rows too" if manifest.refit else ""
-        sentences.append(f"{judged}{place}{again}.")
+        if manifest.judged_fit is None:
+            sentences.append(f"{judged} that the fit had not seen{place}.")
+        else:
+            learned = counted(manifest.judged_fit.training.rows, "other row")
+            sentences.append(
+                f"{judged}{place}, as a fit that had learned from {learned}. The fit that serves learned from all of them."
+            )
     return Section("Data", sentences)
 
 

@@ -1,6 +1,6 @@
 """Estimates in the report: the expected metric of each partition, and the errors of such estimates so far."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import duckdb
@@ -53,11 +53,11 @@ def _as_one(rows: Sequence[EstimatedMetric]) -> EstimatedMetric:
 
 
 def read_estimate_figures(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, judged_by: str, span: Span
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, judged_by: str, span: Span, doubtful: Collection[str]
 ) -> EstimateFigures | None:
     """Read the estimates of the metric that a model is judged by, or of the one that stands in for it.
 
-    Partitions that a model has learned from are left out. None where nothing was estimated.
+    Partitions that a model has learned from are left out, and those that are `doubtful` out of the record. None where nothing was estimated.
     """
     keys = [run.partition_key for run in span.runs if not run.in_sample]
     pipeline, by_partition = spec.name, read_estimates(con, spec.name, keys)
@@ -70,5 +70,5 @@ def read_estimate_figures(
         metric,
         partitions,
         tuple(tuple(row["partition_key"] for row in rows) for rows in thin_together(con, spec, metric, span)),
-        track_records(con, pipeline).get(metric),
+        track_records(con, pipeline, doubtful).get(metric),
     )

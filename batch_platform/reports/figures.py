@@ -17,15 +17,21 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES
-from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNSUPERVISED, class_texts
 from batch_platform.monitoring.units import CONFIDENCE, UnitRule
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
+from batch_platform.reports.failed_checks import (
+    Doubtful,
+    FailedCheck,
+    read_doubtful,
+    read_failed_checks,
+    unusual_counts,
+)
 from batch_platform.reports.groups import GroupFigures, read_groups
-from batch_platform.reports.issues import OpenIssue, open_issues, unusual_counts
+from batch_platform.reports.issues import OpenIssue, open_issues, rejections
 from batch_platform.reports.measures import FurtherMeasure, read_further_measures
 from batch_platform.reports.performance import (
     LEAST_OF_A_CLASS,
@@ -33,6 +39,7 @@ from batch_platform.reports.performance import (
     definitions_of,
     is_vague,
     measured,
+    measured_keys,
     missed,
     no_better_than_guessing,
     performance_by_partition,
@@ -45,7 +52,6 @@ from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_lates
 from batch_platform.warehouse.sql import has_table, quoted, table_columns
 
 if TYPE_CHECKING:
-    from batch_platform.monitoring.health import Aspect
     from batch_platform.pipeline.status import PipelineStatus
 
 MOST_PARTITIONS = 366  # the newest ones are reported where no window is named
@@ -121,7 +127,9 @@ class Figures:
     confusion: pl.DataFrame  # decisions of a classification: decided, came_true, rows
     calibration: pl.DataFrame  # groups of rows with similar scores: rows, weight, mean_score, outcome
     rejections: dict[str, int]  # rows by column and reason
-    unusual: "list[Aspect]"  # volumes and rejected shares that earlier partitions do not explain, newest first
+    failed_checks: list[FailedCheck]  # that partitions of the window failed, oldest partition first
+    unusual: list[FailedCheck]  # of these, counts of rows that earlier partitions do not explain, newest first
+    doubtful: Doubtful | None  # partitions that the other figures leave out; None without any
     services: list[Service]
     decisions: pl.DataFrame  # columns decided_at, version, action, reason
     challengers: pl.DataFrame  # columns challenger (null: the models that served), value, low, high, rows, partitions
@@ -202,12 +210,18 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         DamagedRowsError: A file with rows of these partitions is not as it was published.
     """
     runs = sorted(read_latest(con, ScoreRun, spec.name).values(), key=lambda run: run.partition_start)
-    window = _window(spec, runs, first, last)
-    summed_up, before = _spans(spec, runs, window, every)
-    for span in filter(None, (window, before)):
+    whole = _window(spec, runs, first, last)
+    summed_up, before = _spans(spec, runs, whole, every)
+    for span in filter(None, (whole, before)):
         span.require_undamaged(con, spec.name)
+    failed = read_failed_checks(con, spec)
+    of_window = [check for check in failed if check.partition_key in {*whole.keys}]
+    doubts = {check.partition_key for check in failed if check.doubtful}
+    if doubts.issuperset(summed_up.keys):
+        summed_up, before = whole, None
+    window, summed_up, before = whole.without(doubts), summed_up.without(doubts), before and before.without(doubts)
     registry = read_registry(con, spec.name)
-    served, services = registry.named(window.runs[-1].model_version), _services(registry, window)
+    served, services = registry.named(whole.runs[-1].model_version), _services(registry, whole)
     task = served.task
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
@@ -218,12 +232,12 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
     def measure(span: Span) -> Mapping[str, float] | None:
         return row_of(pooled if span == window else measured(con, spec, span, metric, own, whole=False), metric)
 
-    newest, whole = measure(summed_up), row_of(pooled, metric)
+    newest, overall = measure(summed_up), row_of(pooled, metric)
     known = METRICS.get(metric, next((item for item in own if item.name == metric), None))
-    if summed_up != window and newest is not None and whole is not None and is_vague(newest, known):
+    if summed_up != window and newest is not None and overall is not None and is_vague(newest, known):
         summed_up, before = window, None
     calibration, confusion = _calibration(con, spec, registry, window)
-    estimates = read_estimate_figures(con, spec, metric, window)
+    estimates = read_estimate_figures(con, spec, metric, window, doubts)
     shown = shown_of(pooled, metric, spec.predictions.decide)
     segments = read_segments(con, spec, metric, window, pooled)
     return Figures(
@@ -245,10 +259,12 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         measures=read_further_measures(con, spec.name, window),
         confusion=confusion,
         calibration=calibration,
-        rejections=_rejections(con, spec.name, window),
-        unusual=unusual_counts(spec, runs, window),
+        rejections=rejections(con, spec.name, window),
+        failed_checks=of_window,
+        unusual=unusual_counts(of_window),
+        doubtful=read_doubtful(con, spec, whole, of_window, metric, own),
         services=services,
-        decisions=_decisions(con, spec.name, window),
+        decisions=_decisions(con, spec.name, whole),
         challengers=_challengers(pooled, metric),
         missed=missed(spec, performance, metric, task),
         no_better_than_guessing=no_better_than_guessing(performance, metric),
@@ -367,7 +383,7 @@ def _calibration(
         return of_bins, decided
     ((task, classes),) = kinds
     known = class_texts(classes)
-    values: dict[str, object] = {"keys": [run.partition_key for run in span.runs if not run.in_sample]}
+    values: dict[str, object] = {"keys": measured_keys(con, spec, span)}
     scored = f"(SELECT * FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys)"
     key = ", ".join(map(quoted, ["partition_key", *spec.features.key]))
     joined = f"{scored} JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key})"
@@ -417,14 +433,6 @@ def _weighted(spec: PipelineSpec) -> str:
     """A sentence on the weights of rows; empty without any."""
     weight = spec.labels and spec.labels.weight
     return f" Metrics count each row by its weight, {weight} (labels.weight)." if weight else ""
-
-
-def _rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> dict[str, int]:
-    rows: dict[str, int] = {}
-    for reasons in reasons_by_partition(con, pipeline, span.keys).values():
-        for reason, count in reasons.items():
-            rows[reason] = rows.get(reason, 0) + count
-    return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _services(registry: Registry, span: Span) -> list[Service]:

@@ -1,18 +1,17 @@
-"""Problems in the report: unusual counts of rows, and whatever `status` says that somebody should look at."""
+"""Problems in the report: rejected rows, and whatever `status` says that somebody should look at."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+
+import duckdb
 
 from batch_platform.declaration.errors import alike, counted, in_short, without_place
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.health import Aspect, AspectName
-from batch_platform.monitoring.measures.health import partition_aspects
-from batch_platform.monitoring.usual import Past
+from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.pipeline.status import PipelineStatus
 from batch_platform.pipeline.steps import ranges
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import dates, words
-from batch_platform.warehouse.ledger import ScoreRun
 
 EXAMPLES = " For example "  # begins what a reason quotes of rows
 _CONDITIONS = {
@@ -20,10 +19,12 @@ _CONDITIONS = {
     "blocked": "no model for {}",
     "missing": "{} not yet scored",
 }
-_ALARMS: dict[AspectName, str] = {  # aspects named after what should be, in words for what is
+_ALARMS = {  # aspects named after what should be, in words for what is
     "fresh": "not scored in time",
     "delivered": "predictions are not delivered",
     "performance": "worse than the declared limit",
+    "feature_rows": "rows are not what they should be",
+    "concept_drift": "outcomes are not what was expected",
     "better_than_guessing": "the model in use is not clearly better than a simple guess",
 }
 
@@ -37,11 +38,13 @@ class OpenIssue:
     why: str
 
 
-def unusual_counts(spec: PipelineSpec, runs: Sequence[ScoreRun], span: Span) -> list[Aspect]:
-    """The volumes and rejected shares of a span that earlier partitions do not explain, newest first."""
-    past = Past(spec.partitions.calendar, runs)
-    judged = (aspect for run in reversed(span.runs) for aspect in partition_aspects(spec, past, run))
-    return [aspect for aspect in judged if not aspect.passed]
+def rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> dict[str, int]:
+    """Count the rejected rows of a span by column and reason, the most frequent first."""
+    rows: dict[str, int] = {}
+    for reasons in reasons_by_partition(con, pipeline, span.keys).values():
+        for reason, count in reasons.items():
+            rows[reason] = rows.get(reason, 0) + count
+    return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
 
 def open_issues(spec: PipelineSpec, status: PipelineStatus) -> list[OpenIssue]:

@@ -13,7 +13,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import BINARY, Outcomes, Weighted, over_all_rows, total
-from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.pooled import measured_partitions, pooled_performance
 from batch_platform.monitoring.resampling import LEAST_UNITS
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.reports.segments import RATES
@@ -55,6 +55,7 @@ def measured(  # noqa: PLR0913 - the span, and what is measured of it
         spec.name,
         span.keys[0],
         span.keys[-1],
+        partitions=span.keys,
         by=spec.monitoring.segments if whole else (),
         metrics=own,
         only=None if whole else {metric},
@@ -62,6 +63,11 @@ def measured(  # noqa: PLR0913 - the span, and what is measured of it
         by_version=False,
         unit=UnitRule.of(spec),
     )
+
+
+def measured_keys(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span) -> list[str]:
+    """The partitions of a span that were measured on rows that their model had not learned from."""
+    return [key for key in measured_partitions(con, spec.name, span.keys[0], span.keys[-1]) if key in span.keys]
 
 
 def row_of(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:

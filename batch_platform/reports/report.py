@@ -61,7 +61,7 @@ def write_report(  # noqa: PLR0913 - of which pipeline and window, how it is sum
         status = status_at(pipeline, PlanRequest(now))
         figures = read_figures(con, spec, first, last, every=every, status=status)
     zone = spec.partitions.calendar.zone
-    target = (file or home.reports(spec.name) / f"{figures.window.keys[-1]}.html").expanduser().absolute()
+    target = (file or home.reports(spec.name) / f"{figures.window.all_keys[-1]}.html").expanduser().absolute()
     page = html(figures, charts_of(figures, zone), zone)
     unfinished = target.with_name(f".{target.name}.part")
     try:
@@ -81,7 +81,7 @@ def html(figures: Figures, charts: "Mapping[str, Chart]", zone: ZoneInfo) -> str
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    filters = {"number": number, "visible": redact, "ordered": ordered, "local": partial(_local, zone=zone)}
+    filters = {"number": number, "redacted": redact, "ordered": ordered, "local": partial(_local, zone=zone)}
     worded = {name: value for name, value in vars(wording).items() if not name.startswith("_")}
     environment.filters.update(worded, **filters)
     environment.globals.update(worded)

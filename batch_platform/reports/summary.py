@@ -10,6 +10,11 @@ import polars as pl
 from batch_platform.declaration.errors import counted
 from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
+from batch_platform.monitoring.catalogue import FailedCheck, grouped, texts_in_short
+from batch_platform.monitoring.measures.drift import DRIFT
+from batch_platform.monitoring.measures.health import REJECTED_SHARE, VOLUME
+from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE
+from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.reports.groups import STRUCTURE
 from batch_platform.reports.wording import (
     GUESSING,
@@ -23,22 +28,48 @@ from batch_platform.reports.wording import (
     plain,
     term,
     when,
+    words,
 )
 
 if TYPE_CHECKING:
-    from batch_platform.reports.figures import Figures, Headline
+    from batch_platform.reports.figures import Figures
 
 MOST_COLUMNS, MOST_COUNTS = 2, 2  # drifted columns and unusual counts of rows that the paragraph describes
 
 
 def in_words(figures: "Figures") -> dict[str, list[str]]:
     """The sentences of the paragraph, by what they are about: the system may run well and the results be poor, or the other way round."""
-    results = [*_of_decisions(figures), *_of_the_model(figures), *_of_doubts(figures)]
+    results = [*_of_doubtful(figures), *_of_decisions(figures), *_of_the_model(figures), *_of_doubts(figures)]
     card = figures.spec.model.card
     limits = [text for text in (card.intended_use, card.limits) if text] if card else []
     parts = {"Results": results, "Use and limits": limits}
     parts |= {"Data": [*_of_the_data(figures)], "System": [*_of_the_system(figures)]}
     return {about: sentences for about, sentences in parts.items() if sentences}
+
+
+def _of_doubtful(figures: "Figures") -> Iterator[str]:
+    """The partitions whose rows or labels are in doubt, why, and their own figures."""
+    doubtful = figures.doubtful
+    if doubtful is None:
+        return
+    for checks in grouped(doubtful.checks):
+        yield f"{capital(_at(figures, checks))}: {texts_in_short(checks)}."
+    count, together = len(doubtful.partitions), doubtful.together
+    these, alone = (
+        (f"This {figures.unit} is", "on it") if count == 1 else (f"These {count:,} {figures.unit}s are", "on them")
+    )
+    if not doubtful.left_out:
+        yield f"All figures are of {these.removesuffix(' is').removesuffix(' are').lower()}, since the report holds no other."
+    elif together is None:
+        yield f"{these} left out of all other figures."
+    else:
+        quality = _quality(figures, together["metric"], together["value"], together["low"], together["high"])
+        yield f"{these} left out of all other figures; {alone} alone, {quality}."
+
+
+def _at(figures: "Figures", checks: Sequence[FailedCheck]) -> str:
+    """The partitions that failed checks, such as "on 14 to 16 April 2013"."""
+    return figures.window.at(figures.window.in_a_row({check.partition_key for check in checks}))
 
 
 def _of_the_model(figures: "Figures") -> Iterator[str]:
@@ -54,9 +85,9 @@ def _of_the_model(figures: "Figures") -> Iterator[str]:
     if figures.metric is None or headline is None:
         if figures.groups is not None:
             return
-        yield f"{period}, no prediction could be compared with observed values: no label is known yet."
+        yield f"{period}, no prediction could be compared with observed values: no label is known yet that the model has not learned from."
     else:
-        yield f"{period}, {_quality(figures, figures.metric, headline)}."
+        yield f"{period}, {_quality(figures, figures.metric, headline.value, headline.low, headline.high)}."
         if headline.before is not None and figures.before is not None:
             before = figure(headline.before, headline.before_low, headline.before_high)
             verdict = f"Clearly {headline.verdict} than" if headline.verdict else "No clear change from"
@@ -138,13 +169,12 @@ def _is_positive(figures: "Figures") -> str:
     return f"{figures.spec.labels and figures.spec.labels.column} is {figures.positive}"
 
 
-def _quality(figures: "Figures", metric: str, headline: "Headline") -> str:
-    value = figure(headline.value, headline.low, headline.high)
-    between = _interval(headline.low, headline.high)
+def _quality(figures: "Figures", metric: str, share: float, low: float | None, high: float | None) -> str:
+    value, between = figure(share, low, high), _interval(low, high)
     if metric == "roc_auc":
         return (
             f"of one row where {_is_positive(figures)} and one where it is not, picked at random, the first had the higher score in "
-            f"{headline.value:.0%} of cases (chance alone: 50%; ROC AUC {value}{between})"
+            f"{share:.0%} of cases (chance alone: 50%; ROC AUC {value}{between})"
         )
     if metric == "mae":
         return f"predictions were {value} off on average ({term(metric)}{between})"
@@ -190,10 +220,23 @@ def _of_the_data(figures: "Figures") -> Iterator[str]:
         yield f"{text}, {'and ' if item.again else ''}{again}."
     if drift and drift.drifted > MOST_COLUMNS:
         yield f"{drift.drifted:,} columns drifted in all."
-    for aspect in figures.unusual[:MOST_COUNTS]:
-        yield f"{capital(aspect.text)}."
+    for check in figures.unusual[:MOST_COUNTS]:
+        yield f"{capital(check.text)}."
     if (more := len(figures.unusual) - MOST_COUNTS) > 0:
         yield f"{counted(more, 'more count')} of rows {'is' if more == 1 else 'are'} unusual."
+    for checks in grouped([check for check in figures.failed_checks if not _is_described(figures, check)]):
+        yield f"The check {words(checks[0].check)} gave a warning {_at(figures, checks)}: {texts_in_short(checks)}."
+
+
+def _is_described(figures: "Figures", check: FailedCheck) -> bool:
+    """Return whether other sentences of the paragraph describe a failed check."""
+    if check.doubtful or check.check in (VOLUME.name, REJECTED_SHARE.name):
+        return True
+    if check.partition_key not in figures.window.keys:
+        return False
+    if check.check == DRIFT.name:
+        return figures.drift is not None and any(check.partition_key in item.alarms for item in figures.drift.worst)
+    return check.check in (PERFORMANCE.name, INTERVAL_COVERAGE.name)
 
 
 def _of_the_system(figures: "Figures") -> Iterator[str]:

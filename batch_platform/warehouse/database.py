@@ -36,10 +36,13 @@ from batch_platform.warehouse.ledger import (
     FeatureBuild,
     Row,
     ScoreRun,
+    StatusRow,
     append,
+    as_record,
     bring_to_format,
     create_ledgers,
     read_latest,
+    replace_statuses,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import published_changes
@@ -240,6 +243,7 @@ class Warehouse:
                 runs = [replace(scores.run, committed_at=now) for scores in new]
                 seqs = append(con, runs, "predictions", _REJECTED)
                 runs = [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
+                replace_statuses(con, pipeline, [_status_at_commit(run) for run in runs], keys)
                 if in_transaction is not None:
                     in_transaction(con, runs)
                 standing |= {run.partition_key: run for run in runs}
@@ -335,7 +339,8 @@ def bounded_buffer(con: duckdb.DuckDBPyConnection, staged: Sequence[Path], rows:
 
 
 def require_not_lost(home: Home) -> None:
-    """Raise WarehouseError if the warehouse is missing where one has been."""
+    """Raise WarehouseError if the warehouse is missing where one has been, or if a backup is not wholly restored."""
+    home.require_restored()
     if not home.warehouse.exists():
         _require_nothing_held(home, "is missing")
 
@@ -412,6 +417,12 @@ def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int)
         pipeline, keys = runs[0].pipeline, listed(run.partition_key for run in counted or runs)
         msg = f"{pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
         raise IntegrityError(msg, hint="run it again; if it fails again, report it as a defect.")
+
+
+def _status_at_commit(run: ScoreRun) -> StatusRow:
+    """The status of a partition as it is committed; `StateKeeper.conclude` renews it, unless the run is killed before."""
+    champion = None if run.decision_seq is None else run.model_version  # another version was named for the run
+    return as_record(StatusRow, run, condition="scored", reason=None, champion=champion, computed_at=run.committed_at)
 
 
 def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:

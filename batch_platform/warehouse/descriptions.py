@@ -16,7 +16,7 @@ LEDGERS_SCHEMA = "batch_platform"
 RUN = {"run_id": "Dagster run that wrote the row"}
 OF_PARTITION = {"partition_key": "key of the partition", **RUN}
 MODEL_VERSION = "version that scored the partition"
-IN_SAMPLE = "whether it is measured on rows that the model has learned from; of a snapshot, these are left out"
+IN_SAMPLE = "whether it is measured on rows that the model has learned from; of a snapshot, these are left out if there are others"
 SEGMENT = {"segment_column": "kept column by which it is broken down", "segment": "value of that column"}
 SCORES = {
     "prediction": "predicted value or class",
@@ -117,8 +117,8 @@ OF_PIPELINES: dict[str, Description] = {
         "a source with the rows of many partitions: the rows and a hash of each partition in it",
         {
             "read_by": "features or labels, whose queries read different columns",
-            "source": "its name",
-            "version": "version of the source that was read",
+            "source": "its name; or model, performance",
+            "version": "version of the source that was read; for model and performance, what is taken for the inputs that records of earlier releases lack",
             "fingerprints": "number and hash of the rows of each partition, as JSON",
         },
     ),
@@ -261,7 +261,7 @@ OF_ALL: dict[str, Description] = {  # tables in the schema of the ledgers
             "score_seq": "seq of the row of score_runs whose predictions were measured",
             "rows_scored": "rows with a prediction",
             "rows_labelled": "rows of these with a label",
-            "label_sources": "version of each source of labels, or number and hash of its rows of the partition, as JSON",
+            "label_sources": "version of each source of labels, or number and hash of its rows of the partition, as JSON; also of labels.sql and of what monitoring measures",
             "evaluated_at": "when, in UTC",
         },
     ),

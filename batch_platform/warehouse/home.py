@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, require_local
+from batch_platform.declaration.errors import BatchPlatformError, WarehouseError, WrongUseError, require_local
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
@@ -28,6 +28,7 @@ _WRITTEN_IN_PLACE = (
     ".warehouse.rollback",
     ".published.json",
     ".renaming.json",
+    ".restoring",
     "wiping",
     "dagster/.prepare.lock",
     "dagster/.prepared",
@@ -64,6 +65,7 @@ class Home:
     """The root of one installation's data."""
 
     root: Path  # absolute
+    restores: bool = field(default=False, compare=False)  # this process restores a backup into it
 
     def __post_init__(self) -> None:
         """Raise WrongUseError for a path that DuckDB, or SQLite as Dagster uses it, would take for another one."""
@@ -86,11 +88,13 @@ class Home:
         return next((cls(above.parent) for above in path.absolute().parents if above.name == "staging"), None)
 
     def create(self) -> "Home":
-        """Make the folders that are missing.
+        """Make the folders that are missing, and keep git from adding what lies in a new home.
 
-        Raises BatchPlatformError if one of them cannot be written to, if a file that is written in place is a link, or if
-        something else than a file has the name of a file.
+        Raises BatchPlatformError if one of them cannot be written to, if a file that is written in place is a link, if
+        something else than a file has the name of a file, or if a restore is not complete.
         """
+        self.require_restored()
+        is_new = self._is_new()
         for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
             try:
                 folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
@@ -98,6 +102,8 @@ class Home:
                 raise self._unwritable(folder, error.strerror) from error
             if not os.access(folder, os.W_OK):
                 raise self._unwritable(folder, "permission denied")
+        if is_new:
+            self.gitignore.write_text("*\n", encoding="utf-8")
         in_place, made = (map(self.root.joinpath, names) for names in (_WRITTEN_IN_PLACE, _MADE_WHERE_MISSING))
         written = [*in_place, self.root / _SPILLED, *(path for path in made if not path.exists())]
         if link := next(filter(Path.is_symlink, written), None):
@@ -109,6 +115,13 @@ class Home:
             msg = f"{odd} is not a file, as it should be; nothing was changed."
             raise BatchPlatformError(msg, hint=f"move it out of {self.root}.")
         return self
+
+    def _is_new(self) -> bool:
+        """True if nothing lies in the root but the folder of Dagster, which has to be made before Dagster starts."""
+        try:
+            return not self.root.exists() or not {*self.root.iterdir()} - {self.dagster}
+        except OSError as error:
+            raise self._unwritable(self.root, error.strerror) from error
 
     @property
     def is_writable(self) -> bool:
@@ -143,6 +156,16 @@ class Home:
                 self.remove(path)
             with suppress(OSError):
                 folder.rmdir()
+
+    def require_restored(self) -> None:
+        """Raise WarehouseError if a backup is being restored into the home, or if its restore was interrupted.
+
+        Whoever opens the home calls this first. The mark counts whatever it holds: it is made before everything else.
+        """
+        if not self.restores and self.restoring.exists():
+            msg = f"A backup is being restored into {self.root}, or its restore was interrupted; nothing else uses the home until it is complete."
+            hint = f"batch-platform restore DEST completes it; to give it up, remove everything in {self.root}."
+            raise WarehouseError(msg, hint=hint)
 
     def require_folder(self) -> None:
         """Raise BatchPlatformError if the root is not a folder and cannot be made one since a file is in the way."""
@@ -189,6 +212,11 @@ class Home:
         return self.root / "renaming.json"
 
     @property
+    def restoring(self) -> Path:
+        """The mark of a home into which a backup is being restored, with the name of the backup."""
+        return self.root / ".restoring"
+
+    @property
     def wiping(self) -> Path:
         """Mark that rows were deleted for good, whose bytes may still be in the warehouse and in its copies."""
         return self.root / "wiping"
@@ -202,6 +230,11 @@ class Home:
     def identity(self) -> Path:
         """A random name, made by the first backup and restored with the home, by which a place of backups tells homes apart."""
         return self.root / "identity"
+
+    @property
+    def gitignore(self) -> Path:
+        """The file by which git ignores the whole home, itself included."""
+        return self.root / ".gitignore"
 
     @property
     def lake(self) -> Path:

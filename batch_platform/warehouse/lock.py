@@ -9,10 +9,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import TIMEOUT_MAX, Lock, Thread
 
 from batch_platform.declaration.errors import WarehouseBusyError, WrongUseError
@@ -25,16 +26,21 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
 def lock_timeout() -> float:
     """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 if it is not set."""
-    text = os.environ.get(TIMEOUT_VARIABLE)
+    return seconds_in(TIMEOUT_VARIABLE, LOCK_TIMEOUT_SECONDS)
+
+
+def seconds_in(variable: str, default: float) -> float:
+    """The seconds that a variable of the environment holds; raises WrongUseError if it holds something else."""
+    text = os.environ.get(variable)
     if not text:
-        return LOCK_TIMEOUT_SECONDS
+        return default
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is not a number of seconds."
-        raise WrongUseError(msg, hint=f"for example {TIMEOUT_VARIABLE}=300; without it, {LOCK_TIMEOUT_SECONDS:g}.")
+        msg = f"{variable} is {text!r}, which is not a number of seconds."
+        raise WrongUseError(msg, hint=f"for example {variable}=300; without it, {default:g}.")
     return seconds
 
 
@@ -98,6 +104,20 @@ def locked(patience: Patience) -> Generator[None]:
         name = str(os.getpid()).encode()
         os.pwrite(descriptor, name, 0)  # so that the file is never empty for a process that reads it
         os.ftruncate(descriptor, len(name))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def folder_locked(folder: Path, on_wait: Callable[[], object]) -> Generator[None]:
+    """Hold the lock of a folder, which is created if missing; `on_wait` is called before waiting for another process, however long it takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _taken_at_once(descriptor):
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

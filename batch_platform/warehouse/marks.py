@@ -52,7 +52,8 @@ def published_changes(home: Home) -> dict[str, Path]:
     If every copy is gone, the changes of those that have a mark, which lies beside them.
     """
     unfinished, current = unfinished_copies(home), current_copy(home)
-    finished = [path for path in published_copies(home) if path not in unfinished and path.is_file()]
+    copies = [path for path in published_copies(home) if not path.is_symlink()]  # a link is none that was published
+    finished = [path for path in copies if path not in unfinished and path.is_file()]
     since = current.stat().st_mtime_ns if current in finished else 0
     newest = [path for path in finished if path.stat().st_mtime_ns >= since]
     changes = {path.stem.partition("-")[2]: path for path in newest or map(home.root.joinpath, read_marks(home))}

@@ -74,7 +74,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
 
     Raises:
         NothingPublishedError: The home has no published copy yet.
-        WarehouseError: The copy cannot be read, or another version of this project wrote it.
+        WarehouseError: The copy cannot be read, another version of this project wrote it, or a restore is not complete.
     """
     copy, con = _opened(home, lambda copy: connect(copy, read_only=True))
     con.execute("SET TimeZone = 'UTC'")
@@ -123,6 +123,7 @@ def reading_ledgers(home: Home) -> AbstractContextManager[duckdb.DuckDBPyConnect
 
 def _opened(home: Home, connect: Callable[[Path], Opened]) -> tuple[Path, Opened]:
     """The published copy and what connects to it; raises as `open_published` does."""
+    home.require_restored()
     while True:
         try:
             copy = current_copy(home)

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.threads import threads
 
 
 def quoted(identifier: str) -> str:
@@ -28,9 +29,9 @@ def literal(text: str) -> str:
 def connect(
     file: Path | None = None, *, read_only: bool = False, config: dict[str, Any] | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """Connect to a database file, or by default to a new database in memory, without DuckDB's progress bar.
+    """Connect to a database file, or by default to a new database in memory, with as many threads as this process may use.
 
-    DuckDB would draw it on standard output, in the middle of a report in JSON. Raises BatchPlatformError if there is no
+    There is no progress bar: DuckDB would draw it on standard output, in the middle of a report in JSON. Raises BatchPlatformError if there is no
     memory for a database in memory; for a file, DuckDB's own error.
     """
     try:
@@ -40,7 +41,7 @@ def connect(
             raise
         msg = f"DuckDB could not start for want of memory: {error}."
         raise BatchPlatformError(msg, hint="give the process more memory; what was committed stays.") from error
-    con.execute("SET enable_progress_bar = false")
+    con.execute(f"SET enable_progress_bar = false; SET threads = {threads()}")
     return con
 
 

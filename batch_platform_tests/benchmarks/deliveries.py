@@ -60,11 +60,11 @@ def deliver(uri: str, file: str) -> int:
     from batch_platform.warehouse.sql import connect
 
     delivery = Delivery.model_validate({"sql": {"uri": uri, "table": OURS}})
-    target = Target("orders", KEY, delivery, Path.cwd(), Home(Path.cwd() / "home"))
     with connect() as con:
         rows = con.read_parquet(file)
         number = len(rows)
-        replace_at_receiver(target, rows.to_arrow_reader(BATCH_ROWS))
+        target = Target("orders", KEY, delivery, Path.cwd(), Home(Path.cwd() / "home"), number)
+        replace_at_receiver(target, lambda: rows.to_arrow_reader(BATCH_ROWS))
     return number
 
 

@@ -728,6 +728,16 @@ def test_error_while_cleaning_up_does_not_hide_the_first(capfd):
     assert capfd.readouterr().err == "Error: the first Hint: mend it\n"
 
 
+@pytest.mark.parametrize("error", [ValueError("it broke"), DataError("it broke", hint="mend it")])
+def test_f56_an_error_and_dagsters_own_about_it_that_are_each_others_cause_are_explained_once(capfd, error):
+    step = RuntimeError("Dagster says a step failed")
+    step.__cause__, error.__context__ = error, step
+    assert explain(error) == 1
+    assert re.match(
+        r"Error: (ValueError: it broke\. Hint: to see the traceback|it broke Hint: mend it)", capfd.readouterr().err
+    )
+
+
 def test_every_command_and_option_has_help_that_is_a_sentence():
     context = click.Context(app)
     commands = [app.get_command(context, name) for name in COMMANDS]

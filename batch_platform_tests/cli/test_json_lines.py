@@ -61,6 +61,15 @@ def test_pythons_logging_and_warnings_are_lines_too_without_secrets(monkeypatch,
     assert odd["message"] == "odd\nlines"
 
 
+def test_f59_no_secret_changes_the_rows_of_a_query(project, cli, monkeypatch):
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    for name, value in {"ENABLE_AUTH": "true", "SHOP_TOKEN": "token-of-2024-02-29"}.items():
+        monkeypatch.setenv(name, value)
+    query = "SELECT true AS yes, 'token-of-2024-02-29' AS text"
+    (line,) = lines(cli(project, "sql", "small", query).out)
+    assert line["row"] == {"yes": True, "text": "token-of-2024-02-29"}
+
+
 def test_another_format_is_refused(fresh, cli, monkeypatch):
     monkeypatch.setenv(LOG_VARIABLE, "xml")
     refused = cli(fresh, "status")

@@ -149,6 +149,23 @@ def test_a_damaged_feature_file_is_found_by_verification_and_the_command_that_is
     assert cli(project, "status", "--verify").code == 0
 
 
+@pytest.mark.parametrize("command", ["status", "health"])
+def test_settings_of_dagster_that_cannot_be_read_are_called_that(cli, project, command):
+    (home_of(project).dagster / "dagster.yaml").write_text("{ : [")
+    assert (
+        f"The settings of Dagster in {home_of(project).dagster / 'dagster.yaml'} cannot be read: "
+        in cli(project, command).err
+    )
+
+
+def test_a_missing_feature_file_of_a_scored_partition_is_found_by_verification(cli, project):
+    (file,) = home_of(project).features("small").glob(f"{LAST}.*")
+    file.unlink()
+    assert str(file) in cli(project, "status", "small", "--verify").error
+    assert cli(project, "run", "small", "--partition", LAST, "--force").code == 0
+    assert cli(project, "status", "--verify").code == 0
+
+
 def test_a_folder_in_the_place_of_a_feature_file_is_named(cli, project):
     (file,) = home_of(project).features("small").glob(f"{LAST}.*")
     file.unlink()

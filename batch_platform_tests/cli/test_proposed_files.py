@@ -12,6 +12,7 @@ from datetime import UTC, date, timedelta
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
 import polars as pl
 import pyarrow as pa
@@ -31,6 +32,7 @@ from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
 from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.postgres_server import postgres_server
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
@@ -110,6 +112,34 @@ def test_a_table_of_a_database_gives_the_rows_that_it_holds(tmp_path, monkeypatc
     first = START.replace(tzinfo=UTC)
     rows = built(pipeline_of(files, tmp_path), [first, first + timedelta(days=DAYS)])
     assert rows["id"].to_list() == orders().sort("id")["id"].to_list()
+
+
+def test_a_table_of_postgresql_with_a_time_is_read_by_a_query_for_each_partition(tmp_path, monkeypatch):
+    with postgres_server() as server:
+        uri = server.address.replace("+psycopg2", "")
+        monkeypatch.setenv("SHOP_URI", uri)
+        with closing(postgresql.connect(uri)) as con, closing(con.cursor()) as cursor:
+            cursor.adbc_ingest("Orders", orders().to_arrow().cast(_plain_schema(orders())), mode="create")
+            con.commit()
+        origin = locate(uri, "public.Orders")
+        with survey(origin, "UTC") as seen:
+            proposal = propose(seen, Asked(AFTER_ALL))
+            files = files_of("orders", proposal, layout(seen, proposal))
+        assert yaml.safe_load(files["defs.yaml"])["attributes"]["sources"] == {
+            "orders": {"sql": {"uri": "{{ env.SHOP_URI }}", "query": "orders_rows.sql"}}
+        }
+        query = files["orders_rows.sql"]
+        assert '\nFROM "public"."Orders"\nWHERE "at" >= $partition_start AND "at" < $partition_end\n' in query
+        declared = files | {"defs.yaml": files["defs.yaml"].replace("{{ env.SHOP_URI }}", uri)}
+        first = START.replace(tzinfo=UTC)
+        rows = built(pipeline_of(declared, tmp_path), [first, first + timedelta(days=DAYS)])
+    assert rows["id"].to_list() == orders().sort("id")["id"].to_list()
+
+
+def _plain_schema(table: pl.DataFrame) -> pa.Schema:
+    """The types as ADBC takes them."""
+    plain = {pa.large_string(): pa.string()}
+    return pa.schema([it.with_type(plain.get(it.type, it.type)) for it in table.to_arrow().schema])
 
 
 def test_an_address_with_a_password_is_written_as_the_variable_that_holds_it(monkeypatch):
@@ -414,6 +444,13 @@ def test_a_folder_is_read_beside_files_that_are_no_tables(tmp_path):
     assert "/data/[!._]*.csv" in files["defs.yaml"]
 
 
+def mixed_types(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "mixed.sqlite")) as con:
+        con.execute("CREATE TABLE orders (x)")
+        con.executemany("INSERT INTO orders VALUES (?)", [*((number,) for number in range(70_000)), ("late",)])
+        con.commit()
+
+
 def two_kinds(folder: Path) -> None:
     (folder / "mixed").mkdir()
     orders(100).write_csv(folder / "mixed" / "a.csv")
@@ -470,6 +507,12 @@ def stream(folder: Path) -> None:
         ),
         (lambda _: None, ("sqlite:///shop.sqlite",), 2, "Hint: name one, such as --table orders."),
         (lambda _: None, ("sqlite:///shop.sqlite", "--table", "orders"), 1, "there is no file "),
+        (
+            mixed_types,
+            ("sqlite:///mixed.sqlite", "--table", "orders"),
+            1,
+            "mixed.sqlite cannot be read: column 'x' holds values of several types",
+        ),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),
@@ -508,10 +551,10 @@ def stream(folder: Path) -> None:
             "cut.csv has no header that fits its rows: its first 2 lines are not made of 3 names. Hint: write the header as one line",
         ),
         (
-            lambda folder: (folder / "mixed.csv").write_bytes(b'id,"x\nin cm",y\r\n' + b'1,"2",a\n2,"3",b\r\n' * 50),
-            ("mixed.csv",),
+            lambda folder: (folder / "long.csv").write_bytes(b"id,x\r\n" + b"1,2\r\n" * 50 + b"3,4,5\r\n6,7\n"),
+            ("long.csv",),
             1,
-            "mixed.csv cannot be read: its rows do not all have the same number of values, or do not all end with the same kind of line break. Hint: look",
+            "long.csv cannot be read: row 51 after the header does not have 2 values as its header has. Hint: correct the line;",
         ),
         (
             lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),
@@ -533,11 +576,21 @@ def test_what_cannot_be_located_is_explained_in_one_paragraph(  # noqa: PLR0913 
     assert not (tmp_path / "pipelines").exists()
 
 
-@pytest.mark.parametrize(("of_rows", "in_values"), [("\r\n", "\n"), ("\n", "\r\n"), ("\n", "\r"), ("\n", "\n")])
-def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(tmp_path, of_rows, in_values):
-    """Spreadsheets write one kind of line break into a cell and end rows by another."""
+@pytest.mark.parametrize(
+    ("of_rows", "in_values", "last"),
+    [
+        ("\r\n", "\n", "\r\n"),
+        ("\n", "\r\n", "\n"),
+        ("\n", "\r", "\n"),
+        ("\n", "\n", "\n"),
+        ("\r\n", "\n", "\n"),
+        ("\n", "\n", "\r\n"),
+    ],
+)
+def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(tmp_path, of_rows, in_values, last):
+    """Spreadsheets write one kind of line break into a cell and end rows by another; the last row often ends by a third."""
     values = [f'{at};"{at % 7},5";"a{in_values}{at % 2}"' for at in range(100)]
-    text = of_rows.join([f'id;"height{in_values}in cm";y', *values]) + of_rows
+    text = of_rows.join([f'id;"height{in_values}in cm";y', *values]) + last
     (tmp_path / "sheet.csv").write_bytes(text.encode())
     proposal, files = proposed(tmp_path / "sheet.csv", label="y")
     name = f"height{in_values}in cm"

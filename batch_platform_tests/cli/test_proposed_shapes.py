@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import yaml
 
-from batch_platform.cli.proposal.choices import MOST_MODELS
+from batch_platform.cli.proposal.choices import BY_CONTENT, MOST_MODELS
 from batch_platform.cli.proposal.columns import feature_reasons, label_evidence
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
@@ -443,6 +443,8 @@ def test_the_last_word_of_a_name_says_whether_a_column_is_called_like_a_label(tm
         ("PID", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
         ("Patient MRN", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
         ("id_str", [f"c{at}" for at in range(400)], "is a text with about 400 distinct values"),
+        ("Kunden-Nr", [at // 8 for at in range(400)], "is called like an identifier, and has 50 values in 400 rows"),
+        ("Rechnungsnummer", [at * at * 3 for at in range(400)], "is an identifier, with another value in every row"),
         ("subject_id", [at // 8 for at in range(400)], "is called like an identifier, and has 50 values in 400 rows"),
         ("customer_name", [f"Ann {at // 8}" for at in range(400)], "is called like an identifier, and has 50 values"),
         (
@@ -606,7 +608,7 @@ def test_a_table_without_labels_in_its_last_weeks_is_trained_and_measured_on_wha
     assert "past.\"at\" < $partition_start - INTERVAL '14 days'" in files["features.sql"]
 
 
-COUNTERS = {"n": list(range(1, HOURS + 1)), "rownames": list(range(HOURS, 0, -1)), "id": list(range(HOURS))}
+COUNTERS = {"n": list(range(1, HOURS + 1)), "rownames": list(range(HOURS, 0, -1))}
 MEASURES = {
     "day": [at.day for at in readings()["at"]],
     "visits": np.cumsum(np.random.default_rng(9).integers(1, 4, HOURS)).tolist(),
@@ -626,7 +628,29 @@ def test_a_counter_of_the_rows_of_a_series_is_neither_key_nor_feature(tmp_path):
     assert proposal.left_out == dict.fromkeys(COUNTERS, "counts the rows, which at already identifies")
     assert "--   rownames: counts the rows, which at already identifies" in files["features.sql"]
     named, _ = proposed(tmp_path / "sensor.parquet", label="level", key=("n",))
-    assert (names(named.key), "id" in named.left_out) == (["n"], True)
+    assert (names(named.key), "rownames" in named.left_out) == (["n"], True)
+
+
+def test_an_id_is_the_key_of_a_series_which_learns_from_its_past_all_the_same(tmp_path):
+    readings().with_columns(id=pl.int_range(HOURS)).write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    assert (names(proposal.key), names(proposal.features)) == (["id"], [])
+    assert "level_1_day_before" in files["features.sql"]
+
+
+def test_a_series_with_a_time_twice_is_proposed_and_the_time_named(tmp_path):
+    table = readings()
+    pl.concat([table, table.tail(1)]).write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
+    assert (names(proposal.key), proposal.key_holds) == ([], BY_CONTENT)
+    assert "level_1_day_before" in files["features.sql"]
+    assert (
+        f"at would be the key, but several rows have the same time (2 rows at {table['at'][-1]:%Y-%m-%d %H:%M} UTC)"
+        in files["features.sql"]
+    )
+    pl.concat([table, table]).write_parquet(tmp_path / "twice.parquet")
+    with pytest.raises(WrongUseError, match=f"at is not unique: several rows have {HOURS:,} of its values, such as "):
+        proposed(tmp_path / "twice.parquet", label="level")
 
 
 def test_a_counter_stays_the_key_where_times_repeat(tmp_path):

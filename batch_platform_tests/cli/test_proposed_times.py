@@ -47,7 +47,7 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
     "nanoseconds": (
         pl.Series(CLOCKS, dtype=pl.Datetime("ns")),
         [*map(local, CLOCKS)],
-        'CAST("at" AS TIMESTAMPTZ) AS "at"',
+        '"at" >= $partition_start',
     ),
     "nanoseconds of a zone": (
         pl.Series(INSTANTS, dtype=pl.Datetime("ns", "America/New_York")),
@@ -363,7 +363,7 @@ def test_an_index_of_times_without_a_name_is_the_time(tmp_path):
     by_pandas(lambda frame: frame.set_index("at").rename_axis(None), tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert proposal.windows.time.name == "__index_level_0__"
-    assert "    CAST(__index_level_0__ AS TIMESTAMPTZ) AS __index_level_0__,   -- the time" in files["features.sql"]
+    assert "    __index_level_0__,   -- the time" in files["features.sql"]
     declared = yaml.safe_load(files["defs.yaml"])["attributes"]["features"]
     assert declared["time"] == "__index_level_0__"
 

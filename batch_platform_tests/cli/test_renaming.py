@@ -75,7 +75,8 @@ def test_a_rename_says_which_assets_of_the_user_refer_to_the_old_name(cli, proje
     declare(project, "orders")
     answer = cli(project, "rename", "small", "orders")
     assert answer.out.startswith("small is now orders.\n")
-    assert answer.err == "Warning: counts refers to small/predictions: write orders in the place of small there.\n"
+    stale = "counts refers to small/predictions, dashboard refers to small/predictions"
+    assert answer.err == f"Warning: {stale}: write orders in the place of small there.\n"
 
 
 def test_a_name_that_is_taken_or_not_declared_is_refused(cli, project):

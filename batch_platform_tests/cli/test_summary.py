@@ -23,6 +23,8 @@ def trained(version: str) -> TrainedModel:
         reason="meets the gate",
         rows_trained=400,
         days_trained=10.0,
+        judged_fit_rows=0,
+        judged_fit_days=None,
         positive="no",
         suspected_leaks=[],
     )
@@ -46,6 +48,7 @@ def test_the_class_that_scores_are_for_is_named_once_and_not_after_every_model(c
         published="",
         table="",
         findings={},
+        failed_checks=[],
         delivered={},
         failures=[],
         error=None,

@@ -1,5 +1,6 @@
 """`train` and `run --retrain`: when a model is trained again, on which history, and what is said of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def test_train_builds_the_history_of_the_newest_serving_period_and_scores_nothin
     (version,) = versions(fresh)
     assert f"{version} is approved: meets the gate.\n" in answer.out
     assert "metrics on the evaluation rows; trivial baseline: class shares" in answer.out
-    assert "They are of the fit that the gate judged. The model was then fitted again, on these rows too." in answer.out
+    judged = "They are those of the judged fit, which learned from "
+    assert re.search(rf"{judged}[\d,]+ rows of 22 days. The fit that serves learned from these rows too.\n", answer.out)
     assert published(fresh, "SELECT count(*) FROM batch_platform.score_runs") == [(0,)]
 
 
@@ -174,10 +176,7 @@ def test_models_show_puts_each_metric_beside_that_of_the_baseline(cli, project):
     lines = cli(project, "models", "small", "show", version).out.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("metrics on the evaluation rows"))
     assert lines[at].startswith("metrics on the evaluation rows; trivial baseline: class shares")
-    assert (
-        lines[at + 1]
-        == "  They are of the fit that the gate judged. The model was then fitted again, on these rows too."
-    )
+    assert lines[at + 1].startswith("  They are those of the judged fit, which learned from ")
     assert lines[at + 2].split() == ["metric", "value", "baseline"]
     evaluation = cli(project, "models", "small", "show", version, "--json").json["manifest"]["evaluation"]
     shown = {line.split()[0]: line.split()[1:] for line in lines[at + 3 : at + 3 + len(evaluation["metrics"])]}
@@ -206,7 +205,8 @@ def test_a_model_without_a_period_learns_from_all_that_is_known_and_an_earlier_o
     ((rows,),) = published(folder, "SELECT rows_trained FROM batch_platform.model_versions")
     assert 700 < rows <= 18 * 40, "some rows have no label"
     learned = f"learned from {rows} rows of 18 days"
-    assert f"model {newest}, {learned}: " in first.out
+    judged = r"\(judged fit, which learned from \d{3} rows of 14 days\)"
+    assert re.search(rf"model {newest}, {learned}: roc_auc 0\.\d{{4}} {judged}[,;]", first.out)
     hint = "batch-platform run small --from 2024-01-08, to score the past too, by a model of what was before"
     assert hint in first.out
     status = cli(folder, "status").out

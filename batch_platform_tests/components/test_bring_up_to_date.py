@@ -1,12 +1,17 @@
 """The job that follows the whole plan: one run over a range makes features, models, predictions and performance where due."""
 
+from threading import Event, Thread
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from batch_platform.components.jobs import announced, announcing
-from batch_platform.pipeline.plan import Plan
+from batch_platform.components.wiring import stamp_of
+from batch_platform.models.promotion import Maker, promote
+from batch_platform.pipeline.plan import Plan, make_plan
+from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.lock import folder_locked
 from batch_platform_tests.components.test_runs_of_the_command import RETRY
 from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
@@ -63,6 +68,28 @@ def test_one_run_from_an_empty_home_makes_all_that_is_due_and_the_next_makes_not
     assert deployment.pipeline.state().scores["2024-02-02"].seq > after.scores["2024-02-02"].seq
     retrained = bring(deployment, "2024-02-03", "2024-02-03", retrain=True)
     assert keys(deployment, "model", retrained.run_id) == ["2024-02-01"]
+
+
+def test_a_run_that_scores_nothing_since_its_model_waits_fails_as_the_command_and_the_asset_do(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"promote": "manual"}, partitions={"start": "2024-01-17"})
+    result = bring(deployment, "2024-02-01", "2024-02-02")
+    assert deployment.pipeline.state().scores == {}
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    version = deployment.pipeline.state().registry.versions[0].version
+    reason = "small, partition 2024-02-01: no model serves it; no version is approved."
+    remedy = f"{version} waits for a decision: batch-platform models small promote {version}"
+    assert failure.step_failure_data.user_failure_data.description == f"{reason} Hint: {remedy}"
+    checked = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert not checked["up_to_date"].passed
+    assert remedy in checked["up_to_date"].description
+    alone = deployment.run("predictions", first="2024-02-01")
+    (failure,) = [event for event in alone.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data.description.endswith(f"or {remedy}")
+
+    made = promote(deployment.pipeline.state().registry, {}, version, Maker("me", AFTER_ALL))
+    deployment.pipeline.decide(made.promotion, deployment.pipeline.state())
+    assert bring(deployment, "2024-02-01", "2024-02-02").success
+    assert sorted(deployment.pipeline.state().scores) == ["2024-02-01", "2024-02-02"]
 
 
 def test_labels_that_were_corrected_long_ago_are_measured_again_if_the_run_rechecks(tmp_path, monkeypatch):
@@ -129,3 +156,34 @@ def test_a_plan_that_was_announced_is_carried_out_once_and_a_repeated_step_plans
         assert announced() is plan
         assert announced() is None
     assert announced() is None
+
+
+def test_a_model_that_another_run_registered_meanwhile_is_not_trained_once_more(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, partitions={"start": "2024-01-17"})
+    pipeline, calendar = deployment.pipeline, deployment.pipeline.spec.partitions.calendar
+    list(pipeline.build_features(calendar.due(at("2024-02-02T00:00")), stamp_of("first")))
+    request = PlanRequest(at("2024-02-03T00:00"), [calendar.named("2024-02-01")], serve_all=True)
+    plan = make_plan(pipeline.spec, pipeline.state(), request)
+    assert [item.partition.key for item in plan.of("model")] == ["2024-02-01"]
+    version = pipeline.train(calendar.named("2024-02-01"), stamp_of("first")).version
+    with announcing(plan):
+        assert bring(deployment, "2024-02-01", "2024-02-01").success
+    state = pipeline.state()
+    assert [it.version for it in state.registry.versions] == [version.version]
+    assert state.scores["2024-02-01"].model_version == version.version
+
+
+def test_a_run_waits_for_another_one_that_trains(tmp_path):
+    waited, entered = Event(), list[str]()
+
+    def train(name: str) -> None:
+        with folder_locked(tmp_path / "models", waited.set):
+            entered.append(name)
+
+    with folder_locked(tmp_path / "models", lambda: None):
+        second = Thread(target=train, args=["second"])
+        second.start()
+        waited.wait()
+        entered.append("first")
+    second.join()
+    assert entered == ["first", "second"]

@@ -17,7 +17,6 @@ from dagster._cli import definitions as validation
 from batch_platform.components import load_from_defs_folder
 from batch_platform.components.broken import VALIDATION_VARIABLE, broken_in
 from batch_platform.declaration.explaining import explained
-from batch_platform.declaration.spec import ASSETS
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
 
@@ -28,6 +27,7 @@ BROKEN = {  # pipelines by name: the file that is changed, what in it, and what 
     "unknown_type": ("defs.yaml", "BatchInference", "BatchInferenc", "no attribute `BatchInferenc`"),
     "unreadable": ("defs.yaml", "attributes:", "attributes: [", "the file is not valid YAML"),
 }
+MADE = ("features", "model", "predictions", "performance")  # it declares neither drift nor a report
 UNREADABLE = ("unknown_type", "unreadable")  # Dagster itself cannot read the file
 AS_CHECKED = ("no_module",)  # loads, since estimators are not imported then
 
@@ -73,7 +73,7 @@ def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_failing_a
         assert str(pipeline_folder(user_project, name)) in item.error.message
         assert any(str(item.error) in record.getMessage() for record in caplog.records)
     shown = {spec.key: spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "misspelt"}
-    assert shown.keys() == {dg.AssetKey(["misspelt", asset]) for asset in (*ASSETS, "cannot_be_loaded")}
+    assert shown.keys() == {dg.AssetKey(["misspelt", asset]) for asset in (*MADE, "cannot_be_loaded")}
     assert all(str(broken["misspelt"].error) in (spec.description or "") for spec in shown.values())
     asset = shown[dg.AssetKey(["misspelt", "predictions"])]
     with dg.DagsterInstance.ephemeral() as instance:
@@ -220,22 +220,46 @@ def counts(predictions: pl.LazyFrame) -> pl.LazyFrame:
 
 
 follow = dg.AutomationConditionSensorDefinition("follow", target=dg.AssetSelection.assets(PREDICTIONS))
-"""
-OF_ITS_JOB = """\
-import dagster as dg
+days = dg.DailyPartitionsDefinition("2024-02-01", end_date="2024-03-01", timezone="Europe/Berlin")
+
+
+@dg.asset(
+    partitions_def=days,
+    deps=[dg.AssetDep(PREDICTIONS, partition_mapping=dg.TimeWindowPartitionMapping())],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def dashboard() -> None: ...
+
+
+both = dg.define_asset_job("both", selection=[PREDICTIONS, dashboard.key])
+features = dg.define_asset_job("features", selection=[dg.AssetKey(["small", "features"])])
+
+
+@dg.asset_sensor(asset_key=PREDICTIONS, job=both)
+def when_scored(): ...
+
+
+@dg.sensor(job_name="small_bring_up_to_date")
+def when_asked(): ...
 
 
 @dg.schedule(job_name="small_train", cron_schedule="0 0 * * *")
-def train_now(context): ...
+def train_now(): ...
+
+
+@dg.schedule(job_name="small_remove_old_runs", cron_schedule="0 0 * * *")
+def tidy(): ...
 """
 
 
-@pytest.mark.parametrize("wrong", ["evalute:", "evaluate: ["])
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("evaluate:", "evalute:"), ("evaluate:", "evaluate: ["), ("Berlin", "Berlim")]
+)
 def test_what_refers_to_a_broken_pipeline_loads_and_the_error_of_the_pipeline_is_the_one_that_is_reported(
-    cli, user_project, wrong
+    cli, user_project, right, wrong
 ):
     file = pipeline_folder(user_project) / "defs.yaml"
-    file.write_text(file.read_text().replace("evaluate:", wrong))
+    file.write_text(file.read_text().replace(right, wrong))
     pipeline_folder(user_project, "mine.py").write_text(OF_A_USER)
     definitions = load_from_defs_folder(path_within_project=user_project)
     dg.Definitions.validate_loadable(definitions)
@@ -249,9 +273,8 @@ def test_what_refers_to_a_broken_pipeline_loads_and_the_error_of_the_pipeline_is
     for command in (["check"], ["run", "small"], ["status"]):
         answer = cli(user_project, *command)
         assert answer.error.startswith(f"{file}:")
-    pipeline_folder(user_project, "mine.py").write_text(OF_ITS_JOB)
-    stopped = cli(user_project, "status")
-    assert re.match(rf"2 problems\. \(1\) {file}:\d+: .* \(2\) .*small_train", stopped.error)
+    schedule = definitions.resolve_schedule_def("small_score_when_due")
+    assert schedule.evaluate_tick(dg.build_schedule_context()).skip_message.startswith(f"{file}:")
 
 
 def test_dagster_sets_the_variable_by_which_a_load_knows_that_it_is_validated():

@@ -23,7 +23,7 @@ from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.command_line import run_command
@@ -59,7 +59,8 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         },
         "visits": {"json": "visits.jsonl"},
         "stores": {"arrow": "stores.feather"},
-        "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day", "asset": "raw/stock"},
+        "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day", "asset": "raw/stock"}
+        | {"wait": "1 minute"},
         "returns": {"delta": "returns", "version": 0},
         "repairs": {"iceberg": {"catalog": "lake", "table": "shop.repairs", "snapshot": 7}},
         "fees": {"sql": {"uri": "sqlite:///fees.sqlite", "query": "fees.sql", "version": "SELECT max(fee) FROM fees"}},
@@ -150,6 +151,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "notify": ["json://127.0.0.1/alerts"],
         "notify_values": True,
         "rows": False,
+        "allow_empty": ["2024-01-07"],
         "drift": {
             "warn": 0.1,
             "fail": 0.3,
@@ -310,7 +312,7 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     )
     (pipeline_folder(project) / "defs.yaml").unlink()
     by_component = shown(load(project))
-    directly = shown(build_definitions(small_spec(), pipeline_folder(project)))
+    directly = shown(build_definitions(small_spec(), str(pipeline_folder(project))))
     alone = BatchInference(**small_declaration())
     with pytest.raises(SourceError, match=r"small: .*features\.sql cannot be read"):
         dg.build_defs_for_component(alone)
@@ -318,6 +320,12 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     assert by_yaml == by_component == directly == shown(dg.build_defs_for_component(alone))
     assert len(by_yaml["assets"]) == 5
     assert len(by_yaml["schedules"]) == 4
+
+
+def test_definitions_of_a_folder_that_does_not_exist_are_refused_by_its_path(tmp_path):
+    folder = tmp_path / "churn"
+    with pytest.raises(WrongUseError, match=rf"The folder {folder} of the pipeline 'small' does not exist. Hint: give"):
+        build_definitions(small_spec(), str(folder))
 
 
 def test_every_key_reaches_the_specification(project):
@@ -461,6 +469,21 @@ def test_the_schema_of_the_component_holds_every_key():
     assert percent["type"] == "string"
 
 
+def test_the_schema_checks_the_keys_of_every_block_that_may_also_be_something_else():
+    schema = BatchInference.get_model_cls().model_json_schema()
+    strict = {f"#/$defs/{name}" for name, block in schema["$defs"].items() if block["additionalProperties"] is False}
+    blocks = [schema, *schema["$defs"].values()]
+    unions = [about for block in blocks for about in block["properties"].values() if "anyOf" in about]
+    checked = [
+        (about, option)
+        for about in unions
+        for option in about["anyOf"]
+        if option.get("$ref") in strict or "properties" in option
+    ]
+    assert len(checked) > 10
+    assert all(about["then"] == option and {"type": "object"} in about["anyOf"] for about, option in checked)
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """For processes that leave nothing in the checkout."""
     (home / "dagster").mkdir(parents=True, exist_ok=True)
@@ -519,15 +542,28 @@ def test_dagsters_own_commands_accept_somebody_elses_project(tmp_path):
 NAME = "batch_platform.components.BatchInference"
 
 
+WRONG_KEYS = ("modell", "windw", "metrc", "parqet", "urii", "shar", "colum", "parquett", "warnn", "mastr")
+MISSPELT = small_declaration(
+    modell={},
+    model={"train": {"windw": "all"}, "promote": {"metrc": "auc"}},
+    sources={"events": {"parqet": "events.parquet"}, "customers": {"sql": {"urii": "sqlite:///a.db"}}},
+    features={"max_rejected": {"shar": 0.1}},
+    labels={"colum": "returned"},
+    predictions={"deliver": [{"parquett": "out"}]},
+    monitoring={"drift": {"warnn": 1}},
+    engine={"spark": {"mastr": "local"}},
+)
+
+
 @pytest.mark.full
-def test_dg_says_which_key_is_wrong(tmp_path):
+def test_dg_names_every_wrong_key(tmp_path):
     folder = write_dagster_project(tmp_path / "project")
-    file = write_defs_yaml(folder, small_declaration(model={"train": {"windw": "all"}}))
+    file = write_defs_yaml(folder, MISSPELT)
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
     done = command("dg", "check", "yaml", cwd=folder, env=env)
     assert done.returncode != 0
     assert f"{file}:" in done.stdout + done.stderr
-    assert "windw" in done.stdout + done.stderr
+    assert [key for key in WRONG_KEYS if f"('{key}' was unexpected)" not in done.stdout + done.stderr] == []
 
 
 @pytest.mark.parametrize(

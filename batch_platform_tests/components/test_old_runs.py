@@ -1,5 +1,6 @@
 """Records of old runs go, and what Dagster shows of partitions and checks stays; on a real instance."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -82,6 +83,31 @@ def test_what_the_ui_shows_of_partitions_and_checks_outlives_the_records_of_thei
     assert forget(trained, later()).size <= done.size / 2, "reading the log of a run makes an empty one"
     log_unknown_commits(trained.wiring, trained.instance, trained.pipeline.state(), ())
     assert shown(trained) == before, "nothing looks as if it had never been told"
+
+
+def test_f57_nothing_is_removed_of_a_run_with_a_step_of_the_users(trained):
+    predictions = trained.key("predictions")
+
+    @dg.asset(key=trained.key("dashboard"), deps=[predictions], partitions_def=trained.wiring.served)
+    def dashboard(context: dg.AssetExecutionContext) -> None:
+        context.log.info("in the user's words")
+
+    @dg.asset_check(asset=predictions)
+    def plausible() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True)
+
+    ours = trained.run(*ASSETS, first=FIRST)
+    with_asset = dg.Definitions.merge(trained.definitions, dg.Definitions([dashboard]))
+    with_check = dg.Definitions.merge(trained.definitions, dg.Definitions(asset_checks=[plausible]))
+    theirs = [
+        replace(trained, definitions=with_asset).run("predictions", "dashboard", first=FIRST),
+        replace(trained, definitions=with_check).run("predictions", first=FIRST),
+    ]
+    logs = [trained.instance.all_logs(run.run_id) for run in theirs]
+    assert forget(trained, later()).runs == 1
+    assert trained.instance.all_logs(ours.run_id) == []
+    assert [trained.instance.all_logs(run.run_id) for run in theirs] == logs
+    assert {run.run_id for run in theirs} <= {run.run_id for run in trained.instance.get_runs()}
 
 
 def test_the_public_removal_of_a_run_would_unmaterialize_its_partitions(trained):

@@ -35,6 +35,20 @@ import polars as pl
 def orders() -> pl.DataFrame:
     return pl.read_parquet("{file}")
 """
+DAILY_ORDERS = """\
+import dagster as dg
+import polars as pl
+
+
+@dg.asset(
+    key=["raw", "orders"],
+    io_manager_key="batch_platform_io_manager",
+    partitions_def=dg.DailyPartitionsDefinition("2024-01-09", timezone="Europe/Berlin"),
+)
+def orders(context: dg.AssetExecutionContext) -> pl.DataFrame:
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
+    return pl.read_parquet("{file}").filter(day == context.partition_key)
+"""
 NODES = "{assetNodes {assetKey {path} dependencyKeys {path}}}"
 LINEAGE = """
 query ($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {... on AssetNode {metadataEntries {
@@ -42,13 +56,18 @@ query ($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {... on AssetNode
 }}}}"""
 
 
-def build(location: Workspace, *path: str, day: str | None = None) -> dict[str, str]:
-    """Materialize an asset, for a day if it has days; returns the tags of its newest materialization."""
+def launch(location: Workspace, *path: str, day: str | None = None) -> dg.DagsterRun:
+    """Materialize an asset, for a day if it has days; returns the finished run."""
     selector = {"jobName": "__ASSET_JOB", **REPOSITORY, "assetSelection": [{"path": path}]}
     tags = [{"key": "dagster/partition", "value": day}] if day else []
     config = {"execution": {"config": {"in_process": {}}}}
     params = {"selector": selector, "mode": "default", "runConfigData": config, "executionMetadata": {"tags": tags}}
-    assert location.launch(params).status == dg.DagsterRunStatus.SUCCESS
+    return location.launch(params)
+
+
+def build(location: Workspace, *path: str, day: str | None = None) -> dict[str, str]:
+    """Materialize an asset, for a day if it has days; returns the tags of its newest materialization."""
+    assert launch(location, *path, day=day).status == dg.DagsterRunStatus.SUCCESS
     (record,) = location.instance.fetch_materializations(dg.AssetKey(path), limit=1).records
     return dict(record.asset_materialization.tags)
 
@@ -121,6 +140,30 @@ def test_an_asset_of_the_io_manager_is_read_as_it_was_last_materialized(fresh, m
         build(location, "small", "features", day=second.key)
         assert due() == {}
         assert pipeline.state().features[second.key].rows == 39
+
+
+def test_a_partition_of_an_asset_that_was_never_materialized_is_missing_and_not_empty(fresh, monkeypatch):
+    file, folder = fresh / "orders.parquet", pipeline_folder(fresh)
+    small_events().write_parquet(file)
+    declared = small_declaration(sources={"events": {"asset": "raw/orders", "parquet": None}})
+    write_defs_yaml(fresh, declared)
+    (fresh / PACKAGE / "defs" / "orders.py").write_text(DAILY_ORDERS.format(file=file))
+    unknown, there, lacking = "2024-01-08", "2024-01-10", "2024-01-11"
+    with workspace_of(fresh, monkeypatch) as location:
+        pipeline = Pipeline(PipelineSpec.model_validate(declared), folder, Home(fresh / ".batch_platform"))
+        build(location, "raw", "orders", day=there)
+        for day in (unknown, there):
+            build(location, "small", "features", day=day)
+        assert launch(location, "small", "features", day=lacking).status == dg.DagsterRunStatus.FAILURE
+        state = pipeline.state()
+        assert {key: build.rows for key, build in state.features.items()} == {unknown: 0, there: 40}
+        assert state.failures["features", lacking].reason.endswith(
+            "Source 'events' of 'small': partition 2024-01-11 of the asset raw/orders was never materialized."
+        )
+        assert features_due(state, pipeline.spec.partitions.calendar.named(lacking)) == "missing"
+        build(location, "raw", "orders", day=lacking)
+        build(location, "small", "features", day=lacking)
+        assert pipeline.state().features[lacking].rows == 40
 
 
 def test_a_session_reads_a_table_as_it_is_when_a_partition_begins(tmp_path):

@@ -319,3 +319,12 @@ def test_only_clocks_that_shift_by_whole_hours_can_have_hours_as_partitions(zone
 def test_a_shift_by_half_an_hour_counts_only_between_start_and_end_and_however_late_it_comes(start, end, whole):
     clocks_moved_on_the_first_of_may = ZoneInfo("America/Caracas")
     assert shifts_by_whole_hours(clocks_moved_on_the_first_of_may, local(start), end and local(end)) == whole
+
+
+def test_weeks_after_a_date_that_the_zone_skipped_begin_on_the_same_weekday():
+    def weeks() -> Calendar:
+        return Calendar("week", ZoneInfo("Pacific/Apia"), datetime(2011, 12, 16))  # noqa: DTZ001 - local, a Friday
+
+    windows = weeks().due(datetime(2012, 1, 15, tzinfo=UTC))
+    assert [window.key for window in windows] == ["2011-12-16", "2011-12-23", "2011-12-31", "2012-01-06"]
+    assert [weeks().named(window.key) for window in windows] == windows, "each key is read alone too"

@@ -41,6 +41,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "routes": {"arrow": "routes.feather"},
         "airports": {
             "duckdb": "airports.duckdb",
+            "wait": "1 minute",
             "table": "main.airports",
             "time": "opened_at",
             "late": "14 days",
@@ -146,6 +147,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "notify": ["json://host"],
         "notify_values": True,
         "rows": False,
+        "allow_empty": ["2013-12-25"],
     },
     "report": {"every": "month", "schedule": "0 7 1 * *", "compare": False},
     "retention": {"features": "90 days", "predictions": "3 years", "rejected_rows": "90 days"},
@@ -292,7 +294,7 @@ def test_the_wrong_values_beside_an_unknown_key_are_named_with_it_but_not_what_m
         (
             ("monitoring", "pages"),
             ["json://host"],
-            "unknown key 'pages'; allowed are drift, fresh_by, max_champion_age",
+            "unknown key 'pages'; allowed are allow_empty, drift, fresh_by, max_champion_age",
         ),
     ],
 )

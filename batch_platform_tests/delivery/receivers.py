@@ -6,7 +6,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def _replace_in_sqlite(target: Target, rows: pa.RecordBatchReader) -> None:
         for batch in rows:
             values = pl.DataFrame(batch).select(pl.all().map_elements(str, return_dtype=pl.String)).rows()
             con.executemany(f"INSERT INTO rows ({columns}) VALUES ({', '.join('?' * len(rows.schema))})", values)
+        its_rows = f"FROM rows WHERE {quoted(target.column)} = ?"
+        target.require_whole(*con.execute(f"SELECT count(*) {its_rows}", [target.partition_key]).fetchone())
 
 
 SQLITE = Sink(replace=_replace_in_sqlite)
@@ -149,7 +151,7 @@ def target_of(folder: Path, receiver: str, key: str = KEY, at: str | None = None
     it = RECEIVERS[receiver]
     block = {it.kind or receiver: it.declared(folder, at or it.at)}
     delivery = Delivery.model_validate({**block, "name": "late", **declared})
-    return Target("small", key, delivery, folder, Home(folder / "home"))
+    return Target("small", key, delivery, folder, Home(folder / "home"), rows=0)
 
 
 def place_of(folder: Path, receiver: str) -> Path:
@@ -159,11 +161,12 @@ def place_of(folder: Path, receiver: str) -> Path:
 
 
 def deliver(target: Target, rows: pl.DataFrame) -> None:
-    """Deliver rows of a partition, in batches of two."""
+    """Deliver rows of a partition, in batches of two; unless the target says otherwise, it expects as many."""
     whole = rows.with_columns(pl.lit(target.partition_key).alias(target.column)).to_arrow()
     table = whole.cast(pa.schema([field.with_type(_plain(field.type)) for field in whole.schema]))
-    reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=2))
-    replace_at_receiver(target, reader)
+    batches = table.to_batches(max_chunksize=2)
+    target = replace(target, rows=target.rows or rows.height)
+    replace_at_receiver(target, lambda: pa.RecordBatchReader.from_batches(table.schema, batches))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -176,10 +179,13 @@ def delivered(folder: Path, receiver: str) -> pl.DataFrame:
     return RECEIVERS[receiver].read(place_of(folder, receiver))
 
 
+_IN_BATCH = 20_000  # rows
+
+
 def _many_rows(number: int, *, pausing: bool) -> Iterator[pa.RecordBatch]:
     random = np.random.default_rng(0)
     for at in range(number):
-        yield pa.record_batch({"x": random.random(20_000), "partition_key": pa.array([KEY] * 20_000)})
+        yield pa.record_batch({"x": random.random(_IN_BATCH), "partition_key": pa.array([KEY] * _IN_BATCH)})
         if pausing and at == number // 2:
             print("half", flush=True)
             sys.stdin.read()
@@ -207,9 +213,10 @@ def main() -> None:
             target = target_of(Path(folder), kind)
         elif hindrance == "nobody" and os.geteuid() == 0:
             os.setuid(65534)
-        rows = pa.RecordBatchReader.from_batches(schema, _many_rows(8, pausing=hindrance == "pause"))
+        target = replace(target, rows=8 * _IN_BATCH)
+        batches = _many_rows(8, pausing=hindrance == "pause")
         try:
-            replace_at_receiver(target, rows)
+            replace_at_receiver(target, lambda: pa.RecordBatchReader.from_batches(schema, batches))
         except DeliveryError as error:
             print(error)
         if hindrance == "limit" and kind == "PostgreSQL":

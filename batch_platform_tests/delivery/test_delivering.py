@@ -1,6 +1,7 @@
 """The step that delivers: what it records, when a partition is due again, and what a kill or a slow receiver leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,16 @@ from typing import Any
 import polars as pl
 import pytest
 
+from batch_platform.declaration.errors import DeliveryError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.files import PARQUET
 from batch_platform.delivery.known import SINKS
 from batch_platform.pipeline import deliver
-from batch_platform.pipeline.health import Measured, health_of
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import Measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.set_apart import error_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.lock import Patience, locked
@@ -76,6 +80,27 @@ def test_what_is_scored_is_due_until_it_is_delivered_and_again_once_the_delivery
     renamed = {"deliver": [{"parquet": "out/late", "name": "late", "columns": {"score": "risk"}}]}
     other = Pipeline(small_spec(predictions=to("parquet") | renamed), pipeline.folder, pipeline.home)
     assert due(other) == [(key, "its declaration changed") for key in KEYS]
+
+
+def test_deliveries_that_fail_are_told_by_their_first_cause_and_the_range_of_their_partitions(pipeline, monkeypatch):
+    def refuse(target, _rows):
+        raise ValueError("ABC"[KEYS.index(target.partition_key)])
+
+    monkeypatch.setitem(SINKS, "parquet", replace(PARQUET, replace=refuse))
+    cause = r"^small, partition 2024-02-01: it is not delivered to 'late': ValueError: A\. 2 more"
+    with pytest.raises(DeliveryError, match=rf"{cause} partitions failed too: 2024-02-02 to 2024-02-03\. Hint: "):
+        deliver_keys(pipeline, *KEYS)
+    error = error_of(pipeline.spec, pipeline.state(), [STAMP.run_id], deliveries=True)
+    assert re.match(rf"{cause} deliveries failed too: delivered_late 2024-02-02 to 2024-02-03\. Hint: ", str(error))
+
+
+def test_a_column_that_is_no_longer_kept_is_not_delivered_once_it_is_empty(tmp_path):
+    pipeline = finished_pipeline(tmp_path, NOW, predictions=to("parquet"))
+    fewer = Pipeline(small_spec(predictions=to("parquet") | {"keep": []}), pipeline.folder, pipeline.home)
+    list(fewer.score([fewer.spec.partitions.calendar.named(KEYS[0])], Stamp("fewer", NOW), force=True))
+    deliver_keys(fewer, *KEYS[:2])
+    files = (pipeline.folder / f"out/late/partition_key={key}/small.parquet" for key in KEYS[:2])
+    assert ["shop" in pl.read_parquet_schema(file) for file in files] == [False, True]
 
 
 def to(kind: str) -> dict[str, Any]:

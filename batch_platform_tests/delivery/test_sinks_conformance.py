@@ -4,18 +4,22 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
 from batch_platform.declaration.errors import DeliveryError
 from batch_platform.delivery import iceberg
+from batch_platform.delivery.known import replace_at_receiver
 from batch_platform_tests.delivery.receivers import (
     KEY,
     RECEIVERS,
@@ -141,6 +145,14 @@ def test_the_column_of_the_partition_may_have_another_name_and_its_key_may_hold_
     )
 
 
+def test_a_receiver_that_has_fewer_rows_than_were_sent_holds_what_it_held(kind, tmp_path):
+    target = target_of(tmp_path, kind)
+    deliver(target, NEW)
+    with pytest.raises(DeliveryError, match=r"not delivered to 'late': 4 rows were sent and 3 arrived, .* Hint: "):
+        deliver(replace(target, rows=OLD.height + 1), OLD)
+    assert shown(delivered(tmp_path, kind)) == holds(NEW)
+
+
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(it, marks=[FULL] * (it in ("parquet in a store", "delta in a store"))) for it in RECEIVERS],
@@ -237,6 +249,24 @@ def test_a_delta_table_takes_new_columns_and_refuses_other_types_and_other_parti
     with pytest.raises(DeliveryError, match=r"not delivered to 'late': .*Time64"):
         deliver(target, pl.DataFrame({"clock": [time(1, 30)]}))
     assert DeltaTable(place_of(tmp_path, "delta")).version() == version
+
+
+def test_a_delivery_is_made_anew_where_another_one_changes_the_delta_table_meanwhile(tmp_path):
+    target, other, readings = target_of(tmp_path, "delta"), target_of(tmp_path, "delta", "2026-01-02"), list[int]()
+    deliver(target, NEW.select("x"))
+    schema = pa.schema({"x": pa.float64(), "partition_key": pa.string()})
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        readings.append(len(readings))
+        if len(readings) == 1:
+            with ThreadPoolExecutor(1) as pool:  # deltalake cannot write in the thread in which it reads
+                pool.submit(deliver, other, NEW).result()  # adds a column
+        yield pa.record_batch([pa.array([8.0]), pa.array([KEY])], schema=schema)
+
+    replace_at_receiver(replace(target, rows=1), lambda: pa.RecordBatchReader.from_batches(schema, batches()))
+    assert len(readings) == 2
+    mine = NEW.with_columns(x=pl.lit(8.0), text=pl.lit(None, dtype=pl.String))
+    assert shown(delivered(tmp_path, "delta")) == sorted([*holds(mine), *holds(NEW, "2026-01-02")], key=str)
 
 
 def test_an_iceberg_table_takes_new_columns_and_refuses_other_types(tmp_path):

@@ -23,7 +23,7 @@ from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
 from batch_platform_tests.delivery.test_delivering import KEYS, NOW, deliver_keys
 from batch_platform_tests.delivery.test_sinks_conformance import NEW, ODD, OLD, holds, shown
-from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_declaration
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_declaration, small_spec
 
 
 def rows(folder: Path) -> list[tuple[object, ...]]:
@@ -108,6 +108,48 @@ def test_a_table_of_others_may_have_more_columns_another_order_and_bounded_text(
     assert execute("SELECT count(*) FROM late").item() == 3
 
 
+@pytest.mark.usefixtures("postgresql")
+def test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_what_it_held(tmp_path):
+    target = target_of(tmp_path, "PostgreSQL")
+    deliver(target, NEW)
+    execute(
+        "CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN CASE WHEN NEW.x <> 2 THEN NEW END; END'",
+        "CREATE TRIGGER drops BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION drops()",
+    )
+    with pytest.raises(DeliveryError, match=r"3 rows were sent and 2 arrived, so nothing was changed there\. Hint: "):
+        deliver(target, OLD)
+    assert rows(tmp_path) == holds(NEW)
+
+
+@pytest.mark.parametrize("kind", ["PostgreSQL", "SQLite"])
+def test_a_table_that_a_delivery_created_takes_new_columns(kind, tmp_path, request):
+    if kind == "PostgreSQL":
+        request.getfixturevalue("postgresql")
+    keys = [f"2026-01-0{day}" for day in range(1, 5)]
+    deliver(target_of(tmp_path, kind), NEW.select("x"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: deliver(target_of(tmp_path, kind, key), NEW), keys))
+    assert shown(delivered(tmp_path, kind)) == sorted((row for key in keys for row in holds(NEW, key)), key=str)
+
+
+@pytest.mark.usefixtures("postgresql")
+def test_columns_of_uuid_and_json_take_text_and_refuse_another(tmp_path):
+    execute("CREATE TABLE late (u uuid, b jsonb, j json, partition_key text)")
+    target = target_of(tmp_path, "PostgreSQL")
+    sent = pl.DataFrame(
+        {"u": ["9f1b0a3c-0000-4000-8000-000000000001", None], "b": ['{"a":1}', None], "j": ["[1]", None]}
+    )
+    for _ in range(2):
+        deliver(target, sent)
+    assert execute("SELECT u::text, b ->> 'a' AS b, j ->> 0 AS j FROM late ORDER BY 1").rows() == [
+        ("9f1b0a3c-0000-4000-8000-000000000001", "1", "1"),
+        (None, None, None),
+    ]
+    with pytest.raises(DeliveryError, match='refuses it: invalid input syntax for type uuid: "x"'):
+        deliver(target, sent.with_columns(u=pl.lit("x")))
+    assert execute("SELECT count(*) FROM late").item() == 2
+
+
 def test_a_table_of_sqlite_with_other_types_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with closing(sqlite3.connect(tmp_path / "out/late.db")) as con:
@@ -190,6 +232,22 @@ def paused(folder: Path) -> "subprocess.Popen[str]":
 )
 def test_a_wrong_declaration_is_refused(sql, message):
     assert message in refusal(small_declaration(predictions={"deliver": [{"sql": sql}]}))
+
+
+def test_tables_of_one_name_in_two_databases_or_catalogs_are_two_receivers():
+    def declared(kind: str, key: str, *places: str) -> dict[str, object]:
+        deliveries = [{kind: {key: at, "table": "a.late"}, "name": f"to_{n}"} for n, at in enumerate(places)]
+        return {"deliver": deliveries}
+
+    for kind, key, first, second in (
+        ("sql", "uri", "{{ env.CRM }}", "{{ env.SHOP }}"),
+        ("sql", "uri", "postgresql://u:first-4711@h/crm", "postgresql://u:second-4711@h/shop"),
+        ("iceberg", "catalog", "lake", "sea"),
+    ):
+        small_spec(predictions=declared(kind, key, first, second))
+        assert "more than one delivery has the receiver" in refusal(
+            small_declaration(predictions=declared(kind, key, first, first))
+        )
 
 
 def test_the_password_is_no_part_of_the_declaration_that_is_compared():

@@ -1,12 +1,14 @@
 """Deliveries to stores of objects: what is asked of the store, and stores that refuse or die."""
 
+import re
+
 import pytest
 
 from batch_platform.declaration.errors import DeliveryError
 from batch_platform_tests.declaration.test_spec import refusal
 from batch_platform_tests.delivery.receivers import KEY, deliver, delivered, target_of
 from batch_platform_tests.delivery.test_sinks_conformance import NEW, OLD, holds, shown
-from batch_platform_tests.harness.object_store import BUCKET, SECRET
+from batch_platform_tests.harness.object_store import BUCKET, SECRET, silent_store
 from batch_platform_tests.harness.small_pipeline import small_declaration
 
 FILES = [("parquet in a store", "parquet"), ("csv in a store", "csv")]
@@ -41,6 +43,21 @@ def test_a_store_that_refuses_or_died_is_named_without_its_secret_and_gets_the_r
     own_store.start()  # with an empty bucket
     deliver(target, NEW)
     assert shown(delivered(tmp_path, receiver)) == holds(NEW)
+
+
+@pytest.mark.parametrize(
+    ("receiver", "problem"),
+    [("csv in a store", "cannot be written (the store did not answer in time)"), ("delta in a store", "timed out")],
+)
+def test_f55_a_store_that_accepts_and_never_answers_fails_the_delivery_in_time(
+    receiver, problem, tmp_path, monkeypatch
+):
+    with (
+        silent_store(monkeypatch, 0.5),
+        pytest.raises(DeliveryError, match=rf"not delivered to 'late': .*{re.escape(problem)}.* Hint: ") as failed,
+    ):
+        deliver(target_of(tmp_path, receiver), NEW)
+    assert SECRET not in f"{failed.value} {failed.value.__cause__!r}"
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,8 @@ def inspect_files(
 
 def _unopened(home: Home, pipeline: str, version: str, sha256: str) -> list[str]:
     try:
-        _ = open_bundle(home.bundle(pipeline, version), sha256).judged
+        bundle = open_bundle(home.bundle(pipeline, version), sha256)
+        _ = bundle.judged, bundle.judged_fit
     except Exception as error:  # noqa: BLE001 - whatever it is, it is listed
         return [f"{pipeline} {version}: {error}"]
     return []

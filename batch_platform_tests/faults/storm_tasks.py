@@ -211,7 +211,9 @@ def calm(root: str, report: str) -> None:
             seen.check("nothing left in between", [f"{name}: {error}"])
     seen.add(calm_departures(root), "departures")
     odd = [
-        path.name for path in home.root.iterdir() if path.name.startswith(".") or path.suffix in (".rollback", ".wal")
+        path.name
+        for path in home.root.iterdir()
+        if path != home.gitignore and (path.name.startswith(".") or path.suffix in (".rollback", ".wal"))
     ]
     seen.check("nothing left in between", odd)
     copies = [path.name for path in home.root.glob("published-*.duckdb")]

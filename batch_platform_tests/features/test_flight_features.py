@@ -26,13 +26,13 @@ FLIGHTS = 336_776
 
 DAYS = [
     pytest.param(date(2013, 1, 1), id="first day: no history, no weather"),
-    pytest.param(date(2013, 1, 2), id="second day", marks=pytest.mark.full),
-    pytest.param(date(2013, 2, 9), id="day after a blizzard", marks=pytest.mark.full),
+    pytest.param(date(2013, 1, 2), id="second day", marks=pytest.mark.release),
+    pytest.param(date(2013, 2, 9), id="day after a blizzard", marks=pytest.mark.release),
     pytest.param(date(2013, 3, 10), id="day of 23 hours"),
-    pytest.param(date(2013, 3, 11), id="day after the day of 23 hours", marks=pytest.mark.full),
-    pytest.param(date(2013, 7, 11), id="summer", marks=pytest.mark.full),
+    pytest.param(date(2013, 3, 11), id="day after the day of 23 hours", marks=pytest.mark.release),
+    pytest.param(date(2013, 7, 11), id="summer", marks=pytest.mark.release),
     pytest.param(date(2013, 11, 3), id="day of 25 hours"),
-    pytest.param(date(2013, 11, 4), id="day after the day of 25 hours", marks=pytest.mark.full),
+    pytest.param(date(2013, 11, 4), id="day after the day of 25 hours", marks=pytest.mark.release),
     pytest.param(date(2013, 12, 31), id="last day: weather ends 30 hours before it does"),
 ]
 OUTCOMES = ["arrived_at", "dep_delay", "arr_delay", "air_time"]
@@ -134,7 +134,7 @@ def test_only_what_can_be_missing_is_null(features_of: Features, day: date) -> N
     assert {name for name in flights.columns if flights[name].null_count()} <= may_be_null
 
 
-@pytest.mark.full
+@pytest.mark.release
 def test_every_flight_of_the_year_is_in_one_partition(tables: Tables) -> None:
     # No outcomes: which rows a partition has cannot depend on them, and the query is quicker without.
     con = connection(known_at(start_of(YEAR[0]), tables, schedule_until=start_of(YEAR[-1] + timedelta(days=1))))

@@ -25,7 +25,7 @@ from batch_platform.features.sources.objects import ObjectPath, StoreError, _obj
 from batch_platform.features.sources.opening import Sources
 from batch_platform.pipeline.state import features_due
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.object_store import BUCKET, SECRET
+from batch_platform_tests.harness.object_store import BUCKET, SECRET, silent_store
 from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline, small_spec
 
 CALENDAR = small_spec().partitions.calendar
@@ -238,6 +238,12 @@ def test_a_store_that_does_not_answer_is_named(own_store, source):
     own_store.kill()
     fails(source, "Could not connect to the endpoint URL")
     own_store.start()
+
+
+@pytest.mark.parametrize("source", [{"parquet": f"s3://{BUCKET}/a.parquet"}, {"delta": f"s3://{BUCKET}/a"}])
+def test_f55_a_store_that_accepts_and_never_answers_is_named_in_time(source, monkeypatch):
+    with silent_store(monkeypatch, 0.2) as store:
+        fails(source, f'Read timeout on endpoint URL: "{store.url}/lake')
 
 
 @pytest.mark.full

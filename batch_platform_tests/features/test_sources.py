@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,6 +219,33 @@ def test_a_table_that_is_not_in_the_duckdb_file_is_an_error_of_the_source(tmp_pa
     write_duckdb(tmp_path / "x.duckdb", "CREATE TABLE a (x INTEGER)")
     with pytest.raises(SourceError, match=r"Source 'a' of 'small' cannot be read: .*nope"):
         rows(sources(tmp_path, a={"duckdb": "x.duckdb", "table": "nope"}), "FROM a")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that has a DuckDB file open, and on a line of input adds a row and closes it."""
+    write_duckdb(tmp_path / "x.duckdb", "CREATE TABLE a AS SELECT 1 AS x")
+    script = f"import duckdb; c = duckdb.connect({str(tmp_path / 'x.duckdb')!r}); print('open', flush=True); input(); c.execute('INSERT INTO a VALUES (2)')"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.communicate("\n" if process.poll() is None else None)
+
+
+def test_a_duckdb_file_that_another_process_writes_is_waited_for(tmp_path, writer):
+    with subprocess.Popen(["sh", "-c", f"sleep 0.5; echo >/proc/{writer.pid}/fd/0"]):
+        read = rows(sources(tmp_path, a={"duckdb": "x.duckdb", "table": "a"}), "FROM a ORDER BY x")
+    assert read == [(1,), (2,)]
+
+
+def test_a_duckdb_file_that_another_process_keeps_open_is_refused_after_the_declared_wait(tmp_path, writer):
+    declared = {"duckdb": "x.duckdb", "table": "a", "wait": "0 seconds"}
+    with pytest.raises(
+        SourceError, match=rf"process {writer.pid} has .*x\.duckdb open for writing; .*sources\.a\.wait"
+    ):
+        rows(sources(tmp_path, a=declared), "FROM a")
 
 
 def test_a_file_added_to_a_glob_or_moved_within_it_changes_the_version(tmp_path):

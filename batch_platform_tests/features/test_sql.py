@@ -189,6 +189,36 @@ def test_the_types_of_postgresql_arrive_as_they_are(tmp_path, uri):
     assert dict(zip(columns, zip(types, row, strict=True), strict=True)) == columns
 
 
+def test_b37_infinite_times_of_postgresql_arrive_as_such(tmp_path, uri):
+    values = [
+        "TIMESTAMPTZ 'infinity'",
+        "TIMESTAMP '-infinity'",
+        "DATE 'infinity'",
+        "DATE '-infinity'",
+        "ARRAY[DATE 'infinity', NULL]",
+    ]
+    text = "SELECT " + ", ".join(f"{value} AS c{at}" for at, value in enumerate(values))
+    text += " UNION ALL SELECT '2024-01-01', '4713-01-01 BC', NULL, '5874897-12-31', NULL"
+    asked = "c0 > now(), c1 < '0001-01-01', c2 > current_date, c3 < current_date, [x::VARCHAR FOR x IN c4]"
+    with declared(tmp_path, uri, text).connect(FIRST) as con:
+        rows = con.duckdb.execute(f"SELECT {asked} FROM a").fetchall()
+    assert rows == [(True, True, True, True, ["infinity", None]), (False, True, None, False, None)]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem", "instead"),
+    [
+        ("ARRAY[[1, 2], [3, 4]]", "holds arrays of arrays", r"to_json\(odd\) AS odd"),
+        ("'NaN'::numeric(12, 2)", r"holds NaN, which a DECIMAL\(12, 2\) cannot", "CAST"),
+    ],
+)
+def test_b37_values_of_postgresql_that_cannot_be_taken_over_are_named_by_column(tmp_path, uri, value, problem, instead):
+    with declared(tmp_path, uri, f"SELECT {value} AS odd WHERE $partition_key <> ''").connect(FIRST) as con:
+        message = rf"its column 'odd' {problem}\. Hint: write {instead}.* in sources\.a\.sql\.query\.$"
+        with pytest.raises(SourceError, match=message), con.explained("a", FIRST):
+            con.duckdb.execute("FROM a").fetchall()
+
+
 @pytest.mark.parametrize("dtype", ["inet", "xml", "money", "point", "bit(3)"])
 def test_a_type_that_duckdb_cannot_take_is_named_with_the_cast_to_write(tmp_path, uri, dtype):
     message = rf"its column 'odd' has the type {dtype.partition('(')[0]}.* Hint: write CAST\(odd AS text\) AS odd in sources\.a\.sql\.query"
@@ -212,19 +242,23 @@ def test_a_column_of_sqlite_has_one_type_in_all_partitions_also_where_one_has_no
         assert con.duckdb.execute("SELECT min(a.at) FROM a").fetchall() == [("2024-01-01 00:00:00",)]
 
 
-def test_values_of_several_types_in_a_column_of_sqlite_are_refused_with_the_cast_to_write(tmp_path, sqlite_uri):
+@pytest.mark.parametrize(("usual", "last"), [("x", "'late'"), ("'early'", "X'FF00'")])
+def test_values_of_several_types_in_a_column_of_sqlite_are_refused_with_the_cast_to_write(
+    tmp_path, sqlite_uri, usual, last
+):
     with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as con:
         con.execute(
-            "CREATE TABLE mixed AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 70000) SELECT x FROM n"
+            "CREATE TABLE mixed AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 70000) "
+            f"SELECT {usual} AS x FROM n"
         )
-        con.execute("INSERT INTO mixed VALUES ('late')")
+        con.execute(f"INSERT INTO mixed VALUES ({last})")
         con.commit()
     with declared(tmp_path, sqlite_uri, table="mixed").connect(FIRST) as con:
         message = (
             r"column 'x' holds values of several types .* Hint: name one type in sources\.a\.sql\.query, such as CAST"
         )
         with pytest.raises(SourceError, match=message), con.explained("a", FIRST):
-            con.duckdb.execute("SELECT sum(x) FROM a").fetchall()
+            con.duckdb.execute("SELECT max(x) FROM a").fetchall()
 
 
 BAD_QUERIES = {

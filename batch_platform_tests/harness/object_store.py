@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -117,6 +118,19 @@ def object_store() -> Iterator[ObjectStore]:
     finally:
         store.kill()
         forget_connections()
+
+
+@contextmanager
+def silent_store(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[ObjectStore]:
+    """A store that accepts connections and never answers, for which the environment lets others wait for some seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # the system accepts
+        monkeypatch.setenv("BATCH_PLATFORM_STORE_TIMEOUT", str(seconds))
+        store = ObjectStore(listening.getsockname()[1])
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        forget_connections()
+        yield store
+    forget_connections()
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-EVERYDAY, UNIT = "not full", "unit and not full"  # marks of the tests of a tier, as pytest's -m
-TIERS = {"--full": [], "--unit": ["-m", UNIT]}  # pytest's arguments by the option that names a tier
+CI = "not release"  # marks of the tests of a tier, as pytest's -m
+EVERYDAY = f"not full and {CI}"
+UNIT = f"unit and {EVERYDAY}"
+TIERS = {
+    "--unit": ["-m", UNIT],
+    "--full": ["-m", CI],
+    "--release": [],
+}  # pytest's arguments by the option that names a tier
 FULL = pytest.mark.full
-PROFILES = {"full": 100, "everyday": 20}  # percent of the examples that a test asks for
+PROFILES = {"release": 100, CI: 40, EVERYDAY: 20, UNIT: 20}  # percent of the examples that a test asks for, by tier
 
 
 def crossed(*axes: Iterable[Any]) -> list[Any]:
@@ -26,5 +32,5 @@ def crossed(*axes: Iterable[Any]) -> list[Any]:
 
 
 def examples(number: int, **options: Any) -> settings:
-    """Settings of a test that draws so many examples in the full tier and a fifth of them, at least three, in the others."""
-    return settings(max_examples=max(number * settings().max_examples // PROFILES["full"], 3), **options)
+    """Settings of a test that draws so many examples before a release and a part of them, at least three, in the other tiers."""
+    return settings(max_examples=max(number * settings().max_examples // PROFILES["release"], 3), **options)

@@ -1,8 +1,8 @@
 """A trained model is held against the strongest trivial one on its evaluation rows, and refused if it is worse."""
 
 import json
-import re
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData
-from batch_platform.models.bundle import read_manifest
+from batch_platform.models.bundle import Window, read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.gate import GateDecision, pass_gate
 from batch_platform.models.registry import guesses_in
@@ -54,7 +54,9 @@ def fitted(training: TrainingData, estimator: str = RIDGE, **promote):
 
 def verdict(training: TrainingData, estimator: str = RIDGE, **promote):
     model = fitted(training, estimator, **promote)
-    return pass_gate(Promote(**promote), FEATURES, model, training, None, lambda _: pytest.fail("no champion"))
+    learned_from = Window("2024-01-01T00:00:00+00:00", "2024-02-01T00:00:00+00:00", 31, 0, 0, "")
+    gate, opens = Promote(**promote), partial(pytest.fail, "no champion")
+    return pass_gate(gate, FEATURES, model, training, None, opens, learned_from=learned_from)
 
 
 def test_a_regression_is_held_against_the_mean_of_its_season_learned_from_the_fitted_rows():
@@ -131,7 +133,6 @@ def test_a_first_version_that_learned_nothing_is_approved_and_said_to_be_no_bett
     assert len(guesses) >= 35
     assert {decision.action for decision in guesses} == {"approved"}
     assert all(guesses_in(decision.evidence) in decision.reason for decision in guesses)
-    assert any(re.search(r"; about [\d,]+ rows would be needed to tell$", decision.reason) for decision in guesses)
 
 
 @pytest.mark.parametrize(

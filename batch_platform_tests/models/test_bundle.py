@@ -19,8 +19,8 @@ from batch_platform.declaration.errors import IntegrityError, TrainingRefusedErr
 from batch_platform.declaration.model import Model
 from batch_platform.models.bundle import (
     FORMAT,
-    FORMER,
     REFERENCE_FILE,
+    WITHOUT_PRIOR,
     Evaluation,
     Manifest,
     Sampled,
@@ -244,8 +244,8 @@ def test_another_patch_release_is_accepted(tmp_path):
     ("changes", "message"),
     [
         ({"format": FORMAT + 1}, f"has format {FORMAT + 1}.*use the version that wrote it"),
-        ({"format": FORMER - 1}, f"has format {FORMER - 1}.*train the serving period again"),
-        ({"format": FORMER, "sampled": BALANCED}, f"has format {FORMER}.*train the serving period again"),
+        ({"format": WITHOUT_PRIOR - 1}, f"has format {WITHOUT_PRIOR - 1}.*train the serving period again"),
+        ({"format": WITHOUT_PRIOR, "sampled": BALANCED}, f"has format {WITHOUT_PRIOR}.*train the serving period again"),
         ({"flavour": "magic"}, "'magic' is not a flavour.*upgrade batch-platform"),
     ],
 )
@@ -260,7 +260,7 @@ def test_a_bundle_of_the_former_format_scores_as_it_did(tmp_path):
     _, folder, sha256 = written(tmp_path)
     matrix, _ = rows()
     now = open_bundle(folder, sha256).predictor.predict(matrix)
-    former = open_bundle(folder, restated(folder, format=FORMER, sampled={**BALANCED, "rates": []}))
+    former = open_bundle(folder, restated(folder, format=WITHOUT_PRIOR, sampled={**BALANCED, "rates": []}))
     assert former.manifest.sampled == Sampled(100, 200, 100, stratified=False, seed=1)
     assert former.predictor.predict(matrix).tobytes() == now.tobytes()
 

@@ -63,78 +63,44 @@ def of_flavour(estimator: str, **params: Any) -> dict[str, Any]:
     return {"model": {"estimator": estimator, "params": {**PARAMS, **params}}}
 
 
-def own(*names: str) -> dict[str, Any]:
-    return {"predictions": {"refine": [f"{OWN}.{name}" for name in names]}}
-
-
+OWN_REFINEMENTS = {"predictions": {"refine": [f"{OWN}.BANDED", f"{OWN}.BOUNDED"]}}
 CALIBRATED: dict[str, Any] = {"model": {"calibrate": "sigmoid"}}
 REASONS: dict[str, Any] = {"predictions": {"reasons": 3}}
-FLAVOURS = {
-    "trees": {},
-    "forest": of_flavour("sklearn.ensemble.RandomForestClassifier", n_estimators=5),
-    "linear": of_flavour(LINEAR),
-    "lightgbm": of_flavour("lightgbm.LGBMClassifier", n_estimators=5, num_leaves=7, verbose=-1),
-    "xgboost": of_flavour("xgboost.XGBClassifier", n_estimators=5, max_depth=6, learning_rate=1.0),
-    "network": of_flavour("sklearn.neural_network.MLPClassifier", hidden_layer_sizes=[4], max_iter=300, tol=0.01),
-    "import": {
-        "model": {
-            "estimator": None,
-            "params": None,
-            "import": f"{__name__}.Rule",
-            "task": "binary",
-            "classes": [False, True],
-        }
-    },
+PROBABILITIES = changed({"model": BALANCED}, CALIBRATED, REASONS, OWN_REFINEMENTS)
+VALUES_WITH_RANGES = changed(REGRESSION, {"predictions": {"interval": "50%"}}, OWN_REFINEMENTS)
+WITHOUT_REASONS = {"predictions": {"reasons": None}}
+RULE: dict[str, Any] = {
+    "estimator": None,
+    "params": None,
+    "import": f"{__name__}.Rule",
+    "task": "binary",
+    "classes": [False, True],
 }
-# For each refinement, by its name or as `own`: what declares it, by the task and flavours that it is for.
-CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "prior": {"multiclass": changed(MULTICLASS, {"model": BALANCED})}
-    | {name: changed(flavour, {"model": BALANCED}) for name, flavour in FLAVOURS.items() if name != "import"},
-    "calibration": {"multiclass": changed(MULTICLASS, CALIBRATED)}
-    | {name: changed(flavour, CALIBRATED) for name, flavour in FLAVOURS.items()},
-    "interval": {
-        name: changed(REGRESSION, flavour, {"predictions": {"interval": "50%"}})
-        for name, flavour in {
-            "trees": {},
-            "forest": of_flavour("sklearn.ensemble.RandomForestRegressor", n_estimators=5),
-            "linear": of_flavour("sklearn.linear_model.Ridge"),
-            "lightgbm": of_flavour("lightgbm.LGBMRegressor", n_estimators=5, num_leaves=7, verbose=-1),
-            "xgboost": of_flavour("xgboost.XGBRegressor", n_estimators=5, max_depth=3),
-            "import": {
-                "model": {
-                    **FLAVOURS["import"]["model"],
-                    "import": f"{__name__}.Estimate",
-                    "task": "regression",
-                    "classes": None,
-                }
-            },
-            "all of them": own("BANDED"),
-        }.items()
-    },
-    "reasons": {
-        "multiclass": changed(MULTICLASS, REASONS),
-        "regression": changed(REGRESSION, REASONS),
-        "calibrated, of some rows": changed(CALIBRATED, {"predictions": {"reasons": {"count": 2, "above": 0.4}}}),
-    }
-    | {name: changed(flavour, REASONS) for name, flavour in FLAVOURS.items() if name not in ("network", "import")},
-    "own": {
-        "regression": changed(REGRESSION, own("BOUNDED", "BANDED")),
-        "multiclass": changed(MULTICLASS, own("BOUNDED", "BANDED")),
-        "all of them": changed(CALIBRATED, {"model": BALANCED}, own("BANDED", "BOUNDED")),
-        "clusters": changed(of_flavour("sklearn.cluster.KMeans", n_clusters=3), {"labels": None}, own("BANDED")),
-        "outliers": changed(
-            of_flavour("sklearn.ensemble.IsolationForest", n_estimators=5), {"labels": None}, own("BANDED")
-        ),
-    }
-    | {name: changed(flavour, own("BOUNDED", "BANDED")) for name, flavour in FLAVOURS.items()},
+UNLABELLED: dict[str, Any] = changed({"labels": None}, OWN_REFINEMENTS)
+# Each refinement meets each task and flavour that it is for. Every case has all of them that go together.
+CASES: dict[str, dict[str, Any]] = {
+    "trees": changed(PROBABILITIES, {"predictions": {"reasons": {"count": 2, "above": 0.4}}}),
+    "forest": changed(PROBABILITIES, of_flavour("sklearn.ensemble.RandomForestClassifier", n_estimators=5)),
+    "linear": changed(PROBABILITIES, of_flavour(LINEAR)),
+    "lightgbm": changed(PROBABILITIES, of_flavour("lightgbm.LGBMClassifier", n_estimators=5, num_leaves=7, verbose=-1)),
+    "xgboost": changed(
+        PROBABILITIES, of_flavour("xgboost.XGBClassifier", n_estimators=5, max_depth=6, learning_rate=1.0)
+    ),
+    "network": changed(
+        PROBABILITIES,
+        of_flavour("sklearn.neural_network.MLPClassifier", hidden_layer_sizes=[4], max_iter=300, tol=0.01),
+        WITHOUT_REASONS,
+    ),
+    "import": changed(CALIBRATED, OWN_REFINEMENTS, {"model": RULE}),
+    "multiclass": changed(MULTICLASS, PROBABILITIES),
+    "regression": changed(VALUES_WITH_RANGES, REASONS),
+    "imported regression": changed(
+        VALUES_WITH_RANGES, {"model": {**RULE, "import": f"{__name__}.Estimate", "task": "regression", "classes": None}}
+    ),
+    "clusters": changed(UNLABELLED, of_flavour("sklearn.cluster.KMeans", n_clusters=3)),
+    "outliers": changed(UNLABELLED, of_flavour("sklearn.ensemble.IsolationForest", n_estimators=5)),
 }
-EVERYDAY = {
-    ("prior", "trees"),
-    ("calibration", "import"),
-    ("interval", "trees"),
-    ("reasons", "linear"),
-    ("own", "regression"),
-}
+EVERYDAY = {"linear", "import", "regression"}
 
 
 class Rule:
@@ -157,10 +123,10 @@ class Estimate(Rule):
 LEARNER = ("estimator", "import", "task", "classes", "params", "calibrate")
 
 
-def made(tmp_path: Path, refinement: str, case: str) -> Pipeline:
-    """A pipeline that declares a refinement, with a challenger like its model and rules that some rows break; it has scored three days."""
+def made(tmp_path: Path, case: str) -> Pipeline:
+    """A pipeline that declares refinements, with a challenger like its model and rules that some rows break; it has scored three days."""
     rules = {"features": {"max_rejected": "50%", "columns": {"items": {"max": 7}}}}
-    whole = changed({"model": {"train": {"evaluate": "14 days"}}}, rules, CASES[refinement][case])
+    whole = changed({"model": {"train": {"evaluate": "14 days"}}}, rules, CASES[case])
     model = small_declaration(**{name: value for name, value in whole.items() if name not in FILES})["model"]
     twin = {"name": "twin", **{key: model[key] for key in LEARNER if key in model}}
     if "import" in model:
@@ -170,15 +136,9 @@ def made(tmp_path: Path, refinement: str, case: str) -> Pipeline:
     return finished_pipeline(tmp_path, NOW, **whole, challengers=[twin])
 
 
-@pytest.fixture(
-    params=[
-        pytest.param((name, case), id=f"{name}-{case}", marks=() if (name, case) in EVERYDAY else pytest.mark.full)
-        for name, cases in CASES.items()
-        for case in cases
-    ]
-)
+@pytest.fixture(params=[pytest.param(case, marks=() if case in EVERYDAY else pytest.mark.full) for case in CASES])
 def refining(request, tmp_path) -> Pipeline:
-    return made(tmp_path, *request.param)
+    return made(tmp_path, request.param)
 
 
 def champion(pipeline: Pipeline) -> Version:
@@ -216,8 +176,15 @@ def same(first: pl.DataFrame, second: pl.DataFrame) -> None:
         assert first[name].to_numpy().tobytes() == second[name].to_numpy().tobytes()
 
 
-def test_every_refinement_has_cases():
-    assert set(CASES) == {*REFINEMENTS, "own"}
+def test_every_refinement_has_cases_and_one_of_them_is_an_everyday_test():
+    declaring = {
+        case: {
+            each.refinement.name for each in declared(small_spec(**{k: v for k, v in given.items() if k not in FILES}))
+        }
+        for case, given in CASES.items()
+    }
+    names = {*REFINEMENTS, f"{OWN}.BANDED", f"{OWN}.BOUNDED"}
+    assert set().union(*declaring.values()) == set().union(*(declaring[case] for case in EVERYDAY)) == names
 
 
 def test_law_4_batches_of_any_size_and_native_or_compiled_models_give_the_same_bits(refining):
@@ -293,20 +260,20 @@ def test_what_is_not_declared_leaves_no_file_and_wraps_no_model(tmp_path):
 
 
 def test_refinements_are_applied_in_the_order_of_the_list_and_a_pipelines_own_after_calibration(tmp_path):
-    bundle = made(tmp_path, "own", "all of them")
+    bundle = made(tmp_path, "linear")
     names = [each.refinement.name for each in bundle.bundle(champion(bundle)).refinements]
-    assert names == ["prior", "calibration", f"{OWN}.BANDED", f"{OWN}.BOUNDED"]
+    assert names == ["prior", "calibration", f"{OWN}.BANDED", f"{OWN}.BOUNDED", "reasons"]
 
 
 def test_a_changed_module_of_a_refinement_makes_a_training_due_and_is_not_used_until_then(tmp_path, monkeypatch):
-    pipeline = made(tmp_path, "own", "trees")
+    pipeline = made(tmp_path, "linear")
     version, before = champion(pipeline), declared_now(pipeline.spec, pipeline.state())
     copy = tmp_path / "changed.py"
     copy.write_text("# changed\n" + Path(own_refinements.__file__).read_text())
     monkeypatch.setattr(own_refinements, "__file__", str(copy))
     assert declared_now(pipeline.spec, pipeline.state()) != before
     with pytest.raises(
-        IntegrityError, match=r"The source of .*BOUNDED has changed since the model was trained; it is not used\."
+        IntegrityError, match=r"The source of .*BANDED has changed since the model was trained; it is not used\."
     ):
         small_again(pipeline).bundle(version)
 

@@ -229,20 +229,20 @@ def outside(shares: dict[str, float]) -> dict[str, float]:
     return {name: share for name, share in shares.items() if not 0.925 <= share <= 0.975}
 
 
-@pytest.mark.full
+@pytest.mark.release
 @pytest.mark.parametrize("name", WORLDS)
 def test_intervals_and_differences_hold_the_truth_in_93_to_97_of_100_samples(name):
     assert outside(coverage(*WORLDS[name], 1_000)) == {}
 
 
-@pytest.mark.full
+@pytest.mark.release
 @pytest.mark.parametrize("name", WIDE)
 def test_where_few_rows_count_intervals_and_differences_hold_the_truth_in_93_of_100_samples(name):
     shares = coverage(*WIDE[name], 1_000)
     assert all(share >= 0.92 for share in shares.values()), shares
 
 
-@pytest.mark.full
+@pytest.mark.release
 @pytest.mark.parametrize("name", ESTIMATED)
 def test_estimates_hold_what_comes_true_in_93_to_97_of_100_partitions(name):
     assert outside(coverage_of_estimates(*ESTIMATED[name], 1_000)) == {}
@@ -274,7 +274,7 @@ def test_a_few_samples_of_each_kind_of_world_are_held_about_as_often(name):
     assert all(0.89 <= share <= 1 for share in shares.values()), shares
 
 
-@pytest.mark.full
+@pytest.mark.release
 def test_without_their_units_intervals_hold_the_truth_far_too_rarely():
     world, metrics = WORLDS["300 customers of a regression"]
     alone = lambda random, times: tuple(replace(of, units={}) for of in world(random, times))  # noqa: E731

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, date, datetime
 from functools import reduce
 from operator import add
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -11,18 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch_platform.cli import terminal
+from batch_platform.cli.failed_checks import show_failed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.concept_drift import CONTRADICTION
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.monitoring.rows import RowReference, RowSketch, kept_of, row_hashes, sketch_of
+from batch_platform.pipeline.status import status_at
+from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.figures import read_figures
+from batch_platform.reports.report import html
+from batch_platform.reports.summary import in_words
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 21, 12, tzinfo=UTC)
 NAMED = {"a": None, "b": None, "shop": ("east", "west")}
 SQL = "SELECT id, ts, amount, total, items, shop FROM events WHERE ts >= $partition_start AND ts < $partition_end"
-COPIED, REPEATED, APART, FLIPPED = "2024-02-03", "2024-02-05", "2024-02-07", "2024-02-09"
+COPIED, SHUFFLED, REPEATED, APART, FLIPPED = "2024-02-03", "2024-02-04", "2024-02-05", "2024-02-07", "2024-02-09"
+FEATURES = ("amount", "total", "items", "shop")
 LAST_GOOD, LAST = "2024-02-10", date(2024, 2, 19)
 
 
@@ -67,8 +76,8 @@ def test_a_hash_knows_columns_by_name_and_categories_by_text():
 
 
 def faulty_events() -> pl.DataFrame:
-    """Five hundred orders a day: one day holds those of the day before once more, one repeats a fifth, in one `total` is shuffled, in
-    one every other label is wrong, and in the last ones every sixteenth.
+    """Five hundred orders a day: one day holds those of the day before once more, in one each feature is shuffled, one repeats a fifth, in
+    one `total` is shuffled, in one every other label is wrong, and in the last ones every sixteenth.
     """
     events = small_events(date(2024, 1, 1), LAST, rows_per_day=500)
     events = events.with_columns(total=pl.col("amount") * 2 + pl.col("items"))
@@ -76,6 +85,9 @@ def faulty_events() -> pl.DataFrame:
     days = events.with_columns(day=day).partition_by("day", as_dict=True, include_key=False)
     before, repeated, apart = days["2024-02-02",], days[REPEATED,], days[APART,]
     days[COPIED,] = days[COPIED,].with_columns(before.drop("id", "ts"))
+    days[SHUFFLED,] = days[SHUFFLED,].with_columns(
+        pl.col(name).sample(fraction=1, shuffle=True, seed=at) for at, name in enumerate(FEATURES)
+    )
     days[REPEATED,] = pl.concat([repeated, repeated.head(100).with_columns(pl.col("id") + 1_000_000)])
     days[APART,] = apart.with_columns(pl.col("total").sample(fraction=1, shuffle=True, seed=1))
     days[FLIPPED,] = days[FLIPPED,].with_columns(pl.col("returned").xor(pl.col("id") % 2 == 0))
@@ -101,6 +113,7 @@ def test_each_fault_gives_a_warning_in_its_partition_and_no_other_day_does(score
     assert health.height == 19  # the days that the model of February serves
     assert dict(health.filter(~pl.col("passed")).select("partition_key", "columns").rows()) == {
         COPIED: "copied rows",
+        SHUFFLED: "columns apart",
         REPEATED: "repeated rows",
         APART: "columns apart",
     }
@@ -116,15 +129,60 @@ def test_performance_that_the_estimate_does_not_explain_is_named_where_labels_ar
         health = con.sql("FROM small.health WHERE check_name = 'concept_drift' ORDER BY partition_key").pl()
         (row,) = con.sql(f"FROM small.concept_drift WHERE partition_key = '{FLIPPED}'").pl().to_dicts()
     assert health.height == 19
-    assert set(health.filter(~pl.col("passed"), pl.col("partition_key") <= LAST_GOOD)["partition_key"]) == {FLIPPED}
+    failed = health.filter(~pl.col("passed"), pl.col("partition_key") <= LAST_GOOD)
+    assert failed["partition_key"].sort().to_list() == [SHUFFLED, FLIPPED]
+    assert failed.sort("partition_key")["columns"].to_list() == ["", "exchanged labels"]
     assert set(health["asset"]) == {"performance"}
     assert row["contradicted"], "half of the labels are exchanged"
     assert row["metric"] == "log_loss"
     assert row["deviation"] < -4
     assert row["value"] > np.log(2) > row["estimate"]
-    partition = scored.spec.partitions.calendar.named(FLIPPED)
-    (evaluated,) = scored.evaluate([partition], Stamp("again", NOW))
-    assert evaluated.findings == (CONTRADICTION,)
+    labels, rows = (failed.filter(partition_key=key)["text"].item() for key in (FLIPPED, SHUFFLED))
+    assert labels.startswith(CONTRADICTION)
+    assert CONTRADICTION not in rows
+    assert rows.endswith("they have the features of other rows (columns apart), as the check feature_rows says")
+
+
+def test_run_and_status_have_a_line_for_each_check_and_cause_with_its_partitions(scored, capsys):
+    status = status_at(scored, PlanRequest(NOW))
+    with terminal.reporting():
+        show_failed(status.failed_checks, scored.spec.partitions.calendar)
+    lines = capsys.readouterr().out.splitlines()
+    shown = {key: [line for line in lines if key in line.partition(": ")[0]] for key in (COPIED, SHUFFLED, FLIPPED)}
+    assert shown[COPIED] == [f"  {COPIED}: check feature_rows: the features of all 500 rows are those of 2024-02-02"]
+    assert [line.partition(" check ")[2].partition(":")[0] for line in shown[SHUFFLED]] == [
+        "feature_rows",
+        "concept_drift",
+    ]
+    assert shown[SHUFFLED][0].startswith(
+        f"  {SHUFFLED}, {APART} (2): check feature_rows: columns no longer go together"
+    )
+    assert len(shown[FLIPPED]) == 1
+    assert "concept_drift" in {aspect.name for aspect in status.health.alarms}, "the newest partition failed it"
+
+
+def test_the_report_gives_the_figures_of_partitions_in_doubt_apart(scored):
+    doubtful = [COPIED, SHUFFLED, REPEATED, APART, FLIPPED]
+    with open_published(scored.home) as con:
+        whole = read_figures(con, scored.spec)
+        sound = read_figures(con, scored.spec, "2024-02-01", "2024-02-02")
+        alone = read_figures(con, scored.spec, SHUFFLED, SHUFFLED)
+    assert whole.doubtful.keys == doubtful
+    assert whole.doubtful.left_out
+    assert whole.window.all_keys == sorted([*whole.window.keys, *doubtful])
+    assert whole.overall["roc_auc"]["partitions"] == len(whole.window.keys) - 1 == 14, (
+        "labels of the newest day are not known yet"
+    )
+    assert whole.window.counted == (
+        "1 to 20 February 2024 without 3 to 5 February 2024, 7 February 2024 and 9 February 2024"
+    )
+    first, *_ = sentences = in_words(whole)["Results"]
+    assert first == "On 3 February 2024: the features of all 500 rows are those of 2024-02-02."
+    assert any(text.startswith("These 5 days are left out of all other figures; on them alone, ") for text in sentences)
+    assert (sound.doubtful, sound.window.counted) == (None, sound.window.dates)
+    assert not alone.doubtful.left_out
+    assert "All figures are of this day, since the report holds no other." in in_words(alone)["Results"]
+    assert "<h2>In doubt</h2>" in html(whole, {}, ZoneInfo("Europe/Berlin"))
 
 
 def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_by_itself(scored):

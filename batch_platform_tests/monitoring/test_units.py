@@ -11,7 +11,14 @@ import pytest
 
 from batch_platform.monitoring.units import UnitRule
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline, small_spec
-from batch_platform_tests.pipeline.test_snapshots import FILES, MONDAY, SNAPSHOT, customers, days_later
+from batch_platform_tests.pipeline.test_snapshots import (
+    FILES,
+    MONDAY,
+    SNAPSHOT,
+    WITHOUT_REFIT,
+    customers,
+    days_later,
+)
 
 ROWS = pl.DataFrame(
     {
@@ -60,7 +67,8 @@ def widths(pipeline, table: str) -> dict[str, float]:
 
 
 def test_the_same_customers_on_two_days_tell_no_more_than_on_one(tmp_path):
-    pipeline = finished_pipeline(tmp_path, MONDAY, events=customers(), **FILES, **SNAPSHOT)
+    declared = {**FILES, **SNAPSHOT, "model": WITHOUT_REFIT}  # so that performance is measured on rows held out
+    pipeline = finished_pipeline(tmp_path, MONDAY, events=customers(), **declared)
     carry_out(pipeline, days_later(1))
     daily, pooled = widths(pipeline, "performance"), widths(pipeline, "performance_pooled")
     assert pooled.keys() == daily.keys()

@@ -41,14 +41,15 @@ def test_a_verdict_is_read_aloud():
     unclear = verdict(value=0.744, other=0.741, ends=(-0.0021, 0.0078))
     assert unclear.beside("champion V") == (
         "not clearly better or worse than champion V: roc_auc 0.744 against 0.741 on 12,030 rows "
-        "(difference 0.003, between -0.002 and 0.008); about 30,000 rows would be needed to tell"
+        "(difference 0.003, between -0.002 and 0.008)"
     )
     assert unclear.beside("guessing (mean)", unclear="not better than").startswith(
         "not better than guessing (mean): roc"
     )
     by_day = verdict(value=0.75, other=0.74, ends=(-0.01, 0.03), resampled_by="partition", groups=14)
     assert " on 12,030 rows of 14 partitions (" in by_day.beside("champion V")
-    assert by_day.beside("champion V").endswith("; about 60 partitions would be needed to tell")
+    needed = "; about 29 partitions would be needed to see a difference of 0.02 in 8 of 10 cases"
+    assert by_day.beside("champion V", worth=0.02).endswith(f"){needed}")
     alone = Verdict("silhouette", 0.41, 0.39, 840, None)
     assert alone.beside("champion V") == (
         "not clearly better or worse than champion V: silhouette 0.410 against 0.390 on 840 rows (no interval can be computed)"
@@ -64,33 +65,29 @@ def test_an_end_that_is_not_0_is_never_printed_as_0():
     assert same.beside("champion V").endswith("(no difference)")
 
 
-def test_no_more_rows_are_asked_for_than_there_are():
-    """About 12 partitions would be needed, which are 10 in round numbers."""
-    assert verdict("rmse", 31.8, 31.6, (-0.02, 0.42), resampled_by="partition", groups=10).would_tell == ""
-    assert verdict("rmse", 31.8, 31.6, (-0.1, 0.5), resampled_by="partition", groups=10).would_tell
+@pytest.mark.parametrize(
+    ("ends", "worth"),
+    [((-0.02, 0.04), None), ((-0.02, 0.04), 0.0), ((-0.02, 0.04), 0.06), ((0.01, 0.05), 0.01), ((-0.02, 0.04), 0.001)],
+    ids=["no tolerance", "a tolerance of 0", "so many are there", "it is told", "far too many"],
+)
+def test_no_number_of_rows_is_stated_without_a_difference_that_more_of_them_would_show(ends, worth):
+    assert verdict(value=0.75, other=0.74, ends=ends).units_needed(worth) == ""
 
 
-def test_nobody_is_told_how_many_rows_would_tell_a_difference_of_almost_nothing():
-    assert verdict(value=0.7441, other=0.744, ends=(-0.005, 0.0052)).would_tell == ""
-    assert verdict(value=0.744, other=0.744, ends=(0.0, 0.0)).would_tell == ""
-
-
-def test_as_many_rows_as_a_verdict_asks_for_do_tell():
-    """Of 40 pairs of models, one of them a little worse, nearly all can be told apart on four times as many rows."""
-
-    def pair(rows: int, seed: int) -> Verdict:
+def test_the_stated_number_of_rows_shows_the_difference_worth_seeing_in_8_of_10_cases():
+    def pair(rows: int, seed: int, noise: float) -> Verdict:
         random = np.random.default_rng(seed)
         truth = random.normal(size=rows)
-        first, second = (Outcomes("regression", truth + sd * random.normal(size=rows), truth) for sd in (1.1, 1.0))
+        first, second = (Outcomes("regression", truth + sd * random.normal(size=rows), truth) for sd in (noise, 1.0))
         decided = Verdict.on("mae", first, second)
         assert decided is not None
         return decided
 
-    few = [pair(150, seed) for seed in range(40)]
-    asked = [int(v.would_tell.split()[1].replace(",", "")) for v in few if v.would_tell]
-    assert 200 < np.median(asked) < 1_500
-    told = [pair(4 * int(np.median(asked)), seed).word for seed in range(40)]
-    assert told.count("worse") >= 36
+    worth = 0.1 * (2 / np.pi) ** 0.5  # what a tenth more noise costs
+    equal = [pair(150, seed, 1.0).units_needed(worth) for seed in range(40)]
+    asked = int(np.median([int(needed.split()[1].replace(",", "")) for needed in equal if needed]))
+    told = [pair(asked, seed, 1.1).word for seed in range(200)]
+    assert 0.7 < told.count("worse") / len(told) < 0.9
 
 
 def test_a_metric_that_is_not_defined_for_the_rows_gives_no_verdict():

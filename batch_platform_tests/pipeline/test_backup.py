@@ -14,17 +14,16 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
-import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError
+from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WarehouseError, WrongUseError
 from batch_platform.pipeline import archive as archives
 from batch_platform.pipeline.archive import Archive, Backup, place_of
 from batch_platform.pipeline.backup import back_up, read_backup, restore_backup
-from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.database import Warehouse, require_not_lost
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform_tests.harness.checkout import ROOT
 from batch_platform_tests.harness.command_line import published, start_command, write_project
 from batch_platform_tests.harness.dagster_project import forget_projects
@@ -178,27 +177,53 @@ def test_a_backup_that_is_killed_leaves_the_earlier_one_and_the_next_completes_i
     assert list(home_of(project).staging.iterdir()) == []
 
 
-def test_a_restore_that_is_killed_begins_anew_and_until_then_nothing_else_uses_the_home(project, tmp_path, monkeypatch):
+def test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home(
+    project, cli, tmp_path, monkeypatch
+):
     archive = Archive.at(str(tmp_path / "dest"))
+    first = back_up(home_of(project), archive, NOW)
+    back_up(home_of(project), archive, LATER)
+    other = without_home(project, tmp_path / "other")
+    home, replace = home_of(other), Path.replace
+
+    def killed_after(files: int) -> None:
+        left = iter(range(files))
+
+        def replace_or_die(self: Path, target: Path) -> Path:
+            if self.name.endswith(".restored") and next(left, None) is None:
+                raise KeyboardInterrupt
+            return replace(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace_or_die)
+            with pytest.raises(KeyboardInterrupt):
+                restore_backup(archive, archive.backup(first.backup), home)
+
+    for files in (0, 1, 3, first.files // 2, first.files - 1):
+        killed_after(files)
+        for opens in (Warehouse(home).open().__enter__, lambda: open_published(home), lambda: require_not_lost(home)):
+            with pytest.raises(
+                WarehouseError, match=r"restored into .* Hint: batch-platform restore DEST completes it"
+            ):
+                opens()
+    refused = cli(other, "health"), cli(other, "run", "small", "--partition", "2024-02-29"), cli(other, "status")
+    assert [answer.code for answer in refused] == [1, 1, 1]
+    named = cli(other, "restore", str(tmp_path / "dest"), "--backup", archive.names()[-1])
+    assert f"holds part of the backup {first.backup}, whose restore was interrupted" in named.error
+    assert cli(other, "restore", str(tmp_path / "dest"), "--json").json["backup"] == first.backup, "not the newest"
+    assert published(other, EVERYTHING) == published(project, EVERYTHING)
+    assert [*home.root.rglob("*.restored"), *home.root.glob(".restoring")] == []
+
+
+@pytest.mark.parametrize("half", ["", "2026"])
+def test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored(project, tmp_path, half):
+    archive, home = Archive.at(str(tmp_path / "dest")), Home(tmp_path / "restored").create()
     back_up(home_of(project), archive, NOW)
-    backup, home = newest(archive), Home(tmp_path / "restored")
-    read, count = Archive._read, iter(range(3))
-
-    def fails_later(self: Archive, names: Any) -> Any:
-        if next(count, None) is None:
-            raise KeyboardInterrupt
-        return read(self, names)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Archive, "_read", fails_later)
-        with pytest.raises(KeyboardInterrupt):
-            restore_backup(archive, backup, home)
-    with pytest.raises(BatchPlatformError, match="is missing, but"), Warehouse(home).open():
+    home.restoring.write_text(half)
+    with pytest.raises(WarehouseError, match="A backup is being restored"), Warehouse(home).open():
         pass
-    restore_backup(archive, backup, home)
-    with duckdb.connect(str(home.published), read_only=True) as con:
-        assert con.execute(EVERYTHING).fetchall() == published(project, EVERYTHING)
-    assert [path for path in home.root.rglob(".*") if path.name != ".prepared"] == []
+    restore_backup(archive, newest(archive), home)
+    assert not home.restoring.exists()
 
 
 def test_a_backup_is_restored_into_an_empty_home_only(project, cli, tmp_path):
@@ -358,7 +383,7 @@ def test_only_one_backup_of_a_home_is_made_at_a_time(project, tmp_path, monkeypa
     home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
 
     def second(*_: Any) -> Any:
-        with pytest.raises(WrongUseError, match=r"Another backup of .* is being made"):
+        with pytest.raises(WrongUseError, match=r"Another backup or restore of .* is in progress"):
             back_up(home, Archive.at(str(tmp_path / "other")), NOW)
         raise ZeroDivisionError
 
@@ -419,7 +444,7 @@ def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_pat
         store.kill()
         dead = cli(project, "backup", address)
         assert dead.error.startswith(f"{address} cannot be used (")
-        assert dead.error.endswith("the network, and the credentials in the environment, the profile or the role.")
+        assert "the network, and the credentials in the environment, the profile or the role." in dead.error
 
 
 def test_records_of_dagster_that_are_elsewhere_are_named_in_a_sentence(project, cli, tmp_path):

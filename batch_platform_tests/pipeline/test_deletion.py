@@ -20,6 +20,7 @@ import pytest
 
 from batch_platform.declaration.errors import OvertakenError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.segments import OTHERS
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.build import FeatureStep
@@ -30,6 +31,7 @@ from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.rename import drop_pipelines
+from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import StagedScores
@@ -206,12 +208,14 @@ def rows_of_others(pipeline: Pipeline, ids: list[int]) -> dict[str, pl.DataFrame
 
 @pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
 def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stale_because_of_it(tmp_path, store):
-    out = {"parquet": "out"}
-    pipeline = with_customers(tmp_path, store, predictions={"deliver": [out, {"csv": "gone", "name": "former"}]})
+    out, second = {"parquet": "out"}, {"csv": "second"}
+    pipeline = with_customers(
+        tmp_path, store, predictions={"deliver": [out, second, {"csv": "gone", "name": "former"}]}
+    )
     home, (customer, ids) = pipeline.home, subject_of(pipeline)
     for delivery in pipeline.spec.predictions.deliver:
         list(deliver(pipeline, delivery, pipeline.spec.partitions.calendar.due(NOW)[31:], STAMP))
-    pipeline = replace(pipeline, spec=small_spec(**declared(store, deliver=[out])))
+    pipeline = replace(pipeline, spec=small_spec(**declared(store, deliver=[out, second])))
     days, version = pipeline.spec.partitions.calendar.due(NOW)[31:], pipeline.state().registry.of_model[-1].version
     backtest(pipeline, days, BacktestModel(version=version), STAMP, keep_scores=True)
     list(pipeline.build_features(days[:3], Stamp("again", NOW), force=True))
@@ -230,7 +234,11 @@ def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stal
     assert held.rows["predictions"] == held.rows["challenger_scores"] == held.rows["backtest_scores"] == 11
     assert held.rows["rejected_rows"] == 1
     assert held.to_tell == {"former": "it is no longer declared"}
-    assert held.receivers == ["former", "parquet"]
+    assert held.receivers == ["csv", "former", "parquet"]
+    state = pipeline.published_ledgers()
+    assert not [
+        key for of in pipeline.spec.predictions.deliver for key in held.partitions if undelivered(state, of, key)
+    ]
     assert set(held.versions) == {version.version for version in pipeline.state().registry.versions}
 
     plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
@@ -265,6 +273,37 @@ def test_law_14_an_erased_customer_is_in_no_byte_of_the_home_and_nothing_is_stal
     home.erasures_key.unlink()
     with pytest.raises(WarehouseError, match=r"erasures.key cannot be read.*Hint: restore it"):
         list(pipeline.build_features(days[:1], STAMP, force=True))
+
+
+def test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_bundles_that_hold_it(tmp_path):
+    columns = {"amount": {"max": 250, "nullable": True}}
+    pipeline = finished_pipeline(
+        tmp_path,
+        NOW,
+        events=customers(),
+        features_sql=CUSTOMERS["features_sql"],
+        features={"columns": columns, "max_rejected": "50%"},
+        predictions={"keep": ["customer"]},
+        monitoring={"segments": ["customer"]},
+    )
+    home = pipeline.home
+    bundles = {path.name: path for path in home.bundles("small").iterdir()}
+    known = json.loads((bundles[min(bundles)] / "manifest.json").read_text())["contract"]
+    (categories,) = (column["categories"] for column in known if column["name"] == "customer")
+    orders = customers().group_by("customer").agg("id").filter(pl.col("id").list.len() == 1)
+    once = {customer: ids[0] for customer, ids in orders.iter_rows()}
+    customer = next(name for name in categories if name in once)
+    with pipeline.warehouse.open() as con:
+        for table in ("profiles", "estimates_by_segment", "performance_pooled"):
+            rows = str(con.execute(f"SELECT t::VARCHAR FROM small.{table} AS t").fetchall())
+            assert not [name for name in once if name in rows], table
+        segments = con.execute(
+            "SELECT DISTINCT segment FROM small.performance_pooled WHERE segment_column = 'customer'"
+        )
+        assert OTHERS in {segment for (segment,) in segments.fetchall()}
+    held = erase_subject(pipeline, {"id": str(once[customer])}, "somebody", STAMP)
+    assert set(held.remains) == holding(home, customer)
+    assert {Path(place).name for place in held.remains} == {"manifest.json"}
 
 
 @pytest.mark.full
@@ -415,7 +454,7 @@ def killed_at(tmp_path: Path, task: str, pipeline: Pipeline, **arguments: Any) -
             assert list(home.features("small").glob(".*")) == []
 
 
-@pytest.mark.full
+@pytest.mark.release
 def test_a_drop_that_is_killed_at_any_step_is_completed_by_the_next_publication(tmp_path):
     pipeline, outcomes = with_customers(tmp_path, "parquet"), Counter[bool]()
     gone = customers_of(pipeline, KEY)
@@ -427,7 +466,7 @@ def test_a_drop_that_is_killed_at_any_step_is_completed_by_the_next_publication(
     assert outcomes.keys() == {True, False}
 
 
-@pytest.mark.full
+@pytest.mark.release
 def test_an_erasure_that_is_killed_at_any_step_is_completed_by_the_next_publication_or_the_same_command(tmp_path):
     pipeline, outcomes = with_customers(tmp_path, "parquet"), Counter[bool]()
     customer, ids = subject_of(pipeline)

@@ -7,13 +7,16 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.windows import deadline, oldest_champion
+from batch_platform.monitoring.catalogue import read_failed_checks
 from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.monitoring.measures.health import VOLUME, JudgedRun, partition_aspects, volume
+from batch_platform.monitoring.measures.health import EMPTY, VOLUME, JudgedRun, rejected_share, volume
 from batch_platform.monitoring.usual import Past
-from batch_platform.pipeline.health import Measured, freshness, health_of, newest_measured
+from batch_platform.pipeline.health import freshness, health_of
+from batch_platform.pipeline.measured import Measured, newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     permuted_labels,
@@ -22,14 +25,15 @@ from batch_platform_tests.harness.small_pipeline import (
     small_spec,
 )
 
+EMPTY_DAY = "2024-02-06"
 NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin
 DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """The pipeline with few rows, and bad amounts, on the newest day."""
-    events = small_events().filter((DAY != "2024-02-28") | (pl.col("id") % 8 == 0))
+    """The pipeline with few rows, and bad amounts, on the newest day, and none on a day before."""
+    events = small_events().filter((DAY != "2024-02-28") | (pl.col("id") % 8 == 0), DAY != EMPTY_DAY)
     bad = (DAY == "2024-02-28") & (pl.col("id") % 16 == 0)
     pipeline = small_pipeline(
         tmp_path_factory.mktemp("odd"),
@@ -97,7 +101,7 @@ def test_a_partition_is_judged_by_earlier_ones_alone(odd):
     runs = odd.published_ledgers().scores
     past = Past(odd.spec.partitions.calendar, runs.values())
     first, last = runs["2024-02-01"], runs["2024-02-28"]
-    assert [aspect.level for aspect in partition_aspects(odd.spec, past, first)] == [None, "none"]
+    assert (volume(past, first).level, rejected_share(past, first).level) == (None, "none")
     assert {run.partition_key for run in past.before(last, 9, alike=True)} == {
         "2024-02-07",
         "2024-02-14",
@@ -105,10 +109,26 @@ def test_a_partition_is_judged_by_earlier_ones_alone(odd):
     }
     assert [run.partition_key for run in past.before(last, 2, alike=False)] == ["2024-02-26", "2024-02-27"]
     weeks = [replace(first, partition_start=last.partition_start - timedelta(days=7 * week)) for week in range(1, 9)]
-    judged = partition_aspects(odd.spec, Past(odd.spec.partitions.calendar, weeks), last)[0]
+    judged = volume(Past(odd.spec.partitions.calendar, weeks), last)
     assert (judged.level, judged.text) == ("warn", "2024-02-28 has 5 rows, where 15 to 104 are usual")
     past.add(replace(runs["2024-02-27"], rows_rejected=3, rows_in=3))
     assert past.before(last, 1, alike=False)[0].rows_in == 3, "a partition that is scored again replaces itself"
+
+
+def test_a_partition_without_rows_is_named_until_the_declaration_accepts_it(odd):
+    def named(**monitoring: object) -> list[str]:
+        declared = odd.spec.monitoring.model_copy(update=monitoring)
+        with open_published(odd.home) as con:
+            failed = read_failed_checks(con, odd.spec.model_copy(update={"monitoring": declared}))
+        return [check.partition_key for check in failed if check.faults == (EMPTY,)]
+
+    assert named() == named(allow_empty=["2024-02-07"]) == [EMPTY_DAY]
+    assert named(allow_empty=True) == named(allow_empty=[EMPTY_DAY]) == []
+    run = odd.published_ledgers().scores[EMPTY_DAY]
+    weeks = [replace(run, partition_start=run.partition_start - timedelta(days=7 * week)) for week in range(1, 9)]
+    past = Past(odd.spec.partitions.calendar, weeks)
+    assert volume(past, run).text == "2024-02-06 has no rows", "however usual that is"
+    assert volume(past, run, may_be_empty=True).passed
 
 
 def test_a_partition_must_be_scored_by_the_first_such_time_after_it_is_due():

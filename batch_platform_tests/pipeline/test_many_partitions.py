@@ -14,7 +14,7 @@ from batch_platform_tests.harness.browsing import Dagster, browser
 from batch_platform_tests.harness.command_line import run_command
 from batch_platform_tests.harness.served import served
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.release
 
 BEFORE_ITS_MODEL = 7 * 24
 

@@ -24,7 +24,7 @@ from batch_platform_tests.harness.command_line import Answer, published, run_com
 from batch_platform_tests.harness.dagster_project import PACKAGE
 from batch_platform_tests.harness.served import Ui, finished, launch, served
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.release
 
 SHIPPED = Path(sources.__file__).parent
 FLIGHTS = SHIPPED / "data" / "flights.parquet"

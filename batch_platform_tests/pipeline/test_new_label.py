@@ -65,7 +65,7 @@ def test_predictions_of_another_type_go_with_the_first_commit_of_the_new_type(tm
     for table in ("performance", "outcomes", "drift", "profiles", "estimates", "challengers", "challenger_scores"):
         assert rows(new, f"SELECT DISTINCT partition_key FROM small.{table}") in ([], [(first.key,)]), table
     assert rows(new, f"SELECT DISTINCT partition_key FROM {LEDGERS_SCHEMA}.score_runs") == [(first.key,)]
-    assert rows(new, f"SELECT partition_key FROM {LEDGERS_SCHEMA}.partition_status") == [], "written when a step ends"
+    assert rows(new, f"SELECT partition_key FROM {LEDGERS_SCHEMA}.partition_status") == [(first.key,)]
     assert rows(new, f"SELECT count(*) FROM {LEDGERS_SCHEMA}.evaluations") == [(0,)]
     assert new_label(new, new.state()) is None
     carry_out(new, NOW)

@@ -12,10 +12,13 @@ from xxhash import xxh3_64_intdigest
 from batch_platform.declaration.errors import NoChampionError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.reports.report import write_report
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
@@ -34,6 +37,7 @@ SNAPSHOT: dict[str, Any] = {
     "model": {"train": {"every": None, "window": None, "evaluate": None}},
     "predictions": {"keep": ["items"]},
 }
+WITHOUT_REFIT: dict[str, Any] = {**SNAPSHOT["model"], "refit": False}
 MONDAY = datetime(2026, 1, 5, 12, tzinfo=UTC)
 FIRST, SECOND, THIRD = "2026-01-05", "2026-01-06", "2026-01-07"
 
@@ -84,8 +88,47 @@ def test_the_first_snapshot_is_trained_on_and_scored_whole_at_once(tmp_path):
     assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(MONDAY)).items == []
 
 
-def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_model_is_measured_on(tmp_path):
+def test_the_fit_that_serves_learns_from_the_rows_that_judged_it_too_and_is_marked_to_be_measured_on_rows_it_learned_from(
+    tmp_path,
+):
     pipeline = of_monday(tmp_path)
+    labelled = customers().drop_nulls("returned")
+    held_out = sum(is_held_out(*key) for key in labelled.select("id", "shop").iter_rows())
+    (version,) = pipeline.state().registry.versions
+    assert (version.rows_trained, version.rows_evaluated) == (labelled.height, held_out)
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert manifest.judged_training.rows == labelled.height - held_out
+    (evaluation,) = pipeline.state().evaluations.values()
+    assert evaluation.rows_labelled == labelled.height
+    assert query(pipeline, "SELECT DISTINCT in_sample FROM small.performance") == [(True,)]
+    assert query(pipeline, "SELECT count(*) FROM small.performance_pooled WHERE metric = 'roc_auc'") == [(0,)]
+
+
+def test_performance_is_measured_on_rows_whose_label_became_known_after_the_training(tmp_path):
+    def health(now: datetime) -> str:
+        state = pipeline.state()
+        measured = newest_measured(pipeline.home, pipeline.spec, state)
+        return " ".join(aspect.text for aspect in health_of(pipeline.spec, state, now, measured).aspects)
+
+    pipeline = of_monday(tmp_path)
+    assert "on rows that the model learned from" in health(MONDAY)
+    report = write_report(pipeline, MONDAY, file=tmp_path / "report.html").file.read_text()
+    assert "no label is known yet that the model has not learned from" in report
+    change_source(pipeline, customers(unknown=150))
+    carry_out(pipeline, days_later(1))
+    assert "learned from" not in health(days_later(1))
+    assert len(pipeline.state().registry.versions) == 1
+    learned, now = (customers(unknown).drop_nulls("returned").height for unknown in (400, 150))
+    assert pipeline.state().evaluations[SECOND].rows_labelled == now - learned > 200
+    measured = f"SELECT DISTINCT in_sample FROM small.performance WHERE partition_key = '{SECOND}'"
+    assert query(pipeline, measured) == [(False,)]
+
+
+def test_without_refit_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_model_is_measured_on(
+    tmp_path,
+):
+    pipeline = snapshots(tmp_path, model=WITHOUT_REFIT)
+    carry_out(pipeline, MONDAY)
     labelled = customers().drop_nulls("returned")
     held_out = sum(is_held_out(*key) for key in labelled.select("id", "shop").iter_rows())
     (version,) = pipeline.state().registry.versions
@@ -195,7 +238,7 @@ def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every
 @pytest.mark.full
 def test_a_challenger_is_measured_on_the_rows_held_out(tmp_path):
     linear = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
-    pipeline = snapshots(tmp_path, challengers=[linear])
+    pipeline = snapshots(tmp_path, challengers=[linear], model=WITHOUT_REFIT)
     carry_out(pipeline, MONDAY)
     rows = query(
         pipeline, "SELECT challenger, metric, value FROM small.performance WHERE metric = 'roc_auc' ORDER BY 1"
@@ -257,8 +300,8 @@ def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_hold
     assert changed.state().scores[FIRST].model_version == older.version
     assert changed.state().scores[SECOND].model_version == (newer if bound is None else older).version
     manifest = read_manifest(changed.home.bundle("small", newer.version), newer.sha256)
-    assert not manifest.refit
-    assert manifest.training.rows + manifest.evaluation.rows <= 2000
+    assert manifest.refit == (bound is None), "a refused version is not fitted again"
+    assert manifest.judged_training.rows + manifest.evaluation.rows <= 2000
 
 
 @pytest.mark.full

@@ -19,6 +19,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
@@ -132,7 +133,9 @@ def test_another_budget_of_rejected_rows_makes_nothing_stale_and_judges_anew(tmp
 
 def test_an_evaluation_that_failed_leaves_its_partition_scored_and_says_why(pipeline):
     pipeline = small_pipeline(
-        pipeline.folder.parent, labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n")
+        pipeline.folder.parent,
+        labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n"),
+        model={"train": {"retrain": "never"}},
     )
     with pytest.raises(SourceError):
         list(pipeline.evaluate([pipeline.spec.partitions.calendar.named("2024-02-10")], Stamp("later", LABELS_KNOWN)))
@@ -236,3 +239,27 @@ def test_trace_of_a_row_without_its_ledger_is_refused(pipeline):
     pipeline.publish()
     with pytest.raises(IntegrityError, match="ledgers have no row for this score"):
         trace(pipeline.spec, pipeline.home, {"id": "1500"})
+
+
+def test_a_committed_partition_is_in_partition_status_although_its_run_was_killed_before_it_ended(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    days = pipeline.spec.partitions.calendar.due(LABELS_KNOWN)
+    stamp = Stamp("killed", LABELS_KNOWN)
+    list(pipeline.build_features(days[:33], stamp))
+    version = pipeline.train(pipeline.spec.partitions.calendar.named("2024-02-01"), stamp).version.version
+    list(pipeline.score(days[31:33], stamp))
+    pipeline.publish()  # as the next run does, which finds nothing due
+    with reading_published(pipeline.home) as con:
+        columns = "partition_key, condition, champion, rows_scored"
+        rows = con.execute(f"SELECT {columns} FROM batch_platform.partition_status ORDER BY ALL").fetchall()
+    assert rows == [(day.key, "scored", version, 40) for day in days[31:33]]
+
+
+def test_a_training_that_failed_by_sql_that_is_mended_is_no_longer_told(pipeline):
+    folder, period = pipeline.folder.parent, pipeline.spec.partitions.calendar.named("2024-02-01")
+    broken = small_pipeline(folder, features_sql=FEATURES_SQL.replace("amount", "amuont"))
+    with pytest.raises(DataError, match="built by an earlier version of the SQL"):
+        broken.train(period, Stamp("broken", NOW))
+    assert list(status(broken).refused) == ["2024-02-01"]
+    mended = status(small_pipeline(folder))
+    assert (mended.refused, mended.declaration_change, mended.due) == ({}, None, {})

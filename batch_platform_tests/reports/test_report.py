@@ -443,7 +443,9 @@ def test_estimates_are_those_of_their_table_beside_what_came_true(figures, pipel
         assert {row.partition_key: row.realised for row in figures.estimates.partitions} == measured
         assert figures.estimates.unmeasured == ()
         learned = Span(tuple(replace(run, in_sample=True) for run in figures.window.runs))
-        assert read_estimate_figures(con, pipeline.spec, "roc_auc", learned) is None, "the model has learned from them"
+        assert read_estimate_figures(con, pipeline.spec, "roc_auc", learned, ()) is None, (
+            "the model has learned from them"
+        )
 
 
 def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):

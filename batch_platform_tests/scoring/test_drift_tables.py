@@ -19,7 +19,8 @@ from batch_platform.models.reference import reference_of
 from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, has_moved
 from batch_platform.monitoring.measures.drift import DRIFT, drifted_segments, read_drift
 from batch_platform.monitoring.profiles import number_profile
-from batch_platform.pipeline.health import health_of, newest_measured
+from batch_platform.pipeline.health import health_of
+from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.reports.figures import read_figures

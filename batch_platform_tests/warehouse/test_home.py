@@ -91,6 +91,22 @@ def test_everything_lies_below_the_root(tmp_path):
     assert len({*paths}) == len(paths)
 
 
+@pytest.mark.parametrize("made_before", ["", "home", "home/dagster"])
+def test_git_ignores_a_new_home(tmp_path, made_before):
+    (tmp_path / made_before).mkdir(parents=True, exist_ok=True)
+    home = Home(tmp_path / "home")
+    publish(home)
+    assert home.gitignore.read_text() == "*\n"
+
+
+def test_a_folder_that_holds_something_gets_no_gitignore_and_keeps_its_own(tmp_path):
+    (tmp_path / "README.md").touch()
+    home = Home(tmp_path).create()
+    assert not home.gitignore.exists()
+    home.gitignore.write_text("*.csv\n")
+    assert home.create().gitignore.read_text() == "*.csv\n"
+
+
 def test_the_error_of_a_home_that_cannot_be_created_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BatchPlatformError, match=rf"cannot be written to \(.*Hint: set {HOME_VARIABLE}"):

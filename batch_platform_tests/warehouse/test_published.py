@@ -555,6 +555,18 @@ def test_nothing_is_written_through_a_link_in_the_place_of_a_copy(home, tmp_path
     assert shown(home.published) == held(Warehouse(home))
 
 
+def test_a_stray_link_named_like_a_copy_blocks_no_write_and_is_removed(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    (tmp_path / "file").write_text("of somebody else")
+    stray = home.root / f"published-{'0' * 32}.duckdb"
+    stray.symlink_to(tmp_path / "file")
+    write(home, tmp_path, KEYS[0], "r1")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    assert (stray.is_symlink(), (tmp_path / "file").read_text()) == (False, "of somebody else")
+
+
 @pytest.mark.parametrize(
     "replace", [shutil.copy, lambda copy, link: link.symlink_to(copy)], ids=["a file", "a link elsewhere"]
 )

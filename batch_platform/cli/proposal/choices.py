@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from batch_platform.cli.proposal.columns import (
     CLEARLY,
     ENOUGH,
+    ID_NAMES,
     KEY_NAMES,
     Evidence,
     feature_reasons,
@@ -140,6 +141,15 @@ class Windows:
     calendar: tuple[str, ...] = ()  # parts of the time that are features
     part_names: Mapping[str, str] = field(default_factory=lambda: PART_NAMES)  # names of these features, by part
     past: PastFeatures | None = None
+    repeats: tuple[tuple[datetime, int], ...] = ()  # times of a series that several rows have, with the number of rows
+
+    @property
+    def repeated(self) -> str:
+        """The times that several rows of a series have; empty if there are none."""
+        if not self.repeats:
+            return ""
+        times = first_few([f"{counted(rows, 'row')} at {instant:%Y-%m-%d %H:%M} UTC" for instant, rows in self.repeats])
+        return f"{shortened(self.time.name)} would be the key, but several rows have the same time ({times})"
 
     @property
     def without_time(self) -> str:
@@ -185,7 +195,8 @@ class _Times:
     span: TimeRange
     every: Every  # length of a partition
     are_partitioned: bool  # otherwise they may still be part of a key
-    name_rows: bool  # the rows are a series, with one for each time
+    is_series: bool  # nearly every time has one row
+    repeats: tuple[tuple[datetime, int], ...]  # times that several rows have, with the number of rows
     others: list[TableColumn]  # other columns of times
 
 
@@ -205,7 +216,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         target = target_of(survey, label)
         require_repeating_texts(survey, label)
     time = None if partitioned is None else partitioned.column
-    series = times.column if times is not None and times.name_rows else None
+    series = times.column if times is not None and times.is_series else None
     reasons = feature_reasons(survey, label, [*key, time, label], series)
     if time is None and None not in reasons.values() and not asked.key and survey.origin.is_one_file:
         # the key is all there is to learn from
@@ -218,6 +229,11 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     if not features and (windows is None or windows.past is None):
         why = first_few(sorted(f"{column.name} {reason}" for column, reason in reasons.items()), "; ")
         msg = f"No column of {survey.origin.path} is left to learn from: {why or 'there are no others'}."
+        if times is not None and times.repeats:
+            instant, rows = times.repeats[0]
+            several = f"{len(times.repeats):,} of its values" if len(times.repeats) > 1 else "a value"
+            example = f"{instant:%Y-%m-%d %H:%M} UTC in {rows:,} rows"
+            msg += f" {times.column.name} is not unique: several rows have {several}, such as {example}."
         raise WrongUseError(msg, hint="add columns, or name another --label, --key or --time.")
     return Proposal(
         key=key,
@@ -266,7 +282,8 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
             of_entity = _is_of_an_entity(column)
-            series = (asked.time is not None or not of_entity) and survey.is_series(column.name, span)
+            repeats = survey.repeats(column.name)
+            series = (asked.time is not None or not of_entity) and survey.is_series(column.name, span, repeats)
             every = _every(survey.rows, span, series=series)
             # No partition is as long as a year, and a birthday tells of no event.
             is_snapshot = span.filled[every] < FEWEST_WINDOWS or "year" in span.starts or of_entity
@@ -275,7 +292,8 @@ def _times(survey: Survey, asked: Asked) -> _Times | None:
                 span,
                 every,
                 are_partitioned=not asked.snapshot and (asked.time is not None or not is_snapshot),
-                name_rows=series,
+                is_series=series,
+                repeats=tuple(repeats),
                 others=[other for other in ranked if other.name not in column.made_of],
             )
     if asked.time is not None:
@@ -344,8 +362,8 @@ def _key(
 ) -> tuple[tuple[TableColumn, ...], str, list[TableColumn]]:
     """The columns that identify a row, where they are unique, and other possible key columns.
 
-    A single column comes before several, and the position of a row in its file last. Where a time is unique, it comes before
-    counters, and where it steps by whole hours, before any identifier.
+    A single column comes before several, and the position of a row in its file last. The unique time of a series comes before
+    counters, and where it steps by whole hours, before every column that is not called an id or a key.
     """
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
@@ -359,9 +377,11 @@ def _key(
     ranked.sort(key=lambda column: _rank(column, KEY_NAMES))
     unique = [column for column in ranked if column.unique]
     likeliest = unique
-    if times is not None and times.name_rows and unique:
-        lasting = [column for column in unique if "hour" not in times.span.starts and not column.counts_rows]
-        likeliest = [*lasting, times.column]
+    if times is not None and times.is_series and not times.repeats and unique:
+        on_hours = "hour" in times.span.starts
+        named = [column for column in unique if last_word(column.name) in ID_NAMES]
+        lasting = [column for column in unique if not on_hours and not column.counts_rows]
+        likeliest = [*named, *lasting, times.column]
     if likeliest:
         return (likeliest[0],), "everywhere", [column for column in unique if column is not likeliest[0]]
     for key in _compound_keys(survey, ranked, time, [column for column in free if column not in ranked]):
@@ -471,14 +491,15 @@ def _windows(
             if span.length >= least
             and not starts & span.starts
             and part_names[part] not in names
-            and (part != "minute" or times.name_rows)  # events come at any minute
+            and (part != "minute" or times.is_series)  # events come at any minute
         ),
         part_names=part_names,
+        repeats=times.repeats if times.is_series and not key else (),
     )
     periods = [] if train_every is None else Calendar(train_every, zone, first).within(*bounds)
     if len(periods) > MOST_MODELS:
         windows = replace(windows, train_start=periods[-MOST_MODELS].start.astimezone(zone).replace(tzinfo=None))
-    return replace(windows, past=_past(survey, windows, every, key, label)), train_every
+    return replace(windows, past=_past(survey, windows, every, key, label, is_series=times.is_series)), train_every
 
 
 def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
@@ -498,8 +519,14 @@ def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) ->
     return Duration(days=days), None
 
 
-def _past(
-    survey: Survey, windows: Windows, every: Every, key: Sequence[TableColumn], label: TableColumn | None
+def _past(  # noqa: PLR0913 - what decides whether the past of a label is known
+    survey: Survey,
+    windows: Windows,
+    every: Every,
+    key: Sequence[TableColumn],
+    label: TableColumn | None,
+    *,
+    is_series: bool,
 ) -> PastFeatures | None:
     """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions.
 
@@ -508,7 +535,8 @@ def _past(
     """
     if label is None or label.holds not in ("number", "integer", "boolean"):
         return None
-    if windows.time not in key and (not key or survey.unique([column.name for column in key])):
+    names_rows = windows.time not in key and (not key or survey.unique([column.name for column in key]))
+    if names_rows and not is_series:
         return None
     means, lags = _STEPS_BACK[every]
     means = _MEANS_OF_YEARS if "year" in windows.span.starts else means
@@ -517,7 +545,7 @@ def _past(
         learned = windows.train_start - windows.start - delay
     known = delay + LONGEST[every].nominal if delay else timedelta()  # before the end of the partition
     lags = tuple(lag for lag in lags if known <= lag.nominal < learned) if "hour" in windows.span.starts else ()
-    entity = tuple(column for column in key if column != windows.time)
+    entity = () if names_rows else tuple(column for column in key if column != windows.time)
     return PastFeatures(entity, means, lags, means[-1] if every == "day" and "hour" in windows.calendar else None)
 
 

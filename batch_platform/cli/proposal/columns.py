@@ -48,13 +48,15 @@ _GIVEN_NAME = re.compile(
 )
 _NUMBERED = re.compile(r"(?<=[a-z]{3})\d+$")  # the number behind a noun tells the year, class or measurement
 _UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")  # behind the noun of a name
-KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
+ID_NAMES = ("id", "key", "uuid", "guid")  # last words of names that say that a column identifies its row
+KEY_NAMES = (*ID_NAMES, "number", "nr", "no", "code")
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
-# Also distid and custid, but not words such as paid, acid, valid and steroid.
+# Also Kunden-Nr, distid and custid, but not words such as paid, acid, valid and steroid.
 _ID_NAME = re.compile(
     "(.* )?((?!(un|pre|re)?paid$|(a|b|m|k|d|ac|gr|co|hum|lip|val|inval|sol|flu|liqu|rap|hybr)id$|[a-z]+(oid|vid)$)[a-z]{0,6}id"
     "|uuid|guid|mrn|ssn|iban|isbn|vin|imei|sku|ean|row ?names?|subject|patient|respondent|seqno?|id(case|num|no)"
     "|(case|customer|family|household|member|obs|order|patient|person|record|row|student|subject|unit|user)(id|no|nr|num)"
+    "|[^ ]+ nr|[^ ]*nummer"
     "|(first|last|full|given|sur|user|client|customer|employee|member|passenger|patient|person|player|student) ?name|e ?mail"
     ")( (str|no|nr))?|name"
 )

@@ -71,6 +71,11 @@ def files_of(
 ) -> dict[str, str]:
     """The text of each file of a pipeline, by file name; paths within a root are relative to the folder of the pipeline."""
     sources, rows, places = _read(proposal, reading)
+    queries = dict[str, str]()
+    if query := _query_of(reading, proposal):
+        (source,) = sources
+        queries = {f"{source}_rows.sql": query}
+        sources = {source: reading.origin.read_by(*queries)}
     if root is not None:
         sources = {source: origin.relative_to(root, folder) for source, origin in sources.items()}
     earlier = _past([*sources][-1], proposal)
@@ -80,7 +85,26 @@ def files_of(
     }
     if proposal.label is not None:
         files["labels.sql"] = _labels(rows, places, proposal, proposal.label)
-    return files
+    return files | queries
+
+
+def _query_of(reading: Layout, proposal: Proposal) -> str:
+    """The query that reads the rows of a partition from a table of PostgreSQL; empty where a partition needs others too.
+
+    SQLite has no times to compare with the bounds.
+    """
+    origin, time, windows = reading.origin, proposal.time, proposal.windows
+    if origin.driver != "postgresql" or time is None or not proposal.key or (windows and windows.past):
+        return ""
+    if time.reading is None or time.reading.sql != "{}" or time.made_of:
+        return ""
+    needed = (*proposal.key, time, *proposal.features, *proposal.keep, *((proposal.label,) if proposal.label else ()))
+    columns = dict.fromkeys(quoted(column.name) for column in needed if not column.made_of)
+    table, at = ".".join(map(quoted, origin.options["table"].split("."))), quoted(time.name)
+    return (
+        "-- The rows of one partition, read in the database: by an index, if there is one on the time.\n"
+        f"SELECT {', '.join(columns)}\nFROM {table}\nWHERE {at} >= $partition_start AND {at} < $partition_end\n"
+    )
 
 
 def _read(proposal: Proposal, reading: Layout) -> tuple[dict[str, Origin], str, tuple[str, ...]]:
@@ -161,6 +185,8 @@ def _features(rows: str, places: Sequence[str], proposal: Proposal, earlier: Map
     notes: list[str] = []
     if windows is not None and windows.timeless:
         notes = [f"-- In no partition: {windows.without_time}."]
+    if windows is not None and windows.repeated:
+        notes += [f"-- {windows.repeated}."]
     if proposal.left_out:
         reasons = (f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items())
         notes += ["-- Left out:", *reasons]

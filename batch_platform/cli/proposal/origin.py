@@ -19,7 +19,7 @@ from batch_platform.declaration.inputs import STORES, Encoding, Source, require_
 from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.files import files_of
-from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.kind import SourceTable, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import (
     FilePath,
@@ -29,7 +29,7 @@ from batch_platform.features.sources.objects import (
     hint_for,
     store_failure_in,
 )
-from batch_platform.features.sources.text_files import with_line_end
+from batch_platform.features.sources.text_files import with_any_line_break
 from batch_platform.features.sources.zipped import ENDING, duckdb_path, member_of
 from batch_platform.warehouse.sql import connect, literal
 
@@ -59,6 +59,16 @@ class Origin:
     def read_with(self, **options: object) -> "Origin":
         """The same with further keys in its source block; those without a value are left out."""
         return replace(self, options={**self.options, **{key: value for key, value in options.items() if value}})
+
+    def read_by(self, query: str) -> "Origin":
+        """The same table of a database, read by a query in a file beside the declaration."""
+        return replace(self, options={"uri": self.options["uri"], "query": query})
+
+    @property
+    def driver(self) -> str | None:
+        """The driver of the database; None for a table elsewhere."""
+        sql = self.as_table("").source.sql if self.kind == "sql" else None
+        return None if sql is None else sql.driver
 
     def relative_to(self, root: Path, folder: Path) -> "Origin":
         """The same, with a path within a root relative to a folder."""
@@ -153,14 +163,14 @@ def _on_this_machine(path: Path, file: str) -> tuple[str, FilePath]:
 
 def unreadable(path: FilePath, error: duckdb.Error, hint: str | None = None) -> SourceError:
     """The error that says why DuckDB cannot read a file, without the settings that it lists and the SQL that reads it."""
+    if (source_error := failure_in(error)) is not None:
+        return source_error
     if (failure := store_failure_in(error)) is not None:
         return SourceError(f"{failure}.", hint=hint_for(failure))
     message = " ".join(str(error).partition("\nLINE ")[0].split())
     reason = message.partition(" Possible ")[0].partition(" The search space used was:")[0]
     if "sniffing file" in reason:
-        reason = (
-            "its rows do not all have the same number of values, or do not all end with the same kind of line break"
-        )
+        reason = "its rows do not all have the same number of values"
         hint = hint or "look for quotes that are not closed, and line breaks or delimiters in values without quotes."
     if " encoded" in reason:  # an encoding of Windows has signs such as € where latin-1 has none
         name = "name its encoding, such as --encoding latin-1, or " if "not utf-8" in reason else ""
@@ -270,8 +280,8 @@ def _with_dialect(origin: Origin) -> Origin:
                 source = f"sniff_csv({', '.join([literal(files[0]), *notation, *filter(None, options)])})"
                 return con.execute(f"SELECT Delimiter, HasHeader, SkipRows, len(Columns) FROM {source}").fetchall()[0]
 
-            (delimiter, header, skipped, columns), line_end = with_line_end(sniffed)
-            notation += [line_end] if line_end else []
+            (delimiter, header, skipped, columns), line_breaks = with_any_line_break(sniffed)
+            notation += [line_breaks] if line_breaks else []
             # Decimal commas between semicolons look like text between commas.
             if delimiter == "," and not header:
                 other, has_header, _, width = sniffed("delim = ';', decimal_separator = ','")

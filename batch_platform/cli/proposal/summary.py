@@ -55,6 +55,8 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
     )
     unnamed = "what a row holds" if proposal.key_holds == BY_CONTENT else place
     key = ", ".join(column.name for column in proposal.key) or unnamed
+    repeated = windows and windows.repeated
+    repeated = f"; {repeated}: remove the extra rows and repeat the command" if repeated else ""
     features = [f"{len(names)}: {first_few(names)}"] if names else []
     if windows and windows.calendar:
         features.append(f"from the time: {', '.join(windows.part_names[part] for part in windows.calendar)}")
@@ -66,7 +68,7 @@ def sentences(proposal: Proposal, reading: Layout) -> dict[str, Any]:
     }
     lines = {
         "source": reading.note,
-        "key": f"{key}, unique {proposal.key_holds}{others['key']}",
+        "key": f"{key}, unique {proposal.key_holds}{others['key']}{repeated}",
         "time": _time(windows) + others["time"]
         if windows
         else f"none: every day the whole table is scored as it is then{others['time']}",
@@ -120,5 +122,5 @@ def _learns_from(proposal: Proposal) -> str:
     if proposal.windows is not None:
         return "all rows before the period that it serves"
     if proposal.label is None:
-        return "four fifths of its rows, drawn at random; the groups are judged on the rest"
-    return "its rows with a label, tested on a random fifth of them; expect somewhat worse results in the future"
+        return "all its rows; a first fit leaves out a random fifth of them, on which it is judged"
+    return "all its rows with a label; a first fit leaves out a random fifth of them, on which it is judged; expect somewhat worse results in the future"

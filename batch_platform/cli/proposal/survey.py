@@ -34,6 +34,7 @@ Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "n
 LENGTHS: tuple[Every, ...] = ("hour", "day", "week", "month")  # possible lengths of partitions
 FAR = 10  # times that are so many times as far from most others as these are apart belong to no partition
 LEAST_ROWS = 20  # number of rows from which equal values are no accident
+MOST_REPEATED = 0.01  # share of the rows of a series that may repeat a time, such as the hour that clocks are set back
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 GAPS = 0.1  # share of the rows that may be missing from numbers of rows
 HARDLY = 0.1  # share of the usual share of labelled rows, below which labels are stray ones
@@ -187,9 +188,15 @@ class Survey:
         where = "" if known is None else f"WHERE {quoted(known.name)} IS NOT NULL"
         return self.con.sql(f"SELECT {names} FROM seen {where} QUALIFY row_number() OVER () % {step} = 0").pl()
 
-    def is_series(self, time: str, span: TimeRange) -> bool:
-        """Return whether each time has one row, and times lie on whole hours or mostly follow each other at the same interval."""
-        if not self.unique([time]):
+    def repeats(self, time: str) -> list[tuple[datetime, int]]:
+        """The instants that several rows have, with the number of these rows; most rows first."""
+        at = self._instant(time)
+        groups = f"SELECT {at} AS instant, count(*) AS rows FROM seen WHERE {at} IS NOT NULL GROUP BY 1 HAVING rows > 1"
+        return self.con.execute(f"{groups} ORDER BY rows DESC, instant").fetchall()
+
+    def is_series(self, time: str, span: TimeRange, repeats: Sequence[tuple[datetime, int]]) -> bool:
+        """Return whether nearly every time has one row, and times lie on whole hours or mostly follow at the same interval."""
+        if self.column(time).nulls or sum(rows - 1 for _, rows in repeats) > self.rows * MOST_REPEATED:
             return False
         at = self._instant(time)
         steps = f"SELECT epoch({at}) - lag(epoch({at})) OVER (ORDER BY {at}) AS seconds FROM seen"

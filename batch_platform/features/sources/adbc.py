@@ -21,6 +21,7 @@ from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import INTERRUPTED_QUERY, SourceError, did_you_mean, listed
 from batch_platform.features.sources.drivers import driver_of, postgresql_uri, reason_of, sqlite_uri
 from batch_platform.features.sources.kind import SourceTable, failure_of_stream
+from batch_platform.features.sources.postgresql_values import meant, refused, with_dimensions
 from batch_platform.warehouse.sql import literal
 
 if TYPE_CHECKING:
@@ -177,14 +178,29 @@ class Session:
                 with explained, closing(connection.cursor()) as cursor, self._interruptible(cursor):
                     if self._driver == "sqlite":
                         cursor.adbc_statement.set_options(**_SQLITE_BATCH)
-                    cursor.execute(*self._bound(connection, statement, _values(table, self._driver)))
-                    for batch in cursor.fetch_record_batch():
-                        yield batch if batch.schema.equals(schema) else _cast(batch, schema)
+                    text, values = self._bound(connection, statement, _values(table, self._driver))
+                    if self._driver == "postgresql":
+                        cursor.execute(with_dimensions(text, schema), values)
+                        for batch in cursor.fetch_record_batch():
+                            yield self._meant(batch, statement, schema)
+                    else:
+                        cursor.execute(text, values)
+                        for batch in cursor.fetch_record_batch():
+                            yield _cast(batch, schema)
             except SourceError as error:
                 raise failure_of_stream(error) from None
             unless_complete.pop_all()
         if connection is not self._first:
             self._idle.append(connection)
+
+    def _meant(self, batch: pa.RecordBatch, statement: Statement, schema: pa.Schema) -> pa.RecordBatch:
+        """The rows of PostgreSQL as they are meant; raises SourceError for values that cannot be taken over."""
+        if (wrong := refused(batch, schema)) is not None:
+            query = self._key("query") + ("" if statement.key == self._key("query") else " instead of the table")
+            problem = f": its column {wrong.column!r} {wrong.problem}."
+            hint = f"write {wrong.instead} in {query}."
+            raise self._table.error(problem, hint, shared=not statement.parameters)
+        return meant(batch, schema)
 
     @contextmanager
     def _interruptible(self, cursor: "Cursor") -> Generator[None]:
@@ -288,7 +304,10 @@ class Session:
         if (wrong := _WRONG_TYPE.search(reason)) is not None and columns is not None:
             column = columns.names[int(wrong[1])]
             reason = f"column {column!r} holds values of several types ({reason.rpartition(': ')[2]})"
-            hint = f"name one type in sources.{self._table.name}.sql.query, such as CAST({column} AS TEXT) AS {column}."
+            cast = f"CAST({column} AS TEXT) AS {column}"
+            hint = f"name one type in sources.{self._table.name}.sql.query, such as {cast}."
+            if not self._table.pipeline:
+                hint = f"create a view that selects {cast}, or NULL for other values, and read it with --table."
         return self._table.error(f" cannot be read: {reason}.", hint, shared=shared)
 
     def _tables(self) -> list[str]:
@@ -312,11 +331,12 @@ def _values(table: SourceTable, driver: str) -> dict[str, Any]:
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The values in the types of a schema; raises ArrowInvalid with the number of a column that holds others."""
+    """The values in the types of a schema; raises ArrowInvalid with the number of a column that holds others, such as bytes."""
     columns = list[pa.Array]()
     for at, (column, field) in enumerate(zip(batch.columns, schema, strict=True)):
         try:
             columns.append(column.cast(field.type))
+            columns[-1].validate(full=pa.types.is_string(field.type))
         except pa.ArrowInvalid as error:
             msg = f"Type mismatch in column {at}: {error}"
             raise pa.ArrowInvalid(msg) from error

@@ -3,6 +3,7 @@
 Nobody waits for anybody: the published copy is attached read-only, and a connection goes on reading the copy that it found.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted
-from batch_platform.warehouse.user_tables import TableName, select_rows, table_of_asset
+from batch_platform.warehouse.user_tables import WHOLE, TableName, published_partitions, select_rows, table_of_asset
 
 _COPY = "published copy"  # name under which the copy is attached
 _ESTIMATED_BYTES = 8  # estimated size of a value
@@ -72,6 +73,17 @@ def _missing(table: SourceTable) -> SourceError:
         "not named after its asset, and a path beside `asset` what is kept elsewhere."
     )
     return table.error(problem, f"{nearest} Else {hint}" if nearest else hint)
+
+
+def not_stored(table: SourceTable, keys: Collection[str]) -> list[str]:
+    """Those of some partitions that the table does not hold, with or without rows; none where it has no partitions."""
+    home, name = _home(table), _name(table.source)
+    try:
+        with reading_published(home) as con:
+            stored = published_partitions(con, name) if has_table(con, name.schema, name.table) else {WHOLE}
+    except NothingPublishedError:
+        return []  # reading the source says so
+    return [] if WHOLE in stored else sorted({*keys} - stored)
 
 
 def _attach(con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:

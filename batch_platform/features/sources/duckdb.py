@@ -1,17 +1,37 @@
 """Sources of kind `duckdb`: a table or view of a DuckDB file, attached read-only under its path."""
 
+import time
+
 import duckdb
 
+from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import file_location, files_of, files_size, files_version
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view
+from batch_platform.warehouse.database import HELD_BY_ANOTHER, holder_of
 from batch_platform.warehouse.sql import literal, quoted
+
+_WAIT = "2 minutes"
+_PAUSE_SECONDS = 0.1
 
 
 def _attach(con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
-    path = str(files_of(table)[0])
-    con.execute(f"ATTACH IF NOT EXISTS {literal(path)} AS {quoted(path)} (READ_ONLY)")
-    return ()
+    """Attach the file; while another process has it open for writing, DuckDB refuses, so try again until `wait` is over."""
+    path, wait = str(files_of(table)[0]), table.source.wait or _WAIT
+    until = time.monotonic() + parse_duration(wait).nominal.total_seconds()
+    while True:
+        try:
+            con.execute(f"ATTACH IF NOT EXISTS {literal(path)} AS {quoted(path)} (READ_ONLY)")
+        except duckdb.IOException as error:
+            if not HELD_BY_ANOTHER.search(str(error)):
+                raise
+            if time.monotonic() >= until:
+                problem = f" cannot be read: process {holder_of(error) or 'unknown'} has {path} open for writing; waited {wait}."
+                hint = f"let that process close the file, read a copy, or wait longer: sources.{table.name}.wait."
+                raise table.error(problem, hint) from error
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return ()
 
 
 def _relation(table: SourceTable) -> str:

@@ -26,6 +26,7 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.extras import needed, require_installed
 from batch_platform.declaration.inputs import STORES, scheme_of
 from batch_platform.declaration.redaction import redact
+from batch_platform.warehouse.lock import seconds_in
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -39,6 +40,11 @@ _TAGS = (
     "last_modified",
 )  # names that stores have for what changes with the content; the best first
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # variables with the address of another store than Amazon's
+TIMEOUT_VARIABLE = "BATCH_PLATFORM_STORE_TIMEOUT"
+_TIMEOUT_SECONDS = 90.0  # for which a store may be silent, all attempts taken together
+_SLOWEST = 100_000  # bytes per second that a store takes at least
+_S3_ATTEMPTS = 3  # of botocore at one request, unless the environment says otherwise
+_S3_READINGS = 2  # of s3fs at one object whose transfer breaks off, each with the attempts of botocore
 _VARIABLE = re.compile(r"[*?\[{]")  # start of what differs between the objects of a source
 _LONGEST_REASON = 300  # characters of a message
 _RAISED = re.compile(r"\bStoreError: ([^\n]*)")
@@ -99,7 +105,10 @@ def hint_for(problem: str) -> str:
     """The way out of a StoreError, as far as its text tells."""
     if "replaced" in problem:
         return "run it again, which reads the new object."
-    return "check the name of the bucket, the network, and the credentials in the environment, the profile or the role."
+    return (
+        "check the name of the bucket, the network, and the credentials in the environment, the profile or the role. "
+        f"{TIMEOUT_VARIABLE} is the number of seconds to wait for a store that does not answer."
+    )
 
 
 def absence(error: Exception) -> str:
@@ -225,13 +234,17 @@ def put_object(path: ObjectPath, file: Path) -> None:
     """Make the content of a file that of an object; readers see the former object until it is complete. Raises StoreError."""
     with _explained(path, "written"):
         system, name = _store_of(path)
-        system.put_file(str(file), name)
+        # s3fs waits for ever for the leave to send a file, so all of it has a limit.
+        system.put_file(str(file), name, timeout=_timeout() + file.stat().st_size / _SLOWEST)
 
 
 def delta_options(root: FilePath) -> dict[str, str] | None:
     """The options by which deltalake reaches a table, which finds address and credentials of a store by itself."""
+    if not isinstance(root, ObjectPath):
+        return None
     plain_http = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    return {"allow_http": "true"} if plain_http and isinstance(root, ObjectPath) else None
+    limit = f"{max(1, round(_timeout()))}s"
+    return {"timeout": limit, "retry_timeout": limit, **({"allow_http": "true"} if plain_http else {})}
 
 
 def admit_objects(con: duckdb.DuckDBPyConnection, path: ObjectPath) -> None:
@@ -330,7 +343,25 @@ def _store_of(path: ObjectPath) -> tuple[Any, str]:
     with needed(_LIBRARIES[extra], extra=extra):
         from fsspec.core import url_to_fs
 
-        return url_to_fs(str(path), use_listings_cache=False)
+        system, name = url_to_fs(str(path), use_listings_cache=False, **_limits(extra))
+    if extra == "s3":
+        system.retries = _S3_READINGS
+    return system, name
+
+
+def _timeout() -> float:
+    """Seconds to wait for a store that does not answer: BATCH_PLATFORM_STORE_TIMEOUT, or 90 if it is not set."""
+    return seconds_in(TIMEOUT_VARIABLE, _TIMEOUT_SECONDS)
+
+
+def _limits(extra: str) -> dict[str, Any]:
+    """The options by which a store's library waits no longer for an answer than it may; gcsfs and adlfs have limits of their own."""
+    if extra == "s3":
+        attempts = int(os.environ.get("AWS_MAX_ATTEMPTS") or _S3_ATTEMPTS)
+        silent = _timeout() / attempts / _S3_READINGS
+        retries = {"total_max_attempts": attempts}
+        return {"config_kwargs": {"connect_timeout": silent, "read_timeout": silent, "retries": retries}}
+    return {}
 
 
 def _state(details: Mapping[str, Any]) -> FileState:
@@ -361,5 +392,7 @@ def _explained(path: FilePath, done: str = "read") -> Generator[None]:
         reason = " ".join(redact(str(error)).split())[:_LONGEST_REASON].rstrip(". ") or type(error).__name__
         if isinstance(error, OSError) and error.errno == EBUSY:
             reason = "it was replaced while it was read"
+        if isinstance(error, TimeoutError):
+            reason = "the store did not answer in time"
         msg = f"{path} cannot be {done} ({reason})"
         raise StoreError(msg) from error

@@ -12,13 +12,13 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.threads import most_threads
 from batch_platform.features.interruption import interrupt, interruptible
-from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, failure_in
+from batch_platform.features.sources.asset import not_stored
+from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, create_view, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
 from batch_platform.features.sources.zipped import ENDING, folder_in
@@ -39,7 +39,20 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
         weakref.finalize(con, stack.close)
         table = replace(table, session=stack.enter_context(kind.session(table)))
     kind.admit(con, table)
+    _create_view(con, kind, table)
+
+
+def _create_view(con: duckdb.DuckDBPyConnection, kind: SourceKind, table: SourceTable) -> None:
+    """Create the view of a source, with times in microseconds: DuckDB compares no time in nanoseconds with a TIMESTAMPTZ."""
     kind.view(con, table)
+    name = quoted(table.name)
+    rows = con.sql(f"FROM {name}")
+    finer = [column for column, dtype in zip(rows.columns, rows.types, strict=True) if str(dtype) == "TIMESTAMP_NS"]
+    if finer:
+        as_read = quoted(f"{table.name} in nanoseconds")
+        con.execute(f"DROP VIEW IF EXISTS {as_read}; ALTER VIEW {name} RENAME TO {as_read}")
+        rounded = ", ".join(f"make_timestamp(epoch_us({quoted(column)})) AS {quoted(column)}" for column in finer)
+        create_view(con, table.name, f"(SELECT * REPLACE ({rounded}) FROM {as_read})")
 
 
 @contextmanager
@@ -48,8 +61,6 @@ def bounded(spill: Path | None, timezone: str) -> Generator[duckdb.DuckDBPyConne
     with connect() as con, interruptible(con):
         con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
         con.execute(f"SET TimeZone = {literal(timezone)}")
-        if most := most_threads():
-            con.execute(f"SET threads = {most}")
         if spill is None:
             con.execute("SET enable_external_file_cache = false")  # it would keep what a store sent, without a limit
         else:
@@ -142,6 +153,17 @@ class Sources:
                 if isinstance(error.__cause__, StoreError):
                     raise
 
+    def require_stored(self, name: str, partition: Partition, keys: Collection[str]) -> None:
+        """Raise SourceError unless the table of an asset holds some of its partitions, with or without rows."""
+        table = self.table(name, partition)
+        if absent := not_stored(table, keys):
+            each = "partition" if len(absent) == 1 else "partitions"
+            were = "was" if len(absent) == 1 else "were"
+            problem = f": {each} {listed(absent)} of the asset {table.source.asset} {were} never materialized."
+            run = f"batch-platform run {self.spec.name} --partition {partition.key}"
+            hint = f"materialize what is missing, then {run}. To score {partition.key} without it: {run} --force"
+            raise table.error(problem, hint, shared=False)
+
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""
         reader = partition or self.first_partition()
@@ -205,7 +227,7 @@ class SourceConnection:
         con.execute("SET enable_external_access = false")
         for name in self.names:
             with self.explained(name, partition) as (kind, table):
-                kind.view(con, table)
+                _create_view(con, kind, table)
         for name, condition in self.only.items():
             whole = quoted(f"{name} with all rows")
             con.execute(f"ALTER VIEW {quoted(name)} RENAME TO {whole}")
@@ -241,7 +263,7 @@ class SourceConnection:
         for name in self.names:
             with self.explained(name, partition) as (kind, table):
                 if kind.takes_partition(table):
-                    kind.view(self.duckdb, table)
+                    _create_view(self.duckdb, kind, table)
 
     def frames(self, partition: Partition, names: Collection[str]) -> dict[str, pl.LazyFrame]:
         """Some of the sources as a partition reads them, whichever partition the views show; may raise SourceError."""

@@ -15,9 +15,9 @@ from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.adbc import Session, Statement
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
+from batch_platform.features.sources.postgresql_values import decimal_of
 from batch_platform.warehouse.sql import quoted
 
-_MOST_DIGITS = 38  # a DECIMAL of DuckDB has no more
 _REFUSED = ("money",)  # types that come as other numbers than they hold
 
 
@@ -112,10 +112,8 @@ def _typed(table: SourceTable, field: pa.Field) -> str:
     known = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     declared = dtype.type_name if isinstance(dtype, pa.OpaqueType) else known.get("POSTGRESQL:type")
     if declared == "numeric":
-        modifier = int(known.get("POSTGRESQL:typmod", -1)) - 4  # digits and scale, in 16 bits each
-        digits, scale = modifier >> 16, modifier & 0x7FF
-        exact = 0 < digits <= _MOST_DIGITS and scale <= digits and not of_many
-        return f"CAST({column} AS {f'DECIMAL({digits}, {scale})' if exact else 'DOUBLE'}{of_many}) AS {column}"
+        exact = None if of_many else decimal_of(field)
+        return f"CAST({column} AS {f'DECIMAL{exact}' if exact else 'DOUBLE'}{of_many}) AS {column}"
     if isinstance(dtype, pa.OpaqueType) or declared in _REFUSED:
         problem = f": its column {field.name!r} has the type {declared}, which DuckDB cannot take."
         key = f"sources.{table.name}.sql.query"
@@ -136,7 +134,8 @@ def _size(table: SourceTable) -> int:
     """The bytes of the result as PostgreSQL estimates it, or of the file of SQLite; 0 if nothing tells."""
     database = _database(table)
     if database.driver == "sqlite":
-        return database.file_in(table.folder).stat().st_size
+        file = database.file_in(table.folder)
+        return file.stat().st_size if file.exists() else 0  # reading it says that it is gone
     if database.driver != "postgresql":
         return 0
     with _session(table) as session:

@@ -4,8 +4,9 @@ Every value decides about the type of its column: by default DuckDB looks at the
 down if they hold integers. Of the times only those in ISO notation are recognised, and in JSON none: the order of day and
 month in others would be guessed file by file.
 
-Spreadsheets end rows by one kind of line break and write another one inside of a value. DuckDB gives up on such a file unless
-it is told which of them ends a row.
+DuckDB's strict reader expects one kind of line break in a file. Spreadsheets write another kind inside of a value, and a last
+line added by another program often ends in LF below lines that end in CRLF. The lenient reader takes every kind, but also drops
+values for which the header has no column, so that rows are counted against the header where it is used.
 """
 
 import re
@@ -27,7 +28,8 @@ from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_a
 from batch_platform.warehouse.sql import folded, literal, quoted
 
 _Answer = TypeVar("_Answer")
-_LINE_ENDS = (r"\r\n", r"\n")  # line breaks in the notation of DuckDB's option
+# DuckDB's options for files with several kinds of line breaks; its lenient reader does not find out how quotes are escaped.
+_ANY_LINE_BREAK = """strict_mode = false, quote = '"', escape = '"'"""
 _DELIMITERS = ",;\t|"
 _NONE = "(empty)"  # DuckDB's word for a character that a CSV file does not use
 _MOST_KNOWN = 1_000
@@ -61,20 +63,18 @@ _READERS = {
 }
 
 
-def with_line_end(ask: Callable[[str], _Answer]) -> tuple[_Answer, str]:
-    """Ask DuckDB about CSV files, with an option that says what ends a row where the files hold line breaks of both kinds.
+def with_any_line_break(ask: Callable[[str], _Answer]) -> tuple[_Answer, str]:
+    """Ask DuckDB about CSV files, with options that allow several kinds of line breaks if its strict reader refuses them.
 
-    Returns the answer and the option; empty for most files. Raises DuckDB's first error if no option helps.
+    Returns the answer and the options; empty for most files. Raises DuckDB's first error if the options do not help.
     """
     try:
         return ask(""), ""
     except duckdb.InvalidInputException as error:
         if "sniffing file" not in str(error):
             raise
-        for end in _LINE_ENDS:
-            option = f"new_line = {literal(end)}"
-            with suppress(duckdb.InvalidInputException):
-                return ask(option), option
+        with suppress(duckdb.InvalidInputException):
+            return ask(_ANY_LINE_BREAK), _ANY_LINE_BREAK
         raise
 
 
@@ -114,16 +114,8 @@ def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str)
 
     Without them, DuckDB would look for the notation in the first rows again, several times in each query.
     """
-    reader, notation = _READERS["csv"], _notation(table.source)
-
-    def see(option: str) -> dict[str, Any]:
-        arguments = [path, *reader.options, *_written(notation), option, reader.of_all_values]
-        return con.sql(f"FROM sniff_csv({', '.join(filter(None, arguments))})").pl().row(0, named=True)
-
-    seen, _ = with_line_end(see)
+    seen, lenient = _sniffed(con, table, path)
     types = {column["name"]: column["type"] for column in seen["Columns"]}
-    if len(types) == 1:
-        _require_even_lines(con, table, path, *types)
     names = {folded(name): name for name in types}
     declared = {names.get(folded(name), name): dtype for name, dtype in (table.source.types or {}).items()}
     if not declared.keys() <= types.keys():
@@ -138,26 +130,63 @@ def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str)
     used = {option: "" if text == _NONE else text for option, text in characters.items()}
     arguments = [
         f"[{path}], hive_partitioning = false, auto_detect = false",
-        *reader.options,
-        *_written(notation | used),
+        *_READERS["csv"].options,
+        *_written(_notation(table.source) | used),
+        *(["strict_mode = false"] if lenient else []),
         f"skip = {seen['SkipRows']}, header = {seen['HasHeader']}",
         f"columns = {{{_listed(types | declared)}}}",
     ]
     return ", ".join(arguments)
 
 
-def _require_even_lines(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str, header: str) -> None:
-    """Refuse a file that DuckDB takes for one column because a line has more or fewer values than the header; raises SourceError."""
-    delimiter = max(_DELIMITERS, key=header.count)
-    columns = {str(place): "VARCHAR" for place in range(header.count(delimiter) + 1)}
-    notation = f"auto_detect = false, header = true, delim = {literal(delimiter)}, columns = {{{_listed(columns)}}}"
+def _sniffed(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str) -> tuple[dict[str, Any], str]:
+    """The notation and types of a CSV file, and the options its line breaks need."""
+    reader, notation = _READERS["csv"], _notation(table.source)
+
+    def see(option: str) -> dict[str, Any]:
+        arguments = [path, *reader.options, *_written(notation), option, reader.of_all_values]
+        return con.sql(f"FROM sniff_csv({', '.join(filter(None, arguments))})").pl().row(0, named=True)
+
+    seen, lenient = with_any_line_break(see)
+    if lenient or len(seen["Columns"]) == 1:
+        _require_even_lines(con, table, path, seen, lenient)
+    return seen, lenient
+
+
+def _require_even_lines(
+    con: duckdb.DuckDBPyConnection, table: SourceTable, path: str, seen: Mapping[str, Any], lenient: str
+) -> None:
+    """Refuse a file with a line that has more or fewer values than the header; raises SourceError.
+
+    DuckDB takes such a file for one column, or its lenient reader drops the values that are too many.
+    """
+    names = [column["name"] for column in seen["Columns"]]
+    delimiter = seen["Delimiter"] if len(names) > 1 else max(_DELIMITERS, key=names[0].count)
+    width = len(names) if len(names) > 1 else names[0].count(delimiter) + 1
+    if width == 1:
+        return
+    notation = ["auto_detect = false, header = true", f"skip = {seen['SkipRows']}"]
+    notation += [*_written(_notation(table.source) | {"delim": delimiter}), *filter(None, [lenient])]
+
+    def read(width: int, *options: str) -> str:
+        columns = _listed({f"c{place}": "VARCHAR" for place in range(width)})
+        return f"read_csv([{path}], {', '.join([*notation, *options])}, columns = {{{columns}}})"
+
+    where = "not every line has" if lenient and len(names) == 1 else ""
     try:
-        con.execute(f"SELECT count(*) FROM read_csv([{path}], {notation})").fetchall()
+        con.execute(f"SELECT count(*) FROM {read(width)}").fetchall()
+        if lenient:
+            padded = read(width + 1, "null_padding = true, parallel = false")
+            rows = f"SELECT row_number() OVER () AS row, c{width} AS extra FROM {padded}"
+            ((row,),) = con.execute(f"SELECT min(row) FROM ({rows}) WHERE extra IS NOT NULL").fetchall()
+            where = f"row {row:,} after the header does not have" if row else where
     except duckdb.InvalidInputException as error:
         line = re.search(r"CSV Error on Line: (\d+)", str(error))
-        if line and int(line[1]) > 2 and len(columns) > 1:  # noqa: PLR2004 - the first line after the header fits it
-            problem = f" cannot be read: line {line[1]} does not have {len(columns)} values as its header has."
-            raise table.error(problem, "correct the line; a value that holds a delimiter needs quotes.") from error
+        if line and int(line[1]) > 2:  # noqa: PLR2004 - the first line after the header fits it
+            where = f"line {line[1]} does not have"
+    if where:
+        problem = f" cannot be read: {where} {width} values as its header has."
+        raise table.error(problem, "correct the line; a value that holds a delimiter needs quotes.")
 
 
 def _files(con: duckdb.DuckDBPyConnection, table: SourceTable, paths: Sequence[str]) -> str:
@@ -169,9 +198,12 @@ def _files(con: duckdb.DuckDBPyConnection, table: SourceTable, paths: Sequence[s
     def see(option: str) -> duckdb.DuckDBPyRelation:
         return con.sql(f"FROM {reader.function}({', '.join(filter(None, [*arguments, option, reader.of_all_values]))})")
 
-    seen, line_end = with_line_end(see)
+    seen, lenient = with_any_line_break(see)
+    if lenient:
+        for path in paths:
+            _sniffed(con, table, path)
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
-    options = ", ".join(filter(None, [*arguments, line_end]))
+    options = ", ".join(filter(None, [*arguments, lenient]))
     return f"{options}, {reader.types} = {{{_listed(types)}}}"
 
 

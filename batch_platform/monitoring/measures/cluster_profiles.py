@@ -3,6 +3,7 @@
 import polars as pl
 
 from batch_platform.monitoring.measure import Column, Measure, ScoredPartition
+from batch_platform.monitoring.segments import LEAST_KEYS
 
 LEAST_ROWS = 5  # rows behind a typical value: that of fewer would tell what somebody's row held
 
@@ -30,7 +31,7 @@ def _profile(clusters: pl.Series, column: pl.Series) -> pl.DataFrame:
         spread, typical = known.var(ddof=0), {"mean": pl.when(known.len() >= LEAST_ROWS).then(known.mean())}
     else:
         known = value.drop_nulls()
-        counts, enough = known.unique_counts(), pl.when(known.unique_counts().max() >= LEAST_ROWS)
+        counts, enough = known.unique_counts(), pl.when(known.unique_counts().max() >= LEAST_KEYS)
         spread = 1 - (counts / known.len()).pow(2).sum()
         typical = {"category": enough.then(known.mode().min()), "share": enough.then(counts.max() / pl.len())}
     frame, spread = pl.DataFrame({"cluster": clusters, "value": column}), spread * known.len()
@@ -50,7 +51,7 @@ CLUSTER_PROFILES = Measure[pl.DataFrame](
         "rows": Column(pl.Int64, "rows of the cluster"),
         "column_name": Column(pl.String, "column of the features: any number, and text that the model is given"),
         "mean": Column(pl.Float64, f"mean of a number; null for text, and of fewer than {LEAST_ROWS} values"),
-        "category": Column(pl.String, f"most frequent text; null for a number, and of fewer than {LEAST_ROWS} rows"),
+        "category": Column(pl.String, f"most frequent text; null for a number, and of fewer than {LEAST_KEYS} rows"),
         "share": Column(pl.Float64, "share of the rows of the cluster that have this text"),
         "explained": Column(pl.Float64, "share of the column's variance that lies between the clusters, from 0 to 1"),
     },

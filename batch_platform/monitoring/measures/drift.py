@@ -110,12 +110,12 @@ def _replace_segments(
     declared = commits.spec.monitoring.drift
     tests = Counter[tuple[str, str]]()  # segments that can be judged, by partition key and column
     for run in commits.runs:
-        counted = parts[run.partition_key].by_segment.of("prediction")
-        reference = commits.reference_of(run) if counted else None
+        own_counts = parts[run.partition_key].by_segment
+        reference = commits.reference_of(run) if own_counts.counts else None
         if reference is None:
             continue
         known = reference.by_segment.of("prediction")
-        for column, by_value in counted.items():
+        for column, by_value in reference.named(own_counts).of("prediction").items():
             before = known.get(column, {})
             for segment, counts in by_value.items():
                 if segment in before:

@@ -8,11 +8,12 @@ import duckdb
 
 from batch_platform.declaration.wording import number
 from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.segments import OTHERS
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
 from batch_platform.warehouse.ledger import ScoreRun, rows_of_partitions
 
 CELLS = "drift_cells"
-NULL, UNKNOWN, OTHERS = "null", "unknown", "others"
+NULL, UNKNOWN = "null", "unknown"
 DESCRIPTION = Description(
     "the share of a cell of a column that gives a drift alarm, before and after",
     {

@@ -62,7 +62,7 @@ def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[st
             continue
         expectation = reference.basis.expectation
         rows += _rows(run, expectation, counted.histogram)
-        for column, by_value in part.by_segment.of("estimate").items():
+        for column, by_value in reference.named(part.by_segment).of("estimate").items():
             for segment, histogram in by_value.items():
                 of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
     return [
@@ -157,15 +157,19 @@ def read_estimates(
     )
 
 
-def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:
-    """The track record of a pipeline's estimates, by metric; empty before anything came true."""
+def track_records(
+    con: duckdb.DuckDBPyConnection, pipeline: str, without: Collection[str] = ()
+) -> dict[str, TrackRecord]:
+    """The track record of a pipeline's estimates `without` some partitions, by metric; empty before anything came true."""
     if not has_table(con, pipeline, ESTIMATES.name):
         return {}
     query = f"""
         SELECT metric, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INTEGER)
-        FROM {quoted(pipeline)}.{ESTIMATES.name} WHERE realised IS NOT NULL GROUP BY metric ORDER BY metric
+        FROM {quoted(pipeline)}.{ESTIMATES.name} WHERE realised IS NOT NULL AND partition_key NOT IN $without
+        GROUP BY metric ORDER BY metric
     """
-    return {metric: TrackRecord(metric, *numbers) for metric, *numbers in con.execute(query).fetchall()}
+    rows = con.execute(query, {"without": [*without]}).fetchall()
+    return {metric: TrackRecord(metric, *numbers) for metric, *numbers in rows}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A partition is compared with earlier partitions only, so its judgement is the sa
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil, isfinite
 from typing import Any
@@ -15,7 +15,7 @@ from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import oldest_champion
 from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, rounded
+from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Judged, Measure, rounded
 from batch_platform.monitoring.usual import (
     DAYS_OF_WEEK,
     LEAST_HISTORY,
@@ -28,6 +28,7 @@ from batch_platform.monitoring.usual import (
 )
 from batch_platform.warehouse.ledger import ScoreRun, Version
 
+EMPTY = "no rows"  # cause of the alarm of a partition without rows
 NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
 
 
@@ -44,16 +45,22 @@ class JudgedRun:
         return self.run.rows_rejected / self.run.rows_in if self.run.rows_in else 0.0
 
 
-def volume(past: Past, run: ScoreRun) -> Aspect:
-    """Judge whether a partition has as many rows as is usual for its weekday (of an hour, for its hour of the week)."""
+def volume(past: Past, run: ScoreRun, *, may_be_empty: bool = False) -> Aspect:
+    """Judge whether a partition has as many rows as is usual for its weekday (of an hour, for its hour of the week).
+
+    No rows at all are a warning however usual they are, unless the partition `may_be_empty`.
+    """
     usual = usual_rows([before.rows_in for before in past.before(run, MOST_COMPARED, alike=True)])
     if usual is None:
         first_weeks = past.before(run, MOST_COMPARED, alike=True, weekday=False)
         usual = usual_rows_of_first_weeks([before.rows_in for before in first_weeks])
-    numbers: dict[str, float] = {"rows": run.rows_in}
+    numbers: dict[str, float] = {"rows": run.rows_in} | ({} if usual is None else {"usual": usual.middle})
+    if not run.rows_in and may_be_empty:
+        return Aspect("volume", "none", "no rows, which monitoring.allow_empty accepts", run.partition_key, numbers)
+    if not run.rows_in and (usual is None or usual.holds(0)):
+        return Aspect("volume", "warn", f"{run.partition_key} has no rows", run.partition_key, numbers)
     if usual is None:
         return Aspect("volume", None, f"{run.rows_in:,} rows", run.partition_key, numbers)
-    numbers["usual"] = usual.middle
     if usual.holds(run.rows_in):
         return Aspect("volume", "none", f"{run.rows_in:,} rows", run.partition_key, numbers)
     text = f"{run.partition_key} has {run.rows_in:,} rows, where {usual.low:,.0f} to {usual.high:,.0f} are usual"
@@ -96,14 +103,6 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     )
 
 
-def partition_aspects(
-    spec: PipelineSpec, past: Past, run: ScoreRun, version: Version | None = None
-) -> tuple[Aspect, ...]:
-    """Judge a partition by its commit, and by the version that scored it if that is known."""
-    age = () if version is None else (champion_age(spec, version, run.partition_start),)
-    return (volume(past, run), rejected_share(past, run), *age)
-
-
 def _age(commits: Commits, run: ScoreRun) -> Aspect | None:
     version = commits.versions.get(run.model_version)
     return None if version is None else champion_age(commits.spec, version, run.partition_start)
@@ -143,12 +142,26 @@ def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
     )
 
 
-def _check_volume(_: PipelineSpec) -> Check[JudgedRun]:
-    return _judged_alone(
+def _check_volume(spec: PipelineSpec) -> Check[JudgedRun]:
+    alone = _judged_alone(
         f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
         f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} it is compared with the last of "
-        f"all weekdays together, from {DAYS_OF_WEEK} of them on; before that nothing is judged. Its limits are plotted.",
+        f"all weekdays together, from {DAYS_OF_WEEK} of them on; before that nothing is judged. A partition without rows gives a "
+        "warning, unless monitoring.allow_empty accepts it. Its limits are plotted.",
         failed_as="unusual",
+    )
+
+    def judge(judged: JudgedRun, task: str) -> Judged | None:
+        finding = alone.judge(judged, task)
+        if finding is None or finding.level == "none" or judged.run.rows_in:
+            return finding
+        return Finding(finding.level, {**finding.shown, ALARMS: [[EMPTY, finding.level]]})
+
+    return replace(
+        alone,
+        judge=judge,
+        faults=(EMPTY,),
+        accepted=lambda key, faults: EMPTY in faults and spec.monitoring.allows_empty(key),
     )
 
 
@@ -157,8 +170,14 @@ def _check_rejected_share(spec: PipelineSpec) -> Check[JudgedRun]:
 
     def judge(judged: JudgedRun, _: str) -> Finding:
         near = budget.is_exceeded(ceil(judged.run.rows_rejected / NEAR_BUDGET), judged.run.rows_in)
-        counts = {"rejected_share": judged.share, "rows_rejected": judged.run.rows_rejected}
-        return Finding("warn" if near or not judged.aspect.passed else "none", counts | _shown(judged))
+        shown: dict[str, Any] = {
+            "rejected_share": judged.share,
+            "rows_rejected": judged.run.rows_rejected,
+            **_shown(judged),
+        }
+        if near and judged.aspect.passed:
+            shown["what"] += f" in {judged.run.partition_key}, more than half of features.max_rejected ({budget})"
+        return Finding("warn" if near or not judged.aspect.passed else "none", shown)
 
     return Check(
         description=(
@@ -191,7 +210,9 @@ def _check_champion_age(spec: PipelineSpec) -> Check[JudgedRun] | None:
 VOLUME = _measure(
     "volume",
     "How many rows a partition has, beside what is usual.",
-    lambda commits, run: volume(commits.past, run),
+    lambda commits, run: volume(
+        commits.past, run, may_be_empty=commits.spec.monitoring.allows_empty(run.partition_key)
+    ),
     _check_volume,
 )
 REJECTED_SHARE = _measure(

@@ -12,6 +12,7 @@ from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.measure import TRUTH, Check, Column, Finding, Measure, ScoredPartition, rounded
 from batch_platform.monitoring.outcomes import HIGH, LOW
+from batch_platform.monitoring.segments import named_texts
 from batch_platform.warehouse.descriptions import IN_SAMPLE, SEGMENT
 
 CONFIDENCE = 0.999  # one of a thousand partitions gives a warning by chance
@@ -66,7 +67,8 @@ def _counted(partition: ScoredPartition, rows: pl.DataFrame) -> Iterator[pl.Data
     stored = partition.read_segments() if partition.segments else None
     for column in partition.segments:
         if stored is not None and column in stored.columns:
-            beside = rows.join(stored.select(*key, segment=pl.col(column).cast(pl.String)), on=key, how="left")
+            segments = stored.select(*key, segment=named_texts(stored[column]))
+            beside = rows.join(segments, on=key, how="left")
             of_segments = beside.group_by("segment").agg(*numbers).sort("segment")
             yield of_segments.select(pl.lit(column).alias("segment_column"), pl.all())
 

@@ -16,6 +16,7 @@ from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, D
 from batch_platform.warehouse.ledger import Change, replace_records, rows_of_partitions
 
 TABLE = "feature_rows"
+COPIED, REPEATED, APART = "copied rows", "repeated rows", "columns apart"  # faults
 LEAST_ROWS = 30  # fewer may be the same, or repeat each other, by chance
 REPEATED_MATTERS = 0.03  # share of the rows by which repeated ones exceed what is usual
 USUAL_MARGIN = 1.5  # times as far from the median as any partition of the training data
@@ -43,14 +44,19 @@ class FeatureRows:
         """Everything wrong with the rows, in words, by cause."""
         faults, usual, loose, highest = dict[str, str](), self.repeated_usual, self.looseness, self.looseness_highest
         if self.equal_to:
-            faults["copied rows"] = f"the features of all {self.rows:,} rows are those of {self.equal_to}"
+            faults[COPIED] = f"the features of all {self.rows:,} rows are those of {self.equal_to}"
         if usual is not None and self.rows >= LEAST_ROWS and self.repeated_share > usual + REPEATED_MATTERS:
             repeated = f"{self.repeated_share:.1%} of the rows repeat the features of another"
-            faults["repeated rows"] = f"{repeated}, at most {usual:.1%} are usual"
+            faults[REPEATED] = f"{repeated}, at most {usual:.1%} are usual"
         if loose is not None and highest is not None and loose > highest:
             most = f"at most {highest:.2f} is usual, 1 is nothing in common"
-            faults["columns apart"] = f"columns no longer go together: {loose:.2f}, where {most}"
+            faults[APART] = f"columns no longer go together: {loose:.2f}, where {most}"
         return faults
+
+    @property
+    def misplaced(self) -> str | None:
+        """The fault by which rows have the features of other rows, so that outcomes cannot be what is expected; None without one."""
+        return next((fault for fault in (COPIED, APART) if fault in self.faults), None)
 
 
 def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
@@ -84,6 +90,12 @@ def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Collection[str]) 
     return {key: row for key, (row,) in stored.items()}
 
 
+def read_misplaced(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, keys: Collection[str]) -> dict[str, str]:
+    """The fault by which rows have the features of other rows, by partition key; a partition without one is left out."""
+    rows = _rows(con, spec.name, keys) if spec.monitoring.rows else {}
+    return {key: row.misplaced for key, row in rows.items() if row.misplaced}
+
+
 def _numbers(rows: FeatureRows) -> dict[str, float]:
     numbers = {"repeated_share": rows.repeated_share, "looseness": rows.looseness}
     return {name: value for name, value in numbers.items() if value is not None}
@@ -108,6 +120,8 @@ def _check(spec: PipelineSpec) -> Check[FeatureRows] | None:
         ),
         judge=judge,
         summary=lambda judged, failed: {"partitions": f"{len(judged):,}", "unusual": listed(failed) or "none"},
+        faults=(COPIED, REPEATED, APART),
+        doubtful=True,
     )
 
 
