@@ -195,7 +195,7 @@ def test_status_and_train_agree_on_declared_parameters_once_their_version_is_wit
     *_, tuned = versions(weekly)
     assert cli(weekly, "models", "small", "rollback").code == 0
     status = cli(weekly, "status", "small", "--json").json[0]
-    assert status["champion"].startswith("2024-02-18")
+    assert status["champion"] != tuned
     note = f"{tuned}, trained with them, is withdrawn: rolled back manually"
     assert status["declaration_change"]["note"] == note
     nothing = f"nothing is due; the newest version is {tuned}, which is withdrawn: rolled back manually."
