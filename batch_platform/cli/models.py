@@ -440,7 +440,8 @@ def _show_search(search: Mapping[str, Any]) -> None:
     trials = sorted(trials, key=lambda trial: trial["score"], reverse=not lower_is_better(metric))
     terminal.say(f"search: {counted(len(trials), 'trial')}, scored within the rows to learn from")
     terminal.say(search.get("remark") or "The best is used.")
-    names, folds = [*trials[-1]["params"]], [f"fold {at}" for at, _ in enumerate(trials[0]["folds"], start=1)]
+    names = [*dict.fromkeys(name for trial in trials for name in trial["params"])]
+    folds = [f"fold {at}" for at, _ in enumerate(trials[0]["folds"], start=1)]
     rows = [
         (*(str(trial["params"].get(name, "")) for name in names), trial["score"], *trial["folds"]) for trial in trials
     ]

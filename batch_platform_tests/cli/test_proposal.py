@@ -432,7 +432,7 @@ def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_
     pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 29 for at in range(12)}).write_csv(tmp_path / "wide.csv")
     summary = cli(tmp_path, "new", "groups", "--from", "wide.csv", "--cluster").out
     assert "features: 12: x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 2 more" in summary
-    assert "learns from: all its rows, after a fit on four fifths of them, drawn at random, was judged" in summary
+    assert "learns from: all its rows; a first fit leaves out a random fifth of them, on which it is judged" in summary
     assert "with a label" not in summary
 
 

@@ -186,7 +186,7 @@ def test_partitions_that_no_model_serves_any_more_are_told_and_not_counted_as_sc
 
 
 @pytest.mark.full
-def test_a_partition_that_failed_is_not_counted_as_scored_because_it_was_scored_before(cli, project):
+def test_a_partition_that_failed_is_counted_once_and_said_to_be_left_as_it_was(cli, project):
     source = pipeline_folder(project) / "events.parquet"
     events = pl.read_parquet(source)
     of_day = events["ts"].dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == DAY
@@ -194,9 +194,9 @@ def test_a_partition_that_failed_is_not_counted_as_scored_because_it_was_scored_
     answer = cli(project, "run", "small", "--from", "2024-02-09", "--to", "2024-02-11", "--force")
     assert answer.code == 1
     assert (
-        "2 partitions scored by this run, 1 failed; in all, 2 of 3 partitions are scored: 80 rows in, 80 scored, 0 rejected."
-        in answer.out
-    )
+        "2 partitions scored by this run, 1 failed; in all, 3 of 3 partitions are scored: 120 rows in, 120 scored, 0 rejected.\n"
+        f"  failed, and left as it was: {DAY};"
+    ) in answer.out
 
 
 @pytest.mark.full
