@@ -30,10 +30,12 @@ from batch_platform.warehouse.ledger import (
     EvaluationRun,
     FeatureBuild,
     ScoreRun,
+    journal,
     newest_change,
     read_features_of,
     read_latest,
     replace_statuses,
+    statuses_of,
 )
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.tables_in_files import named_files
@@ -170,6 +172,7 @@ class StateKeeper:
                     record_fingerprints(con, name, taken)
                     own = [row for key, row in rows.items() if key not in others]
                     replace_statuses(con, name, own, rows.keys() - others if others else None)
+                    journal(con, [statuses_of(name)])
                     break
             state = self.state()  # what was planned is out of date
         publish(self.history.home)

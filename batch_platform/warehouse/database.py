@@ -43,6 +43,7 @@ from batch_platform.warehouse.ledger import (
     create_ledgers,
     read_latest,
     replace_statuses,
+    statuses_of,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import published_changes
@@ -241,9 +242,9 @@ class Warehouse:
                 _require_balance(new, scored, rejected)
                 now = clock()
                 runs = [replace(scores.run, committed_at=now) for scores in new]
-                seqs = append(con, runs, "predictions", _REJECTED)
-                runs = [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
                 replace_statuses(con, pipeline, [_status_at_commit(run) for run in runs], keys)
+                seqs = append(con, runs, "predictions", _REJECTED, beside=[statuses_of(pipeline)])
+                runs = [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
                 if in_transaction is not None:
                     in_transaction(con, runs)
                 standing |= {run.partition_key: run for run in runs}

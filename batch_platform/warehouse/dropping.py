@@ -24,6 +24,7 @@ from batch_platform.warehouse.ledger import (
     insert,
     journal,
     read_records,
+    statuses_of,
 )
 from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_partitions
@@ -132,7 +133,7 @@ def delete_rows(con: duckdb.DuckDBPyConnection, pipeline: str, held: Mapping[str
             con.execute(f"DELETE FROM {wheres[table]}", {"keys": [*counts]})
         changed += [(pipeline, table, key) for key in counts if "." not in table]
     changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in LEDGERS.values()]
-    journal(con, [*changed, (LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
+    journal(con, [*changed, statuses_of(pipeline)])
 
 
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:

@@ -377,7 +377,7 @@ def replace_statuses(
 ) -> None:
     """Replace the rows of `partition_status`: those of some partitions of a pipeline, or of all if no keys are given.
 
-    The journal names the pipeline in the place of a partition.
+    What changed, see `statuses_of`, is still to be noted in the journal.
     """
     table, values = f"{LEDGERS_SCHEMA}.{STATUS_TABLE}", {"pipeline": pipeline}
     if partition_keys is None:
@@ -387,15 +387,28 @@ def replace_statuses(
         con.execute(f"DELETE FROM {table} WHERE pipeline = $pipeline AND partition_key IN $keys", values | keys)
     if rows:
         insert(con, STATUS_TABLE, [vars(row) for row in rows])
-    journal(con, [(LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
 
 
-def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
-    """Add rows to their ledger, note which of the pipeline's tables changed with them, and return their ascending `seq`."""
+def statuses_of(pipeline: str) -> tuple[str, str, str]:
+    """How the journal names the statuses of a pipeline: its name stands in the place of a partition."""
+    return LEDGERS_SCHEMA, STATUS_TABLE, pipeline
+
+
+def append(
+    con: duckdb.DuckDBPyConnection,
+    rows: Sequence[Row],
+    *changed: str,
+    beside: Sequence[tuple[str, str, str | None]] = (),
+) -> list[int]:
+    """Add rows to their ledger and return their ascending `seq`.
+
+    Notes which of the pipeline's tables changed with them, and what else did, as `journal` is given it.
+    """
     seqs = next_numbers(con, len(rows))
     numbered = list(zip(seqs, rows, strict=True))
     insert(con, LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for seq, row in numbered])
-    note(con, [Change(seq, row.pipeline, table, row.partition_key) for seq, row in numbered for table in changed])
+    changes = [Change(seq, row.pipeline, table, row.partition_key) for seq, row in numbered for table in changed]
+    note(con, [*changes, *(Change(seqs[-1], *change) for change in beside)])
     return seqs
 
 
