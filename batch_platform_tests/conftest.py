@@ -1,6 +1,7 @@
 """Fixtures and settings of all tests: no test fails for being slow or sees the modules of another test's project."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from batch_platform_tests.harness.dagster_project import (
     remember_migrations,
     remember_statements,
 )
+from batch_platform_tests.harness.processor_time import ProcessorTime, loop_seconds
 from batch_platform_tests.harness.tiers import PROFILES, UNIT
 
 if TYPE_CHECKING:
@@ -70,9 +72,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAn
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw fewer examples in the tiers that run more often."""
+    """Draw fewer examples in the tiers that run more often, and say in CI what each of them takes."""
     tier = config.getoption("markexpr")
     settings.load_profile(tier if tier in PROFILES else "release")
+    if "CI" in os.environ:
+        config.pluginmanager.register(ProcessorTime(0.0 if hasattr(config, "workerinput") else loop_seconds()))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -1,6 +1,7 @@
 """How the tests run: the one command for a bare machine, the browser, and the starting points that tests share."""
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +156,15 @@ def test_a_starting_point_that_failed_is_made_again(tmp_path):
     with pytest.raises(OSError, match="no room"):
         made_once(tmp_path / "test", "a", fail)
     assert list(made_once(tmp_path / "test", "a", Path.mkdir).iterdir()) == []
+
+
+@pytest.mark.full
+def test_in_ci_the_tests_say_what_each_tier_took():
+    command = [sys.executable, "-m", "pytest", "-n2", "-p", "no:cacheprovider", "batch_platform_tests/test_time.py"]
+    environment = {**os.environ, "CI": "true"}
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stdout
+    assert "processor time; a loop takes 0." in shown
+    assert re.search(r"^(unit|everyday): [1-9]\d* s, [1-9][\d,]* loops; budget [\d,]+ loops$", shown, re.MULTILINE)
 
 
 def test_without_an_index_nobody_looks_for_a_newer_dagster_and_nothing_fails():
