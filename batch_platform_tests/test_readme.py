@@ -233,3 +233,12 @@ def test_nothing_is_left_to_fill_in():
 def query(clone, statement):
     with duckdb.connect(str(clone / ".batch_platform" / "published.duckdb"), read_only=True) as con:
         return con.execute(statement).fetchall()
+
+
+def test_the_examples_of_the_page_on_tests_are_tests():
+    page = (ROOT / "batch_platform_tests" / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    tests = [file.read_text(encoding="utf-8") for file in (ROOT / "batch_platform_tests").rglob("test_*.py")]
+    assert len(examples) == 4
+    assert [example for example in examples if not any(example in test for test in tests)] == []
+    assert len(page.splitlines()) <= 60
