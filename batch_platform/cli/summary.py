@@ -300,7 +300,7 @@ def _show_model(model: TrainedModel) -> None:
     name = f"challenger {model.challenger}" if model.challenger else "model"
     value = "not measured" if model.value is None else f"{model.metric} {model.value:.4f}"
     if judged := terminal.learned_from(model.judged_fit_rows, model.judged_fit_days):
-        value += f" (judged fit, which {judged})"
+        value += f" (of the judged fit, which {judged})"
     if model.baseline is not None and model.metric in model.baseline.metrics:
         value += f", against {model.baseline.metrics[model.metric]:.4f} by guessing ({model.baseline.name})"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)

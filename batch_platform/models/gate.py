@@ -180,10 +180,10 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
 
 
 def _ends_of_learning(comparison: ChampionComparison) -> Iterator[str]:
-    """Until when each judged fit learned, and how many rows that left out."""
+    """When the data of each judged fit end, and how many rows that left out."""
     own, other = comparison.learned_until, comparison.champion_learned_until
-    texts = [f"this version's judged fit learned until {_day(own)}"] if own else []
-    texts += [f"the champion's {'' if own else 'judged fit learned '}until {_day(other)}"] if other else []
+    texts = [f"this version's judged fit learned from data before {_day(own)}"] if own else []
+    texts += [f"the champion's {'' if own else 'judged fit learned '}from data before {_day(other)}"] if other else []
     yield from [", ".join(texts)] if texts else []
     if comparison.rows_seen:
         yield f"{counted(comparison.rows_seen, 'evaluation row')} that the champion learned from, or whose group it knows, are left out"

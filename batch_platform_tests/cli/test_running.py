@@ -99,7 +99,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
     ]
     (version,) = cli(fresh, "models", "small", "--json").json
     assert re.fullmatch(
-        rf"model {version['version']}, learned from 1,\d{{3}} rows of 30 days: (roc_auc|log_loss) \d\.\d{{4}} \(judged fit, which learned from \d{{3}} rows of 22 days\)(, against \d\.\d{{4}} by guessing \(.+\))?; approved: .+",
+        rf"model {version['version']}, learned from 1,\d{{3}} rows of 30 days: (roc_auc|log_loss) \d\.\d{{4}} \(of the judged fit, which learned from \d{{3}} rows of 22 days\)(, against \d\.\d{{4}} by guessing \(.+\))?; approved: .+",
         lines[7],
     )
     assert lines[8:] == [

@@ -206,7 +206,7 @@ def test_a_model_without_a_period_learns_from_all_that_is_known_and_an_earlier_o
     ((rows,),) = published(folder, "SELECT rows_trained FROM batch_platform.model_versions")
     assert 700 < rows <= 18 * 40, "some rows have no label"
     learned = f"learned from {rows} rows of 18 days"
-    judged = r"\(judged fit, which learned from \d{3} rows of 14 days\)"
+    judged = r"\(of the judged fit, which learned from \d{3} rows of 14 days\)"
     assert re.search(rf"model {newest}, {learned}: roc_auc 0\.\d{{4}} {judged}[,;]", first.out)
     hint = "batch-platform run small --from 2024-01-08, to score the past too, by a model of what was before"
     assert hint in first.out

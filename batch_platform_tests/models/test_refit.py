@@ -273,7 +273,7 @@ def test_judged_fits_are_compared_on_the_whole_evaluation_window_and_the_reason_
     by_champion = scores(*by_hand(labelled(None, known)), rows)
     assert comparison["verdict"]["other"] == pytest.approx(roc_auc_score(rows["returned"], by_champion))
     days = [f"{end.astimezone(BERLIN):%Y-%m-%d}" for end in (later, known)]
-    told = f"this version's judged fit learned until {days[0]}, the champion's until {days[1]}"
+    told = f"this version's judged fit learned from data before {days[0]}, the champion's from data before {days[1]}"
     assert told in decision.reason
 
 

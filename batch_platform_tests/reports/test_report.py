@@ -851,7 +851,10 @@ def test_models_that_were_not_better_than_guessing_or_that_only_the_tolerance_le
 
 def test_of_many_decisions_the_newest_of_each_model_are_shown_in_plain_words(figures):
     reasons = [
-        ("approved", "meets the gate; better than champion A: roc_auc 0.8 against 0.7 on 90 rows of 14 partitions"),
+        (
+            "approved",
+            "meets the gate; better than champion A: roc_auc 0.8 against 0.7 on 90 rows of 14 partitions; 9 rows that the champion learned from",
+        ),
         ("challenger", "tree; meets the gate"),
         ("challenger", "forest; would not pass the gate: worse than guessing (mean)"),
     ]
@@ -864,8 +867,8 @@ def test_of_many_decisions_the_newest_of_each_model_are_shown_in_plain_words(fig
     page = shown(replace(figures, decisions=pl.DataFrame(rows)))
     assert page.count("its acceptance test") == len(reasons)
     assert (
-        "meets its acceptance test; better than the model in use A: ROC AUC 0.8 against 0.7 on 90 rows of 14 days"
-        in page
+        "meets its acceptance test; better than the model in use A: ROC AUC 0.8 against 0.7 on 90 rows of 14 days; 9 rows that"
+        " the model in use learned from" in page
     )
     assert "forest; would not pass its acceptance test: worse than a simple guess (mean)" in page
     assert "All decisions: batch-platform models small." in page

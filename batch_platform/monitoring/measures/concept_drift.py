@@ -125,7 +125,7 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
         numbers = {
             name: row[name] for name in ("value", "estimate", "deviation", "deviation_recent") if row[name] is not None
         }
-        figures = f"{row['metric']} is {row['value']:.4f}, {row['estimate']:.4f} was expected of these rows"
+        figures = f"{row['metric']} is {row['value']:.4f}, where {row['estimate']:.4f} was expected of these rows"
         if is_sudden and misplaced is not None:
             text = (
                 f"{figures}: they have the features of other rows ({misplaced}), as the check {FEATURE_ROWS.name} says"
