@@ -54,6 +54,7 @@ class DriftFigures:
     worst: list[Drifted]  # worst first
     columns: int  # number of measured columns
     judged: bool  # whether any column was held against limits
+    early: int  # partitions that were scored before there were limits
     drifted: int  # number of columns that raised an alarm
     unjudged: int  # partitions whose predictions have no baseline, though features have
 
@@ -67,7 +68,8 @@ class DriftFigures:
 def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span) -> DriftFigures | None:
     """Read the drift of a span from the baseline that is judged; None where it was not measured."""
     pipeline, zone = spec.name, spec.partitions.calendar.zone
-    baseline = (spec.monitoring.drift or Drift()).baseline
+    declared = spec.monitoring.drift
+    baseline = (declared or Drift()).baseline
     if not has_table(con, pipeline, COLUMNS):
         return None
     rows = _rows(con, pipeline, baseline, span)
@@ -101,7 +103,11 @@ def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span:
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
     judged, beside = bool(rows["level"].count()), _BASELINES[baseline].format(spec.partitions.every)
-    return DriftFigures(beside, every, cells, worst, of_columns.height, judged, alarming.height, unjudged)
+    early = 0
+    if declared is not None:
+        levels = rows.filter(~pl.col("column_name").is_in(declared.ignore)).group_by("partition_key")
+        early = levels.agg(pl.col("level").count()).filter(pl.col("level") == 0).height
+    return DriftFigures(beside, every, cells, worst, of_columns.height, judged, early, alarming.height, unjudged)
 
 
 def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, baseline: Baseline, span: Span) -> pl.DataFrame:

@@ -48,11 +48,8 @@ def rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> dic
 
 
 def open_issues(spec: PipelineSpec, status: PipelineStatus) -> list[OpenIssue]:
-    """List what `status` complains of: failed, out of date or missing partitions, then what its health warns of; one issue for each cause."""
-    failed: dict[tuple[str, str], dict[str, str]] = {}  # reasons by partition key, grouped by step and kind of reason
-    for failure in status.failures:
-        key, reason = failure.partition_key, failure.reason.partition(EXAMPLES)[0]  # no values of rows in a report
-        failed.setdefault((failure.step, alike(key, in_short(status.pipeline, reason))), {})[key] = reason
+    """List what `status` complains of: failed, out of date or missing partitions, a refused model, then what its health warns of; one issue for each cause."""
+    failed = _failed(status)
     every, calendar = spec.partitions.every, spec.partitions.calendar
     declared = {partition.partition for partition in status.partitions}
 
@@ -79,9 +76,21 @@ def open_issues(spec: PipelineSpec, status: PipelineStatus) -> list[OpenIssue]:
         cause = alarms.pop("fresh").text if condition == "missing" and fresh and fresh.partition in keys else ""
         what = _CONDITIONS[condition].format(counted(len(keys), every))
         issues.append(OpenIssue(what, dated(keys), "; ".join(filter(None, (reason, cause)))))
+    if status.refused:
+        period, reason = next(iter(status.refused.items()))
+        issues.append(OpenIssue("the newest model is not in use", dated([period]), reason))
     if failed:
         alarms.pop("failures", None)
     for alarm in alarms.values():
         where = dated([alarm.partition]) if alarm.partition else ""
         issues.append(OpenIssue(_ALARMS.get(alarm.name, words(alarm.name)), where, alarm.text))
     return issues
+
+
+def _failed(status: PipelineStatus) -> dict[tuple[str, str], dict[str, str]]:
+    """The reasons of failures by partition key, grouped by step and kind of reason."""
+    failed = dict[tuple[str, str], dict[str, str]]()
+    for failure in status.failures:
+        key, reason = failure.partition_key, failure.reason.partition(EXAMPLES)[0]  # no values of rows in a report
+        failed.setdefault((failure.step, alike(key, in_short(status.pipeline, reason))), {})[key] = reason
+    return failed

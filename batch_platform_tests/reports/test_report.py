@@ -33,6 +33,7 @@ from batch_platform.reports.drift import Drifted, read_drift_figures
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, Headline, read_decided, read_figures
 from batch_platform.reports.groups import read_groups
+from batch_platform.reports.issues import OpenIssue, open_issues
 from batch_platform.reports.measures import read_further_measures
 from batch_platform.reports.performance import LEAST_OF_A_CLASS, is_vague, measured, shown_of, thin_together
 from batch_platform.reports.report import html
@@ -388,9 +389,16 @@ def test_drift_that_was_not_judged_is_no_alarm(pipeline):
             "measured", published.sql("SELECT * REPLACE (NULL::TEXT AS level) FROM small.drift").to_arrow_table()
         )
         con.execute("CREATE TABLE small.drift AS FROM measured")
-        window = read_figures(published, pipeline.spec, FIRST, LAST).window
-        drift = read_drift_figures(con, spec, window)
+        figures = read_figures(published, pipeline.spec, FIRST, LAST)
+        drift = read_drift_figures(con, spec, figures.window)
+        later = read_drift_figures(con, pipeline.spec, figures.window)
     assert drift is not None
+    assert later is not None
+    assert (drift.early, later.early) == (0, len(figures.window.keys) - 1), "one day has no rows"
+    assert "since no limits are declared (monitoring.drift)" in shown(replace(figures, drift=drift))
+    assert "since limits were declared only after these days had been scored" in shown(replace(figures, drift=later))
+    some = replace(later, judged=True, early=2)
+    assert f"2 of {len(figures.window.keys)} days are not judged: limits" in shown(replace(figures, drift=some))
     assert drift.cells["index"].max() > 1, "the strange day is far from the baseline"
     assert (drift.drifted, drift.worst, drift.cells["alarms"].sum()) == (0, [], 0)
 
@@ -715,6 +723,9 @@ def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     assert "of 100 such intervals, about 95 hold it" in figures.confidence
     assert "Several rows of one entity (same key, times aside) count as one. Where days differ" in shown(figures)
     assert figures.issues == []
+    status = replace(status_at(pipeline, PlanRequest(NOW)), refused={"2024-02-01": "it is worse"})
+    newest = OpenIssue("the newest model is not in use", "1 February 2024", "it is worse")
+    assert newest in open_issues(pipeline.spec, status)
     assert not {"lift_at_5", "precision", "bias"} & {*figures.definitions}, "their plain words define them"
     assert not any("sklearn" in text or "`" in text for text in figures.definitions.values())
 

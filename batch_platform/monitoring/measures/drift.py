@@ -473,16 +473,20 @@ def _not_judged(drift: PartitionDrift, declared: Drift) -> str:
         return "no row was scored"
     if not drift.columns:
         return f"no column of {drift.run.model_version} can be compared with its reference profile"
-    if declared.baseline != "reference":
+    beside = {row.column_name for row in drift.columns if row.baseline == declared.baseline}
+    if not beside:
         return f"{_BASELINES[declared.baseline]} has no profile"
-    return "every column is ignored"
+    if beside <= {*declared.ignore}:
+        return "every column is ignored"
+    return "it was scored before monitoring.drift declared limits; scoring it again judges it"
 
 
 def drift_aspect(spec: PipelineSpec, drift: PartitionDrift) -> Aspect:
     """The worst drift of a partition's columns and segments, as it was judged when the partition was scored."""
-    key, judged = drift.run.partition_key, drift.judged
-    if spec.monitoring.drift is None or not judged:
-        return Aspect("drift", None, "drift is not judged", key)
+    key, declared = drift.run.partition_key, spec.monitoring.drift
+    if not drift.judged:
+        reason = "" if declared is None else f" on {key}: {_not_judged(drift, declared)}"
+        return Aspect("drift", None, f"drift is not judged{reason}", key)
     not_judged = score_not_judged(drift.columns)
     remark = f" ({not_judged})" if not_judged else ""
     if drift.level == "none":
