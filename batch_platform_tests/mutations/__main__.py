@@ -15,7 +15,7 @@ import tempfile
 import venv
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sysconfig import get_path
@@ -25,6 +25,7 @@ from batch_platform_tests.harness.tiers import CI, EVERYDAY, UNIT
 from batch_platform_tests.mutations.table import MUTATIONS, Mutation
 
 TIERS = {"unit": UNIT, "everyday": EVERYDAY, "full": CI, "release": ""}  # pytest's -m, the quickest tier first
+TESTS = Path(__file__).parents[1]
 LEAST = {"unit": 0, "everyday": 36, "full": 36, "release": 36}  # mutations that the tests of a tier must see
 LONGEST_TEST = 600  # seconds after which a test counts as failed: some mutations make one wait for ever
 PASSED, FAILED, INTERRUPTED, NOTHING_COLLECTED = 0, 1, 2, 5  # pytest's exit codes
@@ -48,8 +49,11 @@ class Laboratory:
         return self.folder / "venv" / "bin" / "python"
 
     def furnish(self) -> None:
-        """Copy the checkout, and make a virtual environment with the libraries of this one but without its editable install."""
-        copy_checkout(self.folder / "clean")
+        """Copy the checkout, and make a virtual environment with the libraries of this one but without its editable install.
+
+        Raises RuntimeError if its processes would import another package than that of the checkout.
+        """
+        copy_checkout(self.checkout)
         venv.create(self.folder / "venv", symlinks=True)
         packages = next(self.folder.glob("venv/lib/python*/site-packages"))
         own = Path(get_path("purelib"))
@@ -66,26 +70,27 @@ class Laboratory:
             ):
                 (self.python.parent / script.name).write_bytes(f"#!{self.python}\n".encode() + rest)
                 (self.python.parent / script.name).chmod(0o755)
-
-    def copy(self, mutation: Mutation | None) -> None:
-        """Begin anew with a fresh copy, with a mutation if there is one; raises RuntimeError if another package would be imported."""
-        shutil.rmtree(self.checkout, ignore_errors=True)
-        shutil.copytree(self.folder / "clean", self.checkout, symlinks=True)
-        if mutation is not None:
-            mutation.path(self.checkout).write_text(mutation.applied(self.checkout), encoding="utf-8")
-        show = (
-            "import batch_platform, batch_platform_tests as tests; print(batch_platform.__path__[0], tests.__path__[0])"
-        )
+        show = "import batch_platform, batch_platform_tests as tests; print(*batch_platform.__path__, *tests.__path__)"
         for options in ([], ["-I"]):  # with -I as a process that takes nothing from its environment
             shown = subprocess.check_output([self.python, *options, "-c", show], cwd="/", env=_environment(), text=True)
             if shown.split() != [str(self.checkout / name) for name in ("batch_platform", "batch_platform_tests")]:
                 msg = f"{self.python} imports the package from {shown}"
                 raise RuntimeError(msg)
+        subprocess.run([self.python, "-m", "compileall", "-q", self.checkout], env=_environment(), check=True)
+        self.checkout.rename(self.folder / "clean")
 
-    def first_failure(self, marks: str, tests: Sequence[str]) -> str:
-        """The first of some tests that fails in the copy, or what else keeps pytest from its end; empty if all pass."""
-        options = ["-x", "-q", "-n0", "--tb=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={LONGEST_TEST}"]
-        command = [self.python, "-m", "pytest", *options, *(["-m", marks] if marks else []), *tests]
+    def copy(self, mutation: Mutation | None) -> None:
+        """Begin anew with a fresh copy, and apply a mutation to it if there is one."""
+        shutil.rmtree(self.checkout, ignore_errors=True)
+        shutil.copytree(self.folder / "clean", self.checkout, symlinks=True)
+        if mutation is not None:
+            mutation.path(self.checkout).write_text(mutation.applied(self.checkout), encoding="utf-8")
+
+    def failures(self, marks: str, tests: Iterable[str], *, most: int) -> list[str]:
+        """The first of some tests that fail in the copy, at most so many; a sentence if one of them never ends."""
+        options = ["-q", "-n0", "--tb=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={LONGEST_TEST}"]
+        command = [self.python, "-m", "pytest", f"--maxfail={most}", *options, *(["-m", marks] if marks else [])]
+        command += [f"batch_platform_tests/{test}" for test in tests]
         done = subprocess.run(
             command,
             cwd=self.checkout,
@@ -96,24 +101,18 @@ class Laboratory:
             check=False,
         )
         if done.returncode in (PASSED, NOTHING_COLLECTED):
-            return ""
-        for line in done.stdout.splitlines():
-            if line.startswith(("FAILED ", "ERROR ")) and done.returncode in (FAILED, INTERRUPTED):
-                return line.partition(" ")[2].partition(" - ")[0].removeprefix("batch_platform_tests/")
-        if done.returncode in (FAILED, INTERRUPTED):
-            return f"a test did not end within {LONGEST_TEST} s"
-        sys.exit(f"pytest ended with {done.returncode}.\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            return []
+        if done.returncode not in (FAILED, INTERRUPTED):
+            sys.exit(f"pytest ended with {done.returncode}.\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        failed = [line.partition("/")[2].partition(" - ")[0] for line in lines]
+        return failed or [f"a test did not end within {LONGEST_TEST} s"]
 
 
 def named_tests(mutation: Mutation, tier: str) -> list[str]:
     """The tests of a mutation that may be in a tier; pytest cannot collect a file that the unit tier leaves out."""
-    paths = [Path(__file__).parents[1] / test for test in mutation.tests]
-    files = {path: path.with_name(path.name.partition("::")[0]) for path in paths}
-    return [
-        f"batch_platform_tests/{test}"
-        for test, path in zip(mutation.tests, paths, strict=True)
-        if tier != "unit" or "mark.unit" in files[path].read_text(encoding="utf-8")
-    ]
+    texts = {test: (TESTS / test.partition("::")[0]).read_text(encoding="utf-8") for test in mutation.tests}
+    return [test for test, text in texts.items() if tier != "unit" or "mark.unit" in text]
 
 
 def seen_by(laboratory: Laboratory, mutation: Mutation, highest: str, *, whole: bool) -> tuple[str, str] | None:
@@ -121,13 +120,9 @@ def seen_by(laboratory: Laboratory, mutation: Mutation, highest: str, *, whole: 
     laboratory.copy(mutation)
     tiers = [*TIERS][: [*TIERS].index(highest) + 1]
     attempts = [(tier, tests) for tier in tiers if (tests := named_tests(mutation, tier))]
-    for tier, tests in [*attempts, *([(highest, ["batch_platform_tests"])] if whole else [])]:
-        if failed := laboratory.first_failure(TIERS[tier], tests):
-            laboratory.copy(None)
-            test = f"batch_platform_tests/{failed}"
-            if "::" in failed and laboratory.first_failure(TIERS[tier], [test]):
-                sys.exit(f"{failed} fails without a mutation too. Hint: mend it, or take it out of the table.")
-            return tier, failed
+    for tier, tests in [*attempts, *([(highest, [""])] if whole else [])]:
+        if failed := laboratory.failures(TIERS[tier], tests, most=1):
+            return tier, failed[0]
     return None
 
 
@@ -152,19 +147,23 @@ def main(arguments: Sequence[str]) -> int:
     mutations = [it for it in MUTATIONS if not chosen.names or any(name in it.name for name in chosen.names)]
     if not mutations:
         parser.error(f"no mutation is called so. Hint: the names are in {Path(__file__).with_name('table.py')}")
-    width, seen = max(len(mutation.name) for mutation in mutations), Counter[str]()
+    width, seen = max(len(mutation.name) for mutation in mutations), list[tuple[str, str]]()
     with tempfile.TemporaryDirectory(prefix="mutations-", ignore_cleanup_errors=True) as folder:
         laboratory = Laboratory(Path(folder).resolve())
         laboratory.furnish()
         for mutation in mutations:
-            tier, test = seen_by(laboratory, mutation, chosen.tier, whole=chosen.whole) or ("not seen", "")
-            seen[tier] += 1
-            print(f"{mutation.name:<{width}} | {tier:<8} | {test}", flush=True)
-    found = len(mutations) - seen["not seen"]
+            first = seen_by(laboratory, mutation, chosen.tier, whole=chosen.whole)
+            seen += [first] if first else []
+            print(f"{mutation.name:<{width}} | {' | '.join(first or ('not seen', ''))}", flush=True)
+        laboratory.copy(None)
+        tests = {test for _, test in seen if "::" in test}
+        failing = laboratory.failures("", tests, most=len(tests)) if tests else []
     least = len(mutations) if chosen.names else LEAST[chosen.tier]
-    tiers = ", ".join(f"{count} by {tier}" for tier, count in seen.items() if tier != "not seen") or "none"
-    print(f"{found} of {len(mutations)} mutations are seen ({tiers}); at least {least} must be.")
-    return 0 if found >= least else 1
+    tiers = ", ".join(f"{count} by {tier}" for tier, count in Counter(tier for tier, _ in seen).items()) or "none"
+    print(f"{len(seen)} of {len(mutations)} mutations are seen ({tiers}); at least {least} must be.")
+    if failing:
+        print(f"These tests fail without a mutation too: {', '.join(failing)}. Hint: mend them first.")
+    return 1 if failing or len(seen) < least else 0
 
 
 if __name__ == "__main__":
