@@ -39,7 +39,7 @@ MUTATIONS = (
         "declaration/windows.py",
         "inside[: bisect_right(inside, serving_start, key=lambda partition: matures(spec, partition))]",
         "[partition for partition in inside if matures(spec, partition) < serving_start]",
-        ("declaration/test_spec.py", "test_time.py", "pipeline/test_plan.py"),
+        ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
         "every day has 24 hours",
@@ -60,7 +60,7 @@ MUTATIONS = (
         "monitoring/usual.py",
         "local = run.partition_start.astimezone(self._calendar.zone)",
         "local = run.partition_start",
-        ("monitoring/test_usual.py", "pipeline/test_health.py", "monitoring/test_measures.py", "test_time.py"),
+        ("monitoring/test_usual.py", "pipeline/test_health.py", "monitoring/test_measures.py"),
     ),
     # Clocks: what is known when
     Mutation(
@@ -75,7 +75,7 @@ MUTATIONS = (
         "declaration/windows.py",
         "spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)",
         "spec.labels.maturity.after(partition.start, spec.partitions.calendar.zone)",
-        ("declaration/test_spec.py", "pipeline/test_plan.py", "test_time.py"),
+        ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
         "a late row changes nothing of the partitions whose features look back on it",
@@ -97,7 +97,10 @@ MUTATIONS = (
         "models/gate.py",
         'worthless = bool(lost) or (guessing is not None and guessing.word == "worse")',
         'worthless = guessing is not None and guessing.word == "worse"',
-        ("models/test_baseline.py", "models/test_gate.py"),
+        (
+            "models/test_baseline.py::test_a_version_no_better_than_guessing_replaces_no_champion_that_clearly_was",
+            "models/test_gate.py",
+        ),
     ),
     Mutation(
         "a version is compared with the champion's fit that serves, which has seen the rows, and not with the judged one",
@@ -292,7 +295,7 @@ MUTATIONS = (
         "warehouse/erasures.py",
         "kept &= ~np.asarray(gone, dtype=bool)",
         "kept = ~np.asarray(gone, dtype=bool)",
-        ("pipeline/test_deletion.py",),
+        ("warehouse/test_erasures.py", "pipeline/test_deletion.py"),
     ),
     Mutation(
         "two processes hold the warehouse at once",
