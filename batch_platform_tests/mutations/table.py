@@ -97,17 +97,14 @@ MUTATIONS = (
         "models/gate.py",
         'worthless = bool(lost) or (guessing is not None and guessing.word == "worse")',
         'worthless = guessing is not None and guessing.word == "worse"',
-        (
-            "models/test_baseline.py::test_a_version_no_better_than_guessing_replaces_no_champion_that_clearly_was",
-            "models/test_gate.py",
-        ),
+        ("models/test_champion_comparison.py", "models/test_baseline.py", "models/test_gate.py"),
     ),
     Mutation(
         "a version is compared with the champion's fit that serves, which has seen the rows, and not with the judged one",
         "models/gate.py",
         "predictor, signature = champion.judged_fit",
         "predictor, signature = champion.predictor, champion.signature",
-        ("models/test_refit.py", "models/test_gate.py"),
+        ("models/test_champion_comparison.py", "models/test_refit.py", "models/test_gate.py"),
     ),
     Mutation(
         "a version passes while any part of its interval is within the tolerance",
