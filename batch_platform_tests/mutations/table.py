@@ -273,7 +273,7 @@ MUTATIONS = (
         ("models/test_structure.py", "models/test_forest.py", "models/test_trees_file.py"),
     ),
     Mutation(
-        "a missing value goes where a large one goes, compiled",
+        "a missing value goes right as a large one does, compiled",
         "models/forest/kernels.py",
         "= missing if absent else rank",
         "= rank",
@@ -299,7 +299,7 @@ MUTATIONS = (
         "warehouse/lock.py",
         "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
-        ("warehouse/test_database.py",),
+        ("warehouse/test_lock.py", "warehouse/test_database.py"),
     ),
     # Loading, schedules, the command and reports
     Mutation(
