@@ -262,7 +262,7 @@ MUTATIONS = (
         "monitoring/segments.py",
         'pl.col("key").n_unique()',
         "pl.len()",
-        ("monitoring/test_profiles.py", "monitoring/test_measures.py", "pipeline/test_deletion.py"),
+        ("monitoring/test_segments.py", "monitoring/test_measures.py", "pipeline/test_deletion.py"),
     ),
     # Kernels
     Mutation(
