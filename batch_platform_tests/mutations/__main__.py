@@ -21,6 +21,7 @@ from pathlib import Path
 from sysconfig import get_path
 
 from batch_platform_tests.harness.checkout import OF_A_VENV, copy_checkout
+from batch_platform_tests.harness.command_line import OWN_VARIABLES
 from batch_platform_tests.harness.tiers import CI, EVERYDAY, UNIT
 from batch_platform_tests.mutations.table import MUTATIONS, Mutation
 
@@ -29,7 +30,6 @@ TESTS = Path(__file__).parents[1]
 LEAST = {"unit": 0, "everyday": 36, "full": 36, "release": 36}  # mutations that the tests of a tier must see
 LONGEST_TEST = 600  # seconds after which a test counts as failed: some mutations make one wait for ever
 PASSED, FAILED, INTERRUPTED, NOTHING_COLLECTED = 0, 1, 2, 5  # pytest's exit codes
-OWN_VARIABLES = (*OF_A_VENV, "BATCH_PLATFORM_HOME", "DAGSTER_HOME")
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,9 @@ class Laboratory:
         for further in own.glob("*.pth"):
             if not further.name.startswith("__editable__"):
                 shutil.copy(further, packages)
-        for script in Path(sys.executable).parent.iterdir():
-            first, _, rest = script.read_bytes().partition(b"\n") if script.is_file() else (b"", b"", b"")
-            if (
-                first.startswith(b"#!")
-                and first.endswith(b"python")
-                and not (self.python.parent / script.name).exists()
-            ):
+        for script in filter(Path.is_file, Path(sys.executable).parent.iterdir()):
+            first, _, rest = script.read_bytes().partition(b"\n")
+            if first.startswith(b"#!") and first.endswith(b"python"):
                 (self.python.parent / script.name).write_bytes(f"#!{self.python}\n".encode() + rest)
                 (self.python.parent / script.name).chmod(0o755)
         show = "import batch_platform, batch_platform_tests as tests; print(*batch_platform.__path__, *tests.__path__)"
@@ -84,7 +80,8 @@ class Laboratory:
         shutil.rmtree(self.checkout, ignore_errors=True)
         shutil.copytree(self.folder / "clean", self.checkout, symlinks=True)
         if mutation is not None:
-            mutation.path(self.checkout).write_text(mutation.applied(self.checkout), encoding="utf-8")
+            file = self.checkout / "batch_platform" / mutation.file
+            file.write_text(mutation.applied(self.checkout), encoding="utf-8")
 
     def failures(self, marks: str, tests: Iterable[str], *, most: int) -> list[str]:
         """The first of some tests that fail in the copy, at most so many; a sentence if one of them never ends."""
@@ -92,13 +89,7 @@ class Laboratory:
         command = [self.python, "-m", "pytest", f"--maxfail={most}", *options, *(["-m", marks] if marks else [])]
         command += [f"batch_platform_tests/{test}" for test in tests]
         done = subprocess.run(
-            command,
-            cwd=self.checkout,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=self.checkout, env=_environment(), capture_output=True, text=True, check=False
         )
         if done.returncode in (PASSED, NOTHING_COLLECTED):
             return []
@@ -128,20 +119,15 @@ def seen_by(laboratory: Laboratory, mutation: Mutation, highest: str, *, whole: 
 
 def _environment() -> dict[str, str]:
     """The environment of a process that must not find the package of this one."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in OWN_VARIABLES and not name.startswith("PYTEST_")
-    }
+    own = {*OWN_VARIABLES, *OF_A_VENV}
+    return {name: text for name, text in os.environ.items() if name not in own and not name.startswith("PYTEST_")}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the tests against the mutations, print a table of them, and return the exit code."""
     parser = ArgumentParser(prog="python -m batch_platform_tests.mutations")
     parser.add_argument("--tier", choices=[*TIERS], default="everyday", help="the highest tier whose tests are run")
-    parser.add_argument(
-        "--whole", action="store_true", help="run the whole tier where the tests in the table see nothing"
-    )
+    parser.add_argument("--whole", action="store_true", help="run the whole tier where the named tests see nothing")
     parser.add_argument("names", metavar="NAME", nargs="*", help="a part of the name of a mutation; all without one")
     chosen = parser.parse_args(arguments)
     mutations = [it for it in MUTATIONS if not chosen.names or any(name in it.name for name in chosen.names)]

@@ -16,13 +16,9 @@ class Mutation:
     replacement: str
     tests: tuple[str, ...]  # files or tests below `batch_platform_tests`, tried before the rest of a tier
 
-    def path(self, checkout: Path) -> Path:
-        """The file in a checkout."""
-        return checkout / "batch_platform" / self.file
-
     def applied(self, checkout: Path) -> str:
         """The text of the file with the fault; raises ValueError unless the source occurs exactly once."""
-        text = self.path(checkout).read_text(encoding="utf-8")
+        text = (checkout / "batch_platform" / self.file).read_text(encoding="utf-8")
         if (count := text.count(self.source)) != 1:
             msg = (
                 f"{self.name}: the source occurs {count} times in batch_platform/{self.file}, not once. "
