@@ -63,7 +63,7 @@ class Laboratory:
                 shutil.copy(further, packages)
         for script in filter(Path.is_file, Path(sys.executable).parent.iterdir()):
             first, _, rest = script.read_bytes().partition(b"\n")
-            if first.startswith(b"#!") and first.endswith(b"python"):
+            if first.startswith(b"#!") and b"python" in first:
                 (self.python.parent / script.name).write_bytes(f"#!{self.python}\n".encode() + rest)
                 (self.python.parent / script.name).chmod(0o755)
         show = "import batch_platform, batch_platform_tests as tests; print(*batch_platform.__path__, *tests.__path__)"
