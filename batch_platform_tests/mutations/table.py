@@ -229,7 +229,7 @@ MUTATIONS = (
         "pipeline/state.py",
         '    if delivered.score_seq != run.seq:\n        return "scored again"\n',
         "",
-        ("pipeline/test_plan.py", "delivery/test_delivering.py"),
+        ("pipeline/test_plan.py", "components/test_deliveries.py"),
     ),
     Mutation(
         "a delivery is added to the rows of an earlier one in a database",
@@ -310,14 +310,14 @@ MUTATIONS = (
         "pipeline/steps.py",
         "sorted(due, key=lambda partition: partition.start)[:limit]",
         "sorted(due, key=lambda partition: partition.start, reverse=True)[:limit]",
-        ("pipeline/test_plan.py", "components/test_schedules.py"),
+        ("pipeline/test_plan.py",),
     ),
     Mutation(
         "status --fail-on ends with 0 where a pipeline cannot be loaded",
         "cli/status.py",
         "(broken or any(status.health.reaches(fail_on) for status in statuses))",
         "any(status.health.reaches(fail_on) for status in statuses)",
-        ("cli/test_app.py", "cli/test_operation.py", "components/test_broken.py"),
+        ("cli/test_reporting.py::test_status_of_several_pipelines_is_short_and_ends_with_3_if_the_health_is_so_bad",),
     ),
     Mutation(
         "a report calls a difference between segments an alarm that chance explains",
