@@ -7,7 +7,7 @@ import pytest
 
 from batch_platform_tests.mutations.table import MUTATIONS, ROOT, Mutation
 
-of_each = pytest.mark.parametrize("mutation", [pytest.param(it, id=it.name) for it in MUTATIONS])
+of_each = pytest.mark.parametrize("mutation", [pytest.param(mutation, id=mutation.name) for mutation in MUTATIONS])
 
 
 @pytest.mark.unit

@@ -3,8 +3,8 @@
 `python -m batch_platform_tests.mutations [--tier unit|everyday|full|release] [--whole] [NAME ...]`. Each mutation is applied to a
 copy of the checkout in a temporary folder, so that the working tree stays as it is even if the command is killed. The tests that the
 table names for a mutation run tier by tier, the quickest first, up to `--tier` (everyday by default); `--whole` runs the whole
-of that tier if none of them fails. A test that fails without the mutation too does not count. All forty take about twenty minutes
-of one core. Ends with 1 if fewer mutations are seen than LEAST says, or if one that was named is not.
+of that tier if none of them fails. All forty take about ten minutes of one core. Ends with 1 if fewer mutations are seen than LEAST
+says, if one that was named is not, or if a test that failed fails without a mutation too.
 """
 
 import os

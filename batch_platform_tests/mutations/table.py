@@ -1,4 +1,4 @@
-"""Forty faults that a change could introduce, each with the tests that should see it first."""
+"""The mutations: forty faults that a change could introduce, each with the tests that should see it first."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ MUTATIONS = (
         ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
-        "a late row changes nothing of the partitions whose features look back on it",
+        "a late row leaves later partitions unchanged whose features look back on it",
         "features/fingerprints.py",
         "counted, total = (rows_before, content_before) if looks_back else (rows, content)",
         "counted, total = rows, content",
@@ -240,7 +240,7 @@ MUTATIONS = (
     ),
     # Calibration, decisions and segments
     Mutation(
-        "a calibration is refused for a coarser ranking although it is more reliable",
+        "a calibration that is more reliable is refused because it ranks less finely",
         "models/refinements/calibration.py",
         'verdict.word == "worse" and not reliable',
         'verdict.word == "worse"',
@@ -284,7 +284,7 @@ MUTATIONS = (
         ("declaration/test_redaction.py",),
     ),
     Mutation(
-        "of subjects erased by different columns, only those of the last columns stay away",
+        "of subjects erased by different columns, only those of the last columns are left out",
         "warehouse/erasures.py",
         "kept &= ~np.asarray(gone, dtype=bool)",
         "kept = ~np.asarray(gone, dtype=bool)",
@@ -299,7 +299,7 @@ MUTATIONS = (
     ),
     # Loading, schedules, the command and reports
     Mutation(
-        "two pipelines of one name keep all others from loading",
+        "pipelines that share a name keep all others from loading",
         "components/broken.py",
         "if names.count(broken.name) > 1:",
         "if broken.name not in names:",
@@ -320,7 +320,7 @@ MUTATIONS = (
         ("cli/test_reporting.py::test_status_of_several_pipelines_is_short_and_ends_with_3_if_the_health_is_so_bad",),
     ),
     Mutation(
-        "a report calls a difference between segments an alarm that chance explains",
+        "a report raises an alarm about a difference between segments that chance explains",
         "reports/segments.py",
         "if high < FOUR_FIFTHS or low > 1 / FOUR_FIFTHS:",
         "if low < FOUR_FIFTHS or high > 1 / FOUR_FIFTHS:",

@@ -100,11 +100,9 @@ def test_only_versions_that_never_served_and_are_old_go_and_the_newest_stays(pip
 def test_a_version_that_was_promoted_once_never_goes_however_old_it_is(actions, reason):
     unknown = dict.fromkeys((field.name for field in fields(Version)), "")
     version = Version(**{**unknown, "version": "old", "created_at": NOW})
-    promotions = [Promotion("small", "old", action, "", "{}", "me", NOW, "run") for action in actions]
-    registry = Registry(
-        "small", [version], [*promotions, Promotion("small", "other", "approved", "", "{}", "me", NOW, "run")]
-    )
-    assert _never_promoted(registry, version, LATER) == reason
+    decisions = [("other", "approved"), *(("old", action) for action in actions)]
+    promotions = [Promotion("small", name, action, "", "{}", "me", NOW, "run") for name, action in decisions]
+    assert _never_promoted(Registry("small", [version], promotions), version, LATER) == reason
 
 
 def test_a_removed_version_is_refused_with_the_reason(pipeline):

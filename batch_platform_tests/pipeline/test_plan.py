@@ -305,11 +305,10 @@ def test_a_partition_is_delivered_until_the_receiver_holds_its_newest_commit_as_
     (delivery,), partition = spec.predictions.deliver, spec.partitions.calendar.named("2024-02-05")
     state = replace(EMPTY, scores={partition.key: scored(partition, "version", "hash", seq=2)})
     row = Delivered(partition.key, delivery.name, 1, "", 2, delivery.digest, NOW, "run")
-    held = {"scored again": replace(row, score_seq=1), "its declaration changed": replace(row, declared="")}
-    reasons = {None: row, "missing": None, **held}
-    for reason, delivered in reasons.items():
-        deliveries = {} if delivered is None else {(delivery.name, partition.key): delivered}
-        assert undelivered(replace(state, deliveries=deliveries), delivery, partition.key) == reason
+    rows = [row, replace(row, score_seq=1), replace(row, declared="")]
+    deliveries = [{}, *({(delivery.name, partition.key): row} for row in rows)]
+    reasons = [undelivered(replace(state, deliveries=each), delivery, partition.key) for each in deliveries]
+    assert reasons == ["missing", None, "scored again", "its declaration changed"]
     assert undelivered(EMPTY, delivery, partition.key) is None, "nothing is scored"
 
 

@@ -137,14 +137,12 @@ def test_scored_partitions_that_were_not_measured_yet_are_kept_until_they_are(tm
 
 @pytest.mark.unit
 def test_predictions_wait_until_they_are_measured_and_rejected_rows_do_not():
-    spec, kinds = (
-        small_spec(retention={"predictions": "10 days", "rejected_rows": "10 days"}),
-        ("predictions", "rejected_rows"),
-    )
+    spec = small_spec(retention={"predictions": "10 days", "rejected_rows": "10 days"})
     days = [partition.key for partition in spec.partitions.calendar.due(NOW - timedelta(days=10))]
     state = State({}, dict.fromkeys(days), dict.fromkeys(days[:-3]), Registry("small"), "features", "scoring")
     old = expired(spec, state, NOW)
-    assert [[partition.key for partition in old[kind]] for kind in kinds] == [days[:-3], days]
+    assert [partition.key for partition in old["predictions"]] == days[:-3]
+    assert [partition.key for partition in old["rejected_rows"]] == days
 
 
 def test_ages_are_durations_or_years():

