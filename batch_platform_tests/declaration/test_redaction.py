@@ -165,6 +165,7 @@ def test_a_secret_that_is_set_after_a_message_is_redacted_in_the_next(monkeypatc
     assert caplog.messages == ["no secret yet", "it is $A_TOKEN", "it is $A_TOKEN"]
 
 
+@pytest.mark.unit
 def test_a_secret_that_is_part_of_a_longer_secret_leaves_nothing_of_it_behind(monkeypatch):
     monkeypatch.setenv("A_TOKEN", MARKER)
     monkeypatch.setenv("B_TOKEN", f"{MARKER}-and-more")

@@ -210,6 +210,7 @@ def test_a_new_build_of_a_partition_leaves_the_file_of_the_earlier_build(project
     assert [file_digests(file.path)[0] for file in (first, second)] == [first.sha256, second.sha256]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("ts", "key"),
     [

@@ -86,6 +86,7 @@ REFUSED = [  # declared, the ends of the interval of the difference in roc_auc, 
 ]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("promote", "ends", "refused"), REFUSED)
 def test_what_is_worse_is_refused_unless_the_whole_interval_is_within_the_tolerance(promote, ends, refused):
     gate, (low, high) = Promote.model_validate(promote), ends

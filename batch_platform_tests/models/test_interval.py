@@ -108,6 +108,7 @@ def test_rows_without_a_finite_prediction_tell_nothing():
     assert learned == fit_interval(0.9, matrix, predicted, truth)
 
 
+@pytest.mark.unit
 def test_the_ends_are_those_of_the_library():
     from crepes import ConformalRegressor
 

@@ -25,6 +25,8 @@ from skops import io
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.model import Model
 from batch_platform.models.declared_model import read_import
+from batch_platform.models.flavours.sklearn import SklearnPredictor
+from batch_platform.models.forest.plain import lay_out
 from batch_platform.models.forest.structure import malformed_estimator
 
 pytestmark = pytest.mark.unit
@@ -136,3 +138,14 @@ def test_such_a_file_of_xgboost_is_refused_before_it_scores(tmp_path):
         file.write_text(json.dumps(broken))
         with pytest.raises(DataError, match=rf"model.json is damaged: tree 1 {problem}"):
             read_import(declared, tmp_path, {})
+
+
+def test_a_value_on_its_threshold_goes_left_and_a_missing_one_where_the_library_sends_it():
+    values, labels = [[0.0], [1.0], [2.0], [np.nan], [np.nan]], [1.0, 2.0, 3.0, 4.0, 4.0]
+    estimator = DecisionTreeRegressor().fit(values, labels)
+    predictor = SklearnPredictor(estimator, "regression")
+    cuts = [[cut] for cut in estimator.tree_.threshold if np.isfinite(cut) and cut > 0]
+    matrix = np.array([*values, *cuts])
+    plain = lay_out(predictor.parts().ensemble, predictor)
+    assert len(cuts) > 1
+    np.testing.assert_array_equal(plain.evaluated(matrix), estimator.predict(matrix))

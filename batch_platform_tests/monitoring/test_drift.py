@@ -107,6 +107,15 @@ def test_a_broken_feature_fails_also_in_a_small_partition(learned, broken):
         assert divergence.level(BOUNDS) == "fail"
 
 
+@pytest.mark.parametrize(
+    ("bounds", "usual", "level"),
+    [((0.1, 0.14), 0.0, "fail"), ((0.1, 0.25), 0.0, "warn"), ((0.2, 0.25), 0.0, "none"), ((0.1, 0.14), 0.1, "none")],
+)
+def test_what_chance_and_habit_explain_of_a_difference_counts_for_no_alarm(bounds, usual, level):
+    half_by_chance = Divergence(psi=0.3, expected=0.15, p_value=1e-9, jensen_shannon=0.2, ks=0.1)
+    assert half_by_chance.level(bounds, usual) == level
+
+
 def test_few_partitions_are_beyond_what_is_usual_however_many_are_known():
     random = np.random.default_rng(8)
     for partitions, most in (7, 0.03), (28, 0.02), (100, 0.01), (365, 0.003):

@@ -73,6 +73,17 @@ def test_an_hour_is_compared_with_its_hour_of_the_week_or_of_any_day():
     assert len(of_any_day) == 12
 
 
+@pytest.mark.parametrize(("every", "hour"), [("hour", "-09:00"), ("day", "")])
+def test_an_hour_and_a_weekday_are_those_of_local_clocks_also_across_a_change_of_clocks(every, hour):
+    """In Berlin, summer time began on 31 March."""
+    declared = {"every": every, "start": "2024-03-18", "end": None}
+    calendar = small_spec(partitions=declared).partitions.calendar
+    runs = [scored(partition, "version", "hash") for partition in calendar.due(datetime(2024, 4, 9, tzinfo=UTC))]
+    last = next(run for run in runs if run.partition_key == f"2024-04-08{hour}")
+    alike = [run.partition_key for run in Past(calendar, runs).before(last, 12, alike=True)]
+    assert alike == [f"2024-{monday}{hour}" for monday in ("03-18", "03-25", "04-01")]
+
+
 def test_rejected_rows_are_unusual_only_beyond_chance_and_beyond_every_partition_before():
     clean = [(0, 900)] * 10
     assert [unusually_many(rejected, 900, clean) for rejected in (0, 1, 2, 5, 900)] == [False, False, False, True, True]

@@ -7,6 +7,8 @@ from batch_platform.monitoring.comparison import Difference
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.verdict import Verdict
 
+pytestmark = pytest.mark.unit
+
 VERDICTS = [  # metric, value, other, ends of the interval, the verdict
     ("roc_auc", 0.744, 0.731, (0.008, 0.018), "better"),
     ("roc_auc", 0.744, 0.741, (-0.002, 0.008), "cannot tell"),

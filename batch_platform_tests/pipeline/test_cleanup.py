@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import written_aside
 from batch_platform.models.promotion import Maker, promote
-from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
+from batch_platform.models.registry import Registry
+from batch_platform.pipeline.cleanup import Garbage, _never_promoted, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.ledger import Promotion, Version
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform_tests.harness.small_pipeline import (
     feature_file,
@@ -81,6 +84,25 @@ def test_only_versions_that_never_served_and_are_old_go_and_the_newest_stays(pip
     assert [registry.last_decision(version).action for version in refused] == ["removed", "removed"]
     assert len(registry.versions) == 4, "trained versions stay on record"
     assert garbage_of(pipeline) == []
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("actions", "reason"),
+    [
+        ([], "never promoted, trained on 2024-03-02"),
+        (["refused"], "never promoted, trained on 2024-03-02"),
+        (["waiting", "approved"], None),
+        (["approved", "withdrawn"], None),
+        (["refused", "removed"], "removed before, but not completely"),
+    ],
+)
+def test_a_version_that_was_promoted_once_never_goes_however_old_it_is(actions, reason):
+    unknown = dict.fromkeys((field.name for field in fields(Version)), "")
+    version = Version(**{**unknown, "version": "old", "created_at": NOW})
+    decisions = [("other", "approved"), *(("old", action) for action in actions)]
+    promotions = [Promotion("small", name, action, "", "{}", "me", NOW, "run") for name, action in decisions]
+    assert _never_promoted(Registry("small", [version], promotions), version, LATER) == reason
 
 
 def test_a_removed_version_is_refused_with_the_reason(pipeline):

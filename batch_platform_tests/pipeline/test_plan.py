@@ -23,9 +23,10 @@ from batch_platform.declaration.windows import (
     serving_periods,
     training_window,
 )
+from batch_platform.delivery.ledger import Delivered
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
-from batch_platform.pipeline.state import State, features_due
+from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, training_asked_for
+from batch_platform.pipeline.state import State, features_due, undelivered
 from batch_platform.pipeline.steps import STEPS, Item, requests
 from batch_platform.pipeline.trainings_due import changed, declared_now, differences
 from batch_platform.pipeline.wanted import PlanRequest
@@ -290,11 +291,25 @@ def test_only_closed_partitions_are_due_unless_they_are_known_at_their_start(off
 
 
 def test_performance_waits_until_labels_are_known():
-    spec = SPECS["late labels"]
-    plan = make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 15, 12, tzinfo=UTC)))
+    spec, now = SPECS["late labels"], datetime(2024, 2, 15, 12, tzinfo=UTC)
+    plan = make_plan(spec, EMPTY, PlanRequest(now))
     assert plan.of("performance")[-1].partition.key == "2024-02-05"
     calendar = spec.partitions.calendar
     assert matures(spec, calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
+    asked_for = [awaited_labels(spec, calendar.named(f"2024-02-{day}"), now, lambda _: []) for day in ("05", "06")]
+    assert asked_for == [None, "its labels are not known before 2024-02-15 23:00 UTC"]
+
+
+def test_a_partition_is_delivered_until_the_receiver_holds_its_newest_commit_as_declared():
+    spec = small_spec(predictions={"deliver": [{"csv": "out"}]})
+    (delivery,), partition = spec.predictions.deliver, spec.partitions.calendar.named("2024-02-05")
+    state = replace(EMPTY, scores={partition.key: scored(partition, "version", "hash", seq=2)})
+    row = Delivered(partition.key, delivery.name, 1, "", 2, delivery.digest, NOW, "run")
+    rows = [row, replace(row, score_seq=1), replace(row, declared="")]
+    deliveries = [{}, *({(delivery.name, partition.key): row} for row in rows)]
+    reasons = [undelivered(replace(state, deliveries=each), delivery, partition.key) for each in deliveries]
+    assert reasons == ["missing", None, "scored again", "its declaration changed"]
+    assert undelivered(EMPTY, delivery, partition.key) is None, "nothing is scored"
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3, 100])

@@ -11,9 +11,12 @@ from pydantic import ValidationError
 
 from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.registry import Registry
 from batch_platform.pipeline.cleanup import remove_old_rows
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.retention import expired
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.verify import verify
@@ -130,6 +133,16 @@ def test_scored_partitions_that_were_not_measured_yet_are_kept_until_they_are(tm
     assert "2024-02-05" not in remove_old_rows(pipeline, STAMP)[1].partitions
     carry_out(pipeline, NOW)
     assert [old.partitions for old in remove_old_rows(pipeline, STAMP) if old.kind == "predictions"] == [["2024-02-05"]]
+
+
+@pytest.mark.unit
+def test_predictions_wait_until_they_are_measured_and_rejected_rows_do_not():
+    spec = small_spec(retention={"predictions": "10 days", "rejected_rows": "10 days"})
+    days = [partition.key for partition in spec.partitions.calendar.due(NOW - timedelta(days=10))]
+    state = State({}, dict.fromkeys(days), dict.fromkeys(days[:-3]), Registry("small"), "features", "scoring")
+    old = expired(spec, state, NOW)
+    assert [partition.key for partition in old["predictions"]] == days[:-3]
+    assert [partition.key for partition in old["rejected_rows"]] == days
 
 
 def test_ages_are_durations_or_years():

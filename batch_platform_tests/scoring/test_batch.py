@@ -128,6 +128,7 @@ def test_law_4_the_size_of_a_batch_changes_nothing(table, size):
     assert pl.concat([part.rejected for part in parts]).sort("id").equals(whole.rejected.sort("id"))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_a_partition_read_in_batches_is_staged_the_same(tmp_path, monkeypatch, batch):
     frame = rows([float(n) for n in range(50)], shop=["a", "new"] * 25)

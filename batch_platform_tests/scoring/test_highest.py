@@ -99,3 +99,10 @@ def test_the_highest_scores_are_taken_and_of_equal_ones_the_lowest_keys_in_any_o
         assert in_files(with_whole(partition, spec, in_place=True))["decision"].to_list() == expected
 
     decided_like_a_sort()
+
+
+@pytest.mark.unit
+def test_of_equal_scores_at_the_border_only_the_lowest_key_is_selected(tmp_path):
+    rows = pl.DataFrame({"id": [4, 3, 2, 1], "score": [0.9, 0.5, 0.5, 0.5]})
+    decided = with_whole(staged(tmp_path, rows, cuts=[2]), small_spec(predictions={"decide": {"top": 2}}))
+    assert copied(decided)["decision"].to_list() == [True, False, False, True]

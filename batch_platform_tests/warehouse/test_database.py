@@ -265,6 +265,7 @@ def test_a_column_without_values_takes_the_type_of_its_first_values(warehouse, t
         assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [("text",), (None,)]
 
 
+@pytest.mark.unit
 def test_an_older_slower_run_is_refused(warehouse, tmp_path):
     slow = staged(tmp_path, run_id="slow", id=[0], score=[0.0])
     commit(warehouse, staged(tmp_path, run_id="fast"))
@@ -285,6 +286,7 @@ def test_a_partition_that_had_rows_becomes_empty_only_if_forced(warehouse, tmp_p
     assert held(warehouse)["small.predictions"] == []
 
 
+@pytest.mark.unit
 def test_staged_rows_that_differ_from_their_count_are_refused(warehouse, tmp_path):
     scores = staged(tmp_path)
     pl.read_parquet(scores.predictions[0]).head(1).write_parquet(scores.predictions[0])
