@@ -813,6 +813,7 @@ def test_law_22_windows_are_whole_partitions_in_every_zone(drawn):
     delay = spec.labels.maturity.days or spec.labels.maturity.hours
     delay //= 7 if spec.partitions.every == "week" else 1
     starts = [partition.start for partition in partitions]
+    assert len(starts) > 3 * evaluate + delay
     for at in range(3 * evaluate + delay, len(partitions)):
         window = training_window(spec, starts[at])
         assert window == partitions[at - 3 * evaluate - delay : at - delay], "as many as the window holds"

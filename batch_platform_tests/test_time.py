@@ -80,7 +80,9 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
         first = partition.end
     training_compares_with_the_week_before_as_scoring_does(calendar, partitions)
     now = partitions[-1].end
-    for period in serving_periods(spec, now)[-3:]:
+    periods = serving_periods(spec, now)[-3:]
+    assert periods
+    for period in periods:
         assert period.start == midnight(date.fromisoformat(period.key), zone)
         window = training_window(spec, period.start)
         assert window == [it for it in partitions if window[0].start <= it.start and matures(spec, it) <= period.start]
