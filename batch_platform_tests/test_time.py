@@ -27,7 +27,7 @@ from batch_platform.monitoring.measures.drift import _baselines
 from batch_platform.pipeline.trace import _with_zone
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
-from batch_platform_tests.test_laws import windows_near_a_change
+from batch_platform_tests.harness.windows import windows_near_a_change
 
 HOUR = timedelta(hours=1)
 

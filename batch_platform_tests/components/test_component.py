@@ -18,7 +18,6 @@ import yaml
 from deltalake import write_deltalake
 from pydantic import ValidationError
 
-import batch_platform
 from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
@@ -26,6 +25,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.components.dg_command import CHECKOUT, accepted, command, environment
 from batch_platform_tests.harness.command_line import run_command
 from batch_platform_tests.harness.dagster_project import (
     PACKAGE,
@@ -36,7 +36,6 @@ from batch_platform_tests.harness.dagster_project import (
 from batch_platform_tests.harness.declared_keys import OTHER_OF_TWO, blocks_of, given_keys, keys_of
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_events, small_spec
 
-CHECKOUT = Path(batch_platform.__file__).parent.parent
 EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that are there
     "name": "small",
     "description": "Whether an order comes back.",
@@ -482,34 +481,6 @@ def test_the_schema_checks_the_keys_of_every_block_that_may_also_be_something_el
     ]
     assert len(checked) > 10
     assert all(about["then"] == option and {"type": "object"} in about["anyOf"] for about, option in checked)
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """For processes that leave nothing in the checkout."""
-    (home / "dagster").mkdir(parents=True, exist_ok=True)
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DAGSTER_HOME": str(home / "dagster"),
-        HOME_VARIABLE: str(home),
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "NO_COLOR": "1",
-        **more,
-    }
-
-
-def command(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of Dagster's."""
-    program = Path(sys.executable).with_name(arguments[0])
-    return subprocess.run([str(program), *arguments[1:]], cwd=cwd, env=env, capture_output=True, text=True, check=False)
-
-
-def accepted(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
-    """What a command says that must succeed."""
-    done = command(*arguments, cwd=cwd, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def lying_in_the_checkout() -> set[Path]:

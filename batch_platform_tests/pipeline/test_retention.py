@@ -18,7 +18,7 @@ from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
-from batch_platform_tests.pipeline.test_deletion import CUSTOMERS, customers, customers_of, holding
+from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, holding
 
 NOW = datetime(2024, 3, 3, 12, tzinfo=UTC)
 STAMP = Stamp("gc", NOW)
