@@ -25,8 +25,8 @@ from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.native_threads import one_thread
-from batch_platform_tests.models.test_boosters import contract
-from batch_platform_tests.models.test_forest import Shape, odd_rows, table
+from batch_platform_tests.models.random_boosters import contract
+from batch_platform_tests.models.random_trees import Shape, odd_rows, table
 
 Draw = Callable[..., Any]  # one of some values
 

@@ -22,9 +22,13 @@ import pytest
 import yaml
 
 from batch_platform.cli.app import app
-from batch_platform_tests.cli.test_help import takes_all
 from batch_platform_tests.harness.checkout import GUIDE, ROOT, blocks
-from batch_platform_tests.harness.command_line import clean_environment, copy_of_finished_project, run_command
+from batch_platform_tests.harness.command_line import (
+    clean_environment,
+    copy_of_finished_project,
+    run_command,
+    takes_all,
+)
 from batch_platform_tests.harness.dagster_project import PACKAGE
 from batch_platform_tests.harness.postgres_server import postgres
 from batch_platform_tests.harness.served import PATIENCE, Ui, answers, finished, free_port, launch, session_of

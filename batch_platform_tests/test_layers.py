@@ -115,6 +115,18 @@ def test_there_are_no_import_cycles():
         visit(module, ())
 
 
+def test_no_module_imports_a_test():
+    tests = {path: imports_of(path) for path in sorted((ROOT / "batch_platform_tests").rglob("*.py"))}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, names in tests.items()
+        for name in names
+        if name.startswith("batch_platform_tests.") and re.search(r"\.test_\w+$", name)
+    ]
+    assert len(tests) > 300
+    assert wrong == []
+
+
 def test_domain_modules_do_not_know_dagster():
     domain = [name for name, room in ROOMS.items() if room not in KNOW_DAGSTER]
     assert not [

@@ -27,7 +27,7 @@ from batch_platform.monitoring.measures.drift import _baselines
 from batch_platform.pipeline.trace import _with_zone
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
-from batch_platform_tests.test_laws import windows_near_a_change
+from batch_platform_tests.harness.windows import windows_near_a_change
 
 HOUR = timedelta(hours=1)
 
@@ -80,7 +80,9 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
         first = partition.end
     training_compares_with_the_week_before_as_scoring_does(calendar, partitions)
     now = partitions[-1].end
-    for period in serving_periods(spec, now)[-3:]:
+    periods = serving_periods(spec, now)[-3:]
+    assert periods
+    for period in periods:
         assert period.start == midnight(date.fromisoformat(period.key), zone)
         window = training_window(spec, period.start)
         assert window == [it for it in partitions if window[0].start <= it.start and matures(spec, it) <= period.start]

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import yaml
 
-from batch_platform_tests.cli.test_proposal import DAYS, START, orders
+from batch_platform_tests.cli.proposals import DAYS, START, orders
 from batch_platform_tests.harness.command_line import Answer
 from batch_platform_tests.harness.object_store import BUCKET, SECRET, ObjectStore, object_store
 

@@ -6,8 +6,8 @@ import dagster as dg
 import polars as pl
 import yaml
 
-from batch_platform_tests.components.test_runs_of_the_command import RETRY, RUNS_OF_LOCATION
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.harness.graphql import RETRY, RUNS_OF_LOCATION
 from batch_platform_tests.harness.workspace import workspace_of
 
 

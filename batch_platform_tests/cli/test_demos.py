@@ -295,6 +295,7 @@ def test_the_ui_of_a_users_project_has_no_demos(cli, fresh):
 
 
 def test_every_demo_has_a_page_with_its_picture_its_data_and_its_traps():
+    assert len(DEMOS) > 3
     for name in DEMOS:
         page = (FOLDER / name / "README.md").read_text(encoding="utf-8")
         headings = re.findall(r"^## (.+)$", page, flags=re.MULTILINE)

@@ -7,6 +7,7 @@ import click
 import pytest
 
 from batch_platform.cli.app import app
+from batch_platform_tests.harness.command_line import takes_all
 
 LINE = "    batch-platform "
 WIDTH = 100
@@ -41,15 +42,3 @@ def test_the_help_says_what_a_command_does_what_its_options_mean_and_how_it_is_c
     assert len(examples) >= 2
     for example in examples:
         takes_all(app, shlex.split(example))
-
-
-def takes_all(command: click.Command, arguments: list[str]) -> None:
-    """Parse the arguments as the command does, without doing anything; fails as a wrong call does."""
-    with command.make_context("batch-platform", list(arguments)) as context:
-        rest = [*context._protected_args, *context.args]
-        if isinstance(command, click.Group) and rest:
-            name, inner, others = command.resolve_command(context, rest)
-            assert name is not None
-            takes_all(inner, others)
-        else:
-            assert not rest

@@ -2,8 +2,7 @@
 
 import pytest
 
-from batch_platform_tests.cli.test_training import redeclare
-from batch_platform_tests.harness.command_line import copy_of, published, run_command, write_project
+from batch_platform_tests.harness.command_line import copy_of, published, redeclare, run_command, write_project
 from batch_platform_tests.harness.dagster_project import pipeline_folder
 from batch_platform_tests.harness.starting_points import made_once
 

@@ -14,27 +14,20 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 from batch_platform.cli.proposal import choices
-from batch_platform.cli.proposal.choices import Asked, Proposal, propose
-from batch_platform.cli.proposal.dated import layout
-from batch_platform.cli.proposal.files import files_of
+from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform.cli.proposal.trial import past_of, that_runs
 from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.home import Home
+from batch_platform_tests.cli.proposals import AFTER_ALL, DAYS, ROWS, START, names, orders, pipeline_of, proposed
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.small_pipeline import carry_out
 from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
-ROWS = 900
-DAYS = 30
-START = datetime(2025, 1, 1)  # noqa: DTZ001 - clocks without a zone, as most tables have them
-AFTER_ALL = datetime(2026, 1, 1, tzinfo=UTC)
 ODD = {
     "Customer ID": "id",
     "Order Date": "at",
@@ -44,45 +37,6 @@ ODD = {
     "{{ env.HOME }}": "share",
     "*": "few",
 }
-
-
-def orders(rows: int = ROWS, **columns: Any) -> pl.DataFrame:
-    """Orders over thirty days of 2025, `returned` being learnable from `amount`; further columns as given, None takes one away."""
-    random = np.random.default_rng(7)
-    seconds = np.sort(random.integers(0, DAYS * 86_400, rows))
-    amount = random.gamma(2.0, 40.0, rows)
-    shops = ["north'", "süd--", "", None]
-    given: dict[str, Any] = {
-        "id": [f"C-{at:05}" for at in random.permutation(rows)],
-        "at": [START + timedelta(seconds=int(second)) for second in seconds],
-        "amount": [
-            None if lost else float(value) for value, lost in zip(amount, random.random(rows) < 0.1, strict=True)
-        ],
-        "items": random.integers(1, 9, rows),
-        "shop": [shops[at] for at in random.integers(0, len(shops), rows)],
-        "returned": (amount > 80) ^ (random.random(rows) < 0.1),
-        **columns,
-    }
-    return pl.DataFrame({name: values for name, values in given.items() if values is not None}, strict=False)
-
-
-def proposed(
-    file: Path, table: str | None = None, now: datetime = AFTER_ALL, **asked: Any
-) -> tuple[Proposal, dict[str, str]]:
-    """What is proposed for a file before its past is asked, and the files of a pipeline `orders` in the same folder."""
-    with survey(locate(str(file), table), asked.get("timezone", "UTC")) as seen:
-        proposal = propose(seen, Asked(now, **asked))
-        past = past_of(seen, proposal)
-        proposal = proposal if past is None else that_runs(proposal, past, now)
-        reading = layout(seen, proposal)
-    return proposal, files_of("orders", proposal, reading)
-
-
-def pipeline_of(files: dict[str, str], folder: Path) -> Pipeline:
-    for name, text in files.items():
-        (folder / name).write_bytes(text.encode())
-    spec = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
-    return Pipeline(spec, folder, Home(folder / "home").create())
 
 
 def scored(pipeline: Pipeline) -> dict[str, int]:
@@ -97,10 +51,6 @@ def assert_all_scored_from_the_first_model_on(pipeline: Pipeline) -> None:
     rows = scored(pipeline)
     assert len(rows) >= 10
     assert sum(rows.values()) == orders().filter(pl.col("at") >= datetime.fromisoformat(min(rows))).height
-
-
-def names(columns: tuple[Any, ...]) -> list[str]:
-    return [column.name for column in columns]
 
 
 @pytest.mark.full

@@ -32,8 +32,16 @@ from batch_platform.cli.proposal.trial import (
 )
 from batch_platform.declaration.windows import serving_periods
 from batch_platform.declaration.wording import number
-from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, pipeline_of, proposed
-from batch_platform_tests.cli.test_proposed_shapes import customers, declared, readings, unlabelled
+from batch_platform_tests.cli.proposals import (
+    AFTER_ALL,
+    START,
+    customers,
+    declared,
+    pipeline_of,
+    proposed,
+    readings,
+    unlabelled,
+)
 from batch_platform_tests.harness.command_line import published
 
 DAYS = 70

@@ -29,8 +29,7 @@ from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.inputs import SOURCE_KEYS, Source
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
-from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
-from batch_platform_tests.cli.test_proposed_times import built
+from batch_platform_tests.cli.proposals import AFTER_ALL, DAYS, ROWS, START, built, orders, pipeline_of, proposed
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.postgres_server import postgres_server
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 
 from batch_platform.cli.proposal.choices import BY_CONTENT, MOST_MODELS
 from batch_platform.cli.proposal.columns import feature_reasons, label_evidence
@@ -21,45 +20,26 @@ from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_periods
-from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, orders, pipeline_of, proposed
+from batch_platform_tests.cli.proposals import (
+    AFTER_ALL,
+    HOURS,
+    START,
+    customers,
+    declared,
+    names,
+    orders,
+    pipeline_of,
+    proposed,
+    readings,
+    unlabelled,
+)
 from batch_platform_tests.harness.command_line import published, start_command
 from batch_platform_tests.harness.small_pipeline import carry_out
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
-HOURS = 24 * 45
 SOON_AFTER = (START + timedelta(hours=HOURS + 2)).replace(tzinfo=UTC)  # the end of the readings
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
-
-
-def customers(rows: int = 600, **columns: Any) -> pl.DataFrame:
-    """Customers without a date, of whom the last ones have not decided yet."""
-    random = np.random.default_rng(3)
-    months, plan = random.integers(1, 70, rows), random.integers(0, 3, rows)
-    left = (months < 20) ^ (random.random(rows) < 0.15)
-    given: dict[str, Any] = {
-        "plan": [["basic", "plus", "pro"][at] for at in plan],
-        "months": months,
-        "spend": random.gamma(2.0, 30.0, rows).round(2),
-        "left": [bool(value) if at < rows - 50 else None for at, value in enumerate(left)],
-        **columns,
-    }
-    return pl.DataFrame(given, strict=False)
-
-
-def readings(hours: int = HOURS, first: datetime = START) -> pl.DataFrame:
-    """One reading of a sensor an hour, with a daily rhythm and a slow drift."""
-    at = [first + timedelta(hours=hour) for hour in range(hours)]
-    random = np.random.default_rng(5)
-    level = [
-        10 + 5 * np.sin(2 * np.pi * when.hour / 24) + (when - START).days / 20 + noise
-        for when, noise in zip(at, random.normal(0, 0.5, hours), strict=True)
-    ]
-    return pl.DataFrame({"at": at, "level": level})
-
-
-def declared(files: dict[str, str]) -> dict[str, Any]:
-    return yaml.safe_load(files["defs.yaml"])["attributes"]
 
 
 def test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place(tmp_path):
@@ -559,14 +539,6 @@ def test_a_table_with_too_few_labels_or_a_single_one_is_refused(cli, tmp_path):
     customers(left=[1] * 599 + [None]).write_csv(tmp_path / "same.csv")
     refused = cli(tmp_path, "new", "same", "--from", "same.csv", "--label", "left")
     assert (refused.code, "cannot be trained: " in refused.error) == (2, True)
-
-
-def unlabelled(table: pl.DataFrame, column: str, rows: int, *, strays: int = 0, lost: float = 0.0) -> pl.DataFrame:
-    """A table without labels in its last rows, but for a few, and without a share of all labels."""
-    missing = np.random.default_rng(8).random(table.height) < lost
-    missing[table.height - rows :] = True
-    missing[table.height - rows // 2 : table.height - rows // 2 + strays] = False
-    return table.with_columns(pl.when(pl.Series(missing)).then(None).otherwise(pl.col(column)).alias(column))
 
 
 @pytest.mark.parametrize(

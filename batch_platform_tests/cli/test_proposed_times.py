@@ -1,6 +1,6 @@
 """`batch-platform new`: a time is found and read in every usual notation, and never guessed."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ import yaml
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, orders, pipeline_of, proposed
+from batch_platform_tests.cli.proposals import AFTER_ALL, START, built, orders, pipeline_of, proposed
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.tiers import crossed
 
@@ -136,16 +134,6 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
         "strptime(\"at\", '%Y')",
     ),
 }
-
-
-def built(pipeline: Pipeline, instants: Collection[datetime]) -> pl.DataFrame:
-    """The features of all partitions around some instants, by id."""
-    calendar = pipeline.spec.partitions.calendar
-    longest = LONGEST[calendar.every].nominal + timedelta(days=1)
-    partitions = calendar.within(min(instants) - longest, max(instants) + longest)
-    with pipeline.builder.session() as session:
-        files = [session.write(partition, pipeline.folder / "built").path for partition in partitions]
-    return pl.concat(pl.read_parquet(file) for file in files).sort("id")
 
 
 @pytest.mark.parametrize(("notation", "kind"), crossed(NOTATIONS, ["parquet", "csv"]))

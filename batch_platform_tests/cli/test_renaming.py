@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import yaml
 
-from batch_platform_tests.components.test_broken import OF_A_USER
+from batch_platform_tests.components.users_assets import OF_A_USER
 from batch_platform_tests.harness.command_line import REJECTED_DAY, copy_of, published
 from batch_platform_tests.harness.dagster_project import pipeline_folder
 

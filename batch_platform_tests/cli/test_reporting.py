@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.components.test_schedules import in_a_long_commit
 from batch_platform_tests.harness.command_line import (
     OVERRIDES,
     REJECTED_DAY,
@@ -21,6 +20,7 @@ from batch_platform_tests.harness.command_line import (
 )
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import SHOPS, small_declaration, small_events
+from batch_platform_tests.harness.ticks import in_a_long_commit
 
 
 def version_of(project):

@@ -2,26 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from batch_platform_tests.harness.command_line import published, write_project
+from batch_platform_tests.harness.command_line import published, redeclare, write_project
 from batch_platform_tests.harness.dagster_project import pipeline_folder
 
 PERIOD = "2024-02-01"
 VERSIONS = "SELECT version, params FROM batch_platform.model_versions ORDER BY seq"
 SERVING = "SELECT DISTINCT model_version FROM small.predictions"
 WORSE = {"max_iter": 1, "max_leaf_nodes": 2, "early_stopping": False}
-
-
-def redeclare(folder: Path, **model: Any) -> None:
-    """Change keys of the declared model."""
-    file = pipeline_folder(folder) / "defs.yaml"
-    declared = yaml.safe_load(file.read_text(encoding="utf-8"))
-    declared["attributes"]["model"] |= model
-    file.write_text(yaml.safe_dump(declared, allow_unicode=True), encoding="utf-8")
 
 
 def versions(folder: Path) -> list[str]:

@@ -9,11 +9,11 @@ from batch_platform.components.checks import _up_to_date
 from batch_platform.components.wiring import stamp_of
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.components.test_schedules import look
 from batch_platform_tests.harness.command_line import Answer
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.small_pipeline import small_events, write_small_project
+from batch_platform_tests.harness.ticks import look
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 DECLARED = {

@@ -23,6 +23,7 @@ from batch_platform.models import bundle
 from batch_platform.models.forest import arrays, compiled
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.harness.events import evaluations, value
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
@@ -46,27 +47,12 @@ def specs(deployment: Deployment) -> dict[str, dg.AssetSpec]:
     return {spec.key.path[1]: spec for spec in deployment.definitions.resolve_all_asset_specs()}
 
 
-def evaluations(deployment: Deployment, asset: str, check: str) -> dict[str | None, Any]:
-    """The newest evaluation of a check, by partition key; None for that of the whole run."""
-    key = dg.AssetCheckKey(deployment.key(asset), check)
-    results = {}
-    for record in deployment.instance.event_log_storage.get_asset_check_execution_history(key, limit=1000):
-        event = record.event.dagster_event if record.event else None
-        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            results.setdefault(event.asset_check_evaluation_data.partition, event.asset_check_evaluation_data)
-    return results
-
-
 def failure(result: dg.ExecuteInProcessResult) -> str:
     """What the only failed step says."""
     assert not result.success
     (failed,) = [event for event in result.all_events if event.is_step_failure]
     data = failed.step_failure_data
     return (data.user_failure_data.description if data.user_failure_data else data.error.message) or ""
-
-
-def value(entry: dg.EventLogEntry, name: str) -> Any:
-    return entry.asset_materialization.metadata[name].value
 
 
 def partitions_of(entries: list[dg.EventLogEntry]) -> list[str | None]:

@@ -1,7 +1,6 @@
 """The job that follows the whole plan: one run over a range makes features, models, predictions and performance where due."""
 
 from threading import Event, Thread
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -12,27 +11,12 @@ from batch_platform.models.promotion import Maker, promote
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.lock import folder_locked
-from batch_platform_tests.components.test_runs_of_the_command import RETRY
-from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
-from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.components.bringing import JOB, bring, keys
+from batch_platform_tests.harness.deployment import deploy, deploy_trained, range_tags
+from batch_platform_tests.harness.graphql import RETRY
 from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.ticks import AFTER_ALL, SCHEDULES, at, look, under_way
 from batch_platform_tests.harness.workspace import REPOSITORY, workspace
-
-JOB = "small_bring_up_to_date"
-
-
-def bring(deployment: Deployment, first: str, last: str, **config: Any) -> dg.ExecuteInProcessResult:
-    """Launch the job over a range, as a backfill in one run does; `config` is that of the predictions."""
-    return deployment.definitions.resolve_job_def(JOB).execute_in_process(
-        instance=deployment.instance,
-        tags=range_tags(first, last),
-        run_config={"ops": {"small__predictions": {"config": config}}, "loggers": QUIET},
-        raise_on_error=False,
-    )
-
-
-def keys(deployment: Deployment, asset: str, run_id: str) -> list[str | None]:
-    return [entry.asset_materialization.partition for entry in deployment.materializations(asset, run_id)]
 
 
 def test_one_run_from_an_empty_home_makes_all_that_is_due_and_the_next_makes_nothing(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from batch_platform.components import load_from_defs_folder
 from batch_platform.components.broken import VALIDATION_VARIABLE, broken_in
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.components.users_assets import OF_A_USER
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder
 
 BROKEN = {  # pipelines by name: the file that is changed, what in it, and what the error says
@@ -201,55 +202,6 @@ def test_validation_of_a_file_that_cannot_be_read_fails(user_project, monkeypatc
     monkeypatch.setenv(VALIDATION_VARIABLE, "1")
     with pytest.raises(Exception, match="the file is not valid YAML"):
         load_from_defs_folder(path_within_project=user_project)
-
-
-OF_A_USER = """\
-import dagster as dg
-import polars as pl
-
-PREDICTIONS = dg.AssetKey(["small", "predictions"])
-
-
-@dg.asset(
-    ins={"predictions": dg.AssetIn(PREDICTIONS)},
-    required_resource_keys={"batch_platform_warehouse"},
-    io_manager_key="batch_platform_io_manager",
-)
-def counts(predictions: pl.LazyFrame) -> pl.LazyFrame:
-    return predictions.select(pl.len())
-
-
-follow = dg.AutomationConditionSensorDefinition("follow", target=dg.AssetSelection.assets(PREDICTIONS))
-days = dg.DailyPartitionsDefinition("2024-02-01", end_date="2024-03-01", timezone="Europe/Berlin")
-
-
-@dg.asset(
-    partitions_def=days,
-    deps=[dg.AssetDep(PREDICTIONS, partition_mapping=dg.TimeWindowPartitionMapping())],
-    backfill_policy=dg.BackfillPolicy.single_run(),
-)
-def dashboard() -> None: ...
-
-
-both = dg.define_asset_job("both", selection=[PREDICTIONS, dashboard.key])
-features = dg.define_asset_job("features", selection=[dg.AssetKey(["small", "features"])])
-
-
-@dg.asset_sensor(asset_key=PREDICTIONS, job=both)
-def when_scored(): ...
-
-
-@dg.sensor(job_name="small_bring_up_to_date")
-def when_asked(): ...
-
-
-@dg.schedule(job_name="small_train", cron_schedule="0 0 * * *")
-def train_now(): ...
-
-
-@dg.schedule(job_name="small_remove_old_runs", cron_schedule="0 0 * * *")
-def tidy(): ...
-"""
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from batch_platform_tests.components.test_assets import evaluations, value
-from batch_platform_tests.components.test_schedules import at, look, shown, tick
 from batch_platform_tests.harness.command_line import InProcess, copy_of, published, run_command, write_project
 from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.harness.events import evaluations, value
+from batch_platform_tests.harness.small_pipeline import LINEAR
+from batch_platform_tests.harness.ticks import at, look, shown, tick
 
-LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
 BROKEN = {"name": "broken", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_dept": 3}}
 FIRST, LAST = "2024-02-01", "2024-02-03"
 FEW_DAYS = {"start": "2024-01-17", "end": "2024-02-07"}  # enough to train a model, and six days that it serves

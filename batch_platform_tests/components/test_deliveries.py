@@ -9,10 +9,10 @@ import polars as pl
 from batch_platform.components.jobs import MAKES, job_name
 from batch_platform.warehouse.failures import DeliveredAsset
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.components.test_bring_up_to_date import bring, keys
-from batch_platform_tests.components.test_schedules import at, look, requested, tick
+from batch_platform_tests.components.bringing import bring, keys
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy_trained, range_tags
 from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.ticks import at, look, requested, tick
 
 DAYS = ["2024-02-01", "2024-02-02", "2024-02-03"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from batch_platform_tests.components.test_component import CHECKOUT, accepted, environment
+from batch_platform_tests.components.dg_command import CHECKOUT, accepted, environment
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 
 pytestmark = pytest.mark.full

@@ -6,11 +6,11 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from batch_platform_tests.components.test_bring_up_to_date import bring, keys
-from batch_platform_tests.components.test_previews import launched_by_the_ui, preview
-from batch_platform_tests.components.test_schedules import at, look
+from batch_platform_tests.components.bringing import bring, keys
+from batch_platform_tests.components.previews import launched_by_the_ui, preview
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy_trained
 from batch_platform_tests.harness.small_pipeline import small_events
+from batch_platform_tests.harness.ticks import at, look
 from batch_platform_tests.harness.workspace import workspace
 
 CHECK = dg.AssetCheckKey(dg.AssetKey(["small", "drift"]), "drift")

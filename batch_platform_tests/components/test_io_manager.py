@@ -4,7 +4,6 @@ import fcntl
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,13 +18,13 @@ import pytest
 from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, TableIOManager
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.user_tables import TableName, open_table
+from batch_platform_tests.components.stores import LAST, Held, score_ten_days, stored
 from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.deployment import QUIET, SCORED_FROM, Deployment, deploy_after, range_tags
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # a user's single-run backfill is in beta
 
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-01-01", end_date="2024-03-01", timezone="Europe/Berlin")
-LAST = "2024-02-10"
 ODD = ["it's", 'say "hi"', "../up", "a b", "ключ", "'; DROP TABLE reports.odd; --"]
 
 
@@ -33,11 +32,6 @@ ODD = ["it's", 'say "hi"', "../up", "a b", "ключ", "'; DROP TABLE reports.od
 def deployment(tmp_path, monkeypatch) -> Deployment:
     """Ten days of the small pipeline, scored and published."""
     return deploy_after(score_ten_days, tmp_path, monkeypatch, name="ten days scored", trained=True)
-
-
-def score_ten_days(deployed: Deployment) -> None:
-    deployed.score(SCORED_FROM, LAST)
-    deployed.pipeline.publish()
 
 
 def materialize(
@@ -103,12 +97,6 @@ def writing(make: Callable[[str], Any], *key: str, partitions: dg.PartitionsDefi
         backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
         **options,
     )(table)
-
-
-def stored(deployment: Deployment, query: str = "FROM reports.table ORDER BY ALL") -> list[tuple[Any, ...]]:
-    """What readers find."""
-    with duckdb.connect(str(deployment.pipeline.home.published.resolve()), read_only=True) as con:
-        return con.execute(query).fetchall()
 
 
 def height(rows: Any) -> int:
@@ -378,21 +366,6 @@ def test_an_io_manager_of_the_users_own_is_left_in_place(deployment):
     done = succeeded(deployment, plain, io_manager=dg.mem_io_manager)
     assert done.output_for_node("plain") == [1, 2]
     assert deployment.definitions.resources[IO_MANAGER_KEY] is IO_MANAGER
-
-
-class Held:
-    """The warehouse, held as another process holds it, until the end or for some seconds."""
-
-    def __init__(self, deployment: Deployment, seconds: float | None = None) -> None:
-        self._file, self._seconds = deployment.pipeline.home.warehouse_lock.open("r+"), seconds
-
-    def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._seconds is not None:
-            threading.Timer(self._seconds, self._file.close).start()
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def test_a_store_waits_for_a_warehouse_that_is_held(deployment):

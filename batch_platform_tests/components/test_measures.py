@@ -18,9 +18,9 @@ from batch_platform.reports.figures import read_figures
 from batch_platform.reports.report import html
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.user_tables import TableName, open_table
-from batch_platform_tests.components.test_assets import evaluations, value
 from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.deployment import Deployment, deploy_trained
+from batch_platform_tests.harness.events import evaluations, value
 from batch_platform_tests.harness.small_pipeline import feature_file
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)

@@ -12,8 +12,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from batch_platform_tests.components.test_io_manager import Held
-from batch_platform_tests.components.test_schedules import at, requested
+from batch_platform_tests.components.stores import Held
 from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.command_line import copy_of_finished_project, published
 from batch_platform_tests.harness.dagster_project import (
@@ -25,6 +24,7 @@ from batch_platform_tests.harness.dagster_project import (
 )
 from batch_platform_tests.harness.deployment import Deployment, deploy_trained
 from batch_platform_tests.harness.small_pipeline import small_declaration
+from batch_platform_tests.harness.ticks import at, requested
 from batch_platform_tests.harness.workspace import Workspace, workspace_of
 
 LONELY = """\

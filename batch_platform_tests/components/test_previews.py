@@ -1,9 +1,7 @@
 """*Preview tick result* of a schedule in the UI: it shows what a tick does, and launches it."""
 
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -11,18 +9,10 @@ from dagster._grpc.impl import get_external_schedule_execution
 from dagster._utils.schedules import cron_string_iterator
 
 from batch_platform.components.runs import PARTITIONS_TAG
+from batch_platform_tests.components.previews import WHEN, launched_by_the_ui, preview
 from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
-from batch_platform_tests.harness.workspace import REPOSITORY, Workspace, workspace
+from batch_platform_tests.harness.workspace import workspace
 
-WHEN = datetime(2024, 2, 5, 3, tzinfo=UTC)  # before the ticks of that morning in Berlin
-PREVIEW = """
-mutation ($selector: ScheduleSelector!, $at: Float) {scheduleDryRun(selectorData: $selector, timestamp: $at) {
-  __typename
-  ... on DryRunInstigationTick {evaluationResult {
-    skipReason error {message}
-    runRequests {runConfigYaml jobName runKey tags {key value} assetSelection {path} assetChecks {name assetKey {path}}}
-  }}
-}}"""
 CHECKS_OF = {
     "score": [  # the volume is not judged before a week is known
         f"predictions/{check}" for check in ("champion_age", "rejected_share", "rows_balance", "score_distribution")
@@ -30,30 +20,6 @@ CHECKS_OF = {
     "train": ["model/gate"],
     "evaluate": ["performance/performance"],
 }
-
-
-def preview(pipeline: Workspace, duty: str) -> list[dict[str, Any]]:
-    """The run requests that the UI shows for the next tick."""
-    selector = {**REPOSITORY, "scheduleName": f"small_{duty}_when_due"}
-    result = pipeline.ask(PREVIEW, selector=selector, at=WHEN.timestamp())["evaluationResult"]
-    assert result["error"] is None, result["error"]
-    return result["runRequests"] or []
-
-
-def launched_by_the_ui(duty: str, request: dict[str, Any]) -> dict[str, Any]:
-    """What *Launch all* sends for a run request; where the request names no asset or check, it sends an empty list."""
-    checks = [{"name": check["name"], "assetKey": check["assetKey"]} for check in request["assetChecks"] or []]
-    return {
-        "runConfigData": request["runConfigYaml"],
-        "selector": {
-            "jobName": request["jobName"] or f"small_{duty}",
-            **REPOSITORY,
-            "assetSelection": request["assetSelection"] or [],
-            "assetCheckSelection": checks,
-        },
-        "mode": "default",
-        "executionMetadata": {"tags": request["tags"]},
-    }
 
 
 def ticked(deployment: Deployment, duty: str) -> list[dg.RunRequest]:

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from batch_platform.components.resources import IO_MANAGER
-from batch_platform_tests.components.test_io_manager import LAST, score_ten_days, stored
+from batch_platform_tests.components.stores import LAST, score_ten_days, stored
 from batch_platform_tests.harness.deployment import SCORED_FROM, Deployment, deploy_after
 
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-02-01", end_date="2024-03-01", timezone="Europe/Berlin")

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from batch_platform_tests.harness.dagster_project import PACKAGE
+from batch_platform_tests.harness.graphql import RETRY, RUNS_OF_LOCATION
 from batch_platform_tests.harness.workspace import workspace_of
 
 SENSOR = """\
@@ -21,20 +22,10 @@ def alert(context: dg.RunFailureSensorContext):
 def defs():
     return dg.Definitions(sensors=[alert])
 """
-RUNS_OF_LOCATION = """
-query ($location: String!) {runsOrError(filter: {tags: [{key: ".dagster/repository", value: $location}]}) {... on Runs {
-  results {runId jobName status repositoryOrigin {repositoryLocationName repositoryName} hasReExecutePermission}
-}}}"""
 RUNS_OF_JOB = """
 query ($selector: PipelineSelector!) {pipelineOrError(params: $selector) {... on Pipeline {
   pipelineSnapshotId runs {runId pipelineSnapshotId}
 }}}"""
-RETRY = """
-mutation ($params: ReexecutionParams!) {launchRunReexecution(reexecutionParams: $params) {
-  __typename
-  ... on LaunchRunSuccess {run {runId}}
-  ... on PythonError {message}
-}}"""
 
 
 def test_a_run_belongs_to_its_location_and_job_is_executed_again_and_heard_of_by_sensors(project, cli, monkeypatch):

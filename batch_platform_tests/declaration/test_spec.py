@@ -12,6 +12,7 @@ from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
 from batch_platform.declaration.windows import evaluation_start, first_service, serves_from, training_window
 from batch_platform_tests.harness.declared_keys import OTHER_OF_TWO, given_keys, keys_of
+from batch_platform_tests.harness.refusal import refusal
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_spec
 
 pytestmark = pytest.mark.unit
@@ -206,14 +207,6 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         block = block[key]
     block[path[-1]] = value
     return declared
-
-
-def refusal(declared: dict[str, Any]) -> str:
-    """The path and the message of the one thing that is wrong."""
-    with pytest.raises(ValidationError) as refused:
-        PipelineSpec.model_validate(declared)
-    (error,) = refused.value.errors()
-    return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
 
 
 def test_every_key_of_a_declaration_is_read():

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,13 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.lock import Patience, locked
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.delivery.receivers import POSTGRESQL, execute
+from batch_platform_tests.delivery.rows import KEYS, NOW, STAMP, deliver_keys
 from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
-
-NOW = datetime(2024, 2, 4, tzinfo=UTC)
-STAMP = Stamp("delivering", NOW)
-KEYS = ["2024-02-01", "2024-02-02", "2024-02-03"]
 
 
 def due(pipeline: Pipeline) -> list[tuple[str, str]]:
     plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     return [(item.partition.key, item.reason) for item in plan.items]
-
-
-def deliver_keys(pipeline: Pipeline, *keys: str) -> None:
-    (delivery,) = pipeline.spec.predictions.deliver
-    partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
-    list(deliver.deliver(pipeline, delivery, partitions, STAMP))
 
 
 def at_receiver(pipeline: Pipeline) -> list[tuple[str, int]]:

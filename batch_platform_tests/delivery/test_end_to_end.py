@@ -14,14 +14,13 @@ from deltalake import DeltaTable
 
 from batch_platform.delivery.known import SINKS
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.components.test_schedules import at, look, tick
 from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import POSTGRESQL, execute
-from batch_platform_tests.features.test_objects import bytes_of
 from batch_platform_tests.harness.deployment import Deployment, deploy
-from batch_platform_tests.harness.object_store import BUCKET
+from batch_platform_tests.harness.object_store import BUCKET, bytes_of
 from batch_platform_tests.harness.postgres_server import Server
 from batch_platform_tests.harness.small_pipeline import SHOPS, small_events
+from batch_platform_tests.harness.ticks import at, look, tick
 
 FEATURES = """
 SELECT id, ts, amount, items, shop, known, floor_space FROM events JOIN shops USING (shop)

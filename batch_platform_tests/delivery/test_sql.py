@@ -18,11 +18,10 @@ from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError
 from batch_platform.delivery.known import SINKS
 from batch_platform.delivery.sql import SQL
-from batch_platform_tests.declaration.test_spec import refusal
 from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
-from batch_platform_tests.delivery.test_delivering import KEYS, NOW, deliver_keys
-from batch_platform_tests.delivery.test_sinks_conformance import NEW, ODD, OLD, holds, shown
+from batch_platform_tests.delivery.rows import KEYS, NEW, NOW, ODD, OLD, deliver_keys, holds, shown
+from batch_platform_tests.harness.refusal import refusal
 from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_declaration, small_spec
 
 

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from batch_platform.declaration.errors import DeliveryError
-from batch_platform_tests.declaration.test_spec import refusal
 from batch_platform_tests.delivery.receivers import KEY, deliver, delivered, target_of
-from batch_platform_tests.delivery.test_sinks_conformance import NEW, OLD, holds, shown
+from batch_platform_tests.delivery.rows import NEW, OLD, holds, shown
 from batch_platform_tests.harness.object_store import BUCKET, SECRET, silent_store
+from batch_platform_tests.harness.refusal import refusal
 from batch_platform_tests.harness.small_pipeline import small_declaration
 
 FILES = [("parquet in a store", "parquet"), ("csv in a store", "csv")]

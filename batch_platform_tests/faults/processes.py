@@ -478,7 +478,8 @@ def terminated(folder: Path, *command: str, policy: str = "SAFE_TERMINATE") -> N
     assert process.returncode != 0
     if command[0] == COMMAND:
         assert process.returncode == 1
-        assert errors.startswith(f"Error: small: run {run.run_id} was terminated in Dagster."), errors
+        message = f"Error: small: run {run.run_id} was terminated in Dagster."
+        assert next(line for line in errors.splitlines() if line.startswith("Error: ")).startswith(message), errors
     project.release()
     after = held(project.pipeline)
     assert after == before

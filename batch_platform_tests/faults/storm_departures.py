@@ -34,7 +34,7 @@ from batch_platform.warehouse.sql import quoted, table_columns, tables
 from batch_platform_tests.faults.inspection import Seen
 from batch_platform_tests.faults.invariants import NOW, SCORED, days, held
 from batch_platform_tests.harness.small_pipeline import ROWS_PER_DAY, carry_out, small_spec, write_small_project
-from batch_platform_tests.pipeline.test_deletion import CUSTOMERS, customers, declared, holding
+from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, declared, holding
 
 NAMES = ("passing", "moved")  # of the pipeline, one at a time
 PROJECT, OUTSIDE = "third", "outside"

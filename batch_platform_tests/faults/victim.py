@@ -35,7 +35,7 @@ from batch_platform.warehouse.restore import restore_from_published
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.harness.small_pipeline import small_spec
-from batch_platform_tests.warehouse import test_database
+from batch_platform_tests.warehouse import commits
 
 CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")
 FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir", "link")
@@ -146,11 +146,11 @@ def commit(root: str, folder: str, number: int) -> None:
     held, run_id = writer.latest(ScoreRun, "small"), f"r{number}"
     rows = {"id": list(range(20_000)), "n": [number] * 20_000}
     group = [
-        test_database.staged(Path(folder), key, seen=held[key].seq if key in held else 0, run_id=run_id, **rows)
-        for key in test_database.KEYS
+        commits.staged(Path(folder), key, seen=held[key].seq if key in held else 0, run_id=run_id, **rows)
+        for key in commits.KEYS
     ]
     mark("committing")
-    test_database.commit(writer, *group)
+    commits.commit(writer, *group)
 
 
 def score(job: dict[str, Any], keys: list[str], die_at: str) -> None:

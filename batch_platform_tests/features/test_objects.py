@@ -1,11 +1,9 @@
 """Sources in a store of objects: what is asked of the store, what nobody else may read, and a store that fails."""
 
 import gzip
-import io
 import json
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from batch_platform.features.sources.objects import ObjectPath, StoreError, _obj
 from batch_platform.features.sources.opening import Sources
 from batch_platform.pipeline.state import features_due
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.object_store import BUCKET, SECRET, silent_store
+from batch_platform_tests.harness.object_store import BUCKET, SECRET, bytes_of, silent_store
 from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline, small_spec
 
 CALENDAR = small_spec().partitions.calendar
@@ -33,12 +31,6 @@ FIRST, SECOND = (CALENDAR.named(key) for key in ("2024-01-01", "2024-01-02"))
 EVENTS = small_events()
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"]})
 THREADS = 8
-
-
-def bytes_of(write: Callable[[io.BytesIO], Any]) -> bytes:
-    file = io.BytesIO()
-    write(file)
-    return file.getvalue()
 
 
 PARQUET = bytes_of(TABLE.write_parquet)

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from deltalake import write_deltalake
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import DataError, EngineError, SourceError, WrongUseError
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lineage.records import RowsRead, SourceColumn
 from batch_platform.features.lineage.spark_sql import spark_statement
@@ -32,10 +31,10 @@ from batch_platform.features.spark.build import raised_in_task
 from batch_platform.features.spark.jobs import MORE_MEMORY, FailedTask
 from batch_platform.features.spark.session import spark_session
 from batch_platform.features.spark.task import FULL_DISK, WRITTEN, WrittenRows, require_here, write_rows
-from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.features.test_delta import ODD, odd_table
+from batch_platform_tests.features.delta_tables import ODD, odd_table
+from batch_platform_tests.features.spark_sql import ENDLESS, KEY, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.deployment import deploy
@@ -45,17 +44,14 @@ from batch_platform_tests.harness.small_pipeline import (
     LABELS_SQL,
     feature_file,
     small_events,
-    small_pipeline,
     small_spec,
     write_small_project,
 )
 from batch_platform_tests.harness.spark_cluster import CONF, SparkCluster
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    pass
 
-KEY, NOW = "2024-01-02", datetime(2024, 3, 2, tzinfo=UTC)
-SPARK_SQL = FEATURES_SQL.replace("$", ":")
 CATALOG = {"parquet": None, "spark_table": "sales.events"}
 NOWHERE = {"spark": {"master": "spark://127.0.0.1:1"}}  # a cluster that nothing starts
 
@@ -478,19 +474,6 @@ def read_on_all_executors(spark: SparkCluster, folder: Path) -> None:
         assert len(rows.collect()) == readers
 
 
-def wait_for_tasks(session: "SparkSession", tasks: int, building: Future[Any]) -> None:
-    """Wait until so many tasks run; fails if what starts them ends before."""
-    tracker = session.sparkContext.statusTracker()
-
-    def running() -> int:
-        stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-        return sum(stage.numActiveTasks for stage in stages if stage)
-
-    while running() < tasks:
-        assert not building.done(), building.exception() or building.result()
-        time.sleep(0.02)
-
-
 @pytest.mark.full
 def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing(spark, tmp_path):
     made, sql = slowly(tmp_path, spark.declared())
@@ -571,9 +554,6 @@ def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark,
     assert made.by_spark(SPARK_SQL)[0].sha256 == made.by_duckdb(FEATURES_SQL)[0].sha256
 
 
-ENDLESS = SPARK_SQL.replace("amount", "amount, (SELECT max(hash(id)) FROM range(0, 1000000000000)) AS slow")
-
-
 @pytest.mark.full
 def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
     made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
@@ -586,21 +566,11 @@ def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(sp
 DRIVER = """\
 import sys
 from pathlib import Path
-from batch_platform_tests.features.test_spark_features import ENDLESS, KEY, build
+from batch_platform_tests.features.spark_sql import ENDLESS, KEY, build
 from batch_platform_tests.harness.spark_cluster import CONF
 
 build(Path(sys.argv[1]), {"spark": {"master": sys.argv[2], "conf": CONF}}, ENDLESS)
 """
-
-
-def build(folder: Path, engine: Any, sql: str) -> Pipeline:
-    """Build one partition of a pipeline below a folder."""
-    pipeline = small_pipeline(
-        folder, features_sql=sql, features={"sql": None, "spark_sql": "features.sql"}, engine=engine
-    )
-    day = pipeline.spec.partitions.calendar.named(KEY)
-    assert [built.build.rows for built in pipeline.build_features([day], Stamp("run", NOW))] == [40]
-    return pipeline
 
 
 @pytest.mark.full

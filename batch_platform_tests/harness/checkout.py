@@ -69,3 +69,9 @@ def shell(command: str, folder: Path) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
+
+
+def defines(test: str) -> bool:
+    """Whether the file of a test's id, `folder/test_file.py::test_name`, has the test."""
+    file, _, name = test.partition("::")
+    return f"\ndef {name}(" in (ROOT / "batch_platform_tests" / file).read_text(encoding="utf-8")

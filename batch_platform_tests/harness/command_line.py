@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import duckdb
 import polars as pl
 import pytest
+import yaml
 
 from batch_platform.cli import main, terminal
 from batch_platform.pipeline.shipped import DEMOS_VARIABLE
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.harness.dagster_project import forget_projects, write_dagster_project
+from batch_platform_tests.harness.dagster_project import forget_projects, pipeline_folder, write_dagster_project
 from batch_platform_tests.harness.small_pipeline import small_events
 from batch_platform_tests.harness.starting_points import made_once
 
@@ -151,3 +153,23 @@ def published(folder: Path, query: str, parameters: Mapping[str, object] | None 
     """Query the published copy of a project."""
     with duckdb.connect(str(folder / ".batch_platform" / "published.duckdb"), read_only=True) as con:
         return con.execute(query, dict(parameters or {})).fetchall()
+
+
+def redeclare(folder: Path, **model: Any) -> None:
+    """Change keys of the declared model."""
+    file = pipeline_folder(folder) / "defs.yaml"
+    declared = yaml.safe_load(file.read_text(encoding="utf-8"))
+    declared["attributes"]["model"] |= model
+    file.write_text(yaml.safe_dump(declared, allow_unicode=True), encoding="utf-8")
+
+
+def takes_all(command: click.Command, arguments: list[str]) -> None:
+    """Parse the arguments as the command does, without doing anything; fails as a wrong call does."""
+    with command.make_context("batch-platform", list(arguments)) as context:
+        rest = [*context._protected_args, *context.args]
+        if isinstance(command, click.Group) and rest:
+            name, inner, others = command.resolve_command(context, rest)
+            assert name is not None
+            takes_all(inner, others)
+        else:
+            assert not rest

@@ -1,12 +1,13 @@
 """A server on this machine that speaks the protocol of S3, as a process of its own, and the environment that leads to it."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,3 +161,9 @@ def _led_to(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
         monkeypatch.setenv(name, value)
     store.requests()
     return store
+
+
+def bytes_of(write: Callable[[io.BytesIO], Any]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()

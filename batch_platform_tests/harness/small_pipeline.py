@@ -223,3 +223,6 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), BERLIN).astimezone(UTC)
+
+
+LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}

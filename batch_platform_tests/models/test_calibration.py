@@ -62,8 +62,8 @@ from batch_platform_tests.harness.small_pipeline import (
     small_spec,
 )
 from batch_platform_tests.harness.tiers import crossed
-from batch_platform_tests.models.test_prior import drawn
-from batch_platform_tests.pipeline.test_snapshots import MONDAY, snapshots
+from batch_platform_tests.models.prior_rows import drawn
+from batch_platform_tests.pipeline.snapshots import MONDAY, snapshots
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})

@@ -30,27 +30,10 @@ from batch_platform.models.judged import JudgedScores
 from batch_platform.models.positive import Positive
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 from batch_platform_tests.harness.tiers import crossed
+from batch_platform_tests.models.training_rows import FEATURES, HGB, data
 
-HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
-FEATURES = Features(sql="features.sql", key=["id"], time="ts")
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 TRAINED = datetime(2024, 2, 1, 12, tzinfo=UTC)  # the model of February is due, but no day that it serves
-
-
-def data(n: int = 200, label=None, **columns) -> TrainingData:
-    """Rows whose label follows `x`; the last quarter is for evaluation."""
-    random = np.random.default_rng(0)
-    x = random.normal(size=n)
-    frame = pl.DataFrame(
-        {
-            "x": pl.Series(np.where(random.random(n) < 0.1, np.nan, x)).fill_nan(None),
-            "shop": random.choice(["a", "b", "c"], n),
-            "flag": random.random(n) < 0.5,
-            "late": pl.Series(values=(x + random.normal(size=n) > 0).tolist() if label is None else label),
-            **columns,
-        }
-    )
-    return TrainingData(fit=frame.head(n * 3 // 4), evaluate=frame.tail(n - n * 3 // 4), label="late")
 
 
 def fitted(training: TrainingData | None = None, estimator: str = HGB, params=None, features: Features = FEATURES):

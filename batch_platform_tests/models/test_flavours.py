@@ -112,7 +112,9 @@ def test_nulls_and_unknown_categories_are_scored_and_change_no_other_row(opened)
 
 def test_a_changed_byte_of_any_file_is_refused_before_it_is_parsed(kept, tmp_path):
     folder = shutil.copytree(kept.folder, tmp_path / kept.folder.name)
-    for path in sorted(folder.iterdir()):
+    files = sorted(folder.iterdir())
+    assert len(files) > 1, "a manifest and what it names"
+    for path in files:
         original = path.read_bytes()
         changed = bytearray(original)
         changed[len(changed) // 2] ^= 1
@@ -123,10 +125,10 @@ def test_a_changed_byte_of_any_file_is_refused_before_it_is_parsed(kept, tmp_pat
     open_bundle(folder, kept.sha256, allow_pickle=True)
 
 
-def test_the_error_for_a_missing_library_names_the_extra_that_installs_it(kept, monkeypatch):
-    name = kept.made.flavour
-    if name not in EXTRAS:
-        return  # it needs none
+@pytest.mark.parametrize("name", EXTRAS)
+def test_the_error_for_a_missing_library_names_the_extra_that_installs_it(name, tmp_path_factory, monkeypatch):
+    case = next(case for case in CASES if case.startswith(f"{name} ") and case not in FULL_CASES)
+    kept = kept_in(tmp_path_factory.getbasetemp(), case)
     for module in [module for module in sys.modules if module.partition(".")[0] == EXTRAS[name]]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, EXTRAS[name], None)

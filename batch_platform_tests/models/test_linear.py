@@ -54,7 +54,7 @@ from batch_platform.models.linear.arrays import (
 from batch_platform.models.linear.estimators import TOLERANCE, as_linear
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.harness.tiers import examples
-from batch_platform_tests.models.test_bundle import manifest
+from batch_platform_tests.models.bundles import manifest
 
 pytestmark = [
     pytest.mark.unit,

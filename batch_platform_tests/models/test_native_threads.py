@@ -13,7 +13,7 @@ from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import prove
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.harness.command_line import run_command
-from batch_platform_tests.models.test_bundle import manifest, rows, written
+from batch_platform_tests.models.bundles import manifest, rows, written
 
 pytestmark = pytest.mark.full
 

@@ -15,7 +15,7 @@ from batch_platform.models.positive import Positive
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
-from batch_platform_tests.models.test_fitting import FEATURES, HGB, data
+from batch_platform_tests.models.training_rows import FEATURES, HGB, data
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 LOGISTIC = "sklearn.linear_model.LogisticRegression"

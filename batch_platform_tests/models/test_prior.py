@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
-from batch_platform.features.history import TrainingData
-from batch_platform.features.sample import Sample
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.forest.compiled import CompiledPredictor
 from batch_platform.models.refinements.prior import PRIOR
 from batch_platform.models.refinements.refinement import Applied, Refined, refined
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.models.prior_rows import drawn, rows
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
 FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
@@ -48,29 +47,6 @@ def test_the_correction_undoes_what_sampling_does_to_the_probability_of_a_class(
     np.testing.assert_allclose(shown, np.tile(truth, (3, 1)), rtol=1e-12)
     odds = np.log(shown[0, 1] / shown[0, 0]) - np.log(sampled[1] / sampled[0])
     assert odds == pytest.approx(np.log(rates[0] / rates[1]), abs=1e-9), "a shift of the log-odds"
-
-
-def rows(count: int, classes: int, seed: int) -> pl.DataFrame:
-    """Rows whose class is the rarer the higher its number: 2% of them have another class than 0."""
-    random = np.random.default_rng(seed)
-    x, z = random.normal(size=count), random.normal(size=count)
-    odds = np.column_stack([np.full(count, 5.5), *(x * (1 + at) + z - at / 2 for at in range(1, classes))])
-    shares = np.exp(odds) / np.exp(odds).sum(axis=1, keepdims=True)
-    label = (shares.cumsum(axis=1) < random.random((count, 1))).sum(axis=1)
-    return pl.DataFrame({"x": x, "z": z, "label": label if classes > 2 else label.astype(bool)})
-
-
-def drawn(classes: int, most: int | None = 3_000, *, balanced: bool = True) -> TrainingData:
-    sample, seen = Sample(most, "label", balanced=balanced), rows(20_000, classes, 1)
-    sample.add(seen)
-    return TrainingData(
-        fit=pl.concat(sample.frames()),
-        evaluate=rows(20_000, classes, 2),
-        label="label",
-        rows_before_cap=sample.seen,
-        balanced=balanced,
-        classes_before_cap=sample.counts,
-    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])

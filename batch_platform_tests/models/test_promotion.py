@@ -11,7 +11,7 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.models.promotion import Maker, decided, promote, roll_back, scores_on_timeline
 from batch_platform.models.registry import Promotion, Registry
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform_tests.models.test_registry import START, at, decision, version
+from batch_platform_tests.models.decisions import START, at, decision, version
 
 ME = Maker(actor="me", at=at(100), reason="because I say so")
 

@@ -27,7 +27,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_pipeline,
     small_spec,
 )
-from batch_platform_tests.models.test_fitting import FEATURES, data
+from batch_platform_tests.models.training_rows import FEATURES, data
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
 BEFORE_SCORING = datetime(2024, 2, 1, 12, tzinfo=UTC)

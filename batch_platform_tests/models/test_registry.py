@@ -1,7 +1,6 @@
 """Which version serves a partition follows from the records and the partition's start."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,46 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NoChampionError, WrongUseError
-from batch_platform.models.registry import Promotion, Registry, Version, read_registry, register
+from batch_platform.models.registry import Registry, read_registry, register
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
+from batch_platform_tests.models.decisions import at, decision, version
 
 pytestmark = pytest.mark.unit
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-def version(name: str, serves_from: int, seq: int = 1) -> Version:
-    start = START + timedelta(days=serves_from)
-    return Version(
-        pipeline="small",
-        version=name,
-        serving_period=f"{start:%Y-%m-%d}",
-        serving_start=start,
-        sha256="ab",
-        flavour="sklearn",
-        task="binary",
-        estimator="e",
-        params='{"max_iter": 5}',
-        trained_from=START,
-        trained_until=start,
-        rows_trained=10,
-        rows_evaluated=5,
-        metrics='{"roc_auc": 0.75}',
-        features_code_version="f",
-        created_at=START,
-        run_id="run",
-        classes="[false, true]",
-        seq=seq,
-    )
-
-
-def decision(name: str, action: str, seq: int = 1) -> Promotion:
-    return Promotion("small", name, action, "because", "{}", "gate", START, "run", seq)
-
-
-def at(days: int) -> datetime:
-    return START + timedelta(days=days)
 
 
 def test_the_champion_is_the_newest_approved_version_that_serves_by_then():

@@ -112,7 +112,9 @@ def test_the_declared_parameters_stay_unless_a_trial_is_better_beyond_chance():
 
 def test_folds_are_whole_partitions_scored_by_what_was_learned_before_them():
     rows = data().fit
-    for fold in folds_of(rows, by_entity=False, apart=False):
+    folds = folds_of(rows, by_entity=False, apart=False)
+    assert len(folds) == FOLDS
+    for fold in folds:
         learned, scored = (rows.filter(pl.Series(mask))[PARTITION_START] for mask in (fold.learned, fold.scored))
         assert learned.max() < scored.min()
         for day in rows[PARTITION_START].unique():
@@ -126,6 +128,7 @@ def test_a_fold_learns_from_no_partition_whose_labels_were_not_known_when_those_
     known_from = {start: start + timedelta(days=1) + late for start in rows[PARTITION_START].unique()}
     folds = folds_of(rows, by_entity=False, apart=False, known_from=known_from)
     without = folds_of(rows, by_entity=False, apart=False)
+    assert len(folds) == FOLDS
     for fold, other in zip(folds, without, strict=True):
         assert (fold.scored == other.scored).all()
         learned, scored = (rows.filter(pl.Series(mask))[PARTITION_START] for mask in (fold.learned, fold.scored))

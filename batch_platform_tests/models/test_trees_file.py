@@ -30,14 +30,14 @@ from batch_platform.models.reference import ReferenceProfile
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.command_line import COMMAND, run_command
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
-from batch_platform_tests.models import test_boosters
-from batch_platform_tests.models.test_bundle import manifest
-from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learned, table
+from batch_platform_tests.models import random_boosters
+from batch_platform_tests.models.bundles import manifest
+from batch_platform_tests.models.random_trees import CLASSIFIERS, REGRESSORS, Shape, learned, table
 
 MODELS = [
     *(("classes", name) for name in CLASSIFIERS),
     *(("values", name) for name in REGRESSORS),
-    *(("boosters", name) for name in test_boosters.BOOSTERS),
+    *(("boosters", name) for name in random_boosters.BOOSTERS),
 ]
 NEEDED = ("imputed", "scaled", "scaler", "from a model", "xgboost")  # what only a library knows how to evaluate
 FORMS = pytest.mark.parametrize("load", [proven_from_file, plain_from_file])
@@ -46,7 +46,7 @@ SHAPE = Shape(rows=400, classes=3, missing=0.1, categories=70)
 
 def native_of(kind: str, name: str, shape: Shape = SHAPE) -> CompilablePredictor:
     if kind == "boosters":
-        return test_boosters.learned(name, shape)
+        return random_boosters.learned(name, shape)
     if kind == "classes":
         return learned(name, CLASSIFIERS[name], shape, "multiclass")
     return learned(name, REGRESSORS[name], shape, "regression")

@@ -10,14 +10,13 @@ from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, weighted_area
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import MAX_ROWS
-from batch_platform_tests.monitoring.test_metrics import OUTCOMES
+from batch_platform_tests.monitoring.every_task import OUTCOMES
 
 pytestmark = pytest.mark.unit
 
-RANDOM = np.random.default_rng(1)
 ROWS = 400
-TRUTH = RANDOM.integers(0, 2, ROWS)
-POSITIVE = RANDOM.uniform(size=ROWS).round(2)
+TRUTH = np.random.default_rng(1).integers(0, 2, ROWS)
+POSITIVE = np.random.default_rng(2).uniform(size=ROWS).round(2)
 CASES = [(name, task) for name, metric in METRICS.items() for task in metric.tasks]
 
 
@@ -38,7 +37,7 @@ def test_the_estimate_is_the_difference_of_the_metrics(name, task):
 
 
 def test_the_area_of_weighted_rows_is_that_of_scikit_learn():
-    weights = RANDOM.integers(0, 4, ROWS).astype(float)
+    weights = np.random.default_rng(3).integers(0, 4, ROWS).astype(float)
     expected = metrics.roc_auc_score(TRUTH, POSITIVE, sample_weight=weights)
     assert weighted_area(TRUTH == 1, POSITIVE)(weights) == pytest.approx(expected, abs=1e-12)
 
@@ -49,7 +48,7 @@ def test_a_model_does_not_differ_from_itself():
 
 
 def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_narrow():
-    good = np.where(TRUTH == 1, 0.9, 0.1) + RANDOM.normal(scale=0.02, size=ROWS)
+    good = np.where(TRUTH == 1, 0.9, 0.1) + np.random.default_rng(3).normal(scale=0.02, size=ROWS)
     difference = paired_difference("brier", binary(good), binary(POSITIVE))
     assert difference.high < 0
     narrow = paired_difference("brier", binary(good), binary(good - 0.01))

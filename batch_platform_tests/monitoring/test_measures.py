@@ -11,7 +11,7 @@ from batch_platform.monitoring.catalogue import MEASURES, declared_checks, evalu
 from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
 from batch_platform.monitoring.metrics import measure
 from batch_platform_tests.harness.small_pipeline import small_spec
-from batch_platform_tests.monitoring.test_metrics import LABELS, OUTCOMES, TASKS
+from batch_platform_tests.monitoring.every_task import LABELS, OUTCOMES, TASKS
 
 pytestmark = pytest.mark.unit
 

@@ -20,34 +20,16 @@ from batch_platform.monitoring.metrics import (
     lower_is_better,
     measure,
 )
-from batch_platform.monitoring.outcomes import Rule
+from batch_platform_tests.monitoring.every_task import OUTCOMES, ROWS, TASKS
 
 pytestmark = pytest.mark.unit
 
-RANDOM = np.random.default_rng(0)
-ROWS = 300
-LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"]}
-TASKS = ("binary", "multiclass", "regression", "clustering", "outliers")
-
-
-def random_outcomes(task: str) -> Outcomes:
-    """Outcomes of a task in which every metric of it is defined."""
-    if task in LABELS:
-        classes = LABELS[task]
-        shares = RANDOM.dirichlet([1] * len(classes), ROWS).round(2) + 1e-3
-        shares /= shares.sum(axis=1, keepdims=True)
-        truth = np.array(classes)[RANDOM.integers(0, len(classes), ROWS)]
-        return Outcomes(task, shares, truth, classes, rule=Rule(costs=1 - np.eye(len(classes))))
-    if task == "clustering":
-        segments = RANDOM.integers(0, 3, ROWS)
-        return Outcomes(task, segments, matrix=RANDOM.normal(size=(ROWS, 2)) + segments[:, None])
-    values = RANDOM.normal(size=ROWS)
-    return Outcomes(task, values, values > 0.5 if task == "outliers" else values + RANDOM.normal(size=ROWS))
-
-
-OUTCOMES = {task: random_outcomes(task) for task in TASKS}
 CASES = [(metric, task) for metric in METRICS.values() for task in metric.tasks]
+WEIGHTED = [(metric, task) for metric, task in CASES if metric.weighted is not None]
 every_metric = pytest.mark.parametrize(("metric", "task"), CASES, ids=[f"{m.name}-{task}" for m, task in CASES])
+every_weighted_metric = pytest.mark.parametrize(
+    ("metric", "task"), WEIGHTED, ids=[f"{m.name}-{task}" for m, task in WEIGHTED]
+)
 
 
 def rows_of(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
@@ -78,32 +60,30 @@ def test_the_same_rows_give_the_same_number(metric, task):
 
 @every_metric
 def test_the_order_of_the_rows_does_not_matter(metric, task):
-    shuffled = rows_of(OUTCOMES[task], RANDOM.permutation(ROWS))
+    shuffled = rows_of(OUTCOMES[task], np.random.default_rng(1).permutation(ROWS))
     assert metric.value(shuffled) == pytest.approx(metric.value(OUTCOMES[task]), rel=1e-12)
 
 
-@every_metric
+def test_every_metric_of_labels_and_of_the_gate_is_weighted():
+    assert [task for metric, task in CASES if metric.weighted is None and task not in ("clustering", "outliers")] == []
+
+
+@every_weighted_metric
 def test_rows_of_weight_one_give_the_metric_and_weights_stand_for_repeated_rows(metric, task):
     outcomes = OUTCOMES[task]
-    if metric.weighted is None:
-        assert task in ("clustering", "outliers"), "every other metric of the gate has an interval"
-        return
     weighted = metric.weighted(outcomes)
     assert weighted(np.ones(ROWS)) == pytest.approx(metric.value(outcomes), rel=1e-9)
-    counts = RANDOM.integers(0, 4, ROWS)
+    counts = np.random.default_rng(2).integers(0, 4, ROWS)
     repeated = rows_of(outcomes, np.repeat(np.arange(ROWS), counts))
     assert weighted(counts.astype(float)) == pytest.approx(metric.value(repeated), rel=1e-9)
 
 
 @every_metric
 def test_a_metric_of_weighted_rows_is_that_of_rows_that_occur_so_often_whatever_the_unit_of_the_weights(metric, task):
-    counts = RANDOM.integers(0, 4, ROWS)
+    counts = np.random.default_rng(3).integers(0, 4, ROWS)
     weighted = replace(OUTCOMES[task], weights=counts / 100)
-    repeated = rows_of(OUTCOMES[task], np.repeat(np.arange(ROWS), counts))
-    if metric.weighted is None:
-        assert metric(weighted) == metric(OUTCOMES[task]), "it counts all rows alike"
-        return
-    assert metric(weighted) == pytest.approx(metric(repeated), rel=1e-9)
+    repeated = rows_of(OUTCOMES[task], np.repeat(np.arange(ROWS), counts)) if metric.weighted else OUTCOMES[task]
+    assert metric(weighted) == pytest.approx(metric(repeated), rel=1e-9), "without weights, all rows count alike"
 
 
 SKLEARN = {

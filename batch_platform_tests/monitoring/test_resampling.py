@@ -17,7 +17,7 @@ from batch_platform.monitoring.resampling import (
     reach_of,
     wilson,
 )
-from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
+from batch_platform_tests.monitoring.every_task import OUTCOMES, TASKS
 
 pytestmark = pytest.mark.unit
 

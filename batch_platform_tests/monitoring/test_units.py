@@ -11,14 +11,7 @@ import pytest
 
 from batch_platform.monitoring.units import UnitRule
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline, small_spec
-from batch_platform_tests.pipeline.test_snapshots import (
-    FILES,
-    MONDAY,
-    SNAPSHOT,
-    WITHOUT_REFIT,
-    customers,
-    days_later,
-)
+from batch_platform_tests.pipeline.snapshots import FILES, MONDAY, SNAPSHOT, WITHOUT_REFIT, customers, days_later
 
 ROWS = pl.DataFrame(
     {

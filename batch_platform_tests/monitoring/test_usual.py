@@ -16,7 +16,7 @@ from batch_platform.monitoring.usual import (
     usual_rows_of_first_weeks,
 )
 from batch_platform_tests.harness.small_pipeline import small_spec
-from batch_platform_tests.pipeline.test_plan import scored
+from batch_platform_tests.pipeline.planned_states import scored
 
 pytestmark = pytest.mark.unit
 

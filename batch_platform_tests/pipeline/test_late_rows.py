@@ -23,7 +23,6 @@ from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform_tests.components.test_schedules import requested, tick
 from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
@@ -33,6 +32,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_pipeline,
     small_spec,
 )
+from batch_platform_tests.harness.ticks import requested, tick
 
 FIRST, LAST = date(2024, 1, 20), date(2024, 2, 16)
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)

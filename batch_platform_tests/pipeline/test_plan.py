@@ -32,13 +32,13 @@ from batch_platform.pipeline.trainings_due import changed, declared_now, differe
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
-from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
 from batch_platform_tests.harness.tiers import examples
+from batch_platform_tests.pipeline.planned_states import NOW, scored
 
 pytestmark = pytest.mark.unit
 
-NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 EMPTY = State({}, {}, {}, Registry("small"), "f1", "s1")
 
 
@@ -144,28 +144,6 @@ def trained(period: Partition, name: str, seq: int = 1) -> Version:
         metrics="{}",
         features_code_version="f1",
         created_at=NOW,
-        run_id="run",
-        seq=seq,
-    )
-
-
-def scored(partition: Partition, version: str, input_hash: str, code: str = "s1", seq: int = 1) -> ScoreRun:
-    return ScoreRun(
-        pipeline="small",
-        partition_key=partition.key,
-        partition_start=partition.start,
-        partition_end=partition.end,
-        model_version=version,
-        model_sha256="",
-        input_hash=input_hash,
-        code_version=code,
-        engine="local",
-        rows_in=1,
-        rows_scored=1,
-        rows_rejected=0,
-        in_sample=False,
-        started_at=NOW,
-        committed_at=NOW,
         run_id="run",
         seq=seq,
     )

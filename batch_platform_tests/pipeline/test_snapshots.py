@@ -1,6 +1,6 @@
 """Snapshots: tables without a time of their own, scored whole each time a partition is due."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,21 @@ from batch_platform.reports.report import write_report
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
-    small_events,
     small_pipeline,
     small_spec,
 )
+from batch_platform_tests.pipeline.snapshots import (
+    CUSTOMERS_SQL,
+    FILES,
+    MONDAY,
+    SNAPSHOT,
+    WITHOUT_REFIT,
+    customers,
+    days_later,
+    snapshots,
+)
 
-CUSTOMERS_SQL = "SELECT id, shop, amount, items, known FROM events"
-LABELS_SQL = "SELECT id, shop, returned FROM events WHERE returned IS NOT NULL"
-FILES = {"features_sql": CUSTOMERS_SQL, "labels_sql": LABELS_SQL}
-SNAPSHOT: dict[str, Any] = {
-    "partitions": {"start": "2026-01-05", "end": None, "snapshot": True},
-    "features": {"time": None, "key": ["id", "shop"]},
-    "labels": {"delay": None},
-    "model": {"train": {"every": None, "window": None, "evaluate": None}},
-    "predictions": {"keep": ["items"]},
-}
-WITHOUT_REFIT: dict[str, Any] = {**SNAPSHOT["model"], "refit": False}
-MONDAY = datetime(2026, 1, 5, 12, tzinfo=UTC)
 FIRST, SECOND, THIRD = "2026-01-05", "2026-01-06", "2026-01-07"
-
-
-def customers(unknown: int = 400) -> pl.DataFrame:
-    """Customers, of whom the last ones have no label yet."""
-    events = small_events().drop("ts")
-    known = pl.int_range(pl.len()) < events.height - unknown
-    return events.with_columns(returned=pl.when(known).then(pl.col("returned")))
-
-
-def snapshots(folder: Path, events: pl.DataFrame | None = None, **overrides: Any) -> Pipeline:
-    return small_pipeline(folder, events=customers() if events is None else events, **FILES, **SNAPSHOT | overrides)
 
 
 def of_monday(tmp_path: Path) -> Pipeline:
@@ -70,10 +56,6 @@ def query(pipeline: Pipeline, sql: str) -> list[tuple[Any, ...]]:
 def is_held_out(*key: object) -> bool:
     """The rule computed without the package: a fifth of the keys by their hash."""
     return xxh3_64_intdigest("\0".join(map(str, key)), 0) / 2**64 < 0.2
-
-
-def days_later(days: int) -> datetime:
-    return MONDAY + timedelta(days=days)
 
 
 def test_the_first_snapshot_is_trained_on_and_scored_whole_at_once(tmp_path):

@@ -21,7 +21,6 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.components.test_schedules import requested
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
@@ -30,6 +29,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_declaration,
     small_events,
 )
+from batch_platform_tests.harness.ticks import requested
 
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)
 LABELS_SQL = "SELECT id, returned FROM answers WHERE returned IS NOT NULL"

@@ -52,13 +52,12 @@ from batch_platform.scoring.partition import (
 from batch_platform.warehouse.tables_in_files import file_xxh3
 from batch_platform_tests.harness.flavour_cases import CASES
 from batch_platform_tests.harness.small_pipeline import (
-    LABELS_SQL,
     SHOPS,
     feature_file,
     finished_pipeline,
-    small_events,
     small_pipeline,
 )
+from batch_platform_tests.scoring.engine_models import MODELS, OF_THE_HIGHEST, declared
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
 STAMP = Stamp("engine", NOW)
@@ -66,73 +65,7 @@ DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
 ROWS = "rows"  # name of the engine that is registered here
 ROWS_PER_FILE = 16  # a day has 40 rows, and so three files
 POOL = ProcessPoolExecutor(1, mp_context=get_context("spawn"))  # starts its process when it is first used
-MODELS: dict[str, dict[str, Any]] = {
-    "trees": {"model": {"refit": False}},  # so that its score has a reference
-    "linear": {
-        "model": {"estimator": "sklearn.linear_model.LogisticRegression", "params": None},
-        "features": {"max_rejected": "50%"},
-    },
-    "network": {
-        "model": {
-            "estimator": "sklearn.neural_network.MLPClassifier",
-            "params": {
-                "max_leaf_nodes": None,
-                "hidden_layer_sizes": [4],
-                "max_iter": 400,
-                "tol": 0.01,
-                "random_state": 1,
-            },
-        }
-    },
-}
-OF_SKLEARN = ("max_iter", "max_leaf_nodes", "early_stopping")  # parameters of the small pipeline's model
-for name, of_library in {
-    "lightgbm": {"estimator": "lightgbm.LGBMClassifier", "params": {"n_estimators": 5, "num_leaves": 7, "verbose": -1}},
-    "xgboost": {"estimator": "xgboost.XGBClassifier", "params": {"n_estimators": 5, "max_depth": 3}},
-    "keras": {
-        "build": "batch_platform_tests.harness.flavour_cases.network",
-        "params": {"hidden": 8, "epochs": 20},
-        "estimator": None,
-    },
-}.items():
-    params = {**dict.fromkeys(OF_SKLEARN), **of_library["params"]}
-    MODELS[name] = {"model": {**of_library, "params": params}}
-MODELS["onnx"] = {
-    "model": {
-        "import": "model.onnx",
-        "task": "binary",
-        "classes": [False, True],
-        "train": {"every": None, "window": None, "evaluate": None},
-        "estimator": None,
-        "params": dict.fromkeys(OF_SKLEARN),
-    },
-    "partitions": {"start": "2024-01-31"},  # it serves from the next day on, so that no challenger can learn before
-    "challengers": None,
-    "labels": None,
-}
-OWN = "batch_platform_tests.harness.own_refinements"
-MODELS["refined"] = {
-    "model": {"calibrate": "sigmoid", "train": {"evaluate": "14 days"}},
-    "predictions": {"refine": [f"{OWN}.BOUNDED", f"{OWN}.BANDED"]},
-}
-MODELS["explained"] = {"predictions": {"reasons": 2, "decide": {"costs": {"false_positive": 1, "false_negative": 2}}}}
-OF_THE_HIGHEST = "explained, of the highest"  # no batch can tell which these are
-MODELS[OF_THE_HIGHEST] = {"predictions": {"reasons": {"count": 2, "of": "decisions"}, "decide": {"top": 3}}}
-MODELS["interval"] = {
-    "model": {
-        "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
-        "train": {"evaluate": "14 days"},
-        "promote": {"baseline": False},
-    },
-    "labels_sql": LABELS_SQL.replace("id, returned", "id, (hash(id) % 100)::DOUBLE AS returned"),
-    "predictions": {"interval": "50%", "reasons": 2},
-    "challengers": None,
-}
 QUICK = ("trees",)  # models of the everyday tier
-CHALLENGERS = [
-    {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}},
-    {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"},
-]
 
 
 def stage_in_parts(order: ScoringOrder, spec: PipelineSpec, folder: Path, stamp: Stamp, name: str) -> Staged:
@@ -176,27 +109,6 @@ class RowsEngine:
             if self.watch is not None:
                 self.watch(order.partition, staged.counts.rows_in, order.rows)
             yield staged
-
-
-def events() -> pl.DataFrame:
-    """Some amounts of 2 and 3 February are negative, which the declared rules reject; nobody ordered on the 4th."""
-    broken = pl.col("id").is_in([1290, 1300, 1330])
-    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    amount = pl.when(broken).then(-1.0).otherwise(pl.col("amount").fill_null(20.0))
-    return small_events().with_columns(amount=amount).filter(day != "2024-02-04")
-
-
-def declared(model: str) -> dict[str, Any]:
-    """A pipeline with a text column, by which it is broken down, two challengers and rules that some rows break."""
-    features = {"columns": {"amount": {"min": 0}}, "max_rejected": "50%"}
-    monitoring = {"segments": ["shop"]}
-    return {
-        "events": events(),
-        "challengers": CHALLENGERS,
-        "monitoring": monitoring,
-        **MODELS[model],
-        "features": features,
-    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -295,7 +207,9 @@ def champion(pipeline: Pipeline) -> Version:
 )
 @pytest.mark.usefixtures("model")
 def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
-    for order, staged in zip(orders(pipeline), stage(pipeline, orders(pipeline), tmp_path / "out"), strict=True):
+    asked = orders(pipeline)
+    assert len(asked) == len(DAYS)
+    for order, staged in zip(asked, stage(pipeline, asked, tmp_path / "out"), strict=True):
         whole = score_batch(pl.read_parquet(order.features), pipeline.bundle(champion(pipeline)), pipeline.spec)
         predictions = frame(staged.predictions)
         same = [pl.col("ts").dt.epoch("us"), *(name for name in whole.predictions.columns if name != "ts")]
@@ -309,7 +223,9 @@ def test_predictions_are_those_of_one_batch(pipeline, tmp_path):
 @pytest.mark.usefixtures("model")
 def test_the_highest_scores_of_a_partition_and_their_reasons_are_those_of_the_local_engine(pipeline, tmp_path):
     columns = ("id", "score", "decision", "reasons")
-    for staged in stage(pipeline, orders(pipeline), tmp_path / "out"):
+    parts = stage(pipeline, orders(pipeline), tmp_path / "out")
+    assert [part.partition.key for part in parts] == list(DAYS)
+    for staged in parts:
         decided = frame(with_whole(staged, pipeline.spec).predictions)
         with pipeline.warehouse.open() as con:
             query = f"SELECT {', '.join(columns)} FROM small.predictions WHERE partition_key = $key"
@@ -499,8 +415,9 @@ def test_an_order_is_plain_data(pipeline):
             case _:
                 pytest.fail(f"{value!r} is not plain data")
 
-    for order in orders(pipeline):
-        assert pickle.loads(pickle.dumps(order)) == order
+    asked = orders(pipeline)
+    assert pickle.loads(pickle.dumps(asked)) == asked != []
+    for order in asked:
         require_plain(asdict(order))
         assert json.loads(json.dumps(asdict(order), default=str))["partition"]["key"] == order.partition.key
 

@@ -27,7 +27,7 @@ from batch_platform.scoring.engines.local import LocalEngine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Staged
 from batch_platform_tests.harness.small_pipeline import small_spec
-from batch_platform_tests.scoring.test_batch import STAMP, Sum, bundle, rows
+from batch_platform_tests.scoring.batches import STAMP, Sum, bundle, rows
 
 SPEC = small_spec(features={"max_rejected": "50%"})
 CALENDAR = SPEC.partitions.calendar
@@ -260,7 +260,7 @@ import resource, sys
 from pathlib import Path
 from batch_platform_tests.scoring.test_local_engine import CALENDAR, opened, staged
 from batch_platform.scoring.orders import ScoringOrder
-from batch_platform_tests.scoring.test_batch import bundle
+from batch_platform_tests.scoring.batches import bundle
 path, sha256, rows, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 (done,) = staged([ScoringOrder(CALENDAR.named("2024-02-03"), path, sha256, rows, opened(bundle(), "any"))], out)
 assert done.counts.rows_scored == rows

@@ -32,7 +32,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_spec,
 )
 from batch_platform_tests.harness.spark_cluster import connect_server, descendants, free_ports, kill
-from batch_platform_tests.scoring.test_engines import declared
+from batch_platform_tests.scoring.engine_models import declared
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
 DAYS = ("2024-02-02", "2024-02-03", "2024-02-05")

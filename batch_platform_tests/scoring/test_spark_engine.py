@@ -50,7 +50,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks import spark_driver, spark_work
 from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.spark import require_same, scores_in
-from batch_platform_tests.features.test_spark_features import ENDLESS, SPARK_SQL, build, wait_for_tasks
+from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.deployment import deploy
@@ -64,7 +64,7 @@ from batch_platform_tests.harness.small_pipeline import (
 )
 from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
 from batch_platform_tests.harness.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
-from batch_platform_tests.scoring.test_engines import CHALLENGERS
+from batch_platform_tests.scoring.engine_models import CHALLENGERS
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}

@@ -42,6 +42,7 @@ def test_no_more_items_are_taken_than_may_be_on_their_way():
     with ThreadPoolExecutor(2) as pool, closing(in_order(pool, lambda item: item, items(), at_once=4)) as results:
         for number, _ in enumerate(results, start=1):
             assert taken - number < 4
+    assert taken == number == 100
 
 
 def fail_at_three(item: int) -> int:

@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import polars as pl
@@ -28,7 +27,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.warehouse import ledger
-from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, StagedScores, Warehouse, bounded_buffer
+from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, Warehouse, bounded_buffer
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     FORMAT,
@@ -40,11 +39,8 @@ from batch_platform.warehouse.ledger import (
     note_partitions,
 )
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.faults.nursery import Nursery
-
-DAY = datetime(2024, 1, 1, tzinfo=UTC)
-KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
+from batch_platform_tests.warehouse.commits import DAY, KEYS, commit, held, staged
 
 
 @pytest.fixture
@@ -55,54 +51,6 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def warehouse(home: Home) -> Warehouse:
     return Warehouse(home)
-
-
-def staged(folder: Path, key: str = KEYS[0], *, seen: int = 0, run_id: str = "run", rejected: int = 0, **columns):
-    """Scores of one partition as scoring leaves them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = columns or {"id": [1, 2], "score": [0.25, 0.5]}
-    frame = pl.DataFrame(values).with_columns(pl.lit(key).alias("partition_key"), pl.lit(run_id).alias("run_id"))
-    good, bad = folder / f"{key}.{run_id}.parquet", folder / f"{key}.{run_id}.rejected.parquet"
-    frame.write_parquet(good)
-    pl.DataFrame(
-        {"partition_key": [key] * rejected, "reason": ["null"] * rejected},
-        schema={"partition_key": pl.String, "reason": pl.String},
-    ).write_parquet(bad)
-    start = DAY + timedelta(days=int(key[-2:]) - 1)
-    run = ScoreRun(
-        pipeline="small",
-        partition_key=key,
-        partition_start=start,
-        partition_end=start + timedelta(days=1),
-        model_version="m1",
-        model_sha256="a",
-        input_hash="b",
-        code_version="c",
-        engine="local",
-        rows_in=frame.height + rejected,
-        rows_scored=frame.height,
-        rows_rejected=rejected,
-        in_sample=False,
-        started_at=DAY,
-        committed_at=DAY,
-        run_id=run_id,
-    )
-    return StagedScores([good], [bad], run, seen)
-
-
-def commit(warehouse: Warehouse, *scores: StagedScores, may_empty: bool = False, schema: str = "small", **further: Any):
-    clock = {"clock": lambda: DAY + timedelta(hours=3)}
-    return warehouse.commit_scores(schema, scores, may_empty=may_empty, **clock, **further)
-
-
-def held(warehouse: Warehouse) -> dict[str, list[tuple]]:
-    """Everything that the warehouse holds, table by table."""
-    with warehouse.open() as con:
-        tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
-        return {
-            f"{schema}.{table}": con.execute(f"FROM {quoted(schema)}.{quoted(table)} ORDER BY ALL").fetchall()
-            for schema, table in tables
-        }
 
 
 def test_what_a_killed_process_left_of_a_new_file_goes_with_the_next_opening(home, warehouse):
@@ -545,7 +493,7 @@ from typing import Any
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.database import Warehouse
-from batch_platform_tests.warehouse.test_database import KEYS, commit, staged
+from batch_platform_tests.warehouse.commits import KEYS, commit, staged
 scores = staged(Path(sys.argv[2]), KEYS[1], id=list(range(400_000)), text=[str(hash(str(i))) for i in range(400_000)])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))

@@ -12,9 +12,9 @@ from batch_platform.pipeline.erase import erase_subject
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, Description, tables_of_pipelines
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns
-from batch_platform_tests.components.test_challengers_shown import LINEAR
 from batch_platform_tests.harness.checkout import GUIDE
 from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.small_pipeline import LINEAR
 
 NOW = datetime(2024, 3, 2, tzinfo=UTC)
 UNDECLARED = {"prediction_low", "prediction_high", "outcome_weight"}  # columns of what the pipeline does not declare

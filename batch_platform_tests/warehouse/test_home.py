@@ -144,8 +144,10 @@ def test_a_folder_or_a_pipe_in_the_place_of_a_file_is_named_and_nothing_is_chang
 def test_the_folder_into_which_duckdb_spilled_when_it_was_killed_is_no_hindrance(tmp_path):
     home = Home(tmp_path / "home")
     publish(home)
-    home.warehouse.with_name("warehouse.duckdb.tmp").mkdir()
+    (spilled := home.warehouse.with_name("warehouse.duckdb.tmp")).mkdir()
+    home.published.unlink()
     publish(home)
+    assert (home.published.exists(), spilled.is_dir()) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,13 @@ from batch_platform.warehouse import ledger, published, rolling_check
 from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FORMAT, ScoreRun
+from batch_platform.warehouse.ledger import FORMAT
 from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, copy_bytes, open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.sql import quoted
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.harness.tiers import crossed, examples
-from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, held, staged
+from batch_platform_tests.warehouse.commits import DAY, KEYS, held, shown, write
 
 
 @pytest.fixture
@@ -47,22 +46,6 @@ def enlarge(home: Home) -> None:
     with Warehouse(home).open() as con:
         con.execute(f"CREATE TABLE incompressible AS SELECT random() AS number FROM range({SMALL_BYTES // 4})")
     assert home.warehouse.stat().st_size > SMALL_BYTES
-
-
-def write(home: Home, folder: Path, key: str, run_id: str, **columns) -> None:
-    seen = Warehouse(home).latest(ScoreRun, "small").get(key)
-    commit(Warehouse(home), staged(folder, key, seen=seen.seq if seen else 0, run_id=run_id, **columns), may_empty=True)
-
-
-def shown(path: Path) -> dict[str, list[tuple]]:
-    """Everything that a reader sees, table by table."""
-    with duckdb.connect(str(path), read_only=True) as con:
-        con.execute("SET TimeZone = 'UTC'")
-        tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
-        return {
-            f"{schema}.{table}": con.execute(f"FROM {quoted(schema)}.{quoted(table)} ORDER BY ALL").fetchall()
-            for schema, table in tables
-        }
 
 
 def test_a_publication_that_waited_for_another_one_finds_its_deleted_rows_removed(home, tmp_path, monkeypatch, caplog):

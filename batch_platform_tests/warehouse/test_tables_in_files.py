@@ -33,7 +33,7 @@ from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, TABLES_IN_FILES, staged_files
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions, user_transaction
 from batch_platform.warehouse.verify import verify
-from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, staged
+from batch_platform_tests.warehouse.commits import DAY, KEYS, commit, staged
 
 VIEW = TableName("small", "predictions")
 TABLES = ("predictions", "challenger_scores")

@@ -15,8 +15,7 @@ from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions, user_transaction
-from batch_platform_tests.warehouse.test_database import KEYS, commit, held, staged
-from batch_platform_tests.warehouse.test_published import shown
+from batch_platform_tests.warehouse.commits import KEYS, commit, held, shown, staged
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.verify import cut_short, verify
-from batch_platform_tests.warehouse.test_database import KEYS
-from batch_platform_tests.warehouse.test_published import write
+from batch_platform_tests.warehouse.commits import KEYS, write
 
 
 @pytest.fixture
