@@ -218,9 +218,7 @@ class FailedCheck:
     # Whether the rows or labels are not what they should be, so that the report gives the partition's figures apart.
     doubtful: bool
     run_id: str
-    extent: float | None = (
-        None  # how bad it is beside the other partitions of its group; None where that is not compared
-    )
+    extent: float | None = None  # how bad the partition is, see `Check.extent`; None where it is not compared
 
 
 def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> list[FailedCheck]:
@@ -247,7 +245,10 @@ def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> li
                 continue
             level, judged = levels[row.severity], (row.partition_key, row.asset, row.check_name)
             failed.append(FailedCheck(*judged, level, row.text, faults, check.doubtful and bool(faults), row.run_id))
-    extents = {name: _extents(con, spec, *measured[name]) for name in {check.check for check in failed}}
+    extents = {
+        name: _extents(con, spec, *measured[name], [check.partition_key for check in failed if check.check == name])
+        for name in {check.check for check in failed}
+    }
     failed = [
         replace(check, extent=extents[check.check].get((check.partition_key, next(iter(check.faults), ""))))
         for check in failed
@@ -256,16 +257,16 @@ def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> li
 
 
 def _extents(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, measure: str, check: Check[Any]
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, measure: str, check: Check[Any], keys: Sequence[str]
 ) -> dict[tuple[str, str], float | None]:
     """How bad partitions are by a check, by key and cause; empty where the check does not compare them."""
-    return {
-        (key, cause): value
-        for cause, sql in check.extent.items()
-        for key, value in con.execute(
-            f"SELECT partition_key, {sql} FROM {quoted(spec.name)}.{quoted(measure)}"
-        ).fetchall()
-    }
+    extents, table = dict[tuple[str, str], float | None](), f"{quoted(spec.name)}.{quoted(measure)}"
+    for cause, sql in check.extent.items():
+        rows = con.execute(
+            f"SELECT partition_key, {sql} FROM {table} WHERE partition_key IN $keys", {"keys": list(keys)}
+        )
+        extents |= {(key, cause): value for key, value in rows.fetchall()}
+    return extents
 
 
 def grouped(failed: Sequence[FailedCheck]) -> list[list[FailedCheck]]:
