@@ -222,7 +222,9 @@ def merged(  # noqa: PLR0913 - what failed, and how it is told
         if rest := [key for members in list(groups.values())[MOST_LISTED:] for key, *_ in members]:
             lines.append(f"{count(rest, 'more ')} failed.")
         message = f"{pipeline}: {count(key for key, _ in failed)} failed. {' '.join(lines)}"
-        hint = f"batch-platform status {pipeline} shows each partition with its reason."
+        hints = {members[0][2].hint for members in groups.values()}
+        everywhere = f"{sentence_of(hint)} " if hint and len(hints) == 1 else ""
+        hint = f"{everywhere}batch-platform status {pipeline} shows each partition with its reason."
     if succeeded:
         message += f" The other {counted(succeeded, noun)} of this run succeeded."
     error = type(first)(message, hint=hint)

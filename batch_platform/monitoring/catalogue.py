@@ -5,8 +5,9 @@ order of the dictionary: drift reads the profiles.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from math import inf
 from typing import Any, get_args
 
 import duckdb
@@ -217,6 +218,7 @@ class FailedCheck:
     # Whether the rows or labels are not what they should be, so that the report gives the partition's figures apart.
     doubtful: bool
     run_id: str
+    extent: float | None = None  # how bad the partition is, see `Check.extent`; None where it is not compared
 
 
 def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> list[FailedCheck]:
@@ -226,9 +228,12 @@ def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> li
     """
     if not has_table(con, spec.name, HEALTH):
         return []
-    declared = {
-        check.name or name: check for asset in get_args(Asset) for name, check in declared_checks(spec, asset).items()
+    measured = {
+        check.name or name: (name, check)
+        for asset in get_args(Asset)
+        for name, check in declared_checks(spec, asset).items()
     }
+    declared = {name: check for name, (_, check) in measured.items()}
     places = {name: at for at, name in enumerate(declared)}
     levels: dict[str | None, Level] = {text: level for level, text in _SEVERITIES.items()}
     failed = list[FailedCheck]()
@@ -240,7 +245,28 @@ def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> li
                 continue
             level, judged = levels[row.severity], (row.partition_key, row.asset, row.check_name)
             failed.append(FailedCheck(*judged, level, row.text, faults, check.doubtful and bool(faults), row.run_id))
+    extents = {
+        name: _extents(con, spec, *measured[name], [check.partition_key for check in failed if check.check == name])
+        for name in {check.check for check in failed}
+    }
+    failed = [
+        replace(check, extent=extents[check.check].get((check.partition_key, next(iter(check.faults), ""))))
+        for check in failed
+    ]
     return sorted(failed, key=lambda check: (check.partition_key, places[check.check]))
+
+
+def _extents(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, measure: str, check: Check[Any], keys: Sequence[str]
+) -> dict[tuple[str, str], float | None]:
+    """How bad partitions are by a check, by key and cause; empty where the check does not compare them."""
+    extents, table = dict[tuple[str, str], float | None](), f"{quoted(spec.name)}.{quoted(measure)}"
+    for cause, sql in check.extent.items():
+        rows = con.execute(
+            f"SELECT partition_key, {sql} FROM {table} WHERE partition_key IN $keys", {"keys": list(keys)}
+        )
+        extents |= {(key, cause): value for key, value in rows.fetchall()}
+    return extents
 
 
 def grouped(failed: Sequence[FailedCheck]) -> list[list[FailedCheck]]:
@@ -252,9 +278,9 @@ def grouped(failed: Sequence[FailedCheck]) -> list[list[FailedCheck]]:
 
 
 def texts_in_short(failed: Sequence[FailedCheck]) -> str:
-    """The text that failed checks have in common, or else the newest one with its partition."""
-    newest = failed[-1]
-    return newest.text if len({check.text for check in failed}) == 1 else f"{newest.text} ({newest.partition_key})"
+    """The text that failed checks have in common, or else that of the worst partition, by default the newest, with its key."""
+    worst = max(reversed(failed), key=lambda check: -inf if check.extent is None else check.extent)
+    return worst.text if len({check.text for check in failed}) == 1 else f"{worst.text} ({worst.partition_key})"
 
 
 def in_words(judged: Judged) -> str:

@@ -227,6 +227,9 @@ class Check(Generic[Value]):
     doubtful: bool = (
         False  # whether these put rows or labels in doubt, so that the report gives a partition's figures apart
     )
+    # How bad a failed partition is, as SQL over its row in the table of the measure, by cause ("" without one): of several
+    # partitions the worst is quoted, by default the newest.
+    extent: Mapping[str, str] = field(default_factory=dict[str, str])
     # Whether the declaration says by now that a fault of a partition, named by its key, is right.
     accepted: Callable[[str, Collection[str]], bool] = lambda _key, _faults: False
 

@@ -6,8 +6,12 @@ a category that a model was trained on. Numbers, texts of a few characters and w
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import duckdb
 import polars as pl
@@ -18,10 +22,12 @@ from batch_platform.pipeline.subjects import FoundRows, bound, read_file, same
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import literal, quoted, table_columns, tables
+from batch_platform.warehouse.sql import quoted, table_columns, tables
 
 _SHORTEST = 4  # characters of a text that is looked for
 _CHUNK = 8 * 2**20  # bytes of a file that are read at a time
+_ROWS = 10_000  # of a table that are read at a time
+_WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")  # in UTF-8, every byte of a letter beyond ASCII is of the word
 _RECORDS = ("erasures", "changes")  # tables that hold no value of a row
 
 
@@ -45,24 +51,64 @@ def remains_of(pipeline: Pipeline, texts: Collection[str]) -> list[str]:
     """The tables and files of a pipeline that still hold some texts which no row of its features has any more, by name."""
     if not (texts := set(texts) - _held_by_others(pipeline, texts)):
         return []
-    alone = r"(?:^|\W)(?:{})(?:\W|$)"
-    pattern = alone.format("|".join(sorted(re.escape(form) for text in texts for form in _forms(text))))
-    return [*_tables_with(pipeline, pattern), *_files_with(pipeline, re.compile(pattern.encode()), texts)]
+    search = TextSearch.for_texts(texts)
+    return [*_tables_with(pipeline, search), *_files_with(pipeline, search)]
+
+
+@dataclass(frozen=True)
+class TextSearch:
+    """A search for any of many texts, as whole words; its time depends on what is searched, not on the number of texts."""
+
+    forms: AbstractSet[bytes]  # each begins and ends with a word
+    lengths: Mapping[bytes, AbstractSet[int]]  # lengths of the forms, by their first word
+    longest: int
+
+    @classmethod
+    def for_texts(cls, texts: Iterable[str]) -> Self:
+        """Prepare the search for texts, each as it is and as JSON writes it. Texts without a letter or digit are left out."""
+        lengths, forms = defaultdict[bytes, set[int]](set), set[bytes]()
+        for form in (form for text in texts for form in _forms(text)):
+            if words := list(_WORD.finditer(form)):
+                trimmed = form[words[0].start() : words[-1].end()]
+                forms.add(trimmed)
+                lengths[words[0].group()].add(len(trimmed))
+        return cls(forms, dict(lengths), max(map(len, forms), default=0))
+
+    def matches(self, content: bytes) -> bool:
+        """Say whether some bytes hold a text."""
+        if self.lengths.keys().isdisjoint(_WORD.findall(content)):
+            return False
+        for word in _WORD.finditer(content):
+            for length in self.lengths.get(word.group(), ()):
+                end = word.start() + length
+                if content[word.start() : end] in self.forms and _WORD.match(content, end) is None:
+                    return True
+        return False
+
+    def matches_file(self, path: Path) -> bool:
+        """Say whether a file holds a text."""
+        with path.open("rb") as file:
+            before = b""
+            while content := file.read(_CHUNK):
+                if self.matches(before + content):
+                    return True
+                before = (before + content)[-self.longest - 1 :]
+        return False
 
 
 def _held_by_others(pipeline: Pipeline, texts: Collection[str]) -> set[str]:
     """The texts that rows of feature files have."""
-    held, wanted = set[str](), {"texts": sorted(texts)}
-    for path in sorted(pipeline.home.features(pipeline.spec.name).glob("[!.]*.parquet")):
-        columns = _text_columns(path)
-        with in_memory() as con:
-            for column in columns:
-                query = f"SELECT DISTINCT {quoted(column)} FROM {read_file(path)} WHERE {quoted(column)} IN $texts"
-                held |= {text for (text,) in con.execute(query, wanted).fetchall()}
+    held = set[str]()
+    with in_memory() as con:
+        con.register("searched", pl.DataFrame({"text": sorted(texts)}, schema={"text": pl.String}))
+        for path in sorted(pipeline.home.features(pipeline.spec.name).glob("[!.]*.parquet")):
+            for column in _text_columns(path):
+                query = f"SELECT text FROM searched WHERE text IN (SELECT {quoted(column)} FROM {read_file(path)})"
+                held |= {text for (text,) in con.execute(query).fetchall()}
     return held
 
 
-def _tables_with(pipeline: Pipeline, pattern: str) -> Iterator[str]:
+def _tables_with(pipeline: Pipeline, search: TextSearch) -> Iterator[str]:
     """The published tables that are made from many rows and hold a text."""
     name, key = pipeline.spec.name, {*pipeline.spec.features.key}
     with open_published(pipeline.home) as con:
@@ -72,38 +118,32 @@ def _tables_with(pipeline: Pipeline, pattern: str) -> Iterator[str]:
                 continue
             if key <= columns.keys() or {"key", "row"} <= columns.keys():
                 continue
-            own = "pipeline = $pipeline AND " if schema == LEDGERS_SCHEMA and "pipeline" in columns else ""
+            own = " WHERE pipeline = $pipeline" if schema == LEDGERS_SCHEMA and "pipeline" in columns else ""
             searched = [quoted(column) for column, type_ in columns.items() if "VARCHAR" in type_]
             if not searched:
                 continue
             text = f"concat_ws(' ', {', '.join(f'CAST({column} AS VARCHAR)' for column in searched)})"
-            query = f"SELECT 1 FROM {quoted(schema)}.{quoted(table)} WHERE {own}regexp_matches({text}, {literal(pattern)}) LIMIT 1"
-            if con.execute(query, {"pipeline": name} if own else {}).fetchall():
-                yield f"{schema}.{table}"
+            rows = con.execute(
+                f"SELECT {text} FROM {quoted(schema)}.{quoted(table)}{own}", {"pipeline": name} if own else {}
+            )
+            while some := rows.fetchmany(_ROWS):
+                if search.matches("\n".join(text for (text,) in some).encode()):
+                    yield f"{schema}.{table}"
+                    break
 
 
-def _files_with(pipeline: Pipeline, pattern: re.Pattern[bytes], texts: Collection[str]) -> Iterator[str]:
+def _files_with(pipeline: Pipeline, search: TextSearch) -> Iterator[str]:
     """The files of bundles, reports and Dagster's records that hold a text, as paths in the home."""
-    home, longest = pipeline.home, max(len(form.encode()) for text in texts for form in _forms(text)) + 2
+    home = pipeline.home
     for folder in (home.bundles(pipeline.spec.name), home.reports(pipeline.spec.name), home.dagster):
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink() and _holds(path, pattern, longest):
+            if path.is_file() and not path.is_symlink() and search.matches_file(path):
                 yield path.relative_to(home.root).as_posix()
 
 
-def _holds(path: Path, pattern: re.Pattern[bytes], longest: int) -> bool:
-    with path.open("rb") as file:
-        before = b""
-        while content := file.read(_CHUNK):
-            if pattern.search(before + content):
-                return True
-            before = content[-longest:]
-    return False
-
-
-def _forms(text: str) -> set[str]:
+def _forms(text: str) -> set[bytes]:
     """A text as it is and as JSON writes it."""
-    return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    return {form.encode() for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])}
 
 
 def _text_columns(path: Path) -> list[str]:

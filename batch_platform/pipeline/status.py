@@ -198,15 +198,17 @@ def _standing_failures(state: State, plan: Plan) -> list[Failure]:
 def _refused(spec: PipelineSpec, state: State, champion: Version | None, failing: Collection[str]) -> dict[str, str]:
     """Say why the models trained after the champion do not serve, by serving period.
 
-    Left out are those that fail at what is due, and failures of a declaration that was changed since.
+    Left out are those that fail at what is due. A failure of a declaration that was changed since says nothing of an earlier version.
     """
     reasons, registry = dict[str, str](), state.registry
     for training in registry.model_trainings:
+        if training.failure is not None and not is_declared_now(spec, state, training):
+            continue
         decision = None if training.version is None else registry.last_decision(training.version)
         reasons.pop(training.serving_period, None)
         if (champion is not None and training.seq <= champion.seq) or training.serving_period in failing:
             continue
-        if training.failure is not None and is_declared_now(spec, state, training):
+        if training.failure is not None:
             reasons[training.serving_period] = f"could not be trained: {training.failure}"
         elif decision is not None and decision.action == "refused":
             promote = f"batch-platform models {registry.pipeline} promote {training.version} lets it serve all the same"

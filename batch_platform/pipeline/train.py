@@ -17,7 +17,9 @@ from batch_platform.declaration.errors import (
     IntegrityError,
     WarehouseError,
     WrongUseError,
+    counted,
     failure_of,
+    in_short,
     listed,
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
@@ -144,7 +146,21 @@ class TrainingStep:
                 f"{name}_bring_up_to_date."
             )
             raise DataError(msg, hint=hint)
+        self._require_buildable(period, [partition.key for partition in window])
         require_labels(spec, period, window, self.history.builder.awaited_label_sources)
+
+    def _require_buildable(self, period: Partition, window: Sequence[str]) -> None:
+        """Refuse to train on features of an earlier declaration where those of the present one could not be built."""
+        name, state = self.history.spec.name, self.state
+        built = {key: state.features[key].code_version == state.features_code_version for key in window}
+        failures = {item.partition_key: item for item in state.standing_failures if item.step == "features"}
+        if failed := [failures[key] for key in window if key in failures and not built[key]]:
+            msg = (
+                f"{name}, serving period {period.key}: the model is not trained, since the features of "
+                f"{counted(len(failed), 'partition')} of its training window could not be built as they are declared now. "
+                f"{failed[0].partition_key}: {in_short(name, failed[0].reason)}"
+            )
+            raise DataError(msg, hint=failed[0].hint or f"batch-platform status {name} says what failed.")
 
     def challenge(self, period: Partition) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""

@@ -80,7 +80,9 @@ def test_errors_of_partitions_are_merged_into_one_that_names_each_of_them():
     assert mixed.hint == "batch-platform status shop shows each partition with its reason."
     assert mixed.set_apart == ("2024-01-03", "2024-01-04", "2024-01-19", "2024-01-20")
     words = [failing(f"2024-01-{day:02}", "x" * day) for day in range(1, 14)]
-    assert merged("shop", words, 0).message.endswith(f"2024-01-10: {'x' * 10}. 3 more partitions failed.")
+    different = merged("shop", words, 0)
+    assert different.message.endswith(f"2024-01-10: {'x' * 10}. 3 more partitions failed.")
+    assert different.hint == "mend it. batch-platform status shop shows each partition with its reason."
 
 
 def test_a_thread_that_cannot_be_started_is_explained_and_other_errors_stay_as_they_are():

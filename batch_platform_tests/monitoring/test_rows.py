@@ -157,6 +157,9 @@ def test_run_and_status_have_a_line_for_each_check_and_cause_with_its_partitions
     assert shown[SHUFFLED][0].startswith(
         f"  {SHUFFLED}, {APART} (2): check feature_rows: columns no longer go together"
     )
+    apart = {check.extent: check.partition_key for check in status.failed_checks if check.faults == ("columns apart",)}
+    assert f"go together: {max(apart):.2f}, where " in shown[SHUFFLED][0]
+    assert shown[SHUFFLED][0].endswith(f"have nothing in common ({apart[max(apart)]})"), "the worst partition"
     assert len(shown[FLIPPED]) == 1
     assert "concept_drift" in {aspect.name for aspect in status.health.alarms}, "the newest partition failed it"
 

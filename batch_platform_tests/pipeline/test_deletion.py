@@ -28,6 +28,7 @@ from batch_platform.pipeline.erase import erase_subject, held_subject
 from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.remains import TextSearch
 from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import SubjectRows, find_rows
@@ -264,6 +265,27 @@ def test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_
 
 
 @pytest.mark.full
+def test_the_search_for_many_erased_texts_finds_whole_words_only_also_across_chunks_of_a_file(tmp_path):
+    search, file = (
+        TextSearch.for_texts([*(f"R{at:07}" for at in range(20_000)), "Anna Süd", "(plus)"]),
+        tmp_path / "file",
+    )
+    for content, found in {
+        "key R0000007, of": True,
+        '["Anna S\\u00fcd"]': True,
+        "Anna\nAnna Süd": True,
+        "plus-1": True,
+        "xR0000007 R00000071 R0000007ü": False,
+        "Anna, Süd; Anna Südfeld; surplus": False,
+    }.items():
+        assert search.matches(content.encode()) is found, content
+    for before in (8 * 2**20 - 4, 8 * 2**20, 10):
+        file.write_bytes(b"." * before + b"R0019999")
+        assert search.matches_file(file)
+    file.write_bytes(b"R0020000 " * 2**20)
+    assert not search.matches_file(file)
+
+
 def test_an_erasure_that_is_repeated_delivers_again_what_the_first_one_could_not(tmp_path):
     pipeline = with_customers(tmp_path, predictions={"deliver": [{"csv": "out"}]})
     (delivery,), folder = pipeline.spec.predictions.deliver, pipeline.folder / "out"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import polars as pl
@@ -261,5 +262,25 @@ def test_a_training_that_failed_by_sql_that_is_mended_is_no_longer_told(pipeline
     with pytest.raises(DataError, match="built by an earlier version of the SQL"):
         broken.train(period, Stamp("broken", NOW))
     assert list(status(broken).refused) == ["2024-02-01"]
-    mended = status(small_pipeline(folder))
-    assert (mended.refused, mended.declaration_change, mended.due) == ({}, None, {})
+    mended = small_pipeline(folder)
+    report, state = status(mended), mended.state()
+    assert (report.refused, report.declaration_change, report.due) == ({}, None, {})
+    refusal = replace(state.registry.promotions[-1], action="refused", reason="worse than guessing")
+    refused = replace(state, registry=replace(state.registry, promotions=[*state.registry.promotions, refusal]))
+    plan = make_plan(mended.spec, refused, PlanRequest(NOW))
+    assert "is refused: worse than guessing" in status_of(mended.spec, refused, plan, NOW).refused["2024-02-01"]
+
+
+def test_a_model_whose_features_could_not_be_built_gives_that_reason_and_its_hint(pipeline):
+    calendar, stamp = pipeline.spec.partitions.calendar, Stamp("broken", NOW)
+    broken = small_pipeline(pipeline.folder.parent, features_sql=FEATURES_SQL.replace("amount", "amuont"))
+    planned = [item.partition for item in make_plan(broken.spec, broken.state(), PlanRequest(NOW)).of("features")]
+    with pytest.raises(SourceError, match="amuont") as unbuilt:
+        list(broken.build_features(planned, stamp))
+    with pytest.raises(
+        DataError, match=r"could not be built as they are declared now\. 2024-01-01: the SQL of"
+    ) as untrained:
+        broken.train(calendar.named("2024-02-01"), stamp)
+    assert untrained.value.hint == unbuilt.value.hint
+    report = status(broken)
+    assert report.counts["failed"] == report.due["features"] == len(planned)

@@ -151,6 +151,7 @@ def _check(spec: PipelineSpec) -> Check[pl.DataFrame] | None:
         ),
         judge=judge,
         faults=(EXCHANGED,),
+        extent=dict.fromkeys(("", EXCHANGED), "abs(value - estimate)"),
         doubtful=True,
     )
 

@@ -49,7 +49,7 @@ class FeatureRows:
             repeated = f"{self.repeated_share:.1%} of the rows repeat the features of another"
             faults[REPEATED] = f"{repeated}, at most {usual:.1%} are usual"
         if loose is not None and highest is not None and loose > highest:
-            most = f"at most {highest:.2f} is usual, 1 is nothing in common"
+            most = f"at most {highest:.2f} is usual, and about 1 where columns have nothing in common"
             faults[APART] = f"columns no longer go together: {loose:.2f}, where {most}"
         return faults
 
@@ -121,6 +121,7 @@ def _check(spec: PipelineSpec) -> Check[FeatureRows] | None:
         judge=judge,
         summary=lambda judged, failed: {"partitions": f"{len(judged):,}", "unusual": listed(failed) or "none"},
         faults=(COPIED, REPEATED, APART),
+        extent={REPEATED: "repeated_share", APART: "looseness"},
         doubtful=True,
     )
 
@@ -138,7 +139,7 @@ FEATURE_ROWS = Measure[FeatureRows](
                 "equal_to": "the partition before, if all features are the same; null also where that was so in the training data",
                 "repeated_share": "share of the rows whose features repeat those of another; of many different rows, an estimate",
                 "repeated_usual": "highest share in a partition of the training data; null where it is not known",
-                "looseness": "error of the rows by the principal components of the training data, over that of columns that have nothing in common: 1 once each is shuffled; null for few rows",
+                "looseness": "error of the rows by the principal components of the training data, over that of columns that have nothing in common: about 1 once each is shuffled; null for few rows",
                 "looseness_highest": "value from which the check warns; null where it does not judge",
                 "model_version": MODEL_VERSION,
             },
