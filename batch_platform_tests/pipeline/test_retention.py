@@ -64,7 +64,7 @@ def test_old_rows_are_removed_to_the_last_byte_and_nothing_is_missing_afterwards
     assert {old.kind: (old.partitions[0], old.partitions[-1]) for old in removed} == {
         "features": (min(before.features), "2024-02-09"),  # the newest model learned from the 10th on
         "predictions": (min(before.scores), "2024-02-11"),
-        "rejected_rows": ("2024-02-02", "2024-02-26"),
+        "rejected_rows": ("2024-01-25", "2024-02-26"),
     }
     after = pipeline.state()
     assert after.scores == {key: run for key, run in before.scores.items() if key > "2024-02-11"}
