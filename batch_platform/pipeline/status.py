@@ -93,9 +93,7 @@ class PipelineStatus:
     last_commit: datetime | None
     last_run: str | None
     due: dict[Step, int]  # partitions for which each step is due
-    models_ahead: list[
-        str
-    ]  # serving periods whose model is due before any partition of theirs: `run` does not train it
+    models_ahead: list[str]  # serving periods whose model is due before any of their partitions: `run` leaves it out
     ended: str | None  # `partitions.end` as a key, if it has passed: no partition will follow
     only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of

@@ -57,8 +57,11 @@ def sqlite_uri(file: Path, mode: str) -> str:
 
 def is_sqlite(file: Path) -> bool:
     """Return whether a file on this machine is a database of SQLite, whatever its name ends with."""
-    with file.open("rb") as content:
-        return content.read(len(_SQLITE_START)) == _SQLITE_START
+    try:
+        with file.open("rb") as content:
+            return content.read(len(_SQLITE_START)) == _SQLITE_START
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
 
 
 def reason_of(error: Exception, database: Database) -> str:
