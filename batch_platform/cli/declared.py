@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.notation import has_template
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file
@@ -137,27 +138,17 @@ def _check(pipeline: Pipeline) -> None:
 
 
 def rendered(value: Any) -> Any:  # noqa: ANN401 - a value of YAML
-    """A declared value with its templates rendered, as Dagster does with every text; refuses all but `{{ env.NAME }}`."""
+    """A declared value with its templates rendered, as the component renders them; refuses all but `{{ env.NAME }}`."""
     if isinstance(value, dict):
         return {key: rendered(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [rendered(item) for item in value]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not has_template(value):
         return value
-    if re.search(r"\{[{%#]|[\r\n]", value) is None:
-        return _literal(value)
     from jinja2.nativetypes import NativeTemplate
 
-    _require(not re.search(r"\{[{%#]", _TEMPLATE.sub("", value)))
+    _require(not has_template(_TEMPLATE.sub("", value)))
     return NativeTemplate(value).render(env=_Environment())
-
-
-def _literal(text: str) -> Any:  # noqa: ANN401 - a value of Python
-    """A text without templates, as Jinja renders it natively: the value where it is a literal of Python."""
-    try:
-        return ast.literal_eval(ast.parse(text, mode="eval"))
-    except (ValueError, SyntaxError, MemoryError):
-        return text
 
 
 def _require(certain: object) -> None:

@@ -203,7 +203,7 @@ def show_version(target: _Target, version: str) -> None:
         judged="" if stored.judged_fit is None else terminal.learned_from(judged.rows, days),
     )
     if search:
-        _show_search(search)
+        _show_search(search, stored.params)
     bounds = ("min", "max", "lowest", "highest")
     rows: list[tuple[object, ...]] = []
     for column in contract:
@@ -268,24 +268,25 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
 
     Better or worse is said from one paired interval of the gate's metric, on the evaluation rows of both, for the fits that the
     gate judged. Where these share no row, the verdict is that of the gate, if it held one against the other. The metrics are of the
-    same rows if there are any, otherwise of the evaluation rows of each.
+    same rows if there are any, otherwise of the evaluation rows of each. Baselines are left out if a version has other rows too.
     """
     pipeline = target.declared()
     registry = pipeline.published_state().registry
-    manifests = [
+    first, second = (
         read_manifest(pipeline.home.bundle(target.pipeline, name), registry.present(name).sha256)
         for name in (left, right)
-    ]
-    values, shared = compared(*manifests), _on_shared_rows(pipeline, left, right, *manifests)
+    )
+    shared = _on_shared_rows(pipeline, left, right, first, second)
+    values = compared(first, second, None if isinstance(shared, str) else len(shared[0].predicted))
     verdict: Verdict | str
     if isinstance(shared, str):
         reverse = registry.judged_beside(right, left)
         verdict = registry.judged_beside(left, right) or (reverse and reverse.turned) or shared
     else:
-        metric = pipeline.spec.model.promote.metric or default_metric(manifests[0].task)
+        metric = pipeline.spec.model.promote.metric or default_metric(first.task)
         verdict = Verdict.on(metric, *shared) or f"{metric} cannot be measured on the rows that both can score"
-        first, second = map(measure, shared)
-        values |= {f"metrics.{name}": (first.get(name), second.get(name)) for name in first | second}
+        own, other = map(measure, shared)
+        values |= {f"metrics.{name}": (own.get(name), other.get(name)) for name in own | other}
     facts = {name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()}
     told = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
     terminal.report({**facts, "verdict": told})
@@ -434,17 +435,19 @@ def show_metrics(metrics: Mapping[str, float], baseline: Baseline | None, *, ref
     )
 
 
-def _show_search(search: Mapping[str, Any]) -> None:
-    """Print each trial of a search with its mean score and that of each fold, the best first; an empty cell is as declared."""
+def _show_search(search: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Print each trial of a search with its mean score and that of each fold, the best first; `params` are those of the version.
+
+    A trial without a parameter is that of the declared ones. What was declared is not recorded where a better trial replaced it.
+    """
     metric, trials = search["metric"], search["trials"]
     trials = sorted(trials, key=lambda trial: trial["score"], reverse=not lower_is_better(metric))
     terminal.say(f"search: {counted(len(trials), 'trial')}, scored within the rows to learn from")
     terminal.say(search.get("remark") or "The best is used.")
     names = [*dict.fromkeys(name for trial in trials for name in trial["params"])]
+    declared = {name: "as declared" if name in search["best"] else params.get(name, "default") for name in names}
     folds = [f"fold {at}" for at, _ in enumerate(trials[0]["folds"], start=1)]
-    rows = [
-        (*(str(trial["params"].get(name, "")) for name in names), trial["score"], *trial["folds"]) for trial in trials
-    ]
+    rows = [(*map(str, (declared | trial["params"]).values()), trial["score"], *trial["folds"]) for trial in trials]
     terminal.show_table((*names, metric, *folds), rows)
 
 

@@ -29,18 +29,9 @@ from batch_platform.pipeline.former_partitions import require_no_former_partitio
 from batch_platform.pipeline.new_label import new_label, retire
 from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remaining
 from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import STEPS, Item, Step, ranges
+from batch_platform.pipeline.steps import STEPS, TASKS, Item, Step, ranges
 from batch_platform.pipeline.unserved import unserved_error
 from batch_platform.pipeline.wanted import PlanRequest
-
-TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
-    "features": ("build features of", "partition"),
-    "model": ("train", "model"),
-    "challengers": ("train the challengers of", "serving period"),
-    "predictions": ("score", "partition"),
-    "performance": ("evaluate", "partition"),
-    "deliveries": ("deliver to", "partition"),
-}
 
 
 @click.command(
@@ -279,7 +270,7 @@ def _say_items(step: Step, items: Sequence[Item]) -> None:
     """Say which items of a step are due; deliveries by their receiver."""
     verb, noun = TASKS[step]
     for delivery in dict.fromkeys(item.delivery and item.delivery.name for item in items):
-        to = f" {delivery!r}:" if delivery else ""
+        to = f" to {delivery!r}:" if delivery else ""
         _say_ranges(verb + to, noun, [item for item in items if delivery == (item.delivery and item.delivery.name)])
 
 

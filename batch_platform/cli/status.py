@@ -25,6 +25,7 @@ from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.former_partitions import former_partitions_line
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at
+from batch_platform.pipeline.steps import TASKS
 from batch_platform.pipeline.verify import damaged_files
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
@@ -130,7 +131,7 @@ def _show_in_short(status: PipelineStatus, calendar: Calendar) -> None:
     """Show a pipeline in about four lines, so that several fit on a screen."""
     _show_counts(status)
     _show_health(status)
-    terminal.say(f"  due now: {_due(status)}")
+    _show_due(status)
     show_failed([check for check in status.failed_checks if check.doubtful], calendar)
     apart = [
         line for line in _ranges(status) if not line.endswith((": scored", ": missing")) and ": warm-up" not in line
@@ -154,9 +155,15 @@ def _show_health(status: PipelineStatus) -> None:
     terminal.say(f"  health: {'good' if health.level == 'none' else health.level}: {texts}")
 
 
-def _due(status: PipelineStatus) -> str:
+def _show_due(status: PipelineStatus) -> None:
+    """Show what is due in the words in which `run` announces it, and the models that `run` leaves out."""
     nothing = "nothing" if status.ended is None else f"nothing; the partitions end on {status.ended} (partitions.end)"
-    return ", ".join(f"{count} of {kind}" for kind, count in status.due.items()) or nothing
+    tasks = [f"{verb} {counted(status.due[step], noun)}" for step, (verb, noun) in TASKS.items() if step in status.due]
+    terminal.say(f"  due now: {', '.join(tasks) or nothing}")
+    for period in status.models_ahead:
+        terminal.say(
+            f"  model {period} serves no partition that is due yet: run leaves it out, batch-platform train {status.pipeline} trains it"
+        )
 
 
 def _show_pipeline(status: PipelineStatus, calendar: Calendar, *, every: bool) -> None:
@@ -165,7 +172,7 @@ def _show_pipeline(status: PipelineStatus, calendar: Calendar, *, every: bool) -
     _show_health(status)
     _show_models(status)
     terminal.say(f"  last commit: {last}")
-    terminal.say(f"  due now: {_due(status)}")
+    _show_due(status)
     show_failed(status.failed_checks, calendar)
     if status.former_partitions:
         terminal.say(f"  {former_partitions_line(status.former_partitions)}; batch-platform check says what to do")

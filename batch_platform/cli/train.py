@@ -12,7 +12,6 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.models import show_metrics
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import TASKS
 from batch_platform.cli.running import Runs, open_instance
 from batch_platform.cli.summary import TrainedModel, trained_model
 from batch_platform.declaration.calendar import Partition
@@ -21,7 +20,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.plan import make_plan, training_asked_for, trainings_asked_for
 from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import ranges
+from batch_platform.pipeline.steps import TASKS, ranges
 from batch_platform.pipeline.training import require_trainable
 from batch_platform.pipeline.wanted import PlanRequest
 

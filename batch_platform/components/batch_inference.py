@@ -35,7 +35,7 @@ from batch_platform.components.resources import RESOURCES
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, listed
-from batch_platform.declaration.notation import name_of
+from batch_platform.declaration.notation import has_template, name_of
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
@@ -79,6 +79,15 @@ class DeclaredPipeline(PipelineSpec):
                 ],
             )
         return self
+
+
+def _rendered(value: Any, context: dg.ResolutionContext) -> Any:  # noqa: ANN401 - a value of YAML
+    """A declared value with its templates rendered. Other texts stay as declared: Dagster would read "1" as a number."""
+    if isinstance(value, dict):
+        return {key: _rendered(item, context.at_path(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rendered(item, context.at_path(at)) for at, item in enumerate(value)]
+    return context.resolve_value(value) if isinstance(value, str) and has_template(value) else value
 
 
 def _wrong_schedules(spec: PipelineSpec) -> dict[tuple[str | int, ...], ValueError]:
@@ -146,7 +155,7 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         """Render templates such as `{{ env.NAME }}`, keep their values secret from now on, and check again."""
         declared = model.model_dump(exclude_unset=True, by_alias=True)
         protect(declared)
-        return cls.model_validate(context.resolve_value(declared))
+        return cls.model_validate(_rendered(declared, context))
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:

@@ -38,7 +38,13 @@ _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 MINUTES_A_DAY = 24 * 60
 _PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
 _CRON_FIELDS = 5
+_TEMPLATE = re.compile(r"\{[{%#]")
 COVERAGES = (0.01, 0.999)  # the least and the greatest share of true values that an interval is made to hold
+
+
+def has_template(text: str) -> bool:
+    """Return whether a text holds a Jinja template, or a part that Jinja would read as one."""
+    return _TEMPLATE.search(text) is not None
 
 
 class Block(BaseModel):

@@ -482,12 +482,17 @@ def _file(folder: Path, name: str, manifest: Manifest) -> bytes:
     return content
 
 
-def compared(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:
+def compared(first: Manifest, second: Manifest, shared_rows: int | None = None) -> dict[str, tuple[Any, Any]]:
     """The facts in which two manifests differ, and their metrics and data windows in any case.
 
-    Returns the values of both by name; None if a manifest has no fact of that name.
+    Returns the values of both by name; None if a manifest has no fact of that name. If so many `shared_rows` are to be compared,
+    and a version was evaluated on others too, the metrics of the baselines are left out: they cannot be computed for these.
     """
     left, right = _facts(first), _facts(second)
+    if shared_rows is not None and {first.evaluation.rows, second.evaluation.rows} != {shared_rows}:
+        left, right = (
+            {name: fact for name, fact in facts.items() if not name.startswith("baseline.")} for facts in (left, right)
+        )
     always = {name for name in left | right if name.startswith(("metrics.", "training.", "evaluation.", "judged_fit."))}
     return {
         name: (left.get(name), right.get(name))

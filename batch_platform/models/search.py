@@ -151,12 +151,12 @@ def _objection(
     `pairs` are the scores of both in each fold. Folds differ in rows and partitions; if entities recur, their differences add up.
     """
     if best is declared:
-        return f"model.search: {DECLARED} stay, since no trial scores better"
+        return f"{DECLARED} stay, since no trial of model.search scores better"
     # By fold, since the scores of different fits need not be of one scale; folds are scored on rows of their own.
     folds = [difference for pair in pairs if (difference := paired_difference(metric, *pair)) is not None]
     if len(folds) < len(pairs) or not folds:  # without an interval, every fold must say so
         better = all(is_worse(metric, old, new) for old, new in zip(declared.folds, best.folds, strict=True))
-        return "" if better else f"model.search: {DECLARED} stay, since the best trial is not better in every fold"
+        return "" if better else f"{DECLARED} stay, since the best trial of model.search is not better in every fold"
     estimate = float(np.mean([fold.estimate for fold in folds]))
     alike = entities_recur and any(fold.resampled_by == ENTITY_UNIT for fold in folds)
     below, above = (
@@ -168,7 +168,7 @@ def _objection(
     verdict = Verdict(metric, best.score, declared.score, rows, difference)
     if verdict.word == "better":
         return ""
-    return f"model.search: {DECLARED} stay, since the best trial is {verdict.beside(DECLARED)}"
+    return f"{DECLARED} stay, since the best trial of model.search is {verdict.beside('they are')}"
 
 
 def _declared_trial(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.catalogue import FailedCheck
 from batch_platform.monitoring.health import Health
@@ -92,6 +93,7 @@ class PipelineStatus:
     last_commit: datetime | None
     last_run: str | None
     due: dict[Step, int]  # partitions for which each step is due
+    models_ahead: list[str]  # serving periods whose model is due before any of their partitions: `run` leaves it out
     ended: str | None  # `partitions.end` as a key, if it has passed: no partition will follow
     only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of
@@ -143,10 +145,8 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         elif failure.of_delivery and troubles.get(key, ("scored",))[0] == "scored":
             others = f"{troubles[key][1]}; " if key in troubles else ""
             troubles[key] = ("scored", f"{others}{failure.step} failed: {reason}")
-    partitions = [
-        _partition_status(state, plan, partition.key, troubles.get(partition.key))
-        for partition in open_partitions(spec, state, now)
-    ]
+    ended = open_partitions(spec, state, now)
+    partitions = [_partition_status(state, plan, partition.key, troubles.get(partition.key)) for partition in ended]
     keys = {partition.partition for partition in partitions}
     committed = keys & state.scores.keys()
     in_dagster = committed if materialized is None else keys & materialized
@@ -170,6 +170,9 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
+        models_ahead=[]
+        if serving_calendar(spec) is None
+        else [item.partition.key for item in plan.of("model") if not ended or item.partition.start > ended[-1].start],
         ended=calendar.end_key if calendar.ended(now) else None,
         only_in_dagster=sorted(in_dagster - committed - plan.expired.keys()),
         only_in_ledger=sorted(committed - in_dagster),

@@ -10,6 +10,14 @@ from batch_platform.declaration.deliveries import Delivery
 
 Step = Literal["features", "model", "challengers", "predictions", "performance", "deliveries"]
 STEPS: tuple[Step, ...] = ("features", "model", "challengers", "predictions", "performance", "deliveries")
+TASKS: dict[Step, tuple[str, str]] = {  # the verb and the noun that announce them
+    "features": ("build features of", "partition"),
+    "model": ("train", "model"),
+    "challengers": ("train the challengers of", "serving period"),
+    "predictions": ("score", "partition"),
+    "performance": ("evaluate", "partition"),
+    "deliveries": ("deliver", "partition"),
+}
 ASSET_OF: dict[str, Step] = {"challengers": "model"}  # steps without an asset of their own
 
 

@@ -512,6 +512,12 @@ def stream(folder: Path) -> None:
             1,
             "mixed.sqlite cannot be read: column 'x' holds values of several types",
         ),
+        (
+            mixed_types,
+            ("mixed.sqlite", "--table", "orders"),
+            2,
+            "mixed.sqlite is a SQLite file, whose tables are read by the address of the database. Hint: --from sqlite:///mixed.sqlite --table orders.",
+        ),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),

@@ -603,10 +603,13 @@ def test_a_counter_of_the_rows_of_a_series_is_neither_key_nor_feature(tmp_path):
     assert (names(named.key), "rownames" in named.left_out) == (["n"], True)
 
 
-def test_an_id_is_the_key_of_a_series_which_learns_from_its_past_all_the_same(tmp_path):
-    readings().with_columns(id=pl.int_range(HOURS)).write_parquet(tmp_path / "sensor.parquet")
+@pytest.mark.parametrize("name", ["id", "invoice_no"])
+def test_an_id_is_the_key_of_a_series_which_learns_from_its_past_all_the_same(tmp_path, name):
+    readings().with_columns(pl.int_range(HOURS).alias(name), row_no=pl.int_range(HOURS)).write_parquet(
+        tmp_path / "sensor.parquet"
+    )
     proposal, files = proposed(tmp_path / "sensor.parquet", label="level")
-    assert (names(proposal.key), names(proposal.features)) == (["id"], [])
+    assert (names(proposal.key), names(proposal.features)) == ([name], [])
     assert "level_1_day_before" in files["features.sql"]
 
 

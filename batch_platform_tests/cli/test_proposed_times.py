@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from batch_platform.cli.proposal.columns import label_evidence
+from batch_platform.cli.proposal.instants import candidates
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
@@ -256,6 +257,11 @@ def test_an_order_of_day_and_month_that_the_values_leave_open_is_asked_for(cli, 
     made = cli(tmp_path, "new", "orders", "--from", "orders.csv", "--date-order", order, "--json").json
     assert made["time_read"] == f"text as {first}"
     assert f"strptime(\"at\", '{first}')" in Path(made["folder"], "features.sql").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("low", ["2026-01-01", "2026-01-01 00:00:00"])
+def test_a_text_in_iso_notation_is_shown_as_the_table_writes_it(low):
+    assert candidates("VARCHAR", "at", low, "2026-02-03 04:05:06")[0].note == f"text such as {low}"
 
 
 def test_the_values_decide_against_the_order_that_is_asked_for(tmp_path):

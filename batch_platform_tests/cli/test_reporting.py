@@ -101,7 +101,7 @@ def test_status_of_an_empty_home_says_what_is_due(cli, tmp_path):
         "  health: warn: 2024-02-29 is not scored, which was expected by 2024-03-02 00:00; nothing is scored yet",
         "  champion: none",
         "  last commit: none",
-        "  due now: 59 of features, 1 of model, 29 of predictions, 29 of performance",
+        "  due now: build features of 59 partitions, train 1 model, score 29 partitions, evaluate 29 partitions",
         "  2024-01-01 to 2024-01-31 (31): warm-up, the first model serves from 2024-02-01",
         "  2024-02-01 to 2024-02-29 (29): missing",
     ]

@@ -160,6 +160,7 @@ def test_models_show_lists_the_trials_of_a_search_the_best_first(cli, project):
     assert sorted(lines[at + 2].split()[:2]) == ["learning_rate", "max_leaf_nodes"]
     scores = [line.split()[-4] for line in lines[at + 3 : at + 7]]
     assert scores == sorted((f"{trial['score']:.4f}" for trial in found["trials"]), reverse=True)
+    assert [line.split()[:2] for line in lines[at + 3 : at + 7]].count(["default", "default"]) == 1
     assert cli(project, "status", "small").out.count("changed") == 0
 
 

@@ -350,10 +350,12 @@ def test_functions_replace_sql_and_estimator(project):
     assert specs["features"].kinds == {"polars", "parquet"}
 
 
-def test_templates_are_rendered(project, monkeypatch):
+def test_templates_are_rendered_and_a_text_without_one_stays_a_text(project, monkeypatch):
     monkeypatch.setenv("OWNER", "team:night")
-    write_defs_yaml(project, small_declaration(owners=["{{ env.OWNER }}"]))
-    assert loaded_spec(load(project)).owners == ["team:night"]
+    labels = {"sql": "labels.sql", "column": "returned", "delay": "1 day", "positive": "1"}
+    write_defs_yaml(project, small_declaration(owners=["{{ env.OWNER }}"], labels=labels))
+    spec = loaded_spec(load(project))
+    assert (spec.owners, spec.positive) == (["team:night"], "1")
 
 
 def test_a_variable_that_is_not_set_is_named_with_its_place_instead_of_becoming_a_text(project, monkeypatch, caplog):

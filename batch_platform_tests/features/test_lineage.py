@@ -185,27 +185,18 @@ def test_a_column_that_changes_with_a_source_column_is_listed_as_reading_it(con,
     """The other way round: change the values of a source column, and see which columns of the result change."""
     before = result_of(con, sql)
     lineage = column_lineage(sql, known, before.columns)
-    deciders = column_lineage(sql, COLUMNS, before.columns).deciders  # the text alone does not tell all of them
     changed: set[tuple[str, SourceColumn]] = set()
-    differs = False
     for name, frame in TABLES.items():
         for column in frame.columns:
             source = SourceColumn(name, column)
-            rotated, repeated = [*range(1, frame.height), 0], [1] * frame.height
-            for order in (rotated, repeated) if source not in deciders else ():
-                con.register(name, frame.with_columns(frame[column].gather(order)))
-                after = result_of(con, sql)
-                con.register(name, frame)
-                assert after.height == before.height or order is repeated
-                differs |= after.height != before.height
-                changed |= {
-                    (feature, source)
-                    for feature in before.columns
-                    if after.height == before.height
-                    and not sorted_rows(after[feature]).equals(sorted_rows(before[feature]))
-                }
-    entries = [lineage.of(feature) for feature in before.columns]
-    assert changed or differs or not any(set(entry.reads) - set(deciders) for entry in entries)
+            if source in lineage.deciders:
+                continue
+            con.register(name, frame.with_columns(frame[column].gather([*range(1, frame.height), 0])))
+            after = result_of(con, sql)
+            con.register(name, frame)
+            assert after.height == before.height
+            features = [it for it in before.columns if not sorted_rows(after[it]).equals(sorted_rows(before[it]))]
+            changed |= {(feature, source) for feature in features}
     assert [(feature, source) for feature, source in changed if not reads(lineage, feature, source)] == []
 
 

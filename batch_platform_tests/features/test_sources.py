@@ -1,6 +1,8 @@
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -148,6 +150,15 @@ def test_a_table_of_a_duckdb_file_is_read(tmp_path, table):
     below = sources(tmp_path, a={"duckdb": "it's.duckdb", "table": table})
     assert rows(below, "FROM a") == [(7,)]
     assert polars_rows(below) == [(7,)]
+
+
+def test_a_sqlite_file_that_is_declared_as_duckdb_is_refused_with_the_right_declaration(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "x.db")) as con:
+        con.execute("CREATE TABLE a (x)")
+        con.commit()
+    with pytest.raises(SourceError, match=r"x\.db is a SQLite file") as refused:
+        rows(sources(tmp_path, a={"duckdb": "x.db", "table": "a"}), "FROM a")
+    assert refused.value.hint == "declare it as sources.a: {sql: {uri: sqlite:///x.db, table: a}}."
 
 
 def test_two_sources_may_be_tables_of_one_duckdb_file(tmp_path):

@@ -16,11 +16,14 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
+from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import (
     FORMAT,
     REFERENCE_FILE,
     WITHOUT_PRIOR,
+    Evaluation,
     Sampled,
+    compared,
     libraries,
     open_bundle,
     write_bundle,
@@ -271,3 +274,14 @@ def test_a_half_written_bundle_is_never_visible(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "models").iterdir()) == []
     assert [path.name for path in (tmp_path / "staging" / "bundle").iterdir()] == [MODEL_FILE]
+
+
+def test_two_versions_that_share_some_of_their_evaluation_rows_are_compared_without_their_baselines():
+    first, second = (
+        manifest(evaluation=Evaluation("a", "b", rows, {"roc_auc": 0.75}, Baseline("class shares", {"brier": brier})))
+        for rows, brier in ((20, 0.2), (30, 0.25))
+    )
+    assert compared(first, second)["baseline.brier"] == (0.2, 0.25)
+    assert "baseline.brier" not in compared(first, second, 20), "it is of other rows"
+    same = replace(first, evaluation=replace(second.evaluation, rows=20))
+    assert compared(first, same, 20)["baseline.brier"] == (0.2, 0.25)

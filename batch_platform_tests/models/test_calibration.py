@@ -187,7 +187,7 @@ def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_app
     fine = fit(Model(estimator=LINEAR), FEATURES, smooth, {}, declared=declared("isotonic"))
     (remark,) = fine.remarks
     assert remark.startswith(
-        "it is not calibrated: with model.calibrate: isotonic it is worse than without: brier 0.149 against 0.146 on 600 rows"
+        "its probabilities are not calibrated, since those with model.calibrate (isotonic) are worse than its own: brier 0.149 against 0.146 on 600 rows"
     )
     assert fine.refinements.applied == ()
     facts = fine.refinements.facts["calibration"]

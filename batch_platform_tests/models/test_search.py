@@ -95,12 +95,12 @@ def test_trials_and_scores_are_those_of_scikit_learn_on_the_same_folds():
 def test_the_declared_parameters_stay_unless_a_trial_is_better_beyond_chance():
     alike = searched(data(), LINEAR, verbose=[0, 0]).search
     assert (alike.best, alike.trials[0].score) == ({}, alike.trials[1].score)
-    assert alike.remark == "model.search: the declared parameters stay, since no trial scores better"
+    assert alike.remark == "the declared parameters stay, since no trial of model.search scores better"
     chance = searched(data(), LINEAR, C=[1e-4, 1e-3])
     assert max(chance.search.trials, key=lambda trial: trial.score).params == {"C": 1e-4}
     assert (chance.search.best, chance.estimator[-1].C) == ({}, 1.0)
     assert chance.remarks[-1].startswith(
-        "model.search: the declared parameters stay, since the best trial is not clearly better or worse than the declared parameters: "
+        "the declared parameters stay, since the best trial of model.search is not clearly better or worse than they are: "
         "roc_auc 0.877 against 0.876 on 360 rows"
     )
     slow = {"estimator": HGB, "params": {"max_iter": 1}, "promote": {"metric": "log_loss"}}

@@ -73,6 +73,15 @@ def test_partitions_that_are_not_scored_yet_are_missing_or_warm_up(tmp_path):
     assert conditions(report)["2024-02-01"] == ("missing", "")
     assert (report.champion, report.last_commit, report.last_run) == (None, None, None)
     assert report.due == {"features": 40, "model": 1, "predictions": 10, "performance": 9}
+    assert report.models_ahead == []
+
+
+def test_a_model_that_is_due_before_any_partition_of_its_period_is_named_since_run_leaves_it_out(tmp_path):
+    pipeline, first_of_month = small_pipeline(tmp_path), datetime(2024, 2, 1, 12, tzinfo=UTC)
+    report = status(pipeline, first_of_month)
+    assert (report.due["model"], report.models_ahead) == (1, ["2024-02-01"])
+    due = pipeline.spec.partitions.calendar.due(first_of_month)
+    assert not make_plan(pipeline.spec, pipeline.state(), PlanRequest(first_of_month, due)).of("model")
 
 
 def test_partition_that_has_not_closed_is_not_listed(pipeline):

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 from batch_platform.cli.proposal.columns import (
     CLEARLY,
     ENOUGH,
-    ID_NAMES,
     KEY_NAMES,
     Evidence,
     feature_reasons,
@@ -23,6 +22,7 @@ from batch_platform.cli.proposal.columns import (
     is_part_of_time,
     label_evidence,
     last_word,
+    names_things,
     require_repeating_texts,
     target_of,
 )
@@ -363,7 +363,7 @@ def _key(
     """The columns that identify a row, where they are unique, and other possible key columns.
 
     A single column comes before several, and the position of a row in its file last. The unique time of a series comes before
-    counters, and where it steps by whole hours, before every column that is not called an id or a key.
+    counters, and where it steps by whole hours, before every column whose name does not say that it identifies something.
     """
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
@@ -379,7 +379,7 @@ def _key(
     likeliest = unique
     if times is not None and times.is_series and not times.repeats and unique:
         on_hours = "hour" in times.span.starts
-        named = [column for column in unique if last_word(column.name) in ID_NAMES]
+        named = [column for column in unique if names_things(column)]
         lasting = [column for column in unique if not on_hours and not column.counts_rows]
         likeliest = [*named, *lasting, times.column]
     if likeliest:

@@ -50,6 +50,7 @@ _NUMBERED = re.compile(r"(?<=[a-z]{3})\d+$")  # the number behind a noun tells t
 _UNIT = re.compile(r"\d+|eur|usd|gbp|dollars?|euros?|percent|pct|per|in|of")  # behind the noun of a name
 ID_NAMES = ("id", "key", "uuid", "guid")  # last words of names that say that a column identifies its row
 KEY_NAMES = (*ID_NAMES, "number", "nr", "no", "code")
+_COUNTED = ("row", "line", "record", "obs", "observation", "seq", "sequence")  # a number of these only counts the rows
 PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 # Also Kunden-Nr, distid and custid, but not words such as paid, acid, valid and steroid.
 _ID_NAME = re.compile(
@@ -277,6 +278,12 @@ def _of_one(leak: SuspectedLeak, column: str, label: str) -> str:
 def last_word(name: str) -> str:
     """The last word of a name, in lower case."""
     return (words(name) or [""])[-1]
+
+
+def names_things(column: TableColumn) -> bool:
+    """Return whether the name of a column says what it identifies: an id, or the number of something, such as `invoice_no`."""
+    first, *others = words(column.name) or [""]
+    return last_word(column.name) in ID_NAMES or (bool(others) and others[-1] in KEY_NAMES and first not in _COUNTED)
 
 
 def is_part_of_time(column: TableColumn) -> bool:

@@ -154,7 +154,7 @@ def composed(
 
 def _of_texts(low: str, high: str, name: str) -> Iterator[Reading]:
     if _ISO.fullmatch(low) and _ISO.fullmatch(high):
-        yield Reading("CAST({} AS TIMESTAMPTZ)", "text as 2026-01-31", "TRY_CAST({} AS TIMESTAMPTZ) IS NOT NULL")
+        yield Reading("CAST({} AS TIMESTAMPTZ)", f"text such as {low}", "TRY_CAST({} AS TIMESTAMPTZ) IS NOT NULL")
     for order in (None, *ORDERS):
         shapes = [list(_formats(text, order)) for text in (low, high)]
         if all(shapes):

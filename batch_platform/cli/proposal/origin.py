@@ -15,9 +15,11 @@ import duckdb
 from batch_platform.cli.declared import rendered
 from batch_platform.declaration.databases import DRIVERS, DatabaseTable
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
+from batch_platform.declaration.extras import installed
 from batch_platform.declaration.inputs import STORES, Encoding, Source, require_object, scheme_of
 from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
+from batch_platform.features.sources.drivers import is_sqlite
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
@@ -115,6 +117,11 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
     if _MEANT.search(str(path)):
         msg = f"{path} contains brackets that have a meaning in a declaration."
         raise WrongUseError(msg, hint="rename the file without {{, {%, {# and names such as {partition_key}.")
+    if isinstance(path, Path) and path.is_file() and is_sqlite(path):
+        msg = f"{path} is a SQLite file, whose tables are read by the address of the database."
+        install = "" if installed("adbc-driver-sqlite") else "; first pip install 'batch-platform[sql]'"
+        named_table = "TABLE" if table is None else quote(table)
+        raise WrongUseError(msg, hint=f"--from {quote(f'sqlite:///{file}')} --table {named_table}{install}.")
     kind, path = _in_store(path) if isinstance(path, ObjectPath) else _on_this_machine(path, file)
     if encoding is not None and kind != "csv":
         msg = f"{path} is not a CSV file."

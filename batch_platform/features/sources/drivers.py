@@ -13,6 +13,7 @@ from batch_platform.declaration.databases import Database
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.redaction import redact
 
+_SQLITE_START = b"SQLite format 3\0"  # the first bytes of every file of SQLite
 _IN_EXTRA = ("postgresql", "sqlite")  # drivers that the extra `sql` brings
 _PREFIX = re.compile(r"^[A-Z_]+: (\[\w+\] )?(Failed to [a-z ]+: )?(ERROR: +)?")
 _PRIMARY = b"PG_DIAG_MESSAGE_PRIMARY"  # the error of PostgreSQL in a sentence
@@ -52,6 +53,15 @@ def postgresql_uri(database: Database) -> str:
 def sqlite_uri(file: Path, mode: str) -> str:
     """The address of a file of SQLite, to be opened to read (`ro`), or also to write and to create it (`rwc`)."""
     return f"file:{quote(str(file))}?mode={mode}"
+
+
+def is_sqlite(file: Path) -> bool:
+    """Return whether a file on this machine is a database of SQLite, whatever its name ends with."""
+    try:
+        with file.open("rb") as content:
+            return content.read(len(_SQLITE_START)) == _SQLITE_START
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
 
 
 def reason_of(error: Exception, database: Database) -> str:

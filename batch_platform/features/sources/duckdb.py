@@ -1,11 +1,13 @@
 """Sources of kind `duckdb`: a table or view of a DuckDB file, attached read-only under its path."""
 
 import time
+from pathlib import Path
 
 import duckdb
 
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.redaction import redact
+from batch_platform.features.sources.drivers import is_sqlite
 from batch_platform.features.sources.files import file_location, files_of, files_size, files_version
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, holder_of
@@ -17,7 +19,13 @@ _PAUSE_SECONDS = 0.1
 
 def _attach(con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
     """Attach the file; while another process has it open for writing, DuckDB refuses, so try again until `wait` is over."""
-    path, wait = str(files_of(table)[0]), table.source.wait or _WAIT
+    file, wait = files_of(table)[0], table.source.wait or _WAIT
+    path = str(file)
+    if isinstance(file, Path) and is_sqlite(file):
+        problem = f" cannot be read: {path} is a SQLite file, not a DuckDB file."
+        sql = f"{{sql: {{uri: sqlite:///{table.source.location}, table: {table.source.table}}}}}"
+        hint = f"declare it as sources.{table.name}: {sql}."
+        raise table.error(problem, hint)
     until = time.monotonic() + parse_duration(wait).nominal.total_seconds()
     while True:
         try:

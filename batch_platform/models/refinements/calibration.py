@@ -184,8 +184,8 @@ def _checked(learned: Learned, before: Outcomes, after: Outcomes) -> Check:
     if verdict is None or not worse:
         return Check(facts)
     errors = " against ".join(f"{measured[when][RELIABILITY]:.3f}" for when in ("after", "before") if measured[when])
-    clause = f"it is not calibrated: with model.calibrate: {method} it is {verdict.beside('without')}"
-    return Check(facts, f"{clause}, and its calibration error is no smaller: {errors}")
+    clause = f"its probabilities are not calibrated, since those with model.calibrate ({method}) are {verdict.beside('its own')}"
+    return Check(facts, f"{clause}, with a calibration error of {errors}")
 
 
 def _unsuited(method: str, share: float) -> str:
