@@ -74,11 +74,9 @@ def _show(pipeline: str, subject: str, holding: HeldSubject, *, dry_run: bool) -
     if holding.versions:
         terminal.say(f"models trained on these partitions, which stay: {listed(holding.versions)}")
     if holding.rows:
+        terminal.say("the sources are not changed: later builds leave these rows out, but delete them there too")
         terminal.say(
-            "the sources still hold what they held: later builds leave these rows out, but delete them there too"
-        )
-        terminal.say(
-            "backups made before keep the rows, and restoring one brings them back: remove old backups, or erase again after a restore"
+            "earlier backups keep the rows, and restoring one brings them back: remove them, or erase again after a restore"
         )
     if delivered := [receiver for receiver in holding.receivers if receiver not in holding.to_tell]:
         terminal.say(f"{'to deliver' if dry_run else 'delivered'} again to: {listed(delivered)}")

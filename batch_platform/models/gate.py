@@ -180,7 +180,7 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
 
 
 def _ends_of_learning(comparison: ChampionComparison) -> Iterator[str]:
-    """When the data of each judged fit end, and how many rows that left out."""
+    """The end of each judged fit's data, and the number of rows that the comparison leaves out."""
     own, other = comparison.learned_until, comparison.champion_learned_until
     texts = [f"this version's judged fit learned from data before {_day(own)}"] if own else []
     texts += [f"the champion's {'' if own else 'judged fit learned '}from data before {_day(other)}"] if other else []

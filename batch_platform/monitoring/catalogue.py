@@ -259,7 +259,7 @@ def read_failed_checks(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> li
 def _extents(
     con: duckdb.DuckDBPyConnection, spec: PipelineSpec, measure: str, check: Check[Any], keys: Sequence[str]
 ) -> dict[tuple[str, str], float | None]:
-    """How bad partitions are by a check, by key and cause; empty where the check does not compare them."""
+    """The extents of failed partitions by key and cause; empty where the check does not compare partitions."""
     extents, table = dict[tuple[str, str], float | None](), f"{quoted(spec.name)}.{quoted(measure)}"
     for cause, sql in check.extent.items():
         rows = con.execute(

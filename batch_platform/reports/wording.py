@@ -47,7 +47,7 @@ SELF_EXPLANATORY = {"bias", "mae", "mape", *SHARES, *(name for name in PLAIN if 
 GUESSING = {"roc_auc": 0.5, "r2": 0.0}  # values that a model without features has
 _REWORDED = {
     "the gate": "its acceptance test",
-    "the champion": "champion",  # so that no second article is left
+    "the champion": "the model in use",
     "champion": "the model in use",
     "than guessing": "than a simple guess",
 }

@@ -390,7 +390,7 @@ def replace_statuses(
 
 
 def statuses_of(pipeline: str) -> tuple[str, str, str]:
-    """How the journal names the statuses of a pipeline: its name stands in the place of a partition."""
+    """The statuses of a pipeline as the journal names them: the pipeline stands in the place of a partition."""
     return LEDGERS_SCHEMA, STATUS_TABLE, pipeline
 
 

@@ -18,8 +18,8 @@ def test_erase_says_what_it_would_erase_and_erases_it_once(cli, project):
         assert said in refused.error
     announced = cli(project, "erase", "small", f"id={order}", "--dry-run")
     assert announced.out.startswith("small: to erase from 1 partition\n  1 row of features\n")
-    assert "the sources still hold what they held: " in announced.out
-    assert "backups made before keep the rows" in announced.out
+    assert "the sources are not changed: " in announced.out
+    assert "earlier backups keep the rows" in announced.out
     assert published(project, ROWS.format(order)) == [(1,)]
     answer = cli(project, "erase", "small", f"id={order}", "--json").json
     assert answer["held"]["rows"]["predictions"] == 1

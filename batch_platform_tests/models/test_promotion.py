@@ -7,35 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.models.promotion import Maker, decided, promote, roll_back, scores_on_timeline
 from batch_platform.models.registry import Promotion, Registry
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform_tests.models.decisions import START, at, decision, version
+from batch_platform_tests.models.decisions import at, decision, version
+from batch_platform_tests.pipeline.planned_states import scored
 
 ME = Maker(actor="me", at=at(100), reason="because I say so")
 
 
-def scored(days: int, by: str) -> ScoreRun:
+def scored_on(days: int, by: str) -> ScoreRun:
     start = at(days)
-    return ScoreRun(
-        pipeline="small",
-        partition_key=f"{start:%Y-%m-%d}",
-        partition_start=start,
-        partition_end=start + timedelta(days=1),
-        model_version=by,
-        model_sha256="m",
-        input_hash="i",
-        code_version="c",
-        engine="local",
-        rows_in=1,
-        rows_scored=1,
-        rows_rejected=0,
-        in_sample=False,
-        started_at=START,
-        committed_at=START,
-        run_id="r",
-    )
+    return scored(Partition(f"{start:%Y-%m-%d}", start, start + timedelta(days=1)), by, "i")
 
 
 REGISTRY = Registry(
@@ -43,7 +28,9 @@ REGISTRY = Registry(
     [version("a", 0, 1), version("b", 10, 2), version("c", 20, 3)],
     [decision("a", "approved", 1), decision("b", "approved", 2), decision("c", "refused", 3)],
 )
-SCORES = {run.partition_key: run for run in [scored(5, "a"), scored(12, "b"), scored(15, "b"), scored(25, "b")]}
+SCORES = {
+    run.partition_key: run for run in [scored_on(5, "a"), scored_on(12, "b"), scored_on(15, "b"), scored_on(25, "b")]
+}
 
 
 def after(event: Promotion, *more: Promotion) -> Registry:

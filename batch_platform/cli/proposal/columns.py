@@ -282,8 +282,8 @@ def last_word(name: str) -> str:
 
 def names_things(column: TableColumn) -> bool:
     """Return whether the name of a column says what it identifies: an id, or the number of something, such as `invoice_no`."""
-    first, *others = words(column.name) or [""]
-    return last_word(column.name) in ID_NAMES or (bool(others) and others[-1] in KEY_NAMES and first not in _COUNTED)
+    parts = words(column.name) or [""]
+    return parts[-1] in ID_NAMES or (len(parts) > 1 and parts[-1] in KEY_NAMES and parts[0] not in _COUNTED)
 
 
 def is_part_of_time(column: TableColumn) -> bool:
