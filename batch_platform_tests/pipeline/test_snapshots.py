@@ -83,7 +83,6 @@ def test_the_fit_that_serves_learns_from_the_rows_that_judged_it_too_and_is_mark
     (evaluation,) = pipeline.state().evaluations.values()
     assert evaluation.rows_labelled == labelled.height
     assert query(pipeline, "SELECT DISTINCT in_sample FROM small.performance") == [(True,)]
-    assert query(pipeline, "SELECT count(*) FROM small.performance_pooled WHERE metric = 'roc_auc'") == [(0,)]
 
 
 def test_performance_is_measured_on_rows_whose_label_became_known_after_the_training(tmp_path):
@@ -131,8 +130,6 @@ def test_without_refit_rows_held_out_by_their_key_are_never_learned_from_and_are
         pipeline, "SELECT value FROM small.performance WHERE metric = 'roc_auc' AND challenger IS NULL"
     )
     assert measured == pytest.approx(version.metric_values["roc_auc"], abs=1e-12)
-    pooled = "SELECT DISTINCT period, value, rows FROM small.performance_pooled WHERE metric = 'roc_auc' ORDER BY ALL"
-    assert query(pipeline, pooled) == [("month", measured, held_out), ("quarter", measured, held_out)]
     everywhere = (
         "SELECT DISTINCT in_sample FROM small.performance UNION SELECT in_sample FROM batch_platform.score_runs"
     )

@@ -14,10 +14,11 @@ from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY
 from batch_platform.models.bundle import read_judged, read_manifest
+from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.card import card_of
 from batch_platform.reports.figures import read_figures
-from batch_platform.warehouse.published import reading_published
+from batch_platform.warehouse.published import open_published, reading_published
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
@@ -45,6 +46,12 @@ def query(pipeline: Pipeline, sql: str) -> pl.DataFrame:
         return con.sql(sql).pl()
 
 
+def whole(pipeline: Pipeline, metric: str) -> pl.DataFrame:
+    """A metric of all partitions together."""
+    with open_published(pipeline.home) as con:
+        return pooled_performance(con, "small", only=[metric]).filter(metric=metric)
+
+
 def weighted_auc(scores: pl.DataFrame) -> float:
     rows = scores.join(small_events().select("id", "items", "returned"), on="id").drop_nulls("returned")
     return float(roc_auc_score(rows["returned"], rows["score"], sample_weight=rows["items"]))
@@ -58,7 +65,7 @@ def test_metrics_of_partitions_and_months_count_rows_by_their_weight(tmp_path):
     for key, value, low, high in measured.iter_rows():
         assert value == pytest.approx(weighted_auc(scores.filter(pl.col("partition_key") == key)), abs=1e-12)
         assert low < value <= high
-    pooled = query(pipeline, "SELECT value FROM small.performance_pooled WHERE metric = 'roc_auc' AND period = 'month'")
+    pooled = whole(pipeline, "roc_auc")
     labelled = scores.join(measured.select("partition_key"), on="partition_key", how="semi")
     assert pooled["value"].unique().to_list() == [pytest.approx(weighted_auc(labelled), abs=1e-12)]
     weights = query(pipeline, "SELECT id, outcome_weight FROM small.outcomes").join(small_events(), on="id")
@@ -138,8 +145,7 @@ def test_models_that_learned_the_classes_in_different_orders_are_scored_compared
     shares = rows.select("score_a", "score_b", "score_c").to_numpy()
     assert rows["prediction"].to_list() == ["abc"[at] for at in shares.argmax(axis=1)]
     rows = rows.join(small_events().drop_nulls("returned").select("id", kind=kind), on="id")
-    table = "SELECT challenger, value FROM small.performance_pooled WHERE metric = 'log_loss' AND period = 'month'"
-    pooled = query(pipeline, table)
+    pooled = whole(pipeline, "log_loss")
     assert {*pooled["challenger"]} == {None, "linear"}
     shares = rows.select("score_a", "score_b", "score_c").to_numpy()
     own = pooled.filter(pl.col("challenger").is_null())["value"].unique().to_list()
@@ -221,10 +227,7 @@ def test_groups_that_are_all_evaluated_leave_nothing_to_learn_from(tmp_path):
 
 def test_kept_groups_are_the_units_of_intervals(tmp_path):
     kept, hidden = (
-        query(
-            finished_pipeline(tmp_path / name, NOW, **GROUPED, predictions={"keep": columns}),
-            "SELECT low, high FROM small.performance_pooled WHERE metric = 'accuracy' AND period = 'quarter'",
-        )
+        whole(finished_pipeline(tmp_path / name, NOW, **GROUPED, predictions={"keep": columns}), "accuracy")
         for name, columns in (("kept", ["shop", "customer"]), ("hidden", ["shop"]))
     )
-    assert not np.array_equal(kept.to_numpy(), hidden.to_numpy())
+    assert not kept.select("low", "high").equals(hidden.select("low", "high"))
