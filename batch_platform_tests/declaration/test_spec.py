@@ -140,7 +140,6 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "warn": 0.1,
             "fail": 0.25,
             "ignore": ["month"],
-            "baseline": "previous",
             "columns": {"distance": {"warn": 0.2, "fail": 0.5}},
         },
         "fresh_by": "07:00",
@@ -490,6 +489,7 @@ def test_columns_may_have_any_name(name):
         (("features", "key"), ["Challenger"], "'Challenger' cannot be a key, the time or a kept column"),
         (("engine",), "locl", "'locl' is not an engine; allowed are 'local', 'spark'; did you mean 'local'?"),
         (("predictions", "limit"), 0, "greater than or equal to 1"),
+        (("monitoring", "drift", "baseline"), "previous", "with the training data alone: remove `baseline`"),
     ],
 )
 def test_a_contradictory_or_impossible_value_is_refused(path, value, message):

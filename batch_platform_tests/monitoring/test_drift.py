@@ -20,9 +20,7 @@ from batch_platform.monitoring.drift import (
     usual_of,
 )
 from batch_platform.monitoring.measure import Finding, Judgement
-from batch_platform.monitoring.measures.drift_cells import moved, moved_cells
 from batch_platform.monitoring.profiles import (
-    Bins,
     Profile,
     category_bins,
     category_profile,
@@ -30,7 +28,6 @@ from batch_platform.monitoring.profiles import (
     number_bins,
     number_profile,
 )
-from batch_platform.warehouse.ledger import ScoreRun
 
 pytestmark = pytest.mark.unit
 
@@ -177,23 +174,6 @@ def test_counts_of_cells_give_the_index_beyond_chance_of_profiles(learned):
         expected = [part.beyond_chance for part in compared(profile, learned[name], *samples)]
         assert beyond_chance(np.stack(counts), np.stack([whole] * 3)) == pytest.approx(expected, abs=1e-12)
         assert beyond_chance(0 * whole[None], whole[None]).tolist() == [0.0], "no rows"
-
-
-def test_what_moved_is_named_by_category_or_range():
-    run = ScoreRun(**dict.fromkeys((item.name for item in fields(ScoreRun)), "x"))
-    carriers = Bins(categories=("AA", "UA", "WN"))
-    base = Profile("carrier", "feature", carriers, 100, nulls=3, histogram=(40, 40, 12, 5))
-    now = Profile("carrier", "feature", carriers, 200, nulls=6, histogram=(60, 62, 62, 10))
-    assert moved([*moved_cells(run, now, base)]) == "'WN' 12% → 31%"
-    nulls = Profile("carrier", "feature", carriers, 100, nulls=60, histogram=(15, 15, 5, 5))
-    assert moved([*moved_cells(run, nulls, base)]) == "null 3% → 60%"
-    income = Bins(edges=(10_000.0, 50_000.0, 95_000.0))
-    base = Profile("income", "feature", income, 1000, histogram=(10, 500, 470, 20))
-    above = Profile("income", "feature", income, 100, histogram=(1, 30, 29, 40))
-    below = Profile("income", "feature", income, 100, histogram=(31, 40, 29, 0))
-    assert moved([*moved_cells(run, above, base)]) == "from 95,000 2% → 40%"
-    assert moved([*moved_cells(run, below, base)]) == "below 10,000 1% → 31%"
-    assert moved([]) == ""
 
 
 def test_what_people_read_of_large_numbers_has_no_exponents():

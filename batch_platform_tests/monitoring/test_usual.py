@@ -31,8 +31,8 @@ def test_from_the_ninth_day_on_half_of_the_rows_and_twice_as_many_are_unusual_an
             for share in alarms if at % 7 < 5 or at >= 28 else (1.0, 0.5):
                 alarms[share] += not usual.holds(round(rows[at] * share))
     assert alarms[1.0] < 5, "of 3,100 days"
-    assert alarms[0.5] > 0.93 * 50 * 62
-    assert alarms[2.0] > 0.93 * 50 * (62 - 6)
+    assert alarms[0.5] > 0.9 * 50 * 62
+    assert alarms[2.0] > 0.9 * 50 * (62 - 6)
 
 
 def test_a_day_of_failure_and_few_rows_do_not_mislead():

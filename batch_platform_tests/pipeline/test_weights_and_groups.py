@@ -15,6 +15,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.card import card_of
 from batch_platform.reports.figures import read_figures
@@ -49,7 +50,7 @@ def query(pipeline: Pipeline, sql: str) -> pl.DataFrame:
 def whole(pipeline: Pipeline, metric: str) -> pl.DataFrame:
     """A metric of all partitions together."""
     with open_published(pipeline.home) as con:
-        return pooled_performance(con, "small", only=[metric]).filter(metric=metric)
+        return pooled_performance(con, "small", only=[metric], unit=UnitRule.of(pipeline.spec)).filter(metric=metric)
 
 
 def weighted_auc(scores: pl.DataFrame) -> float:
