@@ -10,9 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from batch_platform.models.estimate_basis import basis_of, basis_profile, basis_values
 from batch_platform.monitoring.comparison import paired_differences
-from batch_platform.monitoring.estimates import estimates
 from batch_platform.monitoring.metrics import METRICS, measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import intervals
@@ -180,24 +178,6 @@ def coverage(world: World, metrics: tuple[str, ...], samples: int, seed: int = 0
     return {name: held[name] / made[name] for name in made}
 
 
-def coverage_of_estimates(world: World, times: int, samples: int) -> dict[str, float]:
-    """The share of later partitions whose metrics lie in the intervals of estimates, learned from so many times as many units."""
-    random, held, made = np.random.default_rng(0), Counter[str](), Counter[str]()
-    for _ in range(samples):
-        drawn = (world(random, size)[0] for size in (times, 1))
-        learned, later = (replace(of, matrix=np.zeros((len(of.predicted), 1))) for of in drawn)
-        basis = basis_of(learned)
-        assert basis is not None
-        counts = basis_profile(basis, basis_values(basis, later.matrix, later.predicted)).histogram
-        for estimate in estimates(basis.expectation, counts):
-            if (
-                realised := METRICS[estimate.metric](later)
-            ) is not None:  # precision of a partition without a predicted positive
-                held[estimate.metric] += estimate.low <= realised <= estimate.high
-                made[estimate.metric] += 1
-    return {name: held[name] / made[name] for name in made}
-
-
 def coverage_of_rare(samples: int, *, in_units: bool) -> float:
     """The share of the intervals of a rate near 0 that hold it; the interval of a rate near 1 is the same from 1 downwards."""
     random, held = np.random.default_rng(0), 0
@@ -212,16 +192,6 @@ def coverage_of_rare(samples: int, *, in_units: bool) -> float:
         held += found["selection_rate"].low <= rate <= found["selection_rate"].high
         assert found["accuracy"].low == pytest.approx(1 - found["selection_rate"].high)
     return held / samples
-
-
-ESTIMATED = {
-    "200 rows, learned from 2,000": (rows(200), 10),
-    "200 rows of a regression, learned from 2,000": (rows(200, regression), 10),
-    "80 groups, learned from 240": (groups(), 3),
-    "80 groups of a regression, learned from 240": (groups(regression), 3),
-    "a day, learned from 30": (days(1, 0), 30),
-    "a day of a regression, learned from 30": (days(1, 0, regression), 30),
-}
 
 
 def outside(shares: dict[str, float]) -> dict[str, float]:
@@ -240,12 +210,6 @@ def test_intervals_and_differences_hold_the_truth_in_93_to_97_of_100_samples(nam
 def test_where_few_rows_count_intervals_and_differences_hold_the_truth_in_93_of_100_samples(name):
     shares = coverage(*WIDE[name], 1_000)
     assert all(share >= 0.92 for share in shares.values()), shares
-
-
-@pytest.mark.release
-@pytest.mark.parametrize("name", ESTIMATED)
-def test_estimates_hold_what_comes_true_in_93_to_97_of_100_partitions(name):
-    assert outside(coverage_of_estimates(*ESTIMATED[name], 1_000)) == {}
 
 
 @pytest.mark.parametrize("in_units", [False, True])
@@ -272,11 +236,3 @@ def test_a_few_samples_of_each_kind_of_world_are_held_about_as_often(name):
     world, metrics = {**WORLDS, **WIDE}[name]
     shares = coverage(world, metrics[:2], 100, seed=1)
     assert all(0.89 <= share <= 1 for share in shares.values()), shares
-
-
-@pytest.mark.release
-def test_without_their_units_intervals_hold_the_truth_far_too_rarely():
-    world, metrics = WORLDS["300 customers of a regression"]
-    alone = lambda random, times: tuple(replace(of, units={}) for of in world(random, times))  # noqa: E731
-    assert coverage(alone, metrics[:3], 100)["bias"] < 0.6
-    assert coverage(world, metrics[:3], 100)["bias"] > 0.89

@@ -5,16 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPart
-from batch_platform.monitoring.profiles import Profile, merged_profiles, number_bins, number_profile
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.scoring.run import Committed
@@ -149,23 +146,6 @@ def test_a_partition_without_rows_and_one_with_a_single_row_are_measured(done, n
         assert judged is None or judged.level in ("none", "warn", "fail")
     rows = [done.rows(table).filter(partition_key=key) for table in measure.described if done.rows(table).height]
     assert all("run" in set(of_table["run_id"]) for of_table in rows if of_table.height)
-
-
-@pytest.mark.parametrize("name", ["profiles", "empty_cells"])
-def test_the_rows_of_a_partition_that_was_scored_in_parts_are_those_of_the_whole(done, name):
-    values = np.random.default_rng(7).normal(size=300)
-    values[::9] = np.nan
-    bins = number_bins(values)
-
-    def profiled(rows: np.ndarray) -> tuple[Profile, ...]:
-        return (number_profile("amount", "feature", bins, rows),)
-
-    whole, parts = profiled(values), merged_profiles([profiled(values[:70]), profiled(values[70:])])
-    of_whole, of_parts = (
-        MEASURES[name].score(done.again.run, ScoredPart(profiles=profiles)) for profiles in (whole, parts)
-    )
-    assert of_whole.height == 1
-    assert_frame_equal(of_parts, of_whole, rel_tol=1e-12)
 
 
 def test_a_measure_that_computes_other_columns_than_it_declares_is_refused_and_changes_nothing(done, monkeypatch):

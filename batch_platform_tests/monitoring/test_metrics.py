@@ -5,15 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
 from batch_platform.declaration import monitored
 from batch_platform.monitoring.metrics import (
     METRICS,
-    SILHOUETTE_ROWS,
     Outcomes,
     default_metric,
     is_worse,
@@ -39,23 +36,6 @@ def rows_of(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
         truth=None if outcomes.truth is None else outcomes.truth[rows],
         matrix=None if outcomes.matrix is None else outcomes.matrix[rows],
     )
-
-
-@every_metric
-def test_without_rows_there_is_no_value(metric, task):
-    assert metric.name not in measure(rows_of(OUTCOMES[task], np.arange(0)))
-
-
-@every_metric
-def test_one_row_has_a_finite_value_or_none(metric, task):
-    value = measure(rows_of(OUTCOMES[task], np.arange(1))).get(metric.name)
-    assert value is None or math.isfinite(value)
-
-
-@every_metric
-def test_the_same_rows_give_the_same_number(metric, task):
-    assert metric.value(OUTCOMES[task]) == metric.value(rows_of(OUTCOMES[task], np.arange(ROWS)))
-    assert isinstance(metric.value(OUTCOMES[task]), float)
 
 
 @every_metric
@@ -186,32 +166,6 @@ def test_a_supervised_model_without_labels_has_no_metrics():
     assert set(measure(replace(OUTCOMES["outliers"], truth=None))) == {"outlier_share"}
 
 
-def test_a_binary_classification_by_hand():
-    positive = np.array([0.1, 0.8, 0.4, 0.6])
-    truth = np.array(["no", "yes", "yes", "no"])
-    values = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, ["no", "yes"]))
-    assert values["accuracy"] == 0.5
-    assert values["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
-    assert values["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
-    assert values["roc_auc"] == 0.75, "of the four pairs of yes and no, three are in order"
-
-
-def test_a_regression_by_hand():
-    values = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3])))
-    assert values == pytest.approx(
-        {
-            "mae": 1.0,
-            "rmse": math.sqrt(5 / 3),
-            "r2": 1 - 5 / 2,
-            "bias": 1.0,
-            "mape": (0 + 1 / 2 + 2 / 3) / 3,
-            "error_p10": 0.0,
-            "error_p50": 1.0,
-            "error_p90": 2.0,
-        }
-    )
-
-
 def test_the_relative_error_leaves_out_rows_whose_truth_is_zero():
     values = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([0.0, 2.0, 5.0])))
     assert values["mape"] == 0.25
@@ -245,24 +199,6 @@ def test_rows_of_a_class_that_the_model_does_not_know_are_wrong_decisions_and_ha
     }
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
-def test_any_binary_classification_gives_scikit_learns_numbers(rows):
-    truth, positive = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    values = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, [False, True]))
-    assert values["log_loss"] == pytest.approx(metrics.log_loss(truth, positive, labels=[False, True]))
-    assert values["brier"] == pytest.approx(metrics.brier_score_loss(truth, positive, pos_label=True))
-    if truth.any() and not truth.all():
-        assert values["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, positive))
-    else:
-        assert "roc_auc" not in values
-
-
-@pytest.mark.parametrize("classes", [[False, True], [0, 1], [0.0, 1.0], ["no", "yes"]])
-def test_classes_of_any_type_are_known_by_their_value(classes):
-    truth = np.array([classes[0], classes[1]], dtype=object if isinstance(classes[0], str) else None)
-    assert measure(Outcomes("binary", np.array([[0.9, 0.1], [0.2, 0.8]]), truth, classes))["accuracy"] == 1.0
-
-
 def test_a_metric_that_is_not_defined_is_left_out():
     some_classes = rows_of(OUTCOMES["multiclass"], OUTCOMES["multiclass"].truth != "c")
     assert set(measure(replace(some_classes, rule=None))) == {"accuracy", "log_loss", "brier", "f1"}
@@ -273,23 +209,6 @@ def test_a_metric_that_is_not_defined_is_left_out():
         assert measure(Outcomes("clustering", segments, matrix=matrix)) == {}
     for labels in (["a", "b", "c"], ["a", "a", "a"]):
         assert "roc_auc" not in measure(Outcomes("outliers", np.array([-1.0, 0.5, 1.0]), np.array(labels)))
-
-
-def test_a_missing_value_counts_as_the_mean_of_its_column():
-    with_nulls = OUTCOMES["clustering"].matrix.copy()
-    with_nulls[0, 0] = np.nan
-    filled = with_nulls.copy()
-    filled[0, 0] = np.nanmean(with_nulls[:, 0])
-    segments = OUTCOMES["clustering"].predicted
-    values, expected = (measure(Outcomes("clustering", segments, matrix=matrix)) for matrix in (with_nulls, filled))
-    assert values == pytest.approx(expected)
-
-
-def test_a_large_clustering_is_measured_on_evenly_spaced_rows():
-    n = SILHOUETTE_ROWS * 3 + 1
-    segments = np.arange(n) // (n // 2 + 1)
-    matrix = segments[:, None] * 10.0 + np.linspace(0, 1, n)[:, None]
-    assert measure(Outcomes("clustering", segments, matrix=matrix))["silhouette"] > 0.9
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf])

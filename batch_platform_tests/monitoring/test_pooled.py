@@ -138,11 +138,6 @@ def test_metrics_and_segments_that_cannot_be_are_refused_when_declared(monitorin
         small_spec(monitoring=monitoring)
 
 
-def test_a_metric_of_the_users_own_keeps_the_docstring_by_which_reports_describe_it():
-    declared, _ = own_metrics(small_spec(monitoring={"metrics": OWN}))
-    assert declared.value.__doc__ == cost.__doc__
-
-
 def test_a_metric_that_does_not_exist_or_is_not_finite_is_refused_by_name(pipeline, monkeypatch):
     day = [pipeline.spec.partitions.calendar.named("2024-02-20")]
     monkeypatch.setattr("batch_platform_tests.monitoring.test_pooled.cost", lambda _: float("nan"))

@@ -16,7 +16,6 @@ from batch_platform.monitoring.profiles import (
     Profile,
     category_bins,
     category_profile,
-    count_at_least,
     merged_profiles,
     number_bins,
     number_profile,
@@ -70,21 +69,6 @@ def test_law_12_a_profile_of_a_whole_is_the_merge_of_the_profiles_of_its_parts(l
         [*merged_profiles([part] for part in parts[1:]), of_numbers([], bins)],
     )
     assert (others.rows, others.nulls, others.histogram) == (rest.rows, rest.nulls, rest.histogram)
-
-
-@given(st.lists(st.floats(-9, 9), min_size=1), st.lists(st.floats(-9, 9), max_size=9, unique=True))
-def test_only_edges_that_some_values_reach_and_others_do_not_are_counted_and_all_cells_are_right(values, edges):
-    counted: list[float] = []
-
-    def count(known: NDArray[np.float64], reached: Sequence[float]) -> list[int]:
-        counted.extend(reached)
-        return count_at_least(known, reached)
-
-    bins, array = Bins(tuple(sorted(edges))), np.array(values)
-    profile = number_profile("amount", "feature", bins, array, count=count)
-    expected = np.bincount(np.searchsorted(bins.edges, array, side="right"), minlength=bins.cells)
-    assert profile.histogram == tuple(expected.tolist())
-    assert counted == [edge for edge in bins.edges if array.min() < edge <= array.max()]
 
 
 @given(st.lists(st.sampled_from([nan, 0, 1, 2, 3]), max_size=30), CUTS, st.sets(st.sampled_from(KNOWN)))

@@ -11,7 +11,6 @@ from batch_platform.monitoring.metrics import METRICS, measure
 from batch_platform.monitoring.outcomes import Outcomes, Rule
 from batch_platform.monitoring.resampling import (
     LEAST_UNITS,
-    MAX_ROWS,
     intervals,
     intervals_or_reasons,
     reach_of,
@@ -110,24 +109,6 @@ def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():
     )
 
 
-def test_entities_that_are_fewer_than_the_partitions_are_what_is_predicted_and_no_sample():
-    outcomes = days(np.random.default_rng(10), 30, 4, spread=0.5)
-    shops = replace(outcomes, units={**outcomes.units, "entity": np.tile(np.arange(4), 30)})
-    assert of(shops) == of(outcomes)
-
-
-@pytest.mark.parametrize("units", ["many", "few"])
-def test_of_very_many_rows_in_units_some_give_much_the_same_interval(units, monkeypatch):
-    random, count = np.random.default_rng(11), 6_000 if units == "many" else 150
-    entity = np.repeat(np.arange(count), 12_000 // count)
-    errors = random.normal(size=count)[entity] + random.normal(size=12_000)
-    outcomes = Outcomes("regression", errors, np.zeros(12_000), units={"entity": entity})
-    whole = of(outcomes)["bias"]
-    monkeypatch.setattr("batch_platform.monitoring.resampling.MAX_ROWS_IN_UNITS", 3_000)
-    some = of(outcomes)["bias"]
-    assert some.high - some.low == pytest.approx(whole.high - whole.low, rel=0.25)
-
-
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(5))
 def test_an_interval_of_few_units_holds_no_value_that_the_metric_cannot_have(share, seed):
@@ -166,23 +147,6 @@ def test_a_difference_between_two_models_names_what_was_drawn():
     assert paired_difference("mae", one_day, second) == by_row, "one day is not left out"
 
 
-def test_the_interval_of_many_rows_is_as_narrow_as_their_number_makes_it():
-    random = np.random.default_rng(6)
-    widths = []
-    for rows in (MAX_ROWS, 16 * MAX_ROWS):
-        interval = of(Outcomes("regression", random.normal(size=rows), np.zeros(rows)))["rmse"]
-        widths.append(interval.high - interval.low)
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
-
-
-def test_rows_of_an_unknown_class_are_drawn_for_metrics_of_decisions_only():
-    outcomes = OUTCOMES["multiclass"]
-    strange = replace(outcomes, truth=np.where(np.arange(len(outcomes.predicted)) % 3 == 0, "new", outcomes.truth))
-    values, found = measure(strange), of(strange)
-    assert set(found) == set(values)
-    assert all(found[name].low < value < found[name].high for name, value in values.items())
-
-
 def test_an_error_whose_mean_few_rows_decide_reaches_far_up_and_has_no_interval_where_no_mean_is_finite():
     random = np.random.default_rng(12)
     even, skewed, endless = random.normal(size=300), np.exp(random.normal(size=300)), random.standard_cauchy(size=300)
@@ -197,15 +161,3 @@ def test_an_error_whose_mean_few_rows_decide_reaches_far_up_and_has_no_interval_
     assert above["even"] < 1.3
     assert above["skewed"] > 1.8
     assert ends["endless"] == "heavy tail"
-
-
-def test_two_models_that_decide_alike_on_few_rows_may_differ_elsewhere():
-    truth, score = np.arange(200) % 40 == 0, np.linspace(0.01, 0.4, 200)
-    first, second = (
-        Outcomes("binary", np.column_stack([1 - each, each]), truth, [False, True]) for each in (score, score / 2)
-    )
-    difference = paired_difference("accuracy", first, second)
-    assert difference.estimate == 0
-    assert (difference.low, difference.high) == pytest.approx((-0.0137, 0.0137), abs=1e-4)
-    same = paired_difference("accuracy", first, first)
-    assert (same.low, same.high) == (0, 0)

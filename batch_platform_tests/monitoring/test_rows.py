@@ -1,6 +1,5 @@
 """Rows as wholes: a sketch is the merge of its parts, and copies, repeats and columns that no longer go together are told in their first partition."""
 
-import json
 from datetime import UTC, date, datetime
 from functools import reduce
 from operator import add
@@ -14,11 +13,8 @@ from hypothesis import strategies as st
 
 from batch_platform.cli import terminal
 from batch_platform.cli.failed_checks import show_failed
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.concept_drift import CONTRADICTION
-from batch_platform.monitoring.measures.rows import FEATURE_ROWS
-from batch_platform.monitoring.reference import ReferenceProfile
-from batch_platform.monitoring.rows import RowReference, RowSketch, kept_of, row_hashes, sketch_of
+from batch_platform.monitoring.rows import RowSketch, kept_of, row_hashes, sketch_of
 from batch_platform.pipeline.status import status_at
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.figures import read_figures
@@ -200,35 +196,3 @@ def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_b
     assert late.height == 4
     assert not late["passed"].any()
     assert all("like the last 7 partitions on average" in text for text in late["text"])
-
-
-def test_partitions_evaluated_again_far_from_each_other_are_each_judged_beside_those_before(scored):
-    def means() -> dict[str, float | None]:
-        with scored.warehouse.open() as con:
-            return dict(con.execute("FROM small.concept_drift SELECT partition_key, deviation_recent").fetchall())
-
-    before, (early, late) = means(), ("2024-02-06", str(LAST))
-    again = [scored.spec.partitions.calendar.named(key) for key in (early, late)]
-    assert len(list(scored.evaluate(again, Stamp("again", NOW)))) == 2
-    assert before[early] is not None
-    assert means() == before
-
-
-def test_what_is_switched_off_is_neither_computed_nor_judged(tmp_path):
-    pipeline = small_pipeline(tmp_path, monitoring={"rows": False})
-    carry_out(pipeline, NOW)
-    with open_published(pipeline.home) as con:
-        tables = {
-            name for (name,) in con.sql("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'small'").fetchall()
-        }
-    assert "feature_rows" not in tables
-    assert FEATURE_ROWS.check(pipeline.spec) is None
-
-
-def test_a_bundle_of_before_rows_were_looked_at_knows_nothing_and_warns_of_nothing(scored):
-    reference = scored.home.bundle("small", scored.state().scores[APART].model_version) / "profile.json"
-    values = json.loads(reference.read_text())
-    assert values["rows"]["components"]
-    del values["rows"]
-    old = ReferenceProfile.from_json(json.dumps(values).encode())
-    assert old.rows == RowReference()
