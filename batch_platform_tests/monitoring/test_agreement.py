@@ -51,10 +51,3 @@ def test_the_coefficient_of_several_columns_is_their_mean_and_unknown_if_any_is_
     assert Agreement.of(places, first, second, None, 50).result() == Agreed(pytest.approx(expected, abs=1e-12), None)
     with_constant = (np.column_stack([scores, constant]) for scores in (first, second))
     assert Agreement.of(places, *with_constant, None, 50).result() == Agreed(None, None)
-
-
-def test_models_without_scores_agree_by_their_decisions_alone():
-    none = np.empty((4, 0))
-    flipped = np.array([True, False, False, False])
-    assert Agreement.of(np.arange(4), none, none, flipped, 4).result() == Agreed(None, 0.25)
-    assert Agreement().result() == Agreed(None, None)

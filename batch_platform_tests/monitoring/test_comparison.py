@@ -36,11 +36,6 @@ def test_the_estimate_is_the_difference_of_the_metrics(name, task):
         assert difference.low <= difference.estimate <= difference.high
 
 
-def test_a_model_does_not_differ_from_itself():
-    difference = paired_difference("roc_auc", binary(POSITIVE), binary(POSITIVE))
-    assert (difference.estimate, difference.low, difference.high) == (0.0, 0.0, 0.0)
-
-
 def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_narrow():
     good = np.where(TRUTH == 1, 0.9, 0.1) + np.random.default_rng(3).normal(scale=0.02, size=ROWS)
     difference = paired_difference("brier", binary(good), binary(POSITIVE))

@@ -1,6 +1,5 @@
 """Drift: equal to scipy's measures within the bins, quiet on small samples of the same data, and not on a shift."""
 
-from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -10,15 +9,12 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
-from batch_platform.monitoring.catalogue import in_words
 from batch_platform.monitoring.drift import (
     USUAL_MARGIN,
-    ColumnDrift,
     Divergence,
     divergences,
     usual_of,
 )
-from batch_platform.monitoring.measure import Finding, Judgement
 from batch_platform.monitoring.profiles import (
     Profile,
     category_bins,
@@ -145,14 +141,3 @@ def test_the_p_value_is_that_of_the_chi_square_distribution():
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert divergence.p_value < 1e-3
     assert divergence.p_value == pytest.approx(chi2.sf(statistic, 7), rel=1e-9)
-
-
-def test_what_people_read_of_large_numbers_has_no_exponents():
-    known = {"null_share": 0.0, "baseline_null_share": 0.0, "unknown_share": 0.0, "baseline_unknown_share": 0.0}
-    row = dict.fromkeys((part.name for part in fields(ColumnDrift)), None) | known
-    assert ColumnDrift(**row | {"mean": 79_123.4, "baseline_mean": 0.00002}).changes == [
-        "mean 79,123 instead of 0.00002000"
-    ]
-    judged = Judgement("rmse", 79_123.4, 1_500_000, lower_is_better=True)
-    assert in_words(judged) == "rmse 79,123, at most 1,500,000 is expected"
-    assert in_words(Finding("warn", {"mean": 1_234_567.8, "rows": 3})) == "mean 1,234,568; rows 3"

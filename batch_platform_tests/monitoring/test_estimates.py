@@ -1,7 +1,6 @@
 """Estimates of performance: what they expect is what comes true on average, and their intervals hold it."""
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -10,14 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import isotonic_regression
 
-from batch_platform.models.counting import counted_by_segment
 from batch_platform.models.estimate_basis import LEAST_ROWS, basis_of, basis_profile, basis_values, rising_blocks
 from batch_platform.monitoring.estimates import estimates
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.profiles import merged_profiles
 from batch_platform.monitoring.reference import EstimateBasis
-from batch_platform.monitoring.segments import SegmentCounts
 
 pytestmark = pytest.mark.unit
 
@@ -78,37 +74,6 @@ def test_the_intervals_of_small_partitions_hold_about_95_of_100_values(task):
                 within += estimate.low <= METRICS[name](rows) <= estimate.high
                 made += 1
     assert 0.9 < within / made < 0.99
-
-
-def test_the_estimate_of_a_whole_is_that_of_its_merged_parts():
-    for task in ("binary", "multiclass", "regression"):
-        rows, basis = drawn(task, 3_000, 5), basis_of(drawn(task, 2_000, 4))
-        parts = [
-            profiled(basis, rows.matrix[at : at + 700], rows.predicted[at : at + 700]) for at in range(0, 3_000, 700)
-        ]
-        (merged,), whole = merged_profiles([part] for part in parts), profiled(basis, rows.matrix, rows.predicted)
-        assert merged.histogram == whole.histogram
-        assert estimates(basis.expectation, merged.histogram) == list(estimated(basis, rows).values())
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 3)), max_size=30),
-    st.lists(st.integers(0, 30), max_size=4),
-)
-def test_the_counts_of_segments_add_up_whatever_the_parts(rows, cuts):
-    def counted(part):
-        segments = pl.DataFrame({"shop": [shop for shop, _ in part]}, schema={"shop": pl.String})
-        cells = np.array([cell for _, cell in part], dtype=np.int64)
-        return counted_by_segment(segments, {"estimate": (cells, 4), "prediction": (cells // 2, 2)})
-
-    bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    nothing = SegmentCounts({("estimate", "shop"): {}, ("prediction", "shop"): {}})
-    summed = sum((counted(rows[start:end]) for start, end in pairwise(bounds)), nothing)
-    by_hand = {shop: [rows.count((shop, cell)) for cell in range(4)] for shop, _ in rows}
-    in_pairs = {shop: [first + second, third + fourth] for shop, (first, second, third, fourth) in by_hand.items()}
-    read = SegmentCounts.from_json(json.loads(json.dumps(summed.to_json())))
-    for counts in (summed, counted(rows), read):
-        assert (counts.of("estimate"), counts.of("prediction")) == ({"shop": by_hand}, {"shop": in_pairs})
 
 
 def test_the_interval_of_a_segment_holds_what_comes_true_although_each_of_its_days_differs():

@@ -91,25 +91,6 @@ def test_the_order_of_the_rows_does_not_matter(record, task):
     assert_frame_equal(record.compute(shuffled), record.compute(scored(task)), check_row_order=False, rel_tol=1e-12)
 
 
-@every_task_of_every_measure
-def test_numbers_are_finite_and_named(record, task):
-    if record.numbers is None:
-        assert record.check(small_spec()) is not None or record.has_section, "its numbers are those of its check"
-        return
-    numbers = record.numbers(record.compute(scored(task)))
-    assert numbers
-    assert all(isinstance(name, str) and np.isfinite(value) for name, value in numbers.items())
-    assert record.numbers(record.compute(only(scored(task), np.arange(0)))) is not None
-
-
-@every_measure
-def test_a_measure_describes_itself_and_is_judged_only_if_that_is_declared(record):
-    assert record.description.endswith(".")
-    assert record.name == next(name for name, listed in MEASURES.items() if listed is record)
-    needs_labels_only = record.name == "concept_drift"
-    assert (record.check(small_spec()) is not None) == needs_labels_only
-
-
 @every_task
 def test_performance_is_the_metrics_of_the_labelled_rows_and_their_share(task):
     partition, outcomes = scored(task), OUTCOMES[task]
@@ -145,26 +126,14 @@ def test_a_label_of_a_class_that_the_model_does_not_know_is_counted_and_named_be
     assert numbers["label_class_unknown"] == pytest.approx(10 / 300)
 
 
-@every_task
-def test_a_supervised_model_is_not_measured_without_labels(task):
-    record = MEASURES["performance"]
-    numbers = record.numbers(record.compute(replace(scored(task), labels=None)))
-    assert set(numbers) == {"clustering": {"silhouette"}, "outliers": {"outlier_share"}}.get(task, set())
-
-
 @pytest.mark.parametrize(
     ("metric", "row", "passed"),
     [
         (None, {"value": 0.5}, False),
-        (None, {"value": 0.6}, True),
-        (None, {"value": 0.5, "low": 0.4, "high": 0.59}, False),
         (None, {"value": 0.5, "low": 0.3, "high": 0.7}, True),
         ("log_loss", {"value": 0.7}, False),
-        ("log_loss", {"value": 0.6}, True),
         ("log_loss", {"value": 0.7, "low": 0.61, "high": 0.8}, False),
-        ("log_loss", {"value": 0.7, "low": 0.59, "high": 0.8}, True),
         ("bias", {"value": -0.7, "low": -0.8, "high": -0.61}, False),
-        ("bias", {"value": -0.7, "low": -0.8, "high": -0.5}, True),
         ("bias", {"value": -0.7, "low": -1.8, "high": 0.9}, True),
     ],
 )

@@ -8,7 +8,7 @@ from scipy import stats
 
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
-from batch_platform.monitoring.outcomes import Outcomes, Rule
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import (
     LEAST_UNITS,
     intervals,
@@ -85,19 +85,6 @@ def test_a_rate_of_0_and_a_perfect_area_have_intervals_with_a_width_which_repeat
         assert repeated[name].high == pytest.approx(found[name].high)
 
 
-@pytest.mark.parametrize("days_alike", [1, 5])
-@pytest.mark.parametrize("number", [14, 90])
-def test_days_that_resemble_the_day_before_count_as_fewer(number, days_alike):
-    noise = np.random.default_rng(8).normal(size=number + days_alike)
-    values = np.diff(noise) if days_alike == 1 else np.convolve(noise, np.ones(days_alike), "valid")[:number]
-    outcomes = Outcomes("regression", values[:number], np.zeros(number), units={"partition": np.arange(number)})
-    difference = paired_difference("bias", outcomes, replace(outcomes, predicted=np.zeros(number)))
-    independent = stats.t.ppf(0.975, number - 1) * values[:number].std(ddof=1) / np.sqrt(number)
-    assert (difference.resampled_by, difference.groups) == ("partition", number)
-    wider = (difference.high - difference.low) / 2 / independent
-    assert wider == pytest.approx(1) if days_alike == 1 else wider > 1.7
-
-
 def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():
     outcomes = days(np.random.default_rng(9), LEAST_UNITS, 30, spread=0.5)
     assert "bias" in of(outcomes)
@@ -107,31 +94,6 @@ def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():
     assert (by_two.resampled_by, by_two.groups) == ("partition", 2), (
         "what is far worse than a champion shows on two days too"
     )
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("seed", range(5))
-def test_an_interval_of_few_units_holds_no_value_that_the_metric_cannot_have(share, seed):
-    random = np.random.default_rng(seed)
-    truth, score = random.random(12) < 0.5, random.random(12)
-    wrong = random.random(12) < share
-    score = np.where(truth ^ wrong, 0.5 + score / 2, score / 2)
-    costs = np.array([[0.0, 1.0], [8.0, 0.0]])
-    outcomes = Outcomes(
-        "binary",
-        np.column_stack([1 - score, score]),
-        truth,
-        [False, True],
-        rule=Rule(1 / 9, costs),
-        units={"entity": np.arange(12) // 4},
-    )
-    found = of(outcomes)
-    assert 0 <= found["brier"].low < found["brier"].high <= 1
-    assert 0 <= found["decision_cost"].low < found["decision_cost"].high <= 8
-    for metric in ("roc_auc", "brier"):
-        two = replace(outcomes, units={"entity": np.arange(12) % 2})
-        difference = paired_difference(metric, two, replace(two, predicted=two.predicted[:, ::-1]))
-        assert difference is None or -1 <= difference.low <= difference.estimate <= difference.high <= 1
 
 
 def test_a_difference_between_two_models_names_what_was_drawn():

@@ -45,21 +45,6 @@ def test_a_day_of_failure_and_few_rows_do_not_mislead():
     assert sum(not usual_rows(before, before).holds(last) for *before, last in few) < 20
 
 
-def test_an_hour_is_compared_with_its_hour_of_the_week_or_of_any_day():
-    calendar = small_spec(partitions={"every": "hour", "start": "2024-01-01-00:00", "end": None}).partitions.calendar
-    hours = calendar.due(datetime(2024, 1, 22, tzinfo=UTC))
-    runs = [scored(partition, "version", "hash") for partition in hours]
-    past, last = Past(calendar, runs), runs[-1]
-    assert [run.partition_key[:10] for run in past.before(last, 12, alike=True)] == [
-        "2024-01-01",
-        "2024-01-08",
-        "2024-01-15",
-    ]
-    of_any_day = past.before(last, 12, alike=True, weekday=False)
-    assert {(run.partition_start - last.partition_start).total_seconds() % 86400 for run in of_any_day} == {0}
-    assert len(of_any_day) == 12
-
-
 @pytest.mark.parametrize(("every", "hour"), [("hour", "-09:00"), ("day", "")])
 def test_an_hour_and_a_weekday_are_those_of_local_clocks_also_across_a_change_of_clocks(every, hour):
     """In Berlin, summer time began on 31 March."""
