@@ -14,7 +14,7 @@ from batch_platform.warehouse.ledger import ScoreRun
 COMPARED = 8  # partitions, the newest
 LEAST_ALIKE = 4  # with fewer of the same weekday, those of all days count too: one of them may have been at fault
 LEAST_SHARE = 0.6  # of the median: half of the rows is too few
-CHANCE = 3.0  # standard deviations of a number of rows that comes about by chance
+CHANCE = 2.5  # standard deviations of a number of rows that comes about by chance
 LEAST_HISTORY = 6  # partitions whose rejected rows are known; with fewer, none is unusual
 MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
 _SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance

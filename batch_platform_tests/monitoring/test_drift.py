@@ -1,5 +1,6 @@
 """Drift: equal to scipy's measures within the bins, quiet on small samples of the same data, and not on a shift."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from batch_platform.monitoring.profiles import (
     number_bins,
     number_profile,
 )
+from batch_platform.monitoring.reference import ReferenceProfile
 
 pytestmark = pytest.mark.unit
 
@@ -141,3 +143,14 @@ def test_the_p_value_is_that_of_the_chi_square_distribution():
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert divergence.p_value < 1e-3
     assert divergence.p_value == pytest.approx(chi2.sf(statistic, 7), rel=1e-9)
+
+
+def test_the_reference_of_an_earlier_version_is_read_without_its_other_baselines(learned):
+    profile = profiler(learned, "normal")(values=learned["normal"])
+    reference = ReferenceProfile((profile,), profile, usual=(0.1,), distances={"2024-02-01": 0.2}, moves=(None,))
+    values = json.loads(reference.to_json())
+    for name in ("usual", "moves", "distances"):
+        values[name]["previous"] = values[name]["reference"]
+    del values["rows"], values["apart"]
+    assert ReferenceProfile.from_json(json.dumps(values).encode()) == reference
+    assert reference.usual_by_column == {("feature", "normal"): 0.1}

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.monitoring.measures.concept_drift import CONTRADICTION
+from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.rows import RowSketch, kept_of, row_hashes, sketch_of
 from batch_platform.reports.figures import read_figures
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 2, 21, 12, tzinfo=UTC)
 NAMED = {"a": None, "b": None, "shop": ("east", "west")}
@@ -146,6 +147,10 @@ def test_the_report_gives_the_figures_of_partitions_in_doubt_apart(scored):
     )
     assert (sound.doubtful, sound.window.counted) == (None, sound.window.dates)
     assert not alone.doubtful.left_out
+
+
+def test_what_is_switched_off_is_not_judged():
+    assert FEATURE_ROWS.check(small_spec(monitoring={"rows": False})) is None
 
 
 def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_by_itself(scored):

@@ -110,7 +110,7 @@ def test_a_partition_is_judged_by_earlier_ones_alone(odd):
     assert [run.partition_key for run in past.before(last, 2, alike=False)] == ["2024-02-26", "2024-02-27"]
     weeks = [replace(first, partition_start=last.partition_start - timedelta(days=7 * week)) for week in range(1, 9)]
     judged = volume(Past(odd.spec.partitions.calendar, weeks), last)
-    assert (judged.level, judged.text) == ("warn", "2024-02-28 has 5 rows, where 21 to 67 are usual")
+    assert (judged.level, judged.text) == ("warn", "2024-02-28 has 5 rows, where 24 to 67 are usual")
     past.add(replace(runs["2024-02-27"], rows_rejected=3, rows_in=3))
     assert past.before(last, 1, alike=False)[0].rows_in == 3, "a partition that is scored again replaces itself"
 

@@ -15,7 +15,7 @@ from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import reference_of
 from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, has_moved
-from batch_platform.monitoring.measures.drift import DRIFT, drifted_segments, read_drift
+from batch_platform.monitoring.measures.drift import DRIFT, drifted, drifted_segments, read_drift
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import newest_measured
@@ -247,11 +247,11 @@ def test_a_few_values_in_another_unit_are_named_although_the_shares_of_the_cells
     now = datetime(2024, 2, 3, 12, tzinfo=UTC)
     carry_out(pipeline, now)
     (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-02"])
-    (alarm,) = (measured := DRIFT.of(committed.measures)).alarming
+    (alarm,) = DRIFT.of(committed.measures).alarming
     assert (alarm.column_name, alarm.level) == ("amount", "warn")
     assert alarm.unusual < 0.05, "less than the index from which a column gives a warning"
     words = "0.6% of values lie outside the range seen in training, 0.0% expected"
-    assert words in measured.drifted(alarm)
+    assert words in drifted(alarm)
     state, spec = pipeline.state(), pipeline.spec
     (aspect,) = [
         aspect

@@ -223,6 +223,12 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
+def drifted(row: ColumnDrift) -> str:
+    """Describe a column that differs from the training data in a few words."""
+    index = f"{row.column_name} {row.unusual:.2f}"
+    return f"{index} ({'; '.join(row.changes)})" if row.changes else index
+
+
 @dataclass(frozen=True)
 class PartitionDrift:
     """The drift of a partition."""
@@ -230,11 +236,6 @@ class PartitionDrift:
     run: ScoreRun
     columns: tuple[ColumnDrift, ...] = ()  # the worst first
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
-
-    def drifted(self, row: ColumnDrift) -> str:
-        """A column that differs from its baseline, in a few words."""
-        index = f"{row.column_name} {row.unusual:.2f}"
-        return f"{index} ({'; '.join(row.changes)})" if row.changes else index
 
     @property
     def sha256(self) -> str:
@@ -278,7 +279,7 @@ def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
 
 
 def _most_drifted(drift: PartitionDrift, worst_first: Sequence[ColumnDrift]) -> Markdown:
-    return listing(("column", REFERENCE), {row.column_name: drift.drifted(row) for row in worst_first[:MOST_LISTED]})
+    return listing(("column", REFERENCE), {row.column_name: drifted(row) for row in worst_first[:MOST_LISTED]})
 
 
 def _shown(drift: PartitionDrift) -> dict[str, Any]:
@@ -319,7 +320,7 @@ def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
     judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
     if not judged:
         return {"not_judged": _not_judged(drift, declared)}
-    texts = [*map(drift.drifted, alarming), *drifted_segments(alarms)]
+    texts = [*map(drifted, alarming), *drifted_segments(alarms)]
     texts += filter(None, [score_not_judged(drift.columns)])
     metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
     metadata["the_worst"] = _most_drifted(drift, alarming or judged)
