@@ -278,7 +278,7 @@ def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
     ]
 
 
-def _most_drifted(drift: PartitionDrift, worst_first: Sequence[ColumnDrift]) -> Markdown:
+def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
     return listing(("column", REFERENCE), {row.column_name: drifted(row) for row in worst_first[:MOST_LISTED]})
 
 
@@ -288,7 +288,7 @@ def _shown(drift: PartitionDrift) -> dict[str, Any]:
         return {}
     levels = [row.level for row in drift.judged]
     metadata: dict[str, Any] = {
-        "the_worst": _most_drifted(drift, drift.judged),
+        "the_worst": _most_drifted(drift.judged),
         **rounded({WORST_INDEX: drift.judged[0].unusual}),
         "columns_over_warn": len(drift.alarming),
         "columns_over_fail": levels.count("fail"),
@@ -323,7 +323,7 @@ def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
     texts = [*map(drifted, alarming), *drifted_segments(alarms)]
     texts += filter(None, [score_not_judged(drift.columns)])
     metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
-    metadata["the_worst"] = _most_drifted(drift, alarming or judged)
+    metadata["the_worst"] = _most_drifted(alarming or judged)
     by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
     metadata[ALARMS] = [*map(list, ({row.column_name: row.level for row in alarming} | by_segment).items())]
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
