@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from traceback import format_exception
 
-import polars as pl
 import pytest
 
 from batch_platform.declaration.deliveries import Delivery
@@ -105,24 +104,6 @@ def test_a_table_that_a_delivery_created_takes_new_columns(kind, tmp_path, reque
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda key: deliver(target_of(tmp_path, kind, key), NEW), keys))
     assert shown(delivered(tmp_path, kind)) == sorted((row for key in keys for row in holds(NEW, key)), key=str)
-
-
-@pytest.mark.usefixtures("postgresql")
-def test_columns_of_uuid_and_json_take_text_and_refuse_another(tmp_path):
-    execute("CREATE TABLE late (u uuid, b jsonb, j json, partition_key text)")
-    target = target_of(tmp_path, "PostgreSQL")
-    sent = pl.DataFrame(
-        {"u": ["9f1b0a3c-0000-4000-8000-000000000001", None], "b": ['{"a":1}', None], "j": ["[1]", None]}
-    )
-    for _ in range(2):
-        deliver(target, sent)
-    assert execute("SELECT u::text, b ->> 'a' AS b, j ->> 0 AS j FROM late ORDER BY 1").rows() == [
-        ("9f1b0a3c-0000-4000-8000-000000000001", "1", "1"),
-        (None, None, None),
-    ]
-    with pytest.raises(DeliveryError, match='refuses it: invalid input syntax for type uuid: "x"'):
-        deliver(target, sent.with_columns(u=pl.lit("x")))
-    assert execute("SELECT count(*) FROM late").item() == 2
 
 
 @pytest.mark.usefixtures("postgresql")
