@@ -280,16 +280,6 @@ def test_the_ui_of_a_users_project_has_no_demos(cli, fresh):
     assert "is a project of your own" in answer.err
 
 
-def test_every_demo_has_a_page_with_its_picture_its_data_and_its_traps():
-    assert len(DEMOS) > 3
-    for name in DEMOS:
-        page = (FOLDER / name / "README.md").read_text(encoding="utf-8")
-        headings = re.findall(r"^## (.+)$", page, flags=re.MULTILINE)
-        assert headings == ["Data", "How good it is", "Traps", "What to change for your own"], name
-        assert len(page.split()) <= 650, f"{name}: a page is one screen"
-        assert f"batch-platform demo {name}" in page
-
-
 def test_the_table_of_capabilities_is_what_the_demos_declare():
     """A row is a key of the YAML, as `block.key` or `block.key: value`, and the demos that have it."""
     declared = all_declared()

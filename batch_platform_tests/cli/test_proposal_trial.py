@@ -1,7 +1,7 @@
 """`batch-platform new`: the past of a table chooses among what can be proposed, and what is proposed can be trained."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from batch_platform_tests.cli.proposals import (
     declared,
     pipeline_of,
     proposed,
-    proposed_for,
     readings,
     unlabelled,
 )
@@ -160,21 +159,6 @@ def test_a_table_without_times_chooses_between_the_usual_and_small_trees(tmp_pat
     assert chosen_for(clear, tmp_path, "left")[1].chosen.trees == "usual"
 
 
-@pytest.mark.full
-def test_the_budget_ends_the_trial_after_a_fold_or_within_the_first(tmp_path):
-    readings(24 * DAYS).write_parquet(tmp_path / "sensor.parquet")
-    proposal, past = seen_past(tmp_path / "sensor.parquet", label="level")
-
-    def after(seconds: float) -> Trial:
-        choice = tried(proposal, past, lambda: seconds)
-        assert choice is not None
-        return choice[1]
-
-    assert after(0).folds > 1
-    assert (after(trial.SECONDS - 1).folds, len(after(trial.SECONDS - 1).candidates)) == (1, len(after(0).candidates))
-    assert (after(2 * trial.SECONDS).folds, len(after(2 * trial.SECONDS).candidates)) == (1, 1)
-
-
 @pytest.mark.usefixtures("few_trees")
 def test_the_candidates_are_shown_with_their_errors_and_stand_in_the_report(cli, tmp_path):
     with_level(lambda hour, noise: 3.0 * hour + noise, damp=pl.Series(noise(24 * DAYS))).write_csv(
@@ -192,37 +176,10 @@ def test_the_candidates_are_shown_with_their_errors_and_stand_in_the_report(cli,
     assert record["rows"] > 0
 
 
-def test_a_table_whose_labels_are_too_few_for_any_period_is_trained_once(tmp_path):
-    table = readings(24 * DAYS).with_columns(
-        level=pl.when(pl.int_range(pl.len()) >= 24 * DAYS - 40).then(pl.col("level")), wind=pl.int_range(pl.len()) % 7
-    )
-    proposal, _ = proposed_for(table, tmp_path, label="level")
-    assert proposal.train_every is None
-    assert proposal.windows.train_start is None
-
-
-@pytest.mark.usefixtures("few_trees")
-def test_a_large_table_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "MOST_ROWS", 400)
-    readings(24 * DAYS).write_parquet(tmp_path / "sensor.parquet")
-    _, past = seen_past(tmp_path / "sensor.parquet", label="level")
-    assert 200 < past.rows.height < 600
-    assert past.rows["level_1_day_before"].null_count() < 30, "features look back at all rows"
-    assert datetime(2025, 1, 2, tzinfo=UTC) > past.rows[trial.PARTITION_START].min()
-
-
 def yearly(rows: int, file: Path) -> tuple[str, ...]:
     """Write a row a year; the arguments that propose a pipeline for it."""
     pl.DataFrame({"year": range(1966, 1966 + rows), "energy_use": noise(rows)}).write_csv(file)
     return "new", "use", "--from", file.name, "--label", "energy_use", "--time", "year"
-
-
-@pytest.mark.usefixtures("few_trees")
-def test_a_yearly_series_learns_from_its_earlier_years(cli, tmp_path):
-    answer = cli(tmp_path, *yearly(55, tmp_path / "yearly.csv"), "--json")
-    report = json.loads(answer.out)
-    assert (report["every"], report["history_features"], report["features"]) == ("month", True, [])
-    assert report["trial"]["rows"] > 0
 
 
 def test_a_table_with_nothing_to_learn_from_is_refused_with_what_would_help(cli, tmp_path):

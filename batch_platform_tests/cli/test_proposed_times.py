@@ -12,7 +12,6 @@ import pytest
 
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform.declaration.errors import WrongUseError
 from batch_platform_tests.cli.proposals import AFTER_ALL, START, built, orders, pipeline_of, proposed, proposed_for
 from batch_platform_tests.harness.tiers import crossed
 
@@ -60,11 +59,6 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
         [*map(local, CLOCKS)],
         "strptime(\"at\", '%d/%m/%Y %H:%M')",
     ),
-    "day first, without a century": (
-        [f"{day:%d/%m/%y}" for day in DAYS],
-        [*map(local, DAYS)],
-        "strptime(\"at\", '%d/%m/%y')",
-    ),
     "month first": (
         [f"{clock:%m/%d/%Y %I:%M:%S %p}" for clock in CLOCKS],
         [*map(local, CLOCKS)],
@@ -89,20 +83,10 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
         [instant + timedelta(milliseconds=7) for instant in INSTANTS],
         'make_timestamptz(CAST("at" * 1000 AS BIGINT))',
     ),
-    "nanoseconds since 1970": (
-        [seconds(instant) * 10**9 for instant in INSTANTS],
-        INSTANTS,
-        'make_timestamptz(CAST("at" AS BIGINT) // 1000)',
-    ),
     "days of a spreadsheet": (
         [(clock - datetime(1899, 12, 30)) / timedelta(days=1) for clock in CLOCKS],  # noqa: DTZ001 - as START
         [*map(local, CLOCKS)],
         'make_timestamp(CAST(round(("at" - 25569) * 86400) AS BIGINT) * 1000000)',
-    ),
-    "year-months": (
-        [month.year * 100 + month.month for month in MONTHS],
-        [*map(local, MONTHS)],
-        "strptime(CAST(\"at\" AS VARCHAR), '%Y%m')",
     ),
     "years": (
         [month.year for month in MONTHS],
@@ -210,14 +194,6 @@ def test_an_order_of_day_and_month_that_the_values_leave_open_is_asked_for(cli, 
     assert f"strptime(\"at\", '{first}')" in Path(made["folder"], "features.sql").read_text(encoding="utf-8")
 
 
-def test_a_value_that_is_no_date_makes_the_column_a_text(tmp_path):
-    values = [*[f"{day:%d/%m/%Y}" for day in DAYS[1:]], "31/02/2025"]
-    proposal, _ = proposed_for(orders(ROWS, at=values, created=DAYS), tmp_path)
-    assert proposal.windows.time.name == "created"
-    with pytest.raises(WrongUseError, match=r"'at' of .* has type VARCHAR and cannot be read as times"):
-        proposed(tmp_path / "table.parquet", time="at")
-
-
 def stamps(step: int) -> list[int]:
     return [1_735_689_600 + step * at for at in range(ROWS)]
 
@@ -264,10 +240,3 @@ def test_a_few_times_far_from_all_others_decide_nothing_and_are_stated(tmp_path,
     assert (span.first, span.last, span.rows) == (DAYS[0].replace(tzinfo=UTC), DAYS[-1].replace(tzinfo=UTC), ROWS)
     assert (f"{span.far_off:%Y-%m-%d}" if span.far_off else "") == max(far_off, default="")
     assert span.filled["day"] == ROWS // ROWS_OF_A_DAY
-
-
-def test_a_table_whose_rows_become_more_and_more_has_no_times_far_off(tmp_path):
-    ages = [int(3_000 * (1 - (n / ROWS) ** 0.2)) for n in range(1, ROWS)]
-    pl.DataFrame({"at": [START.date() - timedelta(days=age) for age in ages]}).write_parquet(tmp_path / "table.parquet")
-    with survey(locate(str(tmp_path / "table.parquet"), None), "UTC") as seen:
-        assert seen.span("at").far_off is None

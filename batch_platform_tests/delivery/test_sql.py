@@ -95,17 +95,6 @@ def test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_wh
     assert rows(tmp_path) == holds(NEW)
 
 
-@pytest.mark.parametrize("kind", ["PostgreSQL", "SQLite"])
-def test_a_table_that_a_delivery_created_takes_new_columns(kind, tmp_path, request):
-    if kind == "PostgreSQL":
-        request.getfixturevalue("postgresql")
-    keys = [f"2026-01-0{day}" for day in range(1, 5)]
-    deliver(target_of(tmp_path, kind), NEW.select("x"))
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda key: deliver(target_of(tmp_path, kind, key), NEW), keys))
-    assert shown(delivered(tmp_path, kind)) == sorted((row for key in keys for row in holds(NEW, key)), key=str)
-
-
 @pytest.mark.usefixtures("postgresql")
 def test_a_wrong_password_or_server_is_told_without_it(tmp_path, server):
     rules = Path(execute("SELECT current_setting('hba_file')").item())
