@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION_CHANGED
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.inputs import ColumnRule, Labels
 from batch_platform.declaration.spec import PipelineSpec
@@ -708,14 +707,6 @@ def test_the_only_model_is_trained_again_for_its_serving_period():
     assert planned(with_params(spec, max_iter=9), state) == [
         (version.serving_period, "the declared parameters changed")
     ]
-
-
-def test_what_a_newer_model_is_to_score_is_not_planned_as_decided_again():
-    spec = SPECS["monthly models"]
-    state = replace(finished(spec), decision_rule="threshold 0.3")
-    assert {item.reason for item in make_plan(spec, state, PlanRequest(NOW)).of("predictions")} == {DECISION_CHANGED}
-    plan = make_plan(with_params(spec, max_iter=9), state, PlanRequest(NOW))
-    assert {item.reason for item in plan.of("predictions")} == {"a newer model is due"}
 
 
 def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_itself():
