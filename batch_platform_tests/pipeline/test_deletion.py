@@ -23,21 +23,20 @@ from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.build import FeatureStep
 from batch_platform.pipeline.deliver import deliver
-from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.drop import drop_partitions, drop_pipelines
 from batch_platform.pipeline.erase import erase_subject, held_subject
 from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.remains import TextSearch
-from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import StagedScores
+from batch_platform.warehouse.dropping import held_pipelines
 from batch_platform.warehouse.erasures import read_erasures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.renaming import held_pipelines
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery

@@ -277,7 +277,6 @@ NO_INPUT = {  # keys that change nothing that is made, each with the reason
     "model.allow_pickle": _TRUST,
     "challengers.allow_pickle": _TRUST,
     "challengers.version": "names what is trained already; it scores what is scored from then on",
-    "features.columns.formerly": "says how older models find a renamed column; the new name stands in the SQL",
     "features.max_rejected.rows": "decides only whether a partition is published; published ones are named",
     "features.max_rejected.share": "decides only whether a partition is published; published ones are named",
     "labels.outcomes": "refuses declarations and names suspected leaks of a version, once, when it is trained",
