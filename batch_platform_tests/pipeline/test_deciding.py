@@ -11,8 +11,6 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
-from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
@@ -21,11 +19,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.reports.figures import read_figures
-from batch_platform.reports.report import write_report
-from batch_platform.scoring.deciding import with_whole
-from batch_platform.scoring.engines import local
-from batch_platform.scoring.partition import Counts, Staged
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
@@ -97,24 +90,6 @@ def test_every_row_gets_the_decision_of_the_rule_and_the_ledger_names_it(tmp_pat
     assert all(key in text for key in rule)
 
 
-def test_a_pipeline_without_a_rule_has_no_decisions(tmp_path):
-    pipeline = decided(tmp_path, None)
-    assert "decision" not in rows(pipeline).columns
-    assert rules(pipeline) == {None}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("rule", [COSTS, {"top": 7}], ids=str)
-def test_decisions_are_the_same_in_files_and_whatever_the_size_of_a_batch(tmp_path, rule, monkeypatch):
-    expected = rows(decided(tmp_path / "duckdb", rule, **CHALLENGED))
-    monkeypatch.setattr(local, "BATCH_ROWS", 11)
-    in_files = declared(tmp_path / "files", rule, "parquet", **CHALLENGED)
-    carry_out(in_files, NOW)
-    again = rows(in_files)
-    assert again.select("id", "score", "decision").equals(expected.select("id", "score", "decision"))
-    assert verify(in_files.home).differing == ()
-
-
 @pytest.mark.parametrize(
     ("first", "store"), [(None, "duckdb"), (COSTS, "duckdb"), pytest.param(COSTS, "parquet", marks=pytest.mark.full)]
 )
@@ -146,14 +121,6 @@ def test_without_the_rule_the_decisions_are_null(tmp_path):
     assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
-def test_where_nothing_is_scored_again_another_rule_is_only_shown(tmp_path):
-    decided(tmp_path, COSTS)
-    pipeline = small_pipeline(tmp_path, predictions={"decide": {"top": 7}, "rescore": "never"})
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-    assert plan.stale == dict.fromkeys(SCORED, CHANGED)
-    assert plan.items == []
-
-
 def test_performance_is_that_of_the_stored_decisions_with_their_costs(tmp_path):
     pipeline = decided(tmp_path, COSTS, **CHALLENGED)
     labels = small_events().select("id", "returned").drop_nulls()
@@ -179,34 +146,6 @@ def test_performance_is_that_of_the_stored_decisions_with_their_costs(tmp_path):
         assert con.sql(query).fetchall() == [(4,)]
 
 
-def test_the_check_and_the_report_show_what_the_decisions_cost(tmp_path):
-    pipeline = decided(tmp_path, COSTS, monitoring={"performance": {"warn_below": 0.1}})
-    check = PERFORMANCE.check(pipeline.spec)
-    assert check is not None
-    assert "act on a row from a probability of 0.3333 on" in check.description
-    with open_published(pipeline.home) as con:
-        measured = PERFORMANCE.served_rows(con, "small", SCORED[:1])[SCORED[0]]
-    judged = check.judge(measured, "binary")
-    assert judged is not None
-    shown = {"decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"}
-    assert shown <= judged.shown.keys()
-    report = tmp_path / "report.html"
-    write_report(pipeline, NOW, file=report)
-    assert "The decisions cost " in report.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("rule", [None, COSTS, {"top": 7}], ids=str)
-def test_the_report_holds_the_stored_decisions_against_what_came_true(tmp_path, rule):
-    pipeline = decided(tmp_path, rule)
-    with open_published(pipeline.home) as con:
-        confusion = read_figures(con, pipeline.spec).confusion
-    scores = rows(pipeline).join(small_events().select("id", "returned").drop_nulls(), on="id")
-    scores = scores.filter(pl.col("partition_key").is_in(SCORED[:2]))
-    counted = scores.group_by("prediction" if rule is None else "decision", "returned").len()
-    expected = {(str(held).lower(), str(came).lower(), count) for held, came, count in counted.iter_rows()}
-    assert {*confusion.iter_rows()} == expected
-
-
 def test_a_backtest_decides_too_and_an_export_and_a_trace_show_the_decision(tmp_path):
     pipeline = decided(tmp_path, {"top": 7})
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in SCORED[:2]]
@@ -226,39 +165,6 @@ def test_a_backtest_decides_too_and_an_export_and_a_trace_show_the_decision(tmp_
     (traced,) = trace(pipeline.spec, pipeline.home, {"id": str(rows(pipeline)["id"][0])})
     assert traced.row["decision"] == rows(pipeline)["decision"][0]
     assert traced.commit.decision_rule == '{"top": 7}'
-
-
-def test_the_highest_scores_are_those_of_a_partition_that_was_staged_in_several_parts(tmp_path):
-    """Tasks of Spark stage a part each."""
-    pipeline = decided(tmp_path, {"top": 7})
-    expected = rows(pipeline).filter(partition_key=SCORED[0])
-    parts = list[Path]()
-    for part in expected.with_columns(decision=pl.lit(None, pl.Boolean)).iter_slices(11):
-        parts.append(tmp_path / f"{len(parts)}.predictions.parquet")
-        part.write_parquet(parts[-1])
-    calendar = pipeline.spec.partitions.calendar
-    staged = Staged(calendar.named(SCORED[0]), tuple(parts), (), Counts(), NOW)
-    assert pl.read_parquet(list(with_whole(staged, pipeline.spec, in_place=True).predictions)).equals(expected)
-
-
-@pytest.mark.full
-def test_the_rows_that_are_selected_have_reasons_and_no_others(tmp_path):
-    everywhere = small_pipeline(tmp_path / "all", predictions={"reasons": 2})
-    carry_out(everywhere, NOW)
-    expected = rows(everywhere)
-    for rule in ({"top": 7}, COSTS):
-        further = {"decide": rule, "reasons": {"count": 2, "of": "decisions"}}
-        pipeline = small_pipeline(tmp_path / "selected", predictions=further, **CHALLENGED)
-        assert set(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).stale.values()) <= {CHANGED}
-        carry_out(pipeline, NOW, str(rule))
-        scores = rows(pipeline)
-        assert scores["decision"].to_list() == acted(scores, rule)
-        assert scores["reasons"].is_not_null().to_list() == scores["decision"].to_list()
-        selected = scores["decision"]
-        assert scores.filter(selected)["reasons"].to_list() == expected.filter(selected)["reasons"].to_list()
-        challenged = rows(pipeline, "challenger_scores")
-        assert challenged["reasons"].is_not_null().to_list() == challenged["decision"].to_list()
-        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
 
 
 def three_classes(tmp_path: Path, costs: dict[str, Any] | None) -> Pipeline:
@@ -310,25 +216,3 @@ def test_no_model_is_trained_that_a_rule_does_not_fit(tmp_path, estimator, rule,
         pipeline.train(period, Stamp("train", NOW))
     assert f"serving period {period.key}: predictions.decide" in error.value.message
     assert refusal in error.value.message
-
-
-@pytest.mark.full
-def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
-    pipeline = decided(tmp_path, COSTS, model={"promote": {"metric": "decision_cost"}})
-    version = pipeline.state().registry.of_model[0]
-    judged = pipeline.bundle(version).judged
-    assert judged is not None
-    act, hit = judged.outcomes.predicted[:, 1] >= 1 / 3, judged.outcomes.labels.astype(bool)
-    assert version.metric_values["decision_cost"] == pytest.approx((act & ~hit).mean() + 2 * (hit & ~act).mean())
-    assert version.metric_values["recall"] == pytest.approx((act & hit).sum() / hit.sum())
-    decision = pipeline.state().registry.last_decision(version.version)
-    assert decision is not None
-    assert decision.action == "approved"
-    assert "decision_cost" in decision.evidence
-    stricter = {"promote": {"metric": "decision_cost", "at_least": 0.01}}
-    calendar = serving_calendar(pipeline.spec)
-    assert calendar is not None
-    period = calendar.named(version.serving_period)
-    refused = declared(tmp_path, COSTS, model=stricter).train(period, Stamp("again", NOW)).decision
-    assert refused.action == "refused"
-    assert "is worse than the required 0.01" in refused.reason
