@@ -47,7 +47,6 @@ from batch_platform.warehouse.ledger import (
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import published_changes
-from batch_platform.warehouse.renaming import complete_renaming
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, quoted, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
@@ -134,7 +133,6 @@ class Warehouse:
                 else:
                     _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)
-                complete_renaming(con, self.home)
                 self._checkpoint(con, file)  # a killed process may have left entries in the log
                 yield con
                 self._checkpoint(con, file)

@@ -21,7 +21,7 @@ from batch_platform.declaration.errors import DamagedRowsError, DataError, Wareh
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
-from batch_platform.pipeline.rename import drop_pipelines, rename_pipeline
+from batch_platform.pipeline.drop import drop_pipelines
 from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
@@ -455,22 +455,11 @@ def test_dropped_partitions_leave_tables_copies_and_lake_whoever_reads(home, tmp
     assert stored_partitions(home, VIEW) == {KEYS[2]}
 
 
-def test_a_renamed_pipeline_keeps_its_files_and_a_dropped_one_loses_them(home, tmp_path):
+def test_a_dropped_pipeline_loses_its_files(home, tmp_path):
     for key in KEYS[:2]:
         write(home, tmp_path, key, "run")
     publish(home)
-    before = shown(home.published)
-    with closing(duckdb.connect(str(home.published), read_only=True)) as reader:
-        rename_pipeline(home, "small", "other")
-        assert reader.execute("FROM small.predictions ORDER BY ALL").fetchall() == before
-    with open_published(home) as con:
-        assert con.sql("FROM other.predictions ORDER BY ALL").fetchall() == before
-        assert con.execute("SELECT 1 FROM duckdb_columns() WHERE schema_name = 'small'").fetchall() == []
-    write(home, tmp_path, KEYS[0], "anew", files=False)
-    publish(home)
-    assert not (home.lake / "small").exists()
-    assert len(shown(home.published)) == 2, "a table again"
-    drop_pipelines(home, ["other"])
+    drop_pipelines(home, ["small"])
     write(home, tmp_path, KEYS[1], "anew", files=False)
     publish(home)
     assert list(home.lake.iterdir()) == []
