@@ -1,7 +1,9 @@
 """Sources of kind `iceberg`: snapshots, pushdown, tables that have changed their columns, and what is refused."""
 
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from pyiceberg.utils.config import Config
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
+from batch_platform_tests.harness.object_store import silent_store
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
@@ -223,6 +226,18 @@ def test_a_file_that_is_gone_is_named(tmp_path):
     file.unlink()
     with pytest.raises(duckdb.Error, match=file.name):
         rows(of)
+
+
+@pytest.mark.full
+def test_a_store_that_accepts_and_never_answers_is_named_in_time(tmp_path, monkeypatch):
+    written(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "catalog.db")) as con, con:
+        con.execute("UPDATE iceberg_tables SET metadata_location = 's3://lake/orders.metadata.json'")
+    with silent_store(monkeypatch, 0.6) as store:
+        reached = {"s3.endpoint": store.url, "s3.region": "us-east-1"}
+        of = sources(tmp_path, catalog=properties(tmp_path) | reached)
+        with pytest.raises(SourceError, match=r"sales\.orders cannot be read \(OSError: .*[Tt]imeout"):
+            of.version("a", FIRST)
 
 
 def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
