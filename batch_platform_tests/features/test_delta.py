@@ -78,14 +78,6 @@ def test_a_condition_finds_the_same_rows_whether_or_not_it_can_skip_files(tmp_pa
             assert found == expected != [], condition
 
 
-def test_a_table_without_rows_has_its_columns(tmp_path):
-    table = pl.DataFrame({"day": ["x"], "id": [1]})
-    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
-    DeltaTable(tmp_path / "a").delete()
-    state = sources(tmp_path).state("a", None)
-    assert (state.rows, state.columns) == (0, {"day": "VARCHAR", "id": "BIGINT"})
-
-
 def test_the_version_is_that_of_the_files_and_may_be_declared(tmp_path):
     table = tmp_path / "a"
     write_deltalake(table, pl.DataFrame({"x": [1]}).to_arrow())
@@ -174,12 +166,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"version 0 of .* cannot be loaded: .* Hint: the table is damaged",
     ),
-    "no table": (
-        lambda _: None,
-        {"delta": "."},
-        r"the folder .* is not a Delta table.* Hint: name the folder that hol",
-    ),
-    "no folder": (lambda _: None, {"delta": "aa/b"}, r"there is no folder .*aa/b\. Hint: correct sources\.a"),
 }
 
 
@@ -202,14 +188,6 @@ def test_rows_marked_as_deleted_are_left_out(tmp_path):
         assert con.frames(FIRST, ["a"])["a"].collect().height == 34
         assert con.duckdb.execute("SELECT count(*) FROM a JOIN a AS b USING (x) WHERE x > 5").fetchall() == [(30,)]
     assert of.version("a", FIRST) != before
-
-
-def test_a_table_that_may_have_deletion_vectors_and_has_none_is_read_file_by_file(tmp_path):
-    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
-    commit(tmp_path / "a", protocol("deletionVectors", "timestampNtz"))
-    of = sources(tmp_path)
-    assert rows(of) == [(1,)]
-    assert of.kind("a").parquet_files(of.table("a", FIRST)) is not None
 
 
 def test_columns_with_other_names_in_the_files_have_those_of_the_table(tmp_path):
@@ -247,27 +225,9 @@ def test_an_open_connection_reads_one_version_until_its_files_are_gone(tmp_path)
     assert rows(of) == [(2,)]
 
 
-def test_a_table_that_is_made_anew_in_the_same_folder_has_another_version(tmp_path):
-    versions = set[str]()
-    for x in range(2):
-        for path in sorted((tmp_path / "a").rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        write_deltalake(tmp_path / "a", pl.DataFrame({"x": [x]}).to_arrow())
-        versions.add(sources(tmp_path).version("a", FIRST))
-        assert rows(sources(tmp_path)) == [(x,)]
-    assert len(versions) == 2
-
-
 def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
     write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
     monkeypatch.setitem(sys.modules, "deltalake", None)
     delta._load.cache_clear()
     with pytest.raises(WrongUseError, match=r"pip install 'batch-platform\[delta\]'"):
         rows(sources(tmp_path))
-
-
-def test_a_table_for_each_partition_and_a_version_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="delta names one table for all partitions"):
-        sources(tmp_path, delta="{partition_key}")
-    with pytest.raises(ValueError, match="'version' is a key of sources of kind delta, but the source is of kind csv"):
-        small_spec(sources={"a": {"csv": "a.csv", "version": 1}})
