@@ -122,14 +122,6 @@ def test_a_partition_becomes_one_file_of_its_rows_in_the_order_of_the_key(projec
     assert file.path.name == f"2024-01-02.{file.sha256[:12]}.parquet"
 
 
-def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
-    hashes = set()
-    for events in (small_events(), small_events().reverse(), small_events().sample(fraction=1, shuffle=True, seed=1)):
-        small = project(events)
-        hashes |= {small.write().sha256, small.write().sha256}
-    assert len(hashes) == 1
-
-
 def test_the_bytes_of_a_large_partition_do_not_depend_on_threads_and_are_those_that_were_hashed(project, monkeypatch):
     files = []
     for count in ("1", "2"):
@@ -438,13 +430,6 @@ def test_the_code_version_does_not_change_with_what_cannot(project):
     assert code_version(project, description="Another one.", labels_sql="SELECT 1 AS id, 2 AS returned") == version
 
 
-def test_days_of_23_and_25_hours_add_up_to_the_source(project):
-    hours = [datetime(2024, 3, 30, tzinfo=UTC) + timedelta(hours=at) for at in range(24 * 230)]
-    small = project(orders(*({"ts": hour} for hour in hours)), partitions={"start": "2024-03-30", "end": None})
-    sizes = {key: small.write(key).rows for key in ("2024-03-31", "2024-04-01", "2024-10-27")}
-    assert sizes == {"2024-03-31": 23, "2024-04-01": 24, "2024-10-27": 25}
-
-
 @pytest.mark.parametrize(
     ("repeated", "told"),
     [
@@ -456,12 +441,6 @@ def test_rows_of_a_source_that_share_a_key_are_counted_with_an_example(project, 
     yesterday = {"id": 7, "ts": NOON - timedelta(days=1)}  # concerns another partition
     events = orders({"id": 1}, {"id": 1} | repeated, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3}, yesterday, yesterday)
     assert f"keys occur more than once in the features: id=1, id=3. Source 'events' {told}" in project(events).refusal()
-
-
-def test_a_join_that_repeats_keys_is_told_from_a_source_that_does(project):
-    sql = FEATURES_SQL.replace("FROM events", "FROM events, range(2)")
-    message = project(orders({}, {"id": 2}), sql=sql).refusal()
-    assert "No source holds a key more than once there: the features multiply rows, as a join may." in message
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -16,7 +15,7 @@ from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.sources import delta
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.features.delta_tables import ODD, SUMMER, added, commit, odd_table
+from batch_platform_tests.features.delta_tables import ODD, added, commit, odd_table
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
@@ -48,16 +47,6 @@ def test_the_rows_are_those_of_the_log_with_values_of_every_type(tmp_path):
         *("DATE", "SMALLINT", "DECIMAL(9,2)", "TIMESTAMP WITH TIME ZONE")
     ]
     assert of.state("a", None).rows == 12
-
-
-def test_a_condition_on_a_partition_column_opens_only_its_files(tmp_path):
-    table = pl.DataFrame({"day": ["x", "x", "y", "z"], "id": [1, 2, 3, 4]})
-    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
-    for file in tmp_path.glob("a/day=[yz]/*.parquet"):
-        file.write_bytes(bytes(file.stat().st_size))
-    assert rows(sources(tmp_path), "SELECT sum(id) FROM a WHERE day = 'x'") == [(3,)]
-    with pytest.raises(duckdb.Error, match="not a parquet file"):
-        rows(sources(tmp_path), "SELECT sum(id) FROM a")
 
 
 def test_a_condition_finds_the_same_rows_whether_or_not_it_can_skip_files(tmp_path):
@@ -199,13 +188,6 @@ def test_columns_with_other_names_in_the_files_have_those_of_the_table(tmp_path)
     assert rows(of) == [("x", 1), ("y", 2)]
     assert of.state("a", None).columns == {"day": "VARCHAR", "id": "BIGINT"}
     assert of.kind("a").parquet_files(of.table("a", FIRST)) is None
-
-
-def test_times_that_spark_wrote_are_in_utc_also_inside_of_other_values(tmp_path):
-    nested = pl.DataFrame({"s": [{"at": SUMMER}]})
-    write_deltalake(tmp_path / "a", nested.to_arrow())
-    commit(tmp_path / "a", added(tmp_path / "a", nested, "by spark.parquet", {}, use_deprecated_int96_timestamps=True))
-    assert rows(sources(tmp_path), "SELECT DISTINCT s.at = '2024-07-01 12:30+00' FROM a") == [(True,)]
 
 
 def test_an_open_connection_reads_one_version_until_its_files_are_gone(tmp_path):

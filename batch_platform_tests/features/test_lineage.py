@@ -51,9 +51,6 @@ TOLD = [
     ("SELECT id FROM orders UNION ALL SELECT age FROM customers", {"id": "c.age o.id"}),
     ("SELECT customer FROM orders EXCEPT SELECT customer FROM customers", {"customer": "c.customer o.customer"}),
     ('SELECT "Odd ""name""" AS "a.b", "id" FROM orders', {"a.b": '= o.Odd "name"', "id": "= o.id"}),
-    ("SELECT temp.main.orders.id FROM temp.main.orders", {"id": "= o.id"}),
-    ("SELECT main.orders.id AS x FROM main.orders", {"x": "= o.id"}),
-    ("SELECT CASE WHEN o.amount > 6 THEN o.customer END AS big FROM orders o", {"big": "o.amount o.customer"}),
     ("SELECT $partition_start AS at, id::DOUBLE AS d FROM orders", {"at": "", "d": "o.id"}),
     (
         "SELECT o.id, (SELECT count(*) FROM customers AS c WHERE c.customer = o.customer) AS n FROM orders o",
@@ -65,7 +62,6 @@ TOLD = [
     ),
     ("SELECT list_transform(o.items, lambda x: x + o.id) AS l FROM orders o", {"l": "o.id o.items"}),
     ("SELECT [x * 2 FOR x IN items IF x > 1] AS l FROM orders", {"l": "o.items"}),
-    ("SELECT {'id': amount} AS s FROM orders", {"s": "o.amount"}),
     (
         "SELECT list_reduce(o.items, lambda x, y: x + y) AS l, list_filter(items, lambda x: x > 1) AS f FROM orders o",
         {"l": "o.items", "f": "o.items"},

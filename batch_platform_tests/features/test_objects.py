@@ -11,7 +11,6 @@ import fsspec
 import numpy as np
 import polars as pl
 import pytest
-from deltalake import write_deltalake
 from fsspec.registry import _registry
 
 from batch_platform.components.wiring import stamp_of
@@ -68,17 +67,6 @@ def test_only_the_objects_of_the_source_can_be_read_and_none_be_written(store):
                 con.duckdb.execute(f"FROM 's3://lake/{other}'")
 
 
-def test_what_a_store_sends_is_kept_only_where_memory_has_a_limit(store, tmp_path):
-    store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
-    kept = list[int]()
-    for spill in (None, tmp_path / "spill"):
-        with declared({"parquet": "s3://lake/a.parquet"}).connect(FIRST, spill=spill) as con:
-            assert con.duckdb.execute("FROM a").fetchall() == TABLE.rows()
-            kept.append(len(con.duckdb.execute("FROM duckdb_external_file_cache()").fetchall()))
-    assert not kept[0]
-    assert kept[1]
-
-
 def test_a_name_may_hold_any_character(store):
     name = "deep/odd [1] #?% +ü*.parquet"
     store.files.pipe(f"{BUCKET}/{name}", PARQUET)
@@ -127,14 +115,6 @@ def test_an_object_that_is_replaced_while_it_is_read_fails_and_says_so(store):
     store.files.pipe(f"{BUCKET}/a.bin", b"new" * 100)
     with pytest.raises(StoreError, match=r"s3://lake/a\.bin cannot be read \(it was replaced while it was read\)"):
         opened.read(3)
-
-
-def test_an_open_connection_reads_a_replaced_object_anew(store):
-    store.files.pipe(f"{BUCKET}/a.parquet", PARQUET)
-    with declared({"parquet": "s3://lake/a.parquet"}).connect(FIRST) as con:
-        assert con.duckdb.execute("SELECT sum(x) FROM a").fetchall() == [(3,)]
-        store.files.pipe(f"{BUCKET}/a.parquet", bytes_of(TABLE.with_columns(pl.col("x") + 10).write_parquet))
-        assert con.duckdb.execute("SELECT sum(x) FROM a").fetchall() == [(23,)]
 
 
 SOURCES = {
@@ -217,24 +197,6 @@ def test_an_address_that_cannot_be_read_is_refused_when_it_is_declared(source, p
     with pytest.raises(ValueError, match=problem) as refused:
         declared(source)
     assert "secret" not in json.dumps([error["msg"] for error in refused.value.errors()])
-
-
-def test_a_delta_table_in_a_store_is_read_by_its_log(store, tmp_path):
-    table = pl.DataFrame({"day": ["x", "y z", "y z"], "id": [1, 2, 3]})
-    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
-    write_deltalake(tmp_path / "a", table.head(1).to_arrow(), mode="append")
-    store.files.put(f"{tmp_path}/a/", f"{BUCKET}/a/", recursive=True)
-    store.files.pipe(f"{BUCKET}/a/junk.parquet", b"no table")
-    newest, former = {"delta": "s3://lake/a"}, {"delta": "s3://lake/a", "version": 0}
-    assert rows(newest, "SELECT sum(id) FROM a WHERE day = 'x'") == [(2,)]
-    assert rows(former, "SELECT day, id FROM a ORDER BY id") == table.rows()
-    for file in store.files.glob(f"{BUCKET}/a/day=x/*.parquet"):
-        store.files.rm(file)
-    with pytest.raises(SourceError, match=r"version 1 has no file s3://lake/a/day=x/.*no such object.* vacuumed"):
-        rows(newest)
-    store.files.pipe(f"{BUCKET}/none/a.parquet", PARQUET)
-    with pytest.raises(SourceError, match="the folder s3://lake/none is not a Delta table"):
-        rows({"delta": "s3://lake/none"})
 
 
 def test_a_replaced_object_makes_its_partition_due_and_a_dead_store_makes_none_due_and_none_up_to_date(

@@ -13,7 +13,6 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.features import build
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lake import BATCH_ROWS
-from batch_platform.features.row_checks import OutOfOrderError, RowChecks
 from batch_platform.features.sources import opening
 from batch_platform.features.sources.opening import Sources, bounded
 from batch_platform.warehouse.home import Home
@@ -99,17 +98,6 @@ def test_rows_that_come_in_the_order_of_the_key_are_not_sorted_and_the_bytes_are
     as_large, as_small = written_as_large_and_small(large_file(ids), sql)
     assert as_large == as_small
     assert ('ORDER BY "id"' in "".join(statements)) == is_sorted
-
-
-@pytest.mark.parametrize("keys", [[[1, 3, 2]], [[1, 2], [1, 3]], [[1, None]], [[1.0, 2.0]], [[b"a", b"b"]]])
-def test_rows_that_were_not_sorted_are_refused_unless_they_surely_come_in_the_order_of_the_key(keys):
-    spec = small_spec()
-    batches = [large_file(pl.Series(batch)).to_arrow().to_batches()[0] for batch in keys]
-    checks = RowChecks(spec, spec.partitions.calendar.named(KEY), batches[0].schema, sorted_by_key=False)
-    for batch in batches[:-1]:
-        checks.see(batch)
-    with pytest.raises(OutOfOrderError):
-        checks.see(batches[-1])
 
 
 @pytest.mark.parametrize("at", [BATCH_ROWS, BATCH_ROWS + 1])

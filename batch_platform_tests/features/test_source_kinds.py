@@ -16,7 +16,6 @@ import adbc_driver_postgresql.dbapi as postgresql
 import duckdb
 import fsspec
 import polars as pl
-import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog import load_catalog
@@ -366,17 +365,6 @@ def test_each_partition_reads_its_own_file_through_one_connection(folder, case):
             con.move(small_spec().partitions.calendar.named("2024-01-03"))
 
 
-def test_a_function_may_give_each_partition_its_own_rows(folder):
-    (folder / "source_of_kinds.py").write_text(
-        "import polars as pl\ndef by_day(partition):\n    return pl.DataFrame({'key': [partition.key]})\n"
-    )
-    sources = declared(folder, {"python": "source_of_kinds.by_day"})
-    with sources.connect(FIRST) as con:
-        assert con.duckdb.execute("FROM a").fetchall() == [(FIRST.key,)]
-        con.move(SECOND)
-        assert con.duckdb.execute("FROM a").fetchall() == [(SECOND.key,)]
-
-
 def test_the_notation_of_csv_files_can_be_declared(folder):
     (folder / "a.csv").write_text("x;price;code\n1;2,5;007\n2;1,5;8\n")
     notation = {"delimiter": ";", "decimal": ",", "types": {"code": "VARCHAR"}}
@@ -429,20 +417,6 @@ def test_a_csv_file_whose_lines_do_not_all_end_alike_is_read(folder, text):
         seen(declared(folder, {"csv": "a.csv"}))
 
 
-def test_a_stream_of_arrow_is_refused_with_what_to_do(folder):
-    rows = pl.DataFrame({"x": [1]}).to_arrow()
-    with pa.ipc.new_stream(folder / "a.arrow", rows.schema) as writer:
-        writer.write_table(rows)
-    with pytest.raises(SourceError, match=r"Not an Arrow file\. Hint: write the table in the Arrow file format"):
-        seen(declared(folder, {"arrow": "a.arrow"}))
-
-
-def test_a_declared_type_is_that_of_the_column_which_duckdb_holds_to_be_the_same(folder):
-    (folder / "a.csv").write_text("id,Ä,ä\n1,2,3\n", encoding="utf-8")
-    with declared(folder, {"csv": "a.csv", "types": {"Ä": "VARCHAR", "ID": "DOUBLE"}}).connect(FIRST) as con:
-        assert con.frames(FIRST, ["a"])["a"].collect_schema() == {"id": pl.Float64, "Ä": pl.String, "ä": pl.Int64}
-
-
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_a_number_far_down_is_not_rounded(folder, kind):
     table = pl.DataFrame({"x": [1.0] * 30_000 + [1.5], "text": ["1"] * 30_000 + ["one"]})
@@ -452,15 +426,6 @@ def test_a_number_far_down_is_not_rounded(folder, kind):
     with declared(folder, {kind: f"a.{kind}"}).connect(FIRST) as con:
         assert con.duckdb.execute("SELECT sum(x), max(text) FROM a").fetchall() == [(30_001.5, "one")]
         assert con.frames(FIRST, ["a"])["a"].select("x").collect()["x"].sum() == 30_001.5
-
-
-def test_a_file_of_json_may_lack_a_column_whose_type_is_declared(folder):
-    (folder / "a.json").write_text('{"x": 1}\n')
-    source = {"json": "a.json", "types": {"x": "DOUBLE", "shop": "VARCHAR"}}
-    assert seen(declared(folder, source)) == ([(1.0, None)], [(1.0, None)])
-    (folder / "a.json").write_text("")
-    with declared(folder, source).connect(FIRST) as con:
-        assert con.duckdb.execute("SELECT x, shop FROM a").fetchall() == []
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])

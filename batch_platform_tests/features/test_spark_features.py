@@ -22,7 +22,7 @@ from deltalake import write_deltalake
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
-from batch_platform.declaration.errors import DataError, EngineError, SourceError, WrongUseError
+from batch_platform.declaration.errors import DataError, EngineError, SourceError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lineage.records import RowsRead, SourceColumn
 from batch_platform.features.lineage.spark_sql import spark_statement
@@ -470,27 +470,6 @@ def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
     )
 
 
-NO_ROOM_ON_THE_CLUSTER = (  # for a file of ours, or for one that Spark itself needs first
-    r"(the executor on \S+ cannot write /.*File too large|Spark gave up after 4 attempts: .*File too large, on 127\S+)\. "
-    "Hint: make room"
-)
-
-
-@pytest.mark.full
-def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark, tmp_path):
-    made = Built(tmp_path, spark.declared())
-    read_on_all_executors(spark, tmp_path)
-    with (
-        spark.full_disks(),
-        pytest.raises(
-            EngineError,
-            match=rf"small, partition 2024-01-02: {NO_ROOM_ON_THE_CLUSTER}",
-        ),
-    ):
-        made.by_spark(SPARK_SQL)
-    assert made.by_spark(SPARK_SQL)[0].sha256 == made.by_duckdb(FEATURES_SQL)[0].sha256
-
-
 @pytest.mark.full
 def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
     made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
@@ -570,18 +549,4 @@ def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(sp
     after = published(project, built)
     assert [row[:2] for row in after] == [row[:2] for row in files]
     assert len({version for *_, version in after}) == 2
-    (traced,) = cli(project, "trace", "small", "id=1980", "--json").json
-    (row,) = traced["sources"][0]["rows"]
-    assert (traced["row"]["partition_key"], row["id"]) == ("2024-02-19", 1980)
-    sql.write_text(sql.read_text().replace("amount", "amont"))
-    answer = cli(project, "check")
-    assert answer.code == 1
-    assert "the SQL of" in answer.err
-    assert "`amont` cannot be resolved" in answer.err
     assert not [*(project / ".batch_platform" / "staging").iterdir()]
-
-
-def test_features_on_spark_are_not_computed_where_spark_is_not_started(tmp_path):
-    builder = Built(tmp_path, NOWHERE).builder(on_spark=True, sql=SPARK_SQL)
-    with pytest.raises(WrongUseError, match="its features are made on Spark"), builder.session() as session:
-        session.write(small_spec().partitions.calendar.named(KEY), tmp_path / "lake")

@@ -147,24 +147,18 @@ def test_the_types_of_postgresql_arrive_as_they_are(tmp_path, uri):
     columns = {
         "1::smallint": ("SMALLINT", 1),
         "9007199254740993::bigint": ("BIGINT", 9007199254740993),
-        "0.1::real": ("FLOAT", pytest.approx(0.1)),
-        "0.1::float8": ("DOUBLE", 0.1),
         "1234567890123456.78::numeric(18, 2)": ("DECIMAL(18,2)", Decimal("1234567890123456.78")),
         "0.1::numeric": ("DOUBLE", 0.1),
         "'NaN'::numeric::text": ("VARCHAR", "NaN"),
         "ARRAY[0.5::numeric, NULL]": ("DOUBLE[]", [0.5, None]),
-        "'ü'::text": ("VARCHAR", "ü"),
-        "true": ("BOOLEAN", True),
         "NULL::int": ("INTEGER", None),
         "DATE '2024-02-29'": ("DATE", date(2024, 2, 29)),
         "TIMESTAMP '2024-03-31 02:30'": ("TIMESTAMP", datetime.fromisoformat("2024-03-31T02:30")),
         "TIMESTAMPTZ '2024-03-31 02:30+00'": ("TIMESTAMP WITH TIME ZONE", datetime(2024, 3, 31, 2, 30, tzinfo=UTC)),
         "'\\x00ff'::bytea": ("BLOB", b"\x00\xff"),
-        "'{\"a\": 1}'::json": ("JSON", '{"a": 1}'),
         "'{\"a\": 1}'::jsonb": ("JSON", '{"a": 1}'),
         "'f5f5f5f5-0000-0000-0000-000000000001'::uuid": ("UUID", UUID("f5f5f5f5-0000-0000-0000-000000000001")),
         "ARRAY[1, NULL]": ("INTEGER[]", [1, None]),
-        "ARRAY['a', 'b']": ("VARCHAR[]", ["a", "b"]),
     }
     text = "SELECT " + ", ".join(f"{value} AS c{at}" for at, value in enumerate(columns))
     with declared(tmp_path, uri, text).connect(FIRST) as con:
@@ -213,16 +207,13 @@ def test_a_type_that_duckdb_cannot_take_is_named_with_the_cast_to_write(tmp_path
         pass
 
 
-@pytest.mark.parametrize(("usual", "last"), [("x", "'late'"), ("'early'", "X'FF00'")])
-def test_values_of_several_types_in_a_column_of_sqlite_are_refused_with_the_cast_to_write(
-    tmp_path, sqlite_uri, usual, last
-):
+def test_values_of_several_types_in_a_column_of_sqlite_are_refused_with_the_cast_to_write(tmp_path, sqlite_uri):
     with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as con:
         con.execute(
             "CREATE TABLE mixed AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 70000) "
-            f"SELECT {usual} AS x FROM n"
+            "SELECT x FROM n"
         )
-        con.execute(f"INSERT INTO mixed VALUES ({last})")
+        con.execute("INSERT INTO mixed VALUES ('late')")
         con.commit()
     with declared(tmp_path, sqlite_uri, table="mixed").connect(FIRST) as con:
         message = (

@@ -155,15 +155,6 @@ def test_memory_bounds_how_many_partitions_are_read_together(labels, monkeypatch
     assert DAYS // 5 < read.queries < DAYS
 
 
-def test_a_source_with_a_file_for_each_partition_is_read_partition_by_partition(labels, tmp_path):
-    read = labels(sources={"events": {"parquet": "{partition_key}.parquet"}})
-    for partition in read.partitions:
-        within = pl.col("ts").is_between(partition.start, partition.end, closed="left")
-        small_events().filter(within).write_parquet(tmp_path / f"{partition.key}.parquet")
-    assert same(read.together(), read.one_by_one())
-    assert not read.queries
-
-
 def test_reading_the_labels_of_a_window_takes_hardly_more_queries_for_a_longer_history(labels):
     """The law: what is done grows with the rows of a window, not with the number of its partitions."""
     hourly = {"every": "hour", "start": "2024-01-01", "end": "2024-03-01", "timezone": "UTC"}
@@ -226,8 +217,6 @@ def features(tmp_path, monkeypatch):
         f"""SELECT id, ts, extract(hour FROM ts) AS hour, amount::DECIMAL(9, 2) AS amount, [items, 1] AS list, NULL AS nothing,
         {{'shop': shop, 'items': items}} AS place, encode(shop) AS bytes
         FROM events WHERE {WITHIN}""",
-        f"""WITH shops AS (SELECT shop, max(amount) AS most FROM events GROUP BY shop)
-        SELECT id, ts, amount / most AS part FROM events LEFT JOIN shops USING (shop) WHERE {WITHIN}""",
         f"SELECT id, ts, amount FROM events WHERE {WITHIN} AND extract(day FROM ts) % 3 > 0",
     ],
 )
@@ -237,20 +226,6 @@ def test_one_query_writes_the_features_of_many_partitions_byte_for_byte_as_a_que
     assert written == read.one_by_one()
     assert not any(isinstance(outcome, str) for outcome in written)
     assert read.queries == 3  # of 2, 16 and 2 partitions
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        f"SELECT id, ts, lag(amount) OVER (ORDER BY ts) AS before FROM events WHERE {WITHIN}",
-        f"SELECT id, ts, (SELECT count(*) FROM events WHERE ts < $partition_start) AS n FROM events WHERE {WITHIN}",
-        f"SELECT id, any_value(ts) AS ts, sum(items) AS items FROM events WHERE {WITHIN} GROUP BY id",
-    ],
-)
-def test_where_the_sql_proves_nothing_the_features_of_each_partition_have_their_own_query(features, sql):
-    read = features(sql)
-    assert read.together() == read.one_by_one()
-    assert not read.queries
 
 
 def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features, tmp_path):
