@@ -12,7 +12,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration import redaction
-from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.redaction import protect, redact, redacted, redacted_output
 from batch_platform_tests.faults.invariants import everything_written
 from batch_platform_tests.harness.command_line import run_command
@@ -51,12 +50,6 @@ def test_f59_a_variable_that_holds_no_secret_changes_no_text(monkeypatch, value)
         monkeypatch.setenv(name, value)
     text = f'{{"churned": {value}, "label": "churned is {value}"}}'
     assert redact(text) == text
-
-
-@pytest.mark.parametrize("value", ["abcdefghijklmnop", "hunter2hunter2", "HunterHunter", "4711 or so", "no, thanks"])
-def test_a_value_that_nobody_could_guess_is_a_secret_if_its_name_suggests_so(monkeypatch, value):
-    monkeypatch.setenv("MAIL_PASSWORD", value)
-    assert redact(f"cannot log in with {value}") == "cannot log in with $MAIL_PASSWORD"
 
 
 @pytest.mark.parametrize(
@@ -158,12 +151,6 @@ def test_containers_keep_their_shape(monkeypatch):
     monkeypatch.setenv("A_TOKEN", MARKER)
     value = {"a": [MARKER, 1, None, 2.5, True], "b": {"c": f"<{MARKER}>"}}
     assert redacted(value) == {"a": ["$A_TOKEN", 1, None, 2.5, True], "b": {"c": "<$A_TOKEN>"}}
-
-
-def test_no_error_of_this_project_holds_a_secret(monkeypatch):
-    monkeypatch.setenv("A_TOKEN", MARKER)
-    error = DataError(f"it is {MARKER}", hint=f"try {MARKER}")
-    assert MARKER not in f"{error} {error.args} {error.message} {error.hint}"
 
 
 @pytest.mark.full

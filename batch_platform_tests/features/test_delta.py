@@ -1,7 +1,6 @@
 """Delta tables: exactly the rows of one version, or a refusal that says what to do."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.sources import delta
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.features.delta_tables import ODD, added, commit, odd_table
@@ -205,11 +203,3 @@ def test_an_open_connection_reads_one_version_until_its_files_are_gone(tmp_path)
         with pytest.raises(SourceError, match=r"cannot be read: .* Hint: a file of the table may have been vacuumed"):
             con.frames(FIRST, ["a"])
     assert rows(of) == [(2,)]
-
-
-def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
-    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
-    monkeypatch.setitem(sys.modules, "deltalake", None)
-    delta._load.cache_clear()
-    with pytest.raises(WrongUseError, match=r"pip install 'batch-platform\[delta\]'"):
-        rows(sources(tmp_path))

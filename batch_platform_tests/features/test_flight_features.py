@@ -100,13 +100,6 @@ def test_labels_refer_to_flights_of_the_features(tables: Tables, features_of: Fe
     )
 
 
-def test_cancelled_and_diverted_flights_have_no_label(tables: Tables) -> None:
-    con = connection(tables)
-    labels = pl.concat([query(con, LABELS, day) for day in YEAR])
-    assert labels.height == FLIGHTS - 9_430
-    assert labels["flight_id"].is_unique().all()
-
-
 def test_a_flight_arrives_within_a_day_of_the_end_of_its_partition(tables: Tables) -> None:
     # This is what `labels: {delay: 1 day}` in defs.yaml promises.
     local = tables["flights"].select(

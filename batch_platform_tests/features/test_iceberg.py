@@ -1,7 +1,6 @@
 """Sources of kind `iceberg`: snapshots, pushdown, tables that have changed their columns, and what is refused."""
 
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import date
@@ -17,7 +16,7 @@ from pyiceberg.expressions import EqualTo
 from pyiceberg.types import StringType
 from pyiceberg.utils.config import Config
 
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import silent_store
@@ -191,11 +190,3 @@ def test_a_store_that_accepts_and_never_answers_is_named_in_time(tmp_path, monke
         of = sources(tmp_path, catalog=properties(tmp_path) | reached)
         with pytest.raises(SourceError, match=r"sales\.orders cannot be read \(OSError: .*[Tt]imeout"):
             of.version("a", FIRST)
-
-
-def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyiceberg.exceptions", None)
-    with pytest.raises(
-        WrongUseError, match=r"pyiceberg is needed here, .* Hint: pip install 'batch-platform\[iceberg\]'"
-    ):
-        sources(tmp_path).version("a", FIRST)

@@ -30,7 +30,6 @@ NOT_TOLD: dict[str, tuple[str, ...]] = {"orders": (), "customers": ()}
 # SQL, then what each column reads: o. and c. for orders and customers, `*` for rows, `?` for unknown, `=` for a copy.
 TOLD = [
     ("SELECT id, amount * 2 AS twice FROM orders", {"id": "= o.id", "twice": "o.amount"}),
-    ("FROM orders SELECT id", {"id": "= o.id"}),
     (
         "SELECT o.id, c.age FROM orders AS o JOIN customers AS c ON c.customer = o.customer",
         {"id": "= o.id", "age": "= c.age"},

@@ -186,32 +186,18 @@ def in_store(case: Case) -> InStore:
     return InStore(case.file, case.write, declared, missing, case.nearest)
 
 
+def in_file(kind: str, file: str, write: Callable[[Path, pl.DataFrame], Any], **further: str) -> Case:
+    """A case whose table is a file; what is missing has a letter more."""
+    return Case(file, write, {kind: file, **further}, {kind: f"a{file}", **further}, file)
+
+
 CASES = {
-    "parquet": Case(
-        "a.parquet",
-        lambda path, table: table.write_parquet(path),
-        {"parquet": "a.parquet"},
-        {"parquet": "aa.parquet"},
-        "a.parquet",
-    ),
-    "csv": Case("a.csv", lambda path, table: table.write_csv(path), {"csv": "a.csv"}, {"csv": "aa.csv"}, "a.csv"),
-    "json": Case(
-        "a.jsonl", lambda path, table: table.write_ndjson(path), {"json": "a.jsonl"}, {"json": "aa.jsonl"}, "a.jsonl"
-    ),
-    "arrow": Case(
-        "a.feather",
-        lambda path, table: table.write_ipc(path, compression="zstd"),
-        {"arrow": "a.feather"},
-        {"arrow": "aa.feather"},
-        "a.feather",
-    ),
-    "duckdb": Case(
-        "a.duckdb",
-        write_database,
-        {"duckdb": "a.duckdb", "table": "t"},
-        {"duckdb": "aa.duckdb", "table": "t"},
-        "a.duckdb",
-    ),
+    "parquet": in_file("parquet", "a.parquet", lambda path, table: table.write_parquet(path)),
+    "csv": in_file("csv", "a.csv", lambda path, table: table.write_csv(path)),
+    "json": in_file("json", "a.jsonl", lambda path, table: table.write_ndjson(path)),
+    "arrow": in_file("arrow", "a.feather", lambda path, table: table.write_ipc(path, compression="zstd")),
+    "lines": in_file("lines", "a.lines", lambda path, table: table.write_csv(path, separator="|")),
+    "duckdb": in_file("duckdb", "a.duckdb", write_database, table="t"),
     "delta": Case("orders", write_delta, {"delta": "orders"}, {"delta": "order"}, "orders"),
     "iceberg": Case(
         "iceberg",
@@ -242,20 +228,9 @@ CASES = {
         {"python": "source_of_kinds.tabel"},
         "table",
     ),
-    "lines": Case(
-        "a.lines",
-        lambda path, table: table.write_csv(path, separator="|"),
-        {"lines": "a.lines"},
-        {"lines": "aa.lines"},
-        "a.lines",
-    ),
 }
 BY_PARTITION = {
-    kind: replace(
-        CASES[kind],
-        file=f"days/{{partition_key}}.{kind}",
-        declared={kind: f"days/{{partition_key}}.{kind}"},
-    )
+    kind: replace(CASES[kind], file=f"days/{{partition_key}}.{kind}", declared={kind: f"days/{{partition_key}}.{kind}"})
     for kind in ("parquet", "csv", "json", "arrow", "lines")
 }
 OBJECTS = {f"{kind} in a store": in_store(CASES[kind]) for kind in (*KINDS_IN_STORES, "lines")}

@@ -218,13 +218,6 @@ def test_the_version_of_a_function_is_that_of_its_code(tmp_path, functions):
     assert below.versions(FIRST, ["a"]) != before
 
 
-def test_only_the_sources_that_are_asked_for_are_read(tmp_path, functions):
-    below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.breaks"})
-    with below.connect(FIRST, names=["a"]) as con:
-        assert [*con.frames(FIRST, ["a"])] == ["a"]
-    assert below.state("a", None).rows == 2
-
-
 FORBIDDEN = [
     "FROM '{folder}/secret.parquet'",
     "FROM read_parquet('{folder}/*.parquet')",
@@ -253,9 +246,3 @@ def test_sql_can_read_and_write_nothing_but_its_sources(tmp_path, sql):
         with pytest.raises(duckdb.Error):
             con.duckdb.execute(sql.format(folder=tmp_path, database=quoted(str(tmp_path / "b.duckdb")))).fetchall()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_sql_reads_times_in_the_zone_of_the_pipeline(tmp_path):
-    (tmp_path / "a.csv").write_text("x\n1\n")
-    (row,) = rows(sources(tmp_path, a={"csv": "a.csv"}), "SELECT TIMESTAMPTZ '2024-07-01T00:00Z'::TIMESTAMP::TEXT")
-    assert row == ("2024-07-01 02:00:00",)

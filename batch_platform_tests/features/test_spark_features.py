@@ -1,7 +1,6 @@
 """Features by Spark's SQL: the same files as DuckDB's SQL gives, under the same checks, and nothing left of what fails."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,18 @@ from deltalake import write_deltalake
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
-from batch_platform.declaration.errors import DataError, EngineError, SourceError
+from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lineage.records import RowsRead, SourceColumn
 from batch_platform.features.lineage.spark_sql import spark_statement
 from batch_platform.features.sources.opening import Sources
-from batch_platform.features.spark.build import raised_in_task
 from batch_platform.features.spark.jobs import FailedTask
 from batch_platform.features.spark.session import spark_session
-from batch_platform.features.spark.task import FULL_DISK, WRITTEN, WrittenRows, require_here, write_rows
+from batch_platform.features.spark.task import FULL_DISK
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.features.delta_tables import ODD, odd_table
-from batch_platform_tests.features.spark_sql import ENDLESS, KEY, SPARK_SQL, build, wait_for_tasks
+from batch_platform_tests.features.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import (
@@ -212,19 +209,6 @@ def test_spark_reads_a_table_of_its_catalog_as_it_is_when_a_partition_is_built(s
     assert builder.sources.version("events", days[0]) == builder.sources.version("events", days[1])
 
 
-def test_a_table_that_the_catalog_lacks_and_keys_that_it_holds_twice_are_named(spark, tmp_path, create_table):
-    made = Built(tmp_path, spark.declared(), on_spark={"events": CATALOG})
-    with pytest.raises(SourceError) as refused:
-        made.by_spark(SPARK_SQL)
-    assert refused.value.message.startswith(
-        "Source 'events' of 'small' cannot be read by Spark: [TABLE_OR_VIEW_NOT_FOUND]"
-    )
-    assert "`sales`.`events`" in refused.value.message
-    create_table("sales.events", pl.concat([small_events(), small_events()[50:52]]))
-    with pytest.raises(DataError, match=r"keys occur more than once in the features: id=51, id=52\. Hint"):
-        made.by_spark(SPARK_SQL)
-
-
 def test_what_duckdb_reads_cannot_be_a_table_of_the_catalog(tmp_path):
     with pytest.raises(
         ValueError, match=r"sources\.events\.spark_table: only `features\.spark_sql` reads .*declare the folder"
@@ -329,7 +313,6 @@ def test_sql_that_cannot_give_features_is_refused_in_one_paragraph(spark, tmp_pa
             FEATURES_SQL,
             r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon",
         ),
-        ("SELECT id FROM events WHERE id = :day AND id = ?", "uses the parameters :day, [?]"),
     ],
 )
 def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
@@ -379,16 +362,6 @@ def test_the_text_alone_says_what_is_read_from_which_rows_and_when_it_is_another
     exploded = builder("SELECT id, ts, word FROM events LATERAL VIEW explode(split(shop, ' ')) t AS word")
     assert not exploded.lineage.of("word").known
     assert spark_statement("SELECT 'it''s'").words != spark_statement("SELECT 'it' 's'").words
-
-
-def test_spark_sql_needs_the_engine_whose_cluster_runs_it():
-    for engine in (None, "local"):
-        with pytest.raises(
-            ValueError, match=r"features\.spark_sql runs on the cluster that `engine: \{spark: .*'local'"
-        ):
-            small_spec(features={"sql": None, "spark_sql": "features.sql"}, engine=engine)
-    with pytest.raises(ValueError, match="give one of `sql`, `spark_sql` and `python`"):
-        small_spec(features={"spark_sql": "features.sql"}, engine="spark")
 
 
 COUNT = "aggregate(sequence(1, 5000 + id), 0L, (total, n) -> total + n)"
@@ -470,15 +443,6 @@ def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
     )
 
 
-@pytest.mark.full
-def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
-    made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
-    with pytest.raises(SourceError, match=r"the SQL of \S+ takes longer than features\.timeout \(1 second\)\."):
-        made.by_spark(ENDLESS)
-    again = Built(tmp_path, spark.declared())
-    assert again.by_spark(SPARK_SQL)[0].sha256 == again.by_duckdb(FEATURES_SQL)[0].sha256
-
-
 DRIVER = """\
 import sys
 from pathlib import Path
@@ -501,25 +465,6 @@ def test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else(
     pipeline = build(tmp_path, spark.declared(), SPARK_SQL)
     assert [*tmp_path.glob("home/lake/small/features/*")] == [feature_file(pipeline, KEY)]
     assert not [*pipeline.home.staging.iterdir()]
-
-
-def test_an_executor_that_does_not_see_the_home_or_has_another_version_says_so(spark, tmp_path):
-    declared = Spark.model_validate(spark.declared()["spark"])
-    for work, problem in (
-        (WrittenRows("small, partition x", tmp_path, tmp_path / "absent" / "mark"), "does not see .*/absent, where"),
-        (
-            WrittenRows("small, partition x", tmp_path, tmp_path, version="0.0.1"),
-            r"runs batch_platform .*, the driver 0\.0\.1",
-        ),
-    ):
-        with spark_session(declared, "small") as session, pytest.raises(Exception, match="EngineError") as raised:
-            session.range(1).mapInArrow(partial(write_rows, work), WRITTEN).collect()
-        error = raised_in_task("elsewhere", raised.value)
-        assert re.match(f"small, partition x: the executor on \\S+ {problem}", error.message)
-        assert error.hint is not None
-        assert "on every machine of the cluster" in error.hint or "put the home on a file system" in error.hint
-    with pytest.raises(EngineError, match=r"the driver does not see the file .*put the home on a file system"):
-        require_here("small, partition x", tmp_path / "absent.parquet", 1)
 
 
 @pytest.mark.full

@@ -1,15 +1,12 @@
 """Sources in databases: a real PostgreSQL, and files of SQLite."""
 
 import json
-import signal
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from threading import Thread
 from traceback import format_exception
 from typing import Any
 from uuid import UUID
@@ -18,7 +15,7 @@ import adbc_driver_postgresql.dbapi as postgresql
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import SharedSourceError, SourceError, WrongUseError
+from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.features.query import Query
 from batch_platform.features.sources.opening import SourceConnection, Sources
@@ -207,22 +204,6 @@ def test_a_type_that_duckdb_cannot_take_is_named_with_the_cast_to_write(tmp_path
         pass
 
 
-def test_values_of_several_types_in_a_column_of_sqlite_are_refused_with_the_cast_to_write(tmp_path, sqlite_uri):
-    with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as con:
-        con.execute(
-            "CREATE TABLE mixed AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 70000) "
-            "SELECT x FROM n"
-        )
-        con.execute("INSERT INTO mixed VALUES ('late')")
-        con.commit()
-    with declared(tmp_path, sqlite_uri, table="mixed").connect(FIRST) as con:
-        message = (
-            r"column 'x' holds values of several types .* Hint: name one type in sources\.a\.sql\.query, such as CAST"
-        )
-        with pytest.raises(SourceError, match=message), con.explained("a", FIRST):
-            con.duckdb.execute("SELECT max(x) FROM a").fetchall()
-
-
 BAD_QUERIES = {
     "SELECT 1 AS id; SELECT 2": r"query\.sql must be one SELECT that writes nothing\. Hint: .* in sources\.a\.sql\.query",
     "DELETE FROM orders": r"query\.sql must be one SELECT that writes nothing",
@@ -293,20 +274,6 @@ def test_a_wrong_declaration_is_refused_with_its_key_and_never_the_password(tmp_
     with pytest.raises(ValueError, match=rf"sources\.a\.sql.*\n?.*{message}") as refused:
         declared(tmp_path, **{"uri": "sqlite:///shop.sqlite", **block})
     assert "geheim" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("library", "uri", "hint"),
-    [
-        ("adbc_driver_manager", "sqlite:///shop.sqlite", r"batch-platform\[sql\]'"),
-        ("adbc_driver_snowflake.dbapi", "snowflake://me:geheim@account/shop", r"\[sql\]' adbc-driver-snowflake"),
-    ],
-)
-@pytest.mark.usefixtures("sqlite_uri")
-def test_a_driver_that_is_not_installed_is_named_with_what_installs_it(tmp_path, monkeypatch, library, uri, hint):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(WrongUseError, match=f"is needed .* Hint: pip install '.*{hint}"):
-        declared(tmp_path, uri, table="orders").version("a", FIRST)
 
 
 def test_the_password_is_nowhere_and_changing_it_changes_nothing(tmp_path, uri):
@@ -385,40 +352,3 @@ def test_only_the_partition_whose_rows_changed_in_the_database_is_due(tmp_path, 
     assert due(pipeline) == {}  # long ago
     assert due(pipeline, recheck=True) == {}  # nothing is built from nothing
     assert "no longer holds its rows" in pipeline.state(recheck=True).gone["2024-02-01"]
-
-
-WAITS = """\
-SELECT * FROM events WHERE ts >= $partition_start AND ts < $partition_end
-    AND CASE WHEN $partition_key = '2024-01-20' THEN pg_advisory_xact_lock_shared(1)::text = '' ELSE true END
-"""
-
-
-@pytest.mark.full
-def test_a_run_says_that_the_server_was_killed_and_the_next_one_does_what_was_left(tmp_path):
-    with postgres_server() as own:
-        execute(own, f"CREATE ROLE reader LOGIN PASSWORD '{SECRET}'", "GRANT pg_read_all_data TO reader")
-        pipeline = in_database(own, tmp_path, {"query": "events.sql"})
-        (pipeline.folder / "events.sql").write_text(WAITS)
-
-        def kill_once_it_waits() -> None:
-            with closing(postgresql.connect(own.address.replace("+psycopg2", ""))) as con, closing(con.cursor()) as it:
-                it.execute("SELECT pg_advisory_lock(1)::text")
-                it.fetchall()
-                while not execute(own, "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'"):
-                    pass
-                own.stop(signal.SIGKILL)
-
-        killer = Thread(target=kill_once_it_waits)
-        killer.start()
-        message = r"Source 'events' of 'small': the database ended the connection.* Hint: run it again once the database is there"
-        with pytest.raises(SourceError, match=message) as failed:
-            carry_out(pipeline, NOW)
-        killer.join()
-        require_no_secret(failed.value)
-        built = pipeline.state().features
-        assert built
-        assert "2024-01-20" not in built
-        own.start()
-        carry_out(pipeline, NOW)
-        assert due(pipeline) == {}
-        assert pipeline.state().features.keys() > built.keys()

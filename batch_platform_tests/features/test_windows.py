@@ -238,15 +238,3 @@ def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features
     outcomes, as_changed = read.together(before), read.one_by_one()
     assert outcomes[9:] == as_changed[9:]
     assert all(outcome != other for outcome, other in zip(outcomes[:9], as_changed[:9], strict=True))
-
-
-def test_features_read_together_need_no_more_memory_where_later_partitions_have_many_more_rows(features, monkeypatch):
-    events, ten_days = small_events(), pl.col("id") >= 10 * 40
-    more = [events.filter(ten_days).with_columns(pl.col("id") + 10_000 * times) for times in range(4)]
-    read = features(events=pl.concat([events, *more[1:]]))
-    day = 40 * 7 * 8  # fewer bytes than the rows of a day have
-    monkeypatch.setattr(windows, "BATCH_ROWS", 80)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 8 * day)
-    assert read.together() == read.one_by_one()
-    assert day < max(read.sizes) <= 8 * day
-    assert 4 < read.queries < DAYS
