@@ -85,21 +85,6 @@ def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables, features_
     assert as_bytes(features(without, day)) != as_bytes(features_of(day))
 
 
-@pytest.mark.parametrize("day", DAYS)
-def test_labels_refer_to_flights_of_the_features(tables: Tables, features_of: Features, day: date) -> None:
-    flights = features_of(day)
-    labels = query(connection(tables), LABELS, day)
-    assert labels["flight_id"].is_unique().all()
-    assert labels["late"].null_count() == 0
-    assert labels.join(flights, on="flight_id", how="anti").is_empty()
-    assert (
-        flights.height - labels.height
-        == tables["flights"]
-        .filter(pl.col("flight_id").is_in(flights["flight_id"].implode()), pl.col("arr_delay").is_null())
-        .height
-    )
-
-
 def test_a_flight_arrives_within_a_day_of_the_end_of_its_partition(tables: Tables) -> None:
     # This is what `labels: {delay: 1 day}` in defs.yaml promises.
     local = tables["flights"].select(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import fsspec
 import numpy as np
 import polars as pl
 import pytest
@@ -160,14 +159,6 @@ def test_a_store_that_refuses_or_does_not_answer_is_named(own_store):
 def test_f55_a_store_that_accepts_and_never_answers_is_named_in_time(source, monkeypatch):
     with silent_store(monkeypatch, 0.2) as store:
         fails(source, f'Read timeout on endpoint URL: "{store.url}/lake')
-
-
-@pytest.mark.usefixtures("own_store")
-def test_without_credentials_the_message_says_so(monkeypatch):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    fails(SOURCES["one object"], "Unable to locate credentials")
 
 
 @pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("abfs", "adlfs")])

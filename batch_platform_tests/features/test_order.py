@@ -9,7 +9,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError
 from batch_platform.features import build
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lake import BATCH_ROWS
@@ -98,14 +97,6 @@ def test_rows_that_come_in_the_order_of_the_key_are_not_sorted_and_the_bytes_are
     as_large, as_small = written_as_large_and_small(large_file(ids), sql)
     assert as_large == as_small
     assert ('ORDER BY "id"' in "".join(statements)) == is_sorted
-
-
-@pytest.mark.parametrize("at", [BATCH_ROWS, BATCH_ROWS + 1])
-def test_a_key_that_occurs_twice_in_rows_that_come_in_order_is_refused(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(build, "LARGE_BYTES", 0)
-    ids = ASCENDING.to_frame("id").select(pl.when(pl.col("id") >= at).then(pl.col("id") - 1).otherwise("id"))["id"]
-    with pytest.raises(DataError, match=f"keys occur more than once in the features: id={at - 1}\\."):
-        written(tmp_path, large_file(ids), "SELECT id, ts FROM events")
 
 
 @pytest.mark.parametrize(("declared", "statements_each"), [({}, 1), (OWN_FILE, 2)])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
@@ -46,7 +46,6 @@ def numbers():
 def needs_more(partition, other):
     return table()
 
-not_a_function = 3
 """
 
 
@@ -143,20 +142,6 @@ def test_a_function_returns_a_table_with_or_without_the_partition(tmp_path, func
 def test_a_function_that_returns_no_table_is_an_error_of_the_source(tmp_path, functions, function, message):
     with pytest.raises(SourceError, match=message):
         rows(sources(tmp_path, a={"python": f"{functions}.{function}"}), "FROM a")
-
-
-@pytest.mark.parametrize(
-    ("dotted", "message"),
-    [
-        ("no.such.module", "sources.a.python: the module 'no.such' cannot be imported"),
-        ("batch_platform.warehouse.sql.quotted", "has no class or function 'quotted'. Hint: did you mean 'quoted'?"),
-        ("{functions}.not_a_function", "has no class or function 'not_a_function'"),
-    ],
-)
-def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, functions, dotted, message):
-    with pytest.raises(WrongUseError) as refused:
-        rows(sources(tmp_path, a={"python": dotted.format(functions=functions)}), "FROM a")
-    assert message in str(refused.value)
 
 
 @pytest.fixture

@@ -23,25 +23,29 @@ WITHIN = "ts >= $partition_start AND ts < $partition_end"
 DAYS = 20
 
 
-class Labels:
-    """The labels of days, by one query for many of them and by one for each."""
+class Project:
+    """A project of days, whose rows are read by one query for many of them."""
 
-    def __init__(self, folder, monkeypatch, labels_sql=LABELS_SQL, events=None, **spec):
-        write_small_project(folder, events=events, labels_sql=labels_sql)
-        self.spec = small_spec(**spec)
+    def __init__(self, folder, monkeypatch, files, events=None, **spec):
+        write_small_project(folder, events=events, **files)
+        self.spec, self.folder = small_spec(**spec), folder
         self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
         calendar = self.spec.partitions.calendar
         self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
-        self.queries, self.alone, self.most_rows = 0, list[str](), windows.BATCH_ROWS
+        self.queries, self.alone = 0, list[str]()
         monkeypatch.setattr(build, "rows_within", self._counted(build.rows_within))
 
     def _counted(self, read):
         def counted(*arguments):
-            frames = read(*arguments)
-            self.queries += frames is not None
-            return frames
+            rows = read(*arguments)
+            self.queries += bool(rows)
+            return rows
 
         return counted
+
+
+class Labels(Project):
+    """The labels of days, by one query for many of them and by one for each."""
 
     def together(self):
         """The labels of each partition, or the error, read together where that is possible."""
@@ -51,7 +55,7 @@ class Labels:
             return session.labels(partition)
 
         with self.builder.session(labels=True) as session:
-            return [_outcome(read) for read in session.labels_of(self.partitions, self.most_rows, alone)]
+            return [_outcome(read) for read in session.labels_of(self.partitions, windows.BATCH_ROWS, alone)]
 
     def one_by_one(self):
         """The same by a query for each."""
@@ -75,7 +79,7 @@ def same(left, right):
 
 @pytest.fixture
 def labels(tmp_path, monkeypatch):
-    return lambda *args, **spec: Labels(tmp_path, monkeypatch, *args, **spec)
+    return lambda sql=LABELS_SQL, **spec: Labels(tmp_path, monkeypatch, {"labels_sql": sql}, **spec)
 
 
 @pytest.mark.parametrize(
@@ -168,26 +172,8 @@ def test_reading_the_labels_of_a_window_takes_hardly_more_queries_for_a_longer_h
     assert not read.alone
 
 
-class Features:
+class Features(Project):
     """The feature files of days, by one query for many of them and by one for each."""
-
-    def __init__(self, folder, monkeypatch, sql=FEATURES_SQL, events=None, **spec):
-        write_small_project(folder, events=events, features_sql=sql)
-        self.spec, self.folder = small_spec(**spec), folder
-        self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
-        calendar = self.spec.partitions.calendar
-        self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
-        self.queries, self.sizes = 0, list[int]()
-        monkeypatch.setattr(build, "rows_within", self._counted(build.rows_within))
-
-    def _counted(self, read):
-        def counted(*arguments):
-            tables = read(*arguments)
-            self.queries += bool(tables)
-            self.sizes.append(sum(table.nbytes for table in tables or ()))
-            return tables
-
-        return counted
 
     def together(self, before=lambda _: None):
         """The bytes of the file of each partition, or the error; `before` is called with each partition ahead of it."""
@@ -207,7 +193,7 @@ class Features:
 
 @pytest.fixture
 def features(tmp_path, monkeypatch):
-    return lambda *args, **spec: Features(tmp_path, monkeypatch, *args, **spec)
+    return lambda sql=FEATURES_SQL, **spec: Features(tmp_path, monkeypatch, {"features_sql": sql}, **spec)
 
 
 @pytest.mark.parametrize(
