@@ -66,7 +66,6 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
                 "min": 0,
                 "max": 1e5,
                 "feature": True,
-                "formerly": "miles",
                 "description": "Miles between the airports.",
             }
         },
