@@ -336,7 +336,6 @@ def test_a_polars_function_makes_the_features(project, function):
             "small, partition 2024-01-01: .*make failed with KeyError",
         ),
         ("def make(evnets): return evnets", WrongUseError, "takes evnets; .*did you mean 'events'?"),
-        ("def make(events): return events", DataError, "the label 'returned' is among the features"),
         ("def other(): pass", WrongUseError, "has no class or function 'make'"),
     ],
 )
@@ -350,15 +349,6 @@ def test_labels_are_the_keys_and_the_label_without_nulls(project):
     labels = project(events, labels_sql="SELECT amount, returned, id FROM events ORDER BY id DESC").labels()
     assert labels.columns == ["id", "returned"]
     assert labels.rows() == [(0, True), (2, False)]
-
-
-def test_labels_that_lack_a_column_or_fail_are_named_with_their_file(project):
-    with pytest.raises(
-        SourceError, match=r"labels.sql gives no column 'returned'; it gives id, returnd.* did you mean"
-    ):
-        project(labels_sql="SELECT id, 1 AS returnd FROM events").labels()
-    with pytest.raises(SourceError, match=r"small, partition 2024-01-01: the SQL of .*labels.sql:2 fails: .*convert"):
-        project(labels_sql="SELECT id,\n ('x' || id)::INTEGER AS returned FROM events").labels()
 
 
 def code_version(project: Project, **spec: Any) -> str:

@@ -1,6 +1,5 @@
 """Sources in a store of objects: what is asked of the store, what nobody else may read, and a store that fails."""
 
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -72,11 +71,6 @@ def test_a_name_may_hold_any_character(store):
     store.files.pipe(f"{BUCKET}/another.csv", b"x")
     escaped = "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
     assert rows({"parquet": f"s3://lake/{escaped}"}) == TABLE.rows()
-
-
-def test_compressed_text_is_read(store):
-    store.files.pipe(f"{BUCKET}/a.csv.gz", gzip.compress(TABLE.write_csv().encode()))
-    assert rows({"csv": "s3://lake/a.csv.gz"}) == TABLE.rows()
 
 
 def test_versions_of_many_partitions_are_read_from_one_listing_and_no_row_is(store):

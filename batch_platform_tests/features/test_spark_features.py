@@ -27,7 +27,6 @@ from batch_platform.features.lineage.spark_sql import spark_statement
 from batch_platform.features.sources.opening import Sources
 from batch_platform.features.spark.jobs import FailedTask
 from batch_platform.features.spark.session import spark_session
-from batch_platform.features.spark.task import FULL_DISK
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.features.delta_tables import ODD, odd_table
@@ -417,26 +416,10 @@ def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_noth
             ),
             FailedTask(1, 3, "small, partition x: no room", "make room."),
         ),
-        (
-            (
-                "Job aborted due to stage failure: Task 0 in stage 1.0 failed 4 times, most recent failure: Lost task 0.3 in stage 1.0 "
-                "(TID 6) (127.0.0.3 executor 1): java.lang.NoClassDefFoundError: Could not initialize class x\n\tat java.base/x\n"
-                "Caused by: java.lang.ExceptionInInitializerError: Cannot unpack libzstd-jni-1.5.7-7: No space left on device\n"
-                "\tat java.base/y"
-            ),
-            FailedTask(
-                0,
-                4,
-                (
-                    "java.lang.ExceptionInInitializerError: Cannot unpack libzstd-jni-1.5.7-7: No space left on device, on 127.0.0.3"
-                ),
-                FULL_DISK,
-            ),
-        ),
     ],
 )
 def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
-    """As Spark 4.3 writes them: an executor without memory, machines that were all excluded, and a full disk."""
+    """As Spark 4.3 writes them: machines that were all excluded."""
     assert (
         FailedTask.of(RuntimeError(f"An error occurred while calling o1.collectToPython.\n: SparkException: {text}"))
         == failed
