@@ -297,12 +297,12 @@ def two_kinds(folder: Path) -> None:
         ),
         (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
-            (
-                lambda folder: (folder / "a.zip").write_bytes(b"PK"),
-                ("a.zip",),
-                2,
-                "a.zip is a zip archive. Hint: unpack it",
-            ),
+            lambda folder: (folder / "a.zip").write_bytes(b"PK"),
+            ("a.zip",),
+            2,
+            "a.zip is a zip archive. Hint: unpack it",
+        ),
+        (
             lambda folder: (folder / "old.csv").write_bytes("stadt;x\nKöln;1\n".encode("latin-1")),
             ("old.csv",),
             1,

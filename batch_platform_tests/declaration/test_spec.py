@@ -139,7 +139,6 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "warn": 0.1,
             "fail": 0.25,
             "ignore": ["month"],
-            "baseline": "previous",
             "columns": {"distance": {"warn": 0.2, "fail": 0.5}},
         },
         "fresh_by": "07:00",
@@ -333,6 +332,7 @@ def test_no_key_and_no_kept_column_has_the_name_of_one_that_scoring_adds(name):
         ("challengers.1.params", {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
         ("engine", "locl", "'locl' is not an engine; allowed are 'local', 'spark'; did you mean 'local'?"),
         ("predictions.limit", 0, "greater than or equal to 1"),
+        ("monitoring.drift.baseline", "previous", "with the training data alone: remove `baseline`"),
     ],
 )
 def test_a_contradictory_or_impossible_value_is_refused(path, value, message):
