@@ -31,7 +31,6 @@ LATER = {
         "F22 killed before every step of training",
         "F22 killed at 20 random moments of training",
         "F27 as many runs as may work at once",
-        "F38 killed before the steps of a rename",
         "F41 a run of dg, by force, whose steps are processes",
     },
 }

@@ -38,11 +38,10 @@ from batch_platform.models.fitting import fit
 from batch_platform.monitoring.measures.profiles import read_profiles
 from batch_platform.monitoring.profiles import merged_profiles, number_profile
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
-from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.drop import drop_partitions, drop_pipelines
 from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.database import Warehouse

@@ -40,7 +40,6 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "export": "Write predictions to a Parquet, CSV or JSON file.",
     "sql": "Answer a query from the published tables.",
     "report": "Write a report for people who never open Dagster.",
-    "rename": "Carry over what a pipeline made to its new name.",
     "drop": "Delete partitions of a pipeline for good.",
     "erase": "Erase the rows of a subject, such as a customer.",
     "health": "Answer a probe: say whether the home, its lock and the daemon are well.",
@@ -48,6 +47,9 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "restore": "Restore a backup, or a lost warehouse from the published copy.",
     "gc": "Remove files that nothing refers to.",
     "guide": "Show the guide in the terminal.",
+}
+REMOVED = {  # commands of earlier releases, with what to do instead
+    "rename": "batch-platform run NEW_NAME makes everything under the new name; then batch-platform gc --drop OLD_NAME.",
 }
 
 
@@ -66,6 +68,9 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and args[0] in REMOVED:
+            msg = f"There is no command {args[0]!r} any more."
+            raise WrongUseError(msg, hint=REMOVED[args[0]])
         if not ctx.resilient_parsing and args[0] not in COMMANDS and (near := did_you_mean(args[0], COMMANDS)):
             msg = f"No such command {args[0]!r}."
             raise WrongUseError(msg, hint=near)

@@ -18,8 +18,8 @@ from batch_platform.declaration.errors import WrongUseError, counted, named
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage, remove_old_rows
-from batch_platform.pipeline.rename import drop_pipelines, find_orphans
-from batch_platform.warehouse.renaming import HeldPipeline
+from batch_platform.pipeline.drop import drop_pipelines, find_orphans
+from batch_platform.warehouse.dropping import HeldPipeline
 
 
 @click.command(
@@ -95,10 +95,7 @@ def command(  # noqa: PLR0913 - the options of the command
         gone = " removed" if name in dropped and not dry_run else ""
         terminal.say(f"{name}: no pipeline of this project;{gone} {_held(orphan)}")
     if kept := [name for name in orphans if name not in dropped]:
-        terminal.say(
-            f"If one was renamed: batch-platform rename {kept[0]} NEW_NAME carries it over; batch-platform gc --drop "
-            f"{kept[0]} removes it for good."
-        )
+        terminal.say(f"batch-platform gc --drop {kept[0]} removes it for good.")
 
 
 def _confirmed(dropped: Sequence[str], orphans: Mapping[str, HeldPipeline], *, asks: bool) -> bool:

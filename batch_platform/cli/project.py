@@ -67,8 +67,6 @@ class Project:
     autoloaded: bool = False  # `module` is a package with folders of components
     location: str = SHIPPED  # the name under which Dagster shows the project
     declarations: Path | None = None  # the folder of definitions; None if unknown
-    # Name that a pipeline had, by which users' definitions may still refer to it, and the name that it has now.
-    former: tuple[str, str] | None = None
     only: str = ""  # the one pipeline to load, where the files leave no doubt about it; empty for all
 
     @property
@@ -122,7 +120,6 @@ class Project:
             broken_in,
             quietly,
             unreadable_left_out,
-            with_former_name,
             without_folders,
         )
         from batch_platform.components.dagster_internals import without_component_pages
@@ -134,8 +131,6 @@ class Project:
         with quietly() as heard, without_component_pages(), without_folders(others), unreadable_left_out():
             try:
                 definitions = self._load()
-                if self.former and self.former[0] != self.former[1]:
-                    definitions = with_former_name(definitions, *self.former)
                 heard.extend(broken_in(definitions))
             except Exception as error:
                 if not heard:

@@ -27,7 +27,7 @@ from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
-from batch_platform.pipeline.plan import Plan, make_plan, only_decides, remaining
+from batch_platform.pipeline.plan import Plan, make_plan, remaining
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, TASKS, Item, Step, ranges
 from batch_platform.pipeline.unserved import unserved_error
@@ -143,9 +143,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
         if not (named and len(request.named) == 1):
             request = _without_dropped(wiring, request, state)
         plan = make_plan(spec, state, request)
-        working = [item for item in plan.items if not only_decides(spec, item)]
-        decided = {item.partition.key for item in plan.items if only_decides(spec, item)}
-        _announce(wiring, request, state, plan, expected_seconds(state, working, partial(_began, instance)))
+        _announce(wiring, request, state, plan, expected_seconds(state, plan.items, partial(_began, instance)))
         with terminal.progress(Counter(item.name for item in plan.items)) as listener:
             runs = Runs(wiring, project, instance, listener)
             runs.carry_out(request, plan)
@@ -165,7 +163,6 @@ def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, 
             request.named,
             plan,
             runs.run_ids,
-            decided,
             runs.findings,
             None if error is None else str(error),
         )
@@ -238,9 +235,7 @@ def _announce(wiring: Wiring, request: PlanRequest, state: State, plan: Plan, se
     for error in state.unread.values():
         terminal.say(f"  not looked at: {error}")
     for step in STEPS:
-        decided = [item for item in plan.of(step) if only_decides(wiring.spec, item)]
-        _say_items(step, [item for item in plan.of(step) if item not in decided])
-        _say_ranges("decide again on", "partition", decided)
+        _say_items(step, plan.of(step))
         for item in plan.of(step):
             if item.again:
                 terminal.say(f"    {item.partition.key} again: {item.reason}")

@@ -71,7 +71,6 @@ class RunSummary:
     partitions: int
     scored: int
     scored_now: int  # partitions scored by this command
-    decided_now: int  # partitions whose scores stand, and whose rows this command decided on again
     unserved: int  # partitions that no model serves
     rows_in: int
     rows_scored: int
@@ -98,7 +97,6 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
     asked: Sequence[Partition],
     left: Plan,
     run_ids: Collection[str],
-    decided: Collection[str],
     findings: Mapping[str, Sequence[str]],
     error: str | None,
 ) -> RunSummary:
@@ -129,8 +127,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         pipeline=name,
         partitions=len(asked),
         scored=len(runs),
-        scored_now=sum(run.run_id in run_ids and run.partition_key not in decided for run in runs),
-        decided_now=sum(run.run_id in run_ids and run.partition_key in decided for run in runs),
+        scored_now=sum(run.run_id in run_ids for run in runs),
         unserved=len(unserved),
         rows_in=sum(run.rows_in for run in runs),
         rows_scored=sum(run.rows_scored for run in runs),
@@ -261,7 +258,6 @@ def _show_scored(outcome: RunSummary) -> None:
     done = f"{outcome.scored} of {outcome.partitions} partitions"
     if outcome.scored_now != outcome.partitions:
         now = f"{counted(outcome.scored_now, 'partition')} scored by this run"
-        now += f", {outcome.decided_now} decided again" if outcome.decided_now else ""
         now += f", {failed} failed" if failed else ""
         done = f"{now}; in all, {done} are"
     rows = f"{outcome.rows_in:,} rows in, {outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected"

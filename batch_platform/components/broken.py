@@ -126,21 +126,6 @@ def failing_definitions(broken: BrokenPipeline, names: Sequence[str], resources:
     return dg.Definitions.merge(definitions, stand_in)
 
 
-def with_former_name(definitions: dg.Definitions, former: str, name: str) -> dg.Definitions:
-    """Add definitions of the former name of a pipeline, to which users' definitions may still refer."""
-    wirings = map(
-        Wiring.of, (spec for it in definitions.assets or () if isinstance(it, dg.AssetsDefinition) for spec in it.specs)
-    )
-    wiring = next((it for it in wirings if it is not None and it.spec.name == name), None)
-    if wiring is None:
-        return definitions
-    defined = {key for it in definitions.assets or () if isinstance(it, dg.AssetsDefinition) for key in it.keys}
-    error = WrongUseError(f"The pipeline {former} is called {name} now.", hint=f"write {name} in its place.")
-    renamed = Wiring(wiring.spec.model_copy(update={"name": former}), wiring.folder)
-    stand_in = build_stand_in(renamed, lambda: str(error), description=str(error), metadata={}, but=defined)
-    return dg.Definitions.merge(definitions, stand_in)
-
-
 def broken_in(definitions: dg.Definitions) -> list[BrokenPipeline]:
     """The broken pipelines among loaded definitions."""
     things = (held(spec, BROKEN_METADATA) for spec in definitions.resolve_all_asset_specs())

@@ -4,7 +4,7 @@ Users' schedules and sensors name its jobs, and their assets map their partition
 location in which such a name or mapping leads nowhere. Every run fails with the reason, and every tick is skipped with it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -20,14 +20,13 @@ _MADE = ("features", "model", "predictions", "performance", "deliveries")
 _MIDNIGHT = "0 0 * * *"  # the declared times may be what is wrong
 
 
-def build_stand_in(  # noqa: PLR0913 - what its assets show
+def build_stand_in(
     wiring: Wiring,
     reason: Callable[[], str],
     *,
     description: str,
     metadata: Mapping[str, Any],
     partitioned: bool = True,
-    but: Collection[dg.AssetKey] = (),
 ) -> dg.Definitions:
     """Build definitions of the names and partitions of a pipeline, of which every run fails.
 
@@ -38,7 +37,6 @@ def build_stand_in(  # noqa: PLR0913 - what its assets show
         metadata: Metadata of the assets.
         partitioned: Whether its partitions are known. Dagster takes assets without any for a job of users' partitioned assets, and
             none with others.
-        but: Keys that are defined elsewhere.
     """
     name, spec = wiring.spec.name, wiring.spec
     made = wiring.keys([*_MADE, *([REPORT] if spec.report else [])])
@@ -52,7 +50,6 @@ def build_stand_in(  # noqa: PLR0913 - what its assets show
             partitions=wiring.partitions_of(key.path[-1]) if partitioned and key.path[-1] != REPORT else None,
         )
         for key in made
-        if key not in but
     ]
     jobs = [build_whole_job(wiring), *build_jobs(wiring).values(), _failing_job(name_of_cleanup(name), reason)]
     schedules = {schedule_name(name, duty): job_name(name, duty) for duty in SCHEDULED}

@@ -11,7 +11,6 @@ from batch_platform.declaration.notation import Block, Share, as_share, with_gue
 from batch_platform.declaration.wording import number
 
 DECISION = "decision"  # the column that a rule adds
-DECISION_CHANGED = "the decision rule changed"
 _WRONG = ("false_positive", "false_negative")
 _RULES = ("threshold", "costs", "benefit", "top")
 _DIGITS = 9  # a share of a number of rows is rounded to so many, since 0.29 of 100 rows is 28.999999999999996

@@ -401,12 +401,14 @@ class ColumnRule(Block):
         description="What it holds, for Dagster, DuckDB's comments and the report.",
         examples=["Miles between the airports."],
     )
-    formerly: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Name of the column before it was renamed, by which models that were trained before know it.",
-        examples=["shop"],
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_name(cls, data: object) -> object:
+        if isinstance(data, dict) and "formerly" in data:
+            msg = "formerly has no meaning any more: keep the column's name in the SQL, or train the models again"
+            raise ValueError(msg)
+        return data
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

@@ -62,7 +62,6 @@ class Contract:
     """The feature columns of a model, in the order of the matrix."""
 
     columns: tuple[ContractColumn, ...]
-    renamed: tuple[tuple[str, str], ...] = ()  # columns whose name has changed since training, each with its new name
 
     @property
     def names(self) -> list[str]:
@@ -78,17 +77,12 @@ class Contract:
         """This contract with the rules that are declared now instead of those that were declared in training.
 
         Bounds are always declared; whether nulls are allowed is learned unless it is declared. Types and categories stay as learned.
-        A column that was renamed since is read under its new name, and goes by its old one with this model.
         """
-        renamed = {rule.formerly: name for name, rule in rules.items() if rule.formerly and rule.formerly in self.names}
-        declared = {name: rules.get(renamed.get(name, name), ColumnRule()) for name in self.names}
-        columns = tuple(_under(column, declared[column.name]) for column in self.columns)
-        return Contract(columns, tuple(renamed.items()))
+        return Contract(tuple(_under(column, rules.get(column.name, ColumnRule())) for column in self.columns))
 
     def changes_since(self, former: "Contract") -> list[str]:
         """Say which columns are new or gone since a former model, and which turned from numbers into text or back."""
-        renamed = dict(former.renamed)
-        before = {renamed.get(column.name, column.name): column.type for column in former.columns}
+        before = {column.name: column.type for column in former.columns}
         now = {column.name: column.type for column in self.columns}
         new, gone = now.keys() - before.keys(), before.keys() - now.keys()
         turned = [
@@ -101,9 +95,8 @@ class Contract:
         return [*turned, *([added] if new else []), *([removed] if gone else [])]
 
     def lacking(self, present: Collection[str]) -> list[str]:
-        """The columns that are not among those present, neither by their names nor by their new ones."""
-        new = dict(self.renamed)
-        return [name for name in self.names if name not in present and new.get(name) not in present]
+        """The columns that are not among those present."""
+        return [name for name in self.names if name not in present]
 
     def split(self, rows: pl.DataFrame) -> Split:
         """Separate the rows that satisfy the contract from those that do not, with the first rule that each of these breaks.
@@ -115,9 +108,8 @@ class Contract:
             own = [name for name in present if not name.startswith("__")]  # the others are of the platform
             free = [name for name in own if name not in self.names]
             msg = f"The features lack the columns {listed(missing)}; there are {listed(own)}."
-            hint = "if one was renamed, write its former name under features.columns.NEW_NAME.formerly."
+            hint = "if one was renamed, select it under its former name, or train the model again."
             raise DataError(msg, hint=nearest_names(missing, free) or hint)
-        rows = rows.with_columns(rows[new].alias(old) for old, new in self.renamed if old not in present)
         dtypes = rows.schema
         read = {column.name: _read(column, dtypes[column.name]) for column in self.columns}
         rules = [rule for column in self.columns for rule in _rules(column, rows[column.name], read[column.name])]

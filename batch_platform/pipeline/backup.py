@@ -264,7 +264,7 @@ def _alone(home: Home) -> Generator[None]:
 
 def _files(home: Home) -> Iterator[tuple[str, Path]]:
     """Everything in a home that is backed up as it is, without links: what no run makes anew."""
-    made_anew = (home.staging, home.dagster, home.spark_logs, home.renaming)
+    made_anew = (home.staging, home.dagster, home.spark_logs)
     for entry in sorted(home.root.iterdir()):
         if entry.is_symlink() and entry not in (home.lake, home.models):
             continue

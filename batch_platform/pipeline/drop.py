@@ -1,10 +1,11 @@
-"""Delete partitions of a pipeline for good: their rows, their files and what the published copies hold of them.
+"""Delete partitions of a pipeline, or a whole one, for good: rows, files and what the published copies hold of them.
 
 The rows and the entry that says so are one transaction. The rest follows it and can be done any number of times, so the
 same call completes a drop that was killed.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
-from batch_platform.warehouse.dropping import drop_rows, held_rows
-from batch_platform.warehouse.home import partition_of
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.dropping import HeldPipeline, drop_pipeline, drop_rows, held_pipelines, held_rows
+from batch_platform.warehouse.home import Home, partition_of
+from batch_platform.warehouse.published import publish, reading_ledgers
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,28 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
         remove_unlocked(file)
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
+
+
+def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:
+    """The pipelines in a home that are not declared, by name."""
+    with reading_ledgers(home) as con:
+        return {name: held for name, held in held_pipelines(con).items() if name not in declared}
+
+
+def drop_pipelines(home: Home, names: Collection[str]) -> None:
+    """Remove pipelines from a home for good: features, bundles, tables and ledgers; the same call completes a killed one."""
+    if not names:
+        return
+    with Warehouse(home).transaction() as con:
+        leave_mark(home)
+        for name in names:
+            for folder in (home.features(name), home.bundles(name)):
+                home.clear(folder)
+            with suppress(OSError):  # files of tables stay until no published copy names them
+                home.features(name).parent.rmdir()
+            drop_pipeline(con, name)
+    publish(home)
+    require_wiped(home)
 
 
 def _files(pipeline: Pipeline, partition_keys: Collection[str]) -> list[Path]:

@@ -12,7 +12,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.declaration.windows import matures
-from batch_platform.delivery.ledger import not_outdated, read_deliveries
+from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, read_registry
@@ -133,7 +133,7 @@ class StateKeeper:
             inputs=self.inputs,
             decision_rule=rule_text(self.history.spec.predictions.decide),
             failures=read_failures(con, name),
-            deliveries=not_outdated(con, self.history.spec, scores, read_deliveries(con, name, partition_keys)),
+            deliveries=read_deliveries(con, name, partition_keys),
             fingerprints=recorded_fingerprints(con, name) if seen is None else seen.fingerprints,
             files=named_files(con, self.history.home, pipeline=name),
             declared=self.declared,

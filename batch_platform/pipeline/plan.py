@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION_CHANGED
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import (
@@ -155,16 +154,10 @@ def _due_features(question: Question, learning: Sequence[Item], scoring: _Scorin
         windows.append([partition for partition in question.wanted if partition.key in current])
     needed = {partition.key: partition for window in windows for partition in window}
     forced = {partition.key: partition for partition in question.wanted} if question.request.force else {}
-    scored = [item for item in scoring.due if not only_decides(spec, item)]
-    needed |= forced | {item.partition.key: item.partition for item in scored}
+    needed |= forced | {item.partition.key: item.partition for item in scoring.due}
     reasons = {key: features_due(state, needed[key]) or ("forced" if key in forced else None) for key in needed}
     due = [Item("features", needed[key], reason) for key, reason in reasons.items() if reason is not None]
     return sorted(due, key=_start)
-
-
-def only_decides(spec: PipelineSpec, item: Item) -> bool:
-    """True if the scores of due predictions stand: without reasons for them, new decisions need no features."""
-    return item.reason == DECISION_CHANGED and not spec.predictions.explains_decisions
 
 
 def _with_features_built_again(question: Question, scoring: _Scoring, features: Sequence[Item]) -> _Scoring:
@@ -299,7 +292,7 @@ def _stale_reason(state: State, partition: Partition, run: ScoreRun, champion: V
         return "its declaration or the scoring code changed"
     if build is not None and (reason := features_due(state, partition)) is not None:
         return reason
-    return None if run.decision_rule == state.decision_rule else DECISION_CHANGED
+    return None if run.decision_rule == state.decision_rule else "the decision rule changed"
 
 
 def _due_predictions(question: Question, models: Sequence[Item], named: Version | None) -> _Scoring:
@@ -321,7 +314,7 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
         if run is not None:
             comparable = is_served or run.code_version == state.code_version_of(run.model_version)
             reason = _stale_reason(state, partition, run, champion) if comparable else None
-            if awaits and reason in (None, DECISION_CHANGED):  # new scores get new decisions
+            if awaits and reason is None:
                 reason = "a newer model is due"
             if reason is not None:
                 unserved = "" if champion or awaits else f"; {_unserved(spec, state.registry, partition)}"
@@ -445,8 +438,7 @@ def _due_deliveries(question: Question, scoring: _Scoring) -> list[Item]:
     for partition in question.wanted:
         item = scored.get(partition.key)
         for delivery in deliveries:
-            stands = item is None or (delivery.of == "rejected_rows" and only_decides(question.spec, item))
-            reason = undelivered(question.state, delivery, partition.key) if stands else "scored"
+            reason = undelivered(question.state, delivery, partition.key) if item is None else "scored"
             if reason is not None:
                 awaits = item is not None and item.awaits_model
                 due.append(Item("deliveries", partition, reason, awaits_model=awaits, delivery=delivery))

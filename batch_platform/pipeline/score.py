@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import duckdb
 
@@ -16,7 +15,6 @@ from batch_platform.pipeline.former_partitions import require_no_former_partitio
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.state import State
 from batch_platform.scoring.challengers import challengers_of
-from batch_platform.scoring.decided_again import DecidingRun
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import BundleOf, Committed, Due, ScoringRun, Unscored, read_committed
@@ -46,7 +44,7 @@ class ScoringStep:
         spec, state, stamp = self.history.spec, self.state, self.stamp
         require_no_former_partitions(spec, state.scores.values())
         named = state.registry.present(version) if version else None
-        due, held, standing_scores = list[Due](), list[Due](), list[tuple[Partition, ScoreRun]]()
+        due, held = list[Due](), list[Due]()
         make_engine = engine_of(spec.engine.name)
         with (
             staging_folder(self.history.home, stamp.run_id) as folder,
@@ -54,9 +52,6 @@ class ScoringStep:
             setting_apart(spec, self.warehouse, state.declared, "predictions", stamp, len(partitions)) as apart,
         ):  # what is set apart is recorded while the staged files of rejected rows still exist
             for partition in partitions:
-                if not force and (scored := self._standing(partition, named)) is not None:
-                    standing_scores.append((partition, scored))
-                    continue
                 with apart.attempt(partition.key, tried=False):
                     item = self._due(partition, named)
                     is_held = (
@@ -90,24 +85,11 @@ class ScoringStep:
                 replace(item, challengers=challengers_of(spec, state.registry, item.partition, item.model))
                 for item in due
             ]
-            for outcome in chain(DecidingRun(run, folder).committed(standing_scores), run.committed(due)):
+            for outcome in run.committed(due):
                 if isinstance(outcome, Unscored):
                     apart.add(outcome.partition.key, outcome.error, outcome.refused)
                 else:
                     yield outcome
-
-    def _standing(self, partition: Partition, named: Version | None) -> ScoreRun | None:
-        """The committed scores of a partition that stand, while the rule by which its rows are decided changed; None if there are none."""
-        state, run = self.state, self.state.scores.get(partition.key)
-        if run is None or run.decision_rule == state.decision_rule or partition.key in state.incomplete:
-            return None
-        if self.history.spec.predictions.explains_decisions:  # other rows have reasons now
-            return None
-        stretch, build = state.registry.timeline.at(partition.start), state.features.get(partition.key)
-        model = named or (None if stretch is None else stretch.version)
-        inputs = (run.input_hash if build is None else build.sha256, state.code_version_of(run.model_version))
-        same = model is not None and run.model_sha256 == model.sha256 and (run.input_hash, run.code_version) == inputs
-        return run if same else None
 
     def _due(self, partition: Partition, version: Version | None) -> Due:
         """A partition to score with a version, by default its champion.

@@ -200,11 +200,11 @@ class ScoringRun:
             rejected=staged.rejected,
             run=run,
             seen_seq=0 if due.standing is None else due.standing.seq,
-            files=self.in_files(run, PREDICTIONS, staged.predictions, staged.hashes),
+            files=self._in_files(run, PREDICTIONS, staged.predictions, staged.hashes),
             decided=staged.decided,
         )
 
-    def in_files(self, run: ScoreRun, *table_and_files: Any, challenger: str | None = None) -> list[StagedFile] | None:  # noqa: ANN401 - see `staged_files`
+    def _in_files(self, run: ScoreRun, *table_and_files: Any, challenger: str | None = None) -> list[StagedFile] | None:  # noqa: ANN401 - see `staged_files`
         """Files of a partition that are published as they are; None if their rows are copied."""
         in_files = self.history.spec.predictions.in_files
         return staged_files(run, *table_and_files, challenger=challenger) if in_files else None
@@ -232,7 +232,7 @@ class ScoringRun:
             scored_at=run.started_at,
             run_id=run.run_id,
         )
-        files = self.in_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
+        files = self._in_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
         return StagedChallenger(made, scores.files, files, staged.decided)
 
     def _reference(self, run: ScoreRun) -> ReferenceProfile:
@@ -240,22 +240,20 @@ class ScoringRun:
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
 
     def _commit(self, group: Sequence[tuple[Due, Staged] | Unscored]) -> list[Committed | Unscored]:
+        """Commit a group; if one of its partitions cannot be committed, each by itself."""
         members = [member for member in group if not isinstance(member, Unscored)]
-        return one_by_one_at_need(members, self._commit_together, lambda member: member[0].partition)
+        try:
+            return [*self._commit_together(members)] if members else []
+        except BatchPlatformError as error:
+            if not error.of_one_partition:
+                raise
+            if len(members) == 1:
+                return [Unscored(members[0][0].partition, error)]
+        return [outcome for member in members for outcome in self._commit([member])]
 
-    def commit(
-        self,
-        scores: Sequence[StagedScores],
-        measure: Callable[[duckdb.DuckDBPyConnection, Commits], None],
-        known: Mapping[str, Mapping[str, Any]] | None = None,
-        *,
-        may_empty: bool,
-    ) -> tuple[list[ScoreRun], dict[str, dict[str, Any]]]:
-        """Commit staged rows and what is measured of them in one transaction.
-
-        Returns:
-            The ledger rows that stand, and the values of the measures by partition key; `known` are the values known before.
-        """
+    def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
+        """Commit staged rows and what is measured of them in one transaction."""
+        parts, began = {due.partition.key: self._part(due, staged) for due, staged in group}, perf_counter()
         values = dict[str, dict[str, Any]]()
 
         def commits_of(runs: Sequence[ScoreRun]) -> Commits:
@@ -263,8 +261,8 @@ class ScoringRun:
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             commits = commits_of(runs)
-            measure(con, commits)
-            values.update(read_values(con, commits, known))
+            replace_measures(con, commits, parts)
+            values.update(read_values(con, commits, staged_values(parts)))
             replace_judgements(con, commits.spec, ("predictions", "drift"), [judged(commits, run) for run in runs])
 
         def judged(commits: Commits, run: ScoreRun) -> Subject:
@@ -274,8 +272,8 @@ class ScoringRun:
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
-            scores,
-            may_empty=may_empty,
+            [self._scores(due, staged) for due, staged in group],
+            may_empty=self.force,
             clock=self.stamp.now,
             clear=self.clear,
             in_transaction=in_transaction,
@@ -284,16 +282,6 @@ class ScoringRun:
         if others := [run for run in runs if run.partition_key not in values]:
             with self.warehouse.open() as con:
                 values.update(read_values(con, commits_of(others)))
-        return runs, values
-
-    def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
-        parts, began = {due.partition.key: self._part(due, staged) for due, staged in group}, perf_counter()
-        runs, values = self.commit(
-            [self._scores(due, staged) for due, staged in group],
-            lambda con, commits: replace_measures(con, commits, parts),
-            staged_values(parts),
-            may_empty=self.force,
-        )
         seconds = (perf_counter() - began) / len(group)
         for _, staged in group:
             for file in staged.files:
@@ -393,19 +381,3 @@ def in_groups(
                 failures.append(error)
         if failures:
             raise failures[0]
-
-
-def one_by_one_at_need(
-    group: Sequence[Member],
-    together: Callable[[Sequence[Member]], list[Committed]],
-    partition_of: Callable[[Member], Partition],
-) -> list[Committed | Unscored]:
-    """Commit a group; if one of its partitions cannot be committed, each by itself."""
-    try:
-        return [*together(group)] if group else []
-    except BatchPlatformError as error:
-        if not error.of_one_partition:
-            raise
-        if len(group) == 1:
-            return [Unscored(partition_of(group[0]), error)]
-    return [outcome for member in group for outcome in one_by_one_at_need([member], together, partition_of)]

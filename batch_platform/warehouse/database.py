@@ -47,7 +47,6 @@ from batch_platform.warehouse.ledger import (
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.marks import published_changes
-from batch_platform.warehouse.renaming import complete_renaming
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, quoted, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
@@ -94,11 +93,10 @@ class Warehouse:
     timeout: float = field(default_factory=lock_timeout)  # seconds to wait for another process to release the lock
 
     @contextmanager
-    def open(self, *, for_user: bool = False, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
+    def open(self, *, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
         Args:
-            for_user: Set for a user's own statements, which may change settings of the connection.
             compact: Set to write the file anew first, see `compact_file`.
 
         Raises:
@@ -115,17 +113,17 @@ class Warehouse:
             if compact:
                 # A killed process may have spilled rows there.
                 self.home.remove(self.home.warehouse.with_name(f"{self.home.warehouse.name}.tmp"))
-                with self._opened(patience, reusable=True) as con:
+                with self._opened(patience) as con:
                     aside = compact_file(con, self._aside)
                 aside.rename(self.home.warehouse)
                 sync(self.home.root)
-            with self._opened(patience, reusable=not for_user) as con:
+            with self._opened(patience) as con:
                 yield con
 
     @contextmanager
-    def _opened(self, patience: Patience, *, reusable: bool) -> Generator[duckdb.DuckDBPyConnection]:
+    def _opened(self, patience: Patience) -> Generator[duckdb.DuckDBPyConnection]:
         """Open the file, whose lock is held."""
-        with closing(self._file()) as file, closing(self._attach(patience, file, reusable=reusable)) as database:
+        with closing(self._file()) as file, closing(self._attach(patience, file)) as database:
             con = database.con
             find_files(con, self.home)
             try:
@@ -135,7 +133,6 @@ class Warehouse:
                 else:
                     _require_nothing_held(self.home, "holds none of the tables of batch-platform")
                     create_ledgers(con)
-                complete_renaming(con, self.home)
                 self._checkpoint(con, file)  # a killed process may have left entries in the log
                 yield con
                 self._checkpoint(con, file)
@@ -294,12 +291,12 @@ class Warehouse:
             msg = f"The warehouse {self.home.warehouse} holds what was committed, but could not be tidied: {error}"
             raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
 
-    def _attach(self, patience: Patience, file: WarehouseFile, *, reusable: bool) -> Attached:
+    def _attach(self, patience: Patience, file: WarehouseFile) -> Attached:
         """Open the file; a program that does not know of the lock beside it may have the file open."""
         while True:
             try:
                 file.roll_back()
-                return attach(self.home.warehouse, reusable=reusable)
+                return attach(self.home.warehouse)
             except BlockingIOError:
                 patience.pause("unknown")
             except (OSError, ValueError) as error:

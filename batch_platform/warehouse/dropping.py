@@ -1,4 +1,4 @@
-"""Partitions that were deleted for good: their rows leave the tables and the ledgers, and an entry says so.
+"""Partitions that were deleted for good: their rows leave the tables and the ledgers, and an entry says so; and whole pipelines.
 
 A partition counts as dropped until it is made again, when the ledgers name it once more.
 """
@@ -11,7 +11,8 @@ import duckdb
 
 from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.warehouse.descriptions import tables_of_pipelines
+from batch_platform.warehouse.descriptions import reserved_tables, tables_of_pipelines
+from batch_platform.warehouse.erasures import ERASURES
 from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
 from batch_platform.warehouse.fingerprints import FINGERPRINTS
 from batch_platform.warehouse.ledger import (
@@ -26,8 +27,8 @@ from batch_platform.warehouse.ledger import (
     read_records,
     statuses_of,
 )
-from batch_platform.warehouse.sql import has_table, literal, quoted
-from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_partitions
+from batch_platform.warehouse.sql import has_table, literal, quoted, tables
+from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, forget_partitions
 
 DROPPED = "dropped_partitions"
 _OF_FEATURES = (f"{LEDGERS_SCHEMA}.{LEDGERS[FeatureBuild]}", FINGERPRINTS, FAILURES, REFUSED_ROWS)
@@ -156,3 +157,72 @@ def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
     for name in (f"{LEDGERS_SCHEMA}.{ledger}" for ledger in (*LEDGERS.values(), STATUS_TABLE)):
         wheres[name] = f"{name} WHERE partition_key IN $keys AND pipeline = {literal(pipeline)}"
     return wheres
+
+
+@dataclass(frozen=True)
+class HeldPipeline:
+    """Contents of the warehouse that belong to one pipeline."""
+
+    name: str
+    partitions: int  # partitions with predictions
+    rows: int
+    versions: int
+    last_commit: datetime | None
+
+
+def held_pipelines(con: duckdb.DuckDBPyConnection) -> dict[str, HeldPipeline]:
+    """The pipelines that the ledgers name, whether anything declares them or not."""
+    names = " UNION ".join(
+        f"SELECT pipeline FROM {LEDGERS_SCHEMA}.{table}" for table in _ledgers(con) if table != ERASURES
+    )
+    query = f"""
+        SELECT pipeline, coalesce(partitions, 0), coalesce(rows, 0), coalesce(versions, 0), committed_at
+        FROM ({names}) LEFT JOIN (
+            SELECT pipeline, count(DISTINCT partition_key) AS partitions, max(committed_at) AS committed_at
+            FROM {LEDGERS_SCHEMA}.score_runs GROUP BY ALL
+        ) USING (pipeline) LEFT JOIN (
+            SELECT pipeline, sum(rows_scored) AS rows FROM (
+                FROM {LEDGERS_SCHEMA}.score_runs
+                QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
+            ) GROUP BY ALL
+        ) USING (pipeline) LEFT JOIN (
+            SELECT pipeline, count(*) AS versions FROM {LEDGERS_SCHEMA}.model_versions GROUP BY ALL
+        ) USING (pipeline) ORDER BY pipeline
+    """
+    return {name: HeldPipeline(name, *facts) for name, *facts in con.execute(query).fetchall()}
+
+
+def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Remove a pipeline's tables and all that the ledgers say of it, in the caller's transaction; users' tables stay.
+
+    The journal of changes keeps its entries: published copies are named after them. So do the proofs of erasures, by which a
+    later pipeline of the name leaves the same subjects out.
+    """
+    for table in _in_files(con, name):
+        con.execute(f"DROP VIEW {quoted(name)}.{table.view}")
+    for table in _whole_tables(con, name):
+        con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
+    for table in (table for table in _ledgers(con) if table != ERASURES):
+        con.execute(f"DELETE FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $name", {"name": name})
+    if all(schema != name for schema, _ in tables(con)):
+        con.execute(f"DROP SCHEMA IF EXISTS {quoted(name)}")
+    journal(con, [(LEDGERS_SCHEMA, table, None) for table in (*_ledgers(con), "changes")])  # copied as a whole
+
+
+def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFiles]:
+    """The tables of a pipeline that are views."""
+    return [table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)]
+
+
+def _whole_tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
+    """The tables of a pipeline, without those of users that have its name as their schema."""
+    return [table for schema, table in tables(con) if schema == pipeline and table in reserved_tables()]
+
+
+def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:
+    """The tables of the warehouse's own schema that name the pipeline of each row."""
+    query = """
+        SELECT table_name FROM duckdb_columns()
+        WHERE database_name = current_database() AND schema_name = $schema AND column_name = 'pipeline' ORDER BY ALL
+    """
+    return [str(table) for (table,) in con.execute(query, {"schema": LEDGERS_SCHEMA}).fetchall()]

@@ -27,7 +27,6 @@ _WRITTEN_IN_PLACE = (
     ".warehouse.duckdb",
     ".warehouse.rollback",
     ".published.json",
-    ".renaming.json",
     ".restoring",
     "wiping",
     "dagster/.prepare.lock",
@@ -41,14 +40,13 @@ _FILES = (
     ".published",
     "published.duckdb",
     "published.json",
-    "renaming.json",
     "dagster/dagster.yaml",
 )
 _MADE_WHERE_MISSING = ("warehouse.duckdb", "dagster/dagster.yaml")  # may be links to files that are there
 _OWN = re.compile(
     r"""
     \.?(warehouse\.(duckdb|rollback)|published-([0-9a-f]{32}|empty)\.duckdb)(\..*)?
-    | \.published | renaming\.json
+    | \.published
     | staging/.+-[a-z0-9_]{8}
     | lake/[^/]+/features/(.+\.[0-9a-f]{12}|\.[0-9a-f]{32})\.parquet
     | lake/[^/]+/[^/]+/[^/]+/([0-9a-f]{32}\.parquet|\.[0-9a-f]{32})
@@ -205,11 +203,6 @@ class Home:
     def published_marks(self) -> Path:
         """Marks of the published copies, by which a foreign change is noticed."""
         return self.root / "published.json"
-
-    @property
-    def renaming(self) -> Path:
-        """The names of a pipeline that is being renamed."""
-        return self.root / "renaming.json"
 
     @property
     def restoring(self) -> Path:

@@ -59,8 +59,7 @@ def behind_since(home: Home) -> datetime | None:
 
 def cut_short(home: Home) -> list[str]:
     """The commands of several steps that a process has announced in the home and not completed: it goes on, or was killed."""
-    intents = {home.renaming: "A rename", home.wiping: "The removal of deleted rows from every file"}
-    return [intent for mark, intent in intents.items() if mark.exists()]
+    return ["The removal of deleted rows from every file"] if home.wiping.exists() else []
 
 
 def _digests_of_copy(con: duckdb.DuckDBPyConnection, copy: Path) -> dict[tuple[str, str], tuple[int, int | None]]:

@@ -131,23 +131,6 @@ def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
     assert published(fresh, SCORED) == before
 
 
-def test_run_announces_decisions_by_a_changed_rule_and_no_scoring(cli, fresh):
-    for threshold in (0.5, 0.3):
-        predictions = {**OVERRIDES["predictions"], "decide": {"threshold": threshold}}
-        write_defs_yaml(fresh, small_declaration(**{**OVERRIDES, "predictions": predictions}))
-        answer = cli(fresh, "run", "small", "--to", "2024-02-03")
-        assert answer.code == 0
-    assert answer.out.splitlines()[:3] == [
-        "small: to do",
-        "  decide again on 3 partitions (2024-02-01 to 2024-02-03)",
-        "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
-    ]
-    assert (
-        "0 partitions scored by this run, 3 decided again; in all, 3 of 34 partitions are scored: "
-        "120 rows in, 120 scored, 0 rejected." in answer.out.splitlines()
-    )
-
-
 def test_a_run_whose_training_lacks_a_library_does_nothing(cli, fresh, monkeypatch):
     monkeypatch.setattr(extras, "installed", lambda library: "1.9" if library == "scikit-learn" else None)
     for model in ({"build": "shop.models.made"}, {"import": "model.onnx", "task": "binary"}):
@@ -228,7 +211,6 @@ def test_run_reports_as_json(cli, project):
         "partitions": 29,
         "scored": 29,
         "scored_now": 0,
-        "decided_now": 0,
         "unserved": 0,
         "left_out": [],
         "models": [],

@@ -36,7 +36,6 @@ def test_the_class_that_scores_are_for_is_named_once_and_not_after_every_model(c
         partitions=0,
         scored=0,
         scored_now=0,
-        decided_now=0,
         unserved=0,
         rows_in=0,
         rows_scored=0,

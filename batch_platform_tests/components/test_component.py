@@ -77,7 +77,6 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
                 "min": 0,
                 "max": 1e5,
                 "feature": True,
-                "formerly": "price",
                 "description": "In euros.",
             }
         },

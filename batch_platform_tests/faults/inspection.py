@@ -129,7 +129,7 @@ def inspect(con: duckdb.DuckDBPyConnection, where: str, pipelines: Sequence[str]
             offenders = con.execute(query.format(s=pipeline)).fetchall()
             seen.check(kind, [f"{pipeline} {offender}" for (offender,) in offenders], len(held))
     for table, columns in LEDGERS.items():
-        own = "pipeline" if "pipeline" in columns else "schema_name"  # others may be dropped, erased and renamed
+        own = "pipeline" if "pipeline" in columns else "schema_name"  # others may be dropped and erased
         kept = f"WHERE {own} IN ({', '.join(map(literal, ['batch_platform', *pipelines]))})"
         name, content = f"batch_platform.{table}", digest(columns)
         if table in earlier:

@@ -1,7 +1,6 @@
-"""What leaves a home in a storm: partitions are dropped, customers erased, a pipeline renamed; rows are exported, reported and delivered.
+"""What leaves a home in a storm: partitions are dropped, customers erased; rows are exported, reported and delivered.
 
-All of it happens to one pipeline, which has one of two names. As its commands do, a drop, an erasure and a rename wait until
-nothing else works on it.
+All of it happens to one pipeline. As its commands do, a drop and an erasure wait until nothing else works on it.
 """
 
 import contextlib
@@ -15,28 +14,26 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
+from batch_platform.declaration.errors import WarehouseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.erase import erase_subject
 from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.pipeline.state import undelivered
 from batch_platform.reports.report import write_report
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.home import Home, partition_of
 from batch_platform.warehouse.marks import published_copies
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.renaming import held_pipelines
 from batch_platform.warehouse.sql import quoted, table_columns, tables
 from batch_platform_tests.faults.inspection import Seen
 from batch_platform_tests.faults.invariants import NOW, SCORED, days, held
 from batch_platform_tests.harness.small_pipeline import ROWS_PER_DAY, carry_out, small_spec, write_small_project
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, declared, holding
 
-NAMES = ("passing", "moved")  # of the pipeline, one at a time
+NAME = "passing"
 PROJECT, OUTSIDE = "third", "outside"
 MOST_SEARCHED = 6  # erased customers, and dropped partitions, whose bytes are searched at a time
 BESIDE = {"dropped_partitions", "deliveries", "failures"}  # tables that may name a partition which is gone
@@ -65,17 +62,10 @@ def plant_links(home: Home) -> None:
 
 
 def passing(root: str) -> Pipeline:
-    """The pipeline, declared under the name that it has."""
+    """The pipeline."""
     home = Home(Path(root))
-    with contextlib.suppress(NothingPublishedError), open_published(home) as con:
-        names = [name for name in NAMES if name in held_pipelines(con)]
-        return _named(home, names[0] if names else NAMES[0])
-    return _named(home, NAMES[0])
-
-
-def _named(home: Home, name: str) -> Pipeline:
     to = {"deliver": [{"parquet": str(home.root.parent / "delivered"), "name": "late"}]}
-    spec = small_spec(name=name, **declared("parquet", **to))
+    spec = small_spec(name=NAME, **declared("parquet", **to))
     return Pipeline(spec, home.root.parent / PROJECT, home)
 
 
@@ -84,7 +74,7 @@ def _working_on_it(root: str, *, alone: bool = False) -> Generator[Pipeline]:
     """The pipeline, on which no process works meanwhile that wants to be alone."""
     with (Path(root).parent / "passing.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        publish(Home(Path(root)))  # where the name is read, which a killed process may have changed
+        publish(Home(Path(root)))
         yield passing(root)
 
 
@@ -113,16 +103,6 @@ def erase(of: Any, chance: random.Random) -> None:
             (Path(of.root).parent / f"erased-{customer}").touch()
 
 
-def rename(of: Any, _: random.Random) -> None:
-    """Give the pipeline its other name."""
-    with _working_on_it(of.root, alone=True) as pipeline:
-        old = pipeline.spec.name
-        with pipeline.warehouse.open() as con:
-            is_held = old in held_pipelines(con)
-        if is_held:
-            rename_pipeline(pipeline.home, old, next(name for name in NAMES if name != old))
-
-
 def take_out(of: Any, chance: random.Random) -> None:
     """Export and report what is published."""
     pipeline, to = passing(of.root), Path(of.root).parent / f"exported-{chance.randrange(3)}.parquet"
@@ -130,27 +110,19 @@ def take_out(of: Any, chance: random.Random) -> None:
     write_report(pipeline, of.stamp().at, file=to.with_suffix(".html"))
 
 
-DEPARTURES = (write, drop, erase, rename, take_out)
+DEPARTURES = (write, drop, erase, take_out)
 
 
 def look_at_departures(con: duckdb.DuckDBPyConnection, root: str) -> Seen:
-    """Check a database for rows of partitions that are dropped, for two names of the pipeline, and for half a file outside."""
+    """Check a database for rows of partitions that are dropped, and for half a file outside."""
     seen, home = Seen(where="departures"), Home(Path(root))
-    names = [name for name in NAMES if name in held_pipelines(con)]
-    seen.check("one name", names[1:])
-    for name in names:
-        dropped = sorted(read_dropped(con, name))
-        for schema, table in tables(con):
-            if (
-                schema == name
-                and table not in BESIDE
-                and ("partition_key", "VARCHAR") in table_columns(con, name, table)
-            ):
-                query = (
-                    f"SELECT DISTINCT partition_key FROM {quoted(name)}.{quoted(table)} WHERE partition_key IN $keys"
-                )
-                left = con.execute(query, {"keys": dropped}).fetchall()
-                seen.check("dropped rows nowhere", [f"{table} {key}" for (key,) in left], len(dropped))
+    dropped = sorted(read_dropped(con, NAME))
+    for schema, table in tables(con):
+        of_partitions = schema == NAME and ("partition_key", "VARCHAR") in table_columns(con, NAME, table)
+        if of_partitions and table not in BESIDE:
+            query = f"SELECT DISTINCT partition_key FROM {quoted(NAME)}.{quoted(table)} WHERE partition_key IN $keys"
+            left = con.execute(query, {"keys": dropped}).fetchall()
+            seen.check("dropped rows nowhere", [f"{table} {key}" for (key,) in left], len(dropped))
     for file in home.root.parent.glob("exported-*.*"):
         whole = (
             pl.read_parquet(file).height if file.suffix == ".parquet" else file.read_text().rstrip().endswith("</html>")
@@ -170,12 +142,11 @@ def calm_departures(root: str) -> Seen:
     list(deliver(pipeline, delivery, days(pipeline, *sorted(due)), stamp))
     pipeline.conclude(NOW)
     held(pipeline)  # each partition is whole
-    seen.check("no mark is left", [mark for mark in (home.wiping, home.renaming) if mark.exists()])
+    seen.check("no mark is left", [home.wiping] if home.wiping.exists() else [])
     with open_published(home) as con:
         published = con.sql(f"SELECT partition_key, id, score FROM {pipeline.spec.name}.predictions ORDER BY ALL").pl()
         seen.add(look_at_departures(con, root), "published")
     to = home.root.parent / "delivered"
-    # A file bears the name that the pipeline had when it was delivered.
     by_key = {key: (to / f"partition_key={key}").glob("*.parquet") for key in state.scores}
     files = [max(of_names, key=lambda file: file.stat().st_mtime_ns) for of_names in by_key.values()]
     received = pl.concat([pl.read_parquet(file, hive_partitioning=True) for file in files])
@@ -194,7 +165,7 @@ def calm_departures(root: str) -> Seen:
 def _dropped_nowhere(pipeline: Pipeline, dropped: Any) -> Seen:
     """Search the home for names of files, and bytes, of dropped partitions."""
     seen, lake = Seen(), pipeline.home.lake
-    paths = [path for name in NAMES for path in (lake / name).rglob("*.parquet")]
+    paths = [*(lake / NAME).rglob("*.parquet")]
     left = {path: {partition_of(path.name), path.parent.name} & {*dropped} for path in paths}
     # A killed write that was to make a partition again may have left its features, which `gc` removes after a day.
     later = {

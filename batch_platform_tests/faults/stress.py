@@ -4,7 +4,7 @@
 
 Three pipelines with challengers and rejected rows are written, replayed, trained, promoted, rolled back, backtested,
 evaluated and cleaned up, by several processes at once; of a fourth one partitions are dropped, customers erased and rows
-delivered, exported and reported, and it is renamed. Most are killed by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
+delivered, exported and reported. Most are killed by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
 the flip of the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
 """
 
@@ -48,7 +48,6 @@ WORK = {
     "passing write": 12,
     "passing drop": 8,
     "passing erase": 6,
-    "passing rename": 8,
     "passing take_out": 6,
 }
 COPIES = 5  # on the same scale
@@ -72,7 +71,7 @@ REFUSALS = (
     "were erased after this run started",
     "there are no published predictions",
     "Nothing is published of",
-    "no partition is scored, so there is nothing to report",  # a report of a pipeline that is renamed or dropped meanwhile
+    "no partition is scored, so there is nothing to report",  # a report of a pipeline that is dropped meanwhile
     "No files found that match the pattern",  # a report of predictions in files that are dropped or erased meanwhile
     "the features that it was scored from are gone",  # an export of features that are built again and not scored yet
 )

@@ -26,7 +26,6 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import drop_partitions
 from batch_platform.pipeline.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse import database as warehouse
 from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
@@ -177,12 +176,6 @@ def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_
     pipeline.train(pipeline.spec.partitions.calendar.named(period), stamp)
     mark("publishing")
     pipeline.publish()
-
-
-def rename(root: str, old: str, new: str, stop_at: int | None = None, *, name_steps: bool = False) -> None:
-    """Rename a pipeline; arguments as for `write`."""
-    _watch(stop_at, named=name_steps)
-    rename_pipeline(Home(Path(root)), old, new)
 
 
 def drop(job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False) -> None:

@@ -7,29 +7,25 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batch_platform.declaration.errors import WarehouseBusyError, WarehouseError, WrongUseError
-from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.declaration.errors import WarehouseBusyError, WarehouseError
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.inspection import OF_CHALLENGERS
 from batch_platform_tests.faults.invariants import (
     NOW,
     SCORED,
-    STAMP,
     assert_survived,
     changed_events,
     contents,
@@ -46,11 +42,6 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness.small_pipeline import small_spec, write_small_project
 
 KEY = SCORED[3]
-SCHEMAS = "SELECT DISTINCT schema_name FROM duckdb_tables() WHERE schema_name <> 'batch_platform'"
-REPEATED = """
-    SELECT count(*) - count(DISTINCT change_id), (SELECT count(*) - count(DISTINCT seq) FROM batch_platform.score_runs)
-    FROM batch_platform.changes
-"""
 IN_FILES: dict[str, Any] = {"predictions": {"store": "parquet"}}
 CHALLENGED = {"challengers": [{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]}
 HOLD_THE_LOCK = """
@@ -104,57 +95,6 @@ def killed_at_every_step(folder: Path) -> None:
             writers.kill_at_step_of_a_write(number)
     assert writers.kills["a step"] > 0.9 * len(steps)
     assert set(writers.outcomes) == {"old", "new"}
-
-
-def killed_while_renamed(folder: Path, kinds: Collection[str] | None = None) -> None:
-    """The next process that opens the home finds one name with everything, and can drop and rename; readers never see both.
-
-    It is killed before steps of these kinds, or of all kinds.
-    """
-    pipeline = prepared(folder, **IN_FILES)
-    rewrite(pipeline, *SCORED[:2])
-    home, intact, before = pipeline.home, folder / "intact", contents(held(pipeline))
-    renamed = replace(pipeline, spec=pipeline.spec.model_copy(update={"name": "orders"}))
-    kept = {of: sorted(path.name for path in of(home, "small").iterdir()) for of in (Home.features, Home.bundles)}
-    shutil.copytree(home.root, intact, symlinks=True)
-    names = {"root": str(home.root), "old": "small", "new": "orders"}
-    outcomes = Counter[str]()
-    with Nursery() as nursery:
-        marks, _ = nursery.fork("rename", **names, name_steps=True).end()
-        steps = [mark.split()[1] for mark in marks if mark.startswith("step ")]
-        assert {"replace", "link", "COMMIT", "rename", "unlink"} <= set(steps)
-        # The steps of a transaction are alike, so the first and the last of each kind stand for all.
-        for number in [
-            n
-            for n, kind in enumerate(steps)
-            if (kinds is None or kind in kinds)
-            and (kind not in steps[:n] or kind not in steps[n + 1 :] or kind == "rename")
-        ]:
-            shutil.rmtree(home.root)
-            shutil.copytree(intact, home.root, symlinks=True)
-            assert nursery.fork("rename", **names, stop_at=number).bury() == -signal.SIGKILL
-            with open_published(home) as con:
-                ((reading,),) = con.execute(SCHEMAS).fetchall()
-            assert contents(published(home, reading)) == before
-            with pipeline.warehouse.open() as con:
-                ((name,),) = con.execute(SCHEMAS).fetchall()
-                assert con.execute(REPEATED).fetchall() == [(0, 0)]
-            if name == "orders":
-                with pytest.raises(WrongUseError, match="holds nothing of a pipeline 'small'; it holds orders"):
-                    rename_pipeline(home, "small", "orders")  # as somebody repeats the command
-            assert not home.renaming.exists()
-            assert {of: sorted(path.name for path in of(home, name).iterdir()) for of in kept} == kept
-            outcomes[name] += 1
-            of_name = {"small": pipeline, "orders": renamed}[name]
-            assert contents(held(of_name)) == before
-            drop_partitions(of_name, [KEY], "somebody", STAMP)
-            assert published(home, name).keys() == before.keys() - {KEY}
-            assert not list(home.lake.rglob(f"{KEY}*"))
-            if name == "small":
-                rename_pipeline(home, "small", "orders")
-            assert contents(held(renamed)) == {key: rows for key, rows in before.items() if key != KEY}
-    assert outcomes.keys() == {"small", "orders"}
-    assert verify(home).differing == ()
 
 
 def killed_while_restored(folder: Path) -> None:
@@ -385,10 +325,6 @@ CASES: dict[str, Case] = {
     "F1 killed before every step of a write": killed_at_every_step,
     "F1 killed before every step with files of predictions": killed_while_files_are_published,
     "F1 a storm of competing processes": storm,
-    "F38 killed before the commit of a rename and before its end": lambda folder: killed_while_renamed(
-        folder, kinds=("COMMIT", "unlink")
-    ),
-    "F38 killed before the steps of a rename": killed_while_renamed,
     "F38 killed before the steps of a restoration": killed_while_restored,
     "F6 held for five seconds by a run": lambda folder: held_for_five_seconds(folder, HOLD_THE_LOCK),
     "F6 held for five seconds by a stranger": lambda folder: held_for_five_seconds(folder, OPEN_WITHOUT_THE_LOCK),

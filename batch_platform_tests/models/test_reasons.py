@@ -1,6 +1,5 @@
 """Reasons for a score: the columns that moved it most, under the user's names, with the user's values."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit
 from batch_platform.models.refinements.explained import explainer_of
@@ -190,16 +188,6 @@ def test_a_row_has_the_same_reasons_in_every_batch(estimator: str):
     whole = reasons_of(model, frame)
     assert whole[100:165].to_list() == reasons_of(model, frame[100:165]).to_list()
     assert whole[7:8].to_list() == reasons_of(model, frame[7:8]).to_list()
-
-
-def test_a_reason_of_a_renamed_column_has_its_new_name():
-    model = fitted(HISTOGRAM + "Classifier", "binary")
-    rules = Features.model_validate({"sql": "f.sql", "key": ["id"], "columns": {"place": {"formerly": "town"}}}).columns
-    batch = batch_of(model, rows(5, "binary", 3).drop("label"))
-    contract = model.signature.contract.under(rules)
-    renamed = replace(batch, signature=Signature("binary", [False, True], contract))
-    (reasons,) = added_columns(model.scorer, renamed)
-    assert {reason["feature"] for reason in reasons[0]} == {"amount", "items", "place", "known"}
 
 
 def test_a_model_without_reasons_is_refused_with_the_key():

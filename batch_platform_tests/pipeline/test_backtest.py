@@ -7,14 +7,13 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_comparison import totals
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform_tests.harness.small_pipeline import (
     DECLARATION,
-    feature_file,
     finished_pipeline,
     small_events,
     small_pipeline,
@@ -86,72 +85,6 @@ def test_each_partition_is_scored_by_the_model_of_its_serving_period(tmp_path):
     assert not any(tested.in_sample for tested in result.partitions)
 
 
-@pytest.mark.full
-def test_a_model_does_not_learn_from_labels_that_were_not_known_by_then(tmp_path):
-    known = pl.col("ts") < datetime(2024, 1, 30, 23, tzinfo=UTC)  # with the delay of a day, on 1 February in Berlin
-    flipped = small_events().with_columns(returned=pl.when(known).then("returned").otherwise(~pl.col("returned")))
-    query = "SELECT id, score FROM small.backtest_scores ORDER BY id"
-    scores = []
-    for name, events in (("as it was", small_events()), ("otherwise", flipped)):
-        pipeline = made(tmp_path / name, events=events)
-        backtested(pipeline, TREE, keep_scores=True)
-        scores.append(stored(pipeline, query))
-    assert scores[0] == scores[1]
-    assert len(scores[0]) == 8 * 40
-
-
-@pytest.mark.parametrize("model", [pytest.param("version", marks=pytest.mark.full), "estimator"])
-def test_production_does_not_change(tmp_path, model):
-    pipeline = made(tmp_path)
-    (version,) = pipeline.state().registry.versions
-    before = everything(pipeline)
-    backtested(pipeline, TREE if model == "estimator" else BacktestModel(version.version), keep_scores=True)
-    assert everything(pipeline) == before
-
-
-def test_a_version_scores_every_partition_and_those_it_learned_from_are_marked(tmp_path):
-    pipeline = made(tmp_path, model=WEEKLY)
-    *_, newest = pipeline.state().registry.versions
-    partitions = backtested(pipeline, BacktestModel(newest.version), days(pipeline, "2024-02-05", "2024-02-12"))
-    assert {partition.model for partition in partitions} == {newest.version}
-    until = {partition.partition: partition.in_sample for partition in partitions}
-    assert until["2024-02-05"]
-    assert not until["2024-02-12"]
-    rows = stored(pipeline, "SELECT DISTINCT in_sample, model_version, production_in_sample FROM small.backtests")
-    assert set(rows) == {(True, newest.version, False), (False, newest.version, False)}
-    assert stored(pipeline, "SELECT DISTINCT in_sample FROM batch_platform.score_runs") == [(False,)]
-
-
-@pytest.mark.full
-def test_both_are_measured_on_the_rows_that_both_scored(tmp_path):
-    minimum = {"features": {"columns": {"amount": {"min": 50}}, "max_rejected": "100%"}}
-    pipeline = made(tmp_path, **minimum)
-    loose = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 0}}, "max_rejected": "100%"})
-    (partition,) = backtested(loose, DECLARED, days(loose)[:1])
-    run = pipeline.state().scores[partition.partition]
-    assert (partition.rows_scored, partition.rows_rejected) == (40, 0)
-    assert partition.rows_measured <= run.rows_scored < 40
-    query = f"SELECT value FROM small.performance WHERE metric = 'roc_auc' AND partition_key = '{partition.partition}'"
-    assert stored(pipeline, query) == [(partition.production["roc_auc"],)]
-
-
-def test_partitions_whose_labels_are_not_known_yet_are_scored_and_say_so(tmp_path):
-    pipeline = made(tmp_path)
-    partitions = backtested(pipeline, TREE, days(pipeline, "2024-02-11", "2024-02-12"))
-    assert [partition.note for partition in partitions] == ["", "its labels are not known before 2024-02-13 23:00 UTC"]
-    assert (partitions[1].metrics, partitions[1].rows_scored) == ({}, 40)
-    rows = stored(pipeline, "SELECT metric, value, note FROM small.backtests WHERE partition_key = '2024-02-12'")
-    assert rows == [(None, None, partitions[1].note)]
-
-
-@pytest.mark.full
-def test_partitions_without_a_single_label_say_so(tmp_path):
-    lost = pl.when(pl.col("ts") < datetime(2024, 2, 4, 23, tzinfo=UTC)).then("returned")
-    pipeline = made(tmp_path, events=small_events().with_columns(returned=lost))
-    *_, partition = backtested(pipeline, TREE, days(pipeline, "2024-02-04", "2024-02-05"))
-    assert (partition.note, partition.rows_measured) == ("none of its rows can be measured", 0)
-
-
 def test_a_partition_that_production_never_scored_is_measured_alone(tmp_path):
     pipeline = small_pipeline(tmp_path)
     stamp = Stamp("features", NOW)
@@ -167,18 +100,6 @@ KINDS = {
         {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 5}},
         BacktestModel(estimator="sklearn.linear_model.LogisticRegression"),
         "log_loss",
-    ),
-    "numbers": (
-        pl.col("items") * 2.0 + pl.col("amount").fill_null(0),
-        {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "params": {"max_iter": 5}},
-        BacktestModel(estimator="sklearn.linear_model.Ridge", params={"alpha": 0.1}),
-        "rmse",
-    ),
-    "segments": (
-        None,
-        {"estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 2}},
-        BacktestModel(estimator="sklearn.cluster.KMeans", params={"n_clusters": 3}),
-        "silhouette",
     ),
     "outliers": (
         None,
@@ -211,39 +132,6 @@ def test_every_kind_of_model_is_compared_with_production(tmp_path, kind):
     assert everything(pipeline) == before
 
 
-@pytest.mark.full
-def test_earlier_backtests_are_kept(tmp_path):
-    pipeline = made(tmp_path)
-    backtested(pipeline, TREE, name="b1", keep_scores=True)
-    first = stored(pipeline, "FROM small.backtests ORDER BY ALL")
-    backtested(pipeline, DECLARED, name="b2", keep_scores=True)
-    assert stored(pipeline, "FROM small.backtests WHERE backtest_id = 'b1' ORDER BY ALL") == first
-    counts = stored(pipeline, "SELECT backtest_id, count(*) FROM small.backtest_scores GROUP BY ALL ORDER BY ALL")
-    assert counts == [("b1", 320), ("b2", 320)]
-    assert stored(pipeline, "SELECT DISTINCT estimator FROM small.backtests WHERE backtest_id = 'b2'") == [
-        (DECLARED.estimator,)
-    ]
-
-
-@pytest.mark.full
-def test_a_partition_with_too_many_rejected_rows_is_measured_with_a_note(tmp_path):
-    pipeline = made(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "100%"})
-    strict = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "1%"})
-    (partition,) = backtested(strict, DECLARED, days(pipeline)[:1])
-    assert partition.note.endswith("of its rows are rejected, more than max_rejected (1.00%) allows")
-    assert partition.metrics == partition.production
-
-
-@pytest.mark.full
-def test_a_single_model_is_trained_as_of_the_first_partition(tmp_path):
-    pipeline = made(tmp_path, model={"train": {"every": None}})
-    list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), Stamp("features", NOW)))
-    partitions = backtested(pipeline, DECLARED, days(pipeline, "2024-02-10", "2024-02-12"))
-    assert {partition.model for partition in partitions} == {"trained for 2024-02-10"}
-    with pytest.raises(WrongUseError, match=r"history before 2024-01-10 .*Hint: --from 2024-01-16"):
-        backtested(pipeline, DECLARED, days(pipeline, "2024-01-10", "2024-01-10"))
-
-
 def test_a_range_before_the_first_model_is_refused_with_what_could_be_tested(tmp_path):
     pipeline = made(tmp_path)
     with pytest.raises(WrongUseError, match=r"too little history before 2024-01-30, 2024-01-31 .*--from 2024-02-01"):
@@ -258,24 +146,6 @@ def test_a_range_before_the_first_model_is_refused_with_what_could_be_tested(tmp
             BacktestModel(estimator="sklearn.tree.DecisionTreeClasifier"),
             WrongUseError,
             "did you mean 'DecisionTreeClassifier'",
-        ),
-        (BacktestModel(estimator="sklearnn.tree.X"), WrongUseError, "the module 'sklearnn.tree' cannot be imported"),
-        (BacktestModel(estimator="Tree"), WrongUseError, "the estimator: 'Tree'"),
-        (
-            BacktestModel(estimator="pathlib.Path"),
-            WrongUseError,
-            r"pathlib\.Path is not a scikit-learn-compatible estimator",
-        ),
-        (BacktestModel(estimator="os.getcwd"), WrongUseError, r"os\.getcwd returned str, which is not an estimator"),
-        (
-            BacktestModel(estimator=TREE.estimator, params={"max_dept": 2}),
-            WrongUseError,
-            r"no parameter max_dept.*'max_dept': did you mean 'max_depth'",
-        ),
-        (
-            BacktestModel(estimator=TREE.estimator, params={"max_depth": -1}),
-            WrongUseError,
-            "model.params.max_depth: -1 is not allowed; DecisionTreeClassifier takes an int in the range",
         ),
         (
             BacktestModel(estimator="sklearn.linear_model.Ridge"),
@@ -294,15 +164,3 @@ def test_a_model_that_cannot_be_tested_leaves_nothing_behind(tmp_path, model, er
     assert list(pipeline.home.staging.iterdir()) == []
     with pipeline.warehouse.open() as con:
         assert not {f"{schema}.{table}" for schema, table in con.execute(_TABLES).fetchall()} & {"small.backtests"}
-
-
-def test_features_that_are_missing_or_of_another_sql_are_not_built(tmp_path):
-    pipeline = made(tmp_path)
-    feature_file(pipeline, days(pipeline)[1].key).unlink()
-    with pytest.raises(DataError, match=r"features of 2024-02-04 are not built.*run small --partition 2024-02-04"):
-        backtested(pipeline, TREE)
-    query = pipeline.folder / "features.sql"
-    query.write_text(query.read_text().replace("WHERE", "WHERE true AND", 1))
-    changed = type(pipeline)(pipeline.spec, pipeline.folder, pipeline.home)
-    with pytest.raises(DataError, match=r"features of 2024-01-01, .* more are built by an earlier version of the SQL"):
-        backtested(changed, TREE, days(changed, "2024-02-05"))

@@ -1,11 +1,8 @@
 """Backups of a home: consistent while runs go on, incremental, complete or absent, and restored elsewhere."""
 
 import json
-import os
 import shutil
-import signal
 import sqlite3
-import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -13,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import dagster as dg
-import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WarehouseError, WrongUseError
@@ -24,17 +19,11 @@ from batch_platform.pipeline.backup import back_up, read_backup, restore_backup
 from batch_platform.warehouse.database import Warehouse, require_not_lost
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform_tests.harness.checkout import ROOT
-from batch_platform_tests.harness.command_line import published, start_command, write_project
-from batch_platform_tests.harness.dagster_project import forget_projects
+from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.object_store import BUCKET, object_store
-from batch_platform_tests.harness.small_pipeline import small_events
-from batch_platform_tests.harness.waiting_model import GO, ONLY, begun
-from batch_platform_tests.harness.workspace import workspace_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=1)
-SCORES = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
 EVERYTHING = "SELECT * FROM small.predictions ORDER BY ALL"
 
 
@@ -69,70 +58,6 @@ def test_a_backup_that_is_restored_elsewhere_leaves_nothing_to_do(project, cli, 
     assert cli(other, "trace", "small", "id=1450", "--json").code == 0, "no path of the former home is needed"
 
 
-@pytest.mark.full
-def test_a_home_that_is_backed_up_during_a_backfill_and_restored_elsewhere_goes_on_with_what_was_left(
-    cli, tmp_path, monkeypatch
-):
-    wait = tmp_path / "wait"
-    wait.mkdir()
-    params = {"max_iter": None, "max_leaf_nodes": None, "early_stopping": None, "folder": str(wait)}
-    model = {
-        "import": "batch_platform_tests.harness.waiting_model.Waiting",
-        "task": "regression",
-        "estimator": None,
-        "train": {"every": None},
-        "params": params,
-    }
-    project = write_project(
-        tmp_path / "project",
-        model=model,
-        labels=None,
-        dagster={"max_partitions_per_run": 7},
-        features={"max_rejected": None},
-    )
-    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    (wait / ONLY).write_text(str(small_events().filter(day == "2024-01-21")["amount"][0]))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the model
-    process = start_command(project, "run", "small", stdout=subprocess.DEVNULL)
-    while begun(wait) < 20:
-        assert process.poll() is None, process.communicate()
-    assert cli(project, "backup", str(tmp_path / "dest"), "--verify", "--json").json["read"]["rows"] > 0
-    (wait / GO).touch()
-    process.communicate()
-    assert process.returncode == 0
-
-    other = without_home(project, tmp_path / "other")
-    assert cli(other, "restore", str(tmp_path / "dest"), "--json").json["canceled_runs"] == 1
-    (status,) = cli(other, "status", "small", "--json").json
-    left = status["due"]["predictions"]
-    assert 0 < left < 60
-    assert (status["only_in_dagster"], status["only_in_ledger"]) == ([], [])
-    committed = {key for (key,) in published(other, "SELECT partition_key FROM batch_platform.score_runs")}
-    forget_projects()
-    with workspace_of(other, monkeypatch) as location:
-        for run_id in location.tick("small_score_when_due", datetime.now(UTC) + timedelta(days=1)):
-            assert location.execute(run_id).status == dg.DagsterRunStatus.SUCCESS
-        done = location.instance.get_materialized_partitions(dg.AssetKey(["small", "predictions"]))
-    again = published(other, "SELECT partition_key FROM batch_platform.score_runs ORDER BY ALL")
-    assert len(again) == len(done) == len(set(again)), "each partition is committed once"
-    assert len(done) == len(committed) + left
-    assert published(other, SCORES) == published(project, SCORES)
-
-
-@pytest.mark.full
-def test_a_second_backup_copies_only_what_is_new(project, cli, tmp_path):
-    dest = tmp_path / "dest"
-    first = cli(project, "backup", str(dest), "--json").json["made"]
-    pieces = files_below(dest / "pieces")
-    again = back_up(home_of(project), Archive.at(str(dest)), datetime.now(UTC) + timedelta(seconds=5))
-    assert (again.files, again.written) == (first["files"], 0)
-    assert files_below(dest / "pieces") == pieces
-    assert cli(project, "run", "small", "--partition", "2024-02-29", "--force").code == 0
-    third = back_up(home_of(project), Archive.at(str(dest)), datetime.now(UTC) + timedelta(seconds=10))
-    assert 0 < third.written < third.size
-    assert files_below(dest / "pieces").items() > pieces.items()
-
-
 def test_earlier_backups_are_removed_with_all_that_only_they_need(project, tmp_path):
     home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
     (home.root / "reports").mkdir(exist_ok=True)
@@ -152,29 +77,6 @@ def test_earlier_backups_are_removed_with_all_that_only_they_need(project, tmp_p
 def made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-@pytest.mark.full
-def test_a_backup_that_is_killed_leaves_the_earlier_one_and_the_next_completes_it(project, cli, tmp_path):
-    dest = tmp_path / "dest"
-    first = cli(project, "backup", str(dest), "--json").json["made"]["backup"]
-    earlier = files_below(dest)
-    reports = made(home_of(project).root / "reports")
-    for number in range(40):
-        (reports / f"{number}.html").write_bytes(os.urandom(1 << 20))
-    process = start_command(project, "backup", str(dest))
-    while files_below(dest).keys() == earlier.keys():
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert Archive.at(str(dest)).names() == [first]
-    assert files_below(dest).items() >= earlier.items()
-    second = cli(project, "backup", str(dest), "--verify", "--json").json
-    assert second["made"]["written"] < 41 << 20
-    other = without_home(project, tmp_path / "other")
-    assert cli(other, "restore", str(dest), "--backup", first, "--json").json["backup"] == first
-    assert not (home_of(other).root / "reports").exists()
-    assert list(home_of(project).staging.iterdir()) == []
 
 
 def test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home(
@@ -215,30 +117,6 @@ def test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and
     assert [*home.root.rglob("*.restored"), *home.root.glob(".restoring")] == []
 
 
-@pytest.mark.parametrize("half", ["", "2026"])
-def test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored(project, tmp_path, half):
-    archive, home = Archive.at(str(tmp_path / "dest")), Home(tmp_path / "restored").create()
-    back_up(home_of(project), archive, NOW)
-    home.restoring.write_text(half)
-    with pytest.raises(WarehouseError, match="A backup is being restored"), Warehouse(home).open():
-        pass
-    restore_backup(archive, newest(archive), home)
-    assert not home.restoring.exists()
-
-
-def test_a_backup_is_restored_into_an_empty_home_only(project, cli, tmp_path):
-    assert cli(project, "backup", str(tmp_path / "dest")).code == 0
-    before = files_below(home_of(project).root)
-    refused = cli(project, "restore", str(tmp_path / "dest"))
-    away = "move what is there out of it, or set BATCH_PLATFORM_HOME to another folder."
-    assert refused.code == 2
-    says = (
-        f"The home {home_of(project).root} is not empty, and a backup is restored into an empty one only. Hint: {away}"
-    )
-    assert refused.error == says
-    assert files_below(home_of(project).root) == before
-
-
 def test_a_place_belongs_to_one_home_and_to_what_is_restored_from_it(project, tmp_path):
     dest = Archive.at(str(tmp_path / "dest"))
     first = back_up(home_of(project), dest, NOW)
@@ -250,41 +128,6 @@ def test_a_place_belongs_to_one_home_and_to_what_is_restored_from_it(project, tm
     restored = home_of(without_home(project, tmp_path / "other"))
     restore_backup(dest, newest(dest), restored)
     assert back_up(restored, dest, LATER, keep=1).removed == [first.backup]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["restore"], "restore takes either the place of backups or --from-published."),
-        (["restore", "DEST", "--from-published"], "restore takes either the place of backups or --from-published."),
-        (["restore", "DEST"], "holds no complete backup. Hint: batch-platform backup DEST makes one."),
-        (["restore", "DEST", "--backup", "yesterday"], "holds no backup 'yesterday'"),
-        (["backup", "DEST"], "holds nothing to back up. Hint: run a pipeline first: batch-platform run NAME."),
-        (["backup", ".batch_platform/dest"], "with which it would be lost."),
-    ],
-)
-def test_what_cannot_be_backed_up_or_restored_is_refused_in_a_sentence(fresh, cli, tmp_path, arguments, says):
-    answer = cli(fresh, *(str(tmp_path / "dest") if word == "DEST" else word for word in arguments))
-    assert (answer.code, says in answer.error) == (2, True)
-    assert not (tmp_path / "dest").exists()
-
-
-def test_a_warehouse_that_is_there_is_replaced_only_after_a_yes(project, cli):
-    warehouse = home_of(project).warehouse
-    refused = cli(project, "restore", "--from-published")
-    says = f"{warehouse} is not replaced without a confirmation, and there is no terminal to ask on. Hint: add --yes."
-    assert (refused.code, refused.error) == (2, says)
-    assert cli(project, "restore", "--from-published", "--yes", "--json").json["set_aside"] is not None
-    warehouse.unlink()
-    assert cli(project, "restore", "--from-published", "--json").json["set_aside"] is None, "nothing is replaced"
-
-
-def test_a_place_that_cannot_be_written_is_named_in_a_sentence(project, cli, tmp_path):
-    (tmp_path / "file").touch()
-    answer = cli(project, "backup", str(tmp_path / "file" / "dest"))
-    assert answer.code == 1
-    assert answer.error.startswith(f"{tmp_path / 'file' / 'dest'} cannot be used (")
-    assert answer.error.endswith("Hint: see that the folder can be read and written, and has room.")
 
 
 def lose(piece: Path) -> None:
@@ -379,20 +222,6 @@ def test_databases_of_dagster_are_backed_up_with_what_their_logs_hold(project, t
         assert set(con.execute("SELECT pipeline_name FROM runs")) == {("known",)}
 
 
-def test_only_one_backup_of_a_home_is_made_at_a_time(project, tmp_path, monkeypatch):
-    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
-
-    def second(*_: Any) -> Any:
-        with pytest.raises(WrongUseError, match=r"Another backup or restore of .* is in progress"):
-            back_up(home, Archive.at(str(tmp_path / "other")), NOW)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(archives.PieceWriter, "store", second)
-    with pytest.raises(ZeroDivisionError):
-        back_up(home, archive, NOW)
-    assert archive.names() == []
-
-
 def test_links_are_not_followed_and_what_processes_leave_is_not_backed_up(project, tmp_path):
     home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
     (tmp_path / "secret").write_text("somebody else's")
@@ -419,14 +248,6 @@ def test_a_link_in_an_empty_home_leads_no_restored_file_out_of_it(project, tmp_p
     assert files_below(outside) == {}
 
 
-def test_a_home_whose_lake_is_a_link_to_another_disk_is_backed_up_with_it(project, tmp_path):
-    home, archive = home_of(project), Archive.at(str(tmp_path / "dest"))
-    home.lake.rename(tmp_path / "disk")
-    home.lake.symlink_to(tmp_path / "disk")
-    back_up(home, archive, NOW)
-    assert [path for path in newest(archive).files if path.startswith("lake/small/features/")]
-
-
 def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_path, monkeypatch):
     with object_store() as store:
         for name, value in store.environment.items():
@@ -445,10 +266,3 @@ def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_pat
         dead = cli(project, "backup", address)
         assert dead.error.startswith(f"{address} cannot be used (")
         assert "the network, and the credentials in the environment, the profile or the role." in dead.error
-
-
-def test_records_of_dagster_that_are_elsewhere_are_named_in_a_sentence(project, cli, tmp_path):
-    own = made(tmp_path / "own")
-    answer = cli(project, "backup", str(tmp_path / "dest"), DAGSTER_HOME=str(own))
-    says = f"Dagster's records are not in it: they are in the instance {own}, which DAGSTER_HOME names. Back them up there."
-    assert answer.out.splitlines()[-1] == says

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +14,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import written_aside
 from batch_platform.models.promotion import Maker, promote
 from batch_platform.models.registry import Registry
-from batch_platform.pipeline.cleanup import Garbage, _never_promoted, find_garbage, remove_garbage
+from batch_platform.pipeline.cleanup import _never_promoted, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import Promotion, Version
 from batch_platform.warehouse.staging import staging_folder
@@ -30,15 +28,6 @@ from batch_platform_tests.harness.small_pipeline import (
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 LATER = NOW + timedelta(days=40)
-TAKE_THE_LOCK = """\
-import sys
-from pathlib import Path
-from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.home import Home
-
-with Warehouse(Home(Path(sys.argv[1])), timeout=0.0).open():
-    print("taken")
-"""
 UNMET = {"promote": {"metric": "roc_auc", "at_least": 0.999}}
 
 
@@ -57,10 +46,6 @@ def train_more(pipeline: Pipeline) -> None:
 def pipeline(tmp_path: Path) -> Pipeline:
     """Everything is scored by an approved model; other versions have scored nothing."""
     return finished_pipeline(tmp_path, NOW, after=train_more)
-
-
-def everything(pipeline: Pipeline) -> set[Path]:
-    return {path for path in pipeline.home.root.rglob("*") if "published" not in path.name}
 
 
 def garbage_of(pipeline: Pipeline, now: datetime = LATER, keep: timedelta = timedelta(days=30)):
@@ -105,22 +90,6 @@ def test_a_version_that_was_promoted_once_never_goes_however_old_it_is(actions, 
     assert _never_promoted(Registry("small", [version], promotions), version, LATER) == reason
 
 
-def test_a_removed_version_is_refused_with_the_reason(pipeline):
-    (first, *_) = garbage_of(pipeline)
-    remove_garbage([first], pipeline.home, Stamp("gc", LATER))
-    day = pipeline.spec.partitions.calendar.named("2024-02-02")
-    with pytest.raises(WrongUseError, match=f"{first.version} was removed by gc on 2024-04-11: never promoted"):
-        list(pipeline.score([day], Stamp("again", LATER), version=first.version))
-
-
-def test_a_refused_version_that_scored_on_demand_stays(pipeline):
-    refused = pipeline.state().registry.versions[1].version
-    day = pipeline.spec.partitions.calendar.named("2024-02-02")
-    list(pipeline.score([day], Stamp("on demand", NOW), version=refused))
-    list(pipeline.score([day], Stamp("champion", NOW)))
-    assert refused not in [item.version for item in garbage_of(pipeline)], "rows of it may be asked for: trace names it"
-
-
 def test_a_bundle_that_was_never_registered_goes_once_no_run_can_be_writing_it(pipeline):
     versions = pipeline.home.models / "small"
     orphan = shutil.copytree(next(versions.iterdir()), versions / "2024-02-01-00000000")
@@ -132,20 +101,6 @@ def test_a_bundle_that_was_never_registered_goes_once_no_run_can_be_writing_it(p
     assert item.size == sum(file.stat().st_size for file in orphan.iterdir())
     remove_garbage([item], pipeline.home, Stamp("gc", LATER))
     assert not orphan.exists()
-
-
-def test_a_removal_that_was_cut_off_is_finished_by_the_next(pipeline, monkeypatch):
-    def cut_off(_):
-        raise OSError("cut off")
-
-    garbage = garbage_of(pipeline)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", cut_off)
-        with pytest.raises(OSError, match="cut off"):
-            remove_garbage(garbage, pipeline.home, Stamp("gc", LATER))
-    assert {item.reason for item in garbage_of(pipeline)} == {"removed before, but not completely"}
-    remove_garbage(garbage_of(pipeline), pipeline.home, Stamp("gc", LATER))
-    assert garbage_of(pipeline) == []
 
 
 def test_features_that_are_unrecorded_or_of_dropped_partitions_go(pipeline):
@@ -183,16 +138,6 @@ def test_the_file_of_an_earlier_build_goes_once_no_run_can_be_reading_it(pipelin
     assert changed.history.require(changed.state().features, day)
 
 
-def test_a_file_that_a_run_has_not_recorded_yet_stays_for_a_day(pipeline):
-    path = feature_file(pipeline, "2024-01-05")
-    with pipeline.warehouse.transaction() as con:
-        con.execute("DELETE FROM batch_platform.feature_builds WHERE partition_key = '2024-01-05'")
-    age(path, days=0.9)
-    assert path not in [item.path for item in garbage_of(pipeline)]
-    age(path, days=1.1)
-    assert path in [item.path for item in garbage_of(pipeline)]
-
-
 def test_staging_of_live_runs_is_never_listed(pipeline):
     (pipeline.home.staging / "killed-abcdefgh").mkdir()
     with staging_folder(pipeline.home, "live") as live:
@@ -203,52 +148,9 @@ def test_staging_of_live_runs_is_never_listed(pipeline):
         assert list(pipeline.home.staging.iterdir()) == [live]
 
 
-def test_other_pipelines_and_links_are_left_alone(pipeline, tmp_path):
-    theirs = pipeline.home.lake / "theirs" / "features"
-    theirs.mkdir(parents=True)
-    (theirs / "1999-01-01.parquet").write_bytes(b"x")
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    link = pipeline.home.models / "small" / "2024-02-01-ffffffff"
-    link.symlink_to(outside)
-    os.utime(link, (0, 0), follow_symlinks=False)
-    assert not [item for item in garbage_of(pipeline) if item.path == link or theirs in item.path.parents]
-
-
-def test_a_home_in_use_holds_nothing_to_remove(pipeline):
-    before = everything(pipeline)
-    assert garbage_of(pipeline, now=NOW) == []
-    remove_garbage([], pipeline.home, Stamp("gc", NOW))
-    assert everything(pipeline) == before
-
-
 def promotion_of(pipeline: Pipeline, version: str):
     state = pipeline.state()
     return promote(state.registry, state.scores, version, Maker(actor="test", at=LATER)).promotion
-
-
-@pytest.mark.full
-def test_the_disk_is_read_and_cleaned_while_another_process_takes_the_warehouse_lock(pipeline, monkeypatch):
-    command = [sys.executable, "-c", TAKE_THE_LOCK, str(pipeline.home.root)]
-    taken: list[str] = []
-
-    def while_another_process_takes_it(function):
-        def called(path, *args, **options):
-            if not taken and pipeline.home.models in (path, *path.parents):
-                taken.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            return function(path, *args, **options)
-
-        return called
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", while_another_process_takes_it(Path.iterdir))
-        garbage = [item for item in garbage_of(pipeline) if item.kind == "bundle"]
-    assert taken == ["taken\n"]
-    taken.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", while_another_process_takes_it(shutil.rmtree))
-        assert remove_garbage(garbage, pipeline.home, Stamp("gc", LATER)) == garbage
-    assert taken == ["taken\n"]
 
 
 def test_f30_a_version_promoted_after_it_was_found_stays(pipeline):
@@ -268,23 +170,6 @@ def test_f30_a_version_removed_after_the_decision_to_promote_it_is_not_promoted(
     with pytest.raises(WrongUseError, match=f"the bundle of {first.version} was removed by gc"):
         pipeline.decide(promotion, before)
     assert pipeline.state().registry.last_decision(first.version).action == "removed"
-
-
-def test_features_built_after_their_file_was_found_stay(pipeline):
-    day = pipeline.spec.partitions.calendar.named("2024-01-01")
-    later = small_spec(partitions={"start": "2024-01-02"})
-    (dropped,) = find_garbage([later], pipeline.home, LATER, trained_before=NOW - timedelta(days=90))
-    list(pipeline.build_features([day], Stamp("run", LATER + timedelta(hours=1)), force=True))
-    assert remove_garbage([dropped], pipeline.home, Stamp("gc", LATER)) == []
-    assert dropped.path.exists()
-
-
-def test_a_bundle_registered_after_it_was_found_stays(pipeline):
-    scored, *_ = [version.version for version in pipeline.state().registry.versions]
-    folder = pipeline.home.models / "small" / scored
-    item = Garbage("bundle", "small", folder, 1, "never registered: its run was killed")
-    assert remove_garbage([item], pipeline.home, Stamp("gc", LATER)) == []
-    assert folder.is_dir()
 
 
 def test_nothing_is_removed_by_ledgers_that_are_younger_than_the_files(pipeline):

@@ -1,39 +1,27 @@
-"""Decisions on scored rows: by a rule as scoring goes, by the rank in a partition, and by another rule on scores that stand."""
+"""Decisions on scored rows: by a rule as scoring goes, by the rank in a partition, and once the rule changed."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, OvertakenError, TrainingRefusedError
+from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
-from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
-from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.score import ScoringStep
-from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.reports.figures import read_figures
-from batch_platform.reports.report import write_report
-from batch_platform.scoring.deciding import with_whole
-from batch_platform.scoring.engines import local
-from batch_platform.scoring.partition import Counts, Staged
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
-from batch_platform_tests.harness.tiers import crossed
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
 SCORED = ["2024-02-01", "2024-02-02", "2024-02-03"]
@@ -102,72 +90,24 @@ def test_every_row_gets_the_decision_of_the_rule_and_the_ledger_names_it(tmp_pat
     assert all(key in text for key in rule)
 
 
-def test_a_pipeline_without_a_rule_has_no_decisions(tmp_path):
-    pipeline = decided(tmp_path, None)
-    assert "decision" not in rows(pipeline).columns
-    assert rules(pipeline) == {None}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("rule", [COSTS, {"top": 7}], ids=str)
-def test_decisions_are_the_same_in_files_and_whatever_the_size_of_a_batch(tmp_path, rule, monkeypatch):
-    expected = rows(decided(tmp_path / "duckdb", rule, **CHALLENGED))
-    monkeypatch.setattr(local, "BATCH_ROWS", 11)
-    in_files = declared(tmp_path / "files", rule, "parquet", **CHALLENGED)
-    carry_out(in_files, NOW)
-    again = rows(in_files)
-    assert again.select("id", "score", "decision").equals(expected.select("id", "score", "decision"))
-    assert verify(in_files.home).differing == ()
-
-
-@pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
-def test_a_changed_rule_is_applied_to_scores_that_stand_without_features_or_models(tmp_path, store):
-    pipeline = decided(tmp_path, COSTS, store, **CHALLENGED)
-    before, scored_before = rows(pipeline), rows(pipeline, "challenger_scores")
-    for rule in ({"threshold": 0.4}, {"top": 7}, {"top": "5%"}, COSTS):
-        pipeline = declared(tmp_path, rule, store, **CHALLENGED)
-        plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-        assert plan.stale == dict.fromkeys(SCORED, CHANGED)
-        assert {item.step for item in plan.items} == {"predictions", "performance"}
-        status = status_of(pipeline.spec, pipeline.state(), plan, NOW)
-        assert {each.reason for each in status.partitions if each.condition == "stale"} == {CHANGED}
-        carry_out(pipeline, NOW, str(rule))
-        for table, old in (("predictions", before), ("challenger_scores", scored_before)):
-            new = rows(pipeline, table)
-            assert new["decision"].to_list() == acted(new, rule)
-            assert new.drop("decision", "run_id").equals(
-                old.drop("decision", "run_id").select(new.drop("decision", "run_id").columns)
-            )
-            assert set(new["run_id"]) == {str(rule)}
-        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
-    assert verify(pipeline.home).differing == ()
-    rmtree(pipeline.home.lake / "small" / "features")
-    rmtree(pipeline.home.models)
-    pipeline = declared(tmp_path, {"threshold": 0.4}, store, **CHALLENGED)
-    partitions = [pipeline.spec.partitions.calendar.named(key) for key in SCORED]
-    assert len(list(pipeline.score(partitions, Stamp("without", NOW)))) == len(SCORED)
-    pipeline.publish()
-    assert rows(pipeline)["decision"].to_list() == acted(before, {"threshold": 0.4})
-
-
-@pytest.mark.parametrize(("rule", "store"), crossed([{"top": 7}, {"threshold": 0.4}], ["duckdb", "parquet"]), ids=str)
-def test_a_partition_that_was_decided_again_is_like_one_that_was_scored_under_the_rule(tmp_path, rule, store):
-    scored = decided(tmp_path / "scored", rule, store, **CHALLENGED)
-    decided(tmp_path / "again", COSTS, store, **CHALLENGED)
-    again = declared(tmp_path / "again", rule, store, **CHALLENGED)
-    carry_out(again, NOW, "run")
+@pytest.mark.parametrize(
+    ("first", "store"), [(None, "duckdb"), (COSTS, "duckdb"), pytest.param(COSTS, "parquet", marks=pytest.mark.full)]
+)
+def test_a_changed_rule_is_an_input_by_which_partitions_are_scored_again(tmp_path, first, store):
+    expected, rule = decided(tmp_path / "expected", {"top": 7}, store, **CHALLENGED), {"top": 7}
+    decided(tmp_path / "changed", first, store, **CHALLENGED)
+    changed = declared(tmp_path / "changed", rule, store, **CHALLENGED)
+    plan = carry_out(changed, NOW, "run")
+    assert plan.stale == dict.fromkeys(SCORED, CHANGED)
+    assert {item.step for item in plan.items} == {"predictions", "performance"}
     for table in ("predictions", "challenger_scores"):
-        expected, actual = (rows(pipeline, table).drop("scored_at", "model_version") for pipeline in (scored, again))
-        assert actual.select(expected.columns).equals(expected)
-    assert metrics(again) == metrics(scored)
-    with open_published(scored.home) as first, open_published(again.home) as second:
-        query = (
-            "SELECT partition_key, rank_correlation, decisions_flipped, rows_scored FROM small.challengers ORDER BY 1"
+        under_rule, again = (
+            rows(pipeline, table).drop("scored_at", "model_version") for pipeline in (expected, changed)
         )
-        flipped = first.sql(query).fetchall()
-        assert second.sql(query).fetchall() == flipped
-    own, other = (rows(scored, table)["decision"] for table in ("predictions", "challenger_scores"))
-    assert sum(share * count for *_, share, count in flipped) == pytest.approx((own != other).sum())
+        assert again.select(under_rule.columns).equals(under_rule)
+    assert metrics(changed) == metrics(expected)
+    assert make_plan(changed.spec, changed.state(), PlanRequest(NOW)).items == []
+    assert verify(changed.home).differing == ()
 
 
 def test_without_the_rule_the_decisions_are_null(tmp_path):
@@ -179,49 +119,6 @@ def test_without_the_rule_the_decisions_are_null(tmp_path):
     assert rules(pipeline) == {None}
     assert not [metric for *_, metric in metrics(pipeline) if metric.startswith("decision_cost")]
     assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
-
-
-def test_a_first_rule_decides_on_scores_that_stand(tmp_path):
-    before = rows(decided(tmp_path, None))
-    pipeline = declared(tmp_path, COSTS)
-    carry_out(pipeline, NOW, "first")
-    after = rows(pipeline)
-    assert after["decision"].to_list() == acted(before, COSTS)
-    assert after["scored_at"].to_list() == before["scored_at"].to_list()
-
-
-def test_where_nothing_is_scored_again_another_rule_is_only_shown(tmp_path):
-    decided(tmp_path, COSTS)
-    pipeline = small_pipeline(tmp_path, predictions={"decide": {"top": 7}, "rescore": "never"})
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-    assert plan.stale == dict.fromkeys(SCORED, CHANGED)
-    assert plan.items == []
-
-
-def test_a_partition_whose_inputs_changed_too_is_scored_again(tmp_path):
-    decided(tmp_path, COSTS)
-    changed = small_events().with_columns(items=pl.col("items") + 1)
-    pipeline = declared(tmp_path, {"top": 7}, events=changed, model={"train": {"retrain": "never"}})
-    plan = carry_out(pipeline, NOW, "both")
-    assert set(plan.stale.values()) != {CHANGED}
-    scores = rows(pipeline)
-    assert scores["decision"].to_list() == acted(scores, {"top": 7})
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).stale == {}
-
-
-def test_scores_that_another_run_committed_meanwhile_are_not_decided_by_an_older_one(tmp_path):
-    """Law 7."""
-    decided(tmp_path, COSTS)
-    pipeline = declared(tmp_path, {"top": 7})
-    partitions = [pipeline.spec.partitions.calendar.named(key) for key in SCORED]
-    state = pipeline.state()
-    list(declared(tmp_path, COSTS).score(partitions[:1], Stamp("newer", NOW), force=True))
-    step = ScoringStep(pipeline.history, pipeline.warehouse, state, Stamp("older", NOW), pipeline.bundle_folder, {})
-    with pytest.raises(OvertakenError, match="2024-02-01: run newer committed it"):
-        list(step.committed(partitions, force=False, version=None, watch=None))
-    pipeline.publish()
-    by_partition = {key: set(of["run_id"]) for (key,), of in rows(pipeline).group_by("partition_key")}
-    assert by_partition == {SCORED[0]: {"newer"}, SCORED[1]: {"older"}, SCORED[2]: {"older"}}
 
 
 def test_performance_is_that_of_the_stored_decisions_with_their_costs(tmp_path):
@@ -249,41 +146,6 @@ def test_performance_is_that_of_the_stored_decisions_with_their_costs(tmp_path):
         assert con.sql(query).fetchall() == [(4,)]
 
 
-def test_the_check_and_the_report_show_what_the_decisions_cost(tmp_path):
-    pipeline = decided(tmp_path, COSTS, monitoring={"performance": {"warn_below": 0.1}})
-    check = PERFORMANCE.check(pipeline.spec)
-    assert check is not None
-    assert "act on a row from a probability of 0.3333 on" in check.description
-    with open_published(pipeline.home) as con:
-        measured = PERFORMANCE.served_rows(con, "small", SCORED[:1])[SCORED[0]]
-    judged = check.judge(measured, "binary")
-    assert judged is not None
-    shown = {"decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"}
-    assert shown <= judged.shown.keys()
-    report = tmp_path / "report.html"
-    write_report(pipeline, NOW, file=report)
-    assert "The decisions cost " in report.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("rule", [None, COSTS, {"top": 7}], ids=str)
-def test_the_report_holds_the_stored_decisions_against_what_came_true(tmp_path, rule):
-    pipeline = decided(tmp_path, rule)
-    with open_published(pipeline.home) as con:
-        confusion = read_figures(con, pipeline.spec).confusion
-    scores = rows(pipeline).join(small_events().select("id", "returned").drop_nulls(), on="id")
-    scores = scores.filter(pl.col("partition_key").is_in(SCORED[:2]))
-    counted = scores.group_by("prediction" if rule is None else "decision", "returned").len()
-    expected = {(str(held).lower(), str(came).lower(), count) for held, came, count in counted.iter_rows()}
-    assert {*confusion.iter_rows()} == expected
-
-
-def test_precision_under_top_is_that_of_the_rows_that_were_selected(tmp_path):
-    pipeline = decided(tmp_path, {"top": 7})
-    measured = rows(pipeline).join(small_events().select("id", "returned").drop_nulls(), on="id")
-    selected = measured.filter(pl.col("decision"), partition_key=SCORED[0])
-    assert metrics(pipeline)[SCORED[0], None, "precision"] == pytest.approx(selected["returned"].mean())
-
-
 def test_a_backtest_decides_too_and_an_export_and_a_trace_show_the_decision(tmp_path):
     pipeline = decided(tmp_path, {"top": 7})
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in SCORED[:2]]
@@ -305,74 +167,13 @@ def test_a_backtest_decides_too_and_an_export_and_a_trace_show_the_decision(tmp_
     assert traced.commit.decision_rule == '{"top": 7}'
 
 
-@pytest.mark.full
-def test_ties_at_the_last_place_are_broken_by_the_key(tmp_path):
-    pipeline = decided(tmp_path, {"top": 7}, model={"params": {"max_iter": 1, "max_leaf_nodes": 2}})
-    scores = rows(pipeline)
-    assert scores.group_by("partition_key").agg(pl.col("score").n_unique())["score"].max() == 2
-    assert scores["decision"].to_list() == acted(scores, {"top": 7})
-    assert scores.group_by("partition_key").agg(pl.col("decision").sum())["decision"].to_list() == [7, 7, 7]
-
-
-def test_the_highest_scores_are_those_of_a_partition_that_was_staged_in_several_parts(tmp_path):
-    """Tasks of Spark stage a part each."""
-    pipeline = decided(tmp_path, {"top": 7})
-    expected = rows(pipeline).filter(partition_key=SCORED[0])
-    parts = list[Path]()
-    for part in expected.with_columns(decision=pl.lit(None, pl.Boolean)).iter_slices(11):
-        parts.append(tmp_path / f"{len(parts)}.predictions.parquet")
-        part.write_parquet(parts[-1])
-    calendar = pipeline.spec.partitions.calendar
-    staged = Staged(calendar.named(SCORED[0]), tuple(parts), (), Counts(), NOW)
-    assert pl.read_parquet(list(with_whole(staged, pipeline.spec, in_place=True).predictions)).equals(expected)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("store", ["duckdb", "parquet"])
-def test_the_rows_that_are_selected_have_reasons_and_no_others_also_under_another_rule(tmp_path, store):
-    everywhere = small_pipeline(tmp_path / "all", predictions={"reasons": 2})
-    carry_out(everywhere, NOW)
-    expected = rows(everywhere)
-    for rule in ({"top": 7}, COSTS, {"top": "5%"}):
-        further = {"store": store, "decide": rule, "reasons": {"count": 2, "of": "decisions"}}
-        pipeline = small_pipeline(tmp_path / store, predictions=further, **CHALLENGED)
-        assert set(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).stale.values()) <= {CHANGED}
-        carry_out(pipeline, NOW, str(rule))
-        scores = rows(pipeline)
-        assert scores["decision"].to_list() == acted(scores, rule)
-        assert scores["reasons"].is_not_null().to_list() == scores["decision"].to_list()
-        selected = scores["decision"]
-        assert scores.filter(selected)["reasons"].to_list() == expected.filter(selected)["reasons"].to_list()
-        challenged = rows(pipeline, "challenger_scores")
-        assert challenged["reasons"].is_not_null().to_list() == challenged["decision"].to_list()
-        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
-
-
-@pytest.mark.full
-def test_reasons_follow_the_declaration_of_now_whatever_it_was_when_the_model_was_trained(tmp_path):
-    weekly = {"model": {"train": {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}}}
-    later = datetime(2024, 2, 20, 12, tzinfo=UTC)
-    of_decisions = {"decide": {"top": 5}, "reasons": {"count": 2, "of": "decisions"}}
-    carry_out(small_pipeline(tmp_path, predictions=of_decisions, **weekly), later)
-    above = {"decide": {"threshold": 0.3}, "reasons": {"count": 1, "above": 0.5}}
-    pipeline = small_pipeline(tmp_path, predictions=above, **weekly)
-    stale = make_plan(pipeline.spec, pipeline.state(), PlanRequest(later)).stale
-    assert set(stale) == set(pipeline.state().scores)
-    carry_out(pipeline, later, "again")
-    scores = rows(pipeline)
-    assert scores["model_version"].n_unique() > 1
-    assert scores["reasons"].is_not_null().to_list() == (scores["score"] > 0.5).to_list()
-    assert set(scores["reasons"].drop_nulls().list.len()) == {1}
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(later)).items == []
-
-
 def three_classes(tmp_path: Path, costs: dict[str, Any] | None) -> Pipeline:
     labels = "SELECT id, CASE WHEN returned THEN 'back' WHEN items > 4 THEN 'kept' ELSE 'lost' END AS fate FROM events WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL"
     rule = {} if costs is None else {"decide": {"costs": costs}}
     return small_pipeline(tmp_path, labels_sql=labels, labels={"column": "fate"}, predictions=rule)
 
 
-def test_of_several_classes_the_one_of_least_expected_cost_is_decided_and_another_rule_decides_again(tmp_path):
+def test_of_several_classes_the_one_of_least_expected_cost_is_decided(tmp_path):
     costs = {"back": {"kept": 9, "lost": 9}, "kept": {"back": 1, "lost": 2}, "lost": {"back": 2, "kept": 1}}
     other = {**costs, "lost": {"back": 20, "kept": 20}}
     for number, by_class in enumerate((costs, other)):
@@ -384,7 +185,6 @@ def test_of_several_classes_the_one_of_least_expected_cost_is_decided_and_anothe
         expected = scores.select(f"score_{name}" for name in names).to_numpy() @ matrix
         assert scores["decision"].to_list() == [names[at] for at in expected.argmin(axis=1)]
         assert {"decision_cost", "decision_cost_always"} <= {metric for *_, metric in metrics(pipeline)}
-    assert len(set(rows(pipeline)["scored_at"])) == 1
 
 
 def test_a_version_that_a_changed_rule_does_not_fit_keeps_its_decisions_and_says_why(tmp_path):
@@ -416,53 +216,3 @@ def test_no_model_is_trained_that_a_rule_does_not_fit(tmp_path, estimator, rule,
         pipeline.train(period, Stamp("train", NOW))
     assert f"serving period {period.key}: predictions.decide" in error.value.message
     assert refusal in error.value.message
-
-
-@pytest.mark.full
-def test_versions_are_judged_by_what_their_decisions_cost(tmp_path):
-    pipeline = decided(tmp_path, COSTS, model={"promote": {"metric": "decision_cost"}})
-    version = pipeline.state().registry.of_model[0]
-    judged = pipeline.bundle(version).judged
-    assert judged is not None
-    act, hit = judged.outcomes.predicted[:, 1] >= 1 / 3, judged.outcomes.labels.astype(bool)
-    assert version.metric_values["decision_cost"] == pytest.approx((act & ~hit).mean() + 2 * (hit & ~act).mean())
-    assert version.metric_values["recall"] == pytest.approx((act & hit).sum() / hit.sum())
-    decision = pipeline.state().registry.last_decision(version.version)
-    assert decision is not None
-    assert decision.action == "approved"
-    assert "decision_cost" in decision.evidence
-    stricter = {"promote": {"metric": "decision_cost", "at_least": 0.01}}
-    calendar = serving_calendar(pipeline.spec)
-    assert calendar is not None
-    period = calendar.named(version.serving_period)
-    refused = declared(tmp_path, COSTS, model=stricter).train(period, Stamp("again", NOW)).decision
-    assert refused.action == "refused"
-    assert "is worse than the required 0.01" in refused.reason
-
-
-@pytest.mark.full
-def test_another_rule_delivers_the_predictions_again_and_not_the_rejected_rows(tmp_path):
-    out: dict[str, Any] = {"deliver": [{"csv": "out"}, {"csv": "bad", "name": "bad", "of": "rejected_rows"}]}
-    strict = {"features": {"columns": {"items": {"max": 7}}, "max_rejected": "50%"}}
-    pipelines = [small_pipeline(tmp_path, predictions=out | {"decide": {"top": top}}, **strict) for top in (7, 9)]
-
-    def due(pipeline: Pipeline) -> dict[str, set[str]]:
-        items = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("deliveries")
-        return {name: {it.partition.key for it in items if it.delivery.name == name} for name in ("csv", "bad")}
-
-    def delivered(pipeline: Pipeline, run_id: str) -> None:
-        for delivery in pipeline.spec.predictions.deliver:
-            list(deliver(pipeline, delivery, partitions, Stamp(run_id, NOW)))
-
-    first, second = pipelines
-    carry_out(first, NOW)
-    partitions = [first.spec.partitions.calendar.named(key) for key in SCORED]
-    delivered(first, "delivered")
-    with open_published(first.home) as con:
-        assert con.sql("SELECT DISTINCT partition_key FROM small.rejected_rows").fetchall()
-    assert due(first) == {"csv": set(), "bad": set()}
-    assert due(second) == {"csv": {*SCORED}, "bad": set()}
-    carry_out(second, NOW, "decided")
-    assert due(second) == {"csv": {*SCORED}, "bad": set()}
-    list(second.score(partitions[:1], Stamp("again", NOW), force=True))
-    assert due(second) == {"csv": {*SCORED}, "bad": {SCORED[0]}}

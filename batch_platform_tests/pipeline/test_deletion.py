@@ -23,21 +23,19 @@ from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.build import FeatureStep
 from batch_platform.pipeline.deliver import deliver
-from batch_platform.pipeline.drop import drop_partitions
+from batch_platform.pipeline.drop import drop_partitions, drop_pipelines
 from batch_platform.pipeline.erase import erase_subject, held_subject
 from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.remains import TextSearch
-from batch_platform.pipeline.rename import drop_pipelines
 from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import StagedScores
+from batch_platform.warehouse.dropping import held_pipelines
 from batch_platform.warehouse.erasures import read_erasures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.renaming import held_pipelines
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
@@ -85,39 +83,6 @@ def test_no_byte_of_a_dropped_partition_is_left_in_the_home(tmp_path, store):
     assert not home.wiping.exists()
     drop_pipelines(home, ["small"])
     assert holding(home, *kept) == set()
-
-
-def test_tables_of_users_survive_a_deletion_as_they_are(tmp_path):
-    pipeline = with_customers(tmp_path)
-    with pipeline.warehouse.transaction() as con:
-        con.execute(
-            "CREATE SCHEMA own; CREATE SEQUENCE own.numbers START 5; CREATE TYPE own.mood AS ENUM ('good', 'bad')"
-        )
-        con.execute(
-            "CREATE TABLE own.parents (id INTEGER PRIMARY KEY, mood own.mood, n BIGINT DEFAULT nextval('own.numbers'))"
-        )
-        con.execute("CREATE TABLE own.children (parent INTEGER REFERENCES own.parents (id), twice AS (parent * 2))")
-        con.execute(
-            "CREATE INDEX of_moods ON own.parents (mood); CREATE VIEW own.good AS FROM own.parents WHERE mood = 'good'"
-        )
-        con.execute("CREATE MACRO own.doubled(x) AS x * 2; COMMENT ON TABLE own.parents IS 'of ours'")
-        con.execute(
-            "INSERT INTO own.parents (id, mood) VALUES (1, 'good'), (2, 'bad'); INSERT INTO own.children VALUES (2)"
-        )
-    look = "SELECT * FROM own.parents, own.children, (SELECT count(*), own.doubled(4) FROM own.good) ORDER BY ALL"
-    comments = (
-        "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
-    )
-    with pipeline.warehouse.open() as con:
-        before = con.execute(look).fetchall(), con.execute(comments).fetchall()
-    drop_partitions(pipeline, [KEY], "somebody", STAMP)
-    with pipeline.warehouse.transaction() as con:
-        after = con.execute(comments).fetchall()
-        assert con.execute(look).fetchall() == before[0]
-        assert [row for row in after if row[1] != "dropped_partitions"] == before[1]
-        assert con.execute("INSERT INTO own.parents (id, mood) VALUES (3, 'bad') RETURNING n").fetchall() == [(7,)]
-        with pytest.raises(duckdb.ConstraintException):
-            con.execute("INSERT INTO own.children VALUES (9)")
 
 
 def test_without_room_for_a_second_file_the_rows_are_deleted_and_the_next_run_removes_their_bytes(tmp_path):
@@ -264,45 +229,6 @@ def test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_
     assert {Path(place).name for place in held.remains} == {"manifest.json"}
 
 
-@pytest.mark.full
-def test_the_search_for_many_erased_texts_finds_whole_words_only_also_across_chunks_of_a_file(tmp_path):
-    search, file = (
-        TextSearch.for_texts([*(f"R{at:07}" for at in range(20_000)), "Anna Süd", "(plus)"]),
-        tmp_path / "file",
-    )
-    for content, found in {
-        "key R0000007, of": True,
-        '["Anna S\\u00fcd"]': True,
-        "Anna\nAnna Süd": True,
-        "plus-1": True,
-        "xR0000007 R00000071 R0000007ü": False,
-        "Anna, Süd; Anna Südfeld; surplus": False,
-    }.items():
-        assert search.matches(content.encode()) is found, content
-    for before in (8 * 2**20 - 4, 8 * 2**20, 10):
-        file.write_bytes(b"." * before + b"R0019999")
-        assert search.matches_file(file)
-    file.write_bytes(b"R0020000 " * 2**20)
-    assert not search.matches_file(file)
-
-
-def test_an_erasure_that_is_repeated_delivers_again_what_the_first_one_could_not(tmp_path):
-    pipeline = with_customers(tmp_path, predictions={"deliver": [{"csv": "out"}]})
-    (delivery,), folder = pipeline.spec.predictions.deliver, pipeline.folder / "out"
-    list(deliver(pipeline, delivery, pipeline.spec.partitions.calendar.due(NOW)[31:], STAMP))
-    customer, _ = subject_of(pipeline)
-    aside = folder.rename(folder.with_name("aside"))
-    folder.touch()  # a file in the way
-    assert "out" in erase_subject(pipeline, {"customer": customer}, "somebody", STAMP).to_tell["csv"]
-    folder.unlink()
-    aside.rename(folder)
-    assert holding(Home(folder), customer)
-    again = erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
-    assert (again.rows, again.receivers, again.to_tell) == ({}, ["csv"], {})
-    assert again.erased_at is not None
-    assert holding(Home(folder), customer) == set()
-
-
 def test_a_single_row_is_erased_by_its_key_and_other_columns_and_values_are_refused(tmp_path):
     pipeline = with_customers(tmp_path)
     _, ids = subject_of(pipeline)
@@ -315,18 +241,6 @@ def test_a_single_row_is_erased_by_its_key_and_other_columns_and_values_are_refu
     held = erase_subject(pipeline, {"id": str(ids[-1])}, "somebody", STAMP)
     assert held.rows == {"features": 1, "predictions": 1, "challenger_scores": 1, "outcomes": 1}
     assert erase_subject(pipeline, {"id": str(ids[-2]), "shop": "no such shop"}, "somebody", STAMP).rows == {}
-
-
-def test_rows_whose_features_are_gone_are_erased_too(tmp_path):
-    pipeline = with_customers(tmp_path)
-    customer, _ = subject_of(pipeline)
-    with pipeline.warehouse.transaction() as con:
-        con.execute("DELETE FROM batch_platform.feature_builds")
-    shutil.rmtree(pipeline.home.features("small"))
-    held = erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
-    assert held.rows == {"predictions": 11, "challenger_scores": 11, "outcomes": 11, "rejected_rows": 1}
-    assert holding(pipeline.home, customer) == set()
-    assert ledger(pipeline)[0] == ledger(pipeline)[1]
 
 
 def test_a_run_that_read_the_features_before_an_erasure_commits_and_leaves_nothing_of_them(tmp_path):
@@ -348,6 +262,39 @@ def test_a_run_that_read_the_features_before_an_erasure_commits_and_leaves_nothi
     with pytest.raises(OvertakenError, match="were erased"):
         pipeline.warehouse.commit_scores("small", [staged], may_empty=True, clock=lambda: NOW)
     assert build.sha256 == pipeline.state().scores[partition.key].input_hash
+
+
+def test_the_proof_of_an_erasure_outlives_its_pipeline_and_a_later_one_of_the_name_leaves_the_customer_out(tmp_path):
+    pipeline = with_customers(tmp_path, "parquet")
+    customer, _ = subject_of(pipeline)
+    matches = find_rows(pipeline, {"customer": customer})
+    with pipeline.warehouse.open() as con:
+        files = SubjectRows(pipeline, con, matches).files  # asked first
+    assert {table.view for table, *_ in files} == {"predictions", "challenger_scores"}
+    erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
+    drop_pipelines(pipeline.home, ["small"])
+    with pipeline.warehouse.open() as con:
+        assert len(read_erasures(con, "small")) == 1
+        assert held_pipelines(con) == {}
+    list(
+        pipeline.build_features(
+            [pipeline.spec.partitions.calendar.named(row.partition_key) for _, row, *_ in files[:1]], STAMP
+        )
+    )
+    assert pipeline.state().features
+    assert holding(pipeline.home, customer) == set()
+
+
+def test_rows_whose_features_are_gone_are_erased_too(tmp_path):
+    pipeline = with_customers(tmp_path)
+    customer, _ = subject_of(pipeline)
+    with pipeline.warehouse.transaction() as con:
+        con.execute("DELETE FROM batch_platform.feature_builds")
+    shutil.rmtree(pipeline.home.features("small"))
+    held = erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
+    assert held.rows == {"predictions": 11, "challenger_scores": 11, "outcomes": 11, "rejected_rows": 1}
+    assert holding(pipeline.home, customer) == set()
+    assert ledger(pipeline)[0] == ledger(pipeline)[1]
 
 
 @pytest.mark.full
@@ -376,40 +323,6 @@ def test_an_evaluation_and_a_backtest_in_flight_during_an_erasure_bring_nothing_
         backtest(pipeline, [partition], BacktestModel(version=version), Stamp("slow", NOW), **slow)
     assert holding(pipeline.home, first, second) == set()
     assert ledger(pipeline)[0] == ledger(pipeline)[1]
-
-
-@pytest.mark.full
-def test_rows_that_a_driving_source_still_holds_of_an_erased_customer_are_not_missed(tmp_path):
-    driving = {"features": {**CUSTOMERS["features"], "driving": {"source": "events", "time": "ts"}}}
-    overrides: dict[str, Any] = {**declared("duckdb"), **driving, "features_sql": CUSTOMERS["features_sql"]}
-    pipeline = finished_pipeline(tmp_path, NOW, events=customers(), **overrides)
-    customer, _ = subject_of(pipeline)
-    erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
-    assert (
-        len(list(pipeline.build_features([pipeline.spec.partitions.calendar.named("2024-02-04")], STAMP, force=True)))
-        == 1
-    )
-
-
-def test_the_proof_of_an_erasure_outlives_its_pipeline_and_a_later_one_of_the_name_leaves_the_customer_out(tmp_path):
-    pipeline = with_customers(tmp_path, "parquet")
-    customer, _ = subject_of(pipeline)
-    matches = find_rows(pipeline, {"customer": customer})
-    with pipeline.warehouse.open() as con:
-        files = SubjectRows(pipeline, con, matches).files  # asked first
-    assert {table.view for table, *_ in files} == {"predictions", "challenger_scores"}
-    erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
-    drop_pipelines(pipeline.home, ["small"])
-    with pipeline.warehouse.open() as con:
-        assert len(read_erasures(con, "small")) == 1
-        assert held_pipelines(con) == {}
-    list(
-        pipeline.build_features(
-            [pipeline.spec.partitions.calendar.named(row.partition_key) for _, row, *_ in files[:1]], STAMP
-        )
-    )
-    assert pipeline.state().features
-    assert holding(pipeline.home, customer) == set()
 
 
 def killed_at(tmp_path: Path, task: str, pipeline: Pipeline, **arguments: Any) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Evaluation: committed predictions are compared with the labels known now, whatever became of the model since."""
 
-import shutil
 from datetime import UTC, datetime
 
 import polars as pl
@@ -48,48 +47,6 @@ def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
     assert pipeline.state().evaluations["2024-02-03"].rows_labelled == labelled.height
 
 
-def test_a_partition_is_evaluated_even_if_its_model_is_no_longer_on_disk(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW)
-    before = performance(pipeline)
-    shutil.rmtree(pipeline.home.models)
-    fresh = small_pipeline(tmp_path)
-    (evaluation,) = fresh.evaluate([day(fresh)], Stamp("again", NOW))
-    assert evaluation.served.numbers == before == performance(fresh)
-
-
-def test_corrected_labels_change_the_metrics_of_their_own_partition_only(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW)
-    before = performance(pipeline), performance(pipeline, "2024-02-04")
-    corrected = small_events().with_columns(returned=~pl.col("returned"))
-    fresh = small_pipeline(tmp_path, events=corrected)
-    list(fresh.evaluate([day(fresh)], Stamp("again", NOW)))
-    assert performance(fresh)["accuracy"] == pytest.approx(1 - before[0]["accuracy"])
-    assert performance(fresh, "2024-02-04") == before[1]
-
-
-def test_labels_that_are_gone_since_the_last_evaluation_are_told(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW)
-    known = small_events().filter(pl.col("returned").is_not_null())["id"]
-    lost = pl.when(~pl.col("id").is_in(known.filter(known.is_between(1321, 1330)).to_list())).then("returned")
-    small_events().with_columns(returned=lost).write_parquet(tmp_path / "project" / "events.parquet")
-    labelled = pipeline.state().evaluations["2024-02-03"].rows_labelled
-    days = [day(pipeline), day(pipeline, "2024-02-04")]
-    first, second = pipeline.evaluate(days, Stamp("again", NOW))
-    gone = labelled - first.run.rows_labelled
-    assert first.findings == (f"{gone} labels of {labelled} that were known at its last evaluation are gone",)
-    assert (gone, second.findings) == (10, ())
-    (again,) = pipeline.evaluate(days[:1], Stamp("once more", NOW))
-    assert again.findings == ()
-
-
-def test_labels_are_read_again_in_every_run_of_one_process(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW)
-    before = performance(pipeline)
-    small_events().with_columns(returned=~pl.col("returned")).write_parquet(tmp_path / "project" / "events.parquet")
-    list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
-    assert performance(pipeline)["accuracy"] == pytest.approx(1 - before["accuracy"])
-
-
 def test_labels_that_are_nan_are_not_known_yet_and_those_of_an_unknown_class_are_named(tmp_path):
     kind = pl.when(pl.col("returned")).then(1.0).otherwise(0.0)
     odd = (
@@ -110,34 +67,12 @@ def test_labels_that_are_nan_are_not_known_yet_and_those_of_an_unknown_class_are
     assert performance(pipeline)["accuracy"] <= 20 / 30
 
 
-def test_a_regression_is_evaluated(tmp_path):
-    pipeline = small_pipeline(
-        tmp_path,
-        events=small_events().with_columns(returned=(pl.col("items") * 2).cast(pl.Decimal(8, 2))),
-        model={"estimator": "sklearn.linear_model.Ridge", "params": None, "allow_suspected_leaks": ["*"]},
-    )
-    carry_out(pipeline, NOW)
-    assert performance(pipeline)["mae"] < 0.1
-    assert set(performance(pipeline)) == {
-        *("mae", "rmse", "r2", "mape", "bias", "error_p10", "error_p50", "error_p90"),
-        *("label_coverage", "label_not_known_yet"),
-    }
-
-
 def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW, **CLUSTERS)
     assert set(performance(pipeline)) == {"silhouette"}
     feature_file(pipeline, day(pipeline).key).unlink()
     with pytest.raises(BatchPlatformError, match=r"2024-02-03"):
         list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
-
-
-def test_a_clustering_is_not_measured_on_features_that_it_was_not_scored_with(tmp_path):
-    finished_pipeline(tmp_path, NOW, **CLUSTERS)
-    changed = small_pipeline(tmp_path, events=small_events().with_columns(items=pl.col("items") + 1), **CLUSTERS)
-    list(changed.build_features([day(changed)], Stamp("again", NOW), force=True))
-    with pytest.raises(DataError, match=r"its features changed after it was scored.*run small --partition 2024-02-03"):
-        list(changed.evaluate([day(changed)], Stamp("again", NOW)))
 
 
 def test_a_partition_that_is_not_scored_does_not_hold_up_others(tmp_path):

@@ -10,29 +10,22 @@ import polars as pl
 import pytest
 from deltalake import write_deltalake
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features import fingerprints
-from batch_platform.features.sources.opening import Sources
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
-    LABELS_SQL,
     carry_out,
     small_events,
     small_pipeline,
     small_spec,
 )
-from batch_platform_tests.harness.ticks import requested, tick
 
 FIRST, LAST = date(2024, 1, 20), date(2024, 2, 16)
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)
@@ -165,82 +158,6 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
     assert {condition for condition, _ in list(conditions(pipeline).values())[12:]} == {"scored"}
 
 
-@pytest.mark.full
-def test_a_refused_model_is_trained_again_once_when_the_rows_that_its_window_lacked_are_there(tmp_path):
-    train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "2 days"}
-    weekly = WEEKLY | {"model": {"train": train}}
-    pipeline = small_pipeline(tmp_path, events=complete(date(2024, 2, 5)), **weekly)
-    carry_out(pipeline, NOW)
-    *_, refused = pipeline.state().registry.of_model
-    assert (refused.serving_period, refused.rows_evaluated) == ("2024-02-11", 0)
-    assert {item.step for item in carry_out(pipeline, NOW).items} == set()
-    write(pipeline, complete())
-    plan = carry_out(pipeline, NOW)
-    assert [(item.partition.key, item.reason) for item in plan.of("model")] == [
-        ("2024-02-11", f"5 partitions of its training window changed since {refused.version} was refused")
-    ]
-    state = pipeline.state()
-    assert (state.registry.of_model[-1].rows_trained, state.scores["2024-02-11"].model_version) == (
-        complete(date(2024, 2, 10))["returned"].count(),
-        state.registry.of_model[-1].version,
-    )
-    assert make_plan(pipeline.spec, state, PlanRequest(NOW)).items == []
-    corrected = complete().with_columns(
-        items=pl.when(pl.Series(local_day(complete()) == "2024-02-10")).then(pl.lit(9, pl.Int32)).otherwise("items")
-    )
-    write(pipeline, corrected)
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model") == [], (
-        "a model that serves stays as it is"
-    )
-
-
-@pytest.mark.full
-def test_a_refused_model_is_not_trained_again_because_features_of_its_window_cannot_be_built(tmp_path):
-    train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "2 days"}
-    pipeline = small_pipeline(tmp_path, events=complete(date(2024, 2, 5)), **WEEKLY | {"model": {"train": train}})
-    carry_out(pipeline, NOW)
-    write(pipeline, complete().drop("items"))
-    partitions = [
-        item.partition for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("features")
-    ]
-    with pytest.raises(BatchPlatformError):
-        list(pipeline.build_features(partitions, Stamp("run", NOW)))
-    assert {failure.step for failure in pipeline.state().standing_failures} == {"features"}
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model") == []
-
-
-@pytest.mark.full
-def test_a_model_that_is_refused_again_is_trained_once_for_each_change_of_its_window(tmp_path):
-    model = {"train": {"every": None, "start": None}, "promote": {"metric": "roc_auc", "at_least": 1}}
-    pipeline = small_pipeline(tmp_path, events=orders(), **WEEKLY | {"model": model})
-    period = pipeline.spec.partitions.calendar.named("2024-02-14")
-
-    def due_models() -> list[str]:
-        return [item.partition.key for item in make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model")]
-
-    build(pipeline)
-    pipeline.train(period, Stamp("run", NOW))
-    assert due_models() == []
-    write(pipeline, complete())
-    assert due_models() == [period.key]
-    build(pipeline)
-    pipeline.train(period, Stamp("again", NOW))
-    assert due_models() == []
-
-
-@pytest.mark.full
-def test_the_schedule_has_the_partitions_with_late_rows_scored_again(template, tmp_path, monkeypatch):
-    shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
-    deployment = deploy(tmp_path, monkeypatch, events=complete(), **WEEKLY)
-    both = (("predictions",), "2024-02-12", "2024-02-13")  # whose features that run builds first
-    assert requested(deployment, "predictions", NOW) == [both]
-    assert scored_again(deployment.pipeline, lambda: tick(deployment, "predictions", NOW)) == {
-        "2024-02-12",
-        "2024-02-13",
-    }
-    assert requested(deployment, "predictions", NOW) == []
-
-
 def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipeline):
     rows = orders()
     corrected = pl.Series(local_day(rows).is_in(["2024-02-03", "2024-02-15"]))
@@ -257,43 +174,6 @@ def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipel
     assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == set()
     assert plan() == {}
     assert plan(recheck=True) == {"performance": ["2024-02-03"]}
-
-
-OUTCOMES = {"sources": {"outcomes": {"parquet": "outcomes.parquet"}}}
-
-
-@pytest.mark.parametrize("outcomes", [{}, OUTCOMES], ids=["null in the rows", "no rows in a table without times"])
-@pytest.mark.full
-def test_labels_that_were_missing_are_measured_however_late_they_come(tmp_path, monkeypatch, outcomes):
-    late = pl.Series(local_day(complete()).is_in(["2024-02-03", "2024-02-04"]))
-    known = complete().with_columns(returned=pl.col("returned").fill_null(value=False))
-    labels_sql = "SELECT id, returned FROM outcomes" if outcomes else LABELS_SQL
-    declared = {**WEEKLY, **outcomes, "labels_sql": labels_sql}
-
-    def write_labels(rows: pl.DataFrame) -> None:
-        if outcomes:
-            rows.select("id", "returned").drop_nulls().write_parquet(tmp_path / "project" / "outcomes.parquet")
-        else:
-            rows.write_parquet(tmp_path / "project" / "events.parquet")
-
-    pipeline = small_pipeline(tmp_path, events=known, **declared)
-    write_labels(known.with_columns(returned=pl.when(~late).then("returned")))
-    carry_out(pipeline, NOW)
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
-    write_labels(known)
-    deployment = deploy(tmp_path, monkeypatch, events=known, **declared)
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-    assert [(item.step, item.partition.key) for item in plan.items] == [
-        ("performance", "2024-02-03"),
-        ("performance", "2024-02-04"),
-    ]
-    assert requested(deployment, "performance", NOW) == [(("performance",), "2024-02-03", "2024-02-04")]
-    assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == set()
-    assert pipeline.state().evaluations["2024-02-03"].rows_labelled == 20
-    write_labels(known.with_columns(returned=pl.when(late).then(~pl.col("returned")).otherwise("returned")))
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == [], (
-        "what has all its labels needs no second look"
-    )
 
 
 GLOB = {"sources": {"events": {"parquet": "days/*.parquet"}}}
@@ -321,21 +201,6 @@ def corrected_on(day: str) -> pl.DataFrame:
     """The rows that are there at NOW, with other amounts on a day."""
     rows = orders()
     return rows.with_columns(amount=pl.when(pl.Series(local_day(rows) == day)).then(1.0).otherwise("amount"))
-
-
-def test_a_correction_of_a_row_that_was_learned_from_and_never_scored_reaches_the_next_model(pipeline):
-    write(pipeline, corrected_on("2024-01-22"))
-    partition = pipeline.spec.partitions.calendar.named("2024-01-22")
-    plain = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-    assert plain.items == [], "no schedule builds features alone: the next training does"
-    period = Partition("2024-03-01", NOW, NOW)
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW, (), train=[period]))
-    changed = Item("features", partition, "rows of source 'events' changed")
-    assert plan.of("features") == [changed]
-    rechecked = PlanRequest(NOW, recheck=True)
-    assert make_plan(pipeline.spec, pipeline.state(recheck=True), rechecked).items == [changed]
-    list(pipeline.build_features([partition], Stamp("run", NOW)))
-    assert make_plan(pipeline.spec, pipeline.state(recheck=True), rechecked).items == []
 
 
 def test_a_correction_of_an_old_scored_row_is_found_only_on_demand_or_if_late_is_always(pipeline, tmp_path):
@@ -375,39 +240,6 @@ def test_features_that_look_back_are_built_again_behind_a_late_row_and_only_thos
     assert rebuilt(pipeline) == {}
 
 
-def test_a_look_at_the_state_reads_a_source_once_per_version_and_writes_nothing(pipeline, monkeypatch):
-    write(pipeline, complete())
-    reads, connect = list[str](), Sources.connect
-    monkeypatch.setattr(
-        Sources,
-        "connect",
-        lambda *args, names=None, **rest: reads.extend(names or ()) or connect(*args, names=names, **rest),
-    )
-    before = pipeline.home.warehouse.read_bytes()
-    assert pipeline.published_state(most_bytes=10).changed == {}
-    assert reads == [], "a tick reads no large source"
-    assert due(pipeline) == due(pipeline) != {}
-    conditions(pipeline)
-    once = ["events"] * 2  # for the features and for the labels
-    assert (reads, pipeline.home.warehouse.read_bytes()) == (once, before)
-    carry_out(pipeline, NOW)
-    reads.clear()
-    fingerprints._remembered.clear()
-    assert due(pipeline) == {}
-    assert reads == [], "a run records what it found, so that another process need not read the source"
-
-
-def test_the_steps_of_a_first_run_record_what_they_found_so_that_the_next_run_need_not_read_the_sources_for_it(
-    pipeline,
-):
-    fingerprints._remembered.clear()
-    assert due(pipeline) == {}
-    newest = pipeline.spec.partitions.calendar.due(NOW)[-1]
-    assert len(list(pipeline.build_features([newest], Stamp("again", NOW), force=True))) == 1
-    assert len(list(pipeline.evaluate([newest], Stamp("again", NOW)))) == 1
-    assert fingerprints._remembered == {}
-
-
 def told(pipeline: Pipeline) -> dict[str, str]:
     """What a reader of `status` is told of partitions that are not due."""
     return dict(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).remarks)
@@ -438,16 +270,6 @@ def test_features_are_not_built_from_rows_that_vanished_unless_forced(tmp_path):
     assert (told(other), build(other)) == ({}, {})
 
 
-def test_a_file_of_a_partition_that_is_gone_is_told_and_its_features_stay(tmp_path):
-    only_built(tmp_path, **GLOB)
-    own = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}}}
-    pipeline = small_pipeline(tmp_path, **WEEKLY | own | {"partitions": {"start": "2024-02-13", "end": None}})
-    build(pipeline)
-    (pipeline.folder / "days/2024-02-14.parquet").unlink()
-    assert told(pipeline) == {"2024-02-14": "what it reads of source 'events' is gone"}
-    assert rebuilt(pipeline) == build(pipeline) == {}
-
-
 def test_rows_before_the_first_partition_are_counted_with_it(tmp_path):
     late_start = small_pipeline(tmp_path, partitions={"start": "2024-01-04"})
     days = late_start.spec.partitions.calendar.due(late_start.spec.partitions.calendar.first_start + timedelta(days=2))
@@ -464,14 +286,3 @@ def test_rows_that_no_partition_can_hold_are_counted_by_every_run_that_builds(tm
     counted = ("source 'events' holds 4 rows without a time in the years 2 to 9998, in no partition",)
     for run in (days[:2], days[2:]):
         assert [built.findings for built in pipeline.build_features(run, Stamp("run", NOW))] == [counted, ()]
-
-
-@pytest.mark.parametrize("time", ["CAST('infinity' AS TIMESTAMP)", "CAST('290000-01-01' AS TIMESTAMP)", "NULL"])
-def test_rows_at_an_infinite_time_are_in_no_partition_and_counted(tmp_path, time):
-    at = f"CASE WHEN id % 40 = 0 THEN {time} ELSE ts END"
-    sql = FEATURES_SQL.replace("ts >=", f"{at} >=").replace("ts <", f"{at} <")
-    pipeline = small_pipeline(tmp_path, sources={"events": {"time": at}}, features_sql=sql)
-    days = pipeline.spec.partitions.calendar.due(pipeline.spec.partitions.calendar.first_start + timedelta(days=2))
-    first, second = pipeline.build_features(days, Stamp("run", NOW))
-    assert first.findings == ("source 'events' holds 60 rows without a time in the years 2 to 9998, in no partition",)
-    assert (first.build.rows, second.build.rows) == (39, 39)

@@ -9,17 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION_CHANGED
-from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
-from batch_platform.declaration.inputs import ColumnRule, Labels
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.inputs import Labels
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import (
     can_train,
     evaluation_start,
-    first_service,
     matures,
-    serving_calendar,
     serving_periods,
     training_window,
 )
@@ -33,7 +29,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining
-from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.pipeline.planned_states import NOW, scored
 
@@ -230,28 +226,6 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
         assert make_plan(spec, state, PlanRequest(now)).items == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "monthly models",
-        "due at their start",
-        *(pytest.param(it, marks=pytest.mark.full) for it in ("one model", "no labels")),
-    ],
-)
-def test_a_plan_carried_out_by_a_real_pipeline_leaves_nothing_due(tmp_path, name):
-    overrides = {
-        "monthly models": {},
-        "one model": {"model": {"train": {"every": None}}},
-        "no labels": {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}},
-        "due at their start": {"partitions": {"end_offset": 1}},
-    }[name]
-    pipeline = small_pipeline(tmp_path, **overrides)
-    for now in (datetime(2024, 2, day, 12, tzinfo=UTC) for day in (10, 14)):
-        plan = carry_out(pipeline, now)
-        assert {item.step for item in plan.items} >= {"features", "predictions", "performance"}
-        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(now)).items == []
-
-
 def test_features_come_before_models_before_predictions_before_performance_before_deliveries():
     plan = make_plan(small_spec(predictions={"deliver": [{"csv": "out"}]}), EMPTY, PlanRequest(NOW))
     assert list(dict.fromkeys(item.step for item in plan.items)) == [kind for kind in STEPS if kind != "challengers"]
@@ -259,13 +233,6 @@ def test_features_come_before_models_before_predictions_before_performance_befor
     assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= "2024-02-01"]
     assert [item.partition.key for item in plan.of("features")] == [key for key in KEYS if key != "2024-01-31"]
     assert {item.partition.key for item in plan.blocked} == {key for key in KEYS if key < "2024-02-01"}
-
-
-@pytest.mark.parametrize(("offset", "last"), [(0, "2024-02-14"), (1, "2024-02-15")])
-def test_only_closed_partitions_are_due_unless_they_are_known_at_their_start(offset, last):
-    spec = small_spec(partitions={"end_offset": offset})
-    plan = make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 15, 12, tzinfo=UTC)))
-    assert plan.of("predictions")[-1].partition.key == last
 
 
 def test_performance_waits_until_labels_are_known():
@@ -336,25 +303,6 @@ def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_fo
     assert len(forced.of("predictions")) == 2
 
 
-def test_what_was_scored_before_models_began_later_stays_as_it_is():
-    spec, now = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
-    state = carried_out(
-        spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(now, spec.partitions.calendar.due(now), serve_all=True))
-    )
-    early = [key for key in state.scores if key < "2024-02-01"]
-    assert early
-    monthly = spec.model_copy(
-        update={
-            "model": spec.model.model_copy(update={"train": spec.model.train.model_copy(update={"every": "month"})})
-        }
-    )
-    plan = make_plan(monthly, replace(state, scoring_code_version="other"), PlanRequest(now))
-    asked = {item.partition.key for item in plan.of("predictions", "performance")}
-    assert asked
-    assert not asked & set(early), "Dagster has no such partitions of them any more"
-    assert not plan.stale.keys() & set(early)
-
-
 def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partition_with_mature_labels():
     spec, early = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
     (model,) = make_plan(spec, EMPTY, PlanRequest(early)).of("model")
@@ -370,96 +318,6 @@ def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partitio
         assert {(item.warm_up, item.reason) for item in plan.blocked} == {
             (True, "the first model serves from 2024-02-08")
         }
-
-
-@pytest.mark.parametrize(
-    ("overrides", "first"),
-    [
-        ({"labels": {"delay": "20 days"}}, "2024-02-29"),  # mature are only days before which too little is known
-        ({"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}, "2024-02-29"),
-        ({"labels": {"delay": "0 days"}, "partitions": {"end_offset": 1}}, "2024-02-29"),
-        ({"labels": {"delay": "10 days"}}, "2024-02-20"),
-    ],
-)
-def test_a_single_model_serves_the_newest_partition_even_if_no_label_shows_how_good_it_is(overrides, first):
-    train = {"every": None, "evaluate": "3 days"}
-    spec = small_spec(**{**overrides, "model": {"train": train, **overrides.get("model", {})}})
-    plan = make_plan(spec, EMPTY, PlanRequest(NOW))
-    assert [item.partition.key for item in plan.of("model")] == [first]
-    assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= first]
-
-
-def test_a_single_model_that_has_to_serve_all_is_trained_for_the_oldest_that_was_asked_for_once():
-    spec = SPECS["one model"]
-    days = [spec.partitions.calendar.named(key) for key in KEYS]
-
-    def asked(state: State, *, since: str, serve_all: bool = True, failed: str = "") -> tuple[Plan, list[str]]:
-        wanted = [day for day in days if day.key >= since]
-        plan = make_plan(spec, state, PlanRequest(NOW, wanted, serve_all=serve_all, failed_models={failed}))
-        return plan, [item.partition.key for item in plan.of("model")]
-
-    assert asked(EMPTY, since="2024-02-05")[1] == ["2024-02-05"]
-    assert asked(EMPTY, since="2024-01-01")[1] == ["2024-01-08"], "the first with enough history"
-    assert asked(EMPTY, since="2024-01-01", failed="2024-01-08")[1] == ["2024-01-09"]
-    assert asked(EMPTY, since="2024-02-05", serve_all=False)[1] == ["2024-02-29"]
-    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
-    assert asked(newest, since="2024-02-05", serve_all=False)[1] == []
-    plan, models = asked(newest, since="2024-02-05")
-    assert models == ["2024-02-05"]
-    scored_now = [item.partition.key for item in plan.of("predictions")]
-    assert scored_now == [key for key in KEYS if "2024-02-05" <= key < "2024-02-29"], "what the newer one scored stays"
-    both = carried_out(spec, newest, plan)
-    for since in ("2024-02-05", "2024-02-29"):
-        assert asked(both, since=since)[0].items == []
-    assert make_plan(spec, both, PlanRequest(NOW)).items == []
-    assert [both.scores[key] for key in newest.scores] == list(newest.scores.values())
-
-
-def test_a_single_model_whose_run_was_killed_before_training_learns_from_what_is_mature_when_the_next_run_begins():
-    spec, killed, next_day = SPECS["one model"], *(datetime(2024, 2, day, 12, tzinfo=UTC) for day in (10, 11))
-    plan = make_plan(spec, EMPTY, PlanRequest(killed))
-    built = carried_out(spec, EMPTY, replace(plan, items=plan.of("features")))
-    assert [item.partition.key for item in make_plan(spec, built, PlanRequest(killed)).of("model")] == ["2024-02-08"]
-    resumed = make_plan(spec, built, PlanRequest(next_day))
-    assert [item.partition.key for item in resumed.of("features", "model")] == [
-        "2024-02-07",
-        "2024-02-10",
-        "2024-02-09",
-    ]
-    assert make_plan(spec, carried_out(spec, built, resumed), PlanRequest(next_day)).items == []
-
-
-def test_an_earlier_model_trained_as_declared_now_does_not_keep_the_newest_one_from_being_trained_again():
-    spec = SPECS["one model"]
-    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
-    changed = with_params(spec, max_iter=7)
-    asked = [changed.partitions.calendar.named("2024-02-05")]
-    both = carried_out(changed, newest, make_plan(changed, newest, PlanRequest(NOW, asked, serve_all=True)))
-    assert [(item.partition.key, item.reason) for item in make_plan(changed, both, PlanRequest(NOW)).of("model")] == [
-        ("2024-02-29", "the declared parameters changed")
-    ]
-
-
-def test_a_single_model_that_failed_is_tried_again_once_the_next_partition_is_mature():
-    spec = SPECS["one model"]
-    (model,) = make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 10, 12, tzinfo=UTC))).of("model")
-    (after,) = make_plan(
-        spec, EMPTY, PlanRequest(datetime(2024, 2, 11, 12, tzinfo=UTC), failed_models={model.partition.key})
-    ).of("model")
-    assert after.partition.start == spec.partitions.calendar.named(model.partition.key).end
-
-
-def test_the_older_champion_serves_when_a_training_failed():
-    spec = SPECS["weekly models"]
-    first = datetime(2024, 2, 4, 12, tzinfo=UTC)
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(first)))
-    newest = serving_periods(spec, NOW)[-1].key
-    due = {item.partition.key for item in make_plan(spec, state, PlanRequest(NOW)).of("model")}
-    plan = make_plan(spec, state, PlanRequest(NOW, failed_models=due))
-    assert newest in due
-    assert plan.of("model") == []
-    assert plan.of("predictions")[-1].partition.key == KEYS[-1]
-    assert make_plan(spec, carried_out(spec, state, plan), PlanRequest(NOW, failed_models=due)).items == []
 
 
 def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_missing():
@@ -530,56 +388,6 @@ def test_law_5_a_training_window_holds_nothing_that_is_not_known_at_its_boundary
         assert window[0].start < evaluation_start(spec, window) < window[-1].end
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"model": {"train": {"every": "week", "evaluate": "10 days"}}, "labels": {"delay": "9 days"}},
-        {"model": {"train": {"every": None}}},
-        {"model": {"train": {"every": None, "start": None}}, "labels": None},
-        {"partitions": {"every": "hour"}, "model": {"train": {"every": None, "evaluate": "3 days"}}},
-        {"model": {"train": {"start": "2024-02-15", "every": "day"}}},
-        {"model": {"train": {"evaluate": "31 days"}}},
-    ],
-)
-def test_warm_up_ends_with_the_first_period_that_has_enough_to_learn_from(overrides):
-    spec = small_spec(**overrides)
-    calendar = serving_calendar(spec) or spec.partitions.calendar
-    periods = calendar.within(calendar.first_start, calendar.last_end)
-    able = [period for period in periods if can_train(spec, training_window(spec, period.start))]
-    assert first_service(spec) == (able[0] if able else None)
-
-
-def test_serving_periods_exist_from_their_start_on():
-    spec = SPECS["monthly models"]
-    first = serving_calendar(spec).named("2024-02-01").start
-    assert [period.key for period in serving_periods(spec, first)] == ["2024-02-01"]
-    assert serving_periods(spec, first - timedelta(seconds=1)) == []
-    assert serving_calendar(SPECS["one model"]) is None
-
-
-@pytest.mark.full
-def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipeline(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"train": {"every": "week", "evaluate": "2 days", "window": "14 days"}})
-    carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
-    champion = pipeline.state().registry.champion(NOW)
-    one_class = "SELECT id, true AS returned FROM events WHERE ts >= $partition_start AND ts < $partition_end"
-    failing = small_pipeline(tmp_path, labels_sql=one_class, model={"train": {"every": "week", "evaluate": "2 days"}})
-    plan = make_plan(failing.spec, failing.state(), PlanRequest(NOW))
-    stamp = Stamp("later", NOW)
-    list(failing.build_features([item.partition for item in plan.of("features")], stamp))
-    for item in plan.of("model"):
-        with pytest.raises(TrainingRefusedError, match=f"small, serving period {item.partition.key}: All labels"):
-            failing.train(item.partition, stamp)
-    assert failing.state().registry.champion(NOW) == champion
-    again = make_plan(
-        failing.spec, failing.state(), PlanRequest(NOW, failed_models={item.partition.key for item in plan.of("model")})
-    )
-    runs = list(failing.score([item.partition for item in again.of("predictions")], stamp))
-    assert {committed.run.model_version for committed in runs} == {champion.version}
-    assert runs[-1].partition.key == "2024-02-29"
-
-
 def planned(spec: PipelineSpec, state: State) -> list[tuple[str, str]]:
     return [(item.partition.key, item.reason) for item in make_plan(spec, state, PlanRequest(NOW)).of("model")]
 
@@ -612,51 +420,6 @@ def test_a_change_trains_nothing_in_a_run_over_some_of_the_partitions_that_its_m
     ]
 
 
-def test_a_change_trains_the_newest_model_again_also_in_a_run_that_ends_before_later_serving_periods():
-    spec = SPECS["weekly models"]
-    first, second, third, *_ = serving_periods(spec, NOW)
-    days = spec.partitions.calendar.within(first.start, second.end)
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW, days)))
-    changed_spec = with_params(spec, max_iter=9)
-
-    def asked_of(until):
-        wanted = spec.partitions.calendar.within(first.start, until)
-        return [
-            (item.partition.key, item.reason)
-            for item in make_plan(changed_spec, state, PlanRequest(NOW, wanted)).of("model")
-        ]
-
-    assert asked_of(first.end) == []
-    assert asked_of(second.end) == [(second.key, "the declared parameters changed")]
-    assert asked_of(third.end) == [(third.key, "not trained")]
-
-
-def test_a_change_of_what_no_difference_names_is_one_of_the_model():
-    spec = SPECS["monthly models"]
-    state = finished(spec)
-    (version,) = state.registry.versions
-    weighted = spec.model_copy(update={"labels": spec.labels.model_copy(update={"weight": "n"})})
-    columns = {"amount": ColumnRule(feature=False)}
-    without = spec.model_copy(update={"features": spec.features.model_copy(update={"columns": columns})})
-    assert differences(spec, state, version) == []
-    for other in (weighted, without):
-        assert differences(other, state, version) == ["model"]
-        assert planned(other, state) == [("2024-02-01", "the declared model changed")]
-    (training,) = state.registry.model_trainings
-    of_earlier = replace(training, declared=training.declared.partition("-without ")[0])
-    former = replace(state, registry=replace(state.registry, model_trainings=[of_earlier]))
-    assert differences(without, former, version) == planned(without, former) == [], "not known of it"
-    assert differences(weighted, former, version) == ["model"]
-
-
-def test_changed_features_and_estimators_are_named():
-    spec = SPECS["monthly models"]
-    state = replace(finished(spec), features_code_version="f2")
-    other = spec.model_copy(update={"model": spec.model.model_copy(update={"estimator": "other.Estimator"})})
-    assert planned(other, state) == [("2024-02-01", "the declared estimator and features changed")]
-    assert differences(other, state, state.registry.versions[0]) == ["estimator", "features"]
-
-
 @pytest.mark.parametrize("outcome", ["refused", "failed"])
 def test_a_training_that_came_to_nothing_is_not_repeated_until_the_declaration_changes_again(outcome):
     spec = SPECS["monthly models"]
@@ -671,15 +434,6 @@ def test_a_training_that_came_to_nothing_is_not_repeated_until_the_declaration_c
     assert planned(spec, after) == [], "the champion was trained with it"
 
 
-def test_a_declaration_that_served_before_is_trained_again():
-    spec = SPECS["monthly models"]
-    second = with_params(spec, max_iter=9)
-    state = finished(spec)
-    state = carried_out(second, state, make_plan(second, state, PlanRequest(NOW)))
-    assert planned(second, state) == []
-    assert planned(spec, state) == [("2024-02-01", "the declared parameters changed")]
-
-
 def test_a_change_trains_nothing_where_that_is_declared_or_where_the_last_training_is_not_recorded():
     spec = SPECS["monthly models"]
     state = finished(spec)
@@ -689,33 +443,6 @@ def test_a_change_trains_nothing_where_that_is_declared_or_where_the_last_traini
     assert differences(never, state, state.registry.versions[0]) == ["parameters"]
     older = replace(state, registry=replace(state.registry, model_trainings=()))
     assert planned(with_params(spec, max_iter=9), older) == []
-
-
-def test_parameters_that_one_training_replaced_are_no_change_of_the_declaration():
-    spec = SPECS["monthly models"]
-    state = finished(spec)
-    (version,) = state.registry.versions
-    tuned = replace(state.registry, versions=[replace(version, params='{"max_iter": 300}')])
-    state = replace(state, registry=tuned)
-    assert planned(spec, state) == []
-    assert differences(spec, state, tuned.versions[0]) == ["parameters"], "the status says so"
-
-
-def test_the_only_model_is_trained_again_for_its_serving_period():
-    spec = SPECS["one model"]
-    state = finished(spec)
-    (version,) = state.registry.versions
-    assert planned(with_params(spec, max_iter=9), state) == [
-        (version.serving_period, "the declared parameters changed")
-    ]
-
-
-def test_what_a_newer_model_is_to_score_is_not_planned_as_decided_again():
-    spec = SPECS["monthly models"]
-    state = replace(finished(spec), decision_rule="threshold 0.3")
-    assert {item.reason for item in make_plan(spec, state, PlanRequest(NOW)).of("predictions")} == {DECISION_CHANGED}
-    plan = make_plan(with_params(spec, max_iter=9), state, PlanRequest(NOW))
-    assert {item.reason for item in plan.of("predictions")} == {"a newer model is due"}
 
 
 def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_itself():

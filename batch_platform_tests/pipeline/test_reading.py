@@ -4,7 +4,6 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from batch_platform.declaration.calendar import Partition
@@ -16,7 +15,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, finished_pipeline, small_events
+from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, finished_pipeline
 from batch_platform_tests.harness.tiers import crossed
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
@@ -88,21 +87,6 @@ def test_a_carried_state_is_what_a_reading_of_everything_would_give(tmp_path, ch
         change(reading(pipeline) if by_another else pipeline)
         assert pipeline.state() != before
         same(pipeline, pipeline.state(), reading(pipeline).state())
-
-
-@pytest.mark.full
-def test_a_look_at_old_sources_does_not_change_what_is_due_without_it(tmp_path):
-    """What is older than `late` says is due only for a step that looks at it, also within one piece of work."""
-    now = datetime(2024, 2, 15, 12, tzinfo=UTC)
-    pipeline = finished_pipeline(tmp_path, now, **SHORT, sources={"events": {"late": "2 days"}})
-    events = small_events()
-    old = (events["ts"] >= datetime(2024, 2, 3, tzinfo=UTC)) & (events["ts"] < datetime(2024, 2, 3, 12, tzinfo=UTC))
-    corrected = events.with_columns(amount=pl.when(old).then(1.0).otherwise("amount"))
-    corrected.write_parquet(pipeline.folder / "events.parquet")
-    with pipeline.carrying("work"):
-        for _ in range(2):
-            assert [*pipeline.state(recheck=True).changed] == ["2024-02-03"]
-            assert pipeline.state().changed == {}
 
 
 def test_a_carried_state_knows_what_failed_meanwhile(tmp_path):

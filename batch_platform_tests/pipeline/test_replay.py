@@ -75,82 +75,6 @@ def test_a_fix_in_the_source_scores_the_rejected_rows(pipeline, tmp_path):
     )
 
 
-@pytest.mark.usefixtures("pipeline")
-def test_rows_that_still_break_the_rules_stay_with_their_reason(tmp_path):
-    fixed = small_pipeline(
-        tmp_path,
-        features=RULES,
-        events=events().with_columns(amount=pl.when(pl.col("id") == 1290).then(8.0).otherwise(pl.col("amount"))),
-    )
-    before = fixed.state().scores["2024-02-02"]
-    (committed,) = replayed(fixed, "2024-02-02")
-    assert committed.run.rows_scored == before.rows_scored + 1
-    assert committed.run.rows_rejected == before.rows_rejected - 1 > 0
-    assert committed.run.rows_in == before.rows_in
-    assert set(committed.reasons) == {"amount: below the minimum 5"}
-    still_rejected = rows(fixed, "rejected_rows").filter(pl.col("partition_key") == "2024-02-02")
-    assert still_rejected.height == committed.run.rows_rejected
-    assert '{"id":1290}' not in still_rejected["key"].to_list()
-    assert '{"id":1300}' in still_rejected["key"].to_list()
-
-
-@pytest.mark.usefixtures("pipeline")
-def test_rows_that_a_loosened_rule_accepts_are_scored(tmp_path):
-    loosened = RULES | {"columns": {"amount": {"min": -2}}}
-    fixed = small_pipeline(tmp_path, features=loosened, events=events())
-    before = fixed.state().scores
-    committed = {partition.partition.key: partition.run for partition in replayed(fixed)}
-    assert set(committed) == {key for key in DAYS if before[key].rows_rejected}
-    for key, run in committed.items():
-        assert (run.rows_rejected, run.input_hash) == (0, before[key].input_hash)
-    assert (
-        rows(fixed)
-        .drop("run_id", "scored_at")
-        .equals(scored_from_scratch(fixed, tmp_path / "whole", features=loosened, events=events()))
-    )
-
-
-@pytest.mark.usefixtures("pipeline")
-def test_a_replayed_partition_is_up_to_date(tmp_path):
-    fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
-    replayed(fixed)
-    scored = list(fixed.score(days(fixed), Stamp("again", NOW)))
-    assert all(partition.skipped for partition in scored)
-
-
-def test_a_replay_without_a_fix_gives_the_same_rows(pipeline):
-    before, rejected = rows(pipeline), rows(pipeline, "rejected_rows")
-    assert replayed(pipeline)
-    assert rows(pipeline).drop("run_id", "scored_at").equals(before.drop("run_id", "scored_at"))
-    assert rows(pipeline, "rejected_rows").drop("run_id").equals(rejected.drop("run_id"))
-
-
-@pytest.mark.usefixtures("pipeline")
-def test_rejected_rows_that_a_fix_removes_are_gone(tmp_path):
-    fixed = small_pipeline(tmp_path, features=RULES, events=events().filter(pl.col("id") != 1330))
-    before = fixed.state().scores["2024-02-03"]
-    (committed,) = replayed(fixed, "2024-02-03")
-    assert (committed.run.rows_in, committed.run.rows_rejected) == (before.rows_in - 1, before.rows_rejected - 1)
-    assert committed.run.rows_scored == before.rows_scored
-
-
-@pytest.mark.usefixtures("pipeline")
-def test_a_replay_also_applies_other_changes_of_its_partitions(tmp_path):
-    changed = events(least=12.5).with_columns(
-        items=pl.when(pl.col("id") == 1291).then(7 - pl.col("items")).otherwise("items")
-    )
-    stricter = RULES | {"columns": {"amount": {"min": 5, "max": 300}}}
-    fixed = small_pipeline(tmp_path, features=stricter, events=changed.filter(pl.col("id") != 1320))
-    before = fixed.state().scores["2024-02-02"]
-    (committed,) = replayed(fixed, "2024-02-02")
-    assert committed.run.rows_in == before.rows_in - 1
-    with_day = pl.col("partition_key") == "2024-02-02"
-    whole = scored_from_scratch(
-        fixed, tmp_path / "whole", features=stricter, events=changed.filter(pl.col("id") != 1320)
-    )
-    assert rows(fixed).drop("run_id", "scored_at").filter(with_day).equals(whole.filter(with_day))
-
-
 def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
     rejected = rejections("small", pipeline.home)
     assert (
@@ -164,13 +88,6 @@ def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
     by_id = {row.key["id"]: row for row in rejections("small", pipeline.home, partition_keys=["2024-02-02"]).listed}
     assert (by_id[1290].column, by_id[1290].reason) == ("amount", "below the minimum 5")
     assert by_id[1290].row["amount"] == -1.0
-
-
-def test_a_home_without_a_published_copy_has_no_rejected_rows(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    assert rejections("small", pipeline.home).rows == 0
-    pipeline.publish()
-    assert rejections("small", pipeline.home).rows == 0
 
 
 def test_a_row_as_json_keeps_every_value():

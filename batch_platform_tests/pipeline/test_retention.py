@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Registry
 from batch_platform.pipeline.cleanup import remove_old_rows
@@ -20,7 +18,7 @@ from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.verify import verify
-from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, holding
 
 NOW = datetime(2024, 3, 3, 12, tzinfo=UTC)
@@ -104,35 +102,6 @@ def test_partitions_without_features_but_with_predictions_stand_as_they_are(tmp_
     assert {key for step, key in due(changed) if step == "predictions"} == {f"2024-02-{day}" for day in range(10, 30)}
 
 
-def test_a_model_that_learns_from_all_that_is_known_keeps_all_features(tmp_path):
-    pipeline = finished(tmp_path, model={"train": {"every": "month", "window": "all"}})
-    before = pipeline.state().features
-    assert {old.kind for old in remove_old_rows(pipeline, STAMP)} == {"predictions", "rejected_rows"}
-    assert pipeline.state().features == before
-    assert due(pipeline) == []
-
-
-def test_partitions_whose_labels_are_not_known_yet_keep_their_predictions(tmp_path):
-    declared = {
-        "labels": {"delay": "12 days"},
-        "model": {"train": WEEKLY["train"] | {"window": "28 days", "evaluate": "2 days"}},
-    }
-    pipeline = finished(tmp_path, **declared, retention={"predictions": "5 days"})
-    remove_old_rows(pipeline, STAMP)
-    assert min(pipeline.state().scores) == "2024-02-20"
-    assert due(pipeline) == []
-
-
-def test_scored_partitions_that_were_not_measured_yet_are_kept_until_they_are(tmp_path):
-    pipeline = finished(tmp_path)
-    with pipeline.warehouse.transaction() as con:
-        con.execute("DELETE FROM batch_platform.evaluations WHERE partition_key = '2024-02-05'")
-    assert ("performance", "2024-02-05") in due(pipeline)
-    assert "2024-02-05" not in remove_old_rows(pipeline, STAMP)[1].partitions
-    carry_out(pipeline, NOW)
-    assert [old.partitions for old in remove_old_rows(pipeline, STAMP) if old.kind == "predictions"] == [["2024-02-05"]]
-
-
 @pytest.mark.unit
 def test_predictions_wait_until_they_are_measured_and_rejected_rows_do_not():
     spec = small_spec(retention={"predictions": "10 days", "rejected_rows": "10 days"})
@@ -141,9 +110,3 @@ def test_predictions_wait_until_they_are_measured_and_rejected_rows_do_not():
     old = expired(spec, state, NOW)
     assert [partition.key for partition in old["predictions"]] == days[:-3]
     assert [partition.key for partition in old["rejected_rows"]] == days
-
-
-def test_ages_are_durations_or_years():
-    assert small_spec(retention={"predictions": "3 years"}).retention.ages == {"predictions": Duration(days=1095)}
-    with pytest.raises(ValidationError, match="'soon' is not a duration"):
-        small_spec(retention={"features": "soon"})

@@ -11,16 +11,12 @@ from batch_platform.declaration.errors import (
     DamagedFeaturesError,
     DataError,
     IntegrityError,
-    NoChampionError,
     SharedSourceError,
     SourceError,
 )
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring import run
-from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
@@ -95,16 +91,6 @@ def test_a_source_that_all_partitions_read_stops_the_step_at_once(tmp_path):
     assert pipeline.state().failures == {}
 
 
-def test_errors_that_differ_are_all_told_by_their_first_sentence(tmp_path):
-    pipeline = changed(by_day(tmp_path, "2024-02-01", "2024-02-03"), BROKEN)
-    with pytest.raises(SourceError) as failed:
-        list(pipeline.build_features(days(pipeline, *DAYS), Stamp("r", NOW)))
-    assert failed.value.message.startswith("small: 4 partitions failed. 2024-02-01, 2024-02-03: Source 'events' ")
-    assert " 2024-02-02, 2024-02-04: the SQL of " in failed.value.message
-    assert failed.value.message.endswith("The other 3 partitions of this run succeeded.")
-    assert failed.value.hint == "batch-platform status small shows each partition with its reason."
-
-
 def test_the_next_attempt_replaces_a_failure_and_a_success_removes_it(tmp_path):
     pipeline = by_day(tmp_path, "2024-02-03")
     for attempt in ("first", "second"):
@@ -115,14 +101,6 @@ def test_the_next_attempt_replaces_a_failure_and_a_success_removes_it(tmp_path):
     small_events().head(0).write_parquet(pipeline.folder / "days" / "2024-02-03.parquet")
     list(pipeline.build_features(days(pipeline, *DAYS), Stamp("third", NOW)))
     assert failures(pipeline) == []
-
-
-def test_a_failure_stands_only_while_the_declaration_is_what_it_was(tmp_path):
-    pipeline = changed(small_pipeline(tmp_path), BROKEN)
-    with pytest.raises(SourceError):
-        list(pipeline.build_features(days(pipeline, *DAYS), Stamp("r", NOW)))
-    assert [failure.partition_key for failure in pipeline.state().standing_failures] == ["2024-02-02", "2024-02-04"]
-    assert changed(pipeline, FEATURES_SQL).state().standing_failures == []
 
 
 def test_a_damaged_file_holds_up_no_other_partition(scored):
@@ -166,28 +144,6 @@ def test_a_partition_whose_features_failed_is_not_scored_from_older_ones(scored)
     assert {step for step, *_ in failures(broken)} == {"features"}, "scoring them was not tried"
 
 
-def test_partitions_that_no_model_serves_and_that_fail_are_told_together(scored):
-    path = feature_file(scored, "2024-02-03")
-    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
-    asked = days(scored, "2024-01-05", "2024-01-06", *DAYS)
-    with pytest.raises(NoChampionError) as failed:
-        list(scored.score(asked, Stamp("again", NOW), force=True))
-    assert failed.value.set_apart == ("2024-01-05", "2024-01-06", "2024-02-03")
-    assert " 2024-02-03: the bytes of " in failed.value.message
-    assert [key for _, key, *_ in failures(scored)] == ["2024-02-03"], "what no model serves did not fail"
-
-
-def test_no_model_learns_from_a_window_with_gaps_and_the_refusal_names_them(tmp_path):
-    pipeline = by_day(tmp_path, "2024-01-15", "2024-01-17")
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-    with pytest.raises(SourceError):
-        list(pipeline.build_features([item.partition for item in plan.of("features")], Stamp("r", NOW)))
-    (period,) = days(pipeline, "2024-02-01")
-    with pytest.raises(DataError, match=r"serving period 2024-02-01: .*features of 2024-01-15, 2024-01-17 are missing"):
-        pipeline.train(period, Stamp("r", NOW))
-    assert pipeline.state().registry.versions == []
-
-
 def test_an_evaluation_that_fails_holds_up_no_other(scored):
     (scored.folder / "labels.sql").write_text(
         LABELS_SQL.replace("returned\n", "CASE WHEN id = 1300 THEN error('lost') ELSE returned END AS returned\n"),
@@ -201,26 +157,3 @@ def test_an_evaluation_that_fails_holds_up_no_other(scored):
     strict.publish()
     with open_published(strict.home) as con:
         assert con.execute(FAILURES).fetchall()[0][:2] == ("performance", "2024-02-02")
-
-
-@pytest.mark.full
-def test_of_very_many_refused_rows_some_are_kept_for_each_reason_and_all_are_counted(tmp_path):
-    events = small_events(rows_per_day=300)
-    pipeline = small_pipeline(
-        tmp_path,
-        events=events,
-        features={"columns": {"amount": {"nullable": True}, "items": {"min": 100, "nullable": True}}},
-    )
-    plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
-    stamp = Stamp("r", NOW)
-    lenient = small_pipeline(tmp_path, events=events)
-    list(lenient.build_features([item.partition for item in plan.of("features")], stamp))
-    for item in plan.of("model"):
-        lenient.train(item.partition, stamp)
-    with pytest.raises(DataError, match="300 of 300 rows break the contract"):
-        list(pipeline.score(days(pipeline, "2024-02-01", "2024-02-02"), stamp))
-    pipeline.publish()
-    refused = rejections("small", pipeline.home).refused
-    assert refused is not None
-    assert (refused.rows, refused.reasons) == (600, {"items: below the minimum 100": 600})
-    assert len(refused.listed) == 200

@@ -1,6 +1,6 @@
 """Snapshots: tables without a time of their own, scored whole each time a partition is due."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from batch_platform.declaration.errors import NoChampionError, WrongUseError
+from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.health import health_of
@@ -22,11 +22,9 @@ from batch_platform.reports.report import write_report
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
-    small_pipeline,
     small_spec,
 )
 from batch_platform_tests.pipeline.snapshots import (
-    CUSTOMERS_SQL,
     FILES,
     MONDAY,
     SNAPSHOT,
@@ -56,18 +54,6 @@ def query(pipeline: Pipeline, sql: str) -> list[tuple[Any, ...]]:
 def is_held_out(*key: object) -> bool:
     """The rule computed without the package: a fifth of the keys by their hash."""
     return xxh3_64_intdigest("\0".join(map(str, key)), 0) / 2**64 < 0.2
-
-
-def test_the_first_snapshot_is_trained_on_and_scored_whole_at_once(tmp_path):
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
-    carry_out(pipeline, MONDAY)
-    assert query(pipeline, "SELECT partition_key, count(*) FROM small.predictions GROUP BY 1") == [(FIRST, 2400)]
-    ((unlabelled,),) = query(
-        pipeline, "SELECT count(*) FROM small.predictions WHERE id > 2000 AND score BETWEEN 0 AND 1"
-    )
-    assert unlabelled == 400
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(MONDAY)).items == []
 
 
 def test_the_fit_that_serves_learns_from_the_rows_that_judged_it_too_and_is_marked_to_be_measured_on_rows_it_learned_from(
@@ -118,14 +104,6 @@ def test_without_refit_rows_held_out_by_their_key_are_never_learned_from_and_are
     assert 0.15 < held_out / labelled.height < 0.25
     (evaluation,) = pipeline.state().evaluations.values()
     assert evaluation.rows_labelled == held_out
-    scored = customers().select("id", "shop")  # those learned from are neither known nor awaited
-    kept_out = sum(is_held_out(*key) for key in scored.iter_rows())
-    shares = "SELECT metric, value FROM small.performance WHERE metric LIKE 'label_%' AND challenger IS NULL ORDER BY 1"
-    assert query(pipeline, shares) == [
-        ("label_class_unknown", 0.0),
-        ("label_coverage", held_out / kept_out),
-        ("label_not_known_yet", (kept_out - held_out) / kept_out),
-    ]
     ((measured,),) = query(
         pipeline, "SELECT value FROM small.performance WHERE metric = 'roc_auc' AND challenger IS NULL"
     )
@@ -136,18 +114,6 @@ def test_without_refit_rows_held_out_by_their_key_are_never_learned_from_and_are
     assert query(pipeline, everywhere) == [(False,)]
 
 
-def test_rows_of_a_group_are_held_out_together(tmp_path):
-    pipeline = snapshots(
-        tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "group": ["shop"], "held_out": "40%"}}
-    )
-    carry_out(pipeline, MONDAY)
-    labelled = customers().drop_nulls("returned")
-    out = labelled.filter(
-        pl.col("shop").map_elements(lambda shop: xxh3_64_intdigest(shop, 0) / 2**64 < 0.4, pl.Boolean)
-    )
-    assert pipeline.state().registry.versions[0].rows_evaluated == out.height > 0
-
-
 def test_a_new_day_is_scored_from_the_table_as_it_is_then_and_the_day_before_stays(tmp_path):
     pipeline = of_monday(tmp_path)
     before = query(pipeline, f"FROM small.predictions WHERE partition_key = '{FIRST}' ORDER BY ALL")
@@ -156,17 +122,6 @@ def test_a_new_day_is_scored_from_the_table_as_it_is_then_and_the_day_before_sta
     assert query(pipeline, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{SECOND}'") == [(1400,)]
     assert query(pipeline, f"FROM small.predictions WHERE partition_key = '{FIRST}' ORDER BY ALL") == before
     assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(days_later(1))).items == []
-
-
-def test_a_table_that_changes_within_the_day_is_scored_again(tmp_path):
-    pipeline = of_monday(tmp_path)
-    change_source(pipeline, customers().head(2100))
-    plan = carry_out(pipeline, MONDAY + timedelta(hours=1))
-    assert {(item.step, item.reason) for item in plan.items if item.step == "features"} == {
-        ("features", "a source file changed")
-    }
-    assert query(pipeline, "SELECT count(*) FROM small.predictions") == [(2100,)]
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(MONDAY + timedelta(hours=1))).items == []
 
 
 def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_path):
@@ -191,50 +146,10 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
         list(pipeline.build_features([pipeline.spec.partitions.calendar.named(FIRST)], Stamp("x", now), force=True))
 
 
-@pytest.mark.full
-def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
-    pipeline = of_monday(tmp_path)
-    carry_out(pipeline, days_later(1))
-    sql = CUSTOMERS_SQL.replace("items", "items + 1 AS items")
-    changed = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
-    (pipeline.folder / "features.sql").write_text(sql)
-    plan = make_plan(changed.spec, changed.state(), PlanRequest(days_later(1)))
-    assert [item.partition.key for item in plan.of("features")] == [SECOND]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("every", "trained"), [(None, [FIRST]), ("week", [FIRST, "2026-01-13", "2026-01-19"])])
-def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every, trained):
-    pipeline = snapshots(tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "every": every}})
-    for day in range(0, 15, 2):
-        carry_out(pipeline, days_later(day))
-        assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(days_later(day))).items == []
-    assert [version.serving_period for version in pipeline.state().registry.versions] == trained
-    by = dict(query(pipeline, "SELECT partition_key, any_value(model_version) FROM small.predictions GROUP BY 1"))
-    assert all(by[key].startswith(max(start for start in trained if start <= key)) for key in by)
-
-
-@pytest.mark.full
-def test_a_challenger_is_measured_on_the_rows_held_out(tmp_path):
-    linear = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
-    pipeline = snapshots(tmp_path, challengers=[linear], model=WITHOUT_REFIT)
-    carry_out(pipeline, MONDAY)
-    rows = query(
-        pipeline, "SELECT challenger, metric, value FROM small.performance WHERE metric = 'roc_auc' ORDER BY 1"
-    )
-    (training,) = pipeline.state().registry.challenger_trainings
-    version = pipeline.state().registry.named(training.version)
-    assert rows[0][:2] == ("linear", "roc_auc")
-    assert rows[0][2] == pytest.approx(version.metric_values["roc_auc"], abs=1e-12)
-
-
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
         ({"features": {"time": "ts", "key": ["id"]}}, "features.time has no meaning with partitions.snapshot"),
-        ({"labels": {"delay": "1 day"}}, "labels.delay has no meaning with partitions.snapshot"),
-        ({"model": {"train": {"every": None, "evaluate": None, "window": "60 days"}}}, "model.train.window has no"),
-        ({"partitions": {**SNAPSHOT["partitions"], "end_offset": 1}}, "partitions.end_offset has no meaning"),
         (
             {"model": {"train": {"every": None, "evaluate": None, "window": None, "group": ["shp"]}}},
             "did you mean 'shop'",
@@ -259,68 +174,3 @@ def test_a_snapshot_cannot_be_backtested(tmp_path):
     partitions = pipeline.spec.partitions.calendar.due(MONDAY)
     with pytest.raises(WrongUseError, match="cannot be backtested"):
         backtest(pipeline, partitions, BacktestModel("sklearn.dummy.DummyClassifier"), Stamp("x", MONDAY))
-
-
-@pytest.mark.parametrize("bound", [None, 0.9999])
-@pytest.mark.full
-def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_holds_its_rows_out_still(tmp_path, bound):
-    of_monday(tmp_path)
-    model = {**SNAPSHOT["model"], "params": {"max_iter": 6}, "promote": {"at_least": bound}}
-    changed = snapshots(tmp_path, model=model)
-    plan = make_plan(changed.spec, changed.state(), PlanRequest(days_later(1)))
-    assert [(item.partition.key, item.reason) for item in plan.of("model")] == [
-        (SECOND, "the declared parameters changed")
-    ]
-    carry_out(changed, days_later(1))
-    carry_out(changed, days_later(1))
-    assert make_plan(changed.spec, changed.state(), PlanRequest(days_later(1))).items == []
-    older, newer = changed.state().registry.of_model
-    assert [version.serving_period for version in (older, newer)] == [FIRST, SECOND]
-    assert changed.state().scores[FIRST].model_version == older.version
-    assert changed.state().scores[SECOND].model_version == (newer if bound is None else older).version
-    manifest = read_manifest(changed.home.bundle("small", newer.version), newer.sha256)
-    assert manifest.refit == (bound is None), "a refused version is not fitted again"
-    assert manifest.judged_training.rows + manifest.evaluation.rows <= 2000
-
-
-@pytest.mark.full
-def test_a_changed_model_of_snapshots_that_cannot_be_trained_is_not_tried_again_until_it_changes(tmp_path):
-    weekly = {"train": {**SNAPSHOT["model"]["train"], "every": "week"}}
-    first = snapshots(tmp_path, model=weekly)
-    carry_out(first, MONDAY)
-    changed = snapshots(tmp_path, model={**weekly, "params": {"max_iter": -1}})
-    with pytest.raises(WrongUseError, match=r"model\.params\.max_iter: -1 is not allowed"):
-        carry_out(changed, days_later(1))
-    assert make_plan(changed.spec, changed.state(), PlanRequest(days_later(1))).of("model") == []
-
-
-def test_visits_of_one_customer_on_both_sides_of_a_split_by_row_are_suspected_until_they_are_held_out_together(
-    tmp_path,
-):
-    customer = pl.int_range(pl.len()) // 6
-    age, returns = ((customer.hash(seed) % 1_000_003) / 1_000_003 for seed in (1, 2))
-    visits = customers(0).with_columns(
-        id=customer, visit=pl.int_range(pl.len()), amount=20 + age * 60, returned=returns < 0.4
-    )
-    declared = {
-        "features": {"time": None, "key": ["id", "visit"]},
-        "features_sql": "SELECT id, visit, shop, amount, items, known FROM events",
-        "labels_sql": "SELECT id, visit, returned FROM events",
-    }
-    model = {**SNAPSHOT["model"], "params": {"max_iter": 60, "learning_rate": 0.3, "max_leaf_nodes": 63}}
-    pipeline = small_pipeline(tmp_path / "by row", events=visits, **SNAPSHOT | declared | {"model": model})
-    with pytest.raises(NoChampionError, match="waits for a decision"):
-        carry_out(pipeline, MONDAY)
-    (version,) = pipeline.state().registry.versions
-    decision = pipeline.state().registry.last_decision(version.version)
-    assert version.metric_values["roc_auc"] > 0.75
-    assert decision.action == "waiting"
-    assert "the model is judged on entities that it has learned from: " in decision.reason
-    assert "belongs in features.key and model.train.group" in decision.reason
-    model |= {"train": {**SNAPSHOT["model"]["train"], "group": ["id"]}, "promote": "manual"}
-    together = small_pipeline(tmp_path / "together", events=visits, **SNAPSHOT | declared | {"model": model})
-    with pytest.raises(NoChampionError):
-        carry_out(together, MONDAY)
-    (version,) = together.state().registry.versions
-    assert version.metric_values["roc_auc"] < 0.65, "a return is a matter of chance"
-    assert "entities" not in together.state().registry.last_decision(version.version).reason

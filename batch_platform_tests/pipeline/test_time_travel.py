@@ -11,7 +11,7 @@ from batch_platform.defs.flight_delays import sources
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.time_travel import TimeLeak, travel_in_time
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, ROWS_PER_DAY, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import ROWS_PER_DAY, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 INSIDE = "e.ts >= $partition_start AND e.ts < $partition_end"
@@ -82,39 +82,3 @@ def test_a_source_that_only_adds_columns_is_cut_at_the_start_of_the_partition_an
     assert 0 < travel.leaks[0].rows <= ROWS_PER_DAY
     assert "after the partition's start" in travel.errors[0].message
     assert "shops could not be checked: neither `time` of the source nor the SQL says" in travel.remarks[-1]
-
-
-def test_features_of_a_function_are_checked_too(tmp_path, monkeypatch):
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "leaking_features.py").write_text(
-        "import polars as pl\n\n\ndef made(events, partition):\n"
-        "    day = pl.col('ts').is_between(partition.start, partition.end, closed='left')\n"
-        "    return events.with_columns(mean=pl.col('amount').mean().over('shop')).filter(day).select('id', 'ts', 'items', 'mean')\n"
-    )
-    monkeypatch.syspath_prepend(str(folder))
-    declared = {"events": {"parquet": "events.parquet", "time": "ts"}}
-    features = {"sql": None, "python": "leaking_features.made"}
-    travel = travel_in_time(small_pipeline(tmp_path, features=features, sources=declared), NOW, 2)
-    assert {leak.column for leak in travel.leaks} == {"mean"}
-    assert travel.cut_at_end == ["events"]
-
-
-def test_rows_that_come_from_later_rows_are_a_leak_and_a_snapshot_has_no_time(tmp_path):
-    late = FEATURES_SQL.replace("FROM events", "FROM events AS e").replace(
-        "WHERE ts",
-        "WHERE EXISTS (FROM events AS b WHERE b.shop = e.shop AND b.ts >= $partition_end + INTERVAL 20 DAY) AND ts",
-    )
-    travel = travel_in_time(small_pipeline(tmp_path / "late", features_sql=late), NOW, 2)
-    assert travel.leaks[0] == TimeLeak("events", None, "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)
-    assert "rows come and go" in travel.errors[0].message
-    snapshot = small_pipeline(
-        tmp_path / "snapshot",
-        features_sql="SELECT id, amount FROM events",
-        partitions={"snapshot": True},
-        features={"time": None},
-        labels={"delay": None},
-        model={"train": {"window": None, "evaluate": None}},
-    )
-    travel = travel_in_time(snapshot, NOW, 2)
-    assert (travel.partitions, travel.without_time, travel.leaks) == ([], ["events"], [])

@@ -1,23 +1,16 @@
 """From a score back to the rows of its sources, and from a source forward to predictions."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, WarehouseError, WrongUseError
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
 from batch_platform_tests.harness.small_pipeline import (
-    BERLIN,
-    LABELS_SQL,
-    ROWS_PER_DAY,
-    carry_out,
     finished_pipeline,
     small_events,
-    small_pipeline,
 )
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
@@ -94,40 +87,6 @@ def test_a_source_that_changed_or_is_gone_is_reported(joined):
     assert "cannot be read now: Source 'shops'" in shops.note
 
 
-@pytest.mark.full
-def test_a_source_that_cannot_be_read_is_named_for_every_partition_that_holds_the_key(tmp_path):
-    events = small_events().with_columns(pl.col("id") % ROWS_PER_DAY)
-    pipeline = small_pipeline(tmp_path, events=events)
-    carry_out(pipeline, NOW)
-    (pipeline.folder / "events.parquet").write_bytes(b"not a table at all" * 500)
-    traces = with_source_rows(pipeline.builder, trace(pipeline.spec, pipeline.home, {"id": "7"}))
-    assert len(traces) > 1
-    for traced in traces:
-        (events,) = traced.sources
-        assert events.note.startswith("cannot be read now: Source 'events' of 'small' cannot be read: ")
-        assert "allowed_paths" not in events.note
-
-
-@pytest.mark.full
-def test_the_key_is_found_under_the_name_that_the_source_has_for_it(tmp_path):
-    made = small_pipeline(
-        tmp_path,
-        features={"key": ["order_number"]},
-        features_sql="SELECT id AS order_number, ts, amount, shop FROM events WHERE ts >= $partition_start AND ts < $partition_end",
-        labels_sql="SELECT id AS order_number, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end",
-    )
-    carry_out(made, NOW)
-    events = sources_of(made, order_number="1500")["events"]
-    assert events.rows_of_key == 1
-    assert events.rows[0]["id"] == 1500
-
-
-def test_each_trace_reads_its_own_partition_of_a_source(by_day):
-    first = with_source_rows(by_day.builder, trace(by_day.spec, by_day.home, {"id": "1500"}))
-    later = with_source_rows(by_day.builder, [*first, *trace(by_day.spec, by_day.home, {"id": "1300"})])
-    assert [traced.sources[0].rows[0]["id"] for traced in later] == [1500, 1300]
-
-
 def test_every_partition_depends_on_a_common_table_with_the_version_it_was_built_from(joined):
     predictions = dependents(joined.builder, joined.home, "events", None)
     assert [partition.partition for partition in predictions.partitions] == [
@@ -144,24 +103,6 @@ def test_every_partition_depends_on_a_common_table_with_the_version_it_was_built
     assert "its rows of 2024-01-05 cannot be told apart" in one_day.note
 
 
-def test_partitions_built_from_different_versions_are_distinguished(joined):
-    first = dependents(joined.builder, joined.home, "events", None).versions
-    small_events(rows_per_day=41).write_parquet(joined.folder / "events.parquet")
-    again = type(joined)(joined.spec, joined.folder, joined.home)
-    later = again.spec.partitions.calendar.within(NOW - timedelta(days=3), NOW)
-    stamp = Stamp("again", NOW)
-    list(again.build_features(later, stamp, force=True))
-    list(again.score(later, stamp))
-    again.publish()
-    predictions = dependents(again.builder, again.home, "events", None)
-    assert len(later) == 2
-    assert sorted(predictions.versions.values()) == [2, 8]
-    assert predictions.versions.keys() > first.keys()
-    assert {partition.partition for partition in predictions.partitions if partition.source_version not in first} == {
-        partition.key for partition in later
-    }
-
-
 def test_the_file_of_a_partition_goes_into_its_predictions_and_into_the_models_that_learned_from_it(by_day):
     learned = dependents(by_day.builder, by_day.home, "events", "2024-01-15")
     assert {partition.through for partition in learned.partitions} == {("model",)}
@@ -173,55 +114,3 @@ def test_the_file_of_a_partition_goes_into_its_predictions_and_into_the_models_t
     ]
     assert served.models == []
     assert sum(served.versions.values()) == 1
-
-
-@pytest.mark.parametrize("write", ["{:%Y-%m-%d %H:%M:%S}", "{:%Y-%m-%dT%H:%M:%S%z}"])
-def test_a_time_of_the_key_without_a_zone_is_on_the_clocks_of_the_pipeline(tmp_path, write):
-    pipeline = finished_pipeline(
-        tmp_path, NOW, features={"key": ["id", "ts"]}, labels_sql=LABELS_SQL.replace("id,", "id, ts,")
-    )
-    (at,) = small_events().filter(id=1500)["ts"].dt.convert_time_zone("Europe/Berlin")
-    (row,) = trace(pipeline.spec, pipeline.home, {"ts": write.format(at)})
-    assert (row.row["id"], row.row["ts"]) == (1500, at)
-
-
-def test_a_source_that_nothing_reads_has_no_dependents(joined):
-    predictions = dependents(joined.builder, joined.home, "notes", None)
-    assert (predictions.partitions, predictions.rows_scored) == ([], 0)
-    assert predictions.note == "neither the features nor the labels read 'notes'."
-
-
-def test_a_wrong_source_or_partition_is_refused_with_the_valid_names(joined, tmp_path):
-    with pytest.raises(WrongUseError, match=r"'event'; it has events, notes, shops\. Hint: did you mean 'events'"):
-        dependents(joined.builder, joined.home, "event", None)
-    with pytest.raises(WrongUseError, match="'2024-13-01' is not the key"):
-        dependents(joined.builder, joined.home, "events", "2024-13-01")
-    empty = small_pipeline(tmp_path / "empty")
-    with pytest.raises(WarehouseError, match="Nothing is published"):
-        dependents(empty.builder, empty.home, "events", None)
-
-
-@pytest.mark.full
-def test_features_made_by_a_function_are_traced_by_the_name_of_the_key(tmp_path, monkeypatch):
-    (tmp_path / "made_by_a_function.py").write_text(
-        "import polars as pl\n\n\ndef features(events, partition):\n"
-        "    inside = pl.col('ts').is_between(partition.start, partition.end, closed='left')\n"
-        "    return events.filter(inside).drop('returned')\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made = small_pipeline(tmp_path, features={"sql": None, "python": "made_by_a_function.features"})
-    carry_out(made, NOW)
-    events = sources_of(made, id="1500")["events"]
-    assert (events.columns, events.rows_of_key) == (None, 1)
-    assert events.rows[0]["ts"].astimezone(BERLIN).date().isoformat() == "2024-02-07"
-    assert len(dependents(made.builder, made.home, "events", None).partitions) == 10
-
-
-def test_a_row_of_warm_up_is_said_to_be_no_score_and_a_row_that_is_nowhere_is_not_found(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW)
-    first = "It is warm-up, which models only learn from: the first model serves from 2024-02-01."
-    with pytest.raises(DataError) as early:
-        trace(pipeline.spec, pipeline.home, {"id": "41"})
-    assert early.value.message == f"small, partition 2024-01-02: the row with id=41 is not scored. {first}"
-    with pytest.raises(DataError, match="small: no scored or rejected row has id=999999"):
-        trace(pipeline.spec, pipeline.home, {"id": "999999"})

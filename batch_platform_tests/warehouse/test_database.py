@@ -25,7 +25,7 @@ from batch_platform.declaration.errors import (
     WrongUseError,
 )
 from batch_platform.monitoring.measures.challengers import ChallengerRun
-from batch_platform.pipeline.rename import drop_pipelines
+from batch_platform.pipeline.drop import drop_pipelines
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, Warehouse, bounded_buffer
 from batch_platform.warehouse.home import Home

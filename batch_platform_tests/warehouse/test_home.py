@@ -124,9 +124,7 @@ def test_a_folder_of_the_home_that_cannot_be_used_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-@pytest.mark.parametrize(
-    "name", ["warehouse.duckdb", "warehouse.lock", "published.duckdb", "published.json", "renaming.json"]
-)
+@pytest.mark.parametrize("name", ["warehouse.duckdb", "warehouse.lock", "published.duckdb", "published.json"])
 def test_a_folder_or_a_pipe_in_the_place_of_a_file_is_named_and_nothing_is_changed(tmp_path, name, make):
     home = Home(tmp_path / "home")
     publish(home)

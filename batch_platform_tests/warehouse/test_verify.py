@@ -86,7 +86,5 @@ def test_f38_a_command_of_several_steps_that_was_cut_short_is_named_until_a_publ
     with Warehouse(home).transaction():
         leave_mark(home)
     assert cut_short(home) == ["The removal of deleted rows from every file"]
-    home.renaming.write_text('{"old": "small", "new": "orders"}')
-    assert cut_short(home) == ["A rename", "The removal of deleted rows from every file"]
     publish(home)
     assert cut_short(home) == []

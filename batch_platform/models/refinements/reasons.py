@@ -93,7 +93,6 @@ def reasons_of(rows: pl.DataFrame, contributions: NDArray[np.float64], contract:
     flat = places.ravel()
     order = np.argsort(flat.astype(np.uint16), kind="stable")
     starts = np.searchsorted(flat[order], np.arange(len(contract.columns) + 1))
-    renamed = dict(contract.renamed)
     texts = [
         rows[name].gather(order[start:end] // count).cast(pl.String).alias("value")
         for name, start, end in zip(contract.names, starts[:-1], starts[1:], strict=True)
@@ -102,7 +101,7 @@ def reasons_of(rows: pl.DataFrame, contributions: NDArray[np.float64], contract:
     place[order] = np.arange(len(order))
     reasons = pl.DataFrame(
         {
-            "feature": pl.Series([renamed.get(name, name) for name in contract.names], dtype=pl.String).gather(flat),
+            "feature": pl.Series(contract.names, dtype=pl.String).gather(flat),
             "value": pl.concat(texts).gather(place),
             "contribution": np.take_along_axis(contributions, places, axis=1).ravel(),
         }
