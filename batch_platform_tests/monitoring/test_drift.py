@@ -156,4 +156,3 @@ def test_the_reference_of_an_earlier_version_is_read_without_its_other_baselines
     read = ReferenceProfile.from_json(json.dumps(values).encode())
     assert (read.usual, read.moves, read.distances) == (reference.usual, reference.moves, reference.distances)
     assert read.rows == RowReference()
-    assert read.usual_by_column["feature", "normal"] == 0.1
