@@ -503,3 +503,14 @@ def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_i
     assert (features.step, features.reason) == ("features", "missing")
     changed_model = with_params(spec, max_iter=9)
     assert make_plan(changed_model, state, PlanRequest(NOW)).of("model"), "what was dropped holds up no training"
+
+
+def test_a_refused_model_is_trained_again_once_its_training_window_changed():
+    spec = SPECS["monthly models"]
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)), {"2024-02-01"})
+    (version,) = state.registry.versions
+    assert planned(spec, state) == []
+    other = {key: {**hashes, "2024-01-10": "other"} for key, hashes in state.refused_on.items()}
+    assert planned(spec, replace(state, refused_on=other)) == [
+        ("2024-02-01", f"1 partition of its training window changed since {version.version} was refused")
+    ]

@@ -109,3 +109,32 @@ def test_a_committed_partition_is_in_partition_status_although_its_run_was_kille
         columns = "partition_key, condition, champion, rows_scored"
         rows = con.execute(f"SELECT {columns} FROM batch_platform.partition_status ORDER BY ALL").fetchall()
     assert rows == [(day.key, "scored", version, 40) for day in days[31:33]]
+
+
+def test_another_budget_of_rejected_rows_makes_nothing_stale_and_judges_anew(tmp_path):
+    rule = {"columns": {"amount": {"nullable": False}}}
+    lenient = small_pipeline(tmp_path, features={**rule, "max_rejected": "7%"})
+    with pytest.raises(DataError, match="more than max_rejected"):
+        carry_out(lenient, NOW)
+    before = conditions(status(lenient))
+    refused = {key for key, (condition, _) in before.items() if condition == "failed"}
+    published = {key for key, condition in before.items() if condition == ("scored", "")}
+    assert refused, "some days have more nulls than others"
+    assert published
+    strict = small_pipeline(tmp_path, features={**rule, "max_rejected": "1%"})
+    report = status(strict)
+    assert {key for key, (condition, _) in conditions(report).items() if condition == "scored"} == published
+    remarks = {conditions(report)[key][1] for key in published}
+    assert any(
+        re.fullmatch(
+            r"\d of its 40 rows are rejected, more than max_rejected \(1.00%\) allows now; it was published before",
+            remark,
+        )
+        for remark in remarks
+    )
+    generous = small_pipeline(tmp_path, features={**rule, "max_rejected": "50%"})
+    plan = carry_out(generous, NOW, "generous")
+    assert {item.partition.key for item in plan.of("predictions")} == refused
+    scores = generous.state().scores
+    assert {key for key, run in scores.items() if run.run_id == "generous"} == refused
+    assert {condition for key, condition in conditions(status(generous)).items() if key in scores} == {("scored", "")}
