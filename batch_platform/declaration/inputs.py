@@ -1,7 +1,7 @@
 """The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -402,13 +402,10 @@ class ColumnRule(Block):
         examples=["Miles between the airports."],
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _without_former_name(cls, data: object) -> object:
-        if isinstance(data, dict) and "formerly" in data:
-            msg = "formerly has no meaning any more: keep the column's name in the SQL, or train the models again"
-            raise ValueError(msg)
-        return data
+    def removed_keys(cls) -> Mapping[str, str]:
+        """The keys that earlier releases allowed, each with what to do instead."""
+        return {"formerly": "keep the column's name in the SQL, or train the models again"}
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

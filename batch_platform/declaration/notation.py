@@ -6,7 +6,7 @@ key it was.
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
@@ -58,6 +58,11 @@ class Block(BaseModel):
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
+    def removed_keys(cls) -> Mapping[str, str]:
+        """The keys that earlier releases allowed, each with what to do instead."""
+        return {}
+
+    @classmethod
     def __get_pydantic_json_schema__(
         cls,
         core_schema: Any,  # noqa: ANN401 - pydantic exports no type for it
@@ -86,7 +91,8 @@ class Block(BaseModel):
         unknown = [str(key) for key in data if key not in allowed] if isinstance(data, dict) else []
         if not isinstance(data, dict) or not unknown:
             return handler(data)
-        refused: list[Any] = [{"type": "value_error", "input": None, "ctx": {"error": _unknown(unknown, allowed)}}]
+        explained = _unknown(unknown, allowed, cls.removed_keys())
+        refused: list[Any] = [{"type": "value_error", "input": None, "ctx": {"error": explained}}]
         try:
             handler({key: value for key, value in data.items() if key in allowed})
         except ValidationError as error:
@@ -99,10 +105,11 @@ class Block(BaseModel):
         raise ValidationError.from_exception_data(cls.__name__, refused, hide_input=True)
 
 
-def _unknown(keys: Collection[str], allowed: Collection[str]) -> ValueError:
-    """The error for keys that are not allowed, each with its nearest match."""
+def _unknown(keys: Collection[str], allowed: Collection[str], removed: Mapping[str, str]) -> ValueError:
+    """The error for keys that are not allowed, each with its nearest match, or with what to do since it was removed."""
     guesses = dict.fromkeys(repr(guess) for key in sorted(keys) if (guess := nearest(key, allowed)))
     msg = f"unknown key{'s' if len(keys) > 1 else ''} {listed(map(repr, keys))}; allowed are {listed(allowed)}"
+    msg += "".join(f"; instead of {key}, {removed[key]}" for key in keys if key in removed)
     return ValueError(f"{msg}; did you mean {' and '.join(guesses)}?" if guesses else msg)
 
 

@@ -238,14 +238,6 @@ def test_features_are_not_built_from_rows_that_vanished_unless_forced(tmp_path):
     assert (told(other), build(other)) == ({}, {})
 
 
-def test_rows_before_the_first_partition_are_counted_with_it(tmp_path):
-    late_start = small_pipeline(tmp_path, partitions={"start": "2024-01-04"})
-    days = late_start.spec.partitions.calendar.due(late_start.spec.partitions.calendar.first_start + timedelta(days=2))
-    first, second = late_start.build_features(days, Stamp("run", NOW))
-    assert first.findings == ("source 'events' holds 120 rows dated before partitions.start, in no partition",)
-    assert second.findings == ()
-
-
 def test_rows_that_no_partition_can_hold_are_counted_by_every_run_that_builds(tmp_path):
     far = [None, None, datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)]  # as databases write no end
     lost = small_events().head(4).with_columns(pl.Series("ts", far, dtype=pl.Datetime("us", "UTC")))

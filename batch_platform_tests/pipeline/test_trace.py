@@ -8,10 +8,7 @@ import pytest
 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
-from batch_platform_tests.harness.small_pipeline import (
-    finished_pipeline,
-    small_events,
-)
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 TWO_SOURCES: dict[str, dict[str, str]] = {
