@@ -4,7 +4,6 @@ Inputs come from the readers' copy, so that they can be read while runs write. O
 then replace their partitions, or the whole table, in one short transaction; by name, never by position.
 """
 
-import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,10 +35,8 @@ from batch_platform.warehouse.user_tables import (
     store_table,
     stored_partitions,
     table_of_asset,
-    user_transaction,
 )
 
-LONG_SECONDS = 5.0  # time of holding the warehouse after which the user is warned
 WAREHOUSE_KEY = "batch_platform_warehouse"
 ROWS_OF_A_GROUP = 131_072
 IO_MANAGER_KEY = "batch_platform_io_manager"
@@ -49,36 +46,13 @@ _TYPES = "pl.LazyFrame, pl.DataFrame or duckdb.DuckDBPyRelation"
 
 
 class WarehouseResource(DuckDBResource):
-    """The project's DuckDB file, for tables of your own. To read, use `published`, which waits for nobody."""
+    """The tables of all pipelines, to be read in SQL; assets store tables of their own through the IO manager."""
 
-    database: str = Field(default="", description="Leave empty: the warehouse of BATCH_PLATFORM_HOME is used.")
+    database: str = Field(default="", description="Leave empty: the published copy in BATCH_PLATFORM_HOME is read.")
 
     @contextmanager
     def get_connection(self) -> Generator[duckdb.DuckDBPyConnection]:
-        """The live warehouse for one transaction: committed and published at the end, undone by any error.
-
-        Every run that commits waits while the connection is open, for at most BATCH_PLATFORM_LOCK_TIMEOUT seconds
-        (default: 120): compute first, then connect and write. A connection held for long is logged as a warning.
-
-        Raises:
-            WrongUseError: A table of the project was changed, or the transaction was ended by hand.
-            WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
-        """
-        home = Home.from_environment()
-        with user_transaction(Warehouse(home)) as con:
-            began = time.monotonic()
-            yield con
-            held = time.monotonic() - began
-        if held > LONG_SECONDS:
-            msg = f"The connection to the warehouse was open for {held:.0f} s, during which no run could commit. "
-            dg.get_dagster_logger().warning(
-                f"{msg}Hint: compute before you connect; read from `published`, which locks nothing."
-            )
-        publish(home)
-
-    @contextmanager
-    def published(self) -> Generator[duckdb.DuckDBPyConnection]:
-        """The published copy as of the last run, read-only.
+        """The published copy as of the last run, read-only; it locks nothing, also while runs write.
 
         Raises:
             NothingPublishedError: Nothing is published yet.
@@ -86,6 +60,8 @@ class WarehouseResource(DuckDBResource):
         """
         with open_published(Home.from_environment()) as con:
             yield con
+
+    published = get_connection
 
 
 class TableIOManager(dg.ConfigurableIOManager):

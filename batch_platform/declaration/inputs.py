@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
@@ -386,6 +386,10 @@ class Source(Block):
 class ColumnRule(Block):
     """The rules of one column; what is left out is inferred in training."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {
+        "formerly": "keep the column's name in the SQL instead of formerly, or train the models again"
+    }
+
     type: ColumnType | None = Field(default=None, description="Type of the column in the contract.")
     nullable: bool | None = Field(default=None, description="Whether nulls are allowed.")
     min: float | None = Field(
@@ -401,11 +405,6 @@ class ColumnRule(Block):
         description="What it holds, for Dagster, DuckDB's comments and the report.",
         examples=["Miles between the airports."],
     )
-
-    @classmethod
-    def removed_keys(cls) -> Mapping[str, str]:
-        """The keys that earlier releases allowed, each with what to do instead."""
-        return {"formerly": "keep the column's name in the SQL, or train the models again"}
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
@@ -51,16 +51,12 @@ class Block(BaseModel):
     """A part of the declaration: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    FORMER: ClassVar[Mapping[str, str]] = {}  # keys of earlier versions, each with what to do instead
 
     @classmethod
     def allowed_keys(cls) -> list[str]:
         """The keys that the block allows."""
         return [field.alias or name for name, field in cls.model_fields.items()]
-
-    @classmethod
-    def removed_keys(cls) -> Mapping[str, str]:
-        """The keys that earlier releases allowed, each with what to do instead."""
-        return {}
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -91,8 +87,9 @@ class Block(BaseModel):
         unknown = [str(key) for key in data if key not in allowed] if isinstance(data, dict) else []
         if not isinstance(data, dict) or not unknown:
             return handler(data)
-        explained = _unknown(unknown, allowed, cls.removed_keys())
-        refused: list[Any] = [{"type": "value_error", "input": None, "ctx": {"error": explained}}]
+        refused: list[Any] = [
+            {"type": "value_error", "input": None, "ctx": {"error": _unknown(unknown, allowed, cls.FORMER)}}
+        ]
         try:
             handler({key: value for key, value in data.items() if key in allowed})
         except ValidationError as error:
@@ -105,11 +102,14 @@ class Block(BaseModel):
         raise ValidationError.from_exception_data(cls.__name__, refused, hide_input=True)
 
 
-def _unknown(keys: Collection[str], allowed: Collection[str], removed: Mapping[str, str]) -> ValueError:
-    """The error for keys that are not allowed, each with its nearest match, or with what to do since it was removed."""
-    guesses = dict.fromkeys(repr(guess) for key in sorted(keys) if (guess := nearest(key, allowed)))
+def _unknown(keys: Collection[str], allowed: Collection[str], former: Mapping[str, str]) -> ValueError:
+    """The error for keys that are not allowed, each with its nearest match or, of a former key, what to do instead."""
+    instead = [former[key] for key in sorted(keys) if key in former]
+    guesses = dict.fromkeys(
+        repr(guess) for key in sorted(keys) if key not in former and (guess := nearest(key, allowed))
+    )
     msg = f"unknown key{'s' if len(keys) > 1 else ''} {listed(map(repr, keys))}; allowed are {listed(allowed)}"
-    msg += "".join(f"; instead of {key}, {removed[key]}" for key in keys if key in removed)
+    msg = "; ".join([msg, *instead])
     return ValueError(f"{msg}; did you mean {' and '.join(guesses)}?" if guesses else msg)
 
 

@@ -93,11 +93,10 @@ class Warehouse:
     timeout: float = field(default_factory=lock_timeout)  # seconds to wait for another process to release the lock
 
     @contextmanager
-    def open(self, *, for_user: bool = False, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
+    def open(self, *, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
         Args:
-            for_user: Set for a user's own statements, which may change settings of the connection.
             compact: Set to write the file anew first, see `compact_file`.
 
         Raises:
@@ -114,17 +113,17 @@ class Warehouse:
             if compact:
                 # A killed process may have spilled rows there.
                 self.home.remove(self.home.warehouse.with_name(f"{self.home.warehouse.name}.tmp"))
-                with self._opened(patience, reusable=True) as con:
+                with self._opened(patience) as con:
                     aside = compact_file(con, self._aside)
                 aside.rename(self.home.warehouse)
                 sync(self.home.root)
-            with self._opened(patience, reusable=not for_user) as con:
+            with self._opened(patience) as con:
                 yield con
 
     @contextmanager
-    def _opened(self, patience: Patience, *, reusable: bool) -> Generator[duckdb.DuckDBPyConnection]:
+    def _opened(self, patience: Patience) -> Generator[duckdb.DuckDBPyConnection]:
         """Open the file, whose lock is held."""
-        with closing(self._file()) as file, closing(self._attach(patience, file, reusable=reusable)) as database:
+        with closing(self._file()) as file, closing(self._attach(patience, file)) as database:
             con = database.con
             find_files(con, self.home)
             try:
@@ -292,12 +291,12 @@ class Warehouse:
             msg = f"The warehouse {self.home.warehouse} holds what was committed, but could not be tidied: {error}"
             raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
 
-    def _attach(self, patience: Patience, file: WarehouseFile, *, reusable: bool) -> Attached:
+    def _attach(self, patience: Patience, file: WarehouseFile) -> Attached:
         """Open the file; a program that does not know of the lock beside it may have the file open."""
         while True:
             try:
                 file.roll_back()
-                return attach(self.home.warehouse, reusable=reusable)
+                return attach(self.home.warehouse)
             except BlockingIOError:
                 patience.pause("unknown")
             except (OSError, ValueError) as error:

@@ -28,31 +28,29 @@ class Attached:
     con: duckdb.DuckDBPyConnection
     instance: duckdb.DuckDBPyConnection
     spilled: Path
-    reusable: bool
 
     def close(self) -> None:
         """Release the file, and its lock."""
         self.con.close()
         with contextlib.suppress(duckdb.Error):
             self.instance.execute(f"DETACH {_DATABASE}")
-            if self.reusable and not self.spilled.exists():
+            if not self.spilled.exists():
                 _idle.append(self.instance)
                 return
         self.instance.close()
 
 
-def attach(file: Path, *, reusable: bool = True, read_only: bool = False) -> Attached:
+def attach(file: Path, *, read_only: bool = False) -> Attached:
     """Open a database file, which is made if it is missing; it never checkpoints by itself: every checkpoint is made safe first.
 
     Args:
         file: The file.
-        reusable: Set if only this project's own statements are run: others may leave settings behind.
         read_only: Open an existing file for reading only.
 
     Raises:
         duckdb.Error: The file cannot be opened, or another process has it open.
     """
-    instance = _taken() if reusable else _instance()
+    instance = _taken()
     spilled = file.with_name(f"{file.name}.tmp")
     try:
         instance.execute(f"SET temp_directory = {literal(str(spilled))}")
@@ -62,7 +60,7 @@ def attach(file: Path, *, reusable: bool = True, read_only: bool = False) -> Att
     except BaseException:
         instance.close()
         raise
-    return Attached(con, instance, spilled, reusable)
+    return Attached(con, instance, spilled)
 
 
 @contextmanager

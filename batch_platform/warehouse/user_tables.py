@@ -4,10 +4,7 @@ A user's table is replaced by partition or as a whole, in one transaction with i
 which the published copy is brought up to date. The tables of a pipeline are only read here.
 """
 
-import contextlib
-import re
-from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, journal
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.replacing import replace_rows
-from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns, tables
+from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns, tables
 from batch_platform.warehouse.tables_in_files import views
 
 PARTITION = "partition_key"
@@ -171,59 +168,6 @@ def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collect
             raise DataError(msg) from error
         journal(con, [(name.schema, name.table, key) for key in sorted(changed)])
     return count
-
-
-@contextmanager
-def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnection]:
-    """Hold the warehouse for one transaction of a user, who may write tables of their own.
-
-    Each table that the transaction changed is journaled as a whole in the same transaction, so that the next publish
-    copies it. To notice changes, all rows of users' tables are hashed before and after, which takes about 0.2 s per
-    million rows.
-
-    Raises:
-        WrongUseError: A table of the project was changed, which is undone; or the user began or ended a transaction.
-    """
-    with warehouse.open(for_user=True) as con:
-        con.execute("BEGIN")
-        try:
-            before = _fingerprints(con)
-            yield con
-            after = _fingerprints(con)
-            changed = [TableName(*name) for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-            if protected := [name.shown for name in changed if _is_of_project(con, name)]:
-                msg = f"{listed(protected)}: only the project writes its own tables; nothing is changed."
-                raise WrongUseError(msg, hint="write a table of your own, in a schema of your own.")
-            journal(con, [(name.schema, name.table, None) for name in changed])
-            con.execute("COMMIT")
-        except duckdb.TransactionException as error:
-            if not _OWN_TRANSACTION.search(str(error)):
-                raise
-            msg = f"The connection to the warehouse is one transaction, which ends with its `with` block: {error}"
-            hint = "leave out BEGIN, COMMIT and ROLLBACK; any error undoes the block."
-            raise WrongUseError(msg, hint=hint) from error
-        finally:
-            with contextlib.suppress(duckdb.Error):
-                con.execute("ROLLBACK")
-
-
-_OWN_TRANSACTION = re.compile("within a transaction|no transaction is active|transaction is aborted")
-
-
-def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[object, ...]]:
-    """A value for each table that changes with its columns and rows; of the project's tables, with their number of rows."""
-    columns = """
-        SELECT schema_name, table_name, list([column_name, data_type] ORDER BY column_index) FROM duckdb_columns()
-        JOIN duckdb_tables() USING (database_name, schema_name, table_name)
-        WHERE database_name = current_database() GROUP BY ALL
-    """
-    fingerprints: dict[tuple[str, str], tuple[object, ...]] = {}
-    for schema, table, described in con.execute(columns).fetchall():
-        name = TableName(schema, table)
-        rows = "count(*)" if _is_of_project(con, name) else digest(column for column, _ in described)
-        fingerprints[schema, table] = (described, *con.execute(f"SELECT {rows} FROM {name}").fetchall())
-    fingerprints |= {(pipeline, table.view): (sql,) for (pipeline, table), sql in views(con).items()}
-    return fingerprints
 
 
 def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:

@@ -104,4 +104,6 @@ def test_a_former_name_of_a_column_is_refused_with_what_to_do_instead(cli, fresh
     file.write_text(yaml.safe_dump(declared))
     refused = cli(fresh, "check")
     assert refused.code == 2
-    assert "keep the column's name in the SQL, or train the models again" in refused.error, refused.err
+    assert "keep the column's name in the SQL instead of formerly, or train the models again" in refused.error, (
+        refused.err
+    )

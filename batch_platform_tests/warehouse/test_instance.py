@@ -8,8 +8,6 @@ import polars as pl
 import pytest
 
 from batch_platform.warehouse import instance
-from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import attach, in_memory
 
 
@@ -37,18 +35,6 @@ def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_fir
         assert again.con.execute("SELECT current_setting('TimeZone'), current_database()").fetchall() == [
             ("UTC", "warehouse")
         ]
-
-
-def test_what_a_user_sets_ends_with_the_connection(tmp_path):
-    home = Home(tmp_path / "home")
-    with Warehouse(home).open() as con:
-        threads = con.execute("SELECT current_setting('threads')").fetchall()
-    with Warehouse(home).open(for_user=True) as con:
-        con.execute("SET GLOBAL threads = 7; SET GLOBAL TimeZone = 'Asia/Tokyo'; ATTACH ':memory:' AS mine")
-    with Warehouse(home).open() as con:
-        assert con.execute("SELECT current_setting('threads')").fetchall() == threads
-        assert con.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
-        assert con.execute("SELECT count(*) FROM duckdb_databases() WHERE database_name = 'mine'").fetchall() == [(0,)]
 
 
 def test_an_instance_that_failed_to_open_a_file_or_spilled_is_not_used_again(tmp_path):

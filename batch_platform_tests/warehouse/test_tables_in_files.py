@@ -17,7 +17,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DamagedRowsError, DataError, WarehouseError, WrongUseError
+from batch_platform.declaration.errors import DamagedRowsError, DataError, WarehouseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
@@ -27,11 +27,11 @@ from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun, as_record, note
+from batch_platform.warehouse.ledger import ScoreRun, as_record, note
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, TABLES_IN_FILES, staged_files
-from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions, user_transaction
+from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.warehouse.commits import DAY, KEYS, commit, staged
 
@@ -161,7 +161,7 @@ def test_predictions_are_one_table_with_the_same_columns_wherever_their_partitio
 
 
 def test_a_partition_has_one_place_and_its_tables_say_where(home, tmp_path):
-    with user_transaction(Warehouse(home)) as con:
+    with Warehouse(home).open() as con:
         con.execute("CREATE SCHEMA mine; CREATE TABLE mine.prediction_files AS SELECT 1 AS id")
     for number, files in enumerate([False, True, True, False, True]):
         write(home, tmp_path, KEYS[0], f"run{number}", files=files, id=[1, number])
@@ -464,26 +464,3 @@ def test_a_dropped_pipeline_loses_its_files(home, tmp_path):
     publish(home)
     assert list(home.lake.iterdir()) == []
     assert verify(home).differing == ()
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "DROP VIEW small.predictions",
-        "CREATE OR REPLACE VIEW small.predictions AS SELECT 1 AS id",
-        "DELETE FROM small.prediction_files",
-        "INSERT INTO small.predictions_in_duckdb BY NAME SELECT 9 AS id",
-        "DROP VIEW small.challenger_scores",
-        "DELETE FROM small.challenger_score_files",
-    ],
-)
-def test_users_cannot_change_what_the_view_is_made_of(home, tmp_path, statement):
-    Warehouse(home).record_features([FeatureBuild("small", KEYS[0], 2, "s", 10, "c", "{}", DAY, "run")])
-    write(home, tmp_path, KEYS[0], "run")
-    before = table_of(home)
-    with (
-        pytest.raises(WrongUseError, match="only the project writes its own tables"),
-        user_transaction(Warehouse(home)) as con,
-    ):
-        con.execute(statement)
-    assert table_of(home) == before
