@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import duckdb
+import yaml
 
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder
@@ -94,3 +95,15 @@ def test_the_rows_of_a_column_with_another_name_are_scored_again_and_say_the_sam
     assert [row[:3] for row in published(project, query.format("store", "pieces"))] == [row[:3] for row in before]
     assert published(project, "SELECT count(shop), count(items) FROM small.predictions") == [(0, 0)]
     assert cli(project, "export", "small", "--to", "scores.csv").code == 0
+
+
+def test_a_former_name_of_a_column_is_refused_with_what_to_do_instead(cli, fresh):
+    file = pipeline_folder(fresh) / "defs.yaml"
+    declared = yaml.safe_load(file.read_text())
+    declared["attributes"]["features"]["columns"] = {"pieces": {"formerly": "items"}}
+    file.write_text(yaml.safe_dump(declared))
+    refused = cli(fresh, "check")
+    assert refused.code == 2
+    assert "keep the column's name in the SQL instead of formerly, or train the models again" in refused.error, (
+        refused.err
+    )
