@@ -1,6 +1,5 @@
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -8,22 +7,18 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
+from dagster._core.definitions.data_version import StaleStatus
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_platform.components import checks, scoring
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import Wiring, clear_failures
-from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import DataError, WarehouseBusyError
-from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
-from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
 from batch_platform.models.forest import arrays, compiled
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
-from batch_platform_tests.harness.events import evaluations, value
+from batch_platform_tests.harness.events import evaluations, failure, partitions_of, upstream, value
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
@@ -32,6 +27,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_spec,
     write_small_project,
 )
+from batch_platform_tests.harness.stale_status import status
 from batch_platform_tests.harness.workspace import workspace
 
 RULE = {"performance": {"warn_below": 0.6}}
@@ -45,18 +41,6 @@ def trained(tmp_path, monkeypatch):
 
 def specs(deployment: Deployment) -> dict[str, dg.AssetSpec]:
     return {spec.key.path[1]: spec for spec in deployment.definitions.resolve_all_asset_specs()}
-
-
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    """What the only failed step says."""
-    assert not result.success
-    (failed,) = [event for event in result.all_events if event.is_step_failure]
-    data = failed.step_failure_data
-    return (data.user_failure_data.description if data.user_failure_data else data.error.message) or ""
-
-
-def partitions_of(entries: list[dg.EventLogEntry]) -> list[str | None]:
-    return [entry.asset_materialization.partition for entry in entries]
 
 
 def published(deployment: Deployment, query: str) -> list[tuple[Any, ...]]:
@@ -144,16 +128,6 @@ SELECT id, ts, amount, items, shop, known FROM day
 """
 
 
-def upstream(deployment: Deployment, asset: str, of: str, key: str) -> list[str]:
-    graph = deployment.definitions.resolve_asset_graph()
-    node, parent = graph.get(deployment.key(asset)), graph.get(deployment.key(of))
-    mapped = graph.get_partition_mapping(node.key, parent.key).get_upstream_mapped_partitions_result_for_partitions(
-        node.partitions_def.subset_with_partition_keys([key]), node.partitions_def, parent.partitions_def
-    )
-    assert not list(mapped.required_but_nonexistent_subset.get_partition_keys())
-    return list(mapped.partitions_subset.get_partition_keys())
-
-
 def test_a_day_is_scored_by_the_model_of_its_month(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     assert upstream(deployment, "predictions", "model", "2024-02-17") == ["2024-02-01"]
@@ -186,54 +160,6 @@ def test_predictions_and_performance_begin_with_the_first_serving_period_and_fea
 def test_a_model_learns_from_the_history_before_its_period(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     assert upstream(deployment, "model", "features", "2024-02-01") == deployment.days("2024-01-01", "2024-01-31")
-
-
-@pytest.mark.parametrize("every", ["hour", "day", "week", "month"])
-@pytest.mark.full
-def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, every):
-    partitions = {"every": "hour", "start": "2014-01-01", "end": "2024-01-01"}
-    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"every": every}})
-    period = {"hour": "2023-12-31-23:00", "day": "2023-12-31", "week": "2023-12-27", "month": "2023-12-01"}[every]
-    before = upstream(deployment, "model", "features", period)
-    assert before[0] == "2014-01-01-00:00"
-    start = deployment.wiring.serving_period(period).start
-    assert before == [partition.key for partition in deployment.pipeline.spec.partitions.calendar.due(start)]
-
-
-TIMEZONES = ["UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata"]
-STARTS = {"hour": "2023-02-10T06:00", "day": "2023-02-10", "week": "2023-02-10", "month": "2023-02-01"}
-ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-05-31", "month": "2024-06-01"}
-
-
-@pytest.mark.parametrize("every", list(ENDS))
-@pytest.mark.parametrize("timezone", TIMEZONES)
-def test_dagster_and_the_calendar_name_the_same_partitions(tmp_path, every, timezone):
-    if every == "hour" and timezone == "Australia/Lord_Howe":  # refused: its clocks shift by half an hour
-        timezone = "Australia/Sydney"
-    partitions = {"every": every, "start": STARTS[every], "end": ENDS[every], "timezone": timezone}
-    spec = small_spec(partitions=partitions, model={"train": {"evaluate": "31 days"}})
-    assert_same_partitions(Wiring(spec, tmp_path).partitions, spec.partitions.calendar)
-
-
-@pytest.mark.parametrize("every", list(ENDS))
-@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
-def test_dagster_and_the_calendar_name_the_same_serving_periods(tmp_path, every, timezone):
-    partitions = {"start": "2023-02-10", "end": "2024-05-17", "timezone": timezone}
-    spec = small_spec(partitions=partitions, model={"train": {"every": every}})
-    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, trainable_calendar(spec))
-    begun = serving_periods(spec, datetime(2024, 5, 1, tzinfo=UTC))
-    known = {*begun}
-    assert begun == [period for period in trainable_calendar(spec).due(begun[-1].start) if period in known]
-    assert_same_partitions(Wiring(spec, tmp_path).served, served_calendar(spec))
-    assert served_calendar(spec).first_start >= begun[0].start
-
-
-def assert_same_partitions(dagsters: dg.TimeWindowPartitionsDefinition, calendar: Calendar) -> None:
-    ours = calendar.due(calendar.last_end)
-    assert list(dagsters.get_partition_keys()) == [partition.key for partition in ours]
-    for partition in (ours[0], *ours[-400:]):
-        window = dagsters.time_window_for_partition_key(partition.key)
-        assert (window.start, window.end) == (partition.start, partition.end)
 
 
 @pytest.mark.full
@@ -298,12 +224,6 @@ def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_
 
 
 PARTITIONED = ("features", "predictions", "performance")
-
-
-def status(deployment: Deployment, asset: str, day: str) -> StaleStatus:
-    graph = deployment.definitions.resolve_asset_graph()
-    loading = LoadingContextForTest(deployment.instance)
-    return CachingStaleStatusResolver(deployment.instance, graph, loading).get_status(deployment.key(asset), day)
 
 
 def broken_day(day: str) -> pl.DataFrame:
@@ -634,107 +554,6 @@ def test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_anot
         checked = [(it["status"], it["partition"]) for it in location.ask(CHECKED, key=key)]
     assert ranges == [{"status": "FAILED", "startKey": "2024-02-01", "endKey": "2024-02-01"}]
     assert checked == [("EXECUTION_FAILED", "2024-02-01")]
-
-
-def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "observed_source.py").write_text(
-        "import polars as pl\ndef shops():\n    return pl.DataFrame({'shop': ['a', 'b', 'c']})\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    sources = {
-        "shops": {"python": "observed_source.shops"},
-        "prices": {"csv": "prices.csv"},
-        "stock": {"duckdb": "stock.duckdb", "table": "stock"},
-    }
-    deployment = deploy(tmp_path, monkeypatch, sources=sources)
-    folder = deployment.pipeline.folder
-    (folder / "prices.csv").write_text("item,price\n1,2.5\n2,3.5\n")
-    with duckdb.connect(str(folder / "stock.duckdb")) as con:
-        con.execute("CREATE TABLE stock AS SELECT 1 AS item, 'x' AS shelf")
-    expected = {
-        "events": (2400, {"id": "BIGINT", "amount": "DOUBLE"}),
-        "shops": (3, {"shop": "VARCHAR"}),
-        "prices": (2, {"item": "BIGINT", "price": "DOUBLE"}),
-        "stock": (1, {"item": "INTEGER", "shelf": "VARCHAR"}),
-    }
-    for name, (rows, columns) in expected.items():
-        assert deployment.run(name).success
-        (seen,) = deployment.observations(name)
-        metadata = seen.asset_observation.metadata
-        assert metadata["dagster/row_count"].value == rows
-        types = {column.name: column.type for column in metadata["dagster/column_schema"].value.columns}
-        assert types.items() >= columns.items()
-        assert metadata["location"].value
-        assert seen.asset_observation.data_version
-
-
-@pytest.mark.full
-def test_a_run_logs_the_schema_of_a_source_and_opens_only_new_versions_for_it(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    opened: list[str] = []
-    state = Sources.state
-
-    def noted(sources: Sources, name: str, partition: Partition | None) -> SourceState:
-        opened.append(name)
-        return state(sources, name, partition)
-
-    monkeypatch.setattr(Sources, "state", noted)
-    for day in ("2024-01-01", "2024-01-02"):
-        assert deployment.run("features", first=day).success
-    small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
-    assert deployment.run("features", first="2024-01-03").success
-    seen = [entry.asset_observation.metadata for entry in deployment.observations("events")]
-    assert [metadata["dagster/row_count"].value for metadata in seen] == [2400, 2400, 100]
-    assert all(
-        "amount" in {column.name for column in metadata["dagster/column_schema"].value.columns} for metadata in seen
-    )
-    assert opened == ["events", "events"]
-
-
-def test_a_run_notes_the_same_version_of_a_source_as_an_observation(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "noted_source.py").write_text(
-        "import polars as pl\n"
-        "from batch_platform_tests.harness.small_pipeline import small_events\n"
-        "def events():\n    return small_events()\n"
-    )
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "noted_source.events", "parquet": None}})
-    assert deployment.run("features", first="2024-01-01").success
-    assert deployment.run("events").success
-    by_run, by_observation = [seen.asset_observation.data_version for seen in deployment.observations("events")]
-    assert by_run == by_observation
-
-
-def daily_files(tmp_path: Path, monkeypatch: Any, days: list[str]) -> Deployment:
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": "daily/{partition_key}.parquet"}})
-    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    (deployment.pipeline.folder / "daily").mkdir()
-    for day in days:
-        small_events().filter(local == day).write_parquet(deployment.pipeline.folder / "daily" / f"{day}.parquet")
-    return deployment
-
-
-def test_a_source_with_a_file_for_each_partition_has_a_version_for_each(tmp_path, monkeypatch):
-    days = ["2024-01-01", "2024-01-03", "2024-01-04"]
-    deployment = daily_files(tmp_path, monkeypatch, days)
-    assert deployment.run("events").success
-    seen = {entry.asset_observation.partition: entry.asset_observation for entry in deployment.observations("events")}
-    assert list(seen) == days
-    assert len({observation.data_version for observation in seen.values()}) == 3
-    assert all(observation.metadata["dagster/partition_row_count"].value == 40 for observation in seen.values())
-    assert deployment.run("events", first="2024-01-03").success
-    assert [entry.asset_observation.partition for entry in deployment.observations("events")] == [*days, "2024-01-03"]
-
-
-def test_a_missing_file_fails_its_partition_only(tmp_path, monkeypatch):
-    deployment = daily_files(tmp_path, monkeypatch, ["2024-01-01", "2024-01-02", "2024-01-04"])
-    result = deployment.run("features", first="2024-01-01", last="2024-01-04")
-    assert "2024-01-03.parquet" in failure(result)
-    assert partitions_of(deployment.materializations("features")) == ["2024-01-01", "2024-01-02", "2024-01-04"]
-    seen = {entry.asset_observation.partition for entry in deployment.observations("events")}
-    assert seen == {"2024-01-01", "2024-01-02", "2024-01-04"}
-    assert status(deployment, "features", "2024-01-02") == StaleStatus.FRESH
 
 
 def test_only_a_busy_warehouse_allows_a_retry():
