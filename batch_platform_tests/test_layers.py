@@ -252,7 +252,7 @@ PLACES = {
     "dagster_webserver": r"components\.dagster_internals",
     "starlette": r"cli\.guard|components\.dagster_internals",
     "graphql": r"cli\.guard",
-    "fsspec": r"features\.sources\.(zipped|objects)",
+    "fsspec": r"features\.sources\.objects",
     "deltalake": r"(features\.sources|delivery)\.delta",
     "adbc_driver_manager": r"features\.sources\.drivers",
     "pyiceberg": r"(features\.sources|delivery)\.iceberg",

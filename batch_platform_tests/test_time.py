@@ -5,12 +5,11 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import duckdb
-import numpy as np
 import polars as pl
 from hypothesis import given
 
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.windows import (
     deadline,
     evaluation_start,
@@ -22,8 +21,6 @@ from batch_platform.declaration.windows import (
 )
 from batch_platform.features.fingerprints import instant
 from batch_platform.features.row_checks import instants
-from batch_platform.models.reference import _partitions_of
-from batch_platform.monitoring.measures.drift import _baselines
 from batch_platform.pipeline.trace import _with_zone
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
@@ -74,11 +71,7 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
         day = partition.end.astimezone(zone).date()
         mornings = [datetime.combine(day + timedelta(days=n), time(7), zone).astimezone(UTC) for n in (0, 1)]
         assert deadline(spec, partition) == next(at for at in mornings if at > partition.end)
-        a_week_before = later(first, zone, days=-7) if every != "hour" else None
-        if a_week_before is not None and a_week_before >= calendar.first_start:
-            assert dict(_baselines(calendar, partition.key))["week_before"] == key_of(a_week_before, zone, every)
         first = partition.end
-    training_compares_with_the_week_before_as_scoring_does(calendar, partitions)
     now = partitions[-1].end
     periods = serving_periods(spec, now)[-3:]
     assert periods
@@ -95,17 +88,6 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
     ):
         agrees_with_dagster(ours, theirs, now)
     read_alike(partitions[0].start, now, spec, zone)
-
-
-def training_compares_with_the_week_before_as_scoring_does(calendar: Calendar, partitions: list[Partition]) -> None:
-    starts = [partition.start.replace(tzinfo=None) for partition in partitions]
-    learned = _partitions_of(np.array(starts, "datetime64[us]"), calendar)
-    assert learned is not None
-    chosen, _ = learned.compared["reference"]
-    own, base = learned.compared.get("week_before", ((), ()))
-    names = {partitions[at].key: partitions[before].key for at, before in zip(own, base, strict=True)}
-    before = {partitions[at].key: dict(_baselines(calendar, partitions[at].key)).get("week_before") for at in chosen}
-    assert names == {key: earlier for key, earlier in before.items() if earlier is not None}
 
 
 def agrees_with_dagster(ours: Calendar | None, theirs, now: datetime) -> None:

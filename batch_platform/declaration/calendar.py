@@ -174,10 +174,6 @@ class Calendar:
         at = bisect_left(windows, instant, key=_start)
         return windows[at] if at < self._count(windows) else None
 
-    def week_before(self, start: datetime) -> Partition | None:
-        """The partition with the same local time a week before an instant; None without one, and for months."""
-        return None if self.every == "month" else self.holding(_WEEK.before(start, self.zone))
-
     def around(self, instant: datetime) -> Partition:
         """The window that an instant lies in, also before the first and after the last partition.
 

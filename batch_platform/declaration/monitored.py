@@ -1,6 +1,7 @@
 """The monitoring of the scored partitions of a pipeline, as declared under `monitoring`."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +15,6 @@ METRICS = (
     *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
     *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
 )
-Baseline = Literal["reference", "previous", "week_before"]
 
 
 class DriftBounds(Block):
@@ -25,7 +25,11 @@ class DriftBounds(Block):
 
 
 class Drift(Block):
-    """Bounds of the distance of features and predictions from a baseline."""
+    """Bounds of the distance of features and predictions from the training data."""
+
+    FORMER: ClassVar[Mapping[str, str]] = {
+        "baseline": "partitions are compared with the training data alone: remove `baseline`, and name columns that grow with time under `ignore`"
+    }
 
     warn: float = Field(
         default=0.05,
@@ -40,11 +44,6 @@ class Drift(Block):
         default_factory=list,
         description="Columns that are measured, but not judged, e.g. the month or the weekday.",
         examples=[["month"]],
-    )
-    baseline: Baseline = Field(
-        default="reference",
-        description="What is judged: the difference from the training data, from the partition before, or from the same time of the week before.",
-        examples=["week_before"],
     )
     columns: dict[str, DriftBounds] = Field(
         default_factory=dict,
@@ -87,7 +86,7 @@ class Monitoring(Block):
     )
     drift: Drift | None = Field(
         default=None,
-        description="When features and predictions of a partition differ so much from a baseline that it is worth a warning. Left out: drift is measured, and not judged.",
+        description="When features and predictions of a partition differ so much from the training data that it is worth a warning. Left out: drift is measured, and not judged.",
         examples=[{"warn": 0.1, "fail": 0.25, "ignore": ["month"]}],
     )
     metrics: list[ImportPath] = Field(

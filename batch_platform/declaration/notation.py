@@ -6,11 +6,11 @@ key it was.
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
@@ -51,6 +51,7 @@ class Block(BaseModel):
     """A part of the declaration: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    FORMER: ClassVar[Mapping[str, str]] = {}  # keys of earlier versions, each with what to do instead
 
     @classmethod
     def allowed_keys(cls) -> list[str]:
@@ -86,7 +87,9 @@ class Block(BaseModel):
         unknown = [str(key) for key in data if key not in allowed] if isinstance(data, dict) else []
         if not isinstance(data, dict) or not unknown:
             return handler(data)
-        refused: list[Any] = [{"type": "value_error", "input": None, "ctx": {"error": _unknown(unknown, allowed)}}]
+        refused: list[Any] = [
+            {"type": "value_error", "input": None, "ctx": {"error": _unknown(unknown, allowed, cls.FORMER)}}
+        ]
         try:
             handler({key: value for key, value in data.items() if key in allowed})
         except ValidationError as error:
@@ -99,10 +102,14 @@ class Block(BaseModel):
         raise ValidationError.from_exception_data(cls.__name__, refused, hide_input=True)
 
 
-def _unknown(keys: Collection[str], allowed: Collection[str]) -> ValueError:
-    """The error for keys that are not allowed, each with its nearest match."""
-    guesses = dict.fromkeys(repr(guess) for key in sorted(keys) if (guess := nearest(key, allowed)))
+def _unknown(keys: Collection[str], allowed: Collection[str], former: Mapping[str, str]) -> ValueError:
+    """The error for keys that are not allowed, each with its nearest match or, of a former key, what to do instead."""
+    instead = [former[key] for key in sorted(keys) if key in former]
+    guesses = dict.fromkeys(
+        repr(guess) for key in sorted(keys) if key not in former and (guess := nearest(key, allowed))
+    )
     msg = f"unknown key{'s' if len(keys) > 1 else ''} {listed(map(repr, keys))}; allowed are {listed(allowed)}"
+    msg = "; ".join([msg, *instead])
     return ValueError(f"{msg}; did you mean {' and '.join(guesses)}?" if guesses else msg)
 
 

@@ -187,10 +187,6 @@ class PipelineSpec(Block):
                     f"{what} {name!r} cannot be a feature, a key or a kept column: it is not known when a row is scored"
                 )
                 raise ValueError(msg)
-        drift = self.monitoring.drift
-        if drift is not None and drift.baseline == "week_before" and self.partitions.every == "month":
-            msg = "monitoring.drift.baseline: a month has no week before it; use 'previous'"
-            raise ValueError(msg)
         unit = {self.monitoring.unit or "row": "unit"}
         needed = dict.fromkeys(self.monitoring.segments, "segments") | unit
         known = [*self.predictions.keep, *(name for name in ("row", "partition", *self.features.key) if name in unit)]

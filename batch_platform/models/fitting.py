@@ -179,7 +179,6 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
             contract,
             in_proportion((kept, matrix), data.label, classes, rates),
             former,
-            data.calendar,
             key=features.key,
             sampled=bool(rates),
         ),
@@ -221,7 +220,6 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         contract,
         learned,
         judged.reference,
-        whole.calendar,
         key=features.key,
         sampled=bool(_rates(refinements)),
     )

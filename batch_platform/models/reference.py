@@ -8,7 +8,6 @@ Scoring profiles its rows in the same bins.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
 from math import ceil
 from typing import Any
 
@@ -16,9 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.model import Task
-from batch_platform.declaration.monitored import Baseline
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Predictor, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered, sketched
@@ -92,11 +89,10 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
     return profiles, counted_by_segment(rows[0].select(segments), places) if places else SegmentCounts(), sketch
 
 
-def reference_of(  # noqa: PLR0913 - rows, and what they are compared with
+def reference_of(
     contract: Contract,
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     former: ReferenceProfile | None,
-    calendar: Calendar | None,
     *,
     key: Sequence[str] = (),
     sampled: bool = False,
@@ -105,7 +101,7 @@ def reference_of(  # noqa: PLR0913 - rows, and what they are compared with
 
     Of a text, only categories are named that are frequent by the columns of the key.
 
-    Rows that are `sampled` do not tell which rows a partition has. Without a calendar no partition is compared with the week before.
+    Rows that are `sampled` do not tell which rows a partition has.
 
     A column keeps the bins of the version before as long as its values still resemble those that the bins were made for, so
     that partitions scored by different versions can be compared and merged.
@@ -132,7 +128,7 @@ def reference_of(  # noqa: PLR0913 - rows, and what they are compared with
             profile if profile.name in kept and _alike(profile, kept[profile.name]) else fresh
             for profile, fresh in zip(again, features, strict=True)
         )
-    usual, moves = _usual(contract, rows, features, calendar)
+    usual, moves = _usual(contract, rows, features)
     whole = row_reference(contract, rows[1], partition_starts(rows[0]), sampled=sampled)
     return ReferenceProfile(features, usual=usual, moves=moves, rows=whole)
 
@@ -141,33 +137,26 @@ def _usual(
     contract: Contract,
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     features: Sequence[Profile],
-    calendar: Calendar | None,
-) -> tuple[dict[Baseline, tuple[float, ...]], dict[Baseline, tuple[Moves | None, ...]]]:
-    """Measure how far a partition usually is from each baseline, feature by feature; empty if partitions cannot be compared.
+) -> tuple[tuple[float, ...], tuple[Moves | None, ...]]:
+    """Measure how far a partition usually is from the others, feature by feature; empty if partitions cannot be compared.
 
     Second at most, by range and mean, if there are enough partitions for that; None for text.
     """
     frame, matrix = rows
-    if (partitions := _partitions_of(partition_starts(frame), calendar, MOST_OF_FEATURES)) is None:
-        return {}, {}
+    if (partitions := _partitions_of(partition_starts(frame), MOST_OF_FEATURES)) is None:
+        return (), ()
     places = (
         _feature_places(column, profile.bins, matrix[:, at], frame[column.name])
         for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
     )
-    of_columns = [
-        {baseline: usual_of(by_start.values()) for baseline, by_start in partitions.distances(column).items()}
-        for column in places
-    ]
-    usual = dict[Baseline, tuple[float, ...]]()
-    for baseline in partitions.compared:
-        usual[baseline] = tuple(column[baseline] for column in of_columns)
+    usual = tuple(usual_of(partitions.distances(column).values()) for column in places)
     if len(partitions.starts) < LEAST_PARTITIONS:
-        return usual, {}
-    moves: list[dict[Baseline, Moves]] = [
-        {} if _is_text(column) else partitions.moves(matrix[:, at], profile.bins)
+        return usual, ()
+    moves = (
+        None if _is_text(column) else partitions.moves(matrix[:, at], profile.bins)
         for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
-    ]
-    return usual, {baseline: tuple(column.get(baseline) for column in moves) for baseline in partitions.compared}
+    )
+    return usual, tuple(moves)
 
 
 def partition_starts(rows: pl.DataFrame) -> NDArray[np.datetime64] | None:
@@ -177,34 +166,30 @@ def partition_starts(rows: pl.DataFrame) -> NDArray[np.datetime64] | None:
 
 @dataclass(frozen=True)
 class _Partitions:
-    """The partitions of some rows, and which of them are compared with which."""
+    """The partitions of some rows, and which of them are compared with the others."""
 
     starts: NDArray[np.datetime64]  # ascending
     of_rows: NDArray[np.int64]  # the position of each row's partition among them [n]
-    # the positions of partitions, and of the partition that each is compared with; None for all other rows
-    compared: Mapping[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
+    compared: NDArray[np.int64]  # their positions
 
-    def distances(self, places: Places) -> dict[Baseline, dict[str, float]]:
-        """Measure the distance of partitions from their baselines, by their start: the index beyond chance, given the cell of each row.
+    def distances(self, places: Places) -> dict[str, float]:
+        """Measure the distance of partitions from the others, by their start: the index beyond chance, given the cell of each row.
 
         The reference of a later partition does not hold its rows, so a partition is compared with the others.
         """
         of_rows, width = places
         cells = self.of_rows * width + of_rows
         counts = np.bincount(cells, minlength=len(self.starts) * width).reshape(-1, width)
-        whole = counts.sum(axis=0)
-        distances: dict[Baseline, dict[str, float]] = {}
-        for baseline, (own, base) in self.compared.items():
-            beyond = beyond_chance(counts[own], whole - counts[own] if base is None else counts[base])
-            distances[baseline] = dict(zip(map(str, self.starts[own]), beyond.tolist(), strict=True))
-        return distances
+        own = counts[self.compared]
+        beyond = beyond_chance(own, counts.sum(axis=0) - own)
+        return dict(zip(map(str, self.starts[self.compared]), beyond.tolist(), strict=True))
 
-    def moves(self, values: NDArray[np.float64], bins: Bins) -> dict[Baseline, Moves]:
-        """Measure how far partitions are from their baselines at most by range, mean and spread, given a number of each row; NaN is left out.
+    def moves(self, values: NDArray[np.float64], bins: Bins) -> Moves | None:
+        """Measure how far partitions are from the others at most by range, mean and spread, given a number of each row; NaN is left out.
 
         A value is outside if it is beyond the values of all other partitions, or beyond the cells. Mean and spread are those without
-        the farthest value, as where partitions are judged: one absurd value of the training data would hide many later. A baseline
-        whose means overflow is left out.
+        the farthest value, as where partitions are judged: one absurd value of the training data would hide many later. None where
+        means overflow.
         """
         known, count = ~np.isnan(values), len(self.starts)
         of_rows, values = self.of_rows[known], values[known]
@@ -212,25 +197,22 @@ class _Partitions:
         np.minimum.at(lowest, of_rows, values)
         np.maximum.at(highest, of_rows, values)
         if not bins.edges or not len(values):
-            return {}
+            return None
         low, high = np.full(count, max(lowest.min(), bins.edges[0])), np.full(count, min(highest.max(), bins.edges[-1]))
         low[lowest.argmin()] = max(np.partition(lowest, 1)[1], bins.edges[0])
         high[highest.argmax()] = min(np.partition(highest, -2)[-2], bins.edges[-1])
         outside = np.bincount(of_rows, (values < low[of_rows]) | (values > high[of_rows]), count)
         sums, rows = np.bincount(of_rows, values, count), np.bincount(of_rows, minlength=count)
-        moves = dict[Baseline, Moves]()
+        own = self.compared
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             share, means, others = outside / rows, sums / rows, (sums.sum() - sums) / (rows.sum() - rows)
             squares = np.bincount(of_rows, (values - means[of_rows]) ** 2, count)
-            for baseline, (own, base) in self.compared.items():
-                middle = others[own] if base is None else means[base]
-                of_own = (lowest[own], highest[own]), means[own], squares[own] / (rows[own] - 1), rows[own], middle
-                trimmed, variances = without_farthest(*of_own)
-                distances, spreads = np.abs(trimmed - middle), np.sqrt(variances)
-                furthest = [float(np.nanmax(of, initial=0.0)) for of in (share, distances, spreads)]
-                if np.isfinite(furthest).all():
-                    moves[baseline] = Moves(*furthest)
-        return moves
+            middle = others[own]
+            of_own = (lowest[own], highest[own]), means[own], squares[own] / (rows[own] - 1), rows[own], middle
+            trimmed, variances = without_farthest(*of_own)
+            distances, spreads = np.abs(trimmed - middle), np.sqrt(variances)
+            furthest = [float(np.nanmax(of, initial=0.0)) for of in (share, distances, spreads)]
+        return Moves(*furthest) if np.isfinite(furthest).all() else None
 
     def distances_of_segments(self, column: pl.Series, places: Places) -> dict[str | None, dict[str, float]]:
         """Measure the distance of each segment of a partition from the same segment of the others, by value and start; see `distances`.
@@ -239,7 +221,7 @@ class _Partitions:
         """
         if (values := numbered(column)) is None:
             return {}
-        (numbers, segments), (of_rows, width), (own, _) = values, places, self.compared["reference"]
+        (numbers, segments), (of_rows, width), own = values, places, self.compared
         place = np.full(len(self.starts), len(own))  # partitions that are not compared count together
         place[own] = np.arange(len(own))
         shape = len(segments), len(own) + 1, width
@@ -254,30 +236,16 @@ class _Partitions:
         return distances
 
 
-def _partitions_of(
-    starts: NDArray[np.datetime64] | None, calendar: Calendar | None, most: int = MOST_PARTITIONS
-) -> _Partitions | None:
+def _partitions_of(starts: NDArray[np.datetime64] | None, most: int = MOST_PARTITIONS) -> _Partitions | None:
     """The partitions of rows, of which about so many are compared, given the start of each row's [n]; None if it is not known, or if there are no two."""
     if starts is None:
         return None
     partitions, of_rows = np.unique(starts, return_inverse=True)
     if len(partitions) < 2:  # noqa: PLR2004 - with one there is nothing to compare it with
         return None
-    instants = [start.replace(tzinfo=UTC) for start in partitions.tolist()]
-    at, every = {start: place for place, start in enumerate(instants)}, ceil(len(partitions) / most)
+    every = ceil(len(partitions) / most)
     chosen = [place for place in range(len(partitions)) if place // IN_A_ROW % every == 0]
-    pairs: dict[Baseline, list[tuple[int, int]]] = {
-        "previous": [(place, place - 1) for place in chosen if place],
-        "week_before": [
-            (place, at[before.start])
-            for place in chosen
-            if calendar and (before := calendar.week_before(instants[place])) and before.start in at
-        ],
-    }
-    compared: dict[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
-    compared = {"reference": (np.array(chosen), None)}
-    compared |= {baseline: (np.array(of)[:, 0], np.array(of)[:, 1]) for baseline, of in pairs.items() if of}
-    return _Partitions(partitions, of_rows, compared)
+    return _Partitions(partitions, of_rows, np.array(chosen))
 
 
 def _feature_places(column: ContractColumn, bins: Bins, values: NDArray[np.float64], stored: pl.Series) -> Places:
@@ -298,7 +266,6 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     segments: Sequence[str],
     former: ReferenceProfile | None,
-    calendar: Calendar,
     key: Sequence[str] = (),
 ) -> ReferenceProfile:
     """The reference with the profile of what a model predicts for rows that it has not learned from, and by their segments.
@@ -313,7 +280,6 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         rows: The rows, and the same rows encoded [n, columns].
         segments: Names of columns by which predictions are broken down.
         former: The reference of the version before, if there is one.
-        calendar: Of the partitions.
         key: Names of the columns of the key, by which a segment is frequent enough to be named.
     """
     frame, matrix = rows
@@ -328,11 +294,11 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
 
     starts = partition_starts(frame)
     places = _places(raw, signature, profile.bins)
-    partitions = _partitions_of(None if starts is None else starts[finite], calendar)
+    partitions = _partitions_of(None if starts is None else starts[finite])
     passed_on = former if former is not None and profile.is_comparable(before) else ReferenceProfile(())
-    distances = dict(passed_on.distances)
-    for baseline, of_own in {} if partitions is None else partitions.distances(places).items():
-        distances[baseline] = _newest(passed_on.distances.get(baseline, {}), of_own)
+    distances = passed_on.distances
+    if partitions is not None:
+        distances = _newest(distances, partitions.distances(places))
     by_segment, segment_distances = SegmentCounts(), dict[str, BySegment]()
     if names := [name for name in segments if name in frame.columns]:
         scored = frame.filter(finite)

@@ -8,7 +8,6 @@ again and not measured since.
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import date
 from typing import Any
 
 import duckdb
@@ -16,44 +15,28 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.deciding import DECISION, rule_in
-from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import DataError, did_you_mean, listed
 from batch_platform.declaration.inputs import WEIGHT
-from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
 from batch_platform.monitoring.measures.performance import (
     OUTCOME_WEIGHT,
     OUTCOMES,
     PERFORMANCE,
-    POOLED,
     metric_rows,
     named_classes,
 )
-from batch_platform.monitoring.metrics import Metric, own_metrics
+from batch_platform.monitoring.metrics import Metric
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, class_texts, prediction_columns
 from batch_platform.monitoring.segments import named_texts
 from batch_platform.monitoring.units import UnitRule
-from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.ledger import (
-    LEDGERS_SCHEMA,
-    Change,
-    ScoreRun,
-    create_table,
-    insert,
-    next_numbers,
-    note,
-    read_latest,
-)
-from batch_platform.warehouse.published import publish, reading_published
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
 MOST_ROWS = (
     2_000_000  # rows of a window that are measured; of more, those with a hash of their key in reach are measured
 )
-PERIODS = {"month": 1, "quarter": 3}  # months
 _PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", OUTCOME_WEIGHT, "run_id")
 _TRUTH, _VALUE, _UNIT = "__truth", "__value", "__unit_"  # the last is followed by the name of a unit
 
@@ -82,16 +65,6 @@ class PooledMetric(Pool):
     rows_of_unknown_class: int
     unknown_classes: str | None
     partitions: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeriodMetric(PooledMetric):
-    """A metric of a calendar period; a row of the table `performance_pooled`."""
-
-    period: str
-    period_start: date
-    evaluation_seq: int  # newest evaluation of the period when it was pooled
-    run_id: str
 
 
 def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken down
@@ -125,80 +98,6 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     keys = [key for key in measured_partitions(con, pipeline, first, last) if partitions is None or key in partitions]
     rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, unit, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
-
-
-def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
-    """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
-    publish(warehouse.home)
-    by, metrics, unit = spec.monitoring.segments, own_metrics(spec), UnitRule.of(spec)
-    with reading_published(warehouse.home) as con:
-        stale = _stale_periods(con, spec)
-        rows, pooled = list[PeriodMetric](), dict[tuple[str, ...], list[PooledMetric]]()
-        for (name, start), seq in sorted(stale.items()):
-            last = start.replace(month=start.month + PERIODS[name] - 1)
-            # A key begins with its year and month, and no other character of a key is as great as ~.
-            measured = measured_partitions(con, spec.name, f"{start:%Y-%m}", f"{last:%Y-%m}-~")
-            keys = tuple(key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key))
-            if keys not in pooled:  # a quarter may have the partitions of one of its months
-                pooled[keys] = list(_pooled(con, spec.name, keys, by, metrics, unit=unit))
-            rows += [
-                PeriodMetric(**vars(row), period=name, period_start=start, evaluation_seq=seq, run_id=stamp.run_id)
-                for row in pooled[keys]
-            ]
-    if stale:
-        with warehouse.transaction() as con:
-            _replace(con, spec.name, stale, rows)
-
-
-def forget_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition_keys: Collection[str]) -> None:
-    """Remove the metrics of the months and quarters of some partitions, so that the next `pool` measures what is left."""
-    if has_table(con, spec.name, POOLED):
-        periods = {period for key in partition_keys for period in _periods_of(spec.partitions.calendar, key)}
-        _replace(con, spec.name, periods, [])
-
-
-def _stale_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> dict[tuple[str, date], int]:
-    """The months and quarters with evaluations newer than their pooled metrics, with the newest evaluation of each."""
-    if not has_table(con, spec.name, OUTCOMES):
-        return {}
-    query = f"""
-        SELECT CAST(left(partition_key, 7) || '-01' AS DATE), max(seq) FROM {LEDGERS_SCHEMA}.evaluations
-        WHERE pipeline = $pipeline GROUP BY ALL
-    """
-    newest = dict[tuple[str, date], int]()
-    for month, seq in con.execute(query, {"pipeline": spec.name}).fetchall():
-        for period in _periods_with(month):
-            newest[period] = max(seq, newest.get(period, 0))
-    pooled = dict[tuple[str, date], int]()
-    if has_table(con, spec.name, POOLED):
-        query = f"SELECT period, period_start, max(evaluation_seq) FROM {quoted(spec.name)}.{POOLED} GROUP BY ALL"
-        pooled = {(name, start): seq for name, start, seq in con.execute(query).fetchall()}
-    return {period: seq for period, seq in newest.items() if pooled.get(period) != seq}
-
-
-def _replace(
-    con: duckdb.DuckDBPyConnection, pipeline: str, periods: Collection[tuple[str, date]], rows: Sequence[PeriodMetric]
-) -> None:
-    """Replace the metrics of some periods, within the caller's transaction."""
-    create_table(con, pipeline, POOLED, PeriodMetric)
-    for name, start in periods:
-        where = "period = $period AND period_start = $start"
-        con.execute(f"DELETE FROM {quoted(pipeline)}.{POOLED} WHERE {where}", {"period": name, "start": start})
-    insert(con, POOLED, [vars(row) for row in rows], schema=pipeline)
-    note(con, [Change(next_numbers(con, 1)[0], pipeline, POOLED, None)])
-
-
-def _periods_of(calendar: Calendar, key: str) -> list[tuple[str, date]]:
-    """The month and the quarter in which a partition starts, on the clocks of the pipeline; none if it is not declared."""
-    try:
-        return _periods_with(calendar.named(key).start.astimezone(calendar.zone))
-    except WrongUseError:
-        return []
-
-
-def _periods_with(day: date) -> list[tuple[str, date]]:
-    """The month and the quarter of a day."""
-    return [(name, date(day.year, (day.month - 1) // months * months + 1, 1)) for name, months in PERIODS.items()]
 
 
 def measured_partitions(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.declaration.monitored import Baseline
 from batch_platform.monitoring.drift import Moves, usual_of
 from batch_platform.monitoring.estimates import Expectation
 from batch_platform.monitoring.profiles import Profile, Role
@@ -93,44 +92,36 @@ class ReferenceProfile:
     features: tuple[Profile, ...]
     prediction: Profile | None = None
     prediction_is_baseline: bool = True
-    # How far the partitions of the training data are from their baselines, as index beyond chance: of each feature what is
+    # How far the partitions of the training data are from the others, as index beyond chance: of each feature what is
     # usual, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
-    usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
-    distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
+    usual: tuple[float, ...] = ()
+    distances: Mapping[str, float] = field(default_factory=dict[str, float])
     # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
     segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
     basis: EstimateBasis | None = None  # None where estimates could not be learned
     # Counts of `prediction`; empty where it is no baseline.
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
-    # How far the partitions of the training data are from their baselines by range and mean; None for text. Empty if unknown.
-    moves: Mapping[Baseline, tuple[Moves | None, ...]] = field(default_factory=dict[Baseline, tuple[Moves | None, ...]])
+    # How far the partitions of the training data are from the others by range and mean; None for text. Empty if unknown.
+    moves: tuple[Moves | None, ...] = ()
     rows: RowReference = field(default_factory=RowReference)
     # Index between the scores that the judged fit and the one that serves give the rows that the former was judged by.
     apart: float = 0.0
 
     @property
-    def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
-        """The usual distance of a partition from a baseline, by baseline, role and name; without unknown ones."""
-        known = dict[tuple[Baseline, Role, str], float]()
-        for baseline, usual in self.usual.items():
-            for profile, of_column in zip(self.features, usual, strict=True):
-                known[baseline, profile.role, profile.name] = of_column
-        for baseline, distances in self.distances.items():
-            if self.prediction is not None:
-                known[baseline, self.prediction.role, self.prediction.name] = usual_of(distances.values())
-        if self.prediction is not None and self.apart:
-            of_score = "reference", self.prediction.role, self.prediction.name
-            known[of_score] = known.get(of_score, 0.0) + self.apart
+    def usual_by_column(self) -> dict[tuple[Role, str], float]:
+        """The usual distance of a partition, by role and name; without unknown ones."""
+        known = dict[tuple[Role, str], float]()
+        for profile, usual in zip(self.features, self.usual, strict=False):
+            known[profile.role, profile.name] = usual
+        if self.prediction is not None and (self.distances or self.apart):
+            usual = usual_of(self.distances.values()) if self.distances else 0.0
+            known[self.prediction.role, self.prediction.name] = usual + self.apart
         return known
 
     @property
-    def moves_by_column(self) -> dict[tuple[Baseline, str], Moves | None]:
-        """The usual distance of a number from a baseline by its range and mean, at most, by baseline and name of the feature."""
-        return {
-            (baseline, profile.name): moves
-            for baseline, of_columns in self.moves.items()
-            for profile, moves in zip(self.features, of_columns, strict=True)
-        }
+    def moves_by_column(self) -> dict[str, Moves | None]:
+        """The usual distance of a number by its range and mean, at most, by name of the feature; empty if unknown."""
+        return {profile.name: moves for profile, moves in zip(self.features, self.moves, strict=False)}
 
     def usual_of_segment(self, column: str, segment: str | None) -> float | None:
         """The largest usual distance of the prediction in a segment from the reference, never less than that of all rows.
@@ -139,7 +130,7 @@ class ReferenceProfile:
         """
         if not (own := self.segment_distances.get(column, {}).get(segment)):
             return None
-        return max([*own.values(), *self.distances.get("reference", {}).values()]) + self.apart
+        return max([*own.values(), *self.distances.values()]) + self.apart
 
     @property
     def baseline(self) -> tuple[Profile, ...]:
@@ -172,9 +163,9 @@ class ReferenceProfile:
             "features": [profile.to_json() for profile in self.features],
             "prediction": None if self.prediction is None else self.prediction.to_json(),
             "prediction_is_baseline": self.prediction_is_baseline,
-            "usual": self.usual,
-            "moves": {baseline: [of and vars(of) for of in moves] for baseline, moves in self.moves.items()},
-            "distances": self.distances,
+            "usual": {"reference": self.usual},  # by baseline, as former versions wrote it
+            "moves": {"reference": [moves and vars(moves) for moves in self.moves]},
+            "distances": {"reference": self.distances},
             "segment_distances": {column: [*of.items()] for column, of in self.segment_distances.items()},
             "basis": None if self.basis is None else self.basis.to_json(),
             "by_segment": self.by_segment.to_json(),
@@ -192,12 +183,12 @@ class ReferenceProfile:
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
-            {baseline: tuple(usual) for baseline, usual in values["usual"].items()},
-            values["distances"],
+            tuple(values["usual"].get("reference", ())),
+            values["distances"].get("reference", {}),
             {column: dict(pairs) for column, pairs in values["segment_distances"].items()},
             None if basis is None else EstimateBasis.from_json(basis),
             SegmentCounts.from_json(values["by_segment"]),
-            {baseline: tuple(of and Moves(**of) for of in moves) for baseline, moves in values["moves"].items()},
+            tuple(moves and Moves(**moves) for moves in values["moves"].get("reference", ())),
             RowReference.from_json(values.get("rows")),
             values.get("apart", 0.0),
         )

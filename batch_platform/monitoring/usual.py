@@ -3,24 +3,21 @@
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
-from math import exp, expm1, hypot, inf, log, log1p, sqrt
-from statistics import NormalDist, median
+from math import log, sqrt
+from statistics import median
 
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.warehouse.ledger import ScoreRun
 
-LEAST_HISTORY = 6  # partitions; with fewer, nothing is unusual
-MOST_COMPARED = 12  # partitions of the same weekday, the newest
-DAYS_OF_WEEK = 7
+COMPARED = 8  # partitions, the newest
+LEAST_ALIKE = 4  # with fewer of the same weekday, those of all days count too: one of them may have been at fault
+LEAST_SHARE = 0.6  # of the median: half of the rows is too few
+CHANCE = 2.5  # standard deviations of a number of rows that comes about by chance
+LEAST_HISTORY = 6  # partitions whose rejected rows are known; with fewer, none is unusual
 MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
-_STEADY = 0.05  # relative spread that is taken to be usual, however steady the history is
 _SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance
-_NORMAL = 1.4826  # times the median absolute deviation is the standard deviation of a normal variable
-_HIGH = 0.9995  # quantile up to which a number of rows is usual, and as far down
-_CLOSE = NormalDist().inv_cdf(_HIGH)  # standard deviations: less than the same quantile of any Student's distribution
 
 _Rhythm = tuple[int, ...]  # what partitions have in common whose numbers of rows are compared
 
@@ -64,70 +61,31 @@ class Past:
 class UsualRows:
     """The usual number of rows."""
 
-    location: float  # of the logarithm of one row more
-    spread: float  # standard deviation of that logarithm in a further partition
-    partitions: int  # number of partitions that it is known from
-    least: float = inf  # at least the numbers from this one
-    most: float = -inf  # to this one are usual
-
-    @property
-    def middle(self) -> float:
-        """The number in the middle."""
-        return expm1(self.location)
-
-    @property
-    def low(self) -> float:
-        """The lowest usual number."""
-        return min(self.least, expm1(max(0.0, self.location - self._reach)))
-
-    @property
-    def high(self) -> float:
-        """The highest usual number."""
-        end = self.location + self._reach
-        return inf if end > 700 else max(self.most, expm1(end))  # noqa: PLR2004 - beyond the range of a float
+    middle: float
+    low: float
+    high: float
 
     def holds(self, rows: int) -> bool:
         """Return whether so many rows are usual."""
-        is_close = abs(log1p(rows) - self.location) <= _CLOSE * self.spread
-        return is_close or self.least <= rows <= self.most or self.low <= rows <= self.high
-
-    @cached_property
-    def _reach(self) -> float:
-        from scipy.special import stdtrit  # takes longer to import than a status to show, and is needed for few numbers
-
-        return float(stdtrit(self.partitions - 1, _HIGH)) * self.spread
+        return self.low <= rows <= self.high
 
 
-def usual_rows(history: Sequence[int]) -> UsualRows | None:
-    """Compute the usual number of rows after partitions with so many, oldest first; None with fewer than LEAST_HISTORY.
+def usual_rows(alike: Sequence[int], all_days: Sequence[int]) -> UsualRows | None:
+    """Return the usual number of rows after partitions with so many, the newest last; None with fewer than COMPARED.
 
-    The 99.9% prediction interval of a log-normal variable, with the median in place of the mean and the median absolute
-    deviation in place of the standard deviation, so that a day of failure in the history does not hide the next (Hahn and
-    Meeker, Statistical Intervals, 1991; the correction for few values is that of Croux and Rousseeuw, 1992). The spread is
-    at least that of chance and 5% together. Of log-normal numbers fewer than 1% are outside, whatever their spread.
+    The limits are LEAST_SHARE of the median of the newest COMPARED partitions that are `alike` (of the same weekday) and the median over
+    LEAST_SHARE, chance aside. With fewer than LEAST_ALIKE of them, whatever is usual among the newest of `all_days` is usual too.
     """
-    compared = history[-MOST_COMPARED:]
-    count = len(compared)
-    if count < LEAST_HISTORY:
+    if len(all_days) < COMPARED:
         return None
-    logs = [log1p(rows) for rows in compared]
-    middle = median(logs)
-    deviation = median(abs(value - middle) for value in logs) * _NORMAL * count / (count - 0.8)
-    spread = hypot(deviation, sqrt(_STEADY**2 + exp(-middle)))
-    return UsualRows(middle, spread * sqrt(1 + 1 / count), count)
-
-
-def usual_rows_of_first_weeks(history: Sequence[int]) -> UsualRows | None:
-    """The usual number of rows while too few partitions of a weekday are known; None in the first week.
-
-    Takes those of all weekdays together. As a weekend may differ, and only one is known, all between half of the fewest and
-    twice the most is usual, chance aside.
-    """
-    usual, compared = usual_rows(history), history[-MOST_COMPARED:]
-    if usual is None or len(history) < DAYS_OF_WEEK:
-        return None
-    half, twice = min(compared) / 2, 2 * max(compared)
-    return replace(usual, least=max(0.0, half - 3 * sqrt(half)), most=twice + 3 * sqrt(twice))
+    compared = [alike] if len(alike) >= LEAST_ALIKE else [alike or all_days, all_days]
+    medians = [median(history[-COMPARED:]) for history in compared]
+    lowest, highest = min(medians), max(medians)
+    return UsualRows(
+        medians[0],
+        max(0.0, min(lowest * LEAST_SHARE, lowest - CHANCE * sqrt(lowest))),
+        max(highest / LEAST_SHARE, highest + CHANCE * sqrt(highest + 1)),
+    )
 
 
 def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:

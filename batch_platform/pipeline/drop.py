@@ -11,8 +11,6 @@ from pathlib import Path
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
-from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.pooled import forget_periods, pool
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
@@ -49,12 +47,9 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
     name, files = pipeline.spec.name, _files(pipeline, partition_keys)
     with pipeline.warehouse.transaction() as con:
         leave_mark(pipeline.home, name, [file.name for file in files])
-        if keys := drop_rows(con, name, partition_keys, actor, stamp):
-            forget_periods(con, pipeline.spec, keys)
+        drop_rows(con, name, partition_keys, actor, stamp)
     for file in (*files, *left_aside(pipeline.home.features(name))):  # what killed builds left may hold the rows too
         remove_unlocked(file)
-    with one_thread():
-        pool(pipeline.spec, pipeline.warehouse, stamp)
     pipeline.conclude(stamp.now())
     require_wiped(pipeline.home)
 

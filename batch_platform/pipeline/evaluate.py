@@ -18,14 +18,12 @@ from batch_platform.declaration.errors import DataError, SourceError, counted
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.fingerprints import Taken, recorded_fingerprints
 from batch_platform.features.history import History
-from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import read_registry
 from batch_platform.monitoring.catalogue import MEASURES, Subject, is_table, replace_judgements, settle_measures
 from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
 from batch_platform.monitoring.measures.concept_drift import read_deviations
 from batch_platform.monitoring.measures.estimates import read_estimates
 from batch_platform.monitoring.measures.rows import read_misplaced
-from batch_platform.monitoring.pooled import pool
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
 from batch_platform.scoring.run import in_groups
@@ -64,8 +62,6 @@ class EvaluationStep:
         with setting_apart(spec, self.warehouse, self.declared, "performance", stamp, len(partitions)) as apart:
             evaluations = self._evaluations(partitions, apart)
             yield from in_groups(evaluations, lambda evaluation: evaluation.run.rows_scored, commit)
-            with one_thread():
-                pool(spec, self.warehouse, stamp)
 
     def _evaluations(self, partitions: Sequence[Partition], apart: SetApart) -> Iterator[Evaluated]:
         """Evaluate partitions, and set apart those that are not scored or fail; commit nothing."""

@@ -11,7 +11,6 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version, read_registry
-from batch_platform.monitoring.pooled import forget_periods
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.state import State
@@ -115,4 +114,3 @@ class ScoringStep:
         runs = read_latest(con, ScoreRun, spec.name, self.state.scored_by_retired)
         if outdated := [key for key, run in runs.items() if run.model_version in retired]:
             drop_scores(con, spec.name, outdated, but=BACKTEST_TABLES)
-            forget_periods(con, spec, outdated)

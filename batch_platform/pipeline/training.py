@@ -182,7 +182,6 @@ class Training:
             rows,
             spec.monitoring.segments,
             self._former_reference,
-            spec.partitions.calendar,
             spec.features.key,
         )
         return replace(fitted, reference=predicted)
@@ -303,7 +302,6 @@ class Training:
                 contract,
                 (learned, learned_matrix),
                 self._former_reference,
-                spec.partitions.calendar,
                 key=spec.features.key,
             ),
             details=imported.source.details,

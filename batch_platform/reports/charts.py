@@ -210,7 +210,7 @@ def _drift(figures: Figures) -> Chart | None:
     alarms = alt.Chart().transform_filter("datum.alarms > 0")
     alarms = alarms.mark_point(shape="cross", filled=True, size=45, color=ORANGE, stroke="white", strokeWidth=0.5)
     alarms = alarms.encode(x=x, y=y, description=TOLD)
-    text = f"How far each column is from {drift.baseline}, in each {drift.every}."
+    text = f"How far each column is from the training data, in each {drift.every}."
     text += " A cross marks an alarm." if drift.drifted else ""
     if len(drift.moved) < drift.columns:
         text += f" Shown are the {len(drift.moved)} of {drift.columns} columns that were far ({NOTICEABLE:g} or more)."

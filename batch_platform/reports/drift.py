@@ -10,11 +10,10 @@ from zoneinfo import ZoneInfo
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.wording import number
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
-from batch_platform.monitoring.measures.drift import COLUMNS
+from batch_platform.monitoring.measures.drift import COLUMNS, REFERENCE
 from batch_platform.monitoring.measures.profiles import read_profiles
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.reports.span import Span
@@ -27,7 +26,6 @@ MOST_PERIODS = 62  # periods in the heat map; more partitions are shown by week,
 WORST = 5
 _MATTERS = 0.05  # change of a share of rows that explains a drift
 _STRENGTHS = ((1.0, "a very strong"), (0.25, "a strong"), (0.0, "a noticeable"))
-_BASELINES = {"reference": "the training data", "previous": "the {} before", "week_before": "the week before"}
 _CELLS = {"column": pl.String, "period": pl.String, "index": pl.Float64, "alarms": pl.Int64, "partitions": pl.Int64}
 
 
@@ -46,9 +44,8 @@ class Drifted:
 
 @dataclass(frozen=True)
 class DriftFigures:
-    """Distance of features and predictions from their baseline."""
+    """Distance of features and predictions from the training data."""
 
-    baseline: str  # what is compared with, in words
     every: str  # length of a period: that of a partition, week or month
     cells: pl.DataFrame  # columns column, period, index (the highest of the period), alarms, partitions
     worst: list[Drifted]  # worst first
@@ -60,19 +57,18 @@ class DriftFigures:
 
     @property
     def moved(self) -> list[str]:
-        """The columns that were noticeably far from the baseline in some period, the farthest first."""
+        """The columns that were noticeably far from the training data in some period, the farthest first."""
         farthest = self.cells.group_by("column").agg(pl.max("index")).filter(pl.col("index") >= NOTICEABLE)
         return farthest.sort("index", "column", descending=[True, False])["column"].to_list()
 
 
 def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span) -> DriftFigures | None:
-    """Read the drift of a span from the baseline that is judged; None where it was not measured."""
+    """Read the drift of a span; None where it was not measured."""
     pipeline, zone = spec.name, spec.partitions.calendar.zone
     declared = spec.monitoring.drift
-    baseline = (declared or Drift()).baseline
     if not has_table(con, pipeline, COLUMNS):
         return None
-    rows = _rows(con, pipeline, baseline, span)
+    rows = _rows(con, pipeline, span)
     if not rows.height:
         return None
     every, periods = _periods(span, zone, spec.partitions.every)
@@ -102,22 +98,22 @@ def read_drift_figures(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span:
     ]
     of_predictions = rows.filter(role="prediction")["partition_key"].n_unique()
     unjudged = rows["partition_key"].n_unique() - of_predictions
-    judged, beside = bool(rows["level"].count()), _BASELINES[baseline].format(spec.partitions.every)
+    judged = bool(rows["level"].count())
     early = 0
     if declared is not None:
         levels = rows.filter(~pl.col("column_name").is_in(declared.ignore)).group_by("partition_key")
         early = levels.agg(pl.col("level").count()).filter(pl.col("level") == 0).height
-    return DriftFigures(beside, every, cells, worst, of_columns.height, judged, early, alarming.height, unjudged)
+    return DriftFigures(every, cells, worst, of_columns.height, judged, early, alarming.height, unjudged)
 
 
-def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, baseline: Baseline, span: Span) -> pl.DataFrame:
-    """Read each column of each partition beside the baseline, with its alarm; a column that was not judged has none."""
+def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> pl.DataFrame:
+    """Read each column of each partition beside the training data, with its alarm; a column that was not judged has none."""
     query = f"""
         SELECT {selected(ColumnDrift)}, greatest(0, {UNUSUAL}) AS unusual, coalesce(level IN ('warn', 'fail'), false) AS alarm
         FROM {quoted(pipeline)}.{COLUMNS} WHERE baseline = $baseline AND partition_key IN $keys
         ORDER BY partition_key, column_name
     """
-    return con.sql(query, params={"baseline": baseline, "keys": span.keys}).pl()
+    return con.sql(query, params={"baseline": REFERENCE, "keys": span.keys}).pl()
 
 
 def _periods(span: Span, zone: ZoneInfo, unit: str) -> tuple[str, dict[str, str]]:

@@ -17,11 +17,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "B24": (
         "cli/test_proposed_shapes.py::test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place",
         "cli/test_proposed_shapes.py::test_a_time_can_be_the_key",
-        "cli/test_proposed_shapes.py::test_new_rows_whose_key_is_their_time_are_scored_the_next_day",
         "features/test_build.py::test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_of_the_partition",
     ),
     "B25": (
-        "cli/test_proposed_files.py::test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder",
         "pipeline/test_late_rows.py::test_a_corrected_row_is_found_in_files_of_any_kind_and_an_appended_day_concerns_no_other",
     ),
     "B26": ("components/test_schedules.py::test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it",),

@@ -58,6 +58,12 @@ def proposed(
     return proposal, files_of("orders", proposal, reading)
 
 
+def proposed_for(table: pl.DataFrame, folder: Path, **asked: Any) -> tuple[Proposal, dict[str, str]]:
+    """What is proposed for a table in a Parquet file of a folder."""
+    table.write_parquet(folder / "table.parquet")
+    return proposed(folder / "table.parquet", **asked)
+
+
 def pipeline_of(files: dict[str, str], folder: Path) -> Pipeline:
     for name, text in files.items():
         (folder / name).write_bytes(text.encode())

@@ -44,8 +44,7 @@ def feature_files(project: Path, key: str) -> list[Path]:
 def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, project):
     home, key = Home(project / ".batch_platform"), REJECTED_DAY
     rows = "SELECT * EXCLUDE (scored_at, run_id) FROM small.predictions ORDER BY ALL"
-    pooled = "SELECT max(partitions) FROM small.performance_pooled WHERE period = 'month'"
-    before, ((measured,),) = published(project, rows), published(project, pooled)
+    before = published(project, rows)
     held = tables_with(home.warehouse, key)
     assert held >= {"small.predictions", "small.rejected_rows", "small.outcomes", "small.performance"}
     refused = cli(project, "drop", "small", "--partition", key)
@@ -68,7 +67,6 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
     assert tables_with(home.published, "2024-02-20") >= {"small.predictions", "batch_platform.partition_status"}
     assert feature_files(project, key) == []
     assert published(project, ENTRIES) == [(key, True, True, answer["run_id"])]
-    assert published(project, pooled) == [(measured - 1,)]
     for asset in ("features", "predictions", "performance"):
         assert key not in known_to_dagster(project, asset)
         assert "2024-02-20" in known_to_dagster(project, asset)
@@ -89,7 +87,6 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
 
     assert cli(project, "run", "small", "--partition", key).code == 0
     assert published(project, rows) == before
-    assert published(project, pooled) == [(measured,)]
     assert cli(project, "status", "small").out.startswith("small: 29 scored, 31 warm-up\n")
     assert key in known_to_dagster(project, "performance")
     assert stored_partitions(home, predictions) == {f"2024-02-{day:02}" for day in range(1, 30)}
@@ -148,7 +145,7 @@ def test_a_drop_that_ended_early_is_completed_by_the_same_command(cli, project, 
     def end(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for target, rows_stay in {"forget_periods": True, "remove_unlocked": False, "pool": False}.items():
+    for target, rows_stay in {"drop_rows": True, "remove_unlocked": False, "require_wiped": False}.items():
         with monkeypatch.context() as patch:
             patch.setattr(drop, target, end)
             cli(project, *args, "--yes")

@@ -3,9 +3,7 @@
 import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 import pytest
@@ -14,29 +12,27 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 from batch_platform.cli.proposal import choices
-from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.cli.proposals import AFTER_ALL, DAYS, ROWS, START, names, orders, pipeline_of, proposed
-from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.cli.proposals import (
+    AFTER_ALL,
+    DAYS,
+    ROWS,
+    START,
+    names,
+    orders,
+    pipeline_of,
+    proposed,
+    proposed_for,
+)
 from batch_platform_tests.harness.small_pipeline import carry_out
 from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.usefixtures("few_trees")
-
-ODD = {
-    "Customer ID": "id",
-    "Order Date": "at",
-    "Total €": "amount",
-    "select": "items",
-    'na"me; DROP TABLE x --': "shop",
-    "{{ env.HOME }}": "share",
-    "*": "few",
-}
 
 
 def scored(pipeline: Pipeline) -> dict[str, int]:
@@ -51,46 +47,6 @@ def assert_all_scored_from_the_first_model_on(pipeline: Pipeline) -> None:
     rows = scored(pipeline)
     assert len(rows) >= 10
     assert sum(rows.values()) == orders().filter(pl.col("at") >= datetime.fromisoformat(min(rows))).height
-
-
-@pytest.mark.full
-def test_a_table_with_odd_names_nulls_and_texts_is_scored_after_two_commands(cli, tmp_path):
-    folder = tmp_path / "my own data"
-    folder.mkdir()
-    random = np.random.default_rng(1)
-    more: dict[str, Any] = {
-        "share": random.random(ROWS),
-        "few": random.integers(0, 3, ROWS),
-        "born": [date(1980, 1, 1)] * ROWS,
-        "notes": [f"note {at}" for at in range(ROWS)],
-        "tags": [["a"]] * ROWS,
-        "empty": pl.Series([None] * ROWS, dtype=pl.Int64),
-    }
-    odd = {own: name for name, own in ODD.items()}
-    orders(**more).rename(odd).rename({"returned": "Churned"}).write_parquet(folder / "customers (v2) é.parquet")
-    answer = cli(folder, "new", "churn", "--from", "customers (v2) é.parquet")
-    assert (answer.code, answer.err) == (0, "")
-    assert f"{folder} is now a Dagster project." in answer.out
-    assert "Customer ID, unique everywhere" in answer.out
-    assert "batch-platform run churn" in answer.out
-    ran = cli(folder, "run", "churn")
-    assert ran.code == 0, ran.err
-    query = (
-        'SELECT count(*), count(DISTINCT "Customer ID"), count(DISTINCT partition_key), bool_and(score BETWEEN 0 AND 1) '
-        "FROM churn.predictions"
-    )
-    ((rows, keys, days, all_scored),) = published(folder, query)
-    with duckdb.connect() as con:
-        file = str(folder / "customers (v2) é.parquet")
-        since = ran.out and published(folder, "SELECT min(partition_key) FROM churn.predictions")[0][0]
-        ((there,),) = con.execute(
-            'SELECT count(*) FROM read_parquet($file) WHERE "Order Date" >= CAST($since AS TIMESTAMP)',
-            {"file": file, "since": since},
-        ).fetchall()
-    assert (rows, keys, all_scored) == (there, there, True)
-    assert days == ((START.date() + timedelta(days=DAYS)) - date.fromisoformat(since)).days
-    assert published(folder, "SELECT count(*) FROM churn.rejected_rows") == [(0,)]
-    assert cli(folder, "check").out.splitlines()[0] == "churn: ok"
 
 
 def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_path):
@@ -108,8 +64,6 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
     taken = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (taken.code, "already exists. Hint: choose another name, or delete the folder" in taken.error) == (2, True)
-    early = cli(tmp_path, "new", "orders", "--from", "missing.parquet")
-    assert "already exists" in early.error, "before the table is read"
     moved = Path(report["folder"]).rename(Path(report["folder"]).with_name("renamed"))
     declared = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (declared.code, f"{moved / 'defs.yaml'} declares a pipeline 'orders' already." in declared.error) == (
@@ -118,35 +72,6 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     )
     unknown = cli(tmp_path, "new", "more", "--from", "orders.parquet", "--label", "retuned")
     assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
-
-
-def test_an_identifier_that_repeats_is_left_out_with_the_reason(cli, tmp_path):
-    table = orders().drop("at").with_columns(id=pl.int_range(ROWS) // 10 * 10 + pl.int_range(ROWS) % 10 % 9)
-    table.write_parquet(tmp_path / "orders.parquet")
-    report = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--label", "returned", "--json").json
-    assert report["left_out"] == {
-        "id": f"is called like an identifier, and has {ROWS // 10 * 9:,} values in {ROWS:,} rows: some occur more than once",
-    }
-
-
-@pytest.mark.parametrize("kind", ["csv", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("duckdb", "glob"))])
-def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
-    file, table = tmp_path / f"orders.{kind}", None
-    match kind:
-        case "csv":
-            orders().write_csv(file)
-        case "duckdb":
-            frame, table = orders(), "shop.orders"
-            with duckdb.connect(str(file)) as con:
-                con.register("frame", frame)
-                con.execute("CREATE SCHEMA shop; CREATE TABLE shop.orders AS FROM frame")
-        case _:
-            file = tmp_path / "orders-*.parquet"
-            for at in (0, 1):
-                orders().slice(at * ROWS // 2, ROWS // 2).write_parquet(tmp_path / f"orders-{at}.parquet")
-    proposal, files = proposed(file, table)
-    assert (names(proposal.key), proposal.every, proposal.target) == (["id"], "day", "classes")
-    assert_all_scored_from_the_first_model_on(pipeline_of(files, tmp_path))
 
 
 def noisy(values: int) -> list[int]:
@@ -160,28 +85,23 @@ def noisy(values: int) -> list[int]:
     ("columns", "target", "estimator"),
     [
         ({}, "classes", "HistGradientBoostingClassifier"),
-        (
+        pytest.param(
             {"returned": None, "items": noisy(3), "label": ["yes", "no", "later"] * (ROWS // 3)},
             "classes",
             "HistGradientBoostingClassifier",
+            marks=pytest.mark.full,
         ),
-        (
+        pytest.param(
             {"returned": None, "items": noisy(50), "target": [at % 50 * 3 for at in range(ROWS)]},
             "numbers",
             "HistGradientBoostingRegressor",
+            marks=pytest.mark.full,
         ),
-        (
-            {"returned": None, "items": noisy(4), "y": [at % 4 for at in range(ROWS)]},
-            "classes",
-            "HistGradientBoostingClassifier",
-        ),
-        ({"returned": None}, "none", "KMeans"),
+        pytest.param({"returned": None}, "none", "KMeans", marks=pytest.mark.full),
     ],
 )
-@pytest.mark.full
 def test_the_estimator_follows_from_the_label(tmp_path, columns, target, estimator):
-    orders(**columns).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet", cluster=target == "none")
+    proposal, files = proposed_for(orders(**columns), tmp_path, cluster=target == "none")
     assert proposal.target == target
     assert estimator in files["defs.yaml"]
     assert ("labels.sql" in files) == (target != "none")
@@ -205,8 +125,7 @@ def times(**step: int) -> list[datetime]:
     ],
 )
 def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start, end):
-    orders(FILLING, **columns).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
+    proposal, files = proposed_for(orders(FILLING, **columns), tmp_path, now=datetime(2099, 1, 1, tzinfo=UTC))
     partitions = yaml.safe_load(files["defs.yaml"])["attributes"]["partitions"]
     assert (proposal.every, partitions["start"], partitions["end"]) == (every, start, end)
     calendar = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).partitions.calendar
@@ -222,97 +141,29 @@ def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start
 @pytest.mark.parametrize(("rows_of_a_day", "every"), [(20, "week"), (30, "day"), (45, "day")])
 def test_days_of_few_rows_become_weeks_if_enough_of_them_remain(tmp_path, rows_of_a_day, every):
     days = [START + timedelta(days=at // rows_of_a_day) for at in range(FILLING)]
-    orders(FILLING, at=days).write_parquet(tmp_path / "orders.parquet")
-    assert proposed(tmp_path / "orders.parquet")[0].every == every
-
-
-@pytest.mark.full
-def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clocks_that_are_named(tmp_path):
-    texts = [f"{at:%Y-%m-%d %H:%M:%S}" for at in orders()["at"]]
-    orders(at=texts).write_parquet(tmp_path / "texts.parquet")
-    proposal, files = proposed(tmp_path / "texts.parquet", timezone="America/New_York")
-    assert proposal.windows.span.first == datetime(2025, 1, 1, 5, tzinfo=UTC) + (orders()["at"][0] - START)
-    assert "CAST(" in files["features.sql"]
-    assert_all_scored_from_the_first_model_on(pipeline_of(files, tmp_path))
-
-
-@pytest.mark.full
-def test_a_key_of_snapshots_names_a_row_within_its_partition(tmp_path):
-    monthly = [date(2025, 1 + at // 150, 1) for at in range(ROWS)]
-    orders(id=[at % 150 for at in range(ROWS)], at=monthly).write_parquet(tmp_path / "snapshots.parquet")
-    proposal, files = proposed(tmp_path / "snapshots.parquet")
-    assert (names(proposal.key), proposal.key_holds, proposal.every) == (["id"], "within a month", "month")
-    assert "unique within a month" in files["defs.yaml"]
-    assert set(scored(pipeline_of(files, tmp_path)).values()) == {150}
+    assert proposed_for(orders(FILLING, at=days), tmp_path)[0].every == every
 
 
 def test_a_key_of_two_columns_is_found_by_their_names_and_can_be_named(tmp_path):
     columns = {"id": None, "customer_id": [at // 3 for at in range(ROWS)], "product_id": [at % 3 for at in range(ROWS)]}
-    orders(**columns).write_parquet(tmp_path / "orders.parquet")
-    assert names(proposed(tmp_path / "orders.parquet")[0].key) == ["customer_id", "product_id"]
-    asked = proposed(tmp_path / "orders.parquet", key=("product_id", "customer_id"))[0]
+    assert names(proposed_for(orders(**columns), tmp_path)[0].key) == ["customer_id", "product_id"]
+    asked = proposed(tmp_path / "table.parquet", key=("product_id", "customer_id"))[0]
     assert names(asked.key) == ["product_id", "customer_id"]
     with pytest.raises(WrongUseError, match="are not identified by product_id: some"):
-        proposed(tmp_path / "orders.parquet", key=("product_id",))
-
-
-def test_a_part_of_the_time_whose_name_a_column_has_is_no_feature(tmp_path):
-    orders(Hour=pl.int_range(ROWS, eager=True) % 24).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet")
-    assert (names(proposal.key), proposal.windows.calendar) == (["id"], ("isodow",))
-    assert 'extract(isodow FROM "at") AS weekday' in files["features.sql"]
-
-
-@pytest.mark.parametrize("name", ["Hour", "weekday"])
-def test_a_part_of_a_time_that_has_its_name_gets_another(tmp_path, name):
-    orders().write_parquet(tmp_path / "orders.parquet")
-    orders().rename({"at": name}).write_parquet(tmp_path / "renamed.parquet")
-    usual, _ = proposed(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "renamed.parquet", time=name)
-    assert proposal.windows.calendar == usual.windows.calendar == ("hour", "isodow")
-    renamed = (
-        "extract(hour FROM Hour) AS hour_of_day" if name == "Hour" else "extract(isodow FROM weekday) AS day_of_week"
-    )
-    assert renamed in files["features.sql"]
+        proposed(tmp_path / "table.parquet", key=("product_id",))
 
 
 @pytest.mark.full
 def test_names_that_scoring_takes_for_itself_give_way(tmp_path):
-    orders().rename({"id": "run_id", "at": "scored_at", "amount": "score"}).write_parquet(tmp_path / "orders.parquet")
-    _, files = proposed(tmp_path / "orders.parquet")
+    _, files = proposed_for(orders().rename({"id": "run_id", "at": "scored_at", "amount": "score"}), tmp_path)
     features = yaml.safe_load(files["defs.yaml"])["attributes"]["features"]
     assert (features["key"], features["time"]) == (["run_id_given"], "scored_at_given")
     assert_all_scored_from_the_first_model_on(pipeline_of(files, tmp_path))
 
 
-def test_a_text_called_like_what_scoring_adds_is_a_feature_and_not_kept(tmp_path):
-    texts = ["Prediction", "partition_key", "challenger", "region"]
-    orders(**{name: ["north", "south", "west"] * (ROWS // 3) for name in texts}).write_parquet(
-        tmp_path / "orders.parquet"
-    )
-    proposal, files = proposed(tmp_path / "orders.parquet", label="returned")
-    assert {*texts} <= {*names(proposal.features)}
-    spec = pipeline_of(files, tmp_path).spec
-    assert spec.predictions.keep == ["shop", "region"]
-
-
-def test_a_column_that_is_null_exactly_with_the_label_is_not_a_feature(tmp_path):
-    known = [None if at % 7 == 0 else returned for at, returned in enumerate(orders()["returned"])]
-    with_it = [None if returned is None else at for at, returned in enumerate(known)]
-    not_quite = [None if at % 7 == 1 else at for at in range(ROWS)]
-    orders(returned=known, refund=with_it, other=not_quite).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet")
-    assert names(proposal.features) == ["amount", "items", "shop", "other"]
-    assert (
-        "--   refund: is null exactly where returned is null, so it may be known only with the label"
-        in files["features.sql"]
-    )
-
-
 def test_every_column_of_a_wide_table_is_compared_with_the_label(tmp_path):
     wide = {f"x{at}": np.arange(40) % (at + 2) for at in range(25)}
-    pl.DataFrame(wide | {"y": wide["x3"], "last": wide["x3"] * 7}).write_parquet(tmp_path / "wide.parquet")
-    proposal, _ = proposed(tmp_path / "wide.parquet", label="y")
+    proposal, _ = proposed_for(pl.DataFrame(wide | {"y": wide["x3"], "last": wide["x3"] * 7}), tmp_path, label="y")
     assert {name for name, reason in proposal.left_out.items() if "tells the value of y" in reason} == {"x3", "last"}
 
 
@@ -323,8 +174,7 @@ def test_a_column_that_tells_the_label_is_found_in_a_table_of_which_a_sample_is_
     other_name = [["north", "south", "west"][value] for value in label]
     with_it = [None if value is None else at % 5 for at, value in enumerate(known["y"])]
     table = pl.DataFrame({**known, "region": other_name, "refund": with_it})
-    table.write_parquet(tmp_path / "large.parquet")
-    proposal, _ = proposed(tmp_path / "large.parquet", label="y")
+    proposal, _ = proposed_for(table, tmp_path, label="y")
     assert names(proposal.features) == ["heat"]
     assert proposal.left_out == {
         "region": "tells the value of y, so it may be known only with the label",
@@ -340,8 +190,7 @@ def test_a_text_of_which_a_model_would_not_know_most_rows_is_left_out_with_the_r
         "street": [f"street {value}" for value in many],
         "city": [f"city {value if value < 5_000 else value % 50}" for value in many],
     }
-    pl.DataFrame(columns).write_parquet(tmp_path / "large.parquet")
-    proposal, _ = proposed(tmp_path / "large.parquet", label="y")
+    proposal, _ = proposed_for(pl.DataFrame(columns), tmp_path, label="y")
     assert names(proposal.features) == ["city"], "the most frequent cities are in nine of ten rows"
     assert proposal.left_out.keys() == {"street"}
     assert re.fullmatch(
@@ -350,55 +199,21 @@ def test_a_text_of_which_a_model_would_not_know_most_rows_is_left_out_with_the_r
     )
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_the_number_of_queries_does_not_grow_with_the_number_of_columns(tmp_path, kind):
-    queries = dict[int, int]()
-    for columns in (10, 200):
-        wide = {f"x{at}": np.arange(60) * (at + 2) % (61 if at % 2 else 7) for at in range(columns)}
-        wide |= {f"code{at}": [f"{at} {row}" for row in range(60)] for at in range(columns)}
-        wide |= {f"gap{at}": [None if row > 50 else row % 7 for row in range(60)] for at in range(columns)}
-        table = pl.DataFrame(wide | {"y": np.arange(60) % 2})
-        file = tmp_path / f"wide{columns}.{kind}"
-        table.write_parquet(file) if kind == "parquet" else table.write_csv(file)
-        with survey(locate(str(file), None), "UTC") as seen:
-            seen.con.execute("CALL enable_logging('QueryLog')")
-            propose(seen, Asked(AFTER_ALL, label="y"))
-            ((queries[columns],),) = seen.con.execute("SELECT count(*) FROM duckdb_logs").fetchall()
-    assert 0 < queries[10] == queries[200] < 20
-
-
-@pytest.mark.full
 def test_models_of_a_large_table_learn_from_a_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "MOST_LEARNED", ROWS - 1)
-    orders().write_parquet(tmp_path / "orders.parquet")
-    _, files = proposed(tmp_path / "orders.parquet")
-    pipeline = pipeline_of(files, tmp_path)
-    assert pipeline.spec.model.train.max_rows == ROWS - 1
-    assert_all_scored_from_the_first_model_on(pipeline)
+    _, files = proposed_for(orders(), tmp_path)
+    assert pipeline_of(files, tmp_path).spec.model.train.max_rows == ROWS - 1
 
 
-def test_a_summary_of_groups_names_ten_features_and_speaks_of_no_label(cli, tmp_path):
-    pl.DataFrame({f"x{at}": np.arange(30) * (at + 2) % 29 for at in range(12)}).write_csv(tmp_path / "wide.csv")
-    summary = cli(tmp_path, "new", "groups", "--from", "wide.csv", "--cluster").out
-    assert "features: 12: x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 2 more" in summary
-    assert "learns from: all its rows; a first fit leaves out a random fifth of them, on which it is judged" in summary
-    assert "with a label" not in summary
-
-
-FAR_OFF = [pytest.param(datetime(*day), marks=pytest.mark.full) for day in ((9999, 12, 31), (1, 1, 1))]  # noqa: DTZ001 - as START
-
-
-@pytest.mark.parametrize("stand_in", [None, datetime(1900, 1, 1), *FAR_OFF])  # noqa: DTZ001 - as START
+@pytest.mark.parametrize("stand_in", [None, datetime(1900, 1, 1)])  # noqa: DTZ001 - as START
 def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     lacking = [stand_in if at % 10 == 0 else time for at, time in enumerate(orders()["at"])]
-    orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet")
+    proposal, files = proposed_for(orders(at=lacking), tmp_path)
     assert (proposal.windows.timeless, proposal.every, proposal.windows.span.filled["day"]) == (ROWS // 10, "day", DAYS)
-    far_off = ", or far from all others, such as 1900-01-01" if stand_in and stand_in.year == 1900 else ""
+    far_off = ", or far from all others, such as 1900-01-01" if stand_in else ""
     why = f"{ROWS // 10} rows whose at is not a time{far_off}"
     assert f"-- In no partition: {why}." in files["features.sql"]
-    answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
+    answer = cli(tmp_path, "new", "orders", "--from", "table.parquet")
     assert f"; in no partition: {why}" in answer.out
     assert f"{tmp_path} is now a Dagster project." in answer.out
 
@@ -412,30 +227,22 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
             "It is not clear which column of .* to predict. It could be .*shop \\(.*, north', süd--\\)",
         ),
         (
-            {"returned": None, "gekündigt?": [at % 2 for at in range(ROWS)]},
-            {},
-            "FILE --label 'gekündigt\\?';",
-        ),
-        (
             dict.fromkeys(("at", "amount", "items", "shop")) | {"same": [1] * ROWS, "code": range(ROWS)},
             {"label": "returned"},
             "left to learn from: code is an identifier, with another value in every row; id is a text .*; same has the same",
         ),
         ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
-        ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
         ({}, {"key": ("shop",)}, "are not identified by shop"),
         (
             {"house": [f"house {at % 450}" if at > 0 else None for at in range(ROWS)]},
             {"label": "house"},
             "'house' of .* holds 450 distinct texts in 899 rows; texts can be predicted only if each is in two rows",
         ),
-        ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )
 def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path, columns, asked, message):
-    orders(**columns).write_parquet(tmp_path / "orders.parquet")
     with pytest.raises(WrongUseError, match=message):
-        proposed(tmp_path / "orders.parquet", **asked)
+        proposed_for(orders(**columns), tmp_path, **asked)
 
 
 @pytest.mark.parametrize(
@@ -444,16 +251,10 @@ def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path
         (("new", "Orders", "--from", "orders.parquet"), 2, "'Orders' is not a valid name"),
         (("new", "orders", "--from", "oders.parquet"), 2, "did you mean 'orders.parquet'?"),
         (
-            ("new", "orders", "--from", "orders.parquet", "--timezone", "Europe/Berlim"),
-            2,
-            "did you mean 'Europe/Berlin'?",
-        ),
-        (
             ("new", "orders", "--from", "orders.parquet", "--table", "orders"),
             2,
             "is not a DuckDB file. Hint: give --table with a DuckDB file",
         ),
-        (("new", "orders", "--from", "orders.xlsx"), 2, "has no known file ending"),
         (("new", "orders", "--from", "broken.parquet"), 1, "broken.parquet'. Hint: correct the file"),
         (("new", "orders", "--from", "empty.parquet"), 2, "has no rows"),
         (("new", "orders", "--from", "{{ x }}.parquet"), 2, "brackets that have a meaning"),
@@ -463,7 +264,7 @@ def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path
 def test_wrong_use_is_explained_in_one_paragraph_and_writes_nothing(cli, tmp_path, arguments, code, message):
     orders(100).write_parquet(tmp_path / "orders.parquet")
     orders(100).clear().write_parquet(tmp_path / "empty.parquet")
-    for name in ("orders.xlsx", "broken.parquet", "{{ x }}.parquet"):
+    for name in ("broken.parquet", "{{ x }}.parquet"):
         (tmp_path / name).write_bytes(b"PAR1 no table")
     before = {path.name for path in tmp_path.iterdir()}
     answer = cli(tmp_path, *arguments)
@@ -484,42 +285,8 @@ def test_a_project_of_another_kind_is_left_alone(cli, tmp_path):
     assert {path.name for path in tmp_path.rglob("*")} == {"orders.parquet", "pipelines"}
 
 
-@pytest.mark.parametrize(
-    ("file", "source"),
-    [
-        ("main.parquet", "rows"),
-        ("features.parquet", "rows"),
-        ("select.parquet", "rows"),
-        ("数.parquet", "rows"),
-        (f"{'long' * 20}.parquet", "rows"),
-        ("2024-Orders (v2).parquet", "orders_v2"),
-    ],
-)
-def test_the_source_is_named_after_its_file_if_that_is_a_valid_name(tmp_path, file, source):
-    orders(100).write_parquet(tmp_path / file)
-    _, files = proposed(tmp_path / file)
-    assert list(PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).sources) == [source]
-    assert f"\nFROM {source}\n" in files["features.sql"]
-
-
-@pytest.mark.full
-def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
-    words = ["select", "order", "yes", "null", "date", "Group", "left", "name"]
-    orders(200, **{word: [row / 2 for row in range(200)] for word in words}).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet", key=("yes",))
-    assert names(proposal.features)[-7:] == [word for word in words if word != "yes"]
-    assert "\n    name\n" in files["features.sql"]
-    declared = yaml.safe_load(files["defs.yaml"])["attributes"]
-    assert declared["features"]["key"] == ["yes"]
-    query = pipeline_of(files, tmp_path).builder.query
-    assert query is not None
-    with duckdb.connect() as con:
-        con.execute(f"CREATE VIEW orders AS FROM '{tmp_path / 'orders.parquet'}'")
-        bounds = {"partition_start": START, "partition_end": START + timedelta(days=DAYS)}
-        assert set(words) <= set(con.sql(query.text, params=bounds).columns)
-
-
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+WORDS = ["select", "order", "yes", "null", "date", "Group", "*", "{{ env.HOME }}", 'na"me; DROP TABLE x --']
+NAMES = st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 
 
 @examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -154,7 +154,6 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "warn": 0.1,
             "fail": 0.3,
             "ignore": ["items"],
-            "baseline": "previous",
             "columns": {"shop": {"warn": 0.2, "fail": 0.4}},
         },
         "fresh_by": "07:00",

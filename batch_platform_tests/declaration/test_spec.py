@@ -1,6 +1,6 @@
 import json
 from copy import deepcopy
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -139,7 +139,6 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "warn": 0.1,
             "fail": 0.25,
             "ignore": ["month"],
-            "baseline": "previous",
             "columns": {"distance": {"warn": 0.2, "fail": 0.5}},
         },
         "fresh_by": "07:00",
@@ -198,8 +197,10 @@ BLOCKS = [
 ]
 
 
-def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-    """Everything that can be declared, with one key set to something else."""
+def changed(path: tuple[str | int, ...] | str, value: Any) -> dict[str, Any]:
+    """Everything that can be declared, with one key, which may be written with dots, set to something else."""
+    if isinstance(path, str):
+        path = tuple(int(key) if key.isdigit() else key for key in path.split("."))
     declared = deepcopy(ALL_KEYS)
     block = declared
     for key in path[:-1]:
@@ -229,18 +230,6 @@ def test_only_five_keys_are_required():
         assert refusal({name: small_declaration()[name] for name in needed if name != key}).startswith(f"{key}: ")
 
 
-def test_a_declaration_survives_being_written_and_read():
-    spec = PipelineSpec.model_validate(ALL_KEYS)
-    assert spec.partitions.calendar.zone.key == "America/New_York"
-    assert PipelineSpec.model_validate(spec.model_dump(by_alias=True)) == spec
-    assert spec == PipelineSpec.model_validate(ALL_KEYS)
-
-
-def test_a_declaration_cannot_be_changed():
-    with pytest.raises(ValidationError, match="frozen"):
-        small_spec().name = "other"
-
-
 @pytest.mark.parametrize("path", BLOCKS, ids=lambda path: ".".join(map(str, path)))
 def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_the_nearest_key(path):
     declared = deepcopy(ALL_KEYS)
@@ -254,102 +243,26 @@ def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_the_nearest_ke
     assert f"did you mean '{known}'?" in message
 
 
-def test_every_unknown_key_of_a_block_is_named_at_once():
-    message = refusal(changed(("model", "train"), {"evry": "month", "windw": "all", "xyz": 1}))
-    assert "unknown keys 'evry', 'windw', 'xyz'; allowed are " in message
-    assert "; did you mean 'every' and 'window'?" in message
-
-
-def test_the_wrong_values_beside_an_unknown_key_are_named_with_it_but_not_what_may_come_of_it():
-    block = {"evry": "month", "windw": 1, "evaluate": "7d", "max_rows": 5, "schedule": "0 5 * * *"}
-    with pytest.raises(ValidationError) as refused:
-        PipelineSpec.model_validate(changed(("model", "train"), block))
-    paths = [".".join(map(str, wrong["loc"])) for wrong in refused.value.errors()]
-    assert paths == ["model.train", "model.train.evaluate", "model.train.max_rows"]
-    misspelt = {"every": "days", "begin": "2013-01-01"}
-    with pytest.raises(ValidationError) as refused:
-        PipelineSpec.model_validate(changed(("partitions",), misspelt))
-    assert [wrong["type"] for wrong in refused.value.errors()] == [
-        "value_error",
-        "literal_error",
-    ]  # `start` is not missing
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (
-            ("sources", "flights"),
-            {"postgres": "postgres://host/db"},
-            "unknown key 'postgres'; allowed are arrow, asset, csv, ",
-        ),
-        (
-            ("monitoring", "pages"),
-            ["json://host"],
-            "unknown key 'pages'; allowed are allow_empty, drift, fresh_by, max_champion_age",
-        ),
-    ],
-)
-def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
-    assert message in refusal(changed(path, value))
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (("name",), False, "name: Input should be a valid string"),  # YAML reads `no` as False
-        (("features", "key"), [False], "features.key.0: Input should be a valid string"),
-        (("predictions", "keep"), ["origin", False], "predictions.keep.1: Input should be a valid string"),
-        (("labels", "column"), True, "labels.column: Input should be a valid string"),
-        (("features", "columns"), {False: {}}, "features.columns.0.[key]: Input should be a valid string"),
-        (("partitions", "end_offset"), True, "partitions.end_offset: Input should be a valid integer"),
-        (("features", "columns", "distance", "nullable"), "yes", "nullable: Input should be a valid boolean"),
-        (("predictions", "store"), "lake", "predictions.store: Input should be 'duckdb' or 'parquet'"),
-        (("predictions", "decide", "costs"), True, "predictions.decide.costs: Input should be a valid dictionary"),
-        (("predictions", "rescore"), False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
+        ("name", False, "name: Input should be a valid string"),
+        ("partitions.end_offset", True, "partitions.end_offset: Input should be a valid integer"),
+        ("features.columns.distance.nullable", "yes", "nullable: Input should be a valid boolean"),
+        ("predictions.store", "lake", "predictions.store: Input should be 'duckdb' or 'parquet'"),
+        ("predictions.rescore", False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
     ],
 )
 def test_a_word_that_yaml_reads_as_a_truth_value_is_refused(path, value, message):
     assert message in refusal(changed(path, value))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../etc",
-        "a/b",
-        "/a",
-        "..",
-        ".",
-        "%2e%2e",
-        "a'b",
-        'a"b',
-        "a;b",
-        "a--b",
-        "a b",
-        "A",
-        "Ünder",
-        "1a",
-        "",
-        "a\n",
-        "a\0",
-        "a" * 64,
-        "a" * 300,
-        "main",
-        "batch_platform",
-        "information_schema",
-        "temp",
-    ],
-)
+@pytest.mark.parametrize("name", ["../etc", "..", 'a"b', "A", "Ünder", "", "a\0", "a" * 64, "batch_platform"])
 def test_a_name_that_cannot_be_a_schema_folder_and_asset_is_refused(name):
     assert "is not a valid name: use at most 63 lower-case letters" in refusal(changed(("name",), name))
     assert "is not a valid name: use at most 63 lower-case letters" in refusal(
         changed(("sources", name), {"csv": "a.csv"})
     )
-
-
-def test_the_longest_allowed_name_is_accepted():
-    assert small_spec(name="a" * 63).name == "a" * 63
 
 
 @pytest.mark.parametrize("name", [*ASSETS, "partition"])
@@ -372,20 +285,10 @@ def test_the_label_cannot_be_a_feature_a_key_the_time_or_a_kept_column(path, val
     assert "known only with the label, 'arr_time' cannot be" in refusal(changed(path, known_with_it))
 
 
-def test_the_driving_source_is_one_of_the_sources():
-    message = refusal(changed(("features", "driving", "source"), "fligths"))
-    assert "features.driving.source: there is no source 'fligths'" in message
-    assert "did you mean 'flights'?" in message
-
-
 @pytest.mark.parametrize("name", ["../f.sql", "a/../../f.sql", "/etc/f.sql", "~/f.sql", "..", ".", "", "a\0b"])
 @pytest.mark.parametrize("path", [("features", "sql"), ("labels", "sql")])
 def test_sql_lies_in_the_folder_of_the_pipeline(path, name):
     assert "is not the name of a file in this folder or below it" in refusal(changed(path, name))
-
-
-def test_sql_may_lie_in_a_folder_below():
-    assert PipelineSpec.model_validate(changed(("features", "sql"), "sql/v1.%2e/features.sql")).features.sql
 
 
 @pytest.mark.parametrize("name", [*ADDED_COLUMNS, "Run_ID"])
@@ -395,100 +298,41 @@ def test_no_key_and_no_kept_column_has_the_name_of_one_that_scoring_adds(name):
     assert f"{name!r} cannot be a key" in refusal(changed(("predictions", "keep"), [name]))
 
 
-@pytest.mark.parametrize("name", ['say "hi"', "'; DROP TABLE x; --", "größe", "价格", "a b", "-- x"])
-def test_columns_may_have_any_name(name):
-    spec = small_spec(features={"key": [name], "columns": {f"{name}2": {"min": 0}}}, predictions={"keep": [f"{name}2"]})
-    assert spec.features.key == [name]
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("features", "key"), [], "features.key: List should have at least 1 item"),
-        (("features", "key"), ["a", "a"], "the key names 'a' more than once"),
-        (("features", "columns"), {"flight_id": {}}, "'flight_id' is key or time"),
-        (("features", "columns"), {"scheduled_departure": {}}, "'scheduled_departure' is key or time"),
-        (("features", "columns", "distance"), {"min": 2, "max": 1}, "min (2.0) is above max (1.0)"),
-        (("features", "columns", "distance"), {"min": float("nan")}, "Input should be a finite number"),
-        (("features", "columns", "distance"), {"type": "category", "max": 1}, "min and max do not apply to a category"),
-        (("features", "columns", "distance"), {"type": "boolean", "min": 0}, "min and max do not apply to a boolean"),
-        (("features", "columns", "distance"), {"type": "text"}, "Input should be 'float', 'integer', 'boolean'"),
-        (("features", "python"), "package.features", "give one of `sql`, `spark_sql` and `python`"),
-        (("features",), {"key": ["flight_id"]}, "give one of `sql`, `spark_sql` and `python`"),
-        (("features",), {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
-        (("sources",), {}, "sources: Dictionary should have at least 1 item"),
-        (
-            ("sources", "flights"),
-            {},
-            "give exactly one of arrow, asset, csv, delta, duckdb, iceberg, json, parquet, python, spark_table, sql; found none",
-        ),
-        (
-            ("sources", "flights"),
-            {"arrow": "a", "number_rows": True},
-            "'number_rows' is a key of sources of kind csv, json, parquet",
-        ),
-        (("sources", "flights"), {"csv": "a", "parquet": "b"}, "found csv, parquet"),
-        (("sources", "flights"), {"json": ""}, "json is empty"),
-        (
-            ("sources", "flights"),
-            {"json": "a", "decimal": ","},
-            "'decimal' is a key of sources of kind csv, but the source is of kind json",
-        ),
-        (("sources", "flights"), {"csv": "a", "decimal": ",", "delimiter": ","}, "delimiter and decimal are both ','"),
-        (("sources", "flights"), {"csv": "a.csv", "late": "soon"}, "neither a duration such as '7 days' nor 'always'"),
-        (
-            ("sources", "flights"),
-            {"csv": "{partition_key}.csv", "late": "1 day"},
-            "files that belong to one partition each",
-        ),
-        (("sources", "flights"), {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),
-        (("sources", "flights"), {"csv": "a.csv", "table": "t"}, "`duckdb` and `table` go together"),
-        (("sources", "flights"), {"python": "os; import sys"}, "is not an import path"),
-        (("model", "build"), "package.build", "give one of `estimator`, `build` and `import`"),
-        (("model",), {}, "give one of `estimator`, `build` and `import`"),
-        (("model",), {"estimator": "LogisticRegression"}, "is not an import path"),
-        (
-            ("model", "promote", "metric"),
-            "roc_auk",
-            "'roc_auk' is not a metric; allowed are accuracy, average_precision",
-        ),
-        (("model", "promote", "metric"), "roc_auk", "did you mean 'roc_auc'?"),
-        (("model", "promote", "at_least"), float("nan"), "Input should be a finite number"),
-        (("model", "promote", "tolerance"), -0.1, "greater than or equal to 0"),
-        (("model", "challengers"), [], "model: Value error, unknown key 'challengers'; allowed are"),
-        (("challengers",), {"linear": {}}, "challengers: Input should be a valid list"),
-        (("challengers", 0), {"estimator": "a.B"}, "challengers.0.name: Field required"),
-        (
-            ("challengers", 0, "name"),
-            "Linear",
-            "challengers.0.name: Value error, 'Linear' is not a valid name: use at most 63 lower-case",
-        ),
-        (("challengers", 0, "name"), "../x", "'../x' is not a valid name"),
-        (
-            ("challengers", 0, "name"),
-            "previous",
-            "challengers: Value error, more than one challenger is named 'previous'",
-        ),
-        (("challengers", 0), {"name": "a"}, "give one of `estimator`, `build`, `import` and `version`"),
-        (
-            ("challengers", 0, "version"),
-            "2013-03-01-3f9c1a2b",
-            "give one of `estimator`, `build`, `import` and `version`",
-        ),
-        (("challengers", 0, "estimator"), "LogisticRegression", "'LogisticRegression' is not an import path"),
-        (("challengers", 0, "task"), "binary", "'task' can only describe an import"),
-        (("challengers", 1, "version"), "3f9c1a2b", "'3f9c1a2b' is not the name of a version such as"),
-        (("challengers", 1, "version"), "2013-03-01-3F9C1A2B", "is not the name of a version such as"),
-        (("challengers", 1, "version"), "../2013-03-01-3f9c1a2b", "is not the name of a version such as"),
-        (
-            ("model", "params"),
-            {"since": date(2024, 1, 1)},
-            "'since' is datetime.date(2024, 1, 1), which is not a plain value",
-        ),
-        (("challengers", 1, "params"), {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
-        (("features", "key"), ["Challenger"], "'Challenger' cannot be a key, the time or a kept column"),
-        (("engine",), "locl", "'locl' is not an engine; allowed are 'local', 'spark'; did you mean 'local'?"),
-        (("predictions", "limit"), 0, "greater than or equal to 1"),
+        ("features.key", [], "features.key: List should have at least 1 item"),
+        ("features.key", ["a", "a"], "the key names 'a' more than once"),
+        ("features.columns", {"flight_id": {}}, "'flight_id' is key or time"),
+        ("features.columns.distance", {"min": 2, "max": 1}, "min (2.0) is above max (1.0)"),
+        ("features.columns.distance", {"type": "category", "max": 1}, "min and max do not apply to a category"),
+        ("features.driving.source", "fligths", "there is no source 'fligths'; "),
+        ("features.max_rejected", "101%", "features.max_rejected: "),
+        ("features.python", "package.features", "give one of `sql`, `spark_sql` and `python`"),
+        ("features", {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
+        ("sources.flights", {}, "give exactly one of arrow, asset, "),
+        ("sources.flights", {"arrow": "a", "number_rows": True}, "'number_rows' is a key of sources of kind csv"),
+        ("sources.flights", {"csv": "a", "parquet": "b"}, "found csv, parquet"),
+        ("sources.flights", {"json": "a", "decimal": ","}, "but the source is of kind json"),
+        ("sources.flights", {"csv": "a", "decimal": ",", "delimiter": ","}, "delimiter and decimal are both ','"),
+        ("sources.flights", {"csv": "a.csv", "late": "soon"}, "neither a duration such as '7 days' nor 'always'"),
+        ("sources.flights", {"csv": "{partition_key}.csv", "late": "1 day"}, "files that belong to one partition each"),
+        ("sources.flights", {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),
+        ("sources.flights", {"python": "os; import sys"}, "is not an import path"),
+        ("model.build", "package.build", "give one of `estimator`, `build` and `import`"),
+        ("model.promote.metric", "roc_auk", "'roc_auk' is not a metric; allowed are accuracy"),
+        ("model.promote.metric", "roc_auk", "did you mean 'roc_auc'?"),
+        ("challengers.0.name", "Linear", "challengers.0.name: Value error, 'Linear' is not a valid name"),
+        ("challengers.0.name", "previous", "more than one challenger is named 'previous'"),
+        ("challengers.0", {"name": "a"}, "give one of `estimator`, `build`, `import`"),
+        ("challengers.0.version", "2013-03-01-3f9c1a2b", "give one of `estimator`, `build`, `import`"),
+        ("challengers.0.task", "binary", "'task' can only describe an import"),
+        ("challengers.1.version", "3f9c1a2b", "'3f9c1a2b' is not the name of a version such as"),
+        ("model.params", {"since": date(2024, 1, 1)}, "which is not a plain value"),
+        ("challengers.1.params", {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
+        ("engine", "locl", "'locl' is not an engine; allowed are 'local', 'spark'; did you mean 'local'?"),
+        ("predictions.limit", 0, "greater than or equal to 1"),
+        ("monitoring.drift.baseline", "previous", "with the training data alone: remove `baseline`"),
     ],
 )
 def test_a_contradictory_or_impossible_value_is_refused(path, value, message):
@@ -510,26 +354,8 @@ def test_a_budget_is_the_larger_of_a_share_and_a_number_of_rows(rows, rejected, 
     assert str(budget) == "1.00%, or 5 rows if that is more"
 
 
-def test_an_error_in_a_budget_names_its_own_key():
-    assert refusal(changed(("features", "max_rejected"), {"share": "101%"})).startswith("features.max_rejected.share: ")
-    assert "did you mean 'rows'?" in refusal(changed(("features", "max_rejected"), {"row": 5}))
-
-
-@pytest.mark.parametrize("written", ["101%", "-1%", "1", "%", 1.5, -0.1, float("nan"), True])
-def test_an_invalid_share_is_refused(written):
-    assert refusal(changed(("features", "max_rejected"), written)).startswith("features.max_rejected: ")
-
-
 @pytest.mark.parametrize(
-    ("written", "duration"),
-    [
-        ("0 days", Duration()),
-        ("1 day", Duration(days=1)),
-        ("60days", Duration(days=60)),
-        ("6 hours", Duration(hours=6)),
-        ("90 minutes", Duration(minutes=90)),
-        (" 2 weeks ", Duration(days=14)),
-    ],
+    ("written", "duration"), [("0 days", Duration()), ("1 day", Duration(days=1)), ("90 minutes", Duration(minutes=90))]
 )
 def test_a_duration_is_read(written, duration):
     assert parse_duration(written) == duration
@@ -570,13 +396,6 @@ def test_a_first_model_later_than_declared_says_why():
     assert serves_from(late, first_service(late)) == "the first model serves from 2024-01-22"
 
 
-def test_a_window_that_is_too_short_for_every_period_gives_no_first_model_though_partitions_go_on_for_ever():
-    declared = {"partitions": {"every": "month", "start": "2020-01-01", "end": None}, "labels": {"delay": "62 days"}}
-    train = {"every": "month", "evaluate": "31 days"}
-    assert first_service(small_spec(**declared, model={"train": {**train, "window": "190 days"}})) is None
-    assert first_service(small_spec(**declared, model={"train": {**train, "window": "300 days"}})).key == "2020-09-01"
-
-
 def test_a_window_in_which_no_label_is_known_when_the_evaluation_rows_begin_is_refused():
     train = {"every": "day", "evaluate": "7 days"}
     small_spec(labels={"delay": "10 days"}, model={"train": {**train, "window": "28 days"}})  # 7 + 2 * 10 + 1
@@ -607,12 +426,6 @@ def test_an_end_beyond_what_a_calendar_can_reach_is_refused_with_what_to_leave_o
     assert "is not in the years 2 to 9998; partitions without `end` go on for ever" in refusal(declared)
 
 
-@pytest.mark.parametrize("written", [date(2013, 1, 6), "2013-01-06", "2013-01-06T00:00", "20130106"])
-def test_a_date_may_be_written_with_and_without_quotes(written):
-    spec = PipelineSpec.model_validate(changed(("partitions", "start"), written))
-    assert spec.partitions.calendar.due(spec.partitions.calendar.first_start + timedelta(days=2))[0].key == "2013-01-06"
-
-
 @pytest.mark.parametrize(
     "path", [("partitions", "start"), ("partitions", "end"), ("model", "train", "start")], ids=".".join
 )
@@ -620,10 +433,8 @@ def test_a_date_may_be_written_with_and_without_quotes(written):
     ("written", "message"),
     [
         ("2013-02-30", "is not a date or a time such as '2013-01-01'"),
-        ("first of May", "is not a date or a time such as '2013-01-01'"),
         ("", "is not a date or a time such as '2013-01-01'"),
         ("2013-06-01T00:00Z", "has an offset; give the local time in `timezone`"),
-        ("2013-06-01T00:00+02:00", "has an offset; give the local time in `timezone`"),
         (2013, "Input should be a valid string"),
     ],
 )
@@ -636,13 +447,9 @@ def test_an_invalid_local_time_is_refused(path, written, message):
     ("declared", "message"),
     [
         ({"timezone": "America/New_Yrk"}, "did you mean 'America/New_York'?"),
-        ({"timezone": "../UTC"}, "is not an IANA time zone"),
-        ({"timezone": "+02:00"}, "is not an IANA time zone"),
         ({"every": "minute"}, "Input should be 'hour', 'day', 'week' or 'month'"),
         ({"end": "2013-01-01"}, "no day lies between start (2013-01-01) and end (2013-01-01)"),
-        ({"end": "2012-01-01"}, "no day lies between"),
         ({"every": "month", "end": "2013-02-10"}, "no month ends at 2013-02-10; the next one ends at 2013-03-01"),
-        ({"every": "week", "end": "2013-12-30"}, "no week ends at 2013-12-30; the next one ends at 2013-12-31"),
         (
             {"every": "month", "start": "2013-01-20"},
             "start (2013-01-20) is not the start of a month; use 2013-01-01 or 2013-02-01",
@@ -651,13 +458,10 @@ def test_an_invalid_local_time_is_refused(path, written, message):
             {"start": "2013-01-01T06:00"},
             "start (2013-01-01T06:00) is not the start of a day; use 2013-01-01 or 2013-01-02",
         ),
-        ({"every": "week", "start": "2013-01-07T06:00"}, "not the start of a week; use 2013-01-07 or 2013-01-14"),
         (
             {"every": "hour", "start": "2013-01-01T06:30"},
             "not the start of an hour; use 2013-01-01T06:00 or 2013-01-01T07:00",
         ),
-        ({"end": "2014-01-01T12:00"}, "no day ends at 2014-01-01T12:00; the next one ends at 2014-01-02"),
-        ({"every": "hour", "end": "2014-01-01T12:30"}, "no hour ends at 2014-01-01T12:30"),
         ({"every": "hour", "timezone": "Australia/Lord_Howe"}, "hours cannot be partitions; use timezone UTC"),
         (
             {"every": "hour", "timezone": "America/Caracas", "start": "2014-12-30", "end": None},
@@ -670,11 +474,6 @@ def test_impossible_partitions_are_refused(declared, message):
     assert message in refusal(changed(("partitions",), {**ALL_KEYS["partitions"], **declared}))
 
 
-def test_the_end_may_be_a_midnight_that_clocks_skip():
-    spec = small_spec(partitions={"timezone": "Asia/Beirut", "start": "2024-03-01", "end": "2024-03-31"})
-    assert spec.partitions.calendar.holding(spec.partitions.calendar.last_end - timedelta(hours=1)).key == "2024-03-30"
-
-
 @pytest.mark.parametrize(
     ("train", "every", "message"),
     [
@@ -685,7 +484,6 @@ def test_the_end_may_be_a_midnight_that_clocks_skip():
             "day",
             "window (7 days) must be at least twice as long as evaluate (7 days)",
         ),
-        ({"evaluate": "7 days", "window": "14 days"}, "day", "plus labels.delay (1 day)"),
         ({"every": None, "start": "2013-03-01"}, "day", "`start` needs `every`"),
     ],
 )
@@ -699,8 +497,6 @@ def test_lengths_with_which_no_model_could_be_trained_are_refused(train, every, 
     ("train", "message"),
     [
         ({"every": "month", "start": "2024-01-11"}, "one month; use 2024-01-01 or 2024-02-01"),
-        ({"every": "month", "start": "2024-01-01T06:00"}, "one month; use 2024-01-01 or 2024-02-01"),
-        ({"every": "day", "start": "2024-01-11T06:00"}, "one day; use 2024-01-11 or 2024-01-12"),
         ({"every": "hour", "start": "2024-01-11T06:30"}, "one hour; use 2024-01-11T06:00 or 2024-01-11T07:00"),
     ],
 )
@@ -721,22 +517,13 @@ def test_a_schedule_that_has_not_five_fields_is_refused(written):
     ("decide", "message"),
     [
         ({"threshold": 30}, "predictions.decide.threshold: 30 is not a probability above 0 and below 1; did you mean 0.3?"),
-        ({"threshold": 1.0}, "threshold: 1 is not a probability above 0 and below 1; did you mean 0.99?"),
-        ({"threshold": 0}, "threshold: 0 is not a probability above 0 and below 1; did you mean 0.01?"),
         ({"top": 0}, "top: 0 is neither a number of rows above 0 nor a share above 0% and at most 100%; write for example 1"),
-        ({"top": "101%"}, "top: '101%' is neither a number of rows above 0 nor a share above 0% and at most 100%; write for example 100%"),
-        ({"top": 0.05}, "top: 0.05 is neither a number of rows above 0 nor a share above 0% and at most 100%; write for example 5%"),
         ({"costs": {"false_positive": 0, "false_negative": 8}}, "costs: false_positive (0) must be above 0"),
-        ({"costs": {"a": {"b": -1}}}, "costs: a.b (-1) must be above 0"),
         ({"costs": {"false_positiv": 1, "false_negative": 8}}, "did you mean 'false_positive'?"),
         ({"costs": {"false_positive": 1}}, "costs: has 'false_positive'; give a number as false_positive and false_negative"),
-        ({"costs": {}}, "costs: has no costs"),
         ({"benefit": 0, "cost": 1}, "benefit\n  Input should be greater than 0"),
         ({"benefit": 2, "cost": 2}, "acting on a row would never pay: `cost` (2) must be below `benefit` (2)"),
-        ({"benefit": 2}, "`benefit` and `cost` belong together"),
         ({"threshold": 0.3, "top": 5}, "give exactly one of `threshold`, `costs`, `benefit` (with `cost`) and `top`; there are threshold, top"),
-        ({}, "give exactly one of `threshold`, `costs`, `benefit` (with `cost`) and `top`; there are none"),
-        ({"treshold": 0.3}, "unknown key 'treshold'; allowed are benefit, cost, costs, threshold, top; did you mean 'threshold'?"),
     ],
 )  # fmt: skip
 def test_a_decision_rule_that_means_nothing_is_refused_with_the_nearest_one_that_does(decide, message):
@@ -746,31 +533,12 @@ def test_a_decision_rule_that_means_nothing_is_refused_with_the_nearest_one_that
 
 
 @pytest.mark.parametrize(
-    ("predictions", "message"),
-    [
-        ({"reasons": {"count": 3, "of": "decisions"}}, "`reasons.of: decisions` needs `decide`"),
-        ({"reasons": {"count": 3, "of": "decisions", "above": 0.5}, "decide": {"top": 5}}, "give one of `above` and `of`"),
-    ],
-)  # fmt: skip
-def test_reasons_of_decisions_need_a_rule_and_no_other_choice_of_rows(predictions, message):
-    with pytest.raises(ValidationError, match=message):
-        small_spec(predictions=predictions)
-
-
-def test_a_kept_column_cannot_have_the_name_of_the_decision_only_where_a_rule_is_declared():
-    assert small_spec(predictions={"keep": ["decision"]}).predictions.keep == ["decision"]
-    with pytest.raises(ValidationError, match="'decision' cannot be a key, the time or a kept column"):
-        small_spec(predictions={"keep": ["decision"], "decide": {"top": 5}})
-
-
-@pytest.mark.parametrize(
     ("deliveries", "message"),
     [
         (
             [{"parquet": "out", "delta": "out"}],
             "give exactly one of csv, delta, iceberg, parquet, sql; found delta, parquet",
         ),
-        ([{"name": "late"}], "give exactly one of csv, delta, iceberg, parquet, sql; found none"),
         ([{"parquet": "a"}, {"parquet": "b"}], "more than one delivery has the name 'parquet'"),
         ([{"csv": "a"}, {"csv": "a", "name": "late"}], "more than one delivery has the receiver 'csv: a'"),
         ([{"csv": "a", "columns": {"x": "z", "y": "z"}}], "every column needs a name of its own"),

@@ -69,10 +69,6 @@ def _in_files(read: str, path: Path | str, options: str = "") -> pl.DataFrame:
         return con.sql(f"FROM {read}({files}, {options})").pl() if there else pl.DataFrame()
 
 
-def _in_store(read: str, options: str = "") -> pl.DataFrame:
-    return _in_files(read, STORE, options)
-
-
 def _delta_in_store() -> pl.DataFrame:
     return pl.DataFrame(DeltaTable(STORE, storage_options={"allow_http": "true"}).scan().read_all())
 
@@ -131,8 +127,7 @@ RECEIVERS = {
     "parquet": Receiver("out/late", lambda path: _in_files("read_parquet", path)),
     "csv": Receiver("out/late", lambda path: _in_files("read_csv", path, ", allow_quoted_nulls = false")),
     "delta": Receiver("out/late", lambda path: pl.DataFrame(DeltaTable(path).scan().read_all())),
-    "parquet in a store": Receiver(STORE, lambda _: _in_store("read_parquet"), "parquet"),
-    "csv in a store": Receiver(STORE, lambda _: _in_store("read_csv", ", allow_quoted_nulls = false"), "csv"),
+    "parquet in a store": Receiver(STORE, lambda _: _in_files("read_parquet", STORE), "parquet"),
     "delta in a store": Receiver(STORE, lambda _: _delta_in_store(), "delta"),
     "iceberg": Receiver("", lambda path: pl.DataFrame(iceberg_in(path).scan().to_arrow()), declared=_in_catalog),
     "PostgreSQL": Receiver("", _in_postgresql, "sql", lambda *_: {"uri": os.environ[POSTGRESQL], "table": "late"}),
@@ -194,7 +189,7 @@ def _many_rows(number: int, *, pausing: bool) -> Iterator[pa.RecordBatch]:
 def main() -> None:
     """Deliver many rows to a receiver as `hindrance` says.
 
-    `limit`: files cannot grow, rows break a constraint, or there is no such bucket. `nobody`: another user, or none. `pause`: half-way.
+    `limit`: files cannot grow, rows break a constraint, or there is no such bucket. `pause`: half-way.
     """
     folder, kind, hindrance = sys.argv[1:]
     with pytest.MonkeyPatch.context() as patch:
@@ -204,15 +199,8 @@ def main() -> None:
             execute("ALTER TABLE late ADD CONSTRAINT full_up CHECK (x < 0.99999) NOT VALID")
         elif hindrance == "limit" and "store" not in kind:
             resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-        if "store" in kind:
-            target = target_of(Path(folder), kind, at="s3://nowhere/late" if hindrance == "limit" else None)
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if hindrance == "nobody" else ():
-                patch.delenv(name)
-        elif hindrance == "nobody" and kind == "PostgreSQL":
-            patch.setenv(POSTGRESQL, os.environ[POSTGRESQL].replace("dagster", "reader"))
-            target = target_of(Path(folder), kind)
-        elif hindrance == "nobody" and os.geteuid() == 0:
-            os.setuid(65534)
+        elif hindrance == "limit":
+            target = target_of(Path(folder), kind, at="s3://nowhere/late")
         target = replace(target, rows=8 * _IN_BATCH)
         batches = _many_rows(8, pausing=hindrance == "pause")
         try:

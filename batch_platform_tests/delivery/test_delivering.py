@@ -13,10 +13,8 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import DeliveryError
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.files import PARQUET
 from batch_platform.delivery.known import SINKS
-from batch_platform.pipeline import deliver
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import Measured
 from batch_platform.pipeline.pipeline import Pipeline
@@ -44,14 +42,6 @@ def at_receiver(pipeline: Pipeline) -> list[tuple[str, int]]:
 def published(pipeline: Pipeline) -> list[tuple[str, int]]:
     with open_published(pipeline.home) as con:
         return con.sql("SELECT partition_key, id FROM small.predictions ORDER BY ALL").fetchall()
-
-
-def test_a_shipped_pipeline_delivers_beside_the_home_and_not_among_the_installed_files(pipeline, monkeypatch):
-    monkeypatch.setattr(deliver, "FOLDER", pipeline.folder.parent)
-    before = sorted(pipeline.folder.iterdir())
-    deliver_keys(pipeline, KEYS[0])
-    assert sorted(pipeline.folder.iterdir()) == before
-    assert (pipeline.home.root.parent / "out/late" / f"partition_key={KEYS[0]}" / "small.parquet").is_file()
 
 
 @pytest.fixture
@@ -82,15 +72,6 @@ def test_deliveries_that_fail_are_told_by_their_first_cause_and_the_range_of_the
         deliver_keys(pipeline, *KEYS)
     error = error_of(pipeline.spec, pipeline.state(), [STAMP.run_id], deliveries=True)
     assert re.match(rf"{cause} deliveries failed too: delivered_late 2024-02-02 to 2024-02-03\. Hint: ", str(error))
-
-
-def test_a_column_that_is_no_longer_kept_is_not_delivered_once_it_is_empty(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW, predictions=to("parquet"))
-    fewer = Pipeline(small_spec(predictions=to("parquet") | {"keep": []}), pipeline.folder, pipeline.home)
-    list(fewer.score([fewer.spec.partitions.calendar.named(KEYS[0])], Stamp("fewer", NOW), force=True))
-    deliver_keys(fewer, *KEYS[:2])
-    files = (pipeline.folder / f"out/late/partition_key={key}/small.parquet" for key in KEYS[:2])
-    assert ["shop" in pl.read_parquet_schema(file) for file in files] == [False, True]
 
 
 def to(kind: str) -> dict[str, Any]:

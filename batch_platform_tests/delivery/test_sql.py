@@ -2,27 +2,21 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 
-import polars as pl
 import pytest
 
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError
-from batch_platform.delivery.known import SINKS
-from batch_platform.delivery.sql import SQL
 from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
-from batch_platform_tests.delivery.rows import KEYS, NEW, NOW, ODD, OLD, deliver_keys, holds, shown
+from batch_platform_tests.delivery.rows import NEW, ODD, OLD, holds, shown
 from batch_platform_tests.harness.refusal import refusal
-from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_declaration, small_spec
+from batch_platform_tests.harness.small_pipeline import small_declaration
 
 
 def rows(folder: Path) -> list[tuple[object, ...]]:
@@ -61,11 +55,6 @@ def test_the_table_is_created_with_types_comments_and_an_index_in_its_schema(tmp
     ("table", "problem"),
     [
         ("x integer, text text, partition_key text", r"x is integer there and double precision here"),
-        pytest.param(
-            "x numeric, text text, partition_key text",
-            r"x is numeric there and double precision here",
-            marks=pytest.mark.full,
-        ),
         ("x double precision, partition_key text", r"text \(text\) is not there"),
         ("x double precision, text text, partition_key date", r"partition_key is date there and text here"),
     ],
@@ -94,20 +83,6 @@ def test_a_user_who_may_select_insert_and_delete_can_deliver_and_none_who_may_no
 
 
 @pytest.mark.usefixtures("postgresql")
-def test_a_table_of_others_may_have_more_columns_another_order_and_bounded_text(tmp_path):
-    execute("CREATE TABLE late (id serial, partition_key varchar(10), text varchar(40), x double precision)")
-    deliver(target_of(tmp_path, "PostgreSQL"), OLD)
-    assert execute("SELECT id, partition_key, x FROM late ORDER BY id").rows() == [
-        (1, KEY, 1.0),
-        (2, KEY, 2.0),
-        (3, KEY, 3.0),
-    ]
-    with pytest.raises(DeliveryError, match=r"refuses it: value too long for type character varying\(40\)\. Hint"):
-        deliver(target_of(tmp_path, "PostgreSQL"), pl.DataFrame({"x": [1.0], "text": ["x" * 50]}))
-    assert execute("SELECT count(*) FROM late").item() == 3
-
-
-@pytest.mark.usefixtures("postgresql")
 def test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_what_it_held(tmp_path):
     target = target_of(tmp_path, "PostgreSQL")
     deliver(target, NEW)
@@ -118,45 +93,6 @@ def test_f52_a_trigger_that_drops_rows_fails_the_delivery_and_the_table_holds_wh
     with pytest.raises(DeliveryError, match=r"3 rows were sent and 2 arrived, so nothing was changed there\. Hint: "):
         deliver(target, OLD)
     assert rows(tmp_path) == holds(NEW)
-
-
-@pytest.mark.parametrize("kind", ["PostgreSQL", "SQLite"])
-def test_a_table_that_a_delivery_created_takes_new_columns(kind, tmp_path, request):
-    if kind == "PostgreSQL":
-        request.getfixturevalue("postgresql")
-    keys = [f"2026-01-0{day}" for day in range(1, 5)]
-    deliver(target_of(tmp_path, kind), NEW.select("x"))
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda key: deliver(target_of(tmp_path, kind, key), NEW), keys))
-    assert shown(delivered(tmp_path, kind)) == sorted((row for key in keys for row in holds(NEW, key)), key=str)
-
-
-@pytest.mark.usefixtures("postgresql")
-def test_columns_of_uuid_and_json_take_text_and_refuse_another(tmp_path):
-    execute("CREATE TABLE late (u uuid, b jsonb, j json, partition_key text)")
-    target = target_of(tmp_path, "PostgreSQL")
-    sent = pl.DataFrame(
-        {"u": ["9f1b0a3c-0000-4000-8000-000000000001", None], "b": ['{"a":1}', None], "j": ["[1]", None]}
-    )
-    for _ in range(2):
-        deliver(target, sent)
-    assert execute("SELECT u::text, b ->> 'a' AS b, j ->> 0 AS j FROM late ORDER BY 1").rows() == [
-        ("9f1b0a3c-0000-4000-8000-000000000001", "1", "1"),
-        (None, None, None),
-    ]
-    with pytest.raises(DeliveryError, match='refuses it: invalid input syntax for type uuid: "x"'):
-        deliver(target, sent.with_columns(u=pl.lit("x")))
-    assert execute("SELECT count(*) FROM late").item() == 2
-
-
-def test_a_table_of_sqlite_with_other_types_is_refused(tmp_path):
-    (tmp_path / "out").mkdir()
-    with closing(sqlite3.connect(tmp_path / "out/late.db")) as con:
-        con.execute("CREATE TABLE late (x INTEGER, text VARCHAR(5), partition_key)")
-    with pytest.raises(DeliveryError, match=r"has other columns: x is INTEGER there and REAL here\. Hint"):
-        deliver(target_of(tmp_path, "SQLite"), NEW)
-    deliver(target_of(tmp_path, "SQLite"), NEW.select("text"))
-    assert delivered(tmp_path, "SQLite").rows() == [(None, "b", KEY)]
 
 
 @pytest.mark.usefixtures("postgresql")
@@ -225,28 +161,10 @@ def paused(folder: Path) -> "subprocess.Popen[str]":
             "SQLite has no schemas: 'main.late' must be the name of a table",
         ),
         ({"uri": "postgres//a", "table": "late"}, "uri must begin with one of"),
-        ({"uri": "sqlite:///a.db"}, "table"),
-        ({"uri": "sqlite:///a.db", "table": "a.b.c"}, "table"),
     ],
 )
 def test_a_wrong_declaration_is_refused(sql, message):
     assert message in refusal(small_declaration(predictions={"deliver": [{"sql": sql}]}))
-
-
-def test_tables_of_one_name_in_two_databases_or_catalogs_are_two_receivers():
-    def declared(kind: str, key: str, *places: str) -> dict[str, object]:
-        deliveries = [{kind: {key: at, "table": "a.late"}, "name": f"to_{n}"} for n, at in enumerate(places)]
-        return {"deliver": deliveries}
-
-    for kind, key, first, second in (
-        ("sql", "uri", "{{ env.CRM }}", "{{ env.SHOP }}"),
-        ("sql", "uri", "postgresql://u:first-4711@h/crm", "postgresql://u:second-4711@h/shop"),
-        ("iceberg", "catalog", "lake", "sea"),
-    ):
-        small_spec(predictions=declared(kind, key, first, second))
-        assert "more than one delivery has the receiver" in refusal(
-            small_declaration(predictions=declared(kind, key, first, first))
-        )
 
 
 def test_the_password_is_no_part_of_the_declaration_that_is_compared():
@@ -256,24 +174,3 @@ def test_the_password_is_no_part_of_the_declaration_that_is_compared():
     )
     assert first.digest == second.digest
     assert "secret" not in f"{first!r} {first} {first.to} {first.model_dump_json()}"
-
-
-@pytest.mark.full
-def test_a_server_that_is_down_is_tried_once_by_a_run_and_every_partition_says_so(tmp_path, monkeypatch):
-    uri = "postgresql://nobody@127.0.0.1:1/none"
-    declared = {"deliver": [{"sql": {"uri": uri, "table": "late"}, "name": "late"}]}
-    pipeline = finished_pipeline(tmp_path, NOW, predictions=declared)
-    tried = list[str]()
-
-    def noted(target, rows):
-        tried.append(target.partition_key)
-        SQL.replace(target, rows)
-
-    monkeypatch.setitem(SINKS, "sql", replace(SQL, replace=noted))
-    with pytest.raises(DeliveryError, match=r"partition 2024-02-01: .* cannot be opened: .* 2 more partitions failed"):
-        deliver_keys(pipeline, *KEYS)
-    assert tried == KEYS[:1]
-    reasons = {failure.partition_key: failure.reason for failure in pipeline.state().failures.values()}
-    assert {key: reason.partition(":")[0] for key, reason in reasons.items()} == {
-        key: f"small, partition {key}" for key in KEYS
-    }

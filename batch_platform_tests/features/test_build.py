@@ -1,7 +1,8 @@
+import re
 import resource
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,8 +16,7 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError, Sou
 from batch_platform.declaration.threads import THREADS_VARIABLE
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lake import BATCH_ROWS, file_digests, written_aside
-from batch_platform.features.row_checks import instants
-from batch_platform.features.sources.opening import Sources, bounded
+from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.harness.small_pipeline import (
@@ -32,11 +32,7 @@ from batch_platform_tests.harness.tiers import crossed
 
 FIRST_KEY = "2024-01-01"
 NOON = datetime(2024, 1, 1, 12, tzinfo=BERLIN)
-REPEATED_HOURS = {
-    "America/New_York": "2024-11-03 01:00",
-    "Europe/London": "2024-10-27 01:00",
-    "America/Sao_Paulo": "2018-02-17 23:00",
-}
+REPEATED_HOURS = {"America/New_York": "2024-11-03 01:00", "America/Sao_Paulo": "2018-02-17 23:00"}
 DUMMY_LABELS = "SELECT id, returned FROM events"
 MANY_ROWS = f"SELECT i AS id, $partition_start AS ts, hash(i) / 3 AS x FROM range({3 * BATCH_ROWS + 5}) t(i)"
 
@@ -75,11 +71,7 @@ Project = Callable[..., Built]
 @pytest.fixture
 def project(tmp_path) -> Project:
     def make(
-        events: pl.DataFrame | None = None,
-        *,
-        sql: str = FEATURES_SQL,
-        labels_sql: str = DUMMY_LABELS,
-        **spec: Any,
+        events: pl.DataFrame | None = None, *, sql: str = FEATURES_SQL, labels_sql: str = DUMMY_LABELS, **spec: Any
     ) -> Built:
         return Built(tmp_path, events, sql, labels_sql, spec)
 
@@ -122,14 +114,6 @@ def test_a_partition_becomes_one_file_of_its_rows_in_the_order_of_the_key(projec
     assert file.path.name == f"2024-01-02.{file.sha256[:12]}.parquet"
 
 
-def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
-    hashes = set()
-    for events in (small_events(), small_events().reverse(), small_events().sample(fraction=1, shuffle=True, seed=1)):
-        small = project(events)
-        hashes |= {small.write().sha256, small.write().sha256}
-    assert len(hashes) == 1
-
-
 def test_the_bytes_of_a_large_partition_do_not_depend_on_threads_and_are_those_that_were_hashed(project, monkeypatch):
     files = []
     for count in ("1", "2"):
@@ -138,20 +122,6 @@ def test_the_bytes_of_a_large_partition_do_not_depend_on_threads_and_are_those_t
         assert file_digests(files[-1].path) == (files[-1].sha256, files[-1].xxh3)
         assert pq.read_metadata(files[-1].path).num_row_groups == 4
     assert files[0] == files[1]
-
-
-def test_one_session_builds_many_partitions_exactly_as_separate_sessions_do(project):
-    small = project()
-    keys = ["2024-01-01", "2024-02-29", "2024-01-02"]
-    with small.builder.session() as session:
-        together = [session.write(small.partition(key), small.folder / key).sha256 for key in keys]
-    assert together == [small.write(key).sha256 for key in keys]
-
-
-def test_a_partition_without_rows_is_a_file_without_rows(project):
-    file = project(orders({})).write("2024-01-05")
-    assert file.rows == 0
-    assert pl.read_parquet(file.path).schema == pl.read_parquet(project(orders({})).write().path).schema
 
 
 def test_a_failed_write_leaves_the_old_file_unchanged_and_nothing_aside(project):
@@ -185,13 +155,6 @@ def test_a_full_disk_is_reported_and_the_old_file_stays(project, sql):
     assert small.write("2024-01-02").rows == pl.scan_parquet(path).select(pl.len()).collect().item()
 
 
-def test_a_folder_that_cannot_be_created_is_reported(project):
-    small = project()
-    small.folder.touch()
-    with pytest.raises(BatchPlatformError, match=r"cannot be written to .* \(File exists\)"):
-        small.write()
-
-
 def test_the_unfinished_file_of_a_killed_process_is_removed_and_that_of_a_live_process_stays(project):
     small = project()
     small.folder.mkdir()
@@ -200,14 +163,6 @@ def test_the_unfinished_file_of_a_killed_process_is_removed_and_that_of_a_live_p
     with written_aside(small.folder) as being_written:
         file = small.write()
         assert sorted(small.folder.iterdir()) == sorted([being_written, file.path])
-
-
-def test_a_new_build_of_a_partition_leaves_the_file_of_the_earlier_build(project):
-    first = project().write()
-    second = project(small_events().with_columns(pl.col("amount") + 1)).write()
-    assert first.path.parent == second.path.parent
-    assert first.path != second.path
-    assert [file_digests(file.path)[0] for file in (first, second)] == [first.sha256, second.sha256]
 
 
 @pytest.mark.unit
@@ -242,23 +197,12 @@ def test_a_key_that_occurs_twice_where_clocks_are_set_forward_says_so(project):
     assert "clocks in Europe/Berlin change within the partition" in small.refusal(key="2024-03-31")
 
 
-def test_a_key_of_two_columns_is_unique_as_a_pair(project):
-    events = orders({"id": 1, "shop": "a"}, {"id": 1, "shop": "b"}, {"id": 2, "shop": "a"})
-    assert project(events, features={"key": ["id", "shop"]}).write().rows == 3
-
-
-@pytest.mark.parametrize("at", [BATCH_ROWS - 1, BATCH_ROWS, 2 * BATCH_ROWS - 1])
+@pytest.mark.parametrize("at", [BATCH_ROWS - 1, BATCH_ROWS])
 def test_a_key_that_occurs_twice_is_found_across_the_border_of_two_batches(project, at):
     n = 2 * BATCH_ROWS + 10
     many = f"SELECT CASE WHEN i > {at} THEN i - 1 ELSE i END AS id, $partition_start AS ts FROM range({n}) t(i)"
     assert f"keys occur more than once in the features: id={at}." in project(sql=many).refusal()
     assert project(sql=f"SELECT i AS id, $partition_start AS ts FROM range({n}) t(i)").write().rows == n
-
-
-def test_a_null_and_a_duplicate_late_in_the_partition_are_found(project):
-    n = 2 * BATCH_ROWS
-    sql = f"SELECT CASE WHEN i < {n} THEN i END AS id, $partition_start AS ts FROM range({n} + 1) t(i)"
-    assert "the key has nulls in id" in project(sql=sql).refusal()
 
 
 @pytest.mark.parametrize(
@@ -267,8 +211,6 @@ def test_a_null_and_a_duplicate_late_in_the_partition_are_found(project):
         ("TIMESTAMP '2024-01-01 00:00'", "2024-01-01", "2023-12-31"),
         ("TIMESTAMP '2024-01-01 23:59:59'", "2024-01-01", "2024-01-02"),
         ("TIMESTAMP_NS '2024-01-01 23:59:59.999999999'", "2024-01-01", "2024-01-02"),
-        ("TIMESTAMP_S '2024-01-01 12:00:00'", "2024-01-01", "2024-01-02"),
-        ("DATE '2024-01-01'", "2024-01-01", "2024-01-02"),
         ("DATE '2024-03-31'", "2024-03-31", "2024-04-01"),
         ("TIMESTAMP '2024-03-31 02:30'", "2024-03-31", "2024-04-01"),  # clocks skip it
         ("TIMESTAMP '2024-10-27 02:30'", "2024-10-27", "2024-10-28"),  # clocks show it twice
@@ -307,27 +249,6 @@ def test_a_time_without_a_zone_in_an_hour_that_clocks_repeat_is_the_second_of_th
     assert [small.labels(key)["id"].to_list() for key in keys] == ids
 
 
-def test_a_function_that_takes_the_first_of_two_equal_hours_is_told_of_the_second(project, function):
-    at = "pl.col('ts').dt.replace_time_zone('America/New_York', ambiguous='earliest').dt.convert_time_zone('UTC')"
-    inside = f"{at}.is_between(partition.start, partition.end, closed='left')"
-    earliest = function(f"def make(events, partition):\n    return events.drop('returned').filter({inside})")
-    declared = {"every": "hour", "start": "2024-11-03", "end": None, "timezone": "America/New_York"}
-    events = orders({}).with_columns(ts=pl.lit(datetime.fromisoformat("2024-11-03 01:30")))
-    message = project(events, features=earliest, partitions=declared).refusal(key="2024-11-03-01:00")
-    assert "1 rows lie outside the partition (2024-11-03 01:00:00-04:00 to 2024-11-03 01:00:00-05:00)" in message
-    assert "Hint: give 'ts' a time zone, or read it so that a time which clocks repeat is the second" in message
-
-
-@pytest.mark.parametrize("zone", ["America/New_York", "Africa/Cairo", "Australia/Lord_Howe", "Pacific/Apia"])
-def test_a_time_without_a_zone_is_the_instant_that_duckdb_takes_it_for(zone):
-    every_quarter = {"interval": "15m", "time_unit": "us", "eager": True}
-    times = pl.datetime_range(datetime(2010, 1, 1), datetime(2015, 1, 1), **every_quarter)  # noqa: DTZ001 - local
-    with bounded(None, zone) as con:
-        con.register("times", times.to_frame("local"))
-        theirs = con.sql("SELECT epoch_us(CAST(local AS TIMESTAMPTZ)) AS at FROM times").pl()["at"]
-    assert instants(times, ZoneInfo(zone)).to_physical().equals(theirs)
-
-
 def test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_of_the_partition(project):
     events = orders({}, {}, {"ts": NOON + timedelta(days=1)}).with_columns(
         pl.col("ts").dt.convert_time_zone(BERLIN.key).dt.replace_time_zone(None).dt.cast_time_unit("ns")
@@ -338,79 +259,36 @@ def test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_o
     assert project(events, sql=every, features=driving).write().rows == 2
 
 
-@pytest.mark.parametrize(
-    ("zone", "day"),
-    [("Asia/Beirut", "2024-03-31"), ("America/Sao_Paulo", "2018-11-04"), ("America/Havana", "2024-03-10")],
-)
-def test_a_date_belongs_to_its_day_even_where_clocks_skip_midnight(project, zone, day):
-    calendar = {"start": "2018-01-01", "end": None, "timezone": zone}
-    small = project(orders({}), sql=f"SELECT id, DATE '{day}' AS ts FROM events", partitions=calendar)
-    assert small.write(day).rows == 1
-    for days in (-1, 1):
-        with pytest.raises(DataError, match="lie outside the partition"):
-            small.write((date.fromisoformat(day) + timedelta(days=days)).isoformat())
-
-
-@pytest.mark.parametrize("time", ["id", "'2024-01-01'", "TIME '12:00'"])
-def test_a_time_column_of_another_type_is_refused(project, time):
-    assert "not a date or a timestamp" in project(orders({}), sql=f"SELECT id, {time} AS ts FROM events").refusal()
-
-
-def test_without_a_time_column_no_window_is_checked(project):
-    small = project(orders({}, {}), sql="SELECT id, amount FROM events", features={"time": None}, predictions=None)
-    assert small.write("2024-02-01").rows == 2
+INSIDE = "ts >= $partition_start AND ts < $partition_end"
 
 
 @pytest.mark.parametrize(
-    ("sql", "line", "problem"),
+    ("sql", "error", "problem"),
     [
-        ("SELECT id,\n  ts,\n  nope\nFROM events", 3, 'Referenced column "nope" not found'),
-        ("SELECT id, ts\nFROM evnts", 2, "Table with name evnts does not exist"),
-        ("SELECT id,\n ts + map() AS x\nFROM events", None, "You might need to add explicit type casts."),
-        ("-- größe\n\nSELECT id ts,\nFROM\n  (", 5, "syntax error"),
-        ("SELECT id,\n ts,\n ('x' || id)::INTEGER AS x\nFROM events", 3, "Could not convert string"),
+        ("SELECT id,\n  ts,\n  nope\nFROM events", SourceError, '/features.sql:3 fails: .*"nope" not found'),
+        ("SELECT id, ts\nFROM evnts", SourceError, "/features.sql:2 fails: .*Table with name evnts does not exist"),
+        ("-- größe\n\nSELECT id ts,\nFROM\n  (", SourceError, "/features.sql:5 fails: .*syntax error"),
+        ("SELECT id,\n ts,\n ('x' || id)::INTEGER AS x\nFROM events", SourceError, ":3 fails: .*not convert string"),
+        ("", SourceError, r"features\.sql must be one SELECT; it holds nothing\."),
+        ("SELECT 1 AS id; DROP TABLE events; --", SourceError, r"must be one SELECT; it holds DROP, SELECT\."),
+        ("COPY events TO 'stolen.csv'", SourceError, r"must be one SELECT; it holds COPY\."),
+        ("SELECT id, ts, ? AS x FROM events", SourceError, r"uses the parameters \$1.*use only \$partition_end, "),
+        ("SELECT id, ts, $now AS x FROM events", SourceError, r"uses the parameters \$now"),
+        ("SELECT id AS ID, ts FROM events", SourceError, r"gives no column 'id'; it gives ID, ts\..*did you mean 'ID'"),
+        (f"SELECT id, ts AS tss FROM events WHERE {INSIDE}", DataError, "the features lack 'ts'; there are id, tss"),
+        (f"SELECT id, ts, returned FROM events WHERE {INSIDE}", DataError, "label 'returned' is among the features"),
+        (
+            f"SELECT id, ts, 1 AS Returned FROM events WHERE {INSIDE}",
+            DataError,
+            "label 'returned' is among the features",
+        ),
     ],
 )
-def test_sql_that_fails_is_named_with_file_and_line(project, tmp_path, sql, line, problem):
-    message = project(sql=sql).refusal(SourceError)
-    assert message.startswith("small")
-    assert f"{tmp_path}/features.sql{f':{line}' if line else ''} fails: " in message
-    assert problem in message
-    assert "Candidate functions" not in message
+@pytest.mark.parametrize("key", ["2024-01-01", "2024-01-05"], ids=["rows", "no rows"])
+def test_sql_that_gives_no_features_is_refused_also_in_a_partition_without_rows(project, sql, error, problem, key):
+    message = project(orders({}), sql=sql).refusal(error, key)
+    assert re.search(problem, message)
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("sql", "statements"),
-    [
-        ("", "nothing"),
-        ("-- nothing yet", "nothing"),
-        ("SELECT 1 AS id; SELECT 2 AS id", "SELECT, SELECT"),
-        ("DROP TABLE events", "DROP"),
-        ("SELECT 1 AS id; DROP TABLE events; --", "DROP, SELECT"),
-        ("CREATE TABLE x AS SELECT 1 AS id", "CREATE"),
-        ("COPY events TO 'stolen.csv'", "COPY"),
-        ("ATTACH 'x.duckdb'", "ATTACH"),
-    ],
-)
-def test_a_file_that_is_not_one_select_is_refused(project, sql, statements):
-    assert f"features.sql must be one SELECT; it holds {statements}." in project(sql=sql).refusal(SourceError)
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        f"{FEATURES_SQL};",
-        f"{FEATURES_SQL};\n-- the end; really\n",
-        f"{FEATURES_SQL} -- the end",
-        f"/* größe; */ {FEATURES_SQL} /* ; */ ; /* ; */",
-        f"WITH x AS ({FEATURES_SQL}) FROM x",
-        f"{FEATURES_SQL} ORDER BY amount LIMIT 1000",
-        f"SELECT * REPLACE (';' AS shop) FROM ({FEATURES_SQL});",
-    ],
-)
-def test_one_select_may_be_written_in_any_way(project, sql):
-    assert project(sql=sql).write().rows == ROWS_PER_DAY
 
 
 def test_the_parameters_of_a_partition_are_bound(project):
@@ -421,53 +299,7 @@ def test_the_parameters_of_a_partition_are_bound(project):
     assert row == (1, partition.start, partition.end, "2024-01-31", "2024-01-31")
 
 
-@pytest.mark.parametrize("parameter", ["$partition", "$1", "?", "$now"])
-def test_an_unknown_parameter_is_refused(project, parameter):
-    message = project(sql=f"SELECT id, ts, {parameter} AS x FROM events").refusal(SourceError)
-    assert "features.sql uses the parameters $" in message
-    assert "use only $partition_end, $partition_key, $partition_start" in message
-
-
-def test_a_missing_or_unreadable_file_is_an_error_of_the_source(project):
-    small = project(features={"sql": "faetures.sql"})
-    assert "faetures.sql cannot be read (No such file or directory)" in small.refusal(SourceError)
-    (small.builder.sources.folder / "latin.sql").write_bytes("SELECT 'größe'".encode("latin-1"))
-    assert "latin.sql cannot be read (it is not UTF-8)" in project(features={"sql": "latin.sql"}).refusal(SourceError)
-
-
-def test_a_missing_key_is_named_with_the_nearest_column(project):
-    message = project(sql="SELECT id AS ID, ts FROM events").refusal(SourceError)
-    assert "features.sql gives no column 'id'; it gives ID, ts." in message
-    assert "did you mean 'ID'?" in message
-
-
-@pytest.mark.parametrize("key", ["2024-01-01", "2024-01-05"])
-def test_a_missing_time_is_found_even_in_a_partition_without_rows(project, key):
-    sql = "SELECT id, ts AS tss FROM events WHERE ts >= $partition_start AND ts < $partition_end"
-    assert "the features lack 'ts'; there are id, tss. Hint: did you mean 'tss'?" in project(
-        orders({}), sql=sql
-    ).refusal(key=key)
-
-
-@pytest.mark.parametrize("key", ["2024-01-01", "2024-01-05"])
-@pytest.mark.parametrize("name", ["returned", "Returned"])
-def test_the_label_among_the_features_is_refused_even_in_a_partition_without_rows(project, key, name):
-    sql = f"SELECT id, ts, returned AS {name} FROM events WHERE ts >= $partition_start AND ts < $partition_end"
-    assert "the label 'returned' is among the features" in project(orders({}), sql=sql).refusal(key=key)
-
-
-def test_two_columns_of_one_name_are_refused(project):
-    message = project(sql="SELECT id, ts, amount AS x, items AS X FROM events").refusal(SourceError)
-    assert "gives more than one column 'X', 'x'." in message
-
-
-@pytest.mark.parametrize("name", ["*", "^a.*$"])
-def test_a_column_whose_name_is_a_pattern_is_refused(project, name):
-    message = project(orders({}), sql=f"SELECT id, ts, amount AS {quoted(name)} FROM events").refusal()
-    assert f"{name!r} cannot name a column" in message
-
-
-ODD = ["'; DROP TABLE events; --", 'say "hi"', "O'Brien", "größe", "أ", "a b", "x--y", "SELECT", "a.b"]
+ODD = ["'; DROP TABLE events; --", 'say "hi"', "größe", "SELECT", "a.b"]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -477,16 +309,6 @@ def test_keys_and_columns_may_have_any_name(project, name):
     file = small.write()
     assert pl.read_parquet(file.path)[name].to_list() == [1, 2]
     assert [*file.columns] == [name, "ts", f"{name}2"]
-
-
-@pytest.mark.parametrize("value", [*ODD, "", " ", "\n", "a\0b", "x" * 100_000, "=1+1", "<script>", "\u202eabc"])
-def test_keys_may_have_any_value(project, value):
-    events = orders({"shop": value}, {"shop": f"{value}2"})
-    small = project(
-        events, features={"key": ["shop"]}, labels={"sql": "labels.sql"}, labels_sql="SELECT shop, returned FROM events"
-    )
-    assert set(pl.read_parquet(small.write().path)["shop"]) == {value, f"{value}2"}
-    assert set(small.labels()["shop"]) == {value, f"{value}2"}
 
 
 def test_a_polars_function_makes_the_features(project, function):
@@ -507,7 +329,6 @@ def test_a_polars_function_makes_the_features(project, function):
 @pytest.mark.parametrize(
     ("code", "error", "problem"),
     [
-        ("def make(events): return None", SourceError, "returned NoneType, which is not a table"),
         ("def make(events): return events.select('nope')", SourceError, "make failed with ColumnNotFoundError: .*nope"),
         (
             "def make(events): raise KeyError('x')",
@@ -515,14 +336,6 @@ def test_a_polars_function_makes_the_features(project, function):
             "small, partition 2024-01-01: .*make failed with KeyError",
         ),
         ("def make(evnets): return evnets", WrongUseError, "takes evnets; .*did you mean 'events'?"),
-        ("def make(events): return events.drop('id', 'returned')", DataError, "the features lack 'id'"),
-        ("def make(events): return events", DataError, "the label 'returned' is among the features"),
-        ("def make(events): return events.drop('returned')", DataError, "lie outside the partition"),
-        (
-            "def make(events): return events.drop('returned').head(1).with_columns(id=None)",
-            DataError,
-            "has nulls in id",
-        ),
         ("def other(): pass", WrongUseError, "has no class or function 'make'"),
     ],
 )
@@ -531,30 +344,11 @@ def test_a_function_that_returns_no_features_is_refused(project, function, code,
         project(features=function(code)).write()
 
 
-def test_a_function_that_makes_nothing_gives_a_file_without_rows(project, function):
-    code = "def make(events): return events.drop('returned').filter(False)"
-    assert project(features=function(code)).write().rows == 0
-
-
 def test_labels_are_the_keys_and_the_label_without_nulls(project):
     events = orders({"returned": True}, {"returned": None}, {"returned": False})
     labels = project(events, labels_sql="SELECT amount, returned, id FROM events ORDER BY id DESC").labels()
     assert labels.columns == ["id", "returned"]
     assert labels.rows() == [(0, True), (2, False)]
-
-
-def test_labels_that_lack_a_column_or_fail_are_named_with_their_file(project):
-    with pytest.raises(
-        SourceError, match=r"labels.sql gives no column 'returned'; it gives id, returnd.* did you mean"
-    ):
-        project(labels_sql="SELECT id, 1 AS returnd FROM events").labels()
-    with pytest.raises(SourceError, match=r"small, partition 2024-01-01: the SQL of .*labels.sql:2 fails: .*convert"):
-        project(labels_sql="SELECT id,\n ('x' || id)::INTEGER AS returned FROM events").labels()
-
-
-def test_labels_of_a_pipeline_without_labels_are_refused(project):
-    with pytest.raises(DataError, match="small declares no labels"):
-        project(labels=None).labels()
 
 
 def code_version(project: Project, **spec: Any) -> str:
@@ -587,47 +381,11 @@ def test_the_code_version_does_not_change_with_what_cannot(project):
     assert code_version(project, description="Another one.", labels_sql="SELECT 1 AS id, 2 AS returned") == version
 
 
-def test_comments_and_white_space_in_the_sql_change_no_code_version(project):
-    version = code_version(project)
-    spaced = "-- Orders.\n" + FEATURES_SQL.replace(", ", "\n\t,/* and /* nested */ */ ").replace(">=", " >= -- from\n")
-    assert code_version(project, sql=spaced) == version
-    assert code_version(project, sql=f"{FEATURES_SQL};") != version, "only comments and white space do not count"
-
-
-def test_files_are_hashed_by_their_bytes(tmp_path):
-    (tmp_path / "a").write_bytes(b"")
-    assert file_digests(tmp_path / "a")[0] == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
-def test_the_partitions_of_a_month_add_up_to_the_source(project):
-    small = project(small_events(), partitions={"every": "month"}, model={"train": {"evaluate": "31 days"}})
-    assert [small.write(key).rows for key in ("2024-01-01", "2024-02-01")] == [31 * ROWS_PER_DAY, 29 * ROWS_PER_DAY]
-
-
-def test_days_of_23_and_25_hours_add_up_to_the_source(project):
-    hours = [datetime(2024, 3, 30, tzinfo=UTC) + timedelta(hours=at) for at in range(24 * 230)]
-    small = project(orders(*({"ts": hour} for hour in hours)), partitions={"start": "2024-03-30", "end": None})
-    sizes = {key: small.write(key).rows for key in ("2024-03-31", "2024-04-01", "2024-10-27")}
-    assert sizes == {"2024-03-31": 23, "2024-04-01": 24, "2024-10-27": 25}
-
-
-@pytest.mark.parametrize(
-    ("repeated", "told"),
-    [
-        ({"items": 99}, "holds 2 keys more than once there, in 5 rows: id=1, for example, in 2 different rows."),
-        ({}, "holds 2 keys more than once there, in 5 rows: id=1, for example, in 2 equal rows."),
-    ],
-)
-def test_rows_of_a_source_that_share_a_key_are_counted_with_an_example(project, repeated, told):
+def test_rows_of_a_source_that_share_a_key_are_counted_with_an_example(project):
+    told = "holds 2 keys more than once there, in 5 rows: id=1, for example, in 2 different rows."
     yesterday = {"id": 7, "ts": NOON - timedelta(days=1)}  # concerns another partition
-    events = orders({"id": 1}, {"id": 1} | repeated, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3}, yesterday, yesterday)
+    events = orders({"id": 1}, {"id": 1, "items": 99}, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3}, yesterday, yesterday)
     assert f"keys occur more than once in the features: id=1, id=3. Source 'events' {told}" in project(events).refusal()
-
-
-def test_a_join_that_repeats_keys_is_told_from_a_source_that_does(project):
-    sql = FEATURES_SQL.replace("FROM events", "FROM events, range(2)")
-    message = project(orders({}, {"id": 2}), sql=sql).refusal()
-    assert "No source holds a key more than once there: the features multiply rows, as a join may." in message
 
 
 @pytest.mark.parametrize(
@@ -638,7 +396,6 @@ def test_a_join_that_repeats_keys_is_told_from_a_source_that_does(project):
             1,
             "3 rows in the file of source 'events' lie outside the partition, such as one at 2024-01-0",
         ),
-        ("{partition_date}", 1, "3 rows in the file of source 'events' lie outside the partition"),
         ("{partition_month}", 2, "1 row in the file of source 'events' lies outside 2024-01, without a time"),
         ("{partition_month}", 9, "3 rows in the file of source 'events' lie outside 2024-01"),
     ],

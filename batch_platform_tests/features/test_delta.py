@@ -1,22 +1,19 @@
 """Delta tables: exactly the rows of one version, or a refusal that says what to do."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.sources import delta
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.features.delta_tables import ODD, SUMMER, added, commit, odd_table
+from batch_platform_tests.features.delta_tables import ODD, added, commit, odd_table
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
@@ -50,16 +47,6 @@ def test_the_rows_are_those_of_the_log_with_values_of_every_type(tmp_path):
     assert of.state("a", None).rows == 12
 
 
-def test_a_condition_on_a_partition_column_opens_only_its_files(tmp_path):
-    table = pl.DataFrame({"day": ["x", "x", "y", "z"], "id": [1, 2, 3, 4]})
-    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
-    for file in tmp_path.glob("a/day=[yz]/*.parquet"):
-        file.write_bytes(bytes(file.stat().st_size))
-    assert rows(sources(tmp_path), "SELECT sum(id) FROM a WHERE day = 'x'") == [(3,)]
-    with pytest.raises(duckdb.Error, match="not a parquet file"):
-        rows(sources(tmp_path), "SELECT sum(id) FROM a")
-
-
 def test_a_condition_finds_the_same_rows_whether_or_not_it_can_skip_files(tmp_path):
     odd_table(tmp_path / "a")
     quoted = ODD.replace('"', '""')
@@ -76,14 +63,6 @@ def test_a_condition_finds_the_same_rows_whether_or_not_it_can_skip_files(tmp_pa
                 for table in ("a", "copied")
             )
             assert found == expected != [], condition
-
-
-def test_a_table_without_rows_has_its_columns(tmp_path):
-    table = pl.DataFrame({"day": ["x"], "id": [1]})
-    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
-    DeltaTable(tmp_path / "a").delete()
-    state = sources(tmp_path).state("a", None)
-    assert (state.rows, state.columns) == (0, {"day": "VARCHAR", "id": "BIGINT"})
 
 
 def test_the_version_is_that_of_the_files_and_may_be_declared(tmp_path):
@@ -174,12 +153,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"version 0 of .* cannot be loaded: .* Hint: the table is damaged",
     ),
-    "no table": (
-        lambda _: None,
-        {"delta": "."},
-        r"the folder .* is not a Delta table.* Hint: name the folder that hol",
-    ),
-    "no folder": (lambda _: None, {"delta": "aa/b"}, r"there is no folder .*aa/b\. Hint: correct sources\.a"),
 }
 
 
@@ -204,14 +177,6 @@ def test_rows_marked_as_deleted_are_left_out(tmp_path):
     assert of.version("a", FIRST) != before
 
 
-def test_a_table_that_may_have_deletion_vectors_and_has_none_is_read_file_by_file(tmp_path):
-    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
-    commit(tmp_path / "a", protocol("deletionVectors", "timestampNtz"))
-    of = sources(tmp_path)
-    assert rows(of) == [(1,)]
-    assert of.kind("a").parquet_files(of.table("a", FIRST)) is not None
-
-
 def test_columns_with_other_names_in_the_files_have_those_of_the_table(tmp_path):
     table = pl.DataFrame({"day": ["x", "y"], "id": [1, 2]}).to_arrow()
     mapping = {"delta.columnMapping.mode": "name"}
@@ -221,13 +186,6 @@ def test_columns_with_other_names_in_the_files_have_those_of_the_table(tmp_path)
     assert rows(of) == [("x", 1), ("y", 2)]
     assert of.state("a", None).columns == {"day": "VARCHAR", "id": "BIGINT"}
     assert of.kind("a").parquet_files(of.table("a", FIRST)) is None
-
-
-def test_times_that_spark_wrote_are_in_utc_also_inside_of_other_values(tmp_path):
-    nested = pl.DataFrame({"s": [{"at": SUMMER}]})
-    write_deltalake(tmp_path / "a", nested.to_arrow())
-    commit(tmp_path / "a", added(tmp_path / "a", nested, "by spark.parquet", {}, use_deprecated_int96_timestamps=True))
-    assert rows(sources(tmp_path), "SELECT DISTINCT s.at = '2024-07-01 12:30+00' FROM a") == [(True,)]
 
 
 def test_an_open_connection_reads_one_version_until_its_files_are_gone(tmp_path):
@@ -245,29 +203,3 @@ def test_an_open_connection_reads_one_version_until_its_files_are_gone(tmp_path)
         with pytest.raises(SourceError, match=r"cannot be read: .* Hint: a file of the table may have been vacuumed"):
             con.frames(FIRST, ["a"])
     assert rows(of) == [(2,)]
-
-
-def test_a_table_that_is_made_anew_in_the_same_folder_has_another_version(tmp_path):
-    versions = set[str]()
-    for x in range(2):
-        for path in sorted((tmp_path / "a").rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        write_deltalake(tmp_path / "a", pl.DataFrame({"x": [x]}).to_arrow())
-        versions.add(sources(tmp_path).version("a", FIRST))
-        assert rows(sources(tmp_path)) == [(x,)]
-    assert len(versions) == 2
-
-
-def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
-    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
-    monkeypatch.setitem(sys.modules, "deltalake", None)
-    delta._load.cache_clear()
-    with pytest.raises(WrongUseError, match=r"pip install 'batch-platform\[delta\]'"):
-        rows(sources(tmp_path))
-
-
-def test_a_table_for_each_partition_and_a_version_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="delta names one table for all partitions"):
-        sources(tmp_path, delta="{partition_key}")
-    with pytest.raises(ValueError, match="'version' is a key of sources of kind delta, but the source is of kind csv"):
-        small_spec(sources={"a": {"csv": "a.csv", "version": 1}})

@@ -8,7 +8,6 @@ import pytest
 
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.fingerprints import Fingerprint, Fingerprints
-from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.lineage.rows import rows_read
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
@@ -123,7 +122,3 @@ def test_what_a_partition_can_read_decides_about_its_fingerprint(tmp_path):
         "a value": [[5], [5, 6, 7, 8]],
         "one of two equal rows": [[4], [4, 5, 6, 7, 8]],
     }
-
-
-def test_unknown_sql_may_read_anything():
-    assert rows_read("SELECT (", "events") == RowsRead()

@@ -26,13 +26,8 @@ FLIGHTS = 336_776
 
 DAYS = [
     pytest.param(date(2013, 1, 1), id="first day: no history, no weather"),
-    pytest.param(date(2013, 1, 2), id="second day", marks=pytest.mark.release),
-    pytest.param(date(2013, 2, 9), id="day after a blizzard", marks=pytest.mark.release),
     pytest.param(date(2013, 3, 10), id="day of 23 hours"),
-    pytest.param(date(2013, 3, 11), id="day after the day of 23 hours", marks=pytest.mark.release),
-    pytest.param(date(2013, 7, 11), id="summer", marks=pytest.mark.release),
     pytest.param(date(2013, 11, 3), id="day of 25 hours"),
-    pytest.param(date(2013, 11, 4), id="day after the day of 25 hours", marks=pytest.mark.release),
     pytest.param(date(2013, 12, 31), id="last day: weather ends 30 hours before it does"),
 ]
 OUTCOMES = ["arrived_at", "dep_delay", "arr_delay", "air_time"]
@@ -51,12 +46,6 @@ def tables() -> Tables:
 def features_of(tables: Tables) -> Features:
     """The features of a day, calculated once from the tables as they are."""
     return cache(partial(features, tables))
-
-
-@pytest.mark.parametrize("day", DAYS)
-def test_features_do_not_change_when_the_future_is_removed(tables: Tables, features_of: Features, day: date) -> None:
-    known = known_at(start_of(day), tables, schedule_until=start_of(day + timedelta(days=1)))
-    assert as_bytes(features(known, day)) == as_bytes(features_of(day))
 
 
 @pytest.mark.parametrize("day", DAYS)
@@ -83,7 +72,7 @@ def test_features_do_not_change_when_the_future_is_different(tables: Tables, fea
 
 
 def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables, features_of: Features) -> None:
-    # This leaves no doubt that the two laws above are able to fail.
+    # This leaves no doubt that the law above is able to fail.
     day = date(2013, 7, 11)
     start = start_of(day)
     last_to_arrive = tables["flights"].filter(pl.col("arrived_at") < start)["arrived_at"].max()
@@ -94,67 +83,6 @@ def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables, features_
         ),
     }
     assert as_bytes(features(without, day)) != as_bytes(features_of(day))
-
-
-@pytest.mark.parametrize("day", DAYS)
-def test_one_thread_and_two_give_the_same_bytes(tables: Tables, features_of: Features, day: date) -> None:
-    assert as_bytes(features(tables, day, threads=1)) == as_bytes(features_of(day))
-
-
-@pytest.mark.parametrize("day", DAYS)
-def test_labels_refer_to_flights_of_the_features(tables: Tables, features_of: Features, day: date) -> None:
-    flights = features_of(day)
-    labels = query(connection(tables), LABELS, day)
-    assert labels["flight_id"].is_unique().all()
-    assert labels["late"].null_count() == 0
-    assert labels.join(flights, on="flight_id", how="anti").is_empty()
-    assert (
-        flights.height - labels.height
-        == tables["flights"]
-        .filter(pl.col("flight_id").is_in(flights["flight_id"].implode()), pl.col("arr_delay").is_null())
-        .height
-    )
-
-
-@pytest.mark.parametrize("day", DAYS)
-def test_rows_are_ordered_by_time_and_key(features_of: Features, day: date) -> None:
-    flights = features_of(day)
-    assert flights.equals(flights.sort("scheduled_departure", "flight_id"))
-
-
-@pytest.mark.parametrize("day", DAYS)
-def test_only_what_can_be_missing_is_null(features_of: Features, day: date) -> None:
-    may_be_null = {"plane_leg", "plane_gap", "plane_age", "plane_seats", "gust_6h"}
-    if day <= date(2013, 1, 2):
-        may_be_null |= {"temp_change"}
-    if day == date(2013, 1, 1):
-        may_be_null |= {"temp", "dew_point", "dew_point_change", "humidity", "wind_speed", "wind_direction"}
-        may_be_null |= {"visibility", "visibility_6h", "pressure", "pressure_change", "precip_6h", "precip_24h"}
-    flights = features_of(day)
-    assert {name for name in flights.columns if flights[name].null_count()} <= may_be_null
-
-
-@pytest.mark.release
-def test_every_flight_of_the_year_is_in_one_partition(tables: Tables) -> None:
-    # No outcomes: which rows a partition has cannot depend on them, and the query is quicker without.
-    con = connection(known_at(start_of(YEAR[0]), tables, schedule_until=start_of(YEAR[-1] + timedelta(days=1))))
-    keys = f"SELECT flight_id, scheduled_departure FROM ({FEATURES})"
-    partitions: list[pl.DataFrame] = []
-    for day in YEAR:
-        partition = query(con, keys, day)
-        assert start_of(day) <= partition["scheduled_departure"][0]
-        assert partition["scheduled_departure"][-1] < start_of(day + timedelta(days=1))
-        partitions.append(partition)
-    flight_ids = pl.concat(partitions)["flight_id"]
-    assert len(flight_ids) == FLIGHTS
-    assert set(flight_ids) == set(tables["flights"]["flight_id"])
-
-
-def test_cancelled_and_diverted_flights_have_no_label(tables: Tables) -> None:
-    con = connection(tables)
-    labels = pl.concat([query(con, LABELS, day) for day in YEAR])
-    assert labels.height == FLIGHTS - 9_430
-    assert labels["flight_id"].is_unique().all()
 
 
 def test_a_flight_arrives_within_a_day_of_the_end_of_its_partition(tables: Tables) -> None:
@@ -168,18 +96,6 @@ def test_a_flight_arrives_within_a_day_of_the_end_of_its_partition(tables: Table
 
 def start_of(day: date) -> datetime:
     return datetime.combine(day, time(), NEW_YORK).astimezone(UTC)
-
-
-def known_at(start: datetime, tables: Tables, schedule_until: datetime) -> Tables:
-    """The tables at `start`: schedules before `schedule_until`, flights that had arrived, weather observed before."""
-    has_arrived = pl.col("arrived_at") < start
-    return {
-        **tables,
-        "flights": tables["flights"]
-        .filter(pl.col("scheduled_departure") < schedule_until)
-        .with_columns(pl.when(has_arrived).then(name).alias(name) for name in OUTCOMES),
-        "weather": tables["weather"].filter(pl.col("time_hour") < start),
-    }
 
 
 def connection(tables: Tables, threads: int = 2) -> duckdb.DuckDBPyConnection:

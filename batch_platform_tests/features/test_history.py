@@ -2,36 +2,15 @@
 
 from datetime import UTC, datetime
 
-import polars as pl
 import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features import kept as in_memory
-from batch_platform.features.build import FeatureSession
 from batch_platform.features.history import History
-from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import finished_pipeline
 
 STAMP = Stamp("run", datetime(2024, 3, 2, tzinfo=UTC))
 KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
-
-
-@pytest.mark.parametrize(("kept", "reads"), [(1 << 20, 3), (0, 6)])
-def test_a_run_reads_labels_once_as_long_as_they_fit_into_memory(tmp_path, monkeypatch, kept, reads):
-    pipeline, read = small_pipeline(tmp_path), list[str]()
-    labels = FeatureSession.labels
-
-    def noted(session, partition):
-        read.append(partition.key)
-        return labels(session, partition)
-
-    monkeypatch.setattr(FeatureSession, "labels", noted)
-    monkeypatch.setattr(in_memory, "MOST_LABEL_BYTES", kept)
-    partitions = [pipeline.spec.partitions.calendar.named(key) for key in KEYS]
-    with pipeline.builder.session(labels=True) as session:
-        first = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
-        again = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
-    assert len(read) == reads
-    assert all(before.equals(after) for before, after in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize(("most_bytes", "reads"), [(1 << 20, 20), (0, 30)])
@@ -64,13 +43,3 @@ def test_trainings_in_a_row_read_each_feature_file_once_if_memory_allows_and_get
         assert one.fit.equals(other.fit)
         assert one.evaluate.equals(other.evaluate)
         assert (one.rows_unlabelled, one.nulls_unlabelled) == (other.rows_unlabelled, other.nulls_unlabelled)
-
-
-def test_labels_that_change_between_two_trainings_are_read_again(tmp_path):
-    pipeline = finished_pipeline(tmp_path, STAMP.at)
-    builds, window = pipeline.state().features, [pipeline.spec.partitions.calendar.named(key) for key in KEYS]
-    with pipeline.history.reading_once():
-        before = pipeline.history.training_data(builds, window, window[-1].start, STAMP)
-        small_events().with_columns(returned=~pl.col("returned")).write_parquet(pipeline.folder / "events.parquet")
-        after = pipeline.history.training_data(builds, window, window[-1].start, STAMP)
-    assert after.fit["returned"].equals(~before.fit["returned"])

@@ -56,8 +56,3 @@ def test_a_signal_that_is_only_noted_ends_a_query_and_the_block(noted, begins_af
     assert noted == [signal.SIGTERM]
     with connect() as con, interruptible(con):
         assert con.execute("SELECT 1").fetchall() == [(1,)], "the next block is another"
-
-
-def test_an_error_of_the_block_itself_stays_what_it_is():
-    with pytest.raises(ValueError, match="of its own"), connect() as con, interruptible(con):
-        raise ValueError("of its own")

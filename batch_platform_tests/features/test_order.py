@@ -9,11 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError
 from batch_platform.features import build
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lake import BATCH_ROWS
-from batch_platform.features.row_checks import OutOfOrderError, RowChecks
 from batch_platform.features.sources import opening
 from batch_platform.features.sources.opening import Sources, bounded
 from batch_platform.warehouse.home import Home
@@ -77,7 +75,6 @@ def written_as_large_and_small(tmp_path, monkeypatch, statements) -> Callable[[p
 
 
 ASCENDING = pl.int_range(ROWS, eager=True)
-NEARLY_ASCENDING = pl.concat([ASCENDING[10:], ASCENDING[:10]])
 SQL = "SELECT id, ts, x + 1 AS y FROM events WHERE ts >= $partition_start AND x % 5 != 0"
 
 
@@ -86,14 +83,11 @@ SQL = "SELECT id, ts, x + 1 AS y FROM events WHERE ts >= $partition_start AND x 
     [
         (ASCENDING, SQL, False),
         (ASCENDING.cast(pl.String).str.zfill(9), SQL, False),
-        (ASCENDING[: 2 * BATCH_ROWS], "SELECT id, ts FROM events", False),
         (ASCENDING.reverse(), SQL, True),
         (ASCENDING.cast(pl.String).str.zfill(9), SQL.replace("id", "id COLLATE NOCASE AS id"), True),
-        (NEARLY_ASCENDING, SQL, True),
         (ASCENDING.cast(pl.Float64), SQL, True),  # NaN has an order of its own in each library
         (ASCENDING, f"{SQL} ORDER BY x", True),
         (ASCENDING, SQL.replace("x + 1", "count(*) OVER ()"), True),
-        (ASCENDING, SQL.replace("FROM events", "FROM events, range(1)"), True),
         (ASCENDING, f"WITH kept AS ({SQL}) FROM kept", True),
     ],
 )
@@ -103,25 +97,6 @@ def test_rows_that_come_in_the_order_of_the_key_are_not_sorted_and_the_bytes_are
     as_large, as_small = written_as_large_and_small(large_file(ids), sql)
     assert as_large == as_small
     assert ('ORDER BY "id"' in "".join(statements)) == is_sorted
-
-
-@pytest.mark.parametrize("keys", [[[1, 3, 2]], [[1, 2], [1, 3]], [[1, None]], [[1.0, 2.0]], [[b"a", b"b"]]])
-def test_rows_that_were_not_sorted_are_refused_unless_they_surely_come_in_the_order_of_the_key(keys):
-    spec = small_spec()
-    batches = [large_file(pl.Series(batch)).to_arrow().to_batches()[0] for batch in keys]
-    checks = RowChecks(spec, spec.partitions.calendar.named(KEY), batches[0].schema, sorted_by_key=False)
-    for batch in batches[:-1]:
-        checks.see(batch)
-    with pytest.raises(OutOfOrderError):
-        checks.see(batches[-1])
-
-
-@pytest.mark.parametrize("at", [1, BATCH_ROWS, BATCH_ROWS + 1, ROWS - 1])
-def test_a_key_that_occurs_twice_in_rows_that_come_in_order_is_refused(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(build, "LARGE_BYTES", 0)
-    ids = ASCENDING.to_frame("id").select(pl.when(pl.col("id") >= at).then(pl.col("id") - 1).otherwise("id"))["id"]
-    with pytest.raises(DataError, match=f"keys occur more than once in the features: id={at - 1}\\."):
-        written(tmp_path, large_file(ids), "SELECT id, ts FROM events")
 
 
 @pytest.mark.parametrize(("declared", "statements_each"), [({}, 1), (OWN_FILE, 2)])

@@ -15,33 +15,9 @@ CONNECTION = duckdb.connect()
 GAPS = st.lists(
     st.sampled_from([" ", "\n", "\t", "\r\n", "-- it's a \"comment\n", "/* ; ' */", "/* a /* b */ c */"]), min_size=1
 ).map("".join)
-LITERALS = [
-    "'-- no comment'",
-    "'/* neither */'",
-    "'it''s'",
-    "E'a\\'-- b'",
-    "$$ -- c $$",
-    "$t$ /* d */ $t$",
-    "'a  b'",
-    "'a b'",
-    "''",
-]
+LITERALS = ["'-- no comment'", "'it''s'", "E'a\\'-- b'", "$t$ /* d */ $t$", "'a  b'", "'a b'"]
 NAMES = ["a", "A", '"a"', '"-- e"', '"/* f */"', '"g  h"', '"g h"', '"i""j"', "t.k", "$partition_key"]
-VALUES = [
-    "1",
-    "1.0",
-    "1.00",
-    "-1",
-    "- 1",
-    "- -1",
-    "1e2",
-    "2 * 3",
-    "2*3",
-    "x::INTEGER",
-    "CAST(x AS INTEGER)",
-    "[1, 2]",
-    "{'a': 1}",
-]
+VALUES = ["1", "1.00", "- 1", "- -1", "2*3", "x::INTEGER", "CAST(x AS INTEGER)", "[1, 2]"]
 EVERY_PIECE = LITERALS + NAMES + VALUES
 PIECES = st.lists(st.sampled_from(EVERY_PIECE), min_size=1, max_size=4)
 

@@ -59,18 +59,3 @@ def test_the_same_rows_are_drawn_every_time_whichever_rows_are_dropped_early(by)
     assert sample.equals(drawn([pl.concat(frames)], 150, by)), "one frame or many"
     spread = Counter(at // 1000 for at in sample["at"])
     assert len(spread) == 10, "from the whole of the window"
-
-
-def test_without_a_cap_all_rows_stay():
-    frame = labelled(["a"] * 50)
-    assert drawn([frame], None, "label").equals(frame)
-    assert drawn([frame], 50, "label").equals(frame)
-
-
-@pytest.mark.full
-def test_what_is_held_is_bounded_by_the_sample():
-    sample = Sample(10, None)
-    for at in range(0, 10_000, 20):
-        sample.add(labelled(["a"] * 20, at))
-        assert sum(frame.height for frame in sample._frames) <= 4 * 10
-    assert sum(frame.height for frame in sample.frames()) == 10

@@ -3,21 +3,17 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, WrongUseError
-from batch_platform.declaration.functions import import_function, source_code
-from batch_platform.features.sources.files import files_of
+from batch_platform.declaration.errors import SourceError
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
@@ -44,16 +40,12 @@ def breaks():
 def breaks_late():
     return pl.LazyFrame({"x": [1]}).select("nope")
 
-def none():
-    return None
-
 def numbers():
     return [1, 2]
 
 def needs_more(partition, other):
     return table()
 
-not_a_function = 3
 """
 
 
@@ -100,45 +92,6 @@ def test_a_file_is_read_from_a_folder_of_any_name(tmp_path, kind, folder):
     assert polars_rows(below) == table.rows()
 
 
-def test_a_path_may_be_absolute(tmp_path):
-    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "a.parquet")
-    assert rows(sources(Path("/nowhere"), a={"parquet": str(tmp_path / "a.parquet")}), "FROM a") == [(1,)]
-
-
-def test_all_files_of_a_glob_are_read(tmp_path):
-    for at, name in enumerate(["2024/b.parquet", "2023/a.parquet", "2023/deep/c.parquet"]):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        pl.DataFrame({"x": [at]}).write_parquet(tmp_path / name)
-    assert rows(sources(tmp_path, a={"parquet": "20*/*.parquet"}), "SELECT sum(x) FROM a") == [(1,)]
-    assert rows(sources(tmp_path, a={"parquet": "**/*.parquet"}), "SELECT sum(x) FROM a") == [(3,)]
-    below = sources(tmp_path, a={"parquet": "**/*.parquet"})
-    assert [path.name for path in files_of(below.table("a", FIRST))] == ["a.parquet", "c.parquet", "b.parquet"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "files"),
-    [
-        ("{partition_key}.csv", ["2024-01-01.csv", "2024-01-02.csv"]),
-        ("{partition_key}/x.csv", ["2024-01-01/x.csv", "2024-01-02/x.csv"]),
-        ("at={partition_key}/*.csv", ["at=2024-01-01/x.csv", "at=2024-01-02/y.csv"]),
-        ("{partition_month}/x_{partition_date}.csv", ["2024-01/x_20240101.csv", "2024-01/x_20240102.csv"]),
-    ],
-)
-def test_each_partition_has_a_file_of_its_own(tmp_path, pattern, files):
-    for at, file in enumerate(files):
-        path = tmp_path / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"x\n{at}\n")
-    below = sources(tmp_path, a={"csv": pattern})
-    assert below.kind("a").takes_partition(below.table("a", FIRST))
-    with below.connect(FIRST) as con:
-        assert con.duckdb.execute("FROM a").fetchall() == [(0,)]
-        con.move(SECOND)
-        assert con.duckdb.execute("FROM a").fetchall() == [(1,)]
-    assert below.versions(FIRST, ["a"]) != below.versions(SECOND, ["a"])
-    assert polars_rows(below, SECOND) == [(1,)]
-
-
 @pytest.mark.parametrize("table", ["t", "main.t", 'other.say "hi"; DROP TABLE t'])
 def test_a_table_of_a_duckdb_file_is_read(tmp_path, table):
     schema, _, name = table.rpartition(".")
@@ -159,12 +112,6 @@ def test_a_sqlite_file_that_is_declared_as_duckdb_is_refused_with_the_right_decl
     with pytest.raises(SourceError, match=r"x\.db is a SQLite file") as refused:
         rows(sources(tmp_path, a={"duckdb": "x.db", "table": "a"}), "FROM a")
     assert refused.value.hint == "declare it as sources.a: {sql: {uri: sqlite:///x.db, table: a}}."
-
-
-def test_two_sources_may_be_tables_of_one_duckdb_file(tmp_path):
-    write_duckdb(tmp_path / "x.duckdb", "CREATE TABLE a AS SELECT 1 AS x", "CREATE VIEW b AS SELECT 2 AS x")
-    below = sources(tmp_path, a={"duckdb": "x.duckdb", "table": "a"}, b={"duckdb": "x.duckdb", "table": "b"})
-    assert rows(below, "FROM a UNION ALL FROM b ORDER BY x") == [(1,), (2,)]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +135,6 @@ def test_a_function_returns_a_table_with_or_without_the_partition(tmp_path, func
     [
         ("breaks", "Source 'a' of 'small': .*breaks failed with RuntimeError: no connection"),
         ("breaks_late", "Source 'a' of 'small' cannot be read: .*nope"),
-        ("none", "returned NoneType, which is not a table"),
         ("numbers", "returned list, which is not a table"),
         ("needs_more", "failed with TypeError: .*'other'"),
     ],
@@ -196,40 +142,6 @@ def test_a_function_returns_a_table_with_or_without_the_partition(tmp_path, func
 def test_a_function_that_returns_no_table_is_an_error_of_the_source(tmp_path, functions, function, message):
     with pytest.raises(SourceError, match=message):
         rows(sources(tmp_path, a={"python": f"{functions}.{function}"}), "FROM a")
-
-
-@pytest.mark.parametrize(
-    ("dotted", "message"),
-    [
-        ("no.such.module", "sources.a.python: the module 'no.such' cannot be imported"),
-        ("batch_platform.warehouse.sql.quotted", "has no class or function 'quotted'. Hint: did you mean 'quoted'?"),
-        ("{functions}.not_a_function", "has no class or function 'not_a_function'"),
-    ],
-)
-def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, functions, dotted, message):
-    with pytest.raises(WrongUseError) as refused:
-        rows(sources(tmp_path, a={"python": dotted.format(functions=functions)}), "FROM a")
-    assert message in str(refused.value)
-
-
-@pytest.mark.parametrize("pattern", ["*.parquet", "nowhere/*.parquet", "nowhere/a.parquet"])
-def test_a_missing_file_is_named(tmp_path, pattern):
-    with pytest.raises(SourceError, match=r"there is no file .*Hint: correct sources.a or add the file"):
-        rows(sources(tmp_path, a={"parquet": pattern}), "FROM a")
-
-
-@pytest.mark.parametrize("kind", ["parquet", "duckdb"])
-def test_a_file_of_another_kind_is_an_error_of_the_source(tmp_path, kind):
-    (tmp_path / "a").write_bytes(b"not a table at all" * 500)
-    declared = {kind: "a"} | ({"table": "t"} if kind == "duckdb" else {})
-    with pytest.raises(SourceError, match="Source 'a' of 'small'"):
-        rows(sources(tmp_path, a=declared), "FROM a")
-
-
-def test_a_table_that_is_not_in_the_duckdb_file_is_an_error_of_the_source(tmp_path):
-    write_duckdb(tmp_path / "x.duckdb", "CREATE TABLE a (x INTEGER)")
-    with pytest.raises(SourceError, match=r"Source 'a' of 'small' cannot be read: .*nope"):
-        rows(sources(tmp_path, a={"duckdb": "x.duckdb", "table": "nope"}), "FROM a")
 
 
 @pytest.fixture
@@ -291,54 +203,17 @@ def test_the_version_of_a_function_is_that_of_its_code(tmp_path, functions):
     assert below.versions(FIRST, ["a"]) != before
 
 
-@pytest.mark.parametrize("dotted", ["functools.partial", "math.sqrt", "builtins.len", "pathlib.Path"])
-def test_code_written_in_any_way_has_a_version(dotted):
-    assert source_code(dotted, "key") == source_code(dotted, "key")
-    assert callable(import_function(dotted, "key"))
-
-
-def test_the_state_of_a_source_is_what_it_holds(tmp_path):
-    pl.DataFrame({"x": pl.Series([1, 2], dtype=pl.Int32), "at": [datetime(2024, 1, 1, tzinfo=UTC)] * 2}).write_parquet(
-        tmp_path / "a.parquet"
-    )
-    state = sources(tmp_path, a={"parquet": "a.parquet"}).state("a", None)
-    assert state.rows == 2
-    assert state.columns == {"x": "INTEGER", "at": "TIMESTAMP WITH TIME ZONE"}
-    assert state.location == str(tmp_path / "a.parquet")
-
-
-def test_the_state_of_a_function_changes_with_the_number_of_its_rows(tmp_path, functions):
-    below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.with_default"})
-    assert below.state("a", None).rows == 2
-    assert below.state("a", None) == below.state("a", None)
-    assert below.state("a", None).version != below.state("b", None).version
-
-
-def test_only_the_sources_that_are_asked_for_are_read(tmp_path, functions):
-    below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.breaks"})
-    with below.connect(FIRST, names=["a"]) as con:
-        assert [*con.frames(FIRST, ["a"])] == ["a"]
-    assert below.state("a", None).rows == 2
-
-
 FORBIDDEN = [
     "FROM '{folder}/secret.parquet'",
     "FROM read_parquet('{folder}/*.parquet')",
     "FROM read_text('{folder}/secret.parquet')",
-    "FROM read_csv('/etc/passwd')",
-    "FROM glob('{folder}/*')",
     "FROM local_frame",
     "COPY a TO '{folder}/stolen.csv'",
-    "COPY a TO '{folder}/a.parquet'",
-    "EXPORT DATABASE '{folder}/stolen'",
     "ATTACH '{folder}/stolen.duckdb'",
     "INSTALL httpfs",
-    "LOAD httpfs",
     "SET enable_external_access = true",
     "SET allowed_directories = ['/']",
     "SET lock_configuration = false",
-    "SET python_enable_replacements = true",
-    "CREATE TABLE {database}.main.stolen (x INTEGER)",
     "DROP TABLE {database}.main.t",
 ]
 
@@ -356,33 +231,3 @@ def test_sql_can_read_and_write_nothing_but_its_sources(tmp_path, sql):
         with pytest.raises(duckdb.Error):
             con.duckdb.execute(sql.format(folder=tmp_path, database=quoted(str(tmp_path / "b.duckdb")))).fetchall()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_sql_can_read_no_other_folder_where_each_partition_has_a_file(tmp_path):
-    (tmp_path / "data").mkdir()
-    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "data" / f"{FIRST.key}.parquet")
-    pl.DataFrame({"x": [2]}).write_parquet(tmp_path / "secret.parquet")
-    below = sources(tmp_path, a={"parquet": "data/{partition_key}.parquet"})
-    assert rows(below, "FROM a") == [(1,)]
-    with pytest.raises(duckdb.PermissionException):
-        rows(below, f"FROM '{tmp_path}/secret.parquet'")
-
-
-def test_sql_reads_times_in_the_zone_of_the_pipeline(tmp_path):
-    (tmp_path / "a.csv").write_text("x\n1\n")
-    (row,) = rows(sources(tmp_path, a={"csv": "a.csv"}), "SELECT TIMESTAMPTZ '2024-07-01T00:00Z'::TIMESTAMP::TEXT")
-    assert row == ("2024-07-01 02:00:00",)
-
-
-@pytest.mark.parametrize("text", ["plain", 'say "hi"', "it's", "'; DROP TABLE x; --", "größe", "a.b", ""])
-def test_any_text_can_be_quoted(text):
-    with duckdb.connect() as con:
-        assert con.execute(f"SELECT {literal(text)}").fetchall() == [(text,)]
-        if text:
-            assert con.execute(f"SELECT 1 AS {quoted(text)}").description[0][0] == text
-
-
-def test_a_polars_and_an_arrow_table_give_the_same_rows(tmp_path, functions):
-    below = sources(tmp_path, a={"python": f"{functions}.arrow"})
-    assert isinstance(import_function(f"{functions}.arrow", "key")(), pa.Table)
-    assert polars_rows(below) == rows(below, "FROM a")

@@ -1,7 +1,6 @@
 """Features by Spark's SQL: the same files as DuckDB's SQL gives, under the same checks, and nothing left of what fails."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,9 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -22,35 +20,27 @@ from deltalake import write_deltalake
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
-from batch_platform.declaration.errors import DataError, EngineError, SourceError, WrongUseError
+from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lineage.records import RowsRead, SourceColumn
 from batch_platform.features.lineage.spark_sql import spark_statement
 from batch_platform.features.sources.opening import Sources
-from batch_platform.features.spark.build import raised_in_task
-from batch_platform.features.spark.jobs import MORE_MEMORY, FailedTask
+from batch_platform.features.spark.jobs import FailedTask
 from batch_platform.features.spark.session import spark_session
-from batch_platform.features.spark.task import FULL_DISK, WRITTEN, WrittenRows, require_here, write_rows
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.features.delta_tables import ODD, odd_table
-from batch_platform_tests.features.spark_sql import ENDLESS, KEY, SPARK_SQL, build, wait_for_tasks
+from batch_platform_tests.features.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
-    LABELS_BY_DAY,
-    LABELS_SQL,
     feature_file,
     small_events,
     small_spec,
     write_small_project,
 )
 from batch_platform_tests.harness.spark_cluster import CONF, SparkCluster
-
-if TYPE_CHECKING:
-    pass
 
 CATALOG = {"parquet": None, "spark_table": "sales.events"}
 NOWHERE = {"spark": {"master": "spark://127.0.0.1:1"}}  # a cluster that nothing starts
@@ -218,50 +208,6 @@ def test_spark_reads_a_table_of_its_catalog_as_it_is_when_a_partition_is_built(s
     assert builder.sources.version("events", days[0]) == builder.sources.version("events", days[1])
 
 
-@pytest.mark.full
-def test_the_rows_of_a_driving_table_are_counted_as_those_of_a_file_are(spark, tmp_path, create_table):
-    create_table(
-        "sales.events",
-        small_events().with_columns(
-            day=pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date(), words=pl.col("shop")
-        ),
-    )
-    engine, on_spark = spark.declared(), {"events": CATALOG}
-
-    def refusals(error: type[Exception], sql: str, column: str) -> tuple[str, str]:
-        driving = {"driving": {"source": "events", "time": column}}
-        return Built(tmp_path, engine, rows, on_spark=on_spark, features=driving).refusals(error, sql)
-
-    rows = pl.read_parquet(tmp_path / "tables" / "sales.events" / "1.parquet")
-    for sql, error, driving_time, problem in (
-        (
-            FEATURES_SQL + " AND id <> 60",
-            DataError,
-            "ts",
-            "'events' has 40 rows by 'ts', but 39 rows of features came out; missing: id=60",
-        ),
-        (FEATURES_SQL + " AND id <> 60", DataError, "day", "'events' has 40 rows by 'day', but 39"),
-        (FEATURES_SQL, SourceError, "tz", "the source 'events' has no column 'tz'; it has amount, day, id, "),
-        (FEATURES_SQL, SourceError, "words", "the rows of 'events' cannot be counted by 'words': "),
-    ):
-        by_duckdb, by_spark = refusals(error, sql, driving_time)
-        assert by_spark == by_duckdb
-        assert problem in by_spark
-
-
-def test_a_table_that_the_catalog_lacks_and_keys_that_it_holds_twice_are_named(spark, tmp_path, create_table):
-    made = Built(tmp_path, spark.declared(), on_spark={"events": CATALOG})
-    with pytest.raises(SourceError) as refused:
-        made.by_spark(SPARK_SQL)
-    assert refused.value.message.startswith(
-        "Source 'events' of 'small' cannot be read by Spark: [TABLE_OR_VIEW_NOT_FOUND]"
-    )
-    assert "`sales`.`events`" in refused.value.message
-    create_table("sales.events", pl.concat([small_events(), small_events()[50:52]]))
-    with pytest.raises(DataError, match=r"keys occur more than once in the features: id=51, id=52\. Hint"):
-        made.by_spark(SPARK_SQL)
-
-
 def test_what_duckdb_reads_cannot_be_a_table_of_the_catalog(tmp_path):
     with pytest.raises(
         ValueError, match=r"sources\.events\.spark_table: only `features\.spark_sql` reads .*declare the folder"
@@ -322,16 +268,6 @@ def test_the_rows_are_checked_as_those_of_duckdb_are(spark, tmp_path, change, pr
     assert problem in by_spark
 
 
-def test_rows_outside_and_rows_that_a_join_loses_are_refused_as_those_of_duckdb_are(spark, tmp_path):
-    made = Built(tmp_path, spark.declared(), features={"driving": {"source": "events", "time": "ts"}})
-    by_duckdb, by_spark = made.refusals(DataError, FEATURES_SQL.partition("WHERE")[0])
-    assert by_spark == by_duckdb
-    assert "rows lie outside the partition (2024-01-02 00:00:00+01:00 to 2024-01-03" in by_spark
-    by_duckdb, by_spark = made.refusals(DataError, FEATURES_SQL + " AND id <> 60")
-    assert by_spark == by_duckdb
-    assert "'events' has 40 rows by 'ts', but 39 rows of features came out; missing: id=60" in by_spark
-
-
 @pytest.mark.parametrize(
     ("sql", "problem"),
     [
@@ -343,11 +279,6 @@ def test_rows_outside_and_rows_that_a_join_loses_are_refused_as_those_of_duckdb_
             SPARK_SQL.replace("amount", "CAST(shop AS INT) AS n"),
             r"features\.sql:1 fails: \[CAST_INVALID_INPUT\] The value '",
         ),
-        (
-            SPARK_SQL.replace("id,", "id AS key,"),
-            r"gives no column 'id'; it gives amount, items, key, known, shop, ts\.",
-        ),
-        (SPARK_SQL.replace("items", "shop AS AMOUNT"), r"gives more than one column 'AMOUNT', 'amount'\."),
         (
             SPARK_SQL.replace("items", "array(items) AS items, ts - ts AS gap, NULL AS none"),
             r"cannot hold: gap \(interval day to second\), items \(array<int>\), none \(void\)\. Hint: cast them",
@@ -370,22 +301,17 @@ def test_sql_that_cannot_give_features_is_refused_in_one_paragraph(spark, tmp_pa
     ("sql", "problem"),
     [
         ("SELECT id FROM events; SELECT 1", "it must be one SELECT; it holds SELECT, SELECT"),
-        ("CREATE TABLE x AS SELECT 1", "it must be one SELECT; it holds CREATE"),
-        ("SELECT id FROM FROM", "it cannot be parsed: "),
         (
             "SELECT id FROM events JOIN sales.orders USING (id)",
             r"reads sales\.orders; it can read only the sources events\.",
         ),
         ("SELECT * FROM parquet.`/etc/x`", r"reads parquet\./etc/x; it can read only"),
-        ("SELECT * FROM Orders", "reads orders; it can read only"),
         ("SELECT java_method('java.lang.System', 'exit', 1)", r"reads java_method\(\); it can read only"),
-        ("SELECT id FROM IDENTIFIER('secret')", r"reads identifier\(\); it can read only"),
         ("SELECT TRANSFORM (id) USING 'cat' AS (id) FROM events", "reads transform … using; it can read only"),
         (
             FEATURES_SQL,
             r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon",
         ),
-        ("SELECT id FROM events WHERE id = :day AND id = ?", "uses the parameters :day, [?]"),
     ],
 )
 def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
@@ -437,16 +363,6 @@ def test_the_text_alone_says_what_is_read_from_which_rows_and_when_it_is_another
     assert spark_statement("SELECT 'it''s'").words != spark_statement("SELECT 'it' 's'").words
 
 
-def test_spark_sql_needs_the_engine_whose_cluster_runs_it():
-    for engine in (None, "local"):
-        with pytest.raises(
-            ValueError, match=r"features\.spark_sql runs on the cluster that `engine: \{spark: .*'local'"
-        ):
-            small_spec(features={"sql": None, "spark_sql": "features.sql"}, engine=engine)
-    with pytest.raises(ValueError, match="give one of `sql`, `spark_sql` and `python`"):
-        small_spec(features={"spark_sql": "features.sql"}, engine="spark")
-
-
 COUNT = "aggregate(sequence(1, 5000 + id), 0L, (total, n) -> total + n)"
 SLOW = (
     f" AND aggregate(sequence(1, 300), 0L, (total, n) -> total + n + {COUNT}) > 0"  # a tenth of a second a row, or so
@@ -493,13 +409,6 @@ def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_noth
     [
         (
             (
-                "Job aborted due to stage failure: Task 1 in stage 2.0 failed 4 times, most recent failure: Lost task 1.3 in stage 2.0 "
-                "(TID 7) (127.0.0.3 executor 1): java.lang.OutOfMemoryError: Java heap space\n\tat java.base/x"
-            ),
-            FailedTask(1, 4, "java.lang.OutOfMemoryError: Java heap space", MORE_MEMORY),
-        ),
-        (
-            (
                 "Job aborted due to stage failure: \nAborting TaskSet 2.0 because task 1 (partition 1)\ncannot run anywhere due to node "
                 "and executor excludeOnFailure.\nMost recent failure:\nLost task 1.2 in stage 2.0 (TID 19) (127.0.0.2 executor 0): "
                 "org.apache.spark.api.python.PythonException: An exception was thrown from the Python worker: Traceback:\n  File x\n"
@@ -507,60 +416,14 @@ def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_noth
             ),
             FailedTask(1, 3, "small, partition x: no room", "make room."),
         ),
-        (
-            (
-                "Job aborted due to stage failure: Task 0 in stage 1.0 failed 4 times, most recent failure: Lost task 0.3 in stage 1.0 "
-                "(TID 6) (127.0.0.3 executor 1): java.lang.NoClassDefFoundError: Could not initialize class x\n\tat java.base/x\n"
-                "Caused by: java.lang.ExceptionInInitializerError: Cannot unpack libzstd-jni-1.5.7-7: No space left on device\n"
-                "\tat java.base/y"
-            ),
-            FailedTask(
-                0,
-                4,
-                (
-                    "java.lang.ExceptionInInitializerError: Cannot unpack libzstd-jni-1.5.7-7: No space left on device, on 127.0.0.3"
-                ),
-                FULL_DISK,
-            ),
-        ),
     ],
 )
 def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
-    """As Spark 4.3 writes them: an executor without memory, machines that were all excluded, and a full disk."""
+    """As Spark 4.3 writes them: machines that were all excluded."""
     assert (
         FailedTask.of(RuntimeError(f"An error occurred while calling o1.collectToPython.\n: SparkException: {text}"))
         == failed
     )
-
-
-NO_ROOM_ON_THE_CLUSTER = (  # for a file of ours, or for one that Spark itself needs first
-    r"(the executor on \S+ cannot write /.*File too large|Spark gave up after 4 attempts: .*File too large, on 127\S+)\. "
-    "Hint: make room"
-)
-
-
-@pytest.mark.full
-def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark, tmp_path):
-    made = Built(tmp_path, spark.declared())
-    read_on_all_executors(spark, tmp_path)
-    with (
-        spark.full_disks(),
-        pytest.raises(
-            EngineError,
-            match=rf"small, partition 2024-01-02: {NO_ROOM_ON_THE_CLUSTER}",
-        ),
-    ):
-        made.by_spark(SPARK_SQL)
-    assert made.by_spark(SPARK_SQL)[0].sha256 == made.by_duckdb(FEATURES_SQL)[0].sha256
-
-
-@pytest.mark.full
-def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
-    made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
-    with pytest.raises(SourceError, match=r"the SQL of \S+ takes longer than features\.timeout \(1 second\)\."):
-        made.by_spark(ENDLESS)
-    again = Built(tmp_path, spark.declared())
-    assert again.by_spark(SPARK_SQL)[0].sha256 == again.by_duckdb(FEATURES_SQL)[0].sha256
 
 
 DRIVER = """\
@@ -585,25 +448,6 @@ def test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else(
     pipeline = build(tmp_path, spark.declared(), SPARK_SQL)
     assert [*tmp_path.glob("home/lake/small/features/*")] == [feature_file(pipeline, KEY)]
     assert not [*pipeline.home.staging.iterdir()]
-
-
-def test_an_executor_that_does_not_see_the_home_or_has_another_version_says_so(spark, tmp_path):
-    declared = Spark.model_validate(spark.declared()["spark"])
-    for work, problem in (
-        (WrittenRows("small, partition x", tmp_path, tmp_path / "absent" / "mark"), "does not see .*/absent, where"),
-        (
-            WrittenRows("small, partition x", tmp_path, tmp_path, version="0.0.1"),
-            r"runs batch_platform .*, the driver 0\.0\.1",
-        ),
-    ):
-        with spark_session(declared, "small") as session, pytest.raises(Exception, match="EngineError") as raised:
-            session.range(1).mapInArrow(partial(write_rows, work), WRITTEN).collect()
-        error = raised_in_task("elsewhere", raised.value)
-        assert re.match(f"small, partition x: the executor on \\S+ {problem}", error.message)
-        assert error.hint is not None
-        assert "on every machine of the cluster" in error.hint or "put the home on a file system" in error.hint
-    with pytest.raises(EngineError, match=r"the driver does not see the file .*put the home on a file system"):
-        require_here("small, partition x", tmp_path / "absent.parquet", 1)
 
 
 @pytest.mark.full
@@ -633,74 +477,4 @@ def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(sp
     after = published(project, built)
     assert [row[:2] for row in after] == [row[:2] for row in files]
     assert len({version for *_, version in after}) == 2
-    (traced,) = cli(project, "trace", "small", "id=1980", "--json").json
-    (row,) = traced["sources"][0]["rows"]
-    assert (traced["row"]["partition_key"], row["id"]) == ("2024-02-19", 1980)
-    sql.write_text(sql.read_text().replace("amount", "amont"))
-    answer = cli(project, "check")
-    assert answer.code == 1
-    assert "the SQL of" in answer.err
-    assert "`amont` cannot be resolved" in answer.err
     assert not [*(project / ".batch_platform" / "staging").iterdir()]
-
-
-@pytest.mark.full
-def test_a_pipeline_over_a_table_of_the_catalog_works_from_the_command_line(
-    spark: SparkCluster, project, cli, create_table
-):
-    folder = pipeline_folder(project)
-    declared = yaml.safe_load((folder / "defs.yaml").read_text())["attributes"]
-    create_table("sales.events", pl.read_parquet(folder / "events.parquet"))
-    query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
-    before = published(project, query)
-    for name, source in (("features.sql", "events"), ("labels.sql", "returns")):
-        sql = (folder / name).read_text().replace("FROM events", f"FROM {source}")
-        (folder / name).write_text(sql if source == "returns" else sql.replace("$", ":"))
-    features = {**declared["features"], "spark_sql": "features.sql"}
-    del features["sql"]
-    sources = {"events": {"spark_table": "sales.events"}, "returns": {"parquet": "events.parquet"}}
-    write_defs_yaml(project, declared | {"sources": sources, "features": features, "engine": spark.declared()})
-    answer = cli(project, "check")
-    assert (answer.code, answer.err) == (0, "")
-    answer = cli(project, "run", "small", "--partition", "2024-02-19", "--force")
-    assert (answer.code, answer.err) == (0, "")
-    assert published(project, query) == before
-    (traced,) = cli(project, "trace", "small", "id=1980", "--json").json
-    (source,) = traced["sources"]
-    assert (source["name"], source["rows"]) == ("events", [])
-    assert "is the table sales.events of Spark's catalog, which only features.spark_sql can read" in source["note"]
-    (folder / "labels.sql").write_text((folder / "labels.sql").read_text().replace("FROM returns", "FROM events"))
-    answer = cli(project, "check")
-    assert answer.code == 1
-    assert "which only features.spark_sql can read. Hint: declare the folder of the table" in answer.err.replace(
-        "\n", " "
-    )
-
-
-@pytest.mark.full
-def test_observing_a_table_of_the_catalog_counts_its_rows_on_the_cluster(spark, tmp_path, create_table, monkeypatch):
-    create_table("sales.events", small_events())
-    declared = {"sources": {"events": CATALOG, "returns": {"parquet": "events.parquet"}}, "engine": spark.declared()}
-    features = {"features": {"sql": None, "spark_sql": "features.sql"}, "features_sql": SPARK_SQL}
-    labels_sql = LABELS_SQL.replace("FROM events", "FROM returns")
-    deployment = deploy(tmp_path / "deployed", monkeypatch, **declared, **features, labels_sql=labels_sql)
-    assert deployment.run("features", first=KEY).success
-    assert deployment.run("events").success
-    built, observed = [entry.asset_observation for entry in deployment.observations("events")]
-    assert "dagster/row_count" not in built.metadata
-    assert observed.metadata["dagster/row_count"].value == 2400
-    types = {column.name: column.type for column in observed.metadata["dagster/column_schema"].value.columns}
-    assert types["amount"] == "DOUBLE"
-    assert observed.data_version == built.data_version
-
-
-def test_features_on_spark_do_not_wait_for_a_file_of_labels(tmp_path, spark):
-    made = Built(tmp_path, spark.declared(), sources=LABELS_BY_DAY["sources"])
-    (tmp_path / "labels.sql").write_text(LABELS_BY_DAY["labels_sql"])
-    assert made.by_spark(SPARK_SQL)[0].rows == 40
-
-
-def test_features_on_spark_are_not_computed_where_spark_is_not_started(tmp_path):
-    builder = Built(tmp_path, NOWHERE).builder(on_spark=True, sql=SPARK_SQL)
-    with pytest.raises(WrongUseError, match="its features are made on Spark"), builder.session() as session:
-        session.write(small_spec().partitions.calendar.named(KEY), tmp_path / "lake")

@@ -43,20 +43,6 @@ def test_the_agreement_on_a_whole_is_the_merge_of_its_parts_in_any_order(pairs, 
     assert sum(map(len, merged.places)) <= most
 
 
-def test_evenly_spaced_rows_of_many_are_ranked_and_all_are_counted():
-    random = np.random.default_rng(0)
-    first = random.normal(size=10_000)
-    second = first + random.normal(size=10_000)
-    pairs = np.column_stack([first, second])
-    parts = [agreement(pairs[at : at + 777], at, 10_000, 1_000) for at in range(0, 10_000, 777)]
-    merged = sum(parts, Agreement())
-    assert sum(map(len, merged.places)) == 1_000
-    result = merged.result()
-    assert result.rank_correlation == pytest.approx(spearmanr(first, second).statistic, abs=0.05)
-    assert result.rank_correlation == pytest.approx(spearmanr(first[::10], second[::10]).statistic, abs=1e-12)
-    assert result.decisions_flipped == np.mean((first > 0) != (second > 0))
-
-
 def test_the_coefficient_of_several_columns_is_their_mean_and_unknown_if_any_is_unknown():
     random = np.random.default_rng(0)
     first, second = random.normal(size=(2, 50, 3))
@@ -65,16 +51,3 @@ def test_the_coefficient_of_several_columns_is_their_mean_and_unknown_if_any_is_
     assert Agreement.of(places, first, second, None, 50).result() == Agreed(pytest.approx(expected, abs=1e-12), None)
     with_constant = (np.column_stack([scores, constant]) for scores in (first, second))
     assert Agreement.of(places, *with_constant, None, 50).result() == Agreed(None, None)
-
-
-def test_the_more_score_columns_there_are_the_fewer_rows_are_ranked():
-    columns = np.random.default_rng(1).random((2, 1_000, 5))
-    parts = [Agreement.of(np.arange(at, at + 500), *columns[:, at : at + 500], None, 1_000, 1_000) for at in (0, 500)]
-    assert sum(map(len, sum(parts, Agreement()).places)) == 200, "1,000 scores of five columns"
-
-
-def test_models_without_scores_agree_by_their_decisions_alone():
-    none = np.empty((4, 0))
-    flipped = np.array([True, False, False, False])
-    assert Agreement.of(np.arange(4), none, none, flipped, 4).result() == Agreed(None, 0.25)
-    assert Agreement().result() == Agreed(None, None)

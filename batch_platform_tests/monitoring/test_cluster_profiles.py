@@ -1,6 +1,5 @@
 """The typical values of clusters: those that polars computes from the features, and none that tells what a single row held."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +12,6 @@ from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES, LEAST_ROWS
 from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.erase import erase_subject
-from batch_platform.reports.figures import read_figures
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_pipeline
 
@@ -96,17 +94,6 @@ def test_the_typical_text_is_the_most_frequent_one_with_its_share_of_all_rows_of
 
 
 @pytest.mark.unit
-def test_a_column_with_a_single_value_explains_nothing_and_one_that_has_nothing_to_do_with_clusters_next_to_nothing():
-    shares = dict(profiles(drawn()).select("column_name", "explained").unique().iter_rows())
-    assert shares["same"] is None
-    tiny = profiles(drawn().with_columns(same=pl.col("prediction") * 1e-200)).filter(column_name="same")
-    assert tiny["explained"].null_count() == 3, "the variance is 0 in floating point"
-    assert 0 <= shares["noise"] < 0.05 < shares["text"] < shares["apart"] < 1
-    sure = profiles(drawn().with_columns(text=pl.col("prediction").cast(pl.String), apart="prediction"))
-    assert set(sure.filter(pl.col("column_name").is_in(["text", "apart"]))["explained"]) == {1.0}
-
-
-@pytest.mark.unit
 def test_fewer_than_five_rows_have_no_typical_value():
     assert LEAST_ROWS == 5
     frame = drawn().filter((pl.col("prediction") != 5) | (pl.int_range(pl.len()).over("prediction") < 4))
@@ -118,11 +105,6 @@ def test_fewer_than_five_rows_have_no_typical_value():
     five = profiles(five).filter(cluster=5)
     assert five.filter(column_name="apart")["mean"].null_count() == 0
     assert five.filter(column_name="text")["category"].to_list() == [None], "a text needs as many as a segment"
-    assert profiles(drawn().with_columns(text=pl.lit("a"))).filter(column_name="text")[
-        "category"
-    ].unique().to_list() == ["a"]
-    lacking = drawn().with_columns(noise=pl.when(pl.int_range(pl.len()).over("prediction") < 4).then("whole"))
-    assert profiles(lacking).filter(column_name="noise")["mean"].null_count() == 3, "four values are known of each"
 
 
 @pytest.mark.unit
@@ -134,16 +116,6 @@ def test_what_may_name_somebody_is_no_typical_value():
     columns = set(profiles(frame, not_given=["customer", "whole"], unit=unit)["column_name"])
     assert columns == known | {"remark"}, "neither key nor time, and a number whether or not a model is given it"
     assert profiles(frame).filter(column_name="remark")["category"].null_count() == 3, "each text is in one row"
-
-
-@pytest.mark.unit
-def test_only_clusters_are_profiled_and_a_column_without_values_has_none():
-    frame = drawn()
-    assert not CLUSTER_PROFILES.compute(replace(scored(frame), task="outliers")).height
-    empty = frame.with_columns(noise=pl.lit(None, pl.Float64), text=pl.lit(None, pl.String))
-    nothing = profiles(empty).filter(pl.col("column_name").is_in(["noise", "text"]))
-    assert nothing.height == 6
-    assert nothing.select("mean", "category", "share", "explained").null_count().row(0) == (6,) * 4
 
 
 @pytest.fixture(scope="module")
@@ -167,41 +139,6 @@ def features_of(pipeline, key: str) -> pl.DataFrame:
     with open_published(pipeline.home) as con:
         predictions = con.sql(f"SELECT id, prediction FROM small.predictions WHERE partition_key = '{key}'").pl()
     return pl.read_parquet(feature_file(pipeline, key)).join(predictions, on="id")
-
-
-def test_the_table_holds_the_typical_values_of_the_features_of_each_partition(done):
-    rows, frame = table(done).filter(partition_key=KEY), features_of(done, KEY)
-    assert set(rows["column_name"]) == {"amount", "cents", "items", "known", "shop"}
-    sizes = dict(frame["prediction"].value_counts().iter_rows())
-    assert dict(rows.select("cluster", "rows").iter_rows()) == sizes
-    assert min(sizes.values()) < LEAST_ROWS <= max(sizes.values())
-    enough = pl.when(pl.col("cents").count() >= LEAST_ROWS).then(pl.col("cents").mean())
-    means = frame.group_by(cluster=pl.col("prediction").cast(pl.Int64)).agg(mean=enough).sort("cluster")
-    of_cents = rows.filter(column_name="cents").select("cluster", "mean").sort("cluster")
-    assert_frame_equal(of_cents, means, rel_tol=1e-12)
-    assert rows["challenger"].null_count() == rows.height
-
-
-def test_a_partition_that_is_evaluated_again_has_the_same_values(done):
-    before = table(done).drop("run_id", "evaluated_at")
-    list(done.evaluate([done.spec.partitions.calendar.named(KEY)], Stamp("again", NOW)))
-    done.publish()
-    assert table(done).drop("run_id", "evaluated_at").equals(before)
-    assert set(table(done).filter(partition_key=KEY)["run_id"]) == {"again"}
-
-
-def test_the_report_describes_each_group_by_the_columns_that_differ_most(done):
-    with open_published(done.home) as con:
-        groups = read_figures(con, done.spec).groups
-    rows = table(done).filter(partition_key=groups.newest).sort("explained", descending=True)
-    assert list(groups.typical) == rows["column_name"].unique(maintain_order=True).to_list()
-    many = [groups.profiles.with_columns(column_name=pl.lit(f"column {at}")) for at in range(9)]
-    assert list(replace(groups, profiles=pl.concat(many)).typical) == [f"column {at}" for at in range(8)]
-    for column, values in groups.typical.items():
-        assert set(values) == set(groups.sizes), column
-    largest = max(groups.sizes, key=groups.sizes.__getitem__)
-    mean = features_of(done, groups.newest).filter(prediction=int(largest))["cents"].mean()
-    assert groups.typical["cents"][largest] == f"{mean:,.0f}"
 
 
 def test_the_value_of_an_erased_row_is_not_among_the_typical_ones(done):

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from batch_platform.monitoring.comparison import paired_difference
-from batch_platform.monitoring.metrics import METRICS, weighted_area
+from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import MAX_ROWS
 from batch_platform_tests.monitoring.every_task import OUTCOMES
@@ -36,17 +36,6 @@ def test_the_estimate_is_the_difference_of_the_metrics(name, task):
         assert difference.low <= difference.estimate <= difference.high
 
 
-def test_the_area_of_weighted_rows_is_that_of_scikit_learn():
-    weights = np.random.default_rng(3).integers(0, 4, ROWS).astype(float)
-    expected = metrics.roc_auc_score(TRUTH, POSITIVE, sample_weight=weights)
-    assert weighted_area(TRUTH == 1, POSITIVE)(weights) == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_model_does_not_differ_from_itself():
-    difference = paired_difference("roc_auc", binary(POSITIVE), binary(POSITIVE))
-    assert (difference.estimate, difference.low, difference.high) == (0.0, 0.0, 0.0)
-
-
 def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_narrow():
     good = np.where(TRUTH == 1, 0.9, 0.1) + np.random.default_rng(3).normal(scale=0.02, size=ROWS)
     difference = paired_difference("brier", binary(good), binary(POSITIVE))
@@ -70,13 +59,3 @@ def test_the_same_rows_give_the_same_interval_and_the_estimate_is_on_all_of_many
 def test_a_metric_that_is_not_defined_has_no_interval(metric, truth):
     score = np.linspace(0, 1, 50)
     assert paired_difference(metric, binary(score, truth), binary(score[::-1], truth)) is None
-
-
-def test_the_explained_variance_of_a_constant_has_no_interval():
-    first, second = (Outcomes("regression", np.full(50, value), np.ones(50)) for value in (1.0, 2.0))
-    assert paired_difference("r2", first, second) is None
-
-
-def test_without_rows_there_is_no_interval():
-    nothing = binary(np.empty(0), np.empty(0, int))
-    assert paired_difference("roc_auc", nothing, nothing) is None

@@ -51,20 +51,6 @@ def test_exchanged_labels_contradict_the_predictions_however_rare_a_class_is(typ
     assert finding.shown["what"].startswith(CONTRADICTION)
 
 
-def test_labels_that_are_all_of_one_class_contradict_too():
-    scores = chances(np.random.default_rng(2), RARE, 200)
-    (row,) = measured(scores, np.full(200, fill_value=True)).to_dicts()
-    assert row["contradicted"]
-
-
-def test_a_day_on_which_far_more_comes_true_is_no_contradiction_as_long_as_the_ranking_holds():
-    random = np.random.default_rng(3)
-    scores = chances(random, 0.15, 900)
-    odds = 12 * scores / (1 - scores)
-    computed = measured(scores, random.random(900) < odds / (1 + odds))
-    assert computed["contradicted"].to_list() == [False]
-
-
 def test_a_weak_model_is_hardly_ever_contradicted_by_chance():
     random = np.random.default_rng(4)
     found = 0

@@ -12,7 +12,6 @@ from batch_platform.models.refinements.decision import may_be_selected
 from batch_platform.monitoring.decisions import as_decided, rule_of
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.resampling import Interval, intervals, wilson
 
 pytestmark = pytest.mark.unit
 
@@ -63,41 +62,6 @@ def test_the_threshold_that_follows_from_costs_costs_least_on_calibrated_probabi
         assert hindsight <= cost <= hindsight + 0.01 * abs(hindsight)
 
 
-def test_costs_are_those_of_the_decisions_and_of_what_came_true():
-    outcomes = under(rule(benefit=40, cost=2))
-    acted, hit = outcomes.decisions == 1, outcomes.labels.astype(bool)
-    measured = measure(outcomes)
-    assert measured["decision_cost"] == pytest.approx((2 * acted.sum() - 40 * (acted & hit).sum()) / len(acted))
-    assert measured["decision_cost_never"] == 0
-    assert measured["precision"] == (acted & hit).sum() / acted.sum()
-    assert measured["recall"] == (acted & hit).sum() / hit.sum()
-    assert measured["selection_rate"] == acted.mean()
-
-
-def test_what_never_acting_costs_is_certain_where_a_benefit_is_declared_and_a_share_of_the_misses_otherwise():
-    names = ("decision_cost_always", "decision_cost_never")
-    measured = {
-        declared: intervals(outcomes, {name: measure(outcomes)[name] for name in names})
-        for declared, outcomes in (("benefit", under(rule(benefit=40, cost=2))), ("errors", under(rule(costs=ERRORS))))
-    }
-    assert measured["benefit"]["decision_cost_never"] == Interval(0, 0)
-    positives = draws().labels.mean()
-    share = wilson(positives, len(draws().labels))
-    for name, low, high in (
-        ("benefit", 2 - 40 * share.high, 2 - 40 * share.low),
-        ("errors", 1 - share.high, 1 - share.low),
-    ):
-        always = measured[name]["decision_cost_always"]
-        assert (always.low, always.high) == pytest.approx((low, high), rel=2e-3)
-    never = measured["errors"]["decision_cost_never"]
-    assert (never.low, never.high) == pytest.approx((8 * share.low, 8 * share.high), rel=2e-3)
-
-
-@pytest.mark.parametrize("declared", [rule(threshold=0.3), rule(top=500)])
-def test_a_rule_without_costs_has_none(declared):
-    assert not [name for name in measure(under(declared)) if "cost" in name]
-
-
 def test_of_several_classes_the_one_of_least_expected_cost_is_decided_and_the_first_of_equal_ones():
     shares = np.random.default_rng(0).dirichlet([1, 1, 1], 1000)
     made_out = rule_of(rule(costs=COSTS), "multiclass", CLASSES)
@@ -105,13 +69,6 @@ def test_of_several_classes_the_one_of_least_expected_cost_is_decided_and_the_fi
     assert made_out.decided(shares).tolist() == (shares @ matrix).argmin(axis=1).tolist()
     alike = rule(costs={name: dict.fromkeys(set(CLASSES) - {name}, 1) for name in CLASSES})
     assert rule_of(alike, "multiclass", CLASSES).decided(np.full((1, 3), 1 / 3)).tolist() == [0]
-
-
-def test_a_decision_does_not_depend_on_the_other_rows_of_a_batch():
-    shares = np.random.default_rng(1).dirichlet([1, 1, 1], 997)
-    made_out = rule_of(rule(costs=COSTS), "multiclass", CLASSES)
-    one_by_one = [int(made_out.decided(row[None])[0]) for row in shares]
-    assert made_out.decided(shares).tolist() == made_out.decided(np.asfortranarray(shares)).tolist() == one_by_one
 
 
 def test_a_share_of_the_rows_is_rounded_down():
@@ -134,17 +91,10 @@ def test_stored_decisions_are_measured_whatever_the_rule_would_decide():
 @pytest.mark.parametrize(
     ("declared", "task", "classes", "refusal"),
     [
-        (
-            rule(threshold=0.3),
-            "regression",
-            [],
-            "needs probabilities of classes, and the model is of the task regression",
-        ),
-        (rule(top=3), "outliers", [], "needs probabilities of classes"),
+        (rule(threshold=0.3), "regression", [], "needs probabilities of classes, and the model is of the task reg"),
         (rule(top=3), "multiclass", CLASSES, "has 3 classes (a, b, c), among which only `costs` by class can decide"),
         (rule(costs={**COSTS, "C": {"a": 1}}), "multiclass", CLASSES, "the model has no class 'C'"),
         (rule(costs={**COSTS, "c": {"a": 1}}), "multiclass", CLASSES, "correct c.b"),
-        (rule(costs={**COSTS, "c": {"a": 1, "b": 1, "c": 1}}), "multiclass", CLASSES, "correct c.c"),
     ],
 )
 def test_a_rule_that_does_not_fit_a_model_is_refused_with_its_key(declared, task, classes, refusal):

@@ -1,6 +1,6 @@
 """Drift: equal to scipy's measures within the bins, quiet on small samples of the same data, and not on a shift."""
 
-from dataclasses import fields
+import json
 from functools import partial
 
 import numpy as np
@@ -10,27 +10,20 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
-from batch_platform.monitoring.catalogue import in_words
 from batch_platform.monitoring.drift import (
     USUAL_MARGIN,
-    ColumnDrift,
     Divergence,
-    beyond_chance,
     divergences,
     usual_of,
 )
-from batch_platform.monitoring.measure import Finding, Judgement
-from batch_platform.monitoring.measures.drift_cells import moved, moved_cells
 from batch_platform.monitoring.profiles import (
-    Bins,
     Profile,
     category_bins,
     category_profile,
-    cells_of,
     number_bins,
     number_profile,
 )
-from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.monitoring.reference import ReferenceProfile
 
 pytestmark = pytest.mark.unit
 
@@ -126,13 +119,6 @@ def test_few_partitions_are_beyond_what_is_usual_however_many_are_known():
     assert usual_of([2.0] * 7) == pytest.approx(2.0 * np.log(1000) / (363 / 140) / USUAL_MARGIN)
 
 
-def test_a_column_that_was_constant_fails_once_it_is_null():
-    constant = np.full(ROWS, 5.0)
-    profile = partial(number_profile, "x", "feature", number_bins(constant))
-    (divergence,) = compared(profile, constant, np.full(100, np.nan))
-    assert divergence.level(BOUNDS) == "fail"
-
-
 def test_measures_equal_those_of_scipy_within_the_error_of_the_bins(learned):
     random = np.random.default_rng(11)
     for name in ("normal", "skewed", "mostly_zero", "month"):
@@ -159,49 +145,12 @@ def test_the_p_value_is_that_of_the_chi_square_distribution():
     assert divergence.p_value == pytest.approx(chi2.sf(statistic, 7), rel=1e-9)
 
 
-def test_an_empty_partition_has_no_drift():
-    profile = partial(number_profile, "x", "feature", number_bins(np.arange(9.0)))
-    assert compared(profile, np.arange(9.0), np.empty(0)) == []
-
-
-def test_counts_of_cells_give_the_index_beyond_chance_of_profiles(learned):
-    random = np.random.default_rng(3)
-    for name in ("normal", "skewed", "mostly_zero", "month", "rare"):
-        profile, bins = profiler(learned, name), number_bins(learned[name])
-        samples = [
-            learned[name][random.integers(0, ROWS, rows)] + shift for rows, shift in ((40, 0), (900, 0), (900, 1))
-        ]
-        whole, *counts = (
-            np.bincount(cells_of(values, bins.edges), minlength=bins.cells) for values in (learned[name], *samples)
-        )
-        expected = [part.beyond_chance for part in compared(profile, learned[name], *samples)]
-        assert beyond_chance(np.stack(counts), np.stack([whole] * 3)) == pytest.approx(expected, abs=1e-12)
-        assert beyond_chance(0 * whole[None], whole[None]).tolist() == [0.0], "no rows"
-
-
-def test_what_moved_is_named_by_category_or_range():
-    run = ScoreRun(**dict.fromkeys((item.name for item in fields(ScoreRun)), "x"))
-    carriers = Bins(categories=("AA", "UA", "WN"))
-    base = Profile("carrier", "feature", carriers, 100, nulls=3, histogram=(40, 40, 12, 5))
-    now = Profile("carrier", "feature", carriers, 200, nulls=6, histogram=(60, 62, 62, 10))
-    assert moved([*moved_cells(run, now, base)]) == "'WN' 12% → 31%"
-    nulls = Profile("carrier", "feature", carriers, 100, nulls=60, histogram=(15, 15, 5, 5))
-    assert moved([*moved_cells(run, nulls, base)]) == "null 3% → 60%"
-    income = Bins(edges=(10_000.0, 50_000.0, 95_000.0))
-    base = Profile("income", "feature", income, 1000, histogram=(10, 500, 470, 20))
-    above = Profile("income", "feature", income, 100, histogram=(1, 30, 29, 40))
-    below = Profile("income", "feature", income, 100, histogram=(31, 40, 29, 0))
-    assert moved([*moved_cells(run, above, base)]) == "from 95,000 2% → 40%"
-    assert moved([*moved_cells(run, below, base)]) == "below 10,000 1% → 31%"
-    assert moved([]) == ""
-
-
-def test_what_people_read_of_large_numbers_has_no_exponents():
-    known = {"null_share": 0.0, "baseline_null_share": 0.0, "unknown_share": 0.0, "baseline_unknown_share": 0.0}
-    row = dict.fromkeys((part.name for part in fields(ColumnDrift)), None) | known
-    assert ColumnDrift(**row | {"mean": 79_123.4, "baseline_mean": 0.00002}).changes == [
-        "mean 79,123 instead of 0.00002000"
-    ]
-    judged = Judgement("rmse", 79_123.4, 1_500_000, lower_is_better=True)
-    assert in_words(judged) == "rmse 79,123, at most 1,500,000 is expected"
-    assert in_words(Finding("warn", {"mean": 1_234_567.8, "rows": 3})) == "mean 1,234,568; rows 3"
+def test_the_reference_of_an_earlier_version_is_read_without_its_other_baselines(learned):
+    profile = profiler(learned, "normal")(values=learned["normal"])
+    reference = ReferenceProfile((profile,), profile, usual=(0.1,), distances={"2024-02-01": 0.2}, moves=(None,))
+    values = json.loads(reference.to_json())
+    for name in ("usual", "moves", "distances"):
+        values[name]["previous"] = values[name]["reference"]
+    del values["rows"], values["apart"]
+    assert ReferenceProfile.from_json(json.dumps(values).encode()) == reference
+    assert reference.usual_by_column == {("feature", "normal"): 0.1}

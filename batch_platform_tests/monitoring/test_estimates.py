@@ -1,7 +1,6 @@
 """Estimates of performance: what they expect is what comes true on average, and their intervals hold it."""
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -9,16 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import isotonic_regression
-from sklearn.metrics import roc_auc_score
 
-from batch_platform.models.counting import counted_by_segment
 from batch_platform.models.estimate_basis import LEAST_ROWS, basis_of, basis_profile, basis_values, rising_blocks
 from batch_platform.monitoring.estimates import estimates
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.profiles import merged_profiles
 from batch_platform.monitoring.reference import EstimateBasis
-from batch_platform.monitoring.segments import MOST_SEGMENTS, SegmentCounts
 
 pytestmark = pytest.mark.unit
 
@@ -81,50 +76,6 @@ def test_the_intervals_of_small_partitions_hold_about_95_of_100_values(task):
     assert 0.9 < within / made < 0.99
 
 
-def test_the_estimate_of_a_whole_is_that_of_its_merged_parts():
-    for task in ("binary", "multiclass", "regression"):
-        rows, basis = drawn(task, 3_000, 5), basis_of(drawn(task, 2_000, 4))
-        parts = [
-            profiled(basis, rows.matrix[at : at + 700], rows.predicted[at : at + 700]) for at in range(0, 3_000, 700)
-        ]
-        (merged,), whole = merged_profiles([part] for part in parts), profiled(basis, rows.matrix, rows.predicted)
-        assert merged.histogram == whole.histogram
-        assert estimates(basis.expectation, merged.histogram) == list(estimated(basis, rows).values())
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 3)), max_size=30),
-    st.lists(st.integers(0, 30), max_size=4),
-)
-def test_the_counts_of_segments_add_up_whatever_the_parts(rows, cuts):
-    def counted(part):
-        segments = pl.DataFrame({"shop": [shop for shop, _ in part]}, schema={"shop": pl.String})
-        cells = np.array([cell for _, cell in part], dtype=np.int64)
-        return counted_by_segment(segments, {"estimate": (cells, 4), "prediction": (cells // 2, 2)})
-
-    bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    nothing = SegmentCounts({("estimate", "shop"): {}, ("prediction", "shop"): {}})
-    summed = sum((counted(rows[start:end]) for start, end in pairwise(bounds)), nothing)
-    by_hand = {shop: [rows.count((shop, cell)) for cell in range(4)] for shop, _ in rows}
-    in_pairs = {shop: [first + second, third + fourth] for shop, (first, second, third, fourth) in by_hand.items()}
-    read = SegmentCounts.from_json(json.loads(json.dumps(summed.to_json())))
-    for counts in (summed, counted(rows), read):
-        assert (counts.of("estimate"), counts.of("prediction")) == ({"shop": by_hand}, {"shop": in_pairs})
-
-
-def test_a_column_of_very_many_values_is_not_broken_down_however_it_is_cut():
-    names = pl.Series("id", range(MOST_SEGMENTS + 1)).cast(pl.String)
-    cells = np.zeros(len(names), dtype=np.int64)
-    parts = [
-        counted_by_segment(names[part].to_frame(), {"estimate": (cells[part], 1)})
-        for part in (slice(600), slice(600, None))
-    ]
-    whole = counted_by_segment(names.to_frame(), {"estimate": (cells, 1)})
-    assert whole.counts == sum(parts, SegmentCounts()).counts == {("estimate", "id"): None}
-    assert not whole.of("estimate")
-    assert len((parts[0] + parts[0]).of("estimate")["id"]) == 600
-
-
 def test_the_interval_of_a_segment_holds_what_comes_true_although_each_of_its_days_differs():
     random = np.random.default_rng(3)
     days, shops = np.divmod(np.arange(60 * 6 * 80) // 80, 6)
@@ -156,17 +107,6 @@ def test_the_interval_of_a_segment_holds_what_comes_true_although_each_of_its_da
     assert np.mean(within["shop"]) > 0.93
 
 
-def test_the_area_is_that_of_rows_with_the_expected_labels():
-    basis = basis_of(drawn("binary", 5_000, 6))
-    counts = np.asarray(profiled(basis, np.empty((0, 2)), drawn("binary", 4_000, 7).predicted).histogram)
-    cells = np.repeat(np.arange(len(counts)), 2)
-    rate = np.asarray(basis.expectation.rate)
-    weights = np.column_stack([counts * (1 - rate), counts * rate]).ravel()
-    area = roc_auc_score(np.tile([0, 1], len(counts)), cells, sample_weight=weights)
-    (estimate,) = [item for item in estimates(basis.expectation, counts.tolist()) if item.metric == "roc_auc"]
-    assert estimate.value == pytest.approx(area, abs=1e-12)
-
-
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_blocks_rise_and_a_cell_without_rows_belongs_to_the_block_before_it(cells):
     hits, rows = (np.array([of(cell) for cell in cells], dtype=np.float64) for of in (min, max))
@@ -187,14 +127,3 @@ def test_too_few_rows_or_a_task_without_a_truth_are_no_basis():
     assert basis_of(Outcomes("outliers", np.zeros(100), None)) is None
     assert basis_of(drawn("regression", LEAST_ROWS, 8)) is not None
     assert estimates(basis_of(drawn("binary", 100, 8)).expectation, [0] * 60) == []
-
-
-@pytest.mark.parametrize("task", ["binary", "regression"])
-def test_rows_without_a_finite_score_teach_nothing(task):
-    rows = drawn(task, 400, 9)
-    broken = rows.predicted.copy()
-    broken[::5] = np.nan
-    with_gaps = Outcomes(task, broken, rows.truth, rows.classes, rows.matrix, rows.units)
-    assert basis_of(with_gaps) == basis_of(rows.at(np.arange(400) % 5 > 0))
-    if task == "regression":
-        assert basis_of(Outcomes(task, rows.predicted * 1e200, rows.truth, (), rows.matrix)) is None

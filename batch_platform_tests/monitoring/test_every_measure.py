@@ -5,16 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.measure import Measure, ScoredPart
-from batch_platform.monitoring.profiles import Profile, merged_profiles, number_bins, number_profile
+from batch_platform.monitoring.measure import ScoredPart
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.scoring.run import Committed
@@ -56,11 +53,6 @@ def rows_of(pipeline: Pipeline, table: str) -> pl.DataFrame:
         return con.sql(f"FROM small.{table} ORDER BY ALL").pl() if has_table(con, "small", table) else pl.DataFrame()
 
 
-def tables_of(measure: Measure[Any]) -> list[str]:
-    """The tables with rows by partition."""
-    return [name for name in measure.described if name != "performance_pooled"]
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     before = dict(MEASURES)
@@ -79,7 +71,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     pipeline = small_pipeline(tmp_path_factory.mktemp("measures"), events=events, challengers=[LINEAR], **declared)
     carry_out(pipeline, NOW)
     calendar = pipeline.spec.partitions.calendar
-    tables = {table: rows_of(pipeline, table) for measure in MEASURES.values() for table in tables_of(measure)}
+    tables = {table: rows_of(pipeline, table) for measure in MEASURES.values() for table in measure.described}
     (again,) = pipeline.score([calendar.named(DAY)], Stamp("again", NOW), force=True)
     list(pipeline.evaluate([calendar.named(DAY)], Stamp("again", NOW)))
     pipeline.publish()
@@ -107,17 +99,15 @@ def test_it_describes_itself_its_tables_and_their_columns(done, name):
         assert {column: text for column, text in comments.items() if text} == expected
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name in OUTSIDE or tables_of(MEASURES[name])])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in OUTSIDE or MEASURES[name].described])
 def test_the_rows_of_a_partition_are_replaced_when_it_is_scored_and_measured_again(done, name):
-    for table in tables_of(MEASURES[name]):
+    for table in MEASURES[name].described:
         then, now = done.before[table], done.rows(table)
         assert now.height == then.height, table
         of_day = now.filter(partition_key=DAY)
-        if of_day.height or table not in ("drift_cells", "concept_drift"):  # without an alarm, or with too few rows
+        if of_day.height or table != "concept_drift":  # with too few rows
             assert set(of_day["run_id"]) == {"again"}, table
         unchanged = pl.col("partition_key") != DAY
-        if table == "drift":  # the partition is a baseline of later ones
-            unchanged &= pl.col("baseline_partition").fill_null("") != DAY
         columns = [column for column in now.columns if column != "realised"]
         assert now.filter(unchanged).select(columns).equals(then.filter(unchanged).select(columns)), table
 
@@ -154,25 +144,8 @@ def test_a_partition_without_rows_and_one_with_a_single_row_are_measured(done, n
         assert all(isinstance(number, str) and number for number in shown)
         judged = None if check is None else check.judge(partition.measures[name], "binary")
         assert judged is None or judged.level in ("none", "warn", "fail")
-    rows = [done.rows(table).filter(partition_key=key) for table in tables_of(measure) if done.rows(table).height]
+    rows = [done.rows(table).filter(partition_key=key) for table in measure.described if done.rows(table).height]
     assert all("run" in set(of_table["run_id"]) for of_table in rows if of_table.height)
-
-
-@pytest.mark.parametrize("name", ["profiles", "empty_cells"])
-def test_the_rows_of_a_partition_that_was_scored_in_parts_are_those_of_the_whole(done, name):
-    values = np.random.default_rng(7).normal(size=300)
-    values[::9] = np.nan
-    bins = number_bins(values)
-
-    def profiled(rows: np.ndarray) -> tuple[Profile, ...]:
-        return (number_profile("amount", "feature", bins, rows),)
-
-    whole, parts = profiled(values), merged_profiles([profiled(values[:70]), profiled(values[70:])])
-    of_whole, of_parts = (
-        MEASURES[name].score(done.again.run, ScoredPart(profiles=profiles)) for profiles in (whole, parts)
-    )
-    assert of_whole.height == 1
-    assert_frame_equal(of_parts, of_whole, rel_tol=1e-12)
 
 
 def test_a_measure_that_computes_other_columns_than_it_declares_is_refused_and_changes_nothing(done, monkeypatch):

@@ -86,33 +86,9 @@ def test_the_rows_have_the_columns_of_the_table_even_without_a_single_prediction
 
 
 @every_task_of_every_measure
-def test_the_same_partition_gives_the_same_rows_bit_for_bit(record, task):
-    assert record.compute(scored(task)).equals(record.compute(scored(task)))
-
-
-@every_task_of_every_measure
 def test_the_order_of_the_rows_does_not_matter(record, task):
     shuffled = only(scored(task), np.random.default_rng(3).permutation(ROWS))
     assert_frame_equal(record.compute(shuffled), record.compute(scored(task)), check_row_order=False, rel_tol=1e-12)
-
-
-@every_task_of_every_measure
-def test_numbers_are_finite_and_named(record, task):
-    if record.numbers is None:
-        assert record.check(small_spec()) is not None or record.has_section, "its numbers are those of its check"
-        return
-    numbers = record.numbers(record.compute(scored(task)))
-    assert numbers
-    assert all(isinstance(name, str) and np.isfinite(value) for name, value in numbers.items())
-    assert record.numbers(record.compute(only(scored(task), np.arange(0)))) is not None
-
-
-@every_measure
-def test_a_measure_describes_itself_and_is_judged_only_if_that_is_declared(record):
-    assert record.description.endswith(".")
-    assert record.name == next(name for name, listed in MEASURES.items() if listed is record)
-    needs_labels_only = record.name == "concept_drift"
-    assert (record.check(small_spec()) is not None) == needs_labels_only
 
 
 @every_task
@@ -150,45 +126,14 @@ def test_a_label_of_a_class_that_the_model_does_not_know_is_counted_and_named_be
     assert numbers["label_class_unknown"] == pytest.approx(10 / 300)
 
 
-def test_a_metric_has_an_interval_and_the_number_of_positives_beside_it():
-    rows = MEASURES["performance"].compute(scored("binary"))
-    without = pl.col("metric").is_in(["ks", "calibration_error", "lift_at_1"])  # of 300 rows
-    measured = rows.filter(~pl.col("metric").str.starts_with("label_"), ~without)
-    assert rows.filter(without)["low"].null_count() == 3
-    assert measured.filter(pl.col("low").is_null() | (pl.col("low") > pl.col("value"))).is_empty()
-    assert measured.filter(pl.col("high").is_null() | (pl.col("high") < pl.col("value"))).is_empty()
-    assert set(measured["positives"]) == {int((OUTCOMES["binary"].truth[2:] == "yes").sum())}
-    assert set(MEASURES["performance"].compute(scored("regression"))["positives"]) == {None}
-
-
-@every_task
-def test_a_supervised_model_is_not_measured_without_labels(task):
-    record = MEASURES["performance"]
-    numbers = record.numbers(record.compute(replace(scored(task), labels=None)))
-    assert set(numbers) == {"clustering": {"silhouette"}, "outliers": {"outlier_share"}}.get(task, set())
-
-
-def test_a_clustering_with_labels_is_measured_too():
-    clustering = scored("clustering")
-    labels = pl.DataFrame({"id": range(0, ROWS, 2), "label": ["a"] * (ROWS // 2)})
-    record = MEASURES["performance"]
-    numbers = record.numbers(record.compute(replace(clustering, labels=labels)))
-    assert numbers == measure(OUTCOMES["clustering"]) | {"label_coverage": 0.5, "label_not_known_yet": 0.5}
-
-
 @pytest.mark.parametrize(
     ("metric", "row", "passed"),
     [
         (None, {"value": 0.5}, False),
-        (None, {"value": 0.6}, True),
-        (None, {"value": 0.5, "low": 0.4, "high": 0.59}, False),
         (None, {"value": 0.5, "low": 0.3, "high": 0.7}, True),
         ("log_loss", {"value": 0.7}, False),
-        ("log_loss", {"value": 0.6}, True),
         ("log_loss", {"value": 0.7, "low": 0.61, "high": 0.8}, False),
-        ("log_loss", {"value": 0.7, "low": 0.59, "high": 0.8}, True),
         ("bias", {"value": -0.7, "low": -0.8, "high": -0.61}, False),
-        ("bias", {"value": -0.7, "low": -0.8, "high": -0.5}, True),
         ("bias", {"value": -0.7, "low": -1.8, "high": 0.9}, True),
     ],
 )

@@ -1,8 +1,8 @@
 """Law 12 on any numbers and categories: a profile of a whole is the merge of the profiles of its parts."""
 
 from collections.abc import Sequence
-from itertools import pairwise, permutations
-from math import inf, isnan, nan
+from itertools import pairwise
+from math import isnan, nan
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from batch_platform.monitoring.profiles import (
     Profile,
     category_bins,
     category_profile,
-    count_at_least,
     merged_profiles,
     number_bins,
     number_profile,
@@ -72,21 +71,6 @@ def test_law_12_a_profile_of_a_whole_is_the_merge_of_the_profiles_of_its_parts(l
     assert (others.rows, others.nulls, others.histogram) == (rest.rows, rest.nulls, rest.histogram)
 
 
-@given(st.lists(st.floats(-9, 9), min_size=1), st.lists(st.floats(-9, 9), max_size=9, unique=True))
-def test_only_edges_that_some_values_reach_and_others_do_not_are_counted_and_all_cells_are_right(values, edges):
-    counted: list[float] = []
-
-    def count(known: NDArray[np.float64], reached: Sequence[float]) -> list[int]:
-        counted.extend(reached)
-        return count_at_least(known, reached)
-
-    bins, array = Bins(tuple(sorted(edges))), np.array(values)
-    profile = number_profile("amount", "feature", bins, array, count=count)
-    expected = np.bincount(np.searchsorted(bins.edges, array, side="right"), minlength=bins.cells)
-    assert profile.histogram == tuple(expected.tolist())
-    assert counted == [edge for edge in bins.edges if array.min() < edge <= array.max()]
-
-
 @given(st.lists(st.sampled_from([nan, 0, 1, 2, 3]), max_size=30), CUTS, st.sets(st.sampled_from(KNOWN)))
 def test_law_12_holds_for_categories(codes, cuts, named):
     bins = Bins(categories=tuple(sorted(named)))
@@ -96,28 +80,6 @@ def test_law_12_holds_for_categories(codes, cuts, named):
     assert merged.rows == merged.nulls + merged.unknown + sum(merged.histogram)
     counted = dict(zip([*(bins.categories or ()), "other"], merged.histogram, strict=True))
     assert all(counted[name] == codes.count(KNOWN.index(name)) for name in named)
-
-
-@given(NUMBERS, st.lists(NUMBERS, min_size=3, max_size=3))
-def test_profiles_with_other_bins_merge_over_the_edges_that_they_share_in_any_order(values, learned):
-    finite = [value for value in values if not isnan(value)]
-    parts = [of_numbers(values, number_bins(np.array([0.0, *sample]))) for sample in learned]
-    merged = {tuple(edges for edges in (a + b + c).bins.edges): a + b + c for a, b, c in permutations(parts)}
-    (whole,) = merged.values()
-    assert all({*whole.bins.edges} <= {*part.bins.edges} for part in parts)
-    below = [sum(value < edge for value in finite) * 3 for edge in whole.bins.edges]
-    assert np.cumsum(whole.histogram).tolist() == [*below, len(finite) * 3]
-
-
-def test_counts_and_moments_are_those_of_numpy():
-    random = np.random.default_rng(5)
-    values = np.where(random.random(5000) < 0.1, np.nan, random.lognormal(size=5000) * 1e6)
-    bins, known = number_bins(values), values[~np.isnan(values)]
-    profile = of_numbers(values, bins)
-    assert list(profile.histogram) == np.histogram(known, bins=[-inf, *bins.edges, inf])[0].tolist()
-    assert (profile.low, profile.high, profile.nulls) == (known.min(), known.max(), np.isnan(values).sum())
-    assert profile.mean == pytest.approx(known.mean(), rel=1e-12)
-    assert profile.variance == pytest.approx(known.var(ddof=1), rel=1e-12)
 
 
 def test_bins_hold_about_equally_many_values_and_frequent_values_have_a_cell_of_their_own():

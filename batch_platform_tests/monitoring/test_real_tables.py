@@ -1,13 +1,10 @@
 """Drift on real tables of a year: a clean partition alarms only where the world changed, and a fault is found in its first partition."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
 
-from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.monitored import Drift
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
@@ -28,7 +25,6 @@ Judge = Callable[[pl.DataFrame], Iterator[str]]
 
 def judges(table: Table) -> dict[str, Judge]:
     """For each month of the served partitions, what tells the columns that alarm in rows, by the partitions before it; of large tables, before its quarter."""
-    calendar = Calendar(table.every, ZoneInfo("UTC"), datetime.fromisoformat(table.keys[0]))
     start, months = (
         pl.col(KEY).str.to_datetime(time_zone="UTC").alias(PARTITION_START),
         {key[:7] for key in table.served},
@@ -36,14 +32,14 @@ def judges(table: Table) -> dict[str, Judge]:
     learned = {
         month: month if table.every == "week" else "2013-07" if month < "2013-10" else "2013-10" for month in months
     }
-    made = {month: judge(table, start, month, calendar) for month in {*learned.values()}}
+    made = {month: judge(table, start, month) for month in {*learned.values()}}
     return {month: made[learned[month]] for month in months}
 
 
-def judge(table: Table, start: pl.Expr, month: str, calendar: Calendar) -> Judge:
+def judge(table: Table, start: pl.Expr, month: str) -> Judge:
     learned = table.rows.filter(pl.col(KEY) < f"{month}-01").select(*table.features, start)
     contract = infer_contract(learned.select(table.features), {})
-    reference = reference_of(contract, (learned, contract.encode(learned)), None, calendar)
+    reference = reference_of(contract, (learned, contract.encode(learned)), None)
     bins = {profile.name: profile.bins for profile in reference.features}
     usual, moves = reference.usual_by_column, reference.moves_by_column
 
@@ -52,8 +48,8 @@ def judge(table: Table, start: pl.Expr, month: str, calendar: Calendar) -> Judge
         own = _features(contract, (kept, contract.encode(kept)), bins, {})
         pairs = list(zip(own, reference.features, strict=True))
         for (profile, base), divergence in zip(pairs, divergences(pairs), strict=True):
-            level = divergence.level(BOUNDS, usual["reference", "feature", base.name])
-            if level != "none" or has_moved(profile, base, moves["reference", base.name]):
+            level = divergence.level(BOUNDS, usual["feature", base.name])
+            if level != "none" or has_moved(profile, base, moves[base.name]):
                 yield base.name
 
     return alarms

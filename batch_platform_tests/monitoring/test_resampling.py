@@ -8,10 +8,9 @@ from scipy import stats
 
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
-from batch_platform.monitoring.outcomes import Outcomes, Rule
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import (
     LEAST_UNITS,
-    MAX_ROWS,
     intervals,
     intervals_or_reasons,
     reach_of,
@@ -86,19 +85,6 @@ def test_a_rate_of_0_and_a_perfect_area_have_intervals_with_a_width_which_repeat
         assert repeated[name].high == pytest.approx(found[name].high)
 
 
-@pytest.mark.parametrize("days_alike", [1, 5])
-@pytest.mark.parametrize("number", [14, 90])
-def test_days_that_resemble_the_day_before_count_as_fewer(number, days_alike):
-    noise = np.random.default_rng(8).normal(size=number + days_alike)
-    values = np.diff(noise) if days_alike == 1 else np.convolve(noise, np.ones(days_alike), "valid")[:number]
-    outcomes = Outcomes("regression", values[:number], np.zeros(number), units={"partition": np.arange(number)})
-    difference = paired_difference("bias", outcomes, replace(outcomes, predicted=np.zeros(number)))
-    independent = stats.t.ppf(0.975, number - 1) * values[:number].std(ddof=1) / np.sqrt(number)
-    assert (difference.resampled_by, difference.groups) == ("partition", number)
-    wider = (difference.high - difference.low) / 2 / independent
-    assert wider == pytest.approx(1) if days_alike == 1 else wider > 1.7
-
-
 def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():
     outcomes = days(np.random.default_rng(9), LEAST_UNITS, 30, spread=0.5)
     assert "bias" in of(outcomes)
@@ -108,49 +94,6 @@ def test_fewer_units_than_three_have_no_interval_rather_than_a_false_one():
     assert (by_two.resampled_by, by_two.groups) == ("partition", 2), (
         "what is far worse than a champion shows on two days too"
     )
-
-
-def test_entities_that_are_fewer_than_the_partitions_are_what_is_predicted_and_no_sample():
-    outcomes = days(np.random.default_rng(10), 30, 4, spread=0.5)
-    shops = replace(outcomes, units={**outcomes.units, "entity": np.tile(np.arange(4), 30)})
-    assert of(shops) == of(outcomes)
-
-
-@pytest.mark.parametrize("units", ["many", "few"])
-def test_of_very_many_rows_in_units_some_give_much_the_same_interval(units, monkeypatch):
-    random, count = np.random.default_rng(11), 6_000 if units == "many" else 150
-    entity = np.repeat(np.arange(count), 12_000 // count)
-    errors = random.normal(size=count)[entity] + random.normal(size=12_000)
-    outcomes = Outcomes("regression", errors, np.zeros(12_000), units={"entity": entity})
-    whole = of(outcomes)["bias"]
-    monkeypatch.setattr("batch_platform.monitoring.resampling.MAX_ROWS_IN_UNITS", 3_000)
-    some = of(outcomes)["bias"]
-    assert some.high - some.low == pytest.approx(whole.high - whole.low, rel=0.25)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("seed", range(5))
-def test_an_interval_of_few_units_holds_no_value_that_the_metric_cannot_have(share, seed):
-    random = np.random.default_rng(seed)
-    truth, score = random.random(12) < 0.5, random.random(12)
-    wrong = random.random(12) < share
-    score = np.where(truth ^ wrong, 0.5 + score / 2, score / 2)
-    costs = np.array([[0.0, 1.0], [8.0, 0.0]])
-    outcomes = Outcomes(
-        "binary",
-        np.column_stack([1 - score, score]),
-        truth,
-        [False, True],
-        rule=Rule(1 / 9, costs),
-        units={"entity": np.arange(12) // 4},
-    )
-    found = of(outcomes)
-    assert 0 <= found["brier"].low < found["brier"].high <= 1
-    assert 0 <= found["decision_cost"].low < found["decision_cost"].high <= 8
-    for metric in ("roc_auc", "brier"):
-        two = replace(outcomes, units={"entity": np.arange(12) % 2})
-        difference = paired_difference(metric, two, replace(two, predicted=two.predicted[:, ::-1]))
-        assert difference is None or -1 <= difference.low <= difference.estimate <= difference.high <= 1
 
 
 def test_a_difference_between_two_models_names_what_was_drawn():
@@ -164,23 +107,6 @@ def test_a_difference_between_two_models_names_what_was_drawn():
     assert by_day.high - by_day.low > 1.5 * (by_row.high - by_row.low)
     one_day = replace(first, units={"partition": np.zeros(240, dtype=np.int64)})
     assert paired_difference("mae", one_day, second) == by_row, "one day is not left out"
-
-
-def test_the_interval_of_many_rows_is_as_narrow_as_their_number_makes_it():
-    random = np.random.default_rng(6)
-    widths = []
-    for rows in (MAX_ROWS, 16 * MAX_ROWS):
-        interval = of(Outcomes("regression", random.normal(size=rows), np.zeros(rows)))["rmse"]
-        widths.append(interval.high - interval.low)
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
-
-
-def test_rows_of_an_unknown_class_are_drawn_for_metrics_of_decisions_only():
-    outcomes = OUTCOMES["multiclass"]
-    strange = replace(outcomes, truth=np.where(np.arange(len(outcomes.predicted)) % 3 == 0, "new", outcomes.truth))
-    values, found = measure(strange), of(strange)
-    assert set(found) == set(values)
-    assert all(found[name].low < value < found[name].high for name, value in values.items())
 
 
 def test_an_error_whose_mean_few_rows_decide_reaches_far_up_and_has_no_interval_where_no_mean_is_finite():
@@ -197,15 +123,3 @@ def test_an_error_whose_mean_few_rows_decide_reaches_far_up_and_has_no_interval_
     assert above["even"] < 1.3
     assert above["skewed"] > 1.8
     assert ends["endless"] == "heavy tail"
-
-
-def test_two_models_that_decide_alike_on_few_rows_may_differ_elsewhere():
-    truth, score = np.arange(200) % 40 == 0, np.linspace(0.01, 0.4, 200)
-    first, second = (
-        Outcomes("binary", np.column_stack([1 - each, each]), truth, [False, True]) for each in (score, score / 2)
-    )
-    difference = paired_difference("accuracy", first, second)
-    assert difference.estimate == 0
-    assert (difference.low, difference.high) == pytest.approx((-0.0137, 0.0137), abs=1e-4)
-    same = paired_difference("accuracy", first, first)
-    assert (same.low, same.high) == (0, 0)

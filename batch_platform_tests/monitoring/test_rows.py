@@ -1,10 +1,8 @@
 """Rows as wholes: a sketch is the merge of its parts, and copies, repeats and columns that no longer go together are told in their first partition."""
 
-import json
 from datetime import UTC, date, datetime
 from functools import reduce
 from operator import add
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -12,20 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.cli import terminal
-from batch_platform.cli.failed_checks import show_failed
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.concept_drift import CONTRADICTION
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
-from batch_platform.monitoring.reference import ReferenceProfile
-from batch_platform.monitoring.rows import RowReference, RowSketch, kept_of, row_hashes, sketch_of
-from batch_platform.pipeline.status import status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.monitoring.rows import RowSketch, kept_of, row_hashes, sketch_of
 from batch_platform.reports.figures import read_figures
-from batch_platform.reports.report import html
-from batch_platform.reports.summary import in_words
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 2, 21, 12, tzinfo=UTC)
 NAMED = {"a": None, "b": None, "shop": ("east", "west")}
@@ -143,27 +133,6 @@ def test_performance_that_the_estimate_does_not_explain_is_named_where_labels_ar
     assert rows.endswith("they have the features of other rows (columns apart), as the check feature_rows says")
 
 
-def test_run_and_status_have_a_line_for_each_check_and_cause_with_its_partitions(scored, capsys):
-    status = status_at(scored, PlanRequest(NOW))
-    with terminal.reporting():
-        show_failed(status.failed_checks, scored.spec.partitions.calendar)
-    lines = capsys.readouterr().out.splitlines()
-    shown = {key: [line for line in lines if key in line.partition(": ")[0]] for key in (COPIED, SHUFFLED, FLIPPED)}
-    assert shown[COPIED] == [f"  {COPIED}: check feature_rows: the features of all 500 rows are those of 2024-02-02"]
-    assert [line.partition(" check ")[2].partition(":")[0] for line in shown[SHUFFLED]] == [
-        "feature_rows",
-        "concept_drift",
-    ]
-    assert shown[SHUFFLED][0].startswith(
-        f"  {SHUFFLED}, {APART} (2): check feature_rows: columns no longer go together"
-    )
-    apart = {check.extent: check.partition_key for check in status.failed_checks if check.faults == ("columns apart",)}
-    assert f"go together: {max(apart):.2f}, where " in shown[SHUFFLED][0]
-    assert shown[SHUFFLED][0].endswith(f"have nothing in common ({apart[max(apart)]})"), "the worst partition"
-    assert len(shown[FLIPPED]) == 1
-    assert "concept_drift" in {aspect.name for aspect in status.health.alarms}, "the newest partition failed it"
-
-
 def test_the_report_gives_the_figures_of_partitions_in_doubt_apart(scored):
     doubtful = [COPIED, SHUFFLED, REPEATED, APART, FLIPPED]
     with open_published(scored.home) as con:
@@ -176,16 +145,12 @@ def test_the_report_gives_the_figures_of_partitions_in_doubt_apart(scored):
     assert whole.overall["roc_auc"]["partitions"] == len(whole.window.keys) - 1 == 14, (
         "labels of the newest day are not known yet"
     )
-    assert whole.window.counted == (
-        "1 to 20 February 2024 without 3 to 5 February 2024, 7 February 2024 and 9 February 2024"
-    )
-    first, *_ = sentences = in_words(whole)["Results"]
-    assert first == "On 3 February 2024: the features of all 500 rows are those of 2024-02-02."
-    assert any(text.startswith("These 5 days are left out of all other figures; on them alone, ") for text in sentences)
     assert (sound.doubtful, sound.window.counted) == (None, sound.window.dates)
     assert not alone.doubtful.left_out
-    assert "All figures are of this day, since the report holds no other." in in_words(alone)["Results"]
-    assert "<h2>In doubt</h2>" in html(whole, {}, ZoneInfo("Europe/Berlin"))
+
+
+def test_what_is_switched_off_is_not_judged():
+    assert FEATURE_ROWS.check(small_spec(monitoring={"rows": False})) is None
 
 
 def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_by_itself(scored):
@@ -200,35 +165,3 @@ def test_a_slow_loss_of_performance_is_named_though_no_partition_is_bad_enough_b
     assert late.height == 4
     assert not late["passed"].any()
     assert all("like the last 7 partitions on average" in text for text in late["text"])
-
-
-def test_partitions_evaluated_again_far_from_each_other_are_each_judged_beside_those_before(scored):
-    def means() -> dict[str, float | None]:
-        with scored.warehouse.open() as con:
-            return dict(con.execute("FROM small.concept_drift SELECT partition_key, deviation_recent").fetchall())
-
-    before, (early, late) = means(), ("2024-02-06", str(LAST))
-    again = [scored.spec.partitions.calendar.named(key) for key in (early, late)]
-    assert len(list(scored.evaluate(again, Stamp("again", NOW)))) == 2
-    assert before[early] is not None
-    assert means() == before
-
-
-def test_what_is_switched_off_is_neither_computed_nor_judged(tmp_path):
-    pipeline = small_pipeline(tmp_path, monitoring={"rows": False})
-    carry_out(pipeline, NOW)
-    with open_published(pipeline.home) as con:
-        tables = {
-            name for (name,) in con.sql("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'small'").fetchall()
-        }
-    assert "feature_rows" not in tables
-    assert FEATURE_ROWS.check(pipeline.spec) is None
-
-
-def test_a_bundle_of_before_rows_were_looked_at_knows_nothing_and_warns_of_nothing(scored):
-    reference = scored.home.bundle("small", scored.state().scores[APART].model_version) / "profile.json"
-    values = json.loads(reference.read_text())
-    assert values["rows"]["components"]
-    del values["rows"]
-    old = ReferenceProfile.from_json(json.dumps(values).encode())
-    assert old.rows == RowReference()

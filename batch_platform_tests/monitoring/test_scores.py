@@ -50,19 +50,6 @@ def test_quantiles_and_mean_match_the_rows_to_the_width_of_a_bin(con):
     assert [count for _, count in distributions["b"].bars] == [1, *[0] * (BARS - 2), 1]
 
 
-@pytest.mark.parametrize(("values", "constant"), [([0.3, 0.3], True), ([0.3, 0.4], False), ([0.3], False)])
-def test_the_same_score_for_all_rows_is_reported(con, values, constant):
-    fill(con, "score", "DOUBLE", [("a", value) for value in values])
-    assert committed_distributions(con, "small", ["a"])["a"].constant is constant
-
-
-def test_the_ranges_of_a_regression_span_the_partition(con):
-    fill(con, "prediction", "DOUBLE", [("a", -5.0), ("a", 15.0), ("b", 2.0), ("b", 2.0)])
-    distributions = committed_distributions(con, "small", ["a", "b"])
-    assert (distributions["a"].low, distributions["a"].high, distributions["a"].numbers["mean"]) == (-5, 15, 5)
-    assert (distributions["b"].numbers["p50"], distributions["b"].constant) == (2, True)
-
-
 def test_classes_are_counted_by_name_most_frequent_first(con):
     rows = [("a", f"class {at:02}") for at in range(15)] + [("a", "class 03")] * 5
     fill(con, "prediction", "VARCHAR", rows)
@@ -70,10 +57,6 @@ def test_classes_are_counted_by_name_most_frequent_first(con):
     assert distribution.bars[0] == ("class 03", 6)
     assert distribution.bars[-1] == ("others", 8)
     assert (counted(distribution), distribution.numbers["share_class 03"]) == (20, 0.3)
-
-
-def test_a_partition_without_predictions_has_no_distribution(con):
-    assert committed_distributions(con, "small", ["a"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -96,19 +79,7 @@ def test_staged_scores_have_the_distribution_of_the_committed_ones(con, tmp_path
     assert staged == committed_distributions(con, "small", ["a", "b", "none"])
 
 
-def test_scores_that_are_not_probabilities_are_counted_in_their_own_range(con):
-    fill(con, "score", "DOUBLE", [("a", -0.5), ("a", 0.0), ("a", 1.5)])
-    distribution = committed_distributions(con, "small", ["a"])["a"]
-    assert (distribution.low, distribution.high, counted(distribution)) == (-0.5, 1.5, 3)
-    assert (distribution.bars[0][1], distribution.bars[-1][1]) == (1, 1)
-
-
 def test_the_shape_of_scores_is_a_line_of_bars_and_an_empty_range_has_none():
     counts = (0, 1, 50, 100)
     scores = ScoreDistribution("score", tuple((str(count), count) for count in counts), {}, 0.0, 1.0, constant=False)
     assert distribution(scores) == "0 `\u00a0▁▄█` 1"
-
-
-def test_the_shape_of_classes_is_a_table_of_their_rows_that_shows_odd_names_as_they_are():
-    scores = ScoreDistribution("prediction", (("a|b", 1_200), ("<b>", 3)), {}, None, None, constant=False)
-    assert distribution(scores).splitlines()[2:] == ["| a\\|b | 1,200 |", "| &lt;b&gt; | 3 |"]

@@ -4,14 +4,15 @@ import json
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import polars as pl
 import pytest
 
+from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.units import UnitRule
-from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline, small_spec
-from batch_platform_tests.pipeline.snapshots import FILES, MONDAY, SNAPSHOT, WITHOUT_REFIT, customers, days_later
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec
 
 ROWS = pl.DataFrame(
     {
@@ -37,13 +38,6 @@ def test_an_entity_is_the_key_without_its_times_and_beside_it_stands_the_partiti
     assert alike(UnitRule(), ["customer", "household"], None) == {}, "each row of a partition has a key of its own"
 
 
-def test_what_is_declared_comes_before_what_the_key_tells():
-    assert alike(UnitRule(group=["household"])) == {"group": [0, 0, 0, 3], "partition": [0, 1, 0, 1]}
-    assert alike(UnitRule("household", ["customer"])) == {"household": [0, 0, 0, 3]}
-    assert alike(UnitRule("partition")) == {"partition": [0, 1, 0, 1]}
-    assert alike(UnitRule("row", ["household"])) == {}
-
-
 @pytest.mark.parametrize("unit", ["row", "partition", "id", "shop"])
 def test_a_unit_is_row_partition_or_a_column_that_is_stored(unit):
     assert small_spec(monitoring={"unit": unit}).monitoring.unit == unit
@@ -51,22 +45,13 @@ def test_a_unit_is_row_partition_or_a_column_that_is_stored(unit):
         small_spec(monitoring={"unit": "shops"})
 
 
-def widths(pipeline, table: str) -> dict[str, float]:
-    with duckdb.connect(str(pipeline.home.published.resolve()), read_only=True) as con:
-        query = (
-            f"SELECT metric, max(high - low) FROM small.{table} WHERE challenger IS NULL AND low IS NOT NULL GROUP BY 1"
-        )
-        return dict(con.execute(query).fetchall())
-
-
-def test_the_same_customers_on_two_days_tell_no_more_than_on_one(tmp_path):
-    declared = {**FILES, **SNAPSHOT, "model": WITHOUT_REFIT}  # so that performance is measured on rows held out
-    pipeline = finished_pipeline(tmp_path, MONDAY, events=customers(), **declared)
-    carry_out(pipeline, days_later(1))
-    daily, pooled = widths(pipeline, "performance"), widths(pipeline, "performance_pooled")
-    assert pooled.keys() == daily.keys()
-    for metric in ("log_loss", "brier", "roc_auc", "accuracy", "average_precision"):
-        assert pooled[metric] == pytest.approx(daily[metric], rel=0.15), "twice as many rows would make it 0.71"
+def widths(pipeline: Pipeline, *, by_day: bool) -> dict[str, float]:
+    """The width of the widest interval of each metric, of days or of all rows together."""
+    with open_published(pipeline.home) as con:
+        table = con.sql("FROM small.performance").pl()
+        table = table if by_day else pooled_performance(con, "small", by_version=False, unit=UnitRule.of(pipeline.spec))
+    table = table.filter(pl.col("challenger").is_null()).drop_nulls("low")
+    return dict(table.group_by("metric").agg((pl.col("high") - pl.col("low")).max()).iter_rows())
 
 
 def test_a_declared_unit_counts_in_performance_months_and_the_gate(tmp_path: Path):
@@ -78,9 +63,7 @@ def test_a_declared_unit_counts_in_performance_months_and_the_gate(tmp_path: Pat
         evidence = json.loads(registry.last_decision(registry.versions[0].version).evidence)
         difference = evidence["baseline"]["verdict"]["difference"]
         found[unit] = (difference["resampled_by"], difference["groups"])
-        found[f"{unit} width"] = np.array(
-            [widths(pipeline, table)["log_loss"] for table in ("performance", "performance_pooled")]
-        )
+        found[f"{unit} width"] = np.array([widths(pipeline, by_day=by_day)["log_loss"] for by_day in (True, False)])
     assert found["shop"] == ("group", 6)
     assert found["row"][0] == "row"
     assert (found["shop width"] != found["row width"]).all()

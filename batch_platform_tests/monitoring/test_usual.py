@@ -1,19 +1,15 @@
 """What is usual for the rows of a partition: chance and a short history raise no alarm, and a real change does."""
 
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from batch_platform.monitoring.usual import (
-    DAYS_OF_WEEK,
     LEAST_HISTORY,
     Past,
     unusually_many,
     usual_rows,
-    usual_rows_of_first_weeks,
 )
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.pipeline.planned_states import scored
@@ -21,56 +17,32 @@ from batch_platform_tests.pipeline.planned_states import scored
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("partitions", [6, 12])
-@pytest.mark.parametrize(("mean", "spread"), [(5, 0.0), (40, 0.3), (1000, 0.1), (1000, 0.8), (1_000_000, 1.5)])
-def test_fewer_than_one_in_a_hundred_partitions_like_those_before_is_unusual(partitions, mean, spread):
-    random = np.random.default_rng(1)
-    rows = random.poisson(mean * np.exp(spread * random.standard_normal((2000, partitions + 1)))).tolist()
-    outside = sum(not usual_rows(before).holds(last) for *before, last in rows)
-    assert outside < 20
+WEEK = (1000, 1000, 1000, 1000, 1000, 300, 300)
 
 
-def test_half_of_the_rows_none_and_twice_as_many_are_unusual_also_after_a_day_of_failure():
-    steady = [900, 930, 880, 910, 905, 0, 890, 920]
-    usual = usual_rows(steady)
-    assert [usual.holds(rows) for rows in (0, 450, 800, 900, 1000, 1800)] == [False, False, True, True, True, False]
-    assert usual.partitions == len(steady)
-    assert usual_rows([0] * 8).holds(0)
-    assert usual_rows(steady[: LEAST_HISTORY - 1]) is None
-
-
-@pytest.mark.parametrize("weekend", [1.0, 0.3, 0.02])
-def test_in_the_first_weeks_a_weekend_is_no_surprise_and_a_failure_is(weekend):
+def test_from_the_ninth_day_on_half_of_the_rows_and_twice_as_many_are_unusual_and_a_weekend_is_not():
     random = np.random.default_rng(3)
-    week = np.array([1, 1, 1, 1, 1, weekend, weekend])
-    outside, judged = 0, 0
-    for begins in range(DAYS_OF_WEEK):
-        days = random.poisson(
-            500 * np.exp(0.1 * random.standard_normal((50, 42))) * np.resize(np.roll(week, begins), 42)
-        )
-        for rows in days.tolist():
-            for at in range(DAYS_OF_WEEK, len(rows)):
-                usual = usual_rows_of_first_weeks(rows[:at])
-                assert not usual.holds(5_000_000)
-                assert weekend < 0.1 or not usual.holds(0)
-                outside, judged = outside + (not usual.holds(rows[at])), judged + 1
-            assert usual_rows_of_first_weeks(rows[: DAYS_OF_WEEK - 1]) is None
-    assert outside < judged / 100
+    days = random.poisson(np.resize(WEEK, 70) * np.exp(0.1 * random.standard_normal((50, 70)))).tolist()
+    alarms = dict.fromkeys((1.0, 0.5, 2.0), 0)
+    for rows in days:
+        assert usual_rows(rows[:0], rows[:7]) is None
+        for at in range(8, 70):
+            usual = usual_rows(rows[at % 7 : at : 7], rows[:at])
+            for share in alarms if at % 7 < 5 or at >= 28 else (1.0, 0.5):
+                alarms[share] += not usual.holds(round(rows[at] * share))
+    assert alarms[1.0] < 5, "of 3,100 days"
+    assert alarms[0.5] > 0.9 * 50 * 62
+    assert alarms[2.0] > 0.9 * 50 * (62 - 6)
 
 
-def test_an_hour_is_compared_with_its_hour_of_the_week_or_of_any_day():
-    calendar = small_spec(partitions={"every": "hour", "start": "2024-01-01-00:00", "end": None}).partitions.calendar
-    hours = calendar.due(datetime(2024, 1, 22, tzinfo=UTC))
-    runs = [scored(partition, "version", "hash") for partition in hours]
-    past, last = Past(calendar, runs), runs[-1]
-    assert [run.partition_key[:10] for run in past.before(last, 12, alike=True)] == [
-        "2024-01-01",
-        "2024-01-08",
-        "2024-01-15",
-    ]
-    of_any_day = past.before(last, 12, alike=True, weekday=False)
-    assert {(run.partition_start - last.partition_start).total_seconds() % 86400 for run in of_any_day} == {0}
-    assert len(of_any_day) == 12
+def test_a_day_of_failure_and_few_rows_do_not_mislead():
+    steady = [900, 930, 880, 910, 905, 0, 890, 920]
+    usual = usual_rows(steady, steady)
+    assert [usual.holds(rows) for rows in (0, 450, 800, 900, 1000, 1800)] == [False, False, True, True, True, False]
+    assert usual_rows([0], steady).holds(900), "the only one of this weekday was at fault"
+    assert usual_rows([0] * 8, [0] * 8).holds(0)
+    few = np.random.default_rng(1).poisson(5, (2000, 9)).tolist()
+    assert sum(not usual_rows(before, before).holds(last) for *before, last in few) < 50
 
 
 @pytest.mark.parametrize(("every", "hour"), [("hour", "-09:00"), ("day", "")])
@@ -95,15 +67,3 @@ def test_rejected_rows_are_unusual_only_beyond_chance_and_beyond_every_partition
     drawn = random.binomial(400, 0.02, (3000, 8)).tolist()
     alarms = sum(unusually_many(last, 400, [(rejected, 400) for rejected in before]) for *before, last in drawn)
     assert alarms < 3
-
-
-def test_only_a_number_that_may_be_unusual_costs_the_import_of_scipy():
-    script = """
-import sys
-from batch_platform.monitoring.usual import usual_rows
-usual = usual_rows([900, 930, 880, 910, 905, 890, 920])
-print(usual.holds(1000), "scipy" in sys.modules)
-print(usual.holds(1100), usual.holds(1500), "scipy" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["True False", "True False True"]

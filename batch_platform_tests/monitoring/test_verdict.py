@@ -58,24 +58,6 @@ def test_a_verdict_is_read_aloud():
     )
 
 
-def test_an_end_that_is_not_0_is_never_printed_as_0():
-    unclear = verdict("rmse", 31.9, 31.6, (-0.03, 0.5), resampled_by="partition", groups=10)
-    assert unclear.beside("champion V").endswith("(difference 0.3, between -0.03 and 0.5)")
-    worse = verdict("rmse", 26.9, 26.0, (0.04, 1.7))
-    assert worse.beside("champion V").endswith("(difference 0.9, between 0.04 and 1.7)")
-    same = verdict(value=0.744, other=0.744, ends=(-1e-12, 0.0))
-    assert same.beside("champion V").endswith("(no difference)")
-
-
-@pytest.mark.parametrize(
-    ("ends", "worth"),
-    [((-0.02, 0.04), None), ((-0.02, 0.04), 0.0), ((-0.02, 0.04), 0.06), ((0.01, 0.05), 0.01), ((-0.02, 0.04), 0.001)],
-    ids=["no tolerance", "a tolerance of 0", "so many are there", "it is told", "far too many"],
-)
-def test_no_number_of_rows_is_stated_without_a_difference_that_more_of_them_would_show(ends, worth):
-    assert verdict(value=0.75, other=0.74, ends=ends).units_needed(worth) == ""
-
-
 def test_the_stated_number_of_rows_shows_the_difference_worth_seeing_in_8_of_10_cases():
     def pair(rows: int, seed: int, noise: float) -> Verdict:
         random = np.random.default_rng(seed)

@@ -217,11 +217,11 @@ def test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_
     once = {customer: ids[0] for customer, ids in orders.iter_rows()}
     customer = next(name for name in categories if name in once)
     with pipeline.warehouse.open() as con:
-        for table in ("profiles", "estimates_by_segment", "performance_pooled"):
+        for table in ("profiles", "estimates_by_segment"):
             rows = str(con.execute(f"SELECT t::VARCHAR FROM small.{table} AS t").fetchall())
             assert not [name for name in once if name in rows], table
         segments = con.execute(
-            "SELECT DISTINCT segment FROM small.performance_pooled WHERE segment_column = 'customer'"
+            "SELECT DISTINCT segment FROM small.estimates_by_segment WHERE segment_column = 'customer'"
         )
         assert OTHERS in {segment for (segment,) in segments.fetchall()}
     held = erase_subject(pipeline, {"id": str(once[customer])}, "somebody", STAMP)

@@ -274,7 +274,7 @@ NO_INPUT = {  # keys that change nothing that is made, each with the reason
     "model.allow_suspected_leaks": _GATE,
     **{f"model.promote.{key}": _GATE for key in ("at_least", "baseline", "manual", "metric", "tolerance")},
     "monitoring.performance.warn_below": _JUDGED,
-    **{f"monitoring.drift.{key}": _JUDGED for key in ("baseline", "fail", "ignore", "warn")},
+    **{f"monitoring.drift.{key}": _JUDGED for key in ("fail", "ignore", "warn")},
     "monitoring.drift.columns.fail": _JUDGED,
     "monitoring.drift.columns.warn": _JUDGED,
     "monitoring.rows": "adds warnings to what is scored from then on",

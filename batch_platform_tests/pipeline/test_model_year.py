@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from batch_platform.cli.project import project_files
 from batch_platform.defs.flight_delays import sources
+from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform_tests.harness.command_line import Answer, run_command
 from batch_platform_tests.harness.dagster_project import PACKAGE
 
@@ -65,10 +66,10 @@ def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recompu
         stated = con.sql(
             "SELECT partition_key, metric, value, rows, positives FROM flight_delays.performance WHERE challenger IS NULL"
         ).pl()
-        pooled = con.sql(
-            "SELECT strftime(period_start, '%Y-%m') AS month, metric, value FROM flight_delays.performance_pooled "
-            "WHERE period = 'month' AND model_version IS NULL AND challenger IS NULL AND segment_column IS NULL"
-        ).pl()
+        months_of = {key[:7] for key in scored["partition_key"]}
+        pooled = {
+            month: pooled_performance(con, "flight_delays", month, f"{month}~", by_version=False) for month in months_of
+        }
     days = {key: recomputed(part) for (key,), part in scored.group_by("partition_key")}
     months = {month: recomputed(part) for (month,), part in scored.group_by("month")}
     assert (len(days), len(months)) == (SCORED, 10)
@@ -79,10 +80,10 @@ def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recompu
             assert (count, positives) == (days[key]["rows"], days[key]["positives"]), (key, metric)
             checked += 1
     assert checked == 5 * SCORED
-    of_months = {(month, metric): value for month, metric, value in pooled.iter_rows()}
     for month, metrics in months.items():
         for metric in MEASURED:
-            assert of_months[month, metric] == pytest.approx(metrics[metric], abs=1e-12), (month, metric)
+            (value,) = pooled[month].filter(pl.col("challenger").is_null(), metric=metric)["value"]
+            assert value == pytest.approx(metrics[metric], abs=1e-12), (month, metric)
 
 
 def recomputed(rows: pl.DataFrame) -> dict[str, float]:

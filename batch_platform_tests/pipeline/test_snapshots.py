@@ -69,7 +69,6 @@ def test_the_fit_that_serves_learns_from_the_rows_that_judged_it_too_and_is_mark
     (evaluation,) = pipeline.state().evaluations.values()
     assert evaluation.rows_labelled == labelled.height
     assert query(pipeline, "SELECT DISTINCT in_sample FROM small.performance") == [(True,)]
-    assert query(pipeline, "SELECT count(*) FROM small.performance_pooled WHERE metric = 'roc_auc'") == [(0,)]
 
 
 def test_performance_is_measured_on_rows_whose_label_became_known_after_the_training(tmp_path):

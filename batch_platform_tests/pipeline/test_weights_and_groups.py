@@ -10,8 +10,10 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY
 from batch_platform.models.bundle import read_manifest
+from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.published import reading_published
+from batch_platform.warehouse.published import open_published, reading_published
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
@@ -39,6 +41,12 @@ def query(pipeline: Pipeline, sql: str) -> pl.DataFrame:
         return con.sql(sql).pl()
 
 
+def whole(pipeline: Pipeline, metric: str) -> pl.DataFrame:
+    """A metric of all partitions together."""
+    with open_published(pipeline.home) as con:
+        return pooled_performance(con, "small", only=[metric], unit=UnitRule.of(pipeline.spec)).filter(metric=metric)
+
+
 def weighted_auc(scores: pl.DataFrame) -> float:
     rows = scores.join(small_events().select("id", "items", "returned"), on="id").drop_nulls("returned")
     return float(roc_auc_score(rows["returned"], rows["score"], sample_weight=rows["items"]))
@@ -52,7 +60,7 @@ def test_metrics_of_partitions_and_months_count_rows_by_their_weight(tmp_path):
     for key, value, low, high in measured.iter_rows():
         assert value == pytest.approx(weighted_auc(scores.filter(pl.col("partition_key") == key)), abs=1e-12)
         assert low < value <= high
-    pooled = query(pipeline, "SELECT value FROM small.performance_pooled WHERE metric = 'roc_auc' AND period = 'month'")
+    pooled = whole(pipeline, "roc_auc")
     labelled = scores.join(measured.select("partition_key"), on="partition_key", how="semi")
     assert pooled["value"].unique().to_list() == [pytest.approx(weighted_auc(labelled), abs=1e-12)]
     weights = query(pipeline, "SELECT id, outcome_weight FROM small.outcomes").join(small_events(), on="id")

@@ -1,13 +1,11 @@
 """The model card: what it says is what was recorded, in Markdown and on a page, and no text of unknown origin becomes markup."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from batch_platform.declaration.model import ModelCard
 from batch_platform.models.bundle import read_judged, read_manifest
-from batch_platform.models.registry import Registry
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.card import Card, card_of, since_it_serves
@@ -67,26 +65,6 @@ def test_every_figure_of_a_card_is_the_recorded_one(pipeline):
     assert f"It learned from {version.rows_trained:,} rows" in sections["Data"].sentences[0]
     decisions = [(event.action, event.actor, event.reason) for event in pipeline.published_state().registry.promotions]
     assert [tuple(row[1:]) for row in sections["Decisions"].rows] == decisions
-
-
-def test_a_card_says_how_a_version_did_since_it_serves_by_segment(pipeline):
-    (section,) = [section for section in written(pipeline).sections if section.title.startswith("How it did")]
-    overall, *segments = section.rows
-    assert overall[0] == "all rows"
-    assert len(segments) > 1
-    assert all(row[0].startswith("shop: ") for row in segments)
-    assert sum(row[-1] for row in segments) == overall[-1]
-
-
-def test_a_version_that_served_nothing_has_a_card_too(pipeline):
-    registry = pipeline.published_state().registry
-    version = registry.champion(NOW)
-    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
-    refused = replace(registry.promotions[-1], action="refused", reason="it is worse")
-    card = card_of(pipeline.spec, Registry("small", [version], [refused]), version, manifest, None)
-    sections = {section.title: section for section in card.sections}
-    assert sections["Decisions"].sentences == ["It serves no partition."]
-    assert "Calibration" not in sections
 
 
 def test_a_card_shows_what_moves_the_score_how_it_is_calibrated_and_how_rows_are_decided(tmp_path):

@@ -25,7 +25,7 @@ CONTRACT = Contract(
     )
 )
 LEARNED = pl.DataFrame({"amount": [1.0, 2.0], "items": [1, 2], "shop": ["a", "b"]})
-REFERENCE = reference_of(CONTRACT, (LEARNED, CONTRACT.encode(LEARNED)), None, None)
+REFERENCE = reference_of(CONTRACT, (LEARNED, CONTRACT.encode(LEARNED)), None)
 
 
 class Sum:

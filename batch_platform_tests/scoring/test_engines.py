@@ -349,7 +349,7 @@ def test_progress_ends_with_all_rows_of_a_partition(pipeline, tmp_path):
 def table(pipeline: Pipeline, name: str) -> pl.DataFrame:
     with pipeline.warehouse.open() as con:
         frame = con.sql(f"FROM small.{name}").pl()
-    return frame.drop("run_id", "scored_at", "evaluation_seq", strict=False).sort(pl.all())
+    return frame.drop("run_id", "scored_at", strict=False).sort(pl.all())
 
 
 @pytest.mark.parametrize("store", [DUCKDB, pytest.param(PARQUET, marks=pytest.mark.full)])
@@ -357,7 +357,7 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeli
     declared_store = pipeline.spec.predictions.model_copy(update={"store": store})
     pipeline = replace(pipeline, spec=pipeline.spec.model_copy(update={"predictions": declared_store}))
     written = ("predictions", "rejected_rows", "challenger_scores", "challengers", "profiles")
-    names = (*written, "drift_by_segment", "estimates_by_segment", "performance_pooled")
+    names = (*written, "drift_by_segment", "estimates_by_segment")
     before = {name: table(pipeline, name) for name in names}
     plan = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW))
     assert not plan.of("predictions"), "another engine makes no prediction stale"
@@ -374,7 +374,7 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeli
         assert table(pipeline, name).equals(before[name])
     list(pipeline.evaluate(days(pipeline), STAMP))
     pipeline.conclude(NOW)
-    for name in ("drift_by_segment", "estimates_by_segment", "performance_pooled"):
+    for name in ("drift_by_segment", "estimates_by_segment"):
         assert table(pipeline, name).equals(before[name])
         assert before[name].filter(segment_column="shop")["segment"].n_unique() == len(SHOPS)
     expected = f"{engine}; run by {engine}" if engine == ROWS else engine

@@ -20,7 +20,7 @@ from batch_platform.declaration.inputs import STORES, Encoding, Source, require_
 from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.drivers import is_sqlite
-from batch_platform.features.sources.files import files_of
+from batch_platform.features.sources.files import ARCHIVE, UNPACK, files_of
 from batch_platform.features.sources.kind import SourceTable, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import (
@@ -32,7 +32,6 @@ from batch_platform.features.sources.objects import (
     store_failure_in,
 )
 from batch_platform.features.sources.text_files import with_any_line_break
-from batch_platform.features.sources.zipped import ENDING, duckdb_path, member_of
 from batch_platform.warehouse.sql import connect, literal
 
 _MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
@@ -215,13 +214,9 @@ def _endings() -> dict[str, str]:
 
 
 def _kind_of(path: FilePath) -> str:
-    if path.suffix.lower() == ENDING and isinstance(path, Path) and path.is_file():
-        member = member_of(path).filename
-        kind = _kind_of(Path(member))
-        if kind not in ("csv", "json"):
-            msg = f"{path} holds {member}; a table is read from an archive only if it is CSV or JSON."
-            raise WrongUseError(msg, hint="unpack it.")
-        return kind
+    if path.suffix.lower() == ARCHIVE:
+        msg = f"{path} is a zip archive."
+        raise WrongUseError(msg, hint=UNPACK)
     kind = _endings().get(ending_of(path) or "")
     if kind is None:
         msg = f"{path} has no known file ending; known endings are {', '.join(sorted(_endings()))}."
@@ -248,8 +243,7 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
 
 def ending_of(file: FilePath) -> str | None:
     """The known ending of a file name; None if it has none."""
-    known = [*_endings(), ENDING]
-    return max((ending for ending in known if file.name.lower().endswith(ending)), key=len, default=None)
+    return max((ending for ending in _endings() if file.name.lower().endswith(ending)), key=len, default=None)
 
 
 def _table_of(path: Path, table: str | None) -> str:
@@ -276,7 +270,7 @@ def _table_of(path: Path, table: str | None) -> str:
 def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
     table = origin.as_table("rows")
-    files = [duckdb_path(path) for path in files_of(table)]
+    files = [str(path) for path in files_of(table)]
     notation = [f"{option} = {literal(value)}" for option, value in origin.options.items()]
     try:
         with connect() as con:

@@ -31,6 +31,9 @@ from batch_platform.features.sources.objects import (
 )
 from batch_platform.warehouse.sql import literal
 
+ARCHIVE = ".zip"
+UNPACK = "unpack it, and name the file that holds the table; CSV and JSON may be compressed as .gz or .zst."
+
 
 def path_or_glob(table: SourceTable) -> tuple[FilePath, str]:
     """Split a path into the folder below which the files of every partition lie, and the path or glob from there."""
@@ -49,8 +52,12 @@ def _split(location: str) -> tuple[FilePath, str]:
 
 
 def files_of(table: SourceTable) -> list[FilePath]:
-    """List the files of a source, sorted; raises SourceError if there are none."""
-    return [*_states(table)]
+    """List the files of a source, sorted; raises SourceError if there are none, or a zip archive among them."""
+    files = [*_states(table)]
+    if archives := [file for file in files if file.suffix.lower() == ARCHIVE]:
+        problem = f" cannot be read: {archives[0]} is a zip archive."
+        raise table.error(problem, UNPACK)
+    return files
 
 
 def _states(table: SourceTable) -> Mapping[FilePath, FileState]:
@@ -142,17 +149,8 @@ def numbered(con: duckdb.DuckDBPyConnection, table: SourceTable, relation: str, 
     return f"(SELECT {columns}, * EXCLUDE (__file, __place) FROM ({inner}))"
 
 
-def unpacked_files(table: SourceTable) -> list[FilePath]:
-    """The files of a source, none of which is an archive, in which nothing can be looked up; raises SourceError."""
-    files = files_of(table)
-    if archives := [file for file in files if file.suffix.lower() == ".zip"]:
-        problem = f" cannot be read: {archives[0]} is a zip archive."
-        raise table.error(problem, "unpack it: such files are compressed by themselves.")
-    return files
-
-
 def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
-    files = ", ".join(literal(str(path)) for path in unpacked_files(table))
+    files = ", ".join(literal(str(path)) for path in files_of(table))
     if not table.source.number_rows:
         return f"read_parquet([{files}], hive_partitioning = false)"
     options = "hive_partitioning = false, filename = '__file', file_row_number = true"
@@ -162,7 +160,7 @@ def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str
 def _parquet_files(table: SourceTable) -> ParquetFiles | None:
     if table.source.kind != "parquet" or table.source.number_rows:  # the kinds made from this one come here too
         return None
-    files = [file for file in unpacked_files(table) if isinstance(file, Path)]
+    files = [file for file in files_of(table) if isinstance(file, Path)]
     return ParquetFiles(files) if files else None  # DuckDB copies objects for an engine that may not reach their store
 
 
@@ -174,7 +172,7 @@ def _parquet_frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.Laz
 
 def _for_polars(table: SourceTable) -> list[Path] | list[bytes]:
     """The files of a source for Polars: objects whole, but not decoded yet, as only fsspec knows the way to their store."""
-    files = unpacked_files(table)
+    files = files_of(table)
     objects = [file for file in files if isinstance(file, ObjectPath)]
     try:
         return read_whole(objects) if objects else [file for file in files if isinstance(file, Path)]
@@ -185,7 +183,7 @@ def _for_polars(table: SourceTable) -> list[Path] | list[bytes]:
 def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     from pyarrow.dataset import dataset  # imported late: it takes its time
 
-    files, system = [str(file) for file in unpacked_files(table)], arrow_file_system(table.source.location)
+    files, system = [str(file) for file in files_of(table)], arrow_file_system(table.source.location)
     try:
         con.register(table.name, dataset(files, format="ipc", filesystem=system))
     except pa.ArrowInvalid as error:

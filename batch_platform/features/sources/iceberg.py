@@ -19,6 +19,7 @@ from batch_platform.declaration.inputs import IcebergSnapshot, IcebergTable, Sou
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.delta import parquet_dataset
 from batch_platform.features.sources.kind import SourceKind, SourceTable
+from batch_platform.features.sources.objects import store_timeout
 from batch_platform.warehouse.sql import quoted
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pyiceberg.table import DataScan, FileScanTask, Table
 
 _LONGEST_REASON = 300  # characters of a message
+_S3_ATTEMPTS = 3  # of Arrow at one request
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,10 @@ def _declared(table: SourceTable) -> IcebergSnapshot:
 def _catalog(name: str, properties: tuple[tuple[str, str], ...]) -> "Catalog":
     from pyiceberg.catalog import load_catalog
 
-    return load_catalog(name, **dict(properties))
+    catalog = load_catalog(name, **dict(properties))
+    for limit in ("s3.connect-timeout", "s3.request-timeout"):
+        catalog.properties.setdefault(limit, str(store_timeout() / _S3_ATTEMPTS))
+    return catalog
 
 
 def catalog_of(declared: IcebergTable) -> "Catalog":

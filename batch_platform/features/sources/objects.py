@@ -235,7 +235,7 @@ def put_object(path: ObjectPath, file: Path) -> None:
     with _explained(path, "written"):
         system, name = _store_of(path)
         # s3fs waits for ever for the leave to send a file, so all of it has a limit.
-        system.put_file(str(file), name, timeout=_timeout() + file.stat().st_size / _SLOWEST)
+        system.put_file(str(file), name, timeout=store_timeout() + file.stat().st_size / _SLOWEST)
 
 
 def delta_options(root: FilePath) -> dict[str, str] | None:
@@ -243,7 +243,7 @@ def delta_options(root: FilePath) -> dict[str, str] | None:
     if not isinstance(root, ObjectPath):
         return None
     plain_http = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    limit = f"{max(1, round(_timeout()))}s"
+    limit = f"{max(1, round(store_timeout()))}s"
     return {"timeout": limit, "retry_timeout": limit, **({"allow_http": "true"} if plain_http else {})}
 
 
@@ -349,7 +349,7 @@ def _store_of(path: ObjectPath) -> tuple[Any, str]:
     return system, name
 
 
-def _timeout() -> float:
+def store_timeout() -> float:
     """Seconds to wait for a store that does not answer: BATCH_PLATFORM_STORE_TIMEOUT, or 90 if it is not set."""
     return seconds_in(TIMEOUT_VARIABLE, _TIMEOUT_SECONDS)
 
@@ -358,7 +358,7 @@ def _limits(extra: str) -> dict[str, Any]:
     """The options by which a store's library waits no longer for an answer than it may; gcsfs and adlfs have limits of their own."""
     if extra == "s3":
         attempts = int(os.environ.get("AWS_MAX_ATTEMPTS") or _S3_ATTEMPTS)
-        silent = _timeout() / attempts / _S3_READINGS
+        silent = store_timeout() / attempts / _S3_READINGS
         retries = {"total_max_attempts": attempts}
         return {"config_kwargs": {"connect_timeout": silent, "read_timeout": silent, "retries": retries}}
     return {}

@@ -21,7 +21,6 @@ from batch_platform.features.sources.asset import not_stored
 from batch_platform.features.sources.kind import SourceKind, SourceState, SourceTable, create_view, failure_in
 from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.features.sources.objects import FilePath, StoreError, store_failure_in
-from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import connect, literal, quoted
 
@@ -217,11 +216,9 @@ class SourceConnection:
                     self._versions[name] = kind.version(table)
                 allowed.update(kind.admit(con, table))
         folders = {path for path in allowed if path.is_dir()}
-        local = [path for path in allowed if isinstance(path, Path)]
-        archives = {folder_in(path) for path in local if path in folders or path.suffix.lower() == ENDING}
         for setting, paths in (
             ("allowed_paths", map(str, allowed - folders)),
-            ("allowed_directories", [*map(str, folders), *archives]),
+            ("allowed_directories", map(str, folders)),
         ):
             con.execute(f"SET {setting} = [{', '.join(map(literal, sorted(paths)))}]")
         con.execute("SET enable_external_access = false")

@@ -10,7 +10,7 @@ values for which the header has no column, so that rows are counted against the 
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,10 +21,8 @@ import polars as pl
 from batch_platform.declaration.errors import MOST_LISTED, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.files import PARQUET, admit_files, files_of, files_version, numbered
+from batch_platform.features.sources.files import PARQUET, files_of, files_version, numbered
 from batch_platform.features.sources.kind import SourceTable, create_view, digest
-from batch_platform.features.sources.objects import FilePath
-from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import folded, literal, quoted
 
 _Answer = TypeVar("_Answer")
@@ -79,11 +77,7 @@ def with_any_line_break(ask: Callable[[str], _Answer]) -> tuple[_Answer, str]:
 
 
 def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
-    try:
-        paths = [literal(duckdb_path(path)) for path in files_of(table)]
-    except ArchiveError as error:
-        problem = f" cannot be read: {error.message}"
-        raise table.error(problem, error.hint) from error
+    paths = [literal(str(path)) for path in files_of(table)]
     relation = _READERS[table.source.kind].function
     version = digest(table.source.model_dump_json(), *paths, files_version(table))
     if version not in _known:
@@ -268,12 +262,6 @@ def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
     return con.sql(f"FROM {relation}").pl().lazy()
 
 
-def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[FilePath]:
-    if table.source.location.lower().endswith(ENDING):
-        admit_archives(con)
-    return admit_files(con, table)
-
-
 def _also_compressed(*endings: str) -> tuple[str, ...]:
     return tuple(ending + compressed for ending in endings for compressed in ("", ".gz", ".zst"))
 
@@ -281,7 +269,6 @@ def _also_compressed(*endings: str) -> tuple[str, ...]:
 CSV = replace(
     PARQUET,
     description=lambda source: f"the CSV files `{redact(source.location)}`",
-    admit=_admit,
     view=lambda con, table: create_view(con, table.name, _relation(con, table)),
     frame=_frame,
     counts_quickly=False,

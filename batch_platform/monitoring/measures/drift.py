@@ -1,23 +1,17 @@
-"""The measure `drift`: each column of a partition, and its predictions by segment, beside their baselines, from the profiles alone.
-
-A partition that is a baseline of later ones has their rows computed again, so
-the table is at any time what the profiles say.
-"""
+"""The measure `drift`: each column of a partition, and its predictions by segment, beside the reference of its version, from the profiles alone."""
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
 from typing import Any
 
 import duckdb
 
-from batch_platform.declaration.calendar import Calendar, Duration
-from batch_platform.declaration.errors import MOST_LISTED, IntegrityError, counted, listed
-from batch_platform.declaration.monitored import Baseline, Drift
+from batch_platform.declaration.errors import MOST_LISTED, counted, listed
+from batch_platform.declaration.monitored import Drift
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import (
     UNUSUAL,
@@ -32,37 +26,23 @@ from batch_platform.monitoring.drift import (
 )
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.markdown import Markdown, listing
-from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Measure, ReferenceOf, ScoredPart, rounded
-from batch_platform.monitoring.measures.drift_cells import CELLS, DESCRIPTION, DriftCell, moved, moved_cells, read_cells
-from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Measure, ScoredPart, rounded
 from batch_platform.monitoring.profiles import Profile
-from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
-from batch_platform.warehouse.ledger import (
-    Change,
-    ScoreRun,
-    create_table,
-    insert,
-    read_latest,
-    replace_records,
-    rows_of_partitions,
-)
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.ledger import Change, ScoreRun, replace_records, rows_of_partitions
 
 COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
 WORST_INDEX = "worst_psi"
 MOST_PLOTTED = 50  # columns
 FEW_ROWS = 30  # fewer rows that look as ever tell nothing
-_WEEK = Duration(days=7)
+REFERENCE = "reference"  # of the column `baseline`; former versions compared with earlier partitions too
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A column of a partition, and the same column of a baseline."""
+    """A column of a partition, and the same column of the reference."""
 
-    key: str
-    baseline: Baseline
-    of: str | None  # the partition that is the baseline
+    run: ScoreRun
     profile: Profile
     base: Profile
     usual: float | None  # index beyond chance that is usual between partitions; None where unknown
@@ -103,8 +83,8 @@ def _replace_segments(
 ) -> list[Change]:
     """Replace how far the predictions of each segment of the committed partitions are from the same segment's reference.
 
-    A segment that the reference does not hold has no row. It is judged as the predictions are, where their baseline is the
-    reference and it is known what is usual for the segment; the segments of a column share the probability of a false alarm.
+    A segment that the reference does not hold has no row. It is judged as the predictions are, where
+    it is known what is usual for the segment; the segments of a column share the probability of a false alarm.
     """
     compared = list[tuple[ScoreRun, str, str | None, Profile, Profile, float | None]]()
     declared = commits.spec.monitoring.drift
@@ -135,7 +115,7 @@ def _replace_segments(
             rows=own.rows,
             baseline_rows=base.rows,
             level=divergence.level(declared.bounds(own.name), usual, tests=tests[run.partition_key, column])
-            if declared is not None and usual is not None and _is_judged(declared, own.name, "reference")
+            if declared is not None and usual is not None and own.name not in declared.ignore
             else None,
             model_version=run.model_version,
             run_id=run.run_id,
@@ -163,146 +143,60 @@ def read_segment_alarms(
     )
 
 
-def _is_judged(declared: Drift, column: str, baseline: Baseline) -> bool:
-    return baseline == declared.baseline and column not in declared.ignore
-
-
 def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
-    return [*_replace_columns(con, commits), *_replace_segments(con, commits, parts)]
+    return [*_replace_columns(con, commits, parts), *_replace_segments(con, commits, parts)]
 
 
-def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits) -> list[Change]:
-    """Compute the drift of the committed partitions, whose profiles are written already, and of those that they are a baseline of."""
-    spec, calendar, name = commits.spec, commits.spec.partitions.calendar, commits.pipeline
-    new = {run.partition_key: run for run in commits.runs}
-    later = {key for of in new for key in _compared_with(calendar, of)} - {*new}
-    wanted = {key: dict(_baselines(calendar, key)) for key in (*new, *later)}
-    needed = {*wanted, *(of for baselines in wanted.values() for of in baselines.values())}
-    profiles = read_profiles(con, name, needed)
-    if not profiles and not has_table(con, name, COLUMNS):
-        return []
-    runs = {**new, **read_latest(con, ScoreRun, name, later)}
-    pairs = list(_pairs(new, runs, wanted, profiles, commits.reference_of))
+def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
+    """Replace how far the columns of the committed partitions are from the reference of their version."""
+    pairs = list[_Pair]()
+    for run in commits.runs:
+        if (reference := commits.reference_of(run)) is None:
+            continue
+        usual, moves = reference.usual_by_column, reference.moves_by_column
+        bases = {(base.role, base.name): base for base in reference.baseline}
+        for profile in parts[run.partition_key].profiles:
+            base = bases.get((profile.role, profile.name))
+            if profile.role != "estimate" and base is not None and profile.is_comparable(base):
+                moved = moves.get(profile.name) if profile.role == "feature" else None
+                pairs.append(_Pair(run, profile, base, usual.get((profile.role, profile.name)), moved))
     rows = [
-        _row(pair, divergence, runs[pair.key], spec.monitoring.drift)
+        _row(pair, divergence, commits.spec.monitoring.drift)
         for pair, divergence in zip(pairs, divergences([(pair.profile, pair.base) for pair in pairs]), strict=True)
         if divergence is not None
     ]
-    create_table(con, name, COLUMNS, ColumnDrift)
-    table = f"{quoted(name)}.{COLUMNS}"
-    con.execute(f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": list(new)})
-    con.execute(
-        f"DELETE FROM {table} WHERE partition_key IN $keys AND baseline_partition IN $new",
-        {"keys": list(later), "new": list(new)},
-    )
-    insert(con, COLUMNS, [vars(row) for row in rows], schema=name)
-    alarming = {(row.partition_key, row.column_name, row.baseline) for row in rows if row.level in ("warn", "fail")}
-    cells = [
-        cell
-        for pair in pairs
-        if pair.key in new and (pair.key, pair.profile.name, pair.baseline) in alarming
-        for cell in moved_cells(new[pair.key], pair.profile, pair.base)
-    ]
-    seq = max(run.seq for run in commits.runs)
-    changes = [Change(seq, name, COLUMNS, key) for key in sorted({*new, *(later & profiles.keys())})]
-    return [*changes, *replace_records(con, commits.runs, CELLS, DriftCell, cells)]
+    return replace_records(con, commits.runs, COLUMNS, ColumnDrift, rows)
 
 
 def read_drift(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[ColumnDrift, ...]]:
     """The drift of some partitions by partition key, the worst column first; a partition without any is left out."""
-    order = f"partition_key, {UNUSUAL} DESC, column_name, baseline"
-    return rows_of_partitions(con, ColumnDrift, pipeline, COLUMNS, partition_keys, order=order)
+    order = f"partition_key, {UNUSUAL} DESC, column_name"
+    only = f"baseline = '{REFERENCE}'"
+    return rows_of_partitions(con, ColumnDrift, pipeline, COLUMNS, partition_keys, only=only, order=order)
 
 
 def score_not_judged(rows: Sequence[ColumnDrift]) -> str | None:
     """Say why the score of a partition is not judged though features are; None if it is, or if `ignore` names it."""
     judged = next((row for row in rows if row.level is not None), None)
-    of_score = [row for row in rows if row.role == "prediction"]
-    if judged is None or any(row.baseline == judged.baseline for row in of_score):
+    if judged is None or any(row.role == "prediction" for row in rows):
         return None
-    name = of_score[0].column_name if of_score else "score"
-    if judged.baseline_partition is not None:
-        return f"{name}: not judged, because {judged.baseline_partition} has no scores to compare with"
-    return f"{name}: not judged, because {judged.model_version} has no known scores of rows that it had not seen"
+    return f"score: not judged, because {judged.model_version} has no known scores of rows that it had not seen"
 
 
-def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:
-    """The partitions that a partition is compared with."""
-    partition = calendar.named(key)
-    before = calendar.holding(partition.start - timedelta(microseconds=1))
-    if before is not None:
-        yield "previous", before.key
-    week_before = calendar.week_before(partition.start)
-    if week_before is not None:
-        yield "week_before", week_before.key
-
-
-def _compared_with(calendar: Calendar, key: str) -> list[str]:
-    """The later partitions that are compared with a partition."""
-    partition = calendar.named(key)
-    instants = (partition.end, _WEEK.after(partition.start, calendar.zone))
-    later = {other.key for instant in instants if (other := calendar.holding(instant)) is not None}
-    return [other for other in later if key in dict(_baselines(calendar, other)).values()]
-
-
-def _pairs(
-    new: Collection[str],
-    runs: Mapping[str, ScoreRun],
-    wanted: Mapping[str, Mapping[Baseline, str]],
-    profiles: Mapping[str, Sequence[Profile]],
-    reference_of: ReferenceOf,
-) -> Iterator[_Pair]:
-    """Every column of the new partitions beside its baselines, and of later partitions beside the new ones."""
-    for key, run in runs.items():
-        if not profiles.get(key):
-            continue
-        reference = _reference(run, new, reference_of)
-        usual = {} if reference is None else reference.usual_by_column
-        moves = {} if reference is None else reference.moves_by_column
-        bases: list[tuple[Baseline, str | None, Sequence[Profile]]] = [
-            (baseline, of, profiles.get(of, ())) for baseline, of in wanted[key].items() if key in new or of in new
-        ]
-        if key in new and reference is not None:
-            bases.append(("reference", None, reference.baseline))
-        for baseline, of, columns in bases:
-            by_name = {(profile.role, profile.name): profile for profile in columns}
-            for profile in profiles[key]:
-                if profile.role == "estimate":
-                    continue
-                base = by_name.get((profile.role, profile.name))
-                if base is not None and profile.is_comparable(base):
-                    known = usual.get((baseline, profile.role, profile.name))
-                    moved = moves.get((baseline, profile.name)) if profile.role == "feature" else None
-                    yield _Pair(key, baseline, of, profile, base, known, moved)
-
-
-def _reference(run: ScoreRun, new: Collection[str], reference_of: ReferenceOf) -> ReferenceProfile | None:
-    """The reference of the version that scored a partition; None where it is not known.
-
-    Nobody needs the bundle that scored a later partition in order to score this one, so it may be gone.
-    """
-    try:
-        return reference_of(run)
-    except IntegrityError:
-        if run.partition_key in new:
-            raise
-        return None
-
-
-def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:
-    profile, base, level = pair.profile, pair.base, None
-    if declared is not None and _is_judged(declared, profile.name, pair.baseline):
+def _row(pair: _Pair, divergence: Divergence, declared: Drift | None) -> ColumnDrift:
+    run, profile, base, level = pair.run, pair.profile, pair.base, None
+    if declared is not None and profile.name not in declared.ignore:
         level = divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
         if level == "none" and has_moved(profile, base, pair.moves):
             level = "warn"
     return ColumnDrift(
-        partition_key=pair.key,
+        partition_key=run.partition_key,
         column_name=profile.name,
         role=profile.role,
-        baseline=pair.baseline,
-        baseline_partition=pair.of,
+        baseline=REFERENCE,
+        baseline_partition=None,
         psi=divergence.psi,
         psi_by_chance=divergence.expected,
         psi_usual=pair.usual,
@@ -329,26 +223,24 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
+def drifted(row: ColumnDrift) -> str:
+    """Describe a column that differs from the training data in a few words."""
+    index = f"{row.column_name} {row.unusual:.2f}"
+    return f"{index} ({'; '.join(row.changes)})" if row.changes else index
+
+
 @dataclass(frozen=True)
 class PartitionDrift:
     """The drift of a partition."""
 
     run: ScoreRun
-    columns: tuple[ColumnDrift, ...] = ()  # each column beside each baseline, the worst first
+    columns: tuple[ColumnDrift, ...] = ()  # the worst first
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
-    # Cells of alarming columns.
-    cells: Mapping[str, Sequence[DriftCell]] = field(default_factory=dict[str, Sequence[DriftCell]])
-
-    def drifted(self, row: ColumnDrift) -> str:
-        """A column that differs from its baseline, in a few words."""
-        changes = [*filter(None, [moved(self.cells.get(row.column_name, ()))]), *row.changes]
-        index = f"{row.column_name} {row.unusual:.2f}"
-        return f"{index} ({'; '.join(changes)})" if changes else index
 
     @property
     def sha256(self) -> str:
         """A hash of its rows."""
-        measured = [(row.column_name, row.role, row.baseline, row.psi, row.level) for row in self.columns]
+        measured = [(row.column_name, row.role, row.psi, row.level) for row in self.columns]
         return sha256(json.dumps(sorted(measured)).encode()).hexdigest()
 
     @property
@@ -371,12 +263,8 @@ class PartitionDrift:
 def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
     columns = read_drift(con, commits.pipeline, commits.keys)
     alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
-    cells = read_cells(con, commits.pipeline, commits.keys)
     keys = {run.partition_key: run for run in commits.runs}
-    return {
-        key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ()), cells.get(key, {}))
-        for key, run in keys.items()
-    }
+    return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
 
 
 def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
@@ -390,10 +278,8 @@ def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
     ]
 
 
-def _most_drifted(drift: PartitionDrift, worst_first: Sequence[ColumnDrift]) -> Markdown:
-    rows = worst_first[:MOST_LISTED]
-    baseline = rows[0].baseline if rows else "reference"
-    return listing(("column", baseline), {row.column_name: drift.drifted(row) for row in rows})
+def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
+    return listing(("column", REFERENCE), {row.column_name: drifted(row) for row in worst_first[:MOST_LISTED]})
 
 
 def _shown(drift: PartitionDrift) -> dict[str, Any]:
@@ -402,7 +288,7 @@ def _shown(drift: PartitionDrift) -> dict[str, Any]:
         return {}
     levels = [row.level for row in drift.judged]
     metadata: dict[str, Any] = {
-        "the_worst": _most_drifted(drift, drift.judged),
+        "the_worst": _most_drifted(drift.judged),
         **rounded({WORST_INDEX: drift.judged[0].unusual}),
         "columns_over_warn": len(drift.alarming),
         "columns_over_fail": levels.count("fail"),
@@ -411,23 +297,17 @@ def _shown(drift: PartitionDrift) -> dict[str, Any]:
     return metadata | ({"not_judged": reason} if reason else {})
 
 
-_BASELINES: dict[str, str] = {
-    "reference": "the data that the version learned from (of an imported model, the rows before its serving period)",
-    "previous": "the partition before",
-    "week_before": "the same time of the week before",
-}
-
-
 def _check(spec: PipelineSpec) -> Check[PartitionDrift] | None:
     declared = spec.monitoring.drift
     if declared is None:
         return None
     return Check(
         description=(
-            f"Features and predictions are like {_BASELINES[declared.baseline]}. A column gives a warning where its population "
+            "Features and predictions are like the data that the version learned from (of an imported model, the rows before its "
+            "serving period). A column gives a warning where its population "
             f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
             f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
-            "comes first, and the index of each is plotted; the table `drift` has all measures against all baselines. The "
+            "comes first, and the index of each is plotted; the table `drift` has all measures. The "
             "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
             "training data; the worst one is named, and the table `drift_by_segment` has all of them."
         ),
@@ -440,10 +320,10 @@ def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
     judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
     if not judged:
         return {"not_judged": _not_judged(drift, declared)}
-    texts = [*map(drift.drifted, alarming), *drifted_segments(alarms)]
+    texts = [*map(drifted, alarming), *drifted_segments(alarms)]
     texts += filter(None, [score_not_judged(drift.columns)])
     metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
-    metadata["the_worst"] = _most_drifted(drift, alarming or judged)
+    metadata["the_worst"] = _most_drifted(alarming or judged)
     by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
     metadata[ALARMS] = [*map(list, ({row.column_name: row.level for row in alarming} | by_segment).items())]
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
@@ -473,10 +353,7 @@ def _not_judged(drift: PartitionDrift, declared: Drift) -> str:
         return "no row was scored"
     if not drift.columns:
         return f"no column of {drift.run.model_version} can be compared with its reference profile"
-    beside = {row.column_name for row in drift.columns if row.baseline == declared.baseline}
-    if not beside:
-        return f"{_BASELINES[declared.baseline]} has no profile"
-    if beside <= {*declared.ignore}:
+    if {row.column_name for row in drift.columns} <= {*declared.ignore}:
         return "every column is ignored"
     return "it was scored before monitoring.drift declared limits; scoring it again judges it"
 
@@ -493,10 +370,7 @@ def drift_aspect(spec: PipelineSpec, drift: PartitionDrift) -> Aspect:
         if (rows := drift.run.rows_scored) < FEW_ROWS:
             return Aspect("drift", None, f"{counted(rows, 'row')} of {key} are too few to judge drift", key)
         return Aspect("drift", "none", f"no drift{remark}", key)
-    names = [
-        f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *filter(None, [moved(drift.cells.get(row.column_name, ()))]), *_moves(spec, row)])})"
-        for row in drift.alarming
-    ]
+    names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drift.alarming]
     names += [f"{row.predictions} (psi {row.psi:.2f})" for row in drift.segment_alarms]
     columns = listed(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
@@ -522,8 +396,8 @@ DRIFT = Measure[PartitionDrift](
                 **OF_PARTITION,
                 "column_name": "a feature, or the column of the predictions",
                 "role": "feature or prediction",
-                "baseline": "reference (the training data of the version), previous (partition) or week_before",
-                "baseline_partition": "partition that it is compared with; null for the reference",
+                "baseline": "reference: the training data of the version; former versions wrote previous and week_before too",
+                "baseline_partition": "null; former versions wrote the partition that it is compared with",
                 "psi": "population stability index",
                 "psi_by_chance": "index that chance alone gives on average to so few rows",
                 "psi_usual": "highest index beyond chance among the partitions of the training data, and more where they are few; null where it is not known",
@@ -544,7 +418,6 @@ DRIFT = Measure[PartitionDrift](
                 "model_version": MODEL_VERSION,
             },
         ),
-        CELLS: DESCRIPTION,
         OF_SEGMENTS: Description(
             "how far the predictions of a segment of a partition are from those of the same segment in the reference",
             {

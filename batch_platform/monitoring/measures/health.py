@@ -6,7 +6,7 @@ A partition is compared with earlier partitions only, so its judgement is the sa
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 import duckdb
@@ -17,14 +17,13 @@ from batch_platform.declaration.windows import oldest_champion
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Judged, Measure, rounded
 from batch_platform.monitoring.usual import (
-    DAYS_OF_WEEK,
-    LEAST_HISTORY,
-    MOST_COMPARED,
+    COMPARED,
+    LEAST_ALIKE,
+    LEAST_SHARE,
     MOST_REJECTING,
     Past,
     unusually_many,
     usual_rows,
-    usual_rows_of_first_weeks,
 )
 from batch_platform.warehouse.ledger import ScoreRun, Version
 
@@ -50,10 +49,11 @@ def volume(past: Past, run: ScoreRun, *, may_be_empty: bool = False) -> Aspect:
 
     No rows at all are a warning however usual they are, unless the partition `may_be_empty`.
     """
-    usual = usual_rows([before.rows_in for before in past.before(run, MOST_COMPARED, alike=True)])
-    if usual is None:
-        first_weeks = past.before(run, MOST_COMPARED, alike=True, weekday=False)
-        usual = usual_rows_of_first_weeks([before.rows_in for before in first_weeks])
+    alike, all_days = (
+        [before.rows_in for before in past.before(run, COMPARED, alike=True, weekday=weekday)]
+        for weekday in (True, False)
+    )
+    usual = usual_rows(alike, all_days)
     numbers: dict[str, float] = {"rows": run.rows_in} | ({} if usual is None else {"usual": usual.middle})
     if not run.rows_in and may_be_empty:
         return Aspect("volume", "none", "no rows, which monitoring.allow_empty accepts", run.partition_key, numbers)
@@ -64,7 +64,7 @@ def volume(past: Past, run: ScoreRun, *, may_be_empty: bool = False) -> Aspect:
     if usual.holds(run.rows_in):
         return Aspect("volume", "none", f"{run.rows_in:,} rows", run.partition_key, numbers)
     text = f"{run.partition_key} has {run.rows_in:,} rows, where {usual.low:,.0f} to {usual.high:,.0f} are usual"
-    numbers |= {end: rows for end, rows in (("usual_low", usual.low), ("usual_high", usual.high)) if isfinite(rows)}
+    numbers |= {"usual_low": usual.low, "usual_high": usual.high}
     return Aspect("volume", "warn", text, run.partition_key, numbers)
 
 
@@ -144,10 +144,10 @@ def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
 
 def _check_volume(spec: PipelineSpec) -> Check[JudgedRun]:
     alone = _judged_alone(
-        f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
-        f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} it is compared with the last of "
-        f"all weekdays together, from {DAYS_OF_WEEK} of them on; before that nothing is judged. A partition without rows gives a "
-        "warning, unless monitoring.allow_empty accepts it. Its limits are plotted.",
+        f"A partition has at least {LEAST_SHARE:.0%} of the median rows of the last {COMPARED} partitions of the same weekday (of an "
+        f"hour: of the same hour of the week), and at most {1 / LEAST_SHARE:.0%}, chance aside. With fewer than {LEAST_ALIKE} of them, "
+        f"a number that is usual among the last {COMPARED} of all days is no warning either; with fewer than {COMPARED} of these, "
+        "nothing is judged. A partition without rows gives a warning, unless monitoring.allow_empty accepts it. Its limits are plotted.",
         failed_as="unusual",
     )
 

@@ -26,9 +26,9 @@ from batch_platform.monitoring.metrics import (
 )
 from batch_platform.monitoring.outcomes import class_texts, weights_of
 from batch_platform.monitoring.resampling import intervals
-from batch_platform.warehouse.descriptions import IN_SAMPLE, OF_PARTITION, RUN, Description
+from batch_platform.warehouse.descriptions import IN_SAMPLE, OF_PARTITION, Description
 
-OUTCOMES, POOLED = "outcomes", "performance_pooled"
+OUTCOMES = "outcomes"
 OUTCOME_WEIGHT = "outcome_weight"
 COST = "decision_cost"  # begins the names of the metrics of what decisions cost
 COVERAGE = "label_coverage"
@@ -206,21 +206,6 @@ PERFORMANCE = Measure[pl.DataFrame](
                 "outcome": "true class, as text; null in a regression",
                 "outcome_value": "true value of a regression",
                 OUTCOME_WEIGHT: "weight of the label, where `labels.weight` declares one",
-            },
-        ),
-        POOLED: Description(
-            "a metric of all measured rows of a month or a quarter together",
-            {
-                **RUN,
-                **INTERVAL,
-                "period": "month or quarter",
-                "period_start": "its first day",
-                "model_version": "version that was measured; null for all versions together",
-                "challenger": "challenger that was measured; null for the models that served",
-                "segment_column": "kept column by which it is broken down; null for all rows",
-                "segment": "value of that column",
-                "partitions": "number of measured partitions",
-                "evaluation_seq": "newest evaluation in it",
             },
         ),
     },
