@@ -22,7 +22,7 @@ from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.components.dg_command import CHECKOUT, accepted, command, environment
@@ -319,12 +319,6 @@ def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     assert len(by_yaml["schedules"]) == 4
 
 
-def test_definitions_of_a_folder_that_does_not_exist_are_refused_by_its_path(tmp_path):
-    folder = tmp_path / "churn"
-    with pytest.raises(WrongUseError, match=rf"The folder {folder} of the pipeline 'small' does not exist. Hint: give"):
-        build_definitions(small_spec(), str(folder))
-
-
 def test_every_key_reaches_the_specification(project):
     with_everything(project)
     write_defs_yaml(project, EVERYTHING)
@@ -403,12 +397,6 @@ def test_what_is_wrong_is_refused_with_file_line_path_and_what_is_allowed(projec
     assert not missing, message
 
 
-def test_the_line_is_that_of_the_block_with_the_wrong_key(project):
-    file = write_defs_yaml(project, changed("model", "promote", "metrc", "auc"))
-    line = file.read_text().splitlines().index("    promote:") + 1
-    assert f"attributes.model.promote at {file}:{line}" in refusal(project)
-
-
 def test_a_flavour_may_come_from_the_environment(project, monkeypatch):
     with_everything(project)
     model = {"import": "model.onnx", "flavour": "{{ env.MODEL_FLAVOUR }}"}
@@ -417,15 +405,6 @@ def test_a_flavour_may_come_from_the_environment(project, monkeypatch):
     assert loaded_spec(load(project)).model.flavour == "onnx"
     monkeypatch.setenv("MODEL_FLAVOUR", "onyx")
     assert "small: model.flavour: '$MODEL_FLAVOUR' is not a flavour" in refusal(project)  # the value might be a secret
-
-
-def test_a_missing_key_is_named(project):
-    declared = changed("features", "key", [])
-    del declared["partitions"]
-    write_defs_yaml(project, declared)
-    message = refusal(project)
-    assert "attributes.partitions at" in message
-    assert "Field required" in message
 
 
 @pytest.mark.parametrize(
@@ -446,14 +425,6 @@ def test_validation_refuses_two_pipelines_of_one_name_and_names_their_files(proj
     shutil.copytree(pipeline_folder(project), pipeline_folder(project, "again"))
     message = refusal(project)
     assert all(str(pipeline_folder(project, name) / "defs.yaml") in message for name in ("again", "small"))
-
-
-def test_two_pipelines_of_two_names_load_together(project):
-    shutil.copytree(pipeline_folder(project), pipeline_folder(project, "other"))
-    write_defs_yaml(project, small_declaration(name="other"), "other")
-    definitions = load(project)
-    dg.Definitions.validate_loadable(definitions)
-    assert {spec.group_name for spec in definitions.resolve_all_asset_specs()} == {"small", "other"}
 
 
 def test_the_schema_of_the_component_holds_every_key():
@@ -511,30 +482,6 @@ def test_dagsters_own_commands_accept_somebody_elses_project(tmp_path):
 
 
 NAME = "batch_platform.components.BatchInference"
-
-
-WRONG_KEYS = ("modell", "windw", "metrc", "parqet", "urii", "shar", "colum", "parquett", "warnn", "mastr")
-MISSPELT = small_declaration(
-    modell={},
-    model={"train": {"windw": "all"}, "promote": {"metrc": "auc"}},
-    sources={"events": {"parqet": "events.parquet"}, "customers": {"sql": {"urii": "sqlite:///a.db"}}},
-    features={"max_rejected": {"shar": 0.1}},
-    labels={"colum": "returned"},
-    predictions={"deliver": [{"parquett": "out"}]},
-    monitoring={"drift": {"warnn": 1}},
-    engine={"spark": {"mastr": "local"}},
-)
-
-
-@pytest.mark.full
-def test_dg_names_every_wrong_key(tmp_path):
-    folder = write_dagster_project(tmp_path / "project")
-    file = write_defs_yaml(folder, MISSPELT)
-    env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
-    done = command("dg", "check", "yaml", cwd=folder, env=env)
-    assert done.returncode != 0
-    assert f"{file}:" in done.stdout + done.stderr
-    assert [key for key in WRONG_KEYS if f"('{key}' was unexpected)" not in done.stdout + done.stderr] == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
-import os
-import subprocess
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -11,7 +9,6 @@ import polars as pl
 import pytest
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from batch_platform.components import processes, runs
 from batch_platform.components.processes import PROCESS_TAG, this_process
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
@@ -286,45 +283,6 @@ def test_run_keys_differ_from_tick_to_tick_and_within_one(trained):
     assert again == keys[:2]
 
 
-@pytest.mark.parametrize(
-    ("day", "every", "count"),
-    [
-        (date(2024, 3, 10), "day", 1),
-        (date(2024, 11, 3), "day", 1),
-        (date(2024, 3, 10), "hour", 23),
-        (date(2024, 11, 3), "hour", 25),
-    ],
-)
-@pytest.mark.full
-def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, monkeypatch, day, every, count):
-    zone = ZoneInfo("America/New_York")
-    deployment = deploy(
-        tmp_path,
-        monkeypatch,
-        events=small_events(day, date(day.year, day.month, day.day + 1), rows_per_day=100),
-        partitions={
-            "every": every,
-            "start": day.isoformat(),
-            "end": date(day.year, day.month + 1, 1).isoformat(),
-            "timezone": "America/New_York",
-        },
-        model={"train": {"every": None}},
-        predictions={"rescore": "when_stale"},
-    )
-    start, end = (datetime(day.year, day.month, day.day + n, tzinfo=zone).astimezone(UTC) for n in (0, 1))
-    partitions = deployment.pipeline.spec.partitions.calendar.due(end)
-    assert len(partitions) == count
-    assert (partitions[0].start, partitions[-1].end) == (start, end)
-    result = deployment.run("features", first=partitions[0].key, last=partitions[-1].key)
-    assert result.success
-    assert sorted(deployment.pipeline.state().features) == sorted(partition.key for partition in partitions)
-    logged = [entry.asset_materialization.partition for entry in deployment.materializations("features")]
-    assert logged == [partition.key for partition in partitions]
-    rows = sum(build.rows for build in deployment.pipeline.state().features.values())
-    inside = small_events(day, date(day.year, day.month, day.day + 1), rows_per_day=100)
-    assert rows == inside.filter((pl.col("ts") >= start) & (pl.col("ts") < end)).height > 0
-
-
 @pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
 @pytest.mark.full
 def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
@@ -441,18 +399,6 @@ def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_a_training_that_fails_holds_up_none_after_it(tmp_path, monkeypatch):
-    deployment = weekly(tmp_path, monkeypatch)
-    assert not deployment.run(
-        "model", first="2024-01-21", last="2024-01-28", config={"model": {"params": {"max_iter": -1}}}
-    ).success
-    assert requested(deployment, "training", at("2024-02-03T00:30")) == [
-        (("model",), "2024-01-21", "2024-01-21"),
-        (("model",), "2024-01-28", "2024-01-28"),
-    ]
-
-
-@pytest.mark.full
 def test_performance_follows_once_labels_are_known(trained):
     trained.score("2024-02-01", "2024-02-05")
     assert look(trained, "performance", at("2024-02-02T05:00"))[0] == []
@@ -477,18 +423,6 @@ def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypat
         pass
     assert recorded(deployment)["models"] == 1
     assert list(deployment.pipeline.state().scores) == ["2024-02-06"], "the rest is what the model learned from"
-
-
-@pytest.mark.full
-def test_many_runs_of_another_pipeline_hide_no_failure(trained, monkeypatch):
-    monkeypatch.setattr(runs, "RECENT", 3)
-    failure = dg.DagsterRunStatus.FAILURE
-    tags = {PIPELINE_TAG: "small", **range_tags("2024-02-01", "2024-02-02")}
-    run_id = under_way(trained, "features", "predictions", status=failure, tags=tags)
-    for _ in range(4):
-        under_way(trained, job="other_score", status=failure, tags={PIPELINE_TAG: "other", **range_tags("a", "b")})
-    assert failures(trained.wiring, trained.instance)["predictions", "2024-02-01"] == run_id
-    assert requested(trained, "predictions", at("2024-02-03T05:00"))[0][1:] == ("2024-02-01", "2024-02-01")
 
 
 def test_a_run_that_somebody_starts_in_the_ui_bears_the_tag_of_the_pipeline(trained):
@@ -521,16 +455,6 @@ def test_a_reused_process_id_is_another_process(trained):
     reused = f"{number} {int(started) - 1} {place}"
     dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: reused})
     look(trained, "predictions", at("2024-02-02T05:00"))
-    assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
-
-
-def test_a_process_that_has_ended_is_gone_although_its_parent_has_not_asked_how(trained):
-    with subprocess.Popen(["sleep", "600"]) as process:
-        tag = f"{processes._process(process.pid)} {processes._place()}"
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: tag})
-        look(trained, "predictions", at("2024-02-02T05:00"))
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
 
 
