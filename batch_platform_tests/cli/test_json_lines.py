@@ -8,7 +8,6 @@ import pytest
 
 from batch_platform.cli import terminal
 from batch_platform.declaration.redaction import LOG_VARIABLE
-from batch_platform_tests.harness.served import served
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +76,3 @@ def test_another_format_is_refused(fresh, cli, monkeypatch):
         2,
         True,
     )
-
-
-@pytest.mark.full
-def test_webserver_daemon_and_code_server_write_lines_of_json(project):
-    with served(project, project / ".batch_platform", **{LOG_VARIABLE: "json"}) as ui:
-        for expected in ('"dagster.daemon"', f"{ui.url} serves "):
-            ui.wait(lambda text=expected: text in ui.log.read_text() or None)
-    assert {"dagster-webserver", "dagster.daemon"} <= {line.get("logger") for line in lines(ui.log.read_text())}
