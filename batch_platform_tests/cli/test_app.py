@@ -86,11 +86,6 @@ def test_partition_in_the_future_names_the_newest_that_is_due(cli, tmp_path):
             "name: small\n  monitoring: {notify: ['json://localhost', 'slack://nope', 'json://localhost:none']}\n",
             "attributes.monitoring.notify: Apprise cannot read address 2, 3 of the list. Hint: its documentation",
         ),
-        (
-            "type:",
-            "foo: 1\ntype:",
-            "foo: unknown key: `type` names the component, and the keys of a pipeline belong below",
-        ),
     ],
 )
 def test_a_wrong_value_is_told_in_plain_words_with_what_is_expected(cli, fresh, old, new, says):
@@ -127,15 +122,8 @@ def test_check_names_the_library_that_a_delivery_needs(cli, tmp_path, monkeypatc
     assert f"pip install 'batch-platform[{extra}]'" in answer.error
 
 
-@pytest.mark.parametrize(
-    "named",
-    [
-        {"predictions": {"keep": ["shopp"]}},
-        {"monitoring": {"drift": {"columns": {"shopp": {"warn": 0.1}, "score": {"warn": 0.2}}}}},
-    ],
-)
-def test_check_looks_for_every_column_that_the_declaration_names(cli, tmp_path, named):
-    project = write_project(tmp_path / "project", **named)
+def test_check_looks_for_the_columns_that_the_declaration_names(cli, tmp_path):
+    project = write_project(tmp_path / "project", predictions={"keep": ["shopp"]})
     answer = cli(project, "check")
     assert answer.code == 1
     file = pipeline_folder(project) / "features.sql"
@@ -150,12 +138,8 @@ def test_check_reports(cli, fresh):
 
 
 def test_check_travels_in_time_and_fails_where_features_know_the_future(cli, fresh):
-    checked = cli(fresh, "check", "--time-travel", "--partitions", "1")
-    first, *_, last = checked.out.splitlines()
-    assert (first, last) == (
-        "small: ok",
-        "  time travel: 1 partition computed without the rows of events after the end",
-    )
+    *_, last = cli(fresh, "check", "--time-travel", "--partitions", "1").out.splitlines()
+    assert last == "  time travel: 1 partition computed without the rows of events after the end"
     file = pipeline_folder(fresh) / "features.sql"
     file.write_text(FEATURES_SQL.replace("amount,", "(SELECT sum(b.amount) FROM events AS b) AS amount,"))
     answer = cli(fresh, "check", "--time-travel", "--partitions", "2", "--json")
@@ -228,22 +212,12 @@ def test_wrong_use_is_one_paragraph(cli, fresh, args, says):
     assert answer.error.startswith(says.format(cwd=fresh))
 
 
-@pytest.mark.parametrize(
-    ("pyproject", "says"),
-    [
-        (
-            "[tool.dg.project]\nroot_module = 'nosuch_module'\n",
-            "the module 'nosuch_module.definitions' cannot be imported",
-        ),
-        ("[tool.dg\n", "cannot be read: "),
-    ],
-)
-def test_pyproject_that_leads_nowhere_is_named(cli, fresh, pyproject, says):
-    (fresh / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+def test_pyproject_that_leads_nowhere_is_named(cli, fresh):
+    (fresh / "pyproject.toml").write_text("[tool.dg.project]\nroot_module = 'nosuch_module'\n", encoding="utf-8")
     answer = cli(fresh, "check")
     assert answer.code == 2
     assert str(fresh / "pyproject.toml") in answer.error
-    assert says in answer.error
+    assert "the module 'nosuch_module.definitions' cannot be imported" in answer.error
 
 
 def test_debug_shows_the_traceback(cli, project):
@@ -279,23 +253,15 @@ def test_where_a_pipeline_is_not_found_those_that_cannot_be_loaded_are_named(cli
     assert answer.error.endswith("small cannot be loaded: batch-platform check says why")
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("status",),
-        ("check",),
-        ("rejected", "flight_delays"),
-        ("trace", "flight_delays", "flight_id=1"),
-    ],
-)
+@pytest.mark.parametrize("args", [("status",), ("check",), ("trace", "flight_delays", "flight_id=1")])
 def test_a_report_outside_of_a_project_creates_nothing_and_says_what_to_do(cli, tmp_path, args):
     answer = cli(tmp_path, *args)
     assert not [*tmp_path.iterdir()]
-    if args[0] in ("status", "check"):
+    if args[0] == "trace":
+        assert "Hint: run a pipeline first" in answer.error
+    else:
         last = f"No Dagster project lies around {tmp_path}: this is the pipeline shipped as an example"
         assert answer.out.splitlines()[-1].startswith(last)
-    else:
-        assert args[0] != "trace" or "Hint: run a pipeline first" in answer.error
 
 
 def test_check_names_the_partitions_that_no_model_will_ever_serve_and_why(cli, tmp_path):

@@ -30,17 +30,6 @@ REPORTS = (
     ("sql", "small", "FROM predictions"),
 )
 AN_ASSET = "import dagster as dg\n@dg.asset\ndef other(): ...\n"
-A_COMPONENT = """\
-import dagster as dg
-import yaml
-from pathlib import Path
-from batch_platform import BatchInference
-
-@dg.component_instance
-def in_python(context):
-    declared = yaml.safe_load((Path(__file__).parent / "small" / "defs.yaml").read_text())["attributes"]
-    return BatchInference(**{**declared, "name": "in_python"})
-"""
 
 
 def replaced(*pairs: str) -> Callable[[Path], None]:
@@ -89,15 +78,9 @@ def second(name: str) -> Callable[[Path], None]:
     return change
 
 
-def documents(project: Path) -> None:
-    file = pipeline_folder(project) / "defs.yaml"
-    file.write_text(f"{file.read_text()}---\n{file.read_text().replace('name: small', 'name: another')}")
-
-
 PLAIN: dict[str, Callable[[Path], None]] = {  # projects that are read without Dagster
     "as it is": lambda _: None,
     "a second pipeline, deeper": second("another"),
-    "two documents": documents,
     "a comment in Python": written("notes.py", '"""Notes."""\n'),
     "a template": described('"{{ env.PLACE }} and {{ env.PLACE }}"'),
     "a text that could be a number": replaced("column: returned", "column: returned\n    positive: '1'"),
@@ -114,7 +97,6 @@ PLAIN: dict[str, Callable[[Path], None]] = {  # projects that are read without D
 }
 LEFT_TO_DAGSTER: dict[str, Callable[[Path], None]] = {  # projects that Dagster has to load, errors included
     "a Python asset": written("others.py", AN_ASSET),
-    "a pipeline in Python": written("others.py", A_COMPONENT),
     "code in a package": written("__init__.py", "import os\nos.environ['PLACE'] = 'here'\n"),
     "another component": written("folder/defs.yaml", "type: dagster.DefsFolderComponent\n"),
     "post-processing": replaced("attributes:\n", "post_processing: {}\nattributes:\n"),
@@ -125,13 +107,6 @@ LEFT_TO_DAGSTER: dict[str, Callable[[Path], None]] = {  # projects that Dagster 
     "an unknown flavour": attribute("challengers: [{name: other, flavour: nosuch, estimator: a.B}]"),
     "no YAML": written("small/defs.yaml", "attributes: ["),
     "definitions of its own": written("definitions.py", "from shop.all import defs\n", below=PACKAGE),
-    "definitions with an executor": written(
-        "definitions.py",
-        "from pathlib import Path\nimport dagster as dg\n@dg.definitions\ndef defs():\n"
-        "    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
-        "    return dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))\n",
-        below=PACKAGE,
-    ),
     "settings of another project": written("dg.toml", "", below=PACKAGE),
 }
 

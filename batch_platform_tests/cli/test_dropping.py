@@ -6,7 +6,6 @@ import dagster as dg
 import duckdb
 
 from batch_platform.cli.project import find_project
-from batch_platform.pipeline import drop
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.checkout import GUIDE
 from batch_platform_tests.harness.command_line import REJECTED_DAY, published
@@ -96,26 +95,6 @@ def test_other_partitions_are_scored_only_once_the_former_ones_are_dropped(cli, 
     ((rows, orders),) = published(project, counted)
     assert rows == orders > 0
     assert cli(project, "status", "small", "--json").json[0]["former_partitions"] == []
-
-
-def test_a_drop_that_ended_early_is_completed_by_the_same_command(cli, project, monkeypatch):
-    home, args = Home(project / ".batch_platform"), ("drop", "small", "--from", "2024-02-10", "--to", "2024-02-12")
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for target, rows_stay in {"drop_rows": True, "remove_unlocked": False, "require_wiped": False}.items():
-        with monkeypatch.context() as patch:
-            patch.setattr(drop, target, end)
-            cli(project, *args, "--yes")
-        assert bool(tables_with(home.warehouse, "2024-02-11")) == rows_stay, target
-    assert "2024-02-11" not in known_to_dagster(project, "predictions"), "Dagster forgets it before the rows go"
-    assert cli(project, *args).out == "small: nothing is held of 2024-02-10 to 2024-02-12 (3).\n"
-    assert len(published(project, ENTRIES)) == 3
-    assert known_to_dagster(project, "predictions") == {
-        f"2024-02-{day:02}" for day in range(1, 30) if day not in (10, 11, 12)
-    }
-    assert cli(project, "status", "small").out.startswith("small: 3 dropped, 26 scored, 31 warm-up\n")
 
 
 FOLLOWING = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from batch_platform_tests.harness.command_line import published, redeclare, start_command, write_project
+from batch_platform_tests.harness.command_line import published, redeclare, write_project
 from batch_platform_tests.harness.dagster_project import pipeline_folder
 
 VERSIONS = "SELECT version, params FROM batch_platform.model_versions ORDER BY seq"
@@ -91,16 +91,6 @@ def test_a_change_that_cannot_be_trained_is_tried_once_and_the_champion_goes_on(
         "SELECT version IS NULL, failure LIKE '%learning_rate%' FROM batch_platform.model_trainings ORDER BY seq"
     )
     assert published(project, trainings) == [(False, None), (True, True)]
-
-
-@pytest.mark.full
-def test_the_second_of_two_trainings_at_once_leaves_out_what_the_first_trained_unless_it_is_forced(fresh):
-    for arguments, trained in (([], 1), (["--force"], 3)):
-        commands = [start_command(fresh, "train", "small", *arguments) for _ in range(2)]
-        outputs = [command.communicate()[0] for command in commands]
-        assert [command.returncode for command in commands] == [0, 0], outputs
-        assert len(versions(fresh)) == trained
-        assert ("nothing is due" in "".join(outputs)) is not bool(arguments)
 
 
 @pytest.mark.full
