@@ -130,12 +130,10 @@ EQUAL, WORSE_BY_2, WORSE_BY_10 = 0.5, 0.7, 1.5  # noise, by what it costs of the
 
 
 @pytest.mark.parametrize("rows", [50, *(pytest.param(rows, marks=pytest.mark.full) for rows in (200, 1_000))])
-def test_of_equal_models_one_in_forty_is_refused_at_any_number_of_rows_and_the_guide_states_what_becomes_of_worse_ones(
-    rows,
-):
-    """One in forty lies beyond one end of a 95% interval."""
+def test_hardly_an_equal_model_is_refused_at_any_number_of_rows_and_the_guide_states_what_becomes_of_worse_ones(rows):
+    """One in 200 lies beyond one end of a 99% interval."""
     percents = [refused_percent(rows, noise) for noise in (EQUAL, WORSE_BY_2, WORSE_BY_10)]
-    assert 1 < percents[0] < 4.5
+    assert percents[0] < 2
     guide = (Path(batch_platform.__file__).parent / "guide" / "models.md").read_text(encoding="utf-8")
     (stated,) = re.findall(rf"^\| {rows:,} \| (\d+)% \| (\d+)% \| (\d+)% \|$", guide, re.MULTILINE)
     assert percents == pytest.approx([float(percent) for percent in stated], abs=6)
@@ -143,7 +141,7 @@ def test_of_equal_models_one_in_forty_is_refused_at_any_number_of_rows_and_the_g
 
 @pytest.mark.full
 def test_a_model_that_is_worse_by_a_tenth_never_passes_on_enough_rows():
-    assert refused_percent(1_000, WORSE_BY_10) == 100
+    assert refused_percent(1_000, WORSE_BY_10) > 99
 
 
 def test_equally_good_versions_of_a_rolling_window_are_approved_one_after_the_other(tmp_path):
