@@ -97,6 +97,13 @@ def test_a_damaged_model_is_found_by_verification_and_the_command_that_is_named_
     assert (again.code, "1 of 1 partitions scored" in again.out) == (0, True), again.err
 
 
+def test_a_damaged_feature_file_is_found_by_verification(cli, project):
+    (file,) = home_of(project).features("small").glob(f"{LAST}.*")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    error = cli(project, "status", "small", "--verify").error
+    assert error.startswith(f"small, partition {LAST}: the bytes of {file} are not those that were recorded. Hint: ")
+
+
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.full), signal.SIGHUP])
 def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fresh, number):
     reached = fresh / "reached"
