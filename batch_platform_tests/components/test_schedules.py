@@ -411,3 +411,19 @@ def test_parameters_of_one_training_in_the_launchpad_are_not_undone_by_a_tick(tm
     deployment = deploy_trained(tmp_path, monkeypatch, known=True)
     assert deployment.run("model", first="2024-02-01", config={"model": {"params": {"max_iter": 9}}}).success
     assert requested(deployment, "training", at("2024-02-04T05:30")) == []
+
+
+@pytest.mark.full
+def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=FEW_DAYS)
+    assert look(deployment, "predictions", AFTER_ALL)[0] == []
+    (request,), _ = look(deployment, "training", AFTER_ALL)
+    assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-02-06"}}}}
+    run_id = under_way(deployment, tags={}, job="small_train", run_config=request.run_config)
+    assert look(deployment, "training", AFTER_ALL)[0] == []
+    deployment.instance.report_run_failed(deployment.instance.get_run_by_id(run_id))
+    assert tick(deployment, "training", AFTER_ALL) == [True]
+    while tick(deployment, "predictions", AFTER_ALL):
+        pass
+    assert recorded(deployment)["models"] == 1
+    assert list(deployment.pipeline.state().scores) == ["2024-02-06"], "the rest is what the model learned from"
