@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 from dagster._core.definitions.data_version import StaleStatus
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_platform.components import checks, scoring
 from batch_platform.components.batch_inference import build_definitions
@@ -249,46 +248,6 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     result = dg.materialize([scores, emails], instance=trained.instance, raise_on_error=False)
     assert result.success is goes_on
     assert bool(result.asset_materializations_for_node("emails")) is goes_on
-
-
-@pytest.mark.full
-def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch)
-    ran: list[str] = []
-
-    @dg.asset(partitions_def=trained.wiring.served, deps=[trained.key("predictions")])
-    def emails(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        rows = published(
-            trained, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{context.partition_key}'"
-        )
-        ran.append(context.partition_key)
-        return dg.MaterializeResult(metadata={"emails": rows[0][0]})
-
-    @dg.asset(deps=[emails])
-    def count() -> None:
-        ran.append("count")
-
-    together = dg.Definitions.merge(
-        build_definitions(trained.pipeline.spec, trained.pipeline.folder), dg.Definitions(assets=[emails, count])
-    )
-    job = together.resolve_implicit_global_asset_job_def()
-    result = job.execute_in_process(
-        instance=trained.instance,
-        tags={PARTITION_NAME_TAG: "2024-02-07"},
-        asset_selection=[trained.key("features"), trained.key("predictions"), emails.key, count.key],
-    )
-    assert result.success
-    assert ran == ["2024-02-07", "count"]
-    events = {
-        event.asset_key.path[-1]: event.step_materialization_data.materialization
-        for event in result.all_events
-        if event.is_step_materialization
-    }
-    assert set(events) == {"features", "predictions", "emails", "count"}
-    assert events["emails"].metadata["emails"].value == 40
-    assert events["emails"].partition == "2024-02-07"
-    assert "dagster/input_data_version/small/predictions" in events["emails"].tags
-    assert not {tag for tag in trained.instance.get_run_by_id(result.run_id).tags if "defer" in tag}
 
 
 def test_a_model_is_logged_with_its_gate(trained):

@@ -76,17 +76,6 @@ def test_a_run_that_scores_nothing_since_its_model_waits_fails_as_the_command_an
     assert sorted(deployment.pipeline.state().scores) == ["2024-02-01", "2024-02-02"]
 
 
-def test_labels_that_were_corrected_long_ago_are_measured_again_if_the_run_rechecks(tmp_path, monkeypatch):
-    deployment = deploy_trained(tmp_path, monkeypatch)
-    assert bring(deployment, "2024-02-01", "2024-02-10").success
-    first = pl.col("ts") < at("2024-02-02T00:00")
-    returned = pl.when(first).then(~pl.col("returned")).otherwise("returned").fill_null(value=False)
-    small_events().with_columns(returned).write_parquet(deployment.pipeline.folder / "events.parquet")
-    done = {recheck: bring(deployment, "2024-02-01", "2024-02-03", recheck=recheck).run_id for recheck in (False, True)}
-    evaluated = {key: run.run_id for key, run in deployment.pipeline.state().evaluations.items()}
-    assert [key for key, run_id in evaluated.items() if run_id == done[True]] == ["2024-02-01"]
-
-
 def test_what_fails_alone_fails_the_run_once_the_rest_is_done_and_is_done_by_executing_it_again(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch)
     source, events = deployment.pipeline.folder / "events.parquet", small_events()

@@ -2,7 +2,6 @@
 
 import fcntl
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -331,14 +330,6 @@ def test_an_io_manager_of_the_users_own_is_left_in_place(deployment):
     done = succeeded(deployment, plain, io_manager=dg.mem_io_manager)
     assert done.output_for_node("plain") == [1, 2]
     assert deployment.definitions.resources[IO_MANAGER_KEY] is IO_MANAGER
-
-
-def test_a_store_waits_for_a_warehouse_that_is_held(deployment):
-    began = time.monotonic()
-    with Held(deployment, seconds=1.5):
-        succeeded(deployment, writing(lambda _: pl.DataFrame({"n": [1]})), first=SCORED_FROM)
-    assert time.monotonic() - began >= 1.5
-    assert stored(deployment) == [(1, SCORED_FROM)]
 
 
 def test_no_lock_is_left_after_a_failure(deployment):
