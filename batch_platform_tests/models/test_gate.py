@@ -75,6 +75,8 @@ def test_the_same_model_trained_again_shows_no_difference(tmp_path):
 
 REFUSED = [  # declared, the ends of the interval of the difference in roc_auc, whether it is refused
     ({}, (-0.11, -0.05), True),
+    ({}, (-0.06, -0.01), True),
+    ({}, (-0.06, -0.005), False),  # worse, but not by a 99% interval
     ({}, (-0.04, 0.02), False),
     ({}, (0.04, 0.10), False),
     ({"tolerance": 0.0}, (-0.04, 0.02), False),
