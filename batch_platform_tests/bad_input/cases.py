@@ -6,13 +6,13 @@ CASES: dict[str, Case] = columns.CASES | values.CASES | rows.CASES | declaration
 # Tests that stand where what they need is at hand.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "B22": (
-        "models/test_gate.py::test_both_are_measured_on_the_rows_that_both_accept",
+        "models/test_gate.py::test_a_version_that_alone_can_score_many_rows_is_judged_on_the_shared_ones_and_replaces_an_unfit_champion",
         "monitoring/test_measures.py::test_a_label_of_a_class_that_the_model_does_not_know_is_counted_and_named_beside_each_metric",
     ),
     "B23": (
-        "monitoring/test_leakage.py::test_a_copy_of_the_label_with_a_few_flips_is_suspected_however_rare_the_label",
+        "monitoring/test_leakage.py::test_a_strong_column_is_suspected_if_it_nearly_decides_the_label_and_no_other_comes_near",
         "monitoring/test_leakage.py::test_two_columns_that_add_up_to_the_label_or_differ_by_it_are_suspected_together",
-        "monitoring/test_leakage.py::test_a_column_that_is_null_in_just_the_rows_without_a_label_is_suspected",
+        "monitoring/test_leakage.py::test_a_column_null_in_just_the_rows_without_a_label_and_a_nearly_perfect_model_are_suspected",
     ),
     "B24": (
         "cli/test_proposed_shapes.py::test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place",

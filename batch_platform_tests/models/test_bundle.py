@@ -26,6 +26,8 @@ from batch_platform.models.bundle import (
 )
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE
+from batch_platform.models.forest import arrays
+from batch_platform.models.forest.compiled import Compilation
 from batch_platform.models.linear.arrays import LINEAR_FILE
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.models.bundles import CONTRACT, ESTIMATORS, manifest, rows, written
@@ -168,6 +170,24 @@ def test_a_bundle_of_the_former_format_scores_as_it_did(tmp_path):
     former = open_bundle(folder, restated(folder, format=WITHOUT_PRIOR, sampled={**BALANCED, "rates": []}))
     assert former.manifest.sampled == Sampled(100, 200, 100, stratified=False, seed=1)
     assert former.predictor.predict(matrix).tobytes() == now.tobytes()
+
+
+def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp_path, monkeypatch, caplog):
+    _, folder, sha256 = written(tmp_path, compiled=Compilation("leaf masks of 32 bits", trees=1, rows=9, reason=None))
+    flatten = arrays.flatten
+
+    def wrong(ensemble):
+        flat = flatten(ensemble)
+        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    opened = open_bundle(folder, sha256)
+    assert opened.for_rows(1000) is opened.predictor
+    assert (opened.not_compiled, caplog.text) == ("", "")
+    assert opened.for_rows(10**12) is opened.for_rows(10**12) is opened.predictor
+    assert "differs from the library's own result" in opened.not_compiled
+    assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
 
 
 def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
