@@ -48,10 +48,11 @@ def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with alone(target.home, f"delta-{sha256(root.encode()).hexdigest()[:16]}"):
         # Not `is_deltatable`: it holds Python's lock while it waits, and never ends where deliveries beside it need the lock.
         try:
-            DeltaTable(root, storage_options=options)
+            table = DeltaTable(root, storage_options=options)
         except TableNotFoundError:
-            DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column], storage_options=options)
-    table = DeltaTable(root, storage_options=options)
+            table = DeltaTable.create(
+                root, schema, mode="ignore", partition_by=[target.column], storage_options=options
+            )
     present = {field.name: field.type for field in table.schema().fields}
     wrong = [
         f"{field.name} is {_type(present[field.name])} there and {_type(field.type)} here"

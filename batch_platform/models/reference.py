@@ -170,7 +170,7 @@ class _Partitions:
 
     starts: NDArray[np.datetime64]  # ascending
     of_rows: NDArray[np.int64]  # the position of each row's partition among them [n]
-    compared: NDArray[np.int64]  # their positions
+    compared: NDArray[np.int64]  # positions of the partitions that are compared
 
     def distances(self, places: Places) -> dict[str, float]:
         """Measure the distance of partitions from the others, by their start: the index beyond chance, given the cell of each row.

@@ -11,9 +11,9 @@ from statistics import median
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.warehouse.ledger import ScoreRun
 
-COMPARED = 8  # partitions, the newest
-LEAST_ALIKE = 4  # with fewer of the same weekday, those of all days count too: one of them may have been at fault
-LEAST_SHARE = 0.6  # of the median: half of the rows is too few
+COMPARED = 8  # number of partitions, the newest, that a partition is compared with
+LEAST_ALIKE = 4  # with fewer partitions of the same weekday, those of all days count too: one may have been at fault
+LEAST_SHARE = 0.6  # share of the median that is enough: half of the rows is too few
 CHANCE = 2.5  # standard deviations of a number of rows that comes about by chance
 LEAST_HISTORY = 6  # partitions whose rejected rows are known; with fewer, none is unusual
 MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest

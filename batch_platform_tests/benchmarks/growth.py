@@ -18,10 +18,10 @@ from shutil import copytree, rmtree
 import polars as pl
 
 from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.benchmarks.hourly_work import PIPELINE
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, ROOT, Cost, Result, Spent, in_turn, medians, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.harness.dagster_project import write_dagster_project, write_defs_yaml
-from batch_platform_tests.harness.hourly import PIPELINE
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_events
 
 TITLE = "Growth with history; rows are partitions"
@@ -97,16 +97,12 @@ def write_project(folder: Path, partitions: int) -> Path:
     )
 
 
-def work(project: Path, task: str, home: Path) -> Cost:
-    """Run a task on the project in a process of its own."""
-    module = "batch_platform_tests.benchmarks.hourly_work"
-    variables = {"PYTHONPATH": str(ROOT), HOME_VARIABLE: str(home)}
-    return run([sys.executable, "-m", module, task, str(project)], project, **variables)
-
-
 def tick(project: Path, home: Path) -> Tick:
     """Load the definitions and evaluate one tick in a process of its own."""
-    cost = work(project, "tick", home)
+    variables = {"PYTHONPATH": str(ROOT), HOME_VARIABLE: str(home)}
+    cost = run(
+        [sys.executable, "-m", "batch_platform_tests.benchmarks.hourly_work", str(project)], project, **variables
+    )
     printed = json.loads(cost.output)
     return Tick(Spent(**printed["load"]), Spent(**printed["tick"]), printed["requests"], cost.peak_mib)
 

@@ -1,14 +1,15 @@
-"""Tasks on a pipeline of many hourly partitions, each run and timed in a process of its own.
+"""A tick of the schedules of a pipeline of many hourly partitions, timed in a process of its own.
 
-    python -m batch_platform_tests.benchmarks.hourly_work TASK PROJECT
+    python -m batch_platform_tests.benchmarks.hourly_work PROJECT
 
-`fill` records all partitions of the project. `tick` evaluates the scoring schedule and prints, as JSON, what it
-took to load the definitions and to evaluate the tick, and how many runs it and the training schedule request.
+Prints, as JSON, what it took to load the definitions and to evaluate the tick of the scoring schedule, and how many runs
+it and the training schedule request.
 """
 
 import json
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ import dagster as dg
 
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.cli.project import find_project
+from batch_platform.components import wiring  # noqa: F401 - imported before the clock starts
+from batch_platform.pipeline import pipeline  # noqa: F401 - imported before the clock starts
 from batch_platform_tests.benchmarks.measuring import clocks
-from batch_platform_tests.harness import hourly
+
+PIPELINE = "small"
+AFTER_ALL = datetime(2025, 3, 1, tzinfo=UTC)
 
 
 def tick(folder: Path) -> dict[str, Any]:
@@ -25,11 +30,11 @@ def tick(folder: Path) -> dict[str, Any]:
     began = clocks()
     project = find_project(folder)
     named = project.definitions.get_repository_def().get_schedule_def
-    scoring, training = (named(f"{hourly.PIPELINE}_{duty}_when_due") for duty in ("score", "train"))
+    scoring, training = (named(f"{PIPELINE}_{duty}_when_due") for duty in ("score", "train"))
     loaded = clocks()
     with (
         dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance,
-        dg.build_schedule_context(instance=instance, scheduled_execution_time=hourly.AFTER_ALL) as context,
+        dg.build_schedule_context(instance=instance, scheduled_execution_time=AFTER_ALL) as context,
     ):
         ready = clocks()
         requests = len(scoring.evaluate_tick(context).run_requests or ())
@@ -40,16 +45,5 @@ def tick(folder: Path) -> dict[str, Any]:
         return {"load": asdict(loaded - began), "tick": asdict(ticked), "requests": requests}
 
 
-def main(task: str, project: str) -> None:
-    """Run one task and print its result."""
-    match task:
-        case "fill":
-            hourly.fill(Path(project))
-        case "tick":
-            print(json.dumps(tick(Path(project))))
-        case _:
-            sys.exit(f"unknown task {task}; choose fill or tick")
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps(tick(Path(sys.argv[1]))))

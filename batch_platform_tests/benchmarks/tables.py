@@ -46,7 +46,6 @@ TITLE = "From a table to predictions"
 GOAL_WORSE, GOAL_SECONDS = 0.05, 30
 EVER = {"partition_start": datetime(1700, 1, 1, tzinfo=UTC), "partition_end": datetime(2200, 1, 1, tzinfo=UTC)}
 ENOUGH_JUDGED, FOLDS = 200, 5  # rows; of a snapshot with fewer all rows are predicted in turn
-ROUNDS = 1_000
 _MINIMUM = 1e-12
 
 

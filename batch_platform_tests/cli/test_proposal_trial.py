@@ -95,7 +95,7 @@ def test_no_fold_learns_from_labels_that_were_not_known_when_it_predicts(tmp_pat
         assert known <= later[trial.PARTITION_START].min()
 
 
-# the level, columns, and what is chosen and what is not
+# A row is a level, columns, and what is chosen and what is not.
 CHOICES: dict[str, tuple[Any, dict[str, Any], set[str], set[str]]] = {
     "an hour that says all": (lambda hour, noise: 3.0 * hour + noise, {}, {COURSE}, set()),
     "a memory": (lambda _, noise: np.cumsum(noise), {}, {EARLIER}, set()),

@@ -306,7 +306,7 @@ def test_a_process_that_has_ended_is_gone_although_its_parent_has_not_asked_how(
     ("process", "status"),
     [
         ("{pid} {started} {host}/{boot}/{namespace}", dg.DagsterRunStatus.STARTED),
-        ("{pid} 1 {host}/{boot}/{namespace}", dg.DagsterRunStatus.FAILURE),  # its id is another process's now
+        ("{pid} 1 {host}/{boot}/{namespace}", dg.DagsterRunStatus.FAILURE),  # another process has this id now
         ("4194305 1 elsewhere/{boot}/{namespace}", dg.DagsterRunStatus.STARTED),
         ("4194305 1 {host}/{boot}/1", dg.DagsterRunStatus.STARTED),
         ("4194305 1 {host}/an-earlier-start-of-the-machine/{namespace}", dg.DagsterRunStatus.FAILURE),

@@ -21,7 +21,6 @@ FOLDER = Path(sources.__file__).parent
 FEATURES = (FOLDER / "features.sql").read_text()
 LABELS = (FOLDER / "labels.sql").read_text()
 NEW_YORK = ZoneInfo("America/New_York")
-YEAR = [date(2013, 1, 1) + timedelta(days=n) for n in range(365)]
 FLIGHTS = 336_776
 
 DAYS = [

@@ -26,7 +26,6 @@ CALENDAR = small_spec().partitions.calendar
 FIRST, SECOND = (CALENDAR.named(key) for key in ("2024-01-01", "2024-01-02"))
 EVENTS = small_events()
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"]})
-THREADS = 8
 
 
 PARQUET = bytes_of(TABLE.write_parquet)

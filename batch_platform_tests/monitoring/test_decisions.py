@@ -16,7 +16,6 @@ from batch_platform.monitoring.outcomes import Outcomes
 pytestmark = pytest.mark.unit
 
 CLASSES = ["a", "b", "c"]
-ERRORS = {"false_positive": 1, "false_negative": 8}
 COSTS = {"a": {"b": 1, "c": 2}, "b": {"a": 5, "c": 1}, "c": {"a": 3, "b": 1}}
 
 

@@ -105,7 +105,7 @@ def test_the_rows_of_a_partition_are_replaced_when_it_is_scored_and_measured_aga
         then, now = done.before[table], done.rows(table)
         assert now.height == then.height, table
         of_day = now.filter(partition_key=DAY)
-        if of_day.height or table != "concept_drift":  # with too few rows
+        if of_day.height or table != "concept_drift":  # which needs more rows than a day has
             assert set(of_day["run_id"]) == {"again"}, table
         unchanged = pl.col("partition_key") != DAY
         columns = [column for column in now.columns if column != "realised"]

@@ -265,7 +265,7 @@ def test_the_proof_of_an_erasure_outlives_its_pipeline_and_a_later_one_of_the_na
     customer, _ = subject_of(pipeline)
     matches = find_rows(pipeline, {"customer": customer})
     with pipeline.warehouse.open() as con:
-        files = SubjectRows(pipeline, con, matches).files  # asked first
+        files = SubjectRows(pipeline, con, matches).files  # before the rows are asked for
     assert {table.view for table, *_ in files} == {"predictions", "challenger_scores"}
     erase_subject(pipeline, {"customer": customer}, "somebody", STAMP)
     drop_pipelines(pipeline.home, ["small"])

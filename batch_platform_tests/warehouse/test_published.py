@@ -183,7 +183,7 @@ def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_and_
     assert shown(home.published) == held(Warehouse(home))
 
 
-@pytest.mark.parametrize("at", [0, 4104, 8300, 12288])  # each block, and each place within a block
+@pytest.mark.parametrize("at", [0, 4104, 8300, 12288])  # bytes of each block, at the places within it
 def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
     for n in range(3):
         write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))

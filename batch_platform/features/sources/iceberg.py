@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pyiceberg.table import DataScan, FileScanTask, Table
 
 _LONGEST_REASON = 300  # characters of a message
-_S3_ATTEMPTS = 3  # of Arrow at one request
+_S3_ATTEMPTS = 3  # how often Arrow attempts a request
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,8 @@ from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_st
 
 MODEL_FILE = "model.keras"
 MOST_UNITS = 10_000_000  # size of a layer at most: Keras allocates what the archive declares, whatever weights it holds
-NO_SIZES = (
-    "seed",
-    "object_id",
-)  # in names of large numbers that mean no size; an object's number is its place in memory
+# Parts of the names of numbers that are large and state no size: the identity of an object is its address in memory.
+NO_SIZES = ("seed", "object_id")
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def _require_bounded(reference: str) -> None:
 
 
 def _sizes(config: Any, key: str = "") -> Iterator[int]:
-    """All whole numbers of a configuration but those that are no sizes."""
+    """All whole numbers of a configuration that may state a size."""
     if isinstance(config, dict):
         for name, value in config.items():
             yield from _sizes(value, name)

@@ -35,7 +35,7 @@ COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
 WORST_INDEX = "worst_psi"
 MOST_PLOTTED = 50  # columns
 FEW_ROWS = 30  # fewer rows that look as ever tell nothing
-REFERENCE = "reference"  # of the column `baseline`; former versions compared with earlier partitions too
+REFERENCE = "reference"  # value of the column `baseline`; former versions compared with earlier partitions too
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class PartitionDrift:
     """The drift of a partition."""
 
     run: ScoreRun
-    columns: tuple[ColumnDrift, ...] = ()  # the worst first
+    columns: tuple[ColumnDrift, ...] = ()  # in order, the worst column first
     segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
 
     @property
