@@ -8,9 +8,11 @@ parameters are one of the trials, and stay unless the best trial is better than 
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import product
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,8 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
     if data.by_entity:
         del units[PARTITION]
 
+    one_at_a_time = Lock()
+
     def score(trial: dict[str, Any], fold: Fold) -> tuple[float | None, Outcomes | None]:
         """The metric in one fold, and the scores; None where it is not defined, or a class or nothing would be learned."""
         learned, scored = rows.at(fold.learned), rows.at(fold.scored)
@@ -107,7 +111,8 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
             return None, None
         estimator = make_estimator(model, {**params, **trial}, signature.contract)
         one_job = {name: 1 for name in estimator.get_params() if name.rpartition("__")[2] == "n_jobs"}
-        with refusals_explained(estimator, signature.contract, f" with {trial}"):
+        alone = one_at_a_time if _draws_from_shared_state(estimator) else nullcontext()
+        with alone, refusals_explained(estimator, signature.contract, f" with {trial}"):
             predictor = fitted_predictor(flavour_of(estimator), estimator.set_params(**one_job), signature, learned)
             predicted = predictor.predict(scored.matrix)
         by_unit = {name: numbers[fold.scored] for name, numbers in units.items()}
@@ -141,6 +146,15 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
     pairs = [(new, old) for at in counted if (new := tried[first + at][1]) and (old := tried[at][1])]
     remark = _objection(metric, best, results[0], pairs, entities_recur=not data.by_entity)
     return Searched(metric, declared if remark else best.params, results, remark)
+
+
+def _draws_from_shared_state(estimator: Any) -> bool:
+    """Whether fits at the same time would disturb each other: liblinear and libsvm draw from one random state per process."""
+    parts = [estimator, *estimator.get_params().values()]
+    return any(
+        type(part).__module__.startswith("sklearn.svm") or (isinstance(part, str) and part == "liblinear")
+        for part in parts
+    )
 
 
 def _objection(

@@ -1,6 +1,7 @@
 """The search for parameters: scikit-learn's trials and folds, inside the rows to learn from, the same however many cores there are."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_trials_and_scores_are_those_of_scikit_learn_on_the_same_folds():
         assert trial.score == pytest.approx(scores[named], abs=1e-9)
         assert trial.score == pytest.approx(np.mean(trial.folds))
         assert len(trial.folds) == FOLDS
+
+
+def test_fits_at_the_same_time_do_not_disturb_the_random_numbers_of_each_other():
+    few = data()
+    training = replace(few, fit=pl.concat([few.fit] * 10))
+    same = searched(
+        training, LINEAR, metric="log_loss", solver=["liblinear"], l1_ratio=[1], tol=[0.1], max_iter=[*range(90, 110)]
+    )
+    assert len({trial.score for trial in same.search.trials[1:]}) == 1
 
 
 def test_the_declared_parameters_stay_unless_a_trial_is_better_beyond_chance():
