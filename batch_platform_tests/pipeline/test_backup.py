@@ -266,3 +266,14 @@ def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_pat
         dead = cli(project, "backup", address)
         assert dead.error.startswith(f"{address} cannot be used (")
         assert "the network, and the credentials in the environment, the profile or the role." in dead.error
+
+
+@pytest.mark.parametrize("half", ["", "2026"])
+def test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored(project, tmp_path, half):
+    archive, home = Archive.at(str(tmp_path / "dest")), Home(tmp_path / "restored").create()
+    back_up(home_of(project), archive, NOW)
+    home.restoring.write_text(half)
+    with pytest.raises(WarehouseError, match="A backup is being restored"), Warehouse(home).open():
+        pass
+    restore_backup(archive, newest(archive), home)
+    assert not home.restoring.exists()

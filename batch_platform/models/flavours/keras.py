@@ -26,6 +26,10 @@ from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_st
 
 MODEL_FILE = "model.keras"
 MOST_UNITS = 10_000_000  # size of a layer at most: Keras allocates what the archive declares, whatever weights it holds
+NO_SIZES = (
+    "seed",
+    "object_id",
+)  # in names of large numbers that mean no size; an object's number is its place in memory
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,14 @@ def _require_bounded(reference: str) -> None:
 
 
 def _sizes(config: Any, key: str = "") -> Iterator[int]:
-    """All whole numbers of a configuration but seeds."""
+    """All whole numbers of a configuration but those that are no sizes."""
     if isinstance(config, dict):
         for name, value in config.items():
             yield from _sizes(value, name)
     elif isinstance(config, list):
         for value in config:
             yield from _sizes(value, key)
-    elif type(config) is int and "seed" not in key:
+    elif type(config) is int and not any(part in key for part in NO_SIZES):
         yield config
 
 
