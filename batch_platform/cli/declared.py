@@ -2,6 +2,7 @@
 
 They are read so only where the files leave no doubt: every definition of the project is a YAML file of this component, and each
 pipeline loads. All else, and every error, is left to Dagster, so that both ways give the same pipelines and the same messages.
+A test compares both on the shipped pipelines, on variants of a project and on broken files.
 """
 
 import ast
@@ -10,12 +11,13 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import yaml
 
 from batch_platform.declaration.functions import import_function
-from batch_platform.declaration.notation import has_template
+from batch_platform.declaration.notation import has_template, rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, TYPE, check_file
@@ -33,7 +35,11 @@ _IMPORTS = (
 )
 _RETURNS = re.compile(r"return (dg\.)?load_from_defs_folder\(path_within_project=Path\(__file__\)\.parent\)")
 _OWNER = re.compile(r"team:\w+|[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")  # part of what Dagster allows
-_TEMPLATE = re.compile(r"\{\{\s*env\.(?!jinja)[A-Za-z_]\w*\s*\}\}")
+_TEMPLATE = re.compile(r"\{\{\s*env\.(?!jinja)([A-Za-z]\w*)\s*\}\}")
+# Part of the cron expressions that Dagster allows: numbers, ranges, lists and steps; days up to 28, which every month has.
+_NUMBERS = ("[0-5]?[0-9]", "[01]?[0-9]|2[0-3]", "0?[1-9]|1[0-9]|2[0-8]", "0?[1-9]|1[0-2]", "0?[0-6]")
+_RANGES = [f"(?:{number})(?:-(?:{number}))?" for number in _NUMBERS]
+CRON = re.compile(" ".join(rf"(?:\*(?:/[1-9][0-9]?)?|{range_}(?:,{range_})*)" for range_ in _RANGES))
 
 
 class _DoubtError(Exception):
@@ -47,15 +53,6 @@ class _Loader(yaml.SafeLoader):
         first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-
-
-class _Environment:
-    """The environment variables, as templates name them."""
-
-    def __getattr__(self, name: str) -> str | None:
-        if name.startswith("jinja"):  # asked of every object in a template
-            raise AttributeError(name)
-        return os.environ.get(name)
 
 
 def read_declared(*folders: Path) -> dict[str, Pipeline] | None:
@@ -119,7 +116,9 @@ def _pipelines(file: Path) -> Iterator[Pipeline]:
         _require(document.keys() == {"type", "attributes"} and document["type"] in _TYPES)
         declared = PipelineSpec.model_validate(document["attributes"]).model_dump(exclude_unset=True, by_alias=True)
         protect(declared)
-        pipeline = Pipeline(PipelineSpec.model_validate(rendered(declared)), file.parent, Home.from_environment())
+        pipeline = Pipeline(
+            PipelineSpec.model_validate(rendered(declared, from_environment)), file.parent, Home.from_environment()
+        )
         _check(pipeline)
         yield pipeline
 
@@ -129,6 +128,7 @@ def _check(pipeline: Pipeline) -> None:
     spec, builder = pipeline.spec, pipeline.builder
     check_flavours(spec)
     _require(all(_OWNER.fullmatch(owner) for owner in spec.owners))
+    _require(all(CRON.fullmatch(schedule) for schedule in spec.cron_schedules.values()))
     _require(spec.engine.on_spark.resource is None)
     for name, source in spec.sources.items():
         _require(source.asset is None)
@@ -137,18 +137,13 @@ def _check(pipeline: Pipeline) -> None:
     _ = builder.code_version, builder.feature_sources, builder.label_sources, pipeline.scoring_code_version
 
 
-def rendered(value: Any) -> Any:  # noqa: ANN401 - a value of YAML
-    """A declared value with its templates rendered, as the component renders them; refuses all but `{{ env.NAME }}`."""
-    if isinstance(value, dict):
-        return {key: rendered(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rendered(item) for item in value]
-    if not isinstance(value, str) or not has_template(value):
-        return value
+def from_environment(text: str, _: object = None) -> Any:  # noqa: ANN401 - a value of YAML
+    """A template rendered as the component renders it; refuses all but `{{ env.NAME }}`."""
     from jinja2.nativetypes import NativeTemplate
 
-    _require(not has_template(_TEMPLATE.sub("", value)))
-    return NativeTemplate(value).render(env=_Environment())
+    _require(not has_template(_TEMPLATE.sub("", text)))
+    names = _TEMPLATE.findall(text)
+    return NativeTemplate(text).render(env=SimpleNamespace(**{name: os.environ.get(name) for name in names}))
 
 
 def _require(certain: object) -> None:

@@ -1,16 +1,21 @@
 """The Dagster instance that records the runs: the user's own if DAGSTER_HOME names one, otherwise that of the home.
 
-The home's own, with its dagster.yaml and databases, is created on first use. Only Dagster writes to the user's own.
+The home's own, with its dagster.yaml and databases, is created on first use. Only Dagster writes to the user's own. Commands that
+only read take what it recorded from its SQLite files, without importing Dagster; wherever these are not as Dagster makes them by
+default, Dagster is asked.
 """
 
 import fcntl
+import json
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.warehouse.home import Home
 
 VARIABLE = "DAGSTER_HOME"
@@ -77,6 +82,61 @@ def _settings(home: Home) -> dict[str, Any]:
         reason = " ".join(str(error).split())
     msg = f"The settings of Dagster in {_file(home)} cannot be read: {reason}."
     raise WrongUseError(msg, hint="correct the file, or move it away: batch-platform run NAME writes it anew.")
+
+
+def materialized_partitions(home: Home, pipelines: Sequence[str]) -> dict[str, set[str]] | None:
+    """The partitions of predictions that Dagster has as materialized, by pipeline; None where Dagster has to be asked.
+
+    It has to be while a run is not finished, and for an asset that was ever wiped.
+    """
+    if records_elsewhere(home) is not None:
+        return None
+    try:
+        with _reading(home.dagster / "history" / "runs.db") as con:
+            unfinished = "SELECT count(*) FROM runs WHERE status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED')"
+            if con.execute(unfinished).fetchone()[0]:
+                return None
+        with _reading(home.dagster / "history" / "runs" / "index.db") as con:
+            assets = {name: json.dumps([name, "predictions"]) for name in pipelines}
+            wiped = "SELECT count(*) FROM asset_keys WHERE asset_key = ? AND asset_details IS NOT NULL"
+            if any(con.execute(wiped, [asset]).fetchone()[0] for asset in assets.values()):
+                return None
+            query = (
+                "SELECT DISTINCT partition FROM event_logs "
+                "WHERE asset_key = ? AND dagster_event_type = 'ASSET_MATERIALIZATION' AND partition IS NOT NULL"
+            )
+            return {name: {key for (key,) in con.execute(query, [asset])} for name, asset in assets.items()}
+    except sqlite3.Error:
+        return None
+
+
+def last_heartbeat(home: Home) -> datetime | None:
+    """The time at which Dagster's daemon last reported, in UTC; None if it never did, or if there are no records.
+
+    Raises:
+        BatchPlatformError: The records are in a database that cannot be reached.
+    """
+    if records_elsewhere(home) is None:
+        try:
+            with _reading(home.dagster / "history" / "runs.db") as con:
+                ((last,),) = con.execute("SELECT max(timestamp) FROM daemon_heartbeats")
+        except sqlite3.Error:
+            return None
+        return None if last is None else datetime.fromisoformat(last).replace(tzinfo=UTC)
+    import dagster as dg
+
+    folder = own_instance(home) or home.dagster
+    try:
+        with dg.DagsterInstance.from_config(str(folder)) as instance:
+            times = [beat.timestamp for beat in instance.get_daemon_heartbeats().values()]
+    except Exception as error:  # each database has errors of its own
+        msg = f"Dagster's records of {folder} cannot be read: {type(error).__name__}."
+        raise BatchPlatformError(msg, hint="see that their database can be reached.") from error
+    return datetime.fromtimestamp(max(times), UTC) if times else None
+
+
+def _reading(file: Path) -> "closing[sqlite3.Connection]":
+    return closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True))
 
 
 def settings_that_matter(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ import yaml
 
 from batch_platform.cli import terminal
 from batch_platform.cli.check import check_declared
-from batch_platform.cli.declared import rendered
+from batch_platform.cli.declared import from_environment
 from batch_platform.cli.project import (
     Project,
     explained,
@@ -35,7 +35,7 @@ from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.cli.proposal.trial import SECONDS, Trial, candidates, past_of, require_fits, that_runs, tried
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError, all_of, counted
 from batch_platform.declaration.inputs import Encoding
-from batch_platform.declaration.notation import check_name, check_timezone
+from batch_platform.declaration.notation import check_name, check_timezone, rendered
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.monitoring.comparison import ROUNDING
@@ -255,7 +255,9 @@ def _write(target: Path, files: dict[str, str], project: Project, now: datetime)
 def _require_sound(folder: Path, project: Project, now: datetime) -> None:
     """Raise what would make every run of a written pipeline fail."""
     declared = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
-    pipeline = Pipeline(PipelineSpec.model_validate(rendered(declared["attributes"])), folder, project.home)
+    pipeline = Pipeline(
+        PipelineSpec.model_validate(rendered(declared["attributes"], from_environment)), folder, project.home
+    )
     problems, _ = check_declared(pipeline, now)
     if problems:
         raise all_of(problems)

@@ -21,6 +21,7 @@ from batch_platform.components.dagster_internals import (
 from batch_platform.components.jobs import Launch, announcing, launch_of, launch_of_all
 from batch_platform.components.processes import PROCESS_TAG, TERMINATED, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening
+from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError
@@ -45,6 +46,18 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
         close_dead_runs(instance)
         with quick_event_log(instance):
             yield instance
+
+
+def materialized_now(project: Project, states: Mapping[str, State]) -> dict[str, set[str]]:
+    """The predictions that Dagster has as materialized, by pipeline; for those that a run holds now, what the ledger says."""
+    materialized = dict[str, set[str]]()
+    with open_instance(project) as instance:
+        for name, state in states.items():
+            wiring = project.pipeline(name)
+            busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
+            done = instance.get_materialized_partitions(wiring.key("predictions"))
+            materialized[name] = (done - busy) | (busy & state.scores.keys())
+    return materialized
 
 
 @dataclass(frozen=True)

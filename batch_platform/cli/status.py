@@ -9,8 +9,8 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.failed_checks import show_failed
+from batch_platform.cli.instance import materialized_partitions
 from batch_platform.cli.project import Project, find_project
-from batch_platform.cli.recorded import materialized_in_dagster
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import (
     BatchPlatformError,
@@ -21,9 +21,11 @@ from batch_platform.declaration.errors import (
     in_short,
     listed,
 )
+from batch_platform.declaration.explaining import are_dagsters_records, explained
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.former_partitions import former_partitions_line
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at
 from batch_platform.pipeline.steps import TASKS
 from batch_platform.pipeline.verify import damaged_files
@@ -70,8 +72,9 @@ def command(  # noqa: PLR0913 - the options
         broken = [] if pipeline else project.broken
         untouched = not project.home.root.exists()
         states = [item.published_state(recheck=recheck) for item in pipelines]
+        by_name = {item.spec.name: state for item, state in zip(pipelines, states, strict=True)}
         # A report creates no home.
-        materialized = {} if untouched else materialized_in_dagster(project, pipelines, states)
+        materialized = {} if untouched else _materialized_in_dagster(project, by_name)
         statuses = [
             status_at(item, PlanRequest(now, recheck=recheck), state, materialized.get(item.spec.name))
             for item, state in zip(pipelines, states, strict=True)
@@ -109,6 +112,24 @@ def command(  # noqa: PLR0913 - the options
     _require_known([error for error in unread if error is not None])
     if fail_on is not None and (broken or any(status.health.reaches(fail_on) for status in statuses)):
         raise click.exceptions.Exit(UNHEALTHY)
+
+
+def _materialized_in_dagster(project: Project, states: Mapping[str, State]) -> dict[str, set[str]]:
+    """The predictions that Dagster has as materialized; none if only it can tell and the home may only be read, or its records do not answer."""
+    recorded = materialized_partitions(project.home, [*states])
+    if recorded is not None:
+        return recorded
+    if not project.home.is_writable:  # Dagster cannot open its records without writing beside them
+        return {}
+    from batch_platform.cli.running import materialized_now
+
+    try:
+        return materialized_now(project, states)
+    except Exception as error:
+        if not are_dagsters_records(error):
+            raise
+        terminal.warn(str(explained(error)))
+        return {}
 
 
 def _require_known(unread: list[BatchPlatformError]) -> None:

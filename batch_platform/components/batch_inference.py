@@ -1,6 +1,7 @@
 """The component: turns a pipeline declared in `defs.yaml` or in Python into Dagster definitions."""
 
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +36,7 @@ from batch_platform.components.resources import RESOURCES
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, listed
-from batch_platform.declaration.notation import has_template, name_of
+from batch_platform.declaration.notation import name_of, rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
@@ -81,23 +82,9 @@ class DeclaredPipeline(PipelineSpec):
         return self
 
 
-def _rendered(value: Any, context: dg.ResolutionContext) -> Any:  # noqa: ANN401 - a value of YAML
-    """A declared value with its templates rendered. Other texts stay as declared: Dagster would read "1" as a number."""
-    if isinstance(value, dict):
-        return {key: _rendered(item, context.at_path(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rendered(item, context.at_path(at)) for at, item in enumerate(value)]
-    return context.resolve_value(value) if isinstance(value, str) and has_template(value) else value
-
-
 def _wrong_schedules(spec: PipelineSpec) -> dict[tuple[str | int, ...], ValueError]:
     """The declared schedules that Dagster does not take, by the path of their key."""
-    schedules = {
-        ("model", "train"): spec.model.train.schedule,
-        ("predictions",): spec.predictions.schedule,
-        ("report",): spec.report and spec.report.schedule,
-    }
-    wrong = {path: cron for path, cron in schedules.items() if cron and not is_valid_cron_string(cron)}
+    wrong = {path: cron for path, cron in spec.cron_schedules.items() if not is_valid_cron_string(cron)}
     return {
         (*path, "schedule"): ValueError(f"{cron!r} is not a cron expression that Dagster takes")
         for path, cron in wrong.items()
@@ -155,7 +142,11 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         """Render templates such as `{{ env.NAME }}`, keep their values secret from now on, and check again."""
         declared = model.model_dump(exclude_unset=True, by_alias=True)
         protect(declared)
-        return cls.model_validate(_rendered(declared, context))
+
+        def render(text: str, path: tuple[str | int, ...]) -> object:
+            return reduce(dg.ResolutionContext.at_path, path, context).resolve_value(text)
+
+        return cls.model_validate(rendered(declared, render))
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:

@@ -6,7 +6,7 @@ key it was.
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
@@ -45,6 +45,15 @@ COVERAGES = (0.01, 0.999)  # the least and the greatest share of true values tha
 def has_template(text: str) -> bool:
     """Return whether a text holds a Jinja template, or a part that Jinja would read as one."""
     return _TEMPLATE.search(text) is not None
+
+
+def rendered(value: Any, render: Callable[[str, tuple[str | int, ...]], Any], *path: str | int) -> Any:  # noqa: ANN401 - a value of YAML
+    """A declared value with its templates rendered by a function of text and path. Other texts stay as declared: rendered, "1" is a number."""
+    if isinstance(value, dict):
+        return {key: rendered(item, render, *path, key) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rendered(item, render, *path, at) for at, item in enumerate(value)]
+    return render(value, path) if isinstance(value, str) and has_template(value) else value
 
 
 class Block(BaseModel):

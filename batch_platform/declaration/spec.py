@@ -123,6 +123,16 @@ class PipelineSpec(Block):
         """The declared positive class."""
         return None if self.labels is None else self.labels.positive
 
+    @property
+    def cron_schedules(self) -> dict[tuple[str, ...], str]:
+        """The declared cron expressions, by the path of their block."""
+        schedules = {
+            ("model", "train"): self.model.train.schedule,
+            ("predictions",): self.predictions.schedule,
+            ("report",): self.report and self.report.schedule,
+        }
+        return {path: cron for path, cron in schedules.items() if cron}
+
     @field_validator("sources")
     @classmethod
     def _names(cls, value: dict[str, Source]) -> dict[str, Source]:

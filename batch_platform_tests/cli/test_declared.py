@@ -11,11 +11,15 @@ from shutil import copytree
 
 import dagster as dg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from batch_platform.cli.instance import prepare_instance
-from batch_platform.cli.project import Project, find_project
-from batch_platform.cli.recorded import materialized_partitions
+from batch_platform.cli.declared import CRON
+from batch_platform.cli.instance import materialized_partitions, prepare_instance
+from batch_platform.cli.project import Project, find_project, shipped_project
+from batch_platform.components.dagster_internals import is_valid_cron_string
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.pipeline.shipped import ALL, DEMOS_VARIABLE, shipped
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.harness.checkout import ROOT
 from batch_platform_tests.harness.command_line import REJECTED_ID, clean_environment
@@ -95,19 +99,29 @@ PLAIN: dict[str, Callable[[Path], None]] = {  # projects that are read without D
     ),
     "no definitions": lambda project: (project / PACKAGE / "definitions.py").unlink(),
 }
-LEFT_TO_DAGSTER: dict[str, Callable[[Path], None]] = {  # projects that Dagster has to load, errors included
+LEFT_TO_DAGSTER: dict[str, Callable[[Path], None]] = {  # projects that only Dagster can load
     "a Python asset": written("others.py", AN_ASSET),
     "code in a package": written("__init__.py", "import os\nos.environ['PLACE'] = 'here'\n"),
     "another component": written("folder/defs.yaml", "type: dagster.DefsFolderComponent\n"),
     "post-processing": replaced("attributes:\n", "post_processing: {}\nattributes:\n"),
     "variables of templates": replaced("attributes:\n", "template_vars_module: .other\nattributes:\n"),
+    "a call in a template": described("\"{{ env('PLACE') }}\""),
+    "a schedule by name": attribute('report: {schedule: "0 5 * * mon"}'),
+    "definitions of its own": written("definitions.py", "from shop.all import defs\n", below=PACKAGE),
+    "settings of another project": written("dg.toml", "", below=PACKAGE),
+}
+BROKEN: dict[str, Callable[[Path], None]] = {  # projects with a pipeline that Dagster refuses
     "an unset variable beside text": described('"to {{ env.NOWHERE }}"'),
     "a wrong key": replaced("timezone:", "timezon:"),
     "one name twice": second("small"),
     "an unknown flavour": attribute("challengers: [{name: other, flavour: nosuch, estimator: a.B}]"),
     "no YAML": written("small/defs.yaml", "attributes: ["),
-    "definitions of its own": written("definitions.py", "from shop.all import defs\n", below=PACKAGE),
-    "settings of another project": written("dg.toml", "", below=PACKAGE),
+    "an empty document": lambda project: (pipeline_folder(project) / "defs.yaml").write_text("---\n"),
+    "an hour of 99": attribute('report: {schedule: "0 99 * * *"}'),
+    "30 February": attribute('report: {schedule: "0 0 30 2 *"}'),
+    "an owner that is neither team nor address": attribute('owners: ["somebody"]'),
+    "no SQL": lambda project: (pipeline_folder(project) / "features.sql").unlink(),
+    "a broken pipeline beside it": written("other/defs.yaml", "a: b"),
 }
 
 
@@ -119,22 +133,46 @@ def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return find_project(folder)
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_pipelines_read_without_dagster_are_those_that_dagster_loads(fresh, monkeypatch, name):
-    PLAIN[name](fresh)
-    project = loaded(fresh, monkeypatch)
+def assert_read_as_dagster_loads(project: Project) -> None:
     assert project._plain is not None
     assert "_loaded" not in vars(project)
     assert not project._loaded[1]
-    read = {key: (pipeline.folder, pipeline.spec.model_dump_json()) for key, pipeline in project.declared.items()}
-    assert read == {key: (wiring.folder, wiring.spec.model_dump_json()) for key, wiring in project.pipelines.items()}
-    assert [*read] == [*project.pipelines]
+    read = [(key, it.folder, it.spec.model_dump_json()) for key, it in project.declared.items()]
+    assert read == [(key, it.folder, it.spec.model_dump_json()) for key, it in project.pipelines.items()]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_pipelines_read_without_dagster_are_those_that_dagster_loads(fresh, monkeypatch, name):
+    PLAIN[name](fresh)
+    assert_read_as_dagster_loads(loaded(fresh, monkeypatch))
+
+
+def test_every_shipped_pipeline_is_read_as_dagster_loads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    monkeypatch.setenv(DEMOS_VARIABLE, ALL)
+    project = shipped_project()
+    assert_read_as_dagster_loads(project)
+    assert [*project.declared] == sorted(shipped())
 
 
 @pytest.mark.parametrize("name", LEFT_TO_DAGSTER)
 def test_what_leaves_a_doubt_is_left_to_dagster(fresh, monkeypatch, name):
     LEFT_TO_DAGSTER[name](fresh)
     assert loaded(fresh, monkeypatch)._plain is None
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_dagster_refuses_is_never_read_without_it(fresh, monkeypatch, name):
+    BROKEN[name](fresh)
+    project = loaded(fresh, monkeypatch)
+    assert project._plain is None
+    assert project.broken
+
+
+@given(st.from_regex(CRON, fullmatch=True))
+def test_dagster_takes_every_schedule_that_is_read_without_it(cron):
+    assert is_valid_cron_string(cron)
 
 
 def test_a_command_that_runs_one_pipeline_loads_no_other(fresh, monkeypatch):

@@ -12,11 +12,12 @@ from urllib.parse import unquote
 
 import duckdb
 
-from batch_platform.cli.declared import rendered
+from batch_platform.cli.declared import from_environment
 from batch_platform.declaration.databases import DRIVERS, DatabaseTable
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
 from batch_platform.declaration.extras import installed
 from batch_platform.declaration.inputs import STORES, Encoding, Source, require_object, scheme_of
+from batch_platform.declaration.notation import rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.drivers import is_sqlite
@@ -90,7 +91,7 @@ class Origin:
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""
-        block = rendered({**self.block}) if self.kind == "sql" else self.block
+        block = rendered({**self.block}, from_environment) if self.kind == "sql" else self.block
         return SourceTable("", name, Source.model_validate(block), Path(self.path.anchor))
 
 
