@@ -18,9 +18,11 @@ from batch_platform_tests.benchmarks import __main__ as benchmarks
 from batch_platform_tests.benchmarks import environments, history, kernels, readme, refinements, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
+from batch_platform_tests.benchmarks.data import days_of, spread, write_days
 from batch_platform_tests.benchmarks.environments import Environments
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, run
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, medians, run
 from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.benchmarks.reporting import losses, table
 
 pytestmark = pytest.mark.full  # those that run a benchmark are for a release
 
@@ -51,6 +53,15 @@ def test_every_contender_scores_all_rows_and_the_scores_agree(scoring):
     assert [(result["rows"], result["workload"], result["contender"]) for result in results] == [
         (ROWS, kind, name) for kind in TRIED for name in HERE
     ], "the run itself ends where rows are missing or scores differ"
+
+
+@pytest.mark.release
+def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
+    _, text = scoring
+    assert all(f"| {kind} | {ROWS:,} | {name} |" in text for kind in TRIED for name in HERE)
+    assert "Where we lose time:" in text
+    assert " GiB, Linux; each measured 1 times, in turn" in text
+    assert all(library in text for library in ("duckdb 2.", "polars 2.", "scikit-learn 1.", "dagster 1."))
 
 
 @pytest.mark.release
@@ -201,6 +212,18 @@ def test_a_contender_that_does_different_work_ends_the_run(tmp_path, score, comp
             check()
 
 
+def test_the_table_is_the_same_whenever_it_is_written_and_has_the_rows_asked_for(tmp_path):
+    days = days_of(spread(1001, 30), TODAY)
+    for folder in ("one", "two"):
+        write_days(tmp_path / folder, days, 400)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+    measured = pl.concat(pl.read_parquet(tmp_path / "one" / f"{key}.parquet") for key in days.keys)
+    assert measured.height == 1001
+    assert measured["id"].is_unique().all()
+    assert pl.read_parquet(tmp_path / "one" / "labels.parquet").height == 400
+
+
 def test_the_peak_is_that_of_the_largest_process_even_if_nobody_waits_for_it(tmp_path):
     child = "import time; held = bytearray(300 * 2**20); print(len(held), flush=True); time.sleep(10)"
     parent = (
@@ -212,12 +235,38 @@ def test_the_peak_is_that_of_the_largest_process_even_if_nobody_waits_for_it(tmp
     assert run([sys.executable, "-c", "pass"], tmp_path).peak_mib < 100, "the memory of this process does not count"
 
 
+def test_core_seconds_are_those_of_all_processes_also_of_those_that_nobody_waits_for(tmp_path):
+    work = "import time\nwhile time.process_time() < 0.5: pass"
+    left = f"{work}\nprint(flush=True)\ntime.sleep(5)"
+    parent = (
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', {work!r}], check=True)\n"
+        f"lives = subprocess.Popen([sys.executable, '-c', {left!r}], stdout=subprocess.PIPE)\n"
+        "lives.stdout.readline()\n"
+        f"{work}"
+    )
+    cost = run([sys.executable, "-c", parent], tmp_path)
+    assert 1.45 < cost.core_seconds < 3
+    assert run([sys.executable, "-c", "import time; time.sleep(1)"], tmp_path).core_seconds < 0.5
+
+
 def results_of(seconds: dict[str, list[float]]) -> list[Result]:
     return [
         Result("trees", name, measured, 100, 10.0, 2 * measured)
         for name, times in seconds.items()
         for measured in times
     ]
+
+
+def test_reports_show_medians_and_ratios_and_where_we_lose():
+    results = results_of({OURS: [2.0, 9.0, 1.0], "script": [1.0, 1.0, 5.0], "ray": [8.0, 8.0, 8.0]})
+    assert [median.seconds for median in medians(results).values()] == [2.0, 1.0, 8.0]
+    lines = [line.split("|") for line in table(results).splitlines()[2:]]
+    assert [line[-3].strip() for line in lines] == [line[-2].strip() for line in lines] == ["1.00", "0.50", "4.00"]
+    assert (
+        losses(results) == "Where we lose time: to script on trees of 100 rows (0.50). "
+        "Where we lose core-seconds: to script on trees of 100 rows (0.50). Where we lose memory: nowhere."
+    )
 
 
 def test_the_figures_of_the_readme_are_written_between_their_marks(tmp_path):
@@ -271,6 +320,33 @@ def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(c
     text = tables.conclude([measured, failed])
     assert f"| {worse} | 150 |" in text
     assert "has no column 'colour'" in text
+
+
+def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
+    noise = np.random.default_rng(1).uniform(0.5, 1.5, 400)
+    of_chance, certain = np.column_stack([noise, np.roll(noise, 1)]), np.column_stack([1.1 * noise, noise])
+    days = [f"day {row // 40}" for row in range(400)]
+    for compared, squared, share, low in (
+        (certain, False, 0.1, 0.1),
+        (certain, True, np.sqrt(1.1) - 1, np.sqrt(1.1) - 1),
+        (of_chance, False, 0.0, -0.05),
+    ):
+        worse = tables.worse_by(compared, range(400), squared=squared)
+        assert worse.share == pytest.approx(share, abs=1e-9)
+        assert worse.low == pytest.approx(low, abs=0.02)
+    same_days = np.repeat(np.random.default_rng(2).normal(1.0, 0.3, (10, 2)), 40, axis=0)
+    by_row, by_day = (tables.worse_by(same_days, drawn, squared=False) for drawn in (range(400), days))
+    assert by_day.high - by_day.low > 3 * (by_row.high - by_row.low), "the rows of one day are one draw"
+    results = [
+        tables.TableResult(
+            name, "batch_platform", 1.0, 1, 1.0, 1.0, ours=1.0, trees=1.0, trivial=1.0, worse_than_trees=worse
+        )
+        for name, worse in {
+            "certain": tables.worse_by(certain, range(400), squared=False),
+            "chance": tables.Worse(0.2, -0.1, 0.5),
+        }.items()
+    ]
+    assert "by more than 5%, beyond chance: certain +10% (+10% to +10%). Worse" in tables.conclude(results)
 
 
 @pytest.mark.release

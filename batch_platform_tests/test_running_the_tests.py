@@ -13,7 +13,7 @@ import pytest
 from packaging.version import Version
 
 from batch_platform_tests import newest_dagster
-from batch_platform_tests.harness.browsing import require_browser
+from batch_platform_tests.harness.browsing import installed_browser, require_browser
 from batch_platform_tests.harness.checkout import ROOT
 from batch_platform_tests.harness.postgres_server import FOLDERS_VARIABLE
 from batch_platform_tests.harness.starting_points import made_once
@@ -112,6 +112,14 @@ def test_root_installs_just_what_is_missing(commands, tmp_path, code):
     assert (install in done.stderr) == (code != 0)
 
 
+def test_an_installed_browser_comes_before_the_one_that_playwright_brought(commands):
+    assert installed_browser() is None
+    chrome = add_command(commands, "google-chrome")
+    assert installed_browser() == require_browser() == chrome
+    chromium = add_command(commands, "chromium")
+    assert installed_browser() == chromium
+
+
 @pytest.mark.usefixtures("commands")
 def test_without_a_browser_its_tests_are_skipped_with_the_reason_and_fail_in_ci(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
@@ -137,6 +145,17 @@ def test_a_starting_point_is_made_once_for_all_workers(tmp_path):
         starting_points = list(pool.map(lambda folder: made_once(folder, "a", make), folders))
     assert made == [tmp_path / "session" / "starting_points" / "a"]
     assert starting_points == made * 4
+
+
+def test_a_starting_point_that_failed_is_made_again(tmp_path):
+    def fail(folder: Path) -> None:
+        (folder / "half").mkdir(parents=True)
+        msg = "no room"
+        raise OSError(msg)
+
+    with pytest.raises(OSError, match="no room"):
+        made_once(tmp_path / "test", "a", fail)
+    assert list(made_once(tmp_path / "test", "a", Path.mkdir).iterdir()) == []
 
 
 @pytest.mark.full

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from batch_platform_tests.benchmarks import (
+    backfill,
     commit,
     contenders,
     cores,
@@ -41,6 +42,7 @@ from batch_platform_tests.benchmarks.reporting import losses, machine, table, ve
 
 WORKLOADS = {
     "scoring": scoring,
+    "backfill": backfill,
     "memory": memory,
     "monitoring": monitoring,
     "cores": cores,

@@ -139,8 +139,8 @@ def silent() -> Iterator[str]:
         yield f"json://127.0.0.1:{server.getsockname()[1]}/?rto=1"
 
 
-def test_a_receiver_that_takes_nothing_gets_everything_again_in_order():
-    urls = ["json://127.0.0.1:9/", "nonsense://here"]
+def test_a_receiver_that_takes_nothing_gets_everything_again_in_order(hook):
+    urls = [hook.url, "nonsense://here"]
     messages = [Message(title, "text", "failure", tuple(map(identity, urls))) for title in ("first", "second")]
     outcome = deliver(urls, messages)
     assert (outcome.waiting, outcome.sent) == (tuple(messages), 0)
@@ -149,6 +149,9 @@ def test_a_receiver_that_takes_nothing_gets_everything_again_in_order():
         "receiver 2 (nonsense)",
     ]
     assert deliver([], messages).waiting == (), "nobody is declared any more"
+    with hook.up():
+        deliver(urls, outcome.waiting)
+    assert [it["title"] for it in hook.messages] == ["first", "second"]
 
 
 def test_f34_receivers_that_never_answer_before_a_healthy_one_neither_hold_it_up_nor_pile_up_threads(silent, hook):

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 from dagster._core.definitions.data_version import StaleStatus
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_platform.components import checks, scoring
 from batch_platform.components.batch_inference import build_definitions
@@ -24,8 +23,6 @@ from batch_platform_tests.harness.small_pipeline import (
     LABELS_SQL,
     feature_file,
     small_events,
-    small_spec,
-    write_small_project,
 )
 from batch_platform_tests.harness.stale_status import status
 from batch_platform_tests.harness.workspace import workspace
@@ -128,12 +125,6 @@ SELECT id, ts, amount, items, shop, known FROM day
 """
 
 
-def test_a_day_is_scored_by_the_model_of_its_month(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    assert upstream(deployment, "predictions", "model", "2024-02-17") == ["2024-02-01"]
-    assert upstream(deployment, "predictions", "features", "2024-02-17") == ["2024-02-17"]
-
-
 def test_predictions_and_performance_begin_with_the_first_serving_period_and_features_before_it(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     keys = {
@@ -199,14 +190,6 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
     assert published(trained, "SELECT bool_and(committed_at > started_at) FROM batch_platform.score_runs") == [(True,)]
 
 
-def test_the_data_version_of_equal_rows_is_equal(trained):
-    first, again = (trained.run("features", first="2024-02-05", config={"features": {"force": True}}) for _ in range(2))
-    assert first.success
-    assert again.success
-    newest, older = trained.materializations("features")
-    assert newest.tags["dagster/data_version"] == older.tags["dagster/data_version"]
-
-
 @pytest.mark.full
 def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_on_it_is(trained):
     days = trained.days("2024-02-01", "2024-02-03")
@@ -224,49 +207,6 @@ def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_
 
 
 PARTITIONED = ("features", "predictions", "performance")
-
-
-def broken_day(day: str) -> pl.DataFrame:
-    """The orders, with the key of one day's first order given twice."""
-    events = small_events()
-    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    return events.with_columns(
-        pl.when(local == day).then(pl.col("id").first().over(local)).otherwise(pl.col("id")).alias("id")
-    )
-
-
-@pytest.mark.full
-def test_a_retry_keeps_what_is_committed_and_does_what_failed(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, events=broken_day("2024-02-03"))
-    days = trained.days("2024-02-01", "2024-02-06")
-    result = trained.run("features", "predictions", first=days[0], last=days[-1])
-    message = failure(result)
-    assert "small" in message
-    assert "2024-02-03" in message
-    assert "Traceback" not in message
-    sound = [day for day in days if day != "2024-02-03"]
-    assert partitions_of(trained.materializations("features")) == sound
-    assert partitions_of(trained.materializations("predictions")) == sound
-    small_events().write_parquet(trained.pipeline.folder / "events.parquet")
-    again = trained.run("features", "predictions", first=days[0], last=days[-1])
-    assert again.success
-    for asset in ("features", "predictions"):
-        logged = trained.materializations(asset, again.run_id)
-        assert sorted(map(str, partitions_of(logged))) == days
-        assert {entry.asset_materialization.partition for entry in logged if not value(entry, "skipped")} == {
-            "2024-02-03"
-        }
-
-
-@pytest.mark.full
-def test_the_next_run_logs_a_commit_that_dagster_does_not_know(trained):
-    trained.score("2024-02-01", "2024-02-02", run_id="died")
-    result = trained.run("predictions", first="2024-02-01", last="2024-02-02")
-    assert result.success
-    logged = trained.materializations("predictions")
-    assert partitions_of(logged) == ["2024-02-01", "2024-02-02"]
-    assert all(value(entry, "skipped") for entry in logged)
-    assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [("died",)]
 
 
 def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path, monkeypatch):
@@ -289,31 +229,6 @@ def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path
     assert again.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
 
 
-@pytest.mark.full
-def test_a_version_can_be_asked_for(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert trained.run("features", first="2024-01-10").success
-    (version,) = [model.version for model in trained.pipeline.state().registry.versions]
-    result = trained.run("predictions", first="2024-01-10", config={"predictions": {"model": version}})
-    assert result.success
-    (logged,) = trained.materializations("predictions")
-    assert value(logged, "model_version") == version
-    assert value(logged, "in_sample")
-    assert trained.run("performance", first="2024-01-10").success
-    (measured,) = trained.materializations("performance")
-    assert value(measured, "in_sample")
-
-
-def test_a_partition_before_every_model_fails_in_one_paragraph(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
-    trained.run("features", first="2024-01-10")
-    message = failure(trained.run("predictions", first="2024-01-10"))
-    assert "small" in message
-    assert "2024-01-10" in message
-    assert "2024-02-01" in message
-    assert "\n" not in message
-
-
 @pytest.mark.parametrize(("rows_rejected", "goes_on"), [(1, True), (0, False)])
 def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trained, rows_rejected, goes_on):
     trained.score("2024-02-01", "2024-02-01")
@@ -333,46 +248,6 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     result = dg.materialize([scores, emails], instance=trained.instance, raise_on_error=False)
     assert result.success is goes_on
     assert bool(result.asset_materializations_for_node("emails")) is goes_on
-
-
-@pytest.mark.full
-def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch)
-    ran: list[str] = []
-
-    @dg.asset(partitions_def=trained.wiring.served, deps=[trained.key("predictions")])
-    def emails(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        rows = published(
-            trained, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{context.partition_key}'"
-        )
-        ran.append(context.partition_key)
-        return dg.MaterializeResult(metadata={"emails": rows[0][0]})
-
-    @dg.asset(deps=[emails])
-    def count() -> None:
-        ran.append("count")
-
-    together = dg.Definitions.merge(
-        build_definitions(trained.pipeline.spec, trained.pipeline.folder), dg.Definitions(assets=[emails, count])
-    )
-    job = together.resolve_implicit_global_asset_job_def()
-    result = job.execute_in_process(
-        instance=trained.instance,
-        tags={PARTITION_NAME_TAG: "2024-02-07"},
-        asset_selection=[trained.key("features"), trained.key("predictions"), emails.key, count.key],
-    )
-    assert result.success
-    assert ran == ["2024-02-07", "count"]
-    events = {
-        event.asset_key.path[-1]: event.step_materialization_data.materialization
-        for event in result.all_events
-        if event.is_step_materialization
-    }
-    assert set(events) == {"features", "predictions", "emails", "count"}
-    assert events["emails"].metadata["emails"].value == 40
-    assert events["emails"].partition == "2024-02-07"
-    assert "dagster/input_data_version/small/predictions" in events["emails"].tags
-    assert not {tag for tag in trained.instance.get_run_by_id(result.run_id).tags if "defer" in tag}
 
 
 def test_a_model_is_logged_with_its_gate(trained):
@@ -398,30 +273,6 @@ def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
     assert "roc_auc" in gate.metadata["reason"].value
     assert trained.run("features", "predictions", first="2024-02-01").success
     assert value(trained.materializations("predictions")[0], "model_version") == champion
-
-
-def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    message = failure(deployment.run("model", config={"model": {"until": "2024-01-01"}}))
-    assert message.startswith("small, serving period 2024-01-01:")
-    assert "\n" not in message
-    assert "Traceback" not in message
-
-
-@pytest.mark.full
-def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
-    one_for_all = {"train": {"every": None}}
-    deployment = deploy(tmp_path, monkeypatch, model=one_for_all, partitions=THREE_WEEKS)
-    assert specs(deployment)["model"].partitions_def is None
-    assert deployment.run("features", first="2024-01-17", last="2024-02-06").success
-    trained = deployment.run("model", config={"model": {"until": "2024-02-05"}})
-    assert trained.success
-    (logged,) = deployment.materializations("model")
-    assert logged.asset_materialization.partition is None
-    assert value(logged, "trained_until") == "2024-02-04 00:00 Europe/Berlin"  # a day's labels are known a day later
-    assert evaluations(deployment, "model", "gate")[None].passed
-    assert deployment.run("predictions", first="2024-02-05", last="2024-02-06").success
-    assert status(deployment, "predictions", "2024-02-06") == StaleStatus.FRESH
 
 
 @pytest.mark.full
@@ -468,46 +319,6 @@ def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other
         assert partitions_of(trained.materializations(asset, result.run_id)) == done
     status = "SELECT partition_key, run_id FROM small.failures"
     assert published(trained, status) == [("2024-02-02", result.run_id)]
-
-
-@pytest.mark.full
-def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
-    deployment = deploy(
-        tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
-    )
-    assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
-    feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
-    result = deployment.run("model", first="2024-01-07", last="2024-01-28")
-    message = failure(result)
-    assert (
-        "serving period 2024-01-14: the model is not trained, since the features of 2024-01-10 are missing" in message
-    )
-    assert (
-        "2 more serving periods failed the same way: 2024-01-21, 2024-01-28. The other 1 serving period of" in message
-    )
-    assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]
-
-
-@pytest.mark.full
-def test_partitions_that_fail_do_not_hold_up_others_of_the_run(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
-    trained.score("2024-02-06", "2024-02-06")  # builds its features
-    assert trained.run("features", first="2024-01-30", last="2024-02-06").success
-    scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")
-    message = failure(scoring)
-    assert message.startswith(
-        "small, partition 2024-01-30: no model serves it; the earliest approved version, 2024-02-01-"
-    )
-    assert "1 more partition failed the same way: 2024-01-31. The other 5 partitions of this run succeeded." in message
-    served = trained.days("2024-02-01", "2024-02-05")
-    assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served
-    measuring = trained.run("performance", first="2024-01-31", last="2024-02-05")
-    message = failure(measuring)
-    assert message.startswith(
-        "small, partition 2024-01-31: it is not scored yet. The other 5 partitions of this run succeeded."
-    )
-    assert partitions_of(trained.materializations("performance", measuring.run_id)) == served
-    assert published(trained, "SELECT count(DISTINCT partition_key) FROM small.performance") == [(5,)]
 
 
 def test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks(tmp_path, monkeypatch):
@@ -565,18 +376,6 @@ def test_only_a_busy_warehouse_allows_a_retry():
     assert busy.value.description == "held Hint: wait"
 
 
-def test_two_pipelines_live_side_by_side(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    other = write_small_project(tmp_path / "other")
-    both = dg.Definitions.merge(
-        build_definitions(deployment.pipeline.spec, deployment.pipeline.folder),
-        build_definitions(small_spec(name="other"), other),
-    )
-    assert {spec.key.path[0] for spec in both.resolve_all_asset_specs()} == {"small", "other"}
-    assert len(list(both.schedules or [])) == 8
-    dg.Definitions.validate_loadable(both)
-
-
 def test_users_assets_read_through_the_warehouse_resource(trained):
     trained.score("2024-02-01", "2024-02-01")
     trained.pipeline.publish()
@@ -596,3 +395,21 @@ def test_users_assets_read_through_the_warehouse_resource(trained):
     job = together.resolve_implicit_global_asset_job_def()
     assert job.execute_in_process(instance=trained.instance, asset_selection=[summary.key]).success
     assert counts == [40, 40]
+
+
+@pytest.mark.full
+def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
+    deployment = deploy(
+        tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
+    )
+    assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
+    feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
+    result = deployment.run("model", first="2024-01-07", last="2024-01-28")
+    message = failure(result)
+    assert (
+        "serving period 2024-01-14: the model is not trained, since the features of 2024-01-10 are missing" in message
+    )
+    assert (
+        "2 more serving periods failed the same way: 2024-01-21, 2024-01-28. The other 1 serving period of" in message
+    )
+    assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]

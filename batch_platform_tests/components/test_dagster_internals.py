@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -185,19 +184,6 @@ def test_an_input_is_read_for_the_partitions_of_its_run_or_as_a_whole(instance, 
     assert asked == [expected], CHANGED.format("step_context of an input")
 
 
-def test_a_project_is_loaded_with_or_without_the_pages_on_installed_components(tmp_path, monkeypatch):
-    project = write_dagster_project(tmp_path)
-    monkeypatch.syspath_prepend(str(project))
-    pages, loaded = [], []
-    for how in (internals.without_component_pages, nullcontext):
-        with how():
-            definitions = dg.load_from_defs_folder(path_within_project=project)
-        pages.append(bool(definitions.metadata))
-        loaded.append({spec.key for spec in definitions.resolve_all_asset_specs()})
-    assert pages == [False, True], CHANGED.format("how it describes installed components")
-    assert loaded[0] == loaded[1] != set()
-
-
 AS_A_RUN = """\
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
@@ -265,14 +251,6 @@ def test_the_instance_of_the_command_line_captures_no_output_and_keeps_the_rest(
         assert type(plain.compute_log_manager).__name__ != "NoOpComputeLogManager"
         assert type(instance.event_log_storage) is type(plain.event_log_storage)
         assert instance.run_monitoring_enabled == plain.run_monitoring_enabled
-
-
-@pytest.mark.full
-def test_the_daemon_is_started_by_a_module_that_has_the_command():
-    command = [*internals.DAEMON_COMMAND, "--help"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, CHANGED.format("the module of the daemon") + f": {answer.stderr}"
-    assert "--workspace" in answer.stdout
 
 
 KEY = dg.AssetKey("orders")

@@ -8,8 +8,6 @@ import pytest
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
-from batch_platform_tests.harness.deployment import deploy
-from batch_platform_tests.harness.events import upstream
 from batch_platform_tests.harness.small_pipeline import (
     small_spec,
 )
@@ -17,18 +15,6 @@ from batch_platform_tests.harness.small_pipeline import (
 STARTS = {"hour": "2023-02-10T06:00", "day": "2023-02-10", "week": "2023-02-10", "month": "2023-02-01"}
 ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-05-31", "month": "2024-06-01"}
 TIMEZONES = ["UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata"]
-
-
-@pytest.mark.parametrize("every", ["hour", "day", "week", "month"])
-@pytest.mark.full
-def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, every):
-    partitions = {"every": "hour", "start": "2014-01-01", "end": "2024-01-01"}
-    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"every": every}})
-    period = {"hour": "2023-12-31-23:00", "day": "2023-12-31", "week": "2023-12-27", "month": "2023-12-01"}[every]
-    before = upstream(deployment, "model", "features", period)
-    assert before[0] == "2014-01-01-00:00"
-    start = deployment.wiring.serving_period(period).start
-    assert before == [partition.key for partition in deployment.pipeline.spec.partitions.calendar.due(start)]
 
 
 @pytest.mark.parametrize("every", list(ENDS))

@@ -6,16 +6,13 @@ from typing import Any
 import duckdb
 import polars as pl
 import pytest
-from dagster._core.definitions.data_version import StaleStatus
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform_tests.harness.deployment import Deployment, deploy
-from batch_platform_tests.harness.events import failure, partitions_of
 from batch_platform_tests.harness.small_pipeline import (
     small_events,
 )
-from batch_platform_tests.harness.stale_status import status
 
 
 def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
@@ -74,20 +71,6 @@ def test_a_run_logs_the_schema_of_a_source_and_opens_only_new_versions_for_it(tm
     assert opened == ["events", "events"]
 
 
-def test_a_run_notes_the_same_version_of_a_source_as_an_observation(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "noted_source.py").write_text(
-        "import polars as pl\n"
-        "from batch_platform_tests.harness.small_pipeline import small_events\n"
-        "def events():\n    return small_events()\n"
-    )
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "noted_source.events", "parquet": None}})
-    assert deployment.run("features", first="2024-01-01").success
-    assert deployment.run("events").success
-    by_run, by_observation = [seen.asset_observation.data_version for seen in deployment.observations("events")]
-    assert by_run == by_observation
-
-
 def daily_files(tmp_path: Path, monkeypatch: Any, days: list[str]) -> Deployment:
     deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": "daily/{partition_key}.parquet"}})
     local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
@@ -107,13 +90,3 @@ def test_a_source_with_a_file_for_each_partition_has_a_version_for_each(tmp_path
     assert all(observation.metadata["dagster/partition_row_count"].value == 40 for observation in seen.values())
     assert deployment.run("events", first="2024-01-03").success
     assert [entry.asset_observation.partition for entry in deployment.observations("events")] == [*days, "2024-01-03"]
-
-
-def test_a_missing_file_fails_its_partition_only(tmp_path, monkeypatch):
-    deployment = daily_files(tmp_path, monkeypatch, ["2024-01-01", "2024-01-02", "2024-01-04"])
-    result = deployment.run("features", first="2024-01-01", last="2024-01-04")
-    assert "2024-01-03.parquet" in failure(result)
-    assert partitions_of(deployment.materializations("features")) == ["2024-01-01", "2024-01-02", "2024-01-04"]
-    seen = {entry.asset_observation.partition for entry in deployment.observations("events")}
-    assert seen == {"2024-01-01", "2024-01-02", "2024-01-04"}
-    assert status(deployment, "features", "2024-01-02") == StaleStatus.FRESH

@@ -47,16 +47,12 @@ from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_task import Job, Task
 from batch_platform.scoring.orders import ScoringOrder
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.benchmarks import spark_driver, spark_work
-from batch_platform_tests.benchmarks.project import Project
-from batch_platform_tests.benchmarks.spark import require_same, scores_in
+from batch_platform_tests.benchmarks import spark_work
 from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.deployment import deploy
-from batch_platform_tests.harness.served import finished, launch, repository, served
 from batch_platform_tests.harness.small_pipeline import (
-    FEATURES_SQL,
     carry_out,
     feature_file,
     small_events,
@@ -64,10 +60,8 @@ from batch_platform_tests.harness.small_pipeline import (
 )
 from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
 from batch_platform_tests.harness.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
-from batch_platform_tests.scoring.engine_models import CHALLENGERS
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
-ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
 MODEL = {
     "import": "batch_platform_tests.harness.waiting_model.Waiting",
@@ -149,54 +143,18 @@ def test_one_key_moves_a_pipeline_to_the_cluster_and_its_run_in_dagster_says_whe
     engines = "SELECT engine, count(*) FROM batch_platform.score_runs GROUP BY ALL ORDER BY ALL"
     assert published(project, engines) == [("local", 29), ("spark", 2)]
     with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
-        run = next(iter(instance.get_runs(limit=1)))
-        events = instance.all_logs(run.run_id)
+        events = instance.all_logs(next(iter(instance.get_runs(limit=1))).run_id)
     (logged,) = [event.user_message for event in events if "Spark application" in event.user_message]
     place = r"spark://127\.0\.0\.1:\d+, shown at http://127\.0\.0\.1:\d+ while it runs\."
     assert re.fullmatch(rf"small: Spark application app-\S+ on {place}", logged)
-    scored = [
-        event.dagster_event.step_materialization_data.materialization
+    made = [
+        event.dagster_event.step_materialization_data.materialization.metadata
         for event in events
         if event.dagster_event and event.dagster_event.is_step_materialization
     ]
-    shown = [made.metadata for made in scored if "engine" in made.metadata]
+    shown = [metadata for metadata in made if "engine" in metadata]
     assert [metadata["engine"].value for metadata in shown] == ["spark", "spark"]
     assert all(metadata["engine_page"].value.startswith("http://127.0.0.1:") for metadata in shown)
-
-
-START_SCHEDULE = """
-mutation ($selector: ScheduleSelector!) {startSchedule(scheduleSelector: $selector) {__typename}}"""
-RUNS = """
-query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 20) {... on Runs {results {runId status}}}}"""
-
-
-@pytest.mark.full
-def test_a_schedule_and_the_ui_score_on_the_cluster_too(cluster, project):
-    declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
-    predictions = {"keep": ["shop", "items"], "schedule": "* * * * *", "store": "parquet"}  # so that all days are due
-    write_defs_yaml(project, declared | {"engine": cluster.declared(), "predictions": predictions})
-    with served(project, project / ".batch_platform") as ui:
-        selector = {**repository(ui), "scheduleName": "small_score_when_due"}
-        assert ui.ask(START_SCHEDULE, selector=selector)["__typename"] == "ScheduleStateResult"
-
-        def scheduled() -> list[dict[str, str]] | None:
-            runs = ui.ask(RUNS, filter={"tags": [{"key": "dagster/schedule_name", "value": "small_score_when_due"}]})
-            return runs["results"] if runs["results"] and {run["status"] for run in runs["results"]} <= ENDED else None
-
-        assert {run["status"] for run in ui.wait(scheduled)} == {"SUCCESS"}
-        chosen = {"assetSelection": [{"path": ["small", "predictions"]}]}
-        force = '{"ops": {"small__predictions": {"config": {"force": true}}}}'
-        asked = launch(ui, "__ASSET_JOB", chosen, "2024-02-03", force)
-        assert ui.wait(lambda: finished(ui, asked))["status"] == "SUCCESS"
-        rows = "SELECT count(*), count(items) FROM small.predictions"
-        engines = (
-            "SELECT engine, count(DISTINCT partition_key) FROM batch_platform.score_runs GROUP BY ALL ORDER BY ALL"
-        )
-        assert ui.published(engines) == [("local", 29), ("spark", 29)]
-        ((scored, kept),) = ui.published(rows)
-        assert scored == kept > 1000
-        last = "SELECT DISTINCT run_id FROM small.predictions WHERE partition_key = '2024-02-03'"
-        assert ui.published(last) == [(asked,)]
 
 
 @pytest.mark.parametrize("victim", ["executor", pytest.param("worker", marks=pytest.mark.full)])
@@ -358,62 +316,6 @@ def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path
         SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
 
 
-@pytest.mark.full
-def test_plain_spark_code_that_the_engine_is_measured_against_gives_the_same_scores(spark, tmp_path):
-    def numbers(**overrides: Any) -> Pipeline:
-        return small_pipeline(
-            tmp_path, features_sql=FEATURES_SQL.replace(", shop, known", ""), predictions=None, **overrides
-        )
-
-    carry_out(numbers(), NOW)
-    (tmp_path / "ready").symlink_to(tmp_path / "home")
-    model = Project(tmp_path, "small").export_model(tmp_path / "model.joblib")
-    on_spark = numbers(engine=spark.declared())
-    orders = spark_work.orders_for(on_spark, DAYS)
-    for output in (tmp_path / "engine", tmp_path / "plain"):
-        output.mkdir()
-    spark_work.by_engine(on_spark, orders, tmp_path / "engine", copies=2)
-    with spark_session(on_spark.spec.engine.on_spark, "small") as session:
-        spark_work.by_plain_code(session, orders, tmp_path / "plain", str(model))
-    expected, scores = (scores_in(tmp_path / name) for name in ("engine", "plain"))
-    assert expected.height == 120
-    require_same("plain", scores, expected, 0.0)
-    with pytest.raises(SystemExit, match="plain gives other scores for 120 rows; they differ by up to"):
-        require_same("plain", scores.with_columns(pl.col("score") + 1e-6), expected, 0.0)
-    with pytest.raises(SystemExit, match="plain scored 119 rows instead of 120"):
-        require_same("plain", scores[1:], expected, 0.0)
-
-
-@pytest.mark.full
-def test_what_tasks_return_does_not_grow_with_the_rows_that_two_challengers_rank(spark, tmp_path):
-    """All tasks of a job may return one megabyte, and the scores that challengers rank have more, also compressed."""
-    rows = small_events(date(2024, 2, 1), date(2024, 2, 2), 60_000)
-    events = pl.concat([small_events(last=date(2024, 1, 31)), rows.with_columns(pl.col("id") + 10_000)])
-    declared = {"events": events, "challengers": CHALLENGERS}
-    compared = "SELECT * EXCLUDE (scored_at, run_id) FROM small.challengers WHERE rows_in > 0 ORDER BY ALL"
-
-    def scored(pipeline: Pipeline) -> list[tuple[Any, ...]]:
-        with pipeline.warehouse.open() as con:
-            return con.execute(compared).fetchall()
-
-    locally = small_pipeline(tmp_path, **declared)
-    carry_out(locally, NOW)
-    expected = scored(locally)
-    assert len(expected) == 4
-    assert all(type(row[8]) is float for row in expected), "the rank correlation"
-    on_spark = small_pipeline(tmp_path, **declared, engine=spark.declared(rows_per_task=10_000))
-    list(on_spark.score(days(on_spark), Stamp("again", NOW), force=True))
-    assert {run.engine for run in on_spark.state().scores.values()} == {"spark"}
-    assert scored(on_spark) == expected
-    assert not [*on_spark.home.staging.iterdir()]
-
-
-@pytest.mark.full
-def test_the_driver_merges_the_summaries_of_very_many_tasks(capsys):
-    spark_driver.main(tasks=40, columns=2)
-    assert capsys.readouterr().out.startswith("40 tasks, 20,000,000 rows, 2 columns, one challenger (")
-
-
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -448,43 +350,18 @@ with staging_folder(home, "run") as folder, spark_jobs(declared, "small", folder
     pass
 """
 QUICK = {"spark.ui.enabled": False, "spark.driver.extraJavaOptions": LITTLE_JAVA}
-REASONS: dict[
-    str, tuple[dict[str, Any], dict[str, str], str, str]
-] = {  # engine, variables, cause, and what the log tells
-    "more memory than there is": (
-        {"conf": {"spark.driver.memory": "900g", "spark.driver.extraJavaOptions": "-Xms900g -XX:+AlwaysPreTouch"}},
-        {},
-        "There is insufficient memory for the Java Runtime Environment to continue",
-        "failed to map",
-    ),
+# engine.spark, variables, cause, and a detail in the log
+REASONS: dict[str, tuple[dict[str, Any], dict[str, str], str, str]] = {
     "a forbidden option": (
         {"conf": {"spark.driver.extraJavaOptions": "-Xmx1g"}},
         {},
         "Not allowed to specify max heap",
         "Usage: spark-submit",
     ),
-    "a value that is no number": (
-        {"conf": {"spark.executor.cores": "many"}},
-        {},
-        "Executor cores must be a positive number",
-        "at org.apache.spark.deploy.SparkSubmit",
-    ),
     "an unknown kind of master": (
         {"master": "sparkk://127.0.0.1:7077"},
         {},
         "Could not parse Master URL: 'sparkk://127.0.0.1:7077'",
-        "Error initializing SparkContext",
-    ),
-    "a folder that cannot be written to": (
-        {"conf": {"spark.local.dir": "/proc/nowhere"}},
-        {},
-        "Failed to create directory /proc/nowhere/",
-        "NoSuchFileException: /proc/nowhere",
-    ),
-    "an address of another machine": (
-        {"conf": {"spark.driver.bindAddress": "192.0.2.1", "spark.port.maxRetries": 0}},
-        {},
-        "Cannot assign requested address: Service 'sparkDriver' failed",
         "Error initializing SparkContext",
     ),
     "no Spark": ({}, {"SPARK_HOME": "/nowhere"}, "there is no Spark at SPARK_HOME (/nowhere)", ""),
@@ -512,16 +389,16 @@ def test_spark_that_does_not_start_says_why_and_its_log_is_kept_in_the_home(tmp_
     environment = os.environ | variables
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     *_, error = done.stderr.strip().splitlines()
-    said = re.search(r"EngineError: (.*) Hint: (.*)$", error)
-    assert said is not None, done.stderr
-    assert said[1].startswith(f"small: Spark did not start on {engine['master']}: ")
-    assert cause in said[1]
-    assert "JAVA_GATEWAY_EXITED" not in said[1]
-    (kept,) = {*logs.iterdir()}.difference(former)
-    assert said[2] == f"check engine.spark.master and engine.spark.conf; Spark's log is {kept}."
-    assert detail in kept.read_text()
-    assert "hush-hush" not in kept.read_text() + said[0]
-    assert {*logs.iterdir()} == {kept, *former[1:]}, "the newest"
+    problem = re.search(r"EngineError: (.*) Hint: (.*)$", error)
+    assert problem is not None, done.stderr
+    assert problem[1].startswith(f"small: Spark did not start on {engine['master']}: ")
+    assert cause in problem[1]
+    assert "JAVA_GATEWAY_EXITED" not in problem[1]
+    (log,) = {*logs.iterdir()}.difference(former)
+    assert problem[2] == f"check engine.spark.master and engine.spark.conf; Spark's log is {log}."
+    assert detail in log.read_text()
+    assert "hush-hush" not in log.read_text() + problem[0]
+    assert {*logs.iterdir()} == {log, *former[1:]}, "the newest"
 
 
 def test_a_master_that_does_not_answer_is_named_at_once():
@@ -532,75 +409,51 @@ def test_a_master_that_does_not_answer_is_named_at_once():
         require_master(master, "small")
 
 
-def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
-    for master, bound in (
+@pytest.mark.parametrize(
+    ("master", "bound"),
+    [
         ("local[*]", True),
         ("spark://127.0.0.1:7077", True),
         ("spark://host:7077", False),
         ("yarn", False),
         ("k8s://https://host:6443", False),
-    ):
-        options = configuration(
-            Spark(master=master, conf={"spark.speculation": True, "spark.executor.cores": 4}), "small"
-        )
-        assert (options.get("spark.driver.bindAddress") == "127.0.0.1") == bound
-        assert (options["spark.master"], options["spark.speculation"], options["spark.executor.cores"]) == (
-            master,
-            "true",
-            "4",
-        )
+    ],
+)
+def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one(master, bound):
+    options = configuration(Spark(master=master, conf={"spark.speculation": True}), "small")
+    assert (options.get("spark.driver.bindAddress") == "127.0.0.1") == bound
+    assert (options["spark.master"], options["spark.speculation"]) == (master, "true")
 
 
-@pytest.mark.full
-def test_java_does_not_compile_for_long_where_it_only_passes_work_on(spark, monkeypatch):
-    def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        process = os.getpid()
-        while "java" not in (command := Path(f"/proc/{process}/cmdline").read_text()).partition("\0")[0]:
-            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-        yield pa.record_batch(
-            {"options": [command.replace("\0", " ")], "inherited": [os.environ.get("JDK_JAVA_OPTIONS")]}
-        )
-
-    declared = Spark.model_validate(spark.declared()["spark"])
-    with spark_session(declared, "small") as session:
-        driver = session._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()
-        assert QUICK_JAVA in [*driver]
-        executors = session.range(1).mapInArrow(java_options, "options string, inherited string").collect()
-    for row in executors:
-        assert row.options.index(QUICK_JAVA) < row.options.index(LITTLE_JAVA), "what is declared comes after, and holds"
-        assert row.inherited is None, "the variable of the machine is left as it is"
-    assert not [name for name in configuration(declared, "small") if "JAVA_OPTIONS" in name]
-    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xss2m")
-    with spark_sessions._environment(declared, runs_sql=False):
-        assert os.environ["JDK_JAVA_OPTIONS"] == f"{QUICK_JAVA} -Xss2m"
-    with spark_sessions._environment(declared, runs_sql=True):
-        assert os.environ["JDK_JAVA_OPTIONS"] == "-Xss2m"
-
-
-@pytest.mark.usefixtures("spark")
-def test_a_process_has_one_session():
+def test_a_process_has_one_session_of_its_own_or_the_users(spark, monkeypatch):
     with (
-        pytest.raises(
-            WrongUseError, match=r"this process runs another Spark session, on spark://.*processes of their own"
-        ),
+        pytest.raises(WrongUseError, match=r"runs another Spark session, on spark://.*processes of their own"),
         spark_session(Spark(master="local[2]"), "small"),
     ):
         pass
-
-
-def test_a_session_that_the_user_started_is_used_and_left_running(spark, monkeypatch):
-    """As the resource of dagster-pyspark starts it; here it is the session that the tests share."""
-    monkeypatch.setattr(spark_sessions, "_shared", [])
-    with spark_session(Spark(master=spark.master, conf={"spark.executor.memory": "8g"}), "small") as session:
-        assert session.range(3).count() == 3
-    assert not is_stopped(session)
+    monkeypatch.setattr(spark_sessions, "_shared", [])  # now the session that the tests share is a user's
     with (
         pytest.raises(
-            WrongUseError, match=rf"has a Spark session on {spark.master}, and engine\.spark\.master is yarn\."
+            WrongUseError, match=rf"has a Spark session on {spark.master}, and engine\.spark\.master is yarn"
         ),
         spark_session(Spark(master="yarn"), "small"),
     ):
         pass
+
+
+@pytest.mark.full
+def test_java_is_started_for_short_work_and_declared_options_hold(spark):
+    def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        process = os.getpid()
+        while "java" not in (command := Path(f"/proc/{process}/cmdline").read_text()).partition("\0")[0]:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pa.record_batch({"options": [command.replace("\0", " ")]})
+
+    with spark_session(Spark.model_validate(spark.declared()["spark"]), "small") as session:
+        driver = session._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()
+        assert QUICK_JAVA in [*driver]
+        (row, *_) = session.range(1).mapInArrow(java_options, "options string").collect()
+    assert row.options.index(QUICK_JAVA) < row.options.index(LITTLE_JAVA), "what is declared comes after, and holds"
 
 
 @pytest.mark.full
