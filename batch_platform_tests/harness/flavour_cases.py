@@ -215,14 +215,13 @@ def _keras_file(folder: Path) -> Made:
     )
 
 
-def _pipeline(columns: list[str] | None = None):
+def _pipeline():
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     rows = table()
-    features = numbers(rows) if columns is None else rows.select(columns)
-    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(features, rows["late"].to_numpy())
+    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(numbers(rows), rows["late"].to_numpy())
 
 
 def _skops_file(folder: Path) -> Made:
@@ -305,12 +304,10 @@ def _mlflow_folder(folder: Path) -> Made:
 
     mlflow = library()
     saved = folder / "churn"
-    signature = mlflow.models.ModelSignature.from_dict(
-        {
-            "inputs": '[{"name": "x", "type": "double", "required": false}, {"name": "shop", "type": "string", "required": false}]',
-            "outputs": '[{"name": "probability", "type": "double", "required": true}]',
-        }
-    )
+    types = mlflow.types
+    inputs = [types.ColSpec("double", "x", required=False), types.ColSpec("string", "shop", required=False)]
+    outputs = [types.ColSpec("double", "probability")]
+    signature = mlflow.models.ModelSignature(types.Schema(inputs), types.Schema(outputs))
     mlflow.pyfunc.save_model(
         saved,
         loader_module="batch_platform_tests.harness.flavour_cases",
@@ -330,11 +327,8 @@ def _mlflow_folder(folder: Path) -> Made:
 
 class _Loaded:
     def predict(self, frame, params=None):  # noqa: ARG002 - MLflow calls it so
-        return (
-            Rule()
-            .predict(pl.DataFrame({name: frame[name].to_list() for name in frame.columns}, strict=False))
-            .to_numpy()
-        )
+        columns = {name: frame[name].to_list() for name in frame.columns}
+        return Rule().predict(pl.DataFrame(columns, strict=False)).to_numpy()
 
 
 def _load_pyfunc(path):  # noqa: ARG001 - MLflow calls it so
@@ -360,10 +354,8 @@ CASES: dict[str, Callable[[Path], Made]] = {
     "sklearn skops file": _skops_file,
     "sklearn pickle file": _pickle_file,
     "lightgbm grades": lambda _: trained("grade", estimator="lightgbm.LGBMClassifier", params=BOOSTED),
-    "lightgbm values": lambda _: trained("delay", estimator="lightgbm.LGBMRegressor", params=BOOSTED),
     "lightgbm file": _lightgbm_file,
     "xgboost grades": lambda _: trained("grade", estimator="xgboost.XGBClassifier", params=BOOSTED),
-    "xgboost values": lambda _: trained("delay", estimator="xgboost.XGBRegressor", params=BOOSTED),
     "xgboost file": _xgboost_file,
     "onnx map": lambda folder: _onnx(folder, {}),
     "onnx tensor": lambda folder: _onnx(folder, {"zipmap": False}, task="binary", classes=[False, True]),

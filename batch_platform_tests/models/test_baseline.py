@@ -1,7 +1,7 @@
 """A trained model is held against the strongest trivial one on its evaluation rows, and refused if it is worse."""
 
 import json
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import numpy as np
@@ -15,9 +15,8 @@ from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData
 from batch_platform.models.bundle import Window, read_manifest
 from batch_platform.models.fitting import fit
-from batch_platform.models.gate import GateDecision, pass_gate
-from batch_platform.models.registry import guesses_in
-from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
+from batch_platform.models.gate import pass_gate
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 1, 12, tzinfo=UTC)  # the model is trained, and no partition waits for it
 MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -46,6 +45,13 @@ def on_weekdays(times: pl.Series, random: np.random.Generator) -> np.ndarray:
 
 def in_the_evening(times: pl.Series, random: np.random.Generator) -> np.ndarray:
     return (times.dt.hour().to_numpy() >= 18) ^ (random.random(len(times)) < 0.1)
+
+
+def by_weekday() -> pl.DataFrame:
+    """Orders whose return depends on the weekday alone."""
+    weekend = small_events()["ts"].dt.weekday() >= 6
+    noise = np.random.default_rng(2).random(len(weekend)) < 0.1
+    return small_events().with_columns(returned=weekend ^ pl.Series(noise))
 
 
 def fitted(training: TrainingData, estimator: str = RIDGE, **promote):
@@ -103,20 +109,6 @@ def test_an_entity_that_returns_is_held_against_its_last_known_value():
     assert fitted(data(hours=2_000, label=of_entity)).trivial.baseline.name != "last known value", "no row returns"
 
 
-@pytest.mark.full
-def test_a_first_version_that_learned_nothing_is_approved_and_said_to_be_no_better_than_guessing():
-    """Of pure noise, a few models are worse than the mean beyond chance, as of any two that are equal."""
-    training = data(hours=200, label=lambda times, random: random.normal(size=len(times)))
-    decisions = list[GateDecision]()
-    for seed in range(40):
-        noise = np.random.default_rng(seed).normal(size=training.evaluate.height)
-        decisions.append(verdict(TrainingData(training.fit, training.evaluate.with_columns(y=noise), "y")))
-    guesses = [decision for decision in decisions if "not clearly better than guessing (mean" in decision.reason]
-    assert len(guesses) >= 35
-    assert {decision.action for decision in guesses} == {"approved"}
-    assert all(guesses_in(decision.evidence) in decision.reason for decision in guesses)
-
-
 def test_a_model_that_is_worse_beyond_chance_by_however_little_is_worthless():
     training = data(hours=6_000, label=lambda times, random: 20 + random.normal(size=len(times)))
     hour = pl.col(ROW_TIME).dt.hour().alias("hour")
@@ -143,36 +135,18 @@ def test_labelled_outliers_are_held_against_one_score_for_all_by_the_area_alone(
     assert fitted(training, "sklearn.ensemble.IsolationForest").trivial is None, "the share of outliers has no baseline"
 
 
-@pytest.fixture(scope="module")
-def events() -> pl.DataFrame:
-    """Orders whose return depends on the weekday alone."""
-    random = np.random.default_rng(2)
-    days = [date(2024, 1, 1) + timedelta(days=number) for number in range(60) for _ in range(40)]
-    times = [datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for day in days]
-    late = np.array([day.weekday() >= 5 for day in days]) ^ (random.random(len(days)) < 0.1)
-    return pl.DataFrame(
-        {
-            "id": np.arange(len(days)),
-            "ts": pl.Series(times, dtype=pl.Datetime("us", "UTC")),
-            "amount": random.normal(size=len(days)),
-            "items": pl.Series(random.integers(1, 9, len(days)), dtype=pl.Int32),
-            "shop": ["a"] * len(days),
-            "known": random.random(len(days)) < 0.5,
-            "returned": late,
-        }
-    )
-
-
 @pytest.mark.full
-def test_a_version_that_is_worse_than_the_baseline_takes_the_place_of_a_champion_that_is_worse_still(tmp_path, events):
+def test_a_version_that_is_worse_than_the_baseline_takes_the_place_of_a_champion_that_is_worse_still(tmp_path):
     overfit = {"estimator": "sklearn.tree.DecisionTreeClassifier", "params": None, "refit": False}
     ungated = {"promote": {"metric": "log_loss", "baseline": False}}
-    first = small_pipeline(tmp_path, events=events, model={**overfit, **ungated})
+    first = small_pipeline(tmp_path, events=by_weekday(), model={**overfit, **ungated})
     carry_out(first, NOW)
     (champion,) = first.state().registry.versions
     assert first.state().registry.champion(NOW) == champion
     gated = small_pipeline(
-        tmp_path, events=events, model={"params": {"max_iter": 5}, "refit": False, "promote": {"metric": "log_loss"}}
+        tmp_path,
+        events=by_weekday(),
+        model={"params": {"max_iter": 5}, "refit": False, "promote": {"metric": "log_loss"}},
     )
     period = serving_calendar(gated.spec).named("2024-02-01")
     better = gated.train(period, Stamp("again", NOW), params={"learning_rate": 1.0})
@@ -181,6 +155,4 @@ def test_a_version_that_is_worse_than_the_baseline_takes_the_place_of_a_champion
     assert "; worse than guessing (class shares by weekday): log_loss 0." in better.decision.reason
     manifest = read_manifest(gated.home.bundle("small", better.version.version), better.version.sha256)
     assert manifest.evaluation.baseline.name == "class shares by weekday"
-    worse = gated.train(period, Stamp("once more", NOW), params={"learning_rate": 1.0, "max_iter": 300})
-    assert worse.decision.action == "refused"
     assert gated.state().registry.champion(NOW).version == better.version.version

@@ -214,15 +214,6 @@ def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypa
         proven_predictor(predictor)
 
 
-@pytest.mark.parametrize("name", ["histogram", "random forest", "boosted", "decision tree"])
-def test_trees_that_never_split_give_every_row_the_same_score(name: str):
-    shape = Shape(rows=30)
-    matrix = np.zeros((30, 4))
-    fitted = REGRESSORS[name](shape).fit(matrix, np.arange(30.0))
-    compiled = assert_the_same_bits(shape, SklearnPredictor(fitted, "regression"))
-    assert len(set(compiled.predict(matrix).tolist())) == 1
-
-
 OF_ANOTHER_PROCESS = """
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor

@@ -18,15 +18,12 @@ from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import (
-    ElasticNet,
     HuberRegressor,
-    Lasso,
     LinearRegression,
     LogisticRegression,
     PoissonRegressor,
     Ridge,
     SGDClassifier,
-    SGDRegressor,
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
@@ -90,27 +87,21 @@ FILLED = {
 WHOLE = {  # these leave missing values to the model, which refuses them
     "as they are": lambda: None,
     "standardised": StandardScaler,
-    "scaled only": lambda: StandardScaler(with_mean=False),
     "into a range": lambda: MinMaxScaler((-1, 2)),
     "held in a range": lambda: MinMaxScaler(clip=True),
     "robust": RobustScaler,
-    "by the largest": MaxAbsScaler,
     "twice": lambda: make_pipeline(MinMaxScaler(), FunctionTransformer(), StandardScaler()),
 }
 PREPARED = FILLED | WHOLE
 MODELS = {
     "logistic": (LogisticRegression, "binary"),
     "logistic of four classes": (LogisticRegression, "multiclass"),
-    "stochastic": (lambda: SGDClassifier(loss="log_loss", random_state=0), "binary"),
     "stochastic of four classes": (lambda: SGDClassifier(loss="log_loss", random_state=0), "multiclass"),
     "discriminant": (LinearDiscriminantAnalysis, "multiclass"),
     "least squares": (LinearRegression, "regression"),
     "without an intercept": (lambda: Ridge(fit_intercept=False), "regression"),
-    "lasso": (lambda: Lasso(0.05), "regression"),
-    "elastic net": (lambda: ElasticNet(0.05), "regression"),
     "huber": (HuberRegressor, "regression"),
     "support vectors": (lambda: LinearSVR(random_state=0), "regression"),
-    "stochastic of values": (lambda: SGDRegressor(random_state=0), "regression"),
     "poisson": (PoissonRegressor, "counts"),
 }
 

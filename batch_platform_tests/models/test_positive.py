@@ -31,12 +31,10 @@ LEFT = small_events().select(
     [
         ([False, True], (1, 9), None, None, True),
         ([0, 1], (1, 9), None, None, 1),
-        ([1, 2], (1, 9), None, None, 2),
         (["left", "stayed"], (1, 9), None, None, "left"),
         (["left", "stayed"], (9, 1), None, None, "stayed"),
         (["left", "stayed"], (1, 9), None, "stayed", "stayed"),
         (["left", "stayed"], (9, 1), "left", "stayed", "left"),
-        ([0, 1], (5, 5), False, None, 0),
         (["left", "stayed"], (5, 5), None, "other", "stayed"),
     ],
 )
