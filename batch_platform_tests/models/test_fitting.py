@@ -20,7 +20,8 @@ from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.model import Model, Promote
 from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData, feature_columns
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.features.history import TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
@@ -52,18 +53,13 @@ def test_an_estimator_that_did_not_converge_is_remarked_on_once_and_other_warnin
     assert fitted(estimator=linear, params={"max_iter": 1}).remarks == (reason,)
     assert fitted(estimator=linear).remarks == ()
     with pytest.warns(UserWarning, match="look here"):
-        assert fit(Model(build=f"{__name__}.talkative"), FEATURES, data(), {}).remarks == ()
+        assert fit(Model(build=f"{__name__}.Talkative"), FEATURES, data(), {}).remarks == ()
 
 
-def talkative():
-    from sklearn.linear_model import LogisticRegression
-
-    class Talkative(LogisticRegression):
-        def fit(self, X, y):  # noqa: N803 - scikit-learn's names
-            warnings.warn("look here", UserWarning, stacklevel=1)
-            return super().fit(X, y)
-
-    return Talkative()
+class Talkative(LogisticRegression):
+    def fit(self, X, y):  # noqa: N803 - scikit-learn's names
+        warnings.warn("look here", UserWarning, stacklevel=1)
+        return super().fit(X, y)
 
 
 def test_lightgbm_prints_nothing_unless_it_is_told_to(capfd):
@@ -78,31 +74,6 @@ def test_key_time_and_excluded_columns_are_not_features():
         {"sql": "f.sql", "key": ["id"], "time": "ts", "columns": {"shop": {"feature": False}}}
     )
     assert feature_columns(features, dict.fromkeys(["id", "ts", "shop", "x"], pl.Int64())) == ["x"]
-
-
-@pytest.mark.full
-def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"refit": False})
-    carry_out(pipeline, TRAINED)
-    (version,) = pipeline.state().registry.versions
-    window = [f"2024-01-{day:02}" for day in range(1, 31)]
-    calendar = pipeline.spec.partitions.calendar
-    boundary, known = calendar.named("2024-01-24").start, calendar.named("2024-01-23").start  # labels take a day
-    rows = pipeline.history.training_data(
-        pipeline.state().features, [calendar.named(key) for key in window], boundary, Stamp("r", NOW)
-    )
-    labelled = small_events().filter(pl.col("returned").is_not_null(), pl.col("ts") < calendar.named("2024-01-30").end)
-    columns = ["amount", "items", "shop", "known", "returned"]
-    for part, of_part in ((rows.fit, pl.col("ts") < known), (rows.evaluate, pl.col("ts") >= boundary)):
-        assert part.select(columns).equals(labelled.filter(of_part).select(columns))
-    assert set(rows.fit.columns) - set(columns) == {ROW_TIME, ENTITY, PARTITION_START}
-    assert feature_columns(pipeline.spec.features, rows.fit.schema) == columns, "and no model is given the others"
-    local = labelled.filter(pl.col("ts") < known)["ts"].dt.convert_time_zone("Europe/Berlin")
-    assert rows.fit[ROW_TIME].to_list() == local.dt.replace_time_zone(None).to_list()
-    assert rows.fit[ENTITY].n_unique() == rows.fit.height, "each row has a key of its own"
-    assert rows.fit[PARTITION_START].is_in([calendar.named(key).start for key in window]).all()
-    assert version.trained_until == known
-    assert (version.rows_trained, version.rows_evaluated) == (rows.fit.height, rows.evaluate.height)
 
 
 def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
@@ -125,6 +96,15 @@ def test_an_empty_partition_in_the_window_changes_nothing(tmp_path):
     carry_out(pipeline, TRAINED)
     assert pipeline.state().features["2024-01-10"].rows == 0
     assert len(pipeline.state().registry.approved()) == 1
+
+
+def weighted_data(weight: float, n: int = 400) -> TrainingData:
+    """Rows whose label the features do not tell; those with a late one have a weight."""
+    random = np.random.default_rng(1)
+    late = random.random(n) < 0.3
+    frame = pl.DataFrame({"x": random.normal(size=n), "z": random.normal(size=n), "late": late})
+    frame = frame.with_columns(pl.Series(WEIGHT, np.where(late, weight, 1.0)))
+    return TrainingData(fit=frame.head(300), evaluate=frame.tail(100), label="late")
 
 
 def without(*columns: str, label: str | None = "late") -> TrainingData:
@@ -152,14 +132,17 @@ REFUSED = [
         {"n_estimators": 200, "verbose": -1, "pred_early_stop": True, "pred_early_stop_margin": 0.1},
         r"LGBMClassifier scores differently once it is saved in \d+ of 150 rows. Hint: ",
     ),
-    (data(), "sklearn.neighbors.KNeighborsClassifier", {}, "labels.weight: KNeighborsClassifier cannot learn from"),
+    (
+        weighted_data(2),
+        "sklearn.neighbors.KNeighborsClassifier",
+        {},
+        "labels.weight: KNeighborsClassifier cannot learn from",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("training", "estimator", "params", "message"), REFUSED)
 def test_what_cannot_be_learned_is_refused_with_the_reason(training, estimator, params, message):
-    if "weight" in message:
-        training = weighted_data(2)
     with pytest.raises((TrainingRefusedError, WrongUseError), match=message):
         fitted(training, estimator, params)
 
@@ -182,7 +165,6 @@ def test_rows_that_break_the_contract_are_named_where_too_few_are_left():
     [
         (HGB, "leaf masks of 32 bits", None),
         ("sklearn.ensemble.RandomForestClassifier", "leaf masks of 64 bits", None),
-        ("sklearn.ensemble.GradientBoostingClassifier", "leaf masks of 32 bits", None),
         (
             "sklearn.linear_model.LogisticRegression",
             None,
@@ -200,14 +182,11 @@ def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
-        (pl.Series([True, False] * 100), [False, True]),
         (pl.Series([1, 0] * 100, dtype=pl.Int8), [0, 1]),
-        (pl.Series(["yes", "no"] * 100), ["no", "yes"]),
         (pl.Series(["yes", "no"] * 100, dtype=pl.Categorical), ["no", "yes"]),
         (pl.Series([Decimal("1.0"), Decimal("0.0")] * 100), [0.0, 1.0]),
-        (pl.Series([1.0, 0.0] * 100), [0.0, 1.0]),
     ],
-    ids=["bool", "int", "str", "categorical", "decimal", "float"],
+    ids=["int", "categorical", "decimal"],
 )
 def test_labels_of_any_type_are_learned_and_evaluated(labels, classes):
     model = fitted(data(label=labels), params={"max_iter": 2})
@@ -231,9 +210,12 @@ def test_evaluation_rows_of_a_class_never_seen_are_wrong_decisions_and_have_no_p
         ("xgboost.XGBClassifier", {"n_estimators": 60, "early_stopping_rounds": 2}),
     ],
 )
-def test_the_iteration_at_which_a_model_stops_early_is_recorded(estimator, params):
-    (iteration,) = fitted(estimator=estimator, params=params).details.values()
-    assert 1 <= iteration < 60
+def test_a_model_that_stops_early_watches_rows_that_it_learns_from_and_records_the_iteration(estimator, params):
+    training = data()
+    changed = TrainingData(training.fit, training.evaluate.with_columns(~pl.col("late")), "late")
+    first, second = (fitted(rows, estimator, params).details for rows in (training, changed))
+    assert first == second, "the evaluation rows have no say"
+    assert 1 <= next(iter(first.values())) < 60
     endless = {name: value for name, value in params.items() if name in ("n_estimators", "verbose")}
     assert fitted(estimator=estimator, params=endless).details == {}
 
@@ -242,8 +224,6 @@ def test_the_iteration_at_which_a_model_stops_early_is_recorded(estimator, param
     ("estimator", "namings"),
     crossed(
         [
-            ("sklearn.linear_model.LogisticRegression", {}),
-            ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10}),
             ("sklearn.neural_network.MLPClassifier", {"max_iter": 20}),
             (HGB, {"max_iter": 60, "early_stopping": True, "n_iter_no_change": 3}),
             ("lightgbm.LGBMClassifier", {"n_estimators": 60, "early_stopping_round": 3, "verbose": -1}),
@@ -270,24 +250,13 @@ def test_renaming_or_reordering_labels_changes_no_probability(estimator, namings
         assert np.allclose(other, probabilities[0], rtol=0, atol=1e-6)
 
 
-def weighted_data(weight: float, n: int = 400) -> TrainingData:
-    """Rows whose label the features do not tell; those with a late one have a weight."""
-    random = np.random.default_rng(1)
-    late = random.random(n) < 0.3
-    frame = pl.DataFrame({"x": random.normal(size=n), "z": random.normal(size=n), "late": late})
-    frame = frame.with_columns(pl.Series(WEIGHT, np.where(late, weight, 1.0)))
-    return TrainingData(fit=frame.head(300), evaluate=frame.tail(100), label="late")
-
-
 @pytest.mark.parametrize(
     ("estimator", "params"),
     [
         ("sklearn.linear_model.LogisticRegression", {}),
         (HGB, {"max_iter": 20, "early_stopping": True}),
-        ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10, "max_depth": 2}),
         ("lightgbm.LGBMClassifier", {"n_estimators": 20, "early_stopping_round": 3, "verbose": -1}),
         ("xgboost.XGBClassifier", {"n_estimators": 20, "early_stopping_rounds": 3}),
-        ("xgboost.XGBClassifier", {"n_estimators": 20}),
     ],
 )
 def test_rows_of_more_weight_count_more_in_the_fit_in_the_trivial_model_and_in_the_metrics(estimator, params):
@@ -324,25 +293,11 @@ def selecting() -> Pipeline:
     return make_pipeline(make_column_transformer((StandardScaler(), numbers)), LogisticRegression())
 
 
-def test_a_feature_that_alone_decides_the_label_is_flagged():
-    training = data()
-    outcome = pl.concat([training.fit, training.evaluate])["late"].cast(pl.Float64) * -3
-    model = fitted(data(arrival=outcome, noise=np.arange(200.0)))
-    (leak,) = map(str, model.leaks)
-    assert leak.startswith("arrival alone nearly decides the label: without it the AUC falls from 1.00 to 0.")
-    assert fitted().leaks == []
-
-
 GATE = [
     ({}, {"roc_auc": 0.4}, None),
     ({"at_least": 0.6}, {"roc_auc": 0.6}, None),
     ({"at_least": 0.6}, {"roc_auc": 0.59}, "roc_auc 0.5900 is worse than the required 0.6"),
-    (
-        {"metric": "log_loss", "at_least": 0.6},
-        {"log_loss": 0.7},
-        "log_loss 0.7000 is worse than the required 0.6",
-    ),
-    ({"metric": "log_loss", "at_least": 0.6}, {"log_loss": 0.5}, None),
+    ({"metric": "log_loss", "at_least": 0.6}, {"log_loss": 0.7}, "log_loss 0.7000 is worse than the required 0.6"),
     ({"metric": "brier"}, {"roc_auc": 0.9}, "brier cannot be measured"),
 ]
 
@@ -353,30 +308,21 @@ def test_the_rule_of_the_gate(gate, metrics, refusal):
     assert (reason is None) if refusal is None else (refusal in reason)
 
 
-def calendar_period(pipeline, key):
-    from batch_platform.declaration.windows import serving_calendar
-
-    return serving_calendar(pipeline.spec).named(key)
-
-
 def test_features_of_an_earlier_sql_are_not_used_for_training(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, TRAINED)
     sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     changed = small_pipeline(tmp_path, features_sql=sql)
     with pytest.raises(DataError, match="2024-01-01: the features were built by an earlier version"):
-        changed.train(calendar_period(changed, "2024-02-01"), Stamp("again", NOW))
+        changed.train(serving_calendar(changed.spec).named("2024-02-01"), Stamp("again", NOW))
 
 
 @pytest.mark.parametrize(
     ("estimator", "steps"),
     [
         ("sklearn.ensemble.HistGradientBoostingClassifier", []),
-        ("sklearn.ensemble.RandomForestClassifier", []),
-        ("sklearn.tree.DecisionTreeClassifier", []),
         ("sklearn.ensemble.GradientBoostingClassifier", ["simpleimputer"]),
         ("sklearn.linear_model.LogisticRegression", ["columntransformer"]),
-        ("sklearn.neural_network.MLPClassifier", ["columntransformer"]),
         ("sklearn.cluster.KMeans", ["columntransformer"]),
     ],
 )
@@ -417,33 +363,6 @@ def test_every_value_that_scikit_learn_would_refuse_in_training_is_refused_befor
     assert refusal.value.message.endswith(
         " model.params.max_iter: 'hundred' is not allowed; HistGradientBoostingClassifier takes an int in the range [1, inf)."
     )
-
-
-@pytest.mark.parametrize(
-    ("estimator", "rounds_used"),
-    [
-        ("xgboost.XGBClassifier", lambda booster: booster.best_iteration),
-        ("lightgbm.LGBMClassifier", lambda booster: booster.best_iteration_),
-    ],
-)
-def test_a_booster_that_stops_early_watches_the_newest_rows_that_it_learns_from(estimator, rounds_used):
-    quiet = {"verbose": -1} if "lightgbm" in estimator else {}
-    params = {"n_estimators": 300, "early_stopping_rounds": 3, **quiet}
-    model = Model(estimator=estimator)
-    training = data()
-    changed = TrainingData(training.fit, training.evaluate.with_columns(~pl.col("late")), "late")
-    one, other = (fit(model, FEATURES, rows, params) for rows in (training, changed))
-    assert 0 < rounds_used(one.estimator) < 299
-    assert rounds_used(one.estimator) == rounds_used(other.estimator), "the evaluation rows have no say"
-
-
-@pytest.mark.parametrize("estimator", [HGB, "sklearn.linear_model.LogisticRegression"])
-def test_a_column_that_has_values_only_after_the_rows_that_are_fitted_decides_nothing(estimator):
-    new = pl.Series([None] * 150 + [float(n) for n in range(50)])
-    nullable = Features(sql="features.sql", key=["id"], time="ts", columns={"new": {"nullable": True}})
-    with_column, without = fitted(data(new=new), estimator, features=nullable), fitted(data(), estimator)
-    assert with_column.rows_evaluated == without.rows_evaluated == 50
-    assert with_column.metrics == pytest.approx(without.metrics)
 
 
 def test_boosted_trees_that_are_worse_than_class_shares_where_classes_are_rare_are_remarked_on():
