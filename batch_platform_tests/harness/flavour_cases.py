@@ -168,23 +168,10 @@ class Rule:
 def _lightgbm_file(folder: Path) -> Made:
     import lightgbm
 
-    rows = table()
-    data = lightgbm.Dataset(numbers(rows), rows["late"].to_numpy())
-    booster = lightgbm.train({"objective": "binary", "verbose": -1, "num_threads": 1}, data, 5)
-    booster.save_model(folder / "model.txt")
-    return imported("model.txt", lambda rows: booster.predict(numbers(rows)), folder=folder)
-
-
-def _lightgbm_of_pandas(folder: Path) -> Made:
-    import lightgbm
-
     known = ["c", "b", "a"]
     rows = table()
-    booster = lightgbm.train(
-        {"objective": "binary", "verbose": -1, "num_threads": 1},
-        lightgbm.Dataset(pandas(rows, known), rows["late"].to_numpy()),
-        5,
-    )
+    data = lightgbm.Dataset(pandas(rows, known), rows["late"].to_numpy())
+    booster = lightgbm.train({"objective": "binary", "verbose": -1, "num_threads": 1}, data, 5)
     booster.save_model(folder / "model.txt")
     return imported("model.txt", lambda rows: booster.predict(pandas(rows, known)), folder=folder, columns=COLUMNS)
 
@@ -197,18 +184,7 @@ def pandas(rows: pl.DataFrame, known: list[str]):
     return pd.DataFrame(frame)
 
 
-def _xgboost_file(folder: Path, ending: str = "json") -> Made:
-    import xgboost
-
-    rows = table()
-    grades = (rows["delay"] > 0).cast(pl.Int32) + (rows["delay"] > 5).cast(pl.Int32)
-    data = xgboost.DMatrix(numbers(rows), grades.to_numpy())
-    booster = xgboost.train({"objective": "multi:softprob", "num_class": 3, "nthread": 1}, data, 5)
-    booster.save_model(folder / f"model.{ending}")
-    return imported(f"model.{ending}", lambda rows: booster.predict(xgboost.DMatrix(numbers(rows))), folder=folder)
-
-
-def _xgboost_of_pandas(folder: Path) -> Made:
+def _xgboost_file(folder: Path) -> Made:
     import xgboost
 
     known = ["c", "b", "a"]
@@ -239,14 +215,13 @@ def _keras_file(folder: Path) -> Made:
     )
 
 
-def _pipeline(columns: list[str] | None = None):
+def _pipeline():
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     rows = table()
-    features = numbers(rows) if columns is None else rows.select(columns)
-    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(features, rows["late"].to_numpy())
+    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(numbers(rows), rows["late"].to_numpy())
 
 
 def _skops_file(folder: Path) -> Made:
@@ -255,28 +230,6 @@ def _skops_file(folder: Path) -> Made:
     model = _pipeline()
     io.dump(model, folder / "model.skops")
     return imported("model.skops", lambda rows: model.predict_proba(numbers(rows)), folder=folder, tolerance=SUMS)
-
-
-def _table_pipeline(folder: Path) -> Made:
-    """Fitted on a table whose columns it picks by name, as most are."""
-    from sklearn.compose import ColumnTransformer
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder
-    from skops import io
-
-    rows = table()
-    one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-    picked = ColumnTransformer([("shop", one_hot, ["shop"]), ("rest", "passthrough", ["x", "items"])])
-    model = make_pipeline(picked, RandomForestClassifier(5, random_state=0))
-    model.fit(rows.select("shop", "x", "items"), rows["late"].to_numpy())
-    io.dump(model, folder / "model.skops")
-    return imported(
-        "model.skops",
-        lambda rows: model.predict_proba(rows.select("shop", "x", "items")),
-        folder=folder,
-        columns=COLUMNS,
-    )
 
 
 class Doubled:
@@ -350,21 +303,17 @@ def _mlflow_folder(folder: Path) -> Made:
     from batch_platform.models.flavours.mlflow import library
 
     mlflow = library()
-    rows = table().select("shop", "x")
     saved = folder / "churn"
-    signature = mlflow.models.ModelSignature.from_dict(
-        {
-            "inputs": '[{"name": "x", "type": "double", "required": false}, {"name": "shop", "type": "string", "required": false}]',
-            "outputs": '[{"name": "probability", "type": "double", "required": true}]',
-        }
-    )
+    types = mlflow.types
+    inputs = [types.ColSpec("double", "x", required=False), types.ColSpec("string", "shop", required=False)]
+    outputs = [types.ColSpec("double", "probability")]
+    signature = mlflow.models.ModelSignature(types.Schema(inputs), types.Schema(outputs))
     mlflow.pyfunc.save_model(
         saved,
         loader_module="batch_platform_tests.harness.flavour_cases",
         signature=signature,
         pip_requirements=["batch-platform"],
     )
-    del rows
     return imported(
         "churn/",
         lambda rows: Rule().predict(rows).to_numpy(),
@@ -378,11 +327,8 @@ def _mlflow_folder(folder: Path) -> Made:
 
 class _Loaded:
     def predict(self, frame, params=None):  # noqa: ARG002 - MLflow calls it so
-        return (
-            Rule()
-            .predict(pl.DataFrame({name: frame[name].to_list() for name in frame.columns}, strict=False))
-            .to_numpy()
-        )
+        columns = {name: frame[name].to_list() for name in frame.columns}
+        return Rule().predict(pl.DataFrame(columns, strict=False)).to_numpy()
 
 
 def _load_pyfunc(path):  # noqa: ARG001 - MLflow calls it so
@@ -406,25 +352,11 @@ CASES: dict[str, Callable[[Path], Made]] = {
     "sklearn trees": lambda _: trained("late", estimator=f"{HGB}Classifier", params={"max_iter": 5}),
     "sklearn linear": lambda _: trained("delay", estimator="sklearn.linear_model.Ridge", tolerance=SUMS),
     "sklearn skops file": _skops_file,
-    "sklearn file of a table": _table_pipeline,
     "sklearn pickle file": _pickle_file,
-    "lightgbm classes": lambda _: trained(
-        "late", estimator="lightgbm.LGBMClassifier", params={**BOOSTED, "verbose": -1}
-    ),
-    "lightgbm grades": lambda _: trained(
-        "grade", estimator="lightgbm.LGBMClassifier", params={**BOOSTED, "verbose": -1}
-    ),
-    "lightgbm values": lambda _: trained(
-        "delay", estimator="lightgbm.LGBMRegressor", params={**BOOSTED, "verbose": -1}
-    ),
+    "lightgbm grades": lambda _: trained("grade", estimator="lightgbm.LGBMClassifier", params=BOOSTED),
     "lightgbm file": _lightgbm_file,
-    "lightgbm file of pandas": _lightgbm_of_pandas,
-    "xgboost classes": lambda _: trained("late", estimator="xgboost.XGBClassifier", params=BOOSTED),
     "xgboost grades": lambda _: trained("grade", estimator="xgboost.XGBClassifier", params=BOOSTED),
-    "xgboost values": lambda _: trained("delay", estimator="xgboost.XGBRegressor", params=BOOSTED),
     "xgboost file": _xgboost_file,
-    "xgboost binary file": lambda folder: _xgboost_file(folder, "ubj"),
-    "xgboost file of pandas": _xgboost_of_pandas,
     "onnx map": lambda folder: _onnx(folder, {}),
     "onnx tensor": lambda folder: _onnx(folder, {"zipmap": False}, task="binary", classes=[False, True]),
     "onnx columns": _onnx_of_columns,

@@ -49,9 +49,9 @@ BOOSTERS: dict[str, Callable[[Shape], Any]] = {
         lightgbm.LGBMClassifier, boosting_type="rf", bagging_freq=1, bagging_fraction=0.7
     ),
     "lightgbm, dropped trees": light(lightgbm.LGBMClassifier, boosting_type="dart", drop_rate=0.5),
+    "lightgbm, classes of a flat link": light(lightgbm.LGBMClassifier, sigmoid=0.5),
     "lightgbm, values": light(),
     "lightgbm, counts": light(objective="poisson"),
-    "lightgbm, medians": light(objective="regression_l1"),
     "lightgbm, missing values unknown": light(use_missing=False),
     "lightgbm, shares": light(objective="cross_entropy"),
     "lightgbm, behind a scaler": lambda shape: make_pipeline(StandardScaler(), light()(shape)),
@@ -59,7 +59,8 @@ BOOSTERS: dict[str, Callable[[Shape], Any]] = {
     "xgboost, classes of a forest": extreme(xgboost.XGBRFClassifier),
     "xgboost, values": extreme(),
     "xgboost, counts": extreme(objective="count:poisson"),
-    "xgboost, medians": extreme(objective="reg:absoluteerror"),
+    "xgboost, shares": extreme(objective="reg:logistic"),
+    "xgboost, several trees a round": extreme(num_parallel_tree=3, subsample=0.5, base_score=0.3),
     "xgboost, one category against the rest": extreme(max_cat_to_onehot=1000),
     "xgboost, behind a scaler": lambda shape: make_pipeline(StandardScaler(), extreme()(shape)),
 }
@@ -79,12 +80,8 @@ def learned(name: str, shape: Shape) -> CompilablePredictor:
     else:
         task, classes, truth = "regression", [], 1 / (1 + np.exp(-signal))
     model = BOOSTERS[name](shape)
-    known = (
-        {"categorical_feature": [shape.columns - 1]}
-        if shape.categories and flavour_of(model).name == "lightgbm"
-        else {}
-    )
-    model.fit(matrix, truth, **known)
+    categorical = shape.categories and flavour_of(model).name == "lightgbm"
+    model.fit(matrix, truth, **({"categorical_feature": [shape.columns - 1]} if categorical else {}))
     predictor = flavour_of(model).reloaded(model, Signature(task, classes, contract(shape)))
     assert isinstance(predictor, CompilablePredictor)
     return predictor

