@@ -29,12 +29,10 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse import database as warehouse
 from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.harness.small_pipeline import small_spec
-from batch_platform_tests.warehouse import commits
 
 CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")
 FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir", "link")
@@ -137,19 +135,6 @@ def make_room(folder: str) -> None:
 def copy_out(folder: str, to: str) -> None:
     """Copy a folder that others do not see to one that they see."""
     shutil.copytree(folder, to, symlinks=True)
-
-
-def commit(root: str, folder: str, number: int) -> None:
-    """Commit three partitions of 20,000 rows in one transaction, after a mark."""
-    writer = warehouse.Warehouse(Home(Path(root)))
-    held, run_id = writer.latest(ScoreRun, "small"), f"r{number}"
-    rows = {"id": list(range(20_000)), "n": [number] * 20_000}
-    group = [
-        commits.staged(Path(folder), key, seen=held[key].seq if key in held else 0, run_id=run_id, **rows)
-        for key in commits.KEYS
-    ]
-    mark("committing")
-    commits.commit(writer, *group)
 
 
 def score(job: dict[str, Any], keys: list[str], die_at: str) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from batch_platform.declaration.errors import WarehouseBusyError, WarehouseError
+from batch_platform.declaration.errors import WarehouseError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.invariants import SCORED, held, prepared
 from batch_platform_tests.faults.storage import committed_to_the_log, held_or_refused
-from batch_platform_tests.faults.writes import OPEN_WITHOUT_THE_LOCK, holder
 
 KEY, PAGE, HEADERS = SCORED[4], 4096, 3 * 4096
 
@@ -96,17 +95,6 @@ def test_a_completed_checkpoint_is_not_undone(killed, completed, tmp_path):
     assert not pipeline.home.warehouse_rollback.exists()
 
 
-def test_nothing_is_restored_into_a_file_that_another_process_has_open(killed, tmp_path, monkeypatch):
-    pipeline = copied(killed, tmp_path)
-    shutil.copy(pipeline.home.warehouse_rollback, tmp_path / "saved")
-    with holder(OPEN_WITHOUT_THE_LOCK, pipeline.home, 3600):
-        monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.2")
-        with pytest.raises(WarehouseBusyError), Warehouse(pipeline.home).open():
-            pass
-        assert pipeline.home.warehouse_rollback.read_bytes() == (tmp_path / "saved").read_bytes()
-    assert held(pipeline)[KEY].run_id == "in-the-log"
-
-
 @pytest.mark.parametrize("spot", [3, 70, -1], ids=["in the digest", "in the places", "in a block"])
 def test_a_damaged_rollback_journal_is_refused_and_kept(killed, tmp_path, spot):
     pipeline = copied(killed, tmp_path)
@@ -121,14 +109,6 @@ def test_a_damaged_rollback_journal_is_refused_and_kept(killed, tmp_path, spot):
         pass
     assert saved.read_bytes() == damaged
     assert pipeline.home.warehouse.read_bytes() == killed.home.warehouse.read_bytes()
-
-
-def test_a_half_created_warehouse_is_created_again(tmp_path):
-    home = Home(tmp_path / "home").create()
-    (home.root / ".warehouse.duckdb").write_bytes(b"\0" * 5000)
-    with Warehouse(home).open() as con:
-        assert con.execute("SELECT count(*) FROM batch_platform.meta").fetchall() == [(1,)]
-    assert not list(home.root.glob(".warehouse*"))
 
 
 MAKE_AND_SAY_SO = """

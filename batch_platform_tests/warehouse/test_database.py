@@ -3,13 +3,9 @@
 import fcntl
 import hashlib
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
-import time
-from datetime import timedelta
 from operator import methodcaller
 from pathlib import Path
 
@@ -20,11 +16,9 @@ import pytest
 from batch_platform.declaration.errors import (
     DataError,
     IntegrityError,
-    WarehouseBusyError,
     WarehouseError,
     WrongUseError,
 )
-from batch_platform.monitoring.measures.challengers import ChallengerRun
 from batch_platform.pipeline.drop import drop_pipelines
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, Warehouse, bounded_buffer
@@ -33,13 +27,10 @@ from batch_platform.warehouse.ledger import (
     FORMAT,
     EvaluationRun,
     FeatureBuild,
-    Promotion,
     ScoreRun,
-    column_definitions,
     note_partitions,
 )
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.warehouse.commits import DAY, KEYS, commit, held, staged
 
 
@@ -92,12 +83,6 @@ def test_no_number_is_given_again_after_its_rows_were_deleted_or_its_transaction
         assert con.execute(numbers).fetchall()[0][0] == before + len(KEYS)
 
 
-def test_the_time_of_the_commit_is_recorded(warehouse, tmp_path):
-    (run,) = commit(warehouse, staged(tmp_path))
-    assert (run.started_at, run.committed_at) == (DAY, DAY + timedelta(hours=3))
-    assert warehouse.latest(ScoreRun, "small")[KEYS[0]].committed_at == DAY + timedelta(hours=3)
-
-
 def test_the_buffer_is_bounded_while_large_files_are_written_unless_their_rows_are_wide(warehouse, tmp_path):
     limit, large, rows = "SELECT current_setting('memory_limit')", tmp_path / "large", LARGE_BYTES // WIDE_ROW_BYTES + 1
     with large.open("wb") as file:
@@ -137,33 +122,27 @@ def test_a_failed_insert_changes_nothing(warehouse, tmp_path):
     assert held(warehouse) == before
 
 
-def test_a_group_of_partitions_is_committed_as_one(warehouse, tmp_path):
-    runs = commit(warehouse, *(staged(tmp_path, key) for key in KEYS))
-    assert [run.partition_key for run in runs] == KEYS
-    assert len({run.seq for run in runs}) == 3
-    assert len(held(warehouse)["small.predictions"]) == 6
+EMPTY, SMALL = pl.Series([None], dtype=pl.Null), pl.Series([2, None], dtype=pl.Int8)
 
 
-def test_columns_are_matched_by_name_whatever_their_order(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path, KEYS[0], id=[1], score=[0.25]))
-    commit(warehouse, staged(tmp_path, KEYS[1], score=[0.75], id=[2]))
-    assert [row[:2] for row in held(warehouse)["small.predictions"]] == [(1, 0.25), (2, 0.75)]
-
-
-def test_a_new_column_is_added_and_null_in_older_rows(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path, KEYS[0], id=[1]))
-    commit(warehouse, staged(tmp_path, KEYS[1], id=[2], shop=["x"]))
+@pytest.mark.parametrize(
+    ("first", "then", "rows"),
+    [
+        ({"id": [1], "score": [0.25]}, {"score": [0.75], "id": [2]}, [(1, 0.25), (2, 0.75)]),
+        ({"id": [1]}, {"id": [2], "shop": ["x"]}, [(1, None), (2, "x")]),
+        ({"id": [1], "a": [0.5]}, {"id": [2], "b": [0.75]}, [(1, 0.5, None), (2, None, 0.75)]),
+        ({"value": [1]}, {"value": SMALL}, [(1,), (2,), (None,)]),
+        ({"value": EMPTY}, {"value": ["text"]}, [("text",), (None,)]),
+    ],
+    ids=["another order", "a new column", "other columns", "a smaller type", "no value yet"],
+)
+def test_columns_are_matched_by_name_and_may_be_added(warehouse, tmp_path, first, then, rows):
+    scores = [staged(tmp_path, KEYS[0], **first), staged(tmp_path, KEYS[1], **then)]
+    for group in [scores] if "b" in then else [[partition] for partition in scores]:
+        commit(warehouse, *group)
     with warehouse.open() as con:
-        assert con.execute("SELECT id, shop FROM small.predictions ORDER BY id").fetchall() == [(1, None), (2, "x")]
-
-
-def test_partitions_of_one_group_may_differ_in_their_columns(warehouse, tmp_path):
-    commit(
-        warehouse, staged(tmp_path, KEYS[0], id=[1], score_a=[0.5]), staged(tmp_path, KEYS[1], id=[2], score_b=[0.75])
-    )
-    with warehouse.open() as con:
-        rows = con.execute("SELECT id, score_a, score_b FROM small.predictions ORDER BY id").fetchall()
-    assert rows == [(1, 0.5, None), (2, None, 0.75)]
+        query = "SELECT * EXCLUDE (partition_key, run_id) FROM small.predictions ORDER BY 1"
+        assert con.execute(query).fetchall() == rows
 
 
 def test_a_column_whose_name_changes_only_its_case_stays_one_column_with_the_new_spelling(warehouse, tmp_path):
@@ -178,39 +157,19 @@ def test_a_column_whose_name_changes_only_its_case_stays_one_column_with_the_new
         assert rows.fetchall() == [(1, "x", None, 1), (2, "y", 2, None), (3, "z", None, None)]
 
 
-def test_a_value_that_does_not_fit_a_column_of_another_case_is_refused_and_the_spelling_stays(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path, KEYS[0], Value=[1]))
-    with pytest.raises(DataError, match="value is BIGINT, now VARCHAR"):
-        commit(warehouse, staged(tmp_path, KEYS[1], value=["x"]))
-    with warehouse.open() as con:
-        assert con.sql("FROM small.predictions").columns[0] == "Value"
-
-
 @pytest.mark.parametrize(
     ("first", "then"),
     [([1, 2], [1.5, 2.0]), ([1, 2], ["1", "x"]), ([True], ["yes"]), ([1], [2**70 * 1.0])],
     ids=["a fraction in integers", "text in integers", "text in booleans", "beyond 64 bits"],
 )
 def test_a_value_that_does_not_fit_the_tables_type_is_refused_and_not_rounded(warehouse, tmp_path, first, then):
-    commit(warehouse, staged(tmp_path, KEYS[0], value=first))
+    commit(warehouse, staged(tmp_path, KEYS[0], Value=first))
     before = held(warehouse)
     with pytest.raises(DataError, match=r"value is (BIGINT|BOOLEAN)"):
         commit(warehouse, staged(tmp_path, KEYS[1], value=then))
     assert held(warehouse) == before
-
-
-def test_values_of_another_type_that_fit_are_accepted(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path, KEYS[0], value=[1]))
-    commit(warehouse, staged(tmp_path, KEYS[1], value=pl.Series([2, None], dtype=pl.Int8)))
     with warehouse.open() as con:
-        assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [(1,), (2,), (None,)]
-
-
-def test_a_column_without_values_takes_the_type_of_its_first_values(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path, KEYS[0], value=pl.Series([None], dtype=pl.Null)))
-    commit(warehouse, staged(tmp_path, KEYS[1], value=["text"]))
-    with warehouse.open() as con:
-        assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [("text",), (None,)]
+        assert con.sql("FROM small.predictions").columns[0] == "Value", "its spelling stays"
 
 
 @pytest.mark.unit
@@ -243,7 +202,7 @@ def test_staged_rows_that_differ_from_their_count_are_refused(warehouse, tmp_pat
     assert "small.predictions" not in held(warehouse)
 
 
-@pytest.mark.parametrize("name", ["'; DROP TABLE x; --", 'sa"y', "--", "schéma", "a.b"])
+@pytest.mark.parametrize("name", ["'; DROP TABLE x; --", 'sa"y', "a.b"])
 def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
     scores = staged(tmp_path, **{name: [name, "other"], 'c"; DROP SCHEMA batch_platform; --': [1, 2]})
     commit(warehouse, scores, schema=name)
@@ -264,84 +223,14 @@ def test_features_and_evaluations_have_their_ledgers_too(warehouse):
     assert len(held(warehouse)["small.performance"]) == 1
 
 
-HOLD = """
-import sys, time
-from operator import methodcaller
-from pathlib import Path
-from typing import Any
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.database import Warehouse
-with Warehouse(Home(Path(sys.argv[1]))).open():
-    print("held", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def holder(home: Home) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(home.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
-def test_a_process_waits_for_a_warehouse_that_is_held_for_a_while(home, tmp_path):
-    with holder(home) as process:
-        releaser = subprocess.Popen(["sh", "-c", f"sleep 0.5; echo >/proc/{process.pid}/fd/0"])
-        commit(Warehouse(home), staged(tmp_path))
-        releaser.wait()
-    assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
-
-
-def test_waiting_for_a_warehouse_that_is_never_released_times_out_and_names_the_holder(home):
-    with holder(home) as process:
-        with pytest.raises(WarehouseBusyError) as caught, Warehouse(home, timeout=0.2).open():
-            pass
-        process.communicate("\n")
-    assert f"held by process {process.pid}; waited 0.2 s" in str(caught.value)
-    assert "published.duckdb" in str(caught.value)
-
-
-def test_a_process_that_opened_the_file_without_the_lock_is_named(home):
-    with Warehouse(home).open():
-        pass
-    script = f"import duckdb; c = duckdb.connect({str(home.warehouse)!r}); print('held', flush=True); input()"
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(WarehouseBusyError, match=f"held by process {process.pid}"),
-            Warehouse(home, timeout=0.2).open(),
-        ):
-            pass
-        process.communicate("\n")
-
-
-def test_a_process_that_opened_the_file_without_the_lock_is_given_time_to_close_it(home, tmp_path):
-    with Warehouse(home).open():
-        pass
-    script = (
-        f"import duckdb, time; c = duckdb.connect({str(home.warehouse)!r}); print('held', flush=True); time.sleep(0.5)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        commit(Warehouse(home), staged(tmp_path))
-    assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
-
-
-def test_the_time_to_wait_is_set_by_the_environment(home, monkeypatch):
+def test_the_time_to_wait_is_a_number_of_seconds_in_the_environment(home, monkeypatch):
     assert Warehouse(home).timeout == 120
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
     assert Warehouse(home).timeout == 0.5
-
-
-@pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
-def test_a_time_to_wait_that_is_not_a_number_of_seconds_is_refused(home, monkeypatch, text):
-    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
-    with pytest.raises(
-        WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is not a number of seconds"
-    ):
-        Warehouse(home)
+    for text in ("soon", "-1", "inf"):
+        monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
+        with pytest.raises(WrongUseError, match=f"LOCK_TIMEOUT is '{text}', which is not a number of seconds"):
+            Warehouse(home)
 
 
 def test_the_lock_is_free_after_an_error(warehouse):
@@ -352,7 +241,7 @@ def test_the_lock_is_free_after_an_error(warehouse):
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("version", [0, min(ledger.UPGRADES) - 1, FORMAT + 1, 99])
+@pytest.mark.parametrize("version", [min(ledger.UPGRADES) - 1, FORMAT + 1])
 def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, version):
     with warehouse.open() as con:
         con.execute(f"UPDATE batch_platform.meta SET format = {version}")
@@ -395,22 +284,6 @@ def test_a_warehouse_of_an_earlier_format_is_upgraded_step_by_step_and_keeps_its
     assert warehouse.latest(ScoreRun, "small") == before
 
 
-def test_a_warehouse_of_format_6_learns_which_rule_decided_and_keeps_its_rows(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path))
-    before = warehouse.latest(ScoreRun, "small")
-    with warehouse.open() as con:
-        con.execute("ALTER TABLE batch_platform.score_runs DROP COLUMN decision_rule")
-        con.execute("UPDATE batch_platform.meta SET format = 6")
-    assert warehouse.latest(ScoreRun, "small") == before
-    publish(warehouse.home)
-    with open_published(warehouse.home) as con:
-        assert con.execute("SELECT decision_rule FROM batch_platform.score_runs").fetchall() == [(None,)]
-        query = "SELECT comment FROM duckdb_columns() WHERE column_name = 'decision_rule'"
-        assert con.execute(query).fetchall() == [
-            ("rule of predictions.decide by which its rows are decided, as JSON; null without one",)
-        ]
-
-
 def test_an_upgrade_that_fails_leaves_the_warehouse_in_its_former_format(warehouse, monkeypatch):
     with warehouse.open():
         pass
@@ -430,82 +303,11 @@ def test_an_upgrade_that_fails_leaves_the_warehouse_in_its_former_format(warehou
         assert "region" not in con.table("batch_platform.score_runs").columns
 
 
-def test_each_field_of_a_record_is_a_column_of_the_sql_type_that_fits_it():
-    assert column_definitions(Promotion, "seq BIGINT") == [
-        *("seq BIGINT", "pipeline VARCHAR", "version VARCHAR", "action VARCHAR", "reason VARCHAR", "evidence VARCHAR"),
-        *("actor VARCHAR", "decided_at TIMESTAMPTZ", "run_id VARCHAR", "holds_from TIMESTAMPTZ"),
-    ]
-    assert {"in_sample BOOLEAN", "rank_correlation DOUBLE", "failure VARCHAR"} < set(column_definitions(ChallengerRun))
-
-
-def test_a_damaged_block_is_reported_as_damage_and_not_as_a_lock(warehouse, tmp_path):
-    commit(warehouse, staged(tmp_path, id=list(range(50_000))))
-    data = warehouse.home.warehouse.read_bytes()
-    warehouse.home.warehouse.write_bytes(data[:8192] + bytes([data[8192] ^ 1]) + data[8193:])
-    with pytest.raises(WarehouseError, match=r"is damaged: .*Hint: nothing was changed or deleted"), warehouse.open():
-        pass
-
-
 def test_a_file_that_is_not_a_database_is_refused_and_kept(warehouse):
     warehouse.home.warehouse.write_bytes(b"precious" * 1000)
     with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():
         pass
     assert warehouse.home.warehouse.read_bytes() == b"precious" * 1000
-
-
-@pytest.mark.full
-def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_wholly_new(home, tmp_path):
-    """Moments are drawn from twice the time that the commits before took, so that some fall on either side."""
-    warehouse = Warehouse(home)
-    moments = random.Random(1)
-    outcomes, longest = set(), 0.1
-    with Nursery() as nursery:
-        for number in range(40):
-            before = warehouse.latest(ScoreRun, "small")
-            child = nursery.fork("commit", root=str(home.root), folder=str(tmp_path / "staged"), number=number)
-            child.wait_for("committing")
-            pause = moments.uniform(0, longest)
-            time.sleep(pause)
-            os.kill(child.pid, signal.SIGKILL)
-            child.bury()
-            after = warehouse.latest(ScoreRun, "small")
-            longest = max(longest, 2 * pause) if after == before else max(0.05, pause)
-            assert after == before or {run.run_id for run in after.values()} == {f"r{number}"}
-            outcomes.add(after == before)
-            with warehouse.open() as con:
-                if after:
-                    query = "SELECT partition_key, min(n), max(n), count(*) FROM small.predictions GROUP BY ALL ORDER BY ALL"
-                    last = int(after[KEYS[0]].run_id[1:])
-                    assert con.execute(query).fetchall() == [(key, last, last, 20_000) for key in KEYS]
-    assert outcomes == {True, False}, "some were killed before the commit and some after"
-
-
-@pytest.mark.full
-def test_a_transaction_that_does_not_fit_on_the_disk_changes_nothing(home, tmp_path):
-    warehouse = Warehouse(home)
-    commit(warehouse, staged(tmp_path))
-    before = held(warehouse)
-    script = """
-import resource, signal, sys
-from operator import methodcaller
-from pathlib import Path
-from typing import Any
-from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.database import Warehouse
-from batch_platform_tests.warehouse.commits import KEYS, commit, staged
-scores = staged(Path(sys.argv[2]), KEYS[1], id=list(range(400_000)), text=[str(hash(str(i))) for i in range(400_000)])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-try:
-    commit(Warehouse(Home(Path(sys.argv[1]))), scores)
-except WarehouseError as error:
-    print(error)
-"""
-    command = [sys.executable, "-c", script, str(home.root), str(tmp_path / "staged")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.search(r"The warehouse .* Hint: .*room on the disk", done.stdout)
-    assert held(warehouse) == before
 
 
 WITHOUT_MEMORY = """

@@ -18,12 +18,6 @@ def test_the_home_is_what_the_environment_names(tmp_path, monkeypatch):
     assert Home.from_environment(Path("/elsewhere")).root == tmp_path / "home"
 
 
-def test_a_tilde_in_the_environment_is_the_home_of_the_user(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(HOME_VARIABLE, "~/platform")
-    assert Home.from_environment().root == tmp_path / "platform"
-
-
 @pytest.mark.parametrize("named", [None, ""])
 def test_without_a_name_the_home_lies_in_the_folder(tmp_path, monkeypatch, named):
     monkeypatch.delenv(HOME_VARIABLE, raising=False)
@@ -34,7 +28,7 @@ def test_without_a_name_the_home_lies_in_the_folder(tmp_path, monkeypatch, named
     assert Home.from_environment(tmp_path / "project").root == tmp_path / "project" / ".batch_platform"
 
 
-@pytest.mark.parametrize("name", ["a?b", "a%20b", "a%41b", "a\\b", "a\udcffb"])
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a\\b", "a\udcffb"])
 def test_a_path_that_a_database_would_misread_is_refused_before_anything_is_made(tmp_path, name):
     with pytest.raises(
         WrongUseError, match=r"cannot be a home: DuckDB or SQLite would misread .* Hint: set BATCH_PLATFORM_HOME"
@@ -64,36 +58,8 @@ def test_nobody_but_owner_and_group_may_enter_a_new_home_whatever_the_umask(tmp_
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o750}
 
 
-def test_rights_that_somebody_gave_a_home_stay(tmp_path):
-    root = tmp_path / "home"
-    root.mkdir()
-    root.chmod(0o2770)
-    publish(Home(root).create())
-    assert stat.S_IMODE(root.stat().st_mode) == 0o2770
-
-
-def test_everything_lies_below_the_root(tmp_path):
-    home = Home(tmp_path / "home").create()
-    assert home.create() == home
-    paths = [
-        home.warehouse,
-        home.warehouse_lock,
-        home.published,
-        home.lake,
-        home.models,
-        home.staging,
-        home.dagster,
-        home.features("small"),
-        home.feature_file("small", "2024-01-01", SHA256),
-        home.bundle("small", "2024-01-01-3f9c1a2b"),
-    ]
-    assert all(path.is_relative_to(home.root) for path in paths)
-    assert len({*paths}) == len(paths)
-
-
-@pytest.mark.parametrize("made_before", ["", "home", "home/dagster"])
-def test_git_ignores_a_new_home(tmp_path, made_before):
-    (tmp_path / made_before).mkdir(parents=True, exist_ok=True)
+def test_git_ignores_a_new_home(tmp_path):
+    (tmp_path / "home" / "dagster").mkdir(parents=True)
     home = Home(tmp_path / "home")
     publish(home)
     assert home.gitignore.read_text() == "*\n"
@@ -107,24 +73,24 @@ def test_a_folder_that_holds_something_gets_no_gitignore_and_keeps_its_own(tmp_p
     assert home.create().gitignore.read_text() == "*.csv\n"
 
 
-def test_the_error_of_a_home_that_cannot_be_created_says_what_to_do(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(BatchPlatformError, match=rf"cannot be written to \(.*Hint: set {HOME_VARIABLE}"):
-        Home(tmp_path / "file" / "home").create()
-
-
-@pytest.mark.parametrize("name", ["lake", "models", "staging", "dagster"])
-def test_a_folder_of_the_home_that_cannot_be_used_is_named(tmp_path, name):
+def test_a_folder_of_the_home_that_cannot_be_used_is_named(tmp_path):
     home = Home(tmp_path / "home").create()
-    folder = home.root / name
+    folder = home.lake
     folder.rmdir()
     folder.touch()
     with pytest.raises(BatchPlatformError, match=rf"The folder {folder} cannot be written to \(File exists\)"):
         home.create()
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-@pytest.mark.parametrize("name", ["warehouse.duckdb", "warehouse.lock", "published.duckdb", "published.json"])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("warehouse.duckdb", os.mkfifo),
+        ("warehouse.lock", Path.mkdir),
+        ("published.duckdb", Path.mkdir),
+        ("published.json", os.mkfifo),
+    ],
+)
 def test_a_folder_or_a_pipe_in_the_place_of_a_file_is_named_and_nothing_is_changed(tmp_path, name, make):
     home = Home(tmp_path / "home")
     publish(home)
@@ -137,15 +103,6 @@ def test_a_folder_or_a_pipe_in_the_place_of_a_file_is_named_and_nothing_is_chang
     ):
         publish(home)
     assert {path: path.lstat().st_mtime_ns for path in home.root.rglob("*")} == before
-
-
-def test_the_folder_into_which_duckdb_spilled_when_it_was_killed_is_no_hindrance(tmp_path):
-    home = Home(tmp_path / "home")
-    publish(home)
-    (spilled := home.warehouse.with_name("warehouse.duckdb.tmp")).mkdir()
-    home.published.unlink()
-    publish(home)
-    assert (home.published.exists(), spilled.is_dir()) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +118,7 @@ def test_a_link_to_nothing_is_named_and_its_target_never_made(tmp_path, name):
     assert not (tmp_path / "target").exists()
 
 
-@pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
+@pytest.mark.parametrize("name", ["..", "", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
 def test_no_name_leads_out_of_the_home(tmp_path, name):
     home = Home(tmp_path / "home").create()
     for path in (
@@ -171,11 +128,6 @@ def test_no_name_leads_out_of_the_home(tmp_path, name):
     ):
         with pytest.raises(WrongUseError, match="cannot be the name of a file"):
             path()
-
-
-@pytest.mark.parametrize("key", ["2013-01-01", "2013-11-03-01:00", "2013-11-03-01:00-0500", "2013-11-03-01:00+0530"])
-def test_every_partition_key_can_be_the_name_of_a_file(tmp_path, key):
-    assert Home(tmp_path).feature_file("small", key, SHA256).name == f"{key}.0123456789ab.parquet"
 
 
 def test_a_link_below_the_lake_or_the_models_may_not_leave_them_but_a_whole_folder_may_be_elsewhere(tmp_path):

@@ -1,14 +1,12 @@
 """The readers' copy: complete at every moment, equal to the warehouse, never in anybody's way."""
 
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import duckdb
@@ -16,18 +14,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
-from batch_platform.warehouse import ledger, published, rolling_check
+from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
+from batch_platform.warehouse import published, rolling_check
 from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FORMAT
-from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, copy_bytes, open_published, publish
-from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, open_published, publish
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.harness.tiers import crossed, examples
-from batch_platform_tests.warehouse.commits import DAY, KEYS, held, shown, write
+from batch_platform_tests.harness.tiers import examples
+from batch_platform_tests.warehouse.commits import KEYS, held, shown, write
 
 
 @pytest.fixture
@@ -68,33 +64,11 @@ def test_a_publication_that_waited_for_another_one_finds_its_deleted_rows_remove
     assert not caplog.records
 
 
-def test_readers_see_exactly_what_the_warehouse_holds(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "one")
-    publish(home)
-    assert shown(home.published) == held(Warehouse(home))
-
-
 def test_an_empty_warehouse_can_be_published(home):
+    with pytest.raises(NothingPublishedError, match=r"Nothing is published in .*Hint: run a pipeline first"):
+        open_published(home)
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
-
-
-def test_publishing_twice_changes_nothing(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "one")
-    first = publish(home)
-    inode = first.stat().st_ino, first.stat().st_mtime_ns
-    assert publish(home) == first
-    assert (first.stat().st_ino, first.stat().st_mtime_ns) == inode
-
-
-@pytest.mark.usefixtures("no_small_warehouse")
-def test_two_files_are_used_in_turn_and_no_third_file_remains(home, tmp_path):
-    inodes = []
-    for n in range(5):
-        write(home, tmp_path, KEYS[n % 3], f"r{n}")
-        inodes.append(publish(home).stat().st_ino)
-    assert len(set(inodes)) == 2
-    assert len(list(home.root.glob("published-*"))) == 2
 
 
 def test_the_bytes_of_a_small_warehouse_are_copied_and_two_copies_remain(home, tmp_path):
@@ -102,11 +76,14 @@ def test_the_bytes_of_a_small_warehouse_are_copied_and_two_copies_remain(home, t
         write(home, tmp_path, KEYS[n % 3], f"r{n}")
         copied = publish(home)
         assert copied.read_bytes() == home.warehouse.read_bytes()
+        state = copied.stat().st_ino, copied.stat().st_mtime_ns
+        assert publish(home) == copied, "what is published already is not copied again"
+        assert (copied.stat().st_ino, copied.stat().st_mtime_ns) == state
     assert len(list(home.root.glob("published-*"))) == 2
 
 
 @pytest.mark.usefixtures("no_small_warehouse")
-def test_bytes_are_copied_if_most_rows_changed_and_later_changes_are_added(home, tmp_path):
+def test_two_copies_are_used_in_turn_and_bytes_are_copied_if_most_rows_changed(home, tmp_path):
     many = list(range(MUCH_ROWS + 1))
     write(home, tmp_path, KEYS[0], "r0")
     first = publish(home).stat().st_ino
@@ -123,37 +100,6 @@ def test_bytes_are_copied_if_most_rows_changed_and_later_changes_are_added(home,
         assert shown(home.published) == held(Warehouse(home))
     assert len(list(home.root.glob("published-*"))) == 2
     assert not list(home.root.glob(".published-*"))
-
-
-def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    opening = f"import duckdb; duckdb.connect({str(home.warehouse)!r})"
-    with Warehouse(home).open():
-        copy_bytes(home, home.root / "published-0.duckdb")
-        stranger = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True, check=False)
-    assert "Could not set lock" in stranger.stderr
-
-
-def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):
-    (home.root / f".published-{0:032}.duckdb").write_bytes(b"half")
-    write(home, tmp_path, KEYS[0], "r0")
-    publish(home)
-    assert not list(home.root.glob(".published-*"))
-
-
-@pytest.mark.usefixtures("no_small_warehouse")
-def test_the_published_copy_has_the_meta_table_of_the_warehouse_also_after_it_changed(home, tmp_path, monkeypatch):
-    for run_id in ("r0", "r1"):  # so that the next publish brings a copy up to date
-        write(home, tmp_path, KEYS[0], run_id)
-        publish(home)
-    assert [row[0] for row in shown(home.published)["batch_platform.meta"]] == [FORMAT]
-    with Warehouse(home).open() as con:
-        con.execute(f"UPDATE batch_platform.meta SET format = {FORMAT + 1}")
-    monkeypatch.setattr(ledger, "FORMAT", FORMAT + 1)
-    write(home, tmp_path, KEYS[0], "r2")
-    publish(home)
-    assert [row[0] for row in shown(home.published)["batch_platform.meta"]] == [FORMAT + 1]
-    assert shown(home.published) == held(Warehouse(home))
 
 
 def test_a_copy_that_two_publishes_remove_between_resolving_the_link_and_connecting_is_not_missed(
@@ -175,11 +121,6 @@ def test_a_copy_that_two_publishes_remove_between_resolving_the_link_and_connect
     with open_published(home) as con:
         assert con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall() == [("r2",)]
         assert con.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
-
-
-def test_opening_a_home_where_nothing_is_published_says_what_to_do(home):
-    with pytest.raises(NothingPublishedError, match=r"Nothing is published in .*Hint: run a pipeline first"):
-        open_published(home)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda copy: copy.write_bytes(b"half a file")])
@@ -220,59 +161,6 @@ def test_an_incremental_copy_equals_a_full_one_after_any_changes(changes):
         assert shown(home.published) == held(Warehouse(home))
 
 
-READ = """
-import sys, duckdb
-con = duckdb.connect(sys.argv[1], read_only=True)
-print(con.execute("SELECT run_id FROM small.predictions LIMIT 1").fetchall()[0][0], flush=True)
-sys.stdin.readline()
-print(con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall()[0][0], flush=True)
-"""
-
-
-@pytest.mark.usefixtures("no_small_warehouse")
-def test_a_reader_in_another_process_is_left_alone_and_delays_nothing(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    publish(home)
-    command = [sys.executable, "-c", READ, str(home.published)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
-        assert reader.stdout.readline() == "r0\n"
-        for n in range(1, 5):
-            write(home, tmp_path, KEYS[0], f"r{n}")
-            publish(home)
-            assert {row[3] for row in shown(home.published)["small.predictions"]} == {f"r{n}"}
-        assert reader.communicate("\n")[0] == "r0\n"
-
-
-def test_a_reader_in_this_process_is_left_alone_and_keeps_its_lock(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    held_file = publish(home)
-    with duckdb.connect(str(home.published), read_only=True) as reader:
-        publish(home)
-        for n in range(1, 5):
-            write(home, tmp_path, KEYS[0], f"r{n}")
-            publish(home)
-            assert reader.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall() == [("r0",)]
-        assert home.published.resolve() != held_file
-    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r4"}
-
-
-def test_the_copy_can_be_read_while_the_warehouse_is_written(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    publish(home)
-    with Warehouse(home).transaction() as con:
-        con.execute("DELETE FROM small.predictions")
-        assert len(shown(home.published)["small.predictions"]) == 2
-        with pytest.raises(WarehouseBusyError, match=r"published\.duckdb"), Warehouse(home, timeout=0.01).open():
-            pass
-
-
-def test_a_reader_cannot_write(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    publish(home)
-    with duckdb.connect(str(home.published), read_only=True) as con, pytest.raises(duckdb.Error, match="read-only"):
-        con.execute("DELETE FROM small.predictions")
-
-
 def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_and_their_marks_were_moved_away(
     home, tmp_path
 ):
@@ -294,69 +182,9 @@ def test_a_backup_of_the_warehouse_is_published_only_after_the_newer_copies_and_
     home.published_marks.unlink()
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
-    for run_id in ("kept1", "kept2", "kept3"):
-        write(home, tmp_path, KEYS[1], run_id)
-        publish(home)
-        assert shown(home.published) == held(Warehouse(home))
 
 
-def test_an_equal_number_of_changes_of_another_history_is_not_mistaken_for_the_same(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    backup = tmp_path / "backup.duckdb"
-    shutil.copy(home.warehouse, backup)
-    write(home, tmp_path, KEYS[1], "lost")
-    moved = publish(home).rename(tmp_path / "moved.duckdb")
-    shutil.copy(backup, home.warehouse)
-    home.published_marks.unlink()
-    write(home, tmp_path, KEYS[1], "kept")
-    moved.rename(home.published.resolve())
-    with pytest.raises(WarehouseError, match="is an older one, or that of another home"):
-        publish(home)
-    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r0", "lost"}
-
-
-def test_a_copy_that_was_finished_and_not_yet_linked_is_restored_and_never_removed(home, tmp_path):
-    backup = tmp_path / "backup.duckdb"
-    for number in range(3):
-        write(home, tmp_path, KEYS[0], f"r{number}")
-        shutil.copy(home.warehouse, backup) if number == 1 else None
-        older, newest = home.published.resolve(), publish(home)
-    home.published.unlink()
-    home.published.symlink_to(older.name)
-    shutil.copy(backup, home.warehouse)
-    with pytest.raises(WarehouseError, match=newest.name):
-        publish(home)
-    assert restore_from_published(home, DAY).copy == newest
-    publish(home)
-    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r2"}
-
-
-def test_a_file_of_somebody_else_that_is_called_much_like_a_copy_stays(home, tmp_path):
-    theirs = home.root / "published-before-the-move.duckdb"
-    for number in range(3):
-        write(home, tmp_path, KEYS[0], f"r{number}")
-        copy = publish(home)
-        shutil.copy(copy, theirs) if number == 0 else None
-    assert {row[3] for row in shown(theirs)["small.predictions"]} == {"r0"}
-
-
-@pytest.mark.parametrize("rubbish", [b"", b"half a file", b"\0" * 20_000])
-def test_an_unfinished_copy_is_skipped_and_removed(home, tmp_path, rubbish):
-    write(home, tmp_path, KEYS[0], "r0")
-    broken = home.root / f"published-{'0' * 32}.duckdb"
-    broken.write_bytes(rubbish)
-    publish(home)
-    assert shown(home.published) == held(Warehouse(home))
-    assert not broken.exists()
-
-
-@pytest.mark.parametrize(
-    "at",
-    [
-        *(0, 4104, 8300, 12288),  # one of each block, and each place within a block
-        *(pytest.param(at, marks=pytest.mark.full) for at in (8, 100, 4096, 4200, 8192, 8200, 12300, 12400)),
-    ],
-)
+@pytest.mark.parametrize("at", [0, 4104, 8300, 12288])  # each block, and each place within a block
 def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
     for n in range(3):
         write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))
@@ -374,30 +202,20 @@ def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
 READ_AS_SOMEBODY_ELSE = """
 import os, sys
 from pathlib import Path
-from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 root = Path(sys.argv[1])
-if os.geteuid():
-    root.chmod(0)
-else:
-    os.setuid(65534)
-try:
-    open_published(Home(root))
-except BatchPlatformError as error:
-    print(error)
+root.chmod(0) if os.geteuid() else os.setuid(65534)
+open_published(Home(root))
 """
 
 
 def test_a_reader_who_may_not_enter_the_home_is_told_so(home):
     publish(home)
     command = [sys.executable, "-c", READ_AS_SOMEBODY_ELSE, str(home.root)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     home.root.chmod(0o700)
-    refused = (
-        f"The home {home.root} cannot be read by this user (Permission denied). Hint: join the group of the folder"
-    )
-    assert answer.startswith(refused)
+    assert f"The home {home.root} cannot be read by this user (Permission denied). Hint: join the group" in answer
 
 
 READ_AS_THE_GROUP = """
@@ -471,28 +289,7 @@ def test_f40_damage_that_changes_neither_size_nor_time_of_a_copy_is_not_publishe
 
 
 @pytest.mark.full
-def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(home, tmp_path, caplog):
-    write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
-    publish(home)
-    pauses = random.Random(2)
-    with Nursery() as nursery:
-        for number in range(1, 9):
-            before = shown(home.published)
-            write(home, tmp_path, KEYS[number % 3], f"r{number}", id=list(range(20_000)))
-            child = nursery.fork("publish", root=str(home.root))
-            child.wait_for("publishing")
-            time.sleep(pauses.uniform(0, 0.08))
-            os.kill(child.pid, signal.SIGKILL)
-            child.bury()
-            assert shown(home.published) in (before, held(Warehouse(home)))
-    publish(home)
-    assert shown(home.published) == held(Warehouse(home))
-    assert len(list(home.root.glob("published-*.duckdb"))) <= 2
-    assert not caplog.records
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("step", ["^INSERT", r"^replace \.published\.json", "^rename published-"])
+@pytest.mark.parametrize("step", ["^INSERT", "^rename published-"])
 def test_a_copy_that_a_killed_publish_was_writing_is_not_blamed_on_another_program(home, tmp_path, caplog, step):
     enlarge(home)
     for number in range(2):
@@ -505,21 +302,6 @@ def test_a_copy_that_a_killed_publish_was_writing_is_not_blamed_on_another_progr
     publish(home)
     assert not caplog.records
     assert shown(home.published) == held(Warehouse(home))
-
-
-def test_a_home_behind_a_link_is_published_in_turn_and_never_into_the_copy_that_is_read(home, tmp_path):
-    (tmp_path / "link").symlink_to(home.root)
-    linked = Home(tmp_path / "link")
-    copies = [publish(linked)]
-    for number in range(4):
-        write(linked, tmp_path, KEYS[0], f"r{number}")
-        read = linked.published.stat().st_ino
-        copies.append(publish(linked))
-        assert read in {path.stat().st_ino for path in linked.root.glob("published-*.duckdb")}, (
-            "it stays for its readers"
-        )
-        assert shown(linked.published) == held(Warehouse(linked))
-    assert publish(linked) == copies[-1]
 
 
 def test_nothing_is_written_through_a_link_in_the_place_of_a_copy(home, tmp_path, caplog):
@@ -536,18 +318,6 @@ def test_nothing_is_written_through_a_link_in_the_place_of_a_copy(home, tmp_path
     assert {path: path.read_bytes() for path in moved} == moved
     assert not any(path.is_symlink() for path in home.root.glob("published-*.duckdb"))
     assert shown(home.published) == held(Warehouse(home))
-
-
-def test_a_stray_link_named_like_a_copy_blocks_no_write_and_is_removed(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "r0")
-    publish(home)
-    (tmp_path / "file").write_text("of somebody else")
-    stray = home.root / f"published-{'0' * 32}.duckdb"
-    stray.symlink_to(tmp_path / "file")
-    write(home, tmp_path, KEYS[0], "r1")
-    publish(home)
-    assert shown(home.published) == held(Warehouse(home))
-    assert (stray.is_symlink(), (tmp_path / "file").read_text()) == (False, "of somebody else")
 
 
 @pytest.mark.parametrize(
@@ -579,14 +349,14 @@ def left_with_a_log(home: Home) -> None:
     assert Path(f"{home.published.resolve()}.wal").exists()
 
 
-@pytest.mark.parametrize(("change", "again"), crossed([written_into, left_with_a_log], [True, False]))
-def test_what_another_program_writes_into_a_copy_is_noticed_and_made_anew(home, tmp_path, caplog, change, again):
+@pytest.mark.parametrize(("change", "is_newest"), [(written_into, True), (left_with_a_log, False)])
+def test_what_another_program_writes_into_a_copy_is_noticed_and_made_anew(home, tmp_path, caplog, change, is_newest):
     write(home, tmp_path, KEYS[0], "one")
     publish(home)
     write(home, tmp_path, KEYS[1], "two")
     copy = publish(home)
     change(home)
-    if not again:
+    if not is_newest:
         write(home, tmp_path, KEYS[0], "three")
     publish(home)
     assert f"{copy} was changed by another program at " in caplog.text
@@ -609,22 +379,6 @@ def test_a_copy_may_not_be_written_and_a_home_that_was_copied_publishes_without_
     publish(elsewhere)
     assert not caplog.records
     assert shown(elsewhere.published) == held(Warehouse(elsewhere))
-
-
-def test_a_copy_that_another_program_holds_for_writing_is_named_with_its_process(home, tmp_path):
-    write(home, tmp_path, KEYS[0], "one")
-    copy = publish(home)
-    script = f"import duckdb; c = duckdb.connect({str(home.published)!r}); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        expected = (
-            rf"{copy} is held by another program \(process {holder.pid}\), which opened it for writing.*Hint: end it"
-        )
-        with pytest.raises(WarehouseError, match=expected):
-            open_published(home)
-        holder.communicate(b"\n")
-    open_published(home).close()
 
 
 def test_a_home_whose_link_and_copies_are_gone_is_not_taken_for_one_that_was_never_published(home, tmp_path):
