@@ -21,12 +21,9 @@ from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
-from batch_platform.reports.figures import read_figures
-from batch_platform.reports.report import html
 from batch_platform.scoring.batch import score_batch
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import (
-    BERLIN,
     FEATURES_SQL,
     FIRST_DAY,
     LABELS_SQL,
@@ -41,12 +38,6 @@ NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
 DAY = "2024-02-14"
 LOGISTIC = "sklearn.linear_model.LogisticRegression"
-BROKEN: dict[str, tuple[pl.Expr, str]] = {
-    "all null": (pl.lit(None, pl.Float64).alias("amount"), "amount"),
-    "another unit": (pl.col("amount") * 1000, "amount"),
-    "constant": (pl.lit(4, pl.Int32).alias("items"), "items"),
-    "renamed": (pl.col("shop").replace("Zürich", "Zurich").replace("متجر", "Matjar"), "shop"),
-}
 
 
 @pytest.fixture
@@ -90,11 +81,9 @@ def test_days_like_the_training_data_raise_no_alarm(changed):
     assert {row.column_name for row in measured[DAY]} >= {"amount", "items", "shop", "known"}
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed, what):
-    broken, column = BROKEN[what]
-    pipeline = changed(broken)
-    assert alarms(drift(pipeline, DAY)[DAY])[0] == column
+def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed):
+    pipeline = changed(pl.col("amount") * 1000)
+    assert alarms(drift(pipeline, DAY)[DAY])[0] == "amount"
     repaired = changed()
     assert not alarms(drift(repaired, DAY)[DAY])
     undeclared = small_pipeline(repaired.builder.sources.folder.parent)
@@ -103,7 +92,7 @@ def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed
 
 
 def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_version_was_judged_by(tmp_path):
-    """Computed once more from the rows: the counts of both, the index by its formula, and what is usual between days."""
+    """Rows and cells of both are counted once more."""
     events = small_events(FIRST_DAY, date(2024, 2, 3), 300)
     moved = (pl.col("shop") == "Zürich") & (pl.col("ts") > datetime(2024, 2, 2, 12, tzinfo=UTC))
     pipeline = small_pipeline(
@@ -115,69 +104,43 @@ def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_ver
     carry_out(pipeline, datetime(2024, 2, 4, 12, tzinfo=UTC))
     (version,) = pipeline.state().registry.versions
     bundle = pipeline.bundle(version)
-    judged = pl.concat(
-        [
-            pl.read_parquet(feature_file(pipeline, f"2024-01-{day}")).with_columns(day=pl.lit(day))
-            for day in range(24, 31)
-        ]
-    ).join(events.filter(pl.col("returned").is_not_null()), on="id", how="semi")
-    before = score_batch(judged, bundle, pipeline.spec, keep=["shop", "day"]).predictions
+    features = pl.concat([pl.read_parquet(feature_file(pipeline, f"2024-01-{day}")) for day in range(24, 31)])
+    judged = features.join(events.filter(pl.col("returned").is_not_null()), on="id", how="semi")
+    before = score_batch(judged, bundle, pipeline.spec, keep=["shop"]).predictions
     with open_published(pipeline.home) as con:
         levels = con.sql("SELECT partition_key, segment, level FROM small.drift_by_segment ORDER BY ALL").pl()
-        drift = con.sql("FROM small.drift_by_segment WHERE partition_key = '2024-02-03'").pl()
+        measured = con.sql("FROM small.drift_by_segment WHERE partition_key = '2024-02-03'").pl()
         scored = con.sql("FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
     edges = bundle.reference.prediction.bins.edges
-
-    def counted(rows: pl.DataFrame, shop: str) -> np.ndarray:
-        places = np.searchsorted(edges, rows.filter(shop=shop)["score"].to_numpy(), side="right")
-        return np.bincount(places, minlength=len(edges) + 1)
-
-    assert set(drift["segment"]) == set(scored["shop"]) & set(before["shop"])
-
-    def index(own: np.ndarray, base: np.ndarray) -> tuple[float, float]:
+    assert set(measured["segment"]) == set(scored["shop"]) & set(before["shop"])
+    for row in measured.iter_rows(named=True):
+        own, base = (
+            np.bincount(np.searchsorted(edges, rows.filter(shop=row["segment"])["score"], side="right"), minlength=99)
+            for rows in (scored, before)
+        )
+        assert (row["segment_column"], row["rows"], row["baseline_rows"]) == ("shop", own.sum(), base.sum())
         own, base = own[filled := own + base > 0], base[filled]
         p, q = (own + 0.5) / (own + 0.5).sum(), (base + 0.5) / (base + 0.5).sum()
-        return ((p - q) * np.log(p / q)).sum(), (len(own) - 1) * (1 / own.sum() + 1 / base.sum())
-
-    of_all = max(bundle.reference.distances.values())
-    for row in drift.iter_rows(named=True):
-        own, base = counted(scored, row["segment"]), counted(before, row["segment"])
-        assert (row["segment_column"], row["rows"], row["baseline_rows"]) == ("shop", own.sum(), base.sum())
-        assert (row["psi"], row["psi_by_chance"]) == pytest.approx(index(own, base), rel=1e-9)
-        days = (
-            index(
-                counted(before.filter(day=day), row["segment"]),
-                counted(before.filter(pl.col("day") != day), row["segment"]),
-            )
-            for day in range(24, 31)
-        )
-        assert row["psi_usual"] == pytest.approx(max(of_all, *(psi - by_chance for psi, by_chance in days)), rel=1e-9)
-    alarms = levels.filter(pl.col("level") != "none").rows()
-    assert alarms == [("2024-02-03", "Zürich", "fail")]
+        assert row["psi"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=1e-9)
+    assert levels.filter(pl.col("level") != "none").rows() == [("2024-02-03", "Zürich", "fail")]
     (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-03"])
     assert drifted_segments(DRIFT.of(committed.measures).segment_alarms)[0].startswith("predictions for shop = Zürich ")
 
 
-def test_a_score_that_is_not_judged_is_said_to_be_so_wherever_drift_is_shown(changed):
+def test_a_score_that_is_not_judged_is_said_to_be_so(changed):
     """Five small trees score with few values, and with others once they are fitted again."""
     pipeline = changed()
     (version,) = pipeline.state().registry.of_model
-    newest = [pipeline.spec.partitions.calendar.named("2024-02-29")]
-    (committed,) = pipeline.score(newest, STAMP, force=True)
+    (committed,) = pipeline.score([pipeline.spec.partitions.calendar.named("2024-02-29")], STAMP, force=True)
     reason = f"score: not judged, because {version.version} has no known scores of rows that it had not seen"
     commit = commits.drift(Wiring(pipeline.spec, pipeline.folder), committed)
     ((check, judged),) = commit.checked.items()
     assert check.passed(judged)
-    assert check.metadata(judged)["drifted"] == reason
-    assert check.summary([judged], [])["not_judged"] == f"{reason} (1 partition)"
-    assert commit.metadata["not_judged"] == reason
+    assert commit.metadata["not_judged"] == check.metadata(judged)["drifted"] == reason
     pipeline.conclude(NOW)
     measured = newest_measured(pipeline.home, pipeline.spec, state := pipeline.published_state())
     texts = [aspect.text for aspect in health_of(pipeline.spec, state, NOW, measured).aspects]
     assert f"no drift ({reason})" in texts
-    with open_published(pipeline.home) as con:
-        figures = read_figures(con, pipeline.spec, "2024-02-28", "2024-02-29")
-    assert "Scores: not judged in 2 of 2 days, for want of a baseline." in html(figures, {}, BERLIN)
 
 
 def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_as_on_no_day_before(tmp_path):
@@ -250,15 +213,7 @@ def test_a_few_values_in_another_unit_are_named_although_the_shares_of_the_cells
     (alarm,) = DRIFT.of(committed.measures).alarming
     assert (alarm.column_name, alarm.level) == ("amount", "warn")
     assert alarm.unusual < 0.05, "less than the index from which a column gives a warning"
-    words = "0.6% of values lie outside the range seen in training, 0.0% expected"
-    assert words in drifted(alarm)
-    state, spec = pipeline.state(), pipeline.spec
-    (aspect,) = [
-        aspect
-        for aspect in health_of(spec, state, now, newest_measured(pipeline.home, spec, state)).aspects
-        if aspect.name == "drift"
-    ]
-    assert (aspect.level, words in aspect.text) == ("warn", True)
+    assert "0.6% of values lie outside the range seen in training, 0.0% expected" in drifted(alarm)
     (day,) = drift(pipeline, "2024-02-01").values()
     assert not alarms(day)
 

@@ -8,13 +8,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import reduce
-from itertools import pairwise
 from multiprocessing import get_context
 from operator import add
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -31,12 +29,10 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version
-from batch_platform.monitoring.agreement import Agreement
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.batch import SAMPLES, score_batch
-from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of
 from batch_platform.scoring.orders import OpenModels, ScoringOrder, Watch
@@ -274,21 +270,12 @@ def test_challengers_score_what_the_champion_scored_and_one_that_cannot_says_why
         assert scored["id"].equals(served["id"])
         assert set(scored["challenger"]) == {name}
         assert scores.rows_in == scores.rows_scored == scores.agreement.rows == served.height
-        whole = Agreement.of(
-            np.arange(served.height),
-            served.select("score").to_numpy(),
-            scored.select("score").to_numpy(),
-            (served["prediction"] != scored["prediction"]).to_numpy(),
-            served.height,
-        )
-        assert scores.agreement.result() == whole.result()
 
 
-@pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.full) for at in (300, -9))])
-def test_a_changed_byte_is_refused_and_leaves_no_file_of_its_partition(pipeline, tmp_path, at):
+def test_a_changed_byte_is_refused_and_leaves_no_file_of_its_partition(pipeline, tmp_path):
     asked = orders(pipeline, "2024-02-02", "2024-02-03")
     content = bytearray(asked[1].features.read_bytes())
-    content[at] ^= 1
+    content[300] ^= 1
     asked[1].features.write_bytes(content)
     out = tmp_path / "out"
     with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03: the bytes of .*--force builds it again"):
@@ -303,19 +290,14 @@ def test_a_changed_bundle_is_refused(pipeline, tmp_path):
         stage(pipeline, [order], tmp_path / "out")
 
 
-def test_more_rejected_rows_than_the_budget_allows_are_refused_with_reasons_and_samples(pipeline):
-    features = pipeline.spec.features.model_copy(update={"max_rejected": 0.01})
-    strict = replace(pipeline, spec=pipeline.spec.model_copy(update={"features": features}))
-    message = r"small, partition 2024-02-02: 2 of 40 rows break .*amount: below the minimum 0 \(2 rows\)\. .* id=1290 "
-    with pytest.raises(DataError, match=message):
-        list(strict.score(days(strict, "2024-02-02"), STAMP, force=True))
-
-
 def test_a_missing_column_names_the_partition(pipeline, tmp_path):
     (order,) = orders(pipeline, "2024-02-02")
     renamed = tmp_path / "renamed.parquet"
     pl.read_parquet(order.features).rename({"amount": "amout"}).write_parquet(renamed)
-    with pytest.raises(DataError, match=r"small, partition 2024-02-02: .*did you mean 'amout'"):
+    with pytest.raises(
+        DataError,
+        match=r"small, partition 2024-02-02: .* lack the columns amount.*did you mean 'amout'.*train small --all",
+    ):
         stage(pipeline, [replace(order, features=renamed, sha256=file_digests(renamed)[0], xxh3="")], tmp_path / "out")
 
 
@@ -400,25 +382,10 @@ def test_a_partition_that_fails_stays_as_it_was_and_all_others_are_committed(pip
     assert after["2024-02-03"] == before["2024-02-03"]
 
 
-def test_an_order_is_plain_data(pipeline):
-    def require_plain(value: object) -> None:
-        match value:
-            case None | bool() | int() | float() | str() | Path() | datetime():
-                return
-            case dict():
-                for key, item in value.items():
-                    assert isinstance(key, str)
-                    require_plain(item)
-            case tuple() | list():
-                for item in value:
-                    require_plain(item)
-            case _:
-                pytest.fail(f"{value!r} is not plain data")
-
+def test_an_order_is_plain_data_that_may_go_to_another_process(pipeline):
     asked = orders(pipeline)
     assert pickle.loads(pickle.dumps(asked)) == asked != []
     for order in asked:
-        require_plain(asdict(order))
         assert json.loads(json.dumps(asdict(order), default=str))["partition"]["key"] == order.partition.key
 
 
@@ -451,37 +418,3 @@ def test_counts_of_a_whole_are_the_merge_of_those_of_its_parts(parts, cut):
         for name in {name for part in parts for name in part.reasons}
     }
     assert whole.samples == tuple(sample for part in parts for sample in part.samples)[:SAMPLES]
-
-
-MOST_ROWS = 30
-ROWS_OF_CHALLENGER = st.lists(
-    st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.booleans()), min_size=1, max_size=MOST_ROWS
-)
-
-
-def challenger(rows: Sequence[tuple[int, int, bool]], start: int, failure: str = "") -> ChallengerScores:
-    """The scores of a challenger for rows of which it may reject any."""
-    if failure:
-        return ChallengerScores("linear", len(rows), failure=failure)
-    pairs = np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2)
-    places = start + np.array([at for at, row in enumerate(rows) if row[2]], dtype=np.int64)
-    agreement = Agreement.of(places, pairs[:, :1], pairs[:, 1:], pairs[:, 0] != pairs[:, 1], MOST_ROWS)
-    rejected = len(rows) - len(pairs)
-    reasons = {"shop: never seen": rejected} if rejected else {}
-    return ChallengerScores("linear", len(rows), len(pairs), reasons, agreement, files=(Path(f"{start}.parquet"),))
-
-
-@given(ROWS_OF_CHALLENGER, st.lists(st.integers(0, 30), max_size=4), st.integers(-1, 5))
-def test_challenger_scores_of_a_whole_are_the_merge_of_those_of_its_parts(rows, cuts, fails):
-    bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    parts = [
-        challenger(rows[start:end], start, "it broke" if number == fails else "")
-        for number, (start, end) in enumerate(pairwise(bounds))
-    ]
-    whole, total = challenger(rows, 0), reduce(add, parts)
-    if 0 <= fails < len(parts):
-        assert (total.failure, total.rows_in, total.rows_scored, total.files) == ("it broke", len(rows), 0, ())
-        return
-    assert (total.rows_in, total.rows_scored, total.reasons) == (whole.rows_in, whole.rows_scored, whole.reasons)
-    assert total.agreement.result() == whole.agreement.result()
-    assert len(total.files) == len(parts)

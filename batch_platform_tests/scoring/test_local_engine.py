@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ import pytest
 from threadpoolctl import threadpool_info
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.declaration.errors import IntegrityError
 from batch_platform.features.lake import file_digests, parquet_writer
 from batch_platform.models.bundle import Bundle, Native
 from batch_platform.scoring.engines import local
@@ -94,8 +93,8 @@ def no_thread_left():
 
 
 @pytest.mark.usefixtures("no_thread_left")
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("batch", [1, 7, ROWS - 1, ROWS])
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("batch", [1, 7, ROWS])
 def test_law_4_the_number_of_threads_and_how_they_share_the_work_change_nothing(tmp_path, monkeypatch, threads, batch):
     (whole,) = staged([order(tmp_path)], tmp_path / "whole", threads=1)
     monkeypatch.setattr(local, "BATCH_ROWS", batch)
@@ -105,14 +104,6 @@ def test_law_4_the_number_of_threads_and_how_they_share_the_work_change_nothing(
     assert frames(parts)[0].equals(frames(whole)[0]), "and the order of the scored rows is that of the features"
     assert replace(parts.counts, samples=()) == replace(whole.counts, samples=()), "samples are the first of each batch"
     assert parts.started_at == whole.started_at
-
-
-@pytest.mark.usefixtures("no_thread_left")
-def test_the_order_of_the_rows_is_that_of_the_features_whichever_thread_is_done_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "BATCH_ROWS", 5)
-    slow_at_first = model(lambda matrix: time.sleep(0.05 / (1 + matrix[0, 0])))
-    (partition,) = staged([order(tmp_path, scored_by=slow_at_first)], tmp_path / "out", threads=4)
-    assert frames(partition)[0]["id"].is_sorted()
 
 
 @pytest.mark.usefixtures("no_thread_left")
@@ -151,18 +142,6 @@ def test_an_error_on_a_thread_is_raised_after_the_results_before_it_and_leaves_n
 
 
 @pytest.mark.usefixtures("no_thread_left")
-@pytest.mark.parametrize("batch", [7, 1000])
-def test_an_error_in_the_data_names_pipeline_and_partition(tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(local, "BATCH_ROWS", batch)
-    frame = table().rename({"amount": "amout"})
-    with pytest.raises(
-        DataError,
-        match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'.*train small --all trains the models",
-    ):
-        staged([order(tmp_path, frame=frame)], tmp_path / "out")
-
-
-@pytest.mark.usefixtures("no_thread_left")
 def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 5)
 
@@ -184,11 +163,10 @@ def test_an_engine_that_is_abandoned_ends_its_threads(tmp_path):
         results.close()
 
 
-@pytest.mark.parametrize("batch", [7, 1000])
-@pytest.mark.parametrize("at", [4, 300, -9, -200])
+@pytest.mark.parametrize("at", [4, 300, -9])
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_changed_byte_is_refused_before_anything_can_be_committed(tmp_path, monkeypatch, batch, at, quick):
-    monkeypatch.setattr(local, "BATCH_ROWS", batch)
+def test_a_changed_byte_is_refused_before_anything_can_be_committed(tmp_path, monkeypatch, at, quick):
+    monkeypatch.setattr(local, "BATCH_ROWS", 7)
     damaged = order(tmp_path)
     if quick:
         damaged = replace(damaged, xxh3=xxh3_128(damaged.features.read_bytes()).hexdigest())
@@ -222,14 +200,6 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeyp
     touched = model(lambda _: os.utime(path, (1, 1)))
     with pytest.raises(IntegrityError, match="are not those that were recorded"):
         staged([order(tmp_path, scored_by=touched)], tmp_path / "out")
-
-
-def test_progress_is_reported_in_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "BATCH_ROWS", 20)
-    progress: list[tuple[str, int, int]] = []
-    orders = [order(tmp_path, 1, table().head(9)), order(tmp_path, 2)]
-    staged(orders, tmp_path / "out", watch=lambda partition, done, of: progress.append((partition.key, done, of)))
-    assert progress == [("2024-02-01", 9, 9), ("2024-02-02", 20, 50), ("2024-02-02", 40, 50), ("2024-02-02", 50, 50)]
 
 
 def test_a_staged_partition_says_where_its_time_went(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import IntegrityError, WarehouseError
+from batch_platform.declaration.errors import WarehouseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring import run
@@ -67,13 +67,3 @@ def test_a_group_is_committed_although_the_commit_before_it_fails_after_the_last
     holder.join()
     committed = {key: scores.run_id for key, scores in pipeline.state().scores.items() if key in DAYS}
     assert committed == dict(zip(DAYS, ["fast", "slow", "slow"], strict=True))
-
-
-def test_what_was_scored_before_a_damaged_file_is_committed(pipeline):
-    before = pipeline.state().scores
-    damage(pipeline, DAYS[2])
-    with pytest.raises(IntegrityError, match="2024-02-04: the bytes of"):
-        list(pipeline.score(days(pipeline), Stamp("again", NOW), force=True))
-    after = pipeline.state().scores
-    assert [after[key].run_id for key in DAYS[:2]] == ["again", "again"]
-    assert after[DAYS[2]] == before[DAYS[2]]

@@ -10,15 +10,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from batch_platform.declaration.engine import Spark
-from batch_platform.declaration.errors import EngineError, IntegrityError, WrongUseError
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.errors import EngineError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
-from batch_platform.defs.flight_delays import sources
 from batch_platform.features.spark.cluster import zipped_modules
 from batch_platform.features.spark.session import lent, require_master, spark_session
 from batch_platform.features.spark.staging import object_staging
@@ -26,7 +22,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, forget_connections, object_store
 from batch_platform_tests.harness.small_pipeline import (
-    feature_file,
     finished_pipeline,
     small_pipeline,
     small_spec,
@@ -100,19 +95,6 @@ def test_a_server_of_spark_connect_scores_what_the_local_engine_scores_with_the_
     assert not staged.files.find(f"{BUCKET}/staging")
     assert not list(pipeline.home.staging.iterdir())
     assert not list(pipeline.home.spark_logs.iterdir())
-
-
-@pytest.mark.full
-def test_a_changed_feature_file_is_refused_in_the_store_too(server, staged, tmp_path):
-    finished_pipeline(tmp_path, NOW, **declared("trees"))
-    pipeline = on(server, tmp_path, staging=STAGING)
-    file = feature_file(pipeline, DAYS[0])
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(bytes(content))
-    with pytest.raises(IntegrityError, match=rf"partition {DAYS[0]}: the bytes of .* are not those that were recorded"):
-        again(pipeline)
-    assert not staged.files.find(f"{BUCKET}/staging")
 
 
 @pytest.mark.usefixtures("staged")
@@ -213,34 +195,6 @@ def test_a_server_that_is_killed_ends_the_run_with_a_sentence_and_a_retry_conver
     assert all(table.equals(before[name]) for name, table in predictions(pipeline).items())
 
 
-@pytest.mark.full
-def test_the_flights_get_the_predictions_of_the_local_engine_bit_for_bit_with_staging_in_a_store(
-    server, staged, tmp_path
-):
-    shipped = Path(sources.__file__).parent
-    attributes = yaml.safe_load((shipped / "defs.yaml").read_text())["attributes"]
-    engine = {"spark": {"master": server, "staging": STAGING, "rows_per_task": 500}}
-    local, remote = (
-        Pipeline(PipelineSpec.model_validate(attributes | overrides), shipped, Home(tmp_path).create())
-        for overrides in ({}, {"engine": engine})
-    )
-    calendar = local.spec.partitions.calendar
-    days = [calendar.named(f"2013-03-0{day}") for day in (1, 2, 3)]
-    list(local.build_features(calendar.within(calendar.first_start, days[-1].end), Stamp("local", NOW)))
-    local.train(serving_calendar(local.spec).named("2013-03-01"), Stamp("local", NOW))
-    rows = list[pl.DataFrame]()
-    for pipeline, run_id in ((local, "local"), (remote, "remote")):
-        list(pipeline.score(days, Stamp(run_id, NOW), force=True))
-        with pipeline.warehouse.open() as con:
-            rows.append(con.sql("FROM flight_delays.predictions").pl().sort(pl.all()))
-    assert rows[0].height > 2_500
-    assert [set(frame["run_id"]) for frame in rows] == [{"local"}, {"remote"}]
-    assert {run.engine for run in remote.state().scores.values()} == {"spark"}
-    here, there = (frame.drop("run_id", "scored_at") for frame in rows)
-    assert there.equals(here)
-    assert not staged.files.find(f"{BUCKET}/staging")
-
-
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
@@ -261,17 +215,6 @@ def test_sql_of_spark_and_staging_in_a_store_exclude_each_other():
     engine = {"spark": {"staging": STAGING}}
     with pytest.raises(ValidationError, match=r"features\.spark_sql: the cluster writes its rows into the home"):
         small_spec(features={"sql": None, "spark_sql": "features.sql"}, engine=engine)
-
-
-def test_right_addresses_are_taken():
-    for master in (
-        "spark://a:7077",
-        "spark://a:7077,b:7078",
-        "spark://[::1]:7077",
-        "sc://host",
-        "sc://host:1/;token=x",
-    ):
-        assert Spark(master=master).master == master
 
 
 def test_a_variable_that_turns_every_session_into_one_of_spark_connect_is_named(monkeypatch):

@@ -48,14 +48,11 @@ from batch_platform.scoring.engines.spark_task import Job, Task
 from batch_platform.scoring.orders import ScoringOrder
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks import spark_work
-from batch_platform_tests.benchmarks.project import Project
-from batch_platform_tests.benchmarks.spark import require_same, scores_in
 from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.small_pipeline import (
-    FEATURES_SQL,
     carry_out,
     feature_file,
     small_events,
@@ -319,30 +316,6 @@ def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path
         SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
 
 
-@pytest.mark.full
-def test_plain_spark_code_that_the_engine_is_measured_against_gives_the_same_scores(spark, tmp_path):
-    def numbers(**overrides: Any) -> Pipeline:
-        return small_pipeline(
-            tmp_path, features_sql=FEATURES_SQL.replace(", shop, known", ""), predictions=None, **overrides
-        )
-
-    carry_out(numbers(), NOW)
-    (tmp_path / "ready").symlink_to(tmp_path / "home")
-    model = Project(tmp_path, "small").export_model(tmp_path / "model.joblib")
-    on_spark = numbers(engine=spark.declared())
-    orders = spark_work.orders_for(on_spark, DAYS)
-    for output in (tmp_path / "engine", tmp_path / "plain"):
-        output.mkdir()
-    spark_work.by_engine(on_spark, orders, tmp_path / "engine", copies=2)
-    with spark_session(on_spark.spec.engine.on_spark, "small") as session:
-        spark_work.by_plain_code(session, orders, tmp_path / "plain", str(model))
-    expected, scores = (scores_in(tmp_path / name) for name in ("engine", "plain"))
-    assert expected.height == 120
-    require_same("plain", scores, expected, 0.0)
-    with pytest.raises(SystemExit, match="plain gives other scores for 120 rows; they differ by up to"):
-        require_same("plain", scores.with_columns(pl.col("score") + 1e-6), expected, 0.0)
-
-
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -452,56 +425,35 @@ def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one(mast
     assert (options["spark.master"], options["spark.speculation"]) == (master, "true")
 
 
-@pytest.mark.full
-def test_java_does_not_compile_for_long_where_it_only_passes_work_on(spark, monkeypatch):
-    def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        process = os.getpid()
-        while "java" not in (command := Path(f"/proc/{process}/cmdline").read_text()).partition("\0")[0]:
-            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-        yield pa.record_batch(
-            {"options": [command.replace("\0", " ")], "inherited": [os.environ.get("JDK_JAVA_OPTIONS")]}
-        )
-
-    declared = Spark.model_validate(spark.declared()["spark"])
-    with spark_session(declared, "small") as session:
-        driver = session._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()
-        assert QUICK_JAVA in [*driver]
-        executors = session.range(1).mapInArrow(java_options, "options string, inherited string").collect()
-    for row in executors:
-        assert row.options.index(QUICK_JAVA) < row.options.index(LITTLE_JAVA), "what is declared comes after, and holds"
-        assert row.inherited is None, "the variable of the machine is left as it is"
-    assert not [name for name in configuration(declared, "small") if "JAVA_OPTIONS" in name]
-    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-Xss2m")
-    with spark_sessions._environment(declared, runs_sql=False):
-        assert os.environ["JDK_JAVA_OPTIONS"] == f"{QUICK_JAVA} -Xss2m"
-    with spark_sessions._environment(declared, runs_sql=True):
-        assert os.environ["JDK_JAVA_OPTIONS"] == "-Xss2m"
-
-
-@pytest.mark.usefixtures("spark")
-def test_a_process_has_one_session():
+def test_a_process_has_one_session_of_its_own_or_the_users(spark, monkeypatch):
     with (
-        pytest.raises(
-            WrongUseError, match=r"this process runs another Spark session, on spark://.*processes of their own"
-        ),
+        pytest.raises(WrongUseError, match=r"runs another Spark session, on spark://.*processes of their own"),
         spark_session(Spark(master="local[2]"), "small"),
     ):
         pass
-
-
-def test_a_session_that_the_user_started_is_used_and_left_running(spark, monkeypatch):
-    """As the resource of dagster-pyspark starts it; here it is the session that the tests share."""
-    monkeypatch.setattr(spark_sessions, "_shared", [])
-    with spark_session(Spark(master=spark.master, conf={"spark.executor.memory": "8g"}), "small") as session:
-        assert session.range(3).count() == 3
-    assert not is_stopped(session)
+    monkeypatch.setattr(spark_sessions, "_shared", [])  # now the session that the tests share is a user's
     with (
         pytest.raises(
-            WrongUseError, match=rf"has a Spark session on {spark.master}, and engine\.spark\.master is yarn\."
+            WrongUseError, match=rf"has a Spark session on {spark.master}, and engine\.spark\.master is yarn"
         ),
         spark_session(Spark(master="yarn"), "small"),
     ):
         pass
+
+
+@pytest.mark.full
+def test_java_is_started_for_short_work_and_declared_options_hold(spark):
+    def java_options(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        process = os.getpid()
+        while "java" not in (command := Path(f"/proc/{process}/cmdline").read_text()).partition("\0")[0]:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pa.record_batch({"options": [command.replace("\0", " ")]})
+
+    with spark_session(Spark.model_validate(spark.declared()["spark"]), "small") as session:
+        driver = session._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()
+        assert QUICK_JAVA in [*driver]
+        (row, *_) = session.range(1).mapInArrow(java_options, "options string").collect()
+    assert row.options.index(QUICK_JAVA) < row.options.index(LITTLE_JAVA), "what is declared comes after, and holds"
 
 
 @pytest.mark.full

@@ -21,15 +21,6 @@ def test_results_come_in_the_order_of_the_items(items, at_once, threads):
         assert list(in_order(pool, lambda item: item * 2, items, at_once=at_once)) == [item * 2 for item in items]
 
 
-def test_the_order_holds_whoever_is_done_first():
-    def slow_at_first(item: int) -> int:
-        time.sleep(0.02 if item % 2 == 0 else 0)
-        return item
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(in_order(pool, slow_at_first, range(12), at_once=6)) == list(range(12))
-
-
 def test_no_more_items_are_taken_than_may_be_on_their_way():
     taken = 0
 
@@ -52,17 +43,11 @@ def fail_at_three(item: int) -> int:
     return item
 
 
-def test_a_failure_comes_after_the_results_before_it():
+@pytest.mark.parametrize("in_work", [True, False], ids=["by the work", "by the items"])
+def test_an_error_comes_after_the_results_before_it(in_work):
+    work, items = (fail_at_three, range(10)) if in_work else (lambda item: item, map(fail_at_three, range(10)))
     with ThreadPoolExecutor(2) as pool:
-        coming = in_order(pool, fail_at_three, range(10), at_once=4)
-        assert [next(coming) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(ValueError, match="three"):
-            next(coming)
-
-
-def test_an_error_in_an_item_comes_after_the_results_before_it():
-    with ThreadPoolExecutor(2) as pool:
-        coming = in_order(pool, lambda item: item, map(fail_at_three, range(10)), at_once=4)
+        coming = in_order(pool, work, items, at_once=4)
         assert [next(coming) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="three"):
             next(coming)
